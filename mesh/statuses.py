@@ -193,5 +193,6 @@ _CODE_OF_HTTP = {
 
 
 def code_of_http(status: int) -> Code:
-    """Returns the gRPC code for a reply that is not gRPC, from its HTTP status (grpc/grpc, doc/http-grpc-status-mapping.md)."""
+    """Returns the gRPC code for a reply that is not gRPC, from its HTTP status (grpc/grpc,
+    doc/http-grpc-status-mapping.md)."""
     return _CODE_OF_HTTP.get(status, Code.UNKNOWN)

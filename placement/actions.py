@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from placement.constraints import NONE, Constraints
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 
-class Kind(enum.Enum):
+class ActionKind(enum.Enum):
     """The kind of an action."""
 
     LOAD = "load"
@@ -24,7 +24,7 @@ class Kind(enum.Enum):
 class Action:
     """One change of one copy."""
 
-    kind: Kind
+    kind: ActionKind
     model_id: str
     pod: str
     why: str
@@ -49,23 +49,23 @@ class Plan:
     put_off: int = 0
 
 
-class Room:
+class PlannedPods:
     """The pods by name, corrected by the loads of the plan that is being made."""
 
     __slots__ = ("_constraints", "_pods", "_preferences")
 
-    def __init__(self, pods: Iterable[Pod], constraints: Constraints = NONE) -> None:
+    def __init__(self, pods: Iterable[Candidate], constraints: Constraints = NONE) -> None:
         self._constraints = constraints
         self._preferences: dict[str, Mapping[frozenset[str], bool]] = {}  # by type, as they are asked for
         self._pods = {pod.name: pod for pod in sorted(pods, key=lambda pod: pod.name)}
 
-    def __iter__(self) -> Iterator[Pod]:
+    def __iter__(self) -> Iterator[Candidate]:
         return iter(self._pods.values())
 
-    def __getitem__(self, name: str) -> Pod:
+    def __getitem__(self, name: str) -> Candidate:
         return self._pods[name]
 
-    def get(self, name: str) -> Pod | None:
+    def get(self, name: str) -> Candidate | None:
         """Returns a pod; None if it is not there."""
         return self._pods.get(name)
 

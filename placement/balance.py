@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class Loaded(Protocol):
+class LoadedPod(Protocol):
     """A copy, as far as balancing needs it."""
 
     @property
@@ -22,7 +22,7 @@ class Loaded(Protocol):
         """Calls in flight there as its pod last said."""
 
 
-def least_loaded(copies: Sequence[Loaded], turn: int = 0) -> int:
+def least_loaded(copies: Sequence[LoadedPod], turn: int = 0) -> int:
     """Returns the index of the copy to call. Raises ValueError if there is none."""
     count = len(copies)
     if count == 1:

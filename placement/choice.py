@@ -30,7 +30,7 @@ from types import MappingProxyType
 from placement import rendezvous, words
 from placement.constraints import ANYWHERE, Constraint
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 QUIET_RATE = 600
 """Calls a minute below which pods count as equally idle: 10 a second is nothing to a pod."""
@@ -42,7 +42,7 @@ quarter of that age, if more. The predecessor's figures."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class Verdict(enum.Enum):
+class ChoiceVerdict(enum.Enum):
     """The outcome of a choice."""
 
     CHOSEN = "chosen"
@@ -54,7 +54,7 @@ class Verdict(enum.Enum):
     """Every pod that could hold it is full of copies used more recently than the model."""
 
 
-class Cause(enum.Enum):
+class IneligibilityCause(enum.Enum):
     """The reason why a pod was ruled out."""
 
     TOO_SMALL = "too small"
@@ -65,11 +65,11 @@ class Cause(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Ineligible:
     """A pod that may not take the model."""
 
     pod: str
-    cause: Cause
+    cause: IneligibilityCause
     why: str  # follows the pod's name in a sentence: "has a capacity of 64 MiB and 80 MiB are needed"
 
 
@@ -139,10 +139,10 @@ class Choice:
     model_id: str
     size_bytes: int
     device_bytes: int
-    verdict: Verdict
+    verdict: ChoiceVerdict
     pod: str | None  # set if and only if CHOSEN
-    refused: tuple[Refused, ...]
-    candidates: tuple[tuple[_Bucket, Pod, bool], ...]  # each with its bucket, and whether its type prefers it
+    refused: tuple[Ineligible, ...]
+    candidates: tuple[tuple[_Bucket, Candidate, bool], ...]  # each with its bucket, and whether its type prefers it
 
     @cached_property
     def ranking(self) -> tuple[Ranked, ...]:
@@ -154,21 +154,21 @@ class Choice:
     def why(self) -> str:
         """The decision in one sentence."""
         size = str(Footprint(self.size_bytes, self.device_bytes))
-        if self.verdict is Verdict.CHOSEN:
+        if self.verdict is ChoiceVerdict.CHOSEN:
             best = self.ranking[0]
             equal = sum(1 for ranked in self.ranking if ranked.bucket == best.bucket)
             drawn = f", drawn by hash among {equal} equally good" if equal > 1 else ""
             return f"{best.pod} {best.why}{drawn}"
-        if self.verdict is Verdict.NO_PODS and not self.refused:
+        if self.verdict is ChoiceVerdict.NO_PODS and not self.refused:
             return "there is no runtime pod"
         reasons = "; ".join(f"{refused.pod} {refused.why}" for refused in self.refused[:8])
         if len(self.refused) > 8:
             reasons += f"; and {len(self.refused) - 8} more"
-        if self.verdict is Verdict.NOWHERE:
-            if all(refused.cause is Cause.TOO_SMALL for refused in self.refused):
+        if self.verdict is ChoiceVerdict.NOWHERE:
+            if all(refused.cause is IneligibilityCause.TOO_SMALL for refused in self.refused):
                 return f"the model needs {size}, more than any pod can hold: {reasons}"
             return f"no pod may ever hold the model, which needs {size}: {reasons}"
-        if self.verdict is Verdict.NO_ROOM:
+        if self.verdict is ChoiceVerdict.NO_ROOM:
             return f"no pod has room for {size} now: {reasons}"
         return f"no pod can take the model now: {reasons}"
 
@@ -176,7 +176,7 @@ class Choice:
 def choose(
     model_id: str,
     size: int | Footprint,
-    pods: Iterable[Pod],
+    pods: Iterable[Candidate],
     *,
     excluded: Mapping[str, str] = NOTHING,
     idle_ms: int = 0,
@@ -196,8 +196,8 @@ def choose(
     host, device = footprint.host_bytes, footprint.device_bytes
     on_host, on_device = footprint.on(device=False), None
     bytes_on_host = on_host.host_bytes
-    candidates: list[tuple[Pod, bool]] = []
-    refused: list[Refused] = []
+    candidates: list[tuple[Candidate, bool]] = []
+    refused: list[Ineligible] = []
     for pod in pods:
         # Most pods are full, healthy and without a device: they are checked here, without a function call.
         if pod.device_capacity_bytes:
@@ -219,57 +219,59 @@ def choose(
         best = min(candidate[0] for candidate in rated)
         equal = [pod for bucket, pod, _ in rated if bucket == best]
         chosen = equal[0] if len(equal) == 1 else _drawn(model_id, equal, evicts=best[2])
-        return Choice(model_id, host, device, Verdict.CHOSEN, chosen.name, tuple(refused), tuple(rated))
+        return Choice(model_id, host, device, ChoiceVerdict.CHOSEN, chosen.name, tuple(refused), tuple(rated))
     causes = {refusal.cause for refusal in refused}
-    if causes and causes <= {Cause.TOO_SMALL, Cause.NOT_ALLOWED}:
-        verdict = Verdict.NOWHERE
-    elif Cause.MORE_RECENT in causes:
-        verdict = Verdict.NO_ROOM
+    if causes and causes <= {IneligibilityCause.TOO_SMALL, IneligibilityCause.NOT_ALLOWED}:
+        verdict = ChoiceVerdict.NOWHERE
+    elif IneligibilityCause.MORE_RECENT in causes:
+        verdict = ChoiceVerdict.NO_ROOM
     else:
-        verdict = Verdict.NO_PODS
+        verdict = ChoiceVerdict.NO_PODS
     return Choice(model_id, host, device, verdict, None, tuple(refused), ())
 
 
-def fits(pod: Pod, footprint: Footprint) -> bool:
+def fits(pod: Candidate, footprint: Footprint) -> bool:
     """Tells whether the model fits into the free space of the pod, in both memories."""
     return _has_free(pod, footprint.on(device=pod.has_device))
 
 
-def _has_free(pod: Pod, need: Footprint) -> bool:
+def _has_free(pod: Candidate, need: Footprint) -> bool:
     return need.host_bytes <= pod.free_bytes and need.device_bytes <= pod.device_free_bytes
 
 
-def _holds(pod: Pod, need: Footprint) -> bool:
+def _holds(pod: Candidate, need: Footprint) -> bool:
     return need.host_bytes <= pod.capacity_bytes and need.device_bytes <= pod.device_capacity_bytes
 
 
 def _refuse(
-    pod: Pod, need: Footprint, fit: bool, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
-) -> Refused | None:
+    pod: Candidate, need: Footprint, fit: bool, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
+) -> Ineligible | None:
     # Permanent causes come first: a pod that is too small and also leaving will not help later.
     if not _holds(pod, need):
         capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
-        return Refused(pod.name, Cause.TOO_SMALL, f"has a capacity of {capacity} where {need} are needed")
+        return Ineligible(
+            pod.name, IneligibilityCause.TOO_SMALL, f"has a capacity of {capacity} where {need} are needed"
+        )
     if lacking := constraint.lacking(pod.labels):
         label = "label" if len(lacking) == 1 else "labels"
         why = f"lacks the {label} {', '.join(sorted(lacking))} that its type requires"
-        return Refused(pod.name, Cause.NOT_ALLOWED, why)
+        return Ineligible(pod.name, IneligibilityCause.NOT_ALLOWED, why)
     if pod.name in excluded:
-        return Refused(pod.name, Cause.EXCLUDED, excluded[pod.name] or "is excluded")
+        return Ineligible(pod.name, IneligibilityCause.EXCLUDED, excluded[pod.name] or "is excluded")
     if not pod.accepts:
-        return Refused(pod.name, Cause.NOT_ACCEPTING, pod.why_not or "accepts no loads")
+        return Ineligible(pod.name, IneligibilityCause.NOT_ACCEPTING, pod.why_not or "accepts no loads")
     if not fit and idle_ms > pod.oldest_idle_ms:
         why = f"is full of copies used within {words.span(pod.oldest_idle_ms)}, the model {words.span(idle_ms)} ago"
-        return Refused(pod.name, Cause.MORE_RECENT, why)
+        return Ineligible(pod.name, IneligibilityCause.MORE_RECENT, why)
     return None
 
 
 def _rate(
-    candidates: list[tuple[Pod, bool]],
+    candidates: list[tuple[Candidate, bool]],
     constraint: Constraint,
     preferences: Mapping[frozenset[str], bool] | None,
     zones: Collection[str],
-) -> list[tuple[_Bucket, Pod, bool]]:
+) -> list[tuple[_Bucket, Candidate, bool]]:
     """Returns each candidate with its bucket (`Ranked.bucket`), and whether its type prefers it."""
     oldest, calmest = 0, candidates[0][0].rate
     for pod, fit in candidates:
@@ -280,7 +282,7 @@ def _rate(
     calmest = max(QUIET_RATE, calmest)
     # Among full pods a preference counts only if it costs no fresher copies than elsewhere.
     stale_enough = oldest - max(PREFERRED_MS, oldest // 4)
-    rated: list[tuple[_Bucket, Pod, bool]] = []
+    rated: list[tuple[_Bucket, Candidate, bool]] = []
     for pod, fit in candidates:
         if preferences is None:
             preferred = bool(constraint.preferred) and constraint.prefers(pod.labels)
@@ -300,12 +302,12 @@ def _rate(
     return rated
 
 
-def _score(model_id: str, pod: Pod, evicts: bool) -> float:
+def _score(model_id: str, pod: Candidate, evicts: bool) -> float:
     weight = pod.weights_capacity_bytes if evicts else pod.weights_free_bytes
     return rendezvous.score(model_id, pod.name, max(1, weight))
 
 
-def _drawn(model_id: str, pods: list[Pod], *, evicts: bool) -> Pod:
+def _drawn(model_id: str, pods: list[Candidate], *, evicts: bool) -> Candidate:
     """Draws one of equally good pods: the highest score, then the first name."""
     chosen, highest = pods[0], -1.0
     for pod in pods:
@@ -315,7 +317,7 @@ def _drawn(model_id: str, pods: list[Pod], *, evicts: bool) -> Pod:
     return chosen
 
 
-def _ranked(model_id: str, bucket: _Bucket, pod: Pod, preferred: bool) -> Ranked:
+def _ranked(model_id: str, bucket: _Bucket, pod: Candidate, preferred: bool) -> Ranked:
     outgoing, zone_copies, evicts, passed_over, age_bucket, queue_bucket, rate_bucket, not_on_disk = bucket
     return Ranked(
         pod=pod.name,

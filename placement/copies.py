@@ -23,16 +23,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from placement import choice, words
-from placement.actions import Action, Kind, Plan, Room, Unmet
+from placement.actions import Action, ActionKind, Plan, PlannedPods, Unmet
 from placement.constraints import NONE, Constraints
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 NOTHING: Mapping[str, str] = choice.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CopyLimits:
     """Settings of a model or a type; None where nothing was set."""
 
     minimum: int | None = None
@@ -46,48 +46,48 @@ class Limits:
         if self.maximum is not None and self.maximum < max(1, self.minimum or 0):
             raise ValueError(f"a maximum of {self.maximum} copies is below {max(1, self.minimum or 0)}")
 
-    def over(self, other: "Limits") -> "Limits":
+    def over(self, other: "CopyLimits") -> "CopyLimits":
         """Returns these limits, completed by the other's; a maximum set here wins over the other's minimum, and vice
         versa."""
         minimum = other.minimum if self.minimum is None else self.minimum
         maximum = other.maximum if self.maximum is None else self.maximum
         if minimum is not None and maximum is not None and minimum > maximum:
             minimum, maximum = (maximum, maximum) if self.minimum is None else (minimum, minimum)
-        return Limits(minimum, maximum, other.pinned if self.pinned is None else self.pinned)
+        return CopyLimits(minimum, maximum, other.pinned if self.pinned is None else self.pinned)
 
 
-UNLIMITED = Limits()
+UNLIMITED = CopyLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class ReportedCopy:
     """A copy, or a load, as its pod last reported it. Times in milliseconds."""
 
     pod: str
     loaded: bool = True  # False: still loading
     rate: int = 0  # calls a minute, over the last seconds
-    peak_rate: int = 0  # the highest such rate of the last minutes (`Settings.remember_ms`)
+    peak_rate: int = 0  # the highest such rate of the last minutes (`ScalingSettings.remember_ms`)
     in_flight: int = 0
     queue_ms: int = 0  # recent wait of calls before they run
     age_ms: int = 0  # since it was loaded
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ScaledModel:
     """A model that has copies, or should have some."""
 
     model_id: str
     footprint: Footprint
-    copies: tuple[Copy, ...] = ()
+    copies: tuple[ReportedCopy, ...] = ()
     model_type: str = ""
     idle_ms: int = 0  # since its last use, in any copy
-    limits: Limits = UNLIMITED  # the model's own over its type's
+    limits: CopyLimits = UNLIMITED  # the model's own over its type's
     lost: bool = False  # a pod with a copy of it vanished recently
     stuck: bool = False  # its last load failed: no load is planned now
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ScalingSettings:
     """Thresholds; the predecessor's figures where it has them."""
 
     rate_per_copy: int = 2000  # calls a minute above which another copy is wanted
@@ -105,7 +105,7 @@ class Settings:
     most: int = 64  # actions in one round
 
 
-DEFAULTS = Settings()
+DEFAULTS = ScalingSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +124,13 @@ class _Wish:
     urgency: int
     order: int
     model_id: str
-    model: Model = field(compare=False)
+    model: ScaledModel = field(compare=False)
     why: str = field(compare=False)
     idle_ms: int = field(compare=False)
     spare: bool = field(compare=False)
 
 
-def wanted(model: Model, pods: int, free_share: float, settings: Settings = DEFAULTS) -> Wanted:
+def wanted(model: ScaledModel, pods: int, free_share: float, settings: ScalingSettings = DEFAULTS) -> Wanted:
     """Returns the number of copies that a model should have. `pods` is the number of pods that may hold it,
     `free_share` the free share of their memory."""
     limits = model.limits
@@ -167,16 +167,16 @@ def wanted(model: Model, pods: int, free_share: float, settings: Settings = DEFA
 
 
 def plan(
-    models: Iterable[Model],
-    pods: Sequence[Pod],
+    models: Iterable[ScaledModel],
+    pods: Sequence[Candidate],
     *,
     constraints: Constraints = NONE,
-    settings: Settings = DEFAULTS,
+    settings: ScalingSettings = DEFAULTS,
     avoided: Mapping[str, str] = NOTHING,
 ) -> Plan:
     """Plans this round. `avoided` maps pods that get no loads to the reason (`failures.avoided`)."""
     models = list(models)
-    room = Room(pods, constraints)
+    room = PlannedPods(pods, constraints)
     stalest = room.oldest_idle_ms
     allowed_by: dict[str, tuple[set[str], float]] = {}  # by type: the allowed pods, and the free share of their memory
     budget = settings.moving * room.capacity_bytes
@@ -186,7 +186,7 @@ def plan(
     for model in models:
         moving += sum(model.footprint.total_bytes for copy in model.copies if not copy.loaded)
         if model.model_type not in allowed_by:
-            allowed = Room(pod for pod in pods if constraints.allows(model.model_type, pod.labels))
+            allowed = PlannedPods(pod for pod in pods if constraints.allows(model.model_type, pod.labels))
             allowed_by[model.model_type] = {pod.name for pod in allowed}, allowed.free_share
         names, free_share = allowed_by[model.model_type]
         want = wanted(model, len(names), free_share, settings)
@@ -221,20 +221,20 @@ def plan(
         )
         if chosen.pod is None:
             unmet.append(Unmet(model.model_id, f"{wish.why}, but {chosen.why}"))
-            if chosen.verdict is choice.Verdict.NO_ROOM:
+            if chosen.verdict is choice.ChoiceVerdict.NO_ROOM:
                 drops += _expelled(model, pods, constraints)
             continue
         room.take(chosen.pod, model.footprint)
         moving += size
         added.setdefault(model.model_id, []).append(chosen.pod)
         why = f"{wish.why}; {chosen.why}"
-        actions.append(Action(Kind.LOAD, model.model_id, chosen.pod, why, wish.idle_ms, len(holders)))
+        actions.append(Action(ActionKind.LOAD, model.model_id, chosen.pod, why, wish.idle_ms, len(holders)))
     left = settings.most - len(actions)
     drops.sort(key=lambda action: (action.model_id, action.pod))
     return Plan((*actions, *drops[:left]), tuple(unmet), put_off + len(drops[left:]))
 
 
-def _wishes(model: Model, standing: Sequence[Copy], want: Wanted) -> Iterable[_Wish]:
+def _wishes(model: ScaledModel, standing: Sequence[ReportedCopy], want: Wanted) -> Iterable[_Wish]:
     """Yields the missing loads. `standing` are the copies on allowed pods."""
     minimum = max(model.limits.minimum or 0, 1 if model.limits.pinned else 0)
     misplaced = len(model.copies) - len(standing)
@@ -256,7 +256,14 @@ def _wishes(model: Model, standing: Sequence[Copy], want: Wanted) -> Iterable[_W
 
 
 def _drops(
-    model: Model, standing: Sequence[Copy], want: Wanted, room: Room, *, scarce: bool, stalest: int, by: Settings
+    model: ScaledModel,
+    standing: Sequence[ReportedCopy],
+    want: Wanted,
+    room: PlannedPods,
+    *,
+    scarce: bool,
+    stalest: int,
+    by: ScalingSettings,
 ) -> Iterable[Action]:
     """Yields the unloads."""
     loaded = [copy for copy in standing if copy.loaded]
@@ -266,29 +273,29 @@ def _drops(
         for copy in model.copies:
             if copy.pod not in names:
                 why = "its type may not use that pod, and there is a copy elsewhere"
-                yield Action(Kind.UNLOAD, model.model_id, copy.pod, why)
+                yield Action(ActionKind.UNLOAD, model.model_id, copy.pod, why)
     maximum = model.limits.maximum
     if maximum is not None and len(loaded) > maximum:
         for copy in _least_wanted(loaded, room)[: len(loaded) - maximum]:
             why = f"{words.copies(len(loaded))}, at most {maximum} by its settings"
-            yield Action(Kind.UNLOAD, model.model_id, copy.pod, why)
+            yield Action(ActionKind.UNLOAD, model.model_id, copy.pod, why)
     elif scarce and len(loaded) == len(model.copies) and len(loaded) > max(least, want.copies):
         superfluous = _superfluous(model, loaded, stalest, by)
         if superfluous:
-            yield Action(Kind.UNLOAD, model.model_id, _least_wanted(loaded, room)[0].pod, superfluous)
+            yield Action(ActionKind.UNLOAD, model.model_id, _least_wanted(loaded, room)[0].pod, superfluous)
 
 
-def _expelled(model: Model, pods: Sequence[Pod], constraints: Constraints) -> Iterable[Action]:
+def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constraints) -> Iterable[Action]:
     """Yields unloads on pods that the type may no longer use, if all allowed pods are full of models used more
     recently: the copy would be the next victim there."""
     labels = {pod.name: pod.labels for pod in pods}
     for copy in model.copies:
         if copy.loaded and copy.pod in labels and not constraints.allows(model.model_type, labels[copy.pod]):
             why = "its type may not use that pod, and elsewhere there is room only for what was used more recently"
-            yield Action(Kind.UNLOAD, model.model_id, copy.pod, why)
+            yield Action(ActionKind.UNLOAD, model.model_id, copy.pod, why)
 
 
-def _superfluous(model: Model, loaded: Sequence[Copy], stalest: int, by: Settings) -> str:
+def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: int, by: ScalingSettings) -> str:
     """Returns the reason why one copy fewer is enough; "" if it is not."""
     if len(loaded) == 2:
         limit = min(by.second_idle_ms, stalest // 10)
@@ -305,11 +312,11 @@ def _superfluous(model: Model, loaded: Sequence[Copy], stalest: int, by: Setting
     return f"{peak} calls a minute at most of late: {words.copies(left)} are enough, room is scarce"
 
 
-def _least_wanted(loaded: Sequence[Copy], room: Room) -> list[Copy]:
+def _least_wanted(loaded: Sequence[ReportedCopy], room: PlannedPods) -> list[ReportedCopy]:
     """Sorts copies, the least useful first: on a leaving pod, beside another in its zone, rarely called."""
     zones = room.zones(copy.pod for copy in loaded)
 
-    def missed(copy: Copy) -> tuple[bool, int, int, str]:
+    def missed(copy: ReportedCopy) -> tuple[bool, int, int, str]:
         pod = room.get(copy.pod)
         crowd = zones.count(pod.zone) if pod is not None and pod.zone else 1
         return (not (pod is not None and pod.outgoing), -crowd, copy.rate, copy.pod)

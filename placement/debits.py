@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 EXPIRY_MS = 15_000
 SETTLE_MS = 500
@@ -63,7 +63,9 @@ class Debits:
         self._debits: dict[Hashable, _Debit] = {}  # in the order of sending: a key sent again is moved to the end
         self._of: dict[str, dict[Hashable, _Debit]] = {}  # the same by pod
         self._totals: dict[str, _Total] = {}
-        self._debited: dict[str, tuple[Pod, Pod]] = {}  # a pod as published, and debited; void when a debit changes
+        self._debited: dict[
+            str, tuple[Candidate, Candidate]
+        ] = {}  # a pod as published, and debited; void when a debit changes
 
     def sent(self, pod: str, size_bytes: int, now_ms: int, key: Hashable, *, device_bytes: int = 0) -> None:
         """Debits a load that was sent to the pod. The same key sent again replaces its former debit."""
@@ -105,7 +107,7 @@ class Debits:
         for key in list(self._of.get(pod, ())):
             self._drop(key)
 
-    def apply(self, pods: Iterable[Pod], now_ms: int) -> list[Pod]:
+    def apply(self, pods: Iterable[Candidate], now_ms: int) -> list[Candidate]:
         """Returns the pods as they will look once they have published the loads sent to them."""
         self._expire(now_ms)
         if not self._debits:
@@ -124,7 +126,7 @@ class Debits:
         """Returns the debits now; expired ones count until the next `sent` or `apply`."""
         return DebitsStatistics(len(self._debits), sum(debit.bytes for debit in self._debits.values()))
 
-    def _apply(self, pod: Pod) -> Pod:
+    def _apply(self, pod: Candidate) -> Candidate:
         total = self._totals[pod.name]
         debited = pod.with_more(
             used_bytes=total.bytes,

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from placement import choice, words
-from placement.actions import Action, Kind, Plan, Room, Unmet
+from placement.actions import Action, ActionKind, Plan, PlannedPods, Unmet
 from placement.constraints import NONE, Constraints
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 RECENT_MS = 3_600_000
 """A model used within this time is loaded elsewhere before it is unloaded; the predecessor's figure."""
@@ -25,7 +25,7 @@ WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class DrainingCopy:
     """A copy in the draining pod, and the pods that have others."""
 
     model_id: str
@@ -38,8 +38,8 @@ class Held:
 
 def plan(
     leaving: str,
-    held: Sequence[Held],
-    pods: Sequence[Pod],
+    held: Sequence[DrainingCopy],
+    pods: Sequence[Candidate],
     *,
     constraints: Constraints = NONE,
     avoided: Mapping[str, str] = choice.NOTHING,
@@ -47,7 +47,7 @@ def plan(
 ) -> Plan:
     """Plans the next step. The drain is over when there is neither an action nor a load elsewhere; models still unmet
     then have no room anywhere."""
-    room = Room(pods, constraints)
+    room = PlannedPods(pods, constraints)
     under_way = sum(1 for copy in held if copy.loading_in and not copy.loaded_in)
     loads: list[Action] = []
     unloads: list[Action] = []
@@ -57,12 +57,12 @@ def plan(
     for copy in sorted(held, key=lambda copy: (copy.idle_ms, copy.model_id)):
         if copy.loaded_in:
             why = f"the pod leaves, and {copy.loaded_in[0]} has a copy"
-            unloads.append(Action(Kind.UNLOAD, copy.model_id, leaving, why))
+            unloads.append(Action(ActionKind.UNLOAD, copy.model_id, leaving, why))
         elif copy.loading_in:
             continue
         elif copy.idle_ms > RECENT_MS:
             why = f"the pod leaves, and nobody has used it for {words.span(copy.idle_ms)}"
-            stale.append(Action(Kind.UNLOAD, copy.model_id, leaving, why))
+            stale.append(Action(ActionKind.UNLOAD, copy.model_id, leaving, why))
         elif under_way + len(loads) >= width:
             put_off += 1
         else:
@@ -80,7 +80,7 @@ def plan(
                 continue
             room.take(chosen.pod, copy.footprint)
             why = f"{leaving} leaves: {chosen.why}"
-            loads.append(Action(Kind.LOAD, copy.model_id, chosen.pod, why, copy.idle_ms, 1))
+            loads.append(Action(ActionKind.LOAD, copy.model_id, chosen.pod, why, copy.idle_ms, 1))
     # Idle copies stay callable until all others have moved.
     if not loads and not put_off and not under_way:
         unloads += stale

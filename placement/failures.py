@@ -53,7 +53,7 @@ MODELS = 10_000
 """Models whose failures are kept; the least recently failed are dropped."""
 
 
-class Kind(enum.Enum):
+class FailureKind(enum.Enum):
     """The kind of a failed load, as it is written in records."""
 
     PASSING = "passing"
@@ -70,7 +70,7 @@ class Kind(enum.Enum):
     """Anything else, and records from before there were kinds."""
 
     @classmethod
-    def named(cls, name: str) -> "Kind":
+    def named(cls, name: str) -> "FailureKind":
         """Returns the kind of that name; LASTING for a name of another version."""
         try:
             return cls(name)
@@ -85,7 +85,7 @@ class Failure:
     pod: str
     at_ms: int
     why: str
-    kind: Kind = Kind.LASTING
+    kind: FailureKind = FailureKind.LASTING
     since_ms: int | None = None  # start of the unbroken series of failures; None: this one
     asked_ms: int = 0  # pause that the store asked for; 0: none
     recorded: int = 0  # identifies an entry of the record; 0: it comes from a load's answer
@@ -101,22 +101,22 @@ class Failure:
         return self.at_ms + pause_ms(self.kind, self.at_ms - self.began_ms, self.asked_ms)
 
 
-def pause_ms(kind: Kind, failing_ms: int, asked_ms: int = 0) -> int:
+def pause_ms(kind: FailureKind, failing_ms: int, asked_ms: int = 0) -> int:
     """Returns the pause before a retry of a load that has been failing for `failing_ms`."""
-    if kind is Kind.LASTING:
+    if kind is FailureKind.LASTING:
         return EXPIRY_MS
     return max(min(max(FIRST_PAUSE_MS, failing_ms), LONGEST_PAUSE_MS), min(asked_ms, MOST_ASKED_MS))
 
 
-def hint(model_id: str, kind: Kind, retry_ms: int) -> str:
+def hint(model_id: str, kind: FailureKind, retry_ms: int) -> str:
     """Returns the way out, for the brackets after the model's own error."""
     when = words.span(max(retry_ms, 1))
-    what = "looked at again if called" if kind in (Kind.CONTENT, Kind.MEMORY) else "tried again if called"
+    what = "looked at again if called" if kind in (FailureKind.CONTENT, FailureKind.MEMORY) else "tried again if called"
     return f"{what} in {when}, or at once after `mesh release {model_id[:200]}`"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Eligibility:
     """The pods in which a model may be loaded now, according to its failures."""
 
     excluded: Mapping[str, str]  # pods not to ask now, each with the reason as it follows the pod's name
@@ -127,7 +127,7 @@ class Standing:
 
 
 @dataclass(slots=True)
-class _Pod:
+class _PodEvidence:
     """A pod in which loads failed since the last success there."""
 
     models: dict[str, int]  # the last models that failed here and loaded elsewhere, with the time of failure
@@ -136,7 +136,7 @@ class _Pod:
 
 
 @dataclass(slots=True)
-class _Model:
+class _ModelFailures:
     """The failures of one registration."""
 
     created: int
@@ -159,8 +159,8 @@ class Failures:
     def __init__(self, *, expiry_ms: int = EXPIRY_MS, max_failures: int = MAX_FAILURES) -> None:
         self._expiry_ms = expiry_ms
         self._max_failures = max_failures
-        self._models: LRUCache[str, _Model] = LRUCache(maxsize=MODELS)
-        self._pods: dict[str, _Pod] = {}
+        self._models: LRUCache[str, _ModelFailures] = LRUCache(maxsize=MODELS)
+        self._pods: dict[str, _PodEvidence] = {}
 
     # --- events ---
 
@@ -180,7 +180,7 @@ class Failures:
             else:
                 found[failure.pod] = replace(failure, at_ms=own.at_ms, since_ms=own.since_ms)
         if found:
-            self._models[model_id] = _Model(created, found)
+            self._models[model_id] = _ModelFailures(created, found)
         else:
             self._models.pop(model_id, None)
 
@@ -192,7 +192,7 @@ class Failures:
         why: str,
         *,
         created: int = 0,
-        kind: Kind = Kind.LASTING,
+        kind: FailureKind = FailureKind.LASTING,
         asked_ms: int = 0,
         elsewhere: bool = False,
     ) -> None:
@@ -201,7 +201,7 @@ class Failures:
         `elsewhere`: the model is loaded in another pod."""
         model = self._models.get(model_id)
         if model is None or model.created != created:
-            model = _Model(created)
+            model = _ModelFailures(created)
         series = [failure.began_ms for failure in self._alive(model, now_ms)]
         former = model.failures.pop(pod, None)
         model.failures[pod] = Failure(
@@ -242,7 +242,7 @@ class Failures:
 
     def standing(
         self, model_id: str, pods: Iterable[str], now_ms: int, *, created: int = 0, tried: Collection[str] = ()
-    ) -> Standing:
+    ) -> Eligibility:
         """Returns where a registration may be loaded now, among `pods`. Those in `tried` have just failed to load it
         for the same callers, and are not asked a second time, however short the pause."""
         model = self._models.get(model_id)
@@ -250,7 +250,7 @@ class Failures:
             model = None
         alive = self._alive(model, now_ms) if model is not None else []
         if not alive:
-            return Standing({}, None, None, 0)
+            return Eligibility({}, None, None, 0)
         unhealthy = self.unhealthy(pods, now_ms)
         held = [failure for failure in reversed(alive) if failure.due_ms > now_ms or failure.pod in tried]
         excluded = {
@@ -263,7 +263,7 @@ class Failures:
         answer = asked or (own[0] if len(own) >= self._max_failures else None)
         due = asked.due_ms if asked is not None else min((failure.due_ms for failure in held), default=now_ms)
         names = tuple(failure.pod for failure in reversed(alive))
-        return Standing(excluded, answer, held[0] if held else None, max(0, due - now_ms), names)
+        return Eligibility(excluded, answer, held[0] if held else None, max(0, due - now_ms), names)
 
     def unhealthy(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
         """Returns the unhealthy pods, each with the reason; none if all pods look unhealthy."""
@@ -288,14 +288,14 @@ class Failures:
         """Returns the size of the memory."""
         return FailuresStatistics(len(self._models), len(self._pods))
 
-    def _alive(self, model: _Model, now_ms: int) -> list[Failure]:
+    def _alive(self, model: _ModelFailures, now_ms: int) -> list[Failure]:
         """Returns the failures that have not expired, the newest last."""
         for pod in [pod for pod, failure in model.failures.items() if now_ms - failure.at_ms >= self._expiry_ms]:
             del model.failures[pod]
         return list(model.failures.values())
 
     def _testify(self, model_id: str, pod: str, at_ms: int) -> None:
-        seen = self._pods.setdefault(pod, _Pod({}))
+        seen = self._pods.setdefault(pod, _PodEvidence({}))
         seen.models.pop(model_id, None)
         seen.models[model_id] = at_ms
         seen.last_ms = max(seen.last_ms, at_ms)

@@ -43,7 +43,7 @@ class Said(enum.Enum):
     AWAY = "etcd away"  # its router could not
 
 
-class Verdict(enum.Enum):
+class CallVerdict(enum.Enum):
     """The answer to a call."""
 
     ANSWER = "answer"
@@ -52,7 +52,7 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PodStanding:
     """An agent's knowledge of its pod's standing at one moment. Times in nanoseconds, on one clock."""
 
     now: int
@@ -84,7 +84,7 @@ def pause(ttl: int) -> int:
     return min(SECOND, ttl // 10)
 
 
-def permit(standing: Standing) -> Permission:
+def permit(standing: PodStanding) -> Permission:
     """Decides what the pod may answer until the agent decides again, about a second later."""
     now, ttl = standing.now, standing.ttl
     if standing.proof is not None and standing.keyed:
@@ -103,12 +103,12 @@ def permit(standing: Standing) -> Permission:
     return Permission(until, Mode.VERIFIED, "not every copy has its key in etcd")
 
 
-def judge(mode: Mode, until: int, now: int, said: Said) -> Verdict:
+def judge(mode: Mode, until: int, now: int, said: Said) -> CallVerdict:
     """Decides on a call that arrives at `now` under a permission."""
     if mode is Mode.CLOSED or now >= until:
-        return Verdict.NOT_HERE
+        return CallVerdict.NOT_HERE
     if mode is Mode.PROVEN or said is Said.VERIFIED:
-        return Verdict.ANSWER
+        return CallVerdict.ANSWER
     if mode is Mode.GRACE and said is Said.AWAY:
-        return Verdict.ANSWER
-    return Verdict.VERIFY_FIRST
+        return CallVerdict.ANSWER
+    return CallVerdict.VERIFY_FIRST

@@ -9,17 +9,17 @@ from types import MappingProxyType
 from typing import Any
 
 from placement import bytype
-from placement.copies import UNLIMITED, Limits
+from placement.copies import UNLIMITED, CopyLimits
 
 
 @dataclass(frozen=True, slots=True)
 class TypeLimits:
     """The limits set for types."""
 
-    types: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
-    default: Limits = UNLIMITED
+    types: Mapping[str, CopyLimits] = field(default_factory=lambda: MappingProxyType({}))
+    default: CopyLimits = UNLIMITED
 
-    def of(self, model_type: str, own: Limits = UNLIMITED) -> Limits:
+    def of(self, model_type: str, own: CopyLimits = UNLIMITED) -> CopyLimits:
         """Returns the limits of a model: its own, over its type's, over those of all types."""
         return own.over(self.types.get(model_type, UNLIMITED)).over(self.default)
 
@@ -29,7 +29,7 @@ def parse(text: str | bytes) -> TypeLimits:
     return TypeLimits(*bytype.parse(text, "type limits", _limits, UNLIMITED))
 
 
-def _limits(name: str, value: Any) -> Limits:
+def _limits(name: str, value: Any) -> CopyLimits:
     if not isinstance(value, dict) or (unknown := sorted(value.keys() - {"min", "max", "pinned"})):
         which = f", without {unknown[0]!r}" if isinstance(value, dict) else ""
         raise ValueError(f'the limits of type {name!r} are an object such as {{"min": 1, "max": 4}}{which}')
@@ -37,6 +37,6 @@ def _limits(name: str, value: Any) -> Limits:
         if value.get(key) is not None and type(value[key]) is not kind:
             raise ValueError(f"{key} of type {name!r} is not {'a number' if kind is int else 'true or false'}")
     try:
-        return Limits(value.get("min"), value.get("max"), value.get("pinned"))
+        return CopyLimits(value.get("min"), value.get("max"), value.get("pinned"))
     except ValueError as error:
         raise ValueError(f"type {name!r}: {error}") from error

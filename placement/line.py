@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from placement.footprint import Footprint
-from placement.room import FRESH_MS, Room, RoomVerdict
+from placement.room import FRESH_MS, RoomDecision, RoomVerdict
 
 K = TypeVar("K", bound=Hashable)
 
@@ -35,7 +35,7 @@ class Fate(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Waiter(Generic[K]):
+class WaitingLoad(Generic[K]):
     """One that waits."""
 
     key: K
@@ -49,12 +49,12 @@ class Waiter(Generic[K]):
 class Step(Generic[K]):
     """The outcome for one of them at this look, and the answer to its question for room."""
 
-    waiter: Waiter[K]
+    waiter: WaitingLoad[K]
     fate: Fate
-    room: Room
+    room: RoomDecision
 
 
-def look(waiters: Collection[Waiter[K]], ask: Callable[[K], Room], *, now_ms: int) -> Iterator[Step[K]]:
+def look(waiters: Collection[WaitingLoad[K]], ask: Callable[[K], RoomDecision], *, now_ms: int) -> Iterator[Step[K]]:
     """Looks once at all that wait.
 
     Carry out each step before taking the next one: room given to one is not there for another. For a load in memory,
@@ -89,7 +89,7 @@ def look(waiters: Collection[Waiter[K]], ask: Callable[[K], Room], *, now_ms: in
         yield from _settled(hopeless, hope)
 
 
-def _fate(room: Room, patient: bool) -> tuple[Fate, Room]:
+def _fate(room: RoomDecision, patient: bool) -> tuple[Fate, RoomDecision]:
     if room.verdict is RoomVerdict.NO_ROOM:
         return (Fate.WAITS if room.passes else Fate.REFUSED), room
     if room.verdict is RoomVerdict.TOO_LARGE:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Pod:
+class Candidate:
     """One candidate for a load. Sizes in bytes, ages in milliseconds.
 
     Never changed once it exists. It is not frozen, because construction would take four times as long, and every cold
@@ -56,10 +56,10 @@ class Pod:
         """Free part of the memory that holds weights."""
         return self.device_free_bytes if self.device_capacity_bytes else self.free_bytes
 
-    def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Pod":
+    def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Candidate":
         """Returns this pod with so much more in it. (`dataclasses.replace` takes six times as long, and every cold
         start does this for every pod.)"""
-        return Pod(
+        return Candidate(
             self.name,
             self.capacity_bytes,
             self.used_bytes + used_bytes,

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from placement import choice, words
-from placement.actions import Action, Kind, Plan, Room
+from placement.actions import Action, ActionKind, Plan, PlannedPods
 from placement.constraints import NONE, Constraints
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 RESERVE = 8
 """One part in so many of a pod's memory stays free."""
@@ -37,14 +37,14 @@ class Idle:
 
 def plan(
     models: Iterable[Idle],
-    pods: Sequence[Pod],
+    pods: Sequence[Candidate],
     *,
     constraints: Constraints = NONE,
     avoided: Mapping[str, str] = choice.NOTHING,
     most: int = 64,
 ) -> Plan:
     """Plans at most `most` loads. `avoided` maps pods that get none to the reason."""
-    room = Room(pods, constraints)
+    room = PlannedPods(pods, constraints)
     actions: list[Action] = []
     for number, model in enumerate(sorted(models, key=lambda model: (model.idle_ms, model.model_id))):
         if len(actions) >= most or number >= TRIES:
@@ -67,20 +67,20 @@ def plan(
         if chosen.pod is not None:
             room.take(chosen.pod, model.footprint)
             why = f"used {words.span(model.idle_ms)} ago, and there is free space: {chosen.why}"
-            actions.append(Action(Kind.LOAD, model.model_id, chosen.pod, why, max(1, model.idle_ms)))
+            actions.append(Action(ActionKind.LOAD, model.model_id, chosen.pod, why, max(1, model.idle_ms)))
     return Plan(tuple(actions))
 
 
-def has_space(pod: Pod) -> bool:
+def has_space(pod: Candidate) -> bool:
     """Tells whether a pod can take any preload."""
     return _why_not(pod, Footprint(1, 1)) is None
 
 
-def _has_turns(pod: Pod) -> bool:
+def _has_turns(pod: Candidate) -> bool:
     return pod.loads_in_progress < AHEAD * max(1, pod.loading_threads)
 
 
-def _why_not(pod: Pod, footprint: Footprint) -> str | None:
+def _why_not(pod: Candidate, footprint: Footprint) -> str | None:
     if not _has_turns(pod):
         return f"has {pod.loads_in_progress} loads in progress"
     need = footprint.on(device=pod.has_device)

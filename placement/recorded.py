@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from placement.failures import Failure, Kind
+from placement.failures import Failure, FailureKind
 
 
-class Entry(Protocol):
+class RecordedFailure(Protocol):
     """A failed load as it is written in a model's record. Times are of the clock of the host that wrote it."""
 
     @property
@@ -22,7 +22,7 @@ class Entry(Protocol):
         """The loader's own words."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FailureKind:
         """The kind of the failure."""
 
     @property
@@ -38,7 +38,9 @@ class Entry(Protocol):
         """The version of the storage secret that the pod pulled with."""
 
 
-def on_clock(entries: Iterable[Entry], *, secrets: Mapping[str, str], now_ms: int, wall_ms: int) -> tuple[Failure, ...]:
+def on_clock(
+    entries: Iterable[RecordedFailure], *, secrets: Mapping[str, str], now_ms: int, wall_ms: int
+) -> tuple[Failure, ...]:
     """Converts the failures in a record to the caller's clock.
 
     `secrets` are the current versions of the storage secret in pods, if known: failures with another version are

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ReloadingCopy:
     """A copy, or the load of one."""
 
     pod: str
@@ -22,7 +22,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ReloadStep:
     """The next step, and why. Without any action, and not `done`: wait."""
 
     why: str
@@ -32,27 +32,27 @@ class Step:
     done: bool = False
 
 
-def step(copies: Sequence[Held], generation: int, no_room: Mapping[str, str]) -> Step:
+def step(copies: Sequence[ReloadingCopy], generation: int, no_room: Mapping[str, str]) -> ReloadStep:
     """Returns the next step towards `generation`. `no_room` maps pods that cannot hold both to the reason."""
     old = [copy for copy in copies if copy.generation < generation]
     if not old:
-        return Step("no copy of older content is left", done=True)
+        return ReloadStep("no copy of older content is left", done=True)
     new = [copy.pod for copy in copies if copy.generation >= generation and copy.loaded and copy.reachable]
     movable = sorted(copy.pod for copy in old if copy.loaded and copy.reachable)
     able = [pod for pod in movable if pod not in no_room]
     unable = tuple(pod for pod in movable if pod in no_room)
     if new:
         if not movable:
-            return Step(_waits(old))
-        return Step(f"{new[0]} has the new content", beside=tuple(able), unload=unable)
+            return ReloadStep(_waits(old))
+        return ReloadStep(f"{new[0]} has the new content", beside=tuple(able), unload=unable)
     if able:
-        return Step("the first copy of the new content", beside=(able[0],))
+        return ReloadStep("the first copy of the new content", beside=(able[0],))
     if any(copy.generation >= generation for copy in copies):
-        return Step("waits for a load of the new content that is under way")
+        return ReloadStep("waits for a load of the new content that is under way")
     if unable:
-        return Step(f"no pod has room for both: {no_room[unable[0]]}", elsewhere=True)
-    return Step(_waits(old))
+        return ReloadStep(f"no pod has room for both: {no_room[unable[0]]}", elsewhere=True)
+    return ReloadStep(_waits(old))
 
 
-def _waits(old: Sequence[Held]) -> str:
+def _waits(old: Sequence[ReloadingCopy]) -> str:
     return f"waits for {', '.join(sorted(copy.pod for copy in old))}: loading, leaving, or not to be reached"

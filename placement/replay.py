@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from placement.footprint import Footprint
-from placement.room import Held, Need, Room, RoomVerdict, make_room
+from placement.room import Need, ResidentCopy, RoomDecision, RoomVerdict, make_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class Question:
     model_id: str
     need: Need
     idle_ms: int
-    held: tuple[Held, ...] = ()
+    held: tuple[ResidentCopy, ...] = ()
 
-    def ask(self) -> Room:
+    def ask(self) -> RoomDecision:
         """Answers it with the installed code."""
         return make_room(self.need, self.held, idle_ms=self.idle_ms)
 
@@ -36,10 +36,10 @@ class Difference:
     question: Question
     verdict: RoomVerdict
     victims: tuple[str, ...]
-    now: Room
+    now: RoomDecision
 
 
-def render(question: Question, answer: Room) -> str:
+def render(question: Question, answer: RoomDecision) -> str:
     """Renders a question and its answer as one line."""
     need = question.need
     device = {
@@ -88,9 +88,9 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
         raise ValueError(f"not a decision: {error!r}") from error
 
 
-def _held(item: dict[str, Any]) -> Held:
+def _held(item: dict[str, Any]) -> ResidentCopy:
     standing = item.get("standing")
-    return Held(
+    return ResidentCopy(
         str(item.get("key", "")),
         int(item.get("bytes", 0)),
         int(item.get("idle_ms", 0)),

@@ -10,8 +10,8 @@ Some copies are never victims, whatever the policy: those with a call in flight,
 unloading, and those used more recently than the newcomer. By the last rule a load without a caller (a preload, a
 registration) cannot evict what is in use, a load with a waiting caller (`idle_ms` 0) may evict any idle copy, and two
 loads cannot evict each other in turn. A freshly loaded copy whose caller has not come yet goes only if nothing else
-can, although some policies would evict it first. A caller that can wait should do so in that case (`Room.hasty`), and
-if only busy copies are in the way (`Room.passes`).
+can, although some policies would evict it first. A caller that can wait should do so in that case
+(`RoomDecision.hasty`), and if only busy copies are in the way (`RoomDecision.passes`).
 
 There are two kinds of memory, host and device; room is found in both or not at all. In a pod with one of them, the
 figures of the other are 0.
@@ -30,20 +30,30 @@ from placement.footprint import NOTHING, Footprint
 from placement.policies import Policy, Standing
 from placement.policies.base import SPARE
 
-__all__ = ["CANDIDATES", "FRESH_MS", "SPARE", "Held", "Need", "Room", "RoomVerdict", "make_room", "search"]
+__all__ = [
+    "CANDIDATES",
+    "FRESH_MS",
+    "SPARE",
+    "Need",
+    "ResidentCopy",
+    "RoomDecision",
+    "RoomVerdict",
+    "make_room",
+    "search",
+]
 
 CANDIDATES = 16
 """Copies to examine before one is taken, if some may have a spare elsewhere."""
 
 LASTING = frozenset({"pinned", "kept", "growing"})
-"""Reasons to be busy (`Held.busy_reason`) that do not end by themselves; for `growing` see `line`."""
+"""Reasons to be busy (`ResidentCopy.busy_reason`) that do not end by themselves; for `growing` see `line`."""
 
 FRESH_MS = 2_000
 """Time for which a loaded copy counts as fresh if it was not called yet: its caller waits in a router."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ResidentCopy:
     """A copy in the cache."""
 
     key: str
@@ -91,7 +101,7 @@ class RoomVerdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class RoomDecision:
     """The decision. `victims` is empty unless the verdict is EVICT."""
 
     verdict: RoomVerdict
@@ -102,7 +112,7 @@ class Room:
     hasty: bool = False  # EVICT only: a victim's caller has not come yet; a better victim is near
 
 
-def make_room(need: Need, held: Iterable[Held], *, idle_ms: int = 0) -> Room:
+def make_room(need: Need, held: Iterable[ResidentCopy], *, idle_ms: int = 0) -> RoomDecision:
     """Finds room. `idle_ms` is the time since the newcomer's last use, 0 where a caller waits.
 
     `held` is not read where the need fits into what is free, so it may be a generator that is costly to run.
@@ -112,7 +122,7 @@ def make_room(need: Need, held: Iterable[Held], *, idle_ms: int = 0) -> Room:
     short = need.short
 
     # A heap, not a sort: usually one or two of thousands of copies are taken.
-    evictable: list[tuple[bool, Standing, bool, int, str, Held]] = []
+    evictable: list[tuple[bool, Standing, bool, int, str, ResidentCopy]] = []
     busy = recent = 0  # bytes of host memory that may not go
     soon_host = soon_device = 0  # bytes of those that may go in a moment
     for copy in held:
@@ -129,7 +139,7 @@ def make_room(need: Need, held: Iterable[Held], *, idle_ms: int = 0) -> Room:
             evictable.append((copy.fresh, standing, not spare, -copy.idle_ms, copy.key, copy))
     heapq.heapify(evictable)
 
-    taken: list[Held] = []
+    taken: list[ResidentCopy] = []
     freed = NOTHING
     while not short.within(freed) and evictable:
         copy = heapq.heappop(evictable)[-1]
@@ -142,7 +152,7 @@ def make_room(need: Need, held: Iterable[Held], *, idle_ms: int = 0) -> Room:
         return replace(_refusal(short, freed, busy, recent), passes=short.within(soon))
 
     # A large copy may have made the smaller ones before it superfluous: those stay, the most valuable first.
-    victims: list[Held] = []
+    victims: list[ResidentCopy] = []
     for copy in reversed(taken):
         if short.within(freed - copy.size):
             freed -= copy.size
@@ -151,26 +161,26 @@ def make_room(need: Need, held: Iterable[Held], *, idle_ms: int = 0) -> Room:
     victims.reverse()
     why = f"evicts {words.copies(len(victims))}, the last used {words.span(min(v.idle_ms for v in victims))} ago"
     hasty = any(copy.fresh for copy in victims)
-    return Room(RoomVerdict.EVICT, tuple(copy.key for copy in victims), why, freed, hasty=hasty)
+    return RoomDecision(RoomVerdict.EVICT, tuple(copy.key for copy in victims), why, freed, hasty=hasty)
 
 
 def search(
     need: Need,
     policy: Policy[str],
-    look: Callable[[str], Held],
+    look: Callable[[str], ResidentCopy],
     *,
     idle_ms: int = 0,
     spares: Mapping[str, int] | None = None,
-    busy: Iterable[Held] = (),
-    on_looked: Callable[[Sequence[Held]], None] | None = None,
-) -> Room:
+    busy: Iterable[ResidentCopy] = (),
+    on_looked: Callable[[Sequence[ResidentCopy]], None] | None = None,
+) -> RoomDecision:
     """Runs `make_room` over the copies of a policy, and examines only as many as it takes.
 
     `look` returns a copy's current state, with its `standing` by the same policy. `spares` counts copies elsewhere;
     with any, a few more copies are examined than are needed, so that a spare can go first. `busy` are copies that the
     policy does not know because they are still loading. `on_looked` is called with the copies that were examined."""
     short = need.short
-    looked: list[Held] = []
+    looked: list[ResidentCopy] = []
     if short.total_bytes:
         least = CANDIDATES if spares else 1
         found = found_device = 0
@@ -192,22 +202,22 @@ def search(
     return make_room(need, looked, idle_ms=idle_ms)
 
 
-def _without_looking(need: Need) -> Room | None:
+def _without_looking(need: Need) -> RoomDecision | None:
     """Decides where the copies do not matter; None where they do."""
     size, capacity = need.size, need.capacity
     if size.host_bytes > capacity.host_bytes:
         why = f"needs {words.size(size.host_bytes)}, the capacity is {words.size(capacity.host_bytes)}"
-        return Room(RoomVerdict.TOO_LARGE, (), why)
+        return RoomDecision(RoomVerdict.TOO_LARGE, (), why)
     if size.device_bytes > capacity.device_bytes:
         why = f"needs device memory {words.size(size.device_bytes)}"
         why += f", the device memory capacity is {words.size(capacity.device_bytes)}"
-        return Room(RoomVerdict.TOO_LARGE, (), why)
+        return RoomDecision(RoomVerdict.TOO_LARGE, (), why)
     if size.within(need.free):
-        return Room(RoomVerdict.FITS, (), f"{words.size(need.free.host_bytes)} are free")
+        return RoomDecision(RoomVerdict.FITS, (), f"{words.size(need.free.host_bytes)} are free")
     return None
 
 
-def _refusal(short: Footprint, freed: Footprint, busy: int, recent: int) -> Room:
+def _refusal(short: Footprint, freed: Footprint, busy: int, recent: int) -> RoomDecision:
     if freed.host_bytes < short.host_bytes:
         why = f"needs {words.size(short.host_bytes)} more than is free, {words.size(freed.host_bytes)} can be evicted"
     else:
@@ -215,4 +225,4 @@ def _refusal(short: Footprint, freed: Footprint, busy: int, recent: int) -> Room
         why += f", {words.size(freed.device_bytes)} of it can be evicted"
     kept = [f"{words.size(busy)} are busy"] if busy else []
     kept += [f"{words.size(recent)} were used more recently"] if recent else []
-    return Room(RoomVerdict.NO_ROOM, (), f"{why}; {', '.join(kept)}" if kept else why)
+    return RoomDecision(RoomVerdict.NO_ROOM, (), f"{why}; {', '.join(kept)}" if kept else why)

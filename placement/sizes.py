@@ -94,7 +94,7 @@ class Fit:
         return round(self.base_bytes + self.ratio * file_bytes)
 
 
-class _Seen:
+class _Observations:
     """Observations of a type: (file, measured) of its last loads, small files apart."""
 
     __slots__ = ("fit", "large", "small")
@@ -125,7 +125,7 @@ class Sizes:
     def __init__(self, *, default_bytes: int = 0) -> None:
         """Starts without observations; `default_bytes` is the estimate if neither model, type nor file is known."""
         self._default_bytes = default_bytes
-        self._seen: LRUCache[tuple[str, bool], _Seen] = LRUCache(maxsize=2 * TYPES)
+        self._seen: LRUCache[tuple[str, bool], _Observations] = LRUCache(maxsize=2 * TYPES)
         self._predictions = self._over = self._under = 0
         self._over_bytes = self._under_bytes = 0
 
@@ -181,7 +181,7 @@ class Sizes:
         if file_bytes > 0:
             seen = self._seen.get((model_type, device))
             if seen is None:
-                seen = self._seen[model_type, device] = _Seen()
+                seen = self._seen[model_type, device] = _Observations()
             (seen.small if file_bytes < SMALL_BYTES else seen.large).append((file_bytes, took))
             seen.fit = None
 
@@ -207,7 +207,7 @@ class Sizes:
         return Prediction(footprint, source, why, file)
 
 
-def _fit(seen: _Seen, usual_base: int) -> Fit:
+def _fit(seen: _Observations, usual_base: int) -> Fit:
     """Fits the line: the intercept from small files if there are enough, else from larger ones if their sizes differ
     enough, else what sessions usually take."""
     base, ratio = usual_base, 1.0

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Cause(enum.Enum):
+class EndCause(enum.Enum):
     """The way in which a model server ended, as far as is known."""
 
     CRASH = "crash"  # by a signal that a thread causes: SIGSEGV, SIGABRT, SIGFPE, SIGBUS, SIGILL
@@ -32,10 +32,10 @@ class Cause(enum.Enum):
     REPLACED = "replaced"  # ended by the agent, for a known reason
 
 
-_FROM_OUTSIDE = {Cause.KILLED, Cause.STOPPED, Cause.REPLACED}
+_FROM_OUTSIDE = {EndCause.KILLED, EndCause.STOPPED, EndCause.REPLACED}
 
 
-class Doing(enum.Enum):
+class WorkKind(enum.Enum):
     """The kind of work on a model."""
 
     LOADING = "loading"
@@ -48,7 +48,7 @@ class Work(Generic[Key]):
     """A model, or one of its threads, that was at work when the server ended."""
 
     model: Key
-    doing: Doing
+    doing: WorkKind
     thread: int = 0  # 0: unknown
     in_loop: bool = False  # in the event loop's own thread
     digest: str = ""  # of the request that it served
@@ -59,28 +59,28 @@ class Suspect(Generic[Key]):
     """A model that may have caused the end."""
 
     model: Key
-    doing: Doing
+    doing: WorkKind
     sure: bool  # no other model can have
     digests: tuple[str, ...] = ()  # of the requests that it served, if known
     why: str = ""
 
 
-def suspects(cause: Cause, work: Iterable[Work[Key]], *, thread: int = 0) -> tuple[Suspect[Key], ...]:
+def suspects(cause: EndCause, work: Iterable[Work[Key]], *, thread: int = 0) -> tuple[Suspect[Key], ...]:
     """Names the models that may have caused an end. `thread`: the one that crashed, 0 if unknown."""
     work = tuple(work)
     if cause in _FROM_OUTSIDE:
         return ()
-    if cause is Cause.CRASH and thread:
+    if cause is EndCause.CRASH and thread:
         there = [one for one in work if one.thread == thread]
         if there:
             return _suspects(there[:1], "it crashed in the thread that was in this model", sure=True)
-    if cause is Cause.HANG:
+    if cause is EndCause.HANG:
         there = [one for one in work if one.in_loop]
         if there:
             return _suspects(there[:1], "its event loop was in this model", sure=True)
-        running = [one for one in work if one.doing is Doing.RUNNING]
+        running = [one for one in work if one.doing is WorkKind.RUNNING]
         return _suspects(running, "this model was running", sure=False)
-    at_work = [one for one in work if one.doing is not Doing.FREEING]
+    at_work = [one for one in work if one.doing is not WorkKind.FREEING]
     return _suspects(at_work or work, "this model was at work", sure=False)
 
 
@@ -91,7 +91,7 @@ def _suspects(work: Iterable[Work[Key]], why: str, *, sure: bool) -> tuple[Suspe
     return tuple(
         Suspect(
             model,
-            Doing.LOADING if any(one.doing is Doing.LOADING for one in found) else found[0].doing,
+            WorkKind.LOADING if any(one.doing is WorkKind.LOADING for one in found) else found[0].doing,
             sure,
             tuple(dict.fromkeys(one.digest for one in found if one.digest)),
             why,

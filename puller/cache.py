@@ -67,7 +67,7 @@ class Blob:
         self.memories: set[str] = set()  # models that last used it, perhaps with others
 
 
-class Room:
+class DiskReservation:
     """Bytes set aside for files that are coming. Must be closed."""
 
     __slots__ = ("_cache", "_left", "_size")
@@ -83,9 +83,9 @@ class Room:
         self._size += size
         self._left += size
 
-    def split(self, size: int) -> "Room":
+    def split(self, size: int) -> "DiskReservation":
         """Returns a part of it, to be closed separately; all that is left if that is less."""
-        part = Room(self._cache, min(size, self._left))
+        part = DiskReservation(self._cache, min(size, self._left))
         self._size -= part._size
         self._left -= part._left
         return part
@@ -356,11 +356,11 @@ class Cache:
         with self._lock:
             return list(self._made_of)
 
-    def room(self, size: int) -> Room:
+    def room(self, size: int) -> DiskReservation:
         """Sets bytes aside for files to come, and evicts unused blobs if needed: then it blocks. Raises
         PullError(DISK_FULL)."""
         self._set_aside(size)
-        return Room(self, size)
+        return DiskReservation(self, size)
 
     def crowded(self, size: int = 0) -> bool:
         """Returns whether blobs must be evicted for so many more bytes: then `room` and `trim` block for a while."""

@@ -5,11 +5,11 @@ The secret is a directory, as Kubernetes mounts one: each file is a named store,
 `default_<type>` or `default`, and may override single values (`storage_params`, dotted paths into nested objects).
 Names and precedence are those of ModelMesh, so its secrets work unchanged.
 
-It is read again for each pull: a rotated secret counts from the next load on. Its content stays in `Settings`, which
-shows nothing of it, neither as text nor pickled.
+It is read again for each pull: a rotated secret counts from the next load on. Its content stays in `StoreSettings`,
+which shows nothing of it, neither as text nor pickled.
 
 Registrations are written by other people than secrets, so the origin of each value is remembered: credentials of the
-operator must not be sent to a host that a registration chose (`Settings.overridden`).
+operator must not be sent to a host that a registration chose (`StoreSettings.overridden`).
 
 Unlike in ModelMesh, a default that exists but cannot be read is an error here, since continuing without credentials
 would end in an unexplained refusal by the store.
@@ -36,7 +36,7 @@ _NO_CREDENTIALS = frozenset(
 )
 
 
-class Settings:
+class StoreSettings:
     """One store's settings. They hold secrets, so they are compared and shown by their origin only."""
 
     __slots__ = ("_overridden", "_values", "origin", "type")
@@ -112,7 +112,7 @@ class Settings:
         raise TypeError("settings of stores hold secrets and are not pickled")
 
 
-NO_SETTINGS = Settings("", {})
+NO_SETTINGS = StoreSettings("", {})
 
 
 class Secrets:
@@ -146,7 +146,7 @@ class Secrets:
         parameters: Mapping[str, str] | None = None,
         uri: Mapping[str, str] | None = None,
         bucket: str = "",
-    ) -> Settings | None:
+    ) -> StoreSettings | None:
         """Returns the settings for a registration; None if the type of store is not known.
 
         `key` is its storage_key, `parameters` its storage_params; `uri` is what its URI says and wins over these.
@@ -174,7 +174,7 @@ class Secrets:
             if origin:
                 raise PullError(PullErrorKind.SETTINGS, f'key {origin} of the storage secret has no "type"')
             return None
-        return Settings(type, values, origin=origin, overridden=overridden)
+        return StoreSettings(type, values, origin=origin, overridden=overridden)
 
     def _read(self, key: str, *, needed: bool) -> dict[str, Any] | None:
         if not _KEY.fullmatch(key):

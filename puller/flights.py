@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from puller import retry
-from puller.cache import Blob, Cache, Room
+from puller.cache import Blob, Cache, DiskReservation
 from puller.disk import Disk, write_error
 from puller.errors import PullError, PullErrorKind
-from puller.limits import Limits
-from puller.progress import Meter
+from puller.limits import PullLimits
+from puller.progress import PullMeter
 from puller.provider import Provider, RemoteFile, delivered
 from puller.sink import Sink, Stopped
 from puller.source import Location
@@ -28,7 +28,7 @@ _SMALL = 2**20  # bytes that are digested on the event loop, in a millisecond
 _LARGE = 64 * 2**20  # bytes; unlinking more takes file systems longer than the event loop should wait
 
 
-class Flight:
+class FileFlight:
     """A file on its way."""
 
     __slots__ = ("left", "location", "meter", "name", "size", "task", "waiting")
@@ -37,7 +37,7 @@ class Flight:
         self.name = name  # None: no pull can join
         self.location = location
         self.size = size  # bytes, as announced
-        self.meter = Meter()
+        self.meter = PullMeter()
         self.waiting = 0
         self.left = False
         self.task: asyncio.Task[Blob] | None = None
@@ -51,8 +51,8 @@ class Flights:
         *,
         disk: Disk,
         cache: Cache,
-        limits: Limits,
-        policy: retry.Policy,
+        limits: PullLimits,
+        policy: retry.RetryPolicy,
         threads: Threads,
         secure: Callable[[Blob], None],
         check: Callable[[int], None],
@@ -66,7 +66,7 @@ class Flights:
         self._threads = threads
         self._secure = secure
         self._check = check
-        self._flights: dict[str, Flight] = {}
+        self._flights: dict[str, FileFlight] = {}
         self.retries = 0  # attempts after the first
         self.finished = 0
         self.bytes = 0  # of finished downloads
@@ -76,15 +76,22 @@ class Flights:
         """The number of downloads under way that can be joined."""
         return len(self._flights)
 
-    def find(self, name: str | None) -> Flight | None:
+    def find(self, name: str | None) -> FileFlight | None:
         """Returns a flight to join."""
         return self._flights.get(name) if name is not None else None
 
     def start(
-        self, provider: Provider, location: Location, file: RemoteFile, *, name: str | None, store: str, room: Room
-    ) -> Flight:
+        self,
+        provider: Provider,
+        location: Location,
+        file: RemoteFile,
+        *,
+        name: str | None,
+        store: str,
+        room: DiskReservation,
+    ) -> FileFlight:
         """Begins a flight. It takes over `room`. `store` is that of the listing."""
-        flight = Flight(name, location, file.size)
+        flight = FileFlight(name, location, file.size)
         if name is not None:
             self._flights[name] = flight
         work = self._fly(flight, provider, file, store, room)
@@ -92,7 +99,7 @@ class Flights:
         flight.task.add_done_callback(lambda task: self._landed(flight, room))
         return flight
 
-    async def wait(self, flight: Flight) -> Blob:
+    async def wait(self, flight: FileFlight) -> Blob:
         """Waits for the file and returns it, picked for the caller. Raises PullError.
 
         If cancelled, it ends the flight if no other pull waits, and returns once nothing is left of it."""
@@ -114,12 +121,12 @@ class Flights:
                 await asyncio.wait({task})
             self._release(flight)
 
-    def _landed(self, flight: Flight, room: Room) -> None:
+    def _landed(self, flight: FileFlight, room: DiskReservation) -> None:
         room.close()
         self._forget(flight)
         self._release(flight)
 
-    def _release(self, flight: Flight) -> None:
+    def _release(self, flight: FileFlight) -> None:
         """Releases the flight's own hold on its blob when its last passenger has left."""
         task = flight.task
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
@@ -128,7 +135,7 @@ class Flights:
             flight.left = True
             self._cache.drop([task.result()])
 
-    def _forget(self, flight: Flight) -> None:
+    def _forget(self, flight: FileFlight) -> None:
         if flight.name is not None and self._flights.get(flight.name) is flight:
             del self._flights[flight.name]
 
@@ -136,7 +143,9 @@ class Flights:
         await provider.read(location, file, sink)
         return await self._threads.begin(sink.finish) if sink.behind > _SMALL else sink.finish()
 
-    async def _fly(self, flight: Flight, provider: Provider, file: RemoteFile, store: str, room: Room) -> Blob:
+    async def _fly(
+        self, flight: FileFlight, provider: Provider, file: RemoteFile, store: str, room: DiskReservation
+    ) -> Blob:
         path = self._disk.new()
         seen = 0
 

@@ -27,10 +27,10 @@ from http import HTTPStatus
 import aiohttp
 from cachetools import LRUCache
 
-from puller.credentials import Settings
+from puller.credentials import StoreSettings
 from puller.errors import PullError, PullErrorKind
-from puller.http_client import Held, HttpClient, HttpPolicy, parse, status_error
-from puller.limits import Limits
+from puller.http_client import HttpClient, HttpPolicy, OpenAnswer, parse, status_error
+from puller.limits import PullLimits
 from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
@@ -44,11 +44,11 @@ _RANGES = " ranges"  # ends the key of a file that the server sends in parts
 class HttpProvider:
     """Fetches single files by GET."""
 
-    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+    def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         self._client = HttpClient(policy, limits)
         self._limits = limits
         self._trusted: LRUCache[str, ssl.SSLContext] = LRUCache(_TRUSTED)
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, OpenAnswer] = {}
         self._counter = itertools.count()
         self._known: LRUCache[str, tuple[RemoteFile, str]] = LRUCache(_KNOWN)  # with the date of change
 
@@ -107,7 +107,7 @@ class HttpProvider:
         if held is not None:
             held.release()
 
-    async def _get(self, location: Location, headers: Mapping[str, str]) -> Held:
+    async def _get(self, location: Location, headers: Mapping[str, str]) -> OpenAnswer:
         """Sends the request with the URL's own credentials, or its store's."""
         url = parse(location.uri)
         headers_of = location.settings.texts("headers")
@@ -121,7 +121,7 @@ class HttpProvider:
             url.with_user(None), shown=location.shown, headers=headers, secret=secret, trust=trust
         )
 
-    def _trust(self, settings: Settings) -> ssl.SSLContext | None:
+    def _trust(self, settings: StoreSettings) -> ssl.SSLContext | None:
         """Returns the TLS settings of a store that has its own: its authority, our certificate for it."""
         name = settings.fingerprint()
         context = self._trusted.get(name)
@@ -131,7 +131,7 @@ class HttpProvider:
                 self._trusted[name] = context
         return context
 
-    async def _again(self, location: Location, file: RemoteFile) -> Held:
+    async def _again(self, location: Location, file: RemoteFile) -> OpenAnswer:
         """Requests the whole file once more, in the version that was listed."""
         held = await self._get(location, {})
         try:
@@ -145,7 +145,7 @@ class HttpProvider:
             raise
         return held
 
-    async def _read_ranges(self, location: Location, file: RemoteFile, sink: Sink, held: Held | None) -> None:
+    async def _read_ranges(self, location: Location, file: RemoteFile, sink: Sink, held: OpenAnswer | None) -> None:
         """Reads the missing ranges in parts; the answer that is open already brings the first."""
 
         async def fetch(start: int, end: int) -> None:
@@ -303,7 +303,7 @@ def _changed(location: Location) -> PullError:
     return PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched")
 
 
-def trust(settings: Settings, policy: HttpPolicy) -> ssl.SSLContext | None:
+def trust(settings: StoreSettings, policy: HttpPolicy) -> ssl.SSLContext | None:
     """Returns the TLS settings of a store that has its own. Raises PullError if they are not valid certificates."""
     authority, certificate = settings.text("certificate"), settings.text("client_certificate")
     if not authority and not certificate:

@@ -27,7 +27,7 @@ from yarl import URL
 from puller import addresses, floor
 from puller.disk import write_error
 from puller.errors import Nature, PullError, PullErrorKind
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.proxies import DIRECT, Proxies
 from puller.sink import Sink
 from puller.source import redact
@@ -61,12 +61,12 @@ class _AddressRefused(OSError):
     """A refusal to make a socket."""
 
 
-class Held:
+class OpenAnswer:
     """An answer whose headers have been read, and the connection that it occupies."""
 
-    def __init__(self, response: aiohttp.ClientResponse, limits: Limits, store: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, limits: PullLimits, store: str) -> None:
         self.response = response
-        self._limits: Limits | None = limits
+        self._limits: PullLimits | None = limits
         self._store = store
 
     def release(self) -> None:
@@ -80,7 +80,7 @@ class Held:
 class HttpClient:
     """The connections of one kind of store. `limits` bounds those of all stores together."""
 
-    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+    def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         self.policy = policy
         self.limits = limits
         # Made on first use: they belong to the running loop. One connects by itself, one to the operator's proxies.
@@ -124,7 +124,7 @@ class HttpClient:
         trust: ssl.SSLContext | None = None,
         json: Any = None,
         follow: bool = True,
-    ) -> Held:
+    ) -> OpenAnswer:
         """Sends a GET, or a POST with JSON, and follows redirects unless told not to; returns any other answer.
 
         `secret` are headers for the URL's own origin only; `trust` replaces the policy's trusted authorities. To be
@@ -150,7 +150,7 @@ class HttpClient:
                         ssl=trust if trust is not None and at_home else True,
                     )
                 if not follow or response.status not in _REDIRECTS:
-                    return Held(response, self.limits, store)
+                    return OpenAnswer(response, self.limits, store)
                 response.release()
                 url = _follow(url, response, shown)
             raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} redirects more than {_MAX_REDIRECTS} times")

@@ -24,8 +24,8 @@ import aiohttp
 from yarl import URL
 
 from puller.errors import PullError, PullErrorKind
-from puller.http_client import Held, HttpClient, HttpPolicy, parse, status_error
-from puller.limits import Limits
+from puller.http_client import HttpClient, HttpPolicy, OpenAnswer, parse, status_error
+from puller.limits import PullLimits
 from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
@@ -41,7 +41,7 @@ _NEXT = re.compile(r'<([^<>]+)>\s*;[^,]*rel="?next"?')
 class HuggingFaceProvider:
     """Fetches files and folders of repositories."""
 
-    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+    def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         self._client = HttpClient(policy, limits)
         self._limits = limits
 
@@ -124,7 +124,7 @@ class HuggingFaceProvider:
         finally:
             held.release()
 
-    async def _json(self, held: Held, location: Location) -> Any:
+    async def _json(self, held: OpenAnswer, location: Location) -> Any:
         response = held.response
         if response.status != HTTPStatus.OK:
             raise _refusal(response, location)
@@ -139,7 +139,7 @@ class HuggingFaceProvider:
             text = f"{location.shown}: the hub's answer is not JSON; is HF_ENDPOINT or endpoint_url a hub?"
             raise PullError(PullErrorKind.UNREACHABLE, text) from None
 
-    async def _send(self, location: Location, url: URL, headers: dict[str, str], body: Any = None) -> Held:
+    async def _send(self, location: Location, url: URL, headers: dict[str, str], body: Any = None) -> OpenAnswer:
         token = _token(location)
         secret = {"Authorization": f"Bearer {token}"} if token else {}
         return await self._client.send(url, shown=location.shown, headers=headers, secret=secret, json=body)
@@ -216,7 +216,7 @@ def _store(location: Location) -> str:
     return f"hf {_endpoint(location)} {location.settings.credentials()} {token}"
 
 
-def _check(held: Held, location: Location, start: int, end: int, file: RemoteFile, *, whole: bool) -> None:
+def _check(held: OpenAnswer, location: Location, start: int, end: int, file: RemoteFile, *, whole: bool) -> None:
     response = held.response
     if response.status == HTTPStatus.PARTIAL_CONTENT:
         if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
@@ -228,7 +228,7 @@ def _check(held: Held, location: Location, start: int, end: int, file: RemoteFil
         raise _refusal(response, location)
 
 
-def _following(held: Held, url: URL) -> URL | None:
+def _following(held: OpenAnswer, url: URL) -> URL | None:
     """Returns the next page, on the same host: the token is sent with the request."""
     match = _NEXT.search(held.response.headers.get("Link", ""))
     if match is None:

@@ -32,7 +32,7 @@ class LimitsStatistics:
     waiting: int  # for a connection
 
 
-class Limits:
+class PullLimits:
     """Bounds shared by all pulls of a pod. `connection` is for one event loop; `take` for any thread."""
 
     def __init__(

@@ -32,7 +32,7 @@ import obstore.exceptions
 from puller import floor, http, objects_client, objects_errors, objects_listing, tree
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpClient, HttpPolicy
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.objects_client import Target
 from puller.objects_listing import Lister
 from puller.provider import Listing, RemoteFile, version
@@ -63,7 +63,7 @@ class _Client:
 class ObjectProvider:
     """The provider for `s3:`, `gs:` and `azure:`."""
 
-    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+    def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         """Makes a provider; `policy` gives timeouts, trusted authorities, and the endpoints that registrations may
         name."""
         self._policy = policy

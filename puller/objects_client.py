@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 import obstore.exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from puller.credentials import Settings
+from puller.credentials import StoreSettings
 from puller.errors import PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.objects_listing import Account, AzureLister, GoogleLister, Lister, S3Lister
@@ -103,7 +103,7 @@ class Target:
         return urlsplit(self.endpoint).netloc
 
 
-def endpoint_of(settings: Settings) -> str:
+def endpoint_of(settings: StoreSettings) -> str:
     """Returns the endpoint that settings name, "" for the cloud's own. Raises PullError if it is not a URL."""
     url = settings.text("endpoint_url") or _connection(settings).get("blobendpoint", "")
     if not url:
@@ -118,7 +118,7 @@ def endpoint_of(settings: Settings) -> str:
     return url.rstrip("/")
 
 
-def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
+def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
     """Makes a client for the bucket that settings name; it opens no connection yet. Raises PullError.
 
     `on_google` says whether this is a Google machine, on which an instance has an identity. All connections of the
@@ -163,7 +163,7 @@ def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool, tunnel: 
     raise settings.error("there is no client for that type")
 
 
-def _granted(target: Target, settings: Settings, grant: Grant) -> Target:
+def _granted(target: Target, settings: StoreSettings, grant: Grant) -> Target:
     """Lets the client connect to the places that the operator named, not a registration; and ask for its identity."""
     if not chosen(settings):
         named = [target.endpoint, settings.text("authority_host"), *map(os.environ.get, _ENDPOINTS)]
@@ -174,7 +174,7 @@ def _granted(target: Target, settings: Settings, grant: Grant) -> Target:
     return replace(target, grant=grant)
 
 
-def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
+def _s3(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> Target:
     key, secret = _both(settings, "access_key_id", "secret_access_key")
     anonymous = not key and _identity(settings) == "anonymous"
     region = settings.text("region")
@@ -216,7 +216,7 @@ def _account(region: str) -> Account | None:
     return Account(region, key, secret, os.environ.get("AWS_SESSION_TOKEN", "")) if key and secret else None
 
 
-def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: bool) -> Target:
+def _gcs(settings: StoreSettings, endpoint: str, options: "ClientConfig", on_google: bool) -> Target:
     email, key = _both(settings, "client_email", "private_key")
     identity = _identity(settings)
     ambient = not key and (identity == "ambient" or (not identity and _ambient_google(on_google)))
@@ -238,7 +238,7 @@ def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: 
     return Target(client, endpoint, not key and not ambient, None if ambient else lister, ambient=traces)
 
 
-def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
+def _azure(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> Target:
     said = _connection(settings)
     account = settings.text("account_name") or said.get("accountname", "")
     key = settings.text("account_key") or said.get("accountkey", "")
@@ -302,7 +302,7 @@ def _retries(count: int) -> "RetryConfig":
     return {"max_retries": count, "retry_timeout": timedelta(seconds=30), "backoff": backoff}  # type: ignore[typeddict-item]
 
 
-def _identity(settings: Settings) -> str:
+def _identity(settings: StoreSettings) -> str:
     identity = settings.text("identity")
     if identity not in ("", "ambient", "anonymous"):
         raise settings.error('identity is neither "ambient" nor "anonymous"')
@@ -311,7 +311,7 @@ def _identity(settings: Settings) -> str:
     return identity
 
 
-def chosen(settings: Settings) -> bool:
+def chosen(settings: StoreSettings) -> bool:
     """Returns whether a registration, not the operator, chooses the servers."""
     if settings.overridden("endpoint_url", "authority_host"):
         return True
@@ -320,19 +320,19 @@ def chosen(settings: Settings) -> bool:
     )
 
 
-def _own(settings: Settings) -> bool:
+def _own(settings: StoreSettings) -> bool:
     """Returns whether nothing of the operator's is sent: a registration's own credentials, or none at all."""
     return all(settings.overridden(name) for name in _SECRETS[settings.type] if settings.has(name))
 
 
-def _both(settings: Settings, one: str, other: str) -> tuple[str, str]:
+def _both(settings: StoreSettings, one: str, other: str) -> tuple[str, str]:
     pair = settings.text(one), settings.text(other)
     if bool(pair[0]) != bool(pair[1]):
         raise settings.error(f"{one} and {other} are needed together")
     return pair
 
 
-def _connection(settings: Settings) -> Mapping[str, str]:
+def _connection(settings: StoreSettings) -> Mapping[str, str]:
     """Returns the parts of an Azure connection string, names in lower case."""
     if settings.type != "azure":
         return {}
@@ -347,7 +347,7 @@ def _ambient_google(on_google: bool) -> bool:
     return os.path.exists(os.path.join(folder, "application_default_credentials.json"))
 
 
-def _google_environment(settings: Settings) -> None:
+def _google_environment(settings: StoreSettings) -> None:
     """Raises PullError if the environment would replace explicit credentials, which obstore allows."""
     for name in ("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"):
         if os.environ.get(name):

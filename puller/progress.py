@@ -17,7 +17,7 @@ class Progress:
     seconds: float  # since it began
 
 
-class Meter:
+class PullMeter:
     """Counts bytes, and knows their recent rate. `add` may be called from several threads: a rate may be a bit off."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from puller import retry
 from puller import source as sources
-from puller.cache import Blob, Cache, CacheStatistics, Room
+from puller.cache import Blob, Cache, CacheStatistics, DiskReservation
 from puller.credentials import Secrets
 from puller.disk import Disk, folder_name, write_error
 from puller.errors import PullError, PullErrorKind
@@ -28,7 +28,7 @@ from puller.flights import Flights
 from puller.http import HttpProvider
 from puller.http_client import HttpPolicy
 from puller.huggingface import HuggingFaceProvider
-from puller.limits import Limits, LimitsStatistics
+from puller.limits import LimitsStatistics, PullLimits
 from puller.local import LocalProvider
 from puller.objects import ObjectProvider
 from puller.progress import Progress
@@ -99,8 +99,8 @@ class Puller:
         http: HttpPolicy | None = None,
         providers: Mapping[str, Provider] | None = None,
         budget_bytes: int | None = None,
-        limits: Limits | None = None,
-        retries: retry.Policy | None = None,
+        limits: PullLimits | None = None,
+        retries: retry.RetryPolicy | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         """Makes a puller; `file_roots` are folders that paths may lie in, `volumes` one with a folder for each `pvc:`
@@ -109,8 +109,8 @@ class Puller:
 
         `budget_bytes` bounds all files on disk; without it unused ones stay while the disk has room (`cache`)."""
         self._disk = Disk(directory)
-        self._limits = limits or Limits()
-        retries = retries or retry.Policy()
+        self._limits = limits or PullLimits()
+        retries = retries or retry.RetryPolicy()
         self._secrets = Secrets(secrets)
         self._volumes = volumes
         policy = http or HttpPolicy()
@@ -276,7 +276,7 @@ class Puller:
         identity = derived_identity(tag, pulled.digest)
         try:
             size = os.stat(path).st_size
-            room = await self._threads.run(self._cache.room, size, undo=Room.close)
+            room = await self._threads.run(self._cache.room, size, undo=DiskReservation.close)
         except (PullError, OSError):
             return False
         try:

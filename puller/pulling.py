@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from puller import retry, tree
-from puller.cache import Blob, Cache, Room
+from puller.cache import Blob, Cache, DiskReservation
 from puller.disk import FOLDER_MODE, Disk
 from puller.errors import PullError, PullErrorKind
-from puller.flights import Flight, Flights
+from puller.flights import FileFlight, Flights
 from puller.progress import Progress
 from puller.provider import Listing, Provider, RemoteFile, delivered
 from puller.source import Location
@@ -41,7 +41,7 @@ class Tools:
     cache: Cache
     flights: Flights
     threads: Threads
-    policy: retry.Policy
+    policy: retry.RetryPolicy
     provider: Callable[[Location], Provider]  # raises PullError
     check: Callable[[int], None]  # raises PullError if a model of so many bytes is too large
     on_retry: Callable[[PullError], None]
@@ -70,7 +70,7 @@ class Pulling:
         self._total: int | None = 0  # bytes; None: a store has not named them
         self._here = 0  # bytes
         self._blobs: list[Blob] = []  # picked
-        self._flights: set[Flight] = set()
+        self._flights: set[FileFlight] = set()
 
     def progress(self) -> Progress:
         """Returns the current progress."""
@@ -207,7 +207,7 @@ class Pulling:
         }
         need = sum(needed.values())
         if self._tools.cache.crowded(need):
-            room = await self._tools.threads.run(self._tools.cache.room, need, undo=Room.close)
+            room = await self._tools.threads.run(self._tools.cache.room, need, undo=DiskReservation.close)
         else:
             room = self._tools.cache.room(need)
         queue = iter(missing)
@@ -265,7 +265,7 @@ class Pulling:
         location: Location,
         listing: Listing,
         file: RemoteFile,
-        room: Room,
+        room: DiskReservation,
         sha256: str,
     ) -> Blob:
         """Fetches one file, by a flight of its own or of another pull."""

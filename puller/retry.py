@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RetryPolicy:
     """The number of attempts, and their time. Times in seconds."""
 
     attempts: int = 4  # in all, without progress in between
@@ -33,7 +33,7 @@ class Policy:
 
 async def retried(
     operation: Callable[[], Awaitable[_T]],
-    policy: Policy,
+    policy: RetryPolicy,
     *,
     progress: Callable[[], int] = lambda: 0,
     on_retry: Callable[[PullError], None] = lambda error: None,

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from puller.disk import FILE_MODE
 from puller.errors import PullError, PullErrorKind
-from puller.limits import Limits
-from puller.progress import Meter
+from puller.limits import PullLimits
+from puller.progress import PullMeter
 
 _READ_BACK = 4 * 2**20  # bytes
 
@@ -38,10 +38,10 @@ class Sink:
         path: Path,
         *,
         shown: str,
-        limits: Limits,
+        limits: PullLimits,
         admit: Callable[[int], None],
         arrived: Callable[[int], None] = lambda count: None,
-        meter: Meter | None = None,
+        meter: PullMeter | None = None,
         size: int | None = None,
         sha256: str = "",
         md5: str = "",
@@ -51,7 +51,7 @@ class Sink:
 
         `shown` names the file in errors."""
         self.limits = limits
-        self.meter = meter or Meter()
+        self.meter = meter or PullMeter()
         self.size: int | None = None
         self._shown = shown
         self._admit = admit

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from puller.credentials import NO_SETTINGS, Secrets, Settings
+from puller.credentials import NO_SETTINGS, Secrets, StoreSettings
 from puller.errors import PullError, PullErrorKind
 
 _STORE_ATTRIBUTES = ("storage_key", "storage_params", "bucket")
@@ -57,7 +57,7 @@ class Location:
     uri: str  # as registered, or made from it; may hold credentials
     name: str  # the last element of its path, decoded; may be anything, or empty
     path: str = ""  # inside the store, for those that have settings; a "/" at its end means only what is below
-    settings: Settings = field(default=NO_SETTINGS, compare=False)
+    settings: StoreSettings = field(default=NO_SETTINGS, compare=False)
     told: str = ""  # for people, if the URI holds in this pod only
 
     @property
@@ -79,7 +79,7 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PullRequest:
     """A source, resolved."""
 
     model: Location
@@ -94,7 +94,7 @@ def redact(uri: str) -> str:
     return text + "?…" if "?" in uri else text
 
 
-def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | None = None) -> Request:
+def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | None = None) -> PullRequest:
     """Reads path and key, and the storage secret. Raises PullError.
 
     `claims` is the folder below which volume claims are mounted, each under its name; None: there are none."""
@@ -104,7 +104,7 @@ def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | No
         raise PullError(PullErrorKind.BAD_REQUEST, "schema_path in modelKey is not a string")
     store = _Store(key, secrets, claims)
     model = store.locate(source.path)
-    return Request(model, store.locate(schema, beside=model) if schema else None, key)
+    return PullRequest(model, store.locate(schema, beside=model) if schema else None, key)
 
 
 def locate(path: str) -> Location:
@@ -234,7 +234,7 @@ def _split_revision(text: str) -> tuple[str, str, str]:
     return (match[1], match[2], match[3]) if match else (text, "", "")
 
 
-def _in_store(settings: Settings, path: str, claims: Path | None) -> Location:
+def _in_store(settings: StoreSettings, path: str, claims: Path | None) -> Location:
     """Returns the location of a path inside the store that settings describe. Raises PullError."""
     if settings.type == "http":
         return _below_url(settings, path)
@@ -266,7 +266,7 @@ def _in_store(settings: Settings, path: str, claims: Path | None) -> Location:
     raise PullError(PullErrorKind.BAD_REQUEST, f"store not supported by this version: {text}")
 
 
-def _below_url(settings: Settings, path: str) -> Location:
+def _below_url(settings: StoreSettings, path: str) -> Location:
     """Returns a location in the predecessor's http store: a base URL, whose query is kept, followed by the path."""
     base = settings.text("url")
     try:
@@ -284,7 +284,7 @@ def _below_url(settings: Settings, path: str) -> Location:
     )
 
 
-def _account(settings: Settings) -> str:
+def _account(settings: StoreSettings) -> str:
     if settings.has("account_name"):
         return _needed(settings, "account_name", _ACCOUNT)
     match = re.search(r"(?:^|;)\s*AccountName=([^;]*)", settings.text("connection_string"), re.IGNORECASE)
@@ -293,7 +293,7 @@ def _account(settings: Settings) -> str:
     return match[1].strip()
 
 
-def _needed(settings: Settings, name: str, pattern: re.Pattern[str]) -> str:
+def _needed(settings: StoreSettings, name: str, pattern: re.Pattern[str]) -> str:
     text = settings.text(name)
     if not text:
         raise settings.error(f"{name} is missing; give it in the secret, in storage_params or in the URI")
@@ -302,7 +302,7 @@ def _needed(settings: Settings, name: str, pattern: re.Pattern[str]) -> str:
     return text
 
 
-def _checked(path: str, settings: Settings) -> str:
+def _checked(path: str, settings: StoreSettings) -> str:
     elements = path.removesuffix("/").split("/") if path else []
     why = ""
     if ".." in elements or "." in elements:

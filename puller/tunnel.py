@@ -66,7 +66,7 @@ class Grant:
         return failed if time.monotonic() - self.failed_at < _TOLD else None
 
 
-class _Refused(Exception):
+class _ConnectionRefused(Exception):
     """A connection that was refused."""
 
     def __init__(self, kind: PullErrorKind, text: str) -> None:
@@ -174,7 +174,7 @@ class Tunnel:
                     await self._connect(client, head, grant)
                 else:
                     await self._forward(client, reader, head, grant)
-            except _Refused as refused:
+            except _ConnectionRefused as refused:
                 if grant is not None:
                     grant.failed, grant.failed_at = PullError(refused.kind, str(refused)), time.monotonic()
                 if refused.kind is PullErrorKind.FORBIDDEN:
@@ -204,7 +204,7 @@ class Tunnel:
         first = urlsplit(head.target)
         host, port = first.hostname or "", first.port or 80
         if first.scheme != "http" or not host:
-            raise _Refused(PullErrorKind.BAD_REQUEST, "only http URLs and CONNECT are understood")
+            raise _ConnectionRefused(PullErrorKind.BAD_REQUEST, "only http URLs and CONNECT are understood")
         proxy = self._proxies.of_url("http", host, port)
         asks = self._asks_who(head, grant)
         anywhere = asks and self._named(head, grant)
@@ -255,7 +255,7 @@ class Tunnel:
         lines = "".join(f"{name}: {value}\r\n" for name, value in kept)
         await self._loop.sock_sendall(server, f"{head.method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
         if head.get("transfer-encoding"):
-            raise _Refused(PullErrorKind.BAD_REQUEST, "a request with a body of unknown length")
+            raise _ConnectionRefused(PullErrorKind.BAD_REQUEST, "a request with a body of unknown length")
         left = int(head.get("content-length") or 0)
         while left > 0:
             piece = await reader.some(left)
@@ -281,7 +281,7 @@ class Tunnel:
         except (OSError, UnicodeError, TimeoutError):
             found = []
             if proxy is None:
-                raise _Refused(PullErrorKind.DNS, f"the name {host} cannot be resolved") from None
+                raise _ConnectionRefused(PullErrorKind.DNS, f"the name {host} cannot be resolved") from None
         allowed, why = [], ""
         for address in found:
             refused = None if anywhere else self._refusal(address)
@@ -291,13 +291,15 @@ class Tunnel:
                 why = f"{address} is {refused}, which the operator does not allow"
         if found and not allowed:
             at = "" if host in found else f"{host}: "
-            raise _Refused(PullErrorKind.FORBIDDEN, f"{at}{why} (a redirect of the store may lead there)")
+            raise _ConnectionRefused(PullErrorKind.FORBIDDEN, f"{at}{why} (a redirect of the store may lead there)")
         if proxy is not None:
             host, port = proxy.host or "", proxy.port or 80
             try:
                 allowed = await self._resolve(host, port)
             except (OSError, UnicodeError, TimeoutError):
-                raise _Refused(PullErrorKind.DNS, f"the name of the proxy, {host}, cannot be resolved") from None
+                raise _ConnectionRefused(
+                    PullErrorKind.DNS, f"the name of the proxy, {host}, cannot be resolved"
+                ) from None
         problem: OSError | None = None
         for address in allowed:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -317,7 +319,9 @@ class Tunnel:
         timed_out = isinstance(problem, TimeoutError)
         what = "no connection in time" if timed_out else (problem and problem.strerror) or "no address"
         kind = PullErrorKind.TIMEOUT if timed_out else PullErrorKind.UNREACHABLE
-        raise _Refused(kind, f"{host}:{port} cannot be connected to ({what}); is it up, and reachable from the pods?")
+        raise _ConnectionRefused(
+            kind, f"{host}:{port} cannot be connected to ({what}); is it up, and reachable from the pods?"
+        )
 
     async def _ask(self, server: socket.socket, proxy: URL, target: str) -> None:
         """Has the operator's proxy connect."""
@@ -330,13 +334,13 @@ class Tunnel:
                 # By bytes: what follows comes from the store.
                 byte = await self._loop.sock_recv(server, 1)
                 if not byte or len(answer) > _MAX_HEAD:
-                    raise _Refused(PullErrorKind.UNREACHABLE, f"the proxy {proxy.host} ended the connection")
+                    raise _ConnectionRefused(PullErrorKind.UNREACHABLE, f"the proxy {proxy.host} ended the connection")
                 answer += byte
         status = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
         if status is None or not status[1].startswith(b"2"):
             code = status[1].decode() if status else "no HTTP"
             kind = PullErrorKind.CREDENTIALS if code == "407" else PullErrorKind.UNREACHABLE
-            raise _Refused(kind, f"the proxy {proxy.host} does not connect to {target} ({code})")
+            raise _ConnectionRefused(kind, f"the proxy {proxy.host} does not connect to {target} ({code})")
 
     async def _both(self, client: socket.socket, server: socket.socket) -> None:
         """Carries bytes both ways until either side ends."""
@@ -399,7 +403,7 @@ def _authorization(proxy: URL) -> str:
     return "Basic " + base64.b64encode(f"{proxy.user or ''}:{proxy.password or ''}".encode()).decode()
 
 
-def _answer(refused: _Refused, method: str) -> bytes:
+def _answer(refused: _ConnectionRefused, method: str) -> bytes:
     code = "403 Forbidden" if refused.kind is PullErrorKind.FORBIDDEN else "502 Bad Gateway"
     body = f"{_MARK}{refused.kind.name}: {refused}{_MARK}".encode()
     return f"HTTP/1.1 {code}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + (

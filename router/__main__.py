@@ -38,7 +38,7 @@ def main(
             help="Folder for sockets, with a short path and for this user only; default: a temporary one.",
         ),
     ] = "",
-    limits: options.Limits,
+    limits: options.RouterLimits,
     logging: Logging,
 ) -> None:
     """Runs a router: one endpoint in front of all models of a mesh."""

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from mesh.cli import layout, options, output
 from mesh.cli.client import Client
-from mesh.cli.exits import CommandError, Exit, Refused
+from mesh.cli.exits import CommandError, Exit, MeshRefusal
 
 IMPORT_PATH = "/mesh/v1/models:import"
 CHUNK_LINES = 2000
@@ -164,7 +164,7 @@ async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> No
             if isinstance(number, int) and 0 < number <= len(chunk.numbers):
                 report({**error, "line": chunk.numbers[number - 1]})
             else:  # an error of the whole chunk: the registry is unavailable
-                trouble = Refused(str(error.get("text", "")), reason=str(error.get("reason", "")))
+                trouble = MeshRefusal(str(error.get("text", "")), reason=str(error.get("reason", "")))
         elif "finished" in line:
             if line["finished"]:
                 trouble = None

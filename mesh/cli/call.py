@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from mesh.cli import tensors
 from mesh.cli.client import Client
-from mesh.cli.exits import CommandError, Refused, Unreachable
+from mesh.cli.exits import CommandError, MeshRefusal, MeshUnreachable
 from mesh.cli.tensors import Array
 from mesh.cli.trust import SYSTEM, Trust
 from mesh.pb import details_pb2, inference_pb2
@@ -23,7 +23,7 @@ MAX_MESSAGE = 2**31 - 1
 
 
 @dataclass(slots=True)
-class Request:
+class InferRequest:
     """An inference request, before it is encoded for a carrier."""
 
     model: str
@@ -38,7 +38,7 @@ class Carrier(Protocol):
     async def metadata(self, model: str) -> dict[str, Any]:
         """Returns the model's inputs, as in V2's JSON."""
 
-    async def infer(self, request: Request) -> dict[str, Array]:
+    async def infer(self, request: InferRequest) -> dict[str, Array]:
         """Returns the outputs by name. Raises CommandError."""
 
     async def close(self) -> None:
@@ -59,7 +59,7 @@ class Rest:
         """Returns the model's inputs, as in V2's JSON."""
         return await self._client.request("GET", f"/v2/models/{quote(model, safe='')}", timeout=self._timeout)
 
-    async def infer(self, request: Request) -> dict[str, Array]:
+    async def infer(self, request: InferRequest) -> dict[str, Array]:
         """Sends the request as JSON and binary data, and returns the outputs by name."""
         inputs = [tensors.to_rest(name, array) for name, array in request.inputs.items()]
         body: dict[str, Any] = {"inputs": [shown for shown, _ in inputs]}
@@ -97,7 +97,7 @@ class Grpc:
         inputs = [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in answer.inputs]
         return {"inputs": inputs}
 
-    async def infer(self, request: Request) -> dict[str, Array]:
+    async def infer(self, request: InferRequest) -> dict[str, Array]:
         """Sends the request with raw contents and returns the outputs by name."""
         message = tensors.to_grpc(request.model, request.inputs, request.outputs)
         for name, value in request.parameters.items():
@@ -121,10 +121,10 @@ def _failure(error: Any, address: str) -> CommandError:
     text = error.details() or ""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin":
-            return Refused(text, reason=_reason(value))
+            return MeshRefusal(text, reason=_reason(value))
     code = error.code().name
     if code == "UNAVAILABLE" and ("failed to connect" in text.lower() or "Connection refused" in text):
-        return Unreachable(
+        return MeshUnreachable(
             f"nothing answers gRPC at {address}: is the mesh up? "
             "Start one with `mesh up`, or set --endpoint or MESH_ENDPOINT to another"
         )

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-from mesh.cli.exits import Refused, Unreachable
+from mesh.cli.exits import MeshRefusal, MeshUnreachable
 from mesh.cli.trust import SYSTEM, Trust
 
 if TYPE_CHECKING:  # it takes a quarter of a second to import, and `mesh --help` should not
@@ -175,36 +175,36 @@ class Client:
         if "error" not in answer:
             raise self._no_mesh(response)
         retry_after = answer.get("retry_after")
-        raise Refused(
+        raise MeshRefusal(
             str(answer["error"]),
             reason=str(answer.get("reason", "")),
             retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
         )
 
-    def _unreachable(self, error: Exception, seconds: float) -> Unreachable:
+    def _unreachable(self, error: Exception, seconds: float) -> MeshUnreachable:
         import aiohttp
 
         if isinstance(error, TimeoutError):
-            return Unreachable(
+            return MeshUnreachable(
                 f"{self.endpoint} did not answer within {seconds:g} s: "
                 "it may be overloaded, or another program may be listening there"
             )
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
-            return Unreachable(
+            return MeshUnreachable(
                 f"nothing answers at {self.endpoint}: is the mesh up? "
                 "Start one with `mesh up`, or set --endpoint or MESH_ENDPOINT to another"
             )
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return Unreachable(
+            return MeshUnreachable(
                 f"{self.endpoint} presents a certificate that is not trusted: {error.certificate_error}. "
                 "Set --ca or MESH_CA to its authority"
             )
         if isinstance(error, aiohttp.ClientConnectorError):
-            return Unreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}")
-        return Unreachable(f"the connection to {self.endpoint} broke: {error or type(error).__name__}")
+            return MeshUnreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}")
+        return MeshUnreachable(f"the connection to {self.endpoint} broke: {error or type(error).__name__}")
 
-    def _no_mesh(self, response: "aiohttp.ClientResponse") -> Unreachable:
-        return Unreachable(
+    def _no_mesh(self, response: "aiohttp.ClientResponse") -> MeshUnreachable:
+        return MeshUnreachable(
             f"what answers at {self.endpoint} is not the REST interface of a mesh "
             f"(HTTP {response.status} for {response.method} {response.url.raw_path}): check --endpoint"
         )

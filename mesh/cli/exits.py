@@ -46,14 +46,14 @@ class CommandError(Exception):
         self.answered = answered
 
 
-class Unreachable(CommandError):
+class MeshUnreachable(CommandError):
     """The failure to reach a mesh: nothing answers at the endpoint, or something else does."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")
 
 
-class Refused(CommandError):
+class MeshRefusal(CommandError):
     """An error with which the mesh answered."""
 
     def __init__(self, text: str, *, reason: str, retry_after: float | None = None) -> None:
@@ -72,4 +72,4 @@ def of_reason(name: str) -> Exit:
 
 def of_mesh_error(error: MeshError) -> CommandError:
     """Returns the command line's error for a MeshError raised in this process."""
-    return Refused(error.text, reason=error.reason.name, retry_after=error.retry_after)
+    return MeshRefusal(error.text, reason=error.reason.name, retry_after=error.retry_after)

@@ -12,7 +12,7 @@ from mesh.cli import options, output
 from mesh.cli.client import Client
 
 if TYPE_CHECKING:  # numpy, grpc and protobuf take half a second to import, and no other command needs them
-    from mesh.cli.call import Request
+    from mesh.cli.call import InferRequest
     from mesh.cli.tensors import Array
 
 SHOWN = 8
@@ -96,15 +96,15 @@ def infer(
     options.run(context, command, endpoint=endpoint, as_json=as_json, timeout=timeout)
 
 
-def _given(model: str, file: str, npy: list[str]) -> "Request":
+def _given(model: str, file: str, npy: list[str]) -> "InferRequest":
     """Returns the request that the user gave; without inputs if they are to be generated."""
     from mesh.cli import tensors
-    from mesh.cli.call import Request
+    from mesh.cli.call import InferRequest
 
     if npy:
-        return Request(model, inputs=dict(tensors.read_npy(text) for text in npy))
+        return InferRequest(model, inputs=dict(tensors.read_npy(text) for text in npy))
     if not file:
-        return Request(model)
+        return InferRequest(model)
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
         data = json.loads(text)
@@ -116,10 +116,10 @@ def _given(model: str, file: str, npy: list[str]) -> "Request":
         raise tensors.usage(f"{file} is not a V2 request: {error!r}") from error
     if not inputs:
         raise tensors.usage(f"{file} is not a V2 request: it has no inputs")
-    return Request(model, inputs, outputs, data.get("parameters") or {})
+    return InferRequest(model, inputs, outputs, data.get("parameters") or {})
 
 
-def _show(request: "Request", outputs: "dict[str, Array]", milliseconds: float, *, as_json: bool) -> None:
+def _show(request: "InferRequest", outputs: "dict[str, Array]", milliseconds: float, *, as_json: bool) -> None:
     if as_json:
         listed = [_as_json(name, array) for name, array in outputs.items()]
         output.print_json({"model_name": request.model, "outputs": listed, "ms": round(milliseconds, 3)})

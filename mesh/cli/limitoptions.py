@@ -38,7 +38,7 @@ def _checked(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LimitOptions:
     """The limits given on the command line, each passed on to the parts that it applies to."""
 
     max_message: Annotated[

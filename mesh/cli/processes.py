@@ -101,7 +101,7 @@ def up(
             help="Disk space for the files of each pod. Default: what the disk has room for.",
         ),
     ] = "",
-    limits: limitoptions.Limits,
+    limits: limitoptions.LimitOptions,
     etcd_port: Annotated[
         int, typer.Option("--etcd-port", min=0, max=65535, help="Port of etcd; 0 for a free one.")
     ] = 0,

@@ -17,7 +17,7 @@ from mesh.options.values import parse_bytes
 from placement.policies import NAMES, check
 from placement.simulator import fleet, optimum, traces
 from placement.simulator.cluster import Counts
-from placement.simulator.fleet import Model
+from placement.simulator.fleet import SimulatedModel
 from placement.simulator.run import Setup, hit_rate, load_seconds, run
 
 CLAIRVOYANT = "clairvoyant"
@@ -145,14 +145,14 @@ def _trace(name: str, *, models: int, requests: int, alpha: float, rate: float, 
     return list(shape(models, requests, rate=rate, seed=seed, **more))
 
 
-def _fleet(sizes: Path | None, size: str, seed: int) -> Callable[[str], Model]:
+def _fleet(sizes: Path | None, size: str, seed: int) -> Callable[[str], SimulatedModel]:
     if size:
         return fleet.equal(_bytes(size, "--size"))
     if sizes is None:
         return fleet.lognormal(seed)
     known = tracefile.sizes(sizes)
 
-    def model(model_id: str) -> Model:
+    def model(model_id: str) -> SimulatedModel:
         if model_id not in known:
             raise CommandError(f"{sizes} has no size for {model_id!r}, which the trace calls", code=Exit.USAGE)
         return known[model_id]
@@ -184,7 +184,7 @@ def _bytes(text: str, option: str) -> int:
         raise CommandError(f"{option}: {error}", code=Exit.USAGE) from error
 
 
-def _bound(made: list[tuple[int, str]], capacity: int, model: Callable[[str], Model]) -> Counts:
+def _bound(made: list[tuple[int, str]], capacity: int, model: Callable[[str], SimulatedModel]) -> Counts:
     """Returns the counts of the clairvoyant, over the second half of the requests as for the others."""
     return optimum.clairvoyant([model_id for _, model_id in made], capacity, model, since=len(made) // 2)
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from mesh.cli import options, output
 from mesh.cli.client import Client
-from mesh.cli.exits import Exit, Refused, Unreachable
+from mesh.cli.exits import Exit, MeshRefusal, MeshUnreachable
 from mesh.cli.pods import number, overview
 
 HOTTEST = 10
@@ -116,7 +116,7 @@ async def _watch(client: Client, before: Sample, interval: float) -> None:
                 return
             try:
                 after = await sample(client)
-            except Unreachable as error:  # it may be restarting: show the error and keep trying
+            except MeshUnreachable as error:  # it may be restarting: show the error and keep trying
                 live.update(Text(error.text, style="red"), refresh=True)
                 continue
             live.update(draw(compare(before, after), client.endpoint, hint="q quits"), refresh=True)
@@ -141,7 +141,7 @@ async def _describe(client: Client, pod: str) -> dict[str, Any]:
     """Asks for a pod's current state; empty if that fails: a mesh in trouble must still be shown."""
     try:
         return await client.request("GET", f"/mesh/v1/pods/{quote(pod, safe='')}", timeout=2.0)
-    except (Refused, Unreachable):
+    except (MeshRefusal, MeshUnreachable):
         return {}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mesh.cli.exits import CommandError, Exit
 from mesh.options.values import parse_bytes
-from placement.simulator.fleet import Model, load_ms
+from placement.simulator.fleet import SimulatedModel, load_ms
 
 MAX_MS = 2**53
 
@@ -42,9 +42,9 @@ def requests(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-def sizes(path: Path) -> dict[str, Model]:
+def sizes(path: Path) -> dict[str, SimulatedModel]:
     """Reads the sizes of models, by id. Raises CommandError with the line."""
-    found: dict[str, Model] = {}
+    found: dict[str, SimulatedModel] = {}
     for number, row in _rows(path):
         try:
             count = parse_bytes(row[1].strip())
@@ -55,7 +55,7 @@ def sizes(path: Path) -> dict[str, Model]:
             raise _wrong(path, number, "is not MODEL,BYTES or MODEL,BYTES,MILLISECONDS") from None
         if took < 0 or not row[0].strip():
             raise _wrong(path, number, "is not MODEL,BYTES or MODEL,BYTES,MILLISECONDS")
-        found[row[0].strip()] = Model(count, max(1, took))
+        found[row[0].strip()] = SimulatedModel(count, max(1, took))
     return found
 
 

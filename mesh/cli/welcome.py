@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from mesh.cli import tensors
 from mesh.cli.client import DEFAULT_ENDPOINT, Client, model_path
-from mesh.cli.exits import CommandError, Refused
+from mesh.cli.exits import CommandError, MeshRefusal
 from mesh.local.settings import UpSettings
 from mesh.options.values import format_bytes
 from mesh.statuses import Reason
@@ -79,7 +79,7 @@ async def register_samples(client: Client, made: "Sequence[Sample]") -> list[str
             if answer.get("digest") not in (None, "", sample.sha256):
                 # Made by other versions of the libraries: the file differs from the one that the mesh loaded before.
                 await client.request("POST", model_path(sample.id, "/reload"))
-        except Refused as error:
+        except MeshRefusal as error:
             if error.reason != Reason.CONFLICT.name:
                 raise
             # The id is a sample's and its file has moved: the data directory was elsewhere before.

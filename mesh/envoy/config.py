@@ -40,7 +40,7 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class EnvoySettings:
     """The listener, the destinations of its calls, and its bounds. Times are in seconds, 0 is never."""
 
     host: str
@@ -73,7 +73,7 @@ class Settings:
     keepalive: float = 60.0  # between HTTP/2 pings to a client that is silent: how a vanished one is noticed
 
 
-def fit(settings: Settings, files: int) -> Settings:
+def fit(settings: EnvoySettings, files: int) -> EnvoySettings:
     """Returns settings whose bounds fit the limit on open files: a third for clients, the rest for calls to workers.
 
     Past the limit on files Envoy would neither accept nor connect; at its own bounds it answers that it is overloaded.
@@ -86,7 +86,7 @@ def fit(settings: Settings, files: int) -> Settings:
     )
 
 
-def bootstrap(settings: Settings) -> dict[str, Any]:
+def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
     """Returns Envoy's bootstrap configuration. Raises ValueError if the settings cannot work."""
     if not settings.grpc_sockets or not settings.rest_sockets:
         raise ValueError("the edge needs at least one worker's sockets")
@@ -114,7 +114,7 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
     return config
 
 
-def encode(settings: Settings) -> bytes:
+def encode(settings: EnvoySettings) -> bytes:
     """Returns the same as a JSON file. Raises ValueError."""
     return json.dumps(bootstrap(settings), indent=1).encode()
 
@@ -139,7 +139,7 @@ def secrets(certificate: bytes, private_key: bytes, client_ca: bytes) -> dict[st
     }
 
 
-def _listener(settings: Settings) -> dict[str, Any]:
+def _listener(settings: EnvoySettings) -> dict[str, Any]:
     chain: dict[str, Any] = {
         "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": _manager(settings)}]
     }
@@ -167,7 +167,7 @@ def _listener(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _manager(settings: Settings) -> dict[str, Any]:
+def _manager(settings: EnvoySettings) -> dict[str, Any]:
     common: dict[str, Any] = {
         "idle_timeout": _seconds(settings.idle_timeout),
         "headers_with_underscores_action": "ALLOW",
@@ -274,7 +274,7 @@ def _route(cluster: str, *, grpc: bool) -> dict[str, Any]:
     }
 
 
-def _cluster(name: str, sockets: tuple[str, ...], settings: Settings, *, trailers: bool) -> dict[str, Any]:
+def _cluster(name: str, sockets: tuple[str, ...], settings: EnvoySettings, *, trailers: bool) -> dict[str, Any]:
     bound = settings.max_calls
     return {
         "name": name,
@@ -349,7 +349,7 @@ def _local_replies() -> dict[str, Any]:
     return {"mappers": mappers}
 
 
-def _overload(settings: Settings) -> dict[str, Any]:
+def _overload(settings: EnvoySettings) -> dict[str, Any]:
     monitors: list[dict[str, Any]] = [
         {
             "name": "envoy.resource_monitors.global_downstream_max_connections",

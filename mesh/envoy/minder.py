@@ -26,7 +26,7 @@ from mesh import process
 from mesh.envoy import certificates, config, duties
 from mesh.options import values as addresses
 from mesh.process import ports
-from mesh.process.supervisor import Ended, Life, Program, StartFailed, State, Supervisor
+from mesh.process.supervisor import ChildLife, Ended, Program, StartFailed, State, Supervisor
 from mesh.process.tasks import Tasks
 from mesh.telemetry import logs, metrics
 
@@ -87,7 +87,7 @@ class Minder:
 
     def __init__(
         self,
-        settings: config.Settings,
+        settings: config.EnvoySettings,
         *,
         run_dir: Path,
         binary: str | None = None,
@@ -234,7 +234,7 @@ class Minder:
             raise EnvoyError(str(error)) from error
         self._config_path.write_bytes(text)
 
-    async def _spawn(self, _: Life) -> process.Process:
+    async def _spawn(self, _: ChildLife) -> process.Process:
         self._complaints.clear()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._settings.admin_socket)  # of a former life: Envoy would not bind

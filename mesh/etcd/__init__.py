@@ -20,7 +20,7 @@ from mesh.etcd.errors import (
 from mesh.etcd.lease import Lease, LeaseStatistics
 from mesh.etcd.mirror import Change, Mirror, MirrorStatistics
 from mesh.etcd.patience import Patience
-from mesh.etcd.records import Alarm, Delta, EtcdMember, Event, KeyValue, Kind, Page, Snapshot, Status, TxnResult
+from mesh.etcd.records import Alarm, ChangeKind, Delta, EtcdMember, Event, KeyValue, Page, Snapshot, Status, TxnResult
 from mesh.etcd.txn import (
     MAX_OPERATIONS,
     Compare,
@@ -48,6 +48,7 @@ __all__ = [
     "MAX_OPERATIONS",
     "Alarm",
     "Change",
+    "ChangeKind",
     "Compare",
     "Delta",
     "Etcd",
@@ -62,7 +63,6 @@ __all__ = [
     "EtcdUnavailable",
     "Event",
     "KeyValue",
-    "Kind",
     "Lease",
     "LeaseStatistics",
     "Mirror",

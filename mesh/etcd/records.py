@@ -29,7 +29,7 @@ class Page:
     count: int  # keys in the range from the start of this page, this page included
 
 
-class Kind(enum.Enum):
+class ChangeKind(enum.Enum):
     """The kind of a change."""
 
     PUT = "put"
@@ -40,7 +40,7 @@ class Kind(enum.Enum):
 class Event:
     """One change of one key. In a deletion, `kv` has the key and the revision of the deletion, nothing else."""
 
-    kind: Kind
+    kind: ChangeKind
     kv: KeyValue
 
 

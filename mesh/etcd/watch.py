@@ -9,7 +9,7 @@ from typing import Any
 
 from mesh.etcd.connection import Connection
 from mesh.etcd.errors import EtcdCompacted, EtcdDenied, EtcdUnavailable, says_stale_token
-from mesh.etcd.records import Delta, Event, Kind, key_value
+from mesh.etcd.records import ChangeKind, Delta, Event, key_value
 from mesh.etcd.stream import Stream
 from mesh.pb import etcd_pb2 as pb
 
@@ -48,7 +48,7 @@ class Revisions:
         return deltas
 
 
-_KINDS = (Kind.PUT, Kind.DELETE)  # by their numbers
+_KINDS = (ChangeKind.PUT, ChangeKind.DELETE)  # by their numbers
 
 
 class Watch:

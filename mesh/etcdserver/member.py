@@ -49,7 +49,7 @@ class MemberError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListedMember:
     """One member, as the others list it."""
 
     id: int
@@ -58,7 +58,7 @@ class Entry:
     served: bool  # it has published its address for clients
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "Entry":
+    def of(cls, fields: Mapping[str, Any]) -> "ListedMember":
         """Makes an entry of etcdctl's JSON."""
         return cls(
             int(fields["ID"]),
@@ -68,11 +68,11 @@ class Entry:
         )
 
 
-def entries() -> list[Entry] | None:
+def entries() -> list[ListedMember] | None:
     """Returns the members as those with a quorum list them; None if no member answers."""
     try:
         said = _etcdctl("member", "list", "--write-out=json")
-        return [Entry.of(fields) for fields in json.loads(said)["members"]]
+        return [ListedMember.of(fields) for fields in json.loads(said)["members"]]
     except MemberError as error:
         log.info("no cluster answers", why=str(error))
     except (ValueError, KeyError, TypeError) as error:
@@ -80,7 +80,7 @@ def entries() -> list[Entry] | None:
     return None
 
 
-def joins(name: str, peer_url: str, listed: list[Entry]) -> bool:
+def joins(name: str, peer_url: str, listed: list[ListedMember]) -> bool:
     """Has a member without data listed again. Returns whether it then joins a cluster that exists, rather than being
     one of those that make a new one. Raises MemberError."""
     ours = next((entry for entry in listed if peer_url in entry.peer_urls or entry.name == name), None)

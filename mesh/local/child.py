@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from mesh import process
 from mesh.local import lines
 from mesh.local.settings import UpError
-from mesh.process.restarts import Policy
-from mesh.process.supervisor import Life, Program, StartFailed, Supervisor
+from mesh.process.restarts import RestartPolicy
+from mesh.process.supervisor import ChildLife, Program, StartFailed, Supervisor
 
-POLICY = Policy(first=0.2, longest=15.0)
+POLICY = RestartPolicy(first=0.2, longest=15.0)
 TAIL = 15
 """Number of last lines of a child that are shown if it fails to start."""
 
@@ -95,7 +95,7 @@ class Child:
         self.leave()
         self._supervisor.kill()
 
-    async def _launch(self, life: Life) -> process.Process:
+    async def _launch(self, life: ChildLife) -> process.Process:
         name = self.part.name
         return await self._spawn(
             list(self.part.argv()),

@@ -35,7 +35,7 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
     return Part("etcd", argv, ready, KILL_AFTER, answers, settings.start_timeout)
 
 
-class Pod:
+class LocalPod:
     """A runtime pod, whose probe has another port at each start."""
 
     def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:

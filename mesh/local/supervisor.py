@@ -45,7 +45,7 @@ class LocalMesh:
         except single.NoEtcd as error:
             raise UpError(str(error)) from error
         pods = [
-            parts.Pod(settings, number, etcd_url=self.etcd_url, session=session)
+            parts.LocalPod(settings, number, etcd_url=self.etcd_url, session=session)
             for number in range(1, settings.pods + 1)
         ]
         self.capacity = pods[0].capacity  # bytes of each pod

@@ -7,7 +7,7 @@ callers.
 """
 
 from mesh.process.child import MAX_LINE, Process, describe_exit, spawn, tethered
-from mesh.process.hang import Limits, Verdict
+from mesh.process.hang import HangLimits, HangVerdict
 from mesh.process.heartbeat import begin as begin_beating
 from mesh.process.ports import free_port
 from mesh.process.programs import find_binary, python
@@ -18,9 +18,9 @@ __all__ = [
     "MAX_LINE",
     "STOPPED_BEFORE",
     "Answers",
-    "Limits",
+    "HangLimits",
+    "HangVerdict",
     "Process",
-    "Verdict",
     "Watch",
     "begin_beating",
     "describe_exit",

@@ -25,7 +25,7 @@ _DISK_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HangLimits:
     """Limits of each state of a process, in seconds. The watched processes beat every half second."""
 
     stopped: float = 3.0
@@ -41,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Observation:
     """An observation of a process at one moment."""
 
     now: float  # seconds of the monotonic clock, as all times here
@@ -51,7 +51,7 @@ class Look:
     heard: float  # when it gave its last sign of life; 0: none yet
 
 
-class Doing(enum.Enum):
+class ProcessState(enum.Enum):
     """The state of a process."""
 
     WELL = "well"
@@ -60,15 +60,15 @@ class Doing(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HangVerdict:
     """The state of a process, and the reason."""
 
-    doing: Doing
+    doing: ProcessState
     why: str = ""
     stopped: bool = False  # from outside, by a signal or a debugger: the process itself did not cause it
 
 
-WELL = Verdict(Doing.WELL)
+WELL = HangVerdict(ProcessState.WELL)
 
 
 class Hang:
@@ -76,9 +76,9 @@ class Hang:
 
     __slots__ = ("_heard", "_last", "_silent", "_stopped", "limits")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: HangLimits) -> None:
         self.limits = limits
-        self._last: Look | None = None
+        self._last: Observation | None = None
         self._stopped = 0.0  # seconds
         self._silent = 0.0  # seconds that count
         self._heard = 0.0
@@ -88,7 +88,7 @@ class Hang:
         """Seconds of silence that count."""
         return self._silent
 
-    def look(self, seen: Look) -> Verdict:
+    def look(self, seen: Observation) -> HangVerdict:
         """Takes a look into account. Looks come about every `limits.interval` seconds."""
         last, self._last = self._last, seen
         elapsed = 0.0 if last is None else max(0.0, seen.now - last.now)
@@ -105,23 +105,25 @@ class Hang:
             self._silent += _usable(counted, last, seen)
         return self._verdict(seen)
 
-    def _verdict(self, seen: Look) -> Verdict:
+    def _verdict(self, seen: Observation) -> HangVerdict:
         limits = self.limits
         if self._stopped > 0:
             why = f"was stopped by a signal for {self._stopped:.0f} s"
-            return Verdict(Doing.HUNG if self._stopped >= limits.stopped else Doing.SUSPECT, why, stopped=True)
+            return HangVerdict(
+                ProcessState.HUNG if self._stopped >= limits.stopped else ProcessState.SUSPECT, why, stopped=True
+            )
         if not seen.heard:  # it starts
             if self._silent >= limits.start:
-                return Verdict(Doing.HUNG, f"gave no sign of life in {self._silent:.0f} s since its start")
+                return HangVerdict(ProcessState.HUNG, f"gave no sign of life in {self._silent:.0f} s since its start")
             return WELL
         traced = seen.state == TRACED
         how = f"gave no sign of life for {self._silent:.0f} s{' under a debugger' if traced else ''}"
         if self._silent >= limits.silent:
-            return Verdict(Doing.HUNG, how, stopped=traced)
-        return Verdict(Doing.SUSPECT, how, stopped=traced) if self._silent >= limits.suspect else WELL
+            return HangVerdict(ProcessState.HUNG, how, stopped=traced)
+        return HangVerdict(ProcessState.SUSPECT, how, stopped=traced) if self._silent >= limits.suspect else WELL
 
 
-def _usable(counted: float, last: Look, seen: Look) -> float:
+def _usable(counted: float, last: Observation, seen: Observation) -> float:
     """Returns how much of the time since the last look the process could have used to give a sign."""
     if seen.runnable:
         return min(counted, max(0.0, seen.cpu - last.cpu))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RestartPolicy:
     """The pauses before restarts. Times in seconds."""
 
     first: float = 0.1  # the shortest pause
@@ -55,7 +55,7 @@ class Restarts:
 
     __slots__ = ("_failed", "_ready", "_row", "_story", "phase", "policy")
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: RestartPolicy) -> None:
         self.policy = policy
         self.phase = Phase.ENDED
         self._row = 0  # ends since the last steady life

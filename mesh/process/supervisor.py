@@ -42,7 +42,7 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ChildLife:
     """The identity of one life of the child."""
 
     number: int  # from 1
@@ -55,7 +55,7 @@ class Ended:
 
     how: str  # for people: "ended with status 1"
     code: int  # its exit status; -N if signal N ended it
-    hung: hang.Verdict | None  # why it was killed from here; None: it was not
+    hung: hang.HangVerdict | None  # why it was killed from here; None: it was not
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Program:
     """A program to keep running. Times in seconds."""
 
     name: str
-    spawn: Callable[[Life], Awaitable[Process]]  # may raise OSError
+    spawn: Callable[[ChildLife], Awaitable[Process]]  # may raise OSError
     missing: Callable[[], Awaitable[str]] | None = None
     """Says what the start still waits for, "" once it is ready; may raise StartFailed. None: it is ready when it
     runs."""
@@ -71,8 +71,8 @@ class Program:
     """Says whether it answers: the signs of life of a program that has no heartbeat."""
     heard: Callable[[], float] | None = None
     """Returns the time of its last sign of life, if it gives its own; None: by its heartbeat, or `ask`."""
-    policy: restarts.Policy = restarts.Policy()  # noqa: RUF009 - frozen
-    limits: hang.Limits = hang.Limits()  # noqa: RUF009 - frozen
+    policy: restarts.RestartPolicy = restarts.RestartPolicy()  # noqa: RUF009 - frozen
+    limits: hang.HangLimits = hang.HangLimits()  # noqa: RUF009 - frozen
     start_timeout: float = 60.0  # until it is ready
     wait_again: bool = True  # also at later starts; else those are ready when they run
     grace: float = 0.0  # for its end, if it is not ready in time
@@ -189,7 +189,7 @@ class Supervisor:
             self._unwatch()
             self.starts += 1
             try:
-                child = await program.spawn(Life(self.starts, innocent=hung is not None and hung.stopped))
+                child = await program.spawn(ChildLife(self.starts, innocent=hung is not None and hung.stopped))
             except OSError as error:  # out of processes, memory or descriptors: this passes
                 raise StartFailed(program.explain(f"cannot be started: {error}", ())) from error
             self.child = child

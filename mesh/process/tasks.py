@@ -23,7 +23,7 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-AGAIN = restarts.Policy(first=1.0, longest=60.0, steady=300.0)
+AGAIN = restarts.RestartPolicy(first=1.0, longest=60.0, steady=300.0)
 """The pauses before an expendable duty that failed is started again."""
 
 _AGAIN = 1.0  # seconds
@@ -67,12 +67,12 @@ class _Standing:
         self.task = task
         self.pulse = pulse
         self.turns = turns
-        self.hang = hang.Hang(hang.Limits(silent=turns, suspect=turns, interval=_LOOK))
+        self.hang = hang.Hang(hang.HangLimits(silent=turns, suspect=turns, interval=_LOOK))
 
     def hangs(self, now: float) -> bool:
         """Looks at it, and returns whether it hangs."""
-        verdict = self.hang.look(hang.Look(now, "S", 0.0, False, self.pulse.last))
-        return verdict.doing is hang.Doing.HUNG
+        verdict = self.hang.look(hang.Observation(now, "S", 0.0, False, self.pulse.last))
+        return verdict.doing is hang.ProcessState.HUNG
 
 
 class Tasks:

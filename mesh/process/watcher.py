@@ -52,8 +52,8 @@ class Watch:
         child: Watched,
         heard: Callable[[], float],
         *,
-        limits: hang.Limits = hang.Limits(),  # noqa: B008 - frozen
-        on_hung: Callable[[hang.Verdict], None] | None = None,
+        limits: hang.HangLimits = hang.HangLimits(),  # noqa: B008 - frozen
+        on_hung: Callable[[hang.HangVerdict], None] | None = None,
     ) -> None:
         self.verdict = hang.WELL
         self._child = child
@@ -63,14 +63,14 @@ class Watch:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"watch {child.name}")
 
     @property
-    def hung(self) -> hang.Verdict | None:
+    def hung(self) -> hang.HangVerdict | None:
         """The reason for killing it from here; None if it was not."""
-        return self.verdict if self.verdict.doing is hang.Doing.HUNG else None
+        return self.verdict if self.verdict.doing is hang.ProcessState.HUNG else None
 
     @property
     def trouble(self) -> str | None:
         """The reason not to rely on this child now; None: it is healthy."""
-        return None if self.verdict.doing is hang.Doing.WELL else f"{self._child.name} {self.verdict.why}"
+        return None if self.verdict.doing is hang.ProcessState.WELL else f"{self._child.name} {self.verdict.why}"
 
     @property
     def failed(self) -> BaseException | None:
@@ -92,7 +92,7 @@ class Watch:
                 log.exception("looking at a process failed", process_name=child.name, pid=child.pid)
                 await asyncio.sleep(limits.interval)
                 continue
-            if verdict.doing is hang.Doing.HUNG:
+            if verdict.doing is hang.ProcessState.HUNG:
                 log.error("process hangs, replacing it", process_name=child.name, pid=child.pid, why=verdict.why)
                 try:
                     if self._on_hung is not None:
@@ -100,21 +100,21 @@ class Watch:
                 finally:
                     child.kill()
                 return
-            if verdict.doing is hang.Doing.SUSPECT and before.doing is hang.Doing.WELL:
+            if verdict.doing is hang.ProcessState.SUSPECT and before.doing is hang.ProcessState.WELL:
                 log.warning("process may hang", process_name=child.name, pid=child.pid, why=verdict.why)
             await asyncio.sleep(limits.interval)
 
-    def _look(self) -> hang.Look:
+    def _look(self) -> hang.Observation:
         heard = self._heard()
         now = time.monotonic()
         seen = proc.stat(self._child.pid)
         # The threads are examined only if it matters: a server may have a hundred.
         runnable = now - heard > _FRESH and proc.runnable(self._child.pid)
         if seen is None:
-            return hang.Look(
+            return hang.Observation(
                 now, "", 0.0, True, heard
             )  # counts for nothing: it has just ended, or /proc does not show it
-        return hang.Look(now, seen.state, seen.cpu, runnable, heard)
+        return hang.Observation(now, seen.state, seen.cpu, runnable, heard)
 
 
 class Answers:

@@ -17,8 +17,8 @@ from mesh.options.values import parse_address
 from mesh.schema import copytoken
 from placement import blame
 from placement.blame import Blame
-from placement.copies import UNLIMITED, Limits
-from placement.failures import Kind
+from placement.copies import UNLIMITED, CopyLimits
+from placement.failures import FailureKind
 
 PROTOCOL = 1
 """Version of the router-agent protocol of this build, which also understands the one before."""
@@ -110,7 +110,7 @@ class Failure:
     pod: str
     at_ms: int  # epoch; the predecessor's records require times
     text: str
-    kind: Kind = Kind.LASTING
+    kind: FailureKind = FailureKind.LASTING
     since_ms: int = 0  # epoch: start of the unbroken series of failures; 0: this one
     asked_ms: int = 0  # pause that the store asked for
     digest: str = ""  # of the files that cannot be loaded
@@ -124,7 +124,7 @@ class Failure:
             pod,
             _integer(at),
             _text(more.get("msg", "")),
-            Kind.named(_text(more.get("kind", ""))),
+            FailureKind.named(_text(more.get("kind", ""))),
             _integer(more.get("since", 0)),
             _integer(more.get("asked", 0)),
             _text(more.get("digest", "")),
@@ -133,7 +133,7 @@ class Failure:
 
     def encode(self) -> dict[str, Any]:
         """Encodes its part under `fails`; attributes at their default are left out."""
-        kind = "" if self.kind is Kind.LASTING else self.kind.value
+        kind = "" if self.kind is FailureKind.LASTING else self.kind.value
         since = 0 if self.since_ms == self.at_ms else self.since_ms
         more = {"msg": self.text, "kind": kind, "since": since, "asked": self.asked_ms}
         more |= {"digest": self.digest, "secrets": self.secrets}
@@ -159,7 +159,7 @@ class ModelRecord:
     generation: int = 0  # number of reloads
     changed: str = ""  # hex, the digest of other content that a later load found and refused
     changed_ms: int = 0  # epoch, of that load
-    limits: Limits = UNLIMITED  # of its copies, if set for the model
+    limits: CopyLimits = UNLIMITED  # of its copies, if set for the model
     killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
     blames: tuple[Blame, ...] = ()  # the same deaths for `placement.blame`; none in records of older versions
     guilty: str = ""  # reason for its quarantine; empty: none
@@ -265,7 +265,7 @@ class ModelRecord:
                 generation=_integer(mesh.get("generation", 0)),
                 changed=_text(mesh.get("changed", "")),
                 changed_ms=_integer(mesh.get("changedAt", 0)),
-                limits=Limits(
+                limits=CopyLimits(
                     None if mesh.get("minCopies") is None else _integer(mesh["minCopies"]),
                     None if mesh.get("maxCopies") is None else _integer(mesh["maxCopies"]),
                     None if mesh.get("pinned") is None else bool(mesh["pinned"]),

@@ -8,9 +8,9 @@ from placement.coldstart.choosing import Go
 from placement.coldstart.flight import Flight
 from placement.coldstart.flights import Flights
 from placement.coldstart.instructions import ForgetRecord
-from placement.coldstart.problems import Problem, Reason
+from placement.coldstart.problems import Problem, ProblemReason
 
-_FINAL = frozenset({Reason.QUARANTINED, Reason.NOWHERE, Reason.CONTENT_CHANGED})
+_FINAL = frozenset({ProblemReason.QUARANTINED, ProblemReason.NOWHERE, ProblemReason.CONTENT_CHANGED})
 """Reasons for which a load fails in every other pod too."""
 
 # --- the record ---
@@ -35,7 +35,7 @@ def _record_read(flights: Flights, flight: Flight, event: events.RecordRead) -> 
     flight.stale = flight.stale + 1 if same else 0
     if flight.stale > flights.rules.max_stale:
         text = f"{pod} does not accept the current registration of {flight.model_id}"
-        flights.end(flight, problems.soon(Reason.UNAVAILABLE, text))
+        flights.end(flight, problems.soon(ProblemReason.UNAVAILABLE, text))
     elif flight.stale:
         flights.wait(flight, f"{pod} has an older view of the registry")
     else:
@@ -75,7 +75,7 @@ def _seen(flights: Flights, flight: Flight, event: events.Seen) -> None:
     if pod or (pod := choosing.claimed(flight, record.created, event, standing, flights.rules)):
         flights.ask(flight, pod)
     elif record.quarantine:
-        flights.end(flight, Problem(Reason.QUARANTINED, record.quarantine))
+        flights.end(flight, Problem(ProblemReason.QUARANTINED, record.quarantine))
     elif standing.answer is not None:
         flights.end(flight, problems.failed(flight.model_id, standing, standing.answer))
     else:
@@ -122,11 +122,11 @@ def _refused(flights: Flights, flight: Flight, event: events.Refused) -> None:
     waited = event.now_ms - flight.asked_ms > flights.rules.waited_ms
     flight.excluded[flight.pod] = f"refuses it: {event.text}"
     flight.refusals.append((event.reason, event.text))
-    if event.reason in (Reason.QUARANTINED, Reason.UNKNOWN_MODEL):
+    if event.reason in (ProblemReason.QUARANTINED, ProblemReason.UNKNOWN_MODEL):
         flights.end(flight, Problem(event.reason, event.text))
-    elif event.reason is Reason.NO_ROOM and waited and not flight.places:
+    elif event.reason is ProblemReason.NO_ROOM and waited and not flight.places:
         flights.end(flight, problems.soon(event.reason, event.text))  # no pod makes room that nobody waits for
-    elif event.reason is Reason.NOWHERE:
+    elif event.reason is ProblemReason.NOWHERE:
         flight.stuck_ms = None
         flights.read_again(flight)  # its record says by now what it needs: no pod is asked that is no larger
     else:
@@ -172,7 +172,7 @@ def _garbled(flights: Flights, flight: Flight, event: events.Garbled) -> None:
 
 def _broke(flights: Flights, flight: Flight, event: events.Broke) -> None:
     text = f"loading {flight.model_id} failed inside the router: {event.text}"
-    flights.end(flight, Problem(Reason.INTERNAL, text))
+    flights.end(flight, Problem(ProblemReason.INTERNAL, text))
 
 
 FOLLOW: Mapping[type[events.Event], Callable[[Flights, Flight, Any], None]] = {

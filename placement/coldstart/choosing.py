@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from placement.choice import Choice, Verdict
+from placement.choice import Choice, ChoiceVerdict
 from placement.coldstart import problems
 from placement.coldstart.events import Seen
 from placement.coldstart.flight import Flight
-from placement.coldstart.problems import Problem, Reason
+from placement.coldstart.problems import Problem, ProblemReason
 from placement.coldstart.rules import Rules
-from placement.failures import Standing
+from placement.failures import Eligibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def usable(created: int, seen: Seen) -> bool:
     return any(copy.usable and copy.created == created for copy in seen.copies)
 
 
-def claimed(flight: Flight, created: int, seen: Seen, standing: Standing, rules: Rules) -> str:
+def claimed(flight: Flight, created: int, seen: Seen, standing: Eligibility, rules: Rules) -> str:
     """Returns a pod that is known to have a copy of that registration, or to be loading one: its agent joins us to it.
 
     One in which that load has failed is not: its claim has gone or is about to, though the view still shows it."""
@@ -43,7 +43,7 @@ def claimed(flight: Flight, created: int, seen: Seen, standing: Standing, rules:
     return ""
 
 
-def outcome(flight: Flight, choice: Choice, standing: Standing, rules: Rules) -> Go | Problem | Stuck:
+def outcome(flight: Flight, choice: Choice, standing: Eligibility, rules: Rules) -> Go | Problem | Stuck:
     """Returns what follows from a choice.
 
     Where no pod is left to be asked, the answer is what tells the caller most: the model's own error before the sizes
@@ -54,17 +54,17 @@ def outcome(flight: Flight, choice: Choice, standing: Standing, rules: Rules) ->
         return Go(choice.pod, f"{cause}: {choice.why}")
     if standing.newest is not None:
         return problems.failed(flight.model_id, standing, standing.newest)
-    if choice.verdict is Verdict.NOWHERE:
-        return Problem(Reason.NOWHERE, choice.why)
-    if choice.verdict is Verdict.NO_ROOM:
-        return problems.soon(Reason.NO_ROOM, f"Nowhere available to load: {choice.why}")
+    if choice.verdict is ChoiceVerdict.NOWHERE:
+        return Problem(ProblemReason.NOWHERE, choice.why)
+    if choice.verdict is ChoiceVerdict.NO_ROOM:
+        return problems.soon(ProblemReason.NO_ROOM, f"Nowhere available to load: {choice.why}")
     refusals, flight.refusals = flight.refusals, []
     for reason, text in refusals:
-        if reason in (Reason.NO_ROOM, Reason.OVERLOADED):
+        if reason in (ProblemReason.NO_ROOM, ProblemReason.OVERLOADED):
             return problems.soon(reason, text)
-    if refusals and all(reason is Reason.NOWHERE for reason, _ in refusals):
-        return Problem(Reason.NOWHERE, refusals[-1][1])
+    if refusals and all(reason is ProblemReason.NOWHERE for reason, _ in refusals):
+        return Problem(ProblemReason.NOWHERE, refusals[-1][1])
     if not choice.refused:
-        return problems.soon(Reason.UNAVAILABLE, choice.why)
+        return problems.soon(ProblemReason.UNAVAILABLE, choice.why)
     flight.excluded.clear()
     return Stuck(refusals[-1][1] if refusals else choice.why)

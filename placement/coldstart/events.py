@@ -8,8 +8,8 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from placement.choice import Choice
-from placement.coldstart.problems import Problem, Reason
-from placement.failures import Failure, Kind
+from placement.coldstart.problems import Problem, ProblemReason
+from placement.failures import Failure, FailureKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Elsewhere(Answer):
 class Refused(Answer):
     """The agent cannot take it; the model is not to blame."""
 
-    reason: Reason
+    reason: ProblemReason
     text: str
 
 
@@ -173,9 +173,9 @@ class Failed(Answer):
     """The load was tried there and failed."""
 
     text: str
-    kind: Kind = Kind.LASTING
+    kind: FailureKind = FailureKind.LASTING
     asked_ms: int = 0  # pause that the store asked for; 0: none
-    reason: Reason = Reason.LOAD_FAILED
+    reason: ProblemReason = ProblemReason.LOAD_FAILED
 
 
 @dataclass(frozen=True, slots=True)

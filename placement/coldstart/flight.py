@@ -17,10 +17,10 @@ from typing import Any
 
 from placement.coldstart import events
 from placement.coldstart.alarms import Alarm
-from placement.coldstart.problems import Reason
+from placement.coldstart.problems import ProblemReason
 from placement.coldstart.story import Story
 from placement.coldstart.waiters import Place
-from placement.failures import Standing
+from placement.failures import Eligibility
 
 
 class Phase(enum.Enum):
@@ -104,7 +104,7 @@ class Flight:
 
         self.looked_ms = 0  # when the view was looked at last
         self.changed = False  # the view has changed since then
-        self.standing: Standing | None = None  # where the model has failed, as of the last look
+        self.standing: Eligibility | None = None  # where the model has failed, as of the last look
         self.stuck_ms: int | None = None  # when it was first found, without a success since, that it has to wait
         self.pause: Alarm[Any] | None = None  # while waiting
 
@@ -116,7 +116,7 @@ class Flight:
         self.joined = ""  # the pod to be asked next, because it is said to have the copy or to be making it
         self.excluded: dict[str, str] = {}  # pods not to choose, and why
         self.failed_in: set[str] = set()  # pods in which it has failed
-        self.refusals: list[tuple[Reason, str]] = []
+        self.refusals: list[tuple[ProblemReason, str]] = []
 
     def __repr__(self) -> str:
         return f"<flight of {self.model_id}: {self.phase.value}, {len(self.places)} waiting>"

@@ -21,7 +21,7 @@ from placement.coldstart.instructions import (
     TellCopy,
     TellProblem,
 )
-from placement.coldstart.problems import Problem, Reason
+from placement.coldstart.problems import Problem, ProblemReason
 from placement.coldstart.rules import Rules
 from placement.coldstart.waiters import Place, Waiters
 from placement.failures import Failures
@@ -104,7 +104,7 @@ class Flights:
             flight.stuck_ms = flight.looked_ms
         patience_ms = min(rules.load_wait_ms if flight.places else rules.patience_ms, 3 * rules.patience_ms)
         if flight.looked_ms - flight.stuck_ms > patience_ms:
-            self.end(flight, problems.soon(Reason.UNAVAILABLE, why))
+            self.end(flight, problems.soon(ProblemReason.UNAVAILABLE, why))
         elif flight.changed:
             self.read(flight)
         else:

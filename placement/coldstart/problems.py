@@ -4,10 +4,10 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from placement.failures import Failure, Kind, Standing, hint
+from placement.failures import Eligibility, Failure, FailureKind, hint
 
 
-class Reason(enum.Enum):
+class ProblemReason(enum.Enum):
     """A reason why a model was not loaded, or a waiter may not wait for it."""
 
     UNKNOWN_MODEL = enum.auto()
@@ -30,7 +30,7 @@ class Reason(enum.Enum):
     INTERNAL = enum.auto()
 
     @classmethod
-    def named(cls, name: str) -> "Reason":
+    def named(cls, name: str) -> "ProblemReason":
         """Returns the reason of that name; UNAVAILABLE for one that means nothing to a cold start."""
         return cls.__members__.get(name, cls.UNAVAILABLE)
 
@@ -39,32 +39,36 @@ class Reason(enum.Enum):
 class Problem:
     """One reason, in words for the caller."""
 
-    reason: Reason
+    reason: ProblemReason
     text: str
     retry_ms: int | None = None  # time until a retry makes sense, if known
     details: Mapping[str, str] = field(default_factory=dict)  # short strings for programs
 
 
-STOPPING = Problem(Reason.UNAVAILABLE, "this router is stopping")
-PASSED = Problem(Reason.DEADLINE, "the deadline has passed")
+STOPPING = Problem(ProblemReason.UNAVAILABLE, "this router is stopping")
+PASSED = Problem(ProblemReason.DEADLINE, "the deadline has passed")
 
 
-def soon(reason: Reason, text: str) -> Problem:
+def soon(reason: ProblemReason, text: str) -> Problem:
     """Returns a problem after which a caller may retry in a second."""
     return Problem(reason, text, 1000)
 
 
 def unknown(model_id: str) -> Problem:
     """Returns the problem of a model that is not registered."""
-    return Problem(Reason.UNKNOWN_MODEL, "model not found", details={"model": model_id[:200]})
+    return Problem(ProblemReason.UNKNOWN_MODEL, "model not found", details={"model": model_id[:200]})
 
 
-def failed(model_id: str, standing: Standing, failure: Failure) -> Problem:
+def failed(model_id: str, standing: Eligibility, failure: Failure) -> Problem:
     """Returns the model's own error, with the way out and the pods in which it failed."""
-    passing = failure.kind is Kind.PASSING
+    passing = failure.kind is FailureKind.PASSING
     text = failure.why or "the model could not be loaded"
     return Problem(
-        Reason.NOT_FETCHED if passing else Reason.NO_ROOM if failure.kind is Kind.MEMORY else Reason.LOAD_FAILED,
+        ProblemReason.NOT_FETCHED
+        if passing
+        else ProblemReason.NO_ROOM
+        if failure.kind is FailureKind.MEMORY
+        else ProblemReason.LOAD_FAILED,
         f"{text} ({hint(model_id, failure.kind, standing.retry_ms)})",
         max(standing.retry_ms, 100) if passing else None,
         {"pods": ", ".join(standing.pods)[:500]},

@@ -9,7 +9,7 @@ from typing import Any
 
 from placement.coldstart.alarms import Alarm
 from placement.coldstart.events import Joined
-from placement.coldstart.problems import PASSED, Problem, Reason, soon
+from placement.coldstart.problems import PASSED, Problem, ProblemReason, soon
 from placement.coldstart.rules import Rules
 
 
@@ -37,14 +37,14 @@ class Place:
             return None  # the load takes longer than expected: its end is unknown
         due_ms = self.deadline_ms - now_ms
         text = f"loading {self.model_id} takes {left_ms / 1000:.1f} s more, the deadline is in {due_ms / 1000:.1f} s"
-        return Problem(Reason.NOT_IN_TIME, text, left_ms)
+        return Problem(ProblemReason.NOT_IN_TIME, text, left_ms)
 
     def expired(self, now_ms: int, rules: Rules) -> Problem:
         """Returns the problem when its alarm rings."""
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
-            return Problem(Reason.DEADLINE, f"{self.model_id} was not loaded by the deadline")
+            return Problem(ProblemReason.DEADLINE, f"{self.model_id} was not loaded by the deadline")
         text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s; its load goes on"
-        return Problem(Reason.NOT_IN_TIME, text, 5000)
+        return Problem(ProblemReason.NOT_IN_TIME, text, 5000)
 
 
 class Waiters:
@@ -62,11 +62,11 @@ class Waiters:
         if event.deadline_ms is not None and event.deadline_ms <= event.now_ms:
             return PASSED
         if self.count >= rules.max_waiters:
-            return soon(Reason.OVERLOADED, f"{self.count} calls wait for models to load")
+            return soon(ProblemReason.OVERLOADED, f"{self.count} calls wait for models to load")
         if self.bytes + event.size > rules.max_waiting_bytes:
-            return soon(Reason.OVERLOADED, f"calls that wait for models to load hold {self.bytes} bytes")
+            return soon(ProblemReason.OVERLOADED, f"calls that wait for models to load hold {self.bytes} bytes")
         if waiting >= rules.max_waiters_per_model:
-            return soon(Reason.OVERLOADED, f"{waiting} calls wait for model {event.model_id} to load")
+            return soon(ProblemReason.OVERLOADED, f"{waiting} calls wait for model {event.model_id} to load")
         return None
 
     def place(self, event: Joined) -> Place:

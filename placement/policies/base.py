@@ -59,7 +59,7 @@ R = TypeVar("R", float, tuple[float, int])
 """A rank."""
 
 
-class Order(Generic[K, R]):
+class RankedKeys(Generic[K, R]):
     """Keys by a rank that may have grown since it was computed. Ties are broken by age in the order."""
 
     __slots__ = ("_heap", "_live", "_rank", "_ties")

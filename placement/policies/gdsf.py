@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Generic
 
-from placement.policies.base import SPARE, K, Order, Standing, Uses
+from placement.policies.base import SPARE, K, RankedKeys, Standing, Uses
 
 HISTORY = 4096
 """Steps of the inflation that are kept."""
@@ -33,7 +33,7 @@ class Gdsf(Generic[K]):
 
     def __init__(self, uses: Uses[K]) -> None:
         self._uses = uses
-        self._order: Order[K, tuple[float, int]] = Order(self._place)
+        self._order: RankedKeys[K, tuple[float, int]] = RankedKeys(self._place)
         self._facts: dict[K, float] = {}  # milliseconds to load it again for each MiB
         self._seen: dict[K, tuple[int, float]] = {}  # last use as known, and the inflation at that time
         self._times: list[int] = []  # when the inflation rose ...

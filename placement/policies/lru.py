@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Generic
 
-from placement.policies.base import SPARE, K, Order, Standing, Uses
+from placement.policies.base import SPARE, K, RankedKeys, Standing, Uses
 
 
 class Lru(Generic[K]):
@@ -15,7 +15,7 @@ class Lru(Generic[K]):
 
     def __init__(self, uses: Uses[K]) -> None:
         self._uses = uses
-        self._order: Order[K, float] = Order(lambda key: uses(key)[0])
+        self._order: RankedKeys[K, float] = RankedKeys(lambda key: uses(key)[0])
 
     def __len__(self) -> int:
         return len(self._order)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from placement import choice, copies, room
-from placement.actions import Kind
+from placement.actions import ActionKind
 from placement.debits import Debits
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 from placement.policies import named
-from placement.simulator.fleet import Model
+from placement.simulator.fleet import SimulatedModel
 
 PUBLISH_MS = 2_000
 PLAN_MS = 10_000
@@ -43,7 +43,7 @@ class Counts:
     evictions: int = 0
 
 
-class _Pod:
+class _SimulatedPod:
     """A pod's cache."""
 
     __slots__ = (
@@ -73,7 +73,7 @@ class _Pod:
         self.busy_until = [0] * threads  # of each loading thread
         self.calls = 0  # since the last publication
         self.changed = True
-        self.published = Pod(name, capacity, loading_threads=threads, zone=zone)
+        self.published = Candidate(name, capacity, loading_threads=threads, zone=zone)
 
 
 class Cluster:
@@ -88,20 +88,20 @@ class Cluster:
         threads: int = 2,
         zones: int = 1,
         more_copies: bool = False,
-        model: Callable[[str], Model],
+        model: Callable[[str], SimulatedModel],
     ) -> None:
         """Sets up pods of `capacity_bytes` each. With `more_copies`, hot models get further copies. Raises ValueError
         for an unknown policy."""
         self.counts = Counts()
         self._pods = {
-            name: _Pod(name, capacity_bytes, policy, threads, f"zone-{number % zones}" if zones > 1 else "")
+            name: _SimulatedPod(name, capacity_bytes, policy, threads, f"zone-{number % zones}" if zones > 1 else "")
             for number, name in enumerate(f"pod-{n}" for n in range(1, pods + 1))
         }
-        self._view: list[Pod] = [pod.published for pod in self._pods.values()]
+        self._view: list[Candidate] = [pod.published for pod in self._pods.values()]
         self._debits = Debits()
         self._model = model
-        self._models: dict[str, Model] = {}
-        self._where: dict[str, list[_Pod]] = {}  # model -> pods that have it loaded
+        self._models: dict[str, SimulatedModel] = {}
+        self._where: dict[str, list[_SimulatedPod]] = {}  # model -> pods that have it loaded
         self._under_way: dict[str, int] = {}  # model -> loads of it that are going on
         self._events: list[tuple[int, int, str, str]] = []  # loads: (done at, tie, pod, model)
         self._ties = 0
@@ -195,15 +195,15 @@ class Cluster:
             excluded[name] = "has no room"
         return False
 
-    def _begin(self, now: int, pod: _Pod, model_id: str, model: Model, idle_ms: int) -> bool:
+    def _begin(self, now: int, pod: _SimulatedPod, model_id: str, model: SimulatedModel, idle_ms: int) -> bool:
         """Acts as the agent: finds room or refuses, then queues the load."""
         if model_id in pod.copies or model_id in pod.loading:
             return False
 
-        def look(key: str) -> room.Held:
+        def look(key: str) -> room.ResidentCopy:
             last, calls = pod.uses[key]
             spare = len(self._where.get(key, ())) - 1
-            return room.Held(
+            return room.ResidentCopy(
                 key,
                 pod.copies[key],
                 now - last,
@@ -246,7 +246,7 @@ class Cluster:
                 pod.uses[model_id] = (now, pod.uses[model_id][1] + 1)
                 return
 
-    def _finish(self, now: int, pod: _Pod, model_id: str) -> None:
+    def _finish(self, now: int, pod: _SimulatedPod, model_id: str) -> None:
         size = pod.loading.pop(model_id)
         pod.copies[model_id] = size
         pod.changed = True
@@ -260,11 +260,11 @@ class Cluster:
         self._debits.done((pod.name, model_id))
         self._loaded_at[pod.name, model_id] = now
 
-    def _evict(self, now: int, pod: _Pod, model_id: str) -> None:
+    def _evict(self, now: int, pod: _SimulatedPod, model_id: str) -> None:
         self._drop(pod, model_id, evicted_at=now)
         self.counts.evictions += 1
 
-    def _drop(self, pod: _Pod, model_id: str, *, evicted_at: int | None) -> None:
+    def _drop(self, pod: _SimulatedPod, model_id: str, *, evicted_at: int | None) -> None:
         pod.policy.remove(model_id, evicted_at=evicted_at)
         pod.used -= pod.copies.pop(model_id)
         del pod.uses[model_id]
@@ -275,7 +275,7 @@ class Cluster:
         if not holders:
             del self._where[model_id]
 
-    def _of(self, model_id: str) -> Model:
+    def _of(self, model_id: str) -> SimulatedModel:
         model = self._models.get(model_id)
         if model is None:
             model = self._models[model_id] = self._model(model_id)
@@ -296,18 +296,24 @@ class Cluster:
             share = rates.get(model_id, 0) // len(holders)
             peak = self._peaks.get(model_id, 0) // len(holders)
             standing = tuple(
-                copies.Copy(pod.name, rate=share, peak_rate=peak, age_ms=now - self._loaded_at[pod.name, model_id])
+                copies.ReportedCopy(
+                    pod.name, rate=share, peak_rate=peak, age_ms=now - self._loaded_at[pod.name, model_id]
+                )
                 for pod in holders
             )
-            loading = tuple(copies.Copy(p.name, loaded=False) for p in self._pods.values() if model_id in p.loading)
+            loading = tuple(
+                copies.ReportedCopy(p.name, loaded=False) for p in self._pods.values() if model_id in p.loading
+            )
             idle = now - max(pod.uses[model_id][0] for pod in holders)
             models.append(
-                copies.Model(model_id, Footprint(self._of(model_id).bytes), standing + loading, idle_ms=max(0, idle))
+                copies.ScaledModel(
+                    model_id, Footprint(self._of(model_id).bytes), standing + loading, idle_ms=max(0, idle)
+                )
             )
         plan = copies.plan(models, self._debits.apply(self._view, now))
         for action in plan.actions:
             pod = self._pods[action.pod]
-            if action.kind is Kind.LOAD:
+            if action.kind is ActionKind.LOAD:
                 self._load(now, action.model_id, idle_ms=action.idle_ms, pods=[action.pod])
             elif action.model_id in pod.copies and len(self._where[action.model_id]) > 1:
                 self._drop(pod, action.model_id, evicted_at=None)

@@ -17,7 +17,7 @@ BYTES_PER_MS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class SimulatedModel:
     """The figures of one model."""
 
     bytes: int
@@ -29,18 +29,18 @@ def load_ms(size: int) -> int:
     return max(1, round(LATENCY_MS + size / BYTES_PER_MS))
 
 
-def lognormal(seed: int = 0, *, median: int = MEDIAN_BYTES, spread: float = SPREAD) -> Callable[[str], Model]:
+def lognormal(seed: int = 0, *, median: int = MEDIAN_BYTES, spread: float = SPREAD) -> Callable[[str], SimulatedModel]:
     """Returns realistic models: many small, a few large. A model's size depends on its id and the seed alone."""
 
-    def model(model_id: str) -> Model:
+    def model(model_id: str) -> SimulatedModel:
         drawn = random.Random(f"{seed} {model_id}").normalvariate(0.0, spread)
         size = max(64 << 10, round(median * math.exp(min(drawn, 4.0))))
-        return Model(size, load_ms(size))
+        return SimulatedModel(size, load_ms(size))
 
     return model
 
 
-def equal(size: int) -> Callable[[str], Model]:
+def equal(size: int) -> Callable[[str], SimulatedModel]:
     """Returns models of one size."""
-    model = Model(size, load_ms(size))
+    model = SimulatedModel(size, load_ms(size))
     return lambda model_id: model

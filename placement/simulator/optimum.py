@@ -11,13 +11,15 @@ import random
 from collections.abc import Callable, Sequence
 
 from placement.simulator.cluster import Counts
-from placement.simulator.fleet import Model
+from placement.simulator.fleet import SimulatedModel
 
 _NEVER = 1 << 62
 _SAMPLE = 48  # of the residents, of which the largest product goes; more change the third digit
 
 
-def clairvoyant(models: Sequence[str], capacity_bytes: int, model: Callable[[str], Model], *, since: int = 0) -> Counts:
+def clairvoyant(
+    models: Sequence[str], capacity_bytes: int, model: Callable[[str], SimulatedModel], *, since: int = 0
+) -> Counts:
     """Returns the better of the two for models called in that order. A model that never fits is refused.
 
     Only requests from number `since` on are counted."""
@@ -37,10 +39,10 @@ def _next_uses(models: Sequence[str]) -> list[int]:
 
 
 def _farthest(
-    models: Sequence[str], next_use: Sequence[int], capacity: int, model: Callable[[str], Model], since: int
+    models: Sequence[str], next_use: Sequence[int], capacity: int, model: Callable[[str], SimulatedModel], since: int
 ) -> Counts:
     counts = Counts()
-    resident: dict[str, tuple[int, Model]] = {}  # with the next use
+    resident: dict[str, tuple[int, SimulatedModel]] = {}  # with the next use
     order: list[tuple[int, str]] = []  # (-next use, model); behind where the resident's differs
     free = capacity
     for index, model_id in enumerate(models):
@@ -70,7 +72,7 @@ def _farthest(
 
 
 def _largest(
-    models: Sequence[str], next_use: Sequence[int], capacity: int, model: Callable[[str], Model], since: int
+    models: Sequence[str], next_use: Sequence[int], capacity: int, model: Callable[[str], SimulatedModel], since: int
 ) -> Counts:
     counts = Counts()
     random_number = random.Random(0).random
@@ -114,7 +116,7 @@ def _largest(
     return counts
 
 
-def _count(counts: Counts, model: Model) -> None:
+def _count(counts: Counts, model: SimulatedModel) -> None:
     counts.misses += 1
     counts.loads += 1
     counts.load_ms += model.load_ms

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from placement.simulator.cluster import Cluster, Counts
-from placement.simulator.fleet import Model
+from placement.simulator.fleet import SimulatedModel
 
 WINDOWS = 60
 """Points in the course of a trace's hit rate."""
@@ -47,7 +47,7 @@ def run(
     requests: Iterable[tuple[int, str]],
     total: int,
     setup: Setup,
-    model: Callable[[str], Model],
+    model: Callable[[str], SimulatedModel],
     *,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Result:

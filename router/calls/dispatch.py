@@ -11,7 +11,7 @@ from mesh.wire.call import Call, Handler
 from router.calls import answers, streams
 from router.calls.forwarder import Forwarder
 from router.calls.routes import Routes
-from router.calls.unary import Carry
+from router.calls.unary import UnaryCall
 
 
 class Dispatcher:
@@ -47,4 +47,4 @@ class Dispatcher:
             answers.fail(call, error)
             self.forwarder.meter.call(method.label, error.reason.code, 0.0, len(frame))
             return
-        Carry(self.forwarder, call, frame, method, model_id).begin()
+        UnaryCall(self.forwarder, call, frame, method, model_id).begin()

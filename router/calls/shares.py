@@ -13,7 +13,7 @@ from mesh.statuses import MeshError, Reason
 _RETRY = 0.5  # seconds
 
 
-class Copy(Protocol):
+class SharedCopy(Protocol):
     """The part of a copy that counts here: our calls of it, and our calls in its pod."""
 
     @property
@@ -25,7 +25,7 @@ class Copy(Protocol):
         """The calls in flight to its pod."""
 
 
-def full(copy: Copy, connections: int) -> bool:
+def full(copy: SharedCopy, connections: int) -> bool:
     """Returns whether the model has its share of that many connections. A model without a call always gets one."""
     return copy.calls > 0 and copy.calls >= connections - copy.in_flight
 

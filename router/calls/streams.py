@@ -63,7 +63,7 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
         (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
 
 
-class _Place:
+class _StreamPlace:
     """The place of a call that waits for a connection to a copy's pod; a free connection is reserved for it."""
 
     def __init__(self, forwarder: Forwarder, copy: Copy) -> None:
@@ -155,7 +155,7 @@ class _Stream:
             if other is not None:
                 forwarder.began(other)
                 return other, NOTHING
-            await _Place(forwarder, copy).wait()
+            await _StreamPlace(forwarder, copy).wait()
             if copy in forwarder.view.copies.get(model_id, ()):
                 if not forwarder.must_verify(copy):
                     return copy, NOTHING

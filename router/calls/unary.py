@@ -1,11 +1,11 @@
 """The carrying of a unary call to a copy and of its reply back: a state machine of plain callbacks, no task on a hit.
 
-A `Carry` is one call. It picks a copy from the view, sends the bytes, and passes the reply back: status, metadata,
+A `UnaryCall` is one call. It picks a copy from the view, sends the bytes, and passes the reply back: status, metadata,
 trailers, or a stream. If there is no copy, `coldstart` calls back; after a try without an answer, `attempts` decides
 what follows. When the caller goes away, or its deadline passes, closing the connection tells the server.
 
 The record of a *suspect* copy is read before the first try, as is that of a model whose calls lost servers; see
-`verify`. `forwarder` holds what calls share, `dispatch` makes a `Carry` of a call, `streams` carries streaming
+`verify`. `forwarder` holds what calls share, `dispatch` makes a `UnaryCall` of a call, `streams` carries streaming
 requests.
 """
 
@@ -30,7 +30,7 @@ P = ParamSpec("P")
 _OK = int(Code.OK)
 
 
-class Carry:
+class UnaryCall:
     """One unary call on its way. A sink for the pool, a waiter for the cold start."""
 
     __slots__ = (

@@ -84,7 +84,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class _ReadTombstone:
     """One tombstone as read."""
 
     model_id: str
@@ -185,7 +185,7 @@ class Tombstones:
     async def sweep(self, model_ids: Iterable[str]) -> None:
         """Removes the tombstones of those models for which no pod may answer any more."""
         waiting = list(model_ids)
-        standing: list[_Standing] = []
+        standing: list[_ReadTombstone] = []
         present = True
         for start in range(0, len(waiting), BATCH):
             found, all_there = await self._look(waiting[start : start + BATCH])
@@ -196,7 +196,7 @@ class Tombstones:
         for start in range(0, len(standing), AT_ONCE):
             await asyncio.gather(*(self._judge(tombstone, lives) for tombstone in standing[start : start + AT_ONCE]))
 
-    async def _look(self, model_ids: Sequence[str]) -> tuple[list[_Standing], bool]:
+    async def _look(self, model_ids: Sequence[str]) -> tuple[list[_ReadTombstone], bool]:
         """Reads the tombstones of those models. Returns them, and whether each life has presence at that revision."""
         reads = census(self._keys)
         for model_id in model_ids:
@@ -207,10 +207,10 @@ class Tombstones:
         for model_id, tombstones, copies in zip(model_ids, found[2::2], found[3::2], strict=True):
             if kvs := kvs_of(tombstones):
                 holders = tuple(self._keys.copy_of(kv.key)[1] for kv in kvs_of(copies))
-                standing.append(_Standing(model_id, kvs[0].mod_revision, holders))
+                standing.append(_ReadTombstone(model_id, kvs[0].mod_revision, holders))
         return standing, all_present(found[:2])
 
-    async def _judge(self, tombstone: _Standing, lives: Sequence[Open]) -> list[Holder]:
+    async def _judge(self, tombstone: _ReadTombstone, lives: Sequence[Open]) -> list[Holder]:
         """Returns the pods that may answer for the model; removes its tombstone if there are none."""
         holders = [Holder(pod, None) for pod in tombstone.holders]
         # No task for each life: usually one pod of many has held the model.
@@ -226,12 +226,12 @@ class Tombstones:
             await self._etcd.txn([modified(key, tombstone.revision), absent_range(prefix, key)], [delete_op(key)])
         return holders
 
-    def _may_hold(self, life: Open, tombstone: _Standing) -> bool:
+    def _may_hold(self, life: Open, tombstone: _ReadTombstone) -> bool:
         """Returns whether that incarnation may answer for the model, as far as history and its agent say."""
         known = self._known_of(life)
         return known.held.get(tombstone.model_id, True) and (tombstone.model_id, tombstone.revision) not in known.gone
 
-    async def _recall(self, lives: Sequence[Open], standing: Sequence[_Standing]) -> None:
+    async def _recall(self, lives: Sequence[Open], standing: Sequence[_ReadTombstone]) -> None:
         """Reads from etcd's history which of those models the pods held, as far as that is not known yet."""
 
         async def recall(life: Open) -> None:

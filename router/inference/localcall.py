@@ -12,7 +12,7 @@ log = logs.get(__name__)
 
 
 @dataclass(slots=True)
-class Answer:
+class LocalAnswer:
     """The outcome of a call."""
 
     code: int
@@ -51,7 +51,7 @@ class LocalCall(wire.Call):
         self.encoding = b""
         self.deadline = deadline
         self.peer = peer
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[LocalAnswer] = asyncio.get_running_loop().create_future()
         self._cancelled = False
         self._on_cancel: Callable[[], None] | None = None
         self._read = False
@@ -95,11 +95,11 @@ class LocalCall(wire.Call):
 
     def reply(self, frame: bytes, headers: wire.Headers = (), trailers: wire.Headers = ()) -> None:
         """Answers with OK and one message."""
-        self._settle(Answer(Code.OK, "", frame, list(headers), list(trailers)))
+        self._settle(LocalAnswer(Code.OK, "", frame, list(headers), list(trailers)))
 
     def fail(self, code: int, text: str, headers: wire.Headers = (), trailers: wire.Headers = ()) -> None:
         """Answers with a status other than OK."""
-        self._settle(Answer(code, text, None, [*(self._start or ()), *headers], list(trailers)))
+        self._settle(LocalAnswer(code, text, None, [*(self._start or ()), *headers], list(trailers)))
 
     def start(self, headers: wire.Headers = ()) -> None:
         """Begins a reply that comes in parts."""
@@ -110,7 +110,7 @@ class LocalCall(wire.Call):
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
         if self._first is not None:
-            self._settle(Answer(Code.INTERNAL, "the model server answered with more than one message"))
+            self._settle(LocalAnswer(Code.INTERNAL, "the model server answered with more than one message"))
             raise wire.CallCancelled("more than one message")
         self._first = frame
 
@@ -119,25 +119,25 @@ class LocalCall(wire.Call):
         if code == Code.OK and self._first is None:
             code, text = Code.INTERNAL, "the model server answered with no message"
         frame = self._first if code == Code.OK else None
-        self._settle(Answer(code, text, frame, self._start or [], list(trailers)))
+        self._settle(LocalAnswer(code, text, frame, self._start or [], list(trailers)))
 
-    def _settle(self, answer: Answer) -> None:
+    def _settle(self, answer: LocalAnswer) -> None:
         self._on_cancel = None
         if not self.answer.done():
             self.answer.set_result(answer)
 
 
-async def make(call: LocalCall, dispatch: wire.Handler) -> Answer:
+async def make(call: LocalCall, dispatch: wire.Handler) -> LocalAnswer:
     """Makes the call and waits for its answer, at most until its deadline. A cancellation reaches the handler."""
     try:
         dispatch(call)
     except Exception:
         log.exception("handler failed", method=call.method)
-        return Answer(Code.INTERNAL, "internal error, see the router's log")
+        return LocalAnswer(Code.INTERNAL, "internal error, see the router's log")
     try:
         async with asyncio.timeout_at(call.deadline):
             return await call.answer
     except TimeoutError:
-        return Answer(Code.DEADLINE_EXCEEDED, "the deadline passed")
+        return LocalAnswer(Code.DEADLINE_EXCEEDED, "the deadline passed")
     finally:
         call.cancel()

@@ -18,7 +18,7 @@ from mesh.v2 import PREFIX
 from mesh.wire import framing
 from mesh.wire.call import Handler, Header
 from router.inference import localcall
-from router.inference.localcall import Answer
+from router.inference.localcall import LocalAnswer
 
 M = TypeVar("M", bound=Message)
 
@@ -31,10 +31,10 @@ class Caller(NamedTuple):
     peer: str = "local"
 
 
-class Failed(Exception):
+class CallFailed(Exception):
     """A call answered with a status other than OK, which is to be passed on."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: LocalAnswer) -> None:
         super().__init__(answer.text)
         self.answer = answer
 
@@ -55,18 +55,18 @@ class Models:
         """Returns a model's inputs and outputs. One that is not loaded gets loaded. Raises Failed, MeshError."""
         return await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, caller)
 
-    async def infer(self, frame: bytes, caller: Caller) -> Answer:
+    async def infer(self, frame: bytes, caller: Caller) -> LocalAnswer:
         """Carries out a framed ModelInferRequest; the answer has a frame. Raises Failed."""
         return await self._make("ModelInfer", frame, caller)
 
-    def response(self, answer: Answer) -> pb.ModelInferResponse:
+    def response(self, answer: LocalAnswer) -> pb.ModelInferResponse:
         """Returns the message of an inference's answer. Raises MeshError."""
         return self._message(answer, pb.ModelInferResponse)
 
     async def _ask(self, method: str, request: Message, reply: type[M], caller: Caller) -> M:
         return self._message(await self._make(method, framing.pack(request.SerializeToString()), caller), reply)
 
-    async def _make(self, method: str, frame: bytes, caller: Caller) -> Answer:
+    async def _make(self, method: str, frame: bytes, caller: Caller) -> LocalAnswer:
         call = localcall.LocalCall(
             PREFIX + method.encode(),
             frame,
@@ -76,10 +76,10 @@ class Models:
         )
         answer = await localcall.make(call, self._dispatch)
         if answer.code != Code.OK or answer.frame is None:
-            raise Failed(answer)
+            raise CallFailed(answer)
         return answer
 
-    def _message(self, answer: Answer, reply: type[M]) -> M:
+    def _message(self, answer: LocalAnswer, reply: type[M]) -> M:
         assert answer.frame is not None
         try:
             return reply.FromString(framing.unpack(answer.frame, answer.encoding, limit=self._max_message))

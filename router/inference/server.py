@@ -22,7 +22,7 @@ except importlib.metadata.PackageNotFoundError:  # run from a source tree that i
     VERSION = "0"
 
 
-class Server:
+class V2Server:
     """One worker as V2's server."""
 
     def __init__(self, view: View, ready: Callable[[], str | None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from placement.actions import Action, Kind
+from placement.actions import Action, ActionKind
 from placement.failures import Failures
 from router.leader.orders import Orders, now_ms
 from router.loads.agents import Timeout, Unreachable
@@ -61,9 +61,9 @@ class Carrying:
         begun = []
         for action in actions:
             names = (action.model_id, action.pod)
-            if names in self._under_way or (action.kind is Kind.LOAD and self.resting(action.model_id)):
+            if names in self._under_way or (action.kind is ActionKind.LOAD and self.resting(action.model_id)):
                 continue
-            loads = action.kind is Kind.LOAD
+            loads = action.kind is ActionKind.LOAD
             work = self._load(action) if loads else self._unload(action)
             begun.append(self._begin(names, work, f"{action.kind.value} {action.model_id}", loads=loads))
         return begun

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from mesh.process.tasks import Tasks
 from mesh.telemetry import logs
 from placement import drain
-from placement.actions import Action, Kind
+from placement.actions import Action, ActionKind
 from placement.footprint import Footprint
-from placement.pod import Pod as Candidate
+from placement.pod import Candidate as Candidate
 from router.leader.carrying import Carrying
 from router.leader.observing import Observer
 from router.state.dynamic import Current
@@ -98,19 +98,19 @@ class Handover:
             log.info("a copy of a pod that leaves finds no room", model=model_id, pod=pod.name, why=why)
         # The pod need not wait for copies that will not move.
         left = [
-            Action(Kind.UNLOAD, copy.model, pod.name, "the pod leaves, and there is no room elsewhere")
+            Action(ActionKind.UNLOAD, copy.model, pod.name, "the pod leaves, and there is no room elsewhere")
             for copy in list(pod.copies.values())
         ]
         await asyncio.gather(*self._carrying.begin(left), return_exceptions=True)
 
-    def held(self, copy: Copy) -> drain.Held:
+    def held(self, copy: Copy) -> drain.DrainingCopy:
         """Returns a copy as `placement.drain` sees it."""
         others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
         loading = {pod for model, pod in self._carrying.loading() if model == copy.model and pod != copy.pod.name}
         # Other routers do not know a copy yet that is only known from an agent's answer: they would find none.
         loaded = {o.pod.name for o in others if o.callable and not o.answered and not o.pod.leaving}
         loading |= {o.pod.name for o in others if o.pod.name not in loaded and not o.pod.leaving}
-        return drain.Held(
+        return drain.DrainingCopy(
             copy.model,
             Footprint(copy.record.host_bytes, copy.record.device_bytes),
             self._idle().get(copy.model, copy.record.age_ms),

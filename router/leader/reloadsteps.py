@@ -68,7 +68,7 @@ class Steps:
         self._choose = choose
         self._told_idle_ms = idle_ms
 
-    def held(self, registration: Registration, move: Move) -> list[reload.Held]:
+    def held(self, registration: Registration, move: Move) -> list[reload.ReloadingCopy]:
         """Returns the copies of that registration, as `placement.reload` sees them."""
         found = []
         for copy in self._view.known(registration.model_id):
@@ -78,10 +78,10 @@ class Steps:
             reachable = pod.record is not None and not pod.suspect and not pod.leaving and not move.silent(pod.name)
             # Other routers do not know a copy yet that is only known from an agent's answer.
             loaded = copy.callable and not (copy.answered and copy.record.generation >= registration.record.generation)
-            found.append(reload.Held(pod.name, copy.record.generation, loaded, reachable))
+            found.append(reload.ReloadingCopy(pod.name, copy.record.generation, loaded, reachable))
         return found
 
-    async def take(self, registration: Registration, todo: reload.Step, move: Move) -> str | None:
+    async def take(self, registration: Registration, todo: reload.ReloadStep, move: Move) -> str | None:
         """Carries one step out. Returns why the new content cannot be loaded; None: it can, or it is not known yet."""
         if todo.elsewhere:
             return await self._load_elsewhere(registration, todo.why, move)

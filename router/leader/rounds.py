@@ -17,12 +17,12 @@ from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord
 from mesh.telemetry import logs
 from placement import choice, copies
-from placement.actions import Kind, Plan
+from placement.actions import ActionKind, Plan
 from placement.constraints import NONE
-from placement.copies import UNLIMITED, Limits, Model
+from placement.copies import UNLIMITED, CopyLimits, ScaledModel
 from placement.debits import Debits
 from placement.footprint import Footprint
-from placement.pod import Pod as Candidate
+from placement.pod import Candidate as Candidate
 from router.leader import handover
 from router.leader.carrying import Carrying
 from router.leader.handover import Handover
@@ -155,7 +155,7 @@ class Rounds:
         # In a thread: 20,000 models take a quarter of a second, and this process also serves the feed.
         avoided = self.carrying.avoided()
         plan = await asyncio.to_thread(copies.plan, models, pods, constraints=settings.constraints, avoided=avoided)
-        if not plan.put_off and not any(action.kind is Kind.LOAD for action in plan.actions):
+        if not plan.put_off and not any(action.kind is ActionKind.LOAD for action in plan.actions):
             more = await self._warming.plan(pods, settings, wanted=lambda model: model in self._lost)
             plan = replace(plan, actions=(*plan.actions, *more.actions))
         self._tell(plan)
@@ -230,7 +230,7 @@ class Rounds:
             idle[model] = min(idle.get(model, state.idle_ms), state.idle_ms)
         self._idle = idle
 
-    def _models(self, seen: Observation, settings: Current) -> Iterator[Model]:
+    def _models(self, seen: Observation, settings: Current) -> Iterator[ScaledModel]:
         """Yields the models that plans may concern: hot, misplaced or lost ones, several copies, limits."""
         mentioned = {model for model, _ in seen.copies}
         loading = self.carrying.loading()
@@ -253,10 +253,10 @@ class Rounds:
             limits = settings.limits.of(model_type, record.limits if record is not None else UNLIMITED)
             standing = [self._copy(copy, seen.copies.get((model_id, copy.pod.name))) for copy in known]
             names = {copy.pod for copy in standing}
-            standing += [copies.Copy(pod, False) for m, pod in loading if m == model_id and pod not in names]
+            standing += [copies.ReportedCopy(pod, False) for m, pod in loading if m == model_id and pod not in names]
             lost = self._lost.get(model_id)
             idle = self._idle.get(model_id, min((c.record.age_ms for c in known), default=_OLD_MS))
-            yield Model(
+            yield ScaledModel(
                 model_id,
                 _footprint(known, record),
                 tuple(standing),
@@ -268,10 +268,10 @@ class Rounds:
             )
 
     @staticmethod
-    def _copy(copy: Copy, state: agent_pb2.CopyState | None) -> copies.Copy:
+    def _copy(copy: Copy, state: agent_pb2.CopyState | None) -> copies.ReportedCopy:
         if state is None:
-            return copies.Copy(copy.pod.name, copy.loaded, age_ms=_OLD_MS)
-        return copies.Copy(
+            return copies.ReportedCopy(copy.pod.name, copy.loaded, age_ms=_OLD_MS)
+        return copies.ReportedCopy(
             copy.pod.name,
             copy.loaded,
             rate=state.rate,
@@ -300,7 +300,7 @@ class Rounds:
         models: Iterable[str] = self._view.models() if by_type else {*seen.wanted, *(model for model, _ in pinned)}
         for model_id in list(models):
             registration = seen.wanted.get(model_id)
-            own: Limits = registration.record.limits if registration is not None else UNLIMITED
+            own: CopyLimits = registration.record.limits if registration is not None else UNLIMITED
             for copy in self._view.known(model_id):
                 if not copy.callable:
                     continue

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from placement import preload
 from placement.actions import Plan
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 from router.leader.carrying import Carrying
 from router.leader.observing import Observer
 from router.leader.recency import Recency
@@ -41,7 +41,7 @@ class Warming:
         self._loop = asyncio.get_running_loop()
         self._resting: dict[str, float] = {}  # until when
 
-    async def plan(self, pods: Sequence[Pod], settings: Current, *, wanted: Callable[[str], bool]) -> Plan:
+    async def plan(self, pods: Sequence[Candidate], settings: Current, *, wanted: Callable[[str], bool]) -> Plan:
         """Returns the loads to begin now. `wanted` models are planned elsewhere. Raises EtcdError."""
         if not any(pod.accepts and preload.has_space(pod) for pod in pods):
             return Plan(())

@@ -10,7 +10,7 @@ from placement import choice, footprint
 from placement.constraints import NONE
 from placement.debits import Debits
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 from router.loads import asking
 from router.state.dynamic import Current
 from router.state.view import View
@@ -30,7 +30,7 @@ class Choosing:
         """Returns the time in milliseconds, on the same clock."""
         return round(self.now() * 1000)
 
-    def candidates(self, model_id: str) -> list[Pod]:
+    def candidates(self, model_id: str) -> list[Candidate]:
         """Returns the pods as candidates for a load, less what was just sent to them."""
         return self.debits.apply(self._view.candidates(self.now(), model_id), self.now_ms())
 
@@ -47,7 +47,7 @@ class Choosing:
         holders = {copy.pod.name for copy in self._view.known(model_id)}
         need = self.footprint_of(record)
 
-        def choose(pods: list[Pod]) -> choice.Choice:
+        def choose(pods: list[Candidate]) -> choice.Choice:
             return choice.choose(
                 model_id,
                 need,
@@ -61,7 +61,7 @@ class Choosing:
 
         debited = self.debits.apply(published, self.now_ms())
         chosen = choose(debited)
-        return choose(published) if chosen.verdict is choice.Verdict.NO_ROOM and debited != published else chosen
+        return choose(published) if chosen.verdict is choice.ChoiceVerdict.NO_ROOM and debited != published else chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
         """Returns the estimate for a load: measured by an earlier one, else derived from the present copies."""
@@ -75,7 +75,7 @@ class Choosing:
         if not record.host_bytes and not record.device_bytes:
             return ""
         chosen = self.choose(model_id, record, excluded={})
-        return chosen.why if chosen.verdict is choice.Verdict.NOWHERE else ""
+        return chosen.why if chosen.verdict is choice.ChoiceVerdict.NOWHERE else ""
 
     def pinned(self, record: records.ModelRecord) -> bool:
         """Returns whether copies of the model are protected from eviction."""

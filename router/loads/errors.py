@@ -16,4 +16,4 @@ def error_of(problem: Problem) -> MeshError:
 def problem_of(error: MeshError) -> Problem:
     """Returns an error as a problem of a cold start."""
     retry_ms = None if error.retry_after is None else round(error.retry_after * 1000)
-    return Problem(problems.Reason.named(error.reason.name), error.text, retry_ms, error.details)
+    return Problem(problems.ProblemReason.named(error.reason.name), error.text, retry_ms, error.details)

@@ -12,8 +12,8 @@ from mesh.telemetry import logs
 from placement.coldstart import events
 from placement.coldstart.events import Answer, Record, Sighting
 from placement.coldstart.instructions import Ask, Choose, Hurry, Look, Read, Request
-from placement.coldstart.problems import Reason
-from placement.failures import Failure, Kind
+from placement.coldstart.problems import ProblemReason
+from placement.failures import Failure, FailureKind
 from placement.recorded import on_clock
 from router.loads import asking, errors
 from router.loads.agents import Agent, Timeout, Unreachable, load_request
@@ -177,10 +177,10 @@ class Finder:
             case "failed":
                 self._counts.load_failures.inc()
                 failed = reply.failed
-                kind, reason = Kind.named(failed.kind), Reason.named(failed.reason)
+                kind, reason = FailureKind.named(failed.kind), ProblemReason.named(failed.reason)
                 return events.Failed(*head, failed.text, kind, failed.asked_ms, reason)
             case "refused":
-                return events.Refused(*head, Reason.named(reply.refused.reason), reply.refused.text)
+                return events.Refused(*head, ProblemReason.named(reply.refused.reason), reply.refused.text)
             case "stale":
                 return events.Stale(*head)
         return events.Garbled(*head)

@@ -13,7 +13,7 @@ from mesh.schema.modelstatus import ModelStatus
 from mesh.schema.records import ModelRecord, Reload
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from placement.copies import Limits
+from placement.copies import CopyLimits
 from router.management.creation import Creation, Fate
 from router.management.loading import Loading
 from router.management.requests import Item, Register, check_id, record_of
@@ -128,7 +128,7 @@ class Registrar:
                 return await self._status.of(model_id)
         raise changed_all_the_time(model_id)
 
-    async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> StatusInfo:
+    async def set_limits(self, model_id: str, change: Callable[[CopyLimits], CopyLimits]) -> StatusInfo:
         """Changes the limits of a model's copies. Raises UNKNOWN_MODEL, and the errors of `change`."""
         check_id(model_id)
 

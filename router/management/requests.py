@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mesh.schema import confidential, records
 from mesh.schema.records import ModelRecord
 from mesh.statuses import MeshError, Reason
-from placement.copies import UNLIMITED, Limits
+from placement.copies import UNLIMITED, CopyLimits
 
 HOUR_MS = 3_600_000
 RECENCY_LOAD_NOW_MS = HOUR_MS
@@ -25,7 +25,7 @@ class Item(NamedTuple):
     path: str = ""
     key: str = ""
     sha256: str = ""  # hex, of the model's file; "": not named
-    limits: Limits = UNLIMITED  # of its copies
+    limits: CopyLimits = UNLIMITED  # of its copies
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RouterLimits:
     """Limits of calls and of the memory that they take (docs/limits.md)."""
 
     max_message: Annotated[

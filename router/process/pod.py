@@ -25,7 +25,7 @@ from mesh.identity import Identity
 from mesh.options import values as addresses
 from mesh.process import ports
 from mesh.process.ending import Ending
-from mesh.process.supervisor import Life, Program, Supervisor
+from mesh.process.supervisor import ChildLife, Program, Supervisor
 from mesh.process.tasks import Tasks, turned
 from mesh.schema import owner, records
 from mesh.schema.keys import Keys
@@ -242,7 +242,7 @@ class RouterPod:
     def _make_envoy(self, settings: RouterSettings) -> minder.Minder:
         host, port = addresses.parse_address(settings.listen)
         return minder.Minder(
-            config.Settings(
+            config.EnvoySettings(
                 host=host,
                 port=port,
                 admin_socket=f"{settings.run_dir}/admin",
@@ -311,7 +311,7 @@ class RouterPod:
         handed = self._sockets[index].descriptors if self._sockets else ()
         argv += map(str, handed)
 
-        async def spawn(_: Life) -> process.Process:
+        async def spawn(_: ChildLife) -> process.Process:
             return await process.spawn(argv, name=name, pass_fds=handed, on_line=_say, beats=True)
 
         return Supervisor(

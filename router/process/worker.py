@@ -37,7 +37,7 @@ from router.calls.routes import Routes
 from router.fencing.prober import Prober
 from router.fencing.tombstones import Tombstones
 from router.inference.models import Models
-from router.inference.server import Server as V2Server
+from router.inference.server import V2Server as V2Server
 from router.loads.agents import Agents
 from router.loads.coldstart import ColdStart
 from router.management.handlers import Management
@@ -66,7 +66,7 @@ _STOPPING = 10.0  # further seconds for an orderly end
 _IDLE = 50.0  # seconds after which an unused connection to a pod is closed; below the model server's own patience
 
 
-class Process:
+class WorkerProcess:
     """A worker, composed of its parts. Call `start()`, then `stop()`.
 
     `handed` are the descriptors of its listening sockets, if Envoy is the edge: it owns and closes them.
@@ -284,7 +284,7 @@ async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     begin_beating()
-    process = Process(settings, index, handed)
+    process = WorkerProcess(settings, index, handed)
     ends = asyncio.ensure_future(process.ending.wait())
     stopped = asyncio.ensure_future(stop.wait())
     try:

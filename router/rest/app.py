@@ -14,7 +14,7 @@ from aiohttp import web
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from router.inference.models import Failed
+from router.inference.models import CallFailed
 from router.rest import bodies, errors, origins, responses
 from router.rest.management import ManagementApi
 from router.rest.parts import Parts
@@ -116,7 +116,7 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
     """Answers with every failure in one form."""
     try:
         return await handler(request)
-    except Failed as failed:
+    except CallFailed as failed:
         return responses.response(*errors.of_answer(failed.answer))
     except MeshError as error:
         return responses.of_error(error)

@@ -53,7 +53,7 @@ class Bodies:
                 raise too_large(f"the body of {announced} bytes", self._limit)
             hold.request(announced)
         body = Body()
-        pace = _Pace(self)
+        pace = _BodyPace(self)
         content = request.content
         while True:
             try:
@@ -83,7 +83,7 @@ class Bodies:
         response.content_type = content_type
         response.content_length = size
         await response.prepare(request)
-        pace = _Pace(self)
+        pace = _BodyPace(self)
         for whole in pieces:
             view = memoryview(whole)
             for start in range(0, len(view), _PIECE):
@@ -116,7 +116,7 @@ async def drop(request: web.Request) -> None:
                 dropped += len(piece)
 
 
-class _Pace:
+class _BodyPace:
     """The time by which a peer may still fall behind the least rate."""
 
     def __init__(self, bodies: Bodies) -> None:

@@ -70,7 +70,7 @@ class Totals:
         return {"done": done, "created": self.created, "existing": self.existing, "failed": self.failed}
 
 
-class Pace:
+class ImportPace:
     """Pauses for other calls, in work that would run without one."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Import:
         `"finished": false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
-        pace = Pace()
+        pace = ImportPace()
         batch: list[tuple[int, Item]] = []
         number = size = 0
         try:
@@ -208,7 +208,7 @@ def _too_much(what: str) -> MeshError:
 
 async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Passes a stream on in small pieces, with pauses, up to the limit. Raises MeshError."""
-    pace = Pace()
+    pace = ImportPace()
     total = 0
     async for chunk in chunks:
         total += len(chunk)

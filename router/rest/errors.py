@@ -14,12 +14,12 @@ from mesh.pb import details_pb2
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import metadata
 from router.calls import answers
-from router.inference.localcall import Answer
+from router.inference.localcall import LocalAnswer
 
 _MAX_TEXT = 4000  # bytes
 
 
-def of_answer(answer: Answer) -> tuple[int, dict[str, Any]]:
+def of_answer(answer: LocalAnswer) -> tuple[int, dict[str, Any]]:
     """Returns HTTP status and body for a call that failed."""
     error = _our_own(answer)
     if error is not None:
@@ -43,7 +43,7 @@ def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
     return error.reason.http, body
 
 
-def _our_own(answer: Answer) -> MeshError | None:
+def _our_own(answer: LocalAnswer) -> MeshError | None:
     encoded = answer.metadata(answers.DETAILS)
     if encoded is None:
         return None

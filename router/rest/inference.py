@@ -13,7 +13,7 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason, too_large
 from mesh.wire import framing, inflate
 from mesh.wire.budget import Hold
-from router.inference.localcall import Answer
+from router.inference.localcall import LocalAnswer
 from router.inference.models import Caller, Models
 from router.rest import documents
 from router.rest.asked import HEADER_LENGTH, Asked, Body, Target
@@ -103,7 +103,7 @@ class Inference:
         body.pieces, body.size = [plain], len(plain)
         return body
 
-    async def _answer(self, answer: Answer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]) -> R:
+    async def _answer(self, answer: LocalAnswer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]) -> R:
         """Sends the REST form of a reply."""
         frame = answer.frame or b""
         if len(frame) <= _SMALL and not framing.is_compressed(frame):

@@ -8,7 +8,7 @@ from mesh.schema import confidential
 from mesh.schema.modelstatus import ModelStatus
 from mesh.schema.records import ModelRecord
 from mesh.statuses import MeshError, Reason
-from placement.copies import UNLIMITED, Limits
+from placement.copies import UNLIMITED, CopyLimits
 from router.management.requests import Item
 from router.management.status import StatusInfo
 
@@ -51,7 +51,7 @@ def item_of(item: dict[str, Any], model_id: object) -> Item:
     return Item(id_, type_, path, key_, sha256, limits_of(item))
 
 
-def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
+def limits_of(item: dict[str, Any], base: CopyLimits = UNLIMITED) -> CopyLimits:
     """Returns the limits that a document sets, over those of `base`; null removes one. Raises MeshError."""
     if _LIMITS.isdisjoint(item):
         return base
@@ -69,7 +69,7 @@ def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
     if any(isinstance(value, int) and value > MAX_COPIES for value in values[:2]):
         raise MeshError(Reason.BAD_REQUEST, f"more than {MAX_COPIES} copies cannot be asked for")
     try:
-        return Limits(values[0], values[1], None if values[2] is None else bool(values[2]))
+        return CopyLimits(values[0], values[1], None if values[2] is None else bool(values[2]))
     except ValueError as error:
         raise MeshError(Reason.BAD_REQUEST, str(error)) from error
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mesh.telemetry import metrics
 from router.inference.models import Models
-from router.inference.server import Server
+from router.inference.server import V2Server
 from router.management.handlers import Management
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
@@ -18,7 +18,7 @@ class Parts:
     """The parts of one worker."""
 
     settings: RouterSettings
-    server: Server
+    server: V2Server
     models: Models
     management: Management
     view: View

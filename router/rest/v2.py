@@ -12,7 +12,7 @@ from aiohttp import web
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from router.calls import extensions
-from router.inference.models import Failed
+from router.inference.models import CallFailed
 from router.rest import documents, errors, responses
 from router.rest.asked import MODELS, Asked
 from router.rest.inference import Inference
@@ -87,7 +87,7 @@ class V2:
             raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to get at {asked.path:.200}")
         try:
             found = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), asked.caller())
-        except Failed as failed:  # ids may end like an extension's paths, so these come second
+        except CallFailed as failed:  # ids may end like an extension's paths, so these come second
             refusal = extensions.of_operation(asked.path)
             if refusal is None or failed.answer.code != Code.NOT_FOUND:
                 raise

@@ -6,13 +6,13 @@ The dispatcher looks into `methods` before it forwards anything. Each method tak
 from collections.abc import Callable, Mapping
 
 from mesh.wire.call import Handler
-from router.inference.server import Server
+from router.inference.server import V2Server
 from router.management.handlers import Management
 from router.services import health, modelmesh, reflection, v2server
 
 
 def methods(
-    *, ready: Callable[[], str | None], server: Server, management: Management, managed: modelmesh.Managed
+    *, ready: Callable[[], str | None], server: V2Server, management: Management, managed: modelmesh.Managed
 ) -> Mapping[bytes, Handler]:
     """Returns all methods by full name, with the leading slash."""
     return {

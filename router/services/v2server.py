@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from mesh.pb import inference_pb2 as pb
 from mesh.v2 import PREFIX
 from mesh.wire.call import Handler
-from router.inference.server import Server
+from router.inference.server import V2Server
 from router.services.methods import unary
 
 
-def methods(server: Server) -> Mapping[bytes, Handler]:
+def methods(server: V2Server) -> Mapping[bytes, Handler]:
     """Returns the methods by full name, with the leading slash."""
     return {
         PREFIX + b"ServerLive": unary(pb.ServerLiveRequest, server.live),

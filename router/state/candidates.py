@@ -32,7 +32,7 @@ class Rollouts:
             log.info("a pod is being replaced: it gets loads only if no other has room", pod=name)
 
 
-def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str]) -> list[placement.pod.Pod]:
+def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str]) -> list[placement.pod.Candidate]:
     """Returns the pods for a load of that model."""
     found = []
     for pod in pods:
@@ -50,7 +50,7 @@ def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str])
         elif pod.agent_failed_at and now - pod.agent_failed_at < AVOID:
             why_not = "has just not answered"
         found.append(
-            placement.pod.Pod(
+            placement.pod.Candidate(
                 name=pod.name,
                 capacity_bytes=record.capacity_bytes,
                 used_bytes=record.used_bytes,

@@ -229,7 +229,7 @@ class View:
         """Returns the models with more than one copy, including those being loaded. 30 ns a model."""
         return [model for model, pods in self._known.items() if len(pods) > 1]
 
-    def candidates(self, now: float, model: str) -> list[placement.pod.Pod]:
+    def candidates(self, now: float, model: str) -> list[placement.pod.Candidate]:
         """Returns the pods as placement sees them for a load of that model."""
         return candidates.of(self.pods.values(), now=now, model=model, outgoing=self._rollouts.outgoing)
 

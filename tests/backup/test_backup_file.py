@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.cli.backup import file
-from mesh.cli.backup.file import BackupError, Entry, Header
+from mesh.cli.backup.file import BackupEntry, BackupError, Header
 
 HEADER = Header(
     base="mm/mesh",
@@ -22,13 +22,13 @@ HEADER = Header(
     counts={"registry": 2, "vmodels": 0, "config": 1},
 )
 ENTRIES = [
-    Entry("registry", b"a", b'{"type":"onnx"}'),
-    Entry("registry", b"\xff\xfe", b"\x00\n\xff"),
-    Entry("config", b"type_limits", b"{}"),
+    BackupEntry("registry", b"a", b'{"type":"onnx"}'),
+    BackupEntry("registry", b"\xff\xfe", b"\x00\n\xff"),
+    BackupEntry("config", b"type_limits", b"{}"),
 ]
 
 
-def written(header: Header = HEADER, entries: list[Entry] = ENTRIES) -> bytes:
+def written(header: Header = HEADER, entries: list[BackupEntry] = ENTRIES) -> bytes:
     stream = io.BytesIO()
     writer = file.Writer(stream, header)
     writer.write(entries)
@@ -45,7 +45,7 @@ def test_what_is_written_is_read() -> None:
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.binary(max_size=50)), max_size=5))
 def test_any_record_survives(records: list[tuple[bytes, bytes]]) -> None:
-    entries = [Entry("vmodels", name, value) for name, value in records]
+    entries = [BackupEntry("vmodels", name, value) for name, value in records]
     raw = written(replace(HEADER, counts={"registry": 0, "vmodels": len(entries), "config": 0}), entries)
     file.verify(io.BytesIO(raw))
     assert list(file.entries(io.BytesIO(raw))) == entries

@@ -11,10 +11,10 @@ import pytest
 from mesh.schema.keys import Keys
 from mesh.schema.lives import Tombstone
 from mesh.schema.records import ModelRecord
-from placement.copies import Limits
+from placement.copies import CopyLimits
 from tests.backup.conftest import Admin
 
-LIMITED = ModelRecord(type="onnx", path="s3://b/two", key="minio", limits=Limits(minimum=2)).encode()
+LIMITED = ModelRecord(type="onnx", path="s3://b/two", key="minio", limits=CopyLimits(minimum=2)).encode()
 FIRST = ModelRecord(type="onnx", path="s3://b/one", key='{"storage_key": "minio"}', refs=1).encode()
 
 
@@ -149,7 +149,7 @@ def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> 
     assert result.exit_code == 0, result.stderr
     found = admin.all(other)
     record = ModelRecord.decode(found["registry/two/ü".encode()])
-    assert (record.limits, record.host_bytes) == (Limits(minimum=2), 7)
+    assert (record.limits, record.host_bytes) == (CopyLimits(minimum=2), 7)
     assert b"wanted/two%2F%C3%BC" in found
 
 

@@ -138,7 +138,7 @@ def test_up_hands_limits_on_to_those_that_have_them(up, tmp_path):
     settings = started[-1][0]
     argv = {
         "router": parts.router(settings, etcd_url="u", run_dir=tmp_path, session=None).argv(),
-        "runtime": parts.Pod(settings, 1, etcd_url="u", session=None).argv(),
+        "runtime": parts.LocalPod(settings, 1, etcd_url="u", session=None).argv(),
     }
     for name, (value, theirs) in LIMITS.items():
         for part in argv:

@@ -3,9 +3,9 @@
 import json
 
 from placement.replay import Question, render
-from placement.room import Held, Need
+from placement.room import Need, ResidentCopy
 
-QUESTION = Question("m", Need.of_host(10, 0, 100), 0, (Held("a", 10, 5000), Held("b", 10, 1000)))
+QUESTION = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 5000), ResidentCopy("b", 10, 1000)))
 
 
 def test_a_pods_decisions_are_saved_and_asked_again(run, mesh, tmp_path):

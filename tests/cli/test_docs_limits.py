@@ -42,7 +42,7 @@ def test_the_numbers_are_those_of_the_code():
     settings = RouterSettings("r")
     assert settings.max_message == 16 << 20
     assert settings.max_body_bytes == settings.max_waiting_bytes == 256 << 20
-    assert RuntimeSettings("p").max_body_bytes == server_settings.Settings(Path()).max_body_bytes == 512 << 20
+    assert RuntimeSettings("p").max_body_bytes == server_settings.ServerSettings(Path()).max_body_bytes == 512 << 20
     assert settings.edge_memory == 384 << 20
     assert (settings.max_connections_per_pod, settings.max_waiters_per_model) == (1024, 2000)
     assert settings.min_body_rate == server.MIN_RATE == 32 << 10

@@ -12,7 +12,7 @@ import pytest
 from mesh.cli.doctor import etcdchecks
 from mesh.cli.doctor.etcdfacts import EtcdFacts, MemberFacts
 from mesh.cli.doctor.findings import Level
-from mesh.cli.doctor.handshake import Answer, Trouble
+from mesh.cli.doctor.handshake import Handshake, Trouble
 from mesh.etcd import Etcd, EtcdError, EtcdMember, Status
 from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
@@ -243,7 +243,7 @@ STATUS = Status("http://a:2379", "3.6.1", 9, 1, 1, True, (), cluster=1, member=1
 FINE = EtcdFacts(
     EtcdSettings(endpoints=("http://a:2379",)),
     "mm/mesh",
-    (MemberFacts("http://a:2379", Answer(Trouble.NONE), STATUS),),
+    (MemberFacts("http://a:2379", Handshake(Trouble.NONE), STATUS),),
     listed=(EtcdMember(1, "a", ("http://a:2379",), False),),
     alarms=(),
     reads_ms=(1.0, 2.0, 3.0),
@@ -273,8 +273,8 @@ def test_a_member_that_does_not_answer() -> None:
     """One of three is a warning with its name."""
     endpoints = tuple(f"http://{name}:2379" for name in "abc")
     members = (
-        *(MemberFacts(e, Answer(Trouble.NONE), replace(STATUS, member=n)) for n, e in enumerate(endpoints[:2], 1)),
-        MemberFacts(endpoints[2], Answer(Trouble.REFUSED), error="failed to connect"),
+        *(MemberFacts(e, Handshake(Trouble.NONE), replace(STATUS, member=n)) for n, e in enumerate(endpoints[:2], 1)),
+        MemberFacts(endpoints[2], Handshake(Trouble.REFUSED), error="failed to connect"),
     )
     listed = tuple(EtcdMember(number, f"etcd-{number}", (), False) for number in (1, 2, 3))
     facts = replace(FINE, settings=EtcdSettings(endpoints=endpoints), members=members, listed=listed)
@@ -286,26 +286,26 @@ def test_a_member_that_does_not_answer() -> None:
 
 
 def test_no_leader() -> None:
-    lost = MemberFacts("http://a:2379", Answer(Trouble.NONE), replace(STATUS, has_leader=False))
+    lost = MemberFacts("http://a:2379", Handshake(Trouble.NONE), replace(STATUS, has_leader=False))
     assert levels(replace(FINE, members=(lost,), reads_ms=(), read_error="no leader"), "leader") == {Level.FAIL}
 
 
 def test_endpoints_of_two_clusters() -> None:
     """A mistake in a Secret that no process notices."""
-    other = MemberFacts("http://b:2379", Answer(Trouble.NONE), replace(STATUS, cluster=2, member=2))
+    other = MemberFacts("http://b:2379", Handshake(Trouble.NONE), replace(STATUS, cluster=2, member=2))
     assert Level.FAIL in levels(replace(FINE, members=(*FINE.members, other)), "members")
 
 
 def test_alarms_that_only_a_member_tells() -> None:
     """Not every user may list alarms."""
     told = replace(STATUS, errors=("memberID:1 alarm:NOSPACE",))
-    facts = replace(FINE, alarms=None, members=(MemberFacts("http://a:2379", Answer(Trouble.NONE), told),))
+    facts = replace(FINE, alarms=None, members=(MemberFacts("http://a:2379", Handshake(Trouble.NONE), told),))
     assert levels(facts, "alarm") == {Level.FAIL}
 
 
 def test_defragmenting_is_advised_where_it_helps() -> None:
     large = replace(STATUS, db_bytes=95 * 2**20, db_used_bytes=2**20, quota_bytes=100 * 2**20)
-    facts = replace(FINE, members=(MemberFacts("http://a:2379", Answer(Trouble.NONE), large),))
+    facts = replace(FINE, members=(MemberFacts("http://a:2379", Handshake(Trouble.NONE), large),))
     (told,) = (finding for finding in etcdchecks.check(facts, NOW) if finding.check == "quota")
     assert told.level is Level.FAIL
     assert "etcdctl defrag" in told.todo

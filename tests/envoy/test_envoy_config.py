@@ -7,7 +7,7 @@ import pytest
 from mesh import process
 from mesh.envoy import certificates, config
 
-SETTINGS = config.Settings(
+SETTINGS = config.EnvoySettings(
     host="127.0.0.1",
     port=8033,
     admin_socket="/tmp/m/admin",

@@ -29,7 +29,7 @@ async def edge(workers, run_dir):
             "grpc_sockets": (workers.path("g0"), workers.path("g1")),
             "rest_sockets": (workers.path("r0"),),
         } | changes
-        edge = minder.Minder(config.Settings(**settings), run_dir=run_dir, name=f"envoy{len(made)}")
+        edge = minder.Minder(config.EnvoySettings(**settings), run_dir=run_dir, name=f"envoy{len(made)}")
         made.append(edge)
         await edge.start()
         return edge
@@ -176,7 +176,7 @@ async def test_an_unusable_host_and_a_long_path_are_clear_errors(edge, run_dir):
 
 
 async def test_no_binary_is_a_clear_error(workers, run_dir):
-    settings = config.Settings(
+    settings = config.EnvoySettings(
         host="127.0.0.1", port=0, admin_socket=str(run_dir / "a"), grpc_sockets=("/x",), rest_sockets=("/y",)
     )
     one = minder.Minder(settings, run_dir=run_dir, binary=str(run_dir / "envoy"))

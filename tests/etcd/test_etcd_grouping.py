@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.etcd import Delta, EtcdCompacted, EtcdDenied, EtcdUnavailable
-from mesh.etcd.records import Kind
+from mesh.etcd.records import ChangeKind
 from mesh.etcd.watch import Revisions, check
 from mesh.pb import etcd_pb2 as pb
 
@@ -48,7 +48,7 @@ def test_an_empty_last_fragment_completes_what_is_held() -> None:
 def test_a_deletion_is_told_from_a_write() -> None:
     event = pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=b"k", mod_revision=3))
     (delta,) = Revisions().add([put(3, "j"), event], fragment=False)
-    assert [event.kind for event in delta.events] == [Kind.PUT, Kind.DELETE]
+    assert [event.kind for event in delta.events] == [ChangeKind.PUT, ChangeKind.DELETE]
 
 
 @settings(max_examples=50)

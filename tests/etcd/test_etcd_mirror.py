@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mesh.etcd import Delta, Etcd, EtcdClosed, Kind, Lease, Mirror, Snapshot, delete_op, put_op
+from mesh.etcd import ChangeKind, Delta, Etcd, EtcdClosed, Lease, Mirror, Snapshot, delete_op, put_op
 from mesh.etcd.ranges import after_prefix
 from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
@@ -27,8 +27,8 @@ async def test_what_is_there_comes_first_then_every_change(etcd: Etcd, keys: Key
         await follower.has(lambda f: len(f.deltas) == 2, "both changes have come")
         put, deleted = follower.deltas
         assert put.revision == written
-        assert [(e.kind, e.kv.key, e.kv.value) for e in put.events] == [(Kind.PUT, base + b"00", b"new")]
-        assert [(e.kind, e.kv.key, e.kv.value) for e in deleted.events] == [(Kind.DELETE, base + b"01", b"")]
+        assert [(e.kind, e.kv.key, e.kv.value) for e in put.events] == [(ChangeKind.PUT, base + b"00", b"new")]
+        assert [(e.kind, e.kv.key, e.kv.value) for e in deleted.events] == [(ChangeKind.DELETE, base + b"01", b"")]
         assert put.events[0].kv.version == 2
         assert follower.mirror.connected
         assert follower.mirror.stale_for == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mesh.etcdserver import member as etcdmember
-from mesh.etcdserver.member import Entry, joins
+from mesh.etcdserver.member import ListedMember, joins
 from mesh.process import find_binary, free_port, tethered
 from tests.support.authority import Authority
 from tests.support.etcd import EtcdServer
@@ -152,8 +152,8 @@ def test_members_tell_by_tls_too(tmp_path: Path) -> None:
     assert not etcdmember.exists([peer], etcdmember._peer_tls(environment)), "nobody answers"
 
 
-def entry(**fields: object) -> Entry:
-    return Entry.of({"ID": 0xAB, "name": "m0", "peerURLs": [URL], **fields})
+def entry(**fields: object) -> ListedMember:
+    return ListedMember.of({"ID": 0xAB, "name": "m0", "peerURLs": [URL], **fields})
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def entry(**fields: object) -> Entry:
     ],
 )
 def test_what_the_others_are_asked_for(
-    listed: list[Entry], joined: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    listed: list[ListedMember], joined: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by a start that follows one which broke off in the middle."""
     said: list[tuple[str, ...]] = []

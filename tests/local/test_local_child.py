@@ -12,7 +12,7 @@ from mesh.local import child as child_module
 from mesh.local import duties, supervisor
 from mesh.local.child import Child, Part
 from mesh.local.settings import UpError, UpSettings
-from mesh.process.restarts import Policy
+from mesh.process.restarts import RestartPolicy
 from mesh.process.tasks import Tasks
 from tests.support.waiting import until
 
@@ -84,7 +84,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch):
-    monkeypatch.setattr(child_module, "POLICY", Policy(first=0.001, longest=0.01))
+    monkeypatch.setattr(child_module, "POLICY", RestartPolicy(first=0.001, longest=0.01))
     return World()
 
 

@@ -10,26 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.choice import Cause, Verdict, choose
+from placement.choice import ChoiceVerdict, IneligibilityCause, choose
 from placement.constraints import Constraint
 from placement.footprint import SESSION_BYTES, Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 GIB = 2**30
 MIB = 2**20
 
 
-def a_pod(name: str = "a", **changes) -> Pod:
-    return Pod(**{"name": name, "capacity_bytes": GIB, **changes})
+def a_pod(name: str = "a", **changes) -> Candidate:
+    return Candidate(**{"name": name, "capacity_bytes": GIB, **changes})
 
 
-def full(name: str, oldest_idle_ms: int, **changes) -> Pod:
+def full(name: str, oldest_idle_ms: int, **changes) -> Candidate:
     return a_pod(name, used_bytes=GIB, copies=10, oldest_idle_ms=oldest_idle_ms, **changes)
 
 
 pods = st.lists(
     st.builds(
-        Pod,
+        Candidate,
         name=st.sampled_from("abcdefgh"),
         capacity_bytes=st.integers(0, 100),
         used_bytes=st.integers(0, 120),
@@ -60,8 +60,8 @@ def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excl
         assert size <= pod.free_bytes or idle_ms <= pod.oldest_idle_ms
     assert [r.bucket for r in choice.ranking] == sorted(r.bucket for r in choice.ranking)
     assert choice.pod == (choice.ranking[0].pod if choice.ranking else None)
-    assert (choice.verdict is Verdict.CHOSEN) == bool(choice.ranking)
-    assert (choice.verdict is Verdict.NOWHERE) == (bool(pods) and all(size > pod.capacity_bytes for pod in pods))
+    assert (choice.verdict is ChoiceVerdict.CHOSEN) == bool(choice.ranking)
+    assert (choice.verdict is ChoiceVerdict.NOWHERE) == (bool(pods) and all(size > pod.capacity_bytes for pod in pods))
     assert choice.why
     assert choose("m", size, list(reversed(pods)), excluded=excluded, idle_ms=idle_ms).ranking == choice.ranking
 
@@ -70,22 +70,22 @@ def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excl
 def test_a_waiting_caller_is_refused_only_for_what_the_text_says(pods, size):
     """With idle_ms 0 age refuses nothing: some pod accepts and is large enough, or there is none to choose."""
     choice = choose("m", size, pods)
-    assert (choice.verdict is Verdict.CHOSEN) == any(pod.accepts and size <= pod.capacity_bytes for pod in pods)
-    assert choice.verdict is not Verdict.NO_ROOM
+    assert (choice.verdict is ChoiceVerdict.CHOSEN) == any(pod.accepts and size <= pod.capacity_bytes for pod in pods)
+    assert choice.verdict is not ChoiceVerdict.NO_ROOM
 
 
 def test_no_pods_at_all():
     """An empty mesh has its own sentence."""
     choice = choose("m", 1, [])
-    assert choice.verdict is Verdict.NO_PODS
+    assert choice.verdict is ChoiceVerdict.NO_PODS
     assert choice.why == "there is no runtime pod"
 
 
 def test_larger_than_every_pod_is_nowhere_even_if_one_is_leaving():
     """Waiting does not help a model that no pod can ever hold."""
     choice = choose("m", 2 * GIB, [a_pod("a"), a_pod("b", accepts=False, why_not="is leaving")])
-    assert choice.verdict is Verdict.NOWHERE
-    assert {refused.cause for refused in choice.refused} == {Cause.TOO_SMALL}
+    assert choice.verdict is ChoiceVerdict.NOWHERE
+    assert {refused.cause for refused in choice.refused} == {IneligibilityCause.TOO_SMALL}
     assert "2.0 GiB" in choice.why
     assert "1.0 GiB" in choice.why
 
@@ -93,15 +93,15 @@ def test_larger_than_every_pod_is_nowhere_even_if_one_is_leaving():
 def test_large_enough_but_leaving_is_worth_a_retry():
     """A pod that could hold it and does not accept now keeps the verdict from being final."""
     choice = choose("m", GIB, [a_pod("a", capacity_bytes=MIB), a_pod("b", accepts=False, why_not="is leaving")])
-    assert choice.verdict is Verdict.NO_PODS
+    assert choice.verdict is ChoiceVerdict.NO_PODS
     assert "b is leaving" in choice.why
 
 
 def test_exclusions_are_named_with_their_reasons():
     """The reason given for an excluded pod is in the sentence."""
     choice = choose("m", 1, [a_pod("a")], excluded={"a": "failed to load it 3 s ago"})
-    assert choice.verdict is Verdict.NO_PODS
-    assert choice.refused[0].cause is Cause.EXCLUDED
+    assert choice.verdict is ChoiceVerdict.NO_PODS
+    assert choice.refused[0].cause is IneligibilityCause.EXCLUDED
     assert "a failed to load it 3 s ago" in choice.why
 
 
@@ -109,10 +109,10 @@ def test_older_than_everything_in_full_pods_has_no_room():
     """A preload of a model that nobody used for long does not push out what is used."""
     pods = [full("a", 60_000), full("b", 90_000)]
     choice = choose("m", MIB, pods, idle_ms=100_000)
-    assert choice.verdict is Verdict.NO_ROOM
+    assert choice.verdict is ChoiceVerdict.NO_ROOM
     assert "60 s" in choice.why
     assert choose("m", MIB, pods, idle_ms=80_000).pod == "b"
-    assert choose("m", MIB, pods).verdict is Verdict.CHOSEN
+    assert choose("m", MIB, pods).verdict is ChoiceVerdict.CHOSEN
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_older_than_everything_in_full_pods_has_no_room():
 def test_what_is_preferred_is_preferred_for_every_model(better, worse):
     """A better bucket wins whatever the draw says and whatever the pods are called."""
     for names in (("a", "b"), ("b", "a")):
-        pair = [Pod(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
+        pair = [Candidate(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
         assert {choose(f"m{i}", MIB, pair).pod for i in range(50)} == {names[0]}
 
 
-def _fields(pod: Pod) -> dict:
-    return {name: getattr(pod, name) for name in Pod.__slots__}
+def _fields(pod: Candidate) -> dict:
+    return {name: getattr(pod, name) for name in Candidate.__slots__}
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_a_new_pod_takes_only_its_share():
 def test_routers_in_other_processes_choose_the_same():
     """The draw does not depend on the process: Python's salted hash() would."""
     code = (
-        "from placement.choice import choose; from placement.pod import Pod\n"
-        "pods = [Pod(f'pod-{i}', 100) for i in range(9)]\n"
+        "from placement.choice import choose; from placement.pod import Candidate\n"
+        "pods = [Candidate(f'pod-{i}', 100) for i in range(9)]\n"
         "print(*[choose(f'm{i}', 1, pods).pod for i in range(40)])"
     )
     answers = {
@@ -211,14 +211,14 @@ GPU = Constraint(required=frozenset({"gpu"}))
 LIKES_GPU = Constraint(preferred=frozenset({"gpu"}))
 
 
-def gpu_pod(name: str, **changes) -> Pod:
+def gpu_pod(name: str, **changes) -> Candidate:
     return a_pod(name, labels=frozenset({"gpu"}), device_capacity_bytes=GIB, **changes)
 
 
 @given(
     pods=st.lists(
         st.builds(
-            Pod,
+            Candidate,
             name=st.sampled_from("abcdefgh"),
             capacity_bytes=st.integers(0, 100),
             used_bytes=st.integers(0, 120),
@@ -252,9 +252,9 @@ def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
         and size.on(device=pod.has_device).host_bytes <= pod.capacity_bytes
         and size.on(device=pod.has_device).device_bytes <= pod.device_capacity_bytes
     ]
-    assert (choice.verdict is Verdict.NOWHERE) == (bool(pods) and not may_hold)
+    assert (choice.verdict is ChoiceVerdict.NOWHERE) == (bool(pods) and not may_hold)
     if idle_ms == 0:  # a caller waits: loadable wherever a pod may hold it and accepts
-        assert (choice.verdict is Verdict.CHOSEN) == any(pod.accepts for pod in may_hold)
+        assert (choice.verdict is ChoiceVerdict.CHOSEN) == any(pod.accepts for pod in may_hold)
     assert {ranked.pod for ranked in choice.ranking} <= {pod.name for pod in may_hold if pod.accepts}
     assert choice.why
     if choice.pod is not None:
@@ -271,9 +271,9 @@ def test_a_required_label_is_never_traded_for_room():
     """A full pod with the label is taken, an empty one without never; with none the model is refused for good."""
     choice = choose("m", MIB, [full("a", 1000, labels=frozenset({"gpu"})), a_pod("b")], constraint=GPU)
     assert choice.pod == "a"
-    assert choice.refused[0].cause is Cause.NOT_ALLOWED
+    assert choice.refused[0].cause is IneligibilityCause.NOT_ALLOWED
     nowhere = choose("m", MIB, [a_pod("b"), a_pod("c", accepts=False)], constraint=GPU)
-    assert nowhere.verdict is Verdict.NOWHERE
+    assert nowhere.verdict is ChoiceVerdict.NOWHERE
     assert "b lacks the label gpu that its type requires" in nowhere.why
 
 
@@ -292,7 +292,7 @@ def test_device_memory_is_a_capacity_of_its_own():
     """Free host memory does not make room on the device."""
     size = Footprint(MIB, 2 * GIB)
     choice = choose("m", size, [gpu_pod("g")])
-    assert choice.verdict is Verdict.NOWHERE
+    assert choice.verdict is ChoiceVerdict.NOWHERE
     assert "2.0 GiB of device memory" in choice.why
     ranked = choose("m", Footprint(MIB, GIB), [gpu_pod("g", device_used_bytes=MIB)]).ranking[0]
     assert ranked.evicts
@@ -303,7 +303,7 @@ def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
     size = Footprint(500 * MIB)
     assert choose("m", size, [gpu_pod("g", device_used_bytes=GIB)]).ranking[0].evicts
     assert not choose("m", size, [gpu_pod("g", used_bytes=GIB - MIB)]).ranking[0].evicts
-    assert choose("m", Footprint(2 * GIB), [gpu_pod("g", capacity_bytes=4 * GIB)]).verdict is Verdict.NOWHERE
+    assert choose("m", Footprint(2 * GIB), [gpu_pod("g", capacity_bytes=4 * GIB)]).verdict is ChoiceVerdict.NOWHERE
     tiny = [gpu_pod("g", device_used_bytes=GIB - MIB), full("c", 10**8)]
     assert choose("m", Footprint(1000), tiny).pod == "c", "no session fits onto the device, however small the model"
 
@@ -336,7 +336,7 @@ def test_gpu_pods_are_drawn_by_their_devices():
 def test_what_kind_of_place_is_preferred(better, worse):
     """Zone, rollout, preference and disk, each in its place in the order, whatever the draw says."""
     for names in (("a", "b"), ("b", "a")):
-        pair = [Pod(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
+        pair = [Candidate(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
         found = {choose(f"m{i}", MIB, pair, constraint=LIKES_GPU, zones=["z"]).pod for i in range(30)}
         assert found == {names[0]}
 

@@ -6,40 +6,40 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.actions import Kind, Plan
+from placement.actions import ActionKind, Plan
 from placement.constraints import Constraint, Constraints
-from placement.copies import Copy, Limits, Model, Settings, plan, wanted
+from placement.copies import CopyLimits, ReportedCopy, ScaledModel, ScalingSettings, plan, wanted
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 MIB = 1 << 20
 GIB = 1 << 30
-PODS = [Pod(name, GIB, used_bytes=GIB * 6 // 10, zone=name, oldest_idle_ms=60_000) for name in "abcd"]
+PODS = [Candidate(name, GIB, used_bytes=GIB * 6 // 10, zone=name, oldest_idle_ms=60_000) for name in "abcd"]
 FULL = [replace(pod, used_bytes=GIB) for pod in PODS]
-MEAN = Settings(plenty=2.0)  # no second copies out of plenty
+MEAN = ScalingSettings(plenty=2.0)  # no second copies out of plenty
 
 
-def model(*copies: Copy, name: str = "m", **changes) -> Model:
-    return Model(**{"model_id": name, "footprint": Footprint(MIB), "copies": copies, **changes})
+def model(*copies: ReportedCopy, name: str = "m", **changes) -> ScaledModel:
+    return ScaledModel(**{"model_id": name, "footprint": Footprint(MIB), "copies": copies, **changes})
 
 
 def loads(made: Plan) -> list[tuple[str, str]]:
-    return [(action.model_id, action.pod) for action in made.actions if action.kind is Kind.LOAD]
+    return [(action.model_id, action.pod) for action in made.actions if action.kind is ActionKind.LOAD]
 
 
 def unloads(made: Plan) -> list[tuple[str, str]]:
-    return [(action.model_id, action.pod) for action in made.actions if action.kind is Kind.UNLOAD]
+    return [(action.model_id, action.pod) for action in made.actions if action.kind is ActionKind.UNLOAD]
 
 
-def carried_out(models: list[Model], made: Plan, *, loaded: bool) -> list[Model]:
+def carried_out(models: list[ScaledModel], made: Plan, *, loaded: bool) -> list[ScaledModel]:
     """The mesh after the plan, its loads under way or done."""
     result = []
     for one in models:
         mine = [action for action in made.actions if action.model_id == one.model_id]
-        gone = {action.pod for action in mine if action.kind is Kind.UNLOAD}
-        come = [action.pod for action in mine if action.kind is Kind.LOAD]
+        gone = {action.pod for action in mine if action.kind is ActionKind.UNLOAD}
+        come = [action.pod for action in mine if action.kind is ActionKind.LOAD]
         copies = [copy for copy in one.copies if copy.pod not in gone]
-        copies += [Copy(pod, loaded=loaded) for pod in come if pod not in {copy.pod for copy in copies}]
+        copies += [ReportedCopy(pod, loaded=loaded) for pod in come if pod not in {copy.pod for copy in copies}]
         result.append(replace(one, copies=tuple(copies)))
     return result
 
@@ -47,9 +47,9 @@ def carried_out(models: list[Model], made: Plan, *, loaded: bool) -> list[Model]
 @pytest.mark.parametrize(
     "copy",
     [
-        pytest.param(Copy("a", rate=2001), id="rate"),
-        pytest.param(Copy("a", in_flight=17), id="concurrency"),
-        pytest.param(Copy("a", queue_ms=80, age_ms=20_000), id="queue"),
+        pytest.param(ReportedCopy("a", rate=2001), id="rate"),
+        pytest.param(ReportedCopy("a", in_flight=17), id="concurrency"),
+        pytest.param(ReportedCopy("a", queue_ms=80, age_ms=20_000), id="queue"),
     ],
 )
 def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
@@ -64,47 +64,47 @@ def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
 
 def test_a_quiet_model_keeps_one_copy():
     """Nothing is done for a model that one copy serves."""
-    assert plan([model(Copy("a", rate=1999, in_flight=16))], PODS, settings=MEAN).actions == ()
+    assert plan([model(ReportedCopy("a", rate=1999, in_flight=16))], PODS, settings=MEAN).actions == ()
 
 
 def test_many_copies_at_once_for_a_very_hot_model():
     """The rate asks for five, four pods may hold it: all of the others get one, each in another zone."""
-    made = plan([model(Copy("a", rate=9_000))], PODS)
+    made = plan([model(ReportedCopy("a", rate=9_000))], PODS)
     assert sorted(pod for _, pod in loads(made)) == ["b", "c", "d"]
     assert [action.expected_copies for action in made.actions] == [1, 2, 3]
 
 
 def test_a_second_copy_where_there_is_plenty_of_room():
     """Regular use is enough then; in a full mesh it is not."""
-    regular = model(Copy("a", rate=60))
+    regular = model(ReportedCopy("a", rate=60))
     assert len(loads(plan([regular], PODS))) == 1
     assert plan([regular], FULL).actions == ()
 
 
 def test_minimum_maximum_and_pinned():
     """A minimum is made even out of nothing and by evictions; a maximum bounds every reason; pinned means one."""
-    assert len(loads(plan([model(limits=Limits(minimum=2), idle_ms=10**9)], FULL))) == 2
-    assert len(loads(plan([model(limits=Limits(pinned=True), idle_ms=10**9)], FULL))) == 1
-    assert plan([model(Copy("a", rate=9000), limits=Limits(maximum=1))], PODS).actions == ()
-    over = model(*(Copy(pod, rate=index) for index, pod in enumerate("abc")), limits=Limits(maximum=1))
+    assert len(loads(plan([model(limits=CopyLimits(minimum=2), idle_ms=10**9)], FULL))) == 2
+    assert len(loads(plan([model(limits=CopyLimits(pinned=True), idle_ms=10**9)], FULL))) == 1
+    assert plan([model(ReportedCopy("a", rate=9000), limits=CopyLimits(maximum=1))], PODS).actions == ()
+    over = model(*(ReportedCopy(pod, rate=index) for index, pod in enumerate("abc")), limits=CopyLimits(maximum=1))
     assert unloads(plan([over], PODS)) == [("m", "a"), ("m", "b")]
 
 
 def test_limits_of_a_model_stand_over_those_of_its_type():
     """Set here wins, also where the other bound would contradict it; nonsense is refused."""
-    of_type = Limits(minimum=2, maximum=3, pinned=True)
-    assert Limits().over(of_type) == of_type
-    assert Limits(maximum=1).over(of_type) == Limits(1, 1, True)
-    assert Limits(minimum=5, pinned=False).over(of_type) == Limits(5, 5, False)
+    of_type = CopyLimits(minimum=2, maximum=3, pinned=True)
+    assert CopyLimits().over(of_type) == of_type
+    assert CopyLimits(maximum=1).over(of_type) == CopyLimits(1, 1, True)
+    assert CopyLimits(minimum=5, pinned=False).over(of_type) == CopyLimits(5, 5, False)
     with pytest.raises(ValueError, match="below"):
-        Limits(minimum=3, maximum=2)
+        CopyLimits(minimum=3, maximum=2)
     with pytest.raises(ValueError, match="makes no sense"):
-        Limits(minimum=-1)
+        CopyLimits(minimum=-1)
 
 
 def test_a_copy_too_many_goes_slowly():
     """Only where room is scarce, no copy is young, none queues, and the peak of the last minutes leaves room."""
-    calm = [Copy(pod, rate=100, peak_rate=800, age_ms=10**6) for pod in "abc"]
+    calm = [ReportedCopy(pod, rate=100, peak_rate=800, age_ms=10**6) for pod in "abc"]
     assert unloads(plan([model(*calm)], FULL)) == [("m", "a")]
     assert plan([model(*calm)], PODS, settings=MEAN).actions == ()
     for changes in ({"age_ms": 1000}, {"peak_rate": 2000}, {"queue_ms": 60}, {"in_flight": 30}):
@@ -116,7 +116,7 @@ def test_the_last_but_one_goes_when_unused_for_long():
     """Two copies become one after a tenth of the stalest copy's time, ten hours at most; the last one is never
     taken."""
     pods = [replace(pod, oldest_idle_ms=10**6) for pod in FULL]
-    pair = (Copy("a", age_ms=10**7), Copy("b", age_ms=10**7))
+    pair = (ReportedCopy("a", age_ms=10**7), ReportedCopy("b", age_ms=10**7))
     assert plan([model(*pair, idle_ms=99_000)], pods).actions == ()
     assert len(unloads(plan([model(*pair, idle_ms=101_000)], pods))) == 1
     assert plan([model(pair[0], idle_ms=10**9)], pods).actions == ()
@@ -129,7 +129,7 @@ def test_the_last_but_one_goes_when_unused_for_long():
 )
 def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
     """After a plan is carried out and the same load has spread over the copies for long, no copy goes."""
-    before = [model(*(Copy(pod, rate=rate, age_ms=10**7) for pod, rate in zip("abcd", rates, strict=False)))]
+    before = [model(*(ReportedCopy(pod, rate=rate, age_ms=10**7) for pod, rate in zip("abcd", rates, strict=False)))]
     before = [replace(m, copies=(replace(m.copies[0], in_flight=in_flight), *m.copies[1:])) for m in before]
     made = plan(before, scale)
     if not loads(made):
@@ -137,7 +137,7 @@ def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
     (after,) = carried_out(before, made, loaded=True)
     each = sum(rates) // len(after.copies)
     spread = tuple(
-        Copy(c.pod, rate=each, peak_rate=each, age_ms=10**7, in_flight=in_flight // len(after.copies))
+        ReportedCopy(c.pod, rate=each, peak_rate=each, age_ms=10**7, in_flight=in_flight // len(after.copies))
         for c in after.copies
     )
     assert unloads(plan([replace(after, copies=spread)], FULL)) == []
@@ -147,7 +147,7 @@ def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
     """Loaded elsewhere first; evicted once that is loaded, not while it loads."""
     pods = [replace(pod, labels=frozenset({"gpu"} if pod.name in "cd" else set())) for pod in PODS]
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
-    one = model(Copy("a", rate=5), model_type="net")
+    one = model(ReportedCopy("a", rate=5), model_type="net")
     first = plan([one], pods, constraints=constraints)
     assert [pod in "cd" for _, pod in loads(first)] == [True]
     assert unloads(first) == []
@@ -195,7 +195,7 @@ def test_avoided_pods_get_nothing():
 
 
 copies_ = st.builds(
-    Copy,
+    ReportedCopy,
     pod=st.sampled_from("abcdx"),
     loaded=st.booleans(),
     rate=st.integers(0, 9000),
@@ -206,13 +206,13 @@ copies_ = st.builds(
 )
 models_ = st.lists(
     st.builds(
-        Model,
+        ScaledModel,
         model_id=st.sampled_from([f"m{i}" for i in range(8)]),
         footprint=st.builds(Footprint, st.integers(0, 200 * MIB)),
         copies=st.lists(copies_, max_size=4, unique_by=lambda copy: copy.pod).map(tuple),
         model_type=st.sampled_from(["", "net"]),
         idle_ms=st.integers(0, 10**7),
-        limits=st.builds(Limits, st.sampled_from([None, 0, 1, 2]), st.sampled_from([None, 2, 3]), st.booleans()),
+        limits=st.builds(CopyLimits, st.sampled_from([None, 0, 1, 2]), st.sampled_from([None, 2, 3]), st.booleans()),
         lost=st.booleans(),
     ),
     unique_by=lambda model: model.model_id,
@@ -220,7 +220,7 @@ models_ = st.lists(
 )
 pods_ = st.lists(
     st.builds(
-        Pod,
+        Candidate,
         name=st.sampled_from("abcd"),
         capacity_bytes=st.integers(1, GIB),
         used_bytes=st.integers(0, GIB),
@@ -245,7 +245,7 @@ def test_the_laws_of_a_plan(models, pods):
     for action in made.actions:
         assert action.why
         one = by_id[action.model_id]
-        if action.kind is Kind.LOAD:
+        if action.kind is ActionKind.LOAD:
             pod = by_name[action.pod]
             assert pod.accepts
             assert constraints.allows(one.model_type, pod.labels)
@@ -266,6 +266,6 @@ def test_the_laws_of_a_plan(models, pods):
 
 def test_the_reason_names_what_decided():
     """Of several reasons, the one that asks for the most copies."""
-    assert wanted(model(Copy("a", rate=5000, in_flight=20)), 9, 0.0).why == "5000 calls a minute"
-    assert wanted(model(Copy("a", rate=5000)), 2, 0.0).why.endswith("2 pods may hold it")
+    assert wanted(model(ReportedCopy("a", rate=5000, in_flight=20)), 9, 0.0).why == "5000 calls a minute"
+    assert wanted(model(ReportedCopy("a", rate=5000)), 2, 0.0).why.endswith("2 pods may hold it")
     assert wanted(model(), 2, 0.0).copies == 0

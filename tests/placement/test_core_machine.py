@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from placement import choice, room
-from placement.pod import Pod
+from placement.pod import Candidate
 from placement.policies import NAMES, Policy, named
 
 MODELS = [f"m{number}" for number in range(10)]
@@ -69,18 +69,18 @@ class Mesh(RuleBasedStateMachine):
 
     # --- what the agent and the router do, with the decisions ---
 
-    def view(self) -> list[Pod]:
+    def view(self) -> list[Candidate]:
         found = []
         for name, pod in self.pods.items():
             first = pod.policy.walk(lambda key, pod=pod: not pod.copies[key].pinned)
             oldest = self.now - pod.copies[first[-1]].last if first else 0
-            found.append(Pod(name, pod.capacity, pod.used, len(pod.copies), oldest))
+            found.append(Candidate(name, pod.capacity, pod.used, len(pod.copies), oldest))
         return found
 
-    def look(self, pod: OnePod, key: str) -> room.Held:
+    def look(self, pod: OnePod, key: str) -> room.ResidentCopy:
         copy = pod.copies[key]
         others = sum(key in other.copies for other in self.pods.values()) - 1
-        return room.Held(
+        return room.ResidentCopy(
             key,
             copy.size,
             self.now - copy.last,
@@ -117,7 +117,7 @@ class Mesh(RuleBasedStateMachine):
             excluded[chosen.pod] = "has no room"
         return None
 
-    def make_way(self, pod: OnePod, found: room.Room, size: int, idle: int) -> None:
+    def make_way(self, pod: OnePod, found: room.RoomDecision, size: int, idle: int) -> None:
         for victim in found.victims:
             copy = pod.copies[victim]
             assert not copy.in_flight, "no copy with a call in flight goes"

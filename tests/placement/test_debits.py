@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from placement.choice import choose
 from placement.debits import EXPIRY_MS, SETTLE_MS, Debits
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 
 def test_a_sent_load_counts_as_bytes_a_copy_and_a_load_in_progress():
     """The pod looks as it will once the load is published; others are untouched."""
     debits = Debits()
-    pods = [Pod("a", 100, used_bytes=10, copies=1), Pod("b", 100)]
+    pods = [Candidate("a", 100, used_bytes=10, copies=1), Candidate("b", 100)]
     debits.sent("a", 30, now_ms=0, key="m1")
     a, b = debits.apply(pods, now_ms=1)
     assert (a.used_bytes, a.copies, a.loads_in_progress) == (40, 2, 1)
@@ -22,7 +22,7 @@ def test_a_sent_load_counts_as_bytes_a_copy_and_a_load_in_progress():
 def test_the_end_of_a_load():
     """Loaded: its bytes wait for the publication. Failed: they are free at once. Unknown keys are ignored."""
     debits = Debits()
-    pod = Pod("a", 100)
+    pod = Candidate("a", 100)
     debits.sent("a", 30, 0, "m1")
     debits.sent("a", 50, 0, "m2")
     debits.done("m1")
@@ -35,7 +35,7 @@ def test_the_end_of_a_load():
 def test_what_was_measured_replaces_what_was_guessed():
     """A load of unknown size is sent as nothing, or as too much; its answer says what it takes."""
     debits = Debits()
-    pod = Pod("a", 100, device_capacity_bytes=100)
+    pod = Candidate("a", 100, device_capacity_bytes=100)
     debits.sent("a", 0, 0, "m1")
     debits.apply([pod], 1)
     debits.done("m1", measured=Footprint(40, 10))
@@ -50,7 +50,7 @@ def test_a_publication_settles_only_what_it_can_contain():
     debits.sent("b", 2, 0, "elsewhere")
     debits.sent("a", 4, SETTLE_MS, "new")
     debits.published("a", SETTLE_MS + 1)
-    a, b = debits.apply([Pod("a", 100), Pod("b", 100)], SETTLE_MS + 1)
+    a, b = debits.apply([Candidate("a", 100), Candidate("b", 100)], SETTLE_MS + 1)
     assert (a.used_bytes, b.used_bytes) == (4, 2)
 
 
@@ -59,7 +59,7 @@ def test_the_same_key_sent_again_moves():
     debits = Debits()
     debits.sent("a", 10, 0, "m")
     debits.sent("b", 10, 5, "m")
-    a, b = debits.apply([Pod("a", 100), Pod("b", 100)], 6)
+    a, b = debits.apply([Candidate("a", 100), Candidate("b", 100)], 6)
     assert (a.used_bytes, b.used_bytes) == (0, 10)
 
 
@@ -74,7 +74,7 @@ def test_a_pod_that_goes_takes_its_debits_along():
 def test_debits_keep_an_observer_from_overfilling_what_it_sees():
     """Twenty loads on one stale view of two pods with room for ten each: none is sent where no room is left."""
     debits = Debits()
-    pods = [Pod("a", 100), Pod("b", 100)]
+    pods = [Candidate("a", 100), Candidate("b", 100)]
     for i in range(20):
         choice = choose(f"m{i}", 10, debits.apply(pods, i))
         assert not choice.ranking[0].evicts
@@ -91,6 +91,6 @@ def test_nothing_outlives_its_expiry(steps):
     for pod, size, pause, key in steps:
         now += pause
         debits.sent(pod, size, now, key)
-    pods = [Pod("a", 100), Pod("b", 100)]
+    pods = [Candidate("a", 100), Candidate("b", 100)]
     assert debits.apply(pods, now + EXPIRY_MS) == pods
     assert debits.statistics().debits == 0

@@ -5,29 +5,31 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.actions import Kind
-from placement.drain import RECENT_MS, WIDTH, Held, plan
+from placement.actions import ActionKind
+from placement.drain import RECENT_MS, WIDTH, DrainingCopy, plan
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 
 MIB = 1 << 20
-PODS = [Pod("gone", 100 * MIB, accepts=False), Pod("b", 100 * MIB), Pod("c", 100 * MIB)]
+PODS = [Candidate("gone", 100 * MIB, accepts=False), Candidate("b", 100 * MIB), Candidate("c", 100 * MIB)]
 
 
-def held(count: int, **changes) -> list[Held]:
-    return [replace(Held(f"m{index:02}", Footprint(MIB), idle_ms=1000 * index), **changes) for index in range(count)]
+def held(count: int, **changes) -> list[DrainingCopy]:
+    return [
+        replace(DrainingCopy(f"m{index:02}", Footprint(MIB), idle_ms=1000 * index), **changes) for index in range(count)
+    ]
 
 
 def test_loaded_elsewhere_before_it_is_let_go():
     """A sole copy that was used lately is loaded in another pod and stays until that is done."""
     (copy,) = held(1)
     (load,) = plan("gone", [copy], PODS).actions
-    assert (load.kind, load.pod != "gone") == (Kind.LOAD, True)
+    assert (load.kind, load.pod != "gone") == (ActionKind.LOAD, True)
     loading = replace(copy, loading_in=(load.pod,))
     assert plan("gone", [loading], PODS).actions == ()
     loaded = replace(copy, loaded_in=(load.pod,))
     (unload,) = plan("gone", [loaded], PODS).actions
-    assert (unload.kind, unload.pod) == (Kind.UNLOAD, "gone")
+    assert (unload.kind, unload.pod) == (ActionKind.UNLOAD, "gone")
 
 
 def test_the_most_recently_used_first_and_not_all_at_once():
@@ -41,13 +43,13 @@ def test_what_nobody_uses_goes_last_and_without_replacement():
     """Only when everything else has moved."""
     stale = held(2, idle_ms=RECENT_MS + 1)
     moving = [*held(1, model_id="used"), *stale]
-    assert [action.kind for action in plan("gone", moving, PODS).actions] == [Kind.LOAD]
-    assert [action.kind for action in plan("gone", stale, PODS).actions] == [Kind.UNLOAD] * 2
+    assert [action.kind for action in plan("gone", moving, PODS).actions] == [ActionKind.LOAD]
+    assert [action.kind for action in plan("gone", stale, PODS).actions] == [ActionKind.UNLOAD] * 2
 
 
 def test_what_has_no_room_elsewhere_stays():
     """It does not push out what was used more recently; the reason is told."""
-    full = [PODS[0], Pod("b", MIB, used_bytes=MIB, oldest_idle_ms=10)]
+    full = [PODS[0], Candidate("b", MIB, used_bytes=MIB, oldest_idle_ms=10)]
     made = plan("gone", held(1, idle_ms=500), full)
     assert made.actions == ()
     assert "used within" in made.unmet[0].why
@@ -61,7 +63,7 @@ def test_what_has_no_room_elsewhere_stays():
 def test_a_drain_ends_without_a_gap(ages, width, seconds):
     """Carried out round by round, every copy used lately is loaded elsewhere before it is evicted, `width` at a
     time."""
-    left = {f"m{index}": Held(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
+    left = {f"m{index}": DrainingCopy(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
     for _ in range(200):
         made = plan("gone", list(left.values()), PODS, width=width)
         assert plan("gone", list(left.values())[::-1], PODS, width=width) == made
@@ -69,7 +71,7 @@ def test_a_drain_ends_without_a_gap(ages, width, seconds):
             break
         for action in made.actions:
             copy = left[action.model_id]
-            if action.kind is Kind.LOAD:
+            if action.kind is ActionKind.LOAD:
                 left[action.model_id] = replace(copy, loading_in=(action.pod,))
             else:
                 assert copy.loaded_in or copy.idle_ms > RECENT_MS

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.choice import Verdict, choose
+from placement.choice import ChoiceVerdict, choose
 from placement.failures import (
     EXPIRY_MS,
     FIRST_PAUSE_MS,
@@ -16,15 +16,15 @@ from placement.failures import (
     UNHEALTHY,
     WITNESS_MS,
     Failure,
+    FailureKind,
     Failures,
-    Kind,
     hint,
     pause_ms,
 )
-from placement.pod import Pod
+from placement.pod import Candidate
 
 PODS = ["a", "b", "c", "d", "e"]
-SOON = [kind for kind in Kind if kind is not Kind.LASTING]
+SOON = [kind for kind in FailureKind if kind is not FailureKind.LASTING]
 
 
 def excluded(failures: Failures, model_id: str, now_ms: int) -> dict[str, str]:
@@ -62,7 +62,7 @@ def test_a_store_that_was_away_for_twelve_seconds():
     failures = Failures()
     tried = [0]
     while tried[-1] < 12_000:
-        failures.failed("m", "a", tried[-1], "503", kind=Kind.PASSING)
+        failures.failed("m", "a", tried[-1], "503", kind=FailureKind.PASSING)
         tried.append(tried[-1] + failures.standing("m", PODS, tried[-1]).retry_ms)
     assert tried == [0, 1000, 2000, 4000, 8000, 16_000]
 
@@ -70,13 +70,13 @@ def test_a_store_that_was_away_for_twelve_seconds():
 def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
     """For as long as it says, within reason; the wait is told."""
     failures = Failures()
-    failures.failed("m", "a", 0, "too many requests", kind=Kind.PASSING, asked_ms=5000)
+    failures.failed("m", "a", 0, "too many requests", kind=FailureKind.PASSING, asked_ms=5000)
     standing = failures.standing("m", PODS, 1000)
     assert standing.answer is not None
     assert standing.answer.why == "too many requests"
     assert standing.retry_ms == 4000
     assert failures.standing("m", PODS, 5000).answer is None
-    assert pause_ms(Kind.PASSING, 0, 10**9) == MOST_ASKED_MS
+    assert pause_ms(FailureKind.PASSING, 0, 10**9) == MOST_ASKED_MS
 
 
 @given(
@@ -113,14 +113,14 @@ def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outag
 @given(st.text(max_size=40))
 def test_a_kind_of_another_version_is_a_lasting_one(name):
     """What nobody knows is not tried again by each call."""
-    kind = Kind.named(name)
-    assert kind is Kind.LASTING or kind.value == name
+    kind = FailureKind.named(name)
+    assert kind is FailureKind.LASTING or kind.value == name
 
 
 def test_the_way_out_is_named():
-    assert "12 s" in hint("m", Kind.PASSING, 12_000)
-    assert "`mesh release m`" in hint("m", Kind.CONTENT, 1)
-    assert len(hint("m" * 5000, Kind.CONTENT, 1)) < 500, "an echo is bounded"
+    assert "12 s" in hint("m", FailureKind.PASSING, 12_000)
+    assert "`mesh release m`" in hint("m", FailureKind.CONTENT, 1)
+    assert len(hint("m" * 5000, FailureKind.CONTENT, 1)) < 500, "an echo is bounded"
 
 
 # --- pods ---
@@ -129,7 +129,7 @@ def test_the_way_out_is_named():
 def test_retried_elsewhere_up_to_a_bound():
     """Of five pods, a model that fails everywhere is tried in three; then its newest error is the answer."""
     failures = Failures()
-    pods = [Pod(name, 100) for name in PODS]
+    pods = [Candidate(name, 100) for name in PODS]
     tried = []
     while (standing := failures.standing("m", PODS, len(tried))).answer is None:
         choice = choose("m", 1, pods, excluded=standing.excluded)
@@ -149,18 +149,18 @@ def test_fewer_pods_than_the_bound():
     standing = failures.standing("m", "ab", 1)
     assert standing.answer is None
     assert standing.newest is not None
-    choice = choose("m", 1, [Pod("a", 9), Pod("b", 9)], excluded=standing.excluded)
-    assert choice.verdict is Verdict.NO_PODS
+    choice = choose("m", 1, [Candidate("a", 9), Candidate("b", 9)], excluded=standing.excluded)
+    assert choice.verdict is ChoiceVerdict.NO_PODS
 
 
 def test_slow_failures_end_all_the_same():
     """A load that takes longer to fail than the pause is: the same callers have no pod tried twice."""
     failures = Failures()
-    failures.failed("m", "a", 0, "no", kind=Kind.PASSING)
-    failures.failed("m", "b", 10_000, "no", kind=Kind.PASSING)
+    failures.failed("m", "a", 0, "no", kind=FailureKind.PASSING)
+    failures.failed("m", "b", 10_000, "no", kind=FailureKind.PASSING)
     assert excluded(failures, "m", 20_000) == {}
     assert failures.standing("m", PODS, 20_000, tried=("a", "b")).excluded.keys() == {"a", "b"}
-    failures.failed("m", "c", 20_000, "no", kind=Kind.PASSING)
+    failures.failed("m", "c", 20_000, "no", kind=FailureKind.PASSING)
     standing = failures.standing("m", PODS, 20_000, tried=("a", "b", "c"))
     assert standing.answer is not None
 
@@ -206,7 +206,7 @@ def test_what_loads_elsewhere_later_says_nothing():
     """Its file was put there in between, or its store came back."""
     failures = Failures()
     for number in range(2 * UNHEALTHY):
-        failures.failed(f"m{number}", "a", 0, "not found", kind=Kind.NOT_FOUND)
+        failures.failed(f"m{number}", "a", 0, "not found", kind=FailureKind.NOT_FOUND)
         failures.loaded(f"m{number}", "b", WITNESS_MS)
     assert failures.unhealthy(PODS, WITNESS_MS) == {}
 
@@ -284,7 +284,7 @@ def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
 def test_the_record_decides_what_is_remembered():
     """What was released there is forgotten; what others have seen counts; of what both know, the own look is newer."""
     failures = Failures()
-    theirs = Failure("b", 0, "theirs", Kind.PASSING, 0, 0, 77)
+    theirs = Failure("b", 0, "theirs", FailureKind.PASSING, 0, 0, 77)
 
     def held(now_ms: int, created: int = 7) -> dict[str, str]:
         return dict(failures.standing("m", PODS, now_ms, created=created).excluded)
@@ -292,10 +292,10 @@ def test_the_record_decides_what_is_remembered():
     failures.failed("m", "a", 5, "own", created=7)
     failures.recall("m", 7, [theirs])
     assert held(6).keys() == {"b"}
-    failures.failed("m", "b", 900, "again", created=7, kind=Kind.PASSING)
+    failures.failed("m", "b", 900, "again", created=7, kind=FailureKind.PASSING)
     failures.recall("m", 7, [theirs])
     assert held(1000) == {"b": "failed to load it 100 ms ago: theirs"}
-    failures.recall("m", 7, [Failure("b", 980, "new", Kind.PASSING, 0, 0, 78)])
+    failures.recall("m", 7, [Failure("b", 980, "new", FailureKind.PASSING, 0, 0, 78)])
     assert held(1000) == {"b": "failed to load it 20 ms ago: new"}
     assert held(1000, created=8) == {}, "another registration"
     failures.recall("m", 8, [theirs])

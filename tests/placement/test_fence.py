@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement import fence
-from placement.fence import SECOND, Mode, Permission, Said, Standing, Verdict
+from placement.fence import SECOND, CallVerdict, Mode, Permission, PodStanding, Said
 
 TTL = 10 * SECOND
 START = 1_000 * SECOND
@@ -15,7 +15,7 @@ def standing(
     now: float, *, proof: float | None = 0.0, keyed: bool = True, away: bool = True, limit: float | None = None
 ):
     """Seconds since the start."""
-    return Standing(
+    return PodStanding(
         now=START + int(now * SECOND),
         ttl=TTL,
         proof=None if proof is None else START + int(proof * SECOND),
@@ -26,30 +26,30 @@ def standing(
     )
 
 
-def verdict(permission: Permission, now: float, said: Said) -> Verdict:
+def verdict(permission: Permission, now: float, said: Said) -> CallVerdict:
     return fence.judge(permission.mode, permission.until, START + int(now * SECOND), said)
 
 
 @pytest.mark.parametrize("said", Said, ids=lambda said: said.name)
 def test_a_fresh_proof_and_a_live_agent_answer_anything(said):
     """The keys stand, so nothing else can have been acknowledged."""
-    assert verdict(fence.permit(standing(3.0)), 3.9, said) is Verdict.ANSWER
+    assert verdict(fence.permit(standing(3.0)), 3.9, said) is CallVerdict.ANSWER
 
 
 @pytest.mark.parametrize("said", Said, ids=lambda said: said.name)
 def test_a_stopped_agent_silences_its_server_before_its_keys_go(said):
     """At its proof + 8 s of a lease of 10, whatever the call says."""
     last = fence.permit(standing(5.9))
-    assert verdict(last, 7.99, said) is Verdict.ANSWER
-    assert verdict(last, 8.0, said) is Verdict.NOT_HERE
+    assert verdict(last, 7.99, said) is CallVerdict.ANSWER
+    assert verdict(last, 8.0, said) is CallVerdict.NOT_HERE
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        pytest.param(Said.VERIFIED, Verdict.ANSWER, id="verified"),
-        pytest.param(Said.AWAY, Verdict.ANSWER, id="etcd away"),
-        pytest.param(Said.NOTHING, Verdict.VERIFY_FIRST, id="neither"),
+        pytest.param(Said.VERIFIED, CallVerdict.ANSWER, id="verified"),
+        pytest.param(Said.AWAY, CallVerdict.ANSWER, id="etcd away"),
+        pytest.param(Said.NOTHING, CallVerdict.VERIFY_FIRST, id="neither"),
     ],
 )
 @pytest.mark.parametrize("proof", [0.0, None], ids=["old", "none"])
@@ -61,16 +61,16 @@ def test_an_old_proof_and_a_live_agent_ask_for_the_routers_word(said, expected, 
 
 def test_an_old_proof_and_a_stopped_agent_end_a_lease_time_after_the_last_state():
     last = fence.permit(standing(100.0))
-    assert verdict(last, 109.9, Said.VERIFIED) is Verdict.ANSWER
-    assert verdict(last, 109.9, Said.NOTHING) is Verdict.VERIFY_FIRST
-    assert verdict(last, 110.0, Said.VERIFIED) is Verdict.NOT_HERE
+    assert verdict(last, 109.9, Said.VERIFIED) is CallVerdict.ANSWER
+    assert verdict(last, 109.9, Said.NOTHING) is CallVerdict.VERIFY_FIRST
+    assert verdict(last, 110.0, Said.VERIFIED) is CallVerdict.NOT_HERE
 
 
 def test_serving_without_etcd_ends_where_the_operator_says():
     """Not a moment later, although a permission is granted for a lease time at once."""
     last = fence.permit(standing(55.0, limit=60.0))
-    assert verdict(last, 59.9, Said.AWAY) is Verdict.ANSWER
-    assert verdict(last, 60.0, Said.VERIFIED) is Verdict.NOT_HERE
+    assert verdict(last, 59.9, Said.AWAY) is CallVerdict.ANSWER
+    assert verdict(last, 60.0, Said.VERIFIED) is CallVerdict.NOT_HERE
     assert fence.permit(standing(60.0, limit=60.0)).mode is Mode.CLOSED
 
 
@@ -78,8 +78,8 @@ def test_etcd_away_is_no_excuse_where_the_pod_reaches_etcd():
     """A copy without its key, after the lease was lost: the router must have read the record."""
     for proof in (0.0, None):
         permission = fence.permit(standing(1.0, proof=proof, keyed=False, away=False))
-        assert verdict(permission, 1.5, Said.AWAY) is Verdict.VERIFY_FIRST
-        assert verdict(permission, 1.5, Said.VERIFIED) is Verdict.ANSWER
+        assert verdict(permission, 1.5, Said.AWAY) is CallVerdict.VERIFY_FIRST
+        assert verdict(permission, 1.5, Said.VERIFIED) is CallVerdict.ANSWER
 
 
 def test_calls_never_find_a_gap_between_two_permissions():
@@ -110,10 +110,10 @@ moments = st.integers(0, 40 * SECOND)
 def test_unproven_answers_need_a_word_and_none_outlives_its_reason(now, proof, keyed, away, limit, ttl, later, said):
     """Whatever the agent knows: a call that says nothing is answered only while the keys certainly stand."""
     proof = None if proof is None else min(proof, now)
-    permission = fence.permit(Standing(now, ttl, proof, keyed, away, proof or 0, limit))
+    permission = fence.permit(PodStanding(now, ttl, proof, keyed, away, proof or 0, limit))
     result = fence.judge(permission.mode, permission.until, now + later, said)
     assert permission.why
-    if result is not Verdict.ANSWER:
+    if result is not CallVerdict.ANSWER:
         return
     assert later <= ttl
     stands = keyed and proof is not None and now + later < proof + ttl
@@ -131,7 +131,7 @@ def test_a_lease_of_any_length_is_proven_as_long_as_it_is_renewed(seconds):
         now = START + moment * step
         if moment * step % fence.pause(ttl) < step:
             proof = START + max(0, (moment - 5) * 3 // 100) * ttl // 3
-            permission = fence.permit(Standing(now, ttl, proof, True, False, proof, None))
+            permission = fence.permit(PodStanding(now, ttl, proof, True, False, proof, None))
             assert permission.mode is Mode.PROVEN, f"at {moment} % of the lease"
             until = permission.until
         assert now < until

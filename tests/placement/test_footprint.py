@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from placement import choice
 from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint, guess
-from placement.pod import Pod
+from placement.pod import Candidate
 
 sizes = st.integers(0, 1 << 40)
 
@@ -34,19 +34,22 @@ def test_what_was_measured_in_host_memory_is_weights_on_a_device():
 
 
 def test_a_guess_is_what_copies_have_on_the_average():
-    assert guess([Pod("a", 1000, 300, copies=2), Pod("b", 1000, 100, copies=2)]) == Footprint(100)
-    assert guess([]) == guess([Pod("empty", 1000)]) == Footprint()
+    assert guess([Candidate("a", 1000, 300, copies=2), Candidate("b", 1000, 100, copies=2)]) == Footprint(100)
+    assert guess([]) == guess([Candidate("empty", 1000)]) == Footprint()
 
 
 def test_a_guess_goes_by_devices_where_there_are_any():
-    cpu, gpu = Pod("cpu", 10**9, 10**9, copies=1), Pod("gpu", 10**9, 200, copies=2, device_capacity_bytes=10**9)
+    cpu, gpu = (
+        Candidate("cpu", 10**9, 10**9, copies=1),
+        Candidate("gpu", 10**9, 200, copies=2, device_capacity_bytes=10**9),
+    )
     gpu.device_used_bytes = 800
     assert guess([cpu, gpu]) == Footprint(100, 400)
     assert guess([cpu]) == Footprint(10**9)
 
 
 _pods = st.builds(
-    Pod,
+    Candidate,
     st.text("abcdef", min_size=1),
     st.integers(1, 1 << 40),
     st.integers(0, 1 << 40),

@@ -7,25 +7,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.footprint import Footprint
-from placement.line import Fate, Step, Waiter, look
-from placement.room import FRESH_MS, Held, Need, Room, RoomVerdict, make_room
+from placement.line import Fate, Step, WaitingLoad, look
+from placement.room import FRESH_MS, Need, ResidentCopy, RoomDecision, RoomVerdict, make_room
 
-FITS = Room(RoomVerdict.FITS, (), "free")
-HASTY = Room(RoomVerdict.EVICT, ("a",), "evicts", hasty=True)
-PASSES = Room(RoomVerdict.NO_ROOM, (), "busy", passes=True)
-HOPELESS = Room(RoomVerdict.NO_ROOM, (), "kept")
-TOO_LARGE = Room(RoomVerdict.TOO_LARGE, (), "too large")
-
-
-def newcomer(key: str, place: int, least: int | None = 100, *, since_ms: int = 0) -> Waiter[str]:
-    return Waiter(key, place, since_ms, None if least is None else Footprint(least))
+FITS = RoomDecision(RoomVerdict.FITS, (), "free")
+HASTY = RoomDecision(RoomVerdict.EVICT, ("a",), "evicts", hasty=True)
+PASSES = RoomDecision(RoomVerdict.NO_ROOM, (), "busy", passes=True)
+HOPELESS = RoomDecision(RoomVerdict.NO_ROOM, (), "kept")
+TOO_LARGE = RoomDecision(RoomVerdict.TOO_LARGE, (), "too large")
 
 
-def in_memory(key: str, place: int) -> Waiter[str]:
-    return Waiter(key, place, 0, Footprint(100), in_memory=True)
+def newcomer(key: str, place: int, least: int | None = 100, *, since_ms: int = 0) -> WaitingLoad[str]:
+    return WaitingLoad(key, place, since_ms, None if least is None else Footprint(least))
 
 
-def fates(waiters: list[Waiter[str]], rooms: dict[str, Room], *, now_ms: int = FRESH_MS) -> list[tuple[str, str]]:
+def in_memory(key: str, place: int) -> WaitingLoad[str]:
+    return WaitingLoad(key, place, 0, Footprint(100), in_memory=True)
+
+
+def fates(
+    waiters: list[WaitingLoad[str]], rooms: dict[str, RoomDecision], *, now_ms: int = FRESH_MS
+) -> list[tuple[str, str]]:
     """Returns the fates of the waiters, in the order of the steps."""
     return [(step.waiter.key, step.fate.value) for step in look(waiters, rooms.__getitem__, now_ms=now_ms)]
 
@@ -45,7 +47,7 @@ def test_who_is_in_memory_comes_first_then_newcomers_in_the_order_of_their_place
     ],
 )
 @pytest.mark.parametrize("waiter", [newcomer("m", 1), in_memory("m", 1)], ids=["newcomer", "in memory"])
-def test_one_alone(waiter: Waiter[str], room: Room, fate: str) -> None:
+def test_one_alone(waiter: WaitingLoad[str], room: RoomDecision, fate: str) -> None:
     assert fates([waiter], {"m": room}) == [("m", fate)]
 
 
@@ -83,7 +85,7 @@ def test_of_those_that_wait_for_each_other_the_last_gives_way() -> None:
 
 
 @pytest.mark.parametrize("room", [FITS, PASSES], ids=["goes", "waits"])
-def test_none_gives_way_where_another_one_in_memory_has_hope(room: Room) -> None:
+def test_none_gives_way_where_another_one_in_memory_has_hope(room: RoomDecision) -> None:
     waiters = [in_memory("a", 1), in_memory("b", 2), in_memory("c", 3)]
     found = fates(waiters, {"a": HOPELESS, "b": room, "c": HOPELESS})
     assert [fate for key, fate in found if key != "b"] == ["waits", "waits"]
@@ -101,7 +103,7 @@ class Pod:
         self.wants: dict[str, int] = {}  # bytes in all, of those that wait
         self.grown: dict[str, int] = {}  # bytes that a load will be measured to take
         self.copies: set[str] = set()  # at rest
-        self.waiting: dict[str, Waiter[str]] = {}
+        self.waiting: dict[str, WaitingLoad[str]] = {}
         self.told: list[str] = []
         self.places = 0
 
@@ -112,7 +114,7 @@ class Pod:
 
     def _wait(self, key: str, place: int, *, in_memory: bool = False) -> None:
         least = Footprint(self.wants[key] - self.held.get(key, 0))
-        self.waiting[key] = Waiter(key, place, 0, least, in_memory=in_memory)
+        self.waiting[key] = WaitingLoad(key, place, 0, least, in_memory=in_memory)
 
     def loaded(self, key: str) -> None:
         """A load is measured, and needs what it was measured to take."""
@@ -128,17 +130,17 @@ class Pod:
         """Loads in the server."""
         return [key for key in self.held if key not in self.copies and key not in self.waiting]
 
-    def ask(self, key: str) -> Room:
+    def ask(self, key: str) -> RoomDecision:
         waiter = self.waiting[key]
         held = [
-            Held(other, size, 1, busy_reason=self._busy(other, waiter))
+            ResidentCopy(other, size, 1, busy_reason=self._busy(other, waiter))
             for other, size in self.held.items()
             if other != key
         ]
         need = self.wants[key] - self.held.get(key, 0)
         return make_room(Need.of_host(need, self.capacity - sum(self.held.values()), self.capacity), held)
 
-    def _busy(self, other: str, waiter: Waiter[str]) -> str:
+    def _busy(self, other: str, waiter: WaitingLoad[str]) -> str:
         if other in self.copies:
             return ""
         return "growing" if waiter.in_memory and other in self.waiting else "loading"
@@ -206,7 +208,7 @@ def test_a_step_may_change_what_the_next_one_finds() -> None:
     """Room for one of two: the second is asked about after the first has taken it."""
     free = [150]
 
-    def ask(key: str) -> Room:
+    def ask(key: str) -> RoomDecision:
         return FITS if free[0] >= 100 else PASSES
 
     found = []

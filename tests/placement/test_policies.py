@@ -41,8 +41,8 @@ class Pod:
 
 
 def looks(pod: Pod):
-    def look(key: str) -> room.Held:
-        return room.Held(
+    def look(key: str) -> room.ResidentCopy:
+        return room.ResidentCopy(
             key, pod.sizes[key], pod.now - pod.uses[key][0], standing=pod.policy.standing(key, now=pod.now)
         )
 

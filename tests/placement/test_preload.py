@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement import copies, drain
-from placement.actions import Room
+from placement.actions import PlannedPods
 from placement.constraints import Constraint, Constraints
 from placement.footprint import Footprint
-from placement.pod import Pod
+from placement.pod import Candidate
 from placement.preload import AHEAD, RESERVE, Idle, has_space, plan
 
 MIB = 1 << 20
@@ -22,14 +22,14 @@ def models(count: int, size: int = MIB) -> list[Idle]:
 
 def test_the_last_used_come_first_and_as_many_as_have_turns():
     """An empty mesh starts with the most recently used, as many as a pod turns to at once."""
-    pods = [Pod("a", 100 * MIB, loading_threads=2), Pod("b", 100 * MIB, loading_threads=2)]
+    pods = [Candidate("a", 100 * MIB, loading_threads=2), Candidate("b", 100 * MIB, loading_threads=2)]
     made = plan(reversed(models(50)), pods)
     assert sorted(action.model_id for action in made.actions) == [f"m{i:04}" for i in range(2 * 2 * AHEAD)]
 
 
 def test_an_eighth_stays_free_and_nothing_is_evicted():
     """A pod is filled to seven eighths, round by round, and then left alone."""
-    pod = Pod("a", 80 * MIB, loading_threads=4)
+    pod = Candidate("a", 80 * MIB, loading_threads=4)
     left = models(200)
     for _ in range(50):
         made = plan(left, [pod])
@@ -44,17 +44,17 @@ def test_an_eighth_stays_free_and_nothing_is_evicted():
 
 def test_callers_do_not_stand_behind_preloads():
     """A pod that is busy with loads gets none."""
-    assert plan(models(5), [Pod("a", 100 * MIB, loads_in_progress=AHEAD)]).actions == ()
+    assert plan(models(5), [Candidate("a", 100 * MIB, loads_in_progress=AHEAD)]).actions == ()
 
 
 def test_a_full_device_is_a_full_pod():
     """However much host memory is free."""
-    pod = Pod("g", 100 * MIB, device_capacity_bytes=80 * MIB, device_used_bytes=69 * MIB)
+    pod = Candidate("g", 100 * MIB, device_capacity_bytes=80 * MIB, device_used_bytes=69 * MIB)
     assert has_space(pod)
     full = replace(pod, device_used_bytes=70 * MIB)
     assert not has_space(full)
     assert plan(models(3), [full]).actions == ()
-    busy = Pod("c", 100 * MIB, used_bytes=10 * MIB, loads_in_progress=1)
+    busy = Candidate("c", 100 * MIB, used_bytes=10 * MIB, loads_in_progress=1)
     tiny = [Idle("unknown", Footprint(), 1), Idle("small", Footprint(40_000), 2)]
     over = replace(full, device_used_bytes=80 * MIB)
     assert {action.pod for action in plan(tiny, [over, busy]).actions} == {"c"}
@@ -62,24 +62,24 @@ def test_a_full_device_is_a_full_pod():
 
 def test_free_is_what_the_fuller_memory_has():
     """Of a mesh whose devices are full nothing is free but what CPU pods have."""
-    gpu = Pod("g", 100, used_bytes=10, device_capacity_bytes=300, device_used_bytes=300)
-    assert Room([gpu]).free_share == 0
-    assert Room([gpu, Pod("c", 400, used_bytes=100)]).free_share == pytest.approx(300 / 800)
-    assert Room([replace(gpu, used_bytes=150, device_used_bytes=0)]).free_share == 0
-    assert Room([]).free_share == 0
+    gpu = Candidate("g", 100, used_bytes=10, device_capacity_bytes=300, device_used_bytes=300)
+    assert PlannedPods([gpu]).free_share == 0
+    assert PlannedPods([gpu, Candidate("c", 400, used_bytes=100)]).free_share == pytest.approx(300 / 800)
+    assert PlannedPods([replace(gpu, used_bytes=150, device_used_bytes=0)]).free_share == 0
+    assert PlannedPods([]).free_share == 0
 
 
 def test_a_small_one_still_fits_behind_a_large_one():
     """One that does not fit does not end the round."""
     mixed = [Idle("large", Footprint(200 * MIB), 1), Idle("small", Footprint(MIB), 2)]
-    assert [action.model_id for action in plan(mixed, [Pod("a", 100 * MIB)]).actions] == ["small"]
+    assert [action.model_id for action in plan(mixed, [Candidate("a", 100 * MIB)]).actions] == ["small"]
 
 
 @given(
     sizes=st.lists(st.integers(0, 40), max_size=30),
     pods=st.lists(
         st.builds(
-            Pod,
+            Candidate,
             name=st.sampled_from("abc"),
             capacity_bytes=st.integers(0, 200),
             used_bytes=st.integers(0, 250),
@@ -111,13 +111,13 @@ def test_what_others_need_is_left_to_them():
     """A type that may run anywhere keeps off the pods that another one must have, in plans as in cold starts."""
     constraints = Constraints({"large": Constraint(frozenset({"gpu"}))})
     pods = [
-        Pod("cpu", 1000 * MIB, loading_threads=20, labels=frozenset({"cpu"})),
-        Pod("gpu", 1000 * MIB, loading_threads=20, labels=frozenset({"gpu"})),
+        Candidate("cpu", 1000 * MIB, loading_threads=20, labels=frozenset({"cpu"})),
+        Candidate("gpu", 1000 * MIB, loading_threads=20, labels=frozenset({"gpu"})),
     ]
     idle = [replace(model, model_type="small") for model in models(40)]
     assert {action.pod for action in plan(idle, pods, constraints=constraints).actions} == {"cpu"}
-    lost = [copies.Model(model.model_id, model.footprint, (), "small", 1000, lost=True) for model in idle]
+    lost = [copies.ScaledModel(model.model_id, model.footprint, (), "small", 1000, lost=True) for model in idle]
     assert {action.pod for action in copies.plan(lost, pods, constraints=constraints).actions} == {"cpu"}
-    held = [drain.Held(model.model_id, model.footprint, 1000, "small") for model in idle]
-    leaving = [*pods, Pod("old", 1000 * MIB, accepts=False, why_not="is leaving", labels=frozenset({"cpu"}))]
+    held = [drain.DrainingCopy(model.model_id, model.footprint, 1000, "small") for model in idle]
+    leaving = [*pods, Candidate("old", 1000 * MIB, accepts=False, why_not="is leaving", labels=frozenset({"cpu"}))]
     assert {action.pod for action in drain.plan("old", held, leaving, constraints=constraints).actions} == {"cpu"}

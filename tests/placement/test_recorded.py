@@ -4,14 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.schema.records import Failure as Entry
-from placement.failures import Failure, Kind
+from placement.failures import Failure, FailureKind
 from placement.recorded import on_clock
 
 
 def test_ages_are_kept_and_clocks_are_not():
-    entry = Entry("a", 1_000_000, "no", Kind.PASSING, since_ms=999_000, asked_ms=5)
+    entry = Entry("a", 1_000_000, "no", FailureKind.PASSING, since_ms=999_000, asked_ms=5)
     (failure,) = on_clock([entry], secrets={}, now_ms=50_000, wall_ms=1_003_000)
-    assert failure == Failure("a", 47_000, "no", Kind.PASSING, 46_000, 5, 1_000_000)
+    assert failure == Failure("a", 47_000, "no", FailureKind.PASSING, 46_000, 5, 1_000_000)
 
 
 def test_a_clock_that_is_ahead_makes_no_failure_of_the_future():

@@ -3,60 +3,62 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.reload import Held, Step, step
+from placement.reload import ReloadingCopy, ReloadStep, step
 
 OLD, NEW = 3, 4
 
 
 def test_one_goes_first_and_the_others_follow_at_once() -> None:
     """What cannot be loaded costs one load."""
-    copies = [Held("b", OLD), Held("a", OLD), Held("c", 1)]
+    copies = [ReloadingCopy("b", OLD), ReloadingCopy("a", OLD), ReloadingCopy("c", 1)]
     first = step(copies, NEW, {})
     assert (first.beside, first.elsewhere, first.unload) == (("a",), False, ())
-    after = step([Held("a", NEW), *copies[:1], copies[2]], NEW, {})
+    after = step([ReloadingCopy("a", NEW), *copies[:1], copies[2]], NEW, {})
     assert after.beside == ("b", "c")
-    assert step([Held("a", NEW), Held("b", NEW), Held("c", NEW)], NEW, {}).done
+    assert step([ReloadingCopy("a", NEW), ReloadingCopy("b", NEW), ReloadingCopy("c", NEW)], NEW, {}).done
 
 
 def test_where_there_is_no_room_for_both_the_old_goes_once_the_new_is_elsewhere() -> None:
-    copies = [Held("a", OLD), Held("b", OLD)]
+    copies = [ReloadingCopy("a", OLD), ReloadingCopy("b", OLD)]
     assert step(copies, NEW, {"a": "full"}).beside == ("b",)
-    assert step([copies[0], Held("b", NEW)], NEW, {"a": "full"}).unload == ("a",)
+    assert step([copies[0], ReloadingCopy("b", NEW)], NEW, {"a": "full"}).unload == ("a",)
 
 
 def test_where_no_pod_has_room_for_both_another_pod_takes_it() -> None:
     """The reason is the pod's own."""
-    todo = step([Held("a", OLD)], NEW, {"a": "a: full of others"})
+    todo = step([ReloadingCopy("a", OLD)], NEW, {"a": "a: full of others"})
     assert todo.elsewhere
     assert "a: full of others" in todo.why
-    assert step([Held("a", OLD), Held("b", NEW)], NEW, {"a": "full"}).unload == ("a",)
+    assert step([ReloadingCopy("a", OLD), ReloadingCopy("b", NEW)], NEW, {"a": "full"}).unload == ("a",)
 
 
 def test_it_waits_for_loads_and_for_pods_that_cannot_be_asked() -> None:
     """Nothing is unloaded for a copy that is not there yet, or that nobody can reach."""
     for copies in (
-        [Held("a", OLD, loaded=False)],
-        [Held("a", OLD, reachable=False)],
-        [Held("a", OLD, reachable=False), Held("b", NEW)],
+        [ReloadingCopy("a", OLD, loaded=False)],
+        [ReloadingCopy("a", OLD, reachable=False)],
+        [ReloadingCopy("a", OLD, reachable=False), ReloadingCopy("b", NEW)],
     ):
         todo = step(copies, NEW, {})
-        assert todo == Step(todo.why)
+        assert todo == ReloadStep(todo.why)
         assert "waits for a" in todo.why
-    for new in (Held("b", NEW, loaded=False), Held("b", NEW, reachable=False)):
-        todo = step([Held("a", OLD), new], NEW, {"a": "full"})
-        assert todo == Step(todo.why)
+    for new in (ReloadingCopy("b", NEW, loaded=False), ReloadingCopy("b", NEW, reachable=False)):
+        todo = step([ReloadingCopy("a", OLD), new], NEW, {"a": "full"})
+        assert todo == ReloadStep(todo.why)
 
 
 def test_nothing_to_move_is_done() -> None:
     assert step([], NEW, {}).done
-    assert step([Held("a", NEW + 1)], NEW, {}).done
+    assert step([ReloadingCopy("a", NEW + 1)], NEW, {}).done
 
 
-HELD = st.builds(Held, st.sampled_from("abcdef"), st.integers(0, 5), st.booleans(), st.booleans())
+HELD = st.builds(ReloadingCopy, st.sampled_from("abcdef"), st.integers(0, 5), st.booleans(), st.booleans())
 
 
 @given(st.lists(HELD, unique_by=lambda copy: copy.pod), st.integers(0, 5), st.sets(st.sampled_from("abcdef")))
-def test_the_last_copy_that_can_be_called_is_never_let_go(copies: list[Held], generation: int, full: set[str]) -> None:
+def test_the_last_copy_that_can_be_called_is_never_let_go(
+    copies: list[ReloadingCopy], generation: int, full: set[str]
+) -> None:
     """And each step either does something, waits with a reason, or ends with none of the old left."""
     todo = step(copies, generation, dict.fromkeys(full, "is full"))
     assert todo.why

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from placement.footprint import Footprint
 from placement.replay import Question, parse, render, replay
-from placement.room import Held, Need, RoomVerdict
+from placement.room import Need, ResidentCopy, RoomVerdict
 
 held = st.builds(
-    Held,
+    ResidentCopy,
     key=st.text(max_size=5),
     bytes=st.integers(0, 50),
     idle_ms=st.integers(0, 10_000),
@@ -46,7 +46,7 @@ def test_what_is_written_gets_the_same_answers(asked):
 
 def test_another_answer_is_shown():
     """With what was decided then, and what is now."""
-    question = Question("m", Need.of_host(10, 0, 100), 0, (Held("a", 10, 5000), Held("b", 10, 1000)))
+    question = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 5000), ResidentCopy("b", 10, 1000)))
     data = json.loads(render(question, question.ask()))
     assert data["victims"] == ["a"]
     data["victims"] = ["b"]

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.footprint import Footprint
-from placement.room import SPARE, Held, Need, Room, RoomVerdict, make_room
+from placement.room import SPARE, Need, ResidentCopy, RoomDecision, RoomVerdict, make_room
 
 helds = st.lists(
     st.builds(
-        Held,
+        ResidentCopy,
         key=st.text("abcdefghijklmnop", min_size=1, max_size=2),
         bytes=st.integers(0, 40),
         idle_ms=st.integers(0, 1000),
@@ -70,13 +70,13 @@ def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
 
 def test_oldest_first():
     """Plain LRU where nothing else differs."""
-    held = [Held("young", 10, 1_000), Held("oldest", 10, 3_000), Held("old", 10, 2_000)]
+    held = [ResidentCopy("young", 10, 1_000), ResidentCopy("oldest", 10, 3_000), ResidentCopy("old", 10, 2_000)]
     assert make_room(Need.of_host(15, 0, 100), held).victims == ("oldest", "old")
 
 
 def test_a_large_victim_spares_the_small_ones_before_it():
     """An older copy whose bytes turn out not to be needed stays."""
-    held = [Held("tiny", 1, 9_000), Held("large", 50, 5_000)]
+    held = [ResidentCopy("tiny", 1, 9_000), ResidentCopy("large", 50, 5_000)]
     assert make_room(Need.of_host(40, 0, 100), held).victims == ("large",)
 
 
@@ -90,13 +90,13 @@ def test_a_large_victim_spares_the_small_ones_before_it():
 )
 def test_a_copy_with_another_elsewhere_goes_first_within_reason(spare_idle, sole_idle, victim):
     """It counts as SPARE times as old, not as infinitely old."""
-    held = [Held("sole", 10, sole_idle), Held("spare", 10, spare_idle, other_copies=1)]
+    held = [ResidentCopy("sole", 10, sole_idle), ResidentCopy("spare", 10, spare_idle, other_copies=1)]
     assert make_room(Need.of_host(10, 0, 100), held).victims == (victim,)
 
 
 def test_older_than_everything_in_a_full_cache_has_no_room():
     """A load for nobody does not displace what is used; one with a waiting caller does."""
-    held = [Held("a", 50, 1_000), Held("b", 50, 2_000)]
+    held = [ResidentCopy("a", 50, 1_000), ResidentCopy("b", 50, 2_000)]
     refused = make_room(Need.of_host(10, 0, 100), held, idle_ms=2_001)
     assert refused.verdict is RoomVerdict.NO_ROOM
     assert "100 B were used more recently" in refused.why
@@ -106,7 +106,7 @@ def test_older_than_everything_in_a_full_cache_has_no_room():
 
 def test_busy_copies_are_named_in_the_refusal():
     """A full cache of calls in flight says so and evicts nothing."""
-    held = [Held("a", 60, 1_000, in_flight=1), Held("b", 40, 9_000)]
+    held = [ResidentCopy("a", 60, 1_000, in_flight=1), ResidentCopy("b", 40, 9_000)]
     room = make_room(Need.of_host(50, 0, 100), held)
     assert room.verdict is RoomVerdict.NO_ROOM
     assert room.victims == ()
@@ -126,7 +126,7 @@ def test_what_fits_reads_nothing():
 
 def test_an_overcommitted_cache_is_repaired():
     """A size predicted too small leaves negative free space; needing nothing more, the stalest go until it is even."""
-    held = [Held("a", 30, 1_000), Held("b", 30, 2_000), Held("c", 30, 3_000)]
+    held = [ResidentCopy("a", 30, 1_000), ResidentCopy("b", 30, 2_000), ResidentCopy("c", 30, 3_000)]
     assert make_room(Need.of_host(0, -40, 100), held).victims == ("c", "b")
 
 
@@ -136,7 +136,7 @@ def test_no_ping_pong():
     for now in range(1, 60):
         model = f"m{now % 7}"
         if model not in cache:
-            held = [Held(key, 25, now - used) for key, used in cache.items()]
+            held = [ResidentCopy(key, 25, now - used) for key, used in cache.items()]
             for victim in make_room(Need.of_host(25, 100 - 25 * len(cache), 100), held).victims:
                 assert cache[victim] == min(cache.values())
                 del cache[victim]
@@ -146,7 +146,7 @@ def test_no_ping_pong():
 
 def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     """A policy that holds little of a newcomer does not let it go before its first call."""
-    held = [Held("new", 10, 0, standing=(0, 0.0), fresh=True), Held("old", 10, 500, standing=(1, 9.0))]
+    held = [ResidentCopy("new", 10, 0, standing=(0, 0.0), fresh=True), ResidentCopy("old", 10, 500, standing=(1, 9.0))]
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("old",)
     assert make_room(Need.of_host(20, 0, 100), held).victims == ("old", "new")
 
@@ -154,11 +154,13 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
 @pytest.mark.parametrize(
     ("held", "passes"),
     [
-        pytest.param([Held("a", 60, 0, in_flight=1), Held("b", 40, 0)], True, id="a-call-ends"),
-        pytest.param([Held("a", 60, 0, busy_reason="loading"), Held("b", 40, 0)], True, id="a-load-ends"),
-        pytest.param([Held("a", 60, 0, busy_reason="pinned"), Held("b", 40, 0)], False, id="pinned"),
-        pytest.param([Held("a", 60, 0, in_flight=1, busy_reason="pinned")], False, id="pinned-and-called"),
-        pytest.param([Held("a", 40, 0, in_flight=1)], False, id="not-enough-even-then"),
+        pytest.param([ResidentCopy("a", 60, 0, in_flight=1), ResidentCopy("b", 40, 0)], True, id="a-call-ends"),
+        pytest.param(
+            [ResidentCopy("a", 60, 0, busy_reason="loading"), ResidentCopy("b", 40, 0)], True, id="a-load-ends"
+        ),
+        pytest.param([ResidentCopy("a", 60, 0, busy_reason="pinned"), ResidentCopy("b", 40, 0)], False, id="pinned"),
+        pytest.param([ResidentCopy("a", 60, 0, in_flight=1, busy_reason="pinned")], False, id="pinned-and-called"),
+        pytest.param([ResidentCopy("a", 40, 0, in_flight=1)], False, id="not-enough-even-then"),
     ],
 )
 def test_whether_waiting_helps_is_told(held, passes):
@@ -169,26 +171,26 @@ def test_whether_waiting_helps_is_told(held, passes):
 
 def test_what_was_used_more_recently_is_not_waited_for():
     """A load for nobody will not displace it when its call has ended, either."""
-    assert not make_room(Need.of_host(50, 0, 100), [Held("a", 60, 0, in_flight=1)], idle_ms=1000).passes
+    assert not make_room(Need.of_host(50, 0, 100), [ResidentCopy("a", 60, 0, in_flight=1)], idle_ms=1000).passes
 
 
 def test_a_victim_whose_caller_is_on_its_way_is_told():
-    held = [Held("new", 10, 0, fresh=True), Held("old", 10, 500)]
+    held = [ResidentCopy("new", 10, 0, fresh=True), ResidentCopy("old", 10, 500)]
     assert not make_room(Need.of_host(10, 0, 100), held).hasty
     assert make_room(Need.of_host(20, 0, 100), held).hasty
 
 
 def test_the_policy_decides_the_order():
     """A standing given with the copies wins over their ages."""
-    held = [Held("older", 10, 900, standing=(1, 5.0)), Held("cheaper", 10, 100, standing=(1, 2.0))]
+    held = [ResidentCopy("older", 10, 900, standing=(1, 5.0)), ResidentCopy("cheaper", 10, 100, standing=(1, 2.0))]
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("cheaper",)
 
 
 def test_room_is_found_in_both_memories_or_not_at_all():
     """Copies that free nothing of what is short stay; too little of either evicts nothing and says which."""
-    held = [Held("host only", 10, 9_000), Held("device", 1, 5_000, device_bytes=10)]
+    held = [ResidentCopy("host only", 10, 9_000), ResidentCopy("device", 1, 5_000, device_bytes=10)]
 
-    def make(host: int, device: int) -> Room:
+    def make(host: int, device: int) -> RoomDecision:
         return make_room(Need(Footprint(host, device), Footprint(), Footprint(100, 50)), held)
 
     assert make(0, 10).victims == ("device",)
@@ -205,7 +207,7 @@ def test_room_is_found_in_both_memories_or_not_at_all():
     free=st.tuples(st.integers(-20, 40), st.integers(-20, 40)),
     held=st.lists(
         st.builds(
-            Held,
+            ResidentCopy,
             key=st.text("abcdefghijklmnop", min_size=1, max_size=2),
             bytes=st.integers(0, 20),
             idle_ms=st.integers(0, 1000),

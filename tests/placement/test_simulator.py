@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from placement.policies import NAMES
 from placement.simulator import fleet, optimum, traces
 from placement.simulator.cluster import Cluster
-from placement.simulator.fleet import Model
+from placement.simulator.fleet import SimulatedModel
 from placement.simulator.run import Setup, hit_rate, load_seconds, run
 
 MIB = 1 << 20
@@ -72,7 +72,7 @@ def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
             capacity_bytes=capacity * MIB,
             policy=policy,
             more_copies=more,
-            model=lambda model: Model((1 + int(model) % 4) * MIB, 50 + int(model)),
+            model=lambda model: SimulatedModel((1 + int(model) % 4) * MIB, 50 + int(model)),
         )
         now = 0
         for pause, model in calls:

@@ -3,32 +3,32 @@ outside."""
 
 import pytest
 
-from placement.suspects import Cause, Doing, Work, suspects
+from placement.suspects import EndCause, Work, WorkKind, suspects
 
-RUNS = Work("runs", Doing.RUNNING, thread=1, digest="r1")
-LOADS = Work("loads", Doing.LOADING, thread=2)
-IN_LOOP = Work("loop", Doing.RUNNING, thread=9, in_loop=True, digest="l1")
-FREES = Work("frees", Doing.FREEING)
+RUNS = Work("runs", WorkKind.RUNNING, thread=1, digest="r1")
+LOADS = Work("loads", WorkKind.LOADING, thread=2)
+IN_LOOP = Work("loop", WorkKind.RUNNING, thread=9, in_loop=True, digest="l1")
+FREES = Work("frees", WorkKind.FREEING)
 
 
-def names(cause: Cause, *work: Work[str], thread: int = 0) -> list[tuple[str, bool]]:
+def names(cause: EndCause, *work: Work[str], thread: int = 0) -> list[tuple[str, bool]]:
     return [(suspect.model, suspect.sure) for suspect in suspects(cause, work, thread=thread)]
 
 
 @pytest.mark.parametrize(
     ("cause", "thread", "expected"),
     [
-        pytest.param(Cause.CRASH, 1, [("runs", True)], id="crash-in-a-run"),
-        pytest.param(Cause.CRASH, 2, [("loads", True)], id="crash-in-a-load"),
-        pytest.param(Cause.CRASH, 9, [("loop", True)], id="crash-in-the-loop"),
-        pytest.param(Cause.CRASH, 7, [("runs", False), ("loads", False), ("loop", False)], id="crash-elsewhere"),
-        pytest.param(Cause.CRASH, 0, [("runs", False), ("loads", False), ("loop", False)], id="crash-somewhere"),
-        pytest.param(Cause.HANG, 0, [("loop", True)], id="hang"),
-        pytest.param(Cause.MEMORY, 0, [("runs", False), ("loads", False), ("loop", False)], id="memory"),
-        pytest.param(Cause.EXIT, 0, [("runs", False), ("loads", False), ("loop", False)], id="exit"),
-        pytest.param(Cause.KILLED, 1, [], id="killed"),
-        pytest.param(Cause.STOPPED, 1, [], id="stopped"),
-        pytest.param(Cause.REPLACED, 1, [], id="replaced"),
+        pytest.param(EndCause.CRASH, 1, [("runs", True)], id="crash-in-a-run"),
+        pytest.param(EndCause.CRASH, 2, [("loads", True)], id="crash-in-a-load"),
+        pytest.param(EndCause.CRASH, 9, [("loop", True)], id="crash-in-the-loop"),
+        pytest.param(EndCause.CRASH, 7, [("runs", False), ("loads", False), ("loop", False)], id="crash-elsewhere"),
+        pytest.param(EndCause.CRASH, 0, [("runs", False), ("loads", False), ("loop", False)], id="crash-somewhere"),
+        pytest.param(EndCause.HANG, 0, [("loop", True)], id="hang"),
+        pytest.param(EndCause.MEMORY, 0, [("runs", False), ("loads", False), ("loop", False)], id="memory"),
+        pytest.param(EndCause.EXIT, 0, [("runs", False), ("loads", False), ("loop", False)], id="exit"),
+        pytest.param(EndCause.KILLED, 1, [], id="killed"),
+        pytest.param(EndCause.STOPPED, 1, [], id="stopped"),
+        pytest.param(EndCause.REPLACED, 1, [], id="replaced"),
     ],
 )
 def test_how_it_ended_says_who_is_suspect(cause, thread, expected):
@@ -38,11 +38,11 @@ def test_how_it_ended_says_who_is_suspect(cause, thread, expected):
 
 def test_a_hang_is_no_loads_fault():
     """Without a run in the event loop, those in threads are suspect; without any run, nobody."""
-    assert names(Cause.HANG, RUNS, LOADS, FREES) == [("runs", False)]
-    assert names(Cause.HANG, LOADS, FREES) == []
+    assert names(EndCause.HANG, RUNS, LOADS, FREES) == [("runs", False)]
+    assert names(EndCause.HANG, LOADS, FREES) == []
 
 
-@pytest.mark.parametrize("cause", [Cause.CRASH, Cause.MEMORY, Cause.EXIT])
+@pytest.mark.parametrize("cause", [EndCause.CRASH, EndCause.MEMORY, EndCause.EXIT])
 def test_freeing_is_a_suspicion_only_where_nothing_else_was_going_on(cause):
     """Copies come and go all the time."""
     assert names(cause, FREES) == [("frees", False)]
@@ -52,8 +52,8 @@ def test_freeing_is_a_suspicion_only_where_nothing_else_was_going_on(cause):
 
 def test_a_model_that_is_at_work_in_many_threads_is_one_suspect():
     """With the digests of all its requests; where the thread is known, with that one's alone."""
-    more = [Work("runs", Doing.RUNNING, thread=10 + n, digest=f"r{n}") for n in range(3)]
-    (suspect,) = suspects(Cause.MEMORY, [RUNS, *more])
-    assert (suspect.model, suspect.doing, suspect.digests) == ("runs", Doing.RUNNING, ("r1", "r0", "r2"))
-    (suspect,) = suspects(Cause.CRASH, [RUNS, *more], thread=12)
+    more = [Work("runs", WorkKind.RUNNING, thread=10 + n, digest=f"r{n}") for n in range(3)]
+    (suspect,) = suspects(EndCause.MEMORY, [RUNS, *more])
+    assert (suspect.model, suspect.doing, suspect.digests) == ("runs", WorkKind.RUNNING, ("r1", "r0", "r2"))
+    (suspect,) = suspects(EndCause.CRASH, [RUNS, *more], thread=12)
     assert (suspect.digests, suspect.sure) == (("r2",), True)

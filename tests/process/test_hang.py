@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.process.hang import Doing, Hang, Limits, Look, Verdict
+from mesh.process.hang import Hang, HangLimits, HangVerdict, Observation, ProcessState
 
-LIMITS = Limits()
+LIMITS = HangLimits()
 STEP = LIMITS.interval
 
 
@@ -17,7 +17,7 @@ class Story:
 
     def __init__(self, *, heard: float = 1000.0) -> None:
         self.hang = Hang(LIMITS)
-        self.look = Look(now=1000.0, state="S", cpu=5.0, runnable=False, heard=heard)
+        self.look = Observation(now=1000.0, state="S", cpu=5.0, runnable=False, heard=heard)
         self.verdict = self.hang.look(self.look)
         self.hung: float | None = None  # seconds of the story until it was first called hung
         self._began = 1000.0
@@ -45,31 +45,31 @@ class Story:
                 heard=now if beats else self.look.heard,
             )
             self.verdict = self.hang.look(self.look)
-            if self.verdict.doing is Doing.HUNG:
+            if self.verdict.doing is ProcessState.HUNG:
                 self.hung = now - self._began
         return self
 
 
 def test_a_process_that_beats_is_well() -> None:
-    assert Story().go_on(3600, beats=True).verdict == Verdict(Doing.WELL)
+    assert Story().go_on(3600, beats=True).verdict == HangVerdict(ProcessState.WELL)
 
 
 def test_a_stopped_process_is_given_up_within_five_seconds() -> None:
     """Suspect at once, so that nobody counts on it; and that it was stopped is told, because it means no guilt."""
     story = Story().go_on(60, beats=True)
     story.go_on(STEP, state="T")
-    assert (story.verdict.doing, story.verdict.stopped) == (Doing.SUSPECT, True)
+    assert (story.verdict.doing, story.verdict.stopped) == (ProcessState.SUSPECT, True)
     story.go_on(4, state="T")
     assert story.hung is not None
-    assert (story.verdict.doing, story.verdict.stopped) == (Doing.HUNG, True)
+    assert (story.verdict.doing, story.verdict.stopped) == (ProcessState.HUNG, True)
     assert story.verdict.why == "was stopped by a signal for 3 s"
 
 
 def test_a_silent_process_is_given_up_within_fifteen_seconds() -> None:
     story = Story().go_on(6)
-    assert story.verdict.doing is Doing.SUSPECT
+    assert story.verdict.doing is ProcessState.SUSPECT
     story.go_on(9)
-    assert (story.verdict.doing, story.verdict.stopped) == (Doing.HUNG, False)
+    assert (story.verdict.doing, story.verdict.stopped) == (ProcessState.HUNG, False)
     assert story.verdict.why == "gave no sign of life for 12 s"
 
 
@@ -118,17 +118,17 @@ def test_a_watcher_that_was_stopped_too_forgets_everything(state: str, before: f
     story = Story().go_on(before, state="S" if before > 3 else state)
     assert story.hung is None
     story.go_on(3600, step=3600.0, state=state)
-    assert story.verdict == Verdict(Doing.WELL)
+    assert story.verdict == HangVerdict(ProcessState.WELL)
     story.go_on(2.5, state=state)
     assert story.hung is None
     story.go_on(60, beats=True)
-    assert story.verdict == Verdict(Doing.WELL)
+    assert story.verdict == HangVerdict(ProcessState.WELL)
 
 
 def test_who_goes_on_is_well_again() -> None:
     """Stopped for a moment, then silent for a while: each is measured by itself."""
     story = Story().go_on(2.5, state="T").go_on(1, beats=True)
-    assert story.verdict == Verdict(Doing.WELL)
+    assert story.verdict == HangVerdict(ProcessState.WELL)
     assert story.go_on(2.5, state="T").go_on(1, beats=True).hung is None
     assert story.go_on(10).go_on(1, beats=True).go_on(10).hung is None
 
@@ -137,14 +137,14 @@ def test_a_debuggers_process_is_silent_rather_than_stopped_and_as_innocent() -> 
     story = Story().go_on(10, state="t")
     assert story.hung is None
     story.go_on(5, state="t")
-    assert (story.verdict.doing, story.verdict.stopped) == (Doing.HUNG, True)
+    assert (story.verdict.doing, story.verdict.stopped) == (ProcessState.HUNG, True)
     assert "debugger" in story.verdict.why
 
 
 def test_a_process_that_has_never_beaten_is_given_its_start() -> None:
     """But not where it is stopped."""
     story = Story(heard=0.0).go_on(80)
-    assert story.verdict == Verdict(Doing.WELL)
+    assert story.verdict == HangVerdict(ProcessState.WELL)
     assert story.go_on(15).hung is not None
     assert Story(heard=0.0).go_on(4, state="T").hung is not None
 
@@ -162,14 +162,14 @@ def test_nobody_is_given_up_before_the_limits(happenings: list[tuple[str, bool, 
     """Less silence, or less time stopped, than its limit since the last beat or gap is never fatal."""
     hang = Hang(LIMITS)
     now, cpu = 50.0, 0.0
-    hang.look(Look(now, "S", cpu, False, now))
+    hang.look(Observation(now, "S", cpu, False, now))
     heard = since = now
     for state, runnable, rate, elapsed in happenings:
         now, cpu = now + elapsed, cpu + rate * elapsed
         if elapsed > LIMITS.gap:
             since = now
-        verdict = hang.look(Look(now, state, cpu, runnable, heard))
-        if verdict.doing is Doing.HUNG:
+        verdict = hang.look(Observation(now, state, cpu, runnable, heard))
+        if verdict.doing is ProcessState.HUNG:
             assert now - since >= min(LIMITS.stopped, LIMITS.silent) - 1e-6
             assert verdict.stopped or now - since >= LIMITS.silent - 1e-6
             return
@@ -179,9 +179,9 @@ def test_nobody_is_given_up_before_the_limits(happenings: list[tuple[str, bool, 
 def test_who_beats_between_two_looks_is_always_well(happenings: list[tuple[str, bool, float]]) -> None:
     hang = Hang(LIMITS)
     now = 50.0
-    hang.look(Look(now, "S", 0.0, False, now))
+    hang.look(Observation(now, "S", 0.0, False, now))
     for state, runnable, elapsed in happenings:
         now += elapsed
-        verdict = hang.look(Look(now, state, 0.0, runnable, now + 0.001))
+        verdict = hang.look(Observation(now, state, 0.0, runnable, now + 0.001))
         now += 0.001
-        assert verdict.doing is Doing.WELL
+        assert verdict.doing is ProcessState.WELL

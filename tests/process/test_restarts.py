@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.process.restarts import Again, GivenUp, Impossible, Phase, Policy, Restarts
+from mesh.process.restarts import Again, GivenUp, Impossible, Phase, RestartPolicy, Restarts
 
-PLAIN = Policy(first=0.1, longest=5.0, steady=30.0)
-PATIENT = Policy(first=0.5, longest=30.0, steady=60.0, at_once=1, give_up=3)
+PLAIN = RestartPolicy(first=0.1, longest=5.0, steady=30.0)
+PATIENT = RestartPolicy(first=0.5, longest=30.0, steady=60.0, at_once=1, give_up=3)
 
 
-def decisions(policy: Policy, *lives: float | None) -> list[Again | GivenUp]:
+def decisions(policy: RestartPolicy, *lives: float | None) -> list[Again | GivenUp]:
     """Returns the decision after each of those lives, in seconds from being ready; None: a failed start."""
     machine, now, found = Restarts(policy), 100.0, []
     for life in lives:
@@ -25,7 +25,7 @@ def decisions(policy: Policy, *lives: float | None) -> list[Again | GivenUp]:
     return found
 
 
-def pauses(policy: Policy, *lives: float | None) -> list[float]:
+def pauses(policy: RestartPolicy, *lives: float | None) -> list[float]:
     return [decided.pause for decided in decisions(policy, *lives) if isinstance(decided, Again)]
 
 
@@ -41,7 +41,9 @@ def pauses(policy: Policy, *lives: float | None) -> list[float]:
         pytest.param(PATIENT, [5, None, None, 5, None, None], [0.0, 0.5, 1.0, 2.0, 4.0, 8.0], id="not given up yet"),
     ],
 )
-def test_pauses_grow_while_it_keeps_ending(policy: Policy, lives: list[float | None], expected: list[float]) -> None:
+def test_pauses_grow_while_it_keeps_ending(
+    policy: RestartPolicy, lives: list[float | None], expected: list[float]
+) -> None:
     assert pauses(policy, *lives) == pytest.approx(expected)
 
 
@@ -75,7 +77,7 @@ def test_an_impossible_event_tells_the_story() -> None:
 
 
 _POLICIES = st.builds(
-    Policy,
+    RestartPolicy,
     first=st.floats(0.001, 1.0),
     longest=st.floats(1.0, 60.0),
     steady=st.floats(1.0, 100.0),
@@ -86,7 +88,7 @@ _POLICIES = st.builds(
 
 
 @given(_POLICIES, st.lists(st.tuples(st.none() | st.floats(0.0, 200.0), st.floats(0.0, 1.0)), max_size=100))
-def test_bounds_hold_whatever_happens(policy: Policy, lives: list[tuple[float | None, float]]) -> None:
+def test_bounds_hold_whatever_happens(policy: RestartPolicy, lives: list[tuple[float | None, float]]) -> None:
     """No pause beyond the longest and its spread, none shorter in the course of a row, and as many ends at once as
     are allowed; given up exactly after so many failed starts."""
     machine, now, vain, row, before = Restarts(policy), 0.0, 0, 0, 0.0

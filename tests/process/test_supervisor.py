@@ -13,8 +13,8 @@ import pytest
 
 from mesh import process
 from mesh.process import supervisor as module
-from mesh.process.restarts import Policy
-from mesh.process.supervisor import Ended, Life, Program, StartFailed, State, Supervisor
+from mesh.process.restarts import RestartPolicy
+from mesh.process.supervisor import ChildLife, Ended, Program, StartFailed, State, Supervisor
 from mesh.process.tasks import Duty, Tasks
 from tests.support.waiting import until
 
@@ -27,12 +27,12 @@ class Kept:
 
     def __init__(self, code: str = SLEEP, **options: Any) -> None:
         self.code = code
-        self.lives: list[Life] = []
+        self.lives: list[ChildLife] = []
         self.deaths: list[Ended] = []
         self.given_up: list[str] = []
         self.lost: list[str] = []
         self.ready = self.hung = 0
-        program = Program("kept", self.spawn, policy=Policy(first=0.001, longest=0.01), start_timeout=30.0)
+        program = Program("kept", self.spawn, policy=RestartPolicy(first=0.001, longest=0.01), start_timeout=30.0)
         self.supervisor = Supervisor(
             replace(program, **options),
             on_ready=self.became_ready,
@@ -42,7 +42,7 @@ class Kept:
         )
         self.tasks = Tasks(self.lost.append)
 
-    async def spawn(self, life: Life) -> process.Process:
+    async def spawn(self, life: ChildLife) -> process.Process:
         self.lives.append(life)
         return await process.spawn([sys.executable, "-I", "-S", "-c", self.code], name="kept", beats=True)
 
@@ -94,12 +94,12 @@ async def test_one_that_dies_is_started_again() -> None:
 @pytest.mark.parametrize(
     ("limits", "stopped"),
     [
-        (process.Limits(stopped=0.2, silent=60, interval=0.05), True),
-        (process.Limits(start=0.3, interval=0.05), False),  # it never beats
+        (process.HangLimits(stopped=0.2, silent=60, interval=0.05), True),
+        (process.HangLimits(start=0.3, interval=0.05), False),  # it never beats
     ],
     ids=["stopped", "silent"],
 )
-async def test_one_that_hangs_is_killed_and_replaced(limits: process.Limits, stopped: bool) -> None:
+async def test_one_that_hangs_is_killed_and_replaced(limits: process.HangLimits, stopped: bool) -> None:
     """The next one is told where nothing that it did was the cause."""
     async with kept(limits=limits) as one:
         one.run()
@@ -148,7 +148,7 @@ async def test_later_starts_are_waited_for_where_the_program_says_so() -> None:
 
 async def test_one_that_does_not_start_any_more_is_given_up() -> None:
     """With the reason of the last time; the duty's end comes after that."""
-    async with kept(policy=Policy(first=0.001, longest=0.01, give_up=3)) as one:
+    async with kept(policy=RestartPolicy(first=0.001, longest=0.01, give_up=3)) as one:
         one.supervisor.program = replace(one.supervisor.program, missing=one.missing)
         await one.supervisor.start()
         one.run()
@@ -164,7 +164,7 @@ async def test_a_program_that_cannot_be_spawned_is_tried_again() -> None:
     async with kept() as one:
         spawn, failures = one.spawn, 0
 
-        async def failing(life: Life) -> process.Process:
+        async def failing(life: ChildLife) -> process.Process:
             nonlocal failures
             if failures < 2:
                 failures += 1

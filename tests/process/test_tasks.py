@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mesh.process import tasks as module
-from mesh.process.restarts import Policy
+from mesh.process.restarts import RestartPolicy
 from mesh.process.tasks import Duty, Tasks, turned
 from tests.support.waiting import until
 
@@ -78,7 +78,7 @@ async def test_an_expendable_duty_that_fails_is_logged_and_started_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And the process goes on."""
-    monkeypatch.setattr(module, "AGAIN", Policy(first=0.001, longest=0.004))
+    monkeypatch.setattr(module, "AGAIN", RestartPolicy(first=0.001, longest=0.004))
     lost: list[str] = []
     starts = []
 

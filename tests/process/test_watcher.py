@@ -17,7 +17,7 @@ from mesh.process.tasks import Duty, Tasks
 from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = process.Limits(stopped=0.2, silent=0.6, suspect=0.2, interval=0.05)
+QUICK = process.HangLimits(stopped=0.2, silent=0.6, suspect=0.2, interval=0.05)
 
 _BEATS = """
 import asyncio, os, signal, time
@@ -57,10 +57,10 @@ async def test_a_childs_loop_is_heard_and_its_own_children_are_not_in_its_place(
 )
 async def test_a_child_that_hangs_is_killed(number: signal.Signals, why: str, stopped: bool) -> None:
     """Said before, with its reason."""
-    verdicts: list[process.Verdict] = []
+    verdicts: list[process.HangVerdict] = []
     child = await a_child()
     # Its loop beats twice a second, so that less than a second of silence says something is not for real limits.
-    limits = process.Limits(stopped=0.2, silent=2.0, suspect=1.0, interval=0.05)
+    limits = process.HangLimits(stopped=0.2, silent=2.0, suspect=1.0, interval=0.05)
     watch = process.Watch(child, child.heard, limits=limits, on_hung=verdicts.append)
     assert (watch.hung, watch.trouble) == (None, None)
     child.send_signal(number)
@@ -122,7 +122,7 @@ import asyncio, sys
 from mesh import process
 async def main():
     child = await process.spawn([sys.executable, "-c", {_BEATS!r}], name="child", beats=True)
-    limits = process.Limits(stopped=0.4, silent=2.0, suspect=1.0, interval=0.1)
+    limits = process.HangLimits(stopped=0.4, silent=2.0, suspect=1.0, interval=0.1)
     watch = process.Watch(child, child.heard, limits=limits, on_hung=lambda verdict: print("hung", flush=True))
     while not child.heard():
         await asyncio.sleep(0.01)

@@ -14,7 +14,7 @@ from yarl import URL
 
 from puller.errors import Nature, PullError, PullErrorKind
 from puller.http_client import HttpPolicy, retry_after
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.provider import Listing, RemoteFile
 from puller.puller import Puller
 from puller.source import Source
@@ -181,7 +181,7 @@ async def test_a_file_arrives_whole(puller, store, path, content):
 async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path):
     """A server sends the whole file for a part: the pull then requests all of it, and the parts' connections are
     released."""
-    limits = Limits(connections=8, ranges=2, range_bytes=10 * 2**20)
+    limits = PullLimits(connections=8, ranges=2, range_bytes=10 * 2**20)
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5, total_timeout=10)
     puller = Puller(directory=tmp_path / "models", http=policy, retries=ONCE, limits=limits)
     puller.sweep()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.puller import Puller
 from puller.source import Source
 from tests.support.once import ONCE
@@ -118,7 +118,7 @@ async def puller(tmp_path, hub):
         directory=tmp_path / "models",
         secrets=tmp_path / "secret",
         http=HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5),
-        limits=Limits(ranges=3, range_bytes=2**20),
+        limits=PullLimits(ranges=3, range_bytes=2**20),
         retries=ONCE,
     )
     puller.sweep()

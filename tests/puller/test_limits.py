@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puller.errors import PullError, PullErrorKind
-from puller.limits import Limits
+from puller.limits import PullLimits
 
 
 @given(
@@ -20,7 +20,7 @@ def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
     for skipped, length in gaps:
         missing.append((at + skipped, at + skipped + length))
         at += skipped + length + 1
-    parts = Limits(range_bytes=part).parts(missing)
+    parts = PullLimits(range_bytes=part).parts(missing)
     assert all(0 < end - start <= part for start, end in parts)
     covered = [byte for start, end in parts for byte in range(start, end)]
     assert covered == [byte for start, end in missing for byte in range(start, end)]
@@ -29,19 +29,19 @@ def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
 def test_bandwidth_is_shared_by_whoever_takes():
     """A burst is free, then each byte costs its time; a quiet minute earns no more than a burst."""
     now = [100.0]
-    limits = Limits(bytes_per_second=1000, clock=lambda: now[0])
+    limits = PullLimits(bytes_per_second=1000, clock=lambda: now[0])
     waits = [limits.take(1000) for _ in range(3)]
     assert waits == sorted(waits)
     assert waits[2] - waits[1] == pytest.approx(1.0)
     now[0] += 3600
     again = [limits.take(1000) for _ in range(3)]
     assert again == pytest.approx(waits)
-    assert Limits().take(10**12) == 0.0
+    assert PullLimits().take(10**12) == 0.0
 
 
 async def test_connections_are_bounded_and_given_back():
     """A caller waits while all are taken; a failure returns its own."""
-    limits = Limits(connections=2)
+    limits = PullLimits(connections=2)
 
     async def fails():
         async with limits.connection("a"):
@@ -74,7 +74,7 @@ async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
         if start == 50:
             raise PullError(PullErrorKind.UNREACHABLE, "gone")
 
-    limits = Limits(ranges=3, range_bytes=10)
+    limits = PullLimits(ranges=3, range_bytes=10)
     await limits.in_parts([(0, 40)], fetch)
     assert most == 3
     assert sorted(done) == [(0, 10), (10, 20), (20, 30), (30, 40)]
@@ -87,4 +87,4 @@ async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
 def test_limits_that_make_no_sense(wrong):
     """The error comes when they are set, not when the first pull hangs."""
     with pytest.raises(ValueError, match="out of range"):
-        Limits(**wrong)
+        PullLimits(**wrong)

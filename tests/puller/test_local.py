@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from puller import local, retry
 from puller.errors import Nature, PullError, PullErrorKind
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.local import LocalProvider
 from puller.puller import Puller
 from puller.sink import Sink
@@ -289,7 +289,7 @@ async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root
         return original(source, target, min(count, 100_000), *at)
 
     monkeypatch.setattr(os, "copy_file_range", fails_once)
-    puller = Puller(directory=tmp_path / "m", file_roots=[root], retries=retry.Policy(first_pause=0.001))
+    puller = Puller(directory=tmp_path / "m", file_roots=[root], retries=retry.RetryPolicy(first_pause=0.001))
     puller.sweep()
     pulled = await puller.pull(Source(str(root / "a")), into="id")
     assert pulled.path.read_bytes() == content
@@ -325,7 +325,7 @@ async def test_an_exchange_after_the_check_is_noticed(tmp_path, root, secret):
     file = (await provider.listing(location)).files[0]
     (root / "model").rename(root / "former")
     (root / "model").symlink_to(outside)
-    sink = Sink(tmp_path / "copy", shown="a", limits=Limits(), admit=lambda size: None)
+    sink = Sink(tmp_path / "copy", shown="a", limits=PullLimits(), admit=lambda size: None)
     with pytest.raises(PullError) as caught:
         await provider.read(location, file, sink)
     sink.close()

@@ -30,13 +30,13 @@ class Store:
     def clock(self) -> float:
         return sum(self.pauses)
 
-    async def run(self, policy: retry.Policy) -> str:
+    async def run(self, policy: retry.RetryPolicy) -> str:
         return await retry.retried(
             self.operation, policy, progress=lambda: self.written, sleep=self.sleep, clock=self.clock
         )
 
 
-POLICY = retry.Policy(attempts=4, first_pause=1.0, longest_pause=2.0, total=100.0)
+POLICY = retry.RetryPolicy(attempts=4, first_pause=1.0, longest_pause=2.0, total=100.0)
 
 
 async def test_what_may_pass_is_tried_again_with_growing_pauses():
@@ -66,7 +66,7 @@ async def test_time_is_bounded():
     """No attempt begins after it."""
     store = Store(*[PullErrorKind.TIMEOUT] * 99)
     with pytest.raises(PullError):
-        await store.run(retry.Policy(attempts=1000, first_pause=8.0, longest_pause=8.0, total=20.0))
+        await store.run(retry.RetryPolicy(attempts=1000, first_pause=8.0, longest_pause=8.0, total=20.0))
     assert sum(store.pauses[:-1]) <= 20.0
     assert store.calls < 99
 
@@ -96,7 +96,7 @@ async def test_a_store_that_says_when_to_come_again_is_obeyed():
 async def test_progress_for_ever_overflows_nothing():
     """The pause stays bounded after any number of failures."""
     store = Store(*[PullErrorKind.TIMEOUT] * 1500)
-    policy = retry.Policy(attempts=10**6, first_pause=1.0, longest_pause=2.0, total=10**9)
+    policy = retry.RetryPolicy(attempts=10**6, first_pause=1.0, longest_pause=2.0, total=10**9)
     assert await store.run(policy) == "done"
     assert max(store.pauses) <= 2.0
 

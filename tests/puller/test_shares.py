@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from puller import floor, retry
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.local import THREADS, LocalProvider
 from puller.puller import Puller
 from puller.shares import Shares
@@ -129,7 +129,7 @@ def a_puller(tmp_path: Path, **policy: float) -> Puller:
         file_roots=[root],
         http=http,
         retries=ONCE,
-        limits=Limits(connections=8),
+        limits=PullLimits(connections=8),
     )
     puller.sweep()
     return puller
@@ -206,7 +206,7 @@ async def test_a_store_that_drips_is_given_up(tmp_path, stores, place):
         directory=tmp_path / "models",
         http=HttpPolicy(allow_private=True, connect_timeout=0.3, read_timeout=0.3),
         secrets=secrets,
-        retries=retry.Policy(attempts=3, first_pause=0.01),
+        retries=retry.RetryPolicy(attempts=3, first_pause=0.01),
     )
     puller.sweep()
     _, kind, *rest = place.split("/")

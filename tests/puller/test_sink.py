@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puller.errors import PullError, PullErrorKind
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.sink import Sink, Stopped
 
 
@@ -22,7 +22,7 @@ def make(tmp_path_factory):
     def make(**options):
         path = tmp_path_factory.mktemp("sink") / "file"
         options.setdefault("admit", lambda size: None)
-        sink = Sink(path, shown="s3://b/k", limits=options.pop("limits", None) or Limits(), **options)
+        sink = Sink(path, shown="s3://b/k", limits=options.pop("limits", None) or PullLimits(), **options)
         made.append(sink)
         return sink, path
 
@@ -147,7 +147,7 @@ def test_closed_it_takes_nothing_but_ends_what_has_begun(make):
 
 def test_a_pause_for_the_bandwidth_ends_with_the_pull(make):
     """A thread that waits for its turn is released when the bytes are not wanted any more."""
-    sink, _ = make(limits=Limits(bytes_per_second=1))
+    sink, _ = make(limits=PullLimits(bytes_per_second=1))
     ended = threading.Event()
 
     def pull():

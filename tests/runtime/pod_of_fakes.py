@@ -9,16 +9,16 @@ from pathlib import Path
 from mesh.runtime.blame.history import Took
 from mesh.runtime.cache.assembly import Below, Cache, Limits
 from mesh.runtime.cache.books import demand
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.loads.outcomes import Loaded, Outcome, Refused, Want
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.servers.relief import Relief
-from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import SlotState as SlotState
 from mesh.runtime.sharedmemory.slot import Use
 from mesh.schema.records import CopyRecord, Failure, ModelRecord
-from placement.failures import Kind
+from placement.failures import FailureKind
 from placement.footprint import Footprint
 from puller.errors import PullError, PullErrorKind
 from puller.puller import Pulled
@@ -182,7 +182,7 @@ class FakeHistory:
         return next((failure for failure in record.failures if failure.pod == "pod-1"), None)
 
     async def failed(
-        self, model_id: str, revision: int, text: str, kind: Kind, *, asked_ms: int = 0, digest: str = ""
+        self, model_id: str, revision: int, text: str, kind: FailureKind, *, asked_ms: int = 0, digest: str = ""
     ) -> None:
         self.failures[model_id] = text
 
@@ -297,13 +297,13 @@ class FakePod:
         now = time.monotonic_ns() + self.later_ns
         self.board.uses[entry.slot] = Use(SlotState.FREE, 1, 0, 0, now, 1, 0, 0)
 
-    def entry(self, model_id: str) -> Entry:
+    def entry(self, model_id: str) -> CacheEntry:
         return self.ledger.entries[model_id]
 
     @property
     def resident(self) -> set[str]:
         """Returns the loaded models, by the ledger."""
-        return {name for name, entry in self.ledger.entries.items() if entry.state is State.LOADED}
+        return {name for name, entry in self.ledger.entries.items() if entry.state is EntryState.LOADED}
 
     def unloaded(self) -> list[str]:
         """Returns the models that the server was asked to unload, in order."""

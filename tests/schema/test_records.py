@@ -13,8 +13,8 @@ from mesh.schema.keys import Keys
 from mesh.schema.lives import Life, RouterRecord, Tombstone
 from mesh.schema.records import CopyRecord, Failure, ModelRecord, PodRecord, Reload, check_id
 from placement.blame import Blame
-from placement.copies import Limits
-from placement.failures import Kind
+from placement.copies import CopyLimits
+from placement.failures import FailureKind
 from tests.support.anyjson import NAMES, as_json, json_values
 
 KEYS = Keys("mm/test")
@@ -124,7 +124,7 @@ def test_failures_expire_and_one_a_pod_is_kept():
 
 def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
     """Times and texts stand where it looks for them; what it wrote itself is of a kind that lasts."""
-    failure = Failure("a", 150, "no", Kind.PASSING, 100, 5000, "digest", "secret")
+    failure = Failure("a", 150, "no", FailureKind.PASSING, 100, 5000, "digest", "secret")
     record = ModelRecord("t", failures=(failure, Failure("b", 120, "old", since_ms=120)))
     assert ModelRecord.decode(record.encode()).failures == (failure, Failure("b", 120, "old"))
     data = json.loads(record.encode())
@@ -162,7 +162,9 @@ def test_pods_and_copies_survive_a_round_trip():
 HEX = st.text("0123456789abcdef", max_size=64)
 COUNTS = st.integers(0, 2**62)
 TEXTS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20)
-LIMITS = st.sampled_from([Limits(), Limits(0), Limits(2, 5), Limits(None, 1, True), Limits(pinned=False)])
+LIMITS = st.sampled_from(
+    [CopyLimits(), CopyLimits(0), CopyLimits(2, 5), CopyLimits(None, 1, True), CopyLimits(pinned=False)]
+)
 FAILURES = st.lists(st.builds(Failure, ids, COUNTS, TEXTS), max_size=3, unique_by=lambda failure: failure.pod).map(
     lambda failures: tuple(sorted(failures, key=lambda failure: -failure.at_ms))
 )

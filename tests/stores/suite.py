@@ -15,7 +15,7 @@ import pytest
 from puller.credentials import Secrets
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
-from puller.limits import Limits
+from puller.limits import PullLimits
 from puller.objects import ObjectProvider
 from puller.provider import Listing, RemoteFile
 from puller.sink import Sink
@@ -41,7 +41,7 @@ class Reach:
         self._folder = folder
         self._numbers = itertools.count(1)
         # Parts of 1 MiB, so that 5 MiB are a large object.
-        self.limits = Limits(connections=16, ranges=4, range_bytes=2**20)
+        self.limits = PullLimits(connections=16, ranges=4, range_bytes=2**20)
         policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5)
         self.provider = ObjectProvider(policy, self.limits)
 

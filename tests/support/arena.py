@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from mesh.etcd import Etcd, Event, Kind
+from mesh.etcd import ChangeKind, Etcd, Event
 from mesh.etcd.ranges import after_prefix
 from mesh.etcd.watch import Watch
 from mesh.schema.keys import Keys
@@ -223,7 +223,7 @@ class Arena:
         found: dict[str, list[int | None]] = defaultdict(list)
         async for event in self._events():
             model = self.keys.model_of(event.kv.key)
-            if event.kind is Kind.DELETE:
+            if event.kind is ChangeKind.DELETE:
                 found[model].append(None)
             elif event.kv.create_revision == event.kv.mod_revision:
                 found[model].append(value(event.kv.value))

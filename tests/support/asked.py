@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from placement.copies import UNLIMITED, Limits
+from placement.copies import UNLIMITED, CopyLimits
 from router.management.creation import Fate
 from router.management.handlers import Management
 from router.management.requests import Item, Load, Register
@@ -30,7 +30,7 @@ class Asked:
         key: str = "",
         *,
         sha256: str = "",
-        limits: Limits = UNLIMITED,
+        limits: CopyLimits = UNLIMITED,
         load_now: bool = False,
         sync: bool = False,
         last_used_ms: int = 0,
@@ -47,6 +47,6 @@ class Asked:
         """Ensures that a model is loaded."""
         return await self.handlers.loading.ensure(Load(model_id, sync, last_used_ms))
 
-    async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> StatusInfo:
+    async def set_limits(self, model_id: str, change: Callable[[CopyLimits], CopyLimits]) -> StatusInfo:
         """Changes how many copies a model has."""
         return await self.handlers.registration.set_limits(model_id, change)

@@ -10,7 +10,7 @@ from placement.coldstart.instructions import Instruction, Request
 from placement.coldstart.machine import Machine
 from placement.coldstart.problems import Problem
 from placement.coldstart.rules import Rules
-from placement.pod import Pod
+from placement.pod import Candidate
 
 RECORD = Record(7)
 I = TypeVar("I", bound=Instruction)  # noqa: E741
@@ -24,7 +24,7 @@ class Carrier:
     def __init__(self, *pods: str, rules: Rules | None = None) -> None:
         self.machine = Machine(rules)
         self.now_ms = 0
-        self.pods = {name: Pod(name, 1 << 30) for name in pods}
+        self.pods = {name: Candidate(name, 1 << 30) for name in pods}
         self.copies: dict[str, list[Sighting]] = {}
         self.remembered: dict[str, Record] = {}
         self.size = 0  # bytes of every model

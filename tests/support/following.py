@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from mesh.etcd import Delta, Etcd, Kind, Mirror, Snapshot
+from mesh.etcd import ChangeKind, Delta, Etcd, Mirror, Snapshot
 from mesh.etcd.ranges import after_prefix
 from tests.support.waiting import until
 
@@ -25,7 +25,7 @@ class Follower:
             else:
                 for event in change.events:
                     assert event.kv.mod_revision == change.revision
-                    if event.kind is Kind.PUT:
+                    if event.kind is ChangeKind.PUT:
                         self.content[event.kv.key] = event.kv.value
                     else:
                         del self.content[event.kv.key]

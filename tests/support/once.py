@@ -1,6 +1,6 @@
 """Retries for tests that want none."""
 
-from puller.retry import Policy
+from puller.retry import RetryPolicy
 
-ONCE = Policy(attempts=1)
+ONCE = RetryPolicy(attempts=1)
 """One attempt."""

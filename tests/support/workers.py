@@ -16,7 +16,7 @@ from mesh.telemetry import metrics
 from mesh.wire.call import Header
 from mesh.wire.client import Pool, Reply
 from router.process import duties, sockets
-from router.process.worker import Process
+from router.process.worker import WorkerProcess
 from router.settings import RouterSettings
 from router.state.feed.following import Following
 from router.state.feed.server import FeedServer
@@ -28,7 +28,7 @@ from tests.support.waiting import until
 class Workers:
     """The workers, and ways to call them."""
 
-    processes: list[Process]
+    processes: list[WorkerProcess]
     pools: list[Pool]
     feed: FeedServer
 
@@ -71,7 +71,7 @@ async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **mor
             sockets.Sockets({kind: settings.socket(kind, index) for kind in sockets.KINDS}) for index in range(count)
         ]
         processes = [
-            Process(settings, index, [os.dup(descriptor) for descriptor in one.descriptors])
+            WorkerProcess(settings, index, [os.dup(descriptor) for descriptor in one.descriptors])
             for index, one in enumerate(listening)
         ]
         pools = [Pool(f"unix:{settings.socket('grpc', index)}", max_connections=1000) for index in range(count)]

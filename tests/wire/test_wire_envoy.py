@@ -65,7 +65,7 @@ async def edge():
     run_dir = Path(tempfile.mkdtemp(prefix="mw", dir="/tmp"))
     socket = str(run_dir / "grpc")
     await serving.listen_unix(socket)
-    settings = config.Settings(
+    settings = config.EnvoySettings(
         host="127.0.0.1", port=0, admin_socket=str(run_dir / "admin"), grpc_sockets=(socket,), rest_sockets=(socket,)
     )
     envoy = minder.Minder(settings, run_dir=run_dir)

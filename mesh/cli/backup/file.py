@@ -52,7 +52,7 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BackupEntry:
     """One record: its kind, the part of the key after that kind's prefix, and its value."""
 
     kind: str
@@ -69,7 +69,7 @@ class Writer:
         fields = {name: getattr(header, name) for name in ("made", "by", "base", "cluster", "revision", "schema")}
         self._line({_MARK: header.version, **fields, "counts": dict(header.counts)})
 
-    def write(self, entries: Iterable[Entry]) -> None:
+    def write(self, entries: Iterable[BackupEntry]) -> None:
         """Adds records."""
         for entry in entries:
             self._line([entry.kind, _to_json(entry.name), _to_json(entry.value)])
@@ -111,7 +111,7 @@ def verify(stream: BinaryIO) -> Header:
     return header
 
 
-def entries(stream: BinaryIO) -> Iterator[Entry]:
+def entries(stream: BinaryIO) -> Iterator[BackupEntry]:
     """Yields the records of a verified file."""
     for number, line in enumerate(_lines(stream), 1):
         document = _parse(line, number)
@@ -164,11 +164,11 @@ def _parse(line: bytes, number: int) -> Any:
         raise BackupError(f"line {number} is not JSON: it is not a backup of this program, or is damaged") from error
 
 
-def _entry(document: Any, number: int) -> Entry:
+def _entry(document: Any, number: int) -> BackupEntry:
     if not isinstance(document, list) or len(document) != 3 or document[0] not in KINDS:
         raise BackupError(f"line {number} is not a record of a kind that this program knows")
     kind, name, value = document
-    return Entry(kind, _from_json(name, number), _from_json(value, number))
+    return BackupEntry(kind, _from_json(name, number), _from_json(value, number))
 
 
 def _to_json(raw: bytes) -> str | dict[str, str]:

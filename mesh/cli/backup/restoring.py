@@ -78,7 +78,7 @@ class Restorer:
         self._wait = wait
         self._prefixes = saving.prefixes(keys)
         self._met = dry_run  # the last batch had existing models: then read the next one before creating it
-        self._waiting: list[file.Entry] = []  # to be created when copies of earlier registrations are unloaded
+        self._waiting: list[file.BackupEntry] = []  # to be created when copies of earlier registrations are unloaded
         self._deleted: set[bytes] = set()  # models that were deleted to be created again
         self.outcome = Outcome()
 
@@ -104,7 +104,7 @@ class Restorer:
             text = f"the prefix {self._keys.base} belongs to the mesh {install!r}, but --install-id is {install_id!r}"
             raise file.BackupError(f"{text}: correct it, or use another --base")
 
-    async def run(self, entries: Iterable[file.Entry], progress: Callable[[int], None]) -> Outcome:
+    async def run(self, entries: Iterable[file.BackupEntry], progress: Callable[[int], None]) -> Outcome:
         """Restores all entries. `progress` is called with the number of records done. Raises EtcdError."""
         by_kind = itertools.groupby(entries, key=lambda entry: entry.kind)
         for kind, group in by_kind:
@@ -120,7 +120,7 @@ class Restorer:
 
     # --- models ---
 
-    async def _many(self, batches: Iterator[list[file.Entry]], progress: Callable[[int], None]) -> None:
+    async def _many(self, batches: Iterator[list[file.BackupEntry]], progress: Callable[[int], None]) -> None:
         async def worker() -> None:
             for batch in batches:  # one shared iterator: each worker takes the next batch when its own is done
                 await self._models(batch)
@@ -133,7 +133,7 @@ class Restorer:
         except* (EtcdError, file.BackupError) as several:
             raise several.exceptions[0] from None
 
-    async def _models(self, batch: Sequence[file.Entry]) -> None:
+    async def _models(self, batch: Sequence[file.BackupEntry]) -> None:
         """Restores one batch, except for entries that have to wait for copies."""
         todo, look = list(batch), self._met
         away: EtcdUnavailable | None = None
@@ -159,7 +159,7 @@ class Restorer:
             raise away
         self._fail(todo, "others keep changing it")
 
-    async def _create(self, todo: Sequence[file.Entry]) -> bool:
+    async def _create(self, todo: Sequence[file.BackupEntry]) -> bool:
         """Creates all, if none exists and none has copies left."""
         compares: list[etcds.Compare] = []
         puts: list[etcds.Op] = []
@@ -177,10 +177,10 @@ class Restorer:
             counted[entry.kind] += 1
         return True
 
-    async def _settle(self, todo: Sequence[file.Entry]) -> list[file.Entry]:
+    async def _settle(self, todo: Sequence[file.BackupEntry]) -> list[file.BackupEntry]:
         """Reads each entry's key, decides about those that exist, and returns those still to create."""
-        left: list[file.Entry] = []
-        stale: list[tuple[file.Entry, KeyValue]] = []
+        left: list[file.BackupEntry] = []
+        stale: list[tuple[file.BackupEntry, KeyValue]] = []
         found, present = await self._look(todo)
         over: list[KeyValue] = []  # tombstones of models for which no pod can answer
         self._met = self._dry_run or any(kv is not None for kv, _ in found)
@@ -211,7 +211,9 @@ class Restorer:
             left += await self._delete(stale[start : start + DELETIONS])
         return left
 
-    async def _look(self, todo: Sequence[file.Entry]) -> tuple[list[tuple[KeyValue | None, KeyValue | None]], bool]:
+    async def _look(
+        self, todo: Sequence[file.BackupEntry]
+    ) -> tuple[list[tuple[KeyValue | None, KeyValue | None]], bool]:
         """Returns for each entry its key and the first of its copies, with the tombstone last; and whether each life of
         a pod has presence."""
         gets: list[etcds.Op] = census(self._keys)
@@ -225,7 +227,7 @@ class Restorer:
         found = [part[0] if isinstance(part, tuple) and part else None for part in responses[2:]]
         return list(zip(found[::2], found[1::2], strict=True)), all_present(responses[:2])
 
-    async def _limit(self, entry: file.Entry, kv: KeyValue) -> list[file.Entry]:
+    async def _limit(self, entry: file.BackupEntry, kv: KeyValue) -> list[file.BackupEntry]:
         """Changes the limits in place; returns the entry if another write came first."""
         record = replace(ModelRecord.decode(kv.value), limits=ModelRecord.decode(entry.value).limits)
         puts = [etcds.put_op(self._key(entry), record.encode()), etcds.put_op(self._want(entry), b"")]
@@ -234,7 +236,7 @@ class Restorer:
         self.outcome.overwritten[entry.kind] += 1
         return []
 
-    async def _delete(self, stale: Sequence[tuple[file.Entry, KeyValue]]) -> list[file.Entry]:
+    async def _delete(self, stale: Sequence[tuple[file.BackupEntry, KeyValue]]) -> list[file.BackupEntry]:
         """Deletes records that are to be created again, all or none; returns them, to be read again."""
         looked, present = await self._look([entry for entry, _ in stale])
         compares = [etcds.modified(kv.key, kv.mod_revision) for _, kv in stale]
@@ -278,7 +280,7 @@ class Restorer:
 
     # --- vmodels and settings ---
 
-    async def _vmodel(self, entry: file.Entry) -> None:
+    async def _vmodel(self, entry: file.BackupEntry) -> None:
         """Writes a vmodel, and counts it in the records of the models that it names."""
         key = self._key(entry)
         for _ in range(_ROUNDS):
@@ -307,7 +309,7 @@ class Restorer:
                 return
         self._fail([entry], "others keep changing it")
 
-    async def _setting(self, entry: file.Entry) -> None:
+    async def _setting(self, entry: file.BackupEntry) -> None:
         key = self._key(entry)
         for _ in range(_ROUNDS):
             kv = await self._etcd.get(key)
@@ -336,19 +338,19 @@ class Restorer:
 
     # --- keys ---
 
-    def _fail(self, entries: Iterable[file.Entry], why: str) -> None:
+    def _fail(self, entries: Iterable[file.BackupEntry], why: str) -> None:
         self.outcome.failed += [(entry.kind, _shown(entry.name), why) for entry in entries]
 
-    def _key(self, entry: file.Entry) -> bytes:
+    def _key(self, entry: file.BackupEntry) -> bytes:
         return self._prefixes[entry.kind] + entry.name
 
-    def _copies(self, entry: file.Entry) -> bytes:
+    def _copies(self, entry: file.BackupEntry) -> bytes:
         return self._keys.copies(entry.name.decode(errors="surrogateescape"))
 
-    def _reload(self, entry: file.Entry) -> bytes:
+    def _reload(self, entry: file.BackupEntry) -> bytes:
         return self._keys.reload(entry.name.decode(errors="surrogateescape"))
 
-    def _want(self, entry: file.Entry) -> bytes:
+    def _want(self, entry: file.BackupEntry) -> bytes:
         return self._keys.want(entry.name.decode(errors="surrogateescape"))
 
 
@@ -363,9 +365,9 @@ def _shown(name: bytes) -> str:
     return name.decode(errors="backslashreplace")
 
 
-def _batches(entries: Iterator[file.Entry]) -> Iterator[list[file.Entry]]:
+def _batches(entries: Iterator[file.BackupEntry]) -> Iterator[list[file.BackupEntry]]:
     """Yields batches, bounded in number and bytes."""
-    batch: list[file.Entry] = []
+    batch: list[file.BackupEntry] = []
     size = 0
     for entry in entries:
         if batch and (len(batch) >= BATCH or size + len(entry.value) > BATCH_BYTES):

@@ -46,7 +46,7 @@ async def save(etcd: Etcd, keys: Keys, header: file.Header, stream: BinaryIO, pr
     done = 0
     for kind, prefix in prefixes(keys).items():
         async for page in etcd.pages(prefix, after_prefix(prefix), page_size=PAGE, revision=header.revision):
-            writer.write(file.Entry(kind, kv.key[len(prefix) :], kv.value) for kv in page.kvs)
+            writer.write(file.BackupEntry(kind, kv.key[len(prefix) :], kv.value) for kv in page.kvs)
             done += len(page.kvs)
             progress(done)
     writer.finish()

@@ -112,12 +112,12 @@ def doctor(
         settings, base = login.reach(etcd, base=base)
     except typer.BadParameter as error:  # a finding like others: the other areas are still checked
         unusable = f"{error.param_hint}: {error.message}"
-    from mesh.cli.doctor.examination import Examination, Plan
+    from mesh.cli.doctor.examination import Examination, ExaminationPlan
 
     where = options.guarded(
         lambda: (options.endpoint_of(context, endpoint), options.trust_of(context)), as_json=as_json
     )
-    plan = Plan(
+    plan = ExaminationPlan(
         areas=chosen or frozenset(AREAS),
         asked=chosen,
         endpoint=where[0],

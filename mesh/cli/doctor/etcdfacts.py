@@ -8,7 +8,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from mesh.cli.doctor import handshake
-from mesh.cli.doctor.handshake import Answer, Identity
+from mesh.cli.doctor.handshake import Handshake, Identity
 from mesh.etcd import Alarm, Etcd, EtcdDenied, EtcdError, EtcdMember, Status
 from mesh.etcd.ranges import after_prefix
 from mesh.options.etcdsettings import EtcdSettings
@@ -25,7 +25,7 @@ class MemberFacts:
     """Facts about one endpoint."""
 
     endpoint: str
-    answer: Answer  # to a connection without gRPC
+    answer: Handshake  # to a connection without gRPC
     status: Status | None = None
     error: str = ""  # why there is no status
     denied: bool = False  # the error is about user or password

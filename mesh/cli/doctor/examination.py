@@ -37,7 +37,7 @@ PATIENCE = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExaminationPlan:
     """The areas to check, and the options. `timeout` and `reading` in seconds."""
 
     areas: frozenset[str]
@@ -71,7 +71,7 @@ class Report:
 class Examination:
     """One run of the doctor. `run` may be called once."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ExaminationPlan) -> None:
         self._plan = plan
         self._now = datetime.datetime.now(datetime.UTC)
         self.report = Report()

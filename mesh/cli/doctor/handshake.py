@@ -46,7 +46,7 @@ class Trouble(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Handshake:
     """The result of an attempt to connect."""
 
     trouble: Trouble
@@ -68,21 +68,23 @@ class Identity:
     private_key: bytes | None = None
 
 
-async def ask(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Answer:
+async def ask(
+    host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0
+) -> Handshake:
     """Calls `connect` in a thread, and returns its answer within `timeout` s."""
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Answer] = loop.create_future()
+    answer: asyncio.Future[Handshake] = loop.create_future()
 
-    def done(found: Answer | Exception) -> None:
+    def done(found: Handshake | Exception) -> None:
         if answer.done():
             return
-        if isinstance(found, Answer):
+        if isinstance(found, Handshake):
             answer.set_result(found)
         else:
             answer.set_exception(found)
 
     def work() -> None:
-        found: Answer | Exception
+        found: Handshake | Exception
         try:
             found = connect(host, port, tls=tls, identity=identity, name=name, timeout=timeout / 2)
         except Exception as error:
@@ -96,54 +98,54 @@ async def ask(host: str, port: int, *, tls: bool, identity: Identity, name: str 
         async with asyncio.timeout(timeout):
             return await answer
     except TimeoutError:
-        return Answer(Trouble.SILENT, f"no answer within {timeout:g} s")
+        return Handshake(Trouble.SILENT, f"no answer within {timeout:g} s")
 
 
-def connect(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Answer:
+def connect(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Handshake:
     """Tries to connect; blocks for a few times `timeout` s at most. `name` must be in the certificate; "": the host."""
     try:
         plain = socket.create_connection((host, port), timeout)
     except socket.gaierror as error:
-        return Answer(Trouble.UNRESOLVED, str(error))
+        return Handshake(Trouble.UNRESOLVED, str(error))
     except ConnectionRefusedError as error:
-        return Answer(Trouble.REFUSED, str(error))
+        return Handshake(Trouble.REFUSED, str(error))
     except TimeoutError as error:
-        return Answer(Trouble.SILENT, str(error))
+        return Handshake(Trouble.SILENT, str(error))
     except OSError as error:
-        return Answer(Trouble.OTHER, error.strerror or str(error))
+        return Handshake(Trouble.OTHER, error.strerror or str(error))
     with plain:
         if not tls:
             answer = _plain(plain)
             closed = answer.text == _CLOSED and _shown(host, port, identity, timeout) is not None
-            return Answer(Trouble.WANTS_TLS) if closed else answer
+            return Handshake(Trouble.WANTS_TLS) if closed else answer
         try:
             context = _context(identity)
             with context.wrap_socket(plain, server_hostname=name or host) as secure:
                 shown = secure.getpeercert(binary_form=True)
                 _first_bytes(secure)
-                return Answer(Trouble.NONE, certificate=_read(shown))
+                return Handshake(Trouble.NONE, certificate=_read(shown))
         except (OSError, ValueError) as error:  # ssl's errors and timeouts are OSErrors
             trouble = _why(error)
             text = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
     if trouble is Trouble.OTHER and connect(host, port, tls=False, identity=identity, timeout=timeout).trouble is (
         Trouble.NONE
     ):  # without TLS, etcd just closes a connection that begins with it
-        return Answer(Trouble.NO_TLS)
+        return Handshake(Trouble.NO_TLS)
     # Connects again without verification, for the server's certificate.
-    return Answer(trouble, str(text), _shown(host, port, identity, timeout))
+    return Handshake(trouble, str(text), _shown(host, port, identity, timeout))
 
 
-def _plain(connection: socket.socket) -> Answer:
+def _plain(connection: socket.socket) -> Handshake:
     try:
         first = _first_bytes(connection)
     except TimeoutError as error:
-        return Answer(Trouble.SILENT, str(error))
+        return Handshake(Trouble.SILENT, str(error))
     except OSError as error:
-        return Answer(Trouble.OTHER, error.strerror or str(error))
+        return Handshake(Trouble.OTHER, error.strerror or str(error))
     # A TLS server sends an alert (21), or an error in plain HTTP/1 as Go's does, or just closes the connection.
     if first[:1] == b"\x15" or b"HTTPS server" in first:
-        return Answer(Trouble.WANTS_TLS)
-    return Answer(Trouble.NONE) if first else Answer(Trouble.OTHER, _CLOSED)
+        return Handshake(Trouble.WANTS_TLS)
+    return Handshake(Trouble.NONE) if first else Handshake(Trouble.OTHER, _CLOSED)
 
 
 def _first_bytes(connection: socket.socket) -> bytes:

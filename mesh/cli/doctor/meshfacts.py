@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from mesh.cli.client import Client
 from mesh.cli.doctor import handshake
-from mesh.cli.doctor.handshake import Answer, Identity
+from mesh.cli.doctor.handshake import Handshake, Identity
 from mesh.cli.exits import CommandError
 from mesh.cli.trust import Trust
 
@@ -65,7 +65,7 @@ class MeshFacts:
     """Facts about a mesh. None: they could not be read."""
 
     endpoint: str
-    answer: Answer  # to a connection step by step
+    answer: Handshake  # to a connection step by step
     error: str = ""  # why the mesh does not answer
     stats: Mapping[str, Any] | None = None
     pods: tuple[Mapping[str, Any], ...] | None = None

@@ -17,7 +17,7 @@ from mesh.runtime.agent.leaving import Leaving
 from mesh.runtime.agent.rundir import RunDir
 from mesh.runtime.agent.serverstart import ServerStart
 from mesh.runtime.agent.settings import RuntimeSettings
-from mesh.runtime.agent.standing import Standing
+from mesh.runtime.agent.standing import AgentStanding
 from mesh.runtime.blame import earlier
 from mesh.runtime.blame.earlier import BOARD, Earlier
 from mesh.runtime.blame.history import History
@@ -129,7 +129,7 @@ class Pod:
             interval=settings.check_interval,
         )
 
-        self.standing = Standing(
+        self.standing = AgentStanding(
             settings,
             self.cache,
             self.server,
@@ -181,5 +181,5 @@ def _puller(settings: RuntimeSettings, run_dir: RunDir) -> Puller:
         secrets=settings.storage_config,
         http=http,
         budget_bytes=settings.disk_budget,
-        limits=limits.Limits(bytes_per_second=settings.pull_bandwidth, connections=settings.pull_connections),
+        limits=limits.PullLimits(bytes_per_second=settings.pull_bandwidth, connections=settings.pull_connections),
     )

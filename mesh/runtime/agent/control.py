@@ -10,10 +10,10 @@ from mesh.identity import Identity, rpc
 from mesh.options.values import format_address, parse_address
 from mesh.pb import agent_pb2 as pb
 from mesh.pb import agent_pb2_grpc
-from mesh.runtime.agent.standing import Standing
+from mesh.runtime.agent.standing import AgentStanding
 from mesh.runtime.cache.assembly import Cache
 from mesh.runtime.cache.books.activity import active
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.loads import outcomes
 from mesh.runtime.presence import verdicts
 from mesh.schema.records import PodRecord
@@ -37,7 +37,7 @@ _OPTIONS = (
 class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     """The service and its server."""
 
-    def __init__(self, standing: Standing, cache: Cache, token: str, identity: Identity | None = None) -> None:
+    def __init__(self, standing: AgentStanding, cache: Cache, token: str, identity: Identity | None = None) -> None:
         """Requires `token` of callers and, with an `identity`, mutual TLS."""
         self._standing = standing
         self._cache = cache
@@ -103,7 +103,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         if request.questions:
             lines = [render(question, answer) for question, answer in self._cache.victims.questions]
             return pb.DescribeReply(pod=pod.name, incarnation=pod.incarnation, decisions=lines)
-        entries: Iterable[Entry] = list(ledger.entries.values())
+        entries: Iterable[CacheEntry] = list(ledger.entries.values())
         if request.model_id:
             entries = [entry for entry in entries if entry.model_id == request.model_id]
         elif request.active:
@@ -124,11 +124,11 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             counters=pod.counters(),
         )
 
-    def _copy(self, entry: Entry, now_ns: int) -> pb.CopyState:
+    def _copy(self, entry: CacheEntry, now_ns: int) -> pb.CopyState:
         ledger, admission = self._ledger, self._cache.admission
         use, pull = ledger.use(entry), self._standing.progress(entry.model_id)
-        waits = entry.state is State.WAITING
-        under_way = entry.usual_ms and (waits or entry.state is State.LOADING)
+        waits = entry.state is EntryState.WAITING
+        under_way = entry.usual_ms and (waits or entry.state is EntryState.LOADING)
         return pb.CopyState(
             model_id=entry.model_id,
             create_revision=entry.revision,

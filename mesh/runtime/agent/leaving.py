@@ -12,7 +12,7 @@ import time
 from mesh.etcd import Etcd, EtcdError
 from mesh.etcd.ranges import after_prefix
 from mesh.runtime.cache.assembly import Cache
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.sharedmemory.board import Board
@@ -63,7 +63,7 @@ class Leaving:
         most 2 s or `patience`."""
         self._cache.loads.close(_WHY)
         self._fence.close()
-        held = [entry.model_id for entry in self._cache.ledger.entries.values() if entry.state is State.LOADED]
+        held = [entry.model_id for entry in self._cache.ledger.entries.values() if entry.state is EntryState.LOADED]
         for model_id in held:
             self._presence.drop(model_id)
         if not self._presence.published:
@@ -75,7 +75,7 @@ class Leaving:
 
     @property
     def _copies(self) -> int:
-        return self._cache.ledger.count(State.LOADED)
+        return self._cache.ledger.count(EntryState.LOADED)
 
     async def _hand_over(self, end: float) -> None:
         """Waits while the leader has this pod's copies loaded elsewhere and withdraws them one by one; until then they

@@ -26,7 +26,7 @@ STARTING, SERVER_DOWN = "starting", "server-down"
 _DEAD = 180.0  # seconds of fruitless starts of a model server after which the pod is not live
 
 
-class Standing:
+class AgentStanding:
     """The state of one pod: its phase is set by the agent, everything else is read from the parts."""
 
     def __init__(

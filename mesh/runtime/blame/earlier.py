@@ -25,7 +25,7 @@ from mesh.runtime.blame.suspects import working
 from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs
-from placement.suspects import Cause, suspects
+from placement.suspects import EndCause, suspects
 
 log = logs.get(__name__)
 
@@ -61,7 +61,7 @@ class Earlier:
             board.close()
             return
         work = working((use.revision, use) for _, use in board.suspects())
-        self.suspects |= {one.model: one.doing.value for one in suspects(Cause.MEMORY, work)}
+        self.suspects |= {one.model: one.doing.value for one in suspects(EndCause.MEMORY, work)}
         board.close()
 
     async def accuse(self, etcd: Etcd, keys: Keys, history: History) -> None:

@@ -17,7 +17,7 @@ from mesh.schema.keys import Keys
 from mesh.schema.records import Failure, ModelRecord
 from mesh.telemetry import logs
 from placement import blame
-from placement.failures import Kind
+from placement.failures import FailureKind
 from placement.footprint import Footprint
 
 log = logs.get(__name__)
@@ -136,7 +136,7 @@ class History:
         return next((failure for failure in recent if failure.pod == self._pod), None)
 
     async def failed(
-        self, model_id: str, revision: int, text: str, kind: Kind, *, asked_ms: int = 0, digest: str = ""
+        self, model_id: str, revision: int, text: str, kind: FailureKind, *, asked_ms: int = 0, digest: str = ""
     ) -> None:
         """Records a failed load: `asked_ms` is how long the store asked us to wait, `digest` that of the files that
         cannot be loaded. Returns once it is written, or after `PATIENCE`."""

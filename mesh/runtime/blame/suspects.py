@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from mesh.runtime.sharedmemory.atwork import AtWork
-from mesh.runtime.sharedmemory.slot import State, Use
-from placement.suspects import Doing, Work
+from mesh.runtime.sharedmemory.slot import SlotState, Use
+from placement.suspects import Work, WorkKind
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
             continue
         own = [thread for thread in threads if thread.slot == slot]
         found += [
-            Work(whose, Doing.RUNNING if one.digest else Doing.LOADING, one.thread, digest=one.digest.hex())
+            Work(whose, WorkKind.RUNNING if one.digest else WorkKind.LOADING, one.thread, digest=one.digest.hex())
             for one in own
         ]
         if use.running > sum(bool(one.digest) for one in own):
@@ -34,8 +34,8 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
             found.append(Work(whose, doing))
     if len(unaccounted) == 1:  # the event loop runs one at a time
         last = at_work.loop()
-        return [*found, Work(unaccounted[0], Doing.RUNNING, last.thread, in_loop=True, digest=last.digest.hex())]
-    return found + [Work(whose, Doing.RUNNING) for whose in unaccounted]
+        return [*found, Work(unaccounted[0], WorkKind.RUNNING, last.thread, in_loop=True, digest=last.digest.hex())]
+    return found + [Work(whose, WorkKind.RUNNING) for whose in unaccounted]
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
@@ -43,9 +43,9 @@ def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 
-def _doing(use: Use) -> Doing | None:
-    if use.state is State.LOADING:
-        return Doing.LOADING
+def _doing(use: Use) -> WorkKind | None:
+    if use.state is SlotState.LOADING:
+        return WorkKind.LOADING
     if use.running:
-        return Doing.RUNNING
-    return Doing.FREEING if use.state is State.UNLOADING else None
+        return WorkKind.RUNNING
+    return WorkKind.FREEING if use.state is SlotState.UNLOADING else None

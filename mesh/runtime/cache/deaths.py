@@ -7,7 +7,7 @@ books, the keys and the files follow. If the agent was killed with its server, i
 
 from mesh.runtime.blame import suspects
 from mesh.runtime.blame.history import History
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.books.space import Space
@@ -21,7 +21,7 @@ from placement.suspects import suspects as judge
 
 log = logs.get(__name__)
 
-_GONE = (State.LOADING, State.LOADED, State.UNLOADING)
+_GONE = (EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADING)
 
 
 class Deaths:
@@ -55,12 +55,12 @@ class Deaths:
         for entry in gone:
             self._ledger.remove(entry)
             self._presence.drop(entry.model_id)
-            if entry.state is not State.LOADING:  # for those, the load itself removes the files
+            if entry.state is not EntryState.LOADING:  # for those, the load itself removes the files
                 self._files.discard(entry.model_id)
         self._space.freed()
         self._presence.changed()
 
-    def _accuse(self, death: Death, gone: list[Entry], at_work: AtWork) -> None:
+    def _accuse(self, death: Death, gone: list[CacheEntry], at_work: AtWork) -> None:
         held = [(one, one.slot, use) for one in gone if one.slot is not None and (use := self._ledger.use(one))]
         accused = judge(death.cause, suspects.work(held, at_work), thread=death.thread)
         for suspect in accused:

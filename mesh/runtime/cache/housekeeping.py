@@ -13,7 +13,7 @@ import random
 
 from mesh.etcd import Etcd, EtcdError, created, get_range_op
 from mesh.process.tasks import turned
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.loads.flights import Loads
 from mesh.runtime.presence.copykeys import BATCH
@@ -65,7 +65,7 @@ class Housekeeping:
         held = [
             (entry.model_id, entry.revision)
             for entry in self._ledger.entries.values()
-            if entry.state is not State.UNLOADING
+            if entry.state is not EntryState.UNLOADING
         ]
         stale = []
         for start in range(0, len(held), BATCH):

@@ -107,7 +107,7 @@ class Fence:
         # time-out. If the lease is lost and etcd is not known to be unavailable, etcd ended it.
         unknown = self._reached is None and proof is not None and not self._lapsed
         away = self._reached is False or unknown
-        standing = fence.Standing(
+        standing = fence.PodStanding(
             now=now,
             ttl=self._ttl,
             proof=proof,

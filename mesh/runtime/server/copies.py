@@ -16,7 +16,7 @@ from mesh.pb import inference_pb2
 from mesh.runtime.server.onnx.session import Session
 from mesh.runtime.server.pace import Pace
 from mesh.runtime.server.v2 import tensors
-from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.reply import ReplyWriter
 from mesh.runtime.server.v2.shortcuts import Shortcuts
 from mesh.runtime.sharedmemory.slot import Row
 from mesh.schema import copytoken
@@ -24,7 +24,7 @@ from mesh.schema import copytoken
 _PLATFORM = "onnx_onnxv1"
 
 
-class Copy:
+class ServedCopy:
     """One loaded model, from its load until its unload is requested. Belongs to the event loop's thread."""
 
     __slots__ = (
@@ -59,11 +59,11 @@ class Copy:
         self.warm = False  # its warm-up call succeeded
         self.pace = Pace()
         self.shortcuts = Shortcuts()
-        self.answer = Answer(model_id, tuple(session.outputs.values()))
+        self.answer = ReplyWriter(model_id, tuple(session.outputs.values()))
         """The answer to requests that do not ask for certain outputs."""
         self.drained: asyncio.Future[None] | None = None  # set while its unload waits for calls in flight
         self._metadata: bytes | None = None
-        self._answers: dict[tuple[tensors.Tensor, ...], Answer] = {}
+        self._answers: dict[tuple[tensors.Tensor, ...], ReplyWriter] = {}
 
     def answered(self) -> None:
         """Counts a call in flight as done; after the last one, a waiting unload goes on."""
@@ -75,11 +75,11 @@ class Copy:
         """True if the model has run without an error, at its load or since."""
         return self.warm or self.row.succeeded
 
-    def answer_of(self, outputs: tuple[tensors.Tensor, ...]) -> Answer:
+    def answer_of(self, outputs: tuple[tensors.Tensor, ...]) -> ReplyWriter:
         """Returns the answer with these outputs, in this order."""
         found = self._answers.get(outputs)
         if found is None:
-            found = Answer(self.model_id, outputs)
+            found = ReplyWriter(self.model_id, outputs)
             if len(self._answers) < tensors.MAX_SHAPES:
                 self._answers[outputs] = found
         return found
@@ -107,27 +107,29 @@ class Copies:
     __slots__ = ("_by_id", "_newer")
 
     def __init__(self) -> None:
-        self._by_id: dict[bytes, Copy] = {}
-        self._newer: dict[bytes, Copy] = {}  # beside one of `_by_id`: the next generation of the same registration
+        self._by_id: dict[bytes, ServedCopy] = {}
+        self._newer: dict[
+            bytes, ServedCopy
+        ] = {}  # beside one of `_by_id`: the next generation of the same registration
 
-    def __iter__(self) -> Iterator[Copy]:
+    def __iter__(self) -> Iterator[ServedCopy]:
         yield from self._by_id.values()
         yield from self._newer.values()
 
-    def add(self, copy: Copy) -> None:
+    def add(self, copy: ServedCopy) -> None:
         """Adds a copy, beside the one with the same id if there is one."""
         (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
-    def get(self, model_id: str) -> Copy | None:
+    def get(self, model_id: str) -> ServedCopy | None:
         """Returns the copy of that id with any token; the older of two."""
         return self._by_id.get(model_id.encode())
 
-    def all_of(self, model_id: str) -> list[Copy]:
+    def all_of(self, model_id: str) -> list[ServedCopy]:
         """Returns the copies of that id, at most two."""
         name = model_id.encode()
         return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
 
-    def find(self, model_id: bytes, token: bytes | None) -> Copy | None:
+    def find(self, model_id: bytes, token: bytes | None) -> ServedCopy | None:
         """Returns the copy that a call is meant for; None if it is not here."""
         copy = self._by_id.get(model_id)
         if copy is None or not copy.token or copy.token == token:
@@ -137,7 +139,7 @@ class Copies:
             return newer
         return copy if token is not None and copytoken.supersedes(copy.token, token) else None
 
-    def remove(self, copy: Copy) -> None:
+    def remove(self, copy: ServedCopy) -> None:
         """Removes a copy; a newer one of the same id takes its place."""
         name = copy.model_id.encode()
         if self._newer.get(name) is copy:

@@ -27,11 +27,11 @@ from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
 from mesh.runtime.server.calls.dataport import DataPort
 from mesh.runtime.server.calls.runs import Runs
-from mesh.runtime.server.calls.watch import Watch
+from mesh.runtime.server.calls.watch import CallWatch
 from mesh.runtime.server.copies import Copies
 from mesh.runtime.server.loads.loader import Loader
 from mesh.runtime.server.onnx import device, memory
-from mesh.runtime.server.settings import Settings
+from mesh.runtime.server.settings import ServerSettings
 from mesh.runtime.server.spi import Spi
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
@@ -52,7 +52,7 @@ class CannotStart(Exception):
     """The server cannot start; the text says what to do."""
 
 
-async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
+async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -> int:
     """Serves until SIGTERM, or until it cannot go on. Returns the exit status; raises `CannotStart`.
 
     `loading` makes models from files instead of onnxruntime: it is all that the tests' fake server replaces."""
@@ -73,7 +73,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
         raise CannotStart(str(error)) from error
     # On a device, a call mostly waits, and that would hold up the loop as well.
     clock = time.thread_time_ns if used.name == "cpu" else time.monotonic_ns
-    copies, watch = Copies(), Watch()
+    copies, watch = Copies(), CallWatch()
     runs = Runs(board, threads=settings.threads, clock=clock, device=used.name)
     loader = (loading or Loader)(
         copies,
@@ -138,7 +138,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
     return await ending.close(close(), within=_GRACE + _STOPPING)
 
 
-def _board(settings: Settings) -> Board:
+def _board(settings: ServerSettings) -> Board:
     if settings.board is None:
         return Board.private(0)
     try:

@@ -10,7 +10,7 @@ from mesh.options.values import parse_address, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """Sizes in bytes, times in seconds."""
 
     spi: Path  # the unix socket of mmesh.ModelRuntime
@@ -31,7 +31,7 @@ class Settings:
     log_level: str = "info"
 
 
-def parse(argv: Sequence[str]) -> Settings:
+def parse(argv: Sequence[str]) -> ServerSettings:
     """Parses a command line. Like argparse, ends the process with a message if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m mesh.runtime.server", description="The ONNX model server. Normally started by its agent."
@@ -72,7 +72,7 @@ def parse(argv: Sequence[str]) -> Settings:
     add("--log-level", default="info")
     given = vars(parser.parse_args(argv))
     host, port = given.pop("data")
-    return Settings(host=host, port=port, **given)
+    return ServerSettings(host=host, port=port, **given)
 
 
 def _address(text: str) -> tuple[str, int]:

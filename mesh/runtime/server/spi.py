@@ -26,10 +26,10 @@ import grpc
 
 from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
 from mesh.runtime.server.calls import dataport
-from mesh.runtime.server.copies import Copies, Copy
+from mesh.runtime.server.copies import Copies, ServedCopy
 from mesh.runtime.server.loads import loader
 from mesh.runtime.server.onnx.device import Device
-from mesh.runtime.server.settings import Settings
+from mesh.runtime.server.settings import ServerSettings
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.v2 import SERVICE
@@ -52,7 +52,14 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     """Answers the agent. `predictModelSize` is UNIMPLEMENTED: the agent can read the file as well."""
 
     def __init__(
-        self, settings: Settings, loader: loader.Loader, copies: Copies, device: Device, *, data_address: str, pid: int
+        self,
+        settings: ServerSettings,
+        loader: loader.Loader,
+        copies: Copies,
+        device: Device,
+        *,
+        data_address: str,
+        pid: int,
     ) -> None:
         self._settings = settings
         self._loader = loader
@@ -153,5 +160,5 @@ def _metadata(context: Context) -> dict[str, str]:
     return {key: value if isinstance(value, str) else value.decode("latin-1") for key, value in sent}
 
 
-def _sizes(copy: Copy) -> tuple[tuple[str, str], ...]:
+def _sizes(copy: ServedCopy) -> tuple[tuple[str, str], ...]:
     return (("mesh-host-bytes", str(copy.host_bytes)), ("mesh-device-bytes", str(copy.device_bytes)))

@@ -26,14 +26,14 @@ from pathlib import Path
 
 from mesh import process
 from mesh.host.oomkills import oom_kills
-from mesh.process.restarts import Policy
-from mesh.process.supervisor import Ended, Life, Program, StartFailed, State, Supervisor
+from mesh.process.restarts import RestartPolicy
+from mesh.process.supervisor import ChildLife, Ended, Program, StartFailed, State, Supervisor
 from mesh.process.tasks import Tasks
 from mesh.runtime import duties
 from mesh.runtime.servers.spi import Spi, SpiError, Status
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
-from placement.suspects import Cause
+from placement.suspects import EndCause
 
 log = logs.get(__name__)
 
@@ -72,7 +72,7 @@ class Death:
     """The end of a server."""
 
     how: str  # for operators: "ended with status 1"
-    cause: Cause
+    cause: EndCause
     thread: int = 0  # the one that crashed, by its `threading.get_ident`; 0: unknown
 
 
@@ -108,7 +108,7 @@ class ServerProcess:
                 self._spawn,
                 missing=self._missing,
                 heard=self._heard,
-                policy=Policy(
+                policy=RestartPolicy(
                     first=PAUSE_FIRST, longest=PAUSE_MAX, steady=STEADY, at_once=1, give_up=GIVE_UP, spread=0.0
                 ),
                 start_timeout=START_TIMEOUT,
@@ -123,7 +123,7 @@ class ServerProcess:
         self._tasks = Tasks(on_given_up)
         self._ready = asyncio.Event()
         self._dead = asyncio.Event()  # replaced at each death
-        self._ended_for: tuple[str, Cause] | None = None  # why we ended it ourselves
+        self._ended_for: tuple[str, EndCause] | None = None  # why we ended it ourselves
         self._opening: Spi | None = None  # to a life that is not ready yet
         self.state = State.STARTING
         self.spi: Spi | None = None
@@ -172,7 +172,7 @@ class ServerProcess:
         began = time.monotonic()
         self.plan = plan
         # Until it is ready, START_TIMEOUT limits its silence.
-        limits = process.Limits(silent=max(plan.hang_timeout, _LEAST_SILENCE), start=START_TIMEOUT)
+        limits = process.HangLimits(silent=max(plan.hang_timeout, _LEAST_SILENCE), start=START_TIMEOUT)
         self._supervisor.program = replace(self._supervisor.program, limits=limits)
         try:
             await self._supervisor.start()
@@ -196,7 +196,7 @@ class ServerProcess:
     def kill(self, why: str) -> None:
         """Kills the server at once; the rest is as after any death."""
         if self.pid:
-            self._ended_for = why, Cause.REPLACED
+            self._ended_for = why, EndCause.REPLACED
             self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
@@ -204,7 +204,7 @@ class ServerProcess:
         is as after any death."""
         child = self._supervisor.child
         if child is not None and child.returncode is None:
-            self._ended_for = why, Cause.REPLACED
+            self._ended_for = why, EndCause.REPLACED
             await child.terminate(grace)
 
     async def ready(self, timeout: float) -> Spi | None:
@@ -228,7 +228,7 @@ class ServerProcess:
 
     # --- one life ---
 
-    async def _spawn(self, life: Life) -> process.Process:
+    async def _spawn(self, life: ChildLife) -> process.Process:
         self._ended_for, self._crashed_in, self._oom_kills = None, 0, oom_kills()
         socket = self.plan.run_dir / f"spi-{life.number}"
         if self._opening is not None:  # of a failed start
@@ -272,19 +272,19 @@ class ServerProcess:
         """Returns how a ready server ended, and the cause."""
         code, how = ended.code, ended.how
         if ended.hung is not None:
-            return Death(f"{how} and was killed", Cause.STOPPED if ended.hung.stopped else Cause.HANG)
+            return Death(f"{how} and was killed", EndCause.STOPPED if ended.hung.stopped else EndCause.HANG)
         if self._ended_for is not None:
             return Death(*self._ended_for)
         if code >= 0:
-            return Death(how, Cause.EXIT)
+            return Death(how, EndCause.EXIT)
         if -code in _CRASHES:
-            return Death(f"was {how}", Cause.CRASH, self._crashed_in)
+            return Death(f"was {how}", EndCause.CRASH, self._crashed_in)
         if -code != signal.SIGKILL:
-            return Death(f"was {how}", Cause.KILLED)
+            return Death(f"was {how}", EndCause.KILLED)
         kills = oom_kills()
         if kills == self._oom_kills >= 0:
-            return Death(f"was {how} from outside", Cause.KILLED)
-        return Death(f"was {how}{', as the machine ran out of memory' if kills >= 0 else ''}", Cause.MEMORY)
+            return Death(f"was {how} from outside", EndCause.KILLED)
+        return Death(f"was {how}{', as the machine ran out of memory' if kills >= 0 else ''}", EndCause.MEMORY)
 
     def _on_line(self, line: str) -> None:
         if line.startswith(_CRASHED_IN):

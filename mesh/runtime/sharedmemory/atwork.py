@@ -42,7 +42,7 @@ class Last:
 
 
 @dataclass(frozen=True, slots=True)
-class Doing:
+class ThreadWork:
     """The work of one thread."""
 
     slot: int
@@ -103,7 +103,7 @@ class AtWork:
 
     # -- reading: the agent, after a death
 
-    def threads(self) -> list[Doing]:
+    def threads(self) -> list[ThreadWork]:
         """Returns what the threads were doing, without the event loop's."""
         found = []
         for entry in range(THREADS):
@@ -111,7 +111,7 @@ class AtWork:
             thread, slot = _WHO.unpack_from(self._map, at)
             if slot:
                 digest = self._map[at + _WHO.size : at + _ENTRY]
-                found.append(Doing(slot - 1, thread, b"" if digest == _LOAD else digest))
+                found.append(ThreadWork(slot - 1, thread, b"" if digest == _LOAD else digest))
         return found
 
     def loop(self) -> Last:

@@ -36,7 +36,7 @@ from pathlib import Path
 
 from mesh.runtime.sharedmemory import atwork
 from mesh.runtime.sharedmemory.atwork import AtWork
-from mesh.runtime.sharedmemory.slot import IN_FLIGHT, STATE, WORDS, Row, State, Use
+from mesh.runtime.sharedmemory.slot import IN_FLIGHT, STATE, WORDS, Row, SlotState, Use
 from placement.fence import Mode
 
 _MAGIC = int.from_bytes(b"MESHUSE2", "little")
@@ -202,7 +202,7 @@ class Board:
         """Returns the present use of a slot."""
         at = self._at(slot)
         state, *rest = self._words[at : at + WORDS].tolist()
-        return Use(State(state), *rest)
+        return Use(SlotState(state), *rest)
 
     def uses(self) -> Iterator[tuple[int, Use]]:
         """Yields every slot that is not free, with its number."""

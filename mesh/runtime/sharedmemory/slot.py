@@ -19,7 +19,7 @@ _WHEN_BEGUN = struct.Struct("3Q")  # from IN_FLIGHT on
 _WHEN_ENDED = struct.Struct("6Q")
 
 
-class State(enum.IntEnum):
+class SlotState(enum.IntEnum):
     """The state of a slot's copy."""
 
     FREE = 0
@@ -32,7 +32,7 @@ class State(enum.IntEnum):
 class Use:
     """The contents of a slot, as read."""
 
-    state: State
+    state: SlotState
     revision: int  # create revision of the model's record
     in_flight: int  # calls taken and not yet answered
     running: int  # those of them whose model is running now
@@ -44,7 +44,7 @@ class Use:
     @property
     def suspect(self) -> bool:
         """True if this copy may have killed its server: it was loading, running or being freed."""
-        return self.state in (State.LOADING, State.UNLOADING) or self.running > 0
+        return self.state in (SlotState.LOADING, SlotState.UNLOADING) or self.running > 0
 
 
 class Row:
@@ -74,9 +74,9 @@ class Row:
     def loading(self, revision: int, now_ns: int) -> None:
         """Notes the begin of the load. Call it before the load touches the file: it may never return."""
         self._last_use_ns = now_ns
-        struct.pack_into("8Q", self._map, self._at, State.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
+        struct.pack_into("8Q", self._map, self._at, SlotState.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
 
-    def mark(self, state: State) -> None:
+    def mark(self, state: SlotState) -> None:
         """Sets the copy's state: LOADED, UNLOADING, FREE."""
         struct.pack_into("Q", self._map, self._at, state)
 

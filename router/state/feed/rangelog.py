@@ -11,7 +11,7 @@ No I/O here: `server` takes from cursors as much as the connection can carry.
 import secrets
 from collections.abc import Iterable, Iterator
 
-from mesh.etcd import Change, Kind, Snapshot
+from mesh.etcd import Change, ChangeKind, Snapshot
 from router.state.feed.messages import encode, pack
 from router.state.feed.ranges import Item
 
@@ -33,7 +33,7 @@ def items_of(change: Change) -> list[Item]:
     """Returns keys and values of a change, in the form that readers take."""
     if isinstance(change, Snapshot):
         return [(kv.key, kv.value) for kv in change.kvs]
-    return [(event.kv.key, event.kv.value if event.kind is Kind.PUT else None) for event in change.events]
+    return [(event.kv.key, event.kv.value if event.kind is ChangeKind.PUT else None) for event in change.events]
 
 
 class _Change:

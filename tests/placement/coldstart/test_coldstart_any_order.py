@@ -24,11 +24,11 @@ from placement.coldstart.answers import FOLLOW
 from placement.coldstart.events import Record, Sighting
 from placement.coldstart.flight import EXPECTED, Phase
 from placement.coldstart.machine import Machine
-from placement.coldstart.problems import Problem, Reason
+from placement.coldstart.problems import Problem, ProblemReason
 from placement.coldstart.rules import Rules
 from placement.coldstart.story import Impossible
-from placement.failures import Failure, Kind
-from placement.pod import Pod
+from placement.failures import Failure, FailureKind
+from placement.pod import Candidate
 
 MODELS = ("m", "n")
 PODS = ("a", "b", "c")
@@ -42,7 +42,7 @@ records = st.builds(
     load_ms=st.sampled_from((0, 0, 800)),
     quarantine=st.sampled_from(("", "", "", "it kills")),
     failures=st.lists(
-        st.builds(Failure, pods, st.integers(-2000, 0), st.just("no"), st.sampled_from(Kind)),
+        st.builds(Failure, pods, st.integers(-2000, 0), st.just("no"), st.sampled_from(FailureKind)),
         max_size=2,
         unique_by=lambda failure: failure.pod,
     ).map(tuple),
@@ -60,17 +60,19 @@ ANSWERS = {
     events.Recalled: st.fixed_dictionaries({"record": st.none() | records}),
     events.RecordRead: st.fixed_dictionaries({"record": records}),
     events.RecordMissing: nothing,
-    events.ReadFailed: st.just({"problem": Problem(Reason.REGISTRY_AWAY, "away")}),
+    events.ReadFailed: st.just({"problem": Problem(ProblemReason.REGISTRY_AWAY, "away")}),
     events.Seen: st.fixed_dictionaries({"copies": sightings, "pods": st.just(PODS)}),
     events.Loaded: st.fixed_dictionaries({"believed": st.booleans()}),
     events.Elsewhere: st.fixed_dictionaries({"pod": pods, "there": st.booleans()}),
-    events.Refused: st.fixed_dictionaries({"reason": st.sampled_from(Reason), "text": st.just("no")}),
+    events.Refused: st.fixed_dictionaries({"reason": st.sampled_from(ProblemReason), "text": st.just("no")}),
     events.Failed: st.fixed_dictionaries(
         {
             "text": st.just("no"),
-            "kind": st.sampled_from(Kind),
+            "kind": st.sampled_from(FailureKind),
             "asked_ms": st.sampled_from((0, 0, 2000)),
-            "reason": st.sampled_from((Reason.LOAD_FAILED, Reason.LOAD_FAILED, Reason.CONTENT_CHANGED)),
+            "reason": st.sampled_from(
+                (ProblemReason.LOAD_FAILED, ProblemReason.LOAD_FAILED, ProblemReason.CONTENT_CHANGED)
+            ),
         }
     ),
     events.Stale: nothing,
@@ -89,7 +91,9 @@ class Router(RuleBasedStateMachine):
         self.machine = Machine(RULES)
         self.now_ms = 0
         self.wanted_ms: int | None = None
-        self.pods = [Pod(name, 100, size % 150, oldest_idle_ms=1000) for name, size in zip(PODS, sizes, strict=True)]
+        self.pods = [
+            Candidate(name, 100, size % 150, oldest_idle_ms=1000) for name, size in zip(PODS, sizes, strict=True)
+        ]
         self.waiting: dict[int, tuple[str, int, int]] = {}  # model, bytes, until when
         self.told: Counter[int] = Counter()
         self.outstanding: dict[str, instructions.Request] = {}

@@ -4,10 +4,10 @@ import pytest
 
 from placement.coldstart import events, instructions
 from placement.coldstart.events import Record, Sighting
-from placement.coldstart.problems import Reason
+from placement.coldstart.problems import ProblemReason
 from placement.coldstart.rules import Rules
-from placement.failures import MAX_FAILURES, Failure, Kind
-from placement.pod import Pod
+from placement.failures import MAX_FAILURES, Failure, FailureKind
+from placement.pod import Candidate
 from tests.support.coldstarts import RECORD, Carrier
 
 HOUR_MS = 3_600_000
@@ -110,7 +110,7 @@ def test_unknown_is_told_to_those_who_came_before_the_read_began_and_the_others_
     carrier.join("early")
     carrier.join("late")
     carrier.read(None)
-    assert reason(carrier, "early") is Reason.UNKNOWN_MODEL
+    assert reason(carrier, "early") is ProblemReason.UNKNOWN_MODEL
     assert list(carrier.problems) == ["early"]
     carrier.read(RECORD)
     carrier.says(events.Loaded)
@@ -129,7 +129,7 @@ def test_unknown_ends_the_flight_if_nobody_came_later():
 def test_a_registry_that_is_away_is_told():
     carrier = Carrier("a")
     carrier.join()
-    away = events.Problem(Reason.REGISTRY_AWAY, "etcd does not answer")
+    away = events.Problem(ProblemReason.REGISTRY_AWAY, "etcd does not answer")
     carrier.says(events.ReadFailed, problem=away)
     assert carrier.problems == {"w": away}
 
@@ -154,7 +154,7 @@ def test_an_agent_that_calls_every_record_stale_is_given_up():
         carrier.read()
     carrier.says(events.Stale)
     carrier.read()
-    assert reason(carrier) is Reason.UNAVAILABLE
+    assert reason(carrier) is ProblemReason.UNAVAILABLE
     assert "does not accept the current registration" in carrier.problems["w"].text
     assert len(carrier.asked) == RULES.max_stale + 1
 
@@ -191,7 +191,7 @@ def test_a_claim_of_a_pod_that_is_not_there_is_waited_for_and_told_if_it_stays(n
         assert carrier.outstanding == {}
         carrier.after(RULES.pause_ms)
         carrier.read()
-    assert reason(carrier) is Reason.UNAVAILABLE
+    assert reason(carrier) is ProblemReason.UNAVAILABLE
     assert text in carrier.problems["w"].text
     assert 3 * RULES.patience_ms < carrier.now_ms <= 3 * RULES.patience_ms + RULES.pause_ms
 
@@ -280,7 +280,7 @@ def test_an_answer_from_another_incarnation_is_not_believed():
 def test_an_agent_that_does_not_answer_is_no_reason_to_wait(answer):
     carrier = asking("a", "b")
     (first,) = carrier.asked
-    carrier.pods[first] = Pod(first, 1 << 30, accepts=False, why_not="has just not answered")
+    carrier.pods[first] = Candidate(first, 1 << 30, accepts=False, why_not="has just not answered")
     carrier.says(answer)
     assert len(set(carrier.asked)) == 2
 
@@ -310,15 +310,17 @@ def test_an_answer_of_another_version_is_waited_out():
 # --- failures ---
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.LASTING])
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind):
     """No store's trouble is remembered for a quarter of an hour."""
     carrier = asking("a")
     given = carrier.says(events.Failed, text="the store answers 503", kind=kind)
     assert isinstance(given[0], instructions.ForgetRecord)
-    expected = {Kind.PASSING: Reason.NOT_FETCHED, Kind.MEMORY: Reason.NO_ROOM}.get(kind, Reason.LOAD_FAILED)
+    expected = {FailureKind.PASSING: ProblemReason.NOT_FETCHED, FailureKind.MEMORY: ProblemReason.NO_ROOM}.get(
+        kind, ProblemReason.LOAD_FAILED
+    )
     assert reason(carrier) is expected
-    assert carrier.problems["w"].retry_ms == (1000 if kind is Kind.PASSING else None)
+    assert carrier.problems["w"].retry_ms == (1000 if kind is FailureKind.PASSING else None)
     assert "`mesh release m`" in carrier.problems["w"].text
     record = Record(7, marked=True, failures=(Failure("a", 0, "the store answers 503", kind, recorded=1),))
     carrier.join("soon")
@@ -336,16 +338,16 @@ def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind
 def test_what_a_caller_has_seen_fail_is_not_tried_again_for_it_however_short_the_pause():
     carrier = asking("a", "b")
     carrier.after(60_000)
-    carrier.says(events.Failed, text="one", kind=Kind.PASSING)
+    carrier.says(events.Failed, text="one", kind=FailureKind.PASSING)
     carrier.after(30_000)
-    carrier.says(events.Failed, text="two", kind=Kind.PASSING)
+    carrier.says(events.Failed, text="two", kind=FailureKind.PASSING)
     assert sorted(carrier.asked) == ["a", "b"]
     assert carrier.problems["w"].text.startswith("two")
 
 
 def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_other_pod():
     carrier = asking("a", "b")
-    carrier.says(events.Failed, text="too many requests", kind=Kind.PASSING, asked_ms=5000)
+    carrier.says(events.Failed, text="too many requests", kind=FailureKind.PASSING, asked_ms=5000)
     assert len(carrier.asked) == 1
     assert carrier.problems["w"].retry_ms == 5000
 
@@ -355,7 +357,7 @@ def test_after_failures_in_three_pods_the_callers_get_the_models_own_error():
     for number in range(MAX_FAILURES):
         carrier.says(events.Failed, text=f"line {number} is wrong")
     assert len(set(carrier.asked)) == MAX_FAILURES
-    assert reason(carrier) is Reason.LOAD_FAILED
+    assert reason(carrier) is ProblemReason.LOAD_FAILED
     assert carrier.problems["w"].text.startswith("line 2 is wrong (")
     assert set(carrier.problems["w"].details["pods"].split(", ")) == set(carrier.asked)
 
@@ -368,7 +370,7 @@ def test_a_failure_of_a_former_registration_does_not_count():
     assert carrier.asked == ["a", "a"]
 
 
-@pytest.mark.parametrize("final", [Reason.QUARANTINED, Reason.NOWHERE, Reason.CONTENT_CHANGED])
+@pytest.mark.parametrize("final", [ProblemReason.QUARANTINED, ProblemReason.NOWHERE, ProblemReason.CONTENT_CHANGED])
 def test_what_holds_for_every_pod_is_told_at_once(final):
     """Other content under the same registration, say: no other pod is asked."""
     carrier = asking("a", "b")
@@ -381,7 +383,7 @@ def test_a_quarantined_model_is_not_loaded_but_a_copy_that_is_being_made_is_join
     record = Record(7, quarantine="it died on Monday", marked=True)
     carrier = asking("a", record=record)
     assert carrier.asked == []
-    assert (reason(carrier), carrier.problems["w"].text) == (Reason.QUARANTINED, "it died on Monday")
+    assert (reason(carrier), carrier.problems["w"].text) == (ProblemReason.QUARANTINED, "it died on Monday")
     carrier.copies["m"] = [Sighting("a", 7, usable=False, present=True)]
     carrier.join("next")
     carrier.read(record)
@@ -405,7 +407,7 @@ def test_broken_models_make_no_pod_unhealthy():
 
 def test_a_pod_in_which_everything_fails_gets_no_more_loads():
     carrier = Carrier("broken", "well")
-    carrier.pods["broken"] = Pod("broken", 1 << 50)
+    carrier.pods["broken"] = Candidate("broken", 1 << 50)
     for number in range(8):
         model_id = f"m{number}"
         carrier.join(model_id=model_id)
@@ -431,28 +433,30 @@ def test_what_fits_nowhere_is_refused_without_asking():
     carrier.join()
     carrier.read()
     assert carrier.asked == []
-    assert reason(carrier) is Reason.NOWHERE
+    assert reason(carrier) is ProblemReason.NOWHERE
     assert "more than any pod can hold" in carrier.problems["w"].text
 
 
 def test_a_pod_that_finds_out_that_a_model_fits_nowhere_has_its_record_read_again():
     """The first call: no other pod of that size tries it."""
     carrier = asking("a", "b")
-    given = carrier.says(events.Refused, reason=Reason.NOWHERE, text="it takes 400 MiB")
+    given = carrier.says(events.Refused, reason=ProblemReason.NOWHERE, text="it takes 400 MiB")
     assert [type(one) for one in given] == [instructions.ForgetRecord, instructions.Read]
     carrier.size = 400 << 30
     carrier.read()
     assert len(carrier.asked) == 1
-    assert reason(carrier) is Reason.NOWHERE
+    assert reason(carrier) is ProblemReason.NOWHERE
 
 
 @pytest.mark.parametrize(
     ("refusals", "told"),
     [
-        pytest.param([Reason.NO_ROOM], Reason.NO_ROOM, id="no-room"),
-        pytest.param([Reason.UNAVAILABLE, Reason.OVERLOADED], Reason.OVERLOADED, id="overloaded-somewhere"),
-        pytest.param([Reason.QUARANTINED], Reason.QUARANTINED, id="quarantined"),
-        pytest.param([Reason.UNKNOWN_MODEL], Reason.UNKNOWN_MODEL, id="unregistered-meanwhile"),
+        pytest.param([ProblemReason.NO_ROOM], ProblemReason.NO_ROOM, id="no-room"),
+        pytest.param(
+            [ProblemReason.UNAVAILABLE, ProblemReason.OVERLOADED], ProblemReason.OVERLOADED, id="overloaded-somewhere"
+        ),
+        pytest.param([ProblemReason.QUARANTINED], ProblemReason.QUARANTINED, id="quarantined"),
+        pytest.param([ProblemReason.UNKNOWN_MODEL], ProblemReason.UNKNOWN_MODEL, id="unregistered-meanwhile"),
     ],
 )
 def test_refusals_become_the_answer_when_no_pod_is_left(refusals, told):
@@ -463,7 +467,7 @@ def test_refusals_become_the_answer_when_no_pod_is_left(refusals, told):
     assert len(carrier.asked) == len(refusals)
 
 
-@pytest.mark.parametrize("refusal", [Reason.UNAVAILABLE, Reason.REGISTRY_AWAY, Reason.INTERNAL])
+@pytest.mark.parametrize("refusal", [ProblemReason.UNAVAILABLE, ProblemReason.REGISTRY_AWAY, ProblemReason.INTERNAL])
 def test_a_pod_that_is_not_up_to_it_is_passed_over_and_asked_again_later(refusal):
     """A load that was cut off because its server died is UNAVAILABLE there, and tried elsewhere."""
     carrier = asking("a", "b")
@@ -481,8 +485,8 @@ def test_a_pod_that_is_not_up_to_it_is_passed_over_and_asked_again_later(refusal
 def test_only_some_pods_are_asked_in_one_go():
     carrier = asking(*(f"p{number}" for number in range(30)))
     while "m" in carrier.outstanding:
-        carrier.says(events.Refused, reason=Reason.NO_ROOM, text="full")
-    assert reason(carrier) is Reason.NO_ROOM
+        carrier.says(events.Refused, reason=ProblemReason.NO_ROOM, text="full")
+    assert reason(carrier) is ProblemReason.NO_ROOM
     assert len(carrier.asked) == RULES.max_refusals
 
 
@@ -490,8 +494,8 @@ def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
     """The callers have waited for their turn in one pod, until their deadline."""
     carrier = asking("a", "b", deadline_ms=5000)
     carrier.after(5000)
-    assert reason(carrier) is Reason.DEADLINE
-    carrier.says(events.Refused, reason=Reason.NO_ROOM, text="60 MiB are busy")
+    assert reason(carrier) is ProblemReason.DEADLINE
+    carrier.says(events.Refused, reason=ProblemReason.NO_ROOM, text="60 MiB are busy")
     assert len(carrier.asked) == 1
     assert not carrier.machine.loading("m")
 
@@ -500,7 +504,7 @@ def test_a_refusal_at_once_is_followed_up_even_for_nobody():
     """The next caller will want the model too."""
     carrier = asking("a", "b")
     carrier.leave()
-    carrier.says(events.Refused, reason=Reason.NO_ROOM, text="full")
+    carrier.says(events.Refused, reason=ProblemReason.NO_ROOM, text="full")
     assert len(carrier.asked) == 2
 
 
@@ -518,10 +522,10 @@ def test_callers_wait_for_their_turn_within_their_deadline():
 
 def test_a_deadline_before_the_expected_end_is_told_at_once_and_the_load_goes_on():
     carrier = asking("a", record=Record(7, load_ms=20_000), deadline_ms=5000)
-    assert (reason(carrier), carrier.problems["w"].retry_ms) == (Reason.NOT_IN_TIME, 20_000)
+    assert (reason(carrier), carrier.problems["w"].retry_ms) == (ProblemReason.NOT_IN_TIME, 20_000)
     assert carrier.problems["w"].text == "loading m takes 20.0 s more, the deadline is in 5.0 s"
     carrier.join("later", deadline_ms=6000)
-    assert reason(carrier, "later") is Reason.NOT_IN_TIME
+    assert reason(carrier, "later") is ProblemReason.NOT_IN_TIME
     carrier.join("patient", deadline_ms=60_000)
     carrier.says(events.Loaded)
     assert carrier.served == ["patient"]
@@ -560,11 +564,11 @@ def test_nobody_is_hurried_who_has_answered():
 
 def test_a_load_that_no_call_waits_for_takes_no_room_from_what_was_used_later():
     carrier = Carrier()
-    carrier.pods["a"] = Pod("a", 100, 100, oldest_idle_ms=1000)
+    carrier.pods["a"] = Candidate("a", 100, 100, oldest_idle_ms=1000)
     carrier.size = 100
     carrier.join(idle_ms=HOUR_MS)
     carrier.read()
-    assert reason(carrier) is Reason.NO_ROOM
+    assert reason(carrier) is ProblemReason.NO_ROOM
     assert carrier.problems["w"].text.startswith("Nowhere available to load: ")
 
 
@@ -582,11 +586,11 @@ def test_one_who_waits_until_an_agent_was_asked_is_told_then():
 
 def test_no_pods_at_all_is_told():
     carrier = asking()
-    assert (reason(carrier), carrier.problems["w"].text) == (Reason.UNAVAILABLE, "there is no runtime pod")
+    assert (reason(carrier), carrier.problems["w"].text) == (ProblemReason.UNAVAILABLE, "there is no runtime pod")
 
 
 def test_a_mistake_of_the_carrier_ends_the_flight_and_is_told():
     carrier = asking("a")
     carrier.says(events.Broke, text="ZeroDivisionError()")
-    assert reason(carrier) is Reason.INTERNAL
+    assert reason(carrier) is ProblemReason.INTERNAL
     assert not carrier.machine.loading("m")

@@ -7,7 +7,7 @@ import pytest
 from placement.coldstart import events, instructions
 from placement.coldstart.alarms import Alarms
 from placement.coldstart.events import Record
-from placement.coldstart.problems import Reason
+from placement.coldstart.problems import ProblemReason
 from placement.coldstart.rules import Rules
 from placement.coldstart.story import Impossible
 from tests.support.coldstarts import RECORD, Carrier
@@ -37,7 +37,7 @@ def test_bounds(waiting, more, text):
     carrier.join("more", more[0], size=more[1])
     assert waits(carrier) == before
     problem = carrier.problems["more"]
-    assert (problem.reason, problem.retry_ms) == (Reason.OVERLOADED, 1000)
+    assert (problem.reason, problem.retry_ms) == (ProblemReason.OVERLOADED, 1000)
     assert text in problem.text
     carrier.leave(0, waiting[0][0])
     carrier.join("again", more[0], size=more[1])
@@ -48,7 +48,7 @@ def test_a_deadline_that_has_passed_is_told_at_once():
     carrier = Carrier("a")
     carrier.now_ms = 500
     carrier.join(deadline_ms=500)
-    assert carrier.problems["w"].reason is Reason.DEADLINE
+    assert carrier.problems["w"].reason is ProblemReason.DEADLINE
     assert waits(carrier) == (0, 0, 0)
 
 

@@ -202,11 +202,11 @@ async def test_a_stream_keeps_nothing_once_its_reply_has_begun(core):
 
 
 def _retry_after(call):
-    from router.inference.localcall import Answer
+    from router.inference.localcall import LocalAnswer
     from router.rest import errors
 
     code, text, _, headers, trailers = call.answers[0]
     assert answers.DETAILS in dict(trailers)
-    _, body = errors.of_answer(Answer(code, text, None, headers, trailers))
+    _, body = errors.of_answer(LocalAnswer(code, text, None, headers, trailers))
     assert body["reason"] == Reason.UNAVAILABLE.name
     return body["retry_after"]

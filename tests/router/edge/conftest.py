@@ -18,7 +18,7 @@ OPTIONS = (("grpc.max_receive_message_length", 64 << 20), ("grpc.use_local_subch
 async def behind_envoy(handler, max_message):
     run_dir = Path(tempfile.mkdtemp(prefix="me", dir="/tmp"))
     served = server.Server(handler, max_message=max_message)
-    settings = config.Settings(
+    settings = config.EnvoySettings(
         host="127.0.0.1",
         port=0,
         admin_socket=f"{run_dir}/admin",

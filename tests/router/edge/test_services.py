@@ -5,7 +5,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from mesh.pb import health_pb2, inference_pb2, reflection_pb2, reflection_v1alpha_pb2
-from router.inference.server import Server
+from router.inference.server import V2Server
 from router.services import health, reflection, v2server
 from tests.support.waiting import until
 
@@ -16,7 +16,7 @@ class Host:
     def __init__(self):
         self.reason = None
         self.pods = {}
-        server = Server(types.SimpleNamespace(pods=self.pods), self.ready)
+        server = V2Server(types.SimpleNamespace(pods=self.pods), self.ready)
         self.health = health.Health(self.ready)
         self.handlers = {**self.health.methods(), **reflection.METHODS, **v2server.methods(server)}
 

@@ -8,8 +8,8 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import framing
 from router.calls import answers
-from router.inference.models import Caller, Failed, Models
-from router.inference.server import Server
+from router.inference.models import Caller, CallFailed, Models
+from router.inference.server import V2Server
 
 V2 = b"/inference.GRPCInferenceService/"
 
@@ -68,7 +68,7 @@ async def test_an_inference_passes_its_frame_as_it_is():
 async def test_a_failure_keeps_its_status_and_details():
     error = MeshError(Reason.QUARANTINED, "no more", retry_after=2.0)
     _, served = models(lambda call: answers.fail(call, error))
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(CallFailed) as caught:
         await served.infer(framing.pack(b""), Caller())
     assert caught.value.answer.code == Code.FAILED_PRECONDITION
     assert caught.value.answer.metadata(answers.DETAILS) is not None
@@ -103,7 +103,7 @@ def test_the_server_is_ready_where_an_inference_can_be_served(router, states, wh
         str(number): types.SimpleNamespace(record=state and types.SimpleNamespace(state=state))
         for number, state in enumerate(states)
     }
-    server = Server(types.SimpleNamespace(pods=pods), lambda: router)
+    server = V2Server(types.SimpleNamespace(pods=pods), lambda: router)
     assert server.why_not_ready() == why
     assert server.ready(pb.ServerReadyRequest()).ready is (why is None)
     assert server.live(pb.ServerLiveRequest()).live

@@ -8,7 +8,7 @@ import pytest
 from mesh.pb import agent_pb2
 from mesh.schema.records import LEAVING, LOADED, CopyRecord, Failure, ModelRecord, PodRecord
 from placement.constraints import Constraint, Constraints
-from placement.copies import Limits
+from placement.copies import CopyLimits
 from placement.failures import UNHEALTHY
 from placement.limits import TypeLimits
 from router.leader.recency import Recency
@@ -138,12 +138,12 @@ async def test_what_is_hot_gets_a_copy_and_is_asked_for_once(world):
 
 async def test_limits_are_kept_both_ways(world):
     """A minimum without any traffic, a maximum whatever the traffic, a pin told to the agent that holds it."""
-    created = await world.register("m", limits=Limits(2, None, True))
+    created = await world.register("m", limits=CopyLimits(2, None, True))
     await world.round()
     assert {model for model, _ in world.agents.loads} == {"m"}
     assert len(world.agents.loads) == 2
     assert all(request.pinned for request in world.agents.requests)
-    await world.register("m", limits=Limits(None, 1, False))
+    await world.register("m", limits=CopyLimits(None, 1, False))
     for name in ("a", "b", "c"):
         world.agents.states[name, "m"] = {"pinned": True}
     await world.round()
@@ -156,7 +156,7 @@ async def test_limits_are_kept_both_ways(world):
 
 async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
     """While an agent takes its time to unload, nobody may count on a copy there: neither limits nor a drain."""
-    created = await world.register("m", limits=Limits(None, 1, None))
+    created = await world.register("m", limits=CopyLimits(None, 1, None))
     world.copy("m", "a", created)
     world.copy("m", "b", created)
     going = asyncio.Event()
@@ -180,7 +180,7 @@ async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
 
 async def test_limits_of_types(world):
     """For models that have none of their own."""
-    world.settings = Current(limits=TypeLimits(default=Limits(None, 1, True)))
+    world.settings = Current(limits=TypeLimits(default=CopyLimits(None, 1, True)))
     created = await world.register("m")
     world.copy("m", "a", created)
     world.copy("m", "b", created)
@@ -216,7 +216,7 @@ async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
 
 async def test_a_load_that_does_not_work_rests(world):
     """And is not asked for again in the next round; a silent agent ends nothing."""
-    await world.register("m", limits=Limits(1))
+    await world.register("m", limits=CopyLimits(1))
     world.agents.refuse = "NO_ROOM"
     world.agents.silent.add("b")
     for _ in range(3):

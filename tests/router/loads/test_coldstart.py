@@ -8,7 +8,7 @@ import pytest
 from mesh.options.etcdsettings import EtcdFiles
 from mesh.schema.records import LEAVING
 from mesh.statuses import Code, MeshError, Reason
-from placement.failures import Kind
+from placement.failures import FailureKind
 from router.settings import RouterSettings
 from tests.support import fakecalls
 from tests.support.waiting import until
@@ -472,7 +472,7 @@ def passes(monkeypatch):
     return lambda: monkeypatch.setattr("placement.failures.FIRST_PAUSE_MS", 0)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.LASTING])
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 async def test_what_may_pass_is_told_with_a_time_and_tried_again(core, passes, kind):
     """Trouble of the store is nobody's fault: UNAVAILABLE with how long to wait. A moment later the call succeeds."""
 
@@ -482,7 +482,7 @@ async def test_what_may_pass_is_told_with_a_time_and_tried_again(core, passes, k
 
     one_pod(core, fail)
     call = await core.answered(core.call())
-    codes = {Kind.PASSING: Code.UNAVAILABLE, Kind.MEMORY: Code.RESOURCE_EXHAUSTED}
+    codes = {FailureKind.PASSING: Code.UNAVAILABLE, FailureKind.MEMORY: Code.RESOURCE_EXHAUSTED}
     assert call.code is codes.get(kind, Code.INTERNAL)
     assert call.text.startswith("the store answers 503 (")
     assert "`mesh release m`" in call.text
@@ -498,7 +498,9 @@ async def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_other_pod(core)
     core.register()
 
     def fail(request):
-        failure = replace(core.failed_in("a", ago_ms=0)[0], text="too many requests", kind=Kind.PASSING, asked_ms=5000)
+        failure = replace(
+            core.failed_in("a", ago_ms=0)[0], text="too many requests", kind=FailureKind.PASSING, asked_ms=5000
+        )
         core.register(failures=(failure,))
         return fakecalls.failed("too many requests", kind="passing", asked_ms=5000)
 
@@ -530,7 +532,7 @@ async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
     """The failure is of the future by this router's clock; its pause begins when the router first reads of it."""
     one_pod(core)
     (failure,) = core.failed_in("a", ago_ms=-3_600_000)
-    core.register(failures=(replace(failure, kind=Kind.PASSING),))
+    core.register(failures=(replace(failure, kind=FailureKind.PASSING),))
     with pytest.raises(MeshError, match=r"in 60 s"):
         await core.coldstart.load("m")
     passes()

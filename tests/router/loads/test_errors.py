@@ -3,12 +3,12 @@
 import pytest
 
 from mesh.statuses import MeshError
-from mesh.statuses import Reason as Told
-from placement.coldstart.problems import Problem, Reason
+from mesh.statuses import ProblemReason as Told
+from placement.coldstart.problems import Problem, ProblemReason
 from router.loads.errors import error_of, problem_of
 
 
-@pytest.mark.parametrize("reason", Reason)
+@pytest.mark.parametrize("reason", ProblemReason)
 def test_every_reason_is_one_of_the_mesh(reason):
     problem = Problem(reason, "text", 1500, {"pods": "a"})
     error = error_of(problem)
@@ -22,4 +22,4 @@ def test_every_reason_is_one_of_the_mesh(reason):
 
 
 def test_a_reason_that_means_nothing_to_a_cold_start_is_unavailable():
-    assert problem_of(MeshError(Told.FORBIDDEN, "no")) == Problem(Reason.UNAVAILABLE, "no")
+    assert problem_of(MeshError(Told.FORBIDDEN, "no")) == Problem(ProblemReason.UNAVAILABLE, "no")

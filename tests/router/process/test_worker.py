@@ -14,7 +14,7 @@ from mesh.telemetry import metrics
 from mesh.wire import framing
 from mesh.wire.client import Pool, Reply
 from router.process import sockets
-from router.process.worker import Process
+from router.process.worker import WorkerProcess
 from router.settings import RouterSettings
 from router.state.feed import ranges
 from router.state.feed.server import FeedServer
@@ -408,7 +408,7 @@ async def test_no_call_is_taken_before_what_is_where_is_known(run_dir, etcd_serv
 
     feed = FeedServer(nothing)
     await feed.start(settings.feed)
-    process = Process(settings, 0, [os.dup(descriptor) for descriptor in listening.descriptors])
+    process = WorkerProcess(settings, 0, [os.dup(descriptor) for descriptor in listening.descriptors])
     starting = asyncio.create_task(process.start())
     pool = Pool(f"unix:{settings.socket(sockets.GRPC, 0)}")
     try:

@@ -14,7 +14,7 @@ from mesh.wire import framing
 from mesh.wire.budget import Budget
 from router.calls import answers
 from router.inference.models import Models
-from router.inference.server import Server
+from router.inference.server import V2Server
 from router.management.explanation import Explanation
 from router.management.requests import Item, Register
 from router.management.status import CopyInfo, Page, StatusInfo
@@ -213,7 +213,7 @@ class FakeWorker:
     def __post_init__(self):
         self.bodies = Bodies(self.budget, limit=self.settings.max_message, least=self.settings.min_body_rate)
         self.conversions = Conversions(max_message=self.settings.max_message)
-        self.server = Server(self.view, lambda: self.reason)
+        self.server = V2Server(self.view, lambda: self.reason)
         self.models = Models(self.dispatcher.dispatch, max_message=self.settings.max_message)
 
     async def snapshots(self):

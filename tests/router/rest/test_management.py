@@ -12,7 +12,7 @@ from yarl import URL
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
-from placement.copies import Limits
+from placement.copies import CopyLimits
 from router.management import statistics
 from router.rest import bulk
 from tests.support.waiting import until
@@ -74,7 +74,7 @@ async def test_limits_are_set_at_registration_and_changed_later(http, path, work
     ):
         async with http.patch(path("models/m"), json=wrong) as answer:
             assert (answer.status, (await answer.json())["reason"]) == (400, "BAD_REQUEST"), wrong
-    assert worker.management.models["m"].limits == Limits(1, 4)
+    assert worker.management.models["m"].limits == CopyLimits(1, 4)
     async with http.patch(path("models/none"), json={"max_copies": 4}) as answer:
         assert answer.status == 404
 

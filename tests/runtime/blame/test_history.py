@@ -10,7 +10,7 @@ from mesh.runtime.blame.history import FAILURE_EXPIRY_MS, History, Took
 from mesh.schema.keys import Keys
 from mesh.schema.records import Failure, ModelRecord
 from placement import blame
-from placement.failures import Kind
+from placement.failures import FailureKind
 from placement.footprint import Footprint
 from tests.support.waiting import until
 
@@ -70,7 +70,7 @@ async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Record
     """Of this pod; another's stays, an expired one goes."""
     theirs, old = Failure("pod-2", NOW - 5, "no"), Failure("pod-3", NOW - FAILURE_EXPIRY_MS - 1, "old")
     await records.put(failures=(theirs, old))
-    await records.history.failed("m", records.revision, "it is no model", Kind.LASTING)
+    await records.history.failed("m", records.revision, "it is no model", FailureKind.LASTING)
     failed = await records.get()
     assert failed.failures == (Failure("pod-1", NOW, "it is no model", since_ms=NOW - 5), theirs)
     records.history.loaded("m", records.revision, failed, Took(Footprint(1, 0), 1))
@@ -80,12 +80,12 @@ async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Record
 
 async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records) -> None:
     """The series goes on while no load succeeds, in whatever pod; the version of the secret is part of it."""
-    first = Failure("pod-2", NOW - 20_000, "no", Kind.PASSING)
+    first = Failure("pod-2", NOW - 20_000, "no", FailureKind.PASSING)
     await records.put(failures=(first,))
     records.history = History(records.etcd, records.keys, pod="pod-1", secrets=lambda: "v1", clock_ms=lambda: NOW)
-    await records.history.failed("m", records.revision, "line 3", Kind.CONTENT, asked_ms=5000, digest="abc")
+    await records.history.failed("m", records.revision, "line 3", FailureKind.CONTENT, asked_ms=5000, digest="abc")
     record = await records.get()
-    expected = Failure("pod-1", NOW, "line 3", Kind.CONTENT, NOW - 20_000, 5000, "abc", "v1")
+    expected = Failure("pod-1", NOW, "line 3", FailureKind.CONTENT, NOW - 20_000, 5000, "abc", "v1")
     assert record.failures == (expected, first)
     assert records.history.known(record) == expected
 
@@ -96,7 +96,7 @@ async def test_deaths_in_two_pods_are_a_quarantine(records: Records) -> None:
     for number in range(2):
         records.history = History(records.etcd, records.keys, pod=f"pod-{number}", clock_ms=lambda: NOW)
         records.history.killed("m", records.revision, f"server {number} died")
-        await records.history.failed("m", records.revision, "died", Kind.LASTING)
+        await records.history.failed("m", records.revision, "died", FailureKind.LASTING)
         assert len((await records.get()).killed) == number + 1
     record = await records.get()
     assert record.quarantined
@@ -140,19 +140,19 @@ async def test_the_record_of_another_registration_is_left_alone(records: Records
     former = records.revision
     await records.etcd.delete(records.key)
     await records.put(path="/new")
-    await records.history.failed("m", former, "the old one is no model", Kind.LASTING)
+    await records.history.failed("m", former, "the old one is no model", FailureKind.LASTING)
     records.history.killed("m", former, "died")
     await records.settled()
     now = await records.get()
     assert (now.path, now.failures, now.killed) == ("/new", (), ())
     await records.etcd.delete(records.key)
-    await records.history.failed("m", former, "gone", Kind.LASTING)
+    await records.history.failed("m", former, "gone", FailureKind.LASTING)
     assert await records.etcd.get(records.key) is None
 
 
 async def test_a_record_that_cannot_be_read_is_left_alone(records: Records) -> None:
     revision = await records.etcd.put(records.key, b"not JSON")
-    await records.history.failed("m", revision, "no", Kind.LASTING)
+    await records.history.failed("m", revision, "no", FailureKind.LASTING)
     kv = await records.etcd.get(records.key)
     assert kv is not None
     assert kv.value == b"not JSON"

@@ -7,10 +7,10 @@ import pytest
 
 from mesh.runtime.blame.suspects import work
 from mesh.runtime.sharedmemory.board import Board
-from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import SlotState as SlotState
 from mesh.runtime.sharedmemory.slot import Use
 from mesh.wire import requestdigest
-from placement.suspects import Doing, Work
+from placement.suspects import Work, WorkKind
 from tests.runtime.pod_of_fakes import FakePod
 
 
@@ -54,11 +54,11 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
     board.at_work.begin(pod.entry("loading").slot or 0)
     board.at_work.inline(frame)
     assert at_work() == [
-        Work("running", Doing.RUNNING, me, digest=digest),
-        Work("loading", Doing.LOADING, me),
-        Work("freeing", Doing.FREEING),
-        Work("looping", Doing.RUNNING, me, digest=digest),
-        Work("looping", Doing.RUNNING, me, in_loop=True, digest=digest),
+        Work("running", WorkKind.RUNNING, me, digest=digest),
+        Work("loading", WorkKind.LOADING, me),
+        Work("freeing", WorkKind.FREEING),
+        Work("looping", WorkKind.RUNNING, me, digest=digest),
+        Work("looping", WorkKind.RUNNING, me, in_loop=True, digest=digest),
     ]
     slot = pod.entry("idle").slot
     assert slot is not None

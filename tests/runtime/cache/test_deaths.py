@@ -8,7 +8,7 @@ import pytest
 from mesh.runtime.cache.loads.outcomes import Loaded, Refused
 from mesh.runtime.servers.serverprocess import Death
 from mesh.runtime.sharedmemory.board import Board
-from placement.suspects import Cause
+from placement.suspects import EndCause
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.waiting import until
 
@@ -31,7 +31,7 @@ async def test_who_was_at_work_is_named_and_all_is_gone(pod: FakePod, board: Boa
     """Books, keys and files follow the memory; a model that was idle is not held against."""
     await pod.fill("idle", "busy", size=100_000)
     pod.busy("busy")
-    pod.cache.deaths.happened(Death("was killed by SIGSEGV", Cause.CRASH), board.at_work)
+    pod.cache.deaths.happened(Death("was killed by SIGSEGV", EndCause.CRASH), board.at_work)
     ((named, text),) = pod.history.deaths
     assert named == "busy"
     assert text.startswith("the model server was killed by SIGSEGV while it was running this model")
@@ -45,7 +45,7 @@ async def test_who_was_at_work_is_named_and_all_is_gone(pod: FakePod, board: Boa
 async def test_a_death_from_outside_is_held_against_nobody(pod: FakePod, board: Board) -> None:
     await pod.fill("busy", size=100_000)
     pod.busy("busy")
-    pod.cache.deaths.happened(Death("was stopped, and killed for it", Cause.STOPPED), board.at_work)
+    pod.cache.deaths.happened(Death("was stopped, and killed for it", EndCause.STOPPED), board.at_work)
     assert not pod.history.deaths
     assert not pod.ledger.entries
 
@@ -58,7 +58,7 @@ async def test_whoever_waits_goes_on(pod: FakePod, board: Board) -> None:
     waiting = asyncio.create_task(pod.load("waiting", 900_000))
     await until(lambda: pod.cache.rooms.statistics().waiting, why="it waits for room")
     pod.server.lives += 1
-    pod.cache.deaths.happened(Death("was killed", Cause.KILLED), board.at_work)
+    pod.cache.deaths.happened(Death("was killed", EndCause.KILLED), board.at_work)
     held.set()
     assert isinstance(await waiting, Loaded)
     assert isinstance(await inside, Refused)

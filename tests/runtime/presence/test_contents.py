@@ -7,7 +7,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Outcome, Refused
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Stale
@@ -155,7 +155,7 @@ async def test_while_a_reload_is_under_way_the_old_copy_is_the_copy(pod: FakePod
     await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
     assert await pod.load("m", 10) == Loaded(Footprint(10), 0, 0, "one")
     assert pod.keys.keys["m"].generation == 0
-    assert pod.entry("m").state is State.LOADED
+    assert pod.entry("m").state is EntryState.LOADED
     go.set()
     assert {outcome.generation for outcome in await asyncio.gather(one, two) if isinstance(outcome, Loaded)} == {1}
     assert [what for what, _ in pod.server.asked].count("load") == 2

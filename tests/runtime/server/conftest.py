@@ -12,8 +12,8 @@ import pytest
 from mesh.pb import inference_pb2 as pb
 from mesh.runtime.server.calls.dataport import DataPort
 from mesh.runtime.server.calls.runs import Runs
-from mesh.runtime.server.calls.watch import Watch
-from mesh.runtime.server.copies import Copies, Copy
+from mesh.runtime.server.calls.watch import CallWatch
+from mesh.runtime.server.copies import Copies, ServedCopy
 from mesh.runtime.server.loads.loader import Loader, Order
 from mesh.runtime.server.onnx import device
 from mesh.runtime.sharedmemory.board import Board
@@ -31,7 +31,7 @@ class Parts:
     folder: Path
     board: Board
     copies: Copies
-    watch: Watch
+    watch: CallWatch
     runs: Runs
     loader: Loader
     port: DataPort
@@ -43,7 +43,7 @@ class Parts:
         path.write_bytes(content)
         return str(path)
 
-    async def load(self, name: str, content: bytes, *, token: bytes = b"", slot: int | None = None) -> Copy:
+    async def load(self, name: str, content: bytes, *, token: bytes = b"", slot: int | None = None) -> ServedCopy:
         """Writes it and loads it."""
         return await self.loader.load(Order(name, self.write(name, content), token, slot))
 
@@ -118,7 +118,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         on: device.Device = device.CPU,
         max_message: int = 1 << 20,
     ) -> Parts:
-        board, copies, watch = Board.private(8), Copies(), Watch()
+        board, copies, watch = Board.private(8), Copies(), CallWatch()
         runs = Runs(board, threads=threads)
         loader = Loader(copies, board, runs, on, timeout=timeout, concurrency=concurrency)
         port = DataPort(copies, board, runs, watch, max_message=max_message)

@@ -15,7 +15,7 @@ from mesh.identity import Identity
 from mesh.pb import modelruntime_pb2
 from mesh.runtime.server.onnx import memory
 from mesh.runtime.sharedmemory.board import Board
-from mesh.runtime.sharedmemory.slot import State
+from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.statuses import Code
 from mesh.wire import framing, headers, metadata
 from mesh.wire.client import Pool
@@ -86,11 +86,11 @@ async def test_a_model_is_loaded_called_and_unloaded(server):
     np.testing.assert_allclose(found["probabilities"].sum(1), 1, rtol=1e-5)
     await until(lambda: server.board.read(1).calls == 1)  # it is counted after the answer is on its way
     use = server.board.read(1)
-    assert (use.state, use.revision) == (State.LOADED, 5)
+    assert (use.state, use.revision) == (SlotState.LOADED, 5)
     await server.unload("m", revision=4)
     assert (await server.infer("m", revision=5, x=np.zeros((1, 64), np.float32))).code == 0
     await server.unload("m", revision=5)
-    assert server.board.read(1).state is State.FREE
+    assert server.board.read(1).state is SlotState.FREE
     reply = await server.infer("m", revision=5, x=np.zeros((1, 64), np.float32))
     assert (reply.code, dict(reply.headers)[headers.NOT_HERE]) == (Code.UNAVAILABLE, b"1")
     await server.unload("m")
@@ -123,7 +123,7 @@ async def test_what_cannot_be_loaded_says_why(server, content, expected, says):
     assert code(error) is expected, error
     assert error.details()
     assert says in error.details()
-    await until(lambda: server.board.read(2).state is State.FREE, why="the slot is free")
+    await until(lambda: server.board.read(2).state is SlotState.FREE, why="the slot is free")
 
 
 async def test_orders_that_make_no_sense_are_refused(server):
@@ -144,10 +144,10 @@ async def test_a_load_that_the_agent_gives_up_leaves_nothing(server):
     path = server.write("endless", models.endless_loop())
     load = modelruntime_pb2.LoadModelRequest(modelId="endless", modelPath=str(path))
     call = server.spi.loadModel(load, metadata=((headers.SPI_SLOT, "3"),))
-    await until(lambda: server.board.read(3).state is State.LOADING, why="the load is on the board")
+    await until(lambda: server.board.read(3).state is SlotState.LOADING, why="the load is on the board")
     call.cancel()
     await server.unload("endless")
-    assert server.board.read(3).state is State.FREE
+    assert server.board.read(3).state is SlotState.FREE
 
 
 # -- the data port
@@ -227,11 +227,11 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
         running = asyncio.create_task(server.infer("busy", revision=2, timeout=30, **FOREVER))
         loading = asyncio.create_task(server.load("endless", models.endless_loop(), slot=2, revision=3))
         await server.running(1)
-        await until(lambda: server.board.read(2).state is State.LOADING, why="the load is on the board")
+        await until(lambda: server.board.read(2).state is SlotState.LOADING, why="the load is on the board")
         await until(lambda: server.board.calls(), why="the counts are on the board")
         await server.kill9()
         suspects = {slot: (use.state, use.revision, use.running) for slot, use in server.board.suspects()}
-        assert suspects == {1: (State.LOADED, 2, 1), 2: (State.LOADING, 3, 0)}
+        assert suspects == {1: (SlotState.LOADED, 2, 1), 2: (SlotState.LOADING, 3, 0)}
         assert server.board.read(0).calls == 1
         await asyncio.gather(running, loading, return_exceptions=True)
         await server.start()

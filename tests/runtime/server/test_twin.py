@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from mesh.pb import modelruntime_pb2
-from mesh.runtime.sharedmemory.slot import State
+from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.statuses import Code
 from mesh.wire import headers
 from tests.support import models, twin
@@ -61,7 +61,7 @@ async def test_both_are_the_same_from_outside(kind, real, fake):
     sizes = await server.load("m", model, slot=3, revision=7)
     assert sizes["host"] > 0
     use = server.board.read(3)
-    assert (use.state, use.revision, use.calls) == (State.LOADED, 7, 0)
+    assert (use.state, use.revision, use.calls) == (SlotState.LOADED, 7, 0)
     assert await server.value("m", revision=7) == 3
     wrong = await server.infer("m", revision=7)
     assert (wrong.code, "needs input" in wrong.text) == (Code.INVALID_ARGUMENT, True)
@@ -69,7 +69,7 @@ async def test_both_are_the_same_from_outside(kind, real, fake):
     assert dict(other.headers)[headers.NOT_HERE] == b"1"
     assert server.board.read(3).calls == 2
     await server.unload("m", revision=7)
-    assert server.board.read(3).state is State.FREE
+    assert server.board.read(3).state is SlotState.FREE
     gone = await server.infer("m", revision=7)
     assert dict(gone.headers)[headers.NOT_HERE] == b"1"
     size = server.spi.modelSize(modelruntime_pb2.ModelSizeRequest(modelId="m"))
@@ -101,17 +101,17 @@ async def test_loads_fail_as_they_say(fake):
 )
 async def test_a_load_that_takes_long_ends_when_it_is_told_to(fake, words):
     load = asyncio.ensure_future(fake.load("slow", path(fake, "slow", **words), slot=5, revision=1))
-    await until(lambda: fake.board.read(5).state is State.LOADING)
+    await until(lambda: fake.board.read(5).state is SlotState.LOADING)
     await fake.unload("slow", revision=1)
     assert (await error(load))[0] is Code.CANCELLED
-    assert fake.board.read(5).state is State.FREE
+    assert fake.board.read(5).state is SlotState.FREE
 
 
 async def test_a_load_waits_at_its_gate(fake):
     """A file beside the pod's folder lets it through."""
     gate = fake.folder / "gate"
     load = asyncio.ensure_future(fake.load("m", path(fake, "gated", gate=gate.name), slot=6))
-    await until(lambda: fake.board.read(6).state is State.LOADING)
+    await until(lambda: fake.board.read(6).state is SlotState.LOADING)
     assert not load.done()
     gate.touch()
     await load

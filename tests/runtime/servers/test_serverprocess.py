@@ -14,7 +14,7 @@ from mesh.runtime.servers import serverprocess
 from mesh.runtime.servers.commandline import CommandLine
 from mesh.runtime.servers.serverprocess import Plan, ServerFailed, ServerProcess
 from mesh.runtime.sharedmemory.board import Board
-from placement.suspects import Cause
+from placement.suspects import EndCause
 from tests.support.waiting import until
 
 
@@ -22,14 +22,14 @@ from tests.support.waiting import until
     ("end", "cause", "how"),
     [
         pytest.param(
-            "os.kill(os.getpid(), signal.SIGKILL)", Cause.KILLED, "was killed by SIGKILL from outside", id="kill"
+            "os.kill(os.getpid(), signal.SIGKILL)", EndCause.KILLED, "was killed by SIGKILL from outside", id="kill"
         ),
-        pytest.param("os.kill(os.getpid(), signal.SIGTERM)", Cause.KILLED, "was killed by SIGTERM", id="term"),
-        pytest.param("os.abort()", Cause.CRASH, "was killed by SIGABRT", id="abort"),
-        pytest.param("os._exit(3)", Cause.EXIT, "ended with status 3", id="exit"),
+        pytest.param("os.kill(os.getpid(), signal.SIGTERM)", EndCause.KILLED, "was killed by SIGTERM", id="term"),
+        pytest.param("os.abort()", EndCause.CRASH, "was killed by SIGABRT", id="abort"),
+        pytest.param("os._exit(3)", EndCause.EXIT, "ended with status 3", id="exit"),
     ],
 )
-async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: Cause, how: str) -> None:
+async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: EndCause, how: str) -> None:
     """With the thread where it crashed in one."""
     code = f"import faulthandler, os, signal; faulthandler.enable(); {end}"
     deaths: list[serverprocess.Death] = []
@@ -39,14 +39,14 @@ async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: Cause
     status = await child.wait()
     death = server._death(Ended(process.describe_exit(status), status, None))
     assert (death.cause, death.how) == (cause, how)
-    assert bool(death.thread) is (cause is Cause.CRASH)
+    assert bool(death.thread) is (cause is EndCause.CRASH)
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "cause"), [(1, 2, Cause.MEMORY), (-1, -1, Cause.MEMORY), (7, 7, Cause.KILLED)]
+    ("before", "after", "cause"), [(1, 2, EndCause.MEMORY), (-1, -1, EndCause.MEMORY), (7, 7, EndCause.KILLED)]
 )
 async def test_a_kill_is_for_memory_where_the_kernel_counts_one_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int, cause: Cause
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int, cause: EndCause
 ) -> None:
     """Or does not count at all: then nobody can tell."""
     server = a_server(Board.create(tmp_path / "b", 4), on_death=print)

@@ -40,8 +40,8 @@ def test_threads_are_noted_while_they_are_at_work(boards):
     thread.join()
     load = server.at_work.begin(3)
     assert agent.at_work.threads() == [
-        atwork.Doing(1, thread.ident, requestdigest.digest(frame)),
-        atwork.Doing(3, threading.get_ident(), b""),
+        atwork.ThreadWork(1, thread.ident, requestdigest.digest(frame)),
+        atwork.ThreadWork(3, threading.get_ident(), b""),
     ]
     server.at_work.end(load)
     assert [doing.slot for doing in agent.at_work.threads()] == [1]
@@ -106,7 +106,7 @@ async def test_a_real_crash_is_found_in_the_thread_that_caused_it(tmp_path):
             if inline:
                 assert at_work.loop() == atwork.Last(crashed, digest)
             assert [one for one in at_work.threads() if one.slot == 0] == (
-                [] if inline else [atwork.Doing(0, crashed, digest)]
+                [] if inline else [atwork.ThreadWork(0, crashed, digest)]
             )
             assert server.board.read(0).running == 1
             await asyncio.gather(call, running, loading, return_exceptions=True)

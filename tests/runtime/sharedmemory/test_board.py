@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mesh.runtime.sharedmemory.board import BUCKETS_NS, Board
-from mesh.runtime.sharedmemory.slot import State, Use
+from mesh.runtime.sharedmemory.slot import SlotState, Use
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_a_fresh_board_is_empty(board):
     assert board.suspects() == []
     assert board.calls() == []
     assert (board.slots, board.pid, board.beat_ns, board.in_flight) == (10, 0, 0, 0)
-    assert board.read(9) == Use(State.FREE, 0, 0, 0, 0, 0, 0, 0)
+    assert board.read(9) == Use(SlotState.FREE, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_a_call_is_seen_from_its_beginning_to_its_end(board):
@@ -31,18 +31,18 @@ def test_a_call_is_seen_from_its_beginning_to_its_end(board):
     agent = Board.open(board.path)
     row = board.row(3)
     row.loading(77, 100)
-    assert agent.read(3) == Use(State.LOADING, 77, 0, 0, 100, 0, 0, 0)
-    row.mark(State.LOADED)
+    assert agent.read(3) == Use(SlotState.LOADING, 77, 0, 0, 100, 0, 0, 0)
+    row.mark(SlotState.LOADED)
     row.begin(200)
-    assert agent.read(3) == Use(State.LOADED, 77, 1, 0, 200, 0, 0, 0)
+    assert agent.read(3) == Use(SlotState.LOADED, 77, 1, 0, 200, 0, 0, 0)
     row.run()
     assert agent.read(3).running == 1
     assert agent.in_flight == 1
     row.begin(210, runs=1)
-    assert agent.read(3) == Use(State.LOADED, 77, 2, 2, 210, 0, 0, 0)
+    assert agent.read(3) == Use(SlotState.LOADED, 77, 2, 2, 210, 0, 0, 0)
     row.end(300, runs=1, busy_ns=40, failed=False)
     row.end(310, runs=1, busy_ns=50, failed=True)
-    assert agent.read(3) == Use(State.LOADED, 77, 0, 0, 310, 2, 1, 90)
+    assert agent.read(3) == Use(SlotState.LOADED, 77, 0, 0, 310, 2, 1, 90)
     assert [slot for slot, _ in agent.uses()] == [3]
     agent.close()
 
@@ -56,7 +56,7 @@ def test_a_run_that_is_repeated_counts_once_as_a_call(board):
     assert (board.read(0).in_flight, board.read(0).running, board.read(0).busy_ns) == (1, 0, 0)
     row.run()
     row.end(20, runs=1, busy_ns=7, failed=False)
-    assert board.read(0) == Use(State.LOADING, 1, 0, 0, 20, 1, 0, 12)
+    assert board.read(0) == Use(SlotState.LOADING, 1, 0, 0, 20, 1, 0, 12)
 
 
 def test_a_slot_taken_anew_knows_nothing_of_its_former_copy(board):
@@ -66,12 +66,14 @@ def test_a_slot_taken_anew_knows_nothing_of_its_former_copy(board):
     row.begin(60)
     row.end(70, runs=0, busy_ns=0, failed=True)
     board.row(2).loading(6, 80)
-    assert board.read(2) == Use(State.LOADING, 6, 0, 0, 80, 0, 0, 0)
+    assert board.read(2) == Use(SlotState.LOADING, 6, 0, 0, 80, 0, 0, 0)
 
 
 def test_suspects_are_what_was_loading_running_or_unloading(board):
     """A copy that only waits for a thread, or is idle, is not one."""
-    for slot, state in enumerate((State.LOADING, State.LOADED, State.LOADED, State.UNLOADING, State.LOADED)):
+    for slot, state in enumerate(
+        (SlotState.LOADING, SlotState.LOADED, SlotState.LOADED, SlotState.UNLOADING, SlotState.LOADED)
+    ):
         row = board.row(slot)
         row.loading(slot, 1)
         row.mark(state)
@@ -165,11 +167,11 @@ def test_the_board_outlives_a_writer_that_is_killed(board):
     script = (
         "import os, signal, sys\n"
         "from mesh.runtime.sharedmemory.board import Board\n"
-        "from mesh.runtime.sharedmemory.slot import State\n"
+        "from mesh.runtime.sharedmemory.slot import SlotState\n"
         "board = Board.open(sys.argv[1]); board.attach(os.getpid())\n"
-        "row = board.row(1); row.loading(9, 5); row.mark(State.LOADED); row.begin(6, runs=1)\n"
+        "row = board.row(1); row.loading(9, 5); row.mark(SlotState.LOADED); row.begin(6, runs=1)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     died = subprocess.run([sys.executable, "-c", script, os.fspath(board.path)], check=False)
     assert died.returncode == -9
-    assert board.suspects() == [(1, Use(State.LOADED, 9, 1, 1, 6, 0, 0, 0))]
+    assert board.suspects() == [(1, Use(SlotState.LOADED, 9, 1, 1, 6, 0, 0, 0))]

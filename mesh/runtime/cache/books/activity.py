@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 
 STEP = 3.0
@@ -27,7 +27,7 @@ class Activity:
     def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._before: dict[Entry, int] = {}  # calls at the last look
+        self._before: dict[CacheEntry, int] = {}  # calls at the last look
         self._at = clock()
 
     async def run(self) -> None:
@@ -41,9 +41,9 @@ class Activity:
         now = self._clock()
         elapsed = max(now - self._at, 0.001)
         fade = 0.5 ** (elapsed / REMEMBER)
-        calls: dict[Entry, int] = {}
+        calls: dict[CacheEntry, int] = {}
         for entry in self._ledger.entries.values():
-            if entry.state is not State.LOADED or (use := self._ledger.use(entry)) is None:
+            if entry.state is not EntryState.LOADED or (use := self._ledger.use(entry)) is None:
                 continue
             calls[entry] = use.calls
             made = use.calls - self._before.get(entry, 0)
@@ -59,9 +59,9 @@ YOUNG = 60.0
 """Seconds for which a copy counts as young."""
 
 
-def active(ledger: Ledger, entry: Entry) -> bool:
+def active(ledger: Ledger, entry: CacheEntry) -> bool:
     """Returns whether the leader should know of a copy: it was called lately, is pinned, young, or being loaded."""
-    if entry.rate or entry.pinned or entry.state is not State.LOADED or ledger.age(entry) < YOUNG:
+    if entry.rate or entry.pinned or entry.state is not EntryState.LOADED or ledger.age(entry) < YOUNG:
         return True
     use = ledger.use(entry)
     return use is not None and use.in_flight > 0

@@ -12,7 +12,7 @@ and later for less. Placement prefers the same pod for the same model, which kee
 import time
 from collections.abc import Callable
 
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from placement.footprint import Footprint, total
 
@@ -32,7 +32,7 @@ class Demand:
         self._clock = clock
         self._left: dict[str, tuple[float, Footprint]] = {}  # evicted copies: when they were last used
 
-    def made_way(self, entry: Entry) -> None:
+    def made_way(self, entry: CacheEntry) -> None:
         """Notes that a copy is about to be evicted for another."""
         self._left.pop(entry.model_id, None)
         self._left[entry.model_id] = (self._clock() - self._ledger.idle_ms(entry) / 1000, entry.footprint)
@@ -42,7 +42,7 @@ class Demand:
     def working_set(self) -> Footprint:
         """Returns the size of the working set, which includes pinned copies and loads under way."""
         ledger, oldest = self._ledger, self._clock() - self._window
-        here = [entry for entry in ledger.entries.values() if entry.state is not State.UNLOADING]
+        here = [entry for entry in ledger.entries.values() if entry.state is not EntryState.UNLOADING]
         names = {entry.model_id for entry in here}
         self._left = {
             model_id: (used, size)

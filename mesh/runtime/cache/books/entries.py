@@ -5,7 +5,7 @@ import enum
 from placement.footprint import NOTHING
 
 
-class State(enum.Enum):
+class EntryState(enum.Enum):
     """The state of an entry; the values are those of `CopyState.state`."""
 
     QUEUED = "queued"
@@ -16,10 +16,10 @@ class State(enum.Enum):
     UNLOADING = "unloading"
 
 
-_PHYSICAL = frozenset({State.LOADING, State.LOADED, State.UNLOADING})
+_PHYSICAL = frozenset({EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADING})
 
 
-class Entry:
+class CacheEntry:
     """One model in this pod. Only its ledger changes it, except for the notes of other parts: `load_ms`, `usual_ms`,
     `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, the rates."""
 
@@ -56,7 +56,7 @@ class Entry:
         self.digest = ""  # hex, of the content that it was loaded from
         self.aside = aside  # the copy of the id here is another generation of the same registration
         self.idle_ms = idle_ms  # since the model's last use, when its load was asked for; 0: a caller waits
-        self.state = State.QUEUED
+        self.state = EntryState.QUEUED
         self.since_ns = now_ns  # when the state was entered
         self.loaded_ns = now_ns  # before that: when it was asked for; counts as its last use until it is called
         self.begun = False  # whether it counts as physical, even if it still waits for its turn

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.sharedmemory.slot import Use
 from placement.footprint import NOTHING, Footprint, total
 from placement.policies import Policy, named
@@ -59,11 +59,11 @@ class Ledger:
         self.capacity = Footprint(capacity_bytes)
         self.committed = NOTHING  # everything that is here or will be
         self.physical = NOTHING  # everything that the server's memory may hold
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, CacheEntry] = {}
         self._uses = uses
         self._clock = clock
         self._slots = deque(range(slots))  # free ones; first in, first out, so that a late write hits no fresh copy
-        self._counts = dict.fromkeys(State, 0)
+        self._counts = dict.fromkeys(EntryState, 0)
         self.policy: Policy[str] = named(eviction, self._uses_of)  # of the loaded copies
 
     def equip(self, device_capacity_bytes: int) -> None:
@@ -72,40 +72,40 @@ class Ledger:
 
     # --- an entry's life ---
 
-    def add(self, model_id: str, revision: int, *, idle_ms: int = 0, aside: bool = False) -> Entry:
+    def add(self, model_id: str, revision: int, *, idle_ms: int = 0, aside: bool = False) -> CacheEntry:
         """Adds an entry for a load that begins, `aside` if it loads beside a copy. Raises ValueError if there is
         one."""
-        entry = Entry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock(), aside=aside)
+        entry = CacheEntry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock(), aside=aside)
         if entry.key in self.entries:
             raise ValueError(f"{model_id!r} is in the ledger already: {self.entries[entry.key]!r}")
         self.entries[entry.key] = entry
         self._counts[entry.state] += 1
         return entry
 
-    def aside_of(self, model_id: str) -> Entry | None:
+    def aside_of(self, model_id: str) -> CacheEntry | None:
         """Returns the entry that is kept aside of the model's."""
         return self.entries.get(model_id + "\0")
 
-    def swap(self, entry: Entry) -> Entry | None:
+    def swap(self, entry: CacheEntry) -> CacheEntry | None:
         """Makes an entry that is kept aside the one of its id. Returns the former one, which is now kept aside."""
         del self.entries[entry.key]
         former = self.entries.pop(entry.model_id, None)
         if former is not None:
-            if former.state is State.LOADED:
+            if former.state is EntryState.LOADED:
                 self.policy.remove(former.key)
             former.aside = True
             self.entries[former.key] = former
-            if former.state is State.LOADED:
+            if former.state is EntryState.LOADED:
                 self.policy.add(former.key, size=former.weight, cost=float(former.load_ms))
         entry.aside = False
         self.entries[entry.key] = entry
         return former
 
-    def enter(self, entry: Entry, state: State, *, evicted: bool = False) -> None:
+    def enter(self, entry: CacheEntry, state: EntryState, *, evicted: bool = False) -> None:
         """Sets the state of an entry. UNLOADING makes its space available, LOADED puts it into the order of use.
 
         `evicted`: it is evicted for another, which some policies learn from."""
-        if entry.state is State.LOADED:
+        if entry.state is EntryState.LOADED:
             self.policy.remove(entry.key, evicted_at=self._clock() if evicted else None)
         self._count(entry, -1)
         self._counts[entry.state] -= 1
@@ -113,19 +113,19 @@ class Ledger:
         entry.since_ns = self._clock()
         self._counts[state] += 1
         self._count(entry, +1)
-        if state is State.LOADED:
+        if state is EntryState.LOADED:
             entry.loaded_ns = entry.since_ns
             self.policy.add(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
-    def weigh(self, entry: Entry, size: Footprint) -> None:
+    def weigh(self, entry: CacheEntry, size: Footprint) -> None:
         """Sets the size of an entry: reserves room, or replaces a reservation by the size measured here."""
         self._count(entry, -1)
         entry.footprint = size if self.has_device else Footprint(size.total_bytes)
         self._count(entry, +1)
-        if entry.state is State.LOADED:
+        if entry.state is EntryState.LOADED:
             self.policy.resize(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
-    def begin(self, entry: Entry) -> bool:
+    def begin(self, entry: CacheEntry) -> bool:
         """Returns whether there is space in memory for an entry now; if so, it takes that space."""
         if not entry.begun:
             if not (self.physical + entry.footprint).within(self.capacity):
@@ -135,7 +135,7 @@ class Ledger:
             self._count(entry, +1)
         return True
 
-    def give_back(self, entry: Entry) -> None:
+    def give_back(self, entry: CacheEntry) -> None:
         """Cancels the reservation of a load that has not reached the server, or has left it."""
         if entry.slot is not None:
             self._slots.append(entry.slot)
@@ -146,19 +146,19 @@ class Ledger:
 
     def promised(self) -> Footprint:
         """Returns the reservations of loads that have not reached the server. O(n)."""
-        return total(entry.footprint for entry in self.entries.values() if entry.state is State.WAITING)
+        return total(entry.footprint for entry in self.entries.values() if entry.state is EntryState.WAITING)
 
-    def take_slot(self, entry: Entry) -> bool:
+    def take_slot(self, entry: CacheEntry) -> bool:
         """Assigns a slot of the use board to an entry; False: all are taken."""
         if entry.slot is None and self._slots:
             entry.slot = self._slots.popleft()
         return entry.slot is not None
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: CacheEntry) -> None:
         """Removes an entry of which nothing is left; its slot becomes free."""
         if self.entries.get(entry.key) is not entry:
             return
-        if entry.state is State.LOADED:
+        if entry.state is EntryState.LOADED:
             self.policy.remove(entry.key)
         self._count(entry, -1)
         del self.entries[entry.key]
@@ -166,18 +166,18 @@ class Ledger:
         if entry.slot is not None:
             self._slots.append(entry.slot)
 
-    def _count(self, entry: Entry, sign: int) -> None:
+    def _count(self, entry: CacheEntry, sign: int) -> None:
         if entry not in self:  # its server has died; late news about it changes no sum
             return
         change = entry.footprint if sign > 0 else NOTHING - entry.footprint
-        if entry.state is not State.UNLOADING:
+        if entry.state is not EntryState.UNLOADING:
             self.committed += change
         if entry.physical:
             self.physical += change
 
     # --- questions ---
 
-    def __contains__(self, entry: Entry) -> bool:
+    def __contains__(self, entry: CacheEntry) -> bool:
         return self.entries.get(entry.key) is entry
 
     @property
@@ -203,43 +203,45 @@ class Ledger:
         """Returns whether a copy of this size would fit into the empty pod."""
         return size.within(self.capacity)
 
-    def count(self, state: State) -> int:
+    def count(self, state: EntryState) -> int:
         """Returns the number of entries in that state."""
         return self._counts[state]
 
-    def use(self, entry: Entry) -> Use | None:
+    def use(self, entry: CacheEntry) -> Use | None:
         """Returns the use of an entry, from the board."""
         return None if entry.slot is None else self._uses.read(entry.slot)
 
-    def idle_ms(self, entry: Entry) -> int:
+    def idle_ms(self, entry: CacheEntry) -> int:
         """Returns the time since its last use: the begin or end of a call, or its load."""
         return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
 
-    def used(self, entry: Entry) -> bool:
+    def used(self, entry: CacheEntry) -> bool:
         """Returns whether a call of it has begun since its load."""
         use = self.use(entry)
         return use is not None and bool(use.calls or use.in_flight)
 
-    def asked_ms(self, entry: Entry) -> int:
+    def asked_ms(self, entry: CacheEntry) -> int:
         """Returns the time since the load under way was asked for."""
         return max(0, (self._clock() - entry.loaded_ns) // 1_000_000)
 
-    def age(self, entry: Entry) -> float:
+    def age(self, entry: CacheEntry) -> float:
         """Returns the seconds since its state was entered."""
         return (self._clock() - entry.since_ns) / 1e9
 
-    def order(self, enough: Callable[[Entry], bool] = lambda entry: False) -> list[Entry]:
+    def order(self, enough: Callable[[CacheEntry], bool] = lambda entry: False) -> list[CacheEntry]:
         """Returns the loaded copies in the order of eviction, up to the first for which `enough` is true."""
         return [self.entries[key] for key in self.policy.walk(lambda key: enough(self.entries[key]))]
 
-    def first(self) -> Entry | None:
+    def first(self) -> CacheEntry | None:
         """Returns the copy that would be evicted first, of those that may be evicted."""
         order = self.order(lambda entry: not entry.pinned)
         return order[-1] if order and not order[-1].pinned else None
 
-    def under_way(self) -> Iterator[Entry]:
+    def under_way(self) -> Iterator[CacheEntry]:
         """Yields the loads that have not ended."""
-        return (entry for entry in self.entries.values() if entry.state not in (State.LOADED, State.UNLOADING))
+        return (
+            entry for entry in self.entries.values() if entry.state not in (EntryState.LOADED, EntryState.UNLOADING)
+        )
 
     def now_ns(self) -> int:
         """Returns the time on the ledger's clock, in nanoseconds."""
@@ -247,14 +249,14 @@ class Ledger:
 
     def statistics(self) -> LedgerStatistics:
         """Returns the ledger in numbers."""
-        loaded, unloading = self._counts[State.LOADED], self._counts[State.UNLOADING]
+        loaded, unloading = self._counts[EntryState.LOADED], self._counts[EntryState.UNLOADING]
         return LedgerStatistics(
             copies=loaded,
             loading=len(self.entries) - loaded - unloading,
             unloading=unloading,
         )
 
-    def _last_use_ns(self, entry: Entry) -> int:
+    def _last_use_ns(self, entry: CacheEntry) -> int:
         use = self.use(entry)
         if use is None or not (use.calls or use.in_flight):
             return entry.loaded_ns - entry.idle_ms * 1_000_000

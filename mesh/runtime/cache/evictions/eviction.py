@@ -6,12 +6,12 @@ the reason is kept. `unloads` takes the copies out of memory, and `space` wakes 
 
 from mesh.runtime.cache.books.decisions import Decisions
 from mesh.runtime.cache.books.demand import Demand
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.evictions.unloads import Unloads
 from mesh.telemetry import logs
-from placement.room import Room
+from placement.room import RoomDecision
 
 log = logs.get(__name__)
 
@@ -28,25 +28,25 @@ class Eviction:
         self._decisions = decisions
         self._meters = meters
 
-    def make_way(self, room: Room, for_whom: str) -> None:
+    def make_way(self, room: RoomDecision, for_whom: str) -> None:
         """Begins to unload the victims of a decision, to make room for the model `for_whom`."""
         for victim in room.victims:
             entry = self._ledger.entries.get(victim)
-            if entry is not None and entry.state is State.LOADED:
+            if entry is not None and entry.state is EntryState.LOADED:
                 self._decisions.note("evict", victim, for_whom, why=room.why)
                 self._begin(entry, f"evicted for {for_whom}: {room.why}")
 
-    def evict(self, entry: Entry, why: str) -> None:
+    def evict(self, entry: CacheEntry, why: str) -> None:
         """Begins to unload one copy that is not evicted for another."""
         self._decisions.note("evict", entry.model_id, why=why)
         self._begin(entry, why)
 
-    async def gone(self, room: Room) -> None:
+    async def gone(self, room: RoomDecision) -> None:
         """Returns once nothing is left of the victims of a decision, their files included."""
         for victim in room.victims:
             await self._unloads.gone(victim.removesuffix("\0"))
 
-    def _begin(self, entry: Entry, why: str) -> None:
+    def _begin(self, entry: CacheEntry, why: str) -> None:
         self._demand.made_way(entry)
         idle = self._ledger.idle_ms(entry)
         if not self._unloads.begin(entry, evicted=True):

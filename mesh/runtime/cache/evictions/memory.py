@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from mesh.options.values import format_bytes
 from mesh.process.tasks import turned
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.evictions.eviction import Eviction
 from mesh.telemetry import logs
@@ -79,9 +79,9 @@ class MemoryWatch:
             return
         # Copies being unloaded will free their memory: it counts as released.
         excess = used - int(evict * self.limit_bytes) - self._leaving()
-        victims: list[Entry] = []
+        victims: list[CacheEntry] = []
 
-        def enough(entry: Entry) -> bool:
+        def enough(entry: CacheEntry) -> bool:
             nonlocal excess
             use = self._ledger.use(entry)
             if not entry.pinned and (use is None or not use.in_flight):
@@ -97,8 +97,8 @@ class MemoryWatch:
             self._eviction.evict(entry, f"{text}, evicting above {evict:.0%}")
 
     def _leaving(self) -> int:
-        return sum(self._of(entry) for entry in self._ledger.entries.values() if entry.state is State.UNLOADING)
+        return sum(self._of(entry) for entry in self._ledger.entries.values() if entry.state is EntryState.UNLOADING)
 
-    def _of(self, entry: Entry) -> int:
+    def _of(self, entry: CacheEntry) -> int:
         """Returns the bytes that a copy takes in the watched memory."""
         return entry.footprint.device_bytes if self._device else entry.footprint.host_bytes

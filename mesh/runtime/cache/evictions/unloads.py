@@ -14,7 +14,7 @@ import time
 
 from mesh.process.tasks import Tasks
 from mesh.runtime.cache.books.decisions import Decisions
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.books.space import Space
@@ -22,7 +22,7 @@ from mesh.runtime.cache.disk.files import Files
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.servers.spi import SpiError
-from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import SlotState as SlotState
 from mesh.schema import copytoken
 from mesh.telemetry import logs
 
@@ -42,7 +42,7 @@ class _Going:
 
     __slots__ = ("entry", "silent", "task")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: CacheEntry) -> None:
         self.entry = entry
         self.silent = asyncio.Event()  # set once no call is answered and the key is deleted, or etcd is unavailable
         self.task: asyncio.Task[None] | None = None
@@ -71,26 +71,26 @@ class Unloads:
         self._incarnation = incarnation
         self._meters = meters
         self._decisions = decisions
-        self._going: dict[Entry, _Going] = {}
+        self._going: dict[CacheEntry, _Going] = {}
         self._tasks = Tasks()
 
-    def start(self, entry: Entry, why: str) -> None:
+    def start(self, entry: CacheEntry, why: str) -> None:
         """Begins to unload a copy, or the remains of a load, unless that is under way."""
         if self.begin(entry):
             log.info("unloading", model=entry.model_id, why=why)
             self._decisions.note("unload", entry.model_id, why=why)
 
-    def begin(self, entry: Entry, *, evicted: bool = False) -> bool:
+    def begin(self, entry: CacheEntry, *, evicted: bool = False) -> bool:
         """Begins to unload a copy, and leaves it to the caller to note why. Returns False if that is under way already.
         `evicted`: it is evicted for another, which some policies learn from."""
         if entry in self._going or entry not in self._ledger:
             return False
-        self._ledger.enter(entry, State.UNLOADING, evicted=evicted)
+        self._ledger.enter(entry, EntryState.UNLOADING, evicted=evicted)
         going = self._going[entry] = _Going(entry)
         going.task = self._tasks.start(self._unload(going), f"unload {entry.model_id}")
         return True
 
-    async def take_out(self, entry: Entry) -> bool:
+    async def take_out(self, entry: CacheEntry) -> bool:
         """Takes a load that will begin again out of the server: its entry, key and files stay. Makes one attempt, and
         returns whether nothing is left in the server."""
         return await self._free(entry)
@@ -149,7 +149,7 @@ class Unloads:
                 self._ledger.remove(entry)
                 self._space.freed()
 
-    async def _free(self, entry: Entry) -> bool:
+    async def _free(self, entry: CacheEntry) -> bool:
         """Makes one attempt. Returns whether nothing of it is left in the server."""
         life = self._server.lives
         spi = await self._server.ready(0.0)

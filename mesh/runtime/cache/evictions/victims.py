@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from placement import room
 from placement.footprint import Footprint
@@ -24,7 +24,7 @@ class Victims:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.questions: deque[tuple[Question, room.Room]] = deque(maxlen=QUESTIONS)  # the latest, for room
+        self.questions: deque[tuple[Question, room.RoomDecision]] = deque(maxlen=QUESTIONS)  # the latest, for room
 
     def candidates(self, need: Footprint) -> list[str]:
         """Returns the models whose other copies matter if room is made for this much; none if it fits anyway."""
@@ -42,7 +42,7 @@ class Victims:
         keep: Collection[str] = (),
         for_whom: str = "",
         growing: Collection[str] | None = None,
-    ) -> room.Room:
+    ) -> room.RoomDecision:
         """Returns the victims for this much more. `spares`: copies elsewhere, of the models asked about. `keep` are
         never victims.
 
@@ -53,7 +53,7 @@ class Victims:
         need = need.on(device=ledger.has_device)
         free = ledger.free if growing is None else ledger.free + ledger.promised()
         busy = [
-            room.Held(
+            room.ResidentCopy(
                 entry.model_id,
                 entry.footprint.host_bytes,
                 0,
@@ -61,7 +61,7 @@ class Victims:
                 device_bytes=entry.footprint.device_bytes,
             )
             for entry in ledger.under_way()
-            if entry.weight and entry.key not in keep and (growing is None or entry.state is not State.WAITING)
+            if entry.weight and entry.key not in keep and (growing is None or entry.state is not EntryState.WAITING)
         ]
         question = Question(for_whom, room.Need(need, free, ledger.capacity), idle_ms)
         return self._ask(question, self._look(spares, keep), spares, busy)
@@ -74,21 +74,21 @@ class Victims:
         spares: Mapping[str, int] | None = None,
         for_whom: str = "",
         without: Collection[str] = (),
-    ) -> room.Room:
+    ) -> room.RoomDecision:
         """Returns the victims whose files free this many bytes of the disk, by the same rules as in memory.
 
         A pull under way may take the space, as much as it will need; `without` are the keys of loads that have no files
         on disk because they wait for space."""
         ledger, look = self._ledger, self._look(spares, (for_whom,))
 
-        def on_disk(key: str) -> room.Held:
+        def on_disk(key: str) -> room.ResidentCopy:
             return replace(look(key), bytes=ledger.entries[key].disk_bytes, device_bytes=0)
 
         busy = [
-            room.Held(entry.model_id, entry.disk_bytes or short_bytes, 0, busy_reason=entry.state.value)
+            room.ResidentCopy(entry.model_id, entry.disk_bytes or short_bytes, 0, busy_reason=entry.state.value)
             for entry in ledger.entries.values()
-            if entry.state is not State.LOADED
-            and (entry.disk_bytes or (entry.state is State.PULLING and entry.key not in without))
+            if entry.state is not EntryState.LOADED
+            and (entry.disk_bytes or (entry.state is EntryState.PULLING and entry.key not in without))
         ]
         all_bytes = sum(entry.disk_bytes for entry in ledger.entries.values())
         question = Question(for_whom, room.Need.of_host(short_bytes, 0, max(short_bytes, all_bytes)), idle_ms)
@@ -101,17 +101,19 @@ class Victims:
         return sum(
             entry.disk_bytes
             for entry in ledger.entries.values()
-            if entry.state is State.UNLOADING and entry.key not in promised and ledger.age(entry) < room.FRESH_MS / 1000
+            if entry.state is EntryState.UNLOADING
+            and entry.key not in promised
+            and ledger.age(entry) < room.FRESH_MS / 1000
         )
 
     def _ask(
         self,
         question: Question,
-        look: Callable[[str], room.Held],
+        look: Callable[[str], room.ResidentCopy],
         spares: Mapping[str, int] | None,
-        busy: Iterable[room.Held],
-    ) -> room.Room:
-        looked: list[room.Held] = []
+        busy: Iterable[room.ResidentCopy],
+    ) -> room.RoomDecision:
+        looked: list[room.ResidentCopy] = []
         found = room.search(
             question.need,
             self._ledger.policy,
@@ -125,16 +127,16 @@ class Victims:
             self.questions.append((replace(question, held=tuple(looked)), found))
         return found
 
-    def _look(self, spares: Mapping[str, int] | None, keep: Collection[str]) -> Callable[[str], room.Held]:
+    def _look(self, spares: Mapping[str, int] | None, keep: Collection[str]) -> Callable[[str], room.ResidentCopy]:
         """Returns a function that looks at a copy's present state."""
         ledger, now = self._ledger, self._ledger.now_ns()
 
-        def look(key: str) -> room.Held:
+        def look(key: str) -> room.ResidentCopy:
             entry = ledger.entries[key]
             use = ledger.use(entry)
             others = spares.get(key, 0) if spares else 0
             awaited = not entry.idle_ms and (use is None or not use.calls)  # by the caller that it was loaded for
-            return room.Held(
+            return room.ResidentCopy(
                 key,
                 entry.footprint.host_bytes,
                 ledger.idle_ms(entry),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mesh.options.values import format_bytes
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.books.space import Space
@@ -25,7 +25,7 @@ from mesh.runtime.servers.spi import Size
 from mesh.runtime.turns import Turns
 from mesh.statuses import Reason
 from mesh.telemetry import logs
-from placement.failures import Kind
+from placement.failures import FailureKind
 from placement.footprint import NOTHING, Footprint
 from placement.queue import Forecast, QueueStatistics, forecast
 from placement.sizes import Sizes, SizesStatistics
@@ -42,7 +42,7 @@ class Ticket:
     """A load to be admitted: its files are here, and its claim is won."""
 
     want: Want
-    entry: Entry
+    entry: CacheEntry
     pulled: Pulled
     spares: Mapping[str, int]  # copies elsewhere of possible victims
     place: int  # in the line for room
@@ -76,7 +76,7 @@ class Admission:
         self._turns = Turns(concurrency)
         self._sizes = Sizes()
 
-    def lift(self, entry: Entry) -> None:
+    def lift(self, entry: CacheEntry) -> None:
         """Makes a load that may have begun without a caller as urgent as any other: a caller has come."""
         entry.idle_ms = 0
         self._turns.lift(entry.model_id)
@@ -89,14 +89,14 @@ class Admission:
         """Returns the accuracy of size predictions."""
         return self._sizes.statistics()
 
-    def ahead_of(self, entry: Entry) -> int:
+    def ahead_of(self, entry: CacheEntry) -> int:
         """Returns how many loads have their turn before this one. O(n): for operators."""
         return self._turns.ahead_of(entry.model_id)
 
-    def expected(self, entry: Entry) -> Forecast:
+    def expected(self, entry: CacheEntry) -> Forecast:
         """Returns when a load under way, whose files are here, should be done. O(n): for operators."""
         usual, gone, mean = entry.usual_ms, self._ledger.asked_ms(entry), round(self._server.mean_ms)
-        if entry.state is State.LOADING:
+        if entry.state is EntryState.LOADING:
             return forecast(usual, begun_ms=gone)
         # The usual time includes a pull of unknown length, which is over: expect at least the mean turn.
         return forecast(
@@ -116,7 +116,7 @@ class Admission:
         return Refused(Reason.NOWHERE, f"it takes {need}, this pod's capacity is {ledger.capacity}")
 
     async def admit(
-        self, want: Want, entry: Entry, pulled: Pulled, *, spares: Mapping[str, int], apart: bool
+        self, want: Want, entry: CacheEntry, pulled: Pulled, *, spares: Mapping[str, int], apart: bool
     ) -> Size | Refused | Failed:
         """Brings a model into memory. Returns the measured size, which is then on the books. `spares`: copies elsewhere
         of possible victims. `apart`: a server may have died of its load, so no other load runs beside it."""
@@ -151,7 +151,7 @@ class Admission:
             self._meters.queue_ms.observe((time.monotonic() - ticket.since) * 1000)
             size = await self._server.load(want, entry, pulled)
             if isinstance(size, Failed) and pulled.digest:
-                kind = Kind.MEMORY if size.kind is Kind.MEMORY else Kind.CONTENT
+                kind = FailureKind.MEMORY if size.kind is FailureKind.MEMORY else FailureKind.CONTENT
                 return replace(size, kind=kind, digest=pulled.digest)
             if not isinstance(size, Size):
                 return size
@@ -163,14 +163,14 @@ class Admission:
                 grown = await self._take_out(entry, grown)
             return grown or want.of_size(size.footprint)
 
-    async def _take_out(self, entry: Entry, gives_way: GivesWay) -> Refused | None:
+    async def _take_out(self, entry: CacheEntry, gives_way: GivesWay) -> Refused | None:
         """Takes a load that gives way to others out of the server, so that it may begin again."""
         log.info("load gives way", model=entry.model_id, bytes=entry.weight, why=gives_way.why)
         if not await self._unloads.take_out(entry):
             return Refused(Reason.NO_ROOM, f"it could not be unloaded to give way: {gives_way.why}")
         if entry not in self._ledger:  # the server has died in the meantime
             return Refused(Reason.UNAVAILABLE, self._server.why_down)
-        self._ledger.enter(entry, State.WAITING)
+        self._ledger.enter(entry, EntryState.WAITING)
         return None
 
     async def _reserve(self, ticket: Ticket) -> Refused | None:
@@ -192,9 +192,9 @@ class Admission:
         )
         return await self._rooms.reserve(ticket.entry, prediction, place=ticket.place, spares=ticket.spares)
 
-    async def _wait_for_space(self, entry: Entry) -> bool:
+    async def _wait_for_space(self, entry: CacheEntry) -> bool:
         """Waits until its room is free; False if a model larger than predicted took it."""
-        self._ledger.enter(entry, State.WAITING)
+        self._ledger.enter(entry, EntryState.WAITING)
         try:
             async with asyncio.timeout(_SPACE_WAIT):
                 while not self._ledger.begin(entry) and self._ledger.fits(NOTHING):

@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Mapping
 
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.disk.files import Files
@@ -16,7 +16,7 @@ from mesh.runtime.cache.disk.optimising import Optimising
 from mesh.runtime.cache.loads.outcomes import Failed, Refused, Want
 from mesh.runtime.cache.loads.rooms import Rooms
 from mesh.statuses import Reason
-from placement.failures import Kind
+from placement.failures import FailureKind
 from puller.errors import Nature, PullError, PullErrorKind
 from puller.puller import Pulled
 from puller.source import Source
@@ -43,7 +43,7 @@ class Fetching:
         self._optimising = optimising
         self._meters = meters
 
-    async def fetch(self, want: Want, entry: Entry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
+    async def fetch(self, want: Want, entry: CacheEntry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
         """Fetches the files. If that needs evictions, waits until the claim is `granted`, with the copies elsewhere of
         possible victims. Raises NotFetched."""
         place, began = self._rooms.place(), time.monotonic()
@@ -61,9 +61,9 @@ class Fetching:
             if refused is not None:
                 raise NotFetched(refused)
 
-    async def _pull(self, want: Want, entry: Entry) -> Pulled:
-        if entry.state is State.QUEUED:
-            self._ledger.enter(entry, State.PULLING)
+    async def _pull(self, want: Want, entry: CacheEntry) -> Pulled:
+        if entry.state is EntryState.QUEUED:
+            self._ledger.enter(entry, EntryState.PULLING)
         began = time.monotonic()
         try:
             async with asyncio.timeout(_TIMEOUT):
@@ -85,9 +85,9 @@ def _outcome(error: PullError) -> Refused | Failed:
 
 # Includes bad content that was not even pulled: another look is cheap, and a corrected file is found at once.
 _KINDS = {
-    Nature.PASSING: Kind.PASSING,
-    Nature.NOT_FOUND: Kind.NOT_FOUND,
-    Nature.FORBIDDEN: Kind.FORBIDDEN,
-    Nature.CONTENT: Kind.CONTENT,
-    Nature.POD: Kind.PASSING,
+    Nature.PASSING: FailureKind.PASSING,
+    Nature.NOT_FOUND: FailureKind.NOT_FOUND,
+    Nature.FORBIDDEN: FailureKind.FORBIDDEN,
+    Nature.CONTENT: FailureKind.CONTENT,
+    Nature.POD: FailureKind.PASSING,
 }

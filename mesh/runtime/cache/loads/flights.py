@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from mesh.process.tasks import Tasks
 from mesh.runtime.cache.books.decisions import Decisions
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.evictions.unloads import Unloads
@@ -35,12 +35,12 @@ MAX_LOADS = 1024
 _ASK = 2.0  # seconds for the model server to say whether it has a model
 
 
-class _Flight:
+class _LoadFlight:
     """A load under way."""
 
     __slots__ = ("entry", "future", "stale", "task", "want", "withdrawn")
 
-    def __init__(self, want: Want, entry: Entry, future: "asyncio.Future[Outcome]") -> None:
+    def __init__(self, want: Want, entry: CacheEntry, future: "asyncio.Future[Outcome]") -> None:
         self.want = want
         self.entry = entry
         self.future = future
@@ -94,7 +94,7 @@ class Loads:
         self._fence = fence
         self._meters = meters
         self._decisions = decisions
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, _LoadFlight] = {}
         self._tasks = Tasks()
         self._closed = ""
         self._loads = self._failures = self._refusals = 0
@@ -119,9 +119,9 @@ class Loads:
                 await asyncio.wait({flight.future})
             elif entry is None:
                 break
-            elif entry.state is State.LOADED and entry.revision == want.revision:
+            elif entry.state is EntryState.LOADED and entry.revision == want.revision:
                 held = await self._held(model_id)
-                if entry not in self._ledger or entry.state is not State.LOADED or entry.aside:
+                if entry not in self._ledger or entry.state is not EntryState.LOADED or entry.aside:
                     continue
                 if held and _will_do(entry, want):
                     # If this said that it is here, routers would send calls, get *not here*, and ask again.
@@ -136,7 +136,7 @@ class Loads:
             elif entry.revision > want.revision:
                 return Stale()
             else:
-                if entry.state is State.LOADED:
+                if entry.state is EntryState.LOADED:
                     self._unloads.start(entry, "it has been registered again")
                 await self._unloads.gone(model_id)
                 await asyncio.sleep(0)
@@ -148,7 +148,7 @@ class Loads:
             return self._note(want, refused)
         entry = self._ledger.add(model_id, want.revision, idle_ms=want.idle_ms, aside=aside)
         entry.model_type, entry.pinned, entry.reason = want.type, want.pinned, want.reason
-        flight = _Flight(want, entry, asyncio.get_running_loop().create_future())
+        flight = _LoadFlight(want, entry, asyncio.get_running_loop().create_future())
         self._flights[model_id] = flight
         flight.task = self._tasks.start(self._fly(flight), f"load {model_id}")
         return await asyncio.shield(flight.future)
@@ -175,7 +175,7 @@ class Loads:
             await asyncio.wait({flight.future})
         entry = self._ledger.entries.get(model_id)
         if entry is not None and revision in (0, entry.revision):
-            if entry.state is State.LOADED:
+            if entry.state is EntryState.LOADED:
                 had = True
                 self._unloads.start(entry, why)
             await self._unloads.silent(model_id)
@@ -185,7 +185,7 @@ class Loads:
         """Refuses loads from now on, and ends those that have not reached the model server."""
         self._closed = self._closed or why
         for flight in list(self._flights.values()):
-            if flight.entry.state is not State.LOADING:
+            if flight.entry.state is not EntryState.LOADING:
                 flight.withdraw(why)
 
     async def settle(self, timeout: float) -> None:
@@ -222,7 +222,7 @@ class Loads:
             return None
         return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _fly(self, flight: _LoadFlight) -> None:
         want = flight.want
         outcome: Outcome = Refused(Reason.INTERNAL, "the load was not finished")
         try:
@@ -254,6 +254,6 @@ class Loads:
         return outcome
 
 
-def _will_do(entry: Entry, want: Want) -> bool:
+def _will_do(entry: CacheEntry, want: Want) -> bool:
     """Returns whether the copy is the one asked for."""
-    return entry.state is State.LOADED and entry.revision == want.revision and entry.generation >= want.generation
+    return entry.state is EntryState.LOADED and entry.revision == want.revision and entry.generation >= want.generation

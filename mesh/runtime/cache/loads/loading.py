@@ -21,7 +21,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from mesh.runtime.blame.history import History
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.space import Space
 from mesh.runtime.cache.disk.files import Files
@@ -37,7 +37,7 @@ from mesh.schema.records import ModelRecord
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 from placement import blame
-from placement.failures import Kind
+from placement.failures import FailureKind
 from placement.footprint import Footprint
 from puller.puller import Pulled
 
@@ -68,7 +68,7 @@ class Loading:
         self._files = files
         self._history = history
 
-    async def run(self, want: Want, entry: Entry) -> Outcome:
+    async def run(self, want: Want, entry: CacheEntry) -> Outcome:
         """Runs one load. If cancelled, it undoes its steps before it ends."""
         began = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -88,7 +88,7 @@ class Loading:
     async def _steps(
         self,
         want: Want,
-        entry: Entry,
+        entry: CacheEntry,
         pull: "asyncio.Task[Pulled]",
         granted: "asyncio.Future[Mapping[str, int]]",
         began: float,
@@ -134,16 +134,16 @@ class Loading:
         known = self._history.known(record)
         if known is None or not known.digest or known.digest != pulled.digest:
             return None
-        reason = Reason.NO_ROOM if known.kind is Kind.MEMORY else Reason.LOAD_FAILED
+        reason = Reason.NO_ROOM if known.kind is FailureKind.MEMORY else Reason.LOAD_FAILED
         return Failed(reason, known.text, known.kind, digest=known.digest, again=True)
 
-    async def _undo(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]") -> None:
+    async def _undo(self, want: Want, entry: CacheEntry, pull: "asyncio.Task[Pulled]") -> None:
         """Removes all traces of a load that did not become a copy."""
         pull.cancel()
         await asyncio.wait({pull})
         if not pull.cancelled():
             pull.exception()  # reported already, or no longer of interest
-        if entry in self._ledger and entry.state in (State.LOADING, State.LOADED):
+        if entry in self._ledger and entry.state in (EntryState.LOADING, EntryState.LOADED):
             self._unloads.start(entry, "its load failed")
             await self._unloads.silent(want.model_id)
             return
@@ -156,7 +156,7 @@ class Loading:
         await self._publication.withdraw(want)
         await self._files.remove(want.model_id)
 
-    async def _remember(self, want: Want, entry: Entry, outcome: Outcome) -> None:
+    async def _remember(self, want: Want, entry: CacheEntry, outcome: Outcome) -> None:
         """Writes into the model's record what other pods should know about a load that did not succeed."""
         history = self._history
         if isinstance(outcome, Failed) and outcome.reason is Reason.CONTENT_CHANGED:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from mesh.runtime.presence.verdicts import Elsewhere, Stale
 from mesh.statuses import Reason
-from placement.failures import Kind
+from placement.failures import FailureKind
 from placement.footprint import NOTHING, Footprint
 
 
@@ -56,7 +56,7 @@ class Failed:
 
     reason: Reason
     text: str
-    kind: Kind = Kind.LASTING
+    kind: FailureKind = FailureKind.LASTING
     asked_ms: int = 0  # how long the store asks us to wait
     digest: str = ""  # of the files that cannot be loaded
     again: bool = False  # nothing was tried: by its record, the same files have failed here before

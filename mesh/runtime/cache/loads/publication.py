@@ -9,7 +9,7 @@ has been deleted meanwhile.
 import time
 
 from mesh.runtime.blame.history import History, Took
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.evictions.unloads import Unloads
@@ -57,7 +57,7 @@ class Publication:
         self._history = history
         self._incarnation = incarnation
 
-    async def claim(self, want: Want, entry: Entry) -> verdicts.Verdict:
+    async def claim(self, want: Want, entry: CacheEntry) -> verdicts.Verdict:
         """Claims the model, or reads its record if there is nothing to claim."""
         if entry.aside:
             return await self._claims.look(want.model_id, want.revision)
@@ -76,7 +76,7 @@ class Publication:
         ask = self._victims.candidates(likely)
         return await self._claims.claim(want.model_id, claim, expected=want.expected_copies, ask=ask)
 
-    async def conclude(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> Outcome:
+    async def conclude(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> Outcome:
         """Makes the loaded model a copy, once etcd knows its content."""
         record, published = claimed.record, False
         outcome: Outcome | None = None
@@ -96,11 +96,11 @@ class Publication:
         self._presence.drop(want.model_id)
         await self._presence.settled(want.model_id, _KEY_WAIT)
 
-    def _unclaimed(self, want: Want, entry: Entry) -> bool:
+    def _unclaimed(self, want: Want, entry: CacheEntry) -> bool:
         """Returns whether no key prevents a new registration of the id: the replaced copy's key has been deleted."""
         return entry.aside and self._presence.wanted(want.model_id) is None
 
-    async def _publish(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
+    async def _publish(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
         """Publishes a copy in a transaction of its own, with its digest in the record. Returns the record."""
         first, took = self._history.first, Took(entry.footprint, entry.load_ms)
         published = await self._claims.publish(
@@ -121,13 +121,13 @@ class Publication:
             case Stale():
                 return published
 
-    def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
+    def _keep(self, want: Want, entry: CacheEntry, *, published: bool) -> Loaded:
         """Turns the load into a copy, in place of one of an earlier generation if there is one."""
         ledger = self._ledger
         if not published:
             self._presence.put(want.model_id, self._record(want, entry))
         former = ledger.swap(entry) if entry.aside else None
-        ledger.enter(entry, State.LOADED)
+        ledger.enter(entry, EntryState.LOADED)
         if former is not None:
             self._unloads.start(former, f"its content was reloaded, generation {entry.generation}")
         self._meters.cold_ms.observe(entry.load_ms)
@@ -135,7 +135,7 @@ class Publication:
         log.info("model loaded", model=want.model_id, ms=entry.load_ms, bytes=entry.weight, digest=entry.digest)
         return Loaded(entry.footprint, entry.load_ms, entry.generation, entry.digest, entry.blamed)
 
-    def _record(self, want: Want, entry: Entry) -> CopyRecord:
+    def _record(self, want: Want, entry: CacheEntry) -> CopyRecord:
         """Returns the record of the loaded copy."""
         return CopyRecord(
             self._incarnation,

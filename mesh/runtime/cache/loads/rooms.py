@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mesh.runtime.cache.books.entries import Entry
+from mesh.runtime.cache.books.entries import CacheEntry
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.space import Space
 from mesh.runtime.cache.evictions.eviction import Eviction
@@ -27,7 +27,7 @@ from mesh.statuses import Reason
 from mesh.telemetry import logs
 from placement import line
 from placement.footprint import Footprint
-from placement.room import Room, RoomVerdict
+from placement.room import RoomDecision, RoomVerdict
 from placement.sizes import Prediction
 
 log = logs.get(__name__)
@@ -69,10 +69,10 @@ class _Waiting:
 
     def __init__(
         self,
-        entry: Entry,
-        waiter: line.Waiter[int],
-        ask: Callable[[], Room],
-        take: Callable[[Room], None],
+        entry: CacheEntry,
+        waiter: line.WaitingLoad[int],
+        ask: Callable[[], RoomDecision],
+        take: Callable[[RoomDecision], None],
         why_not: Callable[[], Refused | None],
     ) -> None:
         self.entry = entry
@@ -104,7 +104,7 @@ class Rooms:
 
     async def reserve(
         self,
-        entry: Entry,
+        entry: CacheEntry,
         prediction: Prediction,
         *,
         place: int,
@@ -114,7 +114,7 @@ class Rooms:
         need = prediction.footprint
         keep = (entry.model_id, entry.key)  # a copy that it may replace stays until then
 
-        def ask() -> Room:
+        def ask() -> RoomDecision:
             nonlocal need
             for need in prediction.steps(self._ledger.free.positive):
                 room = self._victims.room_for(
@@ -124,25 +124,25 @@ class Rooms:
                     break
             return room
 
-        def take(room: Room) -> None:
+        def take(room: RoomDecision) -> None:
             self._ledger.weigh(entry, need)
             self._eviction.make_way(room, entry.model_id)
 
         # The reasons that protect this copy say nothing about room for loads that may evict it.
         least = None if entry.aside else prediction.steps(Footprint())[-1]
-        waiter = line.Waiter(place, place, _now_ms(), least)
+        waiter = line.WaitingLoad(place, place, _now_ms(), least)
         answer = await self._made(_Waiting(entry, waiter, ask, take, self._gate.why_refused))
         assert not isinstance(answer, GivesWay)
         return answer
 
-    async def grow(self, entry: Entry, measured: Footprint, *, place: int, spares: Mapping[str, int]) -> Answer:
+    async def grow(self, entry: CacheEntry, measured: Footprint, *, place: int, spares: Mapping[str, int]) -> Answer:
         """Makes room for the measured size of a load beyond its reservation.
 
         It is in memory already, so it may take memory reserved for loads that have not begun; they notice in their turn
         (`Ledger.fits`). Until there is room the books keep its reservation."""
         more = (measured - entry.footprint).positive
 
-        def ask() -> Room:
+        def ask() -> RoomDecision:
             return self._victims.room_for(
                 more,
                 idle_ms=entry.idle_ms,
@@ -152,29 +152,31 @@ class Rooms:
                 growing={other.entry.key for other in self._waiting.values() if other.waiter.in_memory},
             )
 
-        def take(room: Room) -> None:
+        def take(room: RoomDecision) -> None:
             self._ledger.weigh(entry, measured)
             self._eviction.make_way(room, entry.model_id)
 
         if not more.total_bytes:
             self._ledger.weigh(entry, measured)
             return None
-        waiter = line.Waiter(place, place, _now_ms(), more, in_memory=True)
+        waiter = line.WaitingLoad(place, place, _now_ms(), more, in_memory=True)
         return await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
 
     async def disk(
-        self, entry: Entry, short: Callable[[], int], *, place: int, spares: Mapping[str, int]
+        self, entry: CacheEntry, short: Callable[[], int], *, place: int, spares: Mapping[str, int]
     ) -> Refused | None:
         """Evicts copies until a model's files fit on the disk, by the same rules and in the same order as for memory.
         Returns once the victims' files are gone, or why that cannot be. `short` returns how many bytes of files in use
         are too many."""
-        took = Room(RoomVerdict.FITS, (), "")
+        took = RoomDecision(RoomVerdict.FITS, (), "")
 
-        def ask() -> Room:
+        def ask() -> RoomDecision:
             if (bytes_short := short()) <= 0:  # another pull has ended
-                return Room(RoomVerdict.FITS, (), "the disk has room now")
+                return RoomDecision(RoomVerdict.FITS, (), "the disk has room now")
             if not entry.idle_ms and bytes_short <= self._victims.leaving_disk_bytes(self._going):
-                return Room(RoomVerdict.NO_ROOM, (), "files of copies being unloaded are removed first", passes=True)
+                return RoomDecision(
+                    RoomVerdict.NO_ROOM, (), "files of copies being unloaded are removed first", passes=True
+                )
             return self._victims.disk_room_for(
                 bytes_short,
                 idle_ms=entry.idle_ms,
@@ -183,13 +185,13 @@ class Rooms:
                 without={other.entry.key for other in self._waiting.values() if other.waiter.least is None},
             )
 
-        def take(room: Room) -> None:
+        def take(room: RoomDecision) -> None:
             nonlocal took
             took = room
             self._going.update(room.victims)
             self._eviction.make_way(room, entry.model_id)
 
-        waiter = line.Waiter(place, place, _now_ms())
+        waiter = line.WaitingLoad(place, place, _now_ms())
         try:
             answer = await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
             assert not isinstance(answer, GivesWay)
@@ -284,7 +286,7 @@ def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def no_room(room: Room) -> Refused | None:
+def no_room(room: RoomDecision) -> Refused | None:
     """Returns the refusal that follows from a decision; None if there is room, or will be once the victims are gone."""
     if room.verdict is RoomVerdict.TOO_LARGE:
         return Refused(Reason.NOWHERE, room.why)

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from mesh.runtime.blame.history import History
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
 from mesh.runtime.cache.disk.optimising import Optimising
@@ -14,7 +14,7 @@ from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.servers.spi import Size, SpiError
 from mesh.schema import copytoken
 from mesh.statuses import Code, Reason
-from placement.failures import Kind
+from placement.failures import FailureKind
 from puller.puller import Pulled
 
 _WAIT = 5.0  # seconds to wait for a server that died after the load had begun; another pod may be quicker
@@ -53,7 +53,7 @@ class ServerSide:
         """The reason why the server is down, if it is."""
         return self._server.why_down
 
-    async def load(self, want: Want, entry: Entry, pulled: Pulled) -> Size | Refused | Failed:
+    async def load(self, want: Want, entry: CacheEntry, pulled: Pulled) -> Size | Refused | Failed:
         """Loads a model whose room is on the books. Returns its measured size, or else the one on the books."""
         ledger = self._ledger
         spi = await self._server.ready(_WAIT)
@@ -64,7 +64,7 @@ class ServerSide:
             return refused
         if not ledger.take_slot(entry):
             return Refused(Reason.NO_ROOM, "this pod holds as many copies as its use board has slots")
-        ledger.enter(entry, State.LOADING)
+        ledger.enter(entry, EntryState.LOADING)
         life = self._server.lives
         began = time.monotonic()
         try:
@@ -94,7 +94,7 @@ class ServerSide:
         # A server that does not measure: the prediction stays.
         return size if size.footprint.total_bytes else Size(entry.footprint)
 
-    async def _not_loaded(self, entry: Entry, error: SpiError, life: int) -> Refused | Failed:
+    async def _not_loaded(self, entry: CacheEntry, error: SpiError, life: int) -> Refused | Failed:
         if error.lost:
             # The connection shows a death before the process does.
             await self._server.died(life, _DEATH_WAIT)
@@ -108,5 +108,5 @@ class ServerSide:
         if error.lost:
             return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
         if error.code is Code.RESOURCE_EXHAUSTED:
-            return Failed(Reason.NO_ROOM, error.text, Kind.MEMORY)
+            return Failed(Reason.NO_ROOM, error.text, FailureKind.MEMORY)
         return Failed(Reason.LOAD_FAILED, error.text)

@@ -22,8 +22,8 @@ from google.protobuf.message import DecodeError
 from mesh.pb import inference_pb2
 from mesh.runtime.server.calls import answers
 from mesh.runtime.server.calls.runs import Run, Runs
-from mesh.runtime.server.calls.watch import Watch
-from mesh.runtime.server.copies import Copies, Copy
+from mesh.runtime.server.calls.watch import CallWatch
+from mesh.runtime.server.copies import Copies, ServedCopy
 from mesh.runtime.server.v2 import alignment, intake, requests
 from mesh.runtime.server.v2.shortcuts import Asked
 from mesh.runtime.server.v2.tensors import bad, brief
@@ -34,7 +34,7 @@ from mesh.v2 import PREFIX
 from mesh.wire import framing, headers
 from mesh.wire.call import Call, CallCancelled
 from mesh.wire.metadata import decode_bin
-from placement.fence import Mode, Said, Verdict, judge
+from placement.fence import CallVerdict, Mode, Said, judge
 
 log = logs.get(__name__)
 
@@ -47,7 +47,7 @@ _INFER, _METADATA, _READY, _OTHER = range(4)
 class DataPort:
     """Handles the calls of the data port. For the event loop's thread alone."""
 
-    def __init__(self, copies: Copies, board: Board, runs: Runs, watch: Watch, *, max_message: int) -> None:
+    def __init__(self, copies: Copies, board: Board, runs: Runs, watch: CallWatch, *, max_message: int) -> None:
         self._copies = copies
         self._observe = board.observe
         self._inline = board.at_work.inline
@@ -144,7 +144,9 @@ class DataPort:
                 raise bad("metadata mm-model-id-bin is not base64") from None
         return model_id, token
 
-    def _copy(self, call: Call, model_id: bytes, token: bytes | None, method: int, started_ns: int) -> Copy | None:
+    def _copy(
+        self, call: Call, model_id: bytes, token: bytes | None, method: int, started_ns: int
+    ) -> ServedCopy | None:
         """Returns the copy that the call is meant for; None if the call was answered without one."""
         if not model_id:
             raise bad("the call names no model: set model_name, or mm-model-id in the metadata")
@@ -169,11 +171,11 @@ class DataPort:
             if key == headers.ETCD_AWAY:
                 said = Said.AWAY
         verdict = judge(Mode(fence & MODE_BITS), fence & ~MODE_BITS, clock_gettime_ns(CLOCK_BOOTTIME), said)
-        if verdict is Verdict.NOT_HERE:
+        if verdict is CallVerdict.NOT_HERE:
             answers.not_here(call, self._board, method, started_ns)
-        elif verdict is Verdict.VERIFY_FIRST:
+        elif verdict is CallVerdict.VERIFY_FIRST:
             answers.verify_first(call, self._board, method, started_ns)
-        return verdict is Verdict.ANSWER
+        return verdict is CallVerdict.ANSWER
 
     # -- the methods
 
@@ -240,7 +242,7 @@ class DataPort:
             asked = (alignment.own(feed), size, answer, raw, request_id)
         self._runs.submit(Run(call, copy, sent=frame, held=held, asked=asked, read=later, started_ns=started_ns))
 
-    def _refused(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
+    def _refused(self, call: Call, copy: ServedCopy, error: MeshError, started_ns: int) -> None:
         """Answers a call that the model never saw. It still counts as a use: a caller with a bad request tries
         again."""
         copy.row.begin(started_ns)
@@ -249,7 +251,7 @@ class DataPort:
         copy.row.end(now, runs=0, busy_ns=0, failed=True)
         self._observe(_INFER, int(error.reason.code), now - started_ns)
 
-    def _failed(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
+    def _failed(self, call: Call, copy: ServedCopy, error: MeshError, started_ns: int) -> None:
         """Answers a call whose model failed in the loop."""
         answers.fail(call, error)
         now = time.monotonic_ns()
@@ -266,7 +268,7 @@ class DataPort:
         if copy is not None:
             call.reply(_IS_READY, answers.load(self._runs.count))
 
-    def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> Copy | None:
+    def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> ServedCopy | None:
         """Returns the copy that a status or metadata request is about; None if it was answered *not here*. Such
         requests are no uses."""
         started_ns = time.monotonic_ns()
@@ -283,7 +285,7 @@ class DataPort:
 
 
 def _asked(
-    copy: Copy, request: requests.Request | requests.Heavy, frame: bytes
+    copy: ServedCopy, request: requests.Request | requests.Heavy, frame: bytes
 ) -> tuple[Asked | None, Callable[[], Asked] | None]:
     """Returns what a request asks of a model, with its input in `alignment.LOOP`; or, if reading it would hold up the
     event loop, a function that does so in a thread. Raises `MeshError`."""
@@ -301,7 +303,7 @@ def _asked(
     return asked, None
 
 
-def _read(copy: Copy, request: requests.Request, *, put: intake.Place) -> Asked:
+def _read(copy: ServedCopy, request: requests.Request, *, put: intake.Place) -> Asked:
     """Reads what a request asks of a model. Raises `MeshError`."""
     model = copy.session
     message, raws, contents = request

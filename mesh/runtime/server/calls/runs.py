@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.runtime.server.calls import answers
-from mesh.runtime.server.copies import Copy
+from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.onnx import session
 from mesh.runtime.server.v2.shortcuts import Asked
 from mesh.runtime.server.workers import Workers
@@ -54,7 +54,7 @@ class Run:
     def __init__(
         self,
         call: Call,
-        copy: Copy,
+        copy: ServedCopy,
         *,
         sent: bytes,
         held: int,
@@ -85,7 +85,9 @@ class Run:
         self.error: MeshError | None = None
         self.busy_ns = 0
 
-    def work(self, clock: Callable[[], int], at_work: AtWork, failed: Callable[[Copy, Exception], MeshError]) -> int:
+    def work(
+        self, clock: Callable[[], int], at_work: AtWork, failed: Callable[[ServedCopy, Exception], MeshError]
+    ) -> int:
         """Runs the model and writes the reply, in the thread. Returns what the run took on `clock`, in ns."""
         started, busy = time.monotonic_ns(), 0
         noted = at_work.begin(self.copy.row.slot, self.sent)
@@ -120,7 +122,7 @@ class Line:
 
     __slots__ = ("copy", "threads", "waiting")
 
-    def __init__(self, copy: Copy) -> None:
+    def __init__(self, copy: ServedCopy) -> None:
         self.copy = copy
         self.waiting: deque[Run] = deque()
         self.threads = 0  # those that run the copy now
@@ -142,7 +144,7 @@ class Runs:
         self._idle = threads + 1
         self._most = 2 * (threads + 1)
         self._workers = Workers("run", threads + 1)
-        self._lines: dict[Copy, Line] = {}  # of copies with calls here
+        self._lines: dict[ServedCopy, Line] = {}  # of copies with calls here
         self._ring: deque[Line] = deque()  # lines with waiting calls, each once
         self._live: set[Run] = set()
         self._waiting = 0
@@ -156,7 +158,7 @@ class Runs:
         """Number of calls here, running and waiting."""
         return len(self._live)
 
-    def error(self, copy: Copy, error: Exception) -> MeshError:
+    def error(self, copy: ServedCopy, error: Exception) -> MeshError:
         """Returns the error to answer when a run of that copy has failed."""
         return session.run_error(error, proven=copy.proven, device=self._device)
 
@@ -209,7 +211,7 @@ class Runs:
             self._waiting -= 1
             self._finish(run, ran=0)
 
-    def stop_copy(self, copy: Copy) -> None:
+    def stop_copy(self, copy: ServedCopy) -> None:
         """Ends all calls of a copy that is being unloaded."""
         for run in [run for run in self._live if run.copy is copy]:
             if run.running:

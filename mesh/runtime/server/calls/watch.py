@@ -21,7 +21,7 @@ _LOOK = 0.02  # seconds
 _ROUNDS = 50  # looks without a run after which the watcher sleeps
 
 
-class Watch:
+class CallWatch:
     """The watcher. The loop stores when a run began in `since_ns` and sets it to 0 when it ended."""
 
     __slots__ = ("_ended", "_thread", "_wake", "asleep", "options", "since_ns")

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.runtime.server.calls.runs import Runs
-from mesh.runtime.server.copies import Copies, Copy
+from mesh.runtime.server.copies import Copies, ServedCopy
 from mesh.runtime.server.loads.trimmer import Trimmer
 from mesh.runtime.server.onnx import device, making, session
 from mesh.runtime.server.onnx.device import Device
 from mesh.runtime.server.workers import Lone, Workers
 from mesh.runtime.sharedmemory.board import Board
-from mesh.runtime.sharedmemory.slot import Row, State
+from mesh.runtime.sharedmemory.slot import Row, SlotState
 from mesh.runtime.turns import Turns
 from mesh.schema import copytoken
 from mesh.statuses import MeshError, Reason
@@ -61,7 +61,7 @@ class _Load:
         self.order = order
         self.stop = session.Stop()
         self.ended = ended
-        self.task: asyncio.Task[Copy] | None = None
+        self.task: asyncio.Task[ServedCopy] | None = None
         self.lone: Lone[making.Made] | None = None
         self.thread: asyncio.Future[making.Made] | None = None  # its result
         self.turn: making.Turn | None = None
@@ -112,7 +112,7 @@ class Loader:
         self._timeout = timeout
         self._clock = clock
         self._turns = Turns(concurrency)
-        self._meter = making.Meter()
+        self._meter = making.MemoryMeter()
         self._workers = Workers("trim", 1)
         self._stuck: set[_Load] = set()  # those that were ended and still run
         self._loading: dict[str, _Load] = {}
@@ -126,7 +126,7 @@ class Loader:
 
     # -- in
 
-    async def load(self, order: Order) -> Copy:
+    async def load(self, order: Order) -> ServedCopy:
         """Loads a model and returns the copy once it can serve. Another copy of the id is unloaded first, except an
         older generation of the same registration, which goes on answering until it is unloaded. Raises `MeshError`.
 
@@ -165,13 +165,13 @@ class Loader:
             raise
 
     @staticmethod
-    async def _join(task: "asyncio.Task[Copy]") -> Copy:
+    async def _join(task: "asyncio.Task[ServedCopy]") -> ServedCopy:
         await asyncio.wait({task})
         if task.cancelled():
             raise MeshError(Reason.CANCELLED, "the load was cancelled")
         return task.result()
 
-    async def _load(self, load: _Load) -> Copy:
+    async def _load(self, load: _Load) -> ServedCopy:
         order = load.order
         started = time.monotonic()
         row = self._board.row(self._board.nobody if order.slot is None else order.slot)
@@ -193,7 +193,7 @@ class Loader:
             else:
                 load.thread.add_done_callback(lambda _: self._came_to_nothing(load, row))
             raise
-        copy = Copy(
+        copy = ServedCopy(
             order.model_id,
             token=order.token,
             path=order.path,
@@ -206,7 +206,7 @@ class Loader:
             copy.pace.note(*made.pace)
             copy.warm = True
         copy.note = made.failed and f"its warm-up call, on made-up input, failed: {made.failed}"
-        row.mark(State.LOADED)
+        row.mark(SlotState.LOADED)
         self._copies.add(copy)
         self._ended(load)
         took = (time.monotonic() - started) * 1000
@@ -267,7 +267,7 @@ class Loader:
         if load.thread is not None:
             _look_at(load.thread)
             load.thread = None  # and with it a session without a use
-        row.mark(State.FREE)
+        row.mark(SlotState.FREE)
         self._ended(load)
         self.trimmer.soon()
 
@@ -304,10 +304,10 @@ class Loader:
         for task in tasks:
             await asyncio.shield(task)  # it goes on even if the caller is cancelled
 
-    async def _unload(self, copy: Copy, grace: float) -> None:
+    async def _unload(self, copy: ServedCopy, grace: float) -> None:
         self._copies.remove(copy)
         row = copy.row
-        row.mark(State.UNLOADING)
+        row.mark(SlotState.UNLOADING)
         try:
             if row.in_flight:
                 copy.drained = self._loop.create_future()
@@ -322,7 +322,7 @@ class Loader:
             copy.session.close()
             self._meter.others -= copy.host_bytes
             self._meter.others_device -= copy.device_bytes
-            row.mark(State.FREE)
+            row.mark(SlotState.FREE)
             log.debug("model unloaded", model=copy.model_id)
         finally:
             del self._unloading[copy.model_id, copy.token]

@@ -1,8 +1,8 @@
 """The part of a load that runs in a thread: from a path to a session that has run once, with its size.
 
-The size is the growth of this process's memory in use, so one load is measured at a time (`Meter.turn`). A load that
-has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file, and so does one that
-has held its turn for too long: one huge or endless model must not hold up every cold start of the pod. Memory that
+The size is the growth of this process's memory in use, so one load is measured at a time (`MemoryMeter.turn`). A load
+that has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file, and so does one
+that has held its turn for too long: one huge or endless model must not hold up every cold start of the pod. Memory that
 other loads and unloads are known to change meanwhile is subtracted. What calls in threads and unmeasured loads allocate
 is not known, so in that case the size is kept within bounds derived from the file.
 
@@ -48,7 +48,7 @@ class Made:
     failed: str = ""  # why the warm-up call failed
 
 
-class Meter:
+class MemoryMeter:
     """The turn to be measured, and changes of memory by others. For the event loop's thread, except `others`."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Turn:
 
     __slots__ = ("_meter", "measured")
 
-    def __init__(self, meter: Meter, measured: bool) -> None:
+    def __init__(self, meter: MemoryMeter, measured: bool) -> None:
         self._meter = meter
         self.measured = measured
         """True while this load is the one that is measured; may turn false before the load ends."""
@@ -107,7 +107,7 @@ def make(
     optimised: str = "",
     device: Device,
     stop: session.Stop,
-    meter: Meter,
+    meter: MemoryMeter,
     turn: Turn,
     disturbed: Callable[[], bool],
     clock: Callable[[], int],

@@ -19,7 +19,7 @@ from mesh.statuses import MeshError, Reason
 from mesh.wire.encoding import text_field, varint
 
 
-class Answer:
+class ReplyWriter:
     """The outputs that some requests ask for, and the encoding of their replies.
 
     Everything in a reply but its contents and its `id` follows from the arrays' shapes, so it is cached for each

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mesh.runtime.server.v2 import alignment
-from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.reply import ReplyWriter
 from mesh.runtime.server.v2.tensors import Array, Tensor
 from mesh.wire import encoding
 
@@ -25,7 +25,7 @@ copied."""
 _MAX_KNOWN = 32  # lengths of frames that one model remembers
 _MAX_TRIES = 256  # requests to learn from: a client whose requests are never plain must not pay for each of them
 
-Asked = tuple[dict[str, Array], int, Answer, bool, bytes]
+Asked = tuple[dict[str, Array], int, ReplyWriter, bool, bytes]
 """A request's meaning: the model's input, its size in bytes, the outputs, whether they are raw, and the id."""
 
 
@@ -40,7 +40,7 @@ class _Same(NamedTuple):
     memory: memoryview  # the event loop's, for the contents
     feed: dict[str, Array]  # over that memory
     size: int
-    answer: Answer
+    answer: ReplyWriter
 
 
 class Shortcuts:
@@ -66,7 +66,7 @@ class Shortcuts:
         same.memory[:] = frame[same.raw_at :]
         return same.feed, same.size, same.answer, True, request_id
 
-    def learn(self, frame: bytes, tensor: Tensor, shape: tuple[int, ...], answer: Answer) -> None:
+    def learn(self, frame: bytes, tensor: Tensor, shape: tuple[int, ...], answer: ReplyWriter) -> None:
         """Remembers a frame that was parsed and found good, if it is plain enough."""
         if self._tries >= _MAX_TRIES or len(self._known) >= _MAX_KNOWN or len(frame) in self._known:
             return

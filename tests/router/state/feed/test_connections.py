@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mesh.etcd import Delta, Event, KeyValue, Kind, Snapshot
+from mesh.etcd import ChangeKind, Delta, Event, KeyValue, Snapshot
 from router.state.feed import rangelog
 from router.state.feed import server as servers
 from router.state.feed.client import FeedClient
@@ -52,8 +52,10 @@ async def test_a_worker_is_told_everything_and_then_each_change(tmp_path):
         await until(lambda: recorder.told)
         assert recorder.told == [("snapshot", 5, [(item.key, item.value) for item in many])]
         await until(lambda: server.ready() == {"worker0": None})
-        server.apply(PRESENCE, Delta(6, (Event(Kind.PUT, kv(b"a", b"1")), Event(Kind.DELETE, kv(b"k0000")))))
-        server.apply(PRESENCE, Delta(7, (Event(Kind.PUT, kv(b"a", b"2")),)))
+        server.apply(
+            PRESENCE, Delta(6, (Event(ChangeKind.PUT, kv(b"a", b"1")), Event(ChangeKind.DELETE, kv(b"k0000"))))
+        )
+        server.apply(PRESENCE, Delta(7, (Event(ChangeKind.PUT, kv(b"a", b"2")),)))
         await until(lambda: len(recorder.told) == 3)
         assert recorder.told[1:] == [
             ("delta", 6, [(b"a", b"1"), (b"k0000", None)]),
@@ -120,7 +122,7 @@ async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_rea
     following = asyncio.create_task(worker.run())
     try:
         await until(lambda: server.ready(), why="it has connected")
-        server.apply(PRESENCE, Delta(6, (Event(Kind.PUT, kv(b"a", b"1")),)))
+        server.apply(PRESENCE, Delta(6, (Event(ChangeKind.PUT, kv(b"a", b"1")),)))
         await until(lambda: len(recorder.told) >= 2)
         assert [(kind, revision) for kind, revision, _ in recorder.told] == [("snapshot", 5), ("delta", 6)]
         assert len(recorder.told[0][2]) == len(many)
@@ -141,7 +143,7 @@ async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkey
         writer.write(encode(["hello", "slow", {"presence": ["", 0]}]))
         await until(lambda: "slow" in server.ready())
         for revision in range(2, 1000):
-            server.apply(PRESENCE, Delta(revision, (Event(Kind.PUT, kv(b"a", b"v" * 1000)),)))
+            server.apply(PRESENCE, Delta(revision, (Event(ChangeKind.PUT, kv(b"a", b"v" * 1000)),)))
             if revision % 100 == 0:
                 await asyncio.sleep(0)
         assert "slow" in server.ready()
@@ -212,11 +214,11 @@ async def test_a_worker_that_connects_again_goes_on_with_each_range_where_it_was
         await until(lambda: worker.seen)
         link.cut()
         await until(lambda: not server.ready())
-        server.apply(PRESENCE, Delta(6, (Event(Kind.PUT, kv(b"b", b"2")),)))
+        server.apply(PRESENCE, Delta(6, (Event(ChangeKind.PUT, kv(b"b", b"2")),)))
         server.apply(CONFIG, Snapshot(9, (kv(b"c", b"3"),)))
         await until(lambda: server.ready())
         await until(lambda: len(readers[CONFIG].told) == len(readers[PRESENCE].told) == 2)
-        server.apply(VMODELS, Delta(7, (Event(Kind.PUT, kv(b"d", b"4")),)))
+        server.apply(VMODELS, Delta(7, (Event(ChangeKind.PUT, kv(b"d", b"4")),)))
         await until(lambda: len(readers[VMODELS].told) == 2)
         assert readers[PRESENCE].told[1] == ("delta", 6, [(b"b", b"2")])
         assert readers[CONFIG].told[1] == ("snapshot", 9, [(b"c", b"3")])
@@ -239,7 +241,7 @@ async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
         writer.write(encode(["hello", "w", {"presence": ["", 0], "config": ["", 0]}]))
         while not heard or heard[-1][:2] != ["snapshot", "config"]:
             heard.append(await receive(reader))
-        server.apply(CONFIG, Delta(6, (Event(Kind.PUT, kv(b"a", b"1")),)))
+        server.apply(CONFIG, Delta(6, (Event(ChangeKind.PUT, kv(b"a", b"1")),)))
         while heard[-1][0] != "delta":
             heard.append(await receive(reader))
         assert heard[-1] == ["delta", "config", 6, [["a", "1"]]]
@@ -260,7 +262,7 @@ async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_wor
     following = asyncio.create_task(worker.run())
     try:
         await until(lambda: known.told)
-        server.apply(PRESENCE, Delta(6, (Event(Kind.PUT, kv(b"a", b"1")),)))
+        server.apply(PRESENCE, Delta(6, (Event(ChangeKind.PUT, kv(b"a", b"1")),)))
         await until(lambda: len(known.told) == 2)
         assert not unknown.told
         assert not worker.seen
@@ -341,7 +343,7 @@ async def test_a_worker_that_is_written_nothing_more_connects_again(tmp_path, mo
             raise ValueError("a bad message")
 
         monkeypatch.setattr(servers._Peer, "_take", fails)
-        server.apply(PRESENCE, Delta(6, (Event(Kind.PUT, kv(b"b")),)))
+        server.apply(PRESENCE, Delta(6, (Event(ChangeKind.PUT, kv(b"b")),)))
         await until(lambda: [kind for kind, revision, _ in recorder.told if revision == 6])
         assert peer not in server._peers
     finally:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesh.etcd import Delta, Event, KeyValue, Kind, Snapshot
+from mesh.etcd import ChangeKind, Delta, Event, KeyValue, Snapshot
 from router.state.feed import rangelog
 from router.state.feed.messages import encode, pack, unpack
 from router.state.feed.rangelog import RangeLog
@@ -25,7 +25,9 @@ def put(revision: int, *items: tuple[bytes, bytes | None]) -> Delta:
     """One revision's changes; None: deleted."""
     return Delta(
         revision,
-        tuple(Event(Kind.DELETE if value is None else Kind.PUT, kv(key, value or b"")) for key, value in items),
+        tuple(
+            Event(ChangeKind.DELETE if value is None else ChangeKind.PUT, kv(key, value or b"")) for key, value in items
+        ),
     )
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from mesh.runtime.cache.books.activity import Activity, active
 from mesh.runtime.cache.books.demand import Demand
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.evictions.victims import Victims
-from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import SlotState as SlotState
 from mesh.runtime.sharedmemory.slot import Use
 from placement.footprint import SESSION_BYTES, Footprint
 from placement.room import RoomVerdict
@@ -30,7 +30,7 @@ class FakeBoard:
         self.reads += 1
         return self.uses.get(slot, Use(SlotState.LOADED, 1, 0, 0, 0, 0, 0, 0))
 
-    def use(self, entry: Entry, at_ms: int, *, in_flight: int = 0) -> None:
+    def use(self, entry: CacheEntry, at_ms: int, *, in_flight: int = 0) -> None:
         assert entry.slot is not None
         calls = self.uses[entry.slot].calls + 1 if entry.slot in self.uses else 1
         self.uses[entry.slot] = Use(SlotState.LOADED, 1, in_flight, 0, at_ms * MS, calls, 0, 0)
@@ -45,17 +45,17 @@ class Pod:
         self.ledger = Ledger(capacity, self.board, slots=slots, eviction=eviction, clock=lambda: self.now_ms * MS)
         self.victims = Victims(self.ledger)
 
-    def reserve(self, model_id: str, size: int, *, idle_ms: int = 0, device: int = 0) -> Entry:
+    def reserve(self, model_id: str, size: int, *, idle_ms: int = 0, device: int = 0) -> CacheEntry:
         entry = self.ledger.add(model_id, 1, idle_ms=idle_ms)
         self.ledger.weigh(entry, Footprint(size, device))
         return entry
 
-    def load(self, model_id: str, size: int = 10, *, idle_ms: int = 0, device: int = 0) -> Entry:
+    def load(self, model_id: str, size: int = 10, *, idle_ms: int = 0, device: int = 0) -> CacheEntry:
         entry = self.reserve(model_id, size, idle_ms=idle_ms, device=device)
         assert self.ledger.begin(entry)
         assert self.ledger.take_slot(entry)
-        self.ledger.enter(entry, State.LOADING)
-        self.ledger.enter(entry, State.LOADED)
+        self.ledger.enter(entry, EntryState.LOADING)
+        self.ledger.enter(entry, EntryState.LOADED)
         self.now_ms += 1
         return entry
 
@@ -71,7 +71,7 @@ def pod() -> Pod:
 def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(pod: Pod) -> None:
     """A copy being unloaded no longer counts for decisions, but memory is not free before it is gone."""
     old = pod.load("old", 80)
-    pod.ledger.enter(old, State.UNLOADING)
+    pod.ledger.enter(old, EntryState.UNLOADING)
     assert (pod.ledger.committed.host_bytes, pod.ledger.physical.host_bytes) == (0, 80)
     new = pod.reserve("new", 50)
     assert (pod.ledger.committed.host_bytes, pod.ledger.physical.host_bytes) == (50, 80)
@@ -110,7 +110,7 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
     assert not pod.ledger.holds(Footprint(1, 51))
     waiting = pod.reserve("waiting", 1, device=20)
     assert not pod.ledger.begin(waiting)
-    pod.ledger.enter(on_device, State.UNLOADING)
+    pod.ledger.enter(on_device, EntryState.UNLOADING)
     assert (pod.ledger.free.device_bytes, pod.ledger.physical.device_bytes) == (30, 40)
     assert not pod.ledger.begin(waiting)
     pod.ledger.remove(on_device)
@@ -174,7 +174,7 @@ def test_two_loads_are_not_promised_the_same_victim(pod: Pod) -> None:
     pod.load("b", 50)
     first = pod.victims.room_for(Footprint(50))
     for victim in first.victims:
-        pod.ledger.enter(pod.ledger.entries[victim], State.UNLOADING)
+        pod.ledger.enter(pod.ledger.entries[victim], EntryState.UNLOADING)
     pod.reserve("new1", 50)
     second = pod.victims.room_for(Footprint(50))
     assert first.victims == ("a",)
@@ -196,7 +196,7 @@ def test_what_is_gone_is_not_in_the_order(pod: Pod) -> None:
     """Removed, unloading, and an entry of the same id that came later."""
     a = pod.load("a")
     pod.load("b")
-    pod.ledger.enter(a, State.UNLOADING)
+    pod.ledger.enter(a, EntryState.UNLOADING)
     assert pod.order() == ["b"]
     pod.ledger.remove(a)
     pod.load("a")
@@ -246,12 +246,12 @@ def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) ->
                     100, sum(e.weight for e in ledger.entries.values() if e is not entry)
                 )
                 ledger.take_slot(entry)
-                ledger.enter(entry, State.LOADING)
-                ledger.enter(entry, State.LOADED)
+                ledger.enter(entry, EntryState.LOADING)
+                ledger.enter(entry, EntryState.LOADED)
         elif what == "use" and entry is not None and entry.slot is not None:
             pod.board.use(entry, pod.now_ms, in_flight=number)
-        elif what == "go" and entry is not None and entry.state is State.LOADED:
-            ledger.enter(entry, State.UNLOADING)
+        elif what == "go" and entry is not None and entry.state is EntryState.LOADED:
+            ledger.enter(entry, EntryState.UNLOADING)
         elif what == "gone" and entry is not None:
             if entry.slot is not None:
                 pod.board.uses.pop(entry.slot, None)
@@ -259,13 +259,13 @@ def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) ->
         elif what == "weigh" and entry is not None:
             ledger.weigh(entry, Footprint(number))
         entries = ledger.entries.values()
-        assert ledger.committed.host_bytes == sum(e.weight for e in entries if e.state is not State.UNLOADING)
+        assert ledger.committed.host_bytes == sum(e.weight for e in entries if e.state is not EntryState.UNLOADING)
         assert ledger.physical.host_bytes == sum(e.weight for e in entries if e.physical)
-        loaded = [e for e in entries if e.state is State.LOADED]
+        loaded = [e for e in entries if e.state is EntryState.LOADED]
         assert sorted(pod.order()) == sorted(e.model_id for e in loaded)
         idle = [ledger.idle_ms(e) for e in ledger.order()]
         assert idle == sorted(idle, reverse=True)
-        assert ledger.count(State.LOADED) == len(loaded)
+        assert ledger.count(EntryState.LOADED) == len(loaded)
 
 
 def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
@@ -287,7 +287,7 @@ def test_the_policy_decides_who_goes() -> None:
         entry = pod.reserve(name, 50)
         entry.load_ms = load_ms
         pod.ledger.take_slot(entry)
-        pod.ledger.enter(entry, State.LOADED)
+        pod.ledger.enter(entry, EntryState.LOADED)
         pod.now_ms += 5000
     assert pod.victims.room_for(Footprint(50)).victims == ("quick",)
     with pytest.raises(ValueError, match="lfu"):
@@ -340,9 +340,9 @@ def a_demand(pod: Pod, window: float = 60.0) -> Demand:
     return Demand(pod.ledger, window=window, clock=lambda: pod.now_ms / 1000)
 
 
-def evict(pod: Pod, demand: Demand, entry: Entry) -> None:
+def evict(pod: Pod, demand: Demand, entry: CacheEntry) -> None:
     demand.made_way(entry)
-    pod.ledger.enter(entry, State.UNLOADING, evicted=True)
+    pod.ledger.enter(entry, EntryState.UNLOADING, evicted=True)
     pod.ledger.remove(entry)
 
 
@@ -393,7 +393,7 @@ def test_demand_counts_loads_under_way() -> None:
     demand = a_demand(pod)
     pod.reserve("coming", 50)
     going = pod.load("going", 20)
-    pod.ledger.enter(going, State.UNLOADING)
+    pod.ledger.enter(going, EntryState.UNLOADING)
     assert demand.pods() == 0.5
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mesh.runtime.cache.books.entries import State
-from placement.room import Room, RoomVerdict
+from mesh.runtime.cache.books.entries import EntryState
+from placement.room import RoomDecision, RoomVerdict
 from tests.runtime.pod_of_fakes import FakePod
 
 
@@ -17,8 +17,8 @@ async def pod() -> AsyncIterator[FakePod]:
         yield running
 
 
-def evicting(*victims: str) -> Room:
-    return Room(RoomVerdict.EVICT, victims, "evicts some, the last used 5 s ago")
+def evicting(*victims: str) -> RoomDecision:
+    return RoomDecision(RoomVerdict.EVICT, victims, "evicts some, the last used 5 s ago")
 
 
 async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
@@ -26,7 +26,7 @@ async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
     await pod.fill("a", "b", size=400_000)
     pod.called("a")
     pod.cache.eviction.make_way(evicting("a"), "m")
-    assert pod.entry("a").state is State.UNLOADING
+    assert pod.entry("a").state is EntryState.UNLOADING
     await pod.nothing_left("a")
     assert pod.resident == {"b"}
     assert pod.meters.evictions.value == 1

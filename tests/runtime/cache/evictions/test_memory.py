@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.evictions.memory import MemoryWatch
 from placement.footprint import Footprint
 from tests.runtime.pod_of_fakes import FakePod
@@ -23,9 +23,9 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
     pod.busy("a")
     resident, evicted = 0, []
 
-    def evict(entry: Entry, why: str) -> None:
+    def evict(entry: CacheEntry, why: str) -> None:
         evicted.append(entry.model_id)
-        pod.ledger.enter(entry, State.UNLOADING)
+        pod.ledger.enter(entry, EntryState.UNLOADING)
 
     watch = MemoryWatch(pod.ledger, limit_bytes=1_000_000, used=lambda: resident, eviction=SimpleNamespace(evict=evict))
     resident = 900_000
@@ -53,9 +53,9 @@ async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
     await pod.fill("a", "b", "c", "d", size=100_000)
     taken, evicted = 960_000, []
 
-    def evict(entry: Entry, why: str) -> None:
+    def evict(entry: CacheEntry, why: str) -> None:
         evicted.append(entry.model_id)
-        pod.ledger.enter(entry, State.UNLOADING)
+        pod.ledger.enter(entry, EntryState.UNLOADING)
         pod.ledger.remove(entry)  # the server has given it back; the figure does not know
 
     watch = MemoryWatch(

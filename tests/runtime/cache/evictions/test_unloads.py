@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.evictions import unloads
-from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import SlotState as SlotState
 from mesh.runtime.sharedmemory.slot import Use
 from placement.footprint import Footprint
 from placement.room import RoomVerdict
@@ -36,7 +36,7 @@ async def test_a_copy_that_cannot_be_freed_stays_on_the_books(pod: FakePod, monk
     assert pod.ledger.physical.host_bytes == 600_000
     assert pod.victims.room_for(Footprint(500_000)).verdict is RoomVerdict.FITS
     waiting = asyncio.create_task(pod.load("next", 500_000))
-    await until(lambda: pod.ledger.count(State.WAITING), why="waits for the space")
+    await until(lambda: pod.ledger.count(EntryState.WAITING), why="waits for the space")
     del pod.board.uses[slot]
     await waiting
     await pod.nothing_left("stuck")

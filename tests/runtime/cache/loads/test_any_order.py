@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.loads import rooms
 from mesh.runtime.cache.loads.outcomes import Loaded, Outcome, Refused
 from mesh.runtime.servers.serverprocess import Death
@@ -27,7 +27,7 @@ from mesh.schema.records import ModelRecord
 from mesh.statuses import Code, Reason
 from placement.blame import Blame
 from placement.footprint import Footprint, total
-from placement.suspects import Cause
+from placement.suspects import EndCause
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.modelserver import FakeModelServer
 
@@ -164,12 +164,12 @@ class Story:
         """The model server dies."""
         server = self.server
         server.lives += 1
-        held = (State.LOADING, State.LOADED, State.UNLOADING)
+        held = (EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADING)
         gone = [entry.model_id for entry in self.pod.ledger.entries.values() if entry.state in held]
         self.died.update(gone)
         for model_id in gone:
             self.calls.pop(model_id, None)
-        self.pod.cache.deaths.happened(Death("was killed", Cause.KILLED), _AT_WORK)
+        self.pod.cache.deaths.happened(Death("was killed", EndCause.KILLED), _AT_WORK)
         for answer in (*server.loads.values(), *server.unloads.values()):
             if not answer.done():
                 answer.set_exception(SpiError(Code.UNAVAILABLE, "the connection was lost"))
@@ -183,7 +183,7 @@ class Story:
                 break
         ledger = self.pod.ledger
         entries = ledger.entries.values()
-        assert ledger.committed == total(one.footprint for one in entries if one.state is not State.UNLOADING)
+        assert ledger.committed == total(one.footprint for one in entries if one.state is not EntryState.UNLOADING)
         assert ledger.physical == total(one.footprint for one in entries if one.physical)
         assert ledger.committed.host_bytes - ledger.promised().host_bytes <= CAPACITY, "promised twice"
         slots = [entry.slot for entry in entries if entry.slot is not None]

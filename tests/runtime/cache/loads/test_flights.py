@@ -8,7 +8,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.loads import flights, rooms
 from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Refused
 from mesh.runtime.presence import verdicts
@@ -17,7 +17,7 @@ from mesh.schema import records
 from mesh.schema.records import Failure, ModelRecord
 from mesh.statuses import Reason
 from placement.blame import Blame
-from placement.failures import Kind
+from placement.failures import FailureKind
 from placement.footprint import OVERHEAD_BYTES, Footprint
 from puller.errors import PullError, PullErrorKind
 from tests.runtime.pod_of_fakes import FakePod
@@ -99,7 +99,7 @@ async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePo
     pod.files.held["m"] = asyncio.Event()
     pod.claims.held["m"] = asyncio.Event()
     load = asyncio.create_task(pod.load("m", 500_000))
-    await until(lambda: pod.ledger.count(State.PULLING), why="the pull has begun beside the claim")
+    await until(lambda: pod.ledger.count(EntryState.PULLING), why="the pull has begun beside the claim")
     pod.claims.held["m"].set()
     assert await load == Elsewhere("pod-2")
     assert pod.files.cancelled == ["m"]
@@ -129,11 +129,13 @@ async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) ->
     first = asyncio.create_task(pod.load("first"))
     await pod.asked("load", "first")
     probed = asyncio.create_task(pod.load("m"))
-    await until(lambda: "m" in pod.ledger.entries and pod.entry("m").state is State.WAITING, why="m waits")
+    await until(lambda: "m" in pod.ledger.entries and pod.entry("m").state is EntryState.WAITING, why="m waits")
     go["first"].set()
     await pod.asked("load", "m")
     other = asyncio.create_task(pod.load("other"))
-    await until(lambda: "other" in pod.ledger.entries and pod.entry("other").state is State.WAITING, why="other waits")
+    await until(
+        lambda: "other" in pod.ledger.entries and pod.entry("other").state is EntryState.WAITING, why="other waits"
+    )
     assert ("load", "other") not in pod.server.asked
     go["m"].set()
     assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(first, probed, other))
@@ -157,7 +159,7 @@ async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
     freed = pod.server.hold("unload", "a")
     load = asyncio.create_task(pod.load("d", 300_000))
     await pod.asked("unload", "a")
-    await until(lambda: pod.entry("d").state is State.WAITING, why="d waits for space")
+    await until(lambda: pod.entry("d").state is EntryState.WAITING, why="d waits for space")
     assert ("load", "d") not in pod.server.asked
     freed.set()
     assert isinstance(await load, Loaded)
@@ -358,7 +360,7 @@ async def test_how_long_a_store_asks_to_be_left_alone_is_told(pod: FakePod) -> N
     pod.files.errors["/m/10"] = PullError(PullErrorKind.BUSY, "too many requests", retry_after=5.0)
     outcome = await pod.load("m")
     assert isinstance(outcome, Failed)
-    assert (outcome.kind, outcome.asked_ms) == (Kind.PASSING, 5000)
+    assert (outcome.kind, outcome.asked_ms) == (FailureKind.PASSING, 5000)
 
 
 async def test_files_that_have_failed_here_are_loaded_again_once_they_have_changed(pod: FakePod) -> None:
@@ -366,8 +368,8 @@ async def test_files_that_have_failed_here_are_loaded_again_once_they_have_chang
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "it ends in the middle")
     pod.files.digests["/m/10"] = "half"
     outcome = await pod.load("m")
-    assert outcome == Failed(Reason.LOAD_FAILED, "it ends in the middle", Kind.CONTENT, digest="half")
-    failure = Failure("pod-1", 1, "it ends in the middle", Kind.CONTENT, digest="half")
+    assert outcome == Failed(Reason.LOAD_FAILED, "it ends in the middle", FailureKind.CONTENT, digest="half")
+    failure = Failure("pod-1", 1, "it ends in the middle", FailureKind.CONTENT, digest="half")
     pod.claims.records["m"] = ModelRecord(type="t", failures=(failure,))
     await pod.nothing_left("m")
     pod.server.asked.clear()
@@ -478,7 +480,7 @@ async def test_a_load_withdrawn_while_it_undoes_itself_undoes_all_of_it(pod: Fak
     pod.files.held["m"] = asyncio.Event()
     stopped = pod.files.stopping["m"] = asyncio.Event()
     load = asyncio.create_task(pod.load("m"))
-    await until(lambda: pod.ledger.count(State.PULLING), why="the pull has begun")
+    await until(lambda: pod.ledger.count(EntryState.PULLING), why="the pull has begun")
     pod.claims.held["m"].set()
     await until(lambda: "m" in pod.files.cancelled, why="the pull is being stopped")
     withdrawal = asyncio.create_task(pod.loads.withdraw("m", 1, "unregistered"))
@@ -570,7 +572,7 @@ async def test_what_a_load_has_had_is_not_expected_again() -> None:
         go = pod.server.hold("load", "a")
         loads = [asyncio.create_task(pod.load(name)) for name in ("a", "b")]
         await pod.asked("load", "a")
-        await until(lambda: pod.entry("b").state is State.WAITING, why="b waits for its turn")
+        await until(lambda: pod.entry("b").state is EntryState.WAITING, why="b waits for its turn")
         expected = pod.cache.admission.expected
         assert 9_000 < expected(pod.entry("a")).expected_ms <= 10_000
         pod.later_ns += 4_000_000_000
@@ -587,7 +589,7 @@ async def test_no_more_loads_in_the_server_than_its_turns() -> None:
         go = pod.server.hold("load", "a")
         first, second = asyncio.create_task(pod.load("a")), asyncio.create_task(pod.load("b"))
         await pod.asked("load", "a")
-        await until(lambda: pod.entry("b").state is State.WAITING, why="b waits for its turn")
+        await until(lambda: pod.entry("b").state is EntryState.WAITING, why="b waits for its turn")
         assert ("load", "b") not in pod.server.asked
         go.set()
         assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(first, second))
@@ -604,12 +606,12 @@ async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -
             files.set()
         begun = [asyncio.create_task(pod.load(name, idle_ms=hour)) for name in ("first", "other", "m")]
         ready = {"other"} if stage == "pulling" else {"other", "m"}
-        await until(lambda: {n for n, e in pod.ledger.entries.items() if e.state is State.WAITING} == ready)
+        await until(lambda: {n for n, e in pod.ledger.entries.items() if e.state is EntryState.WAITING} == ready)
         await pod.asked("load", "first")
         caller = asyncio.create_task(pod.load("m"))
         await until(lambda: pod.ledger.idle_ms(pod.entry("m")) < hour, why="the caller has come")
         files.set()
-        await until(lambda: pod.entry("m").state is State.WAITING)
+        await until(lambda: pod.entry("m").state is EntryState.WAITING)
         await asyncio.sleep(0)
         first.set()
         await asyncio.gather(*begun, caller)
@@ -662,7 +664,7 @@ async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
     before = [asyncio.create_task(pod.load(model_id, 10)) for model_id in ("c", "d")]
     await until(lambda: len(pod.server.asked) == 4, why="both turns are taken")
     waiting = asyncio.create_task(pod.load("late", 10))
-    await until(lambda: pod.ledger.count(State.WAITING), why="it waits for its turn")
+    await until(lambda: pod.ledger.count(EntryState.WAITING), why="it waits for its turn")
     pod.refusal = Refused(Reason.REGISTRY_AWAY, "this pod has no lease in etcd: lost")
     for go in holds:
         go.set()
@@ -677,12 +679,12 @@ async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody
     pod.server.failures["/m/10"] = (grpc.StatusCode.RESOURCE_EXHAUSTED, "bad_alloc")
     pod.files.digests["/m/10"] = "d"
     outcome = await pod.load("m", 100)
-    assert outcome == Failed(Reason.NO_ROOM, "bad_alloc", Kind.MEMORY, digest="d")
-    record = ModelRecord(type="t", failures=(Failure("pod-1", 1, "bad_alloc", Kind.MEMORY, digest="d"),))
+    assert outcome == Failed(Reason.NO_ROOM, "bad_alloc", FailureKind.MEMORY, digest="d")
+    record = ModelRecord(type="t", failures=(Failure("pod-1", 1, "bad_alloc", FailureKind.MEMORY, digest="d"),))
     pod.claims.records["m"] = record
     await pod.fill("a", "b", size=400)
     again = await pod.load("m", 900, known=False)
-    assert again == Failed(Reason.NO_ROOM, "bad_alloc", Kind.MEMORY, digest="d", again=True)
+    assert again == Failed(Reason.NO_ROOM, "bad_alloc", FailureKind.MEMORY, digest="d", again=True)
     assert not [model for model in pod.unloaded() if model != "m"]
 
 

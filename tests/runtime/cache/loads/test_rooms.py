@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.loads import rooms
 from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Outcome, Refused
 from mesh.runtime.presence.verdicts import Elsewhere
@@ -28,7 +28,9 @@ async def waits(pod: FakePod, *model_ids: str) -> None:
     """Waits until these loads, and no others, wait for room."""
 
     def names() -> set[str]:
-        return {name for name, entry in pod.ledger.entries.items() if entry.state is State.PULLING and entry.disk_bytes}
+        return {
+            name for name, entry in pod.ledger.entries.items() if entry.state is EntryState.PULLING and entry.disk_bytes
+        }
 
     await until(lambda: names() == set(model_ids), why=lambda: f"{model_ids} wait for room: {names()}")
 
@@ -73,7 +75,7 @@ async def test_any_storm_is_served_and_no_promise_is_given_twice(seed: int) -> N
 
         outcomes = await asyncio.gather(*(call(f"m{number}") for number in range(60)))
         assert all(isinstance(outcome, Loaded) for outcome in outcomes), [o for o in outcomes if isinstance(o, Refused)]
-        loaded = [entry.weight for entry in pod.ledger.entries.values() if entry.state is State.LOADED]
+        loaded = [entry.weight for entry in pod.ledger.entries.values() if entry.state is EntryState.LOADED]
         assert sum(loaded) == pod.ledger.committed.host_bytes <= 10_000_000
 
 
@@ -228,7 +230,7 @@ async def test_of_loads_in_memory_that_wait_for_each_other_one_gives_way_and_beg
         (other,) = loads.keys() - {first}
         assert isinstance(await loads[first], Loaded)
         assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 6_000_000
-        assert pod.entry(other).state is State.WAITING
+        assert pod.entry(other).state is EntryState.WAITING
         assert other not in pod.server.models
         assert other in pod.keys.keys  # its claim
         assert other in pod.files.present
@@ -286,7 +288,7 @@ async def test_a_pull_waits_for_the_disk_that_another_pull_holds(pod: FakePod) -
     pod.files.budget = 1_000
     pod.files.held["a"] = asyncio.Event()
     first = asyncio.create_task(pod.loads.load(replace(pod.want("a", known=False), path="/a/1000")))
-    await until(lambda: "a" in pod.ledger.entries and pod.entry("a").state is State.PULLING, why="a is pulled")
+    await until(lambda: "a" in pod.ledger.entries and pod.entry("a").state is EntryState.PULLING, why="a is pulled")
     pod.files.sizes["a"] = 1_000
     load = asyncio.create_task(pod.loads.load(replace(pod.want("m", known=False), path="/m/1000")))
     await until(lambda: pod.cache.rooms.statistics().waiting, why="m waits for the disk")

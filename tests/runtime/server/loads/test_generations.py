@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mesh.runtime.server.loads.loader import Order
-from mesh.runtime.sharedmemory.slot import State
+from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.statuses import MeshError
 from tests.support import models
 from tests.support.waiting import until
@@ -42,8 +42,8 @@ async def test_the_newer_answers_for_the_older_once_that_has_gone(parts):
     await beside(parts, models.constant(2), NEW, 1)
     await parts.loader.unload("m", token=OLD)
     assert (value(parts, OLD), value(parts, NEW), value(parts, NEWEST)) == (2.0, 2.0, None)
-    assert parts.board.read(0).state is State.FREE
-    assert parts.board.read(1).state is State.LOADED
+    assert parts.board.read(0).state is SlotState.FREE
+    assert parts.board.read(1).state is SlotState.LOADED
 
 
 async def test_the_older_goes_on_where_the_newer_cannot_be_loaded_or_is_given_up(parts):

@@ -13,7 +13,7 @@ from mesh.runtime.server.loads import loader as loader_module
 from mesh.runtime.server.loads.loader import Order
 from mesh.runtime.server.onnx import making, memory
 from mesh.runtime.server.onnx.device import Device
-from mesh.runtime.sharedmemory.slot import State
+from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.statuses import Code, MeshError, Reason
 from tests.runtime.server.conftest import answered, outputs
 from tests.support import models
@@ -70,7 +70,7 @@ async def test_a_model_that_is_loaded_answers(parts):
     """And stands on the board as loaded, with the revision of its token."""
     copy = await parts.load("m", models.constant(4), token=b"agent-1.99", slot=3)
     use = parts.board.read(3)
-    assert (use.state, use.revision) == (State.LOADED, 99)
+    assert (use.state, use.revision) == (SlotState.LOADED, 99)
     assert copy.host_bytes >= 1
     assert list(parts.copies) == [copy]
 
@@ -79,10 +79,10 @@ async def test_the_board_says_loading_before_the_file_is_touched(parts):
     """A file that kills the server is known then: here one that never ends its load."""
     task = asyncio.create_task(parts.load("m", models.endless_loop(), token=b"a.5", slot=2))
     await until(lambda: parts.board.read(2).state, why="the load is on the board")
-    assert (parts.board.read(2).state, parts.board.read(2).revision) == (State.LOADING, 5)
+    assert (parts.board.read(2).state, parts.board.read(2).revision) == (SlotState.LOADING, 5)
     assert parts.board.suspects()
     await parts.loader.unload("m")
-    assert parts.board.read(2).state is State.FREE
+    assert parts.board.read(2).state is SlotState.FREE
     with pytest.raises(MeshError, match="cancelled"):
         await task
 
@@ -101,8 +101,8 @@ async def test_another_copy_of_an_id_replaces_the_first(parts):
     await parts.load("m", models.constant(1), token=b"a.1", slot=0)
     path = parts.write("n", models.constant(2))
     await parts.loader.load(Order("m", path, b"a.2", 1))
-    assert parts.board.read(0).state is State.FREE
-    assert parts.board.read(1).state is State.LOADED
+    assert parts.board.read(0).state is SlotState.FREE
+    assert parts.board.read(1).state is SlotState.LOADED
     assert parts.copies.find(b"m", b"a.1") is None
     assert parts.copies.find(b"m", b"a.2") is not None
 
@@ -133,7 +133,7 @@ async def test_what_cannot_be_loaded_says_why(parts, content, reason, says):
     assert error.reason is reason
     assert error.text
     assert says in error.text
-    assert parts.board.read(0).state is State.FREE
+    assert parts.board.read(0).state is SlotState.FREE
     assert parts.copies.get("bad") is None
     assert not parts.loader._loading
     assert await parts.value("good") == 3
@@ -161,7 +161,7 @@ async def test_a_model_that_does_not_end_fails_in_time(make):
     assert "0.3 s" in error.text
     await parts.load("good", models.constant(3))
     assert await parts.value("good") == 3
-    assert parts.board.read(0).state is State.FREE
+    assert parts.board.read(0).state is SlotState.FREE
 
 
 async def test_a_model_that_fails_on_made_up_input_is_loaded(parts):
@@ -202,13 +202,13 @@ async def test_an_unload_waits_for_calls_in_flight(parts):
     call = parts.send_to("m", b"a.1", **models.slow_inputs(0.4))
     await until(lambda: parts.board.read(0).running, why="it runs")
     task = asyncio.create_task(parts.loader.unload("m"))
-    await until(lambda: parts.board.read(0).state is State.UNLOADING, why="the unload has begun")
+    await until(lambda: parts.board.read(0).state is SlotState.UNLOADING, why="the unload has begun")
     assert parts.send_to("m", b"a.1", **FOREVER).code is Code.UNAVAILABLE
     assert call.code is None
     assert not task.done()
     await task
     assert (await answered(call)).code is Code.OK
-    assert parts.board.read(0).state is State.FREE
+    assert parts.board.read(0).state is SlotState.FREE
     del copy
     gc.collect()
     assert session() is None
@@ -223,7 +223,7 @@ async def test_an_unload_ends_calls_that_last_too_long(parts):
     await parts.loader.unload("m", grace=0.05)
     assert [call.code for call in calls] == [Code.UNAVAILABLE] * 3
     assert [(b"mesh-not-here", b"1") in call.answers[0][3] for call in calls] == [False, False, True]
-    assert parts.board.read(0).state is State.FREE
+    assert parts.board.read(0).state is SlotState.FREE
 
 
 async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
@@ -369,14 +369,14 @@ async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch
             await parts.load(f"deaf {n}", models.constant(n), slot=n)
         assert error.value.reason is Reason.DEADLINE
         assert error.value.details == {loader_module.STUCK: "1"}
-        assert parts.board.read(n).state is State.LOADING
+        assert parts.board.read(n).state is SlotState.LOADING
         assert parts.loader.stuck == n + 1
     with pytest.raises(MeshError, match=f"{loader_module.MAX_STUCK} loads cannot be ended: restart") as error:
         await parts.load("good", models.constant(7))
     assert error.value.reason is Reason.UNAVAILABLE
     ends.set()
     await until(lambda: not parts.loader.stuck, why="they have ended after all")
-    assert parts.board.read(0).state is State.FREE
+    assert parts.board.read(0).state is SlotState.FREE
     parts.loader._timeout = 20.0
     await parts.load("good", models.constant(7))
     assert await parts.value("good") == 7

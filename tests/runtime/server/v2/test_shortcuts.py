@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2 as pb
 from mesh.runtime.server.v2.intake import Intake
-from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.reply import ReplyWriter
 from mesh.runtime.server.v2.shortcuts import MAX_BYTES, Shortcuts
 from mesh.runtime.server.v2.tensors import Tensor
 from mesh.v2.datatypes import DATATYPES
 from mesh.wire import framing
 
 KINDS = {kind.name: kind for kind in DATATYPES}
-ANSWER = Answer("m", [])
+ANSWER = ReplyWriter("m", [])
 
 
 def a_request(request_id: str = "", raw: bytes = bytes(8), shape: Any = (2,), **more: Any) -> pb.ModelInferRequest:

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from mesh.pb import inference_pb2 as pb
 from mesh.runtime.server.v2 import intake, requests
 from mesh.runtime.server.v2.intake import Intake
-from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.reply import ReplyWriter
 from mesh.runtime.server.v2.tensors import Tensor
 from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import DATATYPES, Datatype
@@ -100,7 +100,7 @@ def test_typed_contents_arrive_as_they_were_sent(sample):
 def test_replies_say_what_the_model_answered(sample, raw, request_id):
     """Protobuf reads what was written by hand: model, id, name, datatype, shape, contents."""
     kind, array = sample
-    answer = Answer("modèl", [tensor(kind, name="y")])
+    answer = ReplyWriter("modèl", [tensor(kind, name="y")])
     for _ in range(2):
         frame = answer.encode([array], request_id.encode(), raw=raw)
         assert frame[:5] == struct.pack(">BI", 0, len(frame) - 5)
@@ -124,7 +124,7 @@ def test_replies_say_what_the_model_answered(sample, raw, request_id):
 def test_several_outputs_keep_their_order(one, other):
     """And one that can only be raw makes the others raw too."""
     pairs = [one, other]
-    answer = Answer("m", [tensor(kind, name=f"y{index}") for index, (kind, _) in enumerate(pairs)])
+    answer = ReplyWriter("m", [tensor(kind, name=f"y{index}") for index, (kind, _) in enumerate(pairs)])
     reply = pb.ModelInferResponse.FromString(answer.encode([array for _, array in pairs], b"", raw=False)[5:])
     assert [output.name for output in reply.outputs] == ["y0", "y1"]
     if all(kind.field for kind, _ in pairs):
@@ -182,7 +182,7 @@ def test_any_byte_but_zero_is_true():
 def test_a_large_output_is_written_whole():
     """Past the size from which it is not copied first, with and without an id, and where it lies crosswise."""
     array = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
-    answer = Answer("m", [tensor("FP32", name="y")])
+    answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for request_id in (b"", b"id"):
         for sample in (array, array.T):
             reply = pb.ModelInferResponse.FromString(answer.encode([sample], request_id, raw=True)[5:])
@@ -378,7 +378,7 @@ def test_an_input_of_an_extension_is_refused_by_its_name(name, given):
 
 def test_a_model_that_answers_another_type_than_it_says_is_internal():
     """Rather than a reply that says one thing and holds another."""
-    answer = Answer("m", [tensor("FP32", name="y")])
+    answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for raw in (True, False):
         with pytest.raises(MeshError, match="came as int32") as error:
             answer.encode([np.zeros(3, np.int32)], b"", raw=raw)

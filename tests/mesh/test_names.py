@@ -1,0 +1,21 @@
+"""One name means one thing: names that several classes once shared stay with one."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST = 2
+"""Classes that may share a name, in packages that never meet; more than two make readers look it up."""
+
+
+def test_no_name_stands_for_more_than_two_classes() -> None:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for package in ("mesh", "placement", "puller", "router"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "pb" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    found[node.name.lstrip("_")].append(path.relative_to(ROOT).as_posix())
+    assert {name: where for name, where in found.items() if len(where) > MOST} == {}
