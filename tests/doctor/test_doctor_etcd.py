@@ -221,7 +221,11 @@ def test_a_prefix_with_nothing_below(doctor, etcd_server: EtcdServer, keys: Keys
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "is not a JSON object"), ('{"endpoints": ""}', "`endpoints` is missing"), ('{"enpoints": "x"}', "no field")],
+    [
+        ("{", "is not a JSON object"),
+        ('{"endpoints": ""}', "`endpoints` is missing"),
+        ('{"enpoints": "x"}', "not a known field"),
+    ],
 )
 def test_a_secret_that_cannot_be_used(doctor, tmp_path: Path, content: str, said: str) -> None:
     """It is a finding like others; the other checks still run."""
