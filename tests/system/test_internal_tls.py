@@ -163,7 +163,7 @@ async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
 
                 def taken(changes: int = changes, before: int = before) -> bool:
                     processes = [*mesh.pods, *mesh.routers]  # a pod's model server too, a router's worker too
-                    said = [program.log.read_text().count("insides was replaced") for program in processes]
+                    said = [program.log.read_text().count("TLS inside the mesh was replaced") for program in processes]
                     return calls > before + 100 and all(count >= 2 * changes for count in said)
 
                 await until(taken, timeout=60, why=f"change {changes} is taken by all")

@@ -11,11 +11,11 @@ from tests.support.waiting import until
 
 
 async def test_the_first_one_has_it(etcd, keys):
-    """All of its processes do; another mesh is told both names, and which key says so."""
+    """All of its processes do; another mesh is told both names, and the way out."""
     await asyncio.gather(*(owner.claim(etcd, keys, "ns-one/mesh") for _ in range(5)))
     with pytest.raises(owner.OwnedByAnother) as error:
         await owner.claim(etcd, keys, "ns-two/mesh")
-    for name in ("ns-one/mesh", "ns-two/mesh", keys.base, keys.owner.decode()):
+    for name in ("ns-one/mesh", "ns-two/mesh", keys.base, "mesh prefix transfer"):
         assert name in str(error.value)
     await owner.claim(etcd, keys, "")
 
