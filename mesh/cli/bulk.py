@@ -147,12 +147,15 @@ async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, rep
             await _send(client, chunk, totals, report)
             progress()
 
+    failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(IN_FLIGHT):
                 group.create_task(sender())
     except* CommandError as several:
-        raise several.exceptions[0] from None
+        failure = several.exceptions[0]
+    if failure is not None:  # raised here, because before 3.11.4 an error raised above comes in a group of its own
+        raise failure
 
 
 async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> None:

@@ -113,7 +113,7 @@ def test_containers():
         assert capacity.auto_capacity(there) / 2**30 == pytest.approx(number(size), abs=0.05)
         most = int(0.9 * there - 0.2 * 2**30)
         assert capacity.server_limit(most, Whole(there, "the container")) < there
-        with pytest.raises(ValueError, match="are asked for"):
+        with pytest.raises(ValueError, match="requested for models"):
             capacity.server_limit(most + 2**28, Whole(there, "the container"))
 
 

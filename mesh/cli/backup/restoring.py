@@ -126,12 +126,15 @@ class Restorer:
                 await self._models(batch)
                 progress(self.outcome.done)
 
+        failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(IN_FLIGHT):
                     group.create_task(worker())
         except* (EtcdError, file.BackupError) as several:
-            raise several.exceptions[0] from None
+            failure = several.exceptions[0]
+        if failure is not None:  # raised here, because before 3.11.4 an error raised above comes in a group of its own
+            raise failure
 
     async def _models(self, batch: Sequence[file.BackupEntry]) -> None:
         """Restores one batch, except for entries that have to wait for copies."""
