@@ -288,7 +288,7 @@ def test_command_lines_name_everything_a_part_needs(tmp_path):
         storage_config=Path("/secret"),
         disk_budget=7,
     )
-    pod = supervisor.parts.Pod(settings, 2, etcd_url="http://127.0.0.1:5", session=None)
+    pod = supervisor.parts.LocalPod(settings, 2, etcd_url="http://127.0.0.1:5", session=None)
     one, two = pod.argv(), pod.argv()
     assert one != two
     for option, value in {

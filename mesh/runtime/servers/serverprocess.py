@@ -9,7 +9,7 @@ A server that hangs is killed and then treated as dead (`mesh.process.watcher`).
 which its event loop writes every second, so a look costs nothing. A server stopped from outside (SIGSTOP) is replaced
 like any other, but reported as such: no model is the cause.
 
-The cause of an end is reported as far as it is known (`placement.suspects.Cause`): a crash with its thread, which
+The cause of an end is reported as far as it is known (`placement.suspects.EndCause`): a crash with its thread, which
 Python's fault handler writes; a SIGKILL is for lack of memory if the kernel has counted another such kill, otherwise
 from outside.
 """

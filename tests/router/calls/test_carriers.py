@@ -185,7 +185,7 @@ async def test_a_stream_that_has_sent_too_much_is_not_sent_again(core, trouble):
     getattr(sent, trouble)()
     await core.answered(call)
     assert call.code is Code.UNAVAILABLE
-    assert "too much was sent" in call.text
+    assert "too much of the request was sent" in call.text
     assert core.sent("b") == []
 
 
