@@ -251,4 +251,4 @@ async def test_a_pod_says_why_it_is_silent(world):
     world.sleep(2 * TTL)
     assert "longer than this pod may serve" in fence.why_silent()
     fence.close()
-    assert "leaves" in fence.why_silent()
+    assert "is leaving" in fence.why_silent()
