@@ -2,8 +2,7 @@
 
 import pytest
 
-from mesh.statuses import MeshError
-from mesh.statuses import ProblemReason as Told
+from mesh.statuses import MeshError, Reason
 from placement.coldstart.problems import Problem, ProblemReason
 from router.loads.errors import error_of, problem_of
 
@@ -13,7 +12,7 @@ def test_every_reason_is_one_of_the_mesh(reason):
     problem = Problem(reason, "text", 1500, {"pods": "a"})
     error = error_of(problem)
     assert (error.reason, error.text, error.retry_after, error.details) == (
-        Told[reason.name],
+        Reason[reason.name],
         "text",
         1.5,
         {"pods": "a"},
@@ -22,4 +21,4 @@ def test_every_reason_is_one_of_the_mesh(reason):
 
 
 def test_a_reason_that_means_nothing_to_a_cold_start_is_unavailable():
-    assert problem_of(MeshError(Told.FORBIDDEN, "no")) == Problem(ProblemReason.UNAVAILABLE, "no")
+    assert problem_of(MeshError(Reason.FORBIDDEN, "no")) == Problem(ProblemReason.UNAVAILABLE, "no")
