@@ -222,7 +222,7 @@ class Cache:
         return blob
 
     def pin(self, blob: Blob) -> None:
-        """Picks it once more, for another pull."""
+        """Pins the blob for another pull."""
         with self._lock:
             self._pin(blob)
 

@@ -72,7 +72,7 @@ def set_context(
 
 def use(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the context.", show_default=False)] = "",
-    none: Annotated[bool, typer.Option("--none", help="Leave no context current.")] = False,
+    none: Annotated[bool, typer.Option("--none", help="Unset the current context.")] = False,
 ) -> None:
     """Makes a context the current one, which commands use unless told otherwise.
 

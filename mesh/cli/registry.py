@@ -102,7 +102,9 @@ def unregister(
 def ls(
     context: typer.Context,
     prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Prefix of the ids to list.")] = "",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most models to list.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of models to list.")
+    ] = 100,
     after: Annotated[str, typer.Option("--after", metavar="ID", help="Id to continue after.")] = "",
     everything: Annotated[bool, typer.Option("--all", "-a", help="List all models, page by page.")] = False,
     endpoint: options.Endpoint = "",

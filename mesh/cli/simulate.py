@@ -37,7 +37,7 @@ def simulate(
     ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option("--policy", metavar="|".join(NAMES), help="Policy of eviction; may be repeated. Default: lru."),
+        typer.Option("--policy", metavar="|".join(NAMES), help="Eviction policy; may be repeated. Default: lru."),
     ] = None,
     room: Annotated[
         list[str] | None,

@@ -61,7 +61,7 @@ def snapshot(
     *,
     folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder of the snapshots.", show_default=False)],
     keep: Annotated[
-        int, typer.Option("--keep", metavar="N", min=1, help="Number of this etcd's snapshots to keep, the newest.")
+        int, typer.Option("--keep", metavar="N", min=1, help="Number of newest snapshots of this etcd to keep.")
     ] = 8,
     idle: Annotated[
         float, typer.Option("--idle", metavar="SECONDS", min=1.0, help="Longest silence of etcd, in seconds.")

@@ -77,7 +77,7 @@ class _SimulatedPod:
 
 
 class Cluster:
-    """A router and its pods. Times in milliseconds, not going back."""
+    """A router and its pods. Times are in milliseconds and must not decrease."""
 
     def __init__(
         self,

@@ -102,7 +102,7 @@ class LocalCall(wire.Call):
         self._settle(LocalAnswer(code, text, None, [*(self._start or ()), *headers], list(trailers)))
 
     def start(self, headers: wire.Headers = ()) -> None:
-        """Begins a reply that comes in parts."""
+        """Starts a streamed reply."""
         self._start = list(headers)
 
     async def write(self, frame: bytes) -> None:

@@ -83,7 +83,7 @@ class Agent(Protocol):
         """Loads a model, or joins the load under way."""
 
     async def unload(self, pod: Pod, request: agent_pb2.UnloadRequest, *, timeout: float) -> agent_pb2.UnloadReply:
-        """Withdraws a copy."""
+        """Unloads a copy."""
 
     async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
         """Returns the pod's description; with an id, only that model's copy and the decisions about it."""

@@ -163,7 +163,7 @@ async def test_no_proxy_is_heeded(tmp_path, world, kind):
 
 @pytest.mark.parametrize("kind", ["s3", "www"])
 async def test_a_proxy_is_not_asked_for_what_is_forbidden(tmp_path, world, kind):
-    """By an address, also after a redirect."""
+    """A forbidden address is refused before the proxy sees it, also after a redirect."""
     store, ports, proxy, authority, asked = world
     origin = f"http://store.test:{ports['http']}"
     puller = a_puller(tmp_path, origin, {"ALL_PROXY": proxy}, authority)

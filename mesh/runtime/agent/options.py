@@ -178,7 +178,7 @@ class Work:
     ] = 0
     threads: Annotated[
         int,
-        typer.Option(envvar="MESH_THREADS", min=0, help="Threads for calls that are not short; 0: one for each CPU."),
+        typer.Option(envvar="MESH_THREADS", min=0, help="Threads for long calls; 0: one for each CPU."),
     ] = 0
     max_message: Annotated[
         str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply, in bytes.")

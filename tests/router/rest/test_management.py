@@ -163,7 +163,7 @@ async def test_explain_release_and_pods(http, path, worker):
 
 
 async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown(http, path, worker):
-    """One by one and in the list."""
+    """Checks single reads and the list."""
     key = json.dumps({"storage_params": {"type": "s3", "secret_access_key": "hunter2"}})
     await worker.management.add("m", "t", "https://user:hunter2@host/m", key)
     for url in ("models/m", "models"):

@@ -49,7 +49,7 @@ async def test_sizes_are_measured_to_the_byte(parts):
 
 
 class Elsewhere(Device):
-    """A device on which sessions stand whole, and which tells of no change."""
+    """A device on which sessions are held whole, and which reports no change."""
 
     def memory(self) -> tuple[int, int]:
         return 1 << 30, 8 << 30
