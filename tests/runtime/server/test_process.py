@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -343,9 +344,12 @@ async def test_bodies_have_a_total(tmp_path):
     async with OnnxServer(tmp_path, "--max-message", str(size), "--max-body-bytes", str(3 * size)) as server:
         await server.load("good", models.constant(7))
         pool, headers_ = server.pool, [(headers.MODEL_ID, b"good")]
-        stalled = pool.open(SERVICE + b"ModelInfer", headers_, timeout=metadata.format_timeout(30))
         head = framing.prefix(size - 10)
-        sending = asyncio.create_task(stalled.write(head + bytes(size // 2)))
+
+        def stall() -> tuple[Any, asyncio.Task[None], asyncio.Task[Any]]:
+            stream = pool.open(SERVICE + b"ModelInfer", headers_, timeout=metadata.format_timeout(30))
+            sending = asyncio.create_task(stream.write(head + bytes(size // 2)))
+            return stream, sending, asyncio.create_task(stream.first())
 
         async def large() -> Code:
             reply = await server.call("ModelInfer", bytes(size - 10), metadata=headers_)
@@ -354,7 +358,13 @@ async def test_bodies_have_a_total(tmp_path):
                 assert any(name == metadata.DETAILS for name, _ in (*reply.headers, *reply.trailers))
             return Code(reply.code)
 
+        stalled, sending, answer = stall()
+
         async def full() -> bool:
+            nonlocal stalled, sending, answer
+            if answer.done():  # it came while another large one was read, and was refused in its place
+                await asyncio.gather(sending, answer, return_exceptions=True)
+                stalled, sending, answer = stall()
             return await large() is Code.RESOURCE_EXHAUSTED
 
         await until(full, why="what the stalled one has announced is counted")
@@ -362,6 +372,7 @@ async def test_bodies_have_a_total(tmp_path):
         await until(lambda: "requests are refused" in server.log(), why="the log says so")
         await sending
         stalled.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
 
         async def free() -> bool:
             return await large() is Code.INVALID_ARGUMENT  # it is no request, but was read
