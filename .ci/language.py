@@ -140,7 +140,7 @@ def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
     """Yields docstrings with a wrong beginning. Tests are named by sentences: theirs need no verb, only a head."""
     in_tests = path.parts[0] == "tests"
     if found := _first(tree):
-        yield from _noun_phrase(path, 1, "a module", *found)
+        yield from _noun_phrase(path, 1, "a module", found)
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -149,15 +149,15 @@ def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
             continue
         line = node.body[0].lineno
         if isinstance(node, ast.ClassDef):
-            yield from _noun_phrase(path, line, "a class", *found)
+            yield from _noun_phrase(path, line, "a class", found)
         elif in_tests:
-            if found[0] in HEADLESS and node.name.startswith("test_") is False:
-                yield Finding(path, line, f'a docstring does not begin with "{found[0]}": write a whole sentence')
+            if found in HEADLESS and not node.name.startswith("test_"):
+                yield Finding(path, line, f'a docstring does not begin with "{found}": write a whole sentence')
         elif _is_property(node):
-            if found[0] in HEADLESS:
-                yield Finding(path, line, f'a property\'s docstring begins with a noun phrase, not with "{found[0]}"')
-        elif found[0] not in VERBS:
-            text = f'a function\'s docstring begins with a verb in the third person, not with "{found[0]}"'
+            if found in HEADLESS:
+                yield Finding(path, line, f'a property\'s docstring begins with a noun phrase, not with "{found}"')
+        elif found not in VERBS:
+            text = f'a function\'s docstring begins with a verb in the third person, not with "{found}"'
             yield Finding(path, line, text)
 
 
@@ -184,22 +184,19 @@ def helps(path: Path, tree: ast.Module) -> Iterator[Finding]:
             yield Finding(path, node.lineno, f"help names the unit of the number: {text!r}")
 
 
-def _noun_phrase(path: Path, line: int, what: str, first: str, second: str) -> Iterator[Finding]:
+def _noun_phrase(path: Path, line: int, what: str, first: str) -> Iterator[Finding]:
     if first in HEADLESS:
         yield Finding(path, line, f'{what}\'s docstring begins with a noun phrase, not with "{first}"')
 
 
-def _first(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str] | None:
-    """Returns the first two words of a docstring; None where there is none."""
+def _first(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+    """Returns the first word of a docstring; None if there is none."""
     text = ast.get_docstring(node)
-    if not text or not text.strip():
-        return None
-    words = [*text.split()[:2], ""]
-    return words[0].strip("`.,:;\"'*"), words[1].strip("`.,:;\"'*")
+    return _word(text) if text and text.strip() else None
 
 
 def _word(text: str) -> str:
-    return text.split()[0].strip("`.,:;\"'")
+    return text.split()[0].strip("`.,:;\"'*")
 
 
 def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
