@@ -6,7 +6,6 @@ stopped, since models that are already registered stay unchanged. A bad line is 
 hold up the others.
 """
 
-import asyncio
 import json
 import sys
 import time
@@ -20,7 +19,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-from mesh.cli import layout, options, output
+from mesh.cli import layout, options, output, parallel
 from mesh.cli.client import Client
 from mesh.cli.exits import CommandError, Exit, MeshRefusal
 
@@ -147,15 +146,7 @@ async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, rep
             await _send(client, chunk, totals, report)
             progress()
 
-    failure: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(IN_FLIGHT):
-                group.create_task(sender())
-    except* CommandError as several:
-        failure = several.exceptions[0]
-    if failure is not None:  # raised here, because before 3.11.4 an error raised above comes in a group of its own
-        raise failure
+    await parallel.run(sender, IN_FLIGHT, CommandError)
 
 
 async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -103,13 +103,18 @@ def run(
     return guarded(lambda: asyncio.run(session()), as_json=as_json)
 
 
+def refuse(error: CommandError, *, as_json: bool = False) -> NoReturn:
+    """Prints the error and ends the process with its code."""
+    output.print_error(error, as_json=as_json)
+    raise typer.Exit(error.code) from error
+
+
 def guarded(command: Callable[[], T], *, as_json: bool = False) -> T:
     """Runs something that may raise CommandError or be interrupted, and ends the process accordingly."""
     try:
         return command()
     except CommandError as error:
-        output.print_error(error, as_json=as_json)
-        raise typer.Exit(error.code) from error
+        refuse(error, as_json=as_json)
     except (KeyboardInterrupt, asyncio.CancelledError):
         # asyncio.run cancels its task on Ctrl-C and then raises KeyboardInterrupt, but lets the cancellation
         # through if the signal comes just before the task begins (`Runner.run` sets its counter after its handler).

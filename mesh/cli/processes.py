@@ -16,8 +16,7 @@ import typer
 from mesh.cli import limitoptions, options
 from mesh.cli.exits import CommandError
 from mesh.local.settings import UpError, UpSettings
-from mesh.options import groups
-from mesh.options.values import parse_bytes
+from mesh.options import checked, groups
 from placement import policies
 
 _DEFAULT = UpSettings()
@@ -137,7 +136,7 @@ def up(
         edge=edge,
         workers=workers,
         pods=pods,
-        capacity=_in_bytes(capacity, "--capacity") or 0,
+        capacity=checked.size(capacity, "--capacity") if capacity else 0,
         device=device,
         threads=threads,
         base=base,
@@ -149,19 +148,12 @@ def up(
         storage_ca=storage_ca.absolute() if storage_ca else None,
         pvc_root=pvc_root.absolute() if pvc_root else None,
         eviction=eviction,
-        disk_budget=_in_bytes(disk_budget, "--disk-budget"),
+        disk_budget=checked.size(disk_budget, "--disk-budget") if disk_budget else None,
         router_limits=limits.of(limitoptions.ROUTER),
         runtime_limits=limits.of(limitoptions.RUNTIME),
         log_level=log_level,
     )
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))
-
-
-def _in_bytes(text: str, option: str) -> int | None:
-    try:
-        return parse_bytes(text) if text else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:
@@ -196,7 +188,7 @@ def demo(context: typer.Context) -> None:
     """
     if importlib.util.find_spec("mesh.demo") is None:
         text = "this installation does not include the demo: run it from the project's sources (`make demo`)"
-        options.guarded(lambda: _raise(CommandError(text)))
+        options.refuse(CommandError(text))
     _become("mesh.demo", context.args)
 
 
@@ -214,10 +206,6 @@ def runtime(context: typer.Context) -> None:
     `mesh runtime --help` lists its options.
     """
     _become("mesh.runtime", context.args)
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 def _become(module: str, arguments: list[str]) -> None:

@@ -58,7 +58,7 @@ def backup(
     """
     if target == "-" and sys.stdout.isatty():
         text = "standard output is a terminal, and a backup is binary: name a file, or redirect it with >"
-        options.guarded(lambda: _raise(CommandError(text, code=Exit.USAGE)))
+        options.refuse(CommandError(text, code=Exit.USAGE))
     if target == "-" and as_json:
         raise typer.BadParameter("the backup goes to standard output: name a file instead", param_hint="--json")
     settings, base = login.reach(etcd, base=base)
@@ -144,10 +144,6 @@ def restore(
     outcome = direct.run(settings, command, as_json=as_json)
     if outcome.failed or (outcome.differing and not dry_run):
         raise typer.Exit(Exit.FAILED)
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 @contextlib.contextmanager

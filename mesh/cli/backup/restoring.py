@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mesh import etcd as etcds
+from mesh.cli import parallel
 from mesh.cli.backup import file, meaning, saving
 from mesh.etcd import Etcd, EtcdError, EtcdUnavailable, KeyValue
 from mesh.etcd.ranges import after_prefix
@@ -126,15 +127,7 @@ class Restorer:
                 await self._models(batch)
                 progress(self.outcome.done)
 
-        failure: BaseException | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(IN_FLIGHT):
-                    group.create_task(worker())
-        except* (EtcdError, file.BackupError) as several:
-            failure = several.exceptions[0]
-        if failure is not None:  # raised here, because before 3.11.4 an error raised above comes in a group of its own
-            raise failure
+        await parallel.run(worker, IN_FLIGHT, EtcdError, file.BackupError)
 
     async def _models(self, batch: Sequence[file.BackupEntry]) -> None:
         """Restores one batch, except for entries that have to wait for copies."""

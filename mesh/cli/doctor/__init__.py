@@ -13,9 +13,8 @@ import typer
 
 from mesh.cli import options, output
 from mesh.cli.exits import Exit
+from mesh.options import checked, groups
 from mesh.options import etcd as etcdoptions
-from mesh.options import groups
-from mesh.options.values import parse_bytes
 
 if TYPE_CHECKING:  # it imports gRPC, aiohttp and cryptography, for which `mesh --help` should not wait
     from mesh.cli.doctor.examination import Report
@@ -103,10 +102,7 @@ def doctor(
         raise typer.BadParameter(f"there is no area {unknown[0]!r}; there are {', '.join(AREAS)}", param_hint="--only")
     if "certificates" in chosen and certificates is None:
         raise typer.BadParameter("certificates: name their folder with --certificates", param_hint="--only")
-    try:
-        quota_bytes = parse_bytes(quota) if quota else 0
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--quota") from error
+    quota_bytes = checked.size(quota, "--quota") if quota else 0
     unusable, settings = "", None
     try:
         settings, base = login.reach(etcd, base=base)
