@@ -1,4 +1,4 @@
-"""The agent's decisions with everything around them made up: etcd, files, model server, board."""
+"""The agent's decisions on fakes of everything around them: etcd, files, model server, board."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ from tests.support.waiting import until
 
 
 class FakeBoard:
-    """All slots free but those that the test fills: what a server that writes no board looks like."""
+    """A board on which all slots are free but those that the test fills, as with a server that writes no board."""
 
     def __init__(self) -> None:
         self.uses: dict[int, Use] = {}
@@ -38,7 +38,7 @@ class FakeBoard:
 
 
 class FakeKeys:
-    """etcd, as far as this pod's keys are in it."""
+    """A fake of etcd, as far as this pod's keys are concerned."""
 
     published = True
     away = ""
@@ -59,11 +59,11 @@ class FakeKeys:
         return True
 
     def changed(self) -> None:
-        """The pod's record may have."""
+        """Notes that the pod's record may have changed."""
 
 
 class FakeClaims:
-    """Grants every claim, unless the test says otherwise."""
+    """A fake that grants every claim, unless the test says otherwise."""
 
     def __init__(self, keys: FakeKeys) -> None:
         self.keys = keys
@@ -101,7 +101,7 @@ class FakeClaims:
         claimed: verdicts.Claimed,
         remember: Callable[[ModelRecord], ModelRecord],
     ) -> verdicts.Publication:
-        """Publishes as the real one does; `records` has what other pods have written."""
+        """Publishes as the real claims do; `records` holds what other pods have written."""
         if model_id in self.publications:
             return self.publications[model_id]
         record = self.records[model_id]
@@ -113,7 +113,7 @@ class FakeClaims:
 
 
 class FakeFiles:
-    """Paths are `/<bytes>` or whatever `errors` has."""
+    """A fake puller: its paths are `/<bytes>`, and `errors` holds its failures."""
 
     def __init__(self) -> None:
         self.errors: dict[str, PullError] = {}
@@ -161,7 +161,7 @@ class FakeFiles:
 
 
 class FakeHistory:
-    """Writes to records, noted instead of made."""
+    """A fake history that notes writes to records instead of making them."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
@@ -196,7 +196,7 @@ class FakeHistory:
 
 
 class FakeFence:
-    """Permits everything, unless the test says why not."""
+    """A fake fence that permits everything, unless the test gives a reason not to."""
 
     def __init__(self) -> None:
         self.why = ""
@@ -218,7 +218,7 @@ class FakeOptimising:
 
 
 class FakePod:
-    """`async with FakePod(capacity=...) as pod`: loads on a fake server, capacity in bytes."""
+    """A pod that loads on a fake server, with its capacity in bytes: `async with FakePod(capacity=...) as pod`."""
 
     def __init__(
         self,
@@ -268,30 +268,31 @@ class FakePod:
         await self.server.__aexit__()
 
     def want(self, model_id: str, size: int = 1000, *, revision: int = 1, known: bool = True, **fields: int) -> Want:
-        """A model of that size, known from an earlier load or to be found out; its file has 10 bytes."""
+        """Returns a request for a model of that size, which is known from an earlier load or still to be measured; its
+        file has 10 bytes."""
         path = f"/{model_id}/10"
         self.server.sizes[path] = size
         return Want(model_id, revision, "t", path, footprint=Footprint(size if known else 0), **fields)
 
     async def load(self, model_id: str, size: int = 1000, **fields: int) -> Outcome:
-        """Loads it."""
+        """Loads a model."""
         return await self.loads.load(self.want(model_id, size, **fields))
 
     async def fill(self, *model_ids: str, size: int) -> None:
-        """Loads them one after the other, each a second younger than the one before."""
+        """Loads models one after the other, each a second younger than the one before."""
         for model_id in model_ids:
             self.later_ns += 1_000_000_000
             outcome = await self.load(model_id, size)
             assert isinstance(outcome, Loaded), outcome
 
     def busy(self, model_id: str, *, in_flight: int = 1) -> None:
-        """A call of it is in flight."""
+        """Puts a call of the model in flight."""
         entry = self.entry(model_id)
         assert entry.slot is not None
         self.board.uses[entry.slot] = Use(SlotState.FREE, 1, in_flight, in_flight, 0, 0, 0, 0)
 
     def called(self, model_id: str) -> None:
-        """A call of it has just ended."""
+        """Records a call of the model that has just ended."""
         entry = self.entry(model_id)
         assert entry.slot is not None
         now = time.monotonic_ns() + self.later_ns
@@ -310,11 +311,11 @@ class FakePod:
         return [model_id for what, model_id in self.server.asked if what == "unload"]
 
     async def asked(self, what: str, model_id: str) -> None:
-        """Waits until the server was asked for that."""
+        """Waits until the server has received that request."""
         await until(lambda: (what, model_id) in self.server.asked, why=f"{what} {model_id}")
 
     async def nothing_left(self, model_id: str) -> None:
-        """Waits until no trace of it is anywhere."""
+        """Waits until no trace of the model is left."""
         await until(lambda: model_id not in self.ledger.entries, why=f"{model_id} off the books")
         assert model_id not in self.server.models
         assert model_id not in self.keys.keys

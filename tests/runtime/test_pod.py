@@ -1,4 +1,5 @@
-"""One real pod that all these tests share: loads, answers, evictions, failures, deaths, each on models of its own."""
+"""One real pod that all these tests share: loads, answers, evictions, failures and deaths, each on models of its
+own."""
 
 import asyncio
 import json
@@ -28,7 +29,7 @@ MIB = 1 << 20
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(etcd_server: EtcdServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AgentProcess]:
-    """64 MiB, and quick to look after itself."""
+    """A pod of 64 MiB with short intervals between its checks."""
     options = (
         "--check-interval",
         "0.3",
@@ -48,7 +49,7 @@ async def shared(etcd_server: EtcdServer, tmp_path_factory: pytest.TempPathFacto
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def pod(shared: AgentProcess) -> AgentProcess:
-    """The pod, empty."""
+    """The shared pod, emptied for the test."""
     for copy in (await shared.describe()).copies:
         await shared.unload(copy.model_id)
 
@@ -65,7 +66,7 @@ async def states(pod: AgentProcess) -> dict[str, str]:
 
 
 async def loaded_again(pod: AgentProcess, model_id: str, created: int) -> None:
-    """Waits until it takes loads again: until then it refuses them, so that another pod is asked."""
+    """Waits until the pod accepts loads again; until then it refuses them, so that another pod is asked."""
 
     async def loaded() -> bool:
         reply = await pod.load(model_id, created)
@@ -76,7 +77,7 @@ async def loaded_again(pod: AgentProcess, model_id: str, created: int) -> None:
 
 
 async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
-    """Its key, its answers, and nothing left of it, files included."""
+    """A copy has its key and its answers after the load, and nothing of it is left after the unload, files included."""
     created = await pod.loaded("a/b c", models.constant(7.0))
     assert (await pod.infer("a/b c", created)).value == 7.0
     assert (await pod.infer("a/b c", created + 1)).not_here
@@ -97,7 +98,8 @@ async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
 
 
 async def test_a_copy_that_nobody_called_is_told_apart_from_one_that_was(pod: AgentProcess) -> None:
-    """Its pod says so, whatever age its load was asked for with; its key says since when it is loaded."""
+    """A copy that nobody has called is described as such, whatever age its load was given, and its key tells since when
+    it is loaded."""
     began = time.time_ns() // 1_000_000
     created = await pod.loaded("m", models.constant(1.0), idle_ms=3_600_000)
 
@@ -124,7 +126,8 @@ async def test_its_size_and_load_time_are_remembered(pod: AgentProcess) -> None:
 
 
 async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
-    """By the calls that the server saw, not by the order of loads; and described with its reason."""
+    """The copy that the server saw called least recently is evicted, whatever the order of loads, and the decision is
+    described with its reason."""
     created = {}
     for name in ("a", "b", "c"):
         created[name] = await pod.loaded(name, models.weights(1.0, mebibytes=18), idle_ms=1)
@@ -157,7 +160,8 @@ async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
     ],
 )
 async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content: bytes, says: str) -> None:
-    """In the answer and in the record; no key, no bytes, no files are left; the others go on."""
+    """A failed load gives its reason in the answer and in the record, leaves no key, bytes or files, and does not
+    affect other models."""
     good = await pod.loaded("good", models.constant(1.0))
     created = await pod.register("bad", content)
     reply = await pod.load("bad", created)
@@ -177,7 +181,7 @@ async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content:
 
 
 async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
-    """Missing, outside the roots, no path at all: the puller's text."""
+    """Files that are missing, outside the roots or without a path are refused with the puller's text."""
     for number, (path, says) in enumerate(
         [(f"{pod.models}/none.onnx", "none.onnx"), ("/etc/passwd", "--file-root"), ("", "path"), ("ftp://x/y", "ftp")]
     ):
@@ -188,7 +192,8 @@ async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
 
 
 async def test_a_file_that_was_not_complete_is_loaded_once_it_is(pod: AgentProcess) -> None:
-    """Earlier callers get the same error without another load; no release is needed."""
+    """A file that was incomplete is loaded once it is complete; earlier callers get the same error without another
+    load, and no release is needed."""
     whole = models.constant(3.0)
     created = await pod.register("half", whole[: len(whole) // 2])
     path = Path((await pod.model("half")).path)
@@ -205,7 +210,8 @@ async def test_a_file_that_was_not_complete_is_loaded_once_it_is(pod: AgentProce
 
 
 async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
-    """By its files or by its measured size: never here, and nothing is evicted for it."""
+    """A model that is larger than the pod, by its files or once measured, is never loaded there, and nothing is evicted
+    for it."""
     await pod.loaded("good", models.constant(1.0))
     created = await pod.register("elephant", models.weights(0, mebibytes=70))
     reply = await pod.load("elephant", created)
@@ -218,7 +224,7 @@ async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
 
 
 async def test_an_id_registered_anew(pod: AgentProcess) -> None:
-    """The new file answers for the new registration, and nothing answers for the old one."""
+    """After an id is registered again the new file answers for it, and nothing answers for the old registration."""
     old = await pod.loaded("m", models.constant(1.0))
     await pod.etcd.delete(pod.keys.model("m"))
     new = await pod.loaded("m", models.constant(2.0))
@@ -235,7 +241,7 @@ async def test_a_registration_that_is_gone_is_not_loaded(pod: AgentProcess) -> N
 
 
 async def test_what_was_unregistered_unseen_is_found_out(pod: AgentProcess) -> None:
-    """Nobody told the agent; its periodic check does. The rest stays."""
+    """The agent's periodic check finds a model whose unregistration was never announced, and leaves the others."""
     await pod.loaded("gone", models.constant(1.0))
     await pod.loaded("kept", models.constant(1.0))
     await pod.etcd.delete(pod.keys.model("gone"))
@@ -252,7 +258,7 @@ async def test_a_load_cannot_be_confused_by_bad_requests(pod: AgentProcess) -> N
 
 
 async def test_it_says_how_it_is(pod: AgentProcess) -> None:
-    """Presence, description, probes and metrics agree."""
+    """A pod's presence, description, probes and metrics agree."""
     created = await pod.loaded("m", models.constant(1.0))
     await pod.infer("m", created)
     assert pod.record.labels == ("blue", "cpu")
@@ -296,8 +302,8 @@ async def test_it_says_how_it_is(pod: AgentProcess) -> None:
 
 
 async def test_the_model_server_killed(pod: AgentProcess) -> None:
-    """Its copies are withdrawn, another one is started, and loads go on. Nobody is blamed for a SIGKILL from outside,
-    and the load that was cut may be made elsewhere."""
+    """After a SIGKILL of the model server from outside its copies are withdrawn, another server starts and loads
+    continue; nobody is blamed, and the interrupted load may be made elsewhere."""
     idle = await pod.loaded("idle", models.constant(1.0))
     running = await pod.loaded("running", models.slow())
     call = asyncio.create_task(pod.infer("running", running, timeout=30, **models.slow_inputs(20.0)))
@@ -342,8 +348,8 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
 
 
 async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess) -> None:
-    """Integer division overflow, while another model runs and a third one loads: their records stay clean, and the load
-    that was cut may be made elsewhere."""
+    """A call that crashes the server by integer division overflow is blamed alone; the records of a running and of a
+    loading model stay clean, and the interrupted load may be made elsewhere."""
     divide = await pod.loaded("divide", models.divide())
     running = await pod.loaded("beside", models.slow())
     others = [asyncio.create_task(pod.infer("beside", running, timeout=30, **models.slow_inputs(20.0)))]
@@ -376,8 +382,8 @@ async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess)
 
 
 async def test_a_pod_killed_whole_by_hand_blames_nobody(pod: AgentProcess) -> None:
-    """Twice, in the middle of calls, with memory to spare: its next life finds who was at work, and no reason to blame
-    it. (Where the memory is gone: blame/test_earlier, and tests/cluster/test_exhaustion.)"""
+    """A pod whose processes are killed by hand twice, in the middle of calls and with memory to spare, blames nobody in
+    its next life. (For exhausted memory see blame/test_earlier and tests/cluster/test_exhaustion.)"""
     running = await pod.loaded("running", models.slow())
 
     async def runs() -> bool:
@@ -399,7 +405,8 @@ async def test_a_pod_killed_whole_by_hand_blames_nobody(pod: AgentProcess) -> No
 
 
 async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: AgentProcess) -> None:
-    """Twice, in the middle of calls: who sends SIGSTOP is no model."""
+    """A server that is stopped twice in the middle of calls is replaced, and no model is blamed, because no model sends
+    SIGSTOP."""
     created = await pod.loaded("m", models.constant(3.0))
     running = await pod.loaded("running", models.slow())
 
@@ -431,7 +438,7 @@ def _argument(pid: int, name: str) -> str:
 
 
 async def test_a_lost_lease_changes_nothing_for_callers(pod: AgentProcess, etcd_server: EtcdServer) -> None:
-    """The keys come back under another lease, and nothing is loaded again."""
+    """After a lost lease the keys return under another lease, nothing is loaded again, and callers notice nothing."""
     created = await pod.loaded("m", models.constant(4.0))
     kv = await pod.etcd.get(pod.keys.pod(pod.name))
     assert kv is not None

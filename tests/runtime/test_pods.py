@@ -23,7 +23,7 @@ from tests.support.waiting import until
 
 
 async def test_a_full_disk_budget_makes_the_oldest_copies_go(an_agent: AnAgent) -> None:
-    """Room for five files on disk, and memory for all eight models: each is loaded, and the last five stay."""
+    """With a disk budget of five files and memory for all eight models, each is loaded and the last five stay."""
     async with an_agent("--disk-budget", "5KiB", "--server-module", twin.MODULE) as pod:
         for number in range(8):
             folder = pod.models / f"m{number}"
@@ -41,7 +41,8 @@ async def test_a_full_disk_budget_makes_the_oldest_copies_go(an_agent: AnAgent) 
 
 
 async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> None:
-    """Both are asked at once, many times over: one copy each, evenly or not, and the loser names the winner."""
+    """Two pods that are asked for the same models at once, many times over, make one copy of each, and the loser names
+    the winner."""
     async with an_agent() as one, an_agent(name="pod-2") as other:
         for number in range(10):
             name = f"m{number}"
@@ -77,7 +78,8 @@ async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> No
 
 
 async def test_two_first_loads_of_a_file_that_is_replaced_in_between(an_agent: AnAgent) -> None:
-    """Both have pulled before either has loaded: one is a copy, the other is refused with both digests."""
+    """When a file is replaced between the pulls of two first loads, one becomes a copy and the other is refused with
+    both digests."""
     options = ("--server-module", twin.MODULE)
     async with an_agent(*options) as one, an_agent(*options, name="pod-2") as other:
         path = one.models / twin.name(gate="go")
@@ -107,7 +109,8 @@ async def test_two_first_loads_of_a_file_that_is_replaced_in_between(an_agent: A
 
 
 async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgent, tmp_path: Path) -> None:
-    """The second one asks the first whether it lives, on a port that answers only by mutual TLS."""
+    """A pod asks the present holder of its name whether it lives, on a port that answers only by mutual TLS, and gives
+    the name up."""
     options = ("--internal-tls", str(Mounted.of(tmp_path / "tls", Authority()).path))
     async with an_agent(*options):
         second = an_agent(*options, "--model-dir", str(tmp_path / "twin"))
@@ -119,7 +122,7 @@ async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgen
 
 
 async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
-    """SIGTERM: calls in flight are answered, loads refused, all keys go, and the exit status is 0."""
+    """On SIGTERM a pod answers calls in flight, refuses loads, removes all its keys and exits with status 0."""
     async with an_agent() as pod:
         await pod.loaded("idle", models.constant(1.0))
         slow = await pod.loaded("slow", models.slow())
@@ -149,8 +152,8 @@ async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
 
 
 async def test_etcd_is_away(own_etcd: EtcdServer, keys: Keys, tmp_path: object) -> None:
-    """Frozen for longer than the lease: copies are served to routers that say so, loads refused with the reason, and
-    all heals by itself."""
+    """While etcd hangs for longer than the lease, copies are served to routers that say that etcd is unavailable, loads
+    are refused with the reason, and all recovers without help."""
     async with AgentProcess(own_etcd.settings, keys, tmp_path, lease_ttl=2) as pod:  # type: ignore[arg-type]
         created = await pod.loaded("m", models.constant(6.0))
         other = await pod.register("other", models.constant(1.0))
@@ -182,7 +185,8 @@ async def test_etcd_is_away(own_etcd: EtcdServer, keys: Keys, tmp_path: object) 
 
 
 async def test_a_pod_that_comes_before_etcd_waits_for_it(own_etcd: EtcdServer, keys: Keys, tmp_path: Path) -> None:
-    """It is alive, says on its probe and once in the log what it waits for, and needs no restart."""
+    """A pod that starts before etcd is alive, says on its probe and once in the log what it waits for, and needs no
+    restart."""
     own_etcd.kill9()
     probe = free_port()
     pod = AgentProcess(own_etcd.settings, keys, tmp_path, "--probe", f"127.0.0.1:{probe}")
@@ -209,7 +213,7 @@ async def test_a_pod_that_comes_before_etcd_waits_for_it(own_etcd: EtcdServer, k
 
 
 async def test_the_control_port_is_for_those_who_read_etcd(an_agent: AnAgent) -> None:
-    """A stranger who reaches it can neither unload a model nor learn what is there."""
+    """A stranger who reaches the control port can neither unload a model nor list the models there."""
     async with an_agent() as pod:
         created = await pod.loaded("m", models.constant(6.0))
         requests = {

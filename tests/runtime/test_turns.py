@@ -1,4 +1,4 @@
-"""Turns of the model server: callers first, then models used lately, and none lost."""
+"""Turns of the model server: callers first, then recently used models, and no turn lost."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ async def settle() -> None:
 
 
 class Loads:
-    """Loads that end when they are told to."""
+    """Loads that end when the test says so."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
         self.turns = Turns(count, long=long)
@@ -40,7 +40,8 @@ class Loads:
 
 
 async def test_callers_come_first_and_then_what_was_used_lately():
-    """A load without a caller waits, until one comes for it."""
+    """Turns go to loads with callers first, then to recently used models; a load without a caller waits until one
+    joins."""
     loads = Loads(1)
     await loads.begin("now")
     for name, idle in (("old", 5000), ("recent", 10), ("older", 9000), ("called", 0)):
@@ -55,7 +56,7 @@ async def test_callers_come_first_and_then_what_was_used_lately():
 
 
 async def test_who_is_cancelled_leaves_no_gap():
-    """Neither while it waits nor at the moment in which its turn has come."""
+    """A load that is cancelled while it waits, or just as it gets its turn, leaves no gap."""
     loads = Loads(2)
     for name in ("a", "b", "c", "d", "e"):
         await loads.begin(name)
@@ -75,7 +76,8 @@ async def test_who_is_cancelled_leaves_no_gap():
 
 
 async def test_a_turn_that_lasts_gives_its_place_away_and_goes_on(monkeypatch: pytest.MonkeyPatch):
-    """Whatever waits gets one, up to a bound; then the next, as soon as one of those that last has ended."""
+    """A long turn gives its place to whatever waits, up to a bound; beyond it, the next begins as soon as one of the
+    long ones ends."""
     monkeypatch.setattr(turns, "LENT", 2)
     loads = Loads(1, long=0.0)
     endless = [f"endless {number}" for number in range(3)]
@@ -94,7 +96,7 @@ async def test_a_turn_that_lasts_gives_its_place_away_and_goes_on(monkeypatch: p
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
 async def test_places_that_were_given_away_come_back(monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]):
-    """In whatever order the turns end, there are as many places as before."""
+    """After turns that gave their places away end, in any order, there are as many places as before."""
     monkeypatch.setattr(turns, "LENT", 2)
     loads = Loads(2, long=0.0)
     for name in "abcd":
@@ -106,7 +108,7 @@ async def test_places_that_were_given_away_come_back(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_turn_that_ends_soon_is_not_long():
-    """Its timer goes with it."""
+    """A turn that ends soon is not counted as long, because its timer ends with it."""
     loads = Loads(1, long=30.0)
     await loads.begin("a")
     await loads.begin("b")
@@ -118,7 +120,8 @@ async def test_a_turn_that_ends_soon_is_not_long():
 
 
 async def test_a_load_apart_has_its_turn_alone() -> None:
-    """It waits for those that have one, others wait for it, and all get theirs in the end."""
+    """A load that must run apart waits for the present turns, the others wait for it, and all get their turn in the
+    end."""
     loads = Loads(2)
     await loads.begin("first")
     alone = asyncio.Event()
@@ -151,7 +154,7 @@ async def test_a_load_apart_has_its_turn_alone() -> None:
 
 
 async def test_a_load_apart_that_is_given_up_holds_up_nobody() -> None:
-    """Cancelled while it waits for the others."""
+    """A load that must run apart and is cancelled while it waits blocks nobody."""
     loads = Loads(2)
     await loads.begin("first")
 
@@ -172,7 +175,7 @@ async def test_a_load_apart_that_is_given_up_holds_up_nobody() -> None:
 
 
 class Apart:
-    """A load that is to be apart."""
+    """A load that must run apart from others."""
 
     def __init__(self, loads: Loads) -> None:
         self._turns = loads.turns
@@ -187,7 +190,7 @@ class Apart:
 
 
 async def test_a_load_apart_holds_up_nobody_while_another_one_lasts() -> None:
-    """It would have to wait for that one, and good loads with it."""
+    """A load that must run apart blocks nobody while another long one lasts, or good loads would wait with it."""
     loads = Loads(1, long=0.0)
     await loads.begin("endless")
     apart = Apart(loads)
@@ -220,7 +223,7 @@ async def test_a_load_apart_has_its_turn_though_there_is_always_one_that_lasts(m
 
 
 async def test_a_load_apart_that_lasts_lets_others_go() -> None:
-    """What it is apart for shows itself soon, or not at all."""
+    """A load that runs apart and takes long lets others continue, because its fault shows soon or not at all."""
     loads = Loads(1, long=0.0)
     apart = Apart(loads)
     await settle()

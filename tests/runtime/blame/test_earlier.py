@@ -22,7 +22,8 @@ from mesh.runtime.sharedmemory.board import Board
 def test_a_pod_that_was_killed_whole_blames_models_only_for_its_memory(
     looks: list[int], blamed: bool, tmp_path: Path
 ) -> None:
-    """By the last looks of the former life, which outlive it."""
+    """A pod whose agent and server were both killed blames models only for exhausted memory, which it learns from the
+    last samples of its former life."""
     board = Board.create(tmp_path / earlier.BOARD, 4)
     board.row(0).loading(77, 1)
     left = iter(looks)
@@ -40,7 +41,7 @@ def test_a_pod_that_was_killed_whole_blames_models_only_for_its_memory(
 def test_a_life_that_was_stopped_from_outside_blames_nobody(
     stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that killed it for that tells the next life."""
+    """A life that was stopped from outside blames no model: the process that killed it informs the next life."""
     board = Board.create(tmp_path / earlier.BOARD, 4)
     row = board.row(0)
     row.loading(77, 1)

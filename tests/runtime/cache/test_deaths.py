@@ -1,4 +1,4 @@
-"""The clean-up after the death of the model server: the models blamed, and all that is removed."""
+"""The clean-up after the death of the model server: models to blame, and state to remove."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +28,8 @@ def board() -> Iterator[Board]:
 
 
 async def test_who_was_at_work_is_named_and_all_is_gone(pod: FakePod, board: Board) -> None:
-    """Books, keys and files follow the memory; a model that was idle is not held against."""
+    """After the server's death the models that were at work are named, idle ones are not, and ledger, keys and files
+    are cleared."""
     await pod.fill("idle", "busy", size=100_000)
     pod.busy("busy")
     pod.cache.deaths.happened(Death("was killed by SIGSEGV", EndCause.CRASH), board.at_work)
@@ -51,7 +52,8 @@ async def test_a_death_from_outside_is_held_against_nobody(pod: FakePod, board: 
 
 
 async def test_whoever_waits_goes_on(pod: FakePod, board: Board) -> None:
-    """A load that waits for room finds some; one that was in the server is told, and leaves nothing."""
+    """After the server's death a load that waits for room finds some, and one that was in the server fails and leaves
+    nothing."""
     held = pod.server.hold("load", "inside")
     inside = asyncio.create_task(pod.load("inside", 900_000))
     await pod.asked("load", "inside")

@@ -1,4 +1,4 @@
-"""Granting permission to answer: what the board says while leases, etcd and clocks do what they do."""
+"""Permission to answer: what the board shows as leases, etcd and clocks misbehave."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ TTL = 10
 
 
 class World:
-    """A pod's standing as the test makes it. The clock moves by hand."""
+    """A pod's standing as the test sets it; the test moves the clock."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -49,7 +49,7 @@ class World:
 
     @property
     def mode(self) -> Mode:
-        """The mode of the permission on the board now."""
+        """Returns the mode of the current permission on the board."""
         word = self.board.fence
         return Mode(word & MODE_BITS) if word & ~MODE_BITS > self.now else Mode.CLOSED
 
@@ -62,7 +62,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 async def settled(world: World, fence: Fence, asked: int) -> None:
-    """Looks, lets the question to etcd be answered, and looks at what it showed."""
+    """Lets the fence look, lets its question to etcd be answered, and returns what the board then shows."""
     fence.look()
     await until(lambda: world.asked >= asked, interval=0.001, why="etcd is asked")
     await asyncio.sleep(0)
@@ -70,7 +70,8 @@ async def settled(world: World, fence: Fence, asked: int) -> None:
 
 
 async def test_a_pod_that_was_never_published_answers_nothing(world):
-    """The board says so by itself, before the agent has looked."""
+    """A pod that was never published answers nothing: the board says so before the agent has looked for the first
+    time."""
     assert world.mode is Mode.CLOSED
     fence = world.fence()
     fence.look()
@@ -78,7 +79,8 @@ async def test_a_pod_that_was_never_published_answers_nothing(world):
 
 
 async def test_a_lease_that_is_renewed_proves_and_one_that_is_not_lets_routers_vouch(world):
-    """No look in between finds the fence shut."""
+    """A renewed lease lets the pod answer by itself, and one that is not renewed lets it answer what routers have
+    verified; the fence is never found closed in between."""
     fence = world.fence()
     world.keyed = True
     for second in range(60):
@@ -99,8 +101,8 @@ async def test_a_lease_that_is_renewed_proves_and_one_that_is_not_lets_routers_v
 
 
 async def test_an_agent_that_was_stopped_does_not_take_etcds_absence_for_granted(world):
-    """Its keys may be gone and etcd fine: until it has found out, and unless it finds etcd away, routers must have read
-    the record."""
+    """An agent that was stopped does not assume that etcd is unavailable: until it has found out, and unless etcd is
+    really unavailable, routers must have read the record, because the pod's keys may be gone."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -159,7 +161,7 @@ async def test_serving_without_etcd_is_bounded_where_asked(world):
 
 
 async def test_a_fence_that_is_closed_stays_closed(world):
-    """A draining pod's keys are about to go."""
+    """A closed fence stays closed, because a draining pod's keys are about to be deleted."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -172,7 +174,7 @@ async def test_a_fence_that_is_closed_stays_closed(world):
 
 
 async def test_etcd_is_not_asked_more_than_once_a_second(world):
-    """However often the pod's standing changes meanwhile."""
+    """The fence asks etcd at most once a second, however often the pod's standing changes."""
     fence = world.fence()
     world.etcd, world.keyed = False, True
     world.renew()
@@ -186,7 +188,7 @@ async def test_etcd_is_not_asked_more_than_once_a_second(world):
 
 
 async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
-    """It was under way when the agent was stopped, and timed out for that: etcd may well be there."""
+    """A question to etcd that timed out because the agent was stopped proves nothing: etcd may well be available."""
     board = Board.create(tmp_path / "board", 4)
     world = World(board)
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -216,8 +218,8 @@ async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
 
 
 async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
-    """Its keys are gone, and etcd is available: routers must read the record first. Before that, while the renewal was
-    late and nothing was known, calls did not have to wait."""
+    """A lease that etcd has ended does not mean that etcd is unavailable: routers must read the record first. Before
+    that, while the renewal was merely late, calls did not have to wait."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -235,7 +237,8 @@ async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
 
 
 async def test_a_pod_says_why_it_is_silent(world):
-    """Only while it is: a permission that ran out in a pause is asked for again first."""
+    """A pod gives the reason for its silence only while it lasts; a permission that ran out in a pause is first asked
+    for again."""
     fence = world.fence(serve_without_etcd=20)
     assert "published" in fence.why_silent()
     world.renew()

@@ -1,4 +1,4 @@
-"""The pod's keys in a real etcd: publishing, claims, a lost lease, a taken name, an etcd that is away."""
+"""The pod's keys in a real etcd: publishing, claims, a lost lease, a taken name, an etcd that is unavailable."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +19,7 @@ from tests.support.waiting import until
 
 
 class Pod:
-    """A presence, with what it tells and is told."""
+    """A presence, with the state it publishes and the events it receives."""
 
     def __init__(self, etcd: Etcd, keys: Keys, name: str = "pod-1", *, incarnation: str = "", ttl: int = 3) -> None:
         self.etcd, self.keys, self.name = etcd, keys, name
@@ -110,7 +110,7 @@ async def test_everything_hangs_on_the_lease_and_goes_with_it(pod: Pod) -> None:
 
 
 async def test_what_is_dropped_goes_and_the_last_word_counts(pod: Pod) -> None:
-    """Put and drop in any order, faster than they can be written."""
+    """Puts and drops in any order, faster than they can be written, end in the state of the last one."""
     created = await register(pod, "n")
     for number in range(20):
         pod.presence.put("m", pod.copy(created))
@@ -159,7 +159,8 @@ async def test_the_name_of_a_live_pod_is_refused(pod: Pod) -> None:
 
 
 async def test_the_place_of_a_dead_pod_is_taken_at_once(etcd: Etcd, keys: Keys) -> None:
-    """Its lease may live for a while; its keys are deleted all the same, and its copies cannot block a claim."""
+    """A pod takes a dead pod's place at once: the old keys are deleted even if their lease still lives, so they cannot
+    block a claim."""
     dead = Pod(etcd, keys, incarnation="dead", ttl=60)
     await dead.presence.start()
     created = await register(dead, "m")
@@ -176,7 +177,7 @@ async def test_the_place_of_a_dead_pod_is_taken_at_once(etcd: Etcd, keys: Keys) 
 
 
 async def test_a_pod_of_which_nobody_can_tell_is_waited_for(etcd: Etcd, keys: Keys) -> None:
-    """A stopped process, a cut network: its lease decides."""
+    """A pod that is stopped or cut off, so that nobody knows whether it lives, keeps its place until its lease ends."""
     asked = asyncio.Event()
 
     async def cannot_tell(record: PodRecord) -> bool | None:
@@ -196,7 +197,8 @@ async def test_a_pod_of_which_nobody_can_tell_is_waited_for(etcd: Etcd, keys: Ke
 
 
 async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd, keys: Keys) -> None:
-    """It was stopped for longer than its lease and goes on: its successor's keys stay as they are."""
+    """A pod that was stopped for longer than its lease and whose name was taken reports that and writes nothing more;
+    its successor's keys stay."""
     async with Pod(etcd, keys, incarnation="zombie") as zombie, Pod(etcd, keys, incarnation="next") as successor:
         created = await register(zombie, "m")
         successor.presence.put("m", successor.copy(created, LOADED))
@@ -208,7 +210,8 @@ async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd
 
 
 async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_write(etcd: Etcd, keys: Keys) -> None:
-    """Its lease goes on, so nothing else tells; meanwhile the mesh counts it as ended."""
+    """A pod whose name was taken while its lease lives finds out by itself, without anything to write, because the mesh
+    already counts it as ended."""
     idle = Pod(etcd, keys, incarnation="idle", ttl=2)
     await idle.presence.start()
     record = replace(idle.record, incarnation="next")
@@ -222,8 +225,8 @@ async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_wr
 
 
 async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod, etcd_server: EtcdServer) -> None:
-    """Hundreds of copies; those of ended registrations are withdrawn instead, and those of content that a reload has
-    replaced. As long as no pod has loaded the new content, the old copy stays."""
+    """After a lost lease hundreds of copies are published again; those of ended registrations and of replaced content
+    are withdrawn. While no pod has loaded the new content, the old copy stays."""
     created = {f"m{number}": await register(pod, f"m{number}") for number in range(230)}
     for model_id, revision in created.items():
         pod.presence.put(model_id, pod.copy(revision, LOADED))
@@ -246,7 +249,8 @@ async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod,
 
 
 async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys: Keys) -> None:
-    """What changed meanwhile is written when it is back; while it is away the pod knows that it is not published."""
+    """While etcd hangs for longer than the lease the pod knows that it is not published, and writes its changes when
+    etcd is back."""
     async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
         for name in ("kept", "dropped"):
             pod.presence.put(name, pod.copy(await register(pod, name), LOADED))
@@ -268,7 +272,8 @@ async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys:
 
 
 async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServer, keys: Keys) -> None:
-    """Once its presence is there, each copy that answers has its key, and none is stale."""
+    """A pod that returns publishes its copies first: once its presence is there, each copy that answers has its key,
+    and none is stale."""
     async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
         created = {f"m{number}": await register(pod, f"m{number}") for number in range(150)}
         for model_id, revision in created.items():
@@ -299,7 +304,7 @@ async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServe
 
 
 async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
-    """As long as it has none, the pod cannot prove that it may answer."""
+    """As long as a copy has no key, the pod cannot prove that it may answer."""
     created = await register(pod, "m")
     assert pod.presence.keyed
     pod.presence.put("m", pod.copy(created, LOADED))
@@ -310,8 +315,8 @@ async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
 
 
 async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None:
-    """Nothing prevented a new registration of its id. Until it has a key the pod is not keyed; it gets none if the
-    registration has ended, and until it is silent nothing is proven."""
+    """A copy that was never claimed must belong to the current registration, because nothing prevented a new one: until
+    it has a key the pod is not fully keyed, and it gets none if the registration has ended."""
     told: list[bool] = []
     pod.presence.listen(lambda: told.append(pod.presence.keyed))
     created = await register(pod, "m")
@@ -339,7 +344,7 @@ async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None
 
 
 async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> None:
-    """A copy without a key, and then a claim of the same model."""
+    """A claim that meets a copy without a key of the same model writes that copy's key."""
     created = await register(pod, "m")
     pod.presence.put("gone", pod.copy(created, LOADED))
     await until(lambda: pod.stale, why="it is found stale")
@@ -349,8 +354,8 @@ async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> 
 
 
 async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
-    """Otherwise a reader of lives and presences would overlook another pod's open life. The same holds if the lease
-    cannot be revoked, or was lost by this pod's clock and not by etcd's."""
+    """Presence never outlives the life, or a reader of both would overlook another pod's open life, also if the lease
+    cannot be revoked or was lost by this pod's clock alone."""
     for how in ("revoked", "not revoked", "lost here"):
         pod = Pod(etcd, keys, ttl=60)
         await pod.presence.start()
@@ -370,7 +375,7 @@ async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_a_pod_that_leaves_takes_no_other_ones_presence_along(etcd: Etcd, keys: Keys) -> None:
-    """Its name has another incarnation since."""
+    """A pod that leaves does not delete the presence of a newer incarnation under its name."""
     former = Pod(etcd, keys, incarnation="former")
     await former.presence.start()
     async with Pod(etcd, keys, incarnation="next") as successor:
@@ -381,7 +386,7 @@ async def test_a_pod_that_leaves_takes_no_other_ones_presence_along(etcd: Etcd, 
 
 
 async def test_a_life_stands_until_its_agent_has_ended_it(etcd: Etcd, keys: Keys) -> None:
-    """It has no lease; presence does."""
+    """A life has no lease and stays until its agent has ended it, while presence ends with its lease."""
     pod = Pod(etcd, keys)
     await pod.presence.start()
     life = await etcd.get(keys.life("pod-1", pod.incarnation))
@@ -410,7 +415,8 @@ async def test_a_claim_writes_the_copy_and_brings_the_record(pod: Pod) -> None:
 
 
 async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
-    """Whatever the order; the loser learns who, and has written nothing."""
+    """Of two pods that claim a model one wins, whatever the order; the loser learns the winner's name and has written
+    nothing."""
     for number in range(20):
         model_id = f"m{number}"
         created = await register(pod, model_id)
@@ -424,7 +430,8 @@ async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
 
 
 async def test_a_further_copy_is_claimed_with_the_number_expected(pod: Pod, other: Pod, etcd: Etcd, keys: Keys) -> None:
-    """Two pods that both mean to make the second copy: one of them does."""
+    """Of two pods that both want to make the second copy, the one whose expected number of copies is still right
+    wins."""
     created = await register(pod, "m")
     async with Pod(etcd, keys, "pod-3") as third:
         assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
@@ -440,7 +447,7 @@ async def test_a_further_copy_is_claimed_with_the_number_expected(pod: Pod, othe
 
 
 async def test_the_loser_is_sent_to_a_copy_that_is_loaded(pod: Pod, other: Pod, etcd: Etcd, keys: Keys) -> None:
-    """Rather than to one that is being made."""
+    """The loser of a claim is directed to a loaded copy rather than to one that is still loading."""
     created = await register(pod, "m")
     pod.presence.put("m", pod.copy(created, LOADING))
     other.presence.put("m", other.copy(created, LOADED))
@@ -451,7 +458,7 @@ async def test_the_loser_is_sent_to_a_copy_that_is_loaded(pod: Pod, other: Pod, 
 
 
 async def test_a_claim_for_another_registration_is_stale(pod: Pod) -> None:
-    """The id was registered again, or unregistered."""
+    """A claim for a registration that has ended, or that was replaced by another, is reported as stale."""
     created = await register(pod, "m")
     await pod.etcd.delete(pod.keys.model("m"))
     assert await pod.claims.claim("m", pod.copy(created)) == Stale()
@@ -468,7 +475,8 @@ async def test_a_key_of_its_own_that_was_left_is_overwritten(pod: Pod) -> None:
 
 
 async def test_a_deletion_that_was_pending_does_not_hit_the_claim(pod: Pod) -> None:
-    """Dropped and claimed again at once, many times over."""
+    """A pending deletion never removes the key of a later claim, however often a copy is dropped and claimed at
+    once."""
     created = await register(pod, "m")
     for _ in range(30):
         assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
@@ -479,7 +487,7 @@ async def test_a_deletion_that_was_pending_does_not_hit_the_claim(pod: Pod) -> N
 
 
 async def test_a_claim_tells_of_copies_elsewhere(pod: Pod, other: Pod) -> None:
-    """Of the models that were asked about: loaded ones, in other pods."""
+    """A claim reports loaded copies in other pods of the models that it asks about."""
     created = await register(pod, "m")
     for one, name, state in ((pod, "both", LOADED), (other, "both", LOADED), (other, "coming", LOADING)):
         kv = await one.etcd.get(one.keys.model(name))
@@ -491,7 +499,8 @@ async def test_a_claim_tells_of_copies_elsewhere(pod: Pod, other: Pod) -> None:
 
 
 async def test_ids_that_begin_alike_do_not_claim_each_other(pod: Pod, other: Pod) -> None:
-    """Also ids with slashes, and those that are percent-encoded to the same beginning."""
+    """Claims of ids that begin alike do not affect each other, nor do ids with slashes or with equally percent-encoded
+    beginnings."""
     names = ["a", "a/b", "a/pod-1", "a%2Fb", "ab", "a b", "ü"]
     created = {name: await register(pod, name) for name in names}
     for number, name in enumerate(names):
@@ -500,7 +509,8 @@ async def test_ids_that_begin_alike_do_not_claim_each_other(pod: Pod, other: Pod
 
 
 async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have been carried out: the key is deleted when etcd answers again."""
+    """The key of a claim that timed out is deleted when etcd answers again, because the claim may have been carried
+    out."""
     created = await register(pod, "m")
     txn = pod.etcd.txn
 
@@ -518,7 +528,7 @@ async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytes
 async def test_a_claim_that_comes_late_does_not_give_another_lease_up(
     pod: Pod, etcd_server: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was begun under a lease that was lost and replaced meanwhile."""
+    """A late claim that was begun under a lost lease does not make the pod give up its new lease."""
     created = await register(pod, "m")
     before = pod.presence.lease
     txn, held = pod.etcd.txn, asyncio.Event()
@@ -552,8 +562,8 @@ async def model(pod: Pod, model_id: str) -> ModelRecord:
 
 
 async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: Pod) -> None:
-    """Both have claimed and loaded; the second to publish learns the digest on record, and stays only if its own is
-    the same."""
+    """Of two first loads that both claimed, the first to publish records its digest, and the second stays only if its
+    own digest is the same."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     also = await other.claims.claim("m", other.copy(created), expected=1)
@@ -574,7 +584,7 @@ async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: 
 
 
 async def test_a_record_that_others_change_meanwhile_keeps_what_they_wrote(pod: Pod) -> None:
-    """A failure elsewhere, a use: not lost, and no reason not to publish."""
+    """A record that others change meanwhile keeps their changes, and the pod publishes nevertheless."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     assert isinstance(claimed, Claimed)
@@ -602,7 +612,7 @@ async def test_what_was_loaded_for_another_registration_or_generation_is_stale(p
 
 
 async def test_nothing_is_published_without_presence(pod: Pod) -> None:
-    """The record must not say what the content is where nobody holds it."""
+    """A pod without presence publishes no content: no record may name a content that nobody holds."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     assert isinstance(claimed, Claimed)
@@ -622,7 +632,7 @@ async def test_a_look_brings_the_record_of_that_registration_alone(pod: Pod) -> 
 
 
 async def test_no_presence_no_claim(pod: Pod) -> None:
-    """The pod's record was deleted behind its back: nothing is claimed, and it publishes itself again."""
+    """A pod whose record was deleted claims nothing, and publishes itself again."""
     created = await register(pod, "m")
     await pod.etcd.delete(pod.keys.pod(pod.name))
     assert isinstance(await pod.claims.claim("m", pod.copy(created)), Away)
@@ -631,7 +641,7 @@ async def test_no_presence_no_claim(pod: Pod) -> None:
 
 
 async def test_late_fruits_are_found(pod: Pod) -> None:
-    """A key that nobody wants, whatever wrote it."""
+    """Leftover keys of the pod that it does not want are found and deleted, whatever wrote them."""
     pod.presence.put("wanted", pod.copy(await register(pod, "wanted")))
     assert await pod.presence.settled("wanted", 5.0)
     await pod.etcd.put(pod.keys.copy("stray", pod.name), b"{}")
@@ -642,8 +652,8 @@ async def test_late_fruits_are_found(pod: Pod) -> None:
 
 
 async def test_missing_keys_are_written_again(pod: Pod) -> None:
-    """An etcd that was restored from a snapshot may know the lease, but not the copies since. Until they have keys
-    again nothing is proven, and a copy of an ended registration gets none."""
+    """Keys that etcd lost when it was restored from a snapshot are written again, except those of ended registrations;
+    until then the pod proves nothing."""
     for name in ("stays", "taken", "ended"):
         pod.presence.put(name, pod.copy(await register(pod, name), LOADED))
         assert await pod.presence.settled(name, 5.0)

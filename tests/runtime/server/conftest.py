@@ -37,14 +37,14 @@ class Parts:
     port: DataPort
 
     def write(self, name: str, content: bytes) -> str:
-        """A model on disk; gives its path."""
+        """Writes a model to disk and returns its path."""
         path = self.folder / name / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return str(path)
 
     async def load(self, name: str, content: bytes, *, token: bytes = b"", slot: int | None = None) -> ServedCopy:
-        """Writes it and loads it."""
+        """Writes a model and loads it."""
         return await self.loader.load(Order(name, self.write(name, content), token, slot))
 
     def send(
@@ -55,7 +55,7 @@ class Parts:
         deadline: float | None = None,
         seconds: float | None = None,
     ) -> FakeCall:
-        """Gives the data port a call; `seconds` from now is its deadline."""
+        """Sends a call to the data port, with a deadline in `seconds` from now."""
         if seconds is not None:
             deadline = asyncio.get_running_loop().time() + seconds
         call = FakeCall(SERVICE + method.encode(), list(more), framing.pack(message), deadline=deadline)
@@ -63,11 +63,11 @@ class Parts:
         return call
 
     def infer(self, name: str, *, seconds: float | None = None, **inputs: np.ndarray) -> FakeCall:
-        """A ModelInfer call with raw contents."""
+        """Sends a ModelInfer call with raw contents."""
         return self.send(request(name, **inputs), (headers.MODEL_ID, name.encode()), seconds=seconds)
 
     def send_to(self, name: str, token: bytes, **inputs: np.ndarray) -> FakeCall:
-        """The same, meant for one copy."""
+        """Sends a ModelInfer call that is meant for one copy."""
         return self.send(request(name, **inputs), (headers.MODEL_ID, name.encode()), (headers.COPY, token))
 
     async def value(self, name: str) -> float:
@@ -77,14 +77,14 @@ class Parts:
 
 
 async def answered(call: FakeCall) -> FakeCall:
-    """The call, once it is answered."""
+    """Returns the call once it is answered."""
     assert call.answered is not None
     await asyncio.wait_for(call.answered.wait(), 20)
     return call
 
 
 async def reply(call: FakeCall) -> pb.ModelInferResponse:
-    """The message of a call that goes well."""
+    """Returns the reply's message of a call that succeeds."""
     await answered(call)
     ((code, text, frame, _, _),) = call.answers
     assert code == 0, text
@@ -93,7 +93,7 @@ async def reply(call: FakeCall) -> pb.ModelInferResponse:
 
 
 async def outputs(call: FakeCall) -> list[np.ndarray]:
-    """The raw outputs of a call that goes well."""
+    """Returns the raw outputs of a call that succeeds."""
     dtypes: dict[str, Any] = {"FP32": np.float32, "INT64": np.int64, "FP64": np.float64}
     message = await reply(call)
     return [
@@ -107,7 +107,7 @@ Make = Callable[..., Parts]
 
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    """Puts parts together: `make(threads=1, timeout=0.5)`."""
+    """Makes a model server's parts with settings of the test: `make(threads=1, timeout=0.5)`."""
     made = []
 
     def put(
@@ -136,5 +136,5 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
 @pytest.fixture
 async def parts(make: Make) -> Parts:
-    """A model server's parts as they are by default."""
+    """A model server's parts with default settings."""
     return make()

@@ -11,12 +11,12 @@ def inline(pace: Pace, size: int) -> bool:
 
 
 def test_what_was_never_seen_runs_in_a_thread():
-    """Whatever its size."""
+    """The first call of a model runs in a thread, whatever its size."""
     assert not any(inline(Pace(), size) for size in (0, 1, SIZE, 1 << 40))
 
 
 def test_a_short_call_vouches_for_its_class_and_all_smaller_ones():
-    """Not for larger ones."""
+    """A short call lets its size class and all smaller ones run in the loop, but not larger ones."""
     pace = Pace()
     pace.note(SIZE, FAST)
     assert inline(pace, 0)
@@ -26,7 +26,7 @@ def test_a_short_call_vouches_for_its_class_and_all_smaller_ones():
 
 
 def test_a_long_call_says_nothing_of_smaller_ones():
-    """They are tried in a thread when they come."""
+    """A long call says nothing about smaller size classes, which are tried in a thread first."""
     pace = Pace()
     pace.note(SIZE, SLOW)
     assert not inline(pace, SIZE)
@@ -36,7 +36,8 @@ def test_a_long_call_says_nothing_of_smaller_ones():
 
 
 def test_a_smaller_class_known_to_be_slow_is_not_made_fast_by_a_larger_one():
-    """What was measured itself counts."""
+    """A smaller size class that is known to be slow stays slow when a larger one proves fast: its own measurement
+    counts."""
     pace = Pace()
     pace.note(10, SLOW)
     pace.note(SIZE, FAST)
@@ -45,7 +46,8 @@ def test_a_smaller_class_known_to_be_slow_is_not_made_fast_by_a_larger_one():
 
 
 def test_one_outlier_moves_nothing_and_a_lasting_change_does():
-    """A second of page faults is forgotten; a class that stays slow leaves the loop within a few calls."""
+    """One outlier, such as a second of page faults, moves nothing; a size class that stays slow leaves the loop within
+    a few calls."""
     pace = Pace()
     for _ in range(10):
         pace.note(SIZE, FAST)
@@ -59,7 +61,7 @@ def test_one_outlier_moves_nothing_and_a_lasting_change_does():
 
 
 def test_between_the_limits_nothing_changes():
-    """A class stays where it was."""
+    """A size class whose time lies between the limits stays where it was."""
     between = (INLINE_NS + THREAD_NS) // 2
     for first, expected in ((FAST, True), (SLOW, False)):
         pace = Pace()
@@ -70,7 +72,7 @@ def test_between_the_limits_nothing_changes():
 
 
 def test_a_class_that_became_fast_comes_back():
-    """After some calls in threads."""
+    """A size class that has become fast returns to the loop after some calls in threads."""
     pace = Pace()
     pace.note(SIZE, SLOW)
     for _ in range(60):
@@ -79,7 +81,7 @@ def test_a_class_that_became_fast_comes_back():
 
 
 def test_a_call_that_had_to_be_stopped_takes_its_class_out_of_the_loop():
-    """At once, whatever the mean was."""
+    """A call that had to be stopped takes its size class out of the loop at once, whatever the mean was."""
     pace = Pace()
     for _ in range(100):
         pace.note(SIZE, FAST)
@@ -89,7 +91,7 @@ def test_a_call_that_had_to_be_stopped_takes_its_class_out_of_the_loop():
 
 
 def test_sizes_beyond_all_classes_are_harmless():
-    """They run in threads."""
+    """Calls larger than all size classes run in threads."""
     pace = Pace()
     pace.note(1 << 60, FAST)
     pace.too_long(1 << 60)

@@ -1,4 +1,4 @@
-"""The model server as a process: over its SPI and its data port, through kills, signals and models that misbehave."""
+"""The model server as a process: over its SPI and its data port, through kills, signals and misbehaving models."""
 
 import asyncio
 import signal
@@ -43,7 +43,7 @@ async def shared(tmp_path_factory):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def server(shared):
-    """After each test it is the same process, and its good model answers."""
+    """The shared server, which is checked after each test to be the same process, with a model that still answers."""
     assert shared.process is not None
     yield shared
     assert shared.process.returncode is None, f"exit status {shared.process.returncode}\n{shared.log()}"
@@ -64,7 +64,7 @@ def code(error: grpc.aio.AioRpcError) -> Code:
 
 
 async def test_it_says_what_it_is(server):
-    """Everything that an agent must know, in the SPI's message or beside it."""
+    """The server reports everything that an agent must know, in the SPI's message or as an extension of it."""
     status = server.status
     assert status.status == modelruntime_pb2.RuntimeStatusResponse.READY
     assert (status.capacityInBytes, status.maxLoadingConcurrency, status.modelLoadingTimeoutMs) == (64 << 20, 2, 1500)
@@ -78,7 +78,8 @@ async def test_it_says_what_it_is(server):
 
 
 async def test_a_model_is_loaded_called_and_unloaded(server):
-    """Its size is told, the board shows it, and afterwards it is not here."""
+    """A model's size is reported after its load, the board shows it, and after its unload calls are answered *not
+    here*."""
     sizes = await server.load("m", models.logistic_regression(3), slot=1, revision=5)
     assert 10_000 < sizes["host"] < 1_000_000
     answer = await server.spi.modelSize(modelruntime_pb2.ModelSizeRequest(modelId="m"), timeout=5)
@@ -100,7 +101,7 @@ async def test_a_model_is_loaded_called_and_unloaded(server):
 
 
 async def test_an_agent_that_knows_no_tokens_and_no_board_is_served_too(server):
-    """As the predecessor would be."""
+    """An agent that knows neither tokens nor boards, like the predecessor, is served too."""
     await server.load("plain", models.constant(2))
     assert await server.value("plain") == 2
     await server.unload("plain")
@@ -119,7 +120,7 @@ async def test_an_agent_that_knows_no_tokens_and_no_board_is_served_too(server):
     ],
 )
 async def test_what_cannot_be_loaded_says_why(server, content, expected, says):
-    """Each has its code and its text, and its slot is free again."""
+    """Each failed load has its code and its text, and its slot is free again."""
     error = await refused(server.load("bad", content, slot=2, revision=1))
     assert code(error) is expected, error
     assert error.details()
@@ -128,7 +129,7 @@ async def test_what_cannot_be_loaded_says_why(server, content, expected, says):
 
 
 async def test_orders_that_make_no_sense_are_refused(server):
-    """No id, a path that is not there, a slot that is none."""
+    """Loads without an id, with a missing path or with an invalid slot are refused."""
     error = await refused(server.spi.loadModel(modelruntime_pb2.LoadModelRequest(modelPath="/x"), timeout=5))
     assert code(error) is Code.INVALID_ARGUMENT
     gone = server.folder / "gone.onnx"
@@ -141,7 +142,7 @@ async def test_orders_that_make_no_sense_are_refused(server):
 
 
 async def test_a_load_that_the_agent_gives_up_leaves_nothing(server):
-    """The SPI's way: cancel, then unload of the same id."""
+    """A load that the agent gives up in the SPI's way, by cancelling and then unloading the id, leaves nothing."""
     path = server.write("endless", models.endless_loop())
     load = modelruntime_pb2.LoadModelRequest(modelId="endless", modelPath=str(path))
     call = server.spi.loadModel(load, metadata=((headers.SPI_SLOT, "3"),))
@@ -155,7 +156,8 @@ async def test_a_load_that_the_agent_gives_up_leaves_nothing(server):
 
 
 async def test_a_model_that_asks_for_gigabytes_on_demand_fails_its_call_alone(server):
-    """RESOURCE_EXHAUSTED for that call; the process keeps its memory and goes on."""
+    """A model that asks for gigabytes during a call fails that call alone, with RESOURCE_EXHAUSTED, and the process
+    keeps its memory."""
     await server.load("hungry", models.huge_on_demand(), slot=4)
     small = await server.infer("hungry", count=np.array([1000], np.int64))
     assert small.code == 0
@@ -170,7 +172,7 @@ async def test_a_model_that_asks_for_gigabytes_on_demand_fails_its_call_alone(se
 
 
 async def test_callers_that_go_away_free_their_threads(server):
-    """A closed connection and a deadline end what runs for them; others are answered meanwhile."""
+    """A closed connection or a deadline ends what runs for that caller, and others are answered meanwhile."""
     await server.load("slow", models.slow(), slot=5)
     frame = framing.pack(request("slow", **FOREVER))
 
@@ -202,13 +204,13 @@ async def test_callers_that_go_away_free_their_threads(server):
 
 
 async def test_messages_above_the_limit_are_refused(server):
-    """The default limit is 16 MiB."""
+    """Messages above the default limit of 16 MiB are refused."""
     reply = await server.infer("good", revision=1, x=np.zeros((5 << 20, 1), np.float32))
     assert reply.code == Code.RESOURCE_EXHAUSTED
 
 
 async def test_the_event_loop_says_that_it_turns(server):
-    """About every second, and the counts of calls go with it."""
+    """The event loop reports about every second that it runs, together with the counts of calls."""
     before = server.board.beat_ns
     await server.value("good", revision=1)
     await until(lambda: server.board.beat_ns > before, why="the next beat")
@@ -220,7 +222,8 @@ async def test_the_event_loop_says_that_it_turns(server):
 
 
 async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
-    """Running and loading copies are suspects, idle ones are not; the next life starts on the same board."""
+    """After a kill the board shows running and loading copies as suspects and idle ones not; the next life of the
+    server starts on the same board."""
     async with OnnxServer(tmp_path, "--load-timeout", "30") as server:
         await server.load("idle", models.constant(1), slot=0, revision=1)
         await server.load("busy", models.slow(), slot=1, revision=2)
@@ -261,7 +264,7 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
 
 
 async def test_what_keeps_it_from_starting_is_said(tmp_path):
-    """In one line, with exit status 1."""
+    """A server that cannot start says why in one line and exits with status 1."""
     import onnxruntime
 
     Board.create(tmp_path / "board", 1, incarnation="another").close()
@@ -290,7 +293,7 @@ async def test_what_keeps_it_from_starting_is_said(tmp_path):
 
 
 async def test_500_loads_and_unloads_leave_memory_as_it_was(server):
-    """Resident memory after them is within 5 % of what it was after the first few."""
+    """After 500 loads and unloads, resident memory is within 5 % of its value after the first few."""
 
     async def cycles(count: int) -> None:
         for number in range(count):
@@ -306,7 +309,7 @@ async def test_500_loads_and_unloads_leave_memory_as_it_was(server):
 
 
 async def test_connections_by_tls_take_nothing_from_the_models(tmp_path):
-    """What they only reserve comes on top of the memory limit, and goes with them."""
+    """Memory that TLS connections merely reserve comes on top of the memory limit, and is given back with them."""
     folder = Mounted.of(tmp_path / "tls", Authority()).path
     options = ("--memory-limit", str(LIMIT), "--capacity", "64MiB", "--internal-tls", str(folder))
     async with OnnxServer(tmp_path, *options) as server:
@@ -327,7 +330,7 @@ async def test_connections_by_tls_take_nothing_from_the_models(tmp_path):
 
 
 async def settled(server: OnnxServer) -> int:
-    """Resident bytes once freed memory has been given back."""
+    """Returns the resident bytes once freed memory has been returned to the system."""
     lowest = server.resident()
     steady = 0
     while steady < 5:  # looks without a new low
@@ -339,7 +342,8 @@ async def settled(server: OnnxServer) -> int:
 
 
 async def test_bodies_have_a_total(tmp_path):
-    """Large requests that stall fill half of it: another one is refused before it is sent, and small calls go on."""
+    """Bodies in flight have a total: when stalled large requests fill half of it, another one is refused before it is
+    sent, and small calls continue."""
     size = 1 << 20
     async with OnnxServer(tmp_path, "--max-message", str(size), "--max-body-bytes", str(3 * size)) as server:
         await server.load("good", models.constant(7))

@@ -10,7 +10,7 @@ from mesh.runtime.server import settings
 
 
 def test_a_command_line_becomes_settings():
-    """Sizes with units, an address, and defaults for the rest."""
+    """A command line with units, an address and defaults becomes settings."""
     given = settings.parse(
         [
             "--spi",
@@ -41,7 +41,7 @@ def test_a_command_line_becomes_settings():
     ],
 )
 def test_a_wrong_command_line_says_so(options, says, capsys):
-    """Exit status 2, as everywhere."""
+    """An invalid command line is reported, with exit status 2 as in every command."""
     with pytest.raises(SystemExit) as error:
         settings.parse([*(["--spi", "/x"] if options else []), *options])
     assert error.value.code == 2
@@ -49,7 +49,8 @@ def test_a_wrong_command_line_says_so(options, says, capsys):
 
 
 def test_the_memory_limit_bounds_what_is_really_used():
-    """What is reserved and untouched does not count; an allocation beyond the limit fails, and the process lives."""
+    """The memory limit bounds memory in use, not memory merely reserved; an allocation beyond the limit fails and the
+    process lives."""
     script = """
 import mmap
 from mesh.runtime.server.onnx import memory

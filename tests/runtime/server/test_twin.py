@@ -1,4 +1,4 @@
-"""The fake model server of the system tests: the real one from outside, and its models do what their names say."""
+"""The fake model server of the system tests: the real one from outside, with models that do what their names say."""
 
 import asyncio
 import re
@@ -35,7 +35,7 @@ async def real(tmp_path_factory):
 
 
 def path(server: OnnxServer, model: str, *, pod: str = "pod-1", **words: object):
-    """A model of the fake, where a pod has its files."""
+    """Returns the path of a model for the fake server, where a pod has its files."""
     name = twin.name(**words)
     found = server.folder / pod / model / name
     found.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,8 @@ async def error(load) -> tuple[Code, str]:
 
 @pytest.mark.parametrize("kind", ["real", "fake"])
 async def test_both_are_the_same_from_outside(kind, real, fake):
-    """Status, load, size, answer, wrong input, use board, unload, *not here*: one suite for the two."""
+    """The real and the fake server behave alike for status, load, size, answer, wrong input, use board, unload and *not
+    here*."""
     server = fake if kind == "fake" else real
     model = path(server, "m", value=3) if kind == "fake" else models.constant(3)
     status, about = await server.runtime_status()
@@ -77,7 +78,7 @@ async def test_both_are_the_same_from_outside(kind, real, fake):
 
 
 async def test_models_are_as_large_as_they_say(fake):
-    """And take none of it."""
+    """Models of the fake server have the size that their name says, and take no memory."""
     before = fake.resident()
     assert await fake.load("large", path(fake, "large", size="8GiB")) == {"host": 8 << 30, "device": 0}
     assert fake.resident() - before < 64 << 20
@@ -85,7 +86,8 @@ async def test_models_are_as_large_as_they_say(fake):
 
 
 async def test_loads_fail_as_they_say(fake):
-    """With a text, for want of memory, for a while, or in some pods."""
+    """Loads in the fake server fail as the model's name says: with a text, for lack of memory, for a while, or in some
+    pods."""
     assert await error(fake.load("m", path(fake, "a", fail="no such layer"))) == (Code.INTERNAL, "no such layer")
     assert (await error(fake.load("m", path(fake, "a", fail="memory"))))[0] is Code.RESOURCE_EXHAUSTED
     once = path(fake, "a", fail="not yet", fails=1)
@@ -108,7 +110,7 @@ async def test_a_load_that_takes_long_ends_when_it_is_told_to(fake, words):
 
 
 async def test_a_load_waits_at_its_gate(fake):
-    """A file beside the pod's folder lets it through."""
+    """A load in the fake server waits until a gate file appears beside the pod's folder."""
     gate = fake.folder / "gate"
     load = asyncio.ensure_future(fake.load("m", path(fake, "gated", gate=gate.name), slot=6))
     await until(lambda: fake.board.read(6).state is SlotState.LOADING)
@@ -119,7 +121,8 @@ async def test_a_load_waits_at_its_gate(fake):
 
 
 async def test_calls_take_long_and_fail_as_they_say(fake):
-    """A long one stands on the board, and does not keep others from being answered."""
+    """Calls of the fake server take long and fail as the model's name says; a long one is on the board and does not
+    block others."""
     await fake.load("slow", path(fake, "slow", call="1000s"), slot=7)
     await fake.load("quick", path(fake, "quick", value=2))
     await fake.load("bad", path(fake, "bad", error="try some other time"))
@@ -133,7 +136,7 @@ async def test_calls_take_long_and_fail_as_they_say(fake):
 
 
 async def test_a_word_that_is_none_is_said(fake):
-    """Where a test writes it, and where a server reads it."""
+    """An unknown word in a fake model's name is an error, both where a test writes it and where the server reads it."""
     with pytest.raises(ValueError, match="'sice=3' is no word"):
         twin.name(sice=3)
     bad = fake.folder / "pod-1" / "m" / "sice=3"
@@ -144,7 +147,7 @@ async def test_a_word_that_is_none_is_said(fake):
 
 
 async def test_a_crash_leaves_its_trace_on_the_board(tmp_path):
-    """The process is gone, and the board says what it was at."""
+    """A crash of the fake server ends the process, and the board shows what was at work."""
     async with OnnxServer(tmp_path, module=twin.MODULE) as server:
         await server.load("m", path(server, "m", error="crash"), slot=2, revision=4)
         call = asyncio.ensure_future(server.infer("m", revision=4, x=ONE))

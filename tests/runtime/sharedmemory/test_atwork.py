@@ -17,7 +17,7 @@ from tests.support.waiting import until
 
 @pytest.fixture
 def boards(tmp_path):
-    """The server's board and the agent's, of one file."""
+    """The boards of server and agent, mapped from one file."""
     created = Board.create(tmp_path / "board", 4)
     opened = Board.open(tmp_path / "board")
     opened.attach(1)
@@ -27,7 +27,7 @@ def boards(tmp_path):
 
 
 def test_threads_are_noted_while_they_are_at_work(boards):
-    """Each with its slot and request; loads without one. Who has come back is not there."""
+    """Threads at work are noted with slot and request, loads without a request, and finished threads are not listed."""
     server, agent = boards
     frame = framing.pack(request("m", x=ONE))
     entries = []
@@ -50,7 +50,7 @@ def test_threads_are_noted_while_they_are_at_work(boards):
 
 
 def test_more_threads_than_there_is_room_for_work_unseen(boards):
-    """And the room is there again when they have come back."""
+    """Threads beyond the available rows work unnoted, and the rows are free again when their threads finish."""
     server, agent = boards
     entries = [server.at_work.begin(0) for _ in range(atwork.THREADS + 2)]
     assert entries[-2:] == [-1, -1]
@@ -62,7 +62,8 @@ def test_more_threads_than_there_is_room_for_work_unseen(boards):
 
 @pytest.mark.parametrize("size", [0, 100, 65_531, 65_532, 300_000])
 def test_the_loop_leaves_its_last_request(boards, size):
-    """Of any length, after a longer one; the next server's life begins with none."""
+    """The loop leaves its last request, of any length, even after a longer one; the next life of the server begins with
+    none."""
     server, agent = boards
     server.at_work.inline(framing.pack(b"x" * 100_000))
     frame = framing.pack(request("m", x=np.zeros(size, bool)))
@@ -73,7 +74,7 @@ def test_the_loop_leaves_its_last_request(boards, size):
 
 
 def test_the_board_counts_calls_in_flight_of_its_slots_alone(boards):
-    """What stands after the slots is none of them."""
+    """The board counts calls in flight of its own slots only, not what is stored after them."""
     server, agent = boards
     server.row(0).begin(1)
     server.at_work.inline(b"\xff" * 70_000)
@@ -83,7 +84,8 @@ def test_the_board_counts_calls_in_flight_of_its_slots_alone(boards):
 
 
 async def test_a_real_crash_is_found_in_the_thread_that_caused_it(tmp_path):
-    """Integer division overflow in one call, in a thread and in the event loop, while others run and load."""
+    """A real crash, by integer division overflow, is found in the thread or event loop that caused it, while others run
+    and load."""
     bad = {"a": np.array([-(2**31)] * 3, np.int32), "b": np.array([-1] * 3, np.int32)}
     good = {"a": np.array([8] * 3, np.int32), "b": np.array([2] * 3, np.int32)}
     async with OnnxServer(tmp_path, "--load-timeout", "30") as server:

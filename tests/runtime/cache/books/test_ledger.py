@@ -1,4 +1,4 @@
-"""The ledger: what counts when, and who goes first."""
+"""The ledger: which memory counts when, and which copy is evicted first."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ MS = 1_000_000
 
 
 class FakeBoard:
-    """Uses by slot, set by the test."""
+    """A board whose uses of each slot are set by the test."""
 
     def __init__(self) -> None:
         self.uses: dict[int, Use] = {}
@@ -37,7 +37,7 @@ class FakeBoard:
 
 
 class Pod:
-    """A ledger with a board and a clock to turn."""
+    """A ledger with a board, and a clock that the test moves."""
 
     def __init__(self, capacity: int = 100, slots: int = 64, eviction: str = "lru") -> None:
         self.board = FakeBoard()
@@ -69,7 +69,7 @@ def pod() -> Pod:
 
 
 def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(pod: Pod) -> None:
-    """A copy being unloaded no longer counts for decisions, but memory is not free before it is gone."""
+    """An unloading copy frees its reservation at once for decisions, and its physical memory only when it is gone."""
     old = pod.load("old", 80)
     pod.ledger.enter(old, EntryState.UNLOADING)
     assert (pod.ledger.committed.host_bytes, pod.ledger.physical.host_bytes) == (0, 80)
@@ -82,7 +82,8 @@ def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(
 
 
 def test_a_measured_size_replaces_the_predicted_one(pod: Pod) -> None:
-    """Also beyond the capacity: then more is promised than there is, and the ledger says so."""
+    """A measured size replaces the estimate, even beyond the capacity; the ledger then reports that more is reserved
+    than exists."""
     entry = pod.load("m", 10)
     pod.ledger.weigh(entry, Footprint(130))
     assert pod.ledger.free.host_bytes == -30
@@ -97,7 +98,8 @@ def test_without_a_device_everything_is_host_memory(pod: Pod) -> None:
 
 
 def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
-    """Neither overflows, and room in one is made by what takes of it."""
+    """Host and device memory are accounted for separately: neither overflows, and room in one is made by copies that
+    use it."""
     pod.ledger.equip(50)
     on_device, on_host = pod.load("on device", 10, device=40), pod.load("on host", 80)
     assert (pod.ledger.committed, pod.ledger.physical) == (Footprint(90, 40), Footprint(90, 40))
@@ -119,7 +121,8 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
 
 
 def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
-    """What was measured elsewhere, in host memory alone, is looked for on the device."""
+    """A size that a server measures on a device is taken as it is; a size measured elsewhere, in host memory alone, is
+    also expected on the device."""
     pod.ledger.equip(SESSION_BYTES + (1 << 20))
     pod.ledger.capacity = Footprint(1 << 20, pod.ledger.capacity.device_bytes)
     pod.load("all on the host", 100_000)
@@ -130,7 +133,7 @@ def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
 
 
 def test_least_recently_used_goes_first(pod: Pod) -> None:
-    """By the board, not by the order of loads."""
+    """The copy that the board shows as least recently used is evicted first, whatever the order of loads."""
     a, b, c = pod.load("a"), pod.load("b"), pod.load("c")
     assert pod.order() == ["a", "b", "c"]
     pod.board.use(a, 5000)
@@ -141,7 +144,7 @@ def test_least_recently_used_goes_first(pod: Pod) -> None:
 
 
 def test_a_copy_nobody_has_called_is_as_old_as_it_was_said_to_be(pod: Pod) -> None:
-    """What was loaded for nobody in particular does not count as just used, until somebody calls it."""
+    """A copy that nobody has called keeps the age that its load was given, until its first call."""
     pod.load("used")
     preloaded = pod.load("preloaded", idle_ms=3_600_000)
     assert pod.order() == ["preloaded", "used"]
@@ -169,7 +172,8 @@ def test_a_copy_with_a_spare_elsewhere_goes_before_one_of_similar_age(pod: Pod) 
 
 
 def test_two_loads_are_not_promised_the_same_victim(pod: Pod) -> None:
-    """The first one's victim is on its way out when the second one asks."""
+    """Two loads never get the same victim: the first load's victim is already being evicted when the second one
+    asks."""
     pod.load("a", 50)
     pod.load("b", 50)
     first = pod.victims.room_for(Footprint(50))
@@ -193,7 +197,7 @@ def test_slots_come_back_and_run_out() -> None:
 
 
 def test_what_is_gone_is_not_in_the_order(pod: Pod) -> None:
-    """Removed, unloading, and an entry of the same id that came later."""
+    """Copies that are removed or unloading, and older copies of a replaced id, are not in the eviction order."""
     a = pod.load("a")
     pod.load("b")
     pod.ledger.enter(a, EntryState.UNLOADING)
@@ -204,7 +208,8 @@ def test_what_is_gone_is_not_in_the_order(pod: Pod) -> None:
 
 
 def test_finding_a_victim_does_not_read_the_whole_board() -> None:
-    """Thousands of copies, one to go: reading every slot would take milliseconds of a cold start."""
+    """Finding one victim among thousands of copies does not read every slot of the board, which would add milliseconds
+    to a cold start."""
     pod = Pod(capacity=10_000, slots=4096)
     for number in range(1000):
         pod.load(str(number), 10, idle_ms=1)
@@ -233,7 +238,8 @@ actions = st.lists(
 
 @given(actions)
 def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) -> None:
-    """Whatever happens in whatever order; and what begins always fits, and the order is that of the board."""
+    """After any sequence of operations the ledger's sums equal those of its copies, every load that begins fits, and
+    the eviction order is the board's."""
     pod = Pod()
     ledger = pod.ledger
     for what, name, number in steps:
@@ -269,7 +275,8 @@ def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) ->
 
 
 def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
-    """Nor what the mesh is told to be the oldest; unpinned, it goes in its turn."""
+    """A pinned copy is never a victim, even when the mesh calls it the oldest; once unpinned, it is evicted in its
+    turn."""
     pinned = pod.load("pinned", 50)
     pinned.pinned = True
     pod.load("other", 50)
@@ -281,7 +288,8 @@ def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
 
 
 def test_the_policy_decides_who_goes() -> None:
-    """With gdsf what is quick to load again goes before what is not, whatever was used last."""
+    """The policy decides the order of eviction: `gdsf` evicts models that are quick to load first, whatever was used
+    last."""
     pod = Pod(eviction="gdsf")
     for name, load_ms in (("slow", 1000), ("quick", 10)):
         entry = pod.reserve(name, 50)
@@ -295,7 +303,7 @@ def test_the_policy_decides_who_goes() -> None:
 
 
 def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
-    """Calls a minute, over the last looks; a copy that is not called is not active."""
+    """The rate is in calls per minute over the last samples, with its peak; a copy without calls is not active."""
     now = 0.0
     busy, quiet = pod.load("busy"), pod.load("quiet")
     pod.now_ms += 61_000  # they are not young any more, which would be worth telling too
@@ -318,7 +326,8 @@ def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
 
 
 def test_how_long_calls_wait_follows_from_how_many_do(pod: Pod) -> None:
-    """Thirty that wait where ten a second are answered: three seconds each. Calls that run wait for nothing."""
+    """The waiting time is estimated from the queue: thirty waiting calls at ten answers a second wait three seconds
+    each. Running calls do not count."""
     now = 0.0
     entry = pod.load("slow")
     activity = Activity(pod.ledger, clock=lambda: now)
@@ -347,7 +356,7 @@ def evict(pod: Pod, demand: Demand, entry: CacheEntry) -> None:
 
 
 def test_demand_is_what_was_called_lately() -> None:
-    """Copies that nobody calls keep a pod full, and ask for none."""
+    """Demand counts recently called copies only: copies that nobody calls may fill a pod, but demand nothing."""
     pod = Pod(capacity=100)
     demand = a_demand(pod)
     old = pod.load("old", 60)
@@ -364,7 +373,7 @@ def test_demand_is_what_was_called_lately() -> None:
 
 
 def test_demand_is_what_made_way_though_it_was_called_lately() -> None:
-    """Models in use that drive each other out ask for more than the pod that they are in."""
+    """Models in use that evict each other demand more memory than their pod has."""
     pod = Pod(capacity=100)
     demand = a_demand(pod)
     evict(pod, demand, pod.load("a", 80))
@@ -378,7 +387,7 @@ def test_demand_is_what_made_way_though_it_was_called_lately() -> None:
 
 
 def test_demand_knows_how_idle_was_what_made_way() -> None:
-    """An eviction of something that nobody needed asks for nothing."""
+    """The eviction of an idle model adds nothing to the demand."""
     pod = Pod(capacity=100)
     demand = a_demand(pod)
     entry = pod.load("a", 80)
@@ -388,7 +397,7 @@ def test_demand_knows_how_idle_was_what_made_way() -> None:
 
 
 def test_demand_counts_loads_under_way() -> None:
-    """A caller waits for them; what is being unloaded is not counted besides."""
+    """Loads under way add to the demand, because callers wait for them; copies being unloaded do not."""
     pod = Pod(capacity=100)
     demand = a_demand(pod)
     pod.reserve("coming", 50)
@@ -398,7 +407,7 @@ def test_demand_counts_loads_under_way() -> None:
 
 
 def test_demand_is_of_the_memory_that_is_shorter() -> None:
-    """A pod with a device is full when either memory is."""
+    """The demand of a pod with a device is that of the scarcer memory."""
     pod = Pod(capacity=100)
     pod.ledger.equip(40)
     demand = a_demand(pod)

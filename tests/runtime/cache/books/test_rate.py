@@ -4,7 +4,8 @@ from mesh.runtime.cache.books.rate import Rate
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
-    """Also when calls have stopped; the first seconds are not taken for a minute."""
+    """The rate is that of the last minute, also after calls have stopped; the first seconds are not extrapolated to a
+    minute."""
     now, calls = 0.0, 0
     rate = Rate(lambda: calls, clock=lambda: now)
     rate.read()

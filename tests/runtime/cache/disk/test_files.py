@@ -8,7 +8,7 @@ from puller.source import Source
 
 
 async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> None:
-    """Removed and pulled again at once, many times over."""
+    """Removing files never removes those of the next pull of the same model, however often the two race."""
     source = tmp_path / "m.onnx"
     source.write_bytes(b"model")
     files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))

@@ -1,4 +1,4 @@
-"""Loads that get an optimised form, when, and its fate; the optimiser is the real one."""
+"""Loads that get an optimised form, and what becomes of that form; the optimiser is the real one."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ SERVER = "mesh 0.1 (onnxruntime 1.99; cpu)"
 
 
 class Shelf:
-    """Keeps what it is given, if it wants to."""
+    """A store of optimised forms that keeps what it is given, if the test allows it."""
 
     def __init__(self, *, wants: bool = True) -> None:
         self.kept: list[tuple[str, str, str]] = []
@@ -45,7 +45,7 @@ def pulled(
 
 @pytest.fixture
 def make():
-    """An `Optimising` that runs, for a server of ours on a processor."""
+    """Makes a running `Optimising` for one of our servers on a CPU."""
     running = []
 
     def make(shelf: Shelf, *, free_bytes: int = 2**40, version: str = SERVER, device: str = "cpu") -> Optimising:
@@ -60,7 +60,8 @@ def make():
 
 
 async def test_a_slow_load_gets_its_form_and_the_next_one_of_equal_files_does_not(make, tmp_path):
-    """By the real optimiser in its own process; what is kept is named by contents and by what made it."""
+    """A slow load is optimised by the real optimiser in its own process, and the next load of equal files is not; the
+    form is named by the content and by what made it."""
     shelf = Shelf()
     made = make(shelf)
     one = pulled(tmp_path)
@@ -87,7 +88,8 @@ async def test_a_slow_load_gets_its_form_and_the_next_one_of_equal_files_does_no
     ids=lambda change: next(iter(change)),
 )
 async def test_what_is_not_worth_a_look(make, tmp_path, change):
-    """Quick, unnamed, large, or optimised already; or a server that could not use it."""
+    """Models that load quickly, are unnamed, large or already optimised are not optimised, nor are those of servers
+    that could not use the result."""
     change = dict(change)
     server = {name: change.pop(name) for name in ("device", "version") if name in change}
     ms = change.pop("ms", 1000.0)
@@ -97,7 +99,7 @@ async def test_what_is_not_worth_a_look(make, tmp_path, change):
 
 
 async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
-    """A model that the optimiser refuses is not tried again; without memory it is left for another time."""
+    """A model that the optimiser rejects is not tried again; one that lacked memory is tried later."""
     made = make(Shelf())
     made.loaded("m", pulled(tmp_path), 1000.0)
     await until(lambda: made.statistics().in_vain == 1, timeout=60)
@@ -110,7 +112,7 @@ async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
 
 
 async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypatch):
-    """The form belongs to no files, and is dropped."""
+    """The optimised form of files that have been removed in the meantime is dropped."""
 
     async def worth(source: Path, target: Path) -> dict[str, object]:
         target.write_bytes(b"form")
@@ -123,14 +125,14 @@ async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypat
 
 
 async def test_an_optimiser_that_hangs_is_ended(tmp_path, monkeypatch):
-    """Within its time; the answer says so."""
+    """An optimiser that hangs is killed at its time limit, and the result says so."""
     monkeypatch.setattr(optimising, "_TIMEOUT", 0.0)
     told = await optimising._run(tmp_path / "a", tmp_path / "b")
     assert "took more than" in json.dumps(told)
 
 
 def test_processors_are_told_apart_by_what_they_can_do(tmp_path):
-    """Not by the order in which a kernel lists it, nor by their clock."""
+    """Processors are identified by their features, not by the order in which a kernel lists these or by their clock."""
     info = tmp_path / "cpuinfo"
     info.write_text("flags\t: fpu sse2 avx\ncpu MHz : 1\n")
     one = processor(info)
@@ -142,7 +144,7 @@ def test_processors_are_told_apart_by_what_they_can_do(tmp_path):
 
 
 def test_what_is_on_disk_is_written_when_it_is_asked_for():
-    """A thousand changes cost one writing, none costs none."""
+    """The index on disk is written when asked: a thousand changes cost one write, no change costs none."""
     asked = 0
     ids = ["a", "b"]
 

@@ -1,4 +1,4 @@
-"""Copies that make way: carried out, counted, and told why."""
+"""Evictions: how they are carried out, counted and explained."""
 
 import asyncio
 import json
@@ -22,7 +22,8 @@ def evicting(*victims: str) -> RoomDecision:
 
 
 async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
-    """Counted and remembered as in use elsewhere: the pool may be too small for what is called."""
+    """Evicted copies are counted and remembered with the reason; evictions of copies in use show that the pool may be
+    too small."""
     await pod.fill("a", "b", size=400_000)
     pod.called("a")
     pod.cache.eviction.make_way(evicting("a"), "m")
@@ -36,7 +37,7 @@ async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
 
 
 async def test_what_is_no_copy_any_more_is_passed_over(pod: FakePod) -> None:
-    """It went for another reason since the decision."""
+    """A copy that was removed for another reason since the decision is skipped."""
     await pod.fill("a", size=400_000)
     held = pod.server.hold("unload", "a")
     withdrawal = asyncio.create_task(pod.loads.withdraw("a", 1, "unregistered"))

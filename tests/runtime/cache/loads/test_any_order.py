@@ -1,9 +1,9 @@
-"""Loads, unloads, calls and withdrawals that end in any order: hypothesis looks for one in which a load waits for what
-nobody will ever give back.
+"""Loads, unloads, calls and withdrawals that end in any order: hypothesis searches for one that leaves a load waiting
+forever.
 
 The agent's parts are the real ones, from `loads` down to the ledger; the model server answers when the test says so.
-After each event the loop runs until nothing moves any more. If a load waits then, something that will end must be in
-its way: a load or an unload in the server, or a call.
+After each event the loop runs until nothing more happens. If a load still waits, something that will end must block it:
+a load or an unload in the server, or a call.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _AGAIN = 20  # times as many, before something counts as waiting
 
 
 class SpiByHand:
-    """A model server that answers when it is told to."""
+    """A model server that answers when the test says so."""
 
     def __init__(self, server: "ServerByHand") -> None:
         self._server = server
@@ -85,7 +85,7 @@ class ServerByHand(FakeModelServer):
 
 @dataclass(frozen=True)
 class Model:
-    """One that will be asked for."""
+    """A model that will be loaded."""
 
     size: int  # as it will be measured
     file: int
@@ -105,7 +105,7 @@ MODELS = st.builds(
 
 
 class Story:
-    """One pod, and what happens to it."""
+    """One pod, and the events that happen to it."""
 
     def __init__(self, pod: FakePod, models: list[Model]) -> None:
         self.pod = pod
@@ -161,7 +161,7 @@ class Story:
                 self.die()
 
     def die(self) -> None:
-        """The model server dies."""
+        """Kills the model server."""
         server = self.server
         server.lives += 1
         held = (EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADING)
@@ -175,7 +175,7 @@ class Story:
                 answer.set_exception(SpiError(Code.UNAVAILABLE, "the connection was lost"))
 
     async def settles(self) -> None:
-        """Runs the loop until nothing moves, and looks at the books."""
+        """Runs the loop until nothing more happens, and checks the ledger."""
         for _ in range(_AGAIN):
             for _ in range(_TURNS_OF_THE_LOOP):
                 await asyncio.sleep(0)
@@ -192,7 +192,7 @@ class Story:
             assert self.actions(), f"waiting for nothing: {list(entries)}"
 
     async def end(self) -> None:
-        """All that is under way ends; then everybody was told."""
+        """Ends everything under way, and checks that each waiter got its result."""
         for _ in range(1000):
             await self.settles()
             if not (actions := self.actions()):
@@ -208,7 +208,7 @@ class Story:
 
 @contextmanager
 def looking_all_the_time() -> Iterator[None]:
-    """No pause between two looks at those that wait."""
+    """Makes waiting loads look for room without a pause."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rooms, "LOOK", 0.0)
         patch.setattr(rooms, "_LOOK_SHARE", 1e9)

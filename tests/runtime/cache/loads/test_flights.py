@@ -1,4 +1,4 @@
-"""One load and many, against a fake model server: what is claimed, evicted, answered and undone."""
+"""Single loads and many at once, against a fake model server: claims, evictions, answers and clean-up."""
 
 import asyncio
 import time
@@ -26,13 +26,14 @@ from tests.support.waiting import until
 
 @pytest.fixture
 async def pod() -> AsyncIterator[FakePod]:
-    """A pod of a million bytes."""
+    """A pod with a capacity of a million bytes."""
     async with FakePod() as running:
         yield running
 
 
 async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) -> None:
-    """The measured size is what counts afterwards; the server was told which copy it makes, and where it counts it."""
+    """A load claims, pulls, loads, measures and publishes; the measured size counts from then on, and the server knows
+    the copy's token and slot."""
     outcome = await pod.load("m", 5000, known=False)
     assert isinstance(outcome, Loaded)
     assert outcome.footprint.host_bytes == 5000
@@ -46,7 +47,7 @@ async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) 
 
 
 async def test_a_server_that_tells_sizes_only_when_asked(pod: FakePod) -> None:
-    """`modelSize`, as the SPI has it."""
+    """A server that reports sizes only in answer to `modelSize`, as the SPI allows, is asked for them."""
     pod.server.in_trailers = False
     outcome = await pod.load("m", 5000, known=False)
     assert isinstance(outcome, Loaded)
@@ -60,7 +61,8 @@ async def test_what_is_there_is_answered_at_once(pod: FakePod) -> None:
 
 
 async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
-    """It does not die of it, so nobody tells; who asks for the copy has been told that it is not here."""
+    """A copy that a living server has lost is loaded again as soon as a caller reports that the server does not have
+    it."""
     await pod.fill("m", size=10)
     pod.server.models.clear()
     outcomes = await asyncio.gather(*(pod.load("m", 10) for _ in range(3)))
@@ -71,7 +73,8 @@ async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
 
 
 async def test_callers_share_one_load(pod: FakePod) -> None:
-    """One of them is told how long it took; the others have joined."""
+    """Concurrent requests for a model share one load: one of them gets the load time, the others are marked as
+    joined."""
     go = pod.server.hold("load", "m")
     callers = [asyncio.create_task(pod.load("m")) for _ in range(5)]
     await pod.asked("load", "m")
@@ -93,7 +96,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_load(pod: FakePod) -> No
 
 
 async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePod) -> None:
-    """The winner is named."""
+    """A load that loses the claim evicts nothing, stops its pull and names the winner."""
     await pod.fill("old", size=1_000_000)
     pod.claims.verdicts["m"] = Elsewhere("pod-2")
     pod.files.held["m"] = asyncio.Event()
@@ -122,7 +125,7 @@ async def test_no_claim_no_load(pod: FakePod, verdict: verdicts.Verdict, answer:
 
 
 async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) -> None:
-    """A server has died, perhaps of its load: should another die, nobody else can have been the cause."""
+    """A model on probation is loaded apart from others, so that another death of the server can have no other cause."""
     now = time.time_ns() // 1_000_000
     pod.claims.records["m"] = ModelRecord(type="t", killed=("died",), blames=(Blame("pod-2", now, ""),))
     go = {name: pod.server.hold("load", name) for name in ("first", "m")}
@@ -142,7 +145,7 @@ async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) ->
 
 
 async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
-    """The claim has brought the record, which may be younger than the router's."""
+    """A quarantined model is not loaded: the claim returns the record, which may be newer than the router's."""
     pod.claims.records["m"] = ModelRecord(type="t", killed=("one", "two"))
     outcome = await pod.load("m")
     assert isinstance(outcome, Refused)
@@ -154,7 +157,8 @@ async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
 
 
 async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
-    """No more of them than needed, and the newcomer begins only when the space is free."""
+    """The least recently used copies are evicted, no more than needed, and the new load begins only when the space is
+    free."""
     await pod.fill("a", "b", "c", size=300_000)
     freed = pod.server.hold("unload", "a")
     load = asyncio.create_task(pod.load("d", 300_000))
@@ -169,7 +173,7 @@ async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
 
 
 async def test_a_spare_goes_first(pod: FakePod) -> None:
-    """What the claim has learnt about copies elsewhere decides between two of similar age."""
+    """Of two copies of similar age the one with another copy elsewhere is evicted first, as the claim reports."""
     await pod.fill("sole", "spare", size=500_000)
     pod.claims.spares["spare"] = 1
     pod.later_ns += 10_000_000_000
@@ -178,7 +182,7 @@ async def test_a_spare_goes_first(pod: FakePod) -> None:
 
 
 async def test_concurrent_loads_on_a_full_pod_evict_no_more_than_they_need(pod: FakePod) -> None:
-    """Ten newcomers, ten of the twenty oldest go: no cascade."""
+    """Ten concurrent loads on a full pod evict the ten oldest of twenty copies and no more."""
     await pod.fill(*(f"old{number}" for number in range(20)), size=50_000)
     outcomes = await asyncio.gather(*(pod.load(f"new{number}", 50_000) for number in range(10)))
     assert all(isinstance(outcome, Loaded) for outcome in outcomes), outcomes
@@ -188,13 +192,14 @@ async def test_concurrent_loads_on_a_full_pod_evict_no_more_than_they_need(pod: 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No load waits long for room."""
+    """Makes loads give up soon when they wait for room."""
     monkeypatch.setattr(rooms, "WAIT", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_calls_in_flight_are_not_evicted(pod: FakePod) -> None:
-    """All or nothing: where that leaves too little for too long, the load is refused before anything has gone."""
+    """Copies with calls in flight are not evicted; a load that finds too little room for too long is refused, and
+    nothing is evicted for it."""
     await pod.fill("a", "b", size=500_000)
     pod.busy("a")
     outcome = await pod.load("m", 600_000)
@@ -222,7 +227,7 @@ async def test_larger_than_the_pod_by_its_known_size(pod: FakePod) -> None:
 
 
 async def test_larger_than_the_pod_by_its_files(pod: FakePod) -> None:
-    """Nothing has been evicted for it."""
+    """A model whose files are larger than the pod is refused without an eviction."""
     await pod.fill("old", size=1_000_000)
     outcome = await pod.loads.load(replace(pod.want("m", known=False), path="/2000000"))
     assert isinstance(outcome, Refused)
@@ -232,7 +237,8 @@ async def test_larger_than_the_pod_by_its_files(pod: FakePod) -> None:
 
 
 async def test_larger_than_the_pod_once_measured(pod: FakePod) -> None:
-    """It goes again, and its size is remembered, so that the next pod need not find out."""
+    """A model that turns out larger than the pod is unloaded, and its size is recorded so that the next pod need not
+    find out."""
     outcome = await pod.load("m", 2_000_000, known=False)
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.NOWHERE
@@ -241,8 +247,8 @@ async def test_larger_than_the_pod_once_measured(pod: FakePod) -> None:
 
 
 async def test_what_fits_nowhere_is_not_loaded_to_find_out_again(pod: FakePod) -> None:
-    """A router whose record is older than the size asks again: the claim has brought the size. Nothing is evicted for
-    it, and its type is not taken to be as large."""
+    """A model of a recorded size that fits nowhere is refused after the claim, even if the router's record is older;
+    nothing is evicted, and its type's estimate is unchanged."""
     await pod.fill("old", size=900_000)
     outcome = await pod.load("m", 2_000_000, known=False)
     assert isinstance(outcome, Refused)
@@ -265,8 +271,8 @@ async def test_a_model_whose_files_are_larger_than_the_pod_is_not_pulled_again(p
 
 
 async def test_a_guess_evicts_about_twice_the_file(pod: FakePod) -> None:
-    """Three models of the type took fifty times their files: the fourth, of 100 KB, evicts 200 KB and a session for
-    that, not 5 MB; and it stays, as it takes no more."""
+    """An estimate evicts about twice the file's size: after three models of a type that took fifty times their files, a
+    fourth of 100 KB evicts 200 KB and a session's memory, not 5 MB."""
     for number in range(3):
         want = replace(pod.want(f"big{number}", 5_000_000, known=False), path=f"/big{number}/100000")
         pod.server.sizes[want.path] = 900_000
@@ -294,7 +300,8 @@ async def test_larger_than_predicted_evicts_more(pod: FakePod) -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_larger_than_predicted_and_nobody_may_go(pod: FakePod) -> None:
-    """The newcomer goes again; the model is not to blame."""
+    """A model that is larger than estimated is unloaded where nothing may be evicted for it, and no failure is recorded
+    against it."""
     await pod.fill("a", size=900_000)
     pod.busy("a")
     outcome = await pod.load("m", 500_000, known=False)
@@ -306,13 +313,14 @@ async def test_larger_than_predicted_and_nobody_may_go(pod: FakePod) -> None:
 
 
 async def test_a_guess_alone_refuses_nobody() -> None:
-    """A tiny pod takes a tiny model, whatever a session is believed to cost."""
+    """A tiny model is loaded by a tiny pod, even if a session's estimate alone would exceed the pod."""
     async with FakePod(capacity=2000) as pod:
         assert isinstance(await pod.load("m", 1500, known=False), Loaded)
 
 
 async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None:
-    """The server is told to unload it, as the SPI demands; the text is the loader's own."""
+    """A failed load leaves nothing but the loader's own error text; the server is told to unload the model, as the SPI
+    demands."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "this is no model")
     outcome = await pod.load("m")
     assert outcome == Failed(Reason.LOAD_FAILED, "this is no model")
@@ -323,7 +331,7 @@ async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None
 
 
 async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
-    """The loader names its files by where they lie here, which is nothing to callers."""
+    """The error of a failed load hides the pod's own paths, which mean nothing to callers."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "/m/10/m.onnx is cut off")
     outcome = await pod.load("m")
     assert isinstance(outcome, Failed)
@@ -331,7 +339,8 @@ async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
 
 
 async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
-    """One of them may be what the loader misses; a load that succeeds says nothing."""
+    """The error of a failed load lists the files that the pull skipped, one of which may be missing; a successful load
+    does not."""
     pod.files.skipped["/m/10"] = ("'weights' cannot be read: Permission denied",)
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "no weights")
     outcome = await pod.load("m")
@@ -341,7 +350,8 @@ async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("kind", PullErrorKind)
 async def test_what_goes_wrong_with_the_files(pod: FakePod, kind: PullErrorKind) -> None:
-    """A full disk is this pod's trouble; anything else is the model's, with the puller's text."""
+    """A full disk is reported as the pod's fault; any other trouble with the files is the model's, with the puller's
+    text."""
     pod.files.errors["/m/10"] = PullError(kind, "no luck")
     outcome = await pod.load("m")
     if kind is PullErrorKind.DISK_FULL:
@@ -364,7 +374,8 @@ async def test_how_long_a_store_asks_to_be_left_alone_is_told(pod: FakePod) -> N
 
 
 async def test_files_that_have_failed_here_are_loaded_again_once_they_have_changed(pod: FakePod) -> None:
-    """Looked at again they are pulled, which asks the store; the server is left alone while they are the same."""
+    """Files that failed here are pulled again, which asks the store, and reach the server again only after they have
+    changed."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "it ends in the middle")
     pod.files.digests["/m/10"] = "half"
     outcome = await pod.load("m")
@@ -382,7 +393,8 @@ async def test_files_that_have_failed_here_are_loaded_again_once_they_have_chang
 
 
 async def test_a_younger_registration_replaces_the_copy(pod: FakePod) -> None:
-    """The old one is gone entirely before the new one is loaded; nobody may ask for the old one any more."""
+    """A newer registration replaces the copy: the old one is gone before the new one is loaded, and the old one can no
+    longer be requested."""
     await pod.fill("m", size=10)
     assert isinstance(await pod.load("m", 20, revision=2), Loaded)
     assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
@@ -410,7 +422,7 @@ async def test_an_older_registration_does_not_join_a_younger_load(pod: FakePod) 
 
 
 async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
-    """Evicted and called again: the load waits until nothing of the copy is left, then loads it again."""
+    """A load of a model that is being evicted waits until the copy is completely gone, then loads the model again."""
     await pod.fill("m", size=10)
     gone = pod.server.hold("unload", "m")
     withdrawal = asyncio.create_task(pod.loads.withdraw("m", 0, "test"))
@@ -424,7 +436,8 @@ async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
 
 
 async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
-    """Who asked reads the record again, instead of asking another pod."""
+    """A load for a registration that has ended is reported as stale, so that the requester reads the record again
+    instead of asking another pod."""
     pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m"))
     await pod.asked("load", "m")
@@ -435,7 +448,7 @@ async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("stage", ["claim", "pull", "load"])
 async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) -> None:
-    """Unregistered while it loads: nothing is left, and each waiter is told."""
+    """A load whose model is unregistered is withdrawn at any stage: nothing is left, and each waiter gets an error."""
     if stage == "claim":
         pod.claims.held["m"] = asyncio.Event()
     elif stage == "pull":
@@ -459,7 +472,8 @@ async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) ->
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("lost", [False, True], ids=["claimed", "claim-lost"])
 async def test_a_load_can_be_withdrawn_at_any_turn_of_the_loop(pod: FakePod, turns: int, lost: bool) -> None:
-    """Before its first step, too, and while it undoes itself because somebody else was first."""
+    """A load can be withdrawn at any turn of the event loop: before its first step, and while it cleans up after a lost
+    claim."""
     if lost:
         pod.claims.verdicts["m"] = Stale()
     load = asyncio.create_task(pod.load("m"))
@@ -474,7 +488,8 @@ async def test_a_load_can_be_withdrawn_at_any_turn_of_the_loop(pod: FakePod, tur
 
 
 async def test_a_load_withdrawn_while_it_undoes_itself_undoes_all_of_it(pod: FakePod) -> None:
-    """The claim is lost, and its pull takes a moment to stop; unregistered in that moment."""
+    """A load that is withdrawn while it cleans up after a lost claim, waiting for its pull to stop, still cleans up
+    completely."""
     pod.claims.verdicts["m"] = Elsewhere("pod-2")
     pod.claims.held["m"] = asyncio.Event()
     pod.files.held["m"] = asyncio.Event()
@@ -499,8 +514,8 @@ async def test_withdrawing_what_is_not_there(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("suspect", [True, False])
 async def test_a_server_that_dies_while_it_loads(pod: FakePod, suspect: bool) -> None:
-    """The agent clears the books; the load ends as failed, and says how the server ended. A model that the server had
-    not begun to load is not to blame, and another pod may try it."""
+    """When the server dies, the agent clears its ledger and the load fails with the server's fate. A model that the
+    server had not begun to load is not blamed, and another pod may try it."""
     pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m"))
     await pod.asked("load", "m")
@@ -530,7 +545,7 @@ async def test_no_server_no_load(pod: FakePod) -> None:
 
 
 async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
-    """For whatever reason; what is loaded is not affected."""
+    """A pod that refuses loads gives the reason, and its loaded copies keep serving."""
     await pod.fill("here", size=10)
     pod.refusal = Refused(Reason.NO_ROOM, "the model server takes too much memory")
     assert await pod.load("m") == pod.refusal
@@ -542,7 +557,8 @@ async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
 
 
 async def test_a_pod_that_may_not_answer_tells_of_no_copy(pod: FakePod) -> None:
-    """Routers would send their calls, be told that it is not here, and ask again; so they go elsewhere."""
+    """A pod that may not answer reports none of its copies: routers would send calls there, be told that the model is
+    not here, and ask again."""
     await pod.fill("here", size=10)
     pod.loads.close("this pod is leaving")
     pod.fence.why = "the pod leaves"
@@ -566,7 +582,7 @@ async def test_the_queue_is_bounded(pod: FakePod, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_what_a_load_has_had_is_not_expected_again() -> None:
-    """What it took before includes its pull and its waiting, so the time since it was asked for counts against it."""
+    """The time that a load has already spent on its pull and its waiting is subtracted from its expected duration."""
     async with FakePod(concurrency=1) as pod:
         pod.claims.records.update({name: ModelRecord(type="t", load_ms=10_000) for name in ("a", "b")})
         go = pod.server.hold("load", "a")
@@ -597,7 +613,8 @@ async def test_no_more_loads_in_the_server_than_its_turns() -> None:
 
 @pytest.mark.parametrize("stage", ["queued", "pulling"])
 async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -> None:
-    """Whether it stands in the queue yet or not; and nobody takes the copy for one that is not wanted."""
+    """A load that began without a caller becomes urgent when a caller joins, queued or not, and its copy is no longer
+    treated as unwanted."""
     async with FakePod(concurrency=1) as pod:
         hour = 3_600_000
         first = pod.server.hold("load", "first")
@@ -620,7 +637,7 @@ async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -
 
 
 async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> None:
-    """What is being loaded is finished."""
+    """Closing cancels the loads that have not reached the server, and lets those in the server finish."""
     go = pod.server.hold("load", "loading")
     pod.files.held["pulling"] = asyncio.Event()
     loading, pulling = asyncio.create_task(pod.load("loading")), asyncio.create_task(pod.load("pulling"))
@@ -636,7 +653,7 @@ async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> Non
 
 
 async def test_decisions_are_kept_with_their_reasons(pod: FakePod) -> None:
-    """For the victim and for whom it made way, the newest first."""
+    """Decisions are kept newest first, with the reason for the victim and the model that it made room for."""
     await pod.fill("old", size=900_000)
     await pod.load("new", 900_000)
     await pod.load("huge", 2_000_000)
@@ -646,7 +663,8 @@ async def test_decisions_are_kept_with_their_reasons(pod: FakePod) -> None:
 
 
 async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePod) -> None:
-    """By name, in its record, as a server's death would be: its thread is lost until the server's next life."""
+    """A load that cannot be ended is recorded against its model, as a server's death would be, because its thread is
+    lost until the server restarts."""
     for path, stuck in (("/ended/10", False), ("/endless/10", True)):
         pod.server.failures[path] = (grpc.StatusCode.DEADLINE_EXCEEDED, "its load cannot be ended")
         if stuck:
@@ -658,7 +676,8 @@ async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePo
 
 
 async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
-    """Its claim went with the lease. If the server was down for a moment too, nobody waits for what this pod holds."""
+    """A load whose claim was lost with the lease does not go on, even if the server was down for a moment too; nobody
+    waits for what the pod holds."""
     await pod.fill("a", "b", size=10)
     holds = [pod.server.hold("load", model_id) for model_id in ("c", "d")]
     before = [asyncio.create_task(pod.load(model_id, 10)) for model_id in ("c", "d")]
@@ -675,7 +694,8 @@ async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
 
 
 async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody_again(pod: FakePod) -> None:
-    """RESOURCE_EXHAUSTED to callers; the same files are not given another try, which would need room first."""
+    """A load that fails for lack of memory is answered with RESOURCE_EXHAUSTED and not recorded against the model; the
+    same files are not tried again, which would need room first."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.RESOURCE_EXHAUSTED, "bad_alloc")
     pod.files.digests["/m/10"] = "d"
     outcome = await pod.load("m", 100)
@@ -689,7 +709,7 @@ async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody
 
 
 async def test_what_the_server_notes_of_a_model_stands_with_its_copy(pod: FakePod) -> None:
-    """A warm-up call that failed, say: people see it where they see why the copy is there."""
+    """A note of the server on a model, such as a failed warm-up call, appears in the description of its copy."""
     pod.server.notes["/m/10"] = "its warm-up call failed: é"
     assert isinstance(await pod.load("m", reason="a caller"), Loaded)
     assert pod.entry("m").reason == "a caller; its warm-up call failed: é"

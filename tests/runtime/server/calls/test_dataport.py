@@ -1,4 +1,4 @@
-"""Calls on the data port: which copy answers, with what, and what is refused how."""
+"""Calls on the data port: which copy answers, with what, and how calls are refused."""
 
 import asyncio
 import gzip
@@ -30,7 +30,7 @@ SIZES = {kind.name: kind.size for kind in DATATYPES}
 
 
 def named(call: FakeCall) -> set[bytes]:
-    """Names of the headers of an answer."""
+    """Returns the names of an answer's headers."""
     return {name for name, _ in call.answers[0][3]}
 
 
@@ -38,7 +38,8 @@ def named(call: FakeCall) -> set[bytes]:
 
 
 async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
-    """The header first, whatever the message says; the id is echoed."""
+    """A call finds its copy by the header, whatever the message says, or else by the message's name; the id is
+    echoed."""
     await parts.load("a", models.constant(1))
     await parts.load("b", models.constant(2))
     for message, more, name, value in (
@@ -55,7 +56,7 @@ async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
 
 
 async def test_ids_need_not_be_ascii(parts):
-    """As UTF-8 in the header, or in the message."""
+    """Ids that are not ASCII are accepted, as UTF-8 in the header or in the message."""
     await parts.load("modèle/1 é", models.constant(5))
     name = "modèle/1 é"
     for more in ((), ((headers.MODEL_ID, name.encode()),), ((headers.MODEL_ID_BIN, encode_bin(name.encode())),)):
@@ -64,7 +65,8 @@ async def test_ids_need_not_be_ascii(parts):
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ModelReady"])
 async def test_only_the_copy_that_is_meant_answers(parts, method):
-    """Another token, none, an unknown id: *not here*, and the model is not touched."""
+    """A call with another token, without one, or of an unknown id is answered *not here*, and the model is not
+    touched."""
     await parts.load("m", models.constant(1), token=TOKEN, slot=0)
     message = request("m", x=ONE) if method == "ModelInfer" else pb.ModelReadyRequest(name="m").SerializeToString()
     others = pb.ModelReadyRequest(name="n").SerializeToString()
@@ -86,14 +88,15 @@ async def test_only_the_copy_that_is_meant_answers(parts, method):
 
 
 async def test_a_copy_without_a_token_answers_whatever_token_comes(parts):
-    """An agent that knows of no tokens loads so."""
+    """A copy that an agent loaded without a token answers calls with any token."""
     await parts.load("m", models.constant(3))
     call = parts.send(request("m", x=ONE), (headers.COPY, b"whatever"))
     assert (await outputs(call))[0].item() == 3
 
 
 async def test_a_call_that_names_no_model_is_refused(parts):
-    """INVALID_ARGUMENT, not *not here*: no other pod would know better."""
+    """A call that names no model is refused with INVALID_ARGUMENT instead of *not here*, because no other pod would
+    know better."""
     for more in ((), ((headers.MODEL_ID, b""),)):
         call = parts.send(request("", x=ONE), *more)
         assert call.code is Code.INVALID_ARGUMENT
@@ -106,7 +109,7 @@ async def test_a_call_that_names_no_model_is_refused(parts):
 
 
 async def test_a_regression_answers_as_onnxruntime_does(parts):
-    """Labels and probabilities, for one row and for many."""
+    """A regression answers labels and probabilities as onnxruntime does, for one row and for many."""
     copy = await parts.load("m", models.logistic_regression(1))
     for rows in (1, 7, 1):
         x = np.random.default_rng(rows).normal(size=(rows, 64)).astype(np.float32)
@@ -116,7 +119,7 @@ async def test_a_regression_answers_as_onnxruntime_does(parts):
 
 
 async def test_typed_requests_get_typed_replies(parts):
-    """And requested outputs come alone, in the order asked for."""
+    """Typed requests get typed replies, and requested outputs alone in the requested order."""
     await parts.load("m", models.logistic_regression(1, features=2))
     message = pb.ModelInferRequest(model_name="m", outputs=[{"name": "probabilities"}, {"name": "label"}])
     message.inputs.add(name="x", datatype="FP32", shape=[1, 2], contents={"fp32_contents": [0.5, -1]})
@@ -130,7 +133,7 @@ async def test_typed_requests_get_typed_replies(parts):
 
 @pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
 async def test_every_datatype_goes_through_a_model(parts, datatype):
-    """Raw in, the same raw out; twice, so that the second may run inline."""
+    """Raw contents of every datatype come back unchanged, twice, because the second call may run inline."""
     await parts.load("m", models.identity(datatype))
     size = SIZES[datatype]
     raw = bytes(range(2 * size)) if size > 1 else b"\1\0" if size else b"\1\0\0\0a\3\0\0\0\xc3\xa9b"
@@ -143,7 +146,7 @@ async def test_every_datatype_goes_through_a_model(parts, datatype):
 
 
 async def test_texts_go_through_a_model(parts):
-    """Typed and raw."""
+    """Texts pass through a model unchanged, typed and raw."""
     await parts.load("m", models.shout())
     message = pb.ModelInferRequest(model_name="m")
     message.inputs.add(name="x", datatype="BYTES", shape=[2], contents={"bytes_contents": [b"hi", "é".encode()]})
@@ -152,7 +155,7 @@ async def test_texts_go_through_a_model(parts):
 
 
 async def test_large_messages_are_answered_too(parts):
-    """Those whose raw contents are cut out before protobuf sees the rest."""
+    """Large messages, whose raw contents are cut out before protobuf sees the rest, are answered too."""
     await parts.load("m", models.identity(shape=(None,)))
     x = np.arange(100_000, dtype=np.float32)
     (found,) = await outputs(parts.infer("m", x=x))
@@ -162,8 +165,8 @@ async def test_large_messages_are_answered_too(parts):
 @pytest.mark.parametrize("beside", [None, "FP32", "BF16"])
 @pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
 async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, datatype, beside):
-    """Alone, beside an ordinary input, and beside BF16, which takes another way; the same call twice with other values
-    between, so that memory that is used again shows."""
+    """Every datatype, shape and encoding gives the same answers alone, beside an ordinary input, and beside BF16, which
+    runs differently; each call is repeated with other values in between to reveal reused memory."""
     datatypes = [datatype] if beside is None else [datatype, beside]
     kinds = [OF_NAME[name] for name in datatypes]
     raw_only = not all(kind.field for kind in kinds)
@@ -208,7 +211,8 @@ async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "INT64"])
 async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype):
-    """They are not among those that metadata lists, as V2 lists what is required."""
+    """Inputs of type optional may be omitted or given, and metadata does not list them, as V2 lists required inputs
+    only."""
     await parts.load("m", models.with_optional(datatype), slot=0)
     kind = OF_NAME[datatype]
     first, second = (
@@ -230,7 +234,7 @@ async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype)
 
 @pytest.mark.parametrize(("model", "required"), [(models.with_default, ["x"]), (models.with_optional, ["x"])])
 async def test_metadata_lists_required_inputs_alone(parts, model, required):
-    """What may be left out would be made up by clients that fill in all that is listed."""
+    """Metadata lists required inputs only, because clients fill in whatever is listed."""
     await parts.load("m", model())
     call = parts.send(pb.ModelMetadataRequest(name="m").SerializeToString(), method="ModelMetadata")
     found = pb.ModelMetadataResponse.FromString(call.answers[0][2][5:])
@@ -238,7 +242,7 @@ async def test_metadata_lists_required_inputs_alone(parts, model, required):
 
 
 async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
-    """What the file calls an initializer that is also an input."""
+    """Inputs with a default, which the file calls initializers that are also inputs, may be omitted or given."""
     await parts.load("m", models.with_default())
     assert await parts.value("m") == 11
     (found,) = await outputs(parts.infer("m", x=ONE, offset=np.array([2], np.float32)))
@@ -246,14 +250,14 @@ async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
 
 
 async def test_a_model_without_inputs_answers_raw(parts):
-    """A request that carries nothing says nothing of typed or raw."""
+    """A model without inputs answers raw, because its request shows neither typed nor raw contents."""
     await parts.load("m", models.without_inputs())
     (found,) = await outputs(parts.infer("m"))
     assert found.tolist() == [1, 2]
 
 
 async def test_outputs_that_v2_cannot_carry_are_left_out(parts):
-    """A map is not answered by default, and refused when asked for."""
+    """An output that V2 cannot carry, such as a map, is omitted by default and refused when requested."""
     await parts.load("m", models.with_map_output())
     x = np.zeros((2, 4), np.float32)
     assert [output.name for output in (await reply(parts.infer("m", x=x))).outputs] == ["label"]
@@ -265,7 +269,8 @@ async def test_outputs_that_v2_cannot_carry_are_left_out(parts):
 
 
 async def test_metadata_and_ready(parts):
-    """What the model takes and gives; -1 for what varies."""
+    """Metadata describes what the model takes and gives, with -1 for varying dimensions, and a loaded model is
+    ready."""
     await parts.load("m", models.with_map_output())
     call = parts.send(pb.ModelMetadataRequest(name="m").SerializeToString(), method="ModelMetadata")
     frame = call.answers[0][2]
@@ -278,7 +283,7 @@ async def test_metadata_and_ready(parts):
 
 
 async def test_the_server_says_how_it_is(parts):
-    """Live, ready, and its name."""
+    """The server reports that it is live and ready, and its name."""
     assert pb.ServerLiveResponse.FromString(parts.send(b"", method="ServerLive").answers[0][2][5:]).live
     assert pb.ServerReadyResponse.FromString(parts.send(b"", method="ServerReady").answers[0][2][5:]).ready
     frame = parts.send(b"", method="ServerMetadata").answers[0][2]
@@ -289,7 +294,8 @@ async def test_the_server_says_how_it_is(parts):
 
 
 async def test_wrong_requests_are_refused_and_count_as_uses(parts):
-    """INVALID_ARGUMENT with the text of `tensors`, and its reason for programs."""
+    """Invalid requests get INVALID_ARGUMENT with the text of `tensors` and a machine-readable reason, and count as
+    uses."""
     await parts.load("m", models.matmul(), slot=0)
     ok, wide = np.ones((1, 2), np.float32), np.ones((2, 1), np.float32)
     for inputs, says in (
@@ -311,7 +317,8 @@ async def test_wrong_requests_are_refused_and_count_as_uses(parts):
 
 
 async def test_what_a_model_that_has_run_cannot_do_with_is_the_callers_mistake(parts):
-    """Shapes that fit the declared ones and not each other: onnxruntime's text, inline and in a thread."""
+    """Shapes that fit the declared ones but not each other are the caller's mistake once the model has run; the error
+    is onnxruntime's text, inline and in a thread."""
     await parts.load("m", models.matmul(), slot=0)
     wrong = np.ones((3, 5), np.float32)
     for array in (wrong, np.ones((300, 500), np.float32)):
@@ -323,7 +330,8 @@ async def test_what_a_model_that_has_run_cannot_do_with_is_the_callers_mistake(p
 
 
 async def test_a_model_that_has_never_run_is_to_blame_itself(parts):
-    """Its warm-up call failed, as it says; from its first success on, the input is."""
+    """A failed run is the model's fault while the model has never run, as its failed warm-up call shows; after its
+    first success the input is to blame."""
     copy = await parts.load("m", models.picky(), slot=0)
     assert copy.note.startswith("its warm-up call, on made-up input, failed: the model failed: ")
     good = np.ones((4, 1), np.float32)
@@ -333,7 +341,7 @@ async def test_a_model_that_has_never_run_is_to_blame_itself(parts):
 
 
 def raised(name: str, text: str = "no") -> Exception:
-    """An exception of onnxruntime's."""
+    """Returns an exception that onnxruntime raises."""
     return type(name, (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})(text)
 
 
@@ -353,13 +361,14 @@ def raised(name: str, text: str = "no") -> Exception:
     ],
 )
 def test_whose_fault_a_failed_run_is(error, proven, device, expected):
-    """By the exception's class and the model's past, except for memory, for which onnxruntime has no class."""
+    """A failed run is attributed by its exception's class and the model's past, except for lack of memory, for which
+    onnxruntime has no class."""
     assert session.run_error(error, proven=proven, device=device).reason.code is expected
 
 
 @pytest.mark.parametrize("message", [b"\xff", b"\x0a\x05ab", b"\x3a\xff\xff\xff\xff\x0f" + b"x" * 20_000])
 async def test_garbage_is_refused(parts, message):
-    """Small and large."""
+    """Messages that are no protobuf are refused, small and large."""
     await parts.load("m", models.constant(1))
     call = parts.send(message, (headers.MODEL_ID, b"m"))
     assert call.code is Code.INVALID_ARGUMENT
@@ -367,7 +376,7 @@ async def test_garbage_is_refused(parts, message):
 
 
 async def test_compressed_messages_are_read(parts):
-    """And refused where they are broken, or unfold to more than the limit."""
+    """Compressed messages are read, and refused if they are broken or exceed the limit when decompressed."""
     await parts.load("m", models.constant(4))
 
     def send(body: bytes) -> FakeCall:
@@ -383,7 +392,7 @@ async def test_compressed_messages_are_read(parts):
 
 
 def many_texts() -> bytes:
-    """4,000,000 empty texts, typed."""
+    """Returns a request with 4,000,000 empty texts in typed contents."""
     fields = encoding.varint(4_000_000 * 2)
     inside = pb.ModelInferRequest.InferInputTensor(name="x", datatype="BYTES", shape=[4_000_000]).SerializeToString()
     inside += b"\x2a" + fields + b"\x42\x00" * 4_000_000
@@ -391,13 +400,13 @@ def many_texts() -> bytes:
 
 
 def many_raw_texts() -> bytes:
-    """Sends as many, raw."""
+    """Returns a request with 4,000,000 empty texts in raw contents."""
     one = pb.ModelInferRequest(inputs=[{"name": "x", "datatype": "BYTES", "shape": [4_000_000]}])
     return pb.ModelInferRequest(inputs=one.inputs, raw_input_contents=[bytes(16_000_000)]).SerializeToString()
 
 
 def many_dimensions() -> bytes:
-    """A shape of 3,000,000 dimensions."""
+    """Returns a request with a shape of 3,000,000 dimensions."""
     return pb.ModelInferRequest(
         inputs=[{"name": "x", "datatype": "BYTES", "shape": [1] * 3_000_000}]
     ).SerializeToString()
@@ -415,8 +424,8 @@ def many_dimensions() -> bytes:
     ],
 )
 async def test_large_calls_are_counted_first_and_read_beside_the_loop(make, monkeypatch, message, says):
-    """The board shows a large call before anything of it is read, which happens in another thread, while the loop
-    answers others. What can be told from counts is refused without being read."""
+    """A large call is on the board before it is read, which happens in another thread while the loop answers others;
+    what its counts alone show to be wrong is refused without being read."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.shout(), slot=0)
     await parts.load("fast", models.constant(3), slot=1)
@@ -439,7 +448,8 @@ async def test_large_calls_are_counted_first_and_read_beside_the_loop(make, monk
 
 
 async def test_large_calls_are_answered_as_small_ones_are(make):
-    """Typed, of every size around the bounds; with their id and the outputs that they ask for."""
+    """Large typed calls of every size around the bounds are answered as small ones are, with their id and the requested
+    outputs."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.identity(shape=(None,)))
     for count in (10, 4_090, 4_100, 300_000):
@@ -452,7 +462,7 @@ async def test_large_calls_are_answered_as_small_ones_are(make):
 
 
 async def test_a_large_call_is_refused_where_too_many_bytes_wait(make, monkeypatch):
-    """By the bytes that it came as, before it is read."""
+    """A large call is refused before it is read if too many received bytes already wait."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.shout(), slot=0)
     monkeypatch.setattr(requests, "read", None)
@@ -464,7 +474,7 @@ async def test_a_large_call_is_refused_where_too_many_bytes_wait(make, monkeypat
 
 
 async def test_errors_are_short_whatever_they_repeat(parts):
-    """Clients take 8 KiB of trailers, in which a text stands twice."""
+    """Errors stay short whatever they quote: clients accept 8 KiB of trailers, which contain the text twice."""
     await parts.load("m", models.constant(1))
     for name, datatype in (("n" * 1_000_000, "FP32"), ("é" * 400_000, "FP32"), ("x", "d" * 10_000)):
         message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(4)])
@@ -478,14 +488,14 @@ async def test_errors_are_short_whatever_they_repeat(parts):
 
 
 async def test_unknown_methods_are_unimplemented(parts):
-    """By their name."""
+    """Unknown methods are answered with UNIMPLEMENTED and their name."""
     call = parts.send(b"", method="RepositoryIndex")
     assert call.code is Code.UNIMPLEMENTED
     assert "RepositoryIndex" in call.text
 
 
 class Streamed(FakeCall):
-    """A request whose messages come one by one."""
+    """A request whose messages arrive one by one."""
 
     def __init__(self, *frames: bytes) -> None:
         super().__init__(frame=None)
@@ -497,7 +507,7 @@ class Streamed(FakeCall):
 
 
 async def test_a_request_that_comes_as_a_stream_is_read(parts):
-    """One message, no more and no less."""
+    """A request that arrives as a stream is read if it has exactly one message."""
     await parts.load("m", models.constant(6))
     frame = framing.pack(request("m", x=ONE))
     good, none, two = Streamed(frame), Streamed(), Streamed(frame, frame)
@@ -509,7 +519,7 @@ async def test_a_request_that_comes_as_a_stream_is_read(parts):
 
 
 async def test_a_call_whose_deadline_has_passed_is_not_run(parts):
-    """DEADLINE_EXCEEDED, and nothing is computed for nobody."""
+    """A call whose deadline has passed gets DEADLINE_EXCEEDED and is not run."""
     await parts.load("m", models.constant(1), slot=0)
     call = parts.infer("m", seconds=-1, x=ONE)
     assert call.code is Code.DEADLINE_EXCEEDED
@@ -517,7 +527,7 @@ async def test_a_call_whose_deadline_has_passed_is_not_run(parts):
 
 
 async def test_values_that_are_no_numbers_pass(parts):
-    """NaN and infinities are data."""
+    """NaN and infinities pass through a model as data."""
     await parts.load("m", models.identity(shape=(None, 1)))
     x = np.array([[np.nan], [np.inf], [-np.inf]], np.float32)
     (found,) = await outputs(parts.infer("m", x=x))
@@ -545,7 +555,7 @@ async def test_values_that_are_no_numbers_pass(parts):
     ],
 )
 async def test_the_fence_is_obeyed_by_every_method(parts, method, mode, left, said, answer):
-    """A call that may not be answered has run nothing and counts as no use."""
+    """Every method obeys the fence: a call that may not be answered runs nothing and does not count as a use."""
     await parts.load("a", models.constant(1), slot=0)
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     parts.board.permit(now + left * 10**9 if mode else 0, mode)

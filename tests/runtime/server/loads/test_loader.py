@@ -1,4 +1,4 @@
-"""Loads and unloads: sizes, failures with their status, ends in every state, and nothing left behind."""
+"""Loads and unloads: sizes, failures with their status, every way to end, and no leftovers."""
 
 import asyncio
 import gc
@@ -33,7 +33,8 @@ async def refused(parts, name: str, content: bytes) -> MeshError:
 
 @exact
 async def test_sizes_are_measured_to_the_byte(parts):
-    """4 MiB of weights are 4 MiB and little more; a small model is the same size each time."""
+    """Sizes are measured to the byte: 4 MiB of weights count as little more than 4 MiB, and a small model has the same
+    size each time."""
     await parts.load("first", models.constant(1))  # what the first session of a process takes is nobody's
     # Made before and kept: what this test frees in the middle of a load would be measured with it.
     small = [models.logistic_regression(number) for number in range(5)]
@@ -49,7 +50,7 @@ async def test_sizes_are_measured_to_the_byte(parts):
 
 
 class Elsewhere(Device):
-    """A device on which sessions are held whole, and which reports no change."""
+    """A device that holds sessions completely and reports no change."""
 
     def memory(self) -> tuple[int, int]:
         return 1 << 30, 8 << 30
@@ -57,7 +58,8 @@ class Elsewhere(Device):
 
 @exact
 async def test_weights_on_a_device_are_not_counted_in_host_memory_too(make):
-    """However little the device tells, half of the file stands there, besides what a session takes at least."""
+    """Weights on a device are not counted in host memory too: there a model counts half its file and the least that a
+    session takes, however little the device reports."""
     device = Elsewhere("cuda", ("CPUExecutionProvider",))
     parts = make(on=device)
     await parts.load("first", models.constant(1))
@@ -67,7 +69,7 @@ async def test_weights_on_a_device_are_not_counted_in_host_memory_too(make):
 
 
 async def test_a_model_that_is_loaded_answers(parts):
-    """And stands on the board as loaded, with the revision of its token."""
+    """A loaded model answers, and the board shows it as loaded with the revision of its token."""
     copy = await parts.load("m", models.constant(4), token=b"agent-1.99", slot=3)
     use = parts.board.read(3)
     assert (use.state, use.revision) == (SlotState.LOADED, 99)
@@ -76,7 +78,8 @@ async def test_a_model_that_is_loaded_answers(parts):
 
 
 async def test_the_board_says_loading_before_the_file_is_touched(parts):
-    """A file that kills the server is known then: here one that never ends its load."""
+    """The board shows a load before its file is touched, so a file that kills the server, or here one that never
+    finishes loading, is known."""
     task = asyncio.create_task(parts.load("m", models.endless_loop(), token=b"a.5", slot=2))
     await until(lambda: parts.board.read(2).state, why="the load is on the board")
     assert (parts.board.read(2).state, parts.board.read(2).revision) == (SlotState.LOADING, 5)
@@ -88,7 +91,7 @@ async def test_the_board_says_loading_before_the_file_is_touched(parts):
 
 
 async def test_a_load_that_is_asked_for_twice_is_made_once(parts):
-    """Whether the first is under way or done."""
+    """Two requests to load a model load it once, whether the first is under way or done."""
     path = parts.write("m", models.weights(1.0, mebibytes=1))
     order = Order("m", path, b"a.1", 0)
     first, second = await asyncio.gather(parts.loader.load(order), parts.loader.load(order))
@@ -97,7 +100,7 @@ async def test_a_load_that_is_asked_for_twice_is_made_once(parts):
 
 
 async def test_another_copy_of_an_id_replaces_the_first(parts):
-    """A new registration of the id, by its token."""
+    """A copy of a new registration, which has another token, replaces the first copy of the id."""
     await parts.load("m", models.constant(1), token=b"a.1", slot=0)
     path = parts.write("n", models.constant(2))
     await parts.loader.load(Order("m", path, b"a.2", 1))
@@ -127,7 +130,7 @@ async def test_another_copy_of_an_id_replaces_the_first(parts):
     ],
 )
 async def test_what_cannot_be_loaded_says_why(parts, content, reason, says):
-    """And leaves the slot free, the id unknown, and the others answering."""
+    """A failed load gives its reason, leaves the slot free and the id unknown, and the other models keep answering."""
     await parts.load("good", models.constant(3), slot=1)
     error = await refused(parts, "bad", content)
     assert error.reason is reason
@@ -140,7 +143,7 @@ async def test_what_cannot_be_loaded_says_why(parts, content, reason, says):
 
 
 async def test_a_file_that_is_not_there_is_not_found(parts):
-    """With its path."""
+    """A missing file is reported as not found, with its path."""
     with pytest.raises(MeshError) as error:
         await parts.loader.load(Order("m", str(parts.folder / "none.onnx")))
     assert error.value.reason is Reason.UNKNOWN_MODEL
@@ -148,13 +151,13 @@ async def test_a_file_that_is_not_there_is_not_found(parts):
 
 
 async def test_a_slot_that_is_not_on_the_board_is_refused(parts):
-    """Before anything is touched."""
+    """A load into a slot that is not on the board is refused before anything is touched."""
     with pytest.raises(MeshError, match="no slot 8: the use board has 8"):
         await parts.load("m", models.constant(1), slot=8)
 
 
 async def test_a_model_that_does_not_end_fails_in_time(make):
-    """DEADLINE_EXCEEDED with the time allowed; the next load has a thread."""
+    """A load that does not end fails with DEADLINE_EXCEEDED and the time allowed, and the next load has a thread."""
     parts = make(timeout=0.3, concurrency=1)
     error = await refused(parts, "endless", models.endless_loop())
     assert error.reason is Reason.DEADLINE
@@ -165,14 +168,16 @@ async def test_a_model_that_does_not_end_fails_in_time(make):
 
 
 async def test_a_model_that_fails_on_made_up_input_is_loaded(parts):
-    """What is made up need not fit: only not ending, or taking all memory, counts."""
+    """A model that fails on the made-up warm-up input is loaded nevertheless; only hanging or taking all memory counts
+    against it."""
     await parts.load("m", models.picky())
     (found,) = await outputs(parts.infer("m", x=np.ones((4, 1), np.float32)))
     assert found.shape == (2, 2)
 
 
 async def test_a_model_with_enormous_declared_inputs_is_loaded_without_a_warm_up(parts):
-    """Nothing of that size is made up."""
+    """A model that declares enormous inputs is loaded without a warm-up call, because input of that size is not made
+    up."""
     await parts.load("m", models.identity(shape=(1 << 20, 1 << 20)))
 
 
@@ -180,7 +185,7 @@ async def test_a_model_with_enormous_declared_inputs_is_loaded_without_a_warm_up
 
 
 async def test_a_load_that_is_cancelled_leaves_nothing(parts):
-    """While it runs, and while it waits for its turn; an unload returns when it is gone."""
+    """A cancelled load leaves nothing, running or waiting, and an unload returns when the load is gone."""
     tasks = [asyncio.create_task(parts.load(f"m{number}", models.endless_loop(), slot=number)) for number in range(4)]
     await until(lambda: len(list(parts.board.uses())) == 4, why="all are on the board")
     for task in tasks:
@@ -195,7 +200,8 @@ async def test_a_load_that_is_cancelled_leaves_nothing(parts):
 
 
 async def test_an_unload_waits_for_calls_in_flight(parts):
-    """New calls are answered *not here* from the first moment; the memory is freed after the last one."""
+    """An unload waits for calls in flight: new calls are answered *not here* at once, and the memory is freed after the
+    last running call."""
     copy = await parts.load("m", models.slow(), token=b"a.1", slot=0)
     copy.pace.too_long(8)
     session = weakref.ref(copy.session._session)
@@ -215,7 +221,8 @@ async def test_an_unload_waits_for_calls_in_flight(parts):
 
 
 async def test_an_unload_ends_calls_that_last_too_long(parts):
-    """Those that run hear that the model went; those that waited are sent elsewhere."""
+    """An unload ends calls that take too long: running ones get an error that the model is gone, waiting ones are sent
+    elsewhere."""
     copy = await parts.load("m", models.slow(), slot=0)
     copy.pace.too_long(8)
     calls = [parts.infer("m", **FOREVER) for _ in range(3)]
@@ -227,7 +234,8 @@ async def test_an_unload_ends_calls_that_last_too_long(parts):
 
 
 async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
-    """Its slot stays taken, a suspect, because that call still writes to it."""
+    """A call that cannot be ended fails the unload; the slot stays taken, as a suspect, because the call still writes
+    to it."""
     monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
     copy = await parts.load("m", models.slow(), slot=0)
     copy.pace.too_long(8)
@@ -250,7 +258,7 @@ async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
 
 
 async def test_an_unload_of_another_copy_leaves_this_one(parts):
-    """A stale order of an agent; and unknown ids are fine."""
+    """An agent's outdated order to unload another copy leaves the present one, and unloads of unknown ids succeed."""
     await parts.load("m", models.constant(1), token=b"a.2", slot=0)
     await parts.loader.unload("m", token=b"a.1")
     await parts.loader.unload("nobody")
@@ -260,7 +268,7 @@ async def test_an_unload_of_another_copy_leaves_this_one(parts):
 
 
 async def test_a_purge_ends_everything(parts):
-    """Copies, calls and loads."""
+    """A purge ends all copies, calls and loads."""
     await parts.load("idle", models.constant(1), slot=0)
     copy = await parts.load("busy", models.slow(), slot=1)
     copy.pace.too_long(8)
@@ -278,7 +286,8 @@ async def test_a_purge_ends_everything(parts):
 
 
 async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
-    """After a moment they go ahead unmeasured, with a size that follows from their file."""
+    """A long load does not block the others: after a moment they continue unmeasured, with a size derived from their
+    file."""
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)
     endless = asyncio.create_task(parts.load("endless", models.endless_loop(), slot=0))
@@ -294,7 +303,8 @@ async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
 
 @exact
 async def test_what_others_bring_and_take_meanwhile_is_not_counted(parts, monkeypatch):
-    """An unload while a load is measured does not make that one small."""
+    """Memory that others take or free meanwhile is not counted: an unload during a measured load does not make the
+    model small."""
     await parts.load("first", models.constant(1))
     await parts.load("big", models.weights(1.0, mebibytes=32))
     warm_up = making._warm_up
@@ -311,7 +321,7 @@ async def test_what_others_bring_and_take_meanwhile_is_not_counted(parts, monkey
 
 @exact
 async def test_sizes_measured_beside_calls_stay_within_reason(parts):
-    """What a call in a thread allocates at the same time cannot make a model ten times its file."""
+    """Memory that a concurrent call allocates cannot make the measured model ten times its file."""
     copy = await parts.load("slow", models.slow())
     copy.pace.too_long(8)
     call = parts.infer("slow", **FOREVER)
@@ -323,7 +333,7 @@ async def test_sizes_measured_beside_calls_stay_within_reason(parts):
 
 
 async def test_memory_is_given_back_once_for_many_unloads(parts):
-    """In a thread, soon after."""
+    """Many unloads return memory to the system once, in a thread, soon after."""
     for number in range(5):
         await parts.load(f"m{number}", models.constant(number))
     for number in range(5):
@@ -332,7 +342,8 @@ async def test_memory_is_given_back_once_for_many_unloads(parts):
 
 
 async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkeypatch):
-    """More of them than there are turns; what comes after them is loaded while they go on, and measured."""
+    """Warm-ups that do not end give their turns to other loads, which are loaded and measured meanwhile, even if there
+    are more of them than turns."""
     monkeypatch.setattr(turns, "LONG", 0.02)
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)
@@ -353,7 +364,8 @@ async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkey
 
 
 async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch):
-    """Each keeps its row, a suspect, and its thread; past a few no others are begun until some have ended after all."""
+    """Loads that cannot be ended are reported and bounded: each keeps its row, as a suspect, and its thread; beyond a
+    few no more loads begin until some have ended."""
     monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
     parts = make(timeout=0.05, concurrency=8)
     ends, real = threading.Event(), making.make
@@ -383,7 +395,7 @@ async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch
 
 
 async def test_a_locale_that_is_not_there_is_named_with_the_way_out(parts):
-    """Models of texts want one; the error says which, and how it gets there."""
+    """The error for a text model that needs a missing locale names the locale and how to install it."""
     error = await refused(parts, "m", models.lower("xx_XX.UTF-8"))
     assert error.text.startswith("the model needs the locale xx_XX.UTF-8, which this machine lacks: install")
     assert "locale-gen" in error.text

@@ -1,4 +1,4 @@
-"""Models whose functions unfold to more than can be loaded are refused before onnxruntime sees them."""
+"""Models whose functions expand to more operators than can be loaded are refused before onnxruntime sees them."""
 
 import onnx
 import pytest
@@ -17,13 +17,14 @@ def judged(tmp_path, content: bytes) -> str | None:
 
 
 async def test_a_model_with_functions_is_served(parts):
-    """Functions within functions, of a number that can be loaded."""
+    """A model with nested functions of a loadable number is served."""
     await parts.load("m", models.nested_functions(6))
     assert (await outputs(parts.infer("m", x=ONE)))[0].item() == 1  # negated 32 times
 
 
 def test_functions_that_each_call_the_one_before_twice_are_too_many(tmp_path):
-    """26 of them, in 2 KB, are 33,554,432 operators; the error says so, and what to do."""
+    """26 functions that each call the one before twice, 2 KB in all, expand to 33,554,432 operators; the error says so,
+    and what to do."""
     path = tmp_path / "model.onnx"
     path.write_bytes(models.nested_functions(26))
     assert path.stat().st_size < 4000
@@ -51,14 +52,14 @@ def test_functions_that_each_call_the_one_before_twice_are_too_many(tmp_path):
     ],
 )
 def test_functions_are_counted(tmp_path, content, says):
-    """Neither the file's size nor the time that it would take matters, only the numbers. What is no model is left to
-    onnxruntime."""
+    """Functions are counted without expanding them, so neither the file's size nor the expansion costs time. A file
+    that is no model is left to onnxruntime."""
     found = judged(tmp_path, content)
     assert found is None if says is None else says in (found or "")
 
 
 def test_calls_in_subgraphs_count(tmp_path):
-    """A function that is called in the branches of an If, in functions and in the graph."""
+    """Function calls in the branches of an If count, within functions and within the graph."""
     model = onnx.ModelProto.FromString(models.nested_functions(14))  # 8192 operators
     assert judged(tmp_path, model.SerializeToString()) is None
     branches = []
@@ -74,7 +75,7 @@ def test_calls_in_subgraphs_count(tmp_path):
 
 
 def test_overloads_are_told_apart(tmp_path, monkeypatch):
-    """Functions of one name and domain that differ in their overload alone."""
+    """Functions that differ in their overload alone are told apart."""
     monkeypatch.setattr(functions, "MAX_OPERATORS", 2)
     model = onnx.ModelProto.FromString(models.nested_functions(2))
     copied = model.functions.add()

@@ -1,4 +1,4 @@
-"""The short way gives what parsing gives, for every request that it takes."""
+"""The short way of reading requests gives what parsing gives, for every request that takes it."""
 
 from typing import Any
 
@@ -48,7 +48,8 @@ RAWS = st.binary(min_size=8, max_size=8)
 @settings(max_examples=200, deadline=None)
 @example("abc", bytes(8), "é!", bytes(8), True)
 def test_what_is_taken_is_what_parsing_gives(first_id, first_raw, second_id, second_raw, outputs):
-    """Other contents and another id of the same length: the same answer as by protobuf, bit by bit."""
+    """A request that differs from a known one in its contents and in an id of the same length gets the answer that
+    protobuf gives, bit by bit."""
     more = {"outputs": [{"name": "y"}]} if outputs else {}
     shortcuts = learnt(a_request(first_id, first_raw, **more))
     request = a_request(second_id, second_raw, **more)
@@ -69,7 +70,7 @@ def test_what_is_taken_is_what_parsing_gives(first_id, first_raw, second_id, sec
 @given(st.binary(min_size=1, max_size=3), st.integers(0, 60))
 @settings(max_examples=200, deadline=None)
 def test_any_other_difference_is_parsed(change, at):
-    """A byte changed anywhere but in the contents or the id."""
+    """A request with a byte changed anywhere but in the contents or the id is parsed."""
     request = a_request("id", bytes(8))
     shortcuts = learnt(request)
     frame = frame_of(request)
@@ -94,12 +95,12 @@ def test_any_other_difference_is_parsed(change, at):
     ],
 )
 def test_only_plain_requests_are_learnt(request_, kind):
-    """Whatever would need more than comparing."""
+    """Only plain requests are learnt: anything that needs more than a comparison is parsed."""
     assert learnt(request_, kind=kind).find(frame_of(request_)) is None
 
 
 def test_compressed_frames_are_not_learnt():
-    """Their bytes are not the message."""
+    """Compressed frames are not learnt, because their bytes are not the message."""
     shortcuts = Shortcuts()
     frame = b"\1" + frame_of(a_request())[1:]
     shortcuts.learn(frame, Tensor("x", KINDS["FP32"], None), (2,), ANSWER)
@@ -107,7 +108,8 @@ def test_compressed_frames_are_not_learnt():
 
 
 def test_fields_out_of_order_are_not_learnt():
-    """Protobuf allows them; the contents must come last here."""
+    """Requests with fields out of order are not learnt: protobuf allows them, but the short way needs the contents
+    last."""
     message = a_request(raw=bytes(8)).SerializeToString()
     moved = framing.pack(message[-10:] + message[:-10])
     shortcuts = Shortcuts()
@@ -116,7 +118,7 @@ def test_fields_out_of_order_are_not_learnt():
 
 
 def test_what_is_remembered_is_bounded():
-    """However many kinds of requests come."""
+    """The memory of known requests is bounded, however many kinds of requests arrive."""
     shortcuts = Shortcuts()
     tensor = Tensor("x", KINDS["FP32"], None)
     for count in range(300):

@@ -1,4 +1,4 @@
-"""V2 tensors: every datatype, both ways, raw and typed; and a clear refusal for whatever does not fit."""
+"""V2 tensors: every datatype, raw and typed, in both directions, and a clear refusal for whatever does not fit."""
 
 import struct
 from typing import Any
@@ -28,14 +28,14 @@ def tensor(kind: Datatype | str, shape: Any = None, name: str = "x", **more: Any
 
 
 def raw_of(array: np.ndarray) -> bytes:
-    """Raw contents as a client writes them."""
+    """Returns raw contents as a client writes them."""
     if array.dtype.hasobject:
         return b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in array.ravel())
     return array.tobytes()
 
 
 def contents_of(kind: Datatype, array: np.ndarray) -> pb.InferTensorContents:
-    """Typed contents as a client writes them."""
+    """Returns typed contents as a client writes them."""
     values = [text.encode() for text in array.ravel()] if array.dtype.hasobject else array.ravel().tolist()
     return pb.InferTensorContents(**{kind.field: values})
 
@@ -50,7 +50,7 @@ def decoded(kind: Datatype, shape: Any, request: pb.ModelInferRequest) -> np.nda
 
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Equal in type, shape and every bit; NaN is NaN."""
+    """Compares type, shape and every bit; NaN equals NaN."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return one.tolist() == other.tolist() if one.dtype.hasobject else one.tobytes() == other.tobytes()
@@ -71,7 +71,8 @@ def arrays(draw: st.DrawFn, kinds: list[Datatype]) -> tuple[Datatype, np.ndarray
 @given(arrays(list(DATATYPES)))
 @settings(max_examples=100, deadline=None)
 def test_raw_contents_arrive_as_they_were_sent(sample):
-    """Every datatype, every shape, bit by bit; twice, because the second time takes the short way."""
+    """Raw contents of every datatype and shape arrive bit by bit as they were sent, twice, because the second time
+    takes the short way."""
     kind, array = sample
     request = pb.ModelInferRequest(inputs=[sent(kind, array)], raw_input_contents=[raw_of(array)])
     taking = Intake({"x": tensor(kind)})
@@ -84,7 +85,7 @@ def test_raw_contents_arrive_as_they_were_sent(sample):
 @given(arrays(TYPED))
 @settings(max_examples=100, deadline=None)
 def test_typed_contents_arrive_as_they_were_sent(sample):
-    """Every datatype that has a typed field."""
+    """Typed contents arrive as they were sent, for every datatype that has a typed field."""
     kind, array = sample
     request = pb.ModelInferRequest(inputs=[sent(kind, array, contents=contents_of(kind, array))])
     request = pb.ModelInferRequest.FromString(request.SerializeToString())
@@ -98,7 +99,7 @@ def test_typed_contents_arrive_as_they_were_sent(sample):
 @given(arrays(list(DATATYPES)), st.booleans(), st.text(max_size=200))
 @settings(max_examples=100, deadline=None)
 def test_replies_say_what_the_model_answered(sample, raw, request_id):
-    """Protobuf reads what was written by hand: model, id, name, datatype, shape, contents."""
+    """Protobuf reads model, id, name, datatype, shape and contents from the replies that are written by hand."""
     kind, array = sample
     answer = ReplyWriter("modèl", [tensor(kind, name="y")])
     for _ in range(2):
@@ -122,7 +123,7 @@ def test_replies_say_what_the_model_answered(sample, raw, request_id):
 @given(arrays(list(DATATYPES)), arrays(list(DATATYPES)))
 @settings(max_examples=50, deadline=None)
 def test_several_outputs_keep_their_order(one, other):
-    """And one that can only be raw makes the others raw too."""
+    """Several outputs keep their order, and one that can only be raw makes the others raw too."""
     pairs = [one, other]
     answer = ReplyWriter("m", [tensor(kind, name=f"y{index}") for index, (kind, _) in enumerate(pairs)])
     reply = pb.ModelInferResponse.FromString(answer.encode([array for _, array in pairs], b"", raw=False)[5:])
@@ -139,7 +140,7 @@ def test_several_outputs_keep_their_order(one, other):
     st.lists(st.sampled_from(["a", "b"]), max_size=2),
 )
 def test_a_split_message_is_the_same_message(raws, model, inputs):
-    """Cutting raw contents out changes nothing else, and keeps their order."""
+    """Cutting raw contents out of a message changes nothing else and keeps their order."""
     request = pb.ModelInferRequest(model_name=model, id="7", raw_input_contents=raws)
     for name in inputs:
         request.inputs.add(name=name, shape=[1, 2])
@@ -152,7 +153,7 @@ def test_a_split_message_is_the_same_message(raws, model, inputs):
 
 @given(st.binary(max_size=60))
 def test_splitting_garbage_raises_value_errors_alone(data):
-    """Whatever the bytes are; and nothing is lost where it does not raise."""
+    """Splitting garbage raises ValueError or loses nothing, whatever the bytes are."""
     try:
         rest, raws = requests.split(memoryview(data))
     except ValueError:
@@ -161,7 +162,7 @@ def test_splitting_garbage_raises_value_errors_alone(data):
 
 
 def test_arrays_that_do_not_lie_well_in_memory_are_copied():
-    """Raw contents that were cut out of a message lie anywhere; the kernels may count on alignment."""
+    """Raw contents that lie unaligned in their message are copied, because kernels may rely on alignment."""
     array = np.arange(5, dtype=np.float64)
     for shift in range(8):
         message = memoryview(b"." * shift + array.tobytes())[shift:]
@@ -171,7 +172,7 @@ def test_arrays_that_do_not_lie_well_in_memory_are_copied():
 
 
 def test_any_byte_but_zero_is_true():
-    """As C has it; in memory a boolean is 0 or 1."""
+    """Any byte but zero is read as true, as in C, and becomes 1 in memory."""
     request = pb.ModelInferRequest(
         inputs=[pb.ModelInferRequest.InferInputTensor(name="x", datatype="BOOL", shape=[4])],
         raw_input_contents=[b"\0\1\2\xff"],
@@ -180,7 +181,8 @@ def test_any_byte_but_zero_is_true():
 
 
 def test_a_large_output_is_written_whole():
-    """Past the size from which it is not copied first, with and without an id, and where it lies crosswise."""
+    """A large output is written completely, beyond the size from which it is not copied first, with and without an id,
+    and from non-contiguous memory."""
     array = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
     answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for request_id in (b"", b"id"):
@@ -197,7 +199,7 @@ SHAPE = (None, 4)
 
 
 def refused(inputs: list[Any], raws: list[bytes], tensors_: dict[str, Tensor] | None = None) -> str:
-    """The text of the refusal."""
+    """Returns the text of the refusal."""
     request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
     with pytest.raises(MeshError) as error:
         Intake(tensors_ or {"x": tensor("FP32", SHAPE)}).decode(request.inputs, request.raw_input_contents)
@@ -249,13 +251,13 @@ VALUES = pb.InferTensorContents(fp32_contents=[0] * 4)
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_text(inputs, raws, says):
-    """The text names the input, what came and what the model takes."""
+    """The refusal of an unfit input names the input, what was sent and what the model takes."""
     assert says in refused(inputs, raws)
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_half_floats_have_no_typed_contents(datatype):
-    """They must be sent raw."""
+    """Half floats in typed contents are refused: V2 has only raw contents for them."""
     text = refused([an_input(datatype=datatype, contents=VALUES)], [], {"x": tensor(datatype, SHAPE)})
     assert f"{datatype} has no typed contents: send raw_input_contents" in text
 
@@ -264,7 +266,7 @@ def test_half_floats_have_no_typed_contents(datatype):
     ("datatype", "values"), [("INT8", [1, 128]), ("INT16", [-40000]), ("UINT8", [256]), ("UINT16", [65536])]
 )
 def test_integers_out_of_range_are_refused(datatype, values):
-    """A typed field is wider than the datatype."""
+    """Integers beyond their datatype's range are refused, because the typed field is wider than the datatype."""
     kind = KINDS[datatype]
     contents = pb.InferTensorContents(**{kind.field: values})
     text = refused([an_input(datatype=datatype, shape=[len(values)], contents=contents)], [], {"x": tensor(kind)})
@@ -283,19 +285,19 @@ def test_integers_out_of_range_are_refused(datatype, values):
     ],
 )
 def test_bad_texts_are_refused(raw, says):
-    """Which element it is stands in the text."""
+    """The refusal of an invalid text names the element."""
     assert says in refused([an_input(datatype="BYTES", shape=[2])], [raw], {"x": tensor("BYTES", (None,))})
 
 
 def test_typed_texts_must_be_utf8_too():
-    """As raw ones."""
+    """Typed texts must be UTF-8, like raw ones."""
     contents = pb.InferTensorContents(bytes_contents=[b"a", b"\xff"])
     kinds = {"x": tensor("BYTES", (None,))}
     assert "not UTF-8" in refused([an_input(datatype="BYTES", shape=[2], contents=contents)], [], kinds)
 
 
 def test_a_refusal_is_not_remembered_as_good():
-    """The short way knows only what passed every check."""
+    """A refused request is not remembered as good: the short way knows only requests that passed every check."""
     taking = Intake({"x": tensor("FP32", SHAPE)})
     for inputs, raws in (([an_input(shape=(1, 3))], [RAW]), ([an_input()], [b""])):
         request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
@@ -305,7 +307,7 @@ def test_a_refusal_is_not_remembered_as_good():
 
 
 def test_optional_inputs_may_be_left_out():
-    """Only they."""
+    """Only optional inputs may be omitted."""
     kinds = {"x": tensor("FP32", SHAPE), "o": tensor("FP32", (None, 4), name="o", optional=True)}
     request = pb.ModelInferRequest(inputs=[an_input()], raw_input_contents=[RAW])
     feed, _ = Intake(kinds).decode(request.inputs, request.raw_input_contents)
@@ -323,7 +325,7 @@ def outputs_of(*names: str, **parameters: str) -> Any:
 
 
 def test_requested_outputs_come_in_the_order_of_the_request():
-    """Others are not answered."""
+    """Requested outputs are answered in the order of the request, and others are not."""
     kinds = {name: tensor("FP32", name=name) for name in "abc"}
     assert [found.name for found in intake.requested(outputs_of("c", "a"), kinds, {})] == ["c", "a"]
 
@@ -337,7 +339,7 @@ def test_requested_outputs_come_in_the_order_of_the_request():
     ],
 )
 def test_outputs_that_cannot_be_answered_are_refused(outputs, says):
-    """Rather than answered with something else."""
+    """Requests for outputs that cannot be answered are refused rather than answered with something else."""
     kinds = {name: tensor("FP32", name=name) for name in "ab"}
     with pytest.raises(MeshError) as error:
         intake.requested(outputs, kinds, {"maps": "seq(map)"})
@@ -350,7 +352,7 @@ EXTENSIONS = ["shared_memory_region", "shared_memory_byte_size", "shared_memory_
 
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_an_output_of_an_extension_is_refused_by_its_name(name):
-    """UNIMPLEMENTED, as over REST."""
+    """An output that needs an extension is refused by the extension's name, with UNIMPLEMENTED as over REST."""
     with pytest.raises(MeshError, match=f"output 'a': {name}: the .* not supported") as error:
         intake.requested(outputs_of("a", **{name: "3"}), {"a": tensor("FP32", name="a")}, {})
     assert error.value.reason is Reason.UNSUPPORTED
@@ -359,7 +361,8 @@ def test_an_output_of_an_extension_is_refused_by_its_name(name):
 @pytest.mark.parametrize("name", EXTENSIONS)
 @pytest.mark.parametrize("given", ["raw", "typed", "apart", "nothing", "beside"])
 def test_an_input_of_an_extension_is_refused_by_its_name(name, given):
-    """Whether it brings contents or, as with shared memory, none; also where it was good without the parameter."""
+    """An input that needs an extension is refused by the extension's name, with contents or, as with shared memory,
+    without, even if the same input passed before without the parameter."""
     plain, special = an_input(), an_input()
     special.parameters[name].string_param = "region"
     taking = Intake({"x": tensor("FP32", SHAPE)})
@@ -377,7 +380,7 @@ def test_an_input_of_an_extension_is_refused_by_its_name(name, given):
 
 
 def test_a_model_that_answers_another_type_than_it_says_is_internal():
-    """Rather than a reply that says one thing and holds another."""
+    """A model that answers another type than it declares gets INTERNAL rather than a reply that contradicts itself."""
     answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for raw in (True, False):
         with pytest.raises(MeshError, match="came as int32") as error:
@@ -387,6 +390,6 @@ def test_a_model_that_answers_another_type_than_it_says_is_internal():
 
 @given(st.integers(0, 2**64 - 1))
 def test_varints_are_those_of_protobuf(value):
-    """Up to 64 bits."""
+    """Varints of up to 64 bits are written as protobuf writes them."""
     expected = pb.InferTensorContents(uint64_contents=[value]).SerializeToString()[2:]
     assert encoding.varint(value) == expected
