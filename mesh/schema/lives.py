@@ -15,8 +15,9 @@ from typing import Any
 
 from mesh.etcd import Op, count_op, counted
 from mesh.etcd.ranges import after_prefix
+from mesh.schema.jsonfields import read_object
 from mesh.schema.keys import Keys
-from mesh.schema.records import ModelRecord, read_object
+from mesh.schema.records import ModelRecord
 
 
 def census(keys: Keys) -> list[Op]:

@@ -5,7 +5,6 @@ with Mesh's additions under the single attribute `mesh`. Records of pods and cop
 clock or does I/O. An invalid record raises `ValueError`; readers of a range skip it and log that.
 """
 
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from mesh.options.values import parse_address
 from mesh.schema import copytoken
+from mesh.schema.jsonfields import BAD, integer, read_object, text_of, write_object
 from placement import blame
 from placement.blame import Blame
 from placement.copies import UNLIMITED, CopyLimits
@@ -47,27 +47,8 @@ def check_id(model_id: str, what: str = "model") -> str:
     return model_id
 
 
-_BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""Errors raised by reading an unexpected JSON value: any of these means an invalid record."""
-
 _PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
 """Texts that can be sent in headers as they are."""
-
-
-def _integer(value: Any) -> int:
-    """Returns a number that fits into 64 bits, as all fields and messages require. 1e999 does not."""
-    number = value if type(value) is int else int(value)
-    if not -(2**63) <= number < 2**63:
-        raise ValueError("a number is out of range")
-    return number
-
-
-def _text(value: Any) -> str:
-    """Returns a text without lone surrogates, which JSON can hold but UTF-8 cannot."""
-    text = value if type(value) is str else str(value)
-    if not text.isascii():  # a router reads hundreds of thousands of records at its start, most of them ASCII
-        text.encode()
-    return text
 
 
 def _plain(value: Any) -> str:
@@ -82,25 +63,6 @@ def _address(value: Any) -> str:
     if not text.startswith("unix:"):
         parse_address(text)
     return text
-
-
-def read_object(value: bytes) -> dict[str, Any]:
-    """Reads a JSON object. Raises ValueError for anything else."""
-    try:
-        data = json.loads(value)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError("not a JSON object")
-    return data
-
-
-def _dumps(data: Mapping[str, Any]) -> bytes:
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # unknown attributes may hold text that only JSON's escapes can write
-        return json.dumps(data, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +84,13 @@ class Failure:
         more = more or {}
         return cls(
             pod,
-            _integer(at),
-            _text(more.get("msg", "")),
-            FailureKind.named(_text(more.get("kind", ""))),
-            _integer(more.get("since", 0)),
-            _integer(more.get("asked", 0)),
-            _text(more.get("digest", "")),
-            _text(more.get("secrets", "")),
+            integer(at),
+            text_of(more.get("msg", "")),
+            FailureKind.named(text_of(more.get("kind", ""))),
+            integer(more.get("since", 0)),
+            integer(more.get("asked", 0)),
+            text_of(more.get("digest", "")),
+            text_of(more.get("secrets", "")),
         )
 
     def encode(self) -> dict[str, Any]:
@@ -149,7 +111,8 @@ class ModelRecord:
     key: str = ""
     last_used_ms: int = 0  # epoch, coarse
     failures: tuple[Failure, ...] = ()  # newest first
-    refs: int = 0  # vmodels that point here
+    refs: int = 0  # vmodels that name it in any role
+    auto_delete: bool = False  # unregistered when the last vmodel that names it moves on or is deleted
     host_bytes: int = 0  # measured by an earlier load; 0: never
     device_bytes: int = 0
     load_ms: int = 0  # duration of the last load
@@ -166,7 +129,7 @@ class ModelRecord:
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # unknown attributes
     other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # likewise, inside `mesh`
 
-    _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "mesh"})
+    _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "autoDel", "mesh"})
     _KNOWN_MESH = frozenset(
         {
             *("hostBytes", "deviceBytes", "loadMs", "sha256", "digest", "digestAt", "generation"),
@@ -250,33 +213,34 @@ class ModelRecord:
             texts = data.get("fails") or {}
             failures = [Failure.decode(pod, at, texts.get(pod)) for pod, at in (data.get("failedIn") or {}).items()]
             return cls(
-                type=_text(data.get("type", _LEGACY_TYPE)),
-                path=_text(data.get("mPath", "")),
-                key=_text(data.get("encKey", "")),
-                last_used_ms=_integer(data.get("lu", 0)),
+                type=text_of(data.get("type", _LEGACY_TYPE)),
+                path=text_of(data.get("mPath", "")),
+                key=text_of(data.get("encKey", "")),
+                last_used_ms=integer(data.get("lu", 0)),
                 failures=tuple(sorted(failures, key=lambda f: -f.at_ms)),
-                refs=_integer(data.get("refs", 0)),
-                host_bytes=_integer(mesh.get("hostBytes", 0)),
-                device_bytes=_integer(mesh.get("deviceBytes", 0)),
-                load_ms=_integer(mesh.get("loadMs", 0)),
-                sha256=_text(mesh.get("sha256", "")),
-                digest=_text(mesh.get("digest", "")),
-                digest_ms=_integer(mesh.get("digestAt", 0)),
-                generation=_integer(mesh.get("generation", 0)),
-                changed=_text(mesh.get("changed", "")),
-                changed_ms=_integer(mesh.get("changedAt", 0)),
+                refs=integer(data.get("refs", 0)),
+                auto_delete=data.get("autoDel") is True,
+                host_bytes=integer(mesh.get("hostBytes", 0)),
+                device_bytes=integer(mesh.get("deviceBytes", 0)),
+                load_ms=integer(mesh.get("loadMs", 0)),
+                sha256=text_of(mesh.get("sha256", "")),
+                digest=text_of(mesh.get("digest", "")),
+                digest_ms=integer(mesh.get("digestAt", 0)),
+                generation=integer(mesh.get("generation", 0)),
+                changed=text_of(mesh.get("changed", "")),
+                changed_ms=integer(mesh.get("changedAt", 0)),
                 limits=CopyLimits(
-                    None if mesh.get("minCopies") is None else _integer(mesh["minCopies"]),
-                    None if mesh.get("maxCopies") is None else _integer(mesh["maxCopies"]),
+                    None if mesh.get("minCopies") is None else integer(mesh["minCopies"]),
+                    None if mesh.get("maxCopies") is None else integer(mesh["maxCopies"]),
                     None if mesh.get("pinned") is None else bool(mesh["pinned"]),
                 ),
-                killed=tuple(_text(text) for text in mesh.get("killed", ())),
+                killed=tuple(text_of(text) for text in mesh.get("killed", ())),
                 blames=tuple(_blame(one) for one in mesh.get("blames", ())),
-                guilty=_text(mesh.get("guilty", "")),
+                guilty=text_of(mesh.get("guilty", "")),
                 other=MappingProxyType({k: v for k, v in data.items() if k not in cls._KNOWN}),
                 other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
             )
-        except _BAD as error:
+        except BAD as error:
             raise ValueError(f"not a model record: {error}") from error
 
     def encode(self) -> bytes:
@@ -312,13 +276,15 @@ class ModelRecord:
         for name, value in (("mPath", self.path), ("encKey", self.key), ("lu", self.last_used_ms), ("refs", self.refs)):
             if value:
                 data[name] = value
+        if self.auto_delete:
+            data["autoDel"] = True
         if self.failures:
             data["failedIn"] = {failure.pod: failure.at_ms for failure in self.failures}
             data["fails"] = {failure.pod: more for failure in self.failures if (more := failure.encode())}
         if mesh:
             data["mesh"] = mesh
         data.update(self.other)
-        return _dumps(data)
+        return write_object(data)
 
 
 READY = "ready"
@@ -361,34 +327,34 @@ class PodRecord:
             return cls(
                 incarnation=_plain(data["incarnation"]),
                 data_address=_address(data["data"]),
-                control_address=_text(data["control"]),
-                state=_text(data.get("state", READY)),
-                protocol=(_integer(low), _integer(high)),
-                labels=tuple(_text(label) for label in data.get("labels", ())),
-                zone=_text(data.get("zone", "")),
-                capacity_bytes=_integer(data.get("capacity", 0)),
-                used_bytes=_integer(data.get("used", 0)),
-                device_capacity_bytes=_integer(data.get("deviceCapacity", 0)),
-                device_used_bytes=_integer(data.get("deviceUsed", 0)),
-                oldest_idle_ms=_integer(data.get("oldest", 0)),
+                control_address=text_of(data["control"]),
+                state=text_of(data.get("state", READY)),
+                protocol=(integer(low), integer(high)),
+                labels=tuple(text_of(label) for label in data.get("labels", ())),
+                zone=text_of(data.get("zone", "")),
+                capacity_bytes=integer(data.get("capacity", 0)),
+                used_bytes=integer(data.get("used", 0)),
+                device_capacity_bytes=integer(data.get("deviceCapacity", 0)),
+                device_used_bytes=integer(data.get("deviceUsed", 0)),
+                oldest_idle_ms=integer(data.get("oldest", 0)),
                 oldest_unused=bool(data.get("unused", False)),
-                copies=_integer(data.get("copies", 0)),
-                loads_in_progress=_integer(data.get("loading", 0)),
-                loading_threads=_integer(data.get("threads", 1)),
-                rate=_integer(data.get("rate", 0)),
-                probe_address=_text(data.get("probe", "")),
-                age_ms=_integer(data.get("up", 0)),
-                disk=_text(data.get("disk", "")),
-                secrets=_text(data.get("secrets", "")),
-                token=_text(data.get("token", "")),
+                copies=integer(data.get("copies", 0)),
+                loads_in_progress=integer(data.get("loading", 0)),
+                loading_threads=integer(data.get("threads", 1)),
+                rate=integer(data.get("rate", 0)),
+                probe_address=text_of(data.get("probe", "")),
+                age_ms=integer(data.get("up", 0)),
+                disk=text_of(data.get("disk", "")),
+                secrets=text_of(data.get("secrets", "")),
+                token=text_of(data.get("token", "")),
             )
-        except _BAD as error:
+        except BAD as error:
             raise ValueError(f"not a pod record: {error!r}") from error
 
     def encode(self) -> bytes:
         """Encodes it as JSON."""
         device = {"deviceCapacity": self.device_capacity_bytes, "deviceUsed": self.device_used_bytes}
-        return _dumps(
+        return write_object(
             {
                 "incarnation": self.incarnation,
                 "data": self.data_address,
@@ -417,7 +383,7 @@ class PodRecord:
 
 def _blame(found: Any) -> Blame:
     pod, at, sure, *digests = found
-    return Blame(_text(pod), int(at), "", bool(sure), tuple(_text(digest) for digest in digests))
+    return Blame(text_of(pod), int(at), "", bool(sure), tuple(text_of(digest) for digest in digests))
 
 
 LOADING = "loading"
@@ -452,23 +418,23 @@ class CopyRecord:
         try:
             return cls(
                 incarnation=_plain(data["incarnation"]),
-                create_revision=_integer(data["created"]),
-                state=_text(data["state"]),
-                host_bytes=_integer(data.get("host", 0)),
-                device_bytes=_integer(data.get("device", 0)),
-                age_ms=_integer(data.get("age", 0)),
-                type=_text(data.get("type", "")),
-                generation=_integer(data.get("generation", 0)),
-                digest=_text(data.get("digest", "")),
-                since_ms=_integer(data.get("since", 0)),
+                create_revision=integer(data["created"]),
+                state=text_of(data["state"]),
+                host_bytes=integer(data.get("host", 0)),
+                device_bytes=integer(data.get("device", 0)),
+                age_ms=integer(data.get("age", 0)),
+                type=text_of(data.get("type", "")),
+                generation=integer(data.get("generation", 0)),
+                digest=text_of(data.get("digest", "")),
+                since_ms=integer(data.get("since", 0)),
                 blamed=data.get("blamed") is True,
             )
-        except _BAD as error:
+        except BAD as error:
             raise ValueError(f"not a copy record: {error!r}") from error
 
     def encode(self) -> bytes:
         """Encodes it as JSON."""
-        return _dumps(
+        return write_object(
             {
                 "incarnation": self.incarnation,
                 "created": self.create_revision,
@@ -497,10 +463,10 @@ class Reload:
         """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
-            return cls(_integer(data["generation"]), _text(data.get("why", "")))
-        except _BAD as error:
+            return cls(integer(data["generation"]), text_of(data.get("why", "")))
+        except BAD as error:
             raise ValueError(f"not a reload: {error!r}") from error
 
     def encode(self) -> bytes:
         """Encodes it as JSON."""
-        return _dumps({"generation": self.generation, **({"why": self.why} if self.why else {})})
+        return write_object({"generation": self.generation, **({"why": self.why} if self.why else {})})

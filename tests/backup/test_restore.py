@@ -98,6 +98,24 @@ def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys)
     assert record.refs == 1, "the vmodel that came counts"
 
 
+def test_a_vmodel_counts_once_in_each_model_that_it_names_in_any_role(admin: Admin, keys: Keys, tmp_path: Path) -> None:
+    """Versions, weights and a mirror refer to models too, which must not be unregistered beneath them."""
+    more = {"versions": {"1": "one", "2": "two"}, "weights": {"one": 9, "three": 1}, "mirror": {"target": "four"}}
+    records = {
+        keys.model(name): ModelRecord(type="onnx", path=name).encode() for name in ("one", "two", "three", "four")
+    }
+    admin.put(records | {keys.vmodel("alias"): json.dumps({"amid": "one", "tmid": "one", "mesh": more}).encode()})
+    saved, there = tmp_path / "registry.backup", Keys(keys.base + "-other")
+    assert admin.run("backup", str(saved), "--base", keys.base).exit_code == 0
+    assert restored(admin, saved, there).exit_code == 0
+    found = admin.all(there)
+    counts = {
+        name: ModelRecord.decode(found[b"registry/" + name.encode()]).refs for name in ("one", "two", "three", "four")
+    }
+    assert counts == {"one": 1, "two": 1, "three": 1, "four": 1}
+    assert json.loads(found[b"vmodels/alias"])["mesh"] == more
+
+
 def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) -> None:
     """Of every kind; the rest is restored, and the command reports that not all were."""
     theirs = {

@@ -2,12 +2,13 @@
 
 import enum
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mesh.schema import vmodels
 from mesh.schema.records import ModelRecord
 from placement.copies import UNLIMITED
+from placement.vmodels.record import VModelRecord
 
 
 class Difference(enum.Enum):
@@ -58,18 +59,23 @@ def of(value: bytes) -> Any:
         return value
 
 
-def _fields(value: bytes) -> Mapping[str, Any]:
-    found = of(value)
-    return found if isinstance(found, dict) else {}
+def _vmodel(value: bytes) -> VModelRecord | None:
+    try:
+        return vmodels.decode(value)
+    except ValueError:
+        return None
 
 
-def named(value: bytes) -> set[str]:
-    """Returns the models that a vmodel names: the active one and its target."""
-    fields = _fields(value)
-    return {str(fields[name]) for name in ("amid", "tmid") if fields.get(name)}
+def named(value: bytes) -> frozenset[str]:
+    """Returns the models that a vmodel names in any role, each of which counts it in its record."""
+    record = _vmodel(value)
+    return frozenset() if record is None else record.names()
 
 
 def same_vmodel(there: bytes, wanted: bytes) -> bool:
-    """Tells whether two vmodels have the same owner and target; the progress of a move is not compared."""
-    one, other = _fields(there), _fields(wanted)
-    return there == wanted or (bool(one) and all(one.get(name) == other.get(name) for name in ("o", "tmid")))
+    """Tells whether two vmodels have the same owner, target, versions, split and mirror; the progress of a move is not
+    compared."""
+    one, other = _vmodel(there), _vmodel(wanted)
+    if there == wanted or one is None or other is None:
+        return there == wanted
+    return (one.owner, one.target, one.more) == (other.owner, other.target, other.more)

@@ -1,0 +1,44 @@
+"""Attributes of records in JSON. Reading whatever stands in etcd raises `ValueError`, or one of `BAD`."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors raised by reading an unexpected JSON value: any of these means an invalid record."""
+
+
+def integer(value: Any) -> int:
+    """Returns a number that fits into 64 bits, as all fields and messages require. 1e999 does not."""
+    number = value if type(value) is int else int(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("a number is out of range")
+    return number
+
+
+def text_of(value: Any) -> str:
+    """Returns a text without lone surrogates, which JSON can hold but UTF-8 cannot."""
+    text = value if type(value) is str else str(value)
+    if not text.isascii():  # a router reads hundreds of thousands of records at its start, most of them ASCII
+        text.encode()
+    return text
+
+
+def read_object(value: bytes) -> dict[str, Any]:
+    """Reads a JSON object. Raises ValueError for anything else."""
+    try:
+        data = json.loads(value)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    return data
+
+
+def write_object(data: Mapping[str, Any]) -> bytes:
+    """Writes a JSON object, without spaces."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # unknown attributes may hold text that only JSON's escapes can write
+        return json.dumps(data, separators=(",", ":")).encode()

@@ -1,0 +1,88 @@
+"""Records of virtual models in etcd, `vmodels/<vmodel>`.
+
+The predecessor's JSON: `o` (owner), `amid` (active model), `tmid` (target), `failed`; attributes at their default are
+left out. Mesh's additions are under one attribute, `mesh`. Unknown attributes survive a rewrite, in both places. An
+invalid record raises `ValueError`; readers of the range skip it and log that.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mesh.schema.jsonfields import BAD, integer, read_object, text_of, write_object
+from placement.vmodels.record import Mirror, VModelMore, VModelRecord
+
+_KNOWN = frozenset({"o", "amid", "tmid", "failed", "mesh"})
+_KNOWN_MESH = frozenset({"versions", "keep", "weights", "sticky", "mirror"})
+
+
+def decode(value: bytes) -> VModelRecord:
+    """Decodes a record. Raises ValueError for anything else."""
+    data = read_object(value)
+    try:
+        active, target = text_of(data.get("amid") or ""), text_of(data.get("tmid") or "")
+        if not (active or target):
+            raise ValueError("names no model")
+        return VModelRecord(
+            active=active or target,
+            target=target or active,
+            owner=text_of(data.get("o") or ""),
+            failed=data.get("failed") is True,
+            more=_more(data.get("mesh") or {}),
+            other=MappingProxyType({name: one for name, one in data.items() if name not in _KNOWN}),
+        )
+    except BAD as error:
+        raise ValueError(f"not a vmodel record: {error}") from error
+
+
+def encode(record: VModelRecord) -> bytes:
+    """Encodes a record as JSON."""
+    data: dict[str, Any] = {"o": record.owner} if record.owner else {}
+    data |= {"amid": record.active, "tmid": record.target}
+    if record.failed:
+        data["failed"] = True
+    if mesh := _mesh(record.more):
+        data["mesh"] = mesh
+    return write_object(data | dict(record.other))
+
+
+def _more(mesh: Mapping[str, Any]) -> VModelMore:
+    keep, mirror = mesh.get("keep"), mesh.get("mirror")
+    weights = {text_of(model): integer(weight) for model, weight in (mesh.get("weights") or {}).items()}
+    if any(weight < 0 for weight in weights.values()):
+        raise ValueError("a weight is negative")
+    return VModelMore(
+        versions=MappingProxyType({text_of(v): _id(model) for v, model in (mesh.get("versions") or {}).items()}),
+        keep=None if keep is None else max(0, integer(keep)),
+        weights=MappingProxyType(weights),
+        sticky=text_of(mesh.get("sticky") or ""),
+        mirror=None if mirror is None else Mirror(_id(mirror["target"]), _percent(mirror.get("share", 100))),
+        other=MappingProxyType({name: one for name, one in mesh.items() if name not in _KNOWN_MESH}),
+    )
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a model's id is not a text")
+    return text_of(value)
+
+
+def _percent(value: Any) -> float:
+    percent = float(value)
+    if not 0 < percent <= 100:
+        raise ValueError("a mirror's share is not a percentage")
+    return percent
+
+
+def _mesh(more: VModelMore) -> dict[str, Any]:
+    mesh: dict[str, Any] = {"versions": dict(more.versions)} if more.versions else {}
+    if more.keep is not None:
+        mesh["keep"] = more.keep
+    if more.weights:
+        mesh["weights"] = dict(more.weights)
+    if more.sticky:
+        mesh["sticky"] = more.sticky
+    if more.mirror is not None:
+        percent = more.mirror.percent
+        mesh["mirror"] = {"target": more.mirror.target, "share": int(percent) if percent.is_integer() else percent}
+    return mesh | dict(more.other)

@@ -1,0 +1,63 @@
+"""The record of a virtual model (vmodel, alias): a name that points at models and can be moved.
+
+Its first four attributes are the predecessor's. What Mesh adds is in `VModelMore`, which the predecessor carries along
+unread. `mesh.schema.vmodels` reads and writes both as JSON.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A shadow: a model that gets a share of the calls too, whose answers are dropped."""
+
+    target: str  # a model's id
+    percent: float  # of the calls, above 0, at most 100
+
+
+@dataclass(frozen=True, slots=True)
+class VModelMore:
+    """Additions of Mesh to the predecessor's record."""
+
+    versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # model ids, the latest last
+    keep: int | None = None  # earlier versions kept for going back; None: the default
+    weights: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by model id; empty: no split
+    sticky: str = ""  # the header whose value determines the target of a split; "": chosen at random for each call
+    mirror: Mirror | None = None
+    other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # unknown attributes
+
+    def names(self) -> frozenset[str]:
+        """Returns the models that it names in any role."""
+        names = {*self.versions.values(), *self.weights}
+        return frozenset(names if self.mirror is None else names | {self.mirror.target})
+
+    def version_of(self, model_id: str) -> str:
+        """Returns the version that a model is, the latest if it is several; "" if it is none."""
+        return next((version for version, one in reversed(list(self.versions.items())) if one == model_id), "")
+
+
+_NOTHING = VModelMore()
+
+
+@dataclass(frozen=True, slots=True)
+class VModelRecord:
+    """The record of a virtual model."""
+
+    active: str  # the model that serves calls, unless they are split
+    target: str  # the model that it moves to; equal to `active` when it does not move
+    owner: str = ""
+    failed: bool = False  # the last attempt to load the target failed
+    more: VModelMore = _NOTHING
+    other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # unknown attributes
+
+    @property
+    def moving(self) -> bool:
+        """True while calls are still served by another model than the target."""
+        return self.active != self.target
+
+    def names(self) -> frozenset[str]:
+        """Returns the models that it names in any role. Each counts it once in its `refs`."""
+        return self.more.names() | {self.active, self.target}

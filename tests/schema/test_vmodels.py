@@ -1,0 +1,113 @@
+"""Records of virtual models: the predecessor's are read and written as it does, and nothing in them is lost."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.schema import vmodels
+from placement.vmodels.record import Mirror, VModelMore, VModelRecord
+from tests.support.anyjson import as_json, json_values
+
+PREDECESSORS = [
+    ({"amid": "m1", "tmid": "m1"}, VModelRecord("m1", "m1")),
+    ({"o": "me", "amid": "m1", "tmid": "m1"}, VModelRecord("m1", "m1", "me")),
+    ({"o": "me", "amid": "m1", "tmid": "m2"}, VModelRecord("m1", "m2", "me")),
+    ({"amid": "m1", "tmid": "m2", "failed": True}, VModelRecord("m1", "m2", failed=True)),
+]
+WHOLE = VModelRecord(
+    "fraud@7",
+    "fraud@8",
+    "me",
+    True,
+    VModelMore({"7": "fraud@7", "8": "fraud@8"}, 3, {"fraud@7": 90, "fraud@8": 10}, "x-user", Mirror("fraud@9", 2.5)),
+)
+
+
+@pytest.mark.parametrize(("fields", "record"), PREDECESSORS, ids=lambda value: None)
+def test_the_predecessors_records_are_read_and_written_byte_by_byte(fields, record):
+    """The predecessor leaves out attributes at their default, so what it wrote comes back as the same bytes."""
+    value = json.dumps(fields, separators=(",", ":")).encode()
+    assert vmodels.decode(value) == record
+    assert vmodels.encode(record) == value
+
+
+def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
+    """The predecessor carries an unknown attribute along, so all additions are under a single one."""
+    assert json.loads(vmodels.encode(WHOLE)) == {
+        "o": "me", "amid": "fraud@7", "tmid": "fraud@8", "failed": True,
+        "mesh": {
+            "versions": {"7": "fraud@7", "8": "fraud@8"}, "keep": 3, "weights": {"fraud@7": 90, "fraud@8": 10},
+            "sticky": "x-user", "mirror": {"target": "fraud@9", "share": 2.5},
+        },
+    }  # fmt: skip
+    assert vmodels.decode(vmodels.encode(WHOLE)) == WHOLE
+
+
+def test_unknown_attributes_survive_at_both_levels():
+    """A later version of Mesh, or the predecessor (`actionable`), may have written more than this version knows."""
+    fields = {"amid": "a", "tmid": "b", "mesh": {"keep": 1, "canary": {"step": 5}}, "actionable": True, "x": [None]}
+    assert json.loads(vmodels.encode(vmodels.decode(json.dumps(fields).encode()))) == fields
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"amid":""}',
+        b'{"amid":"a","mesh":[1]}',
+        b'{"amid":"a","mesh":{"weights":{"a":-1}}}',
+        b'{"amid":"a","mesh":{"weights":[1]}}',
+        b'{"amid":"a","mesh":{"versions":{"1":null}}}',
+        b'{"amid":"a","mesh":{"versions":{"1":""}}}',
+        b'{"amid":"a","mesh":{"mirror":{}}}',
+        b'{"amid":"a","mesh":{"mirror":{"target":"b","share":NaN}}}',
+        b'{"amid":"a","mesh":{"mirror":{"target":"b","share":101}}}',
+    ],
+)
+def test_an_invalid_record_is_a_value_error(value):
+    """Readers skip a record that raises ValueError; another error would end them."""
+    with pytest.raises(ValueError, match="not "):
+        vmodels.decode(value)
+
+
+@pytest.mark.parametrize("fields", [{"amid": "a"}, {"tmid": "a"}, {"amid": "a", "tmid": None}])
+def test_a_record_with_one_of_two_models_does_not_move(fields):
+    """The active model is the target, where only one of both was written."""
+    assert vmodels.decode(json.dumps(fields).encode()) == VModelRecord("a", "a")
+
+
+_NAMES = ["o", "amid", "tmid", "failed", "mesh"]
+_MESH_NAMES = ["versions", "keep", "weights", "sticky", "mirror", "new"]
+
+
+@given(st.data())
+def test_any_value_of_any_attribute_is_a_record_or_a_value_error(data):
+    """A record that was read can be written and read again with the same result."""
+    fields = json.loads(vmodels.encode(WHOLE))
+    inner = data.draw(st.booleans())
+    changed = fields["mesh"] if inner else fields
+    for name in data.draw(st.lists(st.sampled_from(_MESH_NAMES if inner else _NAMES), min_size=1, max_size=3)):
+        changed[name] = data.draw(json_values)
+    text = as_json(fields)
+    try:
+        record = vmodels.decode(text.encode("utf-8", "surrogatepass"))
+    except ValueError:
+        return
+    assert vmodels.decode(vmodels.encode(record)) == record or "NaN" in text
+
+
+def test_each_model_is_named_once_whatever_its_roles():
+    """References count the vmodels that name a model, not the roles in which they do."""
+    assert WHOLE.names() == {"fraud@7", "fraud@8", "fraud@9"}
+    assert VModelRecord("a", "b").names() == {"a", "b"}
+    assert VModelRecord("a", "a", more=VModelMore(weights={"c": 0})).names() == {"a", "c"}
+
+
+def test_a_model_is_the_latest_of_its_versions():
+    """The same file may be registered as two versions."""
+    more = VModelMore({"1": "a", "2": "b", "3": "a"})
+    assert [more.version_of(model) for model in ("a", "b", "c")] == ["3", "2", ""]
