@@ -63,7 +63,8 @@ async def test_a_key_is_what_was_written_last(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_a_range_ends_where_its_prefix_ends(etcd: Etcd, keys: Keys) -> None:
-    """A prefix that ends in 0xff has its end two bytes earlier: what stands behind it stays."""
+    """A range ends where its prefix ends: that of a prefix ending in 0xff ends two bytes earlier, and what follows it
+    stays."""
     base = keys.registry
     for name in (b"a", b"a\xff", b"a\xff\xffz", b"b"):
         await etcd.put(base + name, b"")
@@ -78,7 +79,7 @@ async def test_a_range_ends_where_its_prefix_ends(etcd: Etcd, keys: Keys) -> Non
 
 
 async def test_pages_are_of_one_revision(etcd: Etcd, keys: Keys) -> None:
-    """What is written, deleted or added while paging is not seen."""
+    """Pages are of one revision: writes and deletions during paging are not seen."""
     names = await fill(etcd, keys.registry, 25)
     seen: list[KeyValue] = []
     async for page in etcd.pages(keys.registry, after_prefix(keys.registry), page_size=10):
@@ -109,7 +110,8 @@ async def test_a_page_says_what_is_left(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_pages_too_large_for_a_message_become_smaller(etcd: Etcd, keys: Keys) -> None:
-    """18 values of 1 MB do not fit into one message: the scan still brings them all."""
+    """Pages too large for a message become smaller: a scan returns all of 18 values of 1 MB, which do not fit into one
+    message."""
     value = b"x" * 1_000_000
     names = [keys.registry + b"%d" % number for number in range(18)]
     for name in names:
@@ -254,7 +256,7 @@ async def test_an_exception_of_the_change_passes_through(etcd: Etcd, keys: Keys)
 
 
 async def test_a_write_of_unknown_outcome_is_settled_by_reading(etcd_server: EtcdServer, keys: Keys) -> None:
-    """The answer to the write is lost, the write itself is done: the update finds that out and does not do it twice."""
+    """An update whose answer is lost, though it was written, finds that out by reading and does not write twice."""
     key = keys.model("counter")
     async with Proxy(etcd_server.port) as proxy:
         settings = EtcdSettings(endpoints=(proxy.endpoint,), timeout=0.5)
@@ -301,7 +303,7 @@ async def test_a_dead_endpoint_fails_in_time_and_not_ambiguously() -> None:
 
 
 async def test_a_silent_endpoint_fails_in_time(etcd_server: EtcdServer) -> None:
-    """A write that got no answer is ambiguous, a read is not."""
+    """Requests to a silent endpoint fail in time; a write without an answer is reported as ambiguous, a read is not."""
     async with Proxy(etcd_server.port) as proxy:
         async with Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as etcd:
             await etcd.get(b"k")
@@ -332,7 +334,8 @@ async def test_the_next_member_is_used_when_one_is_dead_or_silent(etcd_server: E
 
 
 async def test_a_write_whose_connection_breaks_is_not_repeated(etcd_server: EtcdServer, keys: Keys) -> None:
-    """It was done, its answer is lost: the caller is told that this may be so, and it is not done again."""
+    """A write whose connection breaks before the answer is not repeated, and the caller learns that it may have been
+    done."""
     key = keys.model("m")
     async with Proxy(etcd_server.port) as proxy, Etcd(etcd_server.settings) as near:
         async with Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
@@ -352,7 +355,8 @@ async def test_a_write_whose_connection_breaks_is_not_repeated(etcd_server: Etcd
 async def test_a_cancelled_caller_leaves_its_request_alone(
     etcd_server: EtcdServer, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request goes on and its write is done: what is cancelled is the waiting (gRPC would leak memory)."""
+    """Cancelling a caller cancels its waiting, not the request, whose write is done: cancelling it would leak memory in
+    gRPC."""
     key = keys.model("m")
     async with Proxy(etcd_server.port) as proxy, Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as etcd:
         await etcd.put(key, b"0")
@@ -376,7 +380,8 @@ async def test_a_cancelled_caller_leaves_its_request_alone(
 
 
 async def test_closing_ends_what_is_in_progress(etcd_server: EtcdServer) -> None:
-    """As an error that names the reason, not as a cancellation of the caller."""
+    """Closing the client ends requests in progress with an error that names the reason, not with a cancellation of the
+    caller."""
     async with Proxy(etcd_server.port) as proxy:
         etcd = Etcd(EtcdSettings(endpoints=(proxy.endpoint,)))
         await etcd.get(b"k")

@@ -1,4 +1,4 @@
-"""A writer counts through faults, and a watcher misses nothing and sees nothing twice."""
+"""A writer that counts through faults, and a watcher that misses nothing and sees nothing twice."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.waiting import until
 
 
 async def test_killed_and_restarted(own_etcd: EtcdServer) -> None:
-    """kill -9 three times: writer, watcher and a lease go on by themselves."""
+    """After each of three `kill -9` of etcd the writer, the watcher and a lease continue by themselves."""
     async with Etcd(own_etcd.settings) as etcd, counting(etcd, etcd, etcd) as (writer, follower):
         lease = await Lease.grant(etcd, ttl=9)
         await etcd.put(b"leased", b"", lease=lease.id)
@@ -30,7 +30,7 @@ async def test_killed_and_restarted(own_etcd: EtcdServer) -> None:
 
 
 async def test_restarted_in_good_order(own_etcd: EtcdServer) -> None:
-    """SIGTERM: etcd ends streams with a status that says nothing is wrong."""
+    """When etcd stops on SIGTERM, ending streams with an OK status, clients continue after its restart."""
     async with Etcd(own_etcd.settings) as etcd, counting(etcd, etcd, etcd) as (writer, _):
         own_etcd.stop()
         await own_etcd.start()
@@ -38,7 +38,7 @@ async def test_restarted_in_good_order(own_etcd: EtcdServer) -> None:
 
 
 async def test_frozen_and_black_holed(own_etcd: EtcdServer, etcd_server: EtcdServer, tmp_path: Path) -> None:
-    """Nothing answers and nothing breaks: both are noticed by missing signs of life, in bounded time, and healed.
+    """A frozen etcd and a black-holed network are both noticed by missing signs of life, in bounded time, and healed.
 
     Two servers at once, because each takes the 13 seconds that gRPC's keep-alive needs as it is set for production.
     """
@@ -70,7 +70,7 @@ async def test_frozen_and_black_holed(own_etcd: EtcdServer, etcd_server: EtcdSer
 
 
 async def test_cut_again_and_again(own_etcd: EtcdServer) -> None:
-    """Connections that break in the middle of everything, 20 times."""
+    """Connections that break in the middle of everything, 20 times, lose nothing."""
     async with Proxy(own_etcd.port) as proxy, Etcd(own_etcd.settings) as near:
         async with Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
             async with counting(near, far, far) as (writer, _):
@@ -82,7 +82,7 @@ async def test_cut_again_and_again(own_etcd: EtcdServer) -> None:
 
 
 async def test_compacted_under_way(own_etcd: EtcdServer) -> None:
-    """History vanishing right behind the watcher takes nothing from it."""
+    """A watcher loses nothing when history is compacted right behind it."""
     async with Etcd(own_etcd.settings) as etcd, counting(etcd, etcd, etcd) as (writer, _):
         for _ in range(5):
             await own_etcd.compact()
@@ -90,7 +90,8 @@ async def test_compacted_under_way(own_etcd: EtcdServer) -> None:
 
 
 async def test_cancelling_everything_while_etcd_dies(own_etcd: EtcdServer) -> None:
-    """Neither the tasks nor closing the client hang, and a new client works as soon as etcd is back."""
+    """Cancelled tasks and the closing of a client do not hang while etcd dies, and a new client works as soon as etcd
+    is back."""
     etcd = Etcd(own_etcd.settings)
 
     async def follow(number: int) -> None:

@@ -7,7 +7,7 @@ from mesh.etcd import EtcdClosed, EtcdDenied, EtcdError, EtcdUnavailable, Patien
 
 
 class Work:
-    """Fails with each of these, then gives 7."""
+    """Work that fails with each of these errors, then returns 7."""
 
     def __init__(self, patience: Patience, *errors: EtcdError) -> None:
         self.errors = list(errors)
@@ -22,7 +22,8 @@ class Work:
 
 
 async def test_it_is_done_as_soon_as_etcd_is_there() -> None:
-    """What is waited for is told to others all the time, and to the log once, until it is over."""
+    """The work is done as soon as etcd is available; until then the reason is reported continuously to others and once
+    to the log."""
     patience = Patience(pause=0.0)
     work = Work(patience, *(EtcdUnavailable(f"no {number}") for number in range(3)))
     with capture_logs() as lines:
@@ -36,7 +37,7 @@ async def test_it_is_done_as_soon_as_etcd_is_there() -> None:
 
 
 async def test_the_log_is_reminded() -> None:
-    """A later reader of the log finds the reason too, as it is by then."""
+    """The log repeats the reason of a long wait, in its latest form, for later readers."""
     patience = Patience(pause=0.0, remind=0.0)
     with capture_logs() as lines:
         await patience.until_done(Work(patience, *(EtcdUnavailable(f"no {number}") for number in range(3))))

@@ -1,4 +1,4 @@
-"""Credentials for etcd that change while a client runs: what works is taken, and nothing else is."""
+"""Credentials for etcd that change while a client runs: those that work are taken, others are not."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """An etcd with the users alice and bob, who may use `mine/`, and eve, who may nothing."""
+    """An etcd with the users alice and bob, who may use `mine/`, and eve, who may use nothing."""
     with EtcdServer(tmp_path_factory.mktemp("rotation") / "etcd", extra=["--bcrypt-cost=4"]) as server:
         server.etcdctl("role", "add", "root")
         server.etcdctl("role", "add", "owner")
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 
 
 class Mount:
-    """The Secret as a pod has it."""
+    """The Secret as a pod has it mounted."""
 
     def __init__(self, folder: Path, server: EtcdServer) -> None:
         self.known = {"endpoints": server.endpoint, "userid": "alice", "password": "wonder", "root_prefix": "mine"}
@@ -69,13 +69,13 @@ def mount(tmp_path: Path, server: EtcdServer) -> Mount:
 
 
 def passwd(server: EtcdServer, user: str, password: str) -> None:
-    """Changes a password; etcd forgets the user's tokens then."""
+    """Changes a password, upon which etcd forgets the user's tokens."""
     server.etcdctl(ROOT, "user", "passwd", user, "--interactive=false", stdin=password)
 
 
 async def test_a_password_that_etcd_changes_first(server: EtcdServer, mount: Mount) -> None:
-    """Requests are refused until the Secret follows, and the first one after that is answered; a lease and a watch
-    outlive it."""
+    """When etcd changes a password first, requests are refused until the Secret follows, and the next is answered; a
+    lease and a watch outlive it."""
     async with mount.client() as etcd, following(etcd, b"mine/") as follower:
         lease = await Lease.grant(etcd, ttl=3)
         await etcd.put(b"mine/a", b"1", lease=lease.id)
@@ -93,7 +93,8 @@ async def test_a_password_that_etcd_changes_first(server: EtcdServer, mount: Mou
 
 
 async def test_a_password_that_the_secret_changes_first(server: EtcdServer, mount: Mount) -> None:
-    """Nothing is refused at any time: the old one is used until etcd takes the new one."""
+    """When the Secret changes a password first, no request is refused: the old one is used until etcd accepts the new
+    one."""
     async with mount.client() as etcd:
         await etcd.put(b"mine/a", b"1")
         mount.put(password="changed")
@@ -115,7 +116,8 @@ async def _done(request) -> bool:
 
 
 async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) -> None:
-    """The way without a gap: both are good for a while, then the old one goes."""
+    """A change to another user works without a gap if both users are valid for a while before the old one is
+    removed."""
     async with mount.client() as etcd, following(etcd, b"mine/") as follower:
         await etcd.put(b"mine/a", b"1")
         mount.put(userid="bob", password="builder")
@@ -141,7 +143,8 @@ async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) 
     ],
 )
 async def test_what_does_not_work_is_not_taken(change: dict[str, str], says: str, mount: Mount) -> None:
-    """The old connection stays, the log says why, once; what is right again is silence."""
+    """Credentials that do not work are not taken: the old connection stays and the log says why once; a return to
+    working ones is silent."""
     with capture_logs() as lines:
         await _keeps(change, says, mount)
     (told,) = [line for line in lines if line["log_level"] == "warning"]
@@ -166,7 +169,7 @@ async def _keeps(change: dict[str, str], says: str, mount: Mount) -> None:
 
 
 async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
-    """Requests and streams go there; the old address is not needed any more."""
+    """Requests and streams move to new endpoints, and the old address is not needed any more."""
     async with Proxy(server.port) as proxy:
         mount.put(endpoints=proxy.endpoint)
         async with mount.client() as etcd, following(etcd, b"mine/") as follower:
@@ -181,7 +184,7 @@ async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
 
 
 async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -> None:
-    """One of them finds the way, once, for all."""
+    """Of many requests that are refused together one renews the credentials, once, for all."""
     async with mount.client() as etcd:
         await etcd.put(b"mine/a", b"1")
         passwd(server, "alice", "changed")
@@ -192,7 +195,7 @@ async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -
 
 
 async def test_who_does_not_follow_stays(server: EtcdServer, mount: Mount) -> None:
-    """A command that looks at one member of etcd is not led to others."""
+    """A command that looks at one member of etcd keeps its endpoint when the credentials name others."""
     async with Etcd(replace(etcdsecret.read(mount.path).settings, endpoints=(server.endpoint,))) as etcd:
         await etcd.put(b"mine/a", b"1")
         passwd(server, "alice", "changed")
@@ -202,7 +205,7 @@ async def test_who_does_not_follow_stays(server: EtcdServer, mount: Mount) -> No
 
 
 async def test_a_password_in_a_file_of_its_own(server: EtcdServer, tmp_path: Path) -> None:
-    """By `--etcd-user` and `--etcd-password-file`."""
+    """A password in a file, by `--etcd-user` and `--etcd-password-file`, is followed too."""
     passwd(server, "alice", "wonder")
     path = tmp_path / "password"
     path.write_text("wonder\n")
@@ -217,7 +220,8 @@ async def test_a_password_in_a_file_of_its_own(server: EtcdServer, tmp_path: Pat
 
 
 async def test_a_client_certificate_is_followed(tmp_path: Path) -> None:
-    """A renewed one is shown to etcd while the old one still works; one with another's key is not."""
+    """A renewed client certificate is shown to etcd while the old one still works; one that does not match its key is
+    not taken."""
     authority = Authority()
     names = Mounted(tmp_path / "server", **_files(authority, authority.issue("127.0.0.1", "etcd.test")))
     client = Mounted(tmp_path / "client", **_files(authority, authority.issue("client")))
@@ -257,7 +261,7 @@ def _files(authority: Authority, pair: tuple[bytes, bytes]) -> dict[str, bytes]:
 
 
 async def test_closing_while_one_is_proven(mount: Mount) -> None:
-    """Ends both, and at once."""
+    """Closing a client while new credentials are being tried ends both at once."""
     etcd = mount.client()
     await etcd.put(b"mine/a", b"1")
     async with Proxy(1) as proxy:

@@ -1,4 +1,4 @@
-"""TLS with a private certificate authority, user and password, tokens that expire."""
+"""TLS with a private certificate authority, user and password, and tokens that expire."""
 
 import asyncio
 import datetime
@@ -27,7 +27,7 @@ from tests.support.waiting import until
 
 @dataclass(frozen=True)
 class Pki:
-    """A certificate authority of our own, one certificate for 127.0.0.1 and one for a client, as PEM."""
+    """A private certificate authority, with one certificate for 127.0.0.1 and one for a client, as PEM."""
 
     ca: bytes
     server: tuple[bytes, bytes]
@@ -106,7 +106,8 @@ async def test_everything_works_over_mutual_tls(tls_etcd: EtcdServer) -> None:
 
 
 async def test_its_certificate_is_checked_against_a_name_that_was_given(tls_etcd: EtcdServer) -> None:
-    """Pods' addresses change; and a name that the certificate does not bear is not taken."""
+    """The certificate of etcd is checked against a given name, because pods' addresses change, and one without that
+    name is refused."""
     async with Etcd(replace(tls_etcd.settings, server_name="etcd.test")) as etcd:
         assert (await etcd.status()).has_leader
     async with Etcd(replace(tls_etcd.settings, server_name="other.test", timeout=1.0)) as etcd:
@@ -115,8 +116,8 @@ async def test_its_certificate_is_checked_against_a_name_that_was_given(tls_etcd
 
 
 async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
-    """Where the files change to ones of another authority, and etcd trusts only that one from then on, requests and
-    watches go on. Files that cannot be used leave the client as it was."""
+    """Requests and watches continue when the files change to certificates of another authority, the only one that etcd
+    trusts from then on. Unusable files leave the client as it was."""
     files = {name: tmp_path / name for name in ("ca", "cert", "key")}
 
     def write(ca: bytes, cert: bytes, key: bytes) -> None:
@@ -152,7 +153,8 @@ async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki
 
 
 async def test_the_predecessors_secret_reaches_it(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
-    """Mounted as a folder, certificates as files beside the document; the keys lie under its root prefix."""
+    """The predecessor's secret works, mounted as a folder with certificates as files beside the document; keys lie
+    under its root prefix."""
     for name, content in (("ca.crt", pki.ca), ("tls.crt", pki.client[0]), ("tls.key", pki.client[1])):
         (tmp_path / name).write_bytes(content)
     document = {
@@ -189,7 +191,8 @@ async def test_the_systems_trust_is_used_where_none_is_given(
 
 @pytest.mark.parametrize("missing", ["authority", "certificate", "tls"])
 async def test_what_is_not_trusted_is_not_talked_to(missing: str, tls_etcd: EtcdServer) -> None:
-    """An unknown authority, a client without a certificate, no TLS at all: an error in time that names the member."""
+    """An unknown authority, a client without a certificate and a lack of TLS are refused in time, with an error that
+    names the member."""
     settings = replace(tls_etcd.settings, timeout=0.5)
     if missing == "authority":
         other = make_certificate("another authority", None)[0]
@@ -215,9 +218,10 @@ def test_unusable_certificates_are_refused_at_once(pki: Pki) -> None:
 
 @pytest.fixture(scope="module")
 def auth_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """An etcd with the user alice, who may use what begins with `mine/`, and tokens that expire after a second.
+    """An etcd with the user alice, who may use keys that begin with `mine/`, and tokens that expire after a second.
 
-    Tokens are signed ones (JWT): etcd's simple tokens live on as long as they are used."""
+    The tokens are signed ones (JWT), because etcd's simple tokens live on as long as they are used.
+    """
     folder = tmp_path_factory.mktemp("auth")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     (folder / "private").write_bytes(private_pem(key))
@@ -266,7 +270,7 @@ async def test_who_is_not_known_is_denied(user: str, password: str, auth_etcd: E
 
 
 async def test_counting_while_tokens_expire(auth_etcd: EtcdServer) -> None:
-    """Tokens expire under the writer again and again, and the watch has to come back with one that has expired."""
+    """A writer counts while its tokens expire again and again, and the watch has to return with an expired one."""
     async with Proxy(auth_etcd.port) as proxy:
         settings = replace(auth_etcd.settings, endpoints=(proxy.endpoint,))
         async with Etcd(auth_etcd.settings) as near, Etcd(settings) as far:
@@ -283,9 +287,11 @@ async def test_counting_while_tokens_expire(auth_etcd: EtcdServer) -> None:
 
 
 async def test_tokens_that_are_all_forgotten_at_once(own_etcd: EtcdServer) -> None:
-    """Authentication off and on again: while it is off any token is fine, then none of before is known any more.
+    """A client recovers when authentication is switched off, where any token is accepted, and on again, where no old
+    one is known.
 
-    Many who start at once fetch one token."""
+    Many requests that start at once fetch one token.
+    """
     enable_auth(own_etcd)
     async with Etcd(own_etcd.settings) as etcd:
         await asyncio.gather(*[etcd.get(b"mine/counter") for _ in range(20)])
@@ -299,7 +305,7 @@ async def test_tokens_that_are_all_forgotten_at_once(own_etcd: EtcdServer) -> No
 
 
 async def test_users_that_change_under_way(auth_etcd: EtcdServer) -> None:
-    """Each change makes every signed token one of an old revision."""
+    """A client continues when users change, which makes every signed token one of an old revision."""
     async with Etcd(auth_etcd.settings) as etcd, counting(etcd, etcd, etcd, b"mine/changing") as (writer, _):
         for name in ("bob", "carol"):
             tokens = etcd.statistics().tokens

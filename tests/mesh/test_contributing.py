@@ -1,4 +1,4 @@
-"""CONTRIBUTING's lists of files follow the code: what a reader is sent to is there."""
+"""The lists of files in CONTRIBUTING, which follow the code: every file that they name exists."""
 
 import ast
 import re
@@ -13,7 +13,8 @@ SECTIONS = dict(re.findall(r"### (.+?)\n(.*?)(?=\n### |\Z)", TRAVELS, re.S))
 
 
 def files(section: str) -> list[str]:
-    """The files of a section's table, in order. A name without a folder lies in the folder of the one before it."""
+    """Returns the files of a section's table, in order; a name without a folder lies in the folder of the one before
+    it."""
     found: list[str] = []
     for row in re.findall(r"^\| (`.+?`) \|", section, re.M):
         for name in re.findall(r"`([^`]+\.py)`", row):
@@ -23,7 +24,7 @@ def files(section: str) -> list[str]:
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_file_on_the_way_is_there_and_comes_once(name):
-    """No step of a request goes back to where it came from."""
+    """Every file on a request's way exists and is listed once: no step returns to a former one."""
     passed = files(SECTIONS[name])
     assert len(passed) > 5
     assert [file for file in passed if not (ROOT / file).is_file()] == []
@@ -31,7 +32,7 @@ def test_every_file_on_the_way_is_there_and_comes_once(name):
 
 
 def imported(path: str) -> set[str]:
-    """The modules that a file names in its imports, with the names that are taken from them."""
+    """Returns the modules that a file imports, with the names that it takes from them."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -42,7 +43,8 @@ def imported(path: str) -> set[str]:
 
 
 def test_an_eviction_goes_one_way():
-    """No file of it knows one before it, so none can go back. (What `placement` decides is data, and may be known.)"""
+    """No file of an eviction's way imports one before it, so none can call back. (Decisions of `placement` are data,
+    and may be imported.)"""
     passed = [path for path in files(SECTIONS["An eviction"]) if not path.startswith("placement/")]
     modules = [path.removesuffix(".py").replace("/", ".") for path in passed]
     for place, path in enumerate(passed):

@@ -1,4 +1,4 @@
-"""One name means one thing: names that several classes once shared stay with one."""
+"""One meaning for each name: names that several classes once shared stay with one."""
 
 import ast
 from collections import defaultdict

@@ -11,13 +11,13 @@ from mesh.options.values import format_address, format_bytes, parse_address, par
     [("0", 0), ("64MiB", 64 << 20), ("1.5Gi", 3 << 29), ("200MB", 200_000_000), ("8k", 8000), (" 2 GiB ", 2 << 30)],
 )
 def test_sizes(text, count):
-    """Binary and decimal units, with and without the B."""
+    """Sizes are parsed in binary and decimal units, with and without the B."""
     assert parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5.2M", "12 parsecs", "1ib"])
 def test_what_is_no_size_is_refused(text):
-    """With a text that says how to write one."""
+    """An invalid size is refused with a text that shows how to write one."""
     with pytest.raises(ValueError, match="write bytes"):
         parse_bytes(text)
 
@@ -32,28 +32,28 @@ def test_what_is_no_size_is_refused(text):
     ],
 )
 def test_addresses(text, address):
-    """A port alone is loopback: nothing listens to the world unless told so."""
+    """An address that is only a port means loopback, so nothing listens to the world by accident."""
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "host:99999", "host:x"])
 def test_what_is_no_address_is_refused(text):
-    """With an example of one."""
+    """An invalid address is refused with an example of a valid one."""
     with pytest.raises(ValueError, match="HOST:PORT"):
         parse_address(text)
 
 
 def test_sizes_for_people():
-    """Three digits at most, binary units."""
+    """Sizes are printed with at most three digits and binary units."""
     sizes = [format_bytes(count) for count in (0, 1023, 1536, 200 << 20, 3 << 40)]
     assert sizes == ["0 B", "1023 B", "1.5 KiB", "200 MiB", "3.0 TiB"]
 
 
 def test_addresses_for_people():
-    """IPv6 in brackets."""
+    """Addresses are printed with IPv6 in brackets."""
     assert format_address("::1", 5) == "[::1]:5"
 
 
 def test_secrets_stay_out_of_logs():
-    """A settings object may be logged."""
+    """Secrets do not appear when a settings object is logged."""
     assert "hunter2" not in repr(EtcdSettings(user="u", password="hunter2"))

@@ -1,4 +1,4 @@
-"""The table of statuses, and what of it travels."""
+"""The table of statuses, and the part of it that is sent to clients."""
 
 import grpc
 
@@ -7,19 +7,19 @@ from mesh.statuses import Code, MeshError, Reason, http_of_code
 
 
 def test_codes_are_grpcs_own():
-    """Our enum agrees with the library's, name by name."""
+    """The codes of Mesh's enum agree with those of gRPC's library, name by name."""
     assert {code.name: code.value[0] for code in grpc.StatusCode} == {code.name: code.value for code in Code}
 
 
 def test_reasons_with_equal_codes_stay_apart():
-    """An enum would make the second an alias of the first."""
+    """Reasons with equal codes stay distinct, which an enum would make aliases of each other."""
     assert Reason.NO_ROOM is not Reason.OVERLOADED
     assert Reason["LOST"].code is Code.UNAVAILABLE
     assert Reason.NOWHERE.http == 503
 
 
 def test_the_reason_travels_as_error_details():
-    """A client that knows google.rpc finds ErrorInfo and RetryInfo."""
+    """The reason is sent as ErrorInfo and RetryInfo, which clients that know google.rpc can read."""
     error = MeshError(Reason.NOT_IN_TIME, "loading", retry_after=1.5, details={"model": "m"})
     status = details_pb2.Status.FromString(error.grpc_details())
     info = details_pb2.ErrorInfo.FromString(status.details[0].value)
@@ -30,6 +30,6 @@ def test_the_reason_travels_as_error_details():
 
 
 def test_any_code_of_a_model_server_has_an_http_status():
-    """Even one that gRPC does not define."""
+    """Every code of a model server has an HTTP status, even one that gRPC does not define."""
     assert http_of_code(5) == 404
     assert http_of_code(99) == 500

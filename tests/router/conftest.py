@@ -1,4 +1,4 @@
-"""A worker's core on fakes: a world of pods, an etcd that is a dictionary, agents that answer as they are told."""
+"""A worker's core on fakes: a view of pods, an etcd that is a dictionary, agents that answer as the test says."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ NOW_MS = 1_700_000_000_000
 
 
 class FakeEtcd:
-    """Reads of single keys. `gate` holds reads back; `away` makes them fail."""
+    """Reads of single keys from a dictionary: `gate` delays reads, `away` makes them fail."""
 
     def __init__(self) -> None:
         self.records: dict[bytes, KeyValue] = {}
@@ -44,7 +44,7 @@ class FakeEtcd:
 
 @dataclass
 class Core:
-    """The parts, and shorthands for what tests do with them."""
+    """The parts of a worker's core, with shorthands for tests."""
 
     world: World
     etcd: FakeEtcd
@@ -56,27 +56,27 @@ class Core:
     settings: RouterSettings
 
     def rules(self, **changed: int) -> None:
-        """Cold starts go by other numbers from now on."""
+        """Changes the numbers of the rules for cold starts."""
         flights = self.coldstart._machine._flights
         flights.rules = replace(flights.rules, **changed)
 
     def register(self, model_id: str = "m", *, created: int = 7, **more: object) -> None:
-        """A record in etcd."""
+        """Writes the model's record to etcd."""
         record = replace(ModelRecord("onnx", f"file:///{model_id}"), **more)  # type: ignore[arg-type]
         key = self.world.keys.model(model_id)
         self.etcd.records[key] = KeyValue(key, record.encode(), created, created, 1, 0)
         self.registry.forget(model_id)
 
     def unregister(self, model_id: str = "m") -> None:
-        """No record in etcd; what was remembered of it stays."""
+        """Deletes the model's record from etcd, but not what the router remembers of it."""
         del self.etcd.records[self.world.keys.model(model_id)]
 
     def failed_in(self, *pods: str, ago_ms: int = 1000) -> tuple[Failure, ...]:
-        """Failures as they stand in a record."""
+        """Returns failures in these pods as a record holds them."""
         return tuple(Failure(pod, NOW_MS - ago_ms, f"{pod} says no") for pod in pods)
 
     def frame(self, model_id: str = "m", payload: bytes = b"") -> bytes:
-        """The frame of a V2 call of that model, with a raw input."""
+        """Returns the frame of a V2 call of that model, with a raw input."""
         raw = b"\x0a" + bytes([len(model_id)]) + model_id.encode()
         raw += b"\x3a" + bytes([len(payload)]) + payload if payload else b""
         return b"\0" + len(raw).to_bytes(4, "big") + raw
@@ -84,36 +84,36 @@ class Core:
     def call(
         self, model_id: str = "m", *, payload: bytes = b"", deadline: float | None = None, **more: object
     ) -> FakeCall:
-        """A V2 call of that model has arrived. `deadline` is in seconds from now."""
+        """Returns a V2 call of that model that has arrived, with its `deadline` in seconds from now."""
         when = None if deadline is None else asyncio.get_running_loop().time() + deadline
         call = FakeCall(frame=self.frame(model_id, payload), deadline=when, **more)  # type: ignore[arg-type]
         self.dispatcher.dispatch(call)
         return call
 
     def sent(self, pod: str) -> list[Sent]:
-        """Returns what was sent to that pod."""
+        """Returns the calls sent to that pod."""
         return self.world.pool(pod).sent
 
     async def answered(self, call: FakeCall) -> FakeCall:
-        """The call, once it is answered."""
+        """Returns the call once it is answered."""
         await until(lambda: bool(call.answers), interval=0.001, why="the call is answered")
         return call
 
     async def reaches(self, pod: str, count: int = 1) -> Sent:
-        """The last of `count` calls sent to that pod, once they are."""
+        """Waits until `count` calls have been sent to that pod, and returns the last."""
         await until(lambda: len(self.sent(pod)) >= count, interval=0.001, why=f"{count} calls reach {pod}")
         return self.sent(pod)[-1]
 
 
 @pytest.fixture
 def settings() -> RouterSettings:
-    """The settings of the router under test; a test overrides this fixture for others."""
+    """Settings of the router under test; a test overrides this fixture for others."""
     return RouterSettings("router", verify_timeout=0.2)
 
 
 @pytest.fixture
 async def core(settings: RouterSettings) -> AsyncIterator[Core]:
-    """The core of a worker, with nothing around it."""
+    """A worker's core without the processes around it."""
     world, etcd, agents = World(), FakeEtcd(), FakeAgents()
     meter = Meter(metrics.Registry())
     registry = Registry(etcd, world.keys)  # type: ignore[arg-type]

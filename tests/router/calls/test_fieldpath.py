@@ -1,4 +1,4 @@
-"""The walker over encoded messages agrees with protobuf's own decoder, and survives anything else."""
+"""The walker over encoded messages, which agrees with protobuf's own decoder and survives anything else."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 
 @given(name=TEXT, version=TEXT, tensors=st.lists(TEXT, max_size=3), blob=st.binary(max_size=500))
 def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
-    """As protobuf writes it: an empty string is not written at all."""
+    """The first field of a request is read as protobuf writes it, which omits an empty string."""
     request = inference_pb2.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[blob])
     for tensor in tensors:
         request.inputs.add(name=tensor, shape=[1, -1], datatype="FP32")
@@ -24,7 +24,7 @@ def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
 
 @given(type_=TEXT, path=TEXT, key=TEXT, used=st.integers(0, 2**64 - 1), load=st.booleans())
 def test_nested_fields_are_read_past_numbers_and_flags(type_, path, key, used, load):
-    """`modelInfo.key` lies in an embedded message, other fields of every kind around it."""
+    """A nested field such as `modelInfo.key` is read past other fields of every kind around it."""
     request = modelmesh_pb2.RegisterModelRequest(modelId="m", loadNow=load, lastUsedTime=used)
     request.modelInfo.type, request.modelInfo.path, request.modelInfo.key = type_, path, key
     message = request.SerializeToString()
@@ -35,7 +35,7 @@ def test_nested_fields_are_read_past_numbers_and_flags(type_, path, key, used, l
 
 @given(st.floats(), st.floats(width=32), TEXT)
 def test_fixed_width_fields_are_passed_over(double, single, text):
-    """Wire types 1 and 5 before the field that is sought."""
+    """Fields of wire types 1 and 5 are skipped before the field that is sought."""
     message = inference_pb2.InferParameter(double_param=double).SerializeToString()
     contents = b"\x0d" + b"\0\0\0\0"  # field 1, 32 bit
     raw = text.encode()
@@ -46,7 +46,7 @@ def test_fixed_width_fields_are_passed_over(double, single, text):
 
 @given(st.binary(max_size=200), st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 10))
 def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
-    """Nothing that a client sends raises anything else."""
+    """Any bytes yield a string, nothing or a ValueError: nothing that a client sends raises anything else."""
     try:
         found = fieldpath.extract(message, path, start)
     except ValueError:
@@ -56,14 +56,14 @@ def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_cut_anywhere_it_never_reads_beyond(name, rest):
-    """A message that was cut off within the field is refused, never read short."""
+    """A message that is cut off within the field is refused, never read short or beyond its end."""
     message = bytes([0x0A]) + varint(len(name) + 5) + name
     with pytest.raises(ValueError, match="ends beyond"):
         fieldpath.extract(message, (1,))
 
 
 def test_the_first_of_several_counts():
-    """As the predecessor does."""
+    """The first of several occurrences of the field counts, as in the predecessor."""
     message = b"\x0a\x01a\x0a\x01b"
     assert fieldpath.extract(message, (1,)) == "a"
 
@@ -95,7 +95,7 @@ NUMBERS = st.integers(2, 40)
 
 
 def fields(depth):
-    """Unknown fields as handmade messages may hold them, groups within groups included."""
+    """Returns unknown fields as handmade messages may hold them, nested groups included."""
     plain = st.one_of(
         st.tuples(NUMBERS, st.integers(0, 2**63)).map(lambda f: varint(f[0] << 3) + varint(f[1])),
         st.tuples(NUMBERS, st.binary(max_size=10)).map(lambda f: varint(f[0] << 3 | 2) + varint(len(f[1])) + f[1]),

@@ -6,7 +6,7 @@ from router.calls import meter
 
 
 def counts(registry):
-    """Calls by method and code, of a snapshot."""
+    """Returns a snapshot's calls by method and code."""
     (found,) = [m for m in registry.snapshot()["metrics"] if m["name"] == "modelmesh_api_request_milliseconds"]
     return {tuple(labels): sum(value[0]) for labels, value in found["series"]}
 

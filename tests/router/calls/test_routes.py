@@ -1,4 +1,5 @@
-"""The model that a call is for, by the predecessor's rules and texts; the metadata that goes on and comes back."""
+"""The model that a call is for, by the predecessor's rules and texts, and the metadata that is passed on in both
+directions."""
 
 import base64
 import gzip
@@ -30,7 +31,7 @@ def infer(name: str) -> bytes:
 
 
 def test_the_message_beats_the_header():
-    """V2 methods have a field path."""
+    """The id in the message of a V2 method, which has a field path, overrides the one in the header."""
     assert model_of(INFER, [(b"mm-model-id", b"header")], infer("body")) == "body"
 
 
@@ -46,7 +47,7 @@ def test_the_message_beats_the_header():
 )
 @pytest.mark.parametrize("method", [INFER, OTHER])
 def test_ids_in_metadata(method, headers, expected):
-    """Also for V2 methods whose message names none."""
+    """Ids in metadata name the model, also for V2 methods whose message has none."""
     assert model_of(method, headers, infer("") if method == INFER else b"\xff\xff") == expected
 
 
@@ -95,7 +96,8 @@ def test_what_is_wrong_with_ids(headers, reason, text):
     ],
 )
 def test_extensions_of_v2_are_refused_as_what_they_are(method, text):
-    """Unless the call names a model, whose server may have them. The name in the message counts for none of them."""
+    """V2 extensions are refused by name, unless the metadata names a model whose server may support them; a name in the
+    message does not count."""
     name = b"/inference.GRPCInferenceService/" + method.encode()
     with pytest.raises(MeshError, match=text) as error:
         model_of(name, message=infer("a"))
@@ -104,7 +106,7 @@ def test_extensions_of_v2_are_refused_as_what_they_are(method, text):
 
 
 def test_compressed_requests_are_read():
-    """Decompressed for the id alone."""
+    """Compressed requests are decompressed to read the id alone."""
     packed = gzip.compress(infer("squeezed"))
     frame = b"\x01" + len(packed).to_bytes(4, "big") + packed
     assert model_of(INFER, frame=frame, encoding=b"gzip") == "squeezed"
@@ -133,13 +135,14 @@ def compressed(message: bytes) -> bytes:
 
 
 def test_a_compressed_message_is_unpacked_no_further_than_its_id():
-    """What is in the rest, and whether there is too much of it, is found by who reads it."""
+    """A compressed message is decompressed no further than its id; the model server checks the rest and its size."""
     frame = compressed(infer("m") + b"\x3a\x80\x80\x80\x20" + bytes(64 << 20))
     assert model_of(INFER, frame=frame[:1000], encoding=b"gzip") == "m"
 
 
 def test_an_id_is_not_looked_for_beyond_the_first_mebibyte():
-    """Then only the metadata may name it."""
+    """An id is not sought beyond the message's first mebibyte; a call with a later one has to name the model in its
+    metadata."""
     frame = compressed(b"\x3a\x80\x80\x80\x01" + bytes(2 << 20) + infer("m"))
     assert model_of(INFER, [(b"mm-model-id", b"header")], frame=frame, encoding=b"gzip") == "header"
     with pytest.raises(MeshError) as error:
@@ -228,7 +231,7 @@ def test_our_own_headers_do_not_come_back():
 
 
 def test_what_a_copy_is_called_with():
-    """The plain id only where it is visible ASCII; the binary one always."""
+    """A copy is called with the binary id always, and with the plain id only if that is visible ASCII."""
     assert dict(headers.addressed("a b", b"inc.7")) == {
         b"mesh-copy": b"inc.7",
         b"mm-model-id": b"a b",

@@ -1,4 +1,5 @@
-"""One model's calls do not take all connections to its pod: they wait for each other, or are refused, alone."""
+"""Each model's share of the connections to a pod: its calls wait for each other, or are refused, without affecting
+other models."""
 
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ def settings():
 
 @pytest.fixture
 def mesh(core):
-    """Two models in pod a, one of them in b too."""
+    """A view with two models in pod a, one of them in b too."""
     for pod in ("a", "b"):
         core.world.pod(pod)
         core.agents.answers[pod] = fakecalls.loaded()
@@ -66,7 +67,8 @@ async def test_those_that_wait_go_on_in_their_order_and_never_beyond_the_share(m
 
 
 async def test_those_that_wait_go_on_when_calls_of_other_models_end(mesh):
-    """A model's one call may last for minutes; what others give back is there for its further calls."""
+    """Waiting calls of a model continue on connections that calls of other models give back, even while the model's own
+    call lasts for minutes."""
     mesh.register("other")
     mesh.world.copy("other", "a")
     others = [mesh.call(model) for model in ("fast", "other") for _ in range(CONNECTIONS // 2)]
@@ -139,14 +141,15 @@ def stream(mesh):
 
 
 def late(mesh, model="slow"):
-    """A unary call whose end comes later than its message."""
+    """Returns a unary call whose end arrives later than its message."""
     call = StreamCall(messages=[mesh.frame(model)])
     mesh.dispatcher.dispatch(call)
     return call
 
 
 async def test_a_stream_beyond_the_share_is_refused(mesh):
-    """Those that hold the connections may do so for hours."""
+    """A stream beyond the model's share is refused instead of queued, because the streams that hold the connections may
+    last for hours."""
     for _ in range(CONNECTIONS // 2):
         mesh.call("slow")
     refused = stream(mesh)
@@ -225,7 +228,8 @@ class Model:
 
 @given(st.integers(64, 300), st.lists(st.integers(0, 4), min_size=1, max_size=600))
 def test_there_is_always_a_connection_for_a_model_without_one(connections, arrivals):
-    """However greedy the others are, and in whatever order they come."""
+    """A model without a connection always gets one, however many connections the other models want and in whatever
+    order they come."""
     calls = [0] * 5
     for model in arrivals:
         if not shares.full(Model(calls[model], sum(calls)), connections) and sum(calls) < connections:

@@ -1,4 +1,4 @@
-"""Carrying a call: which copy, what goes along, what comes back, and every rule of trying again."""
+"""Carrying a unary call: the choice of the copy, what is passed on in both directions, and every rule of retrying."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ UNSAFE = b"/some.Predictor/predict"
 
 
 def resident(core, *pods, model="m"):
-    """The model is registered and loaded in these pods."""
+    """Registers the model and shows it loaded in these pods."""
     core.register(model)
     for pod in pods or ("a",):
         core.world.pod(pod)
@@ -32,7 +32,7 @@ def unsafe_call(core, model="m"):
 
 
 def where(core, *pods):
-    """The pod that holds the one call in flight."""
+    """Returns the pod that holds the one call in flight."""
     (pod,) = [pod for pod in pods if core.sent(pod)]
     return pod
 
@@ -41,7 +41,8 @@ def where(core, *pods):
 
 
 async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
-    """No task, no read of etcd, no header of ours in either direction."""
+    """A hit is forwarded without a task or a read of etcd, and its reply comes back unchanged, without headers of ours
+    in either direction."""
     resident(core)
     headers = [(b"x-trace", b"1"), (b"mesh-copy", b"forged"), (b"mm-model-id", b"forged"), (b"user-agent", b"u")]
     call = core.call(headers=headers)
@@ -59,7 +60,8 @@ async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
 
 
 async def test_a_failure_of_the_model_server_is_passed_through(core):
-    """Code, text and metadata; RESOURCE_EXHAUSTED and UNAVAILABLE are the server's own too."""
+    """A failure of the model server passes through with code, text and metadata, even RESOURCE_EXHAUSTED and
+    UNAVAILABLE."""
     resident(core)
     call = core.call()
     core.sent("a")[0].fail(Code.UNAVAILABLE, "not today", [(b"grpc-status-details-bin", b"x"), (b"mesh-load", b"0")])
@@ -135,7 +137,7 @@ async def test_what_names_no_model_is_refused(core, frame):
 
 
 async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
-    """An encoding that no head can hold, say."""
+    """A call is refused if it cannot be written as a request, for instance with an encoding that no header can hold."""
     resident(core)
 
     def send(*_, **__):
@@ -146,7 +148,8 @@ async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
 
 
 async def test_a_call_that_is_refused_at_once_is_freed_at_once(core, monkeypatch):
-    """It and what carried it do not keep each other for the garbage collector."""
+    """A call that is refused at once is freed at once: no reference cycle with its carrier keeps it for the garbage
+    collector."""
     import gc
     import weakref
 
@@ -194,7 +197,8 @@ async def test_not_here_goes_to_another_copy_and_forgets_this_one(core):
 
 @pytest.mark.parametrize("method", ["safe", "unsafe"])
 async def test_not_here_without_another_copy_loads_it(core, method):
-    """Nothing was done with the call, so any method may be sent again."""
+    """A call answered *not here* loads the model if no other copy is left; any method may be sent again, because
+    nothing has run."""
     resident(core)
     call = core.call() if method == "safe" else unsafe_call(core)
     core.sent("a")[0].not_here()
@@ -204,7 +208,7 @@ async def test_not_here_without_another_copy_loads_it(core, method):
 
 
 async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
-    """An agent and its server that disagree: bounded."""
+    """Retries are bounded when a pod keeps answering *not here* because its agent and its server disagree."""
     resident(core)
     call = core.call()
     for count in range(1, 9):
@@ -215,7 +219,7 @@ async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
 
 
 async def test_a_client_cannot_make_believe_that_a_model_is_not_here(core):
-    """The header counts in replies of pods only, and with a failure only."""
+    """The *not here* header counts only in failed replies of pods, so a client cannot fake it."""
     resident(core)
     call = core.call(headers=[(b"mesh-not-here", b"1")])
     (sent,) = core.sent("a")
@@ -288,7 +292,8 @@ async def test_a_call_whose_reply_had_begun_is_not_tried_again(core):
 
 
 async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
-    """Neither this caller's retry nor another's; later calls look into the record first."""
+    """After two servers died in a model's calls no retry goes to a third, of this caller or another; later calls read
+    the record first."""
     resident(core, "a", "b", "c")
     calls = [core.call() for _ in range(3)]
     sent = {pod: core.sent(pod)[0] for pod in "abc"}
@@ -309,14 +314,15 @@ async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
 
 
 def died_in(core, frame: bytes, *, ago_ms: int = 0):
-    """The pod has written down that its server died of this request."""
+    """Records that the pod's server died of this request."""
     at = time.time_ns() // 1_000_000 - ago_ms
     request = requestdigest.digest(frame).hex()
     core.register(killed=("a died",), blames=(Blame("a", at, "", sure=True, digests=(request,)),))
 
 
 async def test_a_request_in_which_a_server_died_is_not_tried_again(core):
-    """Its second try looks into the record first; other requests go on, and the same one after ten minutes."""
+    """A request in which a server died is retried only after a look into the record; other requests continue, and so
+    does the same one after ten minutes."""
     resident(core, "a", "b")
     poison = core.call(payload=b"poison")
     await until(lambda: core.sent("a") or core.sent("b"))
@@ -345,7 +351,7 @@ async def test_a_request_in_which_a_server_died_is_not_tried_again(core):
 
 
 async def test_a_request_that_ends_after_its_message_is_held_against_deaths_too(core):
-    """It is carried as a stream of one message."""
+    """Deaths also count against a request that is carried as a stream of one message because its end arrives later."""
 
     class Late(FakeCall):
         async def read(self):
@@ -364,7 +370,8 @@ async def test_a_request_that_ends_after_its_message_is_held_against_deaths_too(
 
 
 async def test_a_router_that_has_lost_nothing_is_told_by_the_copy(core):
-    """It was loaded after the death, and says that its record has to be looked into."""
+    """A copy that was loaded after a death requires a look into the record, so that a router that saw no death learns
+    of it."""
     died_in(core, core.frame(payload=b"poison"))
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.loaded(blamed=True)
@@ -414,7 +421,8 @@ async def test_a_suspect_does_not_answer_for_a_registration_that_is_gone(core):
 
 
 async def test_a_suspect_does_not_answer_for_an_id_registered_anew(core):
-    """The other pod loads the new one."""
+    """After an id is registered again the other pod loads the new registration, and a suspect pod does not answer for
+    it."""
     resident(core)
     pool = core.world.pool("a")
     core.world.lose("a")
@@ -430,7 +438,7 @@ async def test_a_suspect_does_not_answer_for_an_id_registered_anew(core):
 
 
 async def test_a_suspect_answers_where_etcd_does_not(core):
-    """And etcd is not asked again for a while."""
+    """A suspect pod answers while etcd is unavailable, and etcd is not asked again for a while."""
     resident(core)
     core.world.lose("a")
     core.etcd.gate.clear()
@@ -448,7 +456,8 @@ async def test_a_suspect_answers_where_etcd_does_not(core):
 
 
 async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(core):
-    """Nothing was run. The second try states the record, which no call reads again for a second."""
+    """A call that must be verified is sent again whatever its method, because nothing has run; the retry states the
+    record, which no call reads again for a second."""
     resident(core)
     call = unsafe_call(core)
     (sent,) = core.sent("a")
@@ -469,7 +478,8 @@ async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(co
 
 
 async def test_what_must_be_verified_and_is_gone_is_not_called_again(core):
-    """The id was unregistered, or registered again, and this router's view does not know."""
+    """A call that must be verified is not sent again if its registration has ended or been replaced, though this
+    router's view does not show that yet."""
     resident(core)
     call = core.call()
     core.unregister()
@@ -492,7 +502,8 @@ async def test_what_must_be_verified_and_is_registered_anew_is_loaded(core):
 
 @pytest.mark.parametrize(("digest", "answers"), [("", True), ("d" * 64, False)])
 async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, answers):
-    """Once the content of the next generation was loaded somewhere; until then there is nothing else to answer from."""
+    """Replaced content must be verified before it answers once the next generation was loaded somewhere; until then
+    there is nothing else to answer from."""
     resident(core)
     core.agents.answers["a"].loaded.generation = 1
     call = core.call()
@@ -506,7 +517,8 @@ async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, 
 
 
 async def test_where_etcd_is_away_the_call_says_so(core):
-    """One probe finds out; the calls after it do not wait for etcd."""
+    """While etcd is unavailable, a call says so to the pod; one probe finds out, and later calls do not wait for
+    etcd."""
     resident(core)
     core.etcd.away = True
     call = core.call()
@@ -524,7 +536,8 @@ async def test_where_etcd_is_away_the_call_says_so(core):
 
 
 async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkeypatch):
-    """Whatever breaks it: the next call that has to be verified finds out again."""
+    """A probe of etcd that fails for any reason does not make etcd count as unavailable forever: the next call that
+    must be verified asks again."""
     resident(core)
     core.etcd.away = True
     verifier = core.forwarder.verifier
@@ -547,7 +560,8 @@ async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkey
 
 
 async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(core):
-    """It does not take "etcd is away" for an answer: when etcd comes back, not everybody notices at once."""
+    """A pod that knows etcd to be available rejects a router's claim to the contrary and has the record read until etcd
+    answers the router too, because not everybody notices etcd's return at once."""
     resident(core)
     core.etcd.away = True
     call = core.call()
@@ -564,7 +578,8 @@ async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(co
 
 
 async def test_a_model_that_kills_servers_is_read_for_each_call(core):
-    """That its record stood a moment ago tells nothing of its quarantine."""
+    """The record of a model that kills servers is read for each call, because a read of a moment ago says nothing about
+    its quarantine now."""
     resident(core, "a", "b", "c")
     for name, load in (("a", 0), ("b", 10), ("c", 20)):
         core.world.view.pods[name].load = load
@@ -584,7 +599,8 @@ async def test_a_model_that_kills_servers_is_read_for_each_call(core):
 
 
 async def test_a_pod_that_knows_better_is_not_waited_for_where_there_is_another(core):
-    """Of several that know better the last one is asked to wait."""
+    """A pod that insists on verification is not waited for if another copy can answer; of several insistent pods the
+    last one is asked to wait."""
     resident(core, "a", "b", "c")
     for name, load in (("a", 0), ("b", 10), ("c", 20)):
         core.world.view.pods[name].load = load
@@ -615,7 +631,8 @@ async def test_a_pod_that_knows_better_is_not_waited_for_where_there_is_another(
 
 
 async def test_what_a_pod_demands_holds_as_long_as_etcd_is_away(core):
-    """A second later, too: no call is sent back for it again."""
+    """A pod's demand for verification lasts as long as etcd is unavailable: a second later no call is sent back for it
+    again."""
     resident(core)
     core.etcd.away = True
     core.call()
@@ -634,7 +651,7 @@ async def test_what_a_pod_demands_holds_as_long_as_etcd_is_away(core):
 
 
 async def test_reads_are_shared_by_the_calls_of_a_model(core):
-    """However many of them a pod sends back."""
+    """Calls of a model share one read of the record, however many of them a pod sends back."""
     resident(core)
     calls = [core.call() for _ in range(50)]
     core.etcd.gate.clear()
@@ -650,7 +667,7 @@ async def test_reads_are_shared_by_the_calls_of_a_model(core):
 
 
 async def test_a_pod_that_sends_everything_back_ends_the_call(core):
-    """No call goes round forever."""
+    """A pod that sends back every attempt ends the call, so no call is retried forever."""
     resident(core)
     core.agents.answers["a"] = fakecalls.refused("NO_ROOM")
     call = core.call()
@@ -708,7 +725,8 @@ async def test_calls_are_counted_by_method_and_code_and_by_hit_or_cold(core):
 
 
 async def test_a_long_text_is_cut_to_what_metadata_can_hold(core):
-    """gRPC clients refuse a reply with more than 8 KiB of it, and would see nothing at all."""
+    """A long error text is shortened to fit into metadata: gRPC clients refuse a reply with more than 8 KiB and would
+    show nothing."""
     core.register()
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.failed("x" * 100_000)
@@ -719,7 +737,8 @@ async def test_a_long_text_is_cut_to_what_metadata_can_hold(core):
 
 
 async def test_nothing_is_left_for_the_garbage_collector(core):
-    """A hit's objects are freed by their reference counts: the collector would stop the worker for them."""
+    """A hit's objects are freed by their reference counts, so the garbage collector need not stop the worker for
+    them."""
     import gc
     import weakref
 

@@ -11,7 +11,8 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 async def test_workers_share_the_port():
-    """Each listens on it; the kernel spreads the connections, so every one of them is answered by somebody."""
+    """All workers listen on one port: the kernel distributes the connections, so each connection is answered by some
+    worker."""
     answered = [0, 0]
 
     def worker(index):

@@ -1,4 +1,5 @@
-"""Ids whose former registration a pod may still answer for: when they are free again, and who is waited for."""
+"""Tombstones: when the id of a deleted registration that a pod may still answer for is free again, and which pods that
+waits for."""
 
 import asyncio
 import socket
@@ -31,7 +32,7 @@ from tests.support.waiting import until
 
 @dataclass
 class Town:
-    """Management and a leader's care on a real etcd, with pods that are keys and agents that do as they are told."""
+    """Management and a leader's care on a real etcd, with pods that are keys and agents that do as the test says."""
 
     etcd: Etcd
     keys: Keys
@@ -48,7 +49,7 @@ class Town:
         return f"{host}:{port}"
 
     async def pod(self, name: str, *models: str, incarnation: str = "i", data: str = "") -> None:
-        """A published pod, with copies of those models."""
+        """Publishes a pod with copies of those models."""
         record = PodRecord(incarnation, data or self.address, f"{name}:2", capacity_bytes=1 << 30)
         lease = await Lease.grant(self.etcd, ttl=60)
         await lease.close()
@@ -63,7 +64,7 @@ class Town:
         await self.see()
 
     async def cut_off(self, name: str, incarnation: str = "i", *, seen: bool = True) -> None:
-        """The lease of that pod ends; with `seen`, the leader was there to see it."""
+        """Ends that pod's lease; `seen` says whether the leader was there to see it."""
         lease = await Lease.grant(self.etcd, ttl=60)
         copies = [kv.key async for kv in self.etcd.scan(self.keys.all_copies)]
         for key in (self.keys.pod(name), *(key for key in copies if self.keys.copy_of(key)[1] == name)):
@@ -78,7 +79,7 @@ class Town:
         self.agents.answers[f"{name} ({incarnation})"] = unreachable(name)
 
     async def see(self) -> None:
-        """The view is as etcd is."""
+        """Updates the view from etcd."""
         start, end = self.keys.presence_range
         ended = dict(self.view.lives.ended)
         page = await self.etcd.page(start, end, limit=1000)
@@ -86,7 +87,7 @@ class Town:
         self.view.lives.ended.update(ended)
 
     async def look(self) -> None:
-        """The leader looks, and everybody sees what has come of it; twice, since it notes first what it then uses."""
+        """Lets the leader look, and all see the result, twice, because it first notes what it then uses."""
         for _ in range(2):
             await self.see()
             await self.lives.look()
@@ -103,7 +104,7 @@ class Town:
         return [life.pod for life in await self.tombstones.open_lives()]
 
     async def refused(self, model_id: str = "m", path: str = "file:///new") -> MeshError:
-        """Registering that id with another file is refused."""
+        """Checks that registering that id with another file is refused."""
         with pytest.raises(MeshError) as error:
             await self.management.register(model_id, "onnx", path)
         assert error.value.reason is Reason.FORMER_LIFE
@@ -151,7 +152,7 @@ async def town(etcd: Etcd, keys: Keys, deaf: socket.socket) -> Town:
 
 
 async def test_nothing_is_left_of_a_model_that_nobody_held(town):
-    """Other pods, and other models' copies, make no difference."""
+    """Unregistering a model that no pod held leaves nothing, whatever other pods and copies exist."""
     await town.pod("a", "n")
     assert await town.management.unregister("m")
     assert not await town.buried()
@@ -159,7 +160,8 @@ async def test_nothing_is_left_of_a_model_that_nobody_held(town):
 
 
 async def test_a_copy_is_withdrawn_and_the_id_is_free_at_once(town):
-    """The agent answers once its copy is silent and its key gone; no leader is needed."""
+    """An id is free again at once, without a leader, when the agent confirms that its copy is silent and its key
+    deleted."""
     await town.pod("a", "m")
 
     async def unload(pod, request, *, timeout):
@@ -172,7 +174,8 @@ async def test_a_copy_is_withdrawn_and_the_id_is_free_at_once(town):
 
 
 async def test_a_copy_that_stays_keeps_the_id(town):
-    """Its agent does not answer, or has not yet: the error of a new registration names the pod."""
+    """An id stays taken while an agent has not confirmed that its copy is gone; the error of a new registration names
+    the pod."""
     await town.pod("a", "m")
     await town.management.unregister("m")
     assert await town.buried()
@@ -190,7 +193,8 @@ async def test_a_copy_that_stays_keeps_the_id(town):
 
 @pytest.mark.parametrize("order", ["cut off first", "unregistered first"])
 async def test_an_id_waits_for_a_pod_that_held_it_and_is_cut_off(town, order):
-    """Whatever came first. The error names the pod, the time left and the way out; other ids do not wait."""
+    """An id waits for a cut-off pod that held it, in whatever order things happened; the error names the pod, the time
+    left and the way out, and other ids do not wait."""
     await town.pod("a", "m")
     if order == "cut off first":
         await town.cut_off("a")
@@ -212,7 +216,8 @@ async def test_an_id_waits_for_a_pod_that_held_it_and_is_cut_off(town, order):
 
 
 async def test_the_same_registration_does_not_wait(town):
-    """It makes no difference which of the two answers. A digest makes it another one."""
+    """Registering the same content again does not wait for the old copy, as either gives the same answer; another
+    digest makes it other content."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -225,7 +230,8 @@ async def test_the_same_registration_does_not_wait(town):
 
 
 async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(town, monkeypatch):
-    """Registering is idempotent, in place of a tombstone as well."""
+    """A registration that succeeded although etcd did not confirm it can be repeated: registering is idempotent, in
+    place of a tombstone as well."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -243,7 +249,7 @@ async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(to
 
 
 async def test_many_are_registered_while_some_wait(town):
-    """Those that must wait do so side by side, and fail alone."""
+    """Of many registrations at once those that must wait do so concurrently, and only they fail."""
     for number in range(20):
         await town.management.register(f"w{number}", "onnx", "file:///old")
     await town.pod("a", *(f"w{number}" for number in range(20)))
@@ -263,7 +269,7 @@ async def test_many_are_registered_while_some_wait(town):
 
 
 async def test_whoever_was_not_seen_to_end_counts_as_having_held_it(town):
-    """There was no leader at that moment, so nobody knows which revision to look at."""
+    """A pod whose end no leader saw counts as having held the model, because nobody knows which revision to look at."""
     await town.pod("a", "n")
     await town.cut_off("a", seen=False)
     await town.management.unregister("m")
@@ -283,7 +289,7 @@ async def test_history_that_is_compacted_counts_as_having_held_it(town):
 
 
 async def test_an_agent_that_is_there_confirms_that_the_copy_is_gone(town):
-    """It has lost etcd, and not the network."""
+    """An agent that has lost etcd but not the network confirms that its copy is gone, and the id is free."""
     await town.pod("a", "m")
     await town.cut_off("a")
     del town.agents.answers["a (i)"]
@@ -310,7 +316,7 @@ async def test_a_stranger_on_the_agents_address_confirms_nothing(town):
 
 
 async def test_a_life_ends_when_its_agent_says_so(town):
-    """It deletes the key once its model server has ended."""
+    """An agent ends its life by deleting the key once its model server has ended."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -333,7 +339,7 @@ async def test_a_life_ends_when_another_incarnation_is_in_its_place(town):
 
 
 async def test_a_life_ends_when_its_data_port_refuses_connections(town):
-    """And not while somebody takes them, however deaf."""
+    """A life ends when its data port refuses connections, but not while something accepts them without answering."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
@@ -351,7 +357,7 @@ async def test_a_life_ends_when_its_data_port_refuses_connections(town):
 
 
 async def test_a_life_ends_when_another_pod_has_its_address(town):
-    """Two processes cannot."""
+    """A life ends when another pod has its address, because two processes cannot share it."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.pod("b")
@@ -360,7 +366,7 @@ async def test_a_life_ends_when_another_pod_has_its_address(town):
 
 
 async def test_a_life_is_forgotten_by_hand(town):
-    """What is published cannot be, nor what nobody knows."""
+    """An operator can forget a life, unless its pod is published or unknown."""
     await town.pod("a", "m")
     for name, reason in (("a", Reason.PRECONDITION), ("b", Reason.UNKNOWN_MODEL)):
         with pytest.raises(MeshError) as error:
@@ -379,7 +385,7 @@ async def test_a_life_is_forgotten_by_hand(town):
 
 @pytest.mark.parametrize("after", [0.0, None])
 async def test_a_life_that_is_open_for_too_long_is_not_waited_for(etcd, keys, deaf, after):
-    """Unless the operator says never."""
+    """A life that stays open for too long is not waited for, unless the operator's setting says never."""
     town = await build(etcd, keys, deaf, after)
     await town.management.register("m", "onnx", "file:///old")
     await town.pod("a", "m")
@@ -396,7 +402,7 @@ async def test_a_life_that_is_open_for_too_long_is_not_waited_for(etcd, keys, de
 
 
 async def test_the_next_leader_goes_on_counting(etcd, keys, deaf):
-    """Ages travel, not times."""
+    """The next leader continues the count of a life's age, because ages are handed over instead of times."""
     town = await build(etcd, keys, deaf, 600.0)
     await town.pod("a")
     await town.cut_off("a")
@@ -416,7 +422,8 @@ async def test_the_next_leader_goes_on_counting(etcd, keys, deaf):
 
 
 async def test_a_pod_that_comes_back_is_waited_for_by_its_keys(town):
-    """It has checked its copies before it published itself; what it still has, it has keys for."""
+    """A pod that comes back is waited for only if it has a key for the model, because it checks its copies before it
+    publishes itself."""
     await town.pod("a", "m", "n")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -430,7 +437,7 @@ async def test_a_pod_that_comes_back_is_waited_for_by_its_keys(town):
 
 
 async def test_fewer_lives_than_pods_prove_nothing(town):
-    """One of them may be open all the same."""
+    """Fewer lives than pods prove nothing: the life of a cut-off pod may still be open."""
     await town.pod("a", "m")
     for name in ("b", "c"):
         await town.pod(name, data="127.0.0.1:1")
@@ -442,7 +449,8 @@ async def test_fewer_lives_than_pods_prove_nothing(town):
 
 
 async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(town):
-    """It is behind by an incarnation, and by a pod that had the address before; neither ends the life that is open."""
+    """A leader that was stopped does not end an open life by outdated knowledge, such as a former incarnation or the
+    former holder of an address."""
     await town.pod("a", incarnation="former", data="127.0.0.1:1")
     await town.pod("b")
     stopped = [(kv.key, kv.value) async for kv in town.etcd.scan(town.keys.presence_range)]
@@ -463,7 +471,8 @@ async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(t
 
 
 async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
-    """The former pod may live: the other one could not reach its agent, and thought it dead. It needs time to see."""
+    """A taken name does not end the former pod's life at once: the new pod merely could not reach the former agent,
+    which needs time to notice."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -482,7 +491,7 @@ async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
 
 
 async def test_every_address_of_a_name_must_refuse(town):
-    """`localhost` has two, mostly."""
+    """A life ends only if every address of its name refuses connections: `localhost` usually has two."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
@@ -496,8 +505,8 @@ async def test_every_address_of_a_name_must_refuse(town):
 
 
 async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
-    """The revision at which a pod was cut off is still to come there. It counts as having held everything, and the
-    leader goes on with the others."""
+    """The history of a restored etcd proves nothing: if the revision at which a pod was cut off is yet to come there,
+    the pod counts as having held everything, and the leader continues with the others."""
     await town.pod("a", "n")
     await town.cut_off("a", seen=False)
     (life,) = await town.tombstones.open_lives()
@@ -511,7 +520,8 @@ async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
 
 
 async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, monkeypatch):
-    """Those of a node that was lost. Lives are read once a look, history once a tombstone."""
+    """Thousands of tombstones of a lost node wait for one life at little cost: lives are read once per look, history
+    once per tombstone."""
     names = [f"x{number}" for number in range(130)]
     assert await town.management.register_many([Item(name, "onnx", "file:///x") for name in names]) == [None] * 130
     await town.pod("a", *names)
@@ -543,7 +553,8 @@ async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, mo
 
 
 async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monkeypatch):
-    """Its pods answer nothing, so each attempt lasts as long as it may."""
+    """A lost zone costs the leader few connections at a time, though each attempt to its silent pods takes the full
+    timeout."""
     for number in range(200):
         await town.etcd.put(town.keys.life(f"p{number}", "i"), Life(f"h{number}:1", f"h{number}:2").encode())
     trying = most = 0
@@ -564,7 +575,7 @@ async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monk
 
 
 async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkeypatch):
-    """And by a read that began after each of them had asked."""
+    """Concurrent readers of lives share one read, which began after each of them asked."""
     await town.pod("a", "m")
     await town.cut_off("a")
     reads = 0
@@ -591,7 +602,7 @@ async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkey
 
 
 async def test_tombstones_are_no_copies(town):
-    """Neither in a model's status nor in a router's view; a pod may even be called so."""
+    """Tombstones do not count as copies in a model's status or in a router's view, even if a pod has their name."""
     await town.pod("a", "m")
     await town.management.unregister("m")
     await town.see()
@@ -620,7 +631,7 @@ async def test_junk_under_lives_and_tombstones_is_passed_over(town, junk):
 
 
 async def test_a_copy_being_made_keeps_the_id_too(town):
-    """Its load may end after the id was unregistered."""
+    """A copy that is still loading keeps the id, because its load may end after the id was unregistered."""
     await town.pod("a", "m")
     kv = await town.etcd.get(town.keys.copy("m", "a"))
     await town.etcd.put(town.keys.copy("m", "a"), CopyRecord("i", kv.create_revision, LOADING).encode())

@@ -1,4 +1,5 @@
-"""One leader at a time, on a real etcd: the next one follows, and one whose lease is gone stops at once."""
+"""The election of one leader at a time, on a real etcd: successors follow, and a leader whose lease is gone stops at
+once."""
 
 import asyncio
 
@@ -8,7 +9,7 @@ from tests.support.waiting import until
 
 
 class Candidate:
-    """Notes when it leads."""
+    """A candidate that notes when it leads."""
 
     def __init__(self, etcd, keys, name: str) -> None:
         self.terms = 0
@@ -30,7 +31,7 @@ class Candidate:
 
 
 async def test_one_leads_and_the_next_follows(etcd, keys):
-    """Who stops gives its lease back, so that nobody waits for it to run out."""
+    """A leader that stops revokes its lease, so the next one follows at once."""
     one, two = Candidate(etcd, keys, "one"), Candidate(etcd, keys, "two")
     try:
         await until(lambda: one.now or two.now)
@@ -48,7 +49,7 @@ async def test_one_leads_and_the_next_follows(etcd, keys):
 
 
 async def test_a_leader_whose_lease_is_gone_stops_and_stands_again(etcd, keys):
-    """Somebody has ended its lease: what it led is cancelled, and it stands for election once more."""
+    """A leader whose lease was ended by somebody else stops, cancels what it led and stands for election again."""
     one = Candidate(etcd, keys, "one")
     try:
         await until(lambda: one.now)
@@ -63,7 +64,7 @@ async def test_a_leader_whose_lease_is_gone_stops_and_stands_again(etcd, keys):
 
 
 async def test_leading_that_fails_is_given_up_and_tried_again(etcd, keys):
-    """An error in the loops costs a term, not the leadership forever."""
+    """An error in the leader's loops ends its term, and it stands for election again."""
     terms = 0
 
     async def lead() -> None:

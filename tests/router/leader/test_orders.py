@@ -27,7 +27,8 @@ def orders(world, agents):
 
 
 async def test_what_an_agent_answers_is_known_before_etcd_tells_it(world):
-    """With all that matters to a call: also that servers have died of the model."""
+    """The view learns an agent's answer before etcd reports it, with all that matters to calls, such as deaths of
+    servers in the model's calls."""
     agents = FakeAgents()
     reply = fakecalls.loaded("i")
     reply.loaded.generation, reply.loaded.digest, reply.loaded.blamed = 2, "d", True
@@ -41,7 +42,7 @@ async def test_what_an_agent_answers_is_known_before_etcd_tells_it(world):
 
 
 async def test_a_refusal_changes_nothing_in_view(world):
-    """And an agent that does not answer is the caller's business."""
+    """An agent's refusal does not change the view, and an agent's silence is an error to the caller."""
     agents = FakeAgents()
     agents.answers["a"] = fakecalls.refused("NO_ROOM", "full")
     asked = orders(world, agents)

@@ -1,4 +1,4 @@
-"""The models used last, in a real etcd."""
+"""The most recently used models, in a real etcd."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def clock():
 
 
 async def test_another_leader_finds_what_was_noted(etcd, keys, clock):
-    """Latest first, with the time that has passed since; the latest use counts."""
+    """The next leader finds the noted models, latest use first, with the time since each use."""
     first = Recency(etcd, keys, clock=clock)
     await first.load()
     first.note({"a": 10_000, "b": 5_000, "c/ü": 20_000})
@@ -33,7 +33,7 @@ async def test_another_leader_finds_what_was_noted(etcd, keys, clock):
 
 
 async def test_it_is_bounded_and_pieces_go_that_are_not_needed(etcd, keys, clock, monkeypatch):
-    """The latest stay."""
+    """The list is bounded to the latest uses, and unneeded pieces of it are deleted."""
     monkeypatch.setattr(recency, "MOST", 25)
     monkeypatch.setattr(recency, "PIECE", 10)
     noted = Recency(etcd, keys, clock=clock)
@@ -51,7 +51,8 @@ async def test_it_is_bounded_and_pieces_go_that_are_not_needed(etcd, keys, clock
 
 
 async def test_where_nobody_has_noted_anything_the_records_tell(etcd, keys, clock):
-    """A mesh that is started on the predecessor's data; a record that cannot be read does no harm."""
+    """Without a list, as on the predecessor's data, the records tell the last uses; a record that cannot be read does
+    no harm."""
     await etcd.put(keys.model("old"), ModelRecord(type="t", last_used_ms=900_000_000).encode())
     await etcd.put(keys.model("new"), ModelRecord(type="t", last_used_ms=990_000_000).encode())
     await etcd.put(keys.model("never"), ModelRecord(type="t").encode())
@@ -63,7 +64,7 @@ async def test_where_nobody_has_noted_anything_the_records_tell(etcd, keys, cloc
 
 @pytest.mark.parametrize("value", [b"", b"garbage", recency._pack({"a": "b"}), b"x\x9c\x03\x00"])
 async def test_a_piece_that_is_not_ours_is_left_out(etcd, keys, clock, value):
-    """And the others are read."""
+    """A piece of the list in an unknown format is skipped, and the others are read."""
     noted = Recency(etcd, keys, clock=clock)
     noted.note({"a": 1000})
     await noted.save()

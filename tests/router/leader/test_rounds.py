@@ -1,4 +1,5 @@
-"""A leader's rounds, with a real etcd, a real view and agents of the test's own: what is asked of whom, and once."""
+"""A leader's rounds, with a real etcd, a real view and agents of the test's own: which loads and unloads are requested,
+once each."""
 
 import asyncio
 import time
@@ -28,7 +29,7 @@ class Pool:
 
 
 class Agents:
-    """Loads and unloads in the view at once, as etcd would tell a moment later."""
+    """Agents whose loads and unloads are in the view at once, as etcd would report a moment later."""
 
     def __init__(self) -> None:
         self.loads: list[tuple[str, str]] = []
@@ -122,7 +123,7 @@ async def world(etcd, keys):
 
 
 async def test_what_is_hot_gets_a_copy_and_is_asked_for_once(world):
-    """By its rate; the next round finds it done."""
+    """A hot model, by its rate, gets one more copy, which is requested once; the next round finds it done."""
     world.copy("m", "a", await world.register("m"))
     await world.round()
     assert world.agents.loads == []
@@ -137,7 +138,8 @@ async def test_what_is_hot_gets_a_copy_and_is_asked_for_once(world):
 
 
 async def test_limits_are_kept_both_ways(world):
-    """A minimum without any traffic, a maximum whatever the traffic, a pin told to the agent that holds it."""
+    """Limits are kept: a minimum without any traffic, a maximum whatever the traffic, and a pin that the holding agent
+    is informed about."""
     created = await world.register("m", limits=CopyLimits(2, None, True))
     await world.round()
     assert {model for model, _ in world.agents.loads} == {"m"}
@@ -155,7 +157,7 @@ async def test_limits_are_kept_both_ways(world):
 
 
 async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
-    """While an agent takes its time to unload, nobody may count on a copy there: neither limits nor a drain."""
+    """A copy that its agent is still unloading does not count as existing, neither for limits nor for a drain."""
     created = await world.register("m", limits=CopyLimits(None, 1, None))
     world.copy("m", "a", created)
     world.copy("m", "b", created)
@@ -179,7 +181,7 @@ async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
 
 
 async def test_limits_of_types(world):
-    """For models that have none of their own."""
+    """Limits of a type apply to models that have none of their own."""
     world.settings = Current(limits=TypeLimits(default=CopyLimits(None, 1, True)))
     created = await world.register("m")
     world.copy("m", "a", created)
@@ -190,7 +192,7 @@ async def test_limits_of_types(world):
 
 
 async def test_what_stands_on_the_wrong_pod_is_moved(world):
-    """Loaded on a right one first, then unloaded."""
+    """A copy on a pod that its constraints exclude is loaded on a permitted one first, then unloaded."""
     world.pod("c", labels=("gpu",))
     world.copy("m", "a", await world.register("m"))
     world.settings = Current(constraints=Constraints({"t": Constraint(frozenset({"gpu"}))}))
@@ -201,7 +203,7 @@ async def test_what_stands_on_the_wrong_pod_is_moved(world):
 
 
 async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
-    """Not what nobody used for long."""
+    """Models of a dead pod are loaded elsewhere if they were used lately, and not otherwise."""
     for name, idle in (("used", 1000), ("old", 5 * 3_600_000)):
         world.copy(name, "a", await world.register(name))
         world.agents.states["a", name] = {"idle_ms": idle}
@@ -215,7 +217,8 @@ async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
 
 
 async def test_a_load_that_does_not_work_rests(world):
-    """And is not asked for again in the next round; a silent agent ends nothing."""
+    """A failed load is not requested again in the next round, and an agent that does not answer does not end the
+    round."""
     await world.register("m", limits=CopyLimits(1))
     world.agents.refuse = "NO_ROOM"
     world.agents.silent.add("b")
@@ -227,7 +230,8 @@ async def test_a_load_that_does_not_work_rests(world):
 
 
 async def test_a_pod_that_leaves_is_emptied(world):
-    """What is used is loaded elsewhere first; what is not goes last; then nothing keeps the pod."""
+    """A draining pod is emptied: models in use are loaded elsewhere first, unused ones go last, and then nothing keeps
+    the pod."""
     for number in range(5):
         world.copy(f"m{number}", "a", await world.register(f"m{number}"))
         world.agents.states["a", f"m{number}"] = {"idle_ms": 1000 if number else 9 * 3_600_000}
@@ -241,7 +245,8 @@ async def test_a_pod_that_leaves_is_emptied(world):
 
 
 async def test_a_key_that_says_nothing_is_tidied_up(world):
-    """Of a model without limits, or not registered: after two looks, in case they are being set just now."""
+    """The key of limits or pins that belongs to no such model is deleted after two looks, in case it is just being
+    set."""
     await world.register("m")
     for name in ("m", "gone"):
         await world.etcd.put(world.keys.want(name), b"")
@@ -253,8 +258,8 @@ async def test_a_key_that_says_nothing_is_tidied_up(world):
 
 
 async def test_free_space_is_filled_with_what_was_used_last(world):
-    """A restarted mesh: nothing resident, and a list that an earlier leader has left. Latest first, an eighth of each
-    pod stays free, nobody is pushed out, and what is not registered any more is forgotten."""
+    """After a restart of the mesh free space is filled with the last used models of an earlier leader's list, latest
+    first. An eighth of each pod stays free, nothing is evicted, and unregistered models are forgotten."""
     for name in ("a", "b", "c"):
         world.pod(name, capacity_bytes=8 * MIB, used_bytes=5 * MIB)
     recency = Recency(world.etcd, world.keys)
@@ -280,7 +285,7 @@ async def test_free_space_is_filled_with_what_was_used_last(world):
 
 
 async def test_uses_are_noted_as_of_when_their_pod_told_of_them(world, monkeypatch):
-    """Asking the next pod takes its time, which must not make what the first one told seem later."""
+    """Uses are noted with the time of their pod's report, however long it takes to ask the other pods."""
     now = 1000.0
     recency = Recency(world.etcd, world.keys, clock=lambda: now)
     monkeypatch.setattr(world.rounds, "_recency", recency)
@@ -305,7 +310,7 @@ async def test_uses_are_noted_as_of_when_their_pod_told_of_them(world, monkeypat
 
 
 async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
-    """It has to be released, or to be called, first."""
+    """A quarantined or failing model is not preloaded before it is released or called."""
     recency = Recency(world.etcd, world.keys)
     recency.note({"bad": 1000, "failing": 1000, "failed": 2000, "good": 5000})
     await recency.save()
@@ -324,7 +329,8 @@ async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
 
 
 async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
-    """It is empty, so it would be chosen for each; after a few it is left alone."""
+    """A pod in which all loads fail gets no more of them after a few, although it is empty and would be chosen each
+    time."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # fuller than the broken one
         world.pod(name, used_bytes=8 * MIB)
@@ -340,7 +346,7 @@ async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
 
 
 async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_there(world):
-    """A round plans many loads before the first of them fails."""
+    """Loads that a round planned for a pod that then proves unhealthy are not sent there."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # there is room in the broken one only
         world.pod(name, used_bytes=64 * MIB)
@@ -353,7 +359,8 @@ async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_ther
 
 
 async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):
-    """The list in etcd is what counts: each leader reads it again."""
+    """A leader that is elected again reads the list of uses from etcd, and so keeps what others have noted
+    meanwhile."""
 
     async def noted() -> Recency:
         found = Recency(world.etcd, world.keys)

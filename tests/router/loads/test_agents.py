@@ -1,4 +1,4 @@
-"""Agents over real gRPC: what is said of one that does not answer, to callers and in the log."""
+"""Agents over real gRPC: the reports of one that does not answer, to callers and in the log."""
 
 import grpc
 import pytest
@@ -16,7 +16,8 @@ def pod(port: int) -> Pod:
 
 
 async def test_an_agent_that_is_not_there():
-    """Its request has certainly not arrived. Callers read which pod it is; addresses and gRPC's words are the log's."""
+    """A request to an unreachable agent has certainly not arrived; callers learn which pod it is, and only the log has
+    addresses and gRPC's words."""
     port = free_port()
     agents = Agents()
     try:
@@ -30,7 +31,7 @@ async def test_an_agent_that_is_not_there():
 
 
 async def test_an_agent_that_is_silent():
-    """It may have got the request."""
+    """A request to an agent that does not answer may have arrived."""
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
 

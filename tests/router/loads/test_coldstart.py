@@ -1,4 +1,4 @@
-"""Cold starts, from no copy to a copy: one load for all, bounds, deadlines, and every answer an agent can give."""
+"""Cold starts: one load for all callers, bounds, deadlines, and every answer an agent can give."""
 
 import asyncio
 from dataclasses import replace
@@ -23,7 +23,7 @@ def one_pod(core, answer=GO_ON):
 
 
 def held(core, pod="a", reply=GO_ON):
-    """An agent whose answer waits for the event that is returned."""
+    """Makes the agent's answer wait for the event that is returned."""
     event = asyncio.Event()
 
     async def answer(request):
@@ -35,7 +35,8 @@ def held(core, pod="a", reply=GO_ON):
 
 
 async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(core):
-    """With everything that the agent needs to know; the copy is in the view before etcd says so."""
+    """A call of a model without a copy has it loaded, with everything that the agent needs to know, and the copy is in
+    the view before etcd reports it."""
     core.register(host_bytes=123, load_ms=3)
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
@@ -52,7 +53,8 @@ async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(c
 
 @pytest.mark.parametrize(("digest", "generation"), [("", 0), ("ab", 3)], ids=["not-loaded-yet", "loaded-somewhere"])
 async def test_what_a_reload_has_replaced_is_no_copy_to_be_had(core, digest, generation):
-    """Where the new content was loaded once, the agent is asked for it; before that any copy will do."""
+    """After a reload agents are asked for the new content once it was loaded somewhere; before that any copy will
+    do."""
     core.register(generation=3, digest=digest)
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
@@ -84,7 +86,8 @@ async def test_an_unknown_model_is_refused(core):
 
 
 async def test_a_model_registered_while_others_are_told_that_it_is_unknown_is_found(core):
-    """NOT_FOUND rests on a read that began after the call arrived: the early caller gets it, the late one is served."""
+    """A model that is registered while others get NOT_FOUND is found: that answer rests on a read that began after the
+    call arrived, so the early caller gets it and the late one is served."""
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
     core.etcd.gate.clear()
@@ -113,7 +116,7 @@ async def test_no_pods_at_all_is_told(core):
 
 
 async def test_a_known_record_is_not_read_again(core):
-    """The claim validates it."""
+    """A known record is not read again, because the claim validates it."""
     one_pod(core)
     await core.coldstart.load("m")
     core.world.view.drop(core.world.get("m", "a"))
@@ -123,7 +126,8 @@ async def test_a_known_record_is_not_read_again(core):
 
 
 async def test_a_stale_record_is_read_again(core):
-    """Registered again since it was read: the agent says so, and the load goes on with the new one."""
+    """When an agent reports that the record is stale, since the id was registered again, it is read again and the load
+    continues with the new one."""
     one_pod(core)
     await core.coldstart.load("m")
     remembered = core.registry.remembered("m")
@@ -154,7 +158,7 @@ async def test_an_agent_that_calls_every_registration_stale_is_given_up(core):
 
 
 async def test_elsewhere_is_followed(core):
-    """Another router was first: its load is joined, not repeated."""
+    """A load that another router started first is joined instead of repeated."""
     core.register()
     core.world.pod("a", capacity=1 << 40)
     core.world.pod("b", capacity=1 << 20)
@@ -187,7 +191,8 @@ async def test_a_claim_of_a_former_life_is_not_joined(core):
 
 
 async def test_the_claim_of_a_dead_pod_is_waited_for(core):
-    """Until its lease ends nobody else may load it; then somebody does, and the callers never learn of it."""
+    """A dead pod's claim is waited for until its lease ends; then another pod loads the model, and the callers notice
+    nothing."""
     core.rules(pause_ms=5)
     core.register()
     core.world.pod("dead")
@@ -205,7 +210,7 @@ async def test_the_claim_of_a_dead_pod_is_waited_for(core):
 
 
 async def test_a_load_seen_in_etcd_ends_the_waiting(core):
-    """An agent that answers nothing useful, while another router's load comes to its end."""
+    """A load that etcd shows as finished ends the waiting, even if no agent has answered usefully."""
     core.rules(pause_ms=30000)
     core.register()
     core.world.pod("a")
@@ -230,7 +235,8 @@ async def test_an_agent_that_cannot_be_reached_is_passed_over(core):
 
 
 async def test_a_suspect_is_not_asked_to_load(core):
-    """It may be back in a moment, so the caller waits; it is told why if nobody comes."""
+    """A suspect pod is not asked to load: the caller waits, as the pod may be back in a moment, and gets the reason if
+    no pod comes."""
     core.rules(pause_ms=1, patience_ms=20)
     one_pod(core)
     core.world.copy("other", "a")
@@ -280,8 +286,8 @@ async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, rea
 
 
 async def test_a_model_that_fits_nowhere_is_tried_once(core):
-    """The pod that found out has written its size down: no other pod of that size is asked, nor any by a later call,
-    and a router that knows only the record of before is told so by one pod."""
+    """A model that fits nowhere is tried once: its measured size is recorded, no pod of that size is asked again, by
+    this call or later ones, and a router with an older record is corrected by one pod."""
 
     def answer(request):
         if not request.host_bytes:
@@ -310,7 +316,7 @@ async def test_a_model_that_fits_nowhere_is_tried_once(core):
 
 
 async def test_nobody_is_asked_for_room_for_nobody(core):
-    """The caller's deadline has passed while it waited for room in a pod."""
+    """No other agent is asked for room once the caller's deadline has passed while it waited for room in a pod."""
     core.rules(waited_ms=-1)
     core.register()
     for name in "ab":
@@ -352,7 +358,8 @@ async def test_only_some_pods_are_asked_in_one_go(core):
 
 
 async def test_etcd_away_in_the_middle_of_a_load(core):
-    """The record was remembered and no agent can claim: the next look at the registry says why."""
+    """When etcd becomes unavailable during a load, so that no agent can claim, the next look at the registry gives the
+    reason."""
     core.rules(pause_ms=1)
     one_pod(core, fakecalls.refused("REGISTRY_AWAY"))
     await core.registry.read("m")
@@ -364,7 +371,7 @@ async def test_etcd_away_in_the_middle_of_a_load(core):
 
 @pytest.mark.parametrize("reason", ["UNAVAILABLE", "REGISTRY_AWAY", "INTERNAL"])
 async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, reason):
-    """Its model server is being restarted, or it has no lease at the moment."""
+    """A pod whose model server restarts, or that has no lease at the moment, is asked again."""
     core.rules(pause_ms=1)
     one_pod(core)
     answers = [fakecalls.refused(reason), fakecalls.refused(reason), GO_ON]
@@ -383,7 +390,8 @@ async def test_larger_than_every_pod_is_told_without_asking(core):
 
 
 async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
-    """The average copy is larger than the small pod; the model may still fit."""
+    """An estimated size never causes a refusal: the model may fit though the average copy is larger than the small
+    pod."""
     core.register()
     core.world.pod("big", capacity=1 << 40, used=1 << 39, copies=1, state=LEAVING)
     core.world.pod("small", capacity=1 << 20)
@@ -392,7 +400,8 @@ async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
 
 
 async def test_nor_is_it_on_a_device(core):
-    """Copies of CPU pods are larger than the only device there is."""
+    """An estimated size never causes a refusal on a device, though copies on CPU pods are larger than the only
+    device."""
     core.register()
     core.world.pod("cpu", capacity=1 << 37, used=3 << 35, copies=3, state=LEAVING)
     core.world.pod("gpu", capacity=1 << 36, device_capacity_bytes=1 << 34, labels=("gpu",))
@@ -413,7 +422,8 @@ async def test_after_failures_in_three_pods_the_callers_get_the_models_own_error
 
 
 async def test_what_has_just_failed_is_not_tried_again(core):
-    """The agent writes the failure into the record; what was remembered of it from before does not count."""
+    """A model that has just failed is not tried again: the failure that the agent recorded counts, not the record
+    remembered from before."""
 
     def fail(request):
         core.register(failures=core.failed_in("a"))
@@ -429,7 +439,8 @@ async def test_what_has_just_failed_is_not_tried_again(core):
 
 
 async def test_a_claim_of_a_load_that_has_failed_is_not_joined(core):
-    """The view is a moment behind: it shows the claim still, to the same callers and to those who come next."""
+    """The claim of a failed load is not joined, though the view still shows it, by the same callers or by later
+    ones."""
 
     def fail(request):
         core.register(failures=core.failed_in("a"))
@@ -452,7 +463,8 @@ async def test_a_failure_in_one_pod_is_tried_in_another(core):
 
 
 async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
-    """Empty as it is, it would be chosen first each time; and what failed there counts against no model."""
+    """A pod in which all loads fail gets no more of them, although it is empty and would be chosen first, and its
+    failures do not count against the models."""
     core.world.pod("broken", capacity=1 << 50)
     core.world.pod("well", capacity=1 << 30)
     core.agents.answers = {"broken": fakecalls.failed("no such device"), "well": GO_ON}
@@ -466,7 +478,7 @@ async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Pauses take until this is called."""
+    """Pauses last until this is called."""
     for name in ("FIRST_PAUSE_MS", "LONGEST_PAUSE_MS"):
         monkeypatch.setattr(f"placement.failures.{name}", 60_000)
     return lambda: monkeypatch.setattr("placement.failures.FIRST_PAUSE_MS", 0)
@@ -474,7 +486,8 @@ def passes(monkeypatch):
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 async def test_what_may_pass_is_told_with_a_time_and_tried_again(core, passes, kind):
-    """Trouble of the store is nobody's fault: UNAVAILABLE with how long to wait. A moment later the call succeeds."""
+    """A passing failure, such as trouble of the store, is reported as UNAVAILABLE with the time to wait; a call a
+    moment later succeeds."""
 
     def fail(request):
         core.register(failures=(replace(core.failed_in("a", ago_ms=0)[0], text="the store answers 503", kind=kind),))
@@ -516,7 +529,8 @@ async def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_other_pod(core)
 
 
 async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
-    """The operator has corrected the endpoint: the next call has it loaded, whatever the record says."""
+    """A failure is void once the secret of its pod has changed, as the operator has corrected it: the next call loads
+    the model, whatever the record says."""
     one_pod(core)
     core.world.pod("a", secrets="old")
     failure = replace(core.failed_in("a")[0], secrets="old")
@@ -529,7 +543,7 @@ async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
 
 
 async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
-    """The failure is of the future by this router's clock; its pause begins when the router first reads of it."""
+    """A clock that is ahead does not prolong a failure: its pause begins when the router first reads of it."""
     one_pod(core)
     (failure,) = core.failed_in("a", ago_ms=-3_600_000)
     core.register(failures=(replace(failure, kind=FailureKind.PASSING),))
@@ -540,7 +554,7 @@ async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
 
 
 async def test_broken_models_do_not_send_the_good_ones_to_one_pod(core):
-    """A new broken model before each good one: the good ones go to all pods alike."""
+    """Broken models between good ones do not send the good ones to one pod: they are spread evenly."""
     for name in "abcd":
         core.world.pod(name)
         core.agents.answers[name] = lambda request: (
@@ -587,7 +601,7 @@ async def test_a_quarantined_model_is_not_loaded_and_its_history_is_told(core):
 
 
 async def test_a_remembered_failure_is_read_again(core):
-    """Released meanwhile, through another router."""
+    """A remembered failure is read again, because another router may have released the model."""
     one_pod(core)
     core.register(killed=("one", "two"))
     with pytest.raises(MeshError):
@@ -599,7 +613,8 @@ async def test_a_remembered_failure_is_read_again(core):
 
 
 async def test_an_answer_from_another_life_of_the_pod_is_not_believed(core):
-    """It has restarted and its presence is on its way."""
+    """An answer from another incarnation of the pod, which has restarted and not published itself yet, is not
+    believed."""
     core.rules(pause_ms=30000)
     one_pod(core, fakecalls.loaded("second"))
     call = core.call()
@@ -640,7 +655,8 @@ async def test_each_waiter_has_its_own_deadline(core):
 
 
 async def test_a_deadline_before_the_expected_end_is_told_at_once(core):
-    """UNAVAILABLE with how long to wait, while the load goes on; who comes later is told the same."""
+    """A call whose deadline is before the expected end of the load is refused at once with UNAVAILABLE and the time to
+    wait, as are later calls; the load continues."""
     core.register(load_ms=20_000)
     core.world.pod("a")
     event = held(core)
@@ -674,7 +690,7 @@ async def test_a_load_later_than_expected_refuses_nobody(core):
 
 
 class TestBounds:
-    """The bounds of waiting: calls and bytes, for a model and in all, and time."""
+    """The bounds of waiting: calls and bytes, for a model and in total, and time."""
 
     @pytest.fixture
     def settings(self):
@@ -714,7 +730,7 @@ class TestBounds:
         third.cancel()
 
     async def test_time(self, core):
-        """Without a deadline, too, no call waits forever; the load goes on."""
+        """No call waits forever, even without a deadline, and the load continues after its wait ends."""
         one_pod(core)
         held(core)
         call = await core.answered(core.call())
@@ -724,7 +740,8 @@ class TestBounds:
 
 
 async def test_a_load_without_a_waiting_call_evicts_nothing_more_recent(core):
-    """`ensureLoaded` with an old recency, every pod full of copies used more recently."""
+    """A load without a waiting call, such as `ensureLoaded` with an old recency, evicts nothing that was used more
+    recently."""
     core.register(host_bytes=100)
     core.world.pod("a", capacity=100, used=100, oldest_idle_ms=1000)
     with pytest.raises(MeshError, match="Nowhere available to load") as error:
@@ -733,7 +750,8 @@ async def test_a_load_without_a_waiting_call_evicts_nothing_more_recent(core):
 
 
 async def test_what_was_sent_refuses_nobody_by_itself(core):
-    """Its publication has come already, so it is counted twice; the pod has room, and says whether it has."""
+    """A load just sent to a pod, though it may be counted twice once the pod has published it, is no reason to refuse
+    another: the pod has room, and decides itself."""
     core.world.pod("a", capacity=100)
     core.agents.answers["a"] = fakecalls.loaded(host_bytes=50)
     for name in ("one", "two"):
@@ -745,7 +763,8 @@ async def test_what_was_sent_refuses_nobody_by_itself(core):
 
 
 async def test_what_a_pod_has_published_together_with_the_copy_is_counted_once(core):
-    """However soon after the sending: else a pod that loads quickly looks fuller than it is until its next figures."""
+    """A load that a pod publishes together with its figures is counted once, however soon after the sending; otherwise
+    a pod that loads quickly would look fuller than it is until its next figures."""
     core.register(host_bytes=50)
     core.world.pod("a", capacity=100)
     core.agents.answers["a"] = fakecalls.loaded(host_bytes=50)
@@ -775,7 +794,8 @@ async def test_a_call_that_joins_makes_the_load_urgent(core):
 
 
 async def test_a_call_that_joins_later_makes_the_load_urgent_at_the_agent(core):
-    """It was asked before, for nobody in particular; it is told once, and does not load twice for it."""
+    """A call that joins a load without a caller makes it urgent at the agent, which is informed once and does not load
+    twice."""
     one_pod(core)
     done = held(core)
     quiet = asyncio.create_task(core.coldstart.load("m", idle_ms=3_600_000))
@@ -811,7 +831,8 @@ async def test_beginning_raises_what_kept_it_from_being_asked(core):
 
 
 async def test_loads_of_many_models_do_not_herd(core):
-    """What this router has just sent counts, although nobody has published anything yet."""
+    """Loads of many models are spread over the pods: what this router has just sent counts before any pod publishes
+    it."""
     for name in "ab":
         core.world.pod(name, capacity=1000)
         held(core, name)
@@ -845,7 +866,8 @@ async def test_a_mistake_in_the_router_is_told_and_ends_the_flight(core):
 
 
 async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
-    """A mistake of ours, not of the caller's model; the next call begins afresh."""
+    """An impossible answer of an agent ends the flight as an internal error that is not held against the model, and the
+    next call starts over."""
     one_pod(core)
     monkeypatch.setattr(core.coldstart._finder, "look", core.coldstart._finder.recall)
     call = await core.answered(core.call())
@@ -858,7 +880,7 @@ async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
 
 
 def test_settings_travel_to_the_workers(tmp_path):
-    """Secrets in a file for this user only."""
+    """Settings are passed to the workers, with secrets in a file that only this user can read."""
     settings = RouterSettings("r", workers=3)
     etcd = replace(settings.etcd, password="secret", ca=b"\xff\0pem", files=EtcdFiles(ca="/ca"))
     settings = replace(settings, internal_tls="/tls", etcd=etcd)

@@ -1,4 +1,4 @@
-"""Problems of cold starts and errors for callers: the same, in two vocabularies."""
+"""Problems of cold starts and errors for callers: the same in two vocabularies."""
 
 import pytest
 

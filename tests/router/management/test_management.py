@@ -1,4 +1,5 @@
-"""Management on a real etcd: the predecessor's semantics and texts, lists, bulk, and what is left of former lives."""
+"""Management on a real etcd: the predecessor's semantics and texts, lists, bulk operations, and the remains of former
+registrations."""
 
 import asyncio
 import json
@@ -38,7 +39,7 @@ HOUR = 3_600_000
 
 @dataclass
 class Desk:
-    """A management with agents that do as they are told, and a view that the test fills."""
+    """A management with agents that do as the test says, and a view that the test fills."""
 
     management: Asked
     etcd: Etcd
@@ -59,24 +60,24 @@ class Desk:
         await self.etcd.put(self.keys.model(model_id), record.encode())
 
     async def created(self, model_id: str = "m") -> int:
-        """The registration's revision."""
+        """Returns the revision of the registration."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return kv.create_revision
 
     def pod(self, name: str = "a", **more: object) -> None:
-        """A pod in view."""
+        """Puts a pod into the view."""
         record = PodRecord("i", f"{name}:1", f"{name}:2", capacity_bytes=1 << 30, **more)  # type: ignore[arg-type]
         self.view.delta(1, [(self.keys.pod(name), record.encode())])
 
     async def copy(self, model_id: str, pod: str, state: str = LOADED, *, created: int = 0) -> None:
-        """A copy in etcd."""
+        """Puts a copy into etcd."""
         since = NOW - 5000  # its last use is another matter
         record = CopyRecord("i", created or await self.created(model_id), state, 1000, 24, 777_000, since_ms=since)
         await self.etcd.put(self.keys.copy(model_id, pod), record.encode())
 
     async def call(self, method: str, request: object, **more: object) -> FakeCall:
-        """A gRPC call, answered."""
+        """Makes a gRPC call and returns its answer."""
         frame = framing.pack(request.SerializeToString())  # type: ignore[attr-defined]
         call = FakeCall(method.encode(), frame=frame, **more)  # type: ignore[arg-type]
         self.dispatcher.dispatch(call)
@@ -153,8 +154,8 @@ DIGEST = "ab" * 32
 
 
 async def test_a_digest_is_part_of_a_registration_that_names_it(desk):
-    """In the record, in lower case. Who says nothing of it agrees; who names another one, or one where there is none,
-    does not: it would not be looked at."""
+    """A digest in a registration is recorded in lower case. Registering again without a digest agrees with it; another
+    digest, or a first one for a registration without, is refused because nothing would check it."""
     await desk.management.register("m", "onnx", "p", sha256=DIGEST.upper())
     assert (await desk.record()).sha256 == DIGEST
     assert not (await desk.management.register("m", "onnx", "p")).created
@@ -189,7 +190,8 @@ async def test_the_recency_of_a_new_model(desk, given, load_now, expected):
 
 
 async def test_an_existing_model_only_becomes_much_more_recent(desk):
-    """A difference of an hour is worth a write."""
+    """An existing model's last use is rewritten only if it is much more recent: a difference of an hour is worth a
+    write."""
     await desk.management.register("m", "onnx", last_used_ms=NOW - 5 * HOUR)
     await desk.management.register("m", "onnx", last_used_ms=NOW - 4 * HOUR)
     assert (await desk.record()).last_used_ms == NOW - 5 * HOUR
@@ -205,7 +207,8 @@ async def test_fifty_registrations_of_one_id_at_once_create_it_once(desk):
 
 
 async def test_unknown_attributes_survive(desk):
-    """Of a record that the predecessor, or a later version, has written."""
+    """Attributes of a record that the predecessor or a later version has written, and that Mesh does not know,
+    survive."""
     await desk.etcd.put(desk.keys.model("m"), b'{"type":"onnx","new":{"x":[1]},"mesh":{"later":2},"lu":5}')
     await desk.management.register("m", "onnx", last_used_ms=NOW)
     await desk.management.release("m")
@@ -215,7 +218,8 @@ async def test_unknown_attributes_survive(desk):
 
 
 async def test_copies_of_a_former_life_are_withdrawn_first(desk):
-    """Their agents are told; the registration waits for them."""
+    """Copies of a former registration are withdrawn before the id is registered again: their agents are informed, and
+    the registration waits."""
     await desk.management.register("m", "onnx")
     desk.pod("a")
     await desk.copy("m", "a")
@@ -240,7 +244,7 @@ async def test_copies_of_a_former_life_that_stay_refuse_the_registration(desk):
 
 
 async def test_an_id_that_begins_like_another_is_another(desk):
-    """`a/b` and `a` share no range."""
+    """An id that begins like another is separate: `a/b` and `a` share no range."""
     await desk.management.register("a", "onnx")
     await desk.copy("a", "p")
     assert (await desk.management.register("a/b", "onnx")).created
@@ -263,7 +267,7 @@ async def test_a_model_is_unregistered_and_its_copies_withdrawn(desk):
 
 
 async def test_the_copies_of_suspects_are_withdrawn_too(desk):
-    """They have no keys in etcd any more."""
+    """The copies of suspect pods, which have no keys in etcd any more, are withdrawn too."""
     await desk.management.register("m", "onnx")
     desk.pod("a")
     record = CopyRecord("i", await desk.created(), LOADED)
@@ -288,7 +292,7 @@ async def test_a_model_with_referents_stays(desk):
 
 
 async def test_the_status_of_a_model(desk):
-    """By what stands in etcd, whatever this router has seen."""
+    """The status of a model follows etcd, whatever this router has seen."""
     management = desk.management
     assert (await management.status("m")).status == "NOT_FOUND"
     await management.register("m", "onnx")
@@ -309,7 +313,7 @@ async def test_copies_of_a_former_life_do_not_count(desk):
 
 
 async def test_the_watch_may_be_ahead_of_the_read(desk, monkeypatch):
-    """A load that ends while the status is being read: what the view has learned since is the newer."""
+    """What the watch has learned during a status read is newer than the read, for instance the end of a load."""
     await desk.management.register("m", "onnx")
     desk.pod()
     await desk.copy("m", "a", "loading")
@@ -356,7 +360,7 @@ async def test_quarantine_is_told_and_released(desk):
 
 @pytest.mark.parametrize("path", [".", "..", "./m.onnx", "../models/m.onnx", "~/m.onnx"])
 async def test_a_path_relative_to_no_folder_is_refused(desk, path):
-    """Whatever the way in; nothing is registered."""
+    """A relative path without a folder to resolve it is refused on every way in, and nothing is registered."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -375,7 +379,8 @@ async def test_a_path_relative_to_no_folder_is_refused(desk, path):
     ],
 )
 async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, path, key):
-    """By every way in; the text does not repeat it, and etcd never has it."""
+    """A secret in a registration is refused on every way in; the error names its place without repeating it, and etcd
+    never receives it."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path, key)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -391,7 +396,8 @@ async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, pa
 
 
 async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
-    """What the old content did is forgotten; the rest of the record stays."""
+    """A reload begins a generation and leaves the work to the leader: failures of the old content are forgotten, the
+    rest of the record stays."""
     await desk.management.register("m", "onnx", "/m")
     failure = (Failure("a", NOW, "x"),)
     await desk.change(digest="one", digest_ms=5, killed=("died", "again"), failures=failure, host_bytes=7, refs=1)
@@ -413,7 +419,8 @@ async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
 
 
 async def test_what_cannot_be_reloaded_says_why(desk):
-    """A registration that names the file's digest admits no other; and one that is not there has no content."""
+    """A reload is refused with its reason for a registration that names its file's digest, which admits no other
+    content, and for an id that is not registered."""
     await desk.management.register("m", "onnx", sha256="a" * 64)
     with pytest.raises(MeshError) as error:
         await desk.management.reload("m")
@@ -426,7 +433,8 @@ async def test_what_cannot_be_reloaded_says_why(desk):
 
 
 async def test_other_content_than_the_registrations_is_told(desk):
-    """For as long as a failure is; with the way out. It is no failure of a pod."""
+    """Content other than the registration's is reported, with the way out, for as long as a failure is; it counts
+    against no pod."""
     await desk.management.register("m", "onnx")
     await desk.change(digest="one", digest_ms=NOW - HOUR, changed="two", changed_ms=NOW)
     status = await desk.management.status("m")
@@ -569,7 +577,7 @@ async def test_models_too_large_for_one_transaction_are_registered_one_by_one(de
 
 
 async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, keys):
-    """Not once for each of them."""
+    """A bulk registration fails at once for all models while etcd is unavailable, instead of timing out for each."""
     async with Etcd(replace(own_etcd.settings, timeout=0.5)) as etcd:
         registry, view, agents, settings = Registry(etcd, keys), View(keys, FakePool), FakeAgents(), RouterSettings("r")
         meter = Meter(metrics.Registry())
@@ -626,7 +634,8 @@ async def test_a_model_is_explained(desk):
 
 
 async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
-    """By the agents' own decisions, the newest of each; those that concern the model only in passing are left out."""
+    """A model's status explains the presence and the eviction of copies by the agents' newest decisions of each kind;
+    decisions that merely mention the model are left out."""
     desk.pod("a")
     desk.pod("b")
     await desk.management.register("m", "onnx")

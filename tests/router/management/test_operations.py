@@ -1,4 +1,4 @@
-"""The one table of what can be asked for: every door names its operations from it."""
+"""The one table of operations, from which every door takes its names."""
 
 from collections import defaultdict
 
@@ -13,21 +13,21 @@ OPERATIONS = {name: value for name, value in vars(operations).items() if isinsta
 
 
 def test_every_operation_has_one_name_and_a_door():
-    """And no door leads anywhere else."""
+    """Every operation has one name and at least one door, and no door leads anywhere else."""
     assert len({operation.name for operation in OPERATIONS.values()}) == len(OPERATIONS)
     reached = [route.operation for route in ROUTES] + list(modelmesh.OPERATIONS.values())
     assert set(reached) == set(OPERATIONS.values())
 
 
 def test_what_reads_changes_nothing_by_its_method():
-    """GET is what asks; everything else changes something, and none of it twice."""
+    """Read operations use GET and change nothing; all others change something, and none is retried by its method."""
     assert all((route.method == "GET") == (route.operation.verb is Verb.READ) for route in ROUTES)
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
     assert all(callable(getattr(ManagementApi, route.handler)) for route in ROUTES)
 
 
 def test_a_name_in_the_path_is_of_the_operations_noun():
-    """The name in a request is where the table says."""
+    """A name in a path belongs to the operation's noun, and the table says where the request holds it."""
     nouns = defaultdict(set)
     for route in ROUTES:
         if "{id" in route.path:
@@ -43,7 +43,7 @@ def test_a_name_in_the_path_is_of_the_operations_noun():
 
 
 def test_every_method_of_the_service_is_in_the_table():
-    """Those of the older service too, by its names."""
+    """Every method of the service, and of the older service by its own names, is in the table."""
     by_name = modelmesh.OPERATIONS
     assert {method.name for method in pb.DESCRIPTOR.services_by_name["ModelMesh"].methods} <= by_name.keys()
     assert by_name["addModel"] is by_name["registerModel"] is operations.REGISTER
@@ -51,7 +51,7 @@ def test_every_method_of_the_service_is_in_the_table():
 
 
 def test_statuses_are_the_predecessors():
-    """Each can be written into its messages by name."""
+    """Each status can be written into the predecessor's messages by name."""
     known = pb.ModelStatusInfo.ModelStatus.keys()
     for status in ModelStatus:
         assert status in known

@@ -1,4 +1,4 @@
-"""`python -m router` as a process: it serves, heals, drains, says clearly why it does not start, and leaves nothing."""
+"""`python -m router` as a process: its serving, healing and draining, its reports of failed starts, and a clean end."""
 
 import asyncio
 import errno
@@ -35,7 +35,7 @@ class Router(Program):
         super().__init__("router", argv, folder)
 
     async def get(self, path):
-        """Status and text of a probe; 0 where nobody listens."""
+        """Returns status and text of a probe, or 0 if nothing listens."""
 
         def ask():
             try:
@@ -49,7 +49,7 @@ class Router(Program):
         return await asyncio.to_thread(ask)
 
     async def ready(self):
-        """Waits until it is."""
+        """Waits until the router is ready."""
 
         async def is_ready():
             assert self.process.poll() is None, self.tail()
@@ -59,7 +59,7 @@ class Router(Program):
 
     @property
     def workers(self):
-        """Pids."""
+        """Returns the pids of the workers."""
         return [pid for pid in children(self.pid) if "router.process.worker" in command(pid)]
 
     def channel(self):
@@ -68,7 +68,7 @@ class Router(Program):
 
 @pytest.fixture
 def a_router(tmp_path, etcd_server, keys):
-    """Makes routers and sees that none is left."""
+    """Makes routers and checks that no process of theirs is left."""
     made = []
 
     def make(*options, edge="envoy"):
@@ -93,7 +93,7 @@ async def infer(channel, model_id):
 
 
 async def served(channel):
-    """Returns whether a few calls in a row are answered: a connection to a worker that was killed may fail one."""
+    """Returns whether a few calls in a row are answered; one call on a killed worker's connection may fail."""
     try:
         for _ in range(5):
             await infer(channel, "m")
@@ -103,7 +103,7 @@ async def served(channel):
 
 
 async def who_hangs_is_replaced(router, channel):
-    """Workers and Envoy are stopped. Until others are there the router says that it cannot serve."""
+    """Stops all workers and Envoy, and checks that they are replaced and that the router is not ready until then."""
     stopped = [*router.workers, *(pid for pid in children(router.pid) if "envoy" in command(pid).split()[0])]
     assert len(stopped) == 3
     for pid in stopped:
@@ -126,7 +126,8 @@ async def who_hangs_is_replaced(router, channel):
 
 @pytest.mark.parametrize("edge", ["envoy", "grpc"])
 async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge):
-    """From its start to its end, behind either edge: one life, because starting it takes seconds."""
+    """A router serves, heals, drains and ends behind either edge; one process goes through all of it, because starting
+    one takes seconds."""
     router = a_router("--workers", "2", edge=edge)
     async with FakePod("a", etcd, keys) as pod:
         await router.ready()
@@ -173,7 +174,7 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
 
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypatch):
-    """Out of processes, say: that passes. It was never tried again."""
+    """A worker that cannot be spawned, for instance because the machine has no processes left, is tried again."""
     spawned = []
 
     async def spawn(argv, **options):
@@ -198,7 +199,8 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypa
 
 
 async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, monkeypatch):
-    """Starting workers again and again does not help: a fresh container may. While it stops it is live."""
+    """A router is not live if nothing has served for long, as a fresh container may help where restarting workers does
+    not; while it stops it is live."""
     router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
     try:
         assert router._why_not_live() is None, "it has just begun"
@@ -250,7 +252,7 @@ def test_a_bad_option_is_a_clear_error(options, says):
 
 
 async def test_without_etcd_it_runs_and_says_that_it_is_not_ready(a_router, own_etcd):
-    """And needs no restart when etcd comes."""
+    """Without etcd a router runs and is not ready, and it needs no restart when etcd comes."""
     own_etcd.kill9()
     router = a_router("--workers", "1", "--etcd", own_etcd.endpoint, "--install-id", "here")
 

@@ -1,4 +1,4 @@
-"""Whole workers before fake pods, with a real etcd, a real feed and real connections."""
+"""Complete workers in front of fake pods, with a real etcd, a real feed and real connections."""
 
 import asyncio
 import os
@@ -33,7 +33,8 @@ def run_dir():
 
 
 async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_server, keys):
-    """Refused before, callable the moment the registration has returned."""
+    """A model that one worker has registered is served by the other as soon as the registration returns, though it was
+    refused before."""
     async with FakePod("a", etcd, keys) as pod, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
         for number in range(10):
@@ -46,7 +47,8 @@ async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_s
 
 
 async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_server, keys):
-    """Whatever pods the two choose, one claim wins and everybody goes there."""
+    """A hundred callers of two routers load a model once: whatever pods the two choose, one claim wins and all calls go
+    there."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -61,7 +63,8 @@ async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_ser
 
 
 async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, etcd_server, keys):
-    """Through two workers, under traffic: every answer is of a registration that was current since the call began."""
+    """An id that is registered again under traffic through two workers never answers from its former registration:
+    every answer is of one that was current since the call began."""
     async with (
         FakePod("a", etcd, keys),
         FakePod("b", etcd, keys),
@@ -102,7 +105,8 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, et
 
 
 async def test_a_pod_that_dies_without_a_word(etcd, etcd_server, keys):
-    """While its lease lasts nobody else may load its models; the call waits, and is served when it ends."""
+    """While the lease of a pod that died silently lasts, no other pod may load its models; the call waits and is served
+    when it ends."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -123,7 +127,7 @@ async def test_a_pod_that_dies_without_a_word(etcd, etcd_server, keys):
 
 
 async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
-    """Not one failed call, not one load, and nobody is suspect any more once they are back."""
+    """The loss of all leases at once costs no call and no load, and no pod is suspect once all are back."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -146,7 +150,8 @@ async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
 
 
 async def test_a_suspect_never_answers_for_a_model_that_was_unregistered(etcd, etcd_server, keys):
-    """Its agent is not told (it has lost its lease, and here its ear): the record is what counts."""
+    """A suspect pod never answers for an unregistered model, though its agent, without a lease and unreachable here,
+    does not hear of it: the record counts."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
         management = Asked(mesh.processes[0].management)
@@ -180,7 +185,8 @@ async def test_a_pod_that_leaves_is_not_suspect(etcd, etcd_server, keys):
 
 
 async def test_an_eviction_that_the_view_has_not_heard_of(etcd, etcd_server, keys):
-    """Not here, and loaded again, without the caller learning of it."""
+    """After an eviction that the view does not show yet the call is answered *not here* and the model loaded again,
+    unnoticed by the caller."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
@@ -221,7 +227,8 @@ async def test_a_cancel_closes_the_call_in_the_pod(etcd, etcd_server, keys):
 
 @pytest.mark.parametrize("shape", ["client", "server", "both"])
 async def test_streams_of_every_shape_pass(etcd, etcd_server, keys, shape):
-    """Message by message, in order, with metadata at both ends; the model is loaded for them."""
+    """Streams of every shape pass message by message, in order, with metadata at both ends, and the model is loaded for
+    them."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx")
@@ -273,7 +280,8 @@ async def test_streams_of_every_shape_pass(etcd, etcd_server, keys, shape):
 
 
 async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, keys):
-    """The messages it had sent are sent once more, to wherever the model is loaded then."""
+    """A stream whose copy is gone is sent again, with the messages sent so far, to wherever the model is loaded
+    then."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
@@ -300,7 +308,8 @@ async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, key
 
 
 async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, keys):
-    """Its first message, until the reply begins, however many follow."""
+    """A stream keeps its first message for a retry until the reply begins, and that message counts against the budget,
+    however many follow."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
@@ -330,7 +339,8 @@ async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, ke
 
 
 async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_server, keys):
-    """Not after eight tries that find the same, nor kept waiting for what may last hours. The pod is not to blame."""
+    """A stream without a free connection is refused once, rather than after eight equal attempts or a wait of hours,
+    and the pod is not blamed."""
     async with (
         FakePod("a", etcd, keys) as a,
         workers(etcd_server.settings, keys, max_connections_per_pod=1) as mesh,
@@ -398,8 +408,8 @@ async def test_a_draining_worker_says_so_and_finishes_what_it_has(etcd, etcd_ser
 
 
 async def test_no_call_is_taken_before_what_is_where_is_known(run_dir, etcd_server, keys):
-    """A worker that starts while calls come, as a dead one's successor does: they wait, and are not taken for calls of
-    models that are nowhere."""
+    """A worker that starts while calls arrive, as a dead one's successor does, lets them wait until it knows the pods
+    and copies, instead of treating them as calls of models without a copy."""
     settings = RouterSettings("test", base=keys.base, run_dir=run_dir, etcd=etcd_server.settings)
     listening = sockets.Sockets({kind: settings.socket(kind, 0) for kind in sockets.KINDS})
 

@@ -28,7 +28,7 @@ METHOD = b"/inference.GRPCInferenceService/"
 
 @dataclass
 class FakeDispatcher:
-    """Answers the calls of models as told: by default inference returns its inputs as outputs."""
+    """A dispatcher that answers calls as the test says; by default inference returns its inputs as outputs."""
 
     calls: list = field(default_factory=list)
     error: MeshError | None = None
@@ -64,7 +64,7 @@ class FakeDispatcher:
         return pb.ModelReadyResponse(ready=True)
 
     def request(self, index=-1):
-        """The message of one call of inference."""
+        """Returns the message of the one inference call."""
         return pb.ModelInferRequest.FromString(framing.unpack(self.calls[index].frame, limit=1 << 30))
 
 
@@ -112,7 +112,7 @@ class FakePod:
 
 
 class FakePods:
-    """One pod."""
+    """A source of pods that has one."""
 
     def published(self):
         return [FakePod("pod-0")]
@@ -125,7 +125,7 @@ class FakePods:
 
 
 class FakeManagement:
-    """Models in a dictionary."""
+    """A management with models in a dictionary."""
 
     def __init__(self):
         self.models = {}
@@ -138,7 +138,7 @@ class FakeManagement:
         self.registration = self.loading = self.inspection = self
 
     async def add(self, model_id, type, path, key):
-        """A shorthand for tests."""
+        """Adds a model for a test."""
         return await self.register(Register(Item(model_id, type, path, key)))
 
     async def register(self, request):
@@ -229,7 +229,7 @@ async def worker():
 
 @pytest.fixture
 async def served(worker):
-    """The port of the application on its worker."""
+    """Serves the application on its worker and gives its port."""
     runner = await app.serve_tcp(worker, "127.0.0.1", 0, grace=1)
     yield runner.addresses[0][1]
     await runner.cleanup()

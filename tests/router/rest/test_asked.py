@@ -38,7 +38,8 @@ def test_a_path_without_a_model_is_refused(path):
 
 
 async def test_the_caller_is_who_the_headers_say():
-    """Its metadata are its own headers, ours and those of tracing; none that is internal, a proxy's or no text."""
+    """A caller's metadata are its own headers, ours and those of tracing, without internal ones, a proxy's or any that
+    are no text."""
     one = asked(
         X_Mine="1", mm_vmodel_id="v", traceparent="t", accept="no", x_forwarded_for="no", x_mesh_a="no", x_bad="\x01"
     )

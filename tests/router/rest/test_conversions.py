@@ -1,4 +1,4 @@
-"""Large JSON is converted in a process beside the worker: as within it, and what befalls it befalls one call."""
+"""Large JSON converted in a process beside the worker: the result is the same, and a failure there affects one call."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ async def converter():
 
 
 def body_of(*inputs, blobs=b"", **more):
-    """A body and the length of its JSON part."""
+    """Returns a body and the length of its JSON part."""
     head = json.dumps({"inputs": inputs, **more}).encode()
     return head + blobs, len(head) if blobs else None
 
@@ -55,7 +55,7 @@ BODIES = [
 
 @pytest.mark.parametrize("place", range(len(BODIES)))
 async def test_it_converts_as_the_worker_does(converter, place):
-    """Messages, wanted outputs, and errors with their reasons and texts."""
+    """The process converts as the worker does: messages, requested outputs, and errors with their reasons and texts."""
     body, header_length = BODIES[place]
     pieces = [body[:7], body[7:100], body[100:]]
     try:
@@ -165,7 +165,8 @@ async def test_small_bodies_start_no_process(http, worker):
 
 @pytest.mark.parametrize("which", ["body", "reply"])
 async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, which):
-    """Also when the process stands still: the worker does none of it, and waits for none of it."""
+    """Small calls continue while a large one is converted, even if the converting process hangs: the worker neither
+    does the work nor waits for it."""
     values = [1] * 60_000
     if which == "reply":  # a large one to a small request
         response = pb.ModelInferResponse(model_name="m")
@@ -203,7 +204,8 @@ async def test_a_conversion_is_waited_for_no_longer_than_the_callers_deadline(ht
 
 
 async def test_large_strings_in_binary_are_looked_at_beside_the_worker(http, worker):
-    """A million empty strings are four megabytes, and a second of Python."""
+    """Large strings in binary are checked beside the worker: a million empty strings are four megabytes, and take a
+    second of Python."""
     blob = bytes(4 * 100_000)
     body, length = body_of(tensor("x", "BYTES", [100_000], parameters={"binary_data_size": len(blob)}), blobs=blob)
     headers = {"Inference-Header-Content-Length": str(length)}

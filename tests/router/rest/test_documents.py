@@ -14,7 +14,7 @@ FP32 = np.array([1, 2, 3], "<f4").tobytes()
 
 
 def request(*inputs, blobs=b"", header=True, **more):
-    """A body and the length of its JSON part."""
+    """Returns a body and the length of its JSON part."""
     head = json.dumps({"inputs": list(inputs), **more}).encode()
     return head + blobs, len(head) if header else None
 
@@ -72,7 +72,8 @@ def test_integers_written_as_floats_are_read_exactly_and_floats_as_floats():
 
 @pytest.mark.parametrize("content_type", ["base64", "b64"])
 def test_bytes_said_to_be_base64_are_decoded(content_type):
-    """As the predecessor's REST proxy does. The contents are bytes then, so nothing says base64 any more."""
+    """Bytes marked as base64 are decoded, as in the predecessor's REST proxy; the contents are then bytes, and the mark
+    is removed."""
     message, _ = decode(
         tensor("a", "BYTES", (2,), data=["AP8=", "YQ=="], parameters={"content_type": content_type, "x": 1}),
         tensor("b", "BYTES", (1,), data=["YQ=="], parameters={"content_type": "str"}),
@@ -96,7 +97,7 @@ def test_shared_memory_is_refused_by_its_name(where, name):
 
 
 def framed(message, raws):
-    """The message that a model server finds in the frame of these parts."""
+    """Returns the message that a model server finds in the frame of these parts."""
     return pb.ModelInferRequest.FromString(framing.unpack(documents.framed(message, raws), limit=1 << 30))
 
 

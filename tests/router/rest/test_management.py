@@ -54,7 +54,8 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
 
 
 async def test_limits_are_set_at_registration_and_changed_later(http, path, worker):
-    """Null takes one away; what makes no sense changes nothing; another attribute cannot be changed."""
+    """Limits are set at registration and changed later: null removes one, an invalid one changes nothing, and other
+    attributes cannot be changed."""
     async with http.put(path("models/m"), json={**MODEL, "min_copies": 1, "pinned": True}) as answer:
         assert answer.status == 201
         assert (await answer.json())["min_copies"] == 1
@@ -80,7 +81,7 @@ async def test_limits_are_set_at_registration_and_changed_later(http, path, work
 
 
 async def test_settings_are_read_and_written(http, path, worker):
-    """An unknown one is an error that names those that there are."""
+    """Settings are read and written; the error for an unknown one lists those that exist."""
     async with http.put(path("settings/type_limits"), json={"_default": {"max": 2}}) as answer:
         assert answer.status == 200
     async with http.get(path("settings")) as answer:
@@ -163,7 +164,7 @@ async def test_explain_release_and_pods(http, path, worker):
 
 
 async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown(http, path, worker):
-    """Checks single reads and the list."""
+    """Secrets of older registrations are masked in single reads and in the list."""
     key = json.dumps({"storage_params": {"type": "s3", "secret_access_key": "hunter2"}})
     await worker.management.add("m", "t", "https://user:hunter2@host/m", key)
     for url in ("models/m", "models"):
@@ -175,7 +176,7 @@ async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown
 
 
 async def test_a_reload_is_asked_for(http, path, worker):
-    """The generation is the next; an id that is not registered is 404."""
+    """A reload request begins the next generation, and gets 404 for an id that is not registered."""
     await worker.management.add("a/b", "t", "", "")
     async with http.post(path("models/a%2Fb/reload")) as answer:
         assert (answer.status, (await answer.json())["generation"]) == (200, 1)
@@ -199,7 +200,7 @@ async def test_models_are_listed_with_where_they_are(http, path, worker):
 
 
 async def test_what_is_wrong_with_models_is_listed(http, path, worker):
-    """A search for trouble need not ask for each model."""
+    """The faults of models are in the list, so that a search for trouble need not ask for each model."""
     for model_id in ("good", "killer"):
         await worker.management.add(model_id, "t", "/p", "")
     killer = worker.management.models["killer"]
@@ -323,7 +324,8 @@ async def test_many_bad_lines_are_counted_but_not_all_told(http):
 
 
 async def test_import_takes_every_member_of_a_gzip(http, worker):
-    """`cat a.gz b.gz` is valid gzip: all of it is registered, wherever the members are cut."""
+    """An import takes every member of a gzip, as made by `cat a.gz b.gz`, and registers all of it wherever the members
+    are cut."""
     body = ndjson(*({"id": f"m{n}", **MODEL} for n in range(30)))
     cuts = [0, 7, 7, 400, len(body)]
     packed = b"".join(gzip.compress(body[a:b]) for a, b in itertools.pairwise(cuts))
@@ -333,7 +335,7 @@ async def test_import_takes_every_member_of_a_gzip(http, worker):
 
 
 async def test_an_import_of_which_nothing_is_a_model_ends_soon(http):
-    """2 KB of gzip, a million lines."""
+    """An import of 2 KB of gzip that expands to a million lines, none of them a model, ends soon."""
     packed = gzip.compress(b"x\n" * 1_000_000)
     async with http.post(IMPORT, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
         *lines, error, last = await told(answer)
@@ -353,7 +355,8 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_an_import_lets_others_have_their_turn(worker, monkeypatch, flood):
-    """However much one read of the body unpacks to: never more than a few lines, or a piece, without a pause."""
+    """An import pauses after at most a few lines or one piece, however much one read of the body expands to, so that
+    others get their turn."""
     monkeypatch.setattr(bulk, "SLICE", 0.0)
     turns = 0
 
@@ -413,7 +416,8 @@ async def test_a_long_id_is_not_repeated_in_full(http):
 
 
 async def test_an_import_whose_client_goes_away_ends(http, worker):
-    """In the middle of its body, with batches under way: they are cancelled, nothing keeps running."""
+    """An import whose client disconnects in the middle of the body ends: batches under way are cancelled and nothing
+    keeps running."""
     fates = []
 
     async def register_many(items):

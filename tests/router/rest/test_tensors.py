@@ -18,7 +18,7 @@ NUMBERS = sorted(tensors.DTYPES)
 
 @st.composite
 def arrays(draw):
-    """A datatype and an array of it, finite, of any shape that is not large."""
+    """Draws a datatype and a finite array of it, of any small shape."""
     datatype = draw(st.sampled_from(NUMBERS))
     dtype = tensors.DTYPES[datatype]
     elements = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
@@ -79,7 +79,7 @@ def test_a_whole_number_written_with_a_point_is_one():
     ],
 )
 def test_an_integer_written_as_a_float_is_that_integer_or_none(literal, value):
-    """As long as a float has that very value."""
+    """An integer written as a float is that integer, or refused if a float cannot have that very value."""
     raw = exactly("INT64", f"[{literal}]")
     assert raw == np.array([value], "<i8").tobytes()
     assert exactly("INT64", f"[[5, {literal}]]", (1, 2))[8:] == raw
@@ -126,7 +126,7 @@ def test_any_integer_written_as_a_float_is_kept_or_refused(datatype, value, form
 
 
 def exactly(datatype, text, shape=(1,)):
-    """Raw contents of JSON text, as a request's data are read."""
+    """Returns raw contents of JSON text, as a request's data are read."""
     return tensors.raw_from_json(
         "x", datatype, shape, json.loads(text), exact=lambda: json.loads(text, parse_float=tensors.whole)
     )

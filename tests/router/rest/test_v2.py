@@ -112,7 +112,7 @@ async def test_a_body_above_the_limit_is_413(http, worker, body):
 
 @pytest.mark.parametrize("name", ["Inference-Header-Content-Length", "X-Request-Timeout", "grpc-timeout"])
 async def test_a_header_with_two_different_values_is_refused(http, name):
-    """Whichever counted, the other would be ignored in silence."""
+    """A header with two different values is refused, because using one would silently ignore the other."""
     body = json.dumps(BODY).encode()
     values = {"Inference-Header-Content-Length": len(body), "X-Request-Timeout": 9, "grpc-timeout": "9S"}
     same, other = str(values[name]), "10S" if name == "grpc-timeout" else "10"
@@ -231,7 +231,8 @@ async def test_a_model_servers_error_is_passed_on(http, worker, code, status, na
 
 
 async def test_details_of_somebody_else_do_not_change_the_status(http, worker):
-    """A model server may answer details as ours, but not with another code than they belong to."""
+    """Error details of a model server that look like ours do not change the status: they count only with the code that
+    they belong to."""
 
     def answer(call):
         error = MeshError(Reason.NOWHERE, "x")
@@ -488,7 +489,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("script", [TRITON, KSERVE], ids=["tritonclient", "kserve"])
 async def test_stock_clients_unchanged(served, script):
-    """Each in a process of its own: one patches the whole interpreter with gevent, both register V2 messages."""
+    """Unmodified clients work, each in its own process, because one patches the interpreter with gevent and both
+    register V2 messages."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, f"127.0.0.1:{served}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -508,7 +510,7 @@ async def test_stock_clients_unchanged(served, script):
     ],
 )
 async def test_old_clients_and_offers_to_upgrade_are_served(served, head):
-    """Also without Envoy, with --edge grpc."""
+    """Old clients, and requests that offer an upgrade, are served, also without Envoy by `--edge grpc`."""
     body = json.dumps(BODY)
     reader, writer = await asyncio.open_connection("127.0.0.1", served)
     writer.write(f"POST {INFER} {head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())

@@ -1,4 +1,4 @@
-"""The news in the keys of the range, in their order, whatever else is there."""
+"""The news in the keys of the range, in order, whatever other keys exist."""
 
 import pytest
 
@@ -13,7 +13,7 @@ COPY = CopyRecord("i", 7, "loaded", 1000)
 
 
 def test_each_kind_of_key_is_told_apart_in_order():
-    """Deleted ones too: who goes is known by the name."""
+    """Each kind of key is recognised and reported in order, deletions too, which are known by the key's name."""
     items = [
         (KEYS.copy("m", "a"), COPY.encode()),
         (KEYS.pod("a"), POD.encode()),
@@ -37,7 +37,7 @@ def test_each_kind_of_key_is_told_apart_in_order():
 
 
 def test_a_pod_may_have_the_name_that_tombstones_have():
-    """Its key has it escaped."""
+    """A pod may have the name that tombstones have, because its key has it escaped."""
     (said,) = published.read(KEYS, [(KEYS.copy("m", TOMBSTONE), COPY.encode())])
     assert said == CopySaid("m", TOMBSTONE, COPY)
 
@@ -55,6 +55,6 @@ def test_a_pod_may_have_the_name_that_tombstones_have():
     ],
 )
 def test_what_cannot_be_read_is_passed_over(item):
-    """And what comes after it is read."""
+    """A key that cannot be read is skipped, and those after it are read."""
     (said,) = published.read(KEYS, [item, (KEYS.pod("b"), POD.encode())])
     assert said == PodSaid("b", POD)

@@ -22,8 +22,8 @@ async def test_a_hundred_readers_share_one_read_of_what_exists(core):
 
 
 async def test_missing_is_only_believed_of_a_read_that_began_after_the_question(core):
-    """A model registered while a read is under way is found by every read that begins after its registration
-    returned."""
+    """A record counts as missing only by a read that began after the question, so a model registered during a read is
+    found by every read that begins after its registration returned."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))
     await until(lambda: core.etcd.reads == 1)
@@ -66,7 +66,8 @@ async def test_an_earlier_read_that_fails_is_not_the_answer_of_a_later_question(
 
 
 async def test_a_read_that_fails_is_told_to_its_readers_and_not_to_the_log(core):
-    """With etcd away each cold call reads; a traceback for each would bury what the log is for."""
+    """A failed read is reported to its readers and not logged: while etcd is unavailable each cold call reads, and
+    tracebacks would bury the log."""
     core.etcd.away = True
     with capture_logs() as lines, pytest.raises(MeshError):
         await core.registry.read("m")
@@ -104,7 +105,8 @@ async def test_a_record_that_cannot_be_read_says_so(core):
 
 
 async def test_a_read_that_has_just_ended_is_not_joined(core):
-    """A caller between a read's end and its removal begins another read, and does not spin."""
+    """A read that has just ended is not joined: a caller that comes between its end and its removal begins another read
+    without spinning."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))
     await until(lambda: core.etcd.reads == 1)

@@ -1,4 +1,4 @@
-"""The mirror of pods and copies: what may be called, what is suspect, what is gone, in every order of events."""
+"""The mirror of pods and copies: callable, suspect or gone ones, in every order of events."""
 
 import json
 
@@ -26,7 +26,7 @@ def two_pods() -> World:
 
 
 def loaded(created: int, incarnation: str = "i", **more: object) -> CopyRecord:
-    """A copy as an agent answers with it."""
+    """Returns a copy as an agent answers with it."""
     return CopyRecord(incarnation, created, LOADED, **more)  # type: ignore[arg-type]
 
 
@@ -55,7 +55,8 @@ def test_a_copy_withdrawn_is_gone_and_its_pod_stays():
 
 
 def test_a_pod_whose_lease_ends_becomes_suspect_with_its_copies():
-    """Still called, no new loads."""
+    """A pod whose lease ends becomes suspect with its copies, which are still called but get no new loads beside
+    them."""
     world = two_pods()
     world.claim("x", "a")
     world.lose("a")
@@ -70,7 +71,7 @@ def test_a_pod_whose_lease_ends_becomes_suspect_with_its_copies():
 
 
 def test_every_lease_ends_at_once_and_everybody_comes_back():
-    """The effect of a stalled etcd: nothing is lost, and nothing reconnects."""
+    """When all leases end at once and return, as with a stalled etcd, nothing is lost and nothing reconnects."""
     world = two_pods()
     pools = list(world.pools)
     world.lose("a", "b")
@@ -111,7 +112,8 @@ _PLACES = st.sampled_from(
 
 @given(st.data())
 def test_nothing_that_stands_in_etcd_blinds_a_view(data):
-    """Whatever program wrote it: unreadable keys are left out, and everything else is seen as before."""
+    """Keys that cannot be read, whatever program wrote them, are left out of the view, and everything else stays
+    visible."""
     view = View(_KEYS, Pool)
     for revision in range(data.draw(st.integers(1, 4))):
         items = []
@@ -140,7 +142,8 @@ def test_a_suspect_is_dropped_by_its_first_failed_call():
 
 
 def test_a_failure_of_a_pod_that_was_forgotten_harms_nobody():
-    """A failed probe may be noted late; another incarnation may have the name by then."""
+    """A failed probe that is noted late does no harm, though the pod is forgotten and another incarnation may have its
+    name."""
     world = two_pods()
     world.lose("a")
     former = world.view.pods["a"]
@@ -176,7 +179,8 @@ def test_a_new_incarnation_replaces_the_old_one():
 
 
 def test_a_new_incarnation_without_the_old_lease_having_ended():
-    """A pod that restarts faster than its lease: its old copies are not called, and their end does not matter."""
+    """When a pod restarts faster than its lease ends, its old copies are not called, and their later end changes
+    nothing."""
     world = two_pods()
     world.pod("a", "second")
     assert world.callable("n") == []
@@ -243,7 +247,8 @@ def test_a_load_is_known_at_once_and_late_news_of_its_claim_do_not_undo_it():
 
 
 def test_late_news_of_a_former_content_do_not_undo_a_reload():
-    """Nor does the claim of a load, which knows no generation yet; what comes after the answer counts."""
+    """Late news of former content does not undo a reload, nor does the claim of a load, which has no generation yet;
+    news after the answer counts."""
     world = two_pods()
     pod = world.view.pods["a"]
     copy = world.view.loaded("n", pod, loaded(7, generation=2, digest="d"))
@@ -271,7 +276,8 @@ def test_a_load_answered_by_another_life_of_the_pod_is_not_believed():
 
 
 def test_what_a_pod_does_not_publish_again_is_forgotten_after_a_while():
-    """The agent may have let a copy go meanwhile."""
+    """A copy that a pod does not publish again is forgotten after a while, because the agent may have evicted it
+    meanwhile."""
     world = two_pods()
     world.lose("a")
     world.pod("a")
@@ -296,7 +302,7 @@ def test_a_snapshot_after_a_compaction_tells_what_vanished_from_what_was_withdra
 
 
 def test_a_snapshot_of_an_empty_etcd_loses_nothing():
-    """etcd restored from nothing: what lives goes on being served."""
+    """A snapshot of an etcd restored from nothing loses nothing: live pods continue to be called."""
     world = two_pods()
     world.items.clear()
     world.snapshot()
@@ -361,7 +367,8 @@ def test_why_a_pod_gets_no_loads():
 
 
 def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
-    """A claim of a pod without presence, for the moment until its lease ends."""
+    """A suspect pod whose last copy is withdrawn is forgotten, for instance one with a claim but no presence, until its
+    lease ends."""
     world = World()
     world.pod("a")
     world.copy("m", "a")
@@ -385,7 +392,8 @@ ACTIONS = st.lists(
 
 @given(ACTIONS)
 def test_whatever_happens_the_indexes_agree(actions):
-    """And after a snapshot with all pods published, exactly what etcd holds is callable and not suspect."""
+    """The view's indexes agree after any sequence of events, and after a snapshot with all pods published exactly the
+    copies in etcd are callable and not suspect."""
     world = World()
     lives = {"a": 0, "b": 0}
     seen = []  # pods, forgotten ones too: callers still hold them
@@ -452,7 +460,7 @@ def check(world: World) -> None:
 
 
 def test_the_pods_that_have_a_models_files_are_known():
-    """As they publish it; nonsense is nothing."""
+    """The view knows which pods have a model's files, as they publish it, and ignores nonsense."""
     world = World()
     world.pod("a", disk=IdSet.of(["m", "n"]).encode())
     world.pod("b", disk="\N{SNOWMAN}")
@@ -464,7 +472,8 @@ def test_the_pods_that_have_a_models_files_are_known():
 
 
 def test_pods_that_a_rollout_replaces_are_told_apart_by_age():
-    """Ages are what pods said last, and go on by the router's own clock."""
+    """Pods that a rollout replaces are recognised by their age, as last published and continued by the router's own
+    clock."""
     world = World()
     world.pod("cpu-6b8d9f7c5d-aaaaa", age_ms=7_200_000)
     world.pod("cpu-6b8d9f7c5d-bbbbb", age_ms=7_200_000)
@@ -483,8 +492,9 @@ def test_pods_that_a_rollout_replaces_are_told_apart_by_age():
 
 
 def test_when_a_life_lost_its_presence_is_known_only_as_far_as_it_was_seen():
-    """Etcd's history is read at that revision, so a wrong one makes a pod look as though it had held nothing. After a
-    snapshot nobody can tell: the pod may have come back and been cut off again."""
+    """The revision at which a life lost its presence is known only if it was seen, because history read at a wrong one
+    would show a pod without copies. After a snapshot it is unknown: the pod may have come back and been cut off
+    again."""
     keys = Keys("base")
     view = View(keys, Pool)
     pod = (keys.pod("a"), PodRecord("i", "h:1", "h:2").encode())
@@ -502,7 +512,7 @@ def test_when_a_life_lost_its_presence_is_known_only_as_far_as_it_was_seen():
 
 
 def test_pods_that_leave_in_order_leave_nothing_behind():
-    """Whichever of presence and life goes first, or both at once."""
+    """Pods that leave in order leave nothing behind, whichever of presence and life is deleted first."""
     keys = Keys("base")
     view = View(keys, Pool)
     presence, life = (keys.pod("a"), None), (keys.life("a", "i"), None)

@@ -1,4 +1,5 @@
-"""The feed between pod and workers: everything, then each revision whole, whatever bytes the keys are made of."""
+"""The feed between pod and workers: a full snapshot, then each revision complete, whatever bytes the keys consist
+of."""
 
 import asyncio
 
@@ -19,7 +20,7 @@ def kv(key: bytes, value: bytes = b"") -> KeyValue:
 
 
 class Recorder:
-    """A reader that only writes down what it is told."""
+    """A reader that only records what it receives."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, int, list[tuple[bytes, bytes | None]]]] = []
@@ -111,7 +112,8 @@ async def test_metrics_are_asked_of_all_and_a_silent_worker_does_not_hold_them_u
 
 
 async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_read(tmp_path, monkeypatch):
-    """It was cut, asked for again, and cut again. Changes that come meanwhile follow it in their order."""
+    """A snapshot larger than the allowed backlog is sent as fast as it is read, instead of being cut off and requested
+    again; changes that arrive meanwhile follow in order."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 20_000)
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
@@ -132,7 +134,8 @@ async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_rea
 
 
 async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkeypatch):
-    """It is told everything later, instead of each change; what is said beside the ranges is bounded too."""
+    """A worker that does not read costs no more memory than one that does: it gets a snapshot later instead of each
+    change, and messages beside the ranges are bounded too."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 20_000)
     monkeypatch.setattr(servers, "_MAX_WORDS", 20_000)
     server = FeedServer(nothing)
@@ -160,7 +163,7 @@ async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkey
 
 
 class Link:
-    """Stands between pod and worker: carries nothing while it is held, and can be cut."""
+    """A link between pod and worker that carries nothing while it is held, and can be cut."""
 
     def __init__(self, path, target):
         self.path, self._target = str(path), str(target)
@@ -200,7 +203,8 @@ class Link:
 
 
 async def test_a_worker_that_connects_again_goes_on_with_each_range_where_it_was(tmp_path):
-    """One has changed, one was read from etcd again, one is as it was: each is told what it needs and no more."""
+    """A worker that reconnects continues each range where it was: a changed one, one that was read from etcd again, and
+    an unchanged one get what they need and no more."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     link = Link(tmp_path / "link", tmp_path / "feed")
@@ -230,7 +234,7 @@ async def test_a_worker_that_connects_again_goes_on_with_each_range_where_it_was
 
 
 async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
-    """A change of another range reaches the worker in the middle of it."""
+    """A large range does not delay the others: a change of another range reaches the worker in the middle of it."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, tuple(kv(b"k%06d" % number, b"v" * 200) for number in range(50_000))))
@@ -252,7 +256,8 @@ async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
 
 
 async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_work(tmp_path):
-    """The pod is of an older version: it says so in its log, and the worker is not ready without what it needs."""
+    """A range that only the worker knows is left out, and the others work: the older pod logs it, and the worker is not
+    ready without a range that it needs."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, ()))
@@ -272,7 +277,7 @@ async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_wor
 
 
 async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
-    """The worker is of an older version."""
+    """A range that only the pod knows is ignored by an older worker."""
     told = Recorder()
 
     async def pod(reader, writer):
@@ -294,7 +299,7 @@ async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
 
 
 async def test_the_pod_is_told_which_ranges_are_read(tmp_path):
-    """It need not follow the others."""
+    """The pod learns which ranges are read, and need not follow the others."""
     wanted = []
     server = FeedServer(nothing, wanted=wanted.append)
     await server.start(str(tmp_path / "feed"))
@@ -328,7 +333,8 @@ async def test_nonsense_ends_that_connection_alone(tmp_path, nonsense):
 
 
 async def test_a_worker_that_is_written_nothing_more_connects_again(tmp_path, monkeypatch):
-    """A fault of ours in the writing would leave it with what it knows, for as long as it lives."""
+    """A worker to which nothing more is written, by a fault in our writing, reconnects, or it would keep outdated
+    knowledge for the rest of its life."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, (kv(b"a"),)))
@@ -352,7 +358,7 @@ async def test_a_worker_that_is_written_nothing_more_connects_again(tmp_path, mo
 
 
 async def test_a_worker_that_hears_nothing_connects_again(tmp_path, monkeypatch):
-    """The pod beats, so that where there is no change there is something to hear. It keeps what it knows meanwhile."""
+    """A worker that hears nothing, not even the pod's heartbeat, reconnects, and keeps its knowledge meanwhile."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, (kv(b"a"),)))

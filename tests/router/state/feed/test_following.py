@@ -1,4 +1,4 @@
-"""The pod's end, on a real etcd: each range by itself, and only those that somebody reads."""
+"""The pod's end of the feed, on a real etcd: each range by itself, and only ranges that are read."""
 
 import asyncio
 import functools
@@ -16,19 +16,19 @@ from tests.support.waiting import until
 
 
 class Told:
-    """A reader that only writes down what it is told."""
+    """A reader that only records what it receives."""
 
     def __init__(self) -> None:
         self.keys: dict[bytes, bytes] = {}
         self.snapshots = 0
 
     def snapshot(self, revision: int, items: list[Item]) -> None:
-        """Everything."""
+        """Records a snapshot."""
         self.keys = {key: value or b"" for key, value in items}
         self.snapshots += 1
 
     def delta(self, revision: int, items: list[Item]) -> None:
-        """A change."""
+        """Records a change."""
         self.keys.update({key: value or b"" for key, value in items})
 
 
@@ -48,7 +48,7 @@ class Pod:
         )
 
     def followed(self) -> set[str]:
-        """The names of the ranges that were read."""
+        """Returns the names of the ranges that were read."""
         return {range.name for range, _ in self.passed}
 
 
@@ -60,13 +60,14 @@ async def pod(etcd, keys):
 
 
 def holding(keys: Keys, key: bytes) -> list[str]:
-    """The ranges in which the key lies."""
+    """Returns the ranges in which the key lies."""
     bounds = {name: each.bounds(keys) for name, each in ranges.RANGES.items()}
     return [name for name, (start, end) in bounds.items() if start <= key < end]
 
 
 def test_each_range_of_the_table_holds_the_keys_of_its_name_alone():
-    """A key belongs to one range at most: it would be told twice, in no order."""
+    """Each range of the table holds exactly the keys of its name: a key in two ranges would be reported twice, in no
+    order."""
     keys = Keys("mm/mesh")
     samples = {
         "presence": [keys.pod("p"), keys.copy("m", "p"), keys.life("p", "i"), keys.tombstone("m")],
@@ -82,7 +83,8 @@ def test_each_range_of_the_table_holds_the_keys_of_its_name_alone():
 
 
 async def test_what_is_read_here_is_followed_and_nothing_else(pod, etcd, keys):
-    """Nothing at all before the mesh's prefix is known to be this mesh's."""
+    """Only ranges that are read here are followed, and none before the mesh's prefix is known to belong to this
+    mesh."""
     await etcd.put(keys.setting("a"), b"1")
     await etcd.put(keys.vmodel("v"), b"1")
     assert not pod.following.read.is_set()
@@ -93,7 +95,8 @@ async def test_what_is_read_here_is_followed_and_nothing_else(pod, etcd, keys):
 
 
 async def test_a_range_is_followed_once_a_worker_reads_it(pod, etcd, keys):
-    """Once, however many workers do; also where one has connected before etcd was there."""
+    """A range is followed once it has a reader, once however many workers read it, also if a worker connected before
+    etcd was available."""
     await etcd.put(keys.vmodel("v"), b"1")
     pod.following.want(ranges.VMODELS)
     pod.following.begin()
@@ -109,7 +112,7 @@ async def test_a_range_is_followed_once_a_worker_reads_it(pod, etcd, keys):
 
 
 async def test_each_range_goes_on_by_itself(pod, etcd, keys, monkeypatch):
-    """While a reader of one cannot take a change, the others are told."""
+    """Each range proceeds by itself: while a reader of one cannot take a change, readers of others get theirs."""
     pod.following.begin()
     await pod.following.read.wait()
     stuck = asyncio.Event()

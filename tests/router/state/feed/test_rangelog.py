@@ -1,4 +1,4 @@
-"""One range and its readers, without a connection: whatever is lost, cut or slow, each ends with what is there."""
+"""One range and its readers, without a connection: whatever is lost, cut or slow, each ends with the present state."""
 
 import json
 
@@ -17,12 +17,12 @@ State = dict[bytes, bytes]
 
 
 def kv(key: bytes, value: bytes = b"") -> KeyValue:
-    """A key as etcd gives it."""
+    """Returns a key as etcd gives it."""
     return KeyValue(key, value, 1, 1, 1, 0)
 
 
 def put(revision: int, *items: tuple[bytes, bytes | None]) -> Delta:
-    """One revision's changes; None: deleted."""
+    """Returns the changes of one revision, in which None is a deletion."""
     return Delta(
         revision,
         tuple(
@@ -32,19 +32,19 @@ def put(revision: int, *items: tuple[bytes, bytes | None]) -> Delta:
 
 
 class Copy:
-    """A reader that has what it was told, and the story of it."""
+    """A reader that keeps the state it received, and the history of that."""
 
     def __init__(self) -> None:
         self.state: State = {}
         self.story: list[tuple[str, int]] = []
 
     def snapshot(self, revision: int, items: list[Item]) -> None:
-        """Everything."""
+        """Takes a snapshot."""
         self.state = {key: value for key, value in items if value is not None}
         self.story.append(("snapshot", revision))
 
     def delta(self, revision: int, items: list[Item]) -> None:
-        """A change."""
+        """Takes a change."""
         for key, value in items:
             if value is None:
                 self.state.pop(key, None)
@@ -54,7 +54,7 @@ class Copy:
 
 
 def decoded(data: bytes) -> list[list[object]]:
-    """The messages in what a cursor gave."""
+    """Returns the decoded messages of a cursor."""
     found = []
     while data:
         length = int.from_bytes(data[:4], "big")
@@ -64,7 +64,7 @@ def decoded(data: bytes) -> list[list[object]]:
 
 
 class Worker:
-    """One worker and its connection, which carries as many messages as it is told to."""
+    """One worker and its connection, which carries as many messages as the test says."""
 
     def __init__(self, log: RangeLog) -> None:
         self.log = log
@@ -73,15 +73,15 @@ class Worker:
         self.connect()
 
     def connect(self) -> None:
-        """A connection, after one that broke."""
+        """Connects again after a connection broke."""
         self.cursor = self.log.cursor(*self.reading.connect())
 
     def lose(self) -> None:
-        """The connection breaks."""
+        """Breaks the connection."""
         self.cursor.close()
 
     def take(self, most: int = 1_000_000) -> bool:
-        """Some messages arrive. Whether all have."""
+        """Takes some messages, and returns whether all have arrived."""
         for _ in range(most):
             data = self.cursor.take()
             if data is None:
@@ -101,7 +101,7 @@ def log() -> RangeLog:
 
 
 def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog) -> None:
-    """Also two keys of one revision, which belong together."""
+    """A worker gets a snapshot and then each revision complete, with keys that belong together."""
     worker = Worker(log)
     assert worker.take()
     log.apply(put(9, (b"a", b"4"), (b"b", None)))
@@ -112,7 +112,7 @@ def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog)
 
 
 def test_nothing_is_told_before_etcd_was_read() -> None:
-    """And an empty range is told: it is known to be empty."""
+    """Nothing is sent before etcd was read; a range that proved empty is sent as empty."""
     log = RangeLog("vmodels")
     worker = Worker(log)
     assert worker.take()
@@ -123,7 +123,7 @@ def test_nothing_is_told_before_etcd_was_read() -> None:
 
 
 def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog) -> None:
-    """Not everything once more."""
+    """A worker that reconnects gets only what it missed."""
     worker = Worker(log)
     worker.take()
     worker.lose()
@@ -142,7 +142,8 @@ def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog
 def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(
     log: RangeLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The half that came is void."""
+    """A connection that breaks within a snapshot leaves the worker's former state, and the half that arrived is
+    discarded."""
     monkeypatch.setattr(rangelog, "PORTION", 1)
     worker = Worker(log)
     assert not worker.take(2)
@@ -155,7 +156,8 @@ def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(
 
 
 def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog) -> None:
-    """Those too that are in the middle of the former everything, or away."""
+    """After a compaction every worker gets a new snapshot, also one that is in the middle of the former snapshot or
+    disconnected."""
     there, away = Worker(log), Worker(log)
     there.take()
     away.take()
@@ -169,7 +171,8 @@ def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog)
 
 
 def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -> None:
-    """etcd has begun again on other data, and has come past the revision that the worker knows."""
+    """Revisions of another store are not mistaken for those of this one, when etcd has started on other data and passed
+    the revision that the worker knows."""
     worker = Worker(log)
     worker.take()
     worker.lose()
@@ -182,7 +185,7 @@ def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -
 
 
 def test_what_was_missed_is_not_kept_for_ever(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that was away for long is told everything."""
+    """Missed changes are not kept forever: a worker that was away for long gets a snapshot."""
     monkeypatch.setattr(rangelog, "KEPT", 200)
     worker = Worker(log)
     worker.take()
@@ -195,7 +198,8 @@ def test_what_was_missed_is_not_kept_for_ever(log: RangeLog, monkeypatch: pytest
 
 
 def test_one_that_falls_behind_is_told_everything_instead(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for it is bounded; who reads goes on with the changes."""
+    """A worker that falls behind gets a snapshot instead: its backlog is bounded, and workers that read get the
+    changes."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 500)
     slow, quick = Worker(log), Worker(log)
     slow.take()
@@ -211,7 +215,7 @@ def test_one_that_falls_behind_is_told_everything_instead(log: RangeLog, monkeyp
 
 
 def test_a_change_larger_than_a_message_comes_as_one_revision(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the lease of a pod with very many copies ends."""
+    """A change larger than a message arrives as one revision, as when the lease of a pod with very many copies ends."""
     monkeypatch.setattr(rangelog, "PORTION_BYTES", 100)
     worker = Worker(log)
     worker.take()
@@ -231,7 +235,7 @@ STEPS = st.lists(CHANGE | CHANGE | CARRY | CARRY | BREAK | AGAIN, max_size=40)
 
 
 class Story:
-    """A range and two workers whose connections carry little, break and come again; and what was there when."""
+    """A range and two workers whose connections are slow, break and return, with the state at each revision."""
 
     def __init__(self) -> None:
         self.log = RangeLog("vmodels")
@@ -241,7 +245,7 @@ class Story:
         self.connected = [True, True]
 
     def change(self, items: list[tuple[bytes, bytes | None]]) -> None:
-        """etcd tells of a revision. Those between belong to other ranges."""
+        """Changes keys in one revision; those skipped before it belong to other ranges."""
         if not self.log.epoch:
             return
         for key, value in items:
@@ -253,29 +257,29 @@ class Story:
         self.note()
 
     def read_again(self, state: State, revision: int) -> None:
-        """etcd was compacted, or begins again on other data, perhaps at a lower revision."""
+        """Makes the range be read again: etcd was compacted, or started on other data, perhaps at a lower revision."""
         self.state = dict(state)
         self.log.apply(Snapshot(revision, tuple(kv(key, value) for key, value in state.items())))
         self.note()
 
     def note(self) -> None:
-        """Remembers what is there now."""
+        """Records the present state."""
         self.past[self.log.epoch, self.log.revision] = dict(self.state)
 
     def carry(self, which: int, most: int) -> None:
-        """Some messages reach a worker."""
+        """Carries some messages to a worker."""
         if self.connected[which]:
             self.workers[which].take(most)
 
     def break_or_mend(self, which: int) -> None:
-        """A connection breaks, or comes again."""
+        """Breaks a worker's connection, or restores it."""
         (self.workers[which].lose if self.connected[which] else self.workers[which].connect)()
         self.connected[which] = not self.connected[which]
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounds that a few changes meet: some 60 bytes each."""
+    """Bounds that a few changes of some 60 bytes each reach."""
     monkeypatch.setattr(rangelog, "KEPT", 150)
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 300)
     monkeypatch.setattr(rangelog, "PORTION", 1)
@@ -284,7 +288,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 def test_whatever_happens_in_whatever_order_each_has_what_was_there_at_its_revision(small: None, steps: list) -> None:
-    """Never a part of a revision, or one without those before it; and in the end all have everything."""
+    """In any order of events each worker has exactly the state of its revision, never a part of one or one without its
+    predecessors, and in the end all are up to date."""
     story = Story()
     for what, *details in steps:
         getattr(story, what.replace(" ", "_"))(*details)
@@ -303,7 +308,7 @@ def test_whatever_happens_in_whatever_order_each_has_what_was_there_at_its_revis
 
 
 def test_any_bytes_come_through() -> None:
-    """Keys and values are no text."""
+    """Keys and values of any bytes pass, as they are not text."""
     items = [(bytes(range(256)), bytes(range(255, -1, -1))), (b"\xff", None), (b"", b"")]
     ((kind, packed),) = decoded(encode(["x", pack(items)]))
     assert (kind, unpack(packed)) == ("x", items)
