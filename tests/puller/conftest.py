@@ -19,7 +19,7 @@ def root(tmp_path) -> Path:
 
 @pytest.fixture
 async def puller(tmp_path, root):
-    """Reads files under `root` and HTTP from loopback; waits briefly."""
+    """A puller with short waits that reads files under `root` and HTTP from loopback."""
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=0.3, total_timeout=10)
     puller = Puller(
         directory=tmp_path / "models",
@@ -35,5 +35,5 @@ async def puller(tmp_path, root):
 
 @pytest.fixture
 def left(puller):
-    """Entries of the puller's directory besides its lock and the files that it keeps."""
+    """The entries of the puller's directory besides its lock and the files that it keeps."""
     return lambda: {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}

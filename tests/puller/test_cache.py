@@ -1,4 +1,4 @@
-"""The whole files of a pod: each kept once, never one in use removed, nothing half after a crash."""
+"""The complete files of a pod: each kept once, none removed while in use, none incomplete after a crash."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ def opened(folder: Path, budget: int | None = None, **more) -> Cache:
 
 
 def put(cache: Cache, identity: str | None, content: bytes) -> Blob:
-    """A file has arrived; it is picked."""
+    """Puts an arrived file into the cache, and picks it."""
     with_room = cache.room(len(content))
     path = cache.disk.new()
     path.write_bytes(content)
@@ -52,7 +52,7 @@ def cache(tmp_path):
 
 
 def test_a_file_is_found_by_its_names(cache):
-    """It is found by each of them, if it has the wanted size; by nothing else."""
+    """A file of the wanted size is found by each of its names, and by nothing else."""
     blob = put(cache, "s3 x", b"abc")
     assert put(cache, "http y", b"abc") is blob
     for names in (["s3 x"], ["http y"], ["other", "http y"]):
@@ -65,14 +65,14 @@ def test_a_file_is_found_by_its_names(cache):
 
 
 def test_a_name_leads_to_what_came_last(cache):
-    """A store that calls two files alike is believed the later one."""
+    """A name leads to the file that came last, also if a store uses one name for two files."""
     old, new = put(cache, "x", b"old"), put(cache, "x", b"new")
     assert cache.pick(["x"]) is new
     assert old is not new
 
 
 def test_equal_bytes_are_one_file(cache):
-    """Under different names, safe on disk or not; the budget counts them once."""
+    """Equal bytes under different names are one file, safe on disk or not, and the budget counts them once."""
     one = put(cache, "one", b"x" * 400)
     cache.secure(one)
     two = put(cache, "two", b"x" * 400)
@@ -85,7 +85,7 @@ def test_equal_bytes_are_one_file(cache):
 
 
 def test_names_of_one_file_are_bounded(cache):
-    """The oldest is evicted."""
+    """The names of one file are bounded in number, and the oldest is removed first."""
     for number in range(200):
         blob = put(cache, f"n{number}", b"abc")
         cache.secure(blob)
@@ -117,7 +117,8 @@ def _poke(path: Path, at: int) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("state", ["idle", "in use", "after a restart"])
 def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
-    """Whatever the damage, and even if nothing looked at the time: it is fetched again, and the new one stays."""
+    """A damaged file is not found, whatever the damage and even if nothing noticed it earlier: it is fetched again, and
+    the new one stays."""
     content = b"abc" * 100 + b"x" * 100
     blob = put(cache, "x", content)
     cache.secure(blob)
@@ -150,7 +151,7 @@ def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
 
 
 def test_damage_that_hides_its_time_is_seen_by_reading(cache):
-    """Equal size and times: a caller that needs certainty has it read."""
+    """Damage that keeps size and times is detected by reading the file, which a caller that needs certainty demands."""
     blob = put(cache, "x", b"abc")
     before = os.stat(blob.path)
     blob.path.write_bytes(b"xyz")
@@ -162,7 +163,7 @@ def test_damage_that_hides_its_time_is_seen_by_reading(cache):
 
 
 def test_files_without_links_are_found_again(tmp_path, monkeypatch):
-    """On file systems without hard links, names are files that point to the blob."""
+    """On file systems without hard links a file is found by its names, which are files that point to the blob."""
     link = os.link
 
     def refused(source, target, **more):
@@ -185,7 +186,7 @@ def test_files_without_links_are_found_again(tmp_path, monkeypatch):
 
 
 def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
-    """Bytes that have arrived are on disk and no blob yet; two pulls must not be promised the same room."""
+    """Bytes that have arrived but are no blob yet count against the budget, so two pulls never get the same room."""
     room = cache.room(600)
     room.arrived(600)
     with pytest.raises(PullError, match="budget"):
@@ -201,7 +202,8 @@ def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
     ids=["some-must-go", "all-must-go", "larger-than-the-budget"],
 )
 def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
-    """The caller, which knows what uses the files, decides; nothing is evicted meanwhile."""
+    """A pull that needs room reports how many bytes must be evicted, and evicts nothing itself: the caller knows what
+    uses the files and decides."""
     put(cache, "used", b"x" * 500)
     with pytest.raises(PullError) as caught:
         cache.room(size)
@@ -210,7 +212,8 @@ def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
 
 
 def test_what_is_in_the_way_at_this_moment_is_told_and_what_is_unused_is_not(cache):
-    """Files of models, and what other pulls have set aside."""
+    """The report of what takes the room lists files of models and the reservations of other pulls, but no unused
+    files."""
     put(cache, "used", b"x" * 500)
     cache.drop([put(cache, "unused", b"y" * 300)])
     room = cache.room(100)
@@ -231,7 +234,8 @@ def test_a_file_of_unknown_size_tells_all_that_it_has_asked_for(cache):
 
 
 def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
-    """Files that were not safe yet are swept, even whole ones: nothing proves that they are whole."""
+    """Files that are safe on disk are found after a restart; others are swept, even complete ones, because nothing
+    proves that they are."""
     safe, unsafe = put(cache, "safe", b"abc"), put(cache, "unsafe", b"xyz")
     cache.secure(safe)
     cache.drop([safe, unsafe])
@@ -249,7 +253,7 @@ def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
 
 
 def test_the_order_of_use_survives_a_restart(tmp_path):
-    """The longest unused is evicted first, also afterwards."""
+    """The order of use survives a restart: the least recently used file is evicted first."""
     cache = opened(tmp_path / "models", 1000)
     for number in range(3):
         blob = put(cache, f"f{number}", b"%d" % number * 300)
@@ -269,7 +273,8 @@ def test_the_order_of_use_survives_a_restart(tmp_path):
 
 
 def test_what_is_in_use_never_makes_way(cache):
-    """A pull that does not fit beside it is refused, with the numbers, and nothing is evicted for it."""
+    """Files in use are never evicted: a pull that does not fit beside them is refused with the numbers, and nothing is
+    evicted for it."""
     used, idle = put(cache, "used", b"x" * 600), put(cache, "idle", b"x" * 300)
     cache.use("model", [used])
     cache.drop([used, idle])
@@ -280,7 +285,8 @@ def test_what_is_in_use_never_makes_way(cache):
 
 
 def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
-    """Its folder may be gone meanwhile; the listener is called both times."""
+    """A model is remembered until one of its files is removed, even if its folder is gone; the listener is called both
+    times."""
     told: list[tuple[str, bool]] = []
     cache = opened(tmp_path / "models", 1000, on_change=lambda into, here: told.append((into, here)))
     one, two = put(cache, "one", b"x" * 400), put(cache, "two", b"y" * 400)
@@ -296,7 +302,8 @@ def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Pulls, models, removals and restarts in any order, against a plain account of what must be there."""
+    """A state machine of pulls, models, removals and restarts in any order, compared with a plain account of what must
+    exist."""
 
     names = st.sampled_from([f"file-{number}" for number in range(6)])
     models = st.sampled_from(["a", "b", "c"])

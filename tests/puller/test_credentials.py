@@ -1,4 +1,4 @@
-"""The storage secret: whose settings count, and that they are never shown."""
+"""The storage secret: which of its settings count, and that they are never shown."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ S3 = {
 
 @pytest.fixture
 def secrets(tmp_path):
-    """Writes keys of the secret; gives it."""
+    """Writes keys of the secret, and returns it."""
 
     def write(**stores: object) -> Secrets:
         for name, store in stores.items():
@@ -42,7 +42,8 @@ def settings(secrets: Secrets, path: str = "a", **key: object):
 
 
 def test_which_key_counts(secrets):
-    """The named one, else the default of the type, else the default; the URI's type asks for its own default."""
+    """The named key counts, else the default of the type, else the general default; a URI asks for the default of its
+    own type."""
     store = secrets(
         mine={**S3, "bucket": "mine"},
         default={**S3, "bucket": "default"},
@@ -60,14 +61,15 @@ def test_which_key_counts(secrets):
 
 
 def test_a_type_without_default_starts_from_nothing(secrets):
-    """The general default is not used if a type is known."""
+    """A known type without a default of its own starts without settings: the general default is not used."""
     store = secrets(default=S3)
     assert settings(store, "s3://b/a").origin == ""
     assert not settings(store, "s3://b/a").has("secret_access_key")
 
 
 def test_what_overrides_what(secrets):
-    """storage_params over the secret, the URI over both, the old bucket attribute over the secret's only."""
+    """Settings override each other: storage_params the secret, the URI both, and the old bucket attribute only the
+    secret's."""
     store = secrets(mine=S3, old={**{k: v for k, v in S3.items() if k != "bucket"}, "default_bucket": "old"})
     assert settings(store, storage_key="mine").text("bucket") == "of-the-secret"
     assert settings(store, storage_key="mine", bucket="top").text("bucket") == "top"
@@ -80,7 +82,7 @@ def test_what_overrides_what(secrets):
 
 
 def test_dotted_overrides(secrets):
-    """They lead into nested objects and create missing ones; only strings replace strings."""
+    """Dotted overrides reach into nested objects and create missing ones; only strings replace strings."""
     store = secrets(mine={"type": "http", "url": "http://host", "headers": {"a": "1", "b": ["2"]}, "number": 7})
     got = settings(store, storage_key="mine", storage_params={"headers.a": "x", "headers.c": "y"})
     assert got.texts("headers") == {"a": ["x"], "b": ["2"], "c": ["y"]}
@@ -90,7 +92,7 @@ def test_dotted_overrides(secrets):
 
 
 def test_a_rotated_secret_counts_at_once(secrets):
-    """It is read at each load, and other settings get another client."""
+    """A rotated secret counts at once: it is read at each load, and other settings get another client."""
     before = settings(secrets(mine=S3), storage_key="mine")
     after = settings(secrets(mine={**S3, "secret_access_key": "rotated"}), storage_key="mine")
     assert after.text("secret_access_key") == "rotated"
@@ -100,7 +102,7 @@ def test_a_rotated_secret_counts_at_once(secrets):
 
 @pytest.mark.parametrize("name", ["absent", "../mine", "..data", ".hidden", "a/b", "", "a" * 300, "a\nb"])
 def test_names_that_are_no_key(secrets, name):
-    """A key that is named and missing fails the load; names that lead elsewhere are invalid."""
+    """A named key that is missing fails the load, and names that lead elsewhere are invalid."""
     store = secrets(mine=S3)
     if not name:
         assert resolve(Source("/a", '{"storage_key": ""}'), secrets=store).model.scheme == "file"
@@ -114,7 +116,8 @@ def test_names_that_are_no_key(secrets, name):
     "content", ['{"type": "s3", topsecret}', '["topsecret"]', '{"topsecret": "s3"}', "[" * 100_000]
 )
 def test_keys_that_cannot_be_read(secrets, content):
-    """They are errors that quote no content, the default too: continuing without it would explain nothing."""
+    """A key that cannot be read, the default included, is an error that quotes no content: continuing without it would
+    explain nothing."""
     for name, key in (("mine", {"storage_key": "mine"}), ("default", {})):
         with pytest.raises(PullError) as caught:
             settings(secrets(**{name: content}), **key)
@@ -122,13 +125,14 @@ def test_keys_that_cannot_be_read(secrets, content):
 
 
 def test_a_store_of_another_type(secrets):
-    """A URI and a key that contradict each other are refused."""
+    """A URI and a key of different types of store are refused."""
     with pytest.raises(PullError, match="type s3"):
         settings(secrets(mine=S3), "gs://b/a", storage_key="mine")
 
 
 def test_headers_of_an_http_store_stay_on_its_host(secrets):
-    """A default's are for URLs of its own origin; a named one for another host is refused."""
+    """Headers of a default HTTP store are sent to URLs of its own origin only, and a named store for another host is
+    refused."""
     web = {"type": "http", "url": "https://models.example/base", "headers": {"Authorization": "topsecret"}}
     store = secrets(default_http=web, web=web)
     assert settings(store, "https://models.example/other/a").has("headers")
@@ -163,7 +167,8 @@ def test_headers_of_an_http_store_stay_on_its_host(secrets):
     ],
 )
 def test_tokens_go_to_no_host_that_a_registration_chose(secrets, store, params):
-    """A token serves anyone who gets it, so endpoint and credentials must have the same origin."""
+    """Tokens are sent to no host that a registration chose: a token serves anyone who gets it, so endpoint and
+    credentials must have the same origin."""
     got = settings(secrets(mine=store), storage_key="mine", storage_params=params)
     with pytest.raises(PullError) as caught:
         objects_client.connect(got, HttpPolicy(allow_private=True), on_google=True)
@@ -183,7 +188,8 @@ def test_tokens_go_to_no_host_that_a_registration_chose(secrets, store, params):
     ],
 )
 def test_an_endpoint_of_a_registration_is_asked_as_nobody(secrets, monkeypatch, params):
-    """Without credentials of its own the pod's identity is not used for it, whatever else the registration says."""
+    """An endpoint that a registration chose is asked without the pod's identity, whatever else the registration
+    says."""
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "the-pods")
     monkeypatch.setenv("AZURE_STORAGE_TOKEN", "the-pods")
     got = settings(secrets(), storage_params=params)
@@ -200,7 +206,8 @@ def test_an_endpoint_of_a_registration_is_asked_as_nobody(secrets, monkeypatch, 
     ],
 )
 def test_an_endpoint_of_a_registration_takes_the_operators_leave(secrets, params):
-    """Such a server could send the pod on to an address inside, by a redirect or a name."""
+    """An endpoint that a registration chose is subject to the operator's rules for addresses, because such a server
+    could send the pod to an address inside by a redirect or a name."""
     got = settings(secrets(), storage_params=params)
     with pytest.raises(PullError, match="--http-allow-private") as caught:
         objects_client.connect(got, HttpPolicy(), on_google=False)
@@ -209,7 +216,8 @@ def test_an_endpoint_of_a_registration_takes_the_operators_leave(secrets, params
 
 
 def test_headers_of_an_http_store_go_to_its_own_url_only(secrets):
-    """Not where the registration names the url, nor where nobody does."""
+    """Headers of an HTTP store are sent to the URL that the secret itself names, not to one from the registration, nor
+    where neither names one."""
     secret = {"type": "http", "headers": {"Authorization": "Bearer operator"}}
     named = secrets(default_http={**secret, "url": "https://good.example/models"}, nowhere=secret)
     own = {"storage_params": {"url": "https://evil.example"}}
@@ -228,7 +236,7 @@ def test_headers_of_an_http_store_go_to_its_own_url_only(secrets):
 
 
 def test_explicit_keys_are_used_alone(secrets, monkeypatch):
-    """Keys, tokens and endpoints of the environment do not mix with those of a secret."""
+    """Explicit keys are used alone, without keys, tokens and endpoints of the environment."""
     for name, value in {
         "AWS_SESSION_TOKEN": "envtoken",
         "AWS_ACCESS_KEY_ID": "envkey",
@@ -254,7 +262,7 @@ def test_explicit_keys_are_used_alone(secrets, monkeypatch):
 
 
 def test_the_environment_must_not_replace_googles_key(secrets, monkeypatch):
-    """obstore would prefer a token of the environment: the error says so."""
+    """A token in the environment is an error if the secret has a Google key, because obstore would prefer the token."""
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "envtoken")
     store = secrets(mine={"type": "gcs", "bucket": "b", "private_key": "topsecret", "client_email": "e"})
     with pytest.raises(PullError, match="GOOGLE_BEARER_TOKEN") as caught:
@@ -276,7 +284,7 @@ def test_the_environment_must_not_replace_googles_key(secrets, monkeypatch):
     ],
 )
 def test_settings_that_make_no_client(secrets, change):
-    """They say which value is at fault and in which key of the secret."""
+    """Settings from which no client can be made are refused with the faulty value's name and its key in the secret."""
     with pytest.raises(PullError, match="key mine") as caught:
         objects_client.connect(
             settings(secrets(mine={**S3, **change}), storage_key="mine"), HttpPolicy(), on_google=False
@@ -292,7 +300,8 @@ def test_settings_that_make_no_client(secrets, change):
     name=st.sampled_from(["access_key_id", "secret_access_key", "session_token", "private_key", "anything"]),
 )
 def test_settings_show_nothing(tmp_path_factory, secret, name):
-    """Not as text, nor in the request and the location that hold them, nor pickled, nor in the rewritten key."""
+    """Settings do not show their secrets: not as text, not in the request and location that hold them, not pickled, and
+    not in the rewritten key."""
     folder = tmp_path_factory.getbasetemp() / "shown"
     folder.mkdir(exist_ok=True)
     (folder / "mine").write_text(json.dumps({**S3, name: secret}))
@@ -315,7 +324,7 @@ def test_settings_show_nothing(tmp_path_factory, secret, name):
     ],
 )
 def test_errors_quote_nothing_of_what_a_server_says(text):
-    """Status and code pass, requests, signatures and bodies do not."""
+    """Errors quote a server's status and code, but no requests, signatures or bodies."""
     target = objects_client.Target(None, "https://host", False)  # type: ignore[arg-type]
     error = objects_errors.translated(ValueError(text), "s3://b/a", target)
     assert "topsecret" not in error.text
@@ -323,7 +332,8 @@ def test_errors_quote_nothing_of_what_a_server_says(text):
 
 
 def test_the_version_of_a_secret_changes_with_each_of_its_keys(tmp_path):
-    """A key that is added, rewritten with other content, or removed; not by looking at it."""
+    """The version of a secret changes when a key is added, rewritten with other content or removed, and not when the
+    secret is merely read."""
     secret = tmp_path / "secret"
     secret.mkdir()
     secrets = Secrets(secret)

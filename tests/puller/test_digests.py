@@ -1,4 +1,4 @@
-"""The digest of a pull: computed from the bytes, equal for equal files wherever and however they come."""
+"""The digest of a pull, which is computed from the bytes and equal for equal files however they come."""
 
 import hashlib
 import json
@@ -18,7 +18,8 @@ def sha256(content: bytes) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 128 * 2**10 + 1, 3 * MIB + 7], ids=str)
 async def test_the_digest_of_a_file_is_its_sha256(puller, root, size):
-    """Whether it is read while it is listed or copied; and the same when it comes from the pod's disk."""
+    """The digest of a file is its SHA-256, computed while the file is listed or copied, and the same when it comes from
+    the pod's disk."""
     content = os.urandom(size)
     (root / "a.onnx").write_bytes(content)
     first = await puller.pull(Source(f"{root}/a.onnx"), into="m")
@@ -27,7 +28,8 @@ async def test_the_digest_of_a_file_is_its_sha256(puller, root, size):
 
 
 async def test_the_digest_of_a_folder_is_of_names_sizes_and_contents(puller, root):
-    """It does not depend on the folder's place, nor on the order of the listing; any name or byte changes it."""
+    """The digest of a folder covers names, sizes and contents, not the folder's place or the order of the listing; any
+    changed name or byte changes it."""
     files = {"b/1": b"one", "a": b"two", "b/0": b""}
 
     async def digest(place: str, files: dict[str, bytes]) -> str:
@@ -45,7 +47,7 @@ async def test_the_digest_of_a_folder_is_of_names_sizes_and_contents(puller, roo
 
 
 async def test_a_schema_is_part_of_the_digest(puller, root):
-    """A copy with another schema answers otherwise, so it has another digest."""
+    """The schema is part of the digest, because a copy with another schema gives other answers."""
     (root / "m").write_bytes(b"model")
     digests = []
     for text in (b"{}", b"{} "):
@@ -56,7 +58,7 @@ async def test_a_schema_is_part_of_the_digest(puller, root):
 
 
 async def test_a_file_that_was_replaced_has_another_digest(puller, root):
-    """At equal size, under its name: the digest is of the bytes that the pull brought."""
+    """A replaced file of equal size and name has another digest, because the digest is that of the pulled bytes."""
     (root / "m").write_bytes(b"old")
     old = await puller.pull(Source(f"{root}/m"), into="m")
     (root / "m").write_bytes(b"new")

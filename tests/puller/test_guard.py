@@ -29,7 +29,7 @@ async def stores():
 
 @pytest.fixture
 async def make(tmp_path):
-    """A puller whose storage secret names stores at an origin."""
+    """Makes a puller whose storage secret names stores at an origin."""
     made = []
 
     def puller(origin: str, **policy: bool) -> Puller:
@@ -59,7 +59,7 @@ async def make(tmp_path):
 
 
 def source(kind: str, origin: str) -> Source:
-    """The same file by every provider."""
+    """Returns the same file's source for every provider."""
     path = {
         "s3": "s3://bbb/m",
         "s3-anonymous": "s3://bbb/m",
@@ -93,7 +93,7 @@ def fill(stores) -> None:
 
 @pytest.mark.parametrize("kind", OBJECTS)
 async def test_an_endpoint_of_the_operators_may_be_anywhere(make, stores, kind):
-    """Without any private address being allowed."""
+    """An operator's own endpoint may be anywhere, even if no private address is allowed."""
     fill(stores)
     puller = make(stores[0].origin)
     assert (await puller.pull(source(kind, stores[0].origin), into="m")).path.read_bytes() == CONTENT
@@ -102,7 +102,8 @@ async def test_an_endpoint_of_the_operators_may_be_anywhere(make, stores, kind):
 @pytest.mark.parametrize("only_bodies", [False, True], ids=["all", "bodies"])
 @pytest.mark.parametrize("kind", OBJECTS)
 async def test_a_store_that_redirects_inside(make, stores, kind, only_bodies):
-    """To another port of loopback, by address or by name, or where clouds keep credentials: no connection is made."""
+    """A store that redirects to another port of loopback, by address or by name, or to where clouds keep credentials,
+    causes no connection there."""
     fill(stores)
     store, inside = stores
     puller = make(store.origin)
@@ -118,7 +119,7 @@ async def test_a_store_that_redirects_inside(make, stores, kind, only_bodies):
 
 @pytest.mark.parametrize("kind", [*OBJECTS, "hf", "http"])
 async def test_link_local_addresses_are_never_allowed_along(make, stores, kind):
-    """Not with `--http-allow-private` either; the error says which address, and that it is not allowed."""
+    """Link-local addresses are not allowed by `--http-allow-private`; the error says which address was refused."""
     fill(stores)
     store = stores[0]
     store.answer_instead = sends_on(302, "http://169.254.169.254/latest/meta-data/", only_bodies=True)
@@ -130,7 +131,7 @@ async def test_link_local_addresses_are_never_allowed_along(make, stores, kind):
 
 @pytest.mark.parametrize("kind", [*OBJECTS, "hf", "http"])
 async def test_redirects_to_where_it_may_are_followed(make, stores, kind):
-    """Private addresses are allowed: then another port of loopback may deliver."""
+    """With private addresses allowed, a redirect to another port of loopback is followed."""
     fill(stores)
     store, other = stores
     place = {"hf": "/hub/o/r/resolve/c/m", "http": "/www/m"}.get(kind, "/s3/bbb/m")
@@ -141,13 +142,13 @@ async def test_redirects_to_where_it_may_are_followed(make, stores, kind):
 
 
 class Asked:
-    """A client of the tunnel, by hand."""
+    """A hand-written client of the tunnel."""
 
     def __init__(self, tunnel: Tunnel, grant: Grant) -> None:
         self._url = tunnel.url(grant)
 
     async def get(self, url: str, headers: str = "", *, as_who: str = "") -> bytes:
-        """The answer to a GET of a plain URL, or to a CONNECT."""
+        """Returns the answer to a GET of a plain URL, or to a CONNECT."""
         split = urlsplit(self._url)
         token = base64.b64encode(f"{as_who or split.username}:x".encode()).decode()
         reader, writer = await asyncio.open_connection("127.0.0.1", split.port)
@@ -162,7 +163,7 @@ class Asked:
 
 @pytest.fixture
 async def tunnel(stores):
-    """One for which every name is a store's address, but for those that are addresses."""
+    """A tunnel for which every name is a store's address, except names that are addresses."""
 
     async def resolve(host: str, port: int) -> list[str]:
         return {"metadata.google.internal": ["169.254.169.254"]}.get(host, [host if host[0].isdigit() else "127.0.0.1"])
@@ -180,7 +181,8 @@ async def tunnel(stores):
     "host", ["127.0.0.1:1", "example.com:443", "169.254.169.254:80", "metadata.google.internal:80"]
 )
 async def test_nothing_is_connected_to_without_leave(tunnel, host):
-    """Neither by CONNECT nor by a plain request, by address or by name; the grant tells what happened."""
+    """Nothing is connected to without permission, by CONNECT or by a plain request, by address or by name, and the
+    grant records what happened."""
     grant = Grant(home=frozenset({("elsewhere.example.com", 443)}))
     asked = Asked(tunnel, grant)
     for url in (host, f"http://{host}/"):
@@ -192,7 +194,8 @@ async def test_nothing_is_connected_to_without_leave(tunnel, host):
 
 
 async def test_strangers_get_what_everybody_may(tunnel, stores):
-    """Other programs of the machine do not know the password: no granted connection, and none without a check."""
+    """Other programs of the machine do not know the tunnel's password: they get no granted connection, and none without
+    a check."""
     asked = Asked(tunnel, Grant(home=frozenset({("127.0.0.1", stores[0].port)})))
     for url in (f"127.0.0.1:{stores[0].port}", f"{stores[0].origin}/www/none"):
         assert (await asked.get(url)).split()[1] in (b"200", b"404")
@@ -212,7 +215,8 @@ async def test_strangers_get_what_everybody_may(tunnel, stores):
     ],
 )
 async def test_who_may_ask_who_the_pod_is(tunnel, headers, identity, may):
-    """A client that uses the pod's identity, with a request of that kind; not what a store redirects there."""
+    """Only a client that uses the pod's identity may ask the metadata service, and only with a request of that kind,
+    not by a store's redirect."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -229,7 +233,7 @@ async def test_who_may_ask_who_the_pod_is(tunnel, headers, identity, may):
 
 
 async def test_many_requests_over_one_connection(make, stores):
-    """A tree of objects, several at a time, and large bodies: all of it arrives as it was."""
+    """A tree of objects, several at a time, and large bodies arrive unchanged over one connection."""
     store = stores[0]
     for number in range(60):
         store.files[f"/s3/bbb/t/{number}"] = File(unique(1000 + number * 9000))
@@ -240,7 +244,7 @@ async def test_many_requests_over_one_connection(make, stores):
 
 @pytest.mark.parametrize("path", ["/www/", "/www/tree/", "", "/www/tree", "/www/page", "/www/page.onnx?x=/"])
 async def test_an_index_is_no_model(make, stores, path):
-    """Nor a page to sign in at: a URL names one file."""
+    """An index page or a sign-in page is not taken for a model: a URL names one file."""
     store = stores[0]
 
     def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -255,7 +259,7 @@ async def test_an_index_is_no_model(make, stores, path):
 
 
 async def test_a_page_that_is_asked_for_by_name_is_a_file(make, stores):
-    """For users with a model of that name."""
+    """An HTML page that the URL asks for by name is a file, for users with a model of that name."""
     store = stores[0]
     store.answer_instead = lambda request: web.Response(text="<html>", content_type="text/html")
     pulled = await make(store.origin, allow_private=True).pull(Source(f"{store.origin}/www/m.html"), into="m")
@@ -265,7 +269,7 @@ async def test_a_page_that_is_asked_for_by_name_is_a_file(make, stores):
 @pytest.mark.parametrize("kind", ["s3", "s3-anonymous", "http"])
 @pytest.mark.parametrize("status", [301, 307])
 async def test_a_redirect_that_leads_nowhere(make, stores, kind, status):
-    """The answer of S3 for a bucket of another region."""
+    """A redirect that leads nowhere, as S3 answers for a bucket of another region, is an error."""
     store = stores[0]
     store.answer_instead = lambda request: web.Response(status=status)
     with pytest.raises(PullError, match='"region"') as caught:

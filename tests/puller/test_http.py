@@ -1,4 +1,4 @@
-"""HTTP: only a whole 200 is a model, only allowed addresses are connected to, no secret is shown."""
+"""HTTP: only a complete 200 is a model, only allowed addresses are connected to, no secret is shown."""
 
 import asyncio
 import gzip
@@ -147,7 +147,7 @@ async def make_puller(tmp_path):
 
 
 def entries(puller: Puller) -> set[str]:
-    """Entries of its directory besides its lock and the files that it keeps."""
+    """Returns the entries of the puller's directory besides its lock and the files that it keeps."""
     return {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}
 
 
@@ -171,7 +171,7 @@ async def refused(puller: Puller, url: str, kind: PullErrorKind) -> str:
     ],
 )
 async def test_a_file_arrives_whole(puller, store, path, content):
-    """With and without an announced length, in one piece and in many."""
+    """A file arrives complete with and without an announced length, in one piece and in many."""
     pulled = await puller.pull(Source(store.url(path)), into="id")
     assert pulled.path == puller.directory / "id" / "a.onnx"
     assert pulled.path.read_bytes() == content
@@ -179,8 +179,8 @@ async def test_a_file_arrives_whole(puller, store, path, content):
 
 
 async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path):
-    """A server sends the whole file for a part: the pull then requests all of it, and the parts' connections are
-    released."""
+    """A pull never waits for a connection while it holds one: when a server sends the whole file for a part, the parts'
+    connections are released and the whole is requested."""
     limits = PullLimits(connections=8, ranges=2, range_bytes=10 * 2**20)
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5, total_timeout=10)
     puller = Puller(directory=tmp_path / "models", http=policy, retries=ONCE, limits=limits)
@@ -206,7 +206,7 @@ async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path
     ],
 )
 async def test_names_are_harmless(puller, store, path, name, tmp_path):
-    """For any end of the URL, one file in the pull's folder is written."""
+    """Whatever the end of the URL, one file in the pull's folder is written."""
     pulled = await puller.pull(Source(store.url(path)), into="../id")
     assert pulled.path.parent.parent == puller.directory
     assert name is None or pulled.path.name in (name, "_model")
@@ -232,7 +232,7 @@ async def test_names_are_harmless(puller, store, path, name, tmp_path):
     ],
 )
 async def test_only_200_is_a_model(puller, store, status, kind):
-    """An error page is never saved; the status is named."""
+    """Only a response with status 200 is saved as a model; an error page is not, and the error names the status."""
     assert str(status) in await refused(puller, store.url(f"/status/{status}/a.onnx"), kind)
 
 
@@ -241,7 +241,8 @@ async def test_only_200_is_a_model(puller, store, status, kind):
     [(429, "5", 5.0), (503, "120", 120.0), (429, "soon", None), (429, "", None), (404, "5", None)],
 )
 async def test_a_store_says_when_to_ask_again(puller, store, status, after, seconds):
-    """Passing errors are retried; a wait of zero is none, and a missing file does not appear by waiting."""
+    """Passing errors are retried when the store says; a wait of zero counts as none, and a missing file is not
+    retried."""
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(store.url(f"/status/{status}/a.onnx?after={after}")), into="id")
     assert caught.value.retry_after == seconds
@@ -263,48 +264,49 @@ async def test_a_store_says_when_to_ask_again(puller, store, status, after, seco
     ids=str,
 )
 def test_times_to_ask_again(headers, seconds):
-    """A number, or a date, which counts by the server's clock if it sends that."""
+    """The time to retry is a number, or a date by the server's clock if it sends one."""
     assert retry_after(headers) == seconds
 
 
 @pytest.mark.parametrize("how", ["100001", str(2**21), "chunked"])
 async def test_a_truncated_body_is_noticed(puller, store, how):
-    """Fewer bytes than announced, small or large, or no last chunk."""
+    """A truncated body is detected: fewer bytes than announced, small or large, or a missing last chunk."""
     await refused(puller, store.url(f"/truncated/{how}/a.onnx"), PullErrorKind.INTEGRITY)
 
 
 async def test_a_compressed_body_is_refused(puller, store):
-    """Compression was declined, and a compressed body would be saved as a model."""
+    """A compressed body is refused, because compression was declined and the body would be saved as a model."""
     await refused(puller, store.url("/gzip/a.onnx"), PullErrorKind.BAD_REQUEST)
     assert store.requests[0].headers["Accept-Encoding"] == "identity"
 
 
 @pytest.mark.parametrize("after", ["headers", "0", "5000000"])
 async def test_a_stalled_server_ends_in_a_timeout(puller, store, after):
-    """Before the headers, before the body, in the middle of it."""
+    """A server that stalls before the headers, before the body or in the middle of it runs into a timeout."""
     await refused(puller, store.url(f"/stalls/{after}/a.onnx"), PullErrorKind.TIMEOUT)
 
 
 async def test_the_whole_pull_is_bounded(make_puller, store):
-    """A server that trickles endlessly runs into the total time."""
+    """A server that sends endlessly in trickles runs into the pull's total time."""
     puller = make_puller(HttpPolicy(allow_private=True, read_timeout=60, total_timeout=0.1))
     await refused(puller, store.url("/stalls/5000000/a.onnx"), PullErrorKind.TIMEOUT)
 
 
 async def test_an_endless_body_ends_at_the_limit(puller, store):
-    """Without an announced length the limit is checked as it comes, and the connection is cut."""
+    """A body without an announced length is cut off when it exceeds the size limit."""
     await refused(puller, store.url("/endless/a.onnx"), PullErrorKind.TOO_LARGE)
     await until(store.gone.is_set)
 
 
 async def test_an_announced_length_over_the_limit_is_not_begun(puller, store):
-    """The size limit is checked before the body is read."""
+    """A body whose announced length exceeds the limit is refused before it is read."""
     await refused(puller, store.url(f"/truncated/{2**26}/a.onnx"), PullErrorKind.TOO_LARGE)
 
 
 @pytest.mark.parametrize("after", ["headers", "1000", "9000000"])
 async def test_a_cancelled_pull_leaves_nothing(puller, store, left, after, make_puller):
-    """At any stage: the folder is removed, and the server sees its client leave."""
+    """A cancelled pull leaves nothing at any stage: its folder is removed, and the server sees its client
+    disconnect."""
     patient = make_puller(HttpPolicy(allow_private=True))
     task = asyncio.create_task(patient.pull(Source(store.url(f"/stalls/{after}/a.onnx")), into="id"))
     await store.blocked.wait()
@@ -317,20 +319,20 @@ async def test_a_cancelled_pull_leaves_nothing(puller, store, left, after, make_
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "[::]"])
 async def test_loopback_is_refused_by_default(make_puller, store, host):
-    """In every spelling; the server hears nothing."""
+    """Loopback is refused by default in every spelling, and a server there receives nothing."""
     await refused(make_puller(HttpPolicy()), store.url("/small/a", host=host), PullErrorKind.FORBIDDEN)
     assert not store.requests
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0"])
 async def test_short_forms_of_addresses_are_no_hosts(make_puller, store, host):
-    """`inet_aton` would take them for loopback; they are not even looked up."""
+    """Short forms of addresses, which `inet_aton` would take for loopback, are refused as hosts without a lookup."""
     await refused(make_puller(HttpPolicy()), store.url("/small/a", host=host), PullErrorKind.BAD_REQUEST)
     assert not store.requests
 
 
 class Only(HttpPolicy):
-    """Allows one address, so loopback can stand for the world and for forbidden places."""
+    """A rule that allows one address, so that loopback can stand for the world and for forbidden places."""
 
     def refusal(self, host: str) -> str | None:
         return None if host == "127.0.0.2" else super().refusal(host)
@@ -347,7 +349,8 @@ async def world():
 
 @pytest.mark.parametrize("hops", [1, 3])
 async def test_a_redirect_to_loopback_is_refused(make_puller, store, world, hops):
-    """Directly or after harmless redirects; the inner server hears nothing."""
+    """A redirect to loopback, directly or after harmless redirects, is refused, and the inner server receives
+    nothing."""
     url = store.url("/small/a")
     for _ in range(hops):
         url = world.url(f"/to/a?url={quote(url, safe='')}")
@@ -357,14 +360,16 @@ async def test_a_redirect_to_loopback_is_refused(make_puller, store, world, hops
 
 
 async def test_cloud_metadata_is_refused_even_where_private_is_allowed(make_puller, store):
-    """A redirect to the link-local address where clouds serve credentials."""
+    """A redirect to the link-local address where clouds serve credentials is refused even if private addresses are
+    allowed."""
     puller = make_puller(HttpPolicy(allow_private=True))
     url = store.url("/to/a?url=" + quote("http://169.254.169.254/latest/meta-data", safe=""))
     assert "link-local" in await refused(puller, url, PullErrorKind.FORBIDDEN)
 
 
 async def test_redirects_that_are_allowed_are_followed(puller, store):
-    """Relative and absolute ones; the result is the target's, the folder entry is named after the URL registered."""
+    """Allowed redirects, relative and absolute, are followed; the content is the target's, and the file is named after
+    the registered URL."""
     for target in ("/small/b", store.url("/small/b"), "../small/b"):
         pulled = await puller.pull(Source(store.url(f"/to/a.onnx?url={quote(target, safe='')}")), into="id")
         assert pulled.path.read_bytes() == CONTENT
@@ -375,20 +380,20 @@ async def test_redirects_that_are_allowed_are_followed(puller, store):
     "target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "http://", "//[bad/", "gopher://x", "http://h:99999/"]
 )
 async def test_redirects_to_other_schemes_are_refused(puller, store, target):
-    """A redirect leads to http and https only."""
+    """Redirects to schemes other than http and https are refused."""
     await refused(puller, store.url(f"/to/a?url={quote(target, safe='')}"), PullErrorKind.BAD_REQUEST)
 
 
 @pytest.mark.parametrize("path", ["/circle/a", "/nowhere/a"])
 async def test_redirects_that_lead_nowhere_end(puller, store, path):
-    """A circle is left after a few rounds."""
+    """A circle of redirects ends after a few rounds."""
     await refused(puller, store.url(path), PullErrorKind.BAD_REQUEST)
     assert len(store.requests) <= 6
 
 
 @pytest.fixture
 def names(monkeypatch):
-    """A name server with a test's answers, different each time: what rebinding does."""
+    """A name server with the test's answers, different each time, as in DNS rebinding."""
     answers: dict[str, list[list[str]]] = {}
 
     async def getaddrinfo(self, host, port, *, family=0, type=0, proto=0, flags=0):
@@ -400,7 +405,8 @@ def names(monkeypatch):
 
 
 async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, world, names):
-    """A name that resolves to loopback is refused; of several addresses only an allowed one is connected to."""
+    """A name is judged by the address connected to: one that resolves to loopback is refused, and of several addresses
+    only an allowed one is used."""
     puller = make_puller(Only())
     names["inner.test"] = [["127.0.0.1"]]
     names["inner-2.test"] = [["127.0.0.1", "127.0.0.3"]]
@@ -413,7 +419,7 @@ async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, 
 
 
 async def test_rebinding_a_name_does_not_help(make_puller, world, names):
-    """The name that was fine for the first request resolves to loopback for the redirect."""
+    """Rebinding does not help: a name that resolves to loopback only for the redirect is refused there."""
     puller = make_puller(Only())
     names["first.test"] = [["127.0.0.2"]]
     names["rebound.test"] = [["127.0.0.1"]]
@@ -422,7 +428,7 @@ async def test_rebinding_a_name_does_not_help(make_puller, world, names):
 
 
 async def test_credentials_are_sent_to_their_origin_only(puller, store):
-    """To the URL's own server, also after a redirect there; to another origin no more."""
+    """Credentials are sent to the URL's own origin, also after a redirect there, and not to another origin."""
     other = Store()
     runner = await serve(other, "127.0.0.2")
     try:
@@ -448,7 +454,7 @@ async def test_credentials_are_sent_to_their_origin_only(puller, store):
     ],
 )
 async def test_errors_hold_no_secrets(puller, store, path, kind):
-    """Neither the text nor a traceback shows password or query."""
+    """Neither the text nor the traceback of an error shows a password or a query."""
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(store.url(path, user="user:secret")), into="id")
     assert caught.value.kind is kind, caught.value
@@ -459,20 +465,20 @@ async def test_errors_hold_no_secrets(puller, store, path, kind):
 
 
 async def test_the_source_of_a_pull_is_shown_without_secrets(puller, store):
-    """The report after success is for people too."""
+    """The report of a successful pull shows its source without secrets."""
     pulled = await puller.pull(Source(store.url("/small/a?sig=secret", user="user:secret")), into="id")
     assert "secret" not in pulled.source
     assert pulled.source.startswith("http://127.0.0.1")
 
 
 async def test_a_signed_query_arrives_as_it_was_registered(puller, store):
-    """Quoting it again would break the signature."""
+    """A signed query is sent as it was registered, because quoting it again would break the signature."""
     await puller.pull(Source(store.url("/small/a?sig=%2fA%3d+b,c;d")), into="id")
     assert store.requests[0].rel_url.raw_query_string == "sig=%2fA%3d+b,c;d"
 
 
 async def test_servers_that_are_not_there(puller):
-    """Refused connections and unknown names are retried, and named."""
+    """Refused connections and unknown names are retried, and the error names the server."""
     await refused(puller, "http://127.0.0.1:1/a", PullErrorKind.UNREACHABLE)
     await refused(puller, "http://no-such-host.invalid/a", PullErrorKind.DNS)
 
@@ -481,12 +487,12 @@ async def test_servers_that_are_not_there(puller):
     "url", ["http://", "http:///a", "https://host:bad/a", "http:/a", "http://[::1/a", "http://a b/"]
 )
 async def test_urls_that_are_none(puller, url):
-    """The registration's fault."""
+    """An invalid URL is reported as the registration's fault."""
     await refused(puller, url, PullErrorKind.BAD_REQUEST)
 
 
 async def test_a_server_that_speaks_something_else(puller):
-    """Bytes that are not HTTP are an error with a text."""
+    """A server that answers with something other than HTTP causes an error with a text."""
 
     async def speak(reader, writer):
         writer.write(b"220 ftp.example.com ready\r\n")
@@ -500,14 +506,15 @@ async def test_a_server_that_speaks_something_else(puller):
 
 
 async def test_proxies_of_the_environment_are_not_used(puller, store, monkeypatch):
-    """Behind a proxy nothing could be said about addresses."""
+    """Proxy variables of the environment are not used here, because behind a proxy no address could be checked."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     assert (await puller.pull(Source(store.url("/small/a")), into="id")).bytes == len(CONTENT)
 
 
 async def test_a_private_ca(make_puller, tmp_path):
-    """A certificate of a private authority is trusted if the operator gives it; and https does not fall to http."""
+    """A certificate of a private authority is trusted if the operator supplies that authority, and https never falls
+    back to http."""
     ca, server = certificate("127.0.0.1")
     (tmp_path / "server.pem").write_bytes(server)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -528,7 +535,7 @@ async def test_a_private_ca(make_puller, tmp_path):
 
 
 async def test_other_stores_can_be_added(tmp_path):
-    """The seam: a provider under a scheme of its own, cleaned up after like the built-in ones."""
+    """Other stores can be added as a provider with its own scheme, which is cleaned up after like the built-in ones."""
 
     class Fake:
         closed = False

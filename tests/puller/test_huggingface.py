@@ -135,7 +135,7 @@ async def refused(puller: Puller, path: str, kind: PullErrorKind, key: str = "")
 
 
 async def test_one_file_at_a_revision(puller, hub):
-    """The branch main if none is named; a tag after @ or a colon."""
+    """One file is pulled at a revision: the branch main by default, or a tag after @ or a colon."""
     hub.files[COMMITS["main"]] = {"onnx/model.onnx": SMALL, "README.md": b"x"}
     hub.files[COMMITS["v1.0"]] = {"onnx/model.onnx": b"older"}
     assert (await puller.pull(Source("hf://org/repo/onnx/model.onnx"), into="m")).path.read_bytes() == SMALL
@@ -144,7 +144,7 @@ async def test_one_file_at_a_revision(puller, hub):
 
 
 async def test_a_tree_of_many_pages(puller, hub):
-    """Every file of the folder, below it, under its own name."""
+    """Every file of a folder and below it arrives under its own name, though the tree has many pages."""
     files = {f"onnx/part-{number:03}": b"%d" % number for number in range(40)}
     hub.files[COMMITS["main"]] = {**files, "other/file": b"x"}
     pulled = await puller.pull(Source("hf://org/repo/onnx"), into="m")
@@ -155,7 +155,8 @@ async def test_a_tree_of_many_pages(puller, hub):
 
 
 async def test_large_files_come_in_parts_from_elsewhere_without_the_token(puller, hub, tmp_path):
-    """Several ranges; equal contents in another revision are not fetched again; the token stays at the hub."""
+    """Large files come from another host in ranges, without the hub's token, and equal contents in another revision are
+    not fetched again."""
     hub.private = True
     (tmp_path / "secret" / "default_hf").write_text(json.dumps({"type": "hf", "token": TOKEN}))
     hub.files[COMMITS["main"]] = {"model.onnx": LARGE}
@@ -183,7 +184,7 @@ async def test_what_arrives_is_checked_against_the_hubs_digest(puller, hub, monk
 
 
 async def test_what_is_not_there(puller, hub):
-    """Repository, revision and path, each with what to check."""
+    """A missing repository, revision or path is reported with what to check."""
     hub.files[COMMITS["main"]] = {"model.onnx": SMALL}
     assert "org/none" in await refused(puller, "hf://org/none/model.onnx", PullErrorKind.NO_BUCKET)
     await refused(puller, "hf://org/repo@v9/model.onnx", PullErrorKind.NO_BUCKET)
@@ -191,14 +192,14 @@ async def test_what_is_not_there(puller, hub):
 
 
 async def test_a_private_repository(puller, hub):
-    """It says that a token is missing; the token of the storage key is used."""
+    """A private repository is reported as needing a token, and is pulled with the token of the storage key."""
     hub.private = True
     hub.files[COMMITS["main"]] = {"model.onnx": SMALL}
     assert "token" in await refused(puller, "hf://org/repo/model.onnx", PullErrorKind.CREDENTIALS)
 
 
 async def test_a_registration_cannot_send_the_operators_token_elsewhere(puller, hub, tmp_path):
-    """An endpoint of its own with a token that is not."""
+    """A registration with an endpoint of its own and no token of its own does not send the operator's token there."""
     (tmp_path / "secret" / "mine").write_text(json.dumps({"type": "hf", "token": TOKEN}))
     key = json.dumps(
         {"storage_key": "mine", "storage_params": {"endpoint_url": "http://127.0.0.1:1", "repository": "org/repo"}}
@@ -213,7 +214,8 @@ async def test_an_endpoint_that_is_no_hub(puller, hub, monkeypatch):
 
 
 async def test_what_one_hub_says_of_a_file_is_believed_of_that_hub_only(hub, puller, monkeypatch):
-    """Git's digest is not checked, so a hub that gives another file the same one must not reach the others' models."""
+    """What a hub says of a file counts for that hub only: git's digest is not checked, so another hub that claims the
+    same digest must not affect the first one's models."""
     content = b"small"
     hub.files[COMMITS["main"]] = {"m.onnx": content}
     source = Source("hf://org/repo/m.onnx")

@@ -81,7 +81,8 @@ async def pod(tmp_path, stores):
 @pytest.mark.parametrize("changed", [OLD, "now"], ids=["settled", "fresh"])
 @pytest.mark.parametrize("etag", ['"d41d8cd98f00b204e9800998ecf8427e"', '"d41d8cd98f00b204e9800998ecf8427e-1"', '"x"'])
 async def test_a_store_with_one_etag_for_all(pod, stores, etag, changed):
-    """Six models of equal size in one bucket, two in another, one replaced by a file of equal size: each its own."""
+    """Models of a store with one ETag for all, six of equal size in one bucket, two in another and one replaced at
+    equal size, each get their own bytes."""
     store = stores[0]
 
     def put(place: str) -> None:
@@ -105,7 +106,7 @@ async def test_a_store_with_one_etag_for_all(pod, stores, etag, changed):
 
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_an_unchanged_file_is_not_fetched_again(pod, stores, place):
-    """Hints are useful: the same place, the same version, the same caller; after a restart, too."""
+    """An unchanged file is not fetched again for the same place, version and caller, also after a restart."""
     store = stores[0]
     store.files[place] = File(unique(SIZE))
     first = await pod.pull(0, store.port, "alice", place)
@@ -118,7 +119,8 @@ async def test_an_unchanged_file_is_not_fetched_again(pod, stores, place):
 
 
 async def test_a_fresh_file_with_a_true_digest_is_not_fetched_again(pod, stores):
-    """An ETag that is the MD5 of the bytes identifies the version, whenever it was written."""
+    """A fresh file whose ETag is the MD5 of its bytes is not fetched again, because such an ETag identifies the version
+    whenever it was written."""
     content = unique(SIZE)
     stores[0].files["/s3/b/m"] = File(content, etag=f'"{hashlib.md5(content).hexdigest()}"', changed=recent())
     for fetched in (SIZE, 0):
@@ -127,7 +129,7 @@ async def test_a_fresh_file_with_a_true_digest_is_not_fetched_again(pod, stores)
 
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_another_callers_file_is_asked_for(pod, stores, place):
-    """A caller who may not read a file is refused, although it is on the disk for another."""
+    """A caller who may not read a file is refused, although the file is on the disk for another caller."""
     store = stores[0]
     store.files[place] = File(unique(SIZE))
     await pod.pull(0, store.port, "alice", place)
@@ -157,7 +159,8 @@ async def test_a_hub_that_lists_and_does_not_deliver(pod, stores):
 
 
 async def test_a_server_that_names_somebody_elses_file(pod, stores):
-    """In Repr-Digest: its own bytes are fetched, and are not what it says."""
+    """A server that names somebody else's file in Repr-Digest has its own bytes fetched, and the mismatch is an
+    error."""
     mine, theirs = stores
     secret = unique(SIZE)
     theirs.files["/www/secret"] = File(secret, sha256=sha256(secret))
@@ -170,7 +173,8 @@ async def test_a_server_that_names_somebody_elses_file(pod, stores):
 
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_a_registration_that_names_somebody_elses_file(pod, stores, place):
-    """By its SHA-256: the store is asked for it, and does not have it."""
+    """A registration with the SHA-256 of somebody else's file gets nothing from the disk: the store is asked for it,
+    and does not have it."""
     mine, theirs = stores
     secret = unique(SIZE)
     theirs.files["/www/secret"] = File(secret)
@@ -185,7 +189,7 @@ async def test_a_registration_that_names_somebody_elses_file(pod, stores, place)
 
 
 async def test_equal_files_are_kept_once(pod, stores):
-    """Regardless of their source and their readers: no bytes are shared that were not delivered."""
+    """Equal files are kept once, whatever their source and readers: only delivered bytes are shared."""
     content = unique(SIZE)
     for place in ("/s3/b/m", "/www/m", "/hub/org/repo/m"):
         stores[0].files[place] = File(content)
@@ -199,7 +203,8 @@ async def test_equal_files_are_kept_once(pod, stores):
 
 
 async def test_a_server_that_calls_two_versions_alike_but_for_their_time(pod, stores):
-    """It answers "not modified" to the ETag, but its own date contradicts that."""
+    """A server that answers "not modified" to the ETag of another version is not believed if its date contradicts
+    that."""
     store = stores[0]
     for day in (1, 2):
         store.files["/www/m"] = File(unique(SIZE), changed=OLD.replace(day=day))
@@ -210,7 +215,8 @@ async def test_a_server_that_calls_two_versions_alike_but_for_their_time(pod, st
 @pytest.mark.parametrize("how", ["overwritten", "truncated", "same time"])
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_damage_on_disk_is_fetched_again(pod, stores, place, how):
-    """Also where a digest is registered, and after a restart; the store is not blamed for it."""
+    """A file damaged on disk is fetched again, even if a digest is registered and after a restart, and the store is not
+    blamed."""
     store = stores[0]
     content = unique(SIZE)
     store.files[place] = File(content)
@@ -248,14 +254,14 @@ class Account:
     fetched: int = 0
 
     def anothers(self, but: tuple[int, str]) -> str:
-        """The digest of something that is elsewhere."""
+        """Returns the digest of content from elsewhere."""
         for there, versions in self.history.items():
             if there != but:
                 return sha256(versions[-1].content)
         return ""
 
     def put(self, spot: tuple[int, str], claims: Claims | None, again: bool) -> None:
-        """Puts a file; without `claims` it keeps those of the file before it."""
+        """Puts a file, which keeps the claims of the one before it unless `claims` is given."""
         store, place = spot
         etag, when, digest, oid, size = self.claims[spot] = claims or self.claims[spot]
         before = self.history.get((store, place), [])
@@ -317,9 +323,9 @@ def _claims(random: Random) -> Claims:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_nobody_gets_bytes_of_another(pod, stores, seed):
-    """Any stores, claims, sizes, callers and replacements: what a pull brings was delivered by that store to that
-    caller, and is from that place or is the content that somebody named. It is the latest, unless the store says
-    exactly the same of it as of what was there before."""
+    """A pull brings bytes that the store delivered to that caller from that place, or the content that somebody named,
+    whatever stores, claims, sizes, callers and replacements occur. They are the latest, unless the store says exactly
+    the same of them as of those before."""
     random = Random(seed)
     account = Account(pod, stores)
     for number, store in enumerate(stores):

@@ -15,7 +15,8 @@ from puller.limits import PullLimits
     part=st.integers(1, 20),
 )
 def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
-    """In order, none too long, none empty, and of nearly equal length within a range."""
+    """The parts of a range cover exactly what is missing, in order, none too long or empty, and of nearly equal
+    length."""
     missing, at = [], 0
     for skipped, length in gaps:
         missing.append((at + skipped, at + skipped + length))
@@ -27,7 +28,8 @@ def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
 
 
 def test_bandwidth_is_shared_by_whoever_takes():
-    """A burst is free, then each byte costs its time; a quiet minute earns no more than a burst."""
+    """Bandwidth is shared by all who take it: a burst is free, then each byte costs its time, and a quiet minute earns
+    no more than a burst."""
     now = [100.0]
     limits = PullLimits(bytes_per_second=1000, clock=lambda: now[0])
     waits = [limits.take(1000) for _ in range(3)]
@@ -40,7 +42,7 @@ def test_bandwidth_is_shared_by_whoever_takes():
 
 
 async def test_connections_are_bounded_and_given_back():
-    """A caller waits while all are taken; a failure returns its own."""
+    """Connections are bounded: a caller waits while all are taken, and a failed one is given back."""
     limits = PullLimits(connections=2)
 
     async def fails():
@@ -61,7 +63,7 @@ async def test_connections_are_bounded_and_given_back():
 
 
 async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
-    """As many at once as there may be ranges."""
+    """As many parts are fetched at once as ranges are allowed, and the first error ends all."""
     now, most, done = 0, 0, []
 
     async def fetch(start, end):
@@ -85,6 +87,6 @@ async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
 
 @pytest.mark.parametrize("wrong", [{"connections": 0}, {"ranges": 0}, {"range_bytes": 0}, {"bytes_per_second": -1}])
 def test_limits_that_make_no_sense(wrong):
-    """The error comes when they are set, not when the first pull hangs."""
+    """Invalid limits are refused when they are set, instead of hanging the first pull."""
     with pytest.raises(ValueError, match="out of range"):
         PullLimits(**wrong)

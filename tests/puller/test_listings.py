@@ -58,7 +58,7 @@ def test_a_service_account_of_google_signs_its_own_token():
 
 
 def test_nobody_shows_nothing():
-    """Public buckets and containers."""
+    """A caller without credentials signs nothing, as for public buckets and containers."""
     for lister in (
         listing.GoogleLister("https://storage.googleapis.com", "b"),
         listing.AzureLister("https://a.blob.core.windows.net", "c", "a"),
@@ -118,5 +118,5 @@ def test_what_is_no_page(body):
 
 
 def test_a_page_without_objects():
-    """Of the whole element, whatever else it holds."""
+    """A page without objects is an empty listing, even if the element for them is missing."""
     assert listing.AzureLister("https://a", "c", "a").page(ElementTree.fromstring("<E/>")) == ([], "")

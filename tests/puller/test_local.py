@@ -1,4 +1,4 @@
-"""Files: only from under the roots, only regular ones, whole or not at all."""
+"""Files: only from under the roots, only regular ones, complete or not at all."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ async def refused(puller: Puller, path: object, kind: PullErrorKind) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 3 * 2**20])
 async def test_a_file_arrives_whole(puller, root, left, size):
-    """The bytes, the size and the name; after the removal, only the cache's files are left."""
+    """A file arrives with its bytes, size and name; after its removal only the cache's files are left."""
     content = os.urandom(size)
     (root / "a.onnx").write_bytes(content)
     pulled = await puller.pull(Source(str(root / "a.onnx")), into="tenant/model 1")
@@ -43,7 +43,7 @@ async def test_a_file_arrives_whole(puller, root, left, size):
 
 
 async def test_file_uris(puller, root):
-    """Percent-encoded names and the host localhost are understood, others are not."""
+    """File URIs with percent-encoded names and the host localhost are understood, and others are refused."""
     (root / "a b#1.onnx").write_bytes(b"x")
     for uri in (
         f"file://{root}/a%20b%231.onnx",
@@ -56,7 +56,7 @@ async def test_file_uris(puller, root):
 
 
 async def test_a_folder_arrives_as_a_tree(puller, root):
-    """Nested files, empty folders, and links that stay inside become plain files."""
+    """A folder arrives as a tree: nested files, empty folders, and links that stay inside as plain files."""
     model = root / "model"
     (model / "sub" / "empty").mkdir(parents=True)
     (model / "a.onnx").write_bytes(b"abc")
@@ -71,7 +71,7 @@ async def test_a_folder_arrives_as_a_tree(puller, root):
 
 
 async def test_the_schema_comes_along(puller, root):
-    """A second file named by the key; with the model's own name it is given another."""
+    """The schema that the key names comes as a second file, which is renamed if it has the model's own name."""
     (root / "a").write_bytes(b"model")
     (root / "sub").mkdir()
     (root / "sub" / "a").write_bytes(b"schema")
@@ -84,7 +84,7 @@ async def test_the_schema_comes_along(puller, root):
 
 
 async def test_what_does_not_exist(puller, root, left):
-    """A missing path is NOT_FOUND, a folder without files EMPTY; both leave nothing."""
+    """A missing path is NOT_FOUND and a folder without files EMPTY; both leave nothing."""
     await refused(puller, root / "missing.onnx", PullErrorKind.NOT_FOUND)
     (root / "file").write_bytes(b"")
     await refused(puller, root / "file" / "below", PullErrorKind.NOT_FOUND)
@@ -102,7 +102,7 @@ def secret(tmp_path) -> Path:
 
 @pytest.mark.parametrize("form", ["absolute", "dots", "uri", "encoded dots", "link", "folder link", "similar name"])
 async def test_nothing_outside_the_roots_is_read(puller, root, secret, left, form):
-    """Every way out is refused, whatever exists there."""
+    """Nothing outside the roots is read: every way out is refused, whatever exists there."""
     match form:
         case "absolute":
             path = str(secret)
@@ -179,7 +179,7 @@ def unreadable(monkeypatch):
 
 @pytest.mark.parametrize("what", STRAY)
 async def test_what_is_of_no_model_is_skipped(puller, root, secret, unreadable, caplog, what):
-    """Beside a model's files, at the top and below: they come, it does not, and the reason is given."""
+    """Files that belong to no model are skipped with the reason, at the top and below, and the model's files arrive."""
     model = root / "model"
     for folder in (model, model / "sub"):
         folder.mkdir()
@@ -203,7 +203,7 @@ async def test_what_is_of_no_model_is_skipped(puller, root, secret, unreadable, 
     ],
 )
 async def test_nothing_but_what_is_of_no_model(puller, root, secret, unreadable, left, what, kind):
-    """Then the pull fails, and names what it found."""
+    """A folder with nothing but files that belong to no model fails the pull, and the error lists what was found."""
     (root / "model").mkdir()
     STRAY[what](root / "model")
     text = await refused(puller, root / "model", kind)
@@ -213,7 +213,7 @@ async def test_nothing_but_what_is_of_no_model(puller, root, secret, unreadable,
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 async def test_special_files_are_refused_without_waiting(puller, root, kind):
-    """Opening a pipe would wait for a writer endlessly."""
+    """Special files are refused without opening them: opening a pipe would wait endlessly for a writer."""
     if kind == "pipe":
         os.mkfifo(root / "special")
     else:
@@ -222,21 +222,21 @@ async def test_special_files_are_refused_without_waiting(puller, root, kind):
 
 
 async def test_devices_are_refused(tmp_path):
-    """Even if the operator names /dev as a root."""
+    """Devices are refused, even if the operator names /dev as a root."""
     puller = Puller(directory=tmp_path / "models", file_roots=[Path("/dev")])
     await refused(puller, "/dev/zero", PullErrorKind.BAD_REQUEST)
     await puller.close()
 
 
 async def test_no_roots_no_files(tmp_path):
-    """Without a root nothing is read, and the text names the option."""
+    """Without a root nothing is read, and the error names the option."""
     puller = Puller(directory=tmp_path / "models")
     assert "--file-root" in await refused(puller, "/etc/hostname", PullErrorKind.FORBIDDEN)
     await puller.close()
 
 
 async def test_too_large(puller, root, left):
-    """The limit is checked before the first byte is copied (the file is sparse)."""
+    """A file over the limit, sparse here, is refused before the first byte is copied."""
     with (root / "huge").open("wb") as file:
         file.truncate(33 * 2**20)
     await refused(puller, root / "huge", PullErrorKind.TOO_LARGE)
@@ -244,7 +244,7 @@ async def test_too_large(puller, root, left):
 
 
 async def test_more_than_the_disk_holds(puller, root, left, monkeypatch):
-    """DISK_FULL before the first byte is copied."""
+    """A file larger than the disk is refused with DISK_FULL before the first byte is copied."""
     (root / "a").write_bytes(b"x")
     monkeypatch.setattr(puller._disk, "_reserve_bytes", 2**62)
     await refused(puller, root / "a", PullErrorKind.DISK_FULL)
@@ -253,7 +253,7 @@ async def test_more_than_the_disk_holds(puller, root, left, monkeypatch):
 
 @pytest.mark.parametrize("change", ["grown", "shrunk", "rewritten"])
 async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkeypatch, change):
-    """A copy of two versions mixed is refused, and worth another try."""
+    """A file that changes while it is copied is refused, as a mixture of two versions, and may be retried."""
     monkeypatch.setattr(local, "_SMALL", 0)
     path = root / "a"
     path.write_bytes(b"x" * 1000)
@@ -278,7 +278,8 @@ async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkey
 
 
 async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root, monkeypatch):
-    """A mount that fails in the middle and is tried again: not a byte more or elsewhere."""
+    """A copy that a failing mount broke off is retried from the file's beginning, without a byte too many or in the
+    wrong place."""
     content = bytes(range(256)) * 4000
     (root / "a").write_bytes(content)
     original, failures = os.copy_file_range, iter([False, True])
@@ -299,7 +300,7 @@ async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root
 
 @pytest.mark.parametrize("answer", ["EXDEV", 0], ids=["refused", "nothing copied"])
 async def test_mounts_that_cannot_copy_ranges(puller, root, monkeypatch, answer):
-    """Copied by hand then."""
+    """A file on a mount that cannot copy ranges is copied by reading and writing."""
     monkeypatch.setattr(local, "_SMALL", 0)
 
     def cannot(source, target, count, source_at, target_at):
@@ -314,7 +315,8 @@ async def test_mounts_that_cannot_copy_ranges(puller, root, monkeypatch, answer)
 
 
 async def test_an_exchange_after_the_check_is_noticed(tmp_path, root, secret):
-    """The kernel says which file was really opened: a folder exchanged for a link in between changes nothing."""
+    """A folder that is exchanged for a link after the check changes nothing, because the kernel says which file was
+    really opened."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "a").write_bytes(b"secret")
@@ -335,7 +337,7 @@ async def test_an_exchange_after_the_check_is_noticed(tmp_path, root, secret):
 
 
 async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
-    """Cancelled in the middle of a copy: the thread stops and the temporary folder is removed."""
+    """A pull that is cancelled in the middle of a copy stops its thread and removes its temporary folder."""
     monkeypatch.setattr(local, "_SMALL", 0)
     (root / "a").write_bytes(b"x" * 100)
     copying, go_on = threading.Event(), threading.Event()
@@ -359,7 +361,8 @@ async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
 
 
 async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, left, monkeypatch):
-    """The caller returns, the folder is removed; the thread finds nothing to write to when it continues."""
+    """A cancelled pull returns and removes its folder even if the mount hangs; its thread finds nothing to write to
+    when it continues."""
     monkeypatch.setattr(local, "_CANCEL_WAIT", 0.01)
     (root / "a").write_bytes(b"x")
     hanging, go_on = threading.Event(), threading.Event()
@@ -390,7 +393,7 @@ async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, l
     into=st.text(max_size=20) | st.sampled_from(["../../x", "/x", "..", "."]),
 )
 async def test_no_path_writes_outside_and_none_reads_outside(tmp_path, root, elements, uri, into):
-    """Any path and any id: only the puller's directory changes, and only bytes from under the root come back."""
+    """For any path and any id only the puller's directory changes, and only bytes from under the root are returned."""
     outside = tmp_path / "a"
     outside.write_bytes(b"secret")
     (root / "sub").mkdir(exist_ok=True)

@@ -62,7 +62,7 @@ BOTH = {"HTTPS_PROXY": "http://secure:1", "HTTP_PROXY": "plain:2"}
     ],
 )
 def test_which_proxy_is_for_which_url(environment, url, proxy):
-    """They are read as other programs read the same variables."""
+    """The proxy for a URL follows from the environment's variables as in other programs."""
     split = urlsplit(url)
     found = Proxies.of(environment).of_url(split.scheme, split.hostname or "", split.port)
     assert (str(found).rstrip("/") if found else None) == proxy
@@ -70,7 +70,7 @@ def test_which_proxy_is_for_which_url(environment, url, proxy):
 
 @pytest.mark.parametrize("text", ["socks5://a:1", "https://a:1", "http://", "http://[::1", "ftp://user:secret@a"])
 def test_what_is_no_proxy(text):
-    """The error names the variable, and does not show its value."""
+    """The error for an invalid proxy names the variable without its value."""
     with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
         Proxies.of({"HTTPS_PROXY": text})
     assert "secret" not in str(caught.value)
@@ -78,7 +78,7 @@ def test_what_is_no_proxy(text):
 
 @pytest.fixture
 def no_names(monkeypatch):
-    """Names of stores that only the proxy can resolve."""
+    """Makes names of stores resolvable by the proxy alone."""
     real = socket.getaddrinfo
 
     def resolved(host, *arguments, **more):
@@ -138,7 +138,8 @@ def source(kind: str, origin: str) -> Source:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_every_store_is_reached_through_the_proxy(tmp_path, world, kind, scheme):
-    """With its user and password, over TLS with the store itself; and directly where `NO_PROXY` says so."""
+    """Every store is reached through the proxy, with its user and password and over TLS with the store itself, or
+    directly if `NO_PROXY` says so."""
     store, ports, proxy, authority, asked = world
     origin = f"{scheme}://store.test:{ports[scheme]}"
     puller = a_puller(tmp_path, origin, {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy}, authority)
@@ -150,7 +151,7 @@ async def test_every_store_is_reached_through_the_proxy(tmp_path, world, kind, s
 
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_no_proxy_is_heeded(tmp_path, world, kind):
-    """Then the name must be known here."""
+    """A host in `NO_PROXY` is reached directly, and its name is resolved here."""
     _, ports, proxy, authority, asked = world
     origin = f"http://store.test:{ports['http']}"
     puller = a_puller(tmp_path, origin, {"ALL_PROXY": proxy, "NO_PROXY": ".test"}, authority)
@@ -180,7 +181,7 @@ async def test_a_proxy_is_not_asked_for_what_is_forbidden(tmp_path, world, kind)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_a_proxy_that_is_not_there(tmp_path, world, kind, scheme):
-    """It is unreachable, which passes; its password is not shown."""
+    """A proxy that cannot be reached is a passing failure, and its password is not shown."""
     _, ports, _, authority, _ = world
     origin = f"{scheme}://store.test:{ports[scheme]}"
     with socket.create_server(("127.0.0.1", 0)) as taken:

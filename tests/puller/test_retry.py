@@ -7,7 +7,7 @@ from puller.errors import Nature, PullError, PullErrorKind
 
 
 class Store:
-    """Fails as told, then answers; the pauses advance `clock`."""
+    """A store that fails as the test says, then answers; the pauses advance `clock`."""
 
     def __init__(self, *kinds: PullErrorKind) -> None:
         self.kinds = list(kinds)
@@ -40,7 +40,7 @@ POLICY = retry.RetryPolicy(attempts=4, first_pause=1.0, longest_pause=2.0, total
 
 
 async def test_what_may_pass_is_tried_again_with_growing_pauses():
-    """Pauses are drawn below a bound that doubles."""
+    """Passing errors are retried with growing pauses, drawn below a bound that doubles."""
     store = Store(*[PullErrorKind.UNREACHABLE] * 3)
     assert await store.run(POLICY) == "done"
     assert store.calls == 4
@@ -63,7 +63,7 @@ async def test_attempts_are_bounded_and_told():
 
 
 async def test_time_is_bounded():
-    """No attempt begins after it."""
+    """No attempt begins after the total time."""
     store = Store(*[PullErrorKind.TIMEOUT] * 99)
     with pytest.raises(PullError):
         await store.run(retry.RetryPolicy(attempts=1000, first_pause=8.0, longest_pause=8.0, total=20.0))
@@ -72,7 +72,7 @@ async def test_time_is_bounded():
 
 
 async def test_a_transfer_that_gets_on_is_not_given_up():
-    """Each attempt brings some of it: they are not counted."""
+    """A transfer whose attempts each bring some bytes is not given up: such attempts are not counted."""
     store = Store(*[PullErrorKind.INTEGRITY] * 20)
     store.step = 1
     assert await store.run(POLICY) == "done"
@@ -80,7 +80,7 @@ async def test_a_transfer_that_gets_on_is_not_given_up():
 
 
 async def test_a_store_that_says_when_to_come_again_is_obeyed():
-    """No attempt begins before that; an attempt that would come too late is left to the caller, who gets the time."""
+    """No attempt begins before the time that a store names; if that is too late, the caller gets the time instead."""
     store = Store(*[PullErrorKind.BUSY] * 2)
     store.told = 5.0
     assert await store.run(POLICY) == "done"

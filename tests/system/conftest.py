@@ -17,7 +17,7 @@ def a_mesh(tmp_path, etcd_server):
 
 @pytest.fixture
 def a_mesh_of_its_own(tmp_path, own_etcd):
-    """The same, with an etcd that the test may kill and freeze."""
+    """Makes a mesh of real processes with an etcd that the test may kill and freeze."""
 
     def make(**options) -> LocalMesh:
         return LocalMesh(tmp_path, own_etcd, **options)
@@ -27,5 +27,5 @@ def a_mesh_of_its_own(tmp_path, own_etcd):
 
 @pytest.fixture(params=["envoy", "grpc"])
 def edge(request):
-    """Both ways into a mesh: everything a client sees is the same."""
+    """Each edge in turn: everything that a client sees is the same behind both."""
     return request.param

@@ -26,7 +26,7 @@ async def pod(tmp_path_factory, etcd_server):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def mesh(pod):
-    """After each test the good model must still answer, from the same model server."""
+    """The module's mesh, whose good model must still answer from the same model server after each test."""
     server = pod.server_pid(pod.pods[0])
     yield pod
     (answer,) = await Client(pod.channel()).infer("good", x=ONE)
@@ -35,7 +35,7 @@ async def mesh(pod):
 
 
 async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.aio.AioRpcError:
-    """The error of one call."""
+    """Returns the error of one call."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await Client(mesh.channel()).infer(model_id, **(inputs or {"x": ONE}))
     return error.value
@@ -53,7 +53,8 @@ async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.
     ],
 )
 async def test_a_model_that_cannot_be_loaded(mesh, content, says):
-    """INTERNAL with the loader's text, 500 over REST, LOADING_FAILED in its status."""
+    """A model that cannot be loaded gets INTERNAL with the loader's text, 500 over REST and LOADING_FAILED in its
+    status."""
     name = f"bad-{os.urandom(3).hex()}"
     await mesh.register(name, content)
     error = await refused(mesh, name)
@@ -68,7 +69,8 @@ async def test_a_model_that_cannot_be_loaded(mesh, content, says):
 
 
 async def test_a_model_that_asks_for_gigabytes(mesh):
-    """It has no room, whatever its file's size says: RESOURCE_EXHAUSTED, 429 over REST. Nobody else is blamed."""
+    """A model that asks for gigabytes, whatever its file's size, gets RESOURCE_EXHAUSTED and 429 over REST, and no
+    other model is blamed."""
     await mesh.register("glutton", models.huge_allocation(40 << 30))
     error = await refused(mesh, "glutton")
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
@@ -77,7 +79,7 @@ async def test_a_model_that_asks_for_gigabytes(mesh):
 
 
 async def test_a_path_that_is_not_there(mesh):
-    """The text names the path."""
+    """The error for a missing path names the path."""
     await mesh.rest("PUT", "/mesh/v1/models/nowhere", {"type": "onnx", "path": f"file://{mesh.models}/none.onnx"})
     error = await refused(mesh, "nowhere")
     assert error.code() is grpc.StatusCode.INTERNAL
@@ -85,7 +87,7 @@ async def test_a_path_that_is_not_there(mesh):
 
 
 async def test_a_path_outside_the_roots(mesh):
-    """What the operator did not name is not read."""
+    """A path outside the roots that the operator has named is not read."""
     await mesh.rest("PUT", "/mesh/v1/models/escape", {"type": "onnx", "path": f"file://{mesh.models}/../../etc/passwd"})
     error = await refused(mesh, "escape")
     assert error.code() is grpc.StatusCode.INTERNAL
@@ -93,7 +95,7 @@ async def test_a_path_outside_the_roots(mesh):
 
 
 async def test_a_model_larger_than_any_pod(mesh):
-    """No pod may ever hold it: FAILED_PRECONDITION, 503 over REST."""
+    """A model larger than any pod gets FAILED_PRECONDITION, and 503 over REST."""
     await mesh.register("elephant", models.weights(0, mebibytes=100))
     error = await refused(mesh, "elephant")
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION, error
@@ -110,14 +112,14 @@ async def test_a_model_larger_than_any_pod(mesh):
     ],
 )
 async def test_wrong_inputs(mesh, inputs):
-    """INVALID_ARGUMENT, whatever is wrong."""
+    """Wrong inputs get INVALID_ARGUMENT, whatever is wrong with them."""
     error = await refused(mesh, "good", **inputs)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
     assert error.details()
 
 
 async def test_unknown_and_empty_ids(mesh):
-    """NOT_FOUND and INVALID_ARGUMENT, over gRPC and REST."""
+    """Unknown ids get NOT_FOUND and empty ones INVALID_ARGUMENT, over gRPC and REST."""
     assert (await refused(mesh, "stranger")).code() is grpc.StatusCode.NOT_FOUND
     assert (await refused(mesh, "")).code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await mesh.rest("POST", "/v2/models/stranger/infer", {"inputs": []})).status == 404
@@ -126,7 +128,7 @@ async def test_unknown_and_empty_ids(mesh):
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"inputs": 3}', b'{"inputs":[{"name":"x"}]}', b"\xff\xfe"])
 async def test_garbage_over_rest(mesh, body):
-    """400 and a text, never a traceback."""
+    """Garbage over REST gets 400 and a text, never a traceback."""
     reply = await mesh.rest("POST", "/v2/models/good/infer", body)
     assert reply.status == 400
     assert reply.json["error"]

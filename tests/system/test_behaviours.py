@@ -86,7 +86,7 @@ async def pods(tmp_path_factory, etcd_server):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def mesh(pods):
-    """The mesh, empty. After each test its models are unregistered, and soon no pod holds a copy or a byte."""
+    """The module's mesh, empty; after each test its models are unregistered, and soon no pod holds a copy or a byte."""
     yield pods
     listed = (await pods.rest("GET", "/mesh/v1/models?limit=1000")).json["models"]
     await asyncio.gather(*(pods.rest("DELETE", f"/mesh/v1/models/{model['id']}") for model in listed))
@@ -104,7 +104,7 @@ async def status(mesh: LocalMesh, model_id: str) -> pb.ModelStatusInfo:
 
 
 async def statuses(mesh: LocalMesh, names: Iterable[str]) -> dict[str, int]:
-    """The status of each of these models."""
+    """Returns the status of each of these models."""
     stub = mesh.management()
     names = list(names)
     replies = await asyncio.gather(*(stub.getModelStatus(pb.GetStatusRequest(modelId=name)) for name in names))
@@ -121,12 +121,12 @@ async def ensure(mesh: LocalMesh, model_id: str, *, sync: bool) -> pb.ModelStatu
 
 
 def hours_ago(hours: float) -> int:
-    """Returns that time in milliseconds since the epoch."""
+    """Returns the time so many hours ago, in milliseconds since the epoch."""
     return int((time.time() - hours * 3600) * 1000)
 
 
 async def fill(mesh: LocalMesh, count: int, *, size: str = "10MiB") -> list[str]:
-    """Loads so many models into pod-1, last used half a day ago, a minute after each other. (What is registered with a
+    """Loads so many models into pod-1, last used half a day ago at intervals of a minute. (A model registered with a
     load and without a time counts as used an hour ago.)"""
     names = [f"m{number:02}" for number in range(count)]
     for number, name in enumerate(names):
@@ -145,14 +145,14 @@ async def answer(mesh: LocalMesh, model_id: str) -> float:
 
 
 async def refused(mesh: LocalMesh, model_id: str) -> grpc.aio.AioRpcError:
-    """The error of a call."""
+    """Returns the error of a call."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await Client(mesh.channel()).infer(model_id, x=ONE)
     return error.value
 
 
 def spi(mesh: LocalMesh) -> modelruntime_pb2_grpc.ModelRuntimeStub:
-    """A second hand on the model server of pod-1, behind its agent's back."""
+    """A second client of pod-1's model server, of which its agent does not know."""
     words = command(mesh.server_pid(mesh.pods[0])).split()
     mesh.channels.append(grpc.aio.insecure_channel(f"unix:{words[words.index('--spi') + 1]}"))
     return modelruntime_pb2_grpc.ModelRuntimeStub(mesh.channels[-1])
@@ -162,8 +162,8 @@ def spi(mesh: LocalMesh) -> modelruntime_pb2_grpc.ModelRuntimeStub:
 
 
 async def test_a_full_pod_lets_go_of_the_oldest_and_of_no_other(mesh):
-    """As many models as fit are all there; one more evicts one, whose status says so at once; a call of the oldest
-    protects it."""
+    """A full pod holds as many models as fit; one more evicts one, whose status shows it at once, and a call protects
+    the oldest from eviction."""
     names = await fill(mesh, 10)
     assert await loaded(mesh, names) == names
     assert (await mesh.register_fake("n0", type="solo", size="10MiB", now=True)).status == LOADED
@@ -176,7 +176,8 @@ async def test_a_full_pod_lets_go_of_the_oldest_and_of_no_other(mesh):
 
 @pytest.mark.parametrize("type", ["solo", "odd"], ids=["predicted", "larger-than-predicted"])
 async def test_one_four_times_as_large_displaces_four(mesh, type):
-    """Also where that is known only once it is loaded: nothing of its type has been there before."""
+    """A model four times as large evicts four others, even if its size is known only after the load, as for the first
+    model of a type."""
     names = await fill(mesh, 10)
     before = await counters(mesh)
     assert (await mesh.register_fake("large", type=type, size="40MiB", now=True)).status == LOADED
@@ -189,7 +190,8 @@ async def test_one_four_times_as_large_displaces_four(mesh, type):
 
 
 async def test_what_was_evicted_is_loading_when_it_is_asked_for(mesh):
-    """`ensureLoaded` answers LOADING while that goes on, LOADED when it is done; the then oldest makes way."""
+    """An evicted model is LOADING when `ensureLoaded` is called, LOADED when the load is done, and the oldest other
+    model is evicted for it."""
     gate = mesh.folder / "evicted"
     gate.touch()
     words = {"type": "solo", "size": "10MiB", "gate": gate.name, "last_used_ms": hours_ago(13)}
@@ -206,7 +208,8 @@ async def test_what_was_evicted_is_loading_when_it_is_asked_for(mesh):
 
 @pytest.mark.parametrize("leaving", [0, 5], ids=["alone", "with-five-unregistered"])
 async def test_ten_at_once_evict_the_ten_oldest(mesh, leaving):
-    """No cascade: not one copy more, also where some of them are unregistered at the same time."""
+    """Ten concurrent loads evict the ten oldest copies and not one more, even if some models are unregistered
+    meanwhile."""
     names = await fill(mesh, 20, size="5MiB")
     news = [f"n{number}" for number in range(10)]
     replies, _ = await asyncio.gather(
@@ -218,7 +221,7 @@ async def test_ten_at_once_evict_the_ten_oldest(mesh, leaving):
 
 
 async def test_a_storm_of_cold_calls_is_served_in_turn(mesh):
-    """Sixty models, room for fifteen, a call of each at the same time: all are answered."""
+    """Concurrent cold calls of sixty models in a mesh with room for fifteen are all answered."""
     names = [f"cold{number:02}" for number in range(60)]
     await asyncio.gather(*(mesh.register_fake(name, size="20MiB", value=number) for number, name in enumerate(names)))
     answers = await asyncio.gather(*(answer(mesh, name) for name in names))
@@ -226,7 +229,8 @@ async def test_a_storm_of_cold_calls_is_served_in_turn(mesh):
 
 
 async def test_a_model_that_fits_nowhere_is_found_out_once(mesh):
-    """The second call is refused without a load, and no copy has gone for it; its status has the size."""
+    """A model that fits nowhere is loaded once: the second call is refused without a load, no copy is evicted, and its
+    status has the size."""
     names = await fill(mesh, 9)
     await mesh.register_fake("huge", type="solo", size="400MiB")
     before = await counters(mesh)
@@ -246,7 +250,8 @@ async def test_a_model_that_fits_nowhere_is_found_out_once(mesh):
 
 @pytest.mark.parametrize("queued", [True, False], ids=["queued-already", "new"])
 async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
-    """Also when it stands in the queue already. The pod loads one model at a time."""
+    """In a pod that loads one model at a time, a model with a caller overtakes those without one, even if it is already
+    in the queue."""
     gate = mesh.folder / f"queue-{queued}"
     await mesh.register_fake("first", type="solo", gate=gate.name, now=True, sync=False)
     waiting = ["second", "third"]
@@ -267,7 +272,8 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
     call = asyncio.ensure_future(answer(mesh, "called"))
 
     async def wanted() -> bool:
-        """The others were not used within the hour, according to their registration."""
+        """Returns whether the pod knows that a caller waits for the model; the others were last used an hour ago,
+        according to their registration."""
         copy = (await copies()).get("called")
         return copy is not None and copy["state"] == "waiting" and copy["idle_ms"] < 1_800_000
 
@@ -294,8 +300,9 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
     ids=["text", "memory", "hang"],
 )
 async def test_a_load_that_fails(mesh, fail, says):
-    """A status and not an error: one text, one copy that failed, and where; the same when asked again; INTERNAL with
-    that text for callers, who do not have it tried again. The pod's other models go on, and nothing of it is left."""
+    """A failed load shows in the status as one failed copy with its pod and text, the same when asked again. Callers
+    get INTERNAL with that text without a retry; other models of the pod are unaffected, and nothing of the load is
+    left."""
     await mesh.register_fake("good", type="solo", value=1, now=True)
     server, began = mesh.server_pid(mesh.pods[0]), time.time()
     reply = await mesh.register_fake("bad", type="solo", fail=fail, now=True)
@@ -319,7 +326,7 @@ async def test_a_load_that_fails(mesh, fail, says):
 
 
 async def test_a_model_that_fails_everywhere_is_tried_everywhere_once(mesh):
-    """In all of three pods; then its own error is the answer."""
+    """A model that fails everywhere is tried once in each of three pods, and then its own error is the answer."""
     reply = await mesh.register_fake("bad", fail="no such layer", now=True)
     assert (reply.status, list(reply.errors)) == (LOADING_FAILED, ["no such layer"] * 3)
     assert {info.location for info in reply.modelCopyInfos} == {"pod-1", "pod-2", "pod-3"}
@@ -331,8 +338,8 @@ async def test_a_model_that_fails_everywhere_is_tried_everywhere_once(mesh):
 
 
 async def test_one_pod_that_can_load_it_is_enough(mesh):
-    """The two where it fails are tried before: they are left to types that may not run in pod-1. What failed there is
-    told beside the copy."""
+    """One pod that can load a model is enough: the two that fail are tried first, because the model's type prefers
+    them, and their failures are shown beside the copy."""
     await mesh.register_fake("m", value=7, fail="not here", at="pod-2+pod-3")
     assert await answer(mesh, "m") == 7
     found = await status(mesh, "m")
@@ -345,8 +352,8 @@ async def test_one_pod_that_can_load_it_is_enough(mesh):
 
 
 async def test_a_failure_holds_until_it_expires(mesh):
-    """Calls do not prolong it. After its quarter of an hour, which its record is told to have passed, the next call
-    has the model loaded."""
+    """Calls do not prolong a failure. After its quarter of an hour, which the test simulates in the record, the next
+    call loads the model."""
     await mesh.register_fake("m", type="solo", value=2, fail="no such layer", fails=1)
     before = await counters(mesh)
     for _ in range(3):
@@ -373,7 +380,8 @@ async def age_failures(mesh: LocalMesh, model_id: str, ms: int) -> None:
 
 
 async def test_a_load_that_kills_its_server_gets_no_third(mesh):
-    """Two servers die of it, and it is quarantined. They come back by themselves, and so do their models."""
+    """A load that kills two servers is quarantined and gets no third; the servers and their models come back by
+    themselves."""
     await mesh.register_fake("good", type="solo", value=1, now=True)
     lives = [(await counters(mesh, pod))["server_lives"] for pod in ("pod-1", "pod-2", "pod-3")]
     assert (await mesh.register_fake("bad", fail="crash", now=True)).status == LOADING_FAILED
@@ -390,7 +398,8 @@ async def test_a_load_that_kills_its_server_gets_no_third(mesh):
 
 
 async def test_errors_of_calls_are_the_callers_and_make_no_copies(mesh):
-    """Also UNAVAILABLE, of a model that only one pod may hold."""
+    """Errors of calls are passed to the callers and make no further copies, not even UNAVAILABLE from a model that only
+    one pod may hold."""
     await mesh.register_fake("m", type="solo", error="try some other time", now=True)
     before = await mesh.stats()
     for _ in range(3):
@@ -405,7 +414,8 @@ async def test_errors_of_calls_are_the_callers_and_make_no_copies(mesh):
 
 @pytest.mark.parametrize("how", ["unloaded", "purged"])
 async def test_a_model_that_its_server_has_lost_is_loaded_again(mesh, how):
-    """Behind the agent's back, twice: the next call has it back each time, and nobody sees an error."""
+    """A model that its server lost without the agent's knowledge, twice, is loaded again by the next call, and no
+    caller sees an error."""
     await mesh.register_fake("m", type="solo", value=5, now=True)
     await mesh.register_fake("other", type="solo", value=6, now=True)
     stub = spi(mesh)
@@ -424,7 +434,8 @@ async def test_a_model_that_its_server_has_lost_is_loaded_again(mesh, how):
 
 
 async def test_a_preference_is_followed_as_long_as_there_is_room(mesh):
-    """Then a model of that type goes where there is room, and evicts nothing where it would rather be."""
+    """A preference for certain pods is followed while they have room; then a model of that type goes to another pod
+    with room, and evicts nothing in a preferred one."""
     assert (await mesh.register_fake("one", type="pref", size="60MiB", now=True)).status == LOADED
     assert [info.location for info in (await status(mesh, "one")).modelCopyInfos] == ["pod-2"]
 

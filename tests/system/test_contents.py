@@ -1,4 +1,4 @@
-"""One registration, one content, with real processes: a file that is replaced, and reloads while callers call."""
+"""One content per registration, with real processes: replaced files, and reloads while callers call."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ ONE = np.ones((1, 1), np.float32)
 
 
 class Callers:
-    """Call a model one after the other, until told to end; each answer and each failure is kept."""
+    """Callers that call a model one after the other until the test ends them, and keep each answer and each failure."""
 
     def __init__(self, mesh: LocalMesh, width: int = 4) -> None:
         self.answers: list[float] = []  # in the order in which they came
@@ -39,7 +39,7 @@ class Callers:
             await asyncio.sleep(0.005)
 
     async def only(self, value: float) -> None:
-        """Waits until that is answered, and sees that nothing else is from now on."""
+        """Waits until that value is answered, and checks that nothing else is from then on."""
         self.answers.clear()
         await until(lambda: len(self.answers) > 4 * self._width, why=lambda: f"answers; {self.errors[:3]}")
         # One call of each may have been answered before.
@@ -47,8 +47,9 @@ class Callers:
 
 
 async def test_copies_of_one_registration_hold_one_content_until_it_is_reloaded(a_mesh):
-    """A file replaced after the first load; then reloads: in two pods, to something broken, with a pod killed in the
-    middle, in the one pod that is left. No call fails, and no answer is of anything but the old and the new."""
+    """A file replaced after the first load is not used before a reload; reloads then go to two pods, to something
+    broken, with a pod killed in the middle, and to the one pod left. No call fails, and every answer is of the old or
+    the new content."""
     async with a_mesh(pods=2) as mesh:
         path = mesh.write("m.onnx", models.constant(1.0))
         await mesh.rest("PUT", "/mesh/v1/models/m", {"type": "onnx", "path": str(path)})

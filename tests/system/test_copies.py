@@ -14,13 +14,13 @@ ONE = np.ones((1, 1), np.float32)
 
 
 async def holders(mesh: LocalMesh, model_id: str) -> set[str]:
-    """The pods that have it loaded."""
+    """Returns the pods that have the model loaded."""
     copies = (await mesh.status(model_id))["copies"]
     return {copy["pod"] for copy in copies if copy["status"] == "LOADED"}
 
 
 async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40) -> None:
-    """Waits until it has one of so many copies."""
+    """Waits until the model has one of these numbers of copies."""
 
     async def there() -> bool:
         return len(await holders(mesh, model_id)) in counts
@@ -32,7 +32,7 @@ async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40)
 
 
 class Traffic:
-    """Calls of several models, one after the other, each answer checked, until told to end."""
+    """Calls of several models, one after the other, each answer checked, until the test ends them."""
 
     def __init__(self, mesh: LocalMesh, values: dict[str, float], *, width: int = 4, pause: float = PAUSE) -> None:
         self.calls = 0
@@ -67,7 +67,8 @@ class Traffic:
 
 
 async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
-    """By its traffic within seconds; a minimum is made without any; above a maximum copies go; `explain` says why."""
+    """A hot model gets another copy within seconds; a minimum is kept without traffic, copies above a maximum are
+    evicted, and `explain` says why."""
     async with a_mesh(pods=3) as mesh:
         await mesh.register("hot", models.constant(1.0))
         await mesh.register("calm", models.constant(2.0))
@@ -85,7 +86,8 @@ async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
 
 
 async def test_constraints_move_copies_and_forbid_pods(a_mesh):
-    """Changed while the mesh runs: copies on a pod that is no longer allowed are loaded elsewhere, then evicted."""
+    """When constraints change while the mesh runs, copies on pods that are no longer allowed are loaded elsewhere, then
+    evicted."""
     async with a_mesh(pods=2, labels={"pod-1": "red", "pod-2": "blue"}) as mesh:
         for name in ("a", "b", "c"):
             await mesh.register(name, models.constant(1.0), load=True)
@@ -114,7 +116,8 @@ async def test_constraints_move_copies_and_forbid_pods(a_mesh):
 
 
 async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a_mesh):
-    """SIGTERM under traffic costs no call and no cold start; what a killed pod held comes back without a call."""
+    """A pod that ends on SIGTERM under traffic costs no failed call and no cold start, and copies of a killed pod are
+    loaded elsewhere without a call."""
     async with a_mesh(pods=2, runtime_options=["--drain-timeout", "30"]) as mesh:
         values = {f"m{number}": float(number) for number in range(12)}
         for name, value in values.items():
@@ -145,8 +148,8 @@ async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a
 
 
 async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
-    """Everything is stopped, routers first; what was used last is loaded without a call when it is back, as far as
-    there is room: seven eighths of one pod, which is all that comes back."""
+    """A mesh that was stopped, routers first, loads the models used last without a call when it is back, up to seven
+    eighths of the one pod that returns."""
     async with a_mesh(pods=2) as mesh:
         client = Client(mesh.channel())
         names = [f"m{number}" for number in range(8)]
@@ -156,7 +159,7 @@ async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
             await client.infer(name, x=ONE)
 
         async def old() -> bool:
-            """Returns whether they were used longer ago than asking the pods takes, one after the other."""
+            """Returns whether the uses are older than the time it takes to ask the pods one after the other."""
             told = [(await mesh.rest("GET", f"/mesh/v1/pods/{pod.name}")).json["copies"] for pod in mesh.pods]
             return all(copy["idle_ms"] > 500 for copies in told for copy in copies if copy["model_id"] in names[:4])
 

@@ -1,6 +1,7 @@
-"""GPU pods beside CPU pods, with a fake device: what is counted, who makes way, and where models go that may not fit.
+"""GPU pods beside CPU pods, with a fake device: accounting, evictions, and the placement of models that may not fit.
 
-The same with a real one: tests/gpu."""
+For the same with a real device see tests/gpu.
+"""
 
 import grpc
 import numpy as np
@@ -17,7 +18,8 @@ MIB = 1 << 20
 
 
 async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
-    """Its memory is apart from the host's: full, it evicts for those that need it and leaves the others to CPU pods."""
+    """A device's memory is separate from the host's: when full, it evicts for models that need it and leaves the others
+    to CPU pods."""
     async with a_mesh(pods=2, fake=True, capacity="200MiB", edge="grpc", options_of=GPU) as mesh:
         assert (await mesh.rest("PUT", "/mesh/v1/settings/type_constraints", CONSTRAINTS)).status == 200
         client = Client(mesh.channel())
@@ -93,7 +95,7 @@ async def _pods(mesh, count: int) -> bool:
 
 
 async def test_more_is_asked_of_a_device_than_it_has(a_mesh):
-    """The pod does not start, and says so."""
+    """A pod whose capacity exceeds its device's memory does not start, and says so."""
     mesh = a_mesh(pods=1, fake=True, options_of={"pod-1": ["--device", "cuda", "--device-capacity", "2TiB"]})
     (pod,) = mesh.pods
     pod.start()

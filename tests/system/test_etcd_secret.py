@@ -1,4 +1,4 @@
-"""The Secret with the connection to etcd changes under a mesh that runs: all of its processes go on."""
+"""Changes of the Secret with the connection to etcd under a running mesh: all of its processes go on."""
 
 import json
 import os
@@ -16,8 +16,8 @@ ONE = np.ones((1, 1), np.float32)
 
 
 async def test_a_changed_password(tmp_path, own_etcd):
-    """What is loaded is served between etcd's change and the Secret's. After it models are registered and loaded, no
-    pod has lost its lease, and a router's worker that is started again uses the Secret's new content."""
+    """Loaded models are served between etcd's change of a password and the Secret's. Afterwards models are registered
+    and loaded, no pod has lost its lease, and a restarted worker of a router uses the Secret's new content."""
     own_etcd.etcdctl("role", "add", "root")
     for user in ("root", "mesh"):
         own_etcd.etcdctl("user", "add", f"{user}:secret")

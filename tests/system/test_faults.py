@@ -1,4 +1,5 @@
-"""Processes die, etcd goes away: what is resident goes on being served, what was lost comes back, nothing is wrong."""
+"""Deaths of processes and of etcd: resident models continue to be served, lost copies are loaded again, and no answer
+is wrong."""
 
 import asyncio
 import os
@@ -54,7 +55,7 @@ class Traffic:
             await asyncio.sleep(PAUSE)
 
     async def some(self, answers: int = 200, why: str = "traffic goes on") -> None:
-        """Waits for that many more answers."""
+        """Waits for so many more answers."""
         goal = self.answers + answers
         await until(lambda: self.answers >= goal, timeout=40, why=f"{why}; errors {self.errors}")
 
@@ -65,7 +66,7 @@ class Traffic:
 
 
 async def loads(mesh: LocalMesh) -> dict[str, float]:
-    """Loads done, by pod and life."""
+    """Returns the loads done, by pod and life."""
     found = {}
     for pod in (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
         text = (await mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
@@ -75,8 +76,8 @@ async def loads(mesh: LocalMesh) -> dict[str, float]:
 
 
 async def test_a_pod_killed_is_replaced_by_the_others(a_mesh):
-    """kill -9 of an agent takes its server along; its models are served again by the others; nothing is answered
-    wrongly, and calls of models that have a copy elsewhere do not fail."""
+    """After a `kill -9` of an agent, which ends its server too, other pods serve its models. No answer is wrong, and
+    calls of models with another copy do not fail."""
     async with a_mesh(pods=3) as mesh, Traffic(mesh, 12) as traffic:
         await traffic.some()
         victim = mesh.pods[0]
@@ -100,7 +101,7 @@ async def test_a_pod_killed_is_replaced_by_the_others(a_mesh):
 
 
 async def single_copies(mesh):
-    """No further copies of what is hot: every load that is counted is one that should not have been."""
+    """Prevents further copies of hot models, so that every counted load is one that should not have happened."""
     reply = await mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
     assert reply.status == 200
 
@@ -112,7 +113,8 @@ async def single_copies(mesh):
 
 
 async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
-    """No call of a resident model fails, nothing is loaded again, and registration works as soon as etcd is back."""
+    """While etcd is killed and restarted no call of a resident model fails and nothing is loaded again; registration
+    works as soon as etcd is back."""
     async with a_mesh_of_its_own(pods=2) as mesh, Traffic(mesh, 8) as traffic:
         await single_copies(mesh)
         await traffic.some()
@@ -139,7 +141,8 @@ async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
 
 
 async def test_etcd_frozen_for_three_lease_times(a_mesh_of_its_own):
-    """Every lease ends at once when etcd goes on. No call fails, nothing is loaded again, presence comes back."""
+    """When etcd freezes for three lease times and all leases end as it continues, no call fails, nothing is loaded
+    again, and presence comes back."""
     async with a_mesh_of_its_own(pods=3) as mesh, Traffic(mesh, 9) as traffic:
         await single_copies(mesh)
         await traffic.some()
@@ -165,7 +168,7 @@ async def test_etcd_frozen_for_three_lease_times(a_mesh_of_its_own):
 
 
 async def test_the_model_server_killed(a_mesh):
-    """The agent starts another one, and the models are served again."""
+    """After the model server is killed the agent starts another one, and the models are served again."""
     async with a_mesh(pods=1) as mesh, Traffic(mesh, 6) as traffic:
         await traffic.some()
         old = mesh.server_pid(mesh.pods[0])
@@ -178,7 +181,8 @@ async def test_the_model_server_killed(a_mesh):
 
 
 async def test_the_only_worker_killed(a_mesh):
-    """Calls in flight in it may be lost; those that come while there is none wait for its successor."""
+    """When the only worker is killed its calls in flight may be lost, and calls that arrive before its successor starts
+    wait for it."""
     async with a_mesh(pods=1, router_options=["--workers", "1"]) as mesh, Traffic(mesh, 4) as traffic:
         await traffic.some()
         (worker,) = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]
@@ -189,7 +193,7 @@ async def test_the_only_worker_killed(a_mesh):
 
 
 async def test_a_worker_killed(a_mesh):
-    """The router pod starts another worker; Envoy finds it; callers are answered again."""
+    """After a worker is killed the router pod starts another, Envoy finds it, and callers are answered again."""
     async with a_mesh(pods=1, router_options=["--workers", "2"]) as mesh, Traffic(mesh, 4) as traffic:
         await traffic.some()
         workers = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]
@@ -206,7 +210,7 @@ async def test_a_worker_killed(a_mesh):
 
 
 async def test_nothing_outlives_a_router_killed(a_mesh):
-    """kill -9 of the router pod: its workers and its Envoy go too."""
+    """After a `kill -9` of the router pod its workers and its Envoy end too."""
     async with a_mesh(pods=1) as mesh:
         below = children(mesh.routers[0].pid)
         assert len(below) >= 2
@@ -217,7 +221,8 @@ async def test_nothing_outlives_a_router_killed(a_mesh):
 
 
 async def test_a_frozen_model_server_is_replaced(a_mesh):
-    """A server that hangs is told from one that is slow, ended and replaced; callers with a deadline get it."""
+    """A model server that hangs is distinguished from a slow one, killed and replaced, and callers with a deadline get
+    its successor's answer."""
     async with a_mesh(pods=1) as mesh:
         await mesh.register("m", models.constant(5.0), load=True)
         old = mesh.server_pid(mesh.pods[0])
@@ -242,8 +247,8 @@ async def test_a_frozen_model_server_is_replaced(a_mesh):
 
 
 async def test_a_model_that_kills_servers_is_quarantined(a_mesh):
-    """A request in which a server dies is not sent again, by nobody; the third different one is the last: callers are
-    told why, the other models go on."""
+    """A request in which a server dies is not sent again by anybody, and the third deadly request is the last: the
+    model is quarantined, its callers are told why, and other models are unaffected."""
     async with a_mesh(pods=2) as mesh:
         await mesh.register("good", models.constant(1.0), load=True)
         await mesh.register("killer", models.slow(), load=True)

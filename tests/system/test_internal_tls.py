@@ -1,5 +1,5 @@
-"""Mutual TLS inside the mesh, with real processes: calls, cold starts and management over it, who is refused, and an
-authority that changes under calls."""
+"""Mutual TLS inside the mesh, with real processes: calls, cold starts, management, refused strangers, and a change of
+authority during calls."""
 
 import asyncio
 import itertools
@@ -37,7 +37,7 @@ async def records(mesh: LocalMesh) -> list[PodRecord]:
 
 
 async def why_no_call(address: str, identity: Identity | None) -> str:
-    """Returns the error of a call to a data port, on a new connection; empty if it was answered."""
+    """Returns the error of a call to a data port on a new connection, or an empty text if it was answered."""
     pool = Pool(address, identity=identity, connect_timeout=5)
     try:
         await pool.call(b"/inference.GRPCInferenceService/ServerLive", (), b"\0\0\0\0\0", timeout=10)
@@ -49,7 +49,7 @@ async def why_no_call(address: str, identity: Identity | None) -> str:
 
 
 async def why_no_answer(address: str, identity: Identity | None) -> str:
-    """The same for a control port, of which TLS is not the only demand."""
+    """Returns the error of a call to a control port, which demands more than TLS, on a new connection."""
     async with rpc.channel(address, PLAIN, identity) as channel:
         try:
             await agent_pb2_grpc.AgentStub(channel).Describe(agent_pb2.DescribeRequest(), timeout=10)
@@ -59,7 +59,7 @@ async def why_no_answer(address: str, identity: Identity | None) -> str:
 
 
 async def expiry(mesh: LocalMesh, url: str) -> float:
-    """Seconds until the certificate expires, as a process says."""
+    """Returns the seconds until the certificate expires, as a process reports them."""
     text = (await mesh.get(f"{url}/metrics")).body.decode()
     (line,) = [line for line in text.splitlines() if line.startswith("mesh_internal_certificate_expires_seconds ")]
     return float(line.split()[1])
@@ -71,9 +71,9 @@ def authority() -> Authority:
 
 
 async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
-    """By certificates of `mesh certificates`: registration, a cold start, calls by gRPC and REST, an explanation from
-    the pods, all of it over TLS. Plain clients, ones of another authority and ones without a certificate reach neither
-    port of a pod."""
+    """With certificates of `mesh certificates` registration, a cold start, calls by gRPC and REST and an explanation
+    from the pods work over TLS. Clients without TLS, without a certificate or of another authority reach neither port
+    of a pod."""
     folder = tmp_path / "tls"
     argv = [sys.executable, "-m", "mesh", "certificates", "--dir", str(folder)]
     made = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
@@ -110,8 +110,8 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
 
 
 async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
-    """In three steps, as `mesh certificates` makes them, each taken by every process while calls and loads go on: none
-    fails. In the end the old authority opens no door any more."""
+    """An authority changes in three steps of `mesh certificates`, each taken by every process while calls and loads
+    continue: none fails. In the end the old authority grants no access."""
     folders = {name: Mounted.of(tmp_path / name, authority) for name in ("router", "runtime")}
     new = Authority("new")
     async with a_mesh(
@@ -178,7 +178,8 @@ async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
 
 
 async def test_files_that_do_not_work_end_the_start(a_mesh, tmp_path, authority):
-    """With the reason, for both kinds of processes; so does a folder that is not there."""
+    """Certificate files that do not work, or a missing folder, end the start of either kind of process with the
+    reason."""
     folder = Mounted.of(tmp_path / "tls", authority, trust=Authority("other").pem)
     mesh = a_mesh(pods=1, router_options=["--internal-tls", str(folder.path)], runtime_options=["--internal-tls", "no"])
     for program, words in ((mesh.routers[0], "signed by"), (mesh.pods[0], "no/ca.crt")):

@@ -1,4 +1,4 @@
-"""One prefix in etcd, one mesh: who comes second with another id does not start, and says whose it is."""
+"""One prefix in etcd for one mesh: a second one with another id does not start, and names the owner."""
 
 import asyncio
 import sys
@@ -11,7 +11,8 @@ from tests.support.waiting import until
 
 
 async def test_the_first_one_has_it(etcd, keys):
-    """All of its processes do; another mesh is told both names, and the way out."""
+    """All processes of the first mesh own the prefix, and another mesh gets an error with both names and the way
+    out."""
     await asyncio.gather(*(owner.claim(etcd, keys, "ns-one/mesh") for _ in range(5)))
     with pytest.raises(owner.OwnedByAnother) as error:
         await owner.claim(etcd, keys, "ns-two/mesh")
@@ -25,7 +26,7 @@ async def test_the_first_one_has_it(etcd, keys):
     [(b"{", "cannot be read"), (b"[]", "cannot be read"), (b'{"install":"a","schema":99}', "version 99")],
 )
 async def test_what_is_not_understood_is_left_alone(etcd, keys, value, says):
-    """A mesh of a later version may have written it."""
+    """An owner's record that is not understood is left alone, because a mesh of a later version may have written it."""
     await etcd.put(keys.owner, value)
     with pytest.raises(owner.OwnedByAnother, match=says):
         await owner.claim(etcd, keys, "a")
@@ -34,7 +35,7 @@ async def test_what_is_not_understood_is_left_alone(etcd, keys, value, says):
 
 @pytest.mark.parametrize("module", ["router", "mesh.runtime"])
 async def test_processes_of_another_mesh_end(etcd, etcd_server, keys, module):
-    """With the reason as their last words, and nothing of theirs in etcd."""
+    """Processes of another mesh end with the reason as their last line, and write nothing to etcd."""
     await owner.claim(etcd, keys, "ns-one/mesh")
     argv = [sys.executable, "-m", module, "--etcd", etcd_server.endpoint, "--base", keys.base, "--name", "intruder"]
     argv += ["--install-id", "ns-two/mesh", "--probe", "127.0.0.1:0"]
@@ -49,7 +50,7 @@ async def test_processes_of_another_mesh_end(etcd, etcd_server, keys, module):
 
 
 async def test_processes_of_one_mesh_share_it(etcd, etcd_server):
-    """Whichever comes first."""
+    """Processes of one mesh share the prefix, whichever comes first."""
     keys = Keys("test/shared")
     argv = [sys.executable, "-m", "mesh.runtime", "--etcd", etcd_server.endpoint, "--base", keys.base]
     argv += ["--install-id", "ns/mesh", "--capacity", "64MiB", "--name", "one"]

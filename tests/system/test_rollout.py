@@ -1,7 +1,8 @@
-"""Pods that are replaced under traffic, with models whose loads take a while: nobody may notice (`tests.support.twin`).
+"""Pods that are replaced under traffic, with models whose loads take a while, unnoticed by callers
+(`tests.support.twin`).
 
-A copy must be loaded elsewhere before it is evicted, which shows in what callers waited for: a call that finds no copy
-is counted as a cold start by the router, whatever comes of it.
+A copy must be loaded elsewhere before it is evicted. Whether it was shows in the waiting of callers: the router counts
+a call that finds no copy as a cold start, whatever its outcome.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ async def mesh(tmp_path_factory, etcd_server):
 
 
 class Traffic:
-    """Calls of all models, one after the other; each answer is checked, and that no call had to wait for a load."""
+    """Calls of all models, one after the other; each answer is checked, and no call may have waited for a load."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self.rounds = 0
@@ -94,7 +95,8 @@ async def holders(mesh: LocalMesh) -> dict[str, list[str]]:
 
 
 async def test_a_rolling_restart_is_not_noticed(mesh):
-    """One pod after the other is told to leave, and comes back as another one once it is gone."""
+    """A rolling restart, in which one pod after the other ends and returns as another once it is gone, is not noticed
+    by callers."""
     async with Traffic(mesh) as traffic:
         for pod in mesh.pods:
             pod.signal(signal.SIGTERM)
@@ -111,7 +113,8 @@ async def test_a_rolling_restart_is_not_noticed(mesh):
 
 
 async def test_several_pods_that_leave_at_once_are_not_noticed(mesh):
-    """All models end in the one that stays, none of them in between in another that leaves."""
+    """Callers do not notice several pods leaving at once: all models move to the pod that stays, none of them through
+    another that leaves."""
     async with Traffic(mesh) as traffic:
         for pod in mesh.pods[:2]:
             pod.signal(signal.SIGTERM)

@@ -1,5 +1,5 @@
-"""The mesh as a client sees it: models registered, served on demand, evicted, served again; both edges, every
-encoding."""
+"""The mesh as a client sees it: models registered, served on demand, evicted and served again, at both edges and in
+every encoding."""
 
 import asyncio
 import gzip
@@ -24,14 +24,14 @@ FEATURES = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """Both ways into a mesh: everything a client sees is the same."""
+    """A mesh behind each edge in turn: everything that a client sees is the same."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, edge=request.param) as mesh:
         yield mesh
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def two_routers(tmp_path_factory, etcd_server):
-    """A mesh of two routers: what one was told must be true at the other."""
+    """A mesh of two routers, where whatever one has accepted must be true at the other."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, routers=2) as mesh:
         yield mesh
 
@@ -83,7 +83,7 @@ async def test_a_model_is_served_over_every_way_in(mesh):
 
 
 async def test_health_and_reflection(mesh):
-    """What grpcurl and a load balancer ask for."""
+    """Health checks and reflection work, as grpcurl and load balancers use them."""
     channel = mesh.channel()
     check = channel.unary_unary(
         "/grpc.health.v1.Health/Check",
@@ -109,7 +109,8 @@ async def test_health_and_reflection(mesh):
 
 
 async def test_a_registration_is_callable_through_any_router_at_once(two_routers):
-    """No negative answer is remembered anywhere: ask before, register through one, call through the other."""
+    """No router remembers a negative answer: a model that was unknown is callable through one router once it is
+    registered through another."""
     mesh = two_routers
     clients = [Client(mesh.channel(0)), Client(mesh.channel(1))]
     for number in range(20):
@@ -123,7 +124,8 @@ async def test_a_registration_is_callable_through_any_router_at_once(two_routers
 
 
 async def test_the_least_recently_used_goes_and_comes_back(a_mesh):
-    """One pod with room for a few models serves many of them, each answer the model's own."""
+    """One pod with room for a few models serves many, evicting the least recently used, and each answer is the model's
+    own."""
     big = [models.weights(number, mebibytes=4) for number in range(8)]
     async with a_mesh(pods=1, capacity="24MiB") as mesh:
         for number, content in enumerate(big):
@@ -141,7 +143,7 @@ async def test_the_least_recently_used_goes_and_comes_back(a_mesh):
 
 
 async def test_management_over_grpc(mesh):
-    """The four calls of the predecessor's API, with its texts."""
+    """The four calls of the predecessor's management API work, with its texts."""
     stub = mesh.management()
     path = mesh.write("a.onnx", models.constant(1.0))
     info = modelmesh_pb2.ModelInfo(type="onnx", path=f"file://{path}")
@@ -171,7 +173,8 @@ async def test_management_over_grpc(mesh):
 
 
 async def test_bulk_registration_and_paged_listing(two_routers):
-    """Thousands in one body: the bad lines are named, the good ones are there, page by page."""
+    """A bulk registration of thousands names the bad lines and registers the good ones, which are listed page by
+    page."""
     mesh = two_routers
     path = mesh.write("one.onnx", models.constant(3.0))
     lines = [
@@ -194,7 +197,8 @@ async def test_bulk_registration_and_paged_listing(two_routers):
 
 
 async def test_a_hundred_callers_of_two_routers_load_a_cold_model_once(a_mesh):
-    """On a full mesh: one load, and no more room taken than one load needs."""
+    """A hundred callers of two routers load a cold model once in a full mesh, and no more room is taken than one load
+    needs."""
     async with a_mesh(pods=3, routers=2, capacity="24MiB") as mesh:
         fillers = [f"filler-{number}" for number in range(12)]
         for number, name in enumerate(fillers):
@@ -220,7 +224,8 @@ async def test_a_hundred_callers_of_two_routers_load_a_cold_model_once(a_mesh):
 
 
 async def test_an_id_registered_anew_never_answers_from_its_former_life(two_routers):
-    """Unregister and register again with another file, under traffic through two routers."""
+    """An id that is unregistered and registered with another file, under traffic through two routers, never answers
+    from its former registration."""
     mesh = two_routers
     clients = [Client(mesh.channel(0)), Client(mesh.channel(1))]
     wrong: list[tuple[float, float]] = []
@@ -255,7 +260,8 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(two_rout
 
 
 async def test_an_id_in_metadata_wins_over_nothing_and_internal_headers_are_stripped(mesh):
-    """A client can neither address a copy nor pretend that a model is not here."""
+    """The id in the message names the model, and internal headers are stripped: a client can neither address a copy nor
+    see the mesh's own metadata, and a call without any id is refused."""
     await mesh.register("plain", models.constant(2.0))
     infer = mesh.channel().unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",

@@ -57,14 +57,15 @@ class Skewed:
             await asyncio.sleep(PAUSE)  # a third of the calls load a model, and nobody else would get a turn
 
     async def some(self, count: int) -> None:
-        """Waits for so many more."""
+        """Waits for so many more answers."""
         end = self.calls + count
         await until(lambda: self.calls >= end, timeout=90, why=f"{count} calls")
 
 
 @pytest.mark.timeout(240)
 async def test_it_settles(a_mesh):
-    """No wrong answer, no error that is not allowed; copies end where they may be; `explain` says where they are."""
+    """The mesh settles: no answer is wrong, no error is of a kind not allowed, copies end where they may be, and
+    `explain` says where they are."""
     labels = {"pod-1": "old", "pod-2": "new", "pod-3": "old", "pod-4": "new"}
     options = ["--drain-timeout", "25"]
     async with a_mesh(pods=3, capacity=CAPACITY, labels=labels, runtime_options=options, log_level="info") as mesh:

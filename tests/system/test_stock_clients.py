@@ -95,7 +95,7 @@ async def mesh(a_mesh, edge):
 
 
 async def test_stock_clients(mesh):
-    """Each of them checks health, reads metadata and infers, at the same time as the others."""
+    """Each of the stock clients checks health, reads metadata and infers, at the same time as the others."""
 
     async def run(name: str, source: str) -> None:
         argv = [sys.executable, "-c", source, mesh.grpc_address(), mesh.rest_url().removeprefix("http://")]

@@ -28,7 +28,7 @@ def moto(tmp_path_factory):
 
 @pytest.fixture
 async def bucket(moto, tmp_path):
-    """A bucket of its own, a storage secret that names it, and the options by which pods find the secret."""
+    """A bucket, a storage secret that names it, and the options by which pods find the secret."""
     name = f"b{os.urandom(4).hex()}"
     await moto.make(name)
     secret = tmp_path / "secret"
@@ -43,8 +43,8 @@ async def pod_of(mesh: LocalMesh) -> dict:
 
 
 async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, bucket):
-    """`modelPath` and `modelKey` over gRPC, a folder with a schema; the same file by URI is not fetched again; neither
-    is it after an eviction; what is wrong is told with the URI and what to do."""
+    """A model folder with a schema is loaded from S3 by the predecessor's `modelPath` and `modelKey`; the same file by
+    URI is not fetched again, nor after an eviction, and errors have the URI and the way out."""
     name, secret = bucket
     content = models.constant(4.0)
     await moto.put(name, {"fraud/de/model.onnx": content, "fraud/de/_schema.json": b"{}"})
@@ -77,7 +77,8 @@ async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, 
 
 
 async def test_a_digest_that_the_registration_names(a_mesh):
-    """Told in the status, checked at the load; the wrong one is an error that names both."""
+    """The digest in a registration is shown in the status and checked at the load; the error for a wrong one names both
+    digests."""
     async with a_mesh(pods=1) as mesh:
         content = models.constant(7.0)
         path = mesh.write("seven.onnx", content).as_uri()
@@ -100,7 +101,7 @@ async def test_a_digest_that_the_registration_names(a_mesh):
 
 
 async def test_a_pull_shows_how_far_it_is(a_mesh, moto, bucket):
-    """In the model's status, while the bandwidth that the operator allows makes it take its time."""
+    """A model's status shows the progress of its pull, which the operator's bandwidth limit slows down here."""
     name, secret = bucket
     await moto.put(name, {"large.onnx": models.weights(3.0, mebibytes=6)})
     options = ["--storage-config", str(secret), "--pull-bandwidth", "1MiB"]
@@ -122,8 +123,8 @@ async def test_a_pull_shows_how_far_it_is(a_mesh, moto, bucket):
 
 
 async def test_the_next_load_finds_files_and_optimised_form_on_disk(a_mesh):
-    """A model that takes its time is loaded, its optimised form is made in the background; evicted and loaded again, it
-    is made from that, answers the same, and what a pod has on disk is known to the routers."""
+    """A slow model's optimised form is made in the background; after an eviction the next load uses it and answers the
+    same, and the routers know what a pod has on disk."""
     async with a_mesh(pods=1) as mesh:
         client = Client(mesh.channel())
         path = mesh.write("intricate.onnx", models.intricate(6.0))

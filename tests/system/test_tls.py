@@ -20,7 +20,7 @@ ONE = np.ones((1, 1), np.float32)
 
 
 def put(path, content: bytes) -> None:
-    """Replaces a file as Kubernetes and cert-manager do: the new file takes the place of the old one at once."""
+    """Replaces a file atomically, as Kubernetes and cert-manager do."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(content)
     os.replace(new, path)
@@ -33,7 +33,8 @@ def command_line(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_mesh, tmp_path):
-    """Connections that are there go on; new ones see the new certificate. Without TLS nothing is answered."""
+    """Existing connections continue when the certificate changes, new ones see the new certificate, and calls without
+    TLS are not answered."""
     folder = tmp_path / "tls"
     folder.mkdir()
     authority, server = certificate("127.0.0.1")
@@ -100,7 +101,7 @@ async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_me
 
 
 async def test_clients_show_who_they_are(a_mesh, tmp_path):
-    """With an authority for clients, only those whom it has signed for are answered."""
+    """With an authority for clients, only clients with a certificate that it has signed are answered."""
     authority, both = certificate("127.0.0.1")
     put(tmp_path / "ca.crt", authority)
     put(tmp_path / "both.pem", both)
@@ -119,7 +120,8 @@ async def test_clients_show_who_they_are(a_mesh, tmp_path):
 
 
 async def test_clients_may_show_who_they_are(a_mesh, tmp_path):
-    """Those without a certificate are answered too; those with one that the authority has not signed are not."""
+    """With optional client certificates, clients without one are answered, and clients with one of another authority
+    are not."""
     authority, both = certificate("127.0.0.1")
     _, strange = certificate("127.0.0.1")
     put(tmp_path / "ca.crt", authority)
@@ -141,7 +143,7 @@ async def test_clients_may_show_who_they_are(a_mesh, tmp_path):
 
 
 async def test_options_that_do_not_go_together_are_refused(tmp_path):
-    """Before anything is started; the text names the option."""
+    """TLS options that contradict each other are refused before anything starts; the text names the option."""
     pem = str(tmp_path / "tls.pem")
     cases = (
         (["--tls-client-auth", "require"], "--tls-client-ca"),
@@ -156,7 +158,7 @@ async def test_options_that_do_not_go_together_are_refused(tmp_path):
 
 
 async def test_a_certificate_that_cannot_work_is_told_at_the_start(a_mesh, tmp_path):
-    """With the file's name; not by a router that waits for a better one."""
+    """A certificate that cannot work ends the start with the file's name; the router does not wait for a better one."""
     (tmp_path / "tls.crt").write_text("no certificate")
     argv = [sys.executable, "-m", "router", "--listen", "127.0.0.1:0", "--probe", "127.0.0.1:0"]
     argv += ["--etcd", a_mesh(pods=0).etcd.endpoint, "--base", "test/tls"]

@@ -19,7 +19,7 @@ from tests.support.waiting import until
 
 
 class Up:
-    """One `mesh up`."""
+    """One run of `mesh up`."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.port, self.probe = free_port(), free_port()
@@ -50,7 +50,7 @@ class Up:
         return self
 
     def descendants(self) -> list[int]:
-        """Every process below it."""
+        """Returns every process below it."""
         found, todo = [], [self.process.pid]
         while todo:
             below = children(todo.pop())
@@ -59,7 +59,7 @@ class Up:
         return found
 
     async def end(self, number: int) -> int:
-        """Sends a signal and waits until it and everything below has gone."""
+        """Sends a signal, and waits until the process and everything below it have ended."""
         below = self.descendants()
         assert len(below) >= 7, [command(pid) for pid in below]  # etcd, 2 x (agent, server), router, worker(s), Envoy
         self.process.send_signal(number)
@@ -84,8 +84,9 @@ class Up:
 
 @pytest.mark.timeout(240)
 async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
-    """Start, try the printed line, kill -9, start again on the same data, stop most of it, Ctrl-C. All of it in the
-    folder of a user's own project, whose modules have the names of ours and end any process that imports them."""
+    """`mesh up` survives the user's session: start, try the printed line, `kill -9`, start again on the same data, stop
+    most of it, Ctrl-C. It runs in the folder of a project whose modules have the names of ours and end any process that
+    imports them."""
     for name in ("router", "placement", "puller", "mesh", "proto"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
     up = await Up(tmp_path).ready()
@@ -135,7 +136,7 @@ async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
 
 
 async def test_a_taken_port_is_said(tmp_path):
-    """It names the port and what to do, and starts nothing."""
+    """The error for a port in use names the port and the way out, and nothing is started."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
