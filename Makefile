@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack test-onnx test-clients check bench image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack test-onnx test-clients check cost bench image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## this list
@@ -34,7 +34,7 @@ demo: $(UP)  ## several hundred real models under skewed traffic, every answer c
 test: check  ## checks, then all tests (ARGS="tests/wire -k split": only those)
 	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(DEV)  ## format, lint, types, layers, freshness of generated code, language
+check: $(DEV)  ## format, lint, types, layers, freshness of generated code, language, cost of hot functions
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -42,6 +42,7 @@ check: $(DEV)  ## format, lint, types, layers, freshness of generated code, lang
 	$(VENV)/bin/python proto/generate.py --check
 	$(VENV)/bin/python deploy/manifests.py --check
 	$(VENV)/bin/python .ci/language.py
+	$(VENV)/bin/python -m tests.cost
 
 test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-server, made first (Go, Node; minutes)
 	@$(RUN) tests.support.programs
@@ -78,6 +79,9 @@ test-attack: $(DEV)  ## callers, stores and models that misbehave, each beside a
 
 test-onnx: $(DEV)  ## the ONNX project's node tests through a mesh, beside onnxruntime alone (minutes)
 	@$(RUN) tests.nodes $(ARGS)
+
+cost: $(DEV)  ## instructions and memory of the hot functions beside the stored figures (ARGS=--accept: stores them)
+	@$(RUN) tests.cost $(ARGS)
 
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)

@@ -1,0 +1,134 @@
+"""Instructions and memory of one operation.
+
+Instructions are the interpreter's, counted in our own packages alone: what asyncio, numpy and the fakes of tests
+execute is not ours. Work inside an extension is one instruction, however long it takes; large copies show in the
+memory.
+"""
+
+import functools
+import gc
+import sys
+import threading
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = tuple(f"{ROOT / name}/" for name in ("mesh", "placement", "puller", "router"))
+
+_WARM_UPS = 4
+"""Runs before the first count: caches are filled, heads are known, free lists of the interpreter are full."""
+
+_COUNTS = 5
+"""Counts, of which the least is taken: once in a while a clock moves on, and a sweep takes its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The cost of one run of an operation."""
+
+    functions: dict[str, int]  # instructions by function, as "mesh/wire/heads.py split_request"
+    memory: int  # bytes: the most allocated at once beyond what was there before
+
+    @property
+    def instructions(self) -> int:
+        """The instructions of all functions."""
+        return sum(self.functions.values())
+
+
+def cost(operation: Callable[[], object]) -> Cost:
+    """Returns the cost of an operation, which must do the same each time."""
+    for _ in range(_WARM_UPS):
+        operation()
+    counts = []
+    for _ in range(_COUNTS):
+        executed: Counter[CodeType] = Counter()
+        with _tracing(executed):
+            operation()
+        counts.append(executed)
+    least = min(counts, key=lambda one: one.total())
+    functions: Counter[str] = Counter()
+    for code, count in least.items():
+        functions[_name(code)] += count
+    return Cost(dict(sorted(functions.items())), min(_peaks(operation)))
+
+
+def _peaks(operation: Callable[[], object]) -> Iterator[int]:
+    """Yields the most bytes held at once in each of several runs."""
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        operation()
+        for _ in range(_COUNTS):
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            operation()
+            yield tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+@functools.cache
+def _name(code: CodeType) -> str:
+    """Returns file and function; what is defined inside a function counts as part of that."""
+    return f"{Path(code.co_filename).relative_to(ROOT)} {code.co_qualname.partition('.<locals>')[0]}"
+
+
+@contextmanager
+def _tracing(executed: Counter[CodeType]) -> Iterator[None]:
+    """Counts the instructions that this thread executes in our packages."""
+    if sys.version_info >= (3, 12):
+        with _monitoring(executed):
+            yield
+        return
+
+    def local(frame: FrameType, event: str, _: object) -> Any:
+        if event == "opcode":
+            executed[frame.f_code] += 1
+        return local
+
+    def entered(frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGES):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return local
+
+    former = sys.gettrace()
+    sys.settrace(entered)
+    try:
+        yield
+    finally:
+        sys.settrace(former)
+
+
+@contextmanager
+def _monitoring(executed: Counter[CodeType]) -> Iterator[None]:
+    """Counts by `sys.monitoring`, which is not limited to a thread by itself."""
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
+    tool = monitoring.PROFILER_ID
+    here = threading.get_ident()
+
+    def instruction(code: CodeType, _: int) -> Any:
+        if not code.co_filename.startswith(PACKAGES):
+            return monitoring.DISABLE
+        if threading.get_ident() == here:
+            executed[code] += 1
+        return None
+
+    monitoring.use_tool_id(tool, "tests.cost")
+    monitoring.register_callback(tool, monitoring.events.INSTRUCTION, instruction)
+    monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+    try:
+        yield
+    finally:
+        monitoring.set_events(tool, monitoring.events.NO_EVENTS)
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
+        monitoring.free_tool_id(tool)

@@ -1,0 +1,113 @@
+"""The stored figures: `figures.json`, and the comparison of what is measured with what it says.
+
+Another minor version of Python compiles the same source into other instructions, so each has figures of its own. New
+ones can be measured only with the version at hand: the others lose their figures for the operations that changed, and
+say so until they are measured there too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cost.counting import Cost
+
+PATH = Path(__file__).with_name("figures.json")
+
+INSTRUCTIONS = 0.02
+"""Share by which instructions may differ. They repeat exactly with one Python; this is for its patch releases, and for
+changes too small for a commit to dwell on."""
+
+MEMORY, MEMORY_BYTES = 0.05, 512
+"""Share and bytes by which memory may differ. Runs differ by 200 bytes: free lists hold a few objects more or less."""
+
+Figures = dict[str, Cost]
+"""By operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A figure that is not what it was."""
+
+    operation: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.operation}: {self.text}"
+
+
+def load(path: Path = PATH) -> dict[str, Figures]:
+    """Returns the figures by minor version of Python, such as "3.11"."""
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text())
+    return {
+        version: {name: Cost(one["functions"], one["memory"]) for name, one in figures.items()}
+        for version, figures in stored.items()
+    }
+
+
+def save(stored: Mapping[str, Figures], path: Path = PATH) -> None:
+    """Writes the figures, one a line, so that changes to different functions merge."""
+    plain = {
+        version: {name: {"functions": one.functions, "memory": one.memory} for name, one in figures.items()}
+        for version, figures in stored.items()
+        if figures
+    }
+    path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
+
+
+def differences(was: Figures, now: Figures) -> list[Difference]:
+    """Returns what differs by more than is allowed, in either direction, and operations that only one side has."""
+    found = [Difference(name, "is stored, but measured no more") for name in was.keys() - now.keys()]
+    for name, cost in now.items():
+        if name not in was:
+            found.append(Difference(name, "has no stored figure"))
+            continue
+        before = was[name]
+        if abs(cost.instructions - before.instructions) > before.instructions * INSTRUCTIONS:
+            change = _change(before.instructions, cost.instructions, "instructions")
+            found.append(Difference(name, "\n".join([change, *_functions(before, cost)])))
+        if not _same_memory(before, cost):
+            found.append(Difference(name, _change(before.memory, cost.memory, "bytes held at once")))
+    return sorted(found, key=lambda one: one.operation)
+
+
+def accepted(stored: Mapping[str, Figures], version: str, now: Figures) -> tuple[dict[str, Figures], list[str]]:
+    """Returns the figures with those of a version replaced, and what other versions lose by it, as texts."""
+    changed = {one.operation for one in differences(stored.get(version, {}), now)}
+    if version not in stored:  # nothing is known to have changed
+        changed = set()
+    result = {version: {name: _settled(stored.get(version, {}).get(name), cost) for name, cost in now.items()}}
+    lost = []
+    for other, figures in stored.items():
+        if other != version:
+            result[other] = {name: cost for name, cost in figures.items() if name not in changed}
+            lost += [f"Python {other}: {name}" for name in figures if name in changed]
+    return result, sorted(lost)
+
+
+def _same_memory(was: Cost, now: Cost) -> bool:
+    return abs(now.memory - was.memory) <= was.memory * MEMORY + MEMORY_BYTES
+
+
+def _settled(was: Cost | None, now: Cost) -> Cost:
+    """Returns the figure to store: memory that differs by no more than is allowed stays, so that the file does."""
+    return now if was is None or not _same_memory(was, now) else Cost(now.functions, was.memory)
+
+
+def _change(was: int, now: int, what: str) -> str:
+    share = f" ({(now - was) / was:+.1%})" if was else ""
+    return f"{'grew' if now > was else 'fell'} from {was:,} to {now:,} {what}{share}"
+
+
+def _functions(was: Cost, now: Cost) -> list[str]:
+    """Returns a line for each function that differs, the largest difference first."""
+    changes = {
+        name: now.functions.get(name, 0) - was.functions.get(name, 0) for name in {**was.functions, **now.functions}
+    }
+    order = sorted((name for name, change in changes.items() if change), key=lambda name: -abs(changes[name]))
+    return [
+        f"    {changes[name]:+5d}  {name} ({was.functions.get(name, 0)} to {now.functions.get(name, 0)})"
+        for name in order
+    ]

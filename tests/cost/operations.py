@@ -1,0 +1,290 @@
+"""The operations whose cost is kept: what a call passes on its way, piece by piece, on the fakes of the tests.
+
+Each yields a function that does the operation once, and the same each time it is called.
+"""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesh.pb import inference_pb2 as pb
+from mesh.runtime.server.calls.dataport import DataPort
+from mesh.runtime.server.calls.runs import Runs
+from mesh.runtime.server.calls.watch import CallWatch
+from mesh.runtime.server.copies import Copies
+from mesh.runtime.server.loads.loader import Loader, Order
+from mesh.runtime.server.onnx import device
+from mesh.runtime.server.v2.intake import Intake
+from mesh.runtime.server.v2.reply import ReplyWriter
+from mesh.runtime.server.v2.tensors import Tensor
+from mesh.runtime.sharedmemory.board import OPEN_ENDED, Board
+from mesh.telemetry import metrics
+from mesh.v2.datatypes import DATATYPES
+from mesh.wire import client, clientconnection, framing, server, serverconnection
+from mesh.wire.call import Call
+from mesh.wire.client import Reply
+from placement.fence import Mode
+from router.calls.dispatch import Dispatcher
+from router.calls.forwarder import Forwarder
+from router.calls.meter import Meter
+from router.calls.routes import Routes
+from router.loads.coldstart import ColdStart
+from router.rest import documents
+from router.settings import RouterSettings
+from router.state.registry import Registry
+from tests.router.conftest import FakeEtcd
+from tests.support import models
+from tests.support.fakecalls import FakeAgents, FakeCall, FakePool
+from tests.support.onnxserver import SERVICE, request
+from tests.support.wire import Transport
+from tests.support.wire import request as http_request
+from tests.support.worlds import World
+
+Operation = Callable[[], object]
+
+METHOD = SERVICE + b"ModelInfer"
+LIMIT = 16 << 20
+SMALL = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
+LARGE = np.linspace(-1, 1, 25600, dtype=np.float32).reshape(1, 25600)  # 100 KiB
+HEADERS = [(b"user-agent", b"grpc-python-asyncio/1.81.0"), (b"mm-model-id", b"m"), (b"mesh-copy", b"agent-1.7")]
+FP32 = next(kind for kind in DATATYPES if kind.name == "FP32")
+
+
+class _Sink(Transport):
+    """A transport that forgets what is written."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+
+# -- the wire
+
+
+@asynccontextmanager
+async def wire_request(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
+    """A request is read, and its reply written; with a head that came before, or with a new one each time."""
+    answer = framing.pack(bytes(150))
+
+    def reply(call: Call) -> None:
+        call.reply(answer)
+
+    connection = serverconnection.ServerConnection(server.Server(reply, max_message=LIMIT), asyncio.get_running_loop())
+    connection.connection_made(_Sink())  # type: ignore[arg-type]
+    frame = framing.pack(request("m", x=SMALL))
+    numbers = itertools.repeat(0) if known else itertools.count()
+    requests = (
+        http_request(frame, method=METHOD, headers=[*HEADERS, (b"traceparent", b"%08d" % number)]) for number in numbers
+    )
+    yield lambda: connection.data_received(next(requests))
+    connection.connection_lost(None)
+
+
+class _Outcome:
+    """A sink of replies that keeps none."""
+
+    def on_reply(self, reply: Reply) -> None:
+        assert reply.code == 0
+
+    def on_stream(self, stream: client.ReplyStream) -> None:
+        raise AssertionError("a unary reply came in pieces")
+
+    def on_lost(self, lost: client.Lost) -> None:
+        raise AssertionError(lost.why)
+
+
+@asynccontextmanager
+async def wire_call(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
+    """A call is sent, and its reply read; with a head that came before, or with a new one each time."""
+    pool = client.Pool("unix:/nowhere", max_connections=1, max_message=LIMIT)
+    connection = clientconnection.ClientConnection(pool, LIMIT, 60)
+    connection.connection_made(_Sink())  # type: ignore[arg-type]
+    pool._connections.add(connection)
+    pool.release(connection)
+    frame = framing.pack(request("m", x=SMALL))
+    numbers = itertools.repeat(0) if known else itertools.count()
+    message = framing.pack(bytes(150))
+    outcome = _Outcome()
+
+    def one() -> None:
+        pool.send(METHOD, HEADERS, frame, outcome)
+        connection.data_received(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\nmesh-load: 0\r\nx-trace: %08d\r\n"
+            b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n"
+            % (next(numbers), len(message), message)
+        )
+
+    yield one
+    pool.close()
+
+
+# -- the router
+
+
+class _Forgetful(FakePool):
+    """A pool that keeps only the last call."""
+
+    def send(self, *args: Any, **more: Any) -> Any:
+        self.sent.clear()
+        return super().send(*args, **more)
+
+
+@asynccontextmanager
+async def _core(copies: int) -> AsyncIterator[tuple[World, Forwarder, Dispatcher]]:
+    world, etcd, agents = World(), FakeEtcd(), FakeAgents()
+    world.view._connect = _Forgetful  # type: ignore[assignment]
+    for number in range(copies):
+        world.pod(f"pod-{number}")
+        world.copy("m", f"pod-{number}")
+    settings = RouterSettings("router")
+    meter = Meter(metrics.Registry())
+    registry = Registry(etcd, world.keys)  # type: ignore[arg-type]
+    coldstart = ColdStart(view=world.view, registry=registry, agents=agents, meter=meter, settings=settings)
+    forwarder = Forwarder(view=world.view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
+    yield world, forwarder, Dispatcher(forwarder, Routes())
+    await coldstart.close()
+    await forwarder.close()
+    await registry.close()
+
+
+@asynccontextmanager
+async def choice(folder: Path) -> AsyncIterator[Operation]:
+    """One of four copies is chosen."""
+    async with _core(4) as (world, forwarder, _):
+        copies = world.view.copies["m"]
+        yield lambda: forwarder.pick(copies)
+
+
+@asynccontextmanager
+async def forward(folder: Path, *, copies: int, deadline: bool) -> AsyncIterator[Operation]:
+    """A call is dispatched to a copy, and the reply passed back."""
+    async with _core(copies) as (world, _, dispatcher):
+        frame = framing.pack(request("m", x=SMALL))
+        pools = [pod.pool for pod in world.view.pods.values()]
+        later = asyncio.get_running_loop().time() + 3600
+
+        def one() -> None:
+            dispatcher.dispatch(FakeCall(METHOD, HEADERS, frame, deadline=later if deadline else None))
+            (sent,) = [sent for pool in pools for sent in pool.sent if not sent.over]  # type: ignore[union-attr]
+            sent.reply(headers=[(b"mesh-load", b"0")])
+
+        yield one
+
+
+# -- the model server
+
+
+class _Quick:
+    """A pace for which every call is quick, so that none goes to a thread because the machine is busy."""
+
+    inline = (True,) * 64
+
+    def note(self, size: int, took_ns: int) -> None:
+        pass
+
+
+@asynccontextmanager
+async def data_port(folder: Path, *, alike: bool) -> AsyncIterator[Operation]:
+    """A call of a regression is answered; it is like the one before it, or is parsed because its length is new."""
+    board, copies, watch = Board.private(8), Copies(), CallWatch()
+    runs = Runs(board, threads=1)
+    board.permit(OPEN_ENDED, Mode.PROVEN)
+    loader = Loader(copies, board, runs, device.CPU, timeout=60.0, concurrency=1)
+    port = DataPort(copies, board, runs, watch, max_message=LIMIT)
+    path = folder / "model.onnx"
+    path.write_bytes(models.logistic_regression(0, features=64))
+    copy = await loader.load(Order("m", str(path), b"", None))
+    copy.pace = _Quick()  # type: ignore[assignment]
+    message = pb.ModelInferRequest.FromString(request("m", x=SMALL))
+    if not alike:
+        message.parameters["priority"].int64_param = 1  # such requests are always parsed
+    frame = framing.pack(message.SerializeToString())
+
+    def one() -> None:
+        call = FakeCall(METHOD, HEADERS, frame)
+        port.handle(call)
+        assert call.code == 0, call.answers
+
+    yield one
+    await port.close()
+    await runs.close()
+    await loader.purge()
+    loader.close()
+    watch.close()
+
+
+@asynccontextmanager
+async def intake(folder: Path) -> AsyncIterator[Operation]:
+    """A parsed request with 100 KiB of raw contents becomes the model's input."""
+    taken = Intake({"x": Tensor("x", FP32, [-1, LARGE.size])})
+    message = pb.ModelInferRequest.FromString(request("m", x=LARGE))
+    inputs, raws = message.inputs, list(message.raw_input_contents)
+    yield lambda: taken.decode(inputs, raws)
+
+
+@asynccontextmanager
+async def reply(folder: Path) -> AsyncIterator[Operation]:
+    """An output of 100 KiB becomes the frame of a reply."""
+    writer = ReplyWriter("m", [Tensor("y", FP32, [-1, LARGE.size])])
+    yield lambda: writer.encode([LARGE], b"42", raw=True)
+
+
+# -- REST
+
+
+@asynccontextmanager
+async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
+    """A body becomes the frame of a message; its numbers are JSON, or follow it."""
+    one: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": list(values.shape)}
+    if binary:
+        one["parameters"] = {"binary_data_size": values.nbytes}
+        head = json.dumps({"id": "42", "inputs": [one]}).encode()
+        body, length = head + values.tobytes(), len(head)
+    else:
+        one["data"] = values.ravel().tolist()
+        body, length = json.dumps({"id": "42", "inputs": [one]}).encode(), None
+
+    def run() -> None:
+        message, raws, _ = documents.decode_parts("m", "", body, length)
+        documents.framed(message, raws)
+
+    yield run
+
+
+@asynccontextmanager
+async def rest_reply(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
+    """A reply becomes a body; its numbers are JSON, or follow it."""
+    message = pb.ModelInferResponse(model_name="m", id="42")
+    message.outputs.add(name="y", datatype="FP32", shape=values.shape)
+    message.raw_output_contents.append(values.tobytes())
+    form = documents.Form(binary=binary)
+    yield lambda: documents.encode_parts(message, form)
+
+
+Maker = Callable[[Path], Any]
+
+OPERATIONS: dict[str, Maker] = {
+    "wire, request with a known head": lambda folder: wire_request(folder, known=True),
+    "wire, request with a new head": lambda folder: wire_request(folder, known=False),
+    "wire, call with a known reply": lambda folder: wire_call(folder, known=True),
+    "wire, call with a new reply": lambda folder: wire_call(folder, known=False),
+    "router, choice among 4 copies": choice,
+    "router, forward to 1 copy": lambda folder: forward(folder, copies=1, deadline=False),
+    "router, forward to 3 copies with a deadline": lambda folder: forward(folder, copies=3, deadline=True),
+    "server, call like the last": lambda folder: data_port(folder, alike=True),
+    "server, call to be parsed": lambda folder: data_port(folder, alike=False),
+    "server, intake of 100 KiB": intake,
+    "server, reply of 100 KiB": reply,
+    "REST, request of 64 numbers": lambda folder: rest_request(folder, values=SMALL, binary=False),
+    "REST, request of 100 KiB as JSON": lambda folder: rest_request(folder, values=LARGE, binary=False),
+    "REST, request of 100 KiB as binary": lambda folder: rest_request(folder, values=LARGE, binary=True),
+    "REST, reply of 64 numbers": lambda folder: rest_reply(folder, values=SMALL, binary=False),
+    "REST, reply of 100 KiB as JSON": lambda folder: rest_reply(folder, values=LARGE, binary=False),
+    "REST, reply of 100 KiB as binary": lambda folder: rest_reply(folder, values=LARGE, binary=True),
+}
+"""By the name that `figures.json` has."""
