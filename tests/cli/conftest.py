@@ -22,7 +22,7 @@ def failure(http: int, reason: str, text: str, **more: Any) -> web.Response:
 
 @dataclass
 class FakeMesh:
-    """Registered models in a dictionary; answers can be replaced by path."""
+    """A fake with registered models in a dictionary, whose answers can be replaced by path."""
 
     endpoint: str = ""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -57,7 +57,8 @@ def test_the_file_is_its_owners_alone(file: Path) -> None:
 
 
 def test_what_is_said_comes_before_what_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Option, variable, context, default; --context on the command line counts as an option."""
+    """The endpoint comes from the option, the variable, the context or the default, in this order; --context on the
+    command line counts as an option."""
     for name, port in (("one", 11), ("two", 12)):
         run("context", "set", name, "--endpoint", f"http://127.0.0.1:{port}")
     assert reached("pods") == "http://127.0.0.1:11"
@@ -78,7 +79,7 @@ def test_without_contexts_nothing_changes(file: Path) -> None:
 
 
 def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From any folder; options take precedence here too."""
+    """Files of a context are found from any folder, and options override them too."""
     monkeypatch.chdir(tmp_path)
     Path("ca.crt").write_text("no certificate")
     assert run("context", "set", "one", "--endpoint", "https://127.0.0.1:9", "--ca", "ca.crt").exit_code == 0
@@ -106,7 +107,7 @@ def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: py
     ],
 )
 def test_what_cannot_be_is_said(file: Path, arguments: list[str], said: str) -> None:
-    """And nothing is written."""
+    """An invalid context is refused, and nothing is written."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
@@ -129,7 +130,7 @@ def test_what_cannot_be_is_said(file: Path, arguments: list[str], said: str) -> 
     ],
 )
 def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str) -> None:
-    """It is left unchanged by every command."""
+    """A broken file of contexts is reported with its fault, and every command leaves it unchanged."""
     file.parent.mkdir(parents=True)
     file.write_text(content)
     for arguments in (["pods"], ["context", "ls"], ["context", "set", "b", "--endpoint", NOBODY]):
@@ -142,7 +143,7 @@ def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str)
 
 
 def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
-    """As with settings that are kept elsewhere."""
+    """A file of contexts that is a symbolic link stays one, for users who keep their settings elsewhere."""
     kept = tmp_path / "kept.toml"
     kept.write_text("")
     file.parent.mkdir(parents=True)
@@ -153,7 +154,7 @@ def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in containers; commands work all the same."""
+    """A user without a home, as in containers, has no contexts, and commands work nevertheless."""
 
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -165,7 +166,7 @@ def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) 
 
 @given(st.text(st.characters(blacklist_categories=["Cs"])))
 def test_any_path_is_read_as_it_was_written(text: str) -> None:
-    """Including quotes and control characters."""
+    """Any path is read as it was written, including quotes and control characters."""
     written = contexts.Contexts("a", {"a": contexts.Context(NOBODY, ca=text)})
     found = tomllib.loads(contexts._text(written))["contexts"]["a"]
     assert found.get("ca", "") == text

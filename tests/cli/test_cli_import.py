@@ -19,7 +19,7 @@ def lines(*ids):
 
 
 def test_a_file_is_registered_and_counted(mesh, run, tmp_path):
-    """Existing ids are counted apart from new ones."""
+    """An import counts existing ids and new ones separately."""
     mesh.models["b"] = {}
     source = tmp_path / "models.ndjson"
     source.write_text(lines("a", "b", "c"))
@@ -30,7 +30,8 @@ def test_a_file_is_registered_and_counted(mesh, run, tmp_path):
 
 
 def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, monkeypatch):
-    """Numbers are those of the source, regardless of blank lines and chunks."""
+    """Bad lines are reported by their number in the source, regardless of blank lines and chunks, and the others are
+    registered."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 2)
     text = lines("a") + "\n" + "not json\n" + lines("b") + '{"no": "id"}\n' + lines("c")
     result = run("import", "-", "--json", stdin=text)
@@ -43,7 +44,7 @@ def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, m
 
 
 def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
-    """Every line exactly once."""
+    """An import of many lines takes several requests and sends every line exactly once."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 100)
     ids = [f"m{number}" for number in range(1050)]
     result = run("import", "-", stdin=lines(*ids))
@@ -53,7 +54,7 @@ def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
 
 
 def test_a_folder_is_registered_by_its_files(mesh, run, tmp_path):
-    """Ids are paths below the folder, without the suffix; other files are ignored."""
+    """A folder's files are registered with their paths below it as ids, without the suffix; other files are ignored."""
     for name in ("a.onnx", "de/b.onnx", "readme.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -81,7 +82,8 @@ def imported(mesh, run, folder: Path, *, code: int = 0) -> dict[str, str]:
 
 
 def test_a_model_of_more_than_one_file_is_registered_by_its_folder(mesh, run, tmp_path):
-    """The one that keeps tensors beside it, also below its folder; one that only mentions such files is a file."""
+    """A model with tensors in other files, also below its folder, is registered by its folder; one that merely mentions
+    such files is registered by its file."""
     write(
         tmp_path,
         {
@@ -107,7 +109,7 @@ def test_a_model_of_more_than_one_file_is_registered_by_its_folder(mesh, run, tm
 
 
 def test_the_name_of_external_data_is_found_wherever_it_stands(tmp_path, monkeypatch):
-    """Also if it spans two blocks that are read."""
+    """The name of external data is found anywhere in the file, also across two blocks that are read."""
     content = models.external_data("w.bin")
     write(tmp_path, {"m.onnx": content, "w.bin": b"1234"})
     for block in range(1, len(content) + 2):
@@ -116,8 +118,8 @@ def test_the_name_of_external_data_is_found_wherever_it_stands(tmp_path, monkeyp
 
 
 def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
-    """As Triton lays them out. The folder that is imported is no model itself, whatever its folders are called, and a
-    folder of numbers without models is none."""
+    """Each model of a repository of versions, in Triton's layout, is registered once. The imported folder itself is no
+    model, whatever its folders are called, and neither is a folder of numbers without models."""
     write(
         tmp_path,
         {
@@ -147,7 +149,8 @@ def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
 
 
 def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_so(mesh, run, tmp_path):
-    """Triton's file of settings decides; without it the folders are models of a collection."""
+    """An imported folder of versions is a model itself if it has Triton's configuration file; otherwise its folders are
+    models of a collection."""
     write(tmp_path, {"dense/1/model.onnx": models.constant(1.0), "dense/config.pbtxt": b""})
     result = run("import", str(tmp_path / "dense"))
     assert result.exit_code == 0
@@ -155,7 +158,8 @@ def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_s
 
 
 def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
-    """Two models in one folder, one with external data: that one is reported, the other is registered."""
+    """Two models in one folder, one with external data, are ambiguous to pods: that one is reported, and the other is
+    registered."""
     write(tmp_path, {"a.onnx": models.external_data("w"), "w": b"1234", "b.onnx": models.constant(1.0)})
     assert imported(mesh, run, tmp_path, code=1) == {"b": "b.onnx"}
     document = json.loads(run("import", str(tmp_path), "--json").stdout)
@@ -164,7 +168,7 @@ def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
 
 
 def test_what_is_no_model_is_left_alone(mesh, run, tmp_path):
-    """Hidden files and folders, dangling links; the suffix counts in upper and lower case."""
+    """Hidden files, hidden folders and dangling links are ignored; the suffix counts in upper and lower case."""
     write(tmp_path, {"a.ONNX": b"", "._a.onnx": b"", ".nfs000.onnx": b"", ".git/b.onnx": b"", "c.onnx/readme": b""})
     (tmp_path / "gone.onnx").symlink_to(tmp_path / "nowhere")
     assert imported(mesh, run, tmp_path) == {"a": "a.ONNX"}
@@ -194,7 +198,7 @@ def test_a_manifest_names_files_and_their_folders_follow(mesh, run, tmp_path):
 
 
 def test_a_manifest_lists_its_models(mesh, run, tmp_path):
-    """Files are relative to it; its own types and keys are kept."""
+    """A manifest lists its models, with files relative to it and their own types and keys."""
     listed = [{"id": "a", "file": "m/a.onnx", "bytes": 3}, {"id": "b", "path": "s3://b", "type": "x", "key": "k"}]
     (tmp_path / "manifest.json").write_text(json.dumps({"models": listed}))
     assert run("import", str(tmp_path)).exit_code == 0
@@ -208,7 +212,7 @@ def test_a_manifest_lists_its_models(mesh, run, tmp_path):
 
 @pytest.mark.parametrize("source", ["missing", "empty"])
 def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
-    """A missing file, a folder without models."""
+    """A missing file, or a folder without models, is wrong usage."""
     (tmp_path / "empty").mkdir()
     result = run("import", str(tmp_path / source))
     assert result.exit_code == 2
@@ -216,7 +220,7 @@ def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
 
 
 def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
-    """The mesh ends in the middle: exit code 4, and the same command continues."""
+    """An import that breaks off because the mesh ends exits with code 4, and the same command continues it."""
 
     async def broken():
         await asyncio.sleep(0)
@@ -229,7 +233,7 @@ def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
 
 
 def test_an_import_whose_registry_goes_away_ends(mesh, run):
-    """What was done until then is counted; the exit code says to try again."""
+    """An import whose registry becomes unavailable counts what was done, and its exit code says to try again."""
     away = {"error": {"line": None, "id": None, "reason": "REGISTRY_AWAY", "text": "etcd does not answer"}}
     end = {"finished": False, "done": 1, "created": 1, "existing": 0, "failed": 0}
     mesh.answer("/mesh/v1/models:import", make=lambda: web.Response(text=json.dumps(away) + "\n" + json.dumps(end)))
@@ -239,14 +243,14 @@ def test_an_import_whose_registry_goes_away_ends(mesh, run):
 
 
 def test_an_answer_without_an_end_is_a_failure(mesh, run):
-    """Lines with an unknown outcome are not counted as done."""
+    """An answer that is cut off is a failure: lines of unknown outcome are not counted as done."""
     mesh.answer("/mesh/v1/models:import", {"done": 1, "created": 1})
     assert run("import", "-", stdin=lines("a")).exit_code == 1
 
 
 @given(st.lists(st.binary(max_size=40), max_size=60), st.integers(1, 7), st.integers(1, 100))
 def test_chunks_hold_every_line_once_in_order(source, most_lines, most_bytes):
-    """With any limits: nothing lost, nothing doubled, each with its number, no chunk too large."""
+    """Chunks of any limits contain every line once, in order, with its number, and none is too large."""
     before = bulk.CHUNK_LINES, bulk.CHUNK_BYTES
     bulk.CHUNK_LINES, bulk.CHUNK_BYTES = most_lines, most_bytes
     try:

@@ -16,7 +16,7 @@ METADATA = {"name": "a", "inputs": [{"name": "X", "datatype": "FP32", "shape": [
 
 
 class Service(grpc.GenericRpcHandler):
-    """V2 over gRPC: answers with the sum of each row, refuses the model `bad`."""
+    """A V2 service over gRPC that answers with the sum of each row and refuses the model `bad`."""
 
     def __init__(self):
         self.requests = []
@@ -70,7 +70,8 @@ def infer(run, service):
 
 
 def test_an_input_is_made_up_from_the_metadata(infer, service):
-    """Random, and the same for the same seed; --rows sets the variable dimension."""
+    """`mesh infer` makes up a random input from the metadata, the same for the same seed; --rows sets the variable
+    dimension."""
     results = [infer("a", "--rows", "2", "--seed", seed, "--json") for seed in ("1", "1", "2")]
     assert [result.exit_code for result in results] == [0, 0, 0], results[0].stderr
     first, again, other = [json.loads(result.stdout)["outputs"] for result in results]
@@ -89,7 +90,7 @@ def test_zeros_and_shapes(infer, service):
 
 
 def test_an_npy_file_is_sent_as_it_is(infer, service, tmp_path):
-    """Also if it is in column order or big-endian."""
+    """An npy file is sent unchanged, also in column order or big-endian."""
     array = np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3))
     np.save(tmp_path / "x.npy", array)
     result = infer("a", "--npy", f"X={tmp_path / 'x.npy'}", "--json")
@@ -99,7 +100,7 @@ def test_an_npy_file_is_sent_as_it_is(infer, service, tmp_path):
 
 @pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
 def test_a_json_request_is_sent_either_way(infer, service, mesh, tmp_path, rest):
-    """The same file serves both."""
+    """One JSON request file can be sent over REST and over gRPC."""
     tensor = {"name": "X", "datatype": "FP32", "shape": [1, 3], "data": [[1, 2, 3]]}
     (tmp_path / "r.json").write_text(json.dumps({"inputs": [tensor], "outputs": [{"name": "sum"}]}))
     mesh.answer(
@@ -115,7 +116,7 @@ def test_a_json_request_is_sent_either_way(infer, service, mesh, tmp_path, rest)
 
 
 def test_over_rest_the_metadata_come_from_rest(mesh, run):
-    """Without any gRPC."""
+    """Over REST the metadata come from REST, without any gRPC."""
     mesh.answer("/v2/models/a", METADATA)
     mesh.answer(
         "/v2/models/a/infer", {"outputs": [{"name": "word", "datatype": "BYTES", "shape": [1], "data": ["[yes]"]}]}
@@ -126,7 +127,7 @@ def test_over_rest_the_metadata_come_from_rest(mesh, run):
 
 
 def test_the_meshs_reason_and_the_models_own_words(infer):
-    """A refusal of the mesh has its exit code; the model's own error is shown unchanged."""
+    """A refusal of the mesh has its exit code, and the model's own error is shown unchanged."""
     refused = infer("bad")
     assert refused.exit_code == 6
     assert "no room now" in refused.stderr
@@ -140,7 +141,7 @@ def test_the_meshs_reason_and_the_models_own_words(infer):
 
 
 def test_where_no_grpc_answers(run):
-    """As for REST: exit code 4, and what to do."""
+    """If no gRPC server answers, the exit code is 4 and the text says what to do, as for REST."""
     result = run("infer", "a", "--grpc-endpoint", "127.0.0.1:9")
     assert result.exit_code == 4
     assert "mesh up" in result.stderr
@@ -160,7 +161,7 @@ def test_where_no_grpc_answers(run):
     ],
 )
 def test_wrong_inputs_are_wrong_usage(infer, arguments):
-    """Exit code 2 and a text; never a traceback."""
+    """Wrong inputs are wrong usage: exit code 2 and a text, never a traceback."""
     result = infer("a", *arguments, stdin="{}")
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
@@ -178,7 +179,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS)
 def test_every_datatype_passes_json_and_grpc(array):
-    """The round trip gives the same values."""
+    """Every datatype keeps its values in a round trip through JSON and gRPC."""
     name, back = tensors.from_json(json.loads(json.dumps(tensors.to_json("x", array))))
     expected = [tensors._bytes(v) for v in array.reshape(-1)] if array.dtype == object else array.reshape(-1).tolist()
     assert (name, back.reshape(-1).tolist(), back.shape) == ("x", expected, array.shape)
@@ -189,7 +190,7 @@ def test_every_datatype_passes_json_and_grpc(array):
 
 
 def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
-    """Each tensor takes its part of the data after the JSON."""
+    """Datatypes without a JSON form are sent as binary data over REST, each tensor with its part after the JSON."""
     halves, brains = np.array([1.5, -2], np.float16), np.array([(0x3FC0,), (0xC000,)], tensors.BF16)
     sent = [tensors.to_rest(name, array) for name, array in (("h", halves), ("b", brains))]
     assert [shown["parameters"] for shown, _ in sent] == [{"binary_data_size": 4}] * 2
@@ -201,7 +202,7 @@ def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
 
 
 def test_typed_contents_are_understood():
-    """Servers may answer in either form."""
+    """Typed contents of an answer are understood, because servers may use either form."""
     answer = v2.ModelInferResponse()
     output = answer.outputs.add(name="x", datatype="INT64", shape=[2, 1])
     output.contents.int64_contents.extend([5, -6])
@@ -220,7 +221,7 @@ def test_typed_contents_are_understood():
     ids=["empty", "datatype", "shape", "range", "text"],
 )
 def test_a_bad_tensor_is_refused_with_a_text(tensor):
-    """It is reported as the user's mistake."""
+    """A bad tensor is refused with a text, as the user's mistake."""
     with pytest.raises(CommandError) as caught:
         tensors.from_json(tensor)
     assert caught.value.code == 2

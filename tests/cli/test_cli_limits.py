@@ -1,4 +1,4 @@
-"""`mesh set` and `mesh settings`: what is sent, what is shown, what is wrong usage."""
+"""`mesh set` and `mesh settings`: requests, output, and wrong usage."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def test_set_sends_what_was_said_and_nothing_else(run, mesh):
-    """`none` removes a limit."""
+    """`mesh set` sends only the limits that were given; `none` removes one."""
     mesh.models["a"] = {"type": "t", "path": "/m", "key": ""}
     mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"min_copies": 2, "max_copies": 4, "pinned": True})
     result = run("set", "a", "--min", "2", "--max", "none", "--pinned", "yes")
@@ -17,13 +17,13 @@ def test_set_sends_what_was_said_and_nothing_else(run, mesh):
 
 @pytest.mark.parametrize("words", [(), ("--min", "x"), ("--max", "-1"), ("--pinned", "maybe")])
 def test_what_cannot_be_set(run, mesh, words):
-    """Wrong usage, and nothing is sent."""
+    """An invalid limit is wrong usage, and nothing is sent."""
     assert run("set", "a", *words).exit_code == 2
     assert mesh.requests == []
 
 
 def test_settings_are_shown_set_and_cleared(run, mesh, tmp_path):
-    """From the command line or a file."""
+    """Settings are shown, set and cleared from the command line or from a file."""
     mesh.answer("/mesh/v1/settings", {"settings": {"type_limits": '{"a": {"max": 1}}', "type_constraints": ""}})
     mesh.answer("/mesh/v1/settings/type_limits", {"name": "type_limits", "value": ""})
     assert '{"a": {"max": 1}}' in run("settings").stdout

@@ -15,7 +15,7 @@ def register(mesh, *models):
 
 
 def test_register_sends_the_model_and_shows_its_status(mesh, run):
-    """The id is percent-encoded, slashes included; the answer is shown."""
+    """`mesh register` sends the model with its id percent-encoded, slashes included, and shows the answer."""
     result = run("register", "fraud/de ä", "/models/a.onnx", "--key", '{"storage_key": "x"}', "--load", "--wait")
     assert result.exit_code == 0, result.stderr
     method, path, body = mesh.requests[-1]
@@ -32,7 +32,8 @@ def test_register_sends_the_model_and_shows_its_status(mesh, run):
 
 
 def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
-    """A relative path means nothing to a pod; a path that is not a file here is sent unchanged."""
+    """`mesh register` makes the path of a local file absolute, because a pod has another current folder; any other path
+    is sent unchanged."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.onnx").touch()
     run("register", "a", "m.onnx")
@@ -47,14 +48,14 @@ def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])
 def test_a_bad_key_is_wrong_usage(mesh, run, key):
-    """Nothing is sent."""
+    """A bad key is wrong usage, and nothing is sent."""
     result = run("register", "a", "/a", "--key", key)
     assert result.exit_code == 2
     assert not mesh.requests
 
 
 def test_register_with_wait_fails_where_the_load_failed(mesh, run):
-    """The model stays registered, and a script sees that it is not loaded."""
+    """`mesh register --wait` exits with an error if the load failed; the model stays registered."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {"status": "LOADING_FAILED", "errors": ["no such file: /a"]}
     mesh.answer("/mesh/v1/models/a", status)
@@ -77,7 +78,7 @@ def test_register_with_wait_fails_where_the_load_failed(mesh, run):
     ],
 )
 def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
-    """The text is on standard error; --json gives it to programs on standard output."""
+    """Each reason has its exit code, with the text on standard error, or with --json on standard output."""
     mesh.answer("/mesh/v1/models/a", make=lambda: failure(http, reason, "because [of] this", retry_after=2.5))
     result = run("status", "a")
     assert result.exit_code == code
@@ -88,7 +89,8 @@ def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
 
 
 def test_unregister_says_which_were_not_there(mesh, run):
-    """The others are unregistered; with --missing-ok that is not a failure."""
+    """`mesh unregister` names the models that were not registered and unregisters the others; with --missing-ok a
+    missing one is no failure."""
     register(mesh, "a")
     result = run("unregister", "a", "b")
     assert result.exit_code == 3
@@ -101,7 +103,8 @@ def test_unregister_says_which_were_not_there(mesh, run):
 
 
 def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, monkeypatch):
-    """A pod has another current folder, so a path that is not here must be in a store."""
+    """A relative path becomes absolute if the file exists here; otherwise it must be in a store, or it is refused,
+    because a pod has another current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/m.onnx").touch()
@@ -129,7 +132,8 @@ def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, mon
 
 
 def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
-    """On the model's line, after all columns, cut if it is long; without failures there is no such column."""
+    """`mesh ls` says why a model cannot be loaded in a last column, cut if it is long; without failures the column is
+    missing."""
     register(mesh, "a", "b", "c", "d")
     assert "WHY" not in run("ls").stdout
     mesh.models["b"] |= {"errors": ["s3://bucket/b: not found\nreally", "older"], "quarantined": False}
@@ -149,7 +153,7 @@ def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
 
 
 def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
-    """A prefix filters; a remark says how to list the rest."""
+    """`mesh ls` shows one page and how to list the rest, and a prefix filters."""
     register(mesh, "a/1", "a/2", "a/3", "b")
     mesh.models["a/1"] |= {"pods": ["pod-2"], "resident": True}
     result = run("ls", "a/", "--limit", "2")
@@ -163,7 +167,7 @@ def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
 
 @pytest.mark.parametrize("count", [0, 1, 2500], ids=["none", "one", "pages"])
 def test_ls_all_lists_every_page(mesh, run, count):
-    """One JSON document, whatever the number of pages."""
+    """`mesh ls --all` gives one JSON document, whatever the number of pages."""
     ids = [f"model-{number:05d}" for number in range(count)]
     register(mesh, *ids)
     result = run("ls", "--all", "--json")
@@ -173,20 +177,21 @@ def test_ls_all_lists_every_page(mesh, run, count):
 
 
 def test_ids_do_not_move_the_terminal(mesh, run):
-    """An id may be any text."""
+    """Ids, which may be any text, are printed without control characters of the terminal."""
     register(mesh, "a\x1b[2Jb")
     assert "a\\x1b[2Jb" in run("ls").stdout
 
 
 def test_nothing_is_cut_in_a_pipe(mesh, run):
-    """Long ids and paths are on one line without a terminal."""
+    """Long ids and paths are not cut or wrapped in a pipe."""
     long = "x" * 500
     register(mesh, long)
     assert f"/models/{long}.onnx" in run("ls").stdout
 
 
 def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
-    """Errors, deaths and what to do; the exit code shows it too."""
+    """`mesh status` shows why a model may not be loaded, with errors, deaths and the way out, and its exit code says so
+    too."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {
         "quarantined": True,
@@ -201,7 +206,7 @@ def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
 
 
 def test_status_shows_how_far_a_pull_is(mesh, run):
-    """For a copy that is loading: bytes, total and rate, as far as they are known."""
+    """`mesh status` shows bytes, total and rate of a pull, as far as they are known, for a copy that is loading."""
     register(mesh, "a")
     for pull, text in (
         ({"bytes": 3 << 20, "of": 1 << 30, "rate": 2 << 20}, "LOADING 3.0 MiB of 1.0 GiB, 2.0 MiB/s"),
@@ -223,7 +228,7 @@ def test_status_shows_how_far_a_pull_is(mesh, run):
     ],
 )
 def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
-    """For a copy that is loading: the number before it, and the expected duration."""
+    """`mesh status` shows, for a copy that is loading, the number of loads before it and the expected duration."""
     register(mesh, "a")
     copy = {"pod": "pod-1", "status": "LOADING", "load": load}
     mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"copies": [copy]})
@@ -231,7 +236,7 @@ def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
 
 
 def test_load_waits_unless_told_otherwise(mesh, run):
-    """`sync` is what the mesh is asked; the answer decides the exit code."""
+    """`mesh load` asks the mesh to wait by `sync` unless told otherwise, and the answer decides the exit code."""
     register(mesh, "a")
     assert run("load", "a").exit_code == 0
     assert mesh.requests[-1] == ("POST", "/mesh/v1/models/a/load", {"sync": True})
@@ -241,7 +246,7 @@ def test_load_waits_unless_told_otherwise(mesh, run):
 
 
 def test_release_and_explain(mesh, run):
-    """The sentences are printed unchanged, followed by the ranking."""
+    """`mesh release` and `mesh explain` print the mesh's sentences unchanged, followed by the ranking."""
     register(mesh, "a")
     assert "released a" in run("release", "a").stdout
     lines = ["a is in no pod.", "It would go to pod-2 [it has room]."]
@@ -272,7 +277,7 @@ def moving(why: str = "", *, generation: int = 3) -> dict[str, object]:
 
 
 def test_reload_waits_until_all_copies_have_moved(mesh, run):
-    """It asks repeatedly; old copies are marked."""
+    """`mesh reload` asks repeatedly until all copies have moved, and marks the old ones."""
     looks = iter([moving(), moving(), {**moving(), "reload": None}])
     mesh.answer("/mesh/v1/models/a/reload", moving())
     mesh.answers["/mesh/v1/models/a"] = lambda: web.json_response(next(looks))
@@ -284,7 +289,8 @@ def test_reload_waits_until_all_copies_have_moved(mesh, run):
 
 
 def test_reload_that_is_not_waited_for_and_one_that_does_not_come(mesh, run):
-    """They show the reason, with the exit code of a failed load."""
+    """A reload that is not waited for returns at once, and one that fails shows the reason with the exit code of a
+    failed load."""
     mesh.answer("/mesh/v1/models/a/reload", moving())
     assert run("reload", "a", "--no-wait").exit_code == 0
     mesh.answer("/mesh/v1/models/a", moving("pod-1: this is no model"))
@@ -299,7 +305,7 @@ def test_reload_that_is_not_waited_for_and_one_that_does_not_come(mesh, run):
 
 
 def test_where_nothing_answers_it_says_what_to_do(run):
-    """Exit code 4, and what to do."""
+    """If nothing answers at the endpoint, the exit code is 4 and the text says what to do."""
     result = run("ls", "--endpoint", "127.0.0.1:9")
     assert result.exit_code == 4
     for text in ("http://127.0.0.1:9", "mesh up", "MESH_ENDPOINT"):
@@ -316,7 +322,7 @@ def test_where_nothing_answers_it_says_what_to_do(run):
     ],
 )
 def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
-    """Another program's answer is not mistaken for the mesh's."""
+    """The answer of another program at the endpoint is not mistaken for the mesh's."""
     mesh.answer("/mesh/v1/pods", make=make)
     result = run("pods")
     assert result.exit_code == 4
@@ -324,7 +330,7 @@ def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
 
 
 def test_an_answer_that_does_not_come_is_given_up(mesh, run):
-    """The command has a timeout of its own."""
+    """A command gives up on an answer that does not come, by a timeout of its own."""
     mesh.answer("/mesh/v1/models/a/load", make=lambda: asyncio.sleep(3600))
     result = run("load", "a", "--timeout", "0.05")
     assert result.exit_code == 4
@@ -333,14 +339,15 @@ def test_an_answer_that_does_not_come_is_given_up(mesh, run):
 
 @pytest.mark.parametrize("endpoint", ["ftp://x", "http://", "http://h:99999", "h:port"])
 def test_a_bad_endpoint_is_wrong_usage(run, endpoint):
-    """It is refused before anything is sent."""
+    """A bad endpoint is wrong usage, refused before anything is sent."""
     result = run("ls", "--endpoint", endpoint)
     assert result.exit_code == 2
     assert "--endpoint" in result.stderr
 
 
 def test_the_endpoint_may_stand_before_or_behind_the_command(mesh, run, monkeypatch):
-    """After the command takes precedence over before, and before over the environment."""
+    """The endpoint option may precede or follow the command; the latter overrides the former, and both override the
+    environment."""
     monkeypatch.setenv("MESH_ENDPOINT", "http://127.0.0.1:9")
     assert run("ls").exit_code == 4
     assert run("--endpoint", mesh.endpoint, "ls").exit_code == 0

@@ -9,7 +9,8 @@ QUESTION = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 500
 
 
 def test_a_pods_decisions_are_saved_and_asked_again(run, mesh, tmp_path):
-    """The same version decides the same; a changed record shows up."""
+    """A pod's saved decisions are the same when repeated by the same version, and a changed record shows up as a
+    difference."""
     line = render(QUESTION, QUESTION.ask())
     mesh.answer("/mesh/v1/pods/pod-1/decisions", {"decisions": [json.loads(line)]})
     path = tmp_path / "d.ndjson"

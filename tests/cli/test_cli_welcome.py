@@ -22,7 +22,7 @@ from tests.cli.conftest import failure
 
 @pytest.fixture
 def samples(monkeypatch, tmp_path):
-    """Two sample models, made without training."""
+    """Makes two sample models without training."""
 
     def sample(name, width):
         inputs = (Tensor("X", "FP32", (-1, width)),)
@@ -43,7 +43,8 @@ def settings(mesh):
 
 
 async def test_samples_are_registered_and_the_lines_call_one(mesh, samples):
-    """The one with an input short enough to print; the curl command is complete."""
+    """The samples are registered, and the complete curl line that is printed calls the one whose input is short enough
+    to print."""
     text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
     assert set(mesh.models) == {"w", "a b"}
     assert mesh.models["a b"]["path"] == str(samples[1].path)
@@ -57,7 +58,7 @@ async def test_samples_are_registered_and_the_lines_call_one(mesh, samples):
 
 
 async def test_a_sample_whose_file_has_moved_is_registered_again(mesh, samples):
-    """The data directory has changed since it was registered."""
+    """A sample whose file has moved with the data directory is registered again."""
     answers = [failure(409, "CONFLICT", "registered with another path"), None]
 
     async def conflict_once():
@@ -75,7 +76,7 @@ async def test_a_sample_whose_file_has_moved_is_registered_again(mesh, samples):
 
 
 async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
-    """The mesh has loaded another file from the same path before; a sample with the loaded file stays."""
+    """A sample that was made again under the same path is reloaded, and one whose loaded file is unchanged stays."""
     mesh.models["w"] = {"digest": "another"}
     mesh.models["a b"] = {"digest": samples[1].sha256}
     mesh.answer("/mesh/v1/models/w/reload", {"id": "w"})
@@ -87,7 +88,7 @@ async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
 
 
 async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
-    """Their failure is only logged."""
+    """A mesh starts without samples if they cannot be made; their failure is only logged."""
 
     async def prepare(folder):
         raise sample_models.NoSamples("scikit-learn is not installed")
@@ -100,7 +101,7 @@ async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
 
 
 async def test_an_installation_without_the_demo_has_no_samples(mesh, monkeypatch):
-    """As in the container image."""
+    """An installation without the demo, such as the container image, has no samples."""
     monkeypatch.setitem(sys.modules, "mesh.demo", None)
     text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
     assert mesh.endpoint in text
@@ -108,7 +109,7 @@ async def test_an_installation_without_the_demo_has_no_samples(mesh, monkeypatch
 
 
 def test_the_grpc_line_works_as_printed(monkeypatch):
-    """A shell runs it against a server of that service."""
+    """The printed gRPC line works when a shell runs it against a server of that service."""
     monkeypatch.setattr(welcome.shutil, "which", lambda name: None)
     seen = []
 

@@ -21,7 +21,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line) for line in commands()])
 def test_each_command_is_one(line: str) -> None:
-    """The help has it and its options."""
+    """Each command of the page, and each of its options, is in the help."""
     words = re.sub(r"^mesh (--context \S+ )?", "", line)
     names = [word for word in shlex.split(words) if not word.startswith("-")]
     path = names[:2] if names[0] in ("context", "prefix") else names[:1]
@@ -32,7 +32,7 @@ def test_each_command_is_one(line: str) -> None:
 
 
 def test_the_doctors_areas_are_those_that_it_takes() -> None:
-    """The table names exactly the areas that `--only` accepts."""
+    """The page's table lists exactly the areas that the doctor's `--only` accepts."""
     text = PAGE.read_text()
     table = text[text.index("| area | checks |") :].partition("\n\n")[0].splitlines()[2:]
     assert [row.split("|")[1].strip() for row in table] == list(doctor.AREAS)

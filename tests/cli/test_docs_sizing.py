@@ -63,7 +63,8 @@ def simulated(shell: Shell, command: str) -> list[dict[str, Any]]:
 
 
 def test_the_cliff_and_the_plateau(calls: Shell):
-    """The table's own command confirms its hits over memory, and its columns agree with each other."""
+    """The command of the page's first table confirms its hits over memory, and the table's columns agree with each
+    other."""
     (made,) = [command for command in COMMANDS if command.text.startswith("python - >")]
     rows = simulated(calls, "mesh " + made.text.partition("\nmesh ")[2])
     found = {(row["policy"], round(row["room"], 2)): row["hit_rate"] for row in rows}
@@ -84,7 +85,7 @@ def test_the_cliff_and_the_plateau(calls: Shell):
 
 
 def test_calls_of_ones_own(calls: Shell):
-    """The command for a CSV of calls and one of sizes."""
+    """The page's command for a CSV of calls and one of sizes works."""
     (command,) = [command for command in COMMANDS if "--sizes" in command.text]
     (calls.folder / "sizes.csv").write_text("".join(f"m{model:04d},20000000\n" for model in range(500)))
     rows = simulated(calls, command.text)
@@ -92,8 +93,8 @@ def test_calls_of_ones_own(calls: Shell):
 
 
 def test_a_smooth_popularity(calls: Shell):
-    """The second table has neither cliff nor plateau. Its numbers are of ten times as many models, of which a smaller
-    part is called often, so hits are fewer here."""
+    """The page's second table has neither cliff nor plateau. Its numbers are for ten times as many models, of which a
+    smaller part is called often, so hits are fewer here."""
     (command,) = [command for command in COMMANDS if command.text.startswith("mesh simulate zipf")]
     rows = [row["hit_rate"] for row in simulated(calls, command.put(TENTH)) if row["policy"] == "lru"]
     line = re.search(r"^\| hits, `lru` \|(.*)\|$", TEXT, re.MULTILINE)
@@ -106,7 +107,8 @@ def test_a_smooth_popularity(calls: Shell):
 
 
 def test_containers():
-    """The result of `auto`, to the digit; and the largest capacity that is accepted."""
+    """The page's table of containers has the result of `auto` to the digit, and the largest capacity that is
+    accepted."""
     limits, sizes = table("Containers")
     for limit, size in zip(limits[1:], sizes[1:], strict=True):
         there = parse_bytes(limit.replace(" ", ""))
@@ -118,7 +120,7 @@ def test_containers():
 
 
 def test_the_example():
-    """Its pools are keys of the chart, and have the stated room with a pod missing."""
+    """The pools of the page's example are keys of the chart, and have the stated room with a pod missing."""
     example = yaml.safe_load(TEXT.split("```yaml\n")[1].split("```")[0])
     assert example["router"].keys() <= VALUES["router"].keys()
     (pool,) = example["pools"]

@@ -9,7 +9,8 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if documented.commands(pa
 
 
 def test_each_block_is_run_by_somebody():
-    """The table names exactly the existing blocks; the test that runs one exists and names its heading."""
+    """The table of documented commands lists exactly the existing blocks, and the test that runs a block exists and
+    names its heading."""
     there = {(command.page, command.heading) for page in PAGES for command in documented.commands(page)}
     assert there == set(RUN_BY)
     for (page, heading), by in RUN_BY.items():
@@ -19,7 +20,8 @@ def test_each_block_is_run_by_somebody():
 
 
 def test_blocks_are_taken_apart(tmp_path, monkeypatch):
-    """Prompts, continued lines, quotes over lines, output between commands, here-documents, other languages."""
+    """Blocks are parsed with prompts, continued lines, quotes over lines, output between commands, here-documents and
+    other languages."""
     text = """# Page
 ```yaml
 $ not: one
@@ -55,14 +57,14 @@ END
 
 
 def test_words_are_put_in_place_of_the_examples():
-    """Longer ones first, each once."""
+    """Placeholders of an example are replaced, longer ones first, each once."""
     command = Command("p", "h", "mesh --ca ca.crt ls ca")
     assert command.put({"ca.crt": "/ca", "ca": "x"}) == "mesh --x /ca ls x"
     assert command.put({}) == command.text
 
 
 def test_a_shell_keeps_what_is_exported(tmp_path):
-    """It also returns the exit code of a command."""
+    """A shell of the docs keeps exported variables, and returns each command's exit code."""
     shell = Shell(tmp_path / "here")
     assert shell.run("export WORD='a b'; echo said").stdout == "said\n"
     assert shell.run("echo $WORD; pwd").stdout == f"a b\n{tmp_path / 'here'}\n"

@@ -44,7 +44,7 @@ def test_what_adds_up_to_a_quarantine(blames, guilty):
 
 
 def test_a_request_is_refused_for_ten_minutes():
-    """Where it is sure which one it was."""
+    """A request that certainly killed a server is refused for ten minutes."""
     blames = [call("1", ago=1), call("2", ago=REFUSED_MS), call("3", "4"), call("5", sure=False), load(sure=True)]
     assert refused(blames, NOW) == {"1"}
 
@@ -82,8 +82,8 @@ def test_whether_a_pod_that_was_killed_whole_had_run_out_of_memory(left, fallen,
     )
 )
 def test_no_model_is_quarantined_by_one_death_or_by_old_ones(blames):
-    """Whatever happened before: two deaths that count are needed for loads, three for calls; and what has expired,
-    whatever it was, changes nothing."""
+    """A quarantine takes two deaths that count for loads and three for calls, whatever happened before; expired
+    evidence changes nothing."""
     recent = alive(blames, NOW)
     assert quarantine(blames, NOW) == quarantine(recent, NOW)
     assert refused(blames, NOW) <= {digest for blame in recent for digest in blame.digests}
@@ -96,7 +96,8 @@ def test_no_model_is_quarantined_by_one_death_or_by_old_ones(blames):
 
 @given(st.integers(1, 200), st.sampled_from("ab"))
 def test_a_busy_model_is_never_quarantined_for_one_pods_deaths(deaths, pod):
-    """It was running each time, other models too, always with another request: that is where it is busy."""
+    """A busy model that runs each time one pod's servers die, beside others and with another request each time, is
+    never quarantined."""
     blames = [call(str(number), pod=pod, ago=number, sure=False) for number in range(deaths)]
     assert not quarantine(blames, NOW)
     assert not refused(blames, NOW)

@@ -17,7 +17,8 @@ documents = st.dictionaries(st.sampled_from(["onnx", "xgboost", "_default", "ün
 
 
 def test_the_example_of_the_predecessor():
-    """Required means all, preferred any, `_default` holds for types that are not listed."""
+    """The predecessor's example is read with its meaning: all required labels, any preferred one, and `_default` for
+    types that are not listed."""
     constraints = parse(
         '{"type-a": {"required": ["l1","l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}'
     )
@@ -31,7 +32,7 @@ def test_the_example_of_the_predecessor():
 
 @given(documents)
 def test_whatever_is_read_is_written_as_the_same(document):
-    """Parsing, rendering and parsing again gives equal constraints; each entry means what it says."""
+    """Parsing, rendering and parsing again gives equal constraints, and each entry keeps its meaning."""
     constraints = parse(json.dumps(document))
     assert parse(render(constraints)) == constraints
     for name, entry in document.items():
@@ -42,7 +43,7 @@ def test_whatever_is_read_is_written_as_the_same(document):
 
 @given(documents, labels)
 def test_a_type_is_allowed_where_all_that_it_requires_is(document, pod):
-    """By the definition, for listed types and for others."""
+    """A type is allowed on pods with all its required labels, for listed types and for others."""
     constraints = parse(json.dumps(document))
     for name in ("onnx", "xgboost", "unlisted"):
         entry = document.get(name, document.get("_default", {}))
@@ -51,7 +52,7 @@ def test_a_type_is_allowed_where_all_that_it_requires_is(document, pod):
 
 @given(st.text(max_size=200) | st.binary(max_size=200))
 def test_anything_else_is_a_value_error_or_read(text):
-    """No text makes the parser fail in another way."""
+    """Any text is read or raises ValueError, never another error."""
     with contextlib.suppress(ValueError):
         assert isinstance(parse(text), Constraints)
 
@@ -69,7 +70,7 @@ def test_anything_else_is_a_value_error_or_read(text):
     ],
 )
 def test_errors_say_what_is_wrong(text, why):
-    """The operator is told where to look."""
+    """Errors in constraints tell the operator where to look."""
     with pytest.raises(ValueError, match=why):
         parse(text)
 
@@ -83,7 +84,8 @@ def test_nothing_asks_nothing(text):
 
 
 def test_a_preference_is_inferred_for_pods_that_others_may_not_use():
-    """A type that states none takes the pods that exclude more of the other types; a stated one wins."""
+    """A type without a preference is assumed to prefer pods that exclude more of the other types; a stated preference
+    overrides this."""
     gpu, both, plain = frozenset({"gpu"}), frozenset({"gpu", "large"}), frozenset[str]()
     constraints = Constraints({"llm": Constraint(frozenset({"gpu"})), "tree": ANYWHERE})
     assert constraints.preferences("tree", [gpu, plain]) == {gpu: False, plain: True}

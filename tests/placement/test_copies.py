@@ -32,7 +32,7 @@ def unloads(made: Plan) -> list[tuple[str, str]]:
 
 
 def carried_out(models: list[ScaledModel], made: Plan, *, loaded: bool) -> list[ScaledModel]:
-    """The mesh after the plan, its loads under way or done."""
+    """Returns the mesh after the plan, with its loads under way or done."""
     result = []
     for one in models:
         mine = [action for action in made.actions if action.model_id == one.model_id]
@@ -53,7 +53,8 @@ def carried_out(models: list[ScaledModel], made: Plan, *, loaded: bool) -> list[
     ],
 )
 def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
-    """In the first round that sees it, for either reason, which is said; and not a third while that one loads."""
+    """A model that proves hot gets its second copy in the first round that sees it, with the reason, and no third while
+    that one loads."""
     made = plan([model(copy)], PODS, settings=MEAN)
     assert len(loads(made)) == 1
     assert loads(made)[0][1] != "a"
@@ -63,26 +64,28 @@ def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
 
 
 def test_a_quiet_model_keeps_one_copy():
-    """Nothing is done for a model that one copy serves."""
+    """A model that one copy serves keeps one copy."""
     assert plan([model(ReportedCopy("a", rate=1999, in_flight=16))], PODS, settings=MEAN).actions == ()
 
 
 def test_many_copies_at_once_for_a_very_hot_model():
-    """The rate asks for five, four pods may hold it: all of the others get one, each in another zone."""
+    """A very hot model gets many copies at once: its rate asks for five, four pods may hold it, and all of the others
+    get one, each in another zone."""
     made = plan([model(ReportedCopy("a", rate=9_000))], PODS)
     assert sorted(pod for _, pod in loads(made)) == ["b", "c", "d"]
     assert [action.expected_copies for action in made.actions] == [1, 2, 3]
 
 
 def test_a_second_copy_where_there_is_plenty_of_room():
-    """Regular use is enough then; in a full mesh it is not."""
+    """Regular use earns a second copy if there is plenty of room, but not in a full mesh."""
     regular = model(ReportedCopy("a", rate=60))
     assert len(loads(plan([regular], PODS))) == 1
     assert plan([regular], FULL).actions == ()
 
 
 def test_minimum_maximum_and_pinned():
-    """A minimum is made even out of nothing and by evictions; a maximum bounds every reason; pinned means one."""
+    """A minimum is kept even from no copy and by evictions, a maximum overrides every reason for more, and pinned means
+    at least one."""
     assert len(loads(plan([model(limits=CopyLimits(minimum=2), idle_ms=10**9)], FULL))) == 2
     assert len(loads(plan([model(limits=CopyLimits(pinned=True), idle_ms=10**9)], FULL))) == 1
     assert plan([model(ReportedCopy("a", rate=9000), limits=CopyLimits(maximum=1))], PODS).actions == ()
@@ -91,7 +94,8 @@ def test_minimum_maximum_and_pinned():
 
 
 def test_limits_of_a_model_stand_over_those_of_its_type():
-    """Set here wins, also where the other bound would contradict it; nonsense is refused."""
+    """A model's own limits override those of its type, even if they contradict the type's other bound; invalid limits
+    are refused."""
     of_type = CopyLimits(minimum=2, maximum=3, pinned=True)
     assert CopyLimits().over(of_type) == of_type
     assert CopyLimits(maximum=1).over(of_type) == CopyLimits(1, 1, True)
@@ -103,7 +107,8 @@ def test_limits_of_a_model_stand_over_those_of_its_type():
 
 
 def test_a_copy_too_many_goes_slowly():
-    """Only where room is scarce, no copy is young, none queues, and the peak of the last minutes leaves room."""
+    """A surplus copy is evicted only if room is scarce, no copy is new or has a queue, and the peak of the last minutes
+    leaves room."""
     calm = [ReportedCopy(pod, rate=100, peak_rate=800, age_ms=10**6) for pod in "abc"]
     assert unloads(plan([model(*calm)], FULL)) == [("m", "a")]
     assert plan([model(*calm)], PODS, settings=MEAN).actions == ()
@@ -113,8 +118,8 @@ def test_a_copy_too_many_goes_slowly():
 
 
 def test_the_last_but_one_goes_when_unused_for_long():
-    """Two copies become one after a tenth of the stalest copy's time, ten hours at most; the last one is never
-    taken."""
+    """Of two copies one is evicted after a tenth of the time since the stalest copy's use, ten hours at most; the last
+    one never is."""
     pods = [replace(pod, oldest_idle_ms=10**6) for pod in FULL]
     pair = (ReportedCopy("a", age_ms=10**7), ReportedCopy("b", age_ms=10**7))
     assert plan([model(*pair, idle_ms=99_000)], pods).actions == ()
@@ -128,7 +133,8 @@ def test_the_last_but_one_goes_when_unused_for_long():
     scale=st.sampled_from([PODS, FULL]),
 )
 def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
-    """After a plan is carried out and the same load has spread over the copies for long, no copy goes."""
+    """No copy is evicted right after the plan that made it: under the same load, spread over the copies for long, all
+    stay."""
     before = [model(*(ReportedCopy(pod, rate=rate, age_ms=10**7) for pod, rate in zip("abcd", rates, strict=False)))]
     before = [replace(m, copies=(replace(m.copies[0], in_flight=in_flight), *m.copies[1:])) for m in before]
     made = plan(before, scale)
@@ -144,7 +150,8 @@ def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
 
 
 def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
-    """Loaded elsewhere first; evicted once that is loaded, not while it loads."""
+    """A copy on a pod that its type may no longer use is loaded elsewhere first, and evicted only when that load is
+    done."""
     pods = [replace(pod, labels=frozenset({"gpu"} if pod.name in "cd" else set())) for pod in PODS]
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
     one = model(ReportedCopy("a", rate=5), model_type="net")
@@ -160,7 +167,7 @@ def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
 
 
 def test_what_was_lost_with_a_pod_comes_back():
-    """If it was used lately, into room that is free or stale; not what nobody has used for long."""
+    """Copies lost with a pod are loaded again, into free or stale room, if they were used lately, and not otherwise."""
     assert len(loads(plan([model(lost=True, idle_ms=50_000)], FULL))) == 1
     assert plan([model(lost=True, idle_ms=4_000_000)], PODS).actions == ()
     refused = plan([model(lost=True, idle_ms=70_000)], FULL)
@@ -169,7 +176,8 @@ def test_what_was_lost_with_a_pod_comes_back():
 
 
 def test_only_a_share_of_the_mesh_moves_at_a_time():
-    """Of 300 models lost, as many are asked for as fit the bound; none more while those load; the rest follows."""
+    """Only a share of the mesh moves at a time: of 300 lost models as many are requested as fit the bound, none more
+    while those load, and the rest follow."""
     models = [model(name=f"m{i:03}", lost=True, idle_ms=i, footprint=Footprint(10 * MIB)) for i in range(300)]
     made = plan(models, PODS)
     assert len(made.actions) == 20  # 5 % of 4 GiB
@@ -182,13 +190,13 @@ def test_only_a_share_of_the_mesh_moves_at_a_time():
 
 
 def test_one_that_is_larger_than_the_bound_moves_alone():
-    """A model larger than the share is not stuck forever."""
+    """A model larger than the bound moves alone instead of being stuck forever."""
     giant = model(lost=True, footprint=Footprint(GIB // 3))
     assert len(loads(plan([giant], PODS))) == 1
 
 
 def test_avoided_pods_get_nothing():
-    """A pod in which everything fails is passed over, with that reason."""
+    """An unhealthy pod gets no copies, and the plan gives that reason."""
     made = plan([model(lost=True)], PODS[:2], avoided={"a": "fails everything", "b": "fails everything"})
     assert made.actions == ()
     assert "fails everything" in made.unmet[0].why
@@ -236,7 +244,8 @@ pods_ = st.lists(
 
 @given(models=models_, pods=pods_)
 def test_the_laws_of_a_plan(models, pods):
-    """Bounded, deterministic, within the limits, on allowed pods, and never the last copy; nothing is asked twice."""
+    """A plan is bounded and deterministic, keeps limits and allowed pods, never evicts the last copy, and requests
+    nothing twice."""
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
     made = plan(models, pods, constraints=constraints)
     assert plan(models[::-1], pods[::-1], constraints=constraints) == made
@@ -265,7 +274,7 @@ def test_the_laws_of_a_plan(models, pods):
 
 
 def test_the_reason_names_what_decided():
-    """Of several reasons, the one that asks for the most copies."""
+    """Of several reasons for copies the plan names the one that asks for most."""
     assert wanted(model(ReportedCopy("a", rate=5000, in_flight=20)), 9, 0.0).why == "5000 calls a minute"
     assert wanted(model(ReportedCopy("a", rate=5000)), 2, 0.0).why.endswith("2 pods may hold it")
     assert wanted(model(), 2, 0.0).copies == 0

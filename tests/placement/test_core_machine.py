@@ -1,7 +1,7 @@
 """The decisions together, over whole lives of a small mesh: what must hold whatever happens, in whatever order.
 
-Each step is a call, its end, a load that somebody waits for or nobody does, a pin, time that passes. Loads take no time
-here, and some models turn out larger than they were thought to be.
+Each step is a call, its end, a load with or without a waiting caller, a pin, or time that passes. Loads take no time
+here, and some models turn out larger than estimated.
 """
 
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class OnePod:
 
     @property
     def fixed(self) -> int:
-        """Bytes that nothing can push out now."""
+        """Returns the bytes that cannot be evicted now."""
         return sum(copy.size for copy in self.copies.values() if copy.in_flight or copy.pinned)
 
 
@@ -91,7 +91,7 @@ class Mesh(RuleBasedStateMachine):
         )
 
     def load(self, model: str, idle: int) -> str | None:
-        """The pod that it is loaded in now; None where every one refuses."""
+        """Loads the model, and returns its pod, or None if every one refuses."""
         size, excluded = self.sizes[model], {n: "has it" for n, pod in self.pods.items() if model in pod.copies}
         for _ in self.pods:
             chosen = choice.choose(model, size, self.view(), excluded=excluded, idle_ms=idle)
@@ -131,7 +131,7 @@ class Mesh(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS))
     def call(self, model: str) -> None:
-        """A call begins; its model is loaded for it if need be."""
+        """Begins a call, and loads its model if need be."""
         self.now += 1
         holder = next((name for name, pod in self.pods.items() if model in pod.copies), None)
         if holder is None:
@@ -159,7 +159,7 @@ class Mesh(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS), idle=st.integers(1, 50))
     def preload(self, model: str, idle: int) -> None:
-        """A load that nobody waits for; also of further copies."""
+        """Loads a model for which no caller waits, perhaps as a further copy."""
         self.now += 1
         self.load(model, idle)
 
@@ -176,7 +176,7 @@ class Mesh(RuleBasedStateMachine):
     @precondition(lambda self: any(pod.copies for pod in self.pods.values()))
     @rule(data=st.data(), more=st.integers(1, 6))
     def measured(self, data: st.DataObject, more: int) -> None:
-        """A copy turns out larger than was thought; what is over the capacity then goes, as far as it may."""
+        """Measures a copy as larger than estimated, and evicts the excess over the capacity as far as possible."""
         pod = data.draw(st.sampled_from([pod for pod in self.pods.values() if pod.copies]))
         model = data.draw(st.sampled_from(sorted(pod.copies)))
         copy = pod.copies[model]
@@ -204,5 +204,5 @@ class Mesh(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_the_core(policy):
-    """Under every policy."""
+    """The laws of the decisions hold under every policy."""
     run_state_machine_as_test(type(f"Mesh_{policy}", (Mesh,), {"policy": policy}))

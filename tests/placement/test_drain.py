@@ -1,4 +1,4 @@
-"""A pod that leaves: copies are loaded elsewhere, then evicted; the most recently used first; without a gap."""
+"""A draining pod: its copies are loaded elsewhere, then evicted, the most recently used first, without a gap."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def held(count: int, **changes) -> list[DrainingCopy]:
 
 
 def test_loaded_elsewhere_before_it_is_let_go():
-    """A sole copy that was used lately is loaded in another pod and stays until that is done."""
+    """A sole copy that was used lately is loaded in another pod, and evicted only after that is done."""
     (copy,) = held(1)
     (load,) = plan("gone", [copy], PODS).actions
     assert (load.kind, load.pod != "gone") == (ActionKind.LOAD, True)
@@ -33,14 +33,14 @@ def test_loaded_elsewhere_before_it_is_let_go():
 
 
 def test_the_most_recently_used_first_and_not_all_at_once():
-    """There may not be time for all."""
+    """A drain moves the most recently used copies first and not all at once, because there may not be time for all."""
     made = plan("gone", held(50)[::-1], PODS)
     assert [action.model_id for action in made.actions] == [f"m{i:02}" for i in range(WIDTH)]
     assert made.put_off == 50 - WIDTH
 
 
 def test_what_nobody_uses_goes_last_and_without_replacement():
-    """Only when everything else has moved."""
+    """Unused copies are evicted last, without a replacement, when everything else has moved."""
     stale = held(2, idle_ms=RECENT_MS + 1)
     moving = [*held(1, model_id="used"), *stale]
     assert [action.kind for action in plan("gone", moving, PODS).actions] == [ActionKind.LOAD]
@@ -48,7 +48,7 @@ def test_what_nobody_uses_goes_last_and_without_replacement():
 
 
 def test_what_has_no_room_elsewhere_stays():
-    """It does not push out what was used more recently; the reason is told."""
+    """A copy without room elsewhere stays with a reason: a drain does not evict what was used more recently."""
     full = [PODS[0], Candidate("b", MIB, used_bytes=MIB, oldest_idle_ms=10)]
     made = plan("gone", held(1, idle_ms=500), full)
     assert made.actions == ()
@@ -61,7 +61,7 @@ def test_what_has_no_room_elsewhere_stays():
     seconds=st.integers(0, 40),
 )
 def test_a_drain_ends_without_a_gap(ages, width, seconds):
-    """Carried out round by round, every copy used lately is loaded elsewhere before it is evicted, `width` at a
+    """A drain carried out round by round loads every lately used copy elsewhere before it is evicted, `width` at a
     time."""
     left = {f"m{index}": DrainingCopy(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
     for _ in range(200):

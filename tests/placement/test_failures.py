@@ -35,7 +35,8 @@ def excluded(failures: Failures, model_id: str, now_ms: int) -> dict[str, str]:
 
 
 def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
-    """The pod is excluded with the loader's text, others are not; afterwards it may be tried again."""
+    """A failure of unknown cause excludes its pod, with the loader's text, until it expires; other pods may be tried,
+    and afterwards that one too."""
     failures = Failures()
     failures.failed("m", "a", 1000, "no such file")
     assert excluded(failures, "m", 3000) == {"a": "failed to load it 2 s ago: no such file"}
@@ -45,7 +46,8 @@ def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
 
 @pytest.mark.parametrize("kind", SOON)
 def test_other_kinds_are_tried_again_from_a_second_on(kind):
-    """And never later than half a minute after the last try, however long it has been failing."""
+    """A failure of another kind is retried after a second at first, and never later than half a minute after the last
+    try, however long it lasts."""
     failures = Failures()
     now, tries = 0, 0
     while now < 10 * 60_000:
@@ -58,7 +60,8 @@ def test_other_kinds_are_tried_again_from_a_second_on(kind):
 
 
 def test_a_store_that_was_away_for_twelve_seconds():
-    """Asked at 0, 1, 2, 4, 8 and 16 s: 12 s of trouble are over for its callers 4 s later."""
+    """A store that was away for 12 s is asked at 0, 1, 2, 4, 8 and 16 s, so the trouble ends for its callers 4 s
+    later."""
     failures = Failures()
     tried = [0]
     while tried[-1] < 12_000:
@@ -68,7 +71,7 @@ def test_a_store_that_was_away_for_twelve_seconds():
 
 
 def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
-    """For as long as it says, within reason; the wait is told."""
+    """No pod asks a store that demands a pause before that is over, within reason, and callers are told the wait."""
     failures = Failures()
     failures.failed("m", "a", 0, "too many requests", kind=FailureKind.PASSING, asked_ms=5000)
     standing = failures.standing("m", PODS, 1000)
@@ -87,9 +90,8 @@ def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
 )
 @settings(deadline=None)
 def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outage, took, pods):
-    """Whatever kind, outage, and number of pods that try it in each round, each try taking some time: a caller who
-    comes when it is over is served after a pause of what the outage took, half a minute at most, and meanwhile the
-    store was asked some times, not some thousand times."""
+    """After any outage a caller is served after a further pause of at most the outage's length, or half a minute, and
+    meanwhile the store was asked a few times, not thousands, for any kind, number of pods and duration of tries."""
     failures = Failures()
     now = tries = 0
     while now <= outage:
@@ -112,7 +114,7 @@ def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outag
 
 @given(st.text(max_size=40))
 def test_a_kind_of_another_version_is_a_lasting_one(name):
-    """What nobody knows is not tried again by each call."""
+    """A failure of an unknown kind, from another version, counts as lasting, so that not every call tries again."""
     kind = FailureKind.named(name)
     assert kind is FailureKind.LASTING or kind.value == name
 
@@ -127,7 +129,7 @@ def test_the_way_out_is_named():
 
 
 def test_retried_elsewhere_up_to_a_bound():
-    """Of five pods, a model that fails everywhere is tried in three; then its newest error is the answer."""
+    """A model that fails everywhere is tried in three of five pods, and then its newest error is the answer."""
     failures = Failures()
     pods = [Candidate(name, 100) for name in PODS]
     tried = []
@@ -142,7 +144,7 @@ def test_retried_elsewhere_up_to_a_bound():
 
 
 def test_fewer_pods_than_the_bound():
-    """In a mesh of two pods both are tried, and then there is none to choose."""
+    """In a mesh of two pods a failing model is tried in both, and then there is no pod to choose."""
     failures = Failures()
     for pod in "ab":
         failures.failed("m", pod, 0, "no")
@@ -154,7 +156,7 @@ def test_fewer_pods_than_the_bound():
 
 
 def test_slow_failures_end_all_the_same():
-    """A load that takes longer to fail than the pause is: the same callers have no pod tried twice."""
+    """A load that takes longer to fail than the pause lasts does not make the same callers try a pod twice."""
     failures = Failures()
     failures.failed("m", "a", 0, "no", kind=FailureKind.PASSING)
     failures.failed("m", "b", 10_000, "no", kind=FailureKind.PASSING)
@@ -173,7 +175,7 @@ def unhealthy(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
 
 
 def test_a_pod_where_everything_fails_is_not_the_models_fault():
-    """It gets no more loads, and what failed there does not count towards a model's bound."""
+    """A pod in which all loads fail gets no more of them, and its failures do not count towards a model's bound."""
     failures = Failures()
     unhealthy(failures)
     assert "4 models that loaded elsewhere" in failures.avoided(PODS, 10)["a"]
@@ -186,7 +188,7 @@ def test_a_pod_where_everything_fails_is_not_the_models_fault():
 
 @pytest.mark.parametrize("models", [1, 50])
 def test_broken_models_do_not_make_a_pod_unhealthy(models):
-    """However many there are, and however often each fails."""
+    """Broken models do not make a pod unhealthy, however many there are and however often each fails."""
     failures = Failures()
     for now in range(100):
         for pod in PODS[:MAX_FAILURES]:
@@ -195,7 +197,7 @@ def test_broken_models_do_not_make_a_pod_unhealthy(models):
 
 
 def test_a_copy_elsewhere_is_evidence_at_once():
-    """A further copy of a model that serves in another pod: the model is not to blame."""
+    """A failed further copy of a model that serves in another pod is evidence against the failing pod at once."""
     failures = Failures()
     for number in range(UNHEALTHY):
         failures.failed(f"m{number}", "a", number, "no", elsewhere=True)
@@ -203,7 +205,8 @@ def test_a_copy_elsewhere_is_evidence_at_once():
 
 
 def test_what_loads_elsewhere_later_says_nothing():
-    """Its file was put there in between, or its store came back."""
+    """A later success elsewhere proves nothing against a pod, because the file may have been added, or the store
+    repaired, in between."""
     failures = Failures()
     for number in range(2 * UNHEALTHY):
         failures.failed(f"m{number}", "a", 0, "not found", kind=FailureKind.NOT_FOUND)
@@ -217,7 +220,8 @@ def test_what_loads_elsewhere_later_says_nothing():
     )
 )
 def test_no_pod_is_unhealthy_because_models_are_broken(events):
-    """Broken models fail wherever they are tried, good ones load in the first pod: in whatever order they come."""
+    """No pod becomes unhealthy by broken models, which fail wherever they are tried, while good ones load in the first
+    pod, in any order."""
     failures = Failures()
     now = 0
     for good, number, pods, pause in events:
@@ -232,7 +236,8 @@ def test_no_pod_is_unhealthy_because_models_are_broken(events):
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(PODS[1:])), min_size=200, max_size=200))
 def test_a_broken_pod_is_found_out_and_left_alone(draws):
-    """Everything fails in one pod and loads in the others: each model is tried there first, four times in all."""
+    """A pod in which everything fails, while all loads in others, is detected after four models have been tried there
+    first, and then left alone."""
     failures = Failures()
     fails = 0
     for now, (number, pod) in enumerate(draws):
@@ -244,7 +249,7 @@ def test_a_broken_pod_is_found_out_and_left_alone(draws):
 
 
 def test_an_unhealthy_pod_is_tried_now_and_then_and_forgiven_at_once():
-    """One load after a pause; a success makes it a pod like others."""
+    """An unhealthy pod gets one load after a pause, and counts as healthy again after a success."""
     failures = Failures()
     unhealthy(failures)
     assert "a" in failures.avoided(PODS, RETRY_MS - 1)
@@ -256,7 +261,7 @@ def test_an_unhealthy_pod_is_tried_now_and_then_and_forgiven_at_once():
 
 
 def test_where_all_pods_fail_none_is_unhealthy():
-    """Some pod must go on being asked."""
+    """If loads fail in all pods none is unhealthy, because some pod must still be asked."""
     failures = Failures()
     for pod in PODS:
         for number in range(UNHEALTHY):
@@ -269,7 +274,8 @@ def test_where_all_pods_fail_none_is_unhealthy():
 
 
 def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
-    """A pod that starts again may be healthy, and what failed there is worth another try."""
+    """The failures of a missing pod are forgotten: after its restart it may be healthy, and its models are worth
+    another try."""
     failures = Failures()
     unhealthy(failures)
     for pod in "ab":
@@ -282,7 +288,8 @@ def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
 
 
 def test_the_record_decides_what_is_remembered():
-    """What was released there is forgotten; what others have seen counts; of what both know, the own look is newer."""
+    """The record decides which failures are remembered: a release there forgets them, those that others saw count, and
+    of a failure known to both the router's own view is newer."""
     failures = Failures()
     theirs = Failure("b", 0, "theirs", FailureKind.PASSING, 0, 0, 77)
 
@@ -306,7 +313,7 @@ def test_the_record_decides_what_is_remembered():
 
 
 def test_memory_is_bounded():
-    """A storm of failing models leaves no more than some of them."""
+    """The memory of failures is bounded in a storm of failing models."""
     failures = Failures()
     for number in range(MODELS + 500):
         failures.failed(f"m{number}", "a", number, "no")
@@ -315,7 +322,7 @@ def test_memory_is_bounded():
 
 @given(st.lists(st.tuples(st.sampled_from("mno"), st.sampled_from("abc"), st.integers(0, EXPIRY_MS)), max_size=20))
 def test_one_a_pod_none_expired(events):
-    """Whatever happens in whatever order of pods."""
+    """A model has at most one failure per pod and no expired one, whatever happens in whatever order."""
     failures = Failures()
     now = 0
     last: dict[tuple[str, str], int] = {}

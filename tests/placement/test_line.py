@@ -73,7 +73,8 @@ def test_one_that_waits_for_callers_on_their_way_holds_up_nobody_who_has_waited_
 
 
 def test_no_room_for_one_in_memory_says_nothing_about_newcomers() -> None:
-    """It keeps a copy that it is about to replace, which may go for others."""
+    """A load in memory without room does not stop newcomers, because a copy that it is about to replace may be evicted
+    for them."""
     waiters = [in_memory("a", 1), newcomer("b", 2, 1000)]
     assert fates(waiters, {"a": PASSES, "b": FITS}) == [("a", "waits"), ("b", "goes")]
 
@@ -95,7 +96,7 @@ def test_none_gives_way_where_another_one_in_memory_has_hope(room: RoomDecision)
 
 
 class Pod:
-    """Copies, loads in memory and newcomers, all with the line's answers carried out at once."""
+    """Copies, loads in memory and newcomers, with the line's answers carried out at once."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -117,7 +118,7 @@ class Pod:
         self.waiting[key] = WaitingLoad(key, place, 0, least, in_memory=in_memory)
 
     def loaded(self, key: str) -> None:
-        """A load is measured, and needs what it was measured to take."""
+        """Measures a load, which then needs its measured size."""
         if self.grown[key] <= self.held[key]:
             self.copies.add(key)
             return
@@ -127,7 +128,7 @@ class Pod:
 
     @property
     def loading(self) -> list[str]:
-        """Loads in the server."""
+        """Returns the loads in the server."""
         return [key for key in self.held if key not in self.copies and key not in self.waiting]
 
     def ask(self, key: str) -> RoomDecision:
@@ -205,7 +206,8 @@ def test_everybody_goes_once_whatever_comes_and_ends_in_whatever_order(
 
 
 def test_a_step_may_change_what_the_next_one_finds() -> None:
-    """Room for one of two: the second is asked about after the first has taken it."""
+    """With room for one of two, the line asks about the second after the first has taken it, because a step may change
+    what the next one finds."""
     free = [150]
 
     def ask(key: str) -> RoomDecision:

@@ -1,4 +1,4 @@
-"""Eviction policies: the same laws for each, and what each is there for."""
+"""Eviction policies: the same laws for each, and the purpose of each."""
 
 import itertools
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 class Pod:
-    """Copies of one pod with their uses, as a use board keeps them."""
+    """The copies of one pod with their uses, as a use board keeps them."""
 
     def __init__(self, policy: str) -> None:
         self.uses: dict[str, tuple[int, int]] = {}
@@ -58,7 +58,8 @@ steps = st.lists(
 @pytest.mark.parametrize("policy", NAMES)
 @given(steps=steps)
 def test_the_order_is_whole_and_does_not_depend_on_when_it_is_looked_at(policy, steps):
-    """Every copy stands in the order once; a look in between changes nothing; equal histories give equal orders."""
+    """Every copy is in the eviction order once, looking at the order changes nothing, and equal histories give equal
+    orders."""
     pod, unwatched = Pod(policy), Pod(policy)
     for step, number, pause in steps:
         key = f"m{number}"
@@ -87,7 +88,7 @@ def test_the_order_is_whole_and_does_not_depend_on_when_it_is_looked_at(policy, 
 @pytest.mark.parametrize("policy", NAMES)
 @given(steps=steps)
 def test_standings_agree_with_the_order(policy, steps):
-    """Sorted by standing, the copies are in the order in which the policy walks."""
+    """Copies sorted by standing are in the order in which the policy walks."""
     pod = Pod(policy)
     for step, number, pause in steps:
         key = f"m{number}"
@@ -106,7 +107,7 @@ def test_standings_agree_with_the_order(policy, steps):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_used_copy_outlives_an_equal_one_that_was_not(policy):
-    """Whatever the policy: of two equal copies the one called again stays."""
+    """Of two equal copies the one that was called again stays, whatever the policy."""
     pod = Pod(policy)
     pod.load("a")
     pod.now += 1
@@ -118,7 +119,7 @@ def test_a_used_copy_outlives_an_equal_one_that_was_not(policy):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_look_at_the_first_does_not_read_them_all(policy):
-    """Of 20,000 copies that nobody used meanwhile, a handful are read."""
+    """Finding the first of 20,000 copies that nobody used meanwhile reads only a handful of them."""
     reads = 0
 
     def uses(key: str) -> tuple[int, int]:
@@ -138,7 +139,7 @@ def test_a_look_at_the_first_does_not_read_them_all(policy):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_spare_goes_before_an_equal_sole_copy(policy):
-    """A copy whose model has another copy elsewhere stands lower."""
+    """A copy whose model has another copy elsewhere ranks lower than an equal sole copy."""
     pod = Pod(policy)
     pod.load("sole")
     pod.load("spare")
@@ -156,7 +157,7 @@ def test_a_spare_goes_before_an_equal_sole_copy(policy):
 
 
 def test_lru_is_the_order_of_last_use():
-    """Nothing else counts, and a use is learned when the copy comes up."""
+    """`lru` orders copies by last use alone, and learns of a use when the copy comes up."""
     pod = Pod("lru")
     for key in "abc":
         pod.now += 1
@@ -167,7 +168,7 @@ def test_lru_is_the_order_of_last_use():
 
 
 def test_gdsf_lets_go_of_what_is_large_or_quick_to_load():
-    """Of copies used alike, the largest goes first, then the quickest to load."""
+    """`gdsf` evicts the largest of equally used copies first, then the one that is quickest to load."""
     pod = Pod("gdsf")
     pod.load("small and slow", size=MIB, cost=1000)
     pod.load("large", size=100 * MIB, cost=1000)
@@ -176,7 +177,7 @@ def test_gdsf_lets_go_of_what_is_large_or_quick_to_load():
 
 
 def test_gdsf_forgets_what_is_not_used_any_more():
-    """However much a copy was worth once, loads and evictions of others let it fall behind."""
+    """`gdsf` lets unused copies fall behind as others are loaded and evicted, however much they were worth once."""
     pod = Pod("gdsf")
     pod.load("once hot", cost=1000)
     for _ in range(100):
@@ -194,7 +195,7 @@ def test_gdsf_forgets_what_is_not_used_any_more():
 
 
 def test_gdsf_knows_the_time_of_a_use_that_it_learns_late():
-    """A use before the inflation rose counts at the level of its own time, not of the look."""
+    """`gdsf` values a use that it learns late at the inflation of its own time, not of the look."""
     late, prompt = Pod("gdsf"), Pod("gdsf")
     for pod in (late, prompt):
         pod.load("a", cost=100)
@@ -213,7 +214,7 @@ def test_gdsf_knows_the_time_of_a_use_that_it_learns_late():
 
 
 def test_the_history_of_the_inflation_is_bounded():
-    """Tens of thousands of evictions later it is as long as it may be, and ranks still grow."""
+    """The history of the inflation keeps its bound after tens of thousands of evictions, and ranks still grow."""
     uses: dict[str, tuple[int, int]] = {}
     policy: Gdsf[str] = Gdsf(uses.__getitem__)
     before = 0.0
@@ -232,7 +233,7 @@ def test_the_history_of_the_inflation_is_bounded():
 
 @pytest.mark.parametrize("base", ["lru", "gdsf"])
 def test_a_scan_does_not_flush_what_is_used(base):
-    """Behind probation, 1,000 models called once leave 20 others in place; plain LRU loses them."""
+    """With probation, 1,000 models called once do not evict 20 others in use; plain LRU evicts them."""
 
     def survivors(policy: str) -> int:
         pod = Pod(policy)
@@ -253,7 +254,7 @@ def test_a_scan_does_not_flush_what_is_used(base):
 
 
 def test_a_model_that_comes_back_soon_is_no_newcomer():
-    """Evicted from the queue and loaded again, it is among the proven."""
+    """A model that is loaded again soon after its eviction from the probation queue is among the proven ones."""
     pod = Pod("lru+probation")
     pod.load("back")
     for number in range(5):
@@ -270,7 +271,8 @@ def test_a_model_that_comes_back_soon_is_no_newcomer():
 
 
 def test_what_was_measured_counts():
-    """A copy that turns out large falls in gdsf; in probation the bytes of the queue are right."""
+    """A measured size counts: a copy that turns out large ranks lower in `gdsf`, and the bytes of the probation queue
+    are right."""
     pod = Pod("gdsf")
     pod.load("a", size=MIB, cost=200)
     pod.load("b", size=MIB, cost=100)
@@ -289,7 +291,7 @@ def test_what_was_measured_counts():
 
 
 def test_an_unknown_policy_is_named_with_those_that_there_are():
-    """A setting's typing error says what can be written."""
+    """The error for an unknown policy lists the valid ones."""
     with pytest.raises(ValueError, match="gdsf\\+probation"):
         named("lfu", dict[str, tuple[int, int]]().__getitem__)
 
@@ -297,7 +299,7 @@ def test_an_unknown_policy_is_named_with_those_that_there_are():
 @pytest.mark.parametrize("policy", NAMES)
 @given(steps=steps, need=st.integers(1, 9))
 def test_room_is_searched_in_the_order_of_the_policy(policy, steps, need):
-    """`room.search` finds what `make_room` finds over all copies, though it looks only at the first few."""
+    """`room.search` finds the same victims as `make_room` over all copies, though it looks only at the first few."""
     pod = Pod(policy)
     for step, number, pause in steps:
         key = f"m{number}"

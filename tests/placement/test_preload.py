@@ -21,14 +21,14 @@ def models(count: int, size: int = MIB) -> list[Idle]:
 
 
 def test_the_last_used_come_first_and_as_many_as_have_turns():
-    """An empty mesh starts with the most recently used, as many as a pod turns to at once."""
+    """An empty mesh preloads the most recently used models first, as many as each pod loads at once."""
     pods = [Candidate("a", 100 * MIB, loading_threads=2), Candidate("b", 100 * MIB, loading_threads=2)]
     made = plan(reversed(models(50)), pods)
     assert sorted(action.model_id for action in made.actions) == [f"m{i:04}" for i in range(2 * 2 * AHEAD)]
 
 
 def test_an_eighth_stays_free_and_nothing_is_evicted():
-    """A pod is filled to seven eighths, round by round, and then left alone."""
+    """Preloads fill a pod to seven eighths, round by round, and evict nothing."""
     pod = Candidate("a", 80 * MIB, loading_threads=4)
     left = models(200)
     for _ in range(50):
@@ -43,12 +43,12 @@ def test_an_eighth_stays_free_and_nothing_is_evicted():
 
 
 def test_callers_do_not_stand_behind_preloads():
-    """A pod that is busy with loads gets none."""
+    """A pod that is busy with loads gets no preloads, so that callers do not wait behind them."""
     assert plan(models(5), [Candidate("a", 100 * MIB, loads_in_progress=AHEAD)]).actions == ()
 
 
 def test_a_full_device_is_a_full_pod():
-    """However much host memory is free."""
+    """A pod with a full device gets no preloads, however much host memory is free."""
     pod = Candidate("g", 100 * MIB, device_capacity_bytes=80 * MIB, device_used_bytes=69 * MIB)
     assert has_space(pod)
     full = replace(pod, device_used_bytes=70 * MIB)
@@ -61,7 +61,7 @@ def test_a_full_device_is_a_full_pod():
 
 
 def test_free_is_what_the_fuller_memory_has():
-    """Of a mesh whose devices are full nothing is free but what CPU pods have."""
+    """The free share of a mesh is that of the fuller memory: if all devices are full, only CPU pods have any."""
     gpu = Candidate("g", 100, used_bytes=10, device_capacity_bytes=300, device_used_bytes=300)
     assert PlannedPods([gpu]).free_share == 0
     assert PlannedPods([gpu, Candidate("c", 400, used_bytes=100)]).free_share == pytest.approx(300 / 800)
@@ -70,7 +70,7 @@ def test_free_is_what_the_fuller_memory_has():
 
 
 def test_a_small_one_still_fits_behind_a_large_one():
-    """One that does not fit does not end the round."""
+    """A model that does not fit does not end the round: a smaller one after it is preloaded."""
     mixed = [Idle("large", Footprint(200 * MIB), 1), Idle("small", Footprint(MIB), 2)]
     assert [action.model_id for action in plan(mixed, [Candidate("a", 100 * MIB)]).actions] == ["small"]
 
@@ -92,7 +92,8 @@ def test_a_small_one_still_fits_behind_a_large_one():
     ),
 )
 def test_the_laws_of_a_preload(sizes, pods):
-    """Within free space less the reserve, within the turns, each model once, in order, equal for equal inputs."""
+    """Preloads stay within free space less the reserve and within the turns, contain each model once, in order, and are
+    equal for equal inputs."""
     idle = [Idle(f"m{index}", Footprint(size), idle_ms=index) for index, size in enumerate(sizes)]
     made = plan(idle, pods)
     assert plan(idle[::-1], pods[::-1]) == made
@@ -108,7 +109,7 @@ def test_the_laws_of_a_preload(sizes, pods):
 
 
 def test_what_others_need_is_left_to_them():
-    """A type that may run anywhere keeps off the pods that another one must have, in plans as in cold starts."""
+    """A type that may run anywhere avoids pods that another type needs, in preloads as in cold starts."""
     constraints = Constraints({"large": Constraint(frozenset({"gpu"}))})
     pods = [
         Candidate("cpu", 1000 * MIB, loading_threads=20, labels=frozenset({"cpu"})),

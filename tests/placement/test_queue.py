@@ -1,4 +1,4 @@
-"""The order of loads, and what callers are told about it."""
+"""The order of loads, and the forecast for their callers."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,8 @@ def drain(queue: LoadQueue[str]) -> list[str]:
 
 
 def test_callers_first_then_the_most_recently_used():
-    """A data request's model overtakes queued pre-emptive loads, in the order of the callers."""
+    """Loads with callers overtake queued ones without, in the order of the callers, and the most recently used models
+    follow."""
     queue: LoadQueue[str] = LoadQueue()
     queue.push("stale", waiting=False, idle_ms=9_000)
     queue.push("recent", waiting=False, idle_ms=10)
@@ -23,7 +24,7 @@ def test_callers_first_then_the_most_recently_used():
 
 
 def test_a_caller_lifts_what_is_queued():
-    """And a later wish for the same model never puts it back."""
+    """A caller raises the rank of a queued load, and a later request without a caller never lowers it."""
     queue: LoadQueue[str] = LoadQueue()
     queue.push("a", waiting=False, idle_ms=5)
     queue.push("b", waiting=False, idle_ms=50)
@@ -34,7 +35,7 @@ def test_a_caller_lifts_what_is_queued():
 
 
 def test_cancelled_loads_have_no_turn():
-    """What nobody wants any more is gone at once, and may come again."""
+    """A cancelled load leaves the queue at once, and may enter it again."""
     queue: LoadQueue[str] = LoadQueue()
     queue.push("a", waiting=True)
     queue.push("b", waiting=True)
@@ -52,7 +53,7 @@ def test_cancelled_loads_have_no_turn():
     )
 )
 def test_a_queue_behaves_as_a_sorted_list(steps):
-    """Against a plain model: same length, same order, same next."""
+    """A queue has the same length, order and next load as a sorted list."""
     queue: LoadQueue[str] = LoadQueue()
     model: dict[str, tuple[int, int, int]] = {}
     arrivals = 0
@@ -99,7 +100,8 @@ def test_a_queue_behaves_as_a_sorted_list(steps):
     ],
 )
 def test_forecasts(arguments, expected, in_time):
-    """Expected wait and load against the deadline; who is turned away is told when to come again."""
+    """The expected wait and load are compared with the deadline, and a caller who is turned away is told when to come
+    again."""
     found = forecast(**arguments)
     assert (found.expected_ms, found.in_time) == (expected, in_time)
     assert found.retry_after_ms == (0 if in_time else expected)

@@ -1,4 +1,4 @@
-"""Decisions written down and asked again: the same answers, or the differences."""
+"""Recorded decisions asked again: the same answers, or the differences."""
 
 import json
 
@@ -37,7 +37,7 @@ questions = st.builds(
 
 @given(st.lists(questions, max_size=5))
 def test_what_is_written_gets_the_same_answers(asked):
-    """Whatever it was: nothing that decides is lost on the way."""
+    """Any recorded decision gets the same answer again: nothing that decides is lost in the record."""
     lines = [render(question, question.ask()) for question in asked]
     assert replay(lines) == (len(asked), [])
     for line, question in zip(lines, asked, strict=True):
@@ -45,7 +45,7 @@ def test_what_is_written_gets_the_same_answers(asked):
 
 
 def test_another_answer_is_shown():
-    """With what was decided then, and what is now."""
+    """A different answer is shown with the recorded and the present decision."""
     question = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 5000), ResidentCopy("b", 10, 1000)))
     data = json.loads(render(question, question.ask()))
     assert data["victims"] == ["a"]
@@ -57,6 +57,6 @@ def test_another_answer_is_shown():
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"held": 3}', "null"])
 def test_what_is_no_decision(line):
-    """Is said with its line."""
+    """A line that is no decision is reported with its number."""
     with pytest.raises(ValueError, match="line 1"):
         replay([line])

@@ -14,7 +14,7 @@ NOTHING_RAN = (Trouble.NOT_HERE, Trouble.VERIFY_FIRST, Trouble.UNREACHED, Troubl
 
 
 def one(trouble, **more):
-    """A first try of a call that may be sent again."""
+    """Returns a first try of a call that may be sent again."""
     known = {"tries": 1, "safe": True, "repeated": False, "kept": True, "said": Said.NOTHING, "others": True}
     return Try(trouble=trouble, **(known | more))
 
@@ -78,7 +78,8 @@ tries = st.builds(
 
 @given(tries)
 def test_what_may_have_run_is_sent_again_only_where_that_does_no_harm(tried):
-    """Once, of a method that is safe, while the model kills no servers, before its deadline; never within a reply."""
+    """A call that may have run is sent again once, if its method is safe, its model kills no servers, and its deadline
+    has not passed; never within a reply."""
     decision = retry.decide(tried)
     if decision.end is None and tried.trouble not in NOTHING_RAN:
         assert tried.trouble is Trouble.LOST
@@ -99,8 +100,8 @@ def test_nothing_is_sent_that_is_not_at_hand_nor_more_often_than_may_be(tried):
 
 @given(tries)
 def test_what_follows_makes_sense(tried):
-    """One of: another copy, the same one verified, the end; the safety of a method matters only where it may have
-    run; a copy is forgotten only by what its pod says."""
+    """The next step is another copy, the same one verified, or the end; a method's safety matters only if the call may
+    have run, and a copy is forgotten only on its pod's word."""
     decision = retry.decide(tried)
     assert decision.why
     if decision.end is not None:
@@ -121,7 +122,8 @@ def test_what_follows_makes_sense(tried):
     st.floats(0, 5),
 )
 def test_every_call_ends(troubles, safe, deadline):
-    """Whatever goes wrong, and in whatever order: after `MAX_TRIES` at most, with one repeat of what may have run."""
+    """Every call ends after at most `MAX_TRIES`, with one repeat of what may have run, whatever goes wrong in whatever
+    order."""
     repeated, elapsed, ran = False, 0.0, 0
     endless = itertools.chain(troubles, itertools.repeat((Trouble.NOT_HERE, Said.NOTHING, True, 1)))
     for number, (trouble, said, others, deaths) in enumerate(endless, start=1):

@@ -26,7 +26,7 @@ helds = st.lists(
 
 @given(need=st.integers(0, 120), free=st.integers(-30, 60), held=helds, idle_ms=st.integers(0, 1000))
 def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
-    """The whole contract on random caches: capacity, busy copies, recency, minimal victims, determinism."""
+    """The choice keeps its contract on random caches: capacity, busy copies, recency, minimal victims, determinism."""
     capacity = 100
     room = make_room(Need.of_host(need, free, capacity), held, idle_ms=idle_ms)
     by_key = {copy.key: copy for copy in held}
@@ -56,7 +56,7 @@ def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
 
 @given(helds, st.integers(1, 60))
 def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
-    """Between two copies of one size and standing, the one that goes has been idle at least as long."""
+    """Of two copies of one size and standing the evicted one has been idle at least as long."""
     room = make_room(Need.of_host(need, 0, 100), held)
     if room.verdict is not RoomVerdict.EVICT:
         return
@@ -69,13 +69,13 @@ def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
 
 
 def test_oldest_first():
-    """Plain LRU where nothing else differs."""
+    """The oldest copies are evicted first where nothing else differs."""
     held = [ResidentCopy("young", 10, 1_000), ResidentCopy("oldest", 10, 3_000), ResidentCopy("old", 10, 2_000)]
     assert make_room(Need.of_host(15, 0, 100), held).victims == ("oldest", "old")
 
 
 def test_a_large_victim_spares_the_small_ones_before_it():
-    """An older copy whose bytes turn out not to be needed stays."""
+    """An older copy stays if a larger victim after it frees enough alone."""
     held = [ResidentCopy("tiny", 1, 9_000), ResidentCopy("large", 50, 5_000)]
     assert make_room(Need.of_host(40, 0, 100), held).victims == ("large",)
 
@@ -89,13 +89,13 @@ def test_a_large_victim_spares_the_small_ones_before_it():
     ],
 )
 def test_a_copy_with_another_elsewhere_goes_first_within_reason(spare_idle, sole_idle, victim):
-    """It counts as SPARE times as old, not as infinitely old."""
+    """A copy with another copy elsewhere counts as SPARE times as old, not as infinitely old."""
     held = [ResidentCopy("sole", 10, sole_idle), ResidentCopy("spare", 10, spare_idle, other_copies=1)]
     assert make_room(Need.of_host(10, 0, 100), held).victims == (victim,)
 
 
 def test_older_than_everything_in_a_full_cache_has_no_room():
-    """A load for nobody does not displace what is used; one with a waiting caller does."""
+    """A load without a caller does not evict more recently used copies from a full cache; one with a caller does."""
     held = [ResidentCopy("a", 50, 1_000), ResidentCopy("b", 50, 2_000)]
     refused = make_room(Need.of_host(10, 0, 100), held, idle_ms=2_001)
     assert refused.verdict is RoomVerdict.NO_ROOM
@@ -105,7 +105,7 @@ def test_older_than_everything_in_a_full_cache_has_no_room():
 
 
 def test_busy_copies_are_named_in_the_refusal():
-    """A full cache of calls in flight says so and evicts nothing."""
+    """A cache full of calls in flight evicts nothing, and the refusal names the busy copies."""
     held = [ResidentCopy("a", 60, 1_000, in_flight=1), ResidentCopy("b", 40, 9_000)]
     room = make_room(Need.of_host(50, 0, 100), held)
     assert room.verdict is RoomVerdict.NO_ROOM
@@ -114,7 +114,7 @@ def test_busy_copies_are_named_in_the_refusal():
 
 
 def test_what_fits_reads_nothing():
-    """The costly list of copies is not made for a load into free space, nor for one that can never fit."""
+    """A load that fits into free space, or can never fit, does not read the costly list of copies."""
 
     def explosive():
         raise AssertionError("read")
@@ -125,13 +125,14 @@ def test_what_fits_reads_nothing():
 
 
 def test_an_overcommitted_cache_is_repaired():
-    """A size predicted too small leaves negative free space; needing nothing more, the stalest go until it is even."""
+    """An overcommitted cache, with negative free space by a size estimated too small, evicts the stalest copies until
+    it fits."""
     held = [ResidentCopy("a", 30, 1_000), ResidentCopy("b", 30, 2_000), ResidentCopy("c", 30, 3_000)]
     assert make_room(Need.of_host(0, -40, 100), held).victims == ("c", "b")
 
 
 def test_no_ping_pong():
-    """Copies loaded in turn for waiting callers never displace the one loaded last while an older one could go."""
+    """Copies loaded in turn for waiting callers never evict the one loaded last while an older one could be evicted."""
     cache: dict[str, int] = {}  # model -> time of use
     for now in range(1, 60):
         model = f"m{now % 7}"
@@ -145,7 +146,7 @@ def test_no_ping_pong():
 
 
 def test_a_copy_whose_caller_has_not_come_yet_goes_last():
-    """A policy that holds little of a newcomer does not let it go before its first call."""
+    """A copy whose caller has not come yet is evicted last, even by a policy that values newcomers little."""
     held = [ResidentCopy("new", 10, 0, standing=(0, 0.0), fresh=True), ResidentCopy("old", 10, 500, standing=(1, 9.0))]
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("old",)
     assert make_room(Need.of_host(20, 0, 100), held).victims == ("old", "new")
@@ -164,13 +165,14 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     ],
 )
 def test_whether_waiting_helps_is_told(held, passes):
-    """Where only what is at work now is in the way."""
+    """The refusal says whether waiting helps, which it does if only copies at work are in the way."""
     room = make_room(Need.of_host(50, 0, 100), held)
     assert (room.verdict, room.passes) == (RoomVerdict.NO_ROOM, passes)
 
 
 def test_what_was_used_more_recently_is_not_waited_for():
-    """A load for nobody will not displace it when its call has ended, either."""
+    """A load without a caller does not wait for a more recently used copy, because it may not evict it after its call
+    either."""
     assert not make_room(Need.of_host(50, 0, 100), [ResidentCopy("a", 60, 0, in_flight=1)], idle_ms=1000).passes
 
 
@@ -181,13 +183,14 @@ def test_a_victim_whose_caller_is_on_its_way_is_told():
 
 
 def test_the_policy_decides_the_order():
-    """A standing given with the copies wins over their ages."""
+    """A standing given with the copies overrides their ages."""
     held = [ResidentCopy("older", 10, 900, standing=(1, 5.0)), ResidentCopy("cheaper", 10, 100, standing=(1, 2.0))]
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("cheaper",)
 
 
 def test_room_is_found_in_both_memories_or_not_at_all():
-    """Copies that free nothing of what is short stay; too little of either evicts nothing and says which."""
+    """Room is found in both memories or not at all: copies that free none of the scarce memory stay, and a lack of
+    either evicts nothing and is named."""
     held = [ResidentCopy("host only", 10, 9_000), ResidentCopy("device", 1, 5_000, device_bytes=10)]
 
     def make(host: int, device: int) -> RoomDecision:
@@ -220,7 +223,8 @@ def test_room_is_found_in_both_memories_or_not_at_all():
     ),
 )
 def test_two_memories_all_or_nothing(need, free, held):
-    """The contract holds in both memories at once: enough is freed, no victim is superfluous, none is in use."""
+    """The contract of the choice holds in both memories at once: enough is freed, no victim is superfluous, none is in
+    use."""
     room = make_room(Need(Footprint(*need), Footprint(*free), Footprint(100, 100)), held)
     victims = [copy for copy in held if copy.key in room.victims]
     host, device = sum(v.bytes for v in victims), sum(v.device_bytes for v in victims)

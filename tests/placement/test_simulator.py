@@ -1,4 +1,4 @@
-"""The mesh in miniature: traces have shapes, caches have bounds, and nobody beats who knows the future."""
+"""The mesh in miniature: traces with shapes, caches with bounds, and no policy better than the clairvoyant."""
 
 import itertools
 from collections import Counter
@@ -18,7 +18,8 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("shape", sorted(traces.SHAPES))
 def test_traces_are_in_order_and_the_same_each_time(shape):
-    """As many as were asked for, at about the rate, by ids of the fleet; another seed makes another one."""
+    """A trace has the requested number of calls at about the rate, in order, of the fleet's ids; it is equal for equal
+    seeds and differs for others."""
     made = list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=1))
     assert made == list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=1))
     assert made != list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=2))
@@ -29,14 +30,14 @@ def test_traces_are_in_order_and_the_same_each_time(shape):
 
 
 def test_zipf_is_skewed_as_it_should_be():
-    """Of two ranks, the ratio of their requests is that of the ranks to the power of alpha."""
+    """In a Zipf trace the ratio of two ranks' requests is the ratio of the ranks to the power of alpha."""
     counts = [count for _, count in Counter(model for _, model in traces.zipf(1000, 200_000)).most_common()]
     assert counts[0] / counts[9] == pytest.approx(10**0.9, rel=0.15)
     assert counts[9] / counts[99] == pytest.approx(10**0.9, rel=0.25)
 
 
 def test_a_scan_calls_every_model():
-    """The others of the tail too, which nobody calls otherwise."""
+    """A scan calls every model, including those of the tail that nobody calls otherwise."""
     usual = {model for _, model in traces.zipf(1000, 5000)}
     scanned = {model for _, model in traces.scan(1000, 5000, share=0.5)}
     assert len(usual) < 900
@@ -44,13 +45,13 @@ def test_a_scan_calls_every_model():
 
 
 def test_azure_is_mostly_idle_models():
-    """A hundredth of the models takes most of the calls."""
+    """In the Azure trace a hundredth of the models takes most of the calls."""
     counts = [count for _, count in Counter(m for _, m in traces.azure(2000, 50_000)).most_common()]
     assert sum(counts[:20]) > 0.5 * sum(counts)
 
 
 def test_a_day_wanders():
-    """What is hot in one quarter of the trace is not what is hot in another."""
+    """In the daily trace the hot models of one quarter differ from those of another."""
     made = [model for _, model in traces.diurnal(500, 40_000)]
     tops = [{m for m, _ in Counter(made[i : i + 5000]).most_common(50)} for i in (0, 10_000)]
     assert len(tops[0] & tops[1]) < 40
@@ -64,7 +65,8 @@ def test_a_day_wanders():
     more=st.booleans(),
 )
 def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
-    """Every request has one end; no pod holds more than it can; the books agree; equal inputs, equal results."""
+    """In a simulation every request has one end, no pod exceeds its capacity, the sums agree, and equal inputs give
+    equal results."""
     ends = []
     for _ in range(2):
         cluster = Cluster(
@@ -95,7 +97,7 @@ def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=200), st.integers(1, 8))
 def test_nobody_beats_who_knows_the_future(models, capacity):
-    """With equal sizes and loads that take no time, no policy hits more often than Belady's."""
+    """With equal sizes and instant loads no policy hits more often than Belady's, which knows the future."""
     calls = [(number * 10_000, str(model)) for number, model in enumerate(models)]
     model = fleet.equal(MIB)
     bound = optimum.clairvoyant([m for _, m in calls], capacity * MIB, model)
@@ -107,13 +109,14 @@ def test_nobody_beats_who_knows_the_future(models, capacity):
 
 
 def test_the_clairvoyant_counts_from_where_it_is_told():
-    """The first requests fill the cache, and are left out where only the rest is compared."""
+    """The clairvoyant leaves out the first requests, which fill the cache, if only the rest is compared."""
     counts = optimum.clairvoyant(["a", "b", "a", "b", "c"], 2 * MIB, fleet.equal(MIB), since=2)
     assert (counts.requests, counts.hits, counts.misses) == (3, 2, 1)
 
 
 def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
-    """Single copies, Zipf 0.9, room for a tenth: at most two points of hit rate are lost to the choice of pods."""
+    """Several pods hit nearly as often as one of their total size: with single copies, Zipf 0.9 and room for a tenth,
+    the choice of pods costs at most two points."""
     model = fleet.lognormal()
     made = list(traces.zipf(5000, 40_000))
     room = sum(model(f"m{number:04d}").bytes for number in range(5000)) // 10
@@ -126,8 +129,9 @@ def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
 @pytest.mark.parametrize(("pods", "slack"), [(1, 0), (3, 2)], ids=["one", "three"])
 @pytest.mark.parametrize("pause", [5_000, 60_000], ids=["quickly", "slowly"])
 def test_of_more_than_fits_the_most_recent_stay(pods, slack, pause):
-    """Exactly those in one pod. In several each evicts by itself, and which of them is a draw among those whose oldest
-    copies are of about one age: on the average of some fleets, all but two for each pod, the predecessor's bound."""
+    """Of more models than fit, one pod keeps exactly the most recent. Several pods evict independently, and choose by
+    draw among those whose oldest copies are about equally old: averaged over some fleets they keep all but two per pod,
+    the predecessor's bound."""
     kept = []
     for fleet_number in range(20):
         cluster = Cluster(pods=pods, capacity_bytes=10 * MIB, model=fleet.equal(MIB))
@@ -142,7 +146,7 @@ def test_of_more_than_fits_the_most_recent_stay(pods, slack, pause):
 
 
 def test_a_probation_queue_keeps_the_hot_set_through_a_scan():
-    """What it is there for."""
+    """A probation queue keeps the hot models through a scan, which is its purpose."""
     model = fleet.equal(MIB)
     made = list(traces.scan(500, 12_000, share=0.3))
     plain, queued = (run(made, len(made), Setup(1, 50 * MIB, policy, threads=64), model) for policy in NAMES[::2])
@@ -150,7 +154,7 @@ def test_a_probation_queue_keeps_the_hot_set_through_a_scan():
 
 
 def test_more_copies_are_made_of_what_is_hot():
-    """And only of that, and only as the room allows."""
+    """More copies are made of hot models only, and only as the room allows."""
     hot = [(number, "hot") for number in range(0, 60_000, 10)]
     cold = [(number, f"c{number % 7}") for number in range(0, 60_000, 500)]
     made = sorted(hot + cold)
@@ -160,6 +164,6 @@ def test_more_copies_are_made_of_what_is_hot():
 
 
 def test_a_trace_that_goes_back_in_time_is_refused():
-    """By its number."""
+    """A trace that goes back in time is refused, and the error has the number of the call."""
     with pytest.raises(ValueError, match="request 2"):
         run([(5, "a"), (4, "a")], 2, Setup(1, MIB), fleet.equal(MIB))

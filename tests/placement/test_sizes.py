@@ -1,4 +1,4 @@
-"""Predicted sizes: measured first, learned next, guessed last; learned robustly and counted honestly."""
+"""Estimated sizes: measured first, learned next, guessed last; learned robustly and counted honestly."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ def learn(sizes: Sizes, ratio: float, *, model_type: str = "tree", predicted: in
 
 
 def test_measured_before_learned_before_default():
-    """Each source is used only where the better one has nothing to say, and the reason names it."""
+    """A measured size comes before a learned one and that before the default, and the reason names the source."""
     sizes = Sizes(default_bytes=5 * MIB)
     assert sizes.predict("tree").footprint == Footprint(5 * MIB)
     assert sizes.predict("tree", file_bytes=MIB).footprint == Footprint(MIB + OVERHEAD_BYTES)
@@ -30,7 +30,8 @@ def test_measured_before_learned_before_default():
 
 
 def test_one_odd_model_decides_nothing():
-    """A ratio of 1000 among ordinary ones, a model of 101 bytes that takes 4 GB, leaves the type's where it was."""
+    """One odd model, of 101 bytes that takes 4 GB and a ratio of 1000 among ordinary ones, does not change its type's
+    estimate."""
     sizes = Sizes()
     learn(sizes, 2.0, times=5)
     learn(sizes, 1000.0, times=2)
@@ -38,7 +39,8 @@ def test_one_odd_model_decides_nothing():
 
 
 def test_small_files_teach_no_slope():
-    """Forty models of 558 bytes that take 80 KB each: one of 20 MB of their type takes about its file."""
+    """Forty models of 558 bytes that take 80 KB each teach no slope: one of 20 MB of their type is expected to take
+    about its file."""
     sizes = Sizes()
     for _ in range(40):
         sizes.learn("tree", predicted=Footprint(1), measured=Footprint(80_000), file_bytes=558)
@@ -48,8 +50,8 @@ def test_small_files_teach_no_slope():
 
 
 def test_slope_and_intercept_are_told_apart():
-    """A runtime that takes 30 MiB for a session and three times the file: by small files, or by large ones that
-    differ."""
+    """Slope and intercept are learned apart, for a runtime that takes 30 MiB per session and three times the file, by
+    small files or by large ones that differ."""
     for small in (True, False):
         sizes = Sizes()
         for number in range(1, 8):
@@ -62,7 +64,8 @@ def test_slope_and_intercept_are_told_apart():
 
 
 def test_a_guess_evicts_about_twice_the_file_at_most():
-    """As much as is free may be taken for it; where there is not even room for that, about the file is tried."""
+    """An estimate evicts about twice the file at most: it may use all free memory, and if there is not even room for
+    that, about the file is tried."""
     sizes = Sizes()
     learn(sizes, 25.0, times=ENOUGH)
     guess = sizes.predict("tree", file_bytes=4 * MIB)
@@ -82,8 +85,8 @@ def test_a_guess_evicts_about_twice_the_file_at_most():
     device=st.booleans(),
 )
 def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes, free, device):
-    """From any loads of any sizes: beyond what is free, a step takes at most twice the file and a session; the last
-    step at most the file and a session."""
+    """Whatever loads were learned, one step evicts for an estimate at most twice the file and a session beyond the free
+    memory, and the last step at most the file and a session."""
     sizes = Sizes()
     for file, took in loads:
         sizes.learn(
@@ -109,7 +112,8 @@ def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes
     odd=st.integers(0, 1 << 40),
 )
 def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small, odd):
-    """Models that lie on a line are predicted within what a small file weighs, one that does not among seven."""
+    """Models that lie on a line are estimated within a small file's weight, although one of seven does not lie on
+    it."""
     sizes = Sizes()
     for file in [*small, *small, *files, *files]:
         sizes.learn("t", predicted=Footprint(1), measured=Footprint(1 + round(base + ratio * file)), file_bytes=file)
@@ -121,7 +125,7 @@ def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small,
 
 
 def test_what_is_learned_follows_the_times():
-    """A server that takes half as much from now on is believed after a few loads."""
+    """The learned estimate follows a server that takes half as much from now on within a few loads."""
     sizes = Sizes()
     learn(sizes, 4.0, times=100)
     learn(sizes, 2.0, times=30)
@@ -129,7 +133,7 @@ def test_what_is_learned_follows_the_times():
 
 
 def test_a_guess_is_no_reason_to_refuse_a_measurement_is():
-    """A guess larger than any pod is cut down to it; what was measured is not."""
+    """An estimate larger than any pod is cut to the largest and refuses nobody; a measured size is not cut."""
     sizes = Sizes()
     learn(sizes, 50.0, times=ENOUGH)
     assert sizes.predict("tree", file_bytes=MIB, limit_bytes=10 * MIB).footprint.total_bytes == 10 * MIB
@@ -138,7 +142,7 @@ def test_a_guess_is_no_reason_to_refuse_a_measurement_is():
 
 
 def test_devices_are_another_memory():
-    """Weights are guessed onto the device; what was measured on one stands in host memory elsewhere."""
+    """Weights are expected on the device; a size measured on a device is expected in host memory on other pods."""
     sizes = Sizes()
     guess = sizes.predict("net", file_bytes=MIB, device=True).footprint
     assert guess == Footprint(OVERHEAD_BYTES, SESSION_BYTES + MIB)
@@ -153,7 +157,8 @@ def test_devices_are_another_memory():
 
 
 def test_over_and_under_are_counted():
-    """Beyond a tenth, by number and bytes; a server that does not measure counts as nothing."""
+    """Estimates that are off by more than a tenth are counted by number and bytes; a server that does not measure does
+    not count."""
     sizes = Sizes()
     for predicted, measured in ((100, 100), (105, 100), (200, 100), (50, 100), (70, 0)):
         sizes.learn("tree", predicted=Footprint(predicted), measured=Footprint(measured))
@@ -163,7 +168,7 @@ def test_over_and_under_are_counted():
 
 
 def test_memory_is_bounded():
-    """A million types leave no more than some."""
+    """The memory of learned sizes is bounded, even for a million types."""
     sizes = Sizes()
     for number in range(5 * TYPES):
         learn(sizes, 1.0, model_type=f"t{number}")
@@ -177,7 +182,7 @@ def test_memory_is_bounded():
     device=st.booleans(),
 )
 def test_a_prediction_lies_within_what_was_seen(ratios, file_bytes, limit, device):
-    """Learned ratios bound the guess from both sides, and the limit always does."""
+    """An estimate lies within the observed ratios, and always within the limit."""
     sizes = Sizes()
     for ratio in ratios:
         sizes.learn(

@@ -32,26 +32,28 @@ def names(cause: EndCause, *work: Work[str], thread: int = 0) -> list[tuple[str,
     ],
 )
 def test_how_it_ended_says_who_is_suspect(cause, thread, expected):
-    """While models run in threads and in the event loop, load, and are freed."""
+    """The way a server ended says which models are suspects, while models run in threads and in the event loop, load,
+    and are freed."""
     assert names(cause, RUNS, LOADS, IN_LOOP, FREES, thread=thread) == expected
 
 
 def test_a_hang_is_no_loads_fault():
-    """Without a run in the event loop, those in threads are suspect; without any run, nobody."""
+    """A hang is no load's fault: runs in the event loop are suspect, else those in threads, else nothing."""
     assert names(EndCause.HANG, RUNS, LOADS, FREES) == [("runs", False)]
     assert names(EndCause.HANG, LOADS, FREES) == []
 
 
 @pytest.mark.parametrize("cause", [EndCause.CRASH, EndCause.MEMORY, EndCause.EXIT])
 def test_freeing_is_a_suspicion_only_where_nothing_else_was_going_on(cause):
-    """Copies come and go all the time."""
+    """Freeing a copy is suspect only if nothing else was going on, because copies come and go all the time."""
     assert names(cause, FREES) == [("frees", False)]
     assert names(cause, FREES, RUNS) == [("runs", False)]
     assert names(cause) == []
 
 
 def test_a_model_that_is_at_work_in_many_threads_is_one_suspect():
-    """With the digests of all its requests; where the thread is known, with that one's alone."""
+    """A model at work in many threads is one suspect, with the digests of all its requests, or of one alone if the
+    thread is known."""
     more = [Work("runs", WorkKind.RUNNING, thread=10 + n, digest=f"r{n}") for n in range(3)]
     (suspect,) = suspects(EndCause.MEMORY, [RUNS, *more])
     assert (suspect.model, suspect.doing, suspect.digests) == ("runs", WorkKind.RUNNING, ("r1", "r0", "r2"))

@@ -94,7 +94,7 @@ async def test_a_store_that_says_when_to_come_again_is_obeyed():
 
 
 async def test_progress_for_ever_overflows_nothing():
-    """The pause stays bounded after any number of failures."""
+    """The pause stays bounded, and nothing overflows, after any number of failures."""
     store = Store(*[PullErrorKind.TIMEOUT] * 1500)
     policy = retry.RetryPolicy(attempts=10**6, first_pause=1.0, longest_pause=2.0, total=10**9)
     assert await store.run(policy) == "done"
@@ -103,5 +103,5 @@ async def test_progress_for_ever_overflows_nothing():
 
 @pytest.mark.parametrize("kind", PullErrorKind)
 def test_what_is_retried_passes(kind):
-    """Whatever is worth a second try at once is worth a later one."""
+    """Every failure that is retried at once counts as passing, so that it is worth a later try too."""
     assert not kind.retried or kind.nature is Nature.PASSING

@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 @pytest.fixture
 def open_umask():
-    """Takes nothing from what is asked for."""
+    """Sets a umask that masks nothing."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -23,7 +23,8 @@ def open_umask():
 
 @pytest.mark.parametrize("links", [True, False])
 async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_path, monkeypatch, links):
-    """Whatever the umask: files are for the pod's user and group to read, folders theirs to enter."""
+    """Whatever the umask, only the pod's user and group may read pulled files and enter their folders, and nobody may
+    write them."""
     if not links:
         real = os.link
 
@@ -53,7 +54,7 @@ async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_
 
 
 async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
-    """Errors for the person who registered `pvc://claim/path` name that path only."""
+    """Errors for the person who registered `pvc://claim/path` name that path and no mount path."""
     volumes = tmp_path / "mounts-of-the-pod"
     claim = volumes / "claim"
     (claim / "empty").mkdir(parents=True)
@@ -71,7 +72,7 @@ async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
 
 
 async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
-    """The error lists neither a path outside nor a link that leads there; the pod's log does."""
+    """Errors for callers show neither a path outside the roots nor a link that leads there; the pod's log does."""
     (root / "link").symlink_to(tmp_path / "secret")
     for path in ("/etc/passwd", root / "link"):
         caplog.clear()
@@ -83,7 +84,7 @@ async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
 
 
 async def test_errors_of_the_disk_tell_no_path(puller, root, monkeypatch):
-    """What it says is enough; the pod's log has all of it."""
+    """Errors of the disk name no path to callers; the pod's log has all of it."""
     (root / "m").write_bytes(b"x")
 
     def fails(path, *arguments, **more):

@@ -1,4 +1,4 @@
-"""Stores that hang, drip or are slow, and the others, which do not wait for them."""
+"""Stores that hang, drip or are slow, and others that do not wait for them."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ MANY = 40
 
 
 class Turns:
-    """Takes turns, as tasks."""
+    """Tasks that take turns."""
 
     def __init__(self, shares: Shares) -> None:
         self.shares = shares
@@ -56,7 +56,8 @@ class Turns:
 
 
 async def test_a_store_that_keeps_its_turns_leaves_others_theirs():
-    """However many ask for it, before and after; and a second and a third such store, too."""
+    """A store that keeps its turns leaves others theirs, however many requests it has before and after, and so do a
+    second and a third such store."""
     turns = Turns(Shares(total=8, each=6, least=2, most=20))
     for store in ("hangs", "too", "as well"):
         for _ in range(30):
@@ -70,7 +71,7 @@ async def test_a_store_that_keeps_its_turns_leaves_others_theirs():
 
 
 async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
-    """The cancellation of a waiter costs no turn, even at the moment when it gets it."""
+    """Turns are given in order, and a cancelled waiter costs none, even at the moment when it gets its turn."""
     turns = Turns(Shares(total=1, each=1, least=1, most=1))
     await turns.ask("a")
     first, second, third = [await turns.ask("a") for _ in range(3)]
@@ -86,7 +87,8 @@ async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "give", "leave"]), st.integers(0, 3)), max_size=60))
 def test_shares_hold_whatever_happens(steps):
-    """Never more than allowed, no waiter that could have a turn, and all of them come back."""
+    """Shares never exceed their bound, no waiter is left without a possible turn, and all turns come back, whatever
+    happens."""
 
     async def run() -> None:
         turns = Turns(Shares(total=4, each=3, least=1, most=6))
@@ -141,7 +143,7 @@ async def hang(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def drip(request: web.BaseRequest) -> web.StreamResponse:
-    """A byte at a time, endlessly, and often enough for time-outs between two of them."""
+    """Sends a byte at a time, endlessly, often enough to avoid time-outs between two bytes."""
     response = web.StreamResponse()
     response.content_length = 10**6
     await response.prepare(request)
@@ -152,7 +154,8 @@ async def drip(request: web.BaseRequest) -> web.StreamResponse:
 
 @pytest.mark.parametrize("how", [hang, drip])
 async def test_others_load_while_a_store_hangs_or_drips(tmp_path, stores, how):
-    """Forty of its models are requested; another store's and local ones come as usual."""
+    """Models of another store and local ones load as usual while forty models of a store that hangs or drips are
+    requested."""
     bad, good = stores
     bad.answer = how
     good.files["/www/m"] = File(unique(100_000))
@@ -177,7 +180,7 @@ async def test_others_load_while_a_store_hangs_or_drips(tmp_path, stores, how):
 
 @pytest.mark.parametrize("place", ["/www/m", "/s3/b/m", "/hub/o/r/m"])
 async def test_a_store_that_drips_is_given_up(tmp_path, stores, place):
-    """Though each byte comes in time; earlier bytes are no reason to continue."""
+    """A store that drips is given up, though each byte comes in time and earlier bytes came fast."""
     store = stores[0]
     store.files[place] = File(unique(10**6))
     answer = store.answer
@@ -220,7 +223,7 @@ async def test_a_store_that_drips_is_given_up(tmp_path, stores, place):
 
 
 async def test_a_head_that_drips_is_given_up(tmp_path):
-    """Byte by byte, each in time."""
+    """A response whose header drips is given up, though each byte comes in time."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -242,7 +245,7 @@ async def test_a_head_that_drips_is_given_up(tmp_path):
 
 
 async def test_only_waiting_counts_against_a_store():
-    """Bytes are taken slowly here, and came at once."""
+    """Only waiting for a store counts against it: bytes that came at once may be taken slowly here."""
     now = [0.0]
 
     async def pieces():
@@ -265,7 +268,8 @@ async def test_only_waiting_counts_against_a_store():
 
 @pytest.mark.parametrize("volumes", [False, True], ids=["roots", "volumes"])
 async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch, volumes):
-    """Every thread of it is stuck; the waiting pull gives up, and it works again when the volume does."""
+    """A mount that hangs, with all of its threads stuck, affects no other; its waiting pull gives up, and it works
+    again when the volume does."""
     top = tmp_path / "top"
     for name in ("stalled", "works"):
         (top / name).mkdir(parents=True)
@@ -299,7 +303,7 @@ async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch,
 
 
 async def test_claims_that_do_not_exist_cost_no_threads(tmp_path):
-    """Registrations may invent them."""
+    """Claims that do not exist, which registrations may invent, cost no threads."""
     puller = Puller(directory=tmp_path / "models", volumes=tmp_path / "volumes", retries=ONCE)
     (tmp_path / "volumes").mkdir()
     puller.sweep()

@@ -1,4 +1,4 @@
-"""Files that several models share, files made of them, and the leftovers of a crash: through a whole puller."""
+"""Files that several models share, files made of them, and the leftovers of a crash, through a whole puller."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ OTHER = os.urandom(7 * MIB)
 
 
 class Store:
-    """A real HTTP server that counts whole bodies, and gives digests or not."""
+    """A real HTTP server that counts complete bodies, and gives digests or not."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -93,7 +93,8 @@ async def puller(tmp_path):
 
 
 async def test_two_models_and_two_revisions_with_equal_files_are_one_download(puller, store):
-    """By the digest that the store gives: one body in its own count, one file on disk, under each model's own name."""
+    """Two models and two revisions with equal files, by the store's digest, are one download and one file on disk,
+    under each model's own name."""
     store.files = {"a.onnx": CONTENT, "v2/b.onnx": CONTENT}
     first = await puller.pull(Source(store.url("a.onnx")), into="a")
     second = await puller.pull(Source(store.url("v2/b.onnx")), into="b")
@@ -107,7 +108,7 @@ async def test_two_models_and_two_revisions_with_equal_files_are_one_download(pu
 
 
 async def test_pulls_of_one_file_at_once_are_one_download(puller, store):
-    """The second waits for the first, and shows the same progress."""
+    """Of two concurrent pulls of one file the second waits for the first, and shows the same progress."""
     store.files = {"a": CONTENT}
     store.held = {"a"}
     pulls = [asyncio.create_task(puller.pull(Source(store.url("a")), into=f"m{number}")) for number in range(5)]
@@ -134,7 +135,7 @@ async def test_the_first_of_several_that_leaves_does_not_end_it(puller, store):
 
 
 async def test_a_changed_file_is_noticed_at_the_next_pull(puller, store):
-    """Also where only its ETag tells."""
+    """A changed file is noticed at the next pull, even if only its ETag tells."""
     store.digest = False
     store.files = {"a": CONTENT}
     assert (await puller.pull(Source(store.url("a")), into="m")).path.read_bytes() == CONTENT
@@ -147,7 +148,8 @@ async def test_a_changed_file_is_noticed_at_the_next_pull(puller, store):
 
 
 async def test_a_registration_names_the_digest(puller, store):
-    """What has it is taken, from the disk too, whatever the store calls it; anything else is refused, naming both."""
+    """A file with the digest that the registration names is taken, also from the disk, whatever the store calls it; any
+    other is refused with both digests."""
     store.digest = False
     store.files = {"a": CONTENT, "b": CONTENT, "c": OTHER}
     right = hashlib.sha256(CONTENT).hexdigest()
@@ -165,7 +167,7 @@ async def test_a_registration_names_the_digest(puller, store):
 
 
 async def test_a_full_budget_lets_only_unused_files_go(puller, store):
-    """And refuses what does not fit beside the used ones."""
+    """A full budget evicts only unused files, and a file that does not fit beside the used ones is refused."""
     store.files = {"a": CONTENT, "b": OTHER, "c": os.urandom(10 * MIB), "d": os.urandom(10 * MIB)}
     for name in "abc":
         await puller.pull(Source(store.url(name)), into=name)
@@ -180,7 +182,8 @@ async def test_a_full_budget_lets_only_unused_files_go(puller, store):
 
 
 async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, store, tmp_path):
-    """Kept under a tag; another tag, or changed files, do not find it; it is evicted when room is needed."""
+    """A file made of a model, kept under a tag, is found by equal files with the same tag only, and is evicted when
+    room is needed."""
     store.files = {"a": CONTENT}
     pulled = await puller.pull(Source(store.url("a")), into="m", tag="v1")
     assert pulled.derived is None
@@ -205,7 +208,7 @@ async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, stor
 
 
 async def test_a_removal_that_comes_late_hits_no_later_pull(puller, store, monkeypatch):
-    """The folder is out of sight at once; the slow part happens out of sight."""
+    """A slow removal does not affect a later pull: the folder is renamed away at once and removed out of sight."""
     store.files = {"a": CONTENT}
     await puller.pull(Source(store.url("a")), into="m")
     busy = threading.Event()
@@ -221,7 +224,7 @@ async def test_a_removal_that_comes_late_hits_no_later_pull(puller, store, monke
 
 
 async def test_room_that_nobody_takes_is_given_back():
-    """Cancelled while a thread makes room: the room is closed, not lost."""
+    """Room is given back if its pull is cancelled while a thread evicts for it."""
     threads = Threads(1, "test")
     begun, go_on, undone = threading.Event(), threading.Event(), []
 
@@ -241,7 +244,7 @@ async def test_room_that_nobody_takes_is_given_back():
 
 
 async def test_files_may_be_called_anything(puller, store):
-    """Also what the puller itself could have called something of its own."""
+    """Files may have any name, also one that the puller itself could use."""
     store.files = {"_derived": CONTENT, "_schema.json": OTHER, "s/_schema.json": CONTENT}
     pulled = await puller.pull(Source(store.url("_derived")), into="m", tag="v1")
     made = puller.directory / "made"
@@ -255,7 +258,7 @@ async def test_files_may_be_called_anything(puller, store):
 
 
 async def test_hosts_and_headers_that_cannot_be(puller):
-    """The registration's fault, said as such."""
+    """Impossible hosts and headers are reported as the registration's fault."""
     for url in ("http://a..b/x", f"http://{'a' * 70}.example/x"):
         with pytest.raises(PullError) as caught:
             await puller.pull(Source(url), into="m")
@@ -285,7 +288,8 @@ asyncio.run(main())
 
 
 async def test_a_kill_in_the_middle_leaves_nothing_half(tmp_path, store):
-    """Whole files are used again by the next process, incomplete ones are gone, and no folder of either is left."""
+    """After a kill in the middle of a pull the next process reuses complete files, removes incomplete ones, and leaves
+    no folder of either."""
     store.files = {"whole": CONTENT, "half": OTHER}
     store.held = {"half"}
     lines: list[str] = []

@@ -16,7 +16,7 @@ from puller.sink import Sink, Stopped
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Sinks, each in a folder of its own; closed in the end."""
+    """Makes sinks, each in a folder of its own, and closes them in the end."""
     made = []
 
     def make(**options):
@@ -33,7 +33,7 @@ def make(tmp_path_factory):
 
 @st.composite
 def pieces(draw):
-    """Some bytes, cut up, in some order."""
+    """Draws some bytes, cut into pieces in some order."""
     content = draw(st.binary(max_size=200))
     cuts = sorted(draw(st.sets(st.integers(0, len(content)), max_size=8)) | {0, len(content)})
     return content, draw(st.permutations(list(itertools.pairwise(cuts))))
@@ -41,7 +41,8 @@ def pieces(draw):
 
 @given(pieces())
 def test_pieces_in_any_order_make_the_file(make, given):
-    """Written and missing ranges always add up to the file; the digest is that of the whole."""
+    """Pieces in any order make the file: written and missing ranges always add up to it, and the digest is that of the
+    whole."""
     content, parts = given
     sink, path = make(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     for start, end in parts:
@@ -56,7 +57,7 @@ def test_pieces_in_any_order_make_the_file(make, given):
 
 
 def test_what_is_not_all_there_is_an_error(make):
-    """A gap, or an end too early, whether or not the size was announced."""
+    """A gap or a premature end is an error, whether or not the size was announced."""
     sink, _ = make(size=4)
     sink.write(b"ab", 0)
     with pytest.raises(PullError, match="2 of 4 bytes") as caught:
@@ -69,7 +70,7 @@ def test_what_is_not_all_there_is_an_error(make):
 
 
 def test_more_than_was_announced_is_an_error_and_not_written(make):
-    """A store that keeps sending fills no disk."""
+    """More bytes than announced are an error and not written, so a store that keeps sending fills no disk."""
     sink, path = make(size=2)
     with pytest.raises(PullError, match="sent more"):
         sink.write(b"abc", 0)
@@ -77,7 +78,7 @@ def test_more_than_was_announced_is_an_error_and_not_written(make):
 
 
 def test_admission_is_asked_as_it_grows(make):
-    """Without a size, each further byte; with one, once at the start."""
+    """Room is requested once at the start if the size is known, and otherwise as bytes arrive."""
     asked = []
     sink, _ = make(admit=asked.append)
     sink.write(b"ab", 0)
@@ -95,7 +96,7 @@ def test_admission_is_asked_as_it_grows(make):
 
 
 def test_a_wrong_digest_names_both(make):
-    """The one that was expected and the one that arrived."""
+    """The error for a wrong digest names the expected and the actual one."""
     expected = hashlib.md5(b"right", usedforsecurity=False).hexdigest()
     sink, _ = make(md5=expected)
     sink.write(b"wrong", 0)
@@ -107,7 +108,8 @@ def test_a_wrong_digest_names_both(make):
 
 
 def test_what_a_store_says_later_must_agree(make):
-    """A different size means that the file has changed; a different digest, that it is another."""
+    """A size that differs from the store's earlier answer means that the file has changed, a different digest that it
+    is another file."""
     sink, _ = make(size=4, sha256="a" * 64)
     sink.expect(size=4, sha256="A" * 64)
     with pytest.raises(PullError) as caught:
@@ -119,7 +121,7 @@ def test_what_a_store_says_later_must_agree(make):
 
 
 def test_restarted_it_is_empty(make):
-    """Digests start over too."""
+    """A restarted sink is empty, and its digests start over too."""
     sink, path = make()
     sink.compute("sha256")
     sink.write(b"old and long", 0)
@@ -132,7 +134,7 @@ def test_restarted_it_is_empty(make):
 
 
 def test_closed_it_takes_nothing_but_ends_what_has_begun(make):
-    """A late thread finds no file; one in the middle of a write keeps its descriptor until it is done."""
+    """A closed sink accepts nothing, and a write that has begun keeps its descriptor until it is done."""
     sink, path = make(size=3)
     with sink.hold() as descriptor:
         sink.close()
@@ -146,7 +148,7 @@ def test_closed_it_takes_nothing_but_ends_what_has_begun(make):
 
 
 def test_a_pause_for_the_bandwidth_ends_with_the_pull(make):
-    """A thread that waits for its turn is released when the bytes are not wanted any more."""
+    """A thread that waits for bandwidth is released when its bytes are no longer wanted."""
     sink, _ = make(limits=PullLimits(bytes_per_second=1))
     ended = threading.Event()
 

@@ -26,14 +26,14 @@ from puller.source import Source, locate, redact, resolve, rewritten_key
     ],
 )
 def test_locations(path, scheme, name):
-    """Scheme and last element of each form that a registration may use."""
+    """Each form of a path gives its scheme and the last element."""
     location = locate(path)
     assert (location.scheme, location.name, location.uri) == (scheme, name, path)
 
 
 @pytest.mark.parametrize("path", ["", "models/a.onnx", "/a\0b", "http://host/a\r\nX: y", "../a", "http://[bad/x"])
 def test_paths_that_name_nothing(path):
-    """Empty, relative and malformed paths are the registration's fault."""
+    """Empty, relative and malformed paths are reported as the registration's fault."""
     with pytest.raises(PullError) as caught:
         locate(path)
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
@@ -45,7 +45,7 @@ def test_paths_that_name_nothing(path):
     ids=["syntax", "list", "number", "string", "schema", "deep"],
 )
 def test_keys_that_are_no_key(key):
-    """Invalid JSON fails the load, as in the predecessor, with a clear kind."""
+    """A key of invalid JSON fails the load, as in the predecessor, with an error kind of its own."""
     with pytest.raises(PullError) as caught:
         resolve(Source("/a", key))
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
@@ -91,7 +91,8 @@ def test_uris_and_keys_mean_the_same(uri, kind, said, path):
 
 
 def test_claims(tmp_path):
-    """A claim is a folder below the operator's; nothing leads out of it, and without that folder there are none."""
+    """A claim is a folder below the operator's; nothing leads out of it, and without that folder there are no
+    claims."""
     model = resolve(Source("pvc://models/fraud/de.onnx"), claims=tmp_path).model
     assert (model.scheme, model.uri, model.name) == ("file", f"{tmp_path}/models/fraud/de.onnx", "de.onnx")
     key = '{"storage_params": {"type": "pvc", "name": "models"}}'
@@ -124,14 +125,14 @@ def test_claims(tmp_path):
     ],
 )
 def test_paths_in_stores_that_lead_elsewhere(path):
-    """Refused before any store is asked."""
+    """Paths that lead out of their place in a store are refused before any store is asked."""
     with pytest.raises(PullError) as caught:
         resolve(Source(path))
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
 
 
 def test_a_signed_url_of_azure_is_a_url():
-    """Its signature is in the query: it is fetched unchanged."""
+    """A signed URL of Azure, whose signature is in the query, is fetched unchanged."""
     uri = "https://acc.blob.core.windows.net/c/a.onnx?sig=secret"
     model = resolve(Source(uri)).model
     assert (model.scheme, model.uri) == ("https", uri)
@@ -139,7 +140,7 @@ def test_a_signed_url_of_azure_is_a_url():
 
 
 def test_a_schema_is_beside_its_model():
-    """In the model's store, unless it is a URI itself."""
+    """A schema is in its model's store, unless it is a URI itself."""
     request = resolve(Source("s3://b/m/a.onnx", '{"schema_path": "m/schema.json"}'))
     assert request.schema is not None
     assert (request.schema.uri, request.schema.settings.text("bucket")) == ("s3://b/m/schema.json", "b")
@@ -164,7 +165,7 @@ def test_a_schema_is_beside_its_model():
     ],
 )
 def test_stores_that_are_not_named_well(path, key, text):
-    """They say what is missing."""
+    """The error for an incompletely named store says what is missing."""
     if not text:
         assert resolve(Source(path, key)).model.scheme == "file"
         return
@@ -175,12 +176,13 @@ def test_stores_that_are_not_named_well(path, key, text):
 
 @pytest.mark.parametrize("key", ["", "  ", "{}", '{"model_type": "onnx"}', '{"storage_key": "", "storage_params": {}}'])
 def test_keys_that_select_nothing_are_tolerated(key):
-    """Absent, empty and unrelated attributes do not disturb."""
+    """Absent, empty and unrelated attributes of a key are tolerated."""
     assert resolve(Source("/a", key)).schema is None
 
 
 def test_the_key_for_the_model_server():
-    """Sizes and local paths in, store attributes out, the rest as it was."""
+    """The key for the model server has sizes and local paths instead of store attributes, and is otherwise
+    unchanged."""
     request = resolve(Source("/a", '{"model_type": {"name": "onnx"}, "schema_path": "/s.json", "storage_key": ""}'))
     key = json.loads(rewritten_key(request.key, disk_bytes=7, schema="/local/s.json"))
     assert key == {"model_type": {"name": "onnx"}, "disk_size_bytes": 7, "schema_path": "/local/s.json"}
@@ -197,7 +199,7 @@ def test_the_key_for_the_model_server():
     ],
 )
 def test_secrets_are_not_shown(uri):
-    """User, password, query and fragment stay out; host and path stay in."""
+    """A location is shown with host and path, without user, password, query and fragment."""
     assert "secret" not in redact(uri)
     assert "host/a" in redact(uri)
 
@@ -221,7 +223,7 @@ keys = st.builds(
 
 @given(st.text() | uris, st.text() | keys)
 def test_any_text_is_resolved_or_refused(path, key):
-    """Bad input is a PullError, never another exception; a resolved path leads nowhere else."""
+    """Any text resolves or raises PullError, never another exception, and a resolved path leads nowhere else."""
     with contextlib.suppress(PullError):
         request = resolve(Source(path, key), claims=Path("/claims"))
         for location in (request.model, request.schema):

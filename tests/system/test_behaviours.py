@@ -6,17 +6,17 @@ What its own tests assert of these, and where each is tested here. Names without
 | its test | what it asserts | here |
 | --- | --- | --- |
 | Evictions (G) | as many as fit stay; one more evicts only the oldest, whose status says so | `a_full_pod` |
-| | the newcomer waits until that has really gone | agent/test_loads: `the_least_recently_used_makes_way` |
+| | the newcomer waits until that has really gone | loads/test_flights: `the_least_recently_used_makes_way` |
 | | larger than predicted: evicts as many more | `four_times_as_large` |
 | | a load asked for again is LOADING | `what_was_evicted_is_loading` |
 | | ten at once evict ten, also with five unregistered meanwhile | `ten_at_once` |
 | Evictions (T) | reuse protects; a large one displaces as many as it needs | `a_full_pod`, `four_times_as_large` |
 | | the most recent stay, in one pod and in three | placement/test_simulator: `the_most_recent_stay` |
-| | nothing in use is evicted | agent/test_loads: `calls_in_flight`, placement/test_room |
+| | nothing in use is evicted | loads/test_flights: `calls_in_flight`, placement/test_room |
 | | a second copy of what is used regularly | placement/test_copies: `plenty_of_room`, `proves_hot` |
 | Mesh (T) | records show copies and bytes, none after the models are unregistered | the fixture `mesh` |
 | Cluster (G) | answers are right while copies are made | test_copies: `a_hot_model` |
-| (section 4) | how many copies, and when they go | placement/test_copies, router/test_router_rounds |
+| (section 4) | how many copies, and when they go | placement/test_copies, leader/test_rounds |
 | LoadFailure (T) | fails everywhere: LOADING_FAILED, in all of three pods | `fails_everywhere` |
 | | of five pods, in three | placement/test_failures: `up_to_a_bound` |
 | | one good pod of three: LOADED | `one_pod_that_can` |
@@ -30,7 +30,7 @@ What its own tests assert of these, and where each is tested here. Names without
 | ZkFail (T) | a store that is away: what is loaded is served | test_faults: `etcd_killed`, `etcd_frozen` |
 | - (not tested there) | a server that crashes, hangs, lacks memory | `no_third`, `a_load_that_fails`, test_faults |
 | - | drain: loaded elsewhere first, no call waits | test_rollout, placement/test_drain |
-| - | drain: loads end, calls are finished | agent/test_pods: `leaves_in_order` |
+| - | drain: loads end, calls are finished | runtime/test_pods: `leaves_in_order` |
 | - | constraints: preferred, required, default, changed | `a_preference`, test_copies: `constraints_move` |
 | | all of the rules for labels | placement/test_constraints, placement/test_choice |
 

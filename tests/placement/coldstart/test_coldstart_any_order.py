@@ -1,7 +1,7 @@
 """The machine of cold starts under any order of events: what must hold whatever happens.
 
-Steps are what can happen to a router: callers come and leave, answers of every kind come in any order, views change,
-pods come and go, time passes, the carrier makes mistakes.
+The steps are what can happen to a router: callers come and leave, answers of every kind come in any order, views
+change, pods come and go, time passes, the carrier makes mistakes.
 """
 
 from collections import Counter
@@ -84,7 +84,7 @@ ANSWERS = {
 
 
 class Router(RuleBasedStateMachine):
-    """A carrier that does nothing by itself, and an account of its own of what it was told."""
+    """A carrier that does nothing by itself and keeps its own account of the machine's instructions."""
 
     @initialize(sizes=st.lists(st.sampled_from((0, 50, 200)), min_size=3, max_size=3))
     def begin(self, sizes: list[int]) -> None:
@@ -177,7 +177,7 @@ class Router(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding)
     @rule(data=st.data())
     def answer_until_an_agent_is_asked(self, data: st.DataObject) -> None:
-        """The way there is long, and most of what is interesting comes after it."""
+        """Answers until an agent is asked: the way there is long, and most interesting states come after it."""
         model_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         for _ in range(5):
             if isinstance(self.outstanding.get(model_id), instructions.Ask | None):
@@ -229,7 +229,7 @@ class Router(RuleBasedStateMachine):
 
     @rule(ms=st.sampled_from((1, 100, 500, 1_500, 6_000)))
     def time_passes(self, ms: int) -> None:
-        """The carrier is told the time no later than it wanted, or a little later than that."""
+        """Tells the machine the time when it asked for it, or a little later."""
         end = self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None
@@ -266,21 +266,22 @@ class Router(RuleBasedStateMachine):
 
     @invariant()
     def deadlines_are_kept(self) -> None:
-        """The machine wants to be told the time when the first wait must end."""
+        """Checks that the machine wants to be told the time when the first wait must end."""
         if self.waiting:
             assert self.wanted_ms is not None
             assert self.wanted_ms <= min(until_ms for _, _, until_ms in self.waiting.values())
 
     @invariant()
     def no_flight_stays_without_a_reason(self) -> None:
-        """Each waits for an answer, or for a time that it wants to be told."""
+        """Checks that each flight waits for an answer, or for a time that it wants to be told."""
         for model_id in MODELS:
             if self.machine.loading(model_id) and model_id not in self.outstanding:
                 assert self.wanted_ms is not None
         assert self.outstanding.keys() <= {model_id for model_id in MODELS if self.machine.loading(model_id)}
 
     def teardown(self) -> None:
-        """A machine in any state comes to rest once pods answer and no waiter joins; or at once, if it closes."""
+        """Checks that a machine in any state comes to rest once pods answer and no waiter joins, or at once if it
+        closes."""
         if not hasattr(self, "machine"):
             return
         if self.closes:

@@ -1,4 +1,4 @@
-"""Every way in which a cold start can go wrong: what the machine has done next, and what the callers are told."""
+"""Every way in which a cold start can go wrong: the machine's next instructions, and the callers' errors."""
 
 import pytest
 
@@ -15,7 +15,7 @@ RULES = Rules()
 
 
 def asking(*pods, record=RECORD, rules=None, **more):
-    """A flight whose first agent is being asked."""
+    """Returns a flight whose first agent is being asked."""
     carrier = Carrier(*pods, rules=rules)
     carrier.join(**more)
     carrier.read(record)
@@ -41,7 +41,8 @@ def test_a_model_without_a_copy_is_read_chosen_asked_and_told():
 
 
 def test_each_instruction_carries_its_cause():
-    """The number of the event that it follows from: the answer to a request names it."""
+    """Each instruction carries the number of the event that caused it, and the answer to a request names that
+    number."""
     carrier = Carrier("a")
     carrier.join()
     carrier.read()
@@ -59,7 +60,7 @@ def test_each_instruction_carries_its_cause():
 
 
 def test_a_remembered_record_is_not_read_again():
-    """The agent's claim validates it."""
+    """A remembered record is not read again, because the agent's claim validates it."""
     carrier = Carrier("a")
     carrier.remembered["m"] = RECORD
     carrier.join()
@@ -68,7 +69,7 @@ def test_a_remembered_record_is_not_read_again():
 
 
 def test_a_remembered_record_that_tells_of_failures_is_read_again():
-    """It may have been released meanwhile, through another router."""
+    """A remembered record with failures is read again, because another router may have released the model meanwhile."""
     carrier = Carrier("a")
     carrier.remembered["m"] = Record(7, marked=True, quarantine="it kills")
     carrier.join()
@@ -105,7 +106,8 @@ def test_a_copy_that_may_not_be_called_is_none(copy):
 
 
 def test_unknown_is_told_to_those_who_came_before_the_read_began_and_the_others_are_read_for_again():
-    """A model is callable the moment its registration has returned, through any router."""
+    """NOT_FOUND is given to callers who came before the read began, and the record is read again for later ones: a
+    model is callable through any router the moment its registration has returned."""
     carrier = Carrier("a")
     carrier.join("early")
     carrier.join("late")
@@ -135,7 +137,7 @@ def test_a_registry_that_is_away_is_told():
 
 
 def test_a_stale_record_is_forgotten_and_read_again():
-    """Registered again since it was read."""
+    """A stale record, whose id was registered again after it was read, is forgotten and read again."""
     carrier = asking("a")
     given = carrier.says(events.Stale)
     assert [type(one) for one in given] == [instructions.ForgetRecord, instructions.Read]
@@ -180,7 +182,8 @@ def test_elsewhere_is_followed():
     ],
 )
 def test_a_claim_of_a_pod_that_is_not_there_is_waited_for_and_told_if_it_stays(named, text):
-    """It ends with a lease; until then nobody else may load the model, and the callers need not know."""
+    """A claim of a missing pod is waited for until its lease ends, because nobody else may load the model, and callers
+    learn of it only if it stays."""
     carrier = asking("a")
     while carrier.machine.loading("m"):
         if "agent_failed_ms" in named:
@@ -220,7 +223,8 @@ def test_a_change_of_the_view_ends_the_pause_at_once():
 
 
 def test_a_change_during_the_question_leaves_no_pause():
-    """It may be the very change that would be waited for."""
+    """A change of the view during a request to an agent means that no pause follows, because it may be the change that
+    would be waited for."""
     carrier = asking("a")
     carrier.changed()
     carrier.says(events.Elsewhere, pod="b", there=False)
@@ -253,7 +257,7 @@ def test_a_claim_that_leads_nowhere_is_not_joined(copy):
 
 
 def test_a_claim_of_a_load_that_has_failed_is_not_joined():
-    """The view is a moment behind and shows it still."""
+    """The claim of a load that has failed is not joined, though a view that is a moment behind still shows it."""
     carrier = Carrier("a")
     carrier.copies["m"] = [Sighting("a", 7, usable=False, present=True)]
     carrier.join()
@@ -286,8 +290,8 @@ def test_an_agent_that_does_not_answer_is_no_reason_to_wait(answer):
 
 
 def test_a_suspect_pod_that_fails_twice_is_not_asked_a_third_time():
-    """Its agent was not reached, then it was forgotten; `View.failed` of a pod that is not there any more says the
-    same again, and changes nothing."""
+    """A suspect pod that fails twice, first unreachable and then forgotten, is not asked a third time: `View.failed` of
+    a missing pod changes nothing."""
     carrier = asking("a")
     for _ in range(2):
         carrier.feed(events.PodChanged(carrier.now_ms, "a", gone=True))
@@ -312,7 +316,8 @@ def test_an_answer_of_another_version_is_waited_out():
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind):
-    """No store's trouble is remembered for a quarter of an hour."""
+    """A passing failure is reported with the time to wait, and the next caller tries again: trouble of the store is not
+    remembered for a quarter of an hour."""
     carrier = asking("a")
     given = carrier.says(events.Failed, text="the store answers 503", kind=kind)
     assert isinstance(given[0], instructions.ForgetRecord)
@@ -372,7 +377,8 @@ def test_a_failure_of_a_former_registration_does_not_count():
 
 @pytest.mark.parametrize("final", [ProblemReason.QUARANTINED, ProblemReason.NOWHERE, ProblemReason.CONTENT_CHANGED])
 def test_what_holds_for_every_pod_is_told_at_once(final):
-    """Other content under the same registration, say: no other pod is asked."""
+    """A failure that holds for every pod, such as other content under the same registration, is reported at once
+    without asking another pod."""
     carrier = asking("a", "b")
     carrier.says(events.Failed, text="both digests", reason=final)
     assert len(carrier.asked) == 1
@@ -391,7 +397,7 @@ def test_a_quarantined_model_is_not_loaded_but_a_copy_that_is_being_made_is_join
 
 
 def test_broken_models_make_no_pod_unhealthy():
-    """One broken model before each good one."""
+    """Broken models, one before each good one, make no pod unhealthy."""
     carrier = Carrier("a", "b")
     for number in range(20):
         carrier.join(model_id=f"bad{number}")
@@ -427,7 +433,8 @@ def test_a_pod_in_which_everything_fails_gets_no_more_loads():
 
 
 def test_what_fits_nowhere_is_refused_without_asking():
-    """From the second call on: its record says by then what it needs."""
+    """A model that fits nowhere is refused without asking a pod from the second call on, because its record has the
+    size by then."""
     carrier = Carrier("a")
     carrier.size = 1 << 40
     carrier.join()
@@ -438,7 +445,8 @@ def test_what_fits_nowhere_is_refused_without_asking():
 
 
 def test_a_pod_that_finds_out_that_a_model_fits_nowhere_has_its_record_read_again():
-    """The first call: no other pod of that size tries it."""
+    """When a pod finds that a model fits nowhere its record is read again, so that no other pod of that size tries it
+    in the first call."""
     carrier = asking("a", "b")
     given = carrier.says(events.Refused, reason=ProblemReason.NOWHERE, text="it takes 400 MiB")
     assert [type(one) for one in given] == [instructions.ForgetRecord, instructions.Read]
@@ -469,7 +477,8 @@ def test_refusals_become_the_answer_when_no_pod_is_left(refusals, told):
 
 @pytest.mark.parametrize("refusal", [ProblemReason.UNAVAILABLE, ProblemReason.REGISTRY_AWAY, ProblemReason.INTERNAL])
 def test_a_pod_that_is_not_up_to_it_is_passed_over_and_asked_again_later(refusal):
-    """A load that was cut off because its server died is UNAVAILABLE there, and tried elsewhere."""
+    """A pod that is not ready for loads is skipped and asked again later; a load cut off by its server's death is
+    UNAVAILABLE there and tried elsewhere."""
     carrier = asking("a", "b")
     carrier.says(events.Refused, reason=refusal, text="its server restarts")
     assert sorted(carrier.asked) == ["a", "b"]
@@ -491,7 +500,7 @@ def test_only_some_pods_are_asked_in_one_go():
 
 
 def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
-    """The callers have waited for their turn in one pod, until their deadline."""
+    """No pod is asked for room after the callers have waited for their turn in another pod until their deadline."""
     carrier = asking("a", "b", deadline_ms=5000)
     carrier.after(5000)
     assert reason(carrier) is ProblemReason.DEADLINE
@@ -501,7 +510,8 @@ def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
 
 
 def test_a_refusal_at_once_is_followed_up_even_for_nobody():
-    """The next caller will want the model too."""
+    """A refusal at once is followed up even without a waiting caller, because the next caller will want the model
+    too."""
     carrier = asking("a", "b")
     carrier.leave()
     carrier.says(events.Refused, reason=ProblemReason.NO_ROOM, text="full")
@@ -512,7 +522,7 @@ def test_a_refusal_at_once_is_followed_up_even_for_nobody():
 
 
 def test_callers_wait_for_their_turn_within_their_deadline():
-    """A storm does not refuse at once those who can wait."""
+    """Callers wait for their turn within their deadline: a storm does not refuse at once those who can wait."""
     carrier = asking("a", deadline_ms=60_000)
     carrier.after(59_999)
     assert carrier.problems == {}
