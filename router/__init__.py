@@ -1,2 +1,2 @@
-"""The router, which clients call: picks a pod for each call, carries the call there, requests loads, keeps the
+"""The router, which clients call: it picks a pod for each call, carries the call there, requests loads, and keeps the
 registry."""

@@ -1,4 +1,4 @@
-"""`python -m router`: the command line of a router pod. Each option can be given by the environment, as MESH_OPTION."""
+"""`python -m router`: the command line of a router pod. Each option can also be set as MESH_OPTION."""
 
 import os
 import socket

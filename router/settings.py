@@ -1,6 +1,6 @@
 """The router's settings: one frozen object from the command line and the environment, handed to the workers as a file.
 
-Nothing below `__main__` reads the environment. The file lies in the run directory, which only this user can enter,
+Nothing below `__main__` reads the environment. The file is in the run directory, which only this user can enter,
 because it holds the password for etcd; command lines are visible to all users of the machine.
 """
 
@@ -29,18 +29,18 @@ class RouterSettings:
     tls_certificate: str = ""  # path of a PEM file; empty: no TLS for clients
     tls_key: str = ""
     tls_client_ca: str = ""  # path of a PEM file: clients' certificates must be signed by these authorities
-    tls_client_auth: str = "require"  # with it; or "optional": clients may show none
-    internal_tls: str = ""  # folder of the identity among the mesh's processes; empty: no TLS to runtime pods
+    tls_client_auth: str = "require"  # with tls_client_ca; or "optional": clients need no certificate
+    internal_tls: str = ""  # folder of the certificate for calls within the mesh; empty: no TLS to runtime pods
     connection_age: float = 0.0  # after which clients are asked to reconnect; 0: never
-    rest_listen: str = "127.0.0.1:8008"  # REST has a port of its own only with the grpc edge
+    rest_listen: str = "127.0.0.1:8008"  # only with the grpc edge; with Envoy REST shares the port of gRPC
     probe: str = "127.0.0.1:8089"
     workers: int = 1  # 0: by the CPUs granted
     run_dir: str = ""
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     max_message: int = 16 * MiB
     max_body_bytes: int = 256 * MiB  # of all requests and replies that one worker holds
-    min_body_rate: int = 32 * 1024  # lowest rate at which a body may arrive or be read, bytes a second; 0: any
-    edge_memory: int = 384 * MiB  # at which Envoy refuses new connections; 0: any
+    min_body_rate: int = 32 * 1024  # lowest rate at which a body may arrive or be read, bytes a second; 0: no limit
+    edge_memory: int = 384 * MiB  # near which Envoy refuses new connections; 0: no limit
     max_connections_per_pod: int = 1024  # of one worker: HTTP/1.1 takes one for each call in flight
     connect_timeout: float = 1.0
 

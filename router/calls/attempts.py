@@ -1,8 +1,8 @@
-"""The tries of one call that was not answered at once: the outcome of each, and what follows by `placement.retry`.
+"""The tries of one call that was not answered at once: the outcome of each, and the next step by `placement.retry`.
 
-`unary` and `streams` use it and do what it says: call again at once or after a pause, verify, or give up with the error
-that it raises. What a try shows about pods and copies is noted here as well. A call whose first try is answered needs
-none.
+`unary` and `streams` carry the step out: they call again at once or after a pause, verify, or give up with the error
+that was raised here. What a try shows about pods and copies is noted here as well. A call whose first try is answered
+needs no `Attempts`.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -31,11 +31,11 @@ class Attempts:
         self._tries = 0
         self._repeated = False
         self.tried: list[Copy] = []
-        """Copies that are not called again as long as there is another. A load empties the list."""
+        """Copies that are not called again while there is another one. A load empties the list."""
 
     def refused(self, copy: Copy, refusal: bytes, said: Said, *, kept: bool = True) -> Decision:
         """Decides after a pod refused the call without running anything. `refusal` is the header that says why, `said`
-        what the call said about the record; `kept`: the whole request can be sent again. Raises MeshError if the call
+        what the call stated about the record; `kept`: the whole request can be sent again. Raises MeshError if the call
         is given up; so do the methods below."""
         verify = refusal == names.VERIFY_FIRST
         if verify and said is not VERIFIED:
@@ -63,7 +63,8 @@ class Attempts:
     ) -> Decision:
         forwarder = self._forwarder
         self._tries += 1
-        alone = trouble is Trouble.BUSY or (trouble is Trouble.VERIFY_FIRST and said is AWAY)  # others matter only then
+        # Other copies only matter then.
+        alone = trouble is Trouble.BUSY or (trouble is Trouble.VERIFY_FIRST and said is AWAY)
         decision = retry.decide(
             retry.Try(
                 trouble=trouble,

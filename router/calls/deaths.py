@@ -1,11 +1,11 @@
-"""Models whose calls lost their servers lately: a model, or a request, that kills servers must not kill the next one.
+"""Models whose calls lost their servers lately, so that a model, or a request, does not kill one server after another.
 
 The agents know better which model it was, and which request (their use board survives the server), and write it into
-the model's record; `placement.blame` says what follows. But that takes a moment, and callers retry at once. So after a
-server is lost in a call of a model, the router reads the record before each further call of it, for some seconds, or
-longer after a second loss, and does not retry.
+the model's record; `placement.blame` draws the conclusion. But that takes a moment, and callers retry at once. After a
+server is lost in a call of a model, the router therefore reads the record before each further call of the model, for
+some seconds, or longer after a second loss, and does not retry.
 
-A model that merely shared a server with a killer is counted too; it loses a retry and some milliseconds.
+A model that merely shared the server with the culprit is counted too: this costs its calls a retry and milliseconds.
 """
 
 from cachetools import TTLCache
@@ -18,7 +18,7 @@ REMEMBER = 60.0
 BRIEF = 10.0
 """Seconds for which the record is read after a first loss, and again after each request that it refuses."""
 
-_SAME_MOMENT = 0.5  # seconds: losses of one pod so close together are one death seen by several calls
+_SAME_MOMENT = 0.5  # seconds: losses in one pod within this time are one death, seen by several calls
 
 
 class Deaths:

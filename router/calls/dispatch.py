@@ -1,7 +1,6 @@
 """The dispatch of each call: to a service of the worker's own, to management, or on to a model.
 
-Every transport (the HTTP/1.1 server, the `grpc.aio` edge, REST) has this one handler, so the meaning of a call does not
-depend on its transport.
+All transports (the HTTP/1.1 server, the `grpc.aio` edge, REST) share this handler, so a call means the same over each.
 """
 
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ class Dispatcher:
         self._services = services
 
     def dispatch(self, call: Call) -> None:
-        """Answers the call, now or later. Nothing that a client can send makes it raise."""
+        """Answers the call, now or later. Does not raise, whatever the client sends."""
         service = self._services.get(call.method)
         if service is not None:
             service(call)

@@ -1,7 +1,7 @@
-"""The extensions of V2 that the mesh does not have (those of Triton's), and what to use instead.
+"""The extensions of V2 (by Triton) that the mesh does not have, and what to use instead.
 
-Each is refused with UNIMPLEMENTED, or 501 over REST. Otherwise a client that asks for the index of models would read
-about a missing header, and one that asks for a model's statistics that there is no such model.
+Each is refused with UNIMPLEMENTED, or 501 over REST. Without this, a client that requests the index of models would be
+told that a header is missing, and one that requests a model's statistics that the model does not exist.
 
 A model's own server may have some of them. Over gRPC, a call that names the model in `mm-model-id` reaches it.
 """
@@ -71,7 +71,7 @@ def of_path(segment: str) -> MeshError:
 
 
 def of_operation(path: str) -> MeshError | None:
-    """Returns the refusal of a path below `/v2/models/` that names no model; None if it is no extension's either."""
+    """Returns the refusal of a path below `/v2/models/` that is an extension's and names no model; None for others."""
     for operation, refused in _OPERATIONS.items():
         if path.rstrip("/").endswith(f"/{operation}"):
             return _refusal(refused)

@@ -1,12 +1,12 @@
 """A reader of one string in an encoded protobuf message, by its path of field numbers.
 
-The router forwards messages as the bytes in which they came; all it needs is the model's id. So this walks over the
-encoding without a descriptor, and stops at the string: for the V2 methods, whose encoders write fields in order, that
-is the first field of the message.
+The router forwards messages as the bytes that it received; all it needs is the model's id. The reader therefore walks
+over the encoding without a descriptor, and stops at the string: for the V2 methods, whose encoders write fields in
+order, that is the first field of the message.
 
 As in the predecessor, the *first* occurrence of each field on the path counts; protobuf would merge later ones into it.
-No encoder writes a field twice that is not repeated; a handmade message that does is left for the model server to
-interpret. Groups, for which proto3 has no fields, are skipped.
+No encoder writes a field twice unless it is repeated; how to read a handmade message that does is left to the model
+server. Groups, for which proto3 has no fields, are skipped.
 """
 
 from collections.abc import Sequence

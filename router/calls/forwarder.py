@@ -1,6 +1,6 @@
-"""The state that the calls of one worker share: which copy to call next, what is known of pods, waits for a connection.
+"""The state that the calls of one worker share: the next copy to call, facts about pods, waits for a connection.
 
-`unary` and `streams` carry calls; `attempts` decides what follows after one has failed.
+`unary` and `streams` carry calls; `attempts` decides what to do after one has failed.
 """
 
 import asyncio
@@ -94,8 +94,8 @@ class Forwarder:
         return copy.suspect or copy.pod.wary or copy.record.blamed or copy.model in self.deaths.watched
 
     def refusal(self, model_id: str, frame: bytes) -> MeshError | None:
-        """Returns why this request must not be sent to a model whose record was just read: a server died in it
-        lately."""
+        """Returns why this request must not be sent to a model whose record was just read (the request killed a server
+        lately); None if it may."""
         registration = self.registry.remembered(model_id)
         if registration is None or not registration.record.blames:
             return None
@@ -109,8 +109,8 @@ class Forwarder:
         return MeshError(Reason.QUARANTINED, f"{text}: it is not sent again. Other requests are")
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may state about its record without a read; NOTHING if one is needed. A model
-        that killed servers a moment ago may be quarantined by now, so its record is read for each call."""
+        """Returns what a call to the copy may state about the model's record without reading it; NOTHING if a read is
+        needed. A model that killed servers a moment ago may be quarantined by now, so each call reads its record."""
         watched = copy.record.blamed or copy.model in self.deaths.watched
         if watched and not self.verifier.away:
             return NOTHING
@@ -171,12 +171,12 @@ class Forwarder:
                 waited_for.pop(copy, None)
 
     def has_room(self, copy: Copy) -> bool:
-        """Tells whether its model may take one more connection to its pod."""
+        """Returns whether the copy's model may take one more connection to the copy's pod."""
         return not shares.full(copy, self.settings.max_connections_per_pod)
 
     def beyond_share(self, copy: Copy, tried: Iterable[Copy], *, unary: bool = True) -> Copy | None:
-        """Returns another copy for a call whose model has its share of the connections to this copy's pod; None: it
-        waits for one there (`wait`). Raises MeshError if it must not wait, or too many do."""
+        """Returns another copy for a call whose model has used up its share of the connections to this copy's pod;
+        None: the call waits for one there (`wait`). Raises MeshError if it must not wait, or too many calls do."""
         others = self.view.copies.get(copy.model, ())
         other = self.pick([other for other in others if other not in tried and self.has_room(other)])
         elsewhere = other is not None and not self.must_verify(other)
@@ -201,7 +201,7 @@ class Forwarder:
             self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:
-        # One pass over all of them is cheaper than a timer each: nearly all calls end long before their deadline.
+        # One pass over all calls is cheaper than a timer for each: nearly all end long before their deadline.
         now = self.loop.time()
         try:
             for carry in [carry for carry in self.timed if carry.deadline < now]:

@@ -3,7 +3,7 @@
 The children of a method and a code are looked up once and kept, so that a hit costs three observations and no strings.
 
 Names of methods come from clients. A name gets series of its own once a model server has answered a call of it with OK;
-all others are counted together as `other`, so invented names can neither grow the metrics nor crowd out real ones.
+all others are counted together as `other`, so invented names can neither inflate the metrics nor crowd out real ones.
 """
 
 from mesh.statuses import Code

@@ -1,4 +1,4 @@
-"""The way of a model server's reply to the caller: without the mesh's own headers, whole or message by message."""
+"""Replies of model servers, passed on to the caller without the mesh's own headers, at once or message by message."""
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -17,7 +17,7 @@ ENCODING = b"grpc-encoding"
 
 def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | None]:
     """Returns the headers for the client, and the header that says why the pod has run nothing (NOT_HERE or
-    VERIFY_FIRST), if there is one. Notes the pod's load on the way."""
+    VERIFY_FIRST), if there is one. Also records the pod's load."""
     returns = routes.returns
     kept = []
     refusal = None

@@ -1,10 +1,10 @@
 """The model that a call is for, and the part of its metadata that the model server gets.
 
 The rules and texts are the predecessor's, so that its clients notice no difference: the id is in the message if
-the method has a field path (the three V2 methods have one), else in the metadata. Only as much of the message is read
-as is needed to find the id; a compressed message is decompressed for that and forwarded as it came.
+the method has a field path (the three V2 methods have one), else in the metadata. Only the part of the message up to
+the id is read; a compressed message is decompressed for that, and forwarded unchanged.
 
-Not here: finding a copy of the model (`view`, `coldstart`), and methods other than inference (`dispatch`).
+`view` and `coldstart` find a copy of the model; `dispatch` handles methods other than inference.
 """
 
 from collections.abc import Mapping
@@ -18,18 +18,18 @@ from mesh.wire.call import Call, Header
 from router.calls import extensions, fieldpath
 
 _REFUSED = (
-    b"/mmesh.ModelRuntime/",  # what agents call on model servers: never for clients
+    b"/mmesh.ModelRuntime/",  # for agents' calls to model servers, never for clients
     b"/com.ibm.watson.tas.internal.proto.ModelServer/",
     b"/mesh.agent.v1.Agent/",
-    b"/mmesh.ModelMesh/",  # methods of these two that exist are answered before a call comes here
+    b"/mmesh.ModelMesh/",  # existing methods of these two services are answered before a call gets here
     b"/com.ibm.watson.tas.proto.TasRuntime/",
 )
-_MAX_METHODS = 1000  # names that are remembered; they come from clients
+_MAX_METHODS = 1000  # remembered names; they come from clients
 _MAX_NAMES = 4000
-_MAX_NAME = 256  # bytes of a name that is remembered: a head may have 64 KiB
+_MAX_NAME = 256  # bytes of a remembered name: a head may have 64 KiB
 _MAX_IDS = 100  # in one call
 _UNPACKED = 1 << 20  # bytes: 3 ms at most
-_MAX_TEXT = 200  # characters of a client's text that ours repeats
+_MAX_TEXT = 200  # characters of a client's text that an error quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Method:
     name: bytes  # with its leading slash
     label: str  # for metrics: the part after the last slash
     path: tuple[int, ...] = ()  # field numbers of the id in the request; empty: metadata only
-    safe: bool = False  # may be sent a second time although the first server may have seen it
+    safe: bool = False  # may be sent again even if the first server may have received it
     unary: bool = False  # known to have one message and one reply, and so to end soon
     refused: str = ""  # never forwarded, and why
     lacking: str = ""  # why a call that names no model is refused, if not just for the lack of a header
@@ -52,7 +52,7 @@ V2_METHODS: Mapping[bytes, Method] = {
 
 
 class Routes:
-    """The methods, and how the model of each is found."""
+    """The methods, and the way to find the model of each."""
 
     __slots__ = ("_methods",)
 
@@ -94,8 +94,8 @@ class Routes:
 
 
 def _in_compressed(call: Call, method: Method, frame: bytes) -> str | None:
-    """Returns the id in a compressed message, or None. Encoders write it first, so no more than `_UNPACKED` of a
-    message is unpacked for it: 16 MiB would block the event loop for 50 ms."""
+    """Returns the id in a compressed message, or None. Encoders write the id first, so no more than `_UNPACKED` bytes
+    are unpacked to find it: 16 MiB would block the event loop for 50 ms."""
     beginning = framing.beginning(frame, call.encoding, _UNPACKED)
     try:
         return fieldpath.extract(beginning, method.path)
@@ -117,7 +117,7 @@ def _checked(model_id: str) -> str:
 def id_of_metadata(received: list[Header], lacking: str = "") -> str:
     """Returns the model id that the metadata names. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
 
-    `lacking` is why a call that names none is refused, if only an extension would need the name."""
+    `lacking` is why a call without an id is refused, if its method is an extension's; empty: the header is missing."""
     models = _values(received, headers.MODEL_ID, headers.MODEL_ID_BIN)
     vmodels = _values(received, headers.VMODEL_ID, headers.VMODEL_ID_BIN)
     if models and vmodels:
@@ -133,7 +133,7 @@ def id_of_metadata(received: list[Header], lacking: str = "") -> str:
     if not all(values):
         raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header must be non-empty")
     if vmodels:
-        raise MeshError(Reason.UNKNOWN_METHOD, "vmodels are not supported yet: call the model that it stands for")
+        raise MeshError(Reason.UNKNOWN_METHOD, "vmodels are not supported yet: call the model that it points at")
     if len(values) > 1:
         raise MeshError(Reason.UNKNOWN_METHOD, "several model ids in one call are not supported yet")
     try:
@@ -143,7 +143,7 @@ def id_of_metadata(received: list[Header], lacking: str = "") -> str:
 
 
 def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
-    """Returns the values of the plain name, or if there are none those of the binary one, decoded."""
+    """Returns the values of the plain header, or if there are none, the decoded values of the binary one."""
     found = [value for name, value in received if name == plain]
     if found:
         return found
@@ -158,7 +158,7 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
 
 
 class _Passes(dict[bytes, bool]):
-    """A cache that says which names of a client's metadata go on: a call costs one look-up."""
+    """A cache of which names in a client's metadata are passed on: a call costs one look-up."""
 
     def __missing__(self, name: bytes) -> bool:
         passes = not name.startswith((headers.INTERNAL, b"mm-", b"grpc-")) and name not in (
@@ -172,11 +172,12 @@ class _Passes(dict[bytes, bool]):
 
 
 passes = _Passes()
-"""`passes[name]`: whether the model server gets that header of a client's. The mesh's and the transport's own stay."""
+"""`passes[name]`: whether the model server gets that header of a client's. It gets none of the mesh's or the
+transport's own."""
 
 
 class _Returns(dict[bytes, bool]):
-    """A cache that says which names of a reply's metadata go back to the client."""
+    """A cache of which names in a reply's metadata are returned to the client."""
 
     def __missing__(self, name: bytes) -> bool:
         returns = not name.startswith(headers.INTERNAL)

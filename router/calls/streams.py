@@ -1,12 +1,11 @@
 """Calls whose request comes message by message: carried by two coroutines, one each way, full duplex.
 
-The rules are those of unary calls (`attempts`), except for what can be sent a second time: the messages that have been
-passed on are kept until the reply begins, the first one always, more of them up to a bound. A call that has sent more
-than that is not tried again.
+The rules are those of unary calls (`attempts`), except for what can be sent again: the first message, and further ones
+up to a bound, are kept until the reply begins. A call that has sent more than that is not tried again.
 
-Unary calls come here too if their end arrives later than their message. So the first message is compared with the
-requests in which servers have died, as a unary one is, if the message names the model, as in V2: other methods'
-messages are not read before a server is chosen, and the requests in which servers died are only known for V2.
+Unary calls are carried here too if their end arrives later than their message. The first message of a V2 method is
+therefore compared with the requests that killed servers, as a unary one is. Other methods' messages are not read before
+a server is chosen, and requests that killed servers are only known for V2.
 """
 
 import asyncio
@@ -52,7 +51,7 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
         answers.fail(call, error)
     except (CallCancelled, asyncio.CancelledError):
         code = int(Code.CANCELLED)
-        if not call.cancelled:  # this router stops
+        if not call.cancelled:  # this router is stopping
             answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping"))
     finally:
         call.on_cancel(None)

@@ -1,8 +1,8 @@
-"""The carrying of a unary call to a copy and of its reply back: a state machine of plain callbacks, no task on a hit.
+"""Unary calls, carried to a copy, and their replies: a state machine of plain callbacks, without a task on a hit.
 
 A `UnaryCall` is one call. It picks a copy from the view, sends the bytes, and passes the reply back: status, metadata,
 trailers, or a stream. If there is no copy, `coldstart` calls back; after a try without an answer, `attempts` decides
-what follows. When the caller goes away, or its deadline passes, closing the connection tells the server.
+what to do. When the caller goes away, or its deadline passes, the server learns of it by the closed connection.
 
 The record of a *suspect* copy is read before the first try, as is that of a model whose calls lost servers; see
 `verify`. `forwarder` holds what calls share, `dispatch` makes a `UnaryCall` of a call, `streams` carries streaming
@@ -31,7 +31,7 @@ _OK = int(Code.OK)
 
 
 class UnaryCall:
-    """One unary call on its way. A sink for the pool, a waiter for the cold start."""
+    """One unary call on its way: a sink for the pool, a waiter for the cold start."""
 
     __slots__ = (
         "_attempts",
@@ -89,7 +89,7 @@ class UnaryCall:
             self._send(copies[0])
         else:
             self._next()
-        if not self._done:  # else it was refused at once, and the two would keep each other alive
+        if not self._done:  # else the call was refused at once, and the two objects would keep each other alive
             call.on_cancel(self.cancelled)
 
     # --- choosing a copy ---
@@ -138,7 +138,7 @@ class UnaryCall:
         call = self._call
         pod = copy.pod
         pool = pod.pool
-        if pool is None:  # the pod has gone meanwhile
+        if pool is None:  # the pod has disappeared meanwhile
             self._after(copy, self._tries().missed, copy)
             return
         if copy.calls and not self._forwarder.has_room(copy):
@@ -163,7 +163,7 @@ class UnaryCall:
             self._forwarder.began(copy)
 
     def _beyond_share(self, copy: Copy) -> None:
-        """Goes to another copy, or waits for a call to end: the model has its share of this pod's connections."""
+        """Calls another copy, or waits for a call to end: the model has used up its share of this pod's connections."""
         forwarder = self._forwarder
         try:
             other = forwarder.beyond_share(copy, self._tried)
@@ -177,7 +177,7 @@ class UnaryCall:
             self._waits_for = copy
 
     def resume(self) -> None:
-        """Goes on: a call in the same pod has ended."""
+        """Continues after a call in the same pod has ended."""
         self._waits_for = None
         if not self._done:
             self._next()
@@ -185,18 +185,18 @@ class UnaryCall:
     # --- from the cold start ---
 
     def on_copy(self) -> None:
-        """Goes on: there is a copy now."""
+        """Continues now that there is a copy."""
         if not self._done:
             self._next()
 
     def on_error(self, error: MeshError) -> None:
-        """Fails the call: there will be no copy."""
+        """Fails the call, because there will be no copy."""
         self._fail(error)
 
     # --- from the pool ---
 
     def on_reply(self, reply: Reply) -> None:
-        """Passes it back, unless the pod did not hold the copy."""
+        """Passes the reply back, unless the pod did not hold the copy."""
         copy = self._copy
         assert copy is not None
         pod = copy.pod
@@ -225,7 +225,7 @@ class UnaryCall:
             self._ended(reply.code, -1)
 
     def on_stream(self, stream: ReplyStream) -> None:
-        """Passes back a reply that comes message by message."""
+        """Passes back a reply that arrives message by message."""
         assert self._copy is not None
         headers, _ = replies.returned(stream.headers, self._copy.pod)
         if stream.encoding:
@@ -239,7 +239,7 @@ class UnaryCall:
         except CallCancelled:
             stream.cancel()
         except Lost as lost:
-            if not self._done:  # else it was lost because we gave up the call
+            if not self._done:  # else the stream was lost because this side gave up the call
                 assert self._copy is not None
                 self._forwarder.lost(self._copy, lost.why)
                 error = replies.broken(lost.why)
@@ -253,7 +253,7 @@ class UnaryCall:
             self._ended(code, size)
 
     def on_lost(self, lost: Lost) -> None:
-        """Tries again if that is allowed."""
+        """Tries the call again if that is allowed."""
         copy, pool = self._copy, self._pool
         assert copy is not None
         self._forwarder.ended(copy)
@@ -275,7 +275,7 @@ class UnaryCall:
         return attempts
 
     def _after(self, copy: Copy, outcome: Callable[P, Decision], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Does what follows from the outcome of a try."""
+        """Acts on the decision that follows from the outcome of a try."""
         try:
             decision = outcome(*args, **kwargs)
         except MeshError as error:
@@ -295,13 +295,13 @@ class UnaryCall:
     # --- the end ---
 
     def cancelled(self) -> None:
-        """Ends the call: its caller has gone."""
+        """Ends the call, because its caller has gone."""
         if not self._done:
             self._withdraw()
             self._ended(int(Code.CANCELLED), -1)
 
     def expired(self) -> None:
-        """Fails the call: its deadline has passed."""
+        """Fails the call, because its deadline has passed."""
         if not self._done:
             self._fail(MeshError(Reason.DEADLINE, "the deadline has passed"))
 
@@ -328,7 +328,7 @@ class UnaryCall:
         if self._done:
             return
         self._done = True
-        self._call.on_cancel(None)  # else call and carry would keep each other alive until garbage collection
+        self._call.on_cancel(None)  # else the two objects would keep each other alive until garbage collection
         forwarder = self._forwarder
         forwarder.in_flight -= 1
         if self.deadline:

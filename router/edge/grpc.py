@@ -1,14 +1,14 @@
 """`grpc.aio` as the edge: for machines where Envoy cannot run.
 
-The handler that serves behind Envoy gets the same calls over another transport: messages stay bytes, and each becomes a
-frame. It costs some ten times the CPU of the HTTP/1.1 server behind Envoy (`grpcio`'s core, driven from asyncio), and
-REST needs a port of its own.
+The same handler serves as behind Envoy, over another transport: messages stay bytes, and each becomes a frame. This
+edge takes about ten times the CPU of the HTTP/1.1 server behind Envoy (`grpcio`'s core, driven from asyncio), and REST
+needs a separate port.
 
-Every worker listens on the one port (SO_REUSEPORT), and the kernel spreads the connections. So a check that no other
-mesh has the port must come before the workers start (`mesh.process.ports.check_free`).
+All workers listen on one port (SO_REUSEPORT), and the kernel distributes the connections. Another mesh could listen
+there too, so the port must be checked before the workers start (`mesh.process.ports.check_free`).
 
-The wire does not say which methods are unary. Those known to be unary take the fast path, with the request in one
-piece; any other is taken message by message, which serves unary ones too.
+The wire does not say which methods are unary. Methods known to be unary take the fast path, with the request in one
+piece; calls of any other method are read message by message, which works for unary ones too.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _UNARY = frozenset({"/grpc.health.v1.Health/Check"})
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _NOT_SENT = metadata.RESERVED | {b"grpc-encoding", b"grpc-accept-encoding", b"server", b"date"}
-_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in its stubs
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from its stubs
 _NEWS = 0.002  # seconds; measured 0.1 ms
 _INTERNAL = "internal error, see the router's log"
 
@@ -118,7 +118,7 @@ class GrpcCall(wire.Call):
             raise wire.CallCancelled(f"the caller has gone: {error}") from error
         if message is not _EOF:
             return framing.pack(message)
-        # A cancelled call looks like one that has ended, until the news of the cancellation follows.
+        # A cancelled call looks like one that has ended until the cancellation arrives.
         await asyncio.wait((self._gone,), timeout=_NEWS)
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
@@ -175,7 +175,7 @@ class GrpcCall(wire.Call):
 
 
 class GrpcEdge:
-    """A `grpc.aio` server that hands every call to one handler."""
+    """A `grpc.aio` server that passes every call to one handler."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class GrpcEdge:
             options=(
                 ("grpc.so_reuseport", int(shared)),
                 ("grpc.max_receive_message_length", max_message),
-                ("grpc.max_send_message_length", -1),  # a model server's answer was bounded when it was received
+                ("grpc.max_send_message_length", -1),  # the limit was applied when the model server's answer arrived
                 ("grpc.max_metadata_size", max_headers),
                 ("grpc.absolute_max_metadata_size", max_headers),
                 ("grpc.max_concurrent_streams", 1024),
@@ -223,14 +223,14 @@ class GrpcEdge:
         return bound
 
     async def close(self, grace: float) -> None:
-        """Takes no more calls, lets those in flight end for up to `grace` seconds, then cancels them."""
+        """Accepts no more calls, waits up to `grace` seconds for those in flight, then cancels them."""
         await self._server.stop(grace)
         for call in tuple(self._in_flight):  # grpc.aio does not always cancel the calls that it has given up
             call.end.cancel()
             call.cut()
 
     async def unary(self, method: str, request: bytes, context: Context) -> bytes:
-        """Serves a call whose request has come whole."""
+        """Serves a call whose request has arrived in one piece."""
         call = GrpcCall(method, context, framing.pack(request), self._max_message)
         with self._budget.hold() as hold:
             try:
@@ -249,7 +249,7 @@ class GrpcEdge:
         return message
 
     async def stream(self, method: str, _: Any, context: Context) -> None:
-        """Serves a call whose messages come and go one by one."""
+        """Serves a call whose messages are read and written one by one."""
         call = GrpcCall(method, context, None, self._max_message)
         end = await self._answered(call)
         if end.headers:
@@ -296,7 +296,7 @@ class GrpcEdge:
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
-    """The choice of a path for a method."""
+    """The choice between the fast path and the general one, by method."""
 
     def __init__(self, edge: GrpcEdge) -> None:
         self._edge = edge
@@ -320,7 +320,7 @@ def _headers(received: Any) -> list[wire.Header]:
 
 
 def _metadata(headers: wire.Headers) -> Metadata:
-    """Returns headers as gRPC's metadata, without those that belong to the transport or cannot be sent."""
+    """Returns headers as gRPC's metadata, without headers of the transport and those that cannot be sent."""
     sent: Metadata = []
     for name, value in headers:
         if name in _NOT_SENT:

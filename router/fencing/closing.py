@@ -1,12 +1,12 @@
-"""The leader's duty for pods that are cut off: it closes lives that are over, and removes tombstones no longer needed.
+"""The leader's duty for pods that are cut off: it closes lives that have ended, and removes tombstones not needed now.
 
-A life without presence is open: its model server may or may not still answer. The leader notes the revision at which
-its presence ended, so that etcd's history tells what it held, and for how long it has been open: an age rather than a
-time, so that the next leader goes on counting whatever its clock says. A life is closed
+A life without presence is open: its model server may or may not still answer. The leader records the revision at which
+its presence ended, so that etcd's history shows which copies it held, and for how long it has been open: an age rather
+than a time, so that the next leader continues the count whatever its clock says. A life is closed
 
 - by its agent, once its model server has ended;
 - when another incarnation is published in its place, and the former one has had time to notice;
-- when nothing listens on its data port any more (connections are refused), or a published pod listens there;
+- when nothing listens on its data port (connections are refused), or a published pod listens there;
 - by hand (`mesh pods forget`);
 - after `--reregister-after`, with a warning: from then on, nothing keeps a pod that is still cut off from answering
   callers who are cut off with it for models that have been registered again.
@@ -28,17 +28,17 @@ from router.state.view import View
 log = logs.get(__name__)
 
 LOOK = 0.5
-"""Seconds between two looks."""
+"""Seconds between two checks of all lives."""
 
 NOTE = 10
-"""Seconds between two notes of how long a life has been open."""
+"""Seconds between two records of how long a life has been open."""
 
 REPLACED = 10
-"""Seconds after which another incarnation of the same name ends a life. The former pod may be alive: its agent only
-seemed dead to the new one. It checks every few seconds that its presence is its own, and stops answering if it is
-not."""
+"""Seconds after which another incarnation of the same name ends a life. The former pod may be alive, and only its agent
+have seemed dead to the new one. It checks every few seconds that the presence under its name is its own, and stops
+answering if it is not."""
 
-_SHARE = 4  # the pause after a look, in multiples of its duration: with thousands of tombstones, looks take seconds
+_SHARE = 4  # the pause after a check, in multiples of its duration: with thousands of tombstones, a check takes seconds
 _PAUSE_MAX = 10.0  # seconds
 _AT_ONCE = 64  # concurrent connection attempts: a zone may be lost, and this process needs descriptors too
 _CONNECT = 1.0  # seconds
@@ -46,7 +46,7 @@ _CONNECT = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ClosingStatistics:
-    """The leader's numbers of lives and tombstones."""
+    """Numbers of lives and tombstones, by the leader."""
 
     open: int
     tombstones: int
@@ -65,7 +65,7 @@ class Closing:
         *,
         reregister_after: float | None,
     ) -> None:
-        """Stores its parts. `reregister_after` in seconds; None: a life stays open until it is known to be over."""
+        """Stores its parts. `reregister_after` in seconds; None: a life stays open until it is known to have ended."""
         self._view = view
         self._etcd = etcd
         self._keys = keys
@@ -76,7 +76,7 @@ class Closing:
         self._trying = asyncio.Semaphore(_AT_ONCE)
 
     async def lead(self) -> None:
-        """Looks again and again, until cancelled."""
+        """Checks lives and tombstones again and again, until cancelled."""
         self._since.clear()
         loop = asyncio.get_running_loop()
         while True:
@@ -89,7 +89,7 @@ class Closing:
             await asyncio.sleep(min(max(LOOK, _SHARE * (loop.time() - began)), _PAUSE_MAX))
 
     async def look(self) -> None:
-        """Looks once at each open life and at each tombstone. Raises EtcdError."""
+        """Checks each open life and each tombstone once. Raises EtcdError."""
         if self._view.open_lives():
             lives = await self._tombstones.open_lives()
             seen = {(life.pod, life.incarnation) for life in lives}
@@ -105,7 +105,7 @@ class Closing:
 
     async def _judge(self, life: Open) -> None:
         if self._view.revision < life.revision:
-            return  # this router was stopped or is short of CPU: its view of pods and addresses is older than the life
+            return  # this router was stopped or is short of CPU, so its view of pods is older than the life
         now, who = asyncio.get_running_loop().time(), (life.pod, life.incarnation)
         first, age = self._since.setdefault(who, (now, life.life.open_seconds))
         age = int(age + now - first)
@@ -156,8 +156,8 @@ class Closing:
 
 
 async def _refuses(address: str) -> bool:
-    """Returns whether connections to that address are refused, so that no process listens there. A timeout proves
-    nothing, nor does a name that cannot be resolved. All addresses of a name must refuse."""
+    """Returns whether connections to that address are refused, so that no process listens there. Neither a timeout nor
+    a name that cannot be resolved proves anything. All addresses of a name must refuse."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_CONNECT):

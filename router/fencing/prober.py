@@ -1,8 +1,8 @@
-"""Probes of suspect pods: do they still exist?
+"""Probes of suspect pods, to find out whether they still exist.
 
-A pod whose lease ended may be dead, or only etcd stalled. Calls find out, but a model without calls would stay in the
-view forever. So the agent of each suspect pod is asked every few seconds; a pod whose agent does not answer, or is
-another incarnation, is removed with its copies.
+If a pod's lease has ended, the pod may be dead, or etcd may only have stalled. Calls find out, but a model without
+calls would stay in the view forever. The agent of each suspect pod is therefore asked every few seconds; if it does not
+answer, or is another incarnation, the pod is removed from the view with its copies.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from router.state.view import View
 log = logs.get(__name__)
 
 TIMEOUT = 5.0
-"""Seconds. Long: the cause of etcd's stall may have slowed the agent too, and removing a live pod costs loads."""
+"""Seconds to wait for an answer: long, because the cause of etcd's stall may have slowed the agent too, and removing a
+live pod costs loads."""
 
 INTERVAL = 2.0
 """Seconds between two questions to the same pod."""
@@ -32,7 +33,7 @@ class Prober:
         self._probing: set[str] = set()
 
     def look(self) -> None:
-        """Asks the suspects that are not being asked already. Call it every second or so."""
+        """Probes the suspect pods that are not being probed already. Call it every second or so."""
         for pod in self._view.pods.values():
             if pod.suspect and pod.name not in self._probing:
                 self._probing.add(pod.name)
@@ -43,7 +44,7 @@ class Prober:
         try:
             if pod.record is None:
                 return
-            # About one of its copies: a whole description would be long.
+            # Asks about one of its copies, because a full description would be long.
             model = next(iter(pod.copies), "-")
             reply = await self._agents.describe(pod, model, timeout=TIMEOUT)
             if reply.incarnation == pod.record.incarnation:
@@ -59,5 +60,5 @@ class Prober:
             self._view.failed(pod, loop.time())
 
     async def close(self) -> None:
-        """Stops asking."""
+        """Ends all probes."""
         await self._tasks.close()

@@ -1,18 +1,19 @@
-"""Tombstones: unregistered models that a pod may still answer for, which pods those are, and when the wait ends.
+"""Tombstones: unregistered models that pods may still answer for, the pods, and the end of the wait for them.
 
 Unregistering leaves a tombstone if there is a copy or an open life (`mesh.schema.lives`), and registering the id again
 with other attributes waits until the tombstone is gone. It is removed once no pod is left that may answer:
 
-- a published pod has released its copy: the copy's key is gone;
-- a pod that is not published but whose life is open has never held the model, as etcd's history shows, or its agent has
-  just confirmed that the copy is unloaded. Otherwise its life must be closed first (`closing`).
+- a published pod has released its copy once the copy's key is removed;
+- a pod that is not published, but whose life is open, may not answer if it has never held the model, as etcd's history
+  shows, or if its agent has just confirmed that the copy is unloaded. Otherwise its life must be closed first
+  (`closing`).
 
 Lives are read after copies, never before. That is enough: no pod can claim the id while it is not registered, and a
-pod's life is only seen open once its keys are gone, so what it held a moment ago was seen too.
+pod's life is only seen open once its keys are removed, so the copies that it held a moment ago were seen too.
 
-A node that was lost with thousands of models makes thousands of tombstones wait for one life. So the leader looks at
-many tombstones in one transaction, lives are read once for all concurrent readers, and the answers of etcd's history
-and of the agents are remembered for as long as the life is open.
+When a node is lost with thousands of models, thousands of tombstones wait for one life. The leader therefore reads many
+tombstones in one transaction, lives are read once for all concurrent readers, and the answers of etcd's history and of
+the agents are remembered for as long as the life is open.
 """
 
 import asyncio
@@ -77,7 +78,8 @@ class Holder:
     open: Open | None  # None: the pod is published, and its copy's key exists
 
     def left(self, reregister_after: float | None) -> float | None:
-        """Returns the seconds until the wait for this pod ends; None: there is no limit, or it will answer soon."""
+        """Returns the seconds until the wait for this pod ends; None: there is no limit, or it will withdraw its copy
+        soon."""
         if self.open is None or reregister_after is None:
             return None
         return max(0.0, reregister_after - self.open.life.open_seconds)
@@ -88,7 +90,7 @@ class _ReadTombstone:
     """One tombstone as read."""
 
     model_id: str
-    revision: int  # of the tombstone: tells one unregistering of the id from another
+    revision: int  # of the tombstone: distinguishes two unregistrations of one id
     holders: tuple[str, ...]  # published pods whose copies' keys exist
 
 
@@ -96,8 +98,8 @@ class _ReadTombstone:
 class _Known:
     """The facts about one open life, kept while it is open."""
 
-    held: dict[str, bool]  # models of which it had a key when its presence ended, by etcd's history
-    gone: set[tuple[str, int]]  # models, with revisions of their tombstones, that its agent confirmed as unloaded
+    held: dict[str, bool]  # whether it had the model's key when its presence ended, by etcd's history
+    gone: set[tuple[str, int]]  # models its agent confirmed as unloaded, with their tombstones' revisions
 
 
 class Tombstones:
@@ -108,15 +110,14 @@ class Tombstones:
         self._keys = keys
         self._agents = agents
         self._asked: set[str] = set()  # names of channels to agents whose lives are open
-        self._silent: dict[tuple[str, str], float] = {}  # agents that have not answered, and until when that counts
+        self._silent: dict[tuple[str, str], float] = {}  # agents that did not answer: until when not to ask
         self._known: dict[tuple[str, str, int], _Known] = {}  # by pod, incarnation, and when its presence ended
         self._recalling = asyncio.Semaphore(AT_ONCE)
-        self._reading: asyncio.Task[list[Open]] | None = None  # of lives, under way
-        self._next: asyncio.Task[list[Open]] | None = None  # the one that has not begun yet
+        self._reading: asyncio.Task[list[Open]] | None = None  # the read of lives under way
+        self._next: asyncio.Task[list[Open]] | None = None  # the next one, which has not begun yet
 
     async def open_lives(self) -> list[Open]:
-        """Returns the lives without presence. The read begins after the call, and serves all calls that came before it
-        began."""
+        """Returns the lives without presence. The read begins after this call, and serves all callers until then."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._read_after(self._reading), name="read lives")
             self._next.add_done_callback(
@@ -176,14 +177,14 @@ class Tombstones:
         return (await self._etcd.txn(unchanged, [delete_op(key)])).succeeded
 
     async def resolve(self, model_id: str) -> list[Holder]:
-        """Removes the model's tombstone if no pod may answer for it any more. Returns the pods that may."""
+        """Returns the pods that may still answer for the model; removes its tombstone if there are none."""
         standing, present = await self._look([model_id])
         lives = [] if present or not standing else await self.open_lives()
         await self._recall(lives, standing)
         return [holder for tombstone in standing for holder in await self._judge(tombstone, lives)]
 
     async def sweep(self, model_ids: Iterable[str]) -> None:
-        """Removes the tombstones of those models for which no pod may answer any more."""
+        """Removes the tombstones of those models that no pod may answer for."""
         waiting = list(model_ids)
         standing: list[_ReadTombstone] = []
         present = True
@@ -213,11 +214,11 @@ class Tombstones:
     async def _judge(self, tombstone: _ReadTombstone, lives: Sequence[Open]) -> list[Holder]:
         """Returns the pods that may answer for the model; removes its tombstone if there are none."""
         holders = [Holder(pod, None) for pod in tombstone.holders]
-        # No task for each life: usually one pod of many has held the model.
+        # Lives share one task: usually only one pod of many has held the model.
         may = [life for life in lives if self._may_hold(life, tombstone)]
         gone = await asyncio.gather(*(self._unloaded(life, tombstone.model_id) for life in may))
         for life, is_gone in zip(may, gone, strict=True):
-            if is_gone:  # and no caller can have it loaded again while the id is not registered
+            if is_gone:  # and it cannot be loaded again while the id is not registered
                 self._known_of(life).gone.add((tombstone.model_id, tombstone.revision))
             else:
                 holders.append(Holder(life.pod, life))
@@ -227,12 +228,12 @@ class Tombstones:
         return holders
 
     def _may_hold(self, life: Open, tombstone: _ReadTombstone) -> bool:
-        """Returns whether that incarnation may answer for the model, as far as history and its agent say."""
+        """Returns whether that incarnation may answer for the model, as far as etcd's history and its agent say."""
         known = self._known_of(life)
         return known.held.get(tombstone.model_id, True) and (tombstone.model_id, tombstone.revision) not in known.gone
 
     async def _recall(self, lives: Sequence[Open], standing: Sequence[_ReadTombstone]) -> None:
-        """Reads from etcd's history which of those models the pods held, as far as that is not known yet."""
+        """Reads from etcd's history which of those models the pods held, unless it is known already."""
 
         async def recall(life: Open) -> None:
             known = self._known_of(life)
@@ -248,7 +249,7 @@ class Tombstones:
         """Returns for each model whether the pod had its key when its presence ended. Lost history counts as a yes."""
         before = life.life.ended_revision - 1
         if before <= 0:
-            return [True] * len(model_ids)  # its state then is unknown
+            return [True] * len(model_ids)  # what it held then is unknown
         keys = [self._keys.copy(model_id, life.pod) for model_id in model_ids]
         try:
             found = await self._etcd.txn([], [count_op(key, key + b"\0", revision=before) for key in keys])
@@ -264,13 +265,13 @@ class Tombstones:
         return self._known.setdefault((life.pod, life.incarnation, life.life.ended_revision), _Known({}, set()))
 
     async def _unloaded(self, life: Open, model_id: str) -> bool:
-        """Has the pod's agent unload the copy: it may be reachable though it does not reach etcd. Returns whether it
+        """Has the pod's agent unload the copy: routers may reach an agent that does not reach etcd. Returns whether it
         did."""
         loop = asyncio.get_running_loop()
         who = (life.pod, life.incarnation)
         if loop.time() < self._silent.get(who, 0.0):
             return False
-        # Not the view's pod: that may be another incarnation already, or gone.
+        # The view's pod will not do: it may be another incarnation already, or have disappeared.
         pod = Pod(_channel(life.pod, life.incarnation))
         self._asked.add(pod.name)
         pod.record = PodRecord(
@@ -279,7 +280,7 @@ class Tombstones:
         try:
             described = await self._agents.describe(pod, model_id, timeout=_ASK)
             if described.incarnation != life.incarnation:
-                return False  # another process answers there now and does not know; the leader judges the life
+                return False  # another process answers there now, and cannot tell; the leader judges the life
             request = agent_pb2.UnloadRequest(model_id=model_id, reason="it was unregistered")
             await self._agents.unload(pod, request, timeout=_ASK)
         except Unreachable:

@@ -1,13 +1,13 @@
 """Verification of a copy against its model's record, for pods that cannot prove by themselves that they may answer.
 
-A pod that has lost etcd, or just come back, answers a call only if its router says that the model's record is
-unchanged, or that it could not find out (`placement.fence`). The router also verifies before the first try of a copy
-whose pod has disappeared without notice, and of a model in whose calls servers have died.
+A pod that has lost etcd, or has just come back, answers a call only if its router says that the model's record is
+unchanged, or that it could not read it (`placement.fence`). The router also verifies before the first try if the copy's
+pod has disappeared from etcd without notice, or if servers have died in calls of the model.
 
-Reads are shared by all calls of a model, and one that began less than a second ago is recent enough. That is safe
-because registering an id again waits for the pods that may still hold its former registration. A probe in the
-background finds out whether etcd is available, once for all calls, so that they do not each wait for it. A router need
-not know how old its own view is.
+All calls of a model share a read, and one that began less than a second ago is recent enough. That is safe because
+registering an id again waits for the pods that may still hold its former registration. One probe in the background
+finds out whether etcd is available, so that calls need not each wait for it. How old the router's own view is does not
+matter.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ FRESH = 1.0
 """Seconds for which a read of the record counts as recent."""
 
 PATIENCE = 5.0
-"""Seconds for which a read of the record is repeated for a pod that reaches etcd while this router does not: when etcd
-comes back, processes notice at different moments."""
+"""Seconds for which the record is read again and again for a pod that reaches etcd while this router does not: when
+etcd comes back, processes notice at different moments."""
 
 _PROBE = 0.5  # seconds between two probes of an unavailable etcd
 _AGAIN = 0.1  # seconds between two reads
 
 Said = tuple[Header, ...]
-"""A call's statement about its model's record: headers that go with it."""
+"""A call's statement about its model's record: headers that are sent with the call."""
 
 NOTHING: Said = ()
 VERIFIED: Said = ((headers.VERIFIED, b"1"),)
@@ -50,7 +50,7 @@ class Verifier:
     def __init__(
         self, registry: Registry, view: View, *, timeout: float, reach: Callable[[float], Awaitable[object]]
     ) -> None:
-        """Stores its parts. `timeout` of one read, in seconds; `reach` takes its own, in seconds."""
+        """Stores its parts. `timeout` is that of one read, in seconds; `reach` takes one of its own, in seconds."""
         self._registry = registry
         self._view = view
         self._timeout = timeout
@@ -65,13 +65,13 @@ class Verifier:
         return self._away
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may state without a read; NOTHING if one is needed."""
+        """Returns what a call to the copy may state about the record without a read; NOTHING if one is needed."""
         if self._away:
             return AWAY
         return VERIFIED if self._loop.time() - copy.verified_at < FRESH else NOTHING
 
     async def verify(self, copy: Copy, *, insist: bool = False) -> Said:
-        """Reads the record. Returns NOTHING if the copy's registration is gone, and has the view forget the copy.
+        """Reads the record. Returns NOTHING if the copy's registration is deleted, and removes the copy from the view.
 
         `insist`: the pod does not accept "etcd is away" as an answer. Raises MeshError: QUARANTINED, INTERNAL for a
         record that cannot be read, and with `insist` REGISTRY_AWAY.
@@ -111,7 +111,7 @@ class Verifier:
         if not self._away:
             self._away = True
             log.warning("etcd is unavailable: copies are called unverified if their pods allow it")
-            self._tasks.start(self._probe(), "is etcd there")
+            self._tasks.start(self._probe(), "probe etcd")
 
     async def _probe(self) -> None:
         try:
@@ -128,8 +128,8 @@ class Verifier:
 
 
 def _current(copy: CopyRecord, registration: Registration) -> bool:
-    """Returns whether the copy is of that registration, and of content that is not known to be replaced: a
-    reloaded model's record has a digest once the new content was loaded somewhere."""
+    """Returns whether the copy is of that registration, and of content that is not known to be replaced: a reloaded
+    model's record has a digest once the new content is loaded in some pod."""
     record = registration.record
     if registration.created != copy.create_revision:
         return False

@@ -1,4 +1,4 @@
-"""V2 inference as functions of its messages: what gRPC services and REST have in common.
+"""V2 inference as functions of its messages, shared by gRPC services and REST.
 
-No transport is known here. A `Caller` says who calls; a failure is a `MeshError`, or the answer of a model server.
+Nothing here depends on a transport. A `Caller` says who calls; a failure is a `MeshError`, or a model server's answer.
 """

@@ -72,7 +72,7 @@ class LocalCall(wire.Call):
 
     def cancel(self) -> None:
         """Cancels the call: its client has gone, or its deadline passed. Does nothing once it is answered."""
-        # The answer is cancelled if the wait for it was: the handler does not know yet.
+        # The answer is cancelled if the wait for it was, but the handler does not know yet.
         if self._cancelled or (self.answer.done() and not self.answer.cancelled()):
             return
         self._cancelled = True

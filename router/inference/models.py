@@ -1,10 +1,10 @@
-"""The model part of V2, for callers inside the process: ready, metadata, infer.
+"""The methods of V2 on models, for callers inside the process: ready, metadata, infer.
 
-REST differs from gRPC in how messages look, not in what happens to them. So each of these becomes the unary call that a
-gRPC client would have made, and goes through the dispatcher like it (`localcall`).
+REST differs from gRPC in the form of messages, not in what happens to them. Each request therefore becomes the unary
+call that a gRPC client would have made, and goes through the same dispatcher (`localcall`).
 
-An inference is passed as a framed message, and so is its answer: the message of a large tensor should be copied only
-once, and the answer is often passed on unchanged.
+A request for inference is passed as a framed message, and so is its answer: a large tensor should be copied only once,
+and the answer is often passed on unchanged.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Caller(NamedTuple):
-    """The caller, and what its call carries."""
+    """The caller of a model, with the deadline and metadata of its call."""
 
     deadline: float | None = None  # on the event loop's clock; None: never
     metadata: Sequence[Header] = ()
@@ -32,7 +32,7 @@ class Caller(NamedTuple):
 
 
 class CallFailed(Exception):
-    """A call answered with a status other than OK, which is to be passed on."""
+    """A call answered with a status other than OK, which is passed on to the caller."""
 
     def __init__(self, answer: LocalAnswer) -> None:
         super().__init__(answer.text)
@@ -48,15 +48,15 @@ class Models:
         self._max_message = max_message
 
     async def ready(self, request: pb.ModelReadyRequest, caller: Caller) -> pb.ModelReadyResponse:
-        """Returns whether a model is ready. One that is not loaded gets loaded. Raises Failed, MeshError."""
+        """Returns whether a model is ready. Loads a model that is not loaded. Raises CallFailed, MeshError."""
         return await self._ask("ModelReady", request, pb.ModelReadyResponse, caller)
 
     async def metadata(self, request: pb.ModelMetadataRequest, caller: Caller) -> pb.ModelMetadataResponse:
-        """Returns a model's inputs and outputs. One that is not loaded gets loaded. Raises Failed, MeshError."""
+        """Returns a model's inputs and outputs. Loads a model that is not loaded. Raises CallFailed, MeshError."""
         return await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, caller)
 
     async def infer(self, frame: bytes, caller: Caller) -> LocalAnswer:
-        """Carries out a framed ModelInferRequest; the answer has a frame. Raises Failed."""
+        """Carries out a framed ModelInferRequest; the answer has a frame. Raises CallFailed."""
         return await self._make("ModelInfer", frame, caller)
 
     def response(self, answer: LocalAnswer) -> pb.ModelInferResponse:

@@ -1,9 +1,9 @@
-"""The server part of V2: live, ready, metadata.
+"""The methods of V2 on the server: live, ready, metadata.
 
 The server that clients see is the whole mesh, so live means that this worker answers, and ready that an inference can
 be served: this router and at least one runtime pod are ready. That is stricter than the router's own readiness
 (`/ready` of its probe port, `grpc.health.v1`), by which load balancers choose among routers: a router registers models
-and shows pods even while no runtime pod is up, and taking all routers out of service would only hide the reason.
+and lists pods even while no runtime pod is up, and taking all routers out of service would only hide the reason.
 """
 
 import importlib.metadata
@@ -31,7 +31,7 @@ class V2Server:
         self._router = ready
 
     def live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        """Answers: live means nothing more."""
+        """Answers that the server is live, which only means that this worker answers."""
         return pb.ServerLiveResponse(live=True)
 
     def ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
@@ -43,7 +43,7 @@ class V2Server:
         return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=EXTENSIONS)
 
     def why_not_ready(self) -> str | None:
-        """Returns why no inference can be served now; None: it can. Suspect pods still count."""
+        """Returns why no inference can be served now; None if it can. Suspect pods count as ready."""
         reason = self._router()
         if reason is not None:
             return reason

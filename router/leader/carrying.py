@@ -29,7 +29,7 @@ REST_MOST = 900.0
 
 
 class _UnhealthyMeanwhile(Exception):
-    """A pod that has proved unhealthy since the load was planned, which is not the model's fault."""
+    """The pod has proved unhealthy since the load was planned, which is not the model's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CarryingStatistics:
 
     loads: int
     unloads: int
-    failures: int  # loads that an agent refused or failed, or did not answer
+    failures: int  # loads that an agent refused or failed, or that it did not answer
 
 
 class Carrying:
@@ -51,7 +51,7 @@ class Carrying:
         self._memory = Failures()  # of loads that failed
         view.listen(self._on_pod)
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._under_way: dict[tuple[str, str], tuple[asyncio.Task[None], bool]] = {}  # by model and pod; whether a load
+        self._under_way: dict[tuple[str, str], tuple[asyncio.Task[None], bool]] = {}  # by model and pod; a load?
         self._resting: dict[str, tuple[float, float]] = {}  # until when, and how long the back-off was
         self._tasks = Tasks()
         self._loads = self._unloads = self._failures = 0
@@ -93,7 +93,7 @@ class Carrying:
         return {names for names, (_, loads) in self._under_way.items() if loads}
 
     def avoided(self) -> dict[str, str]:
-        """Returns the pods that get no loads because all loads fail there, and why."""
+        """Returns the pods that get no loads because all loads fail there, with the reasons."""
         return self._memory.avoided(list(self._view.pods), now_ms())
 
     def resting(self, model_id: str) -> bool:
@@ -110,7 +110,7 @@ class Carrying:
         return CarryingStatistics(self._loads, self._unloads, self._failures)
 
     async def close(self) -> None:
-        """Ends without waiting: the agents go on with their requests."""
+        """Ends the actions without waiting: agents go on with their requests."""
         await self._tasks.close()
 
     async def _load(self, action: Action) -> None:
@@ -134,7 +134,8 @@ class Carrying:
     async def _ask(
         self, model_id: str, name: str, idle_ms: int, expected: int, reason: str, *, pinned: bool | None = None
     ) -> str | None:
-        """Asks an agent; returns why it did not load; None: it did. Raises _UnhealthyMeanwhile if none was asked."""
+        """Asks an agent for a load. Returns why it did not load; None if it did. Raises _UnhealthyMeanwhile if the pod
+        must not be asked."""
         try:
             registration = await self._registry.read(model_id)
         except MeshError as error:

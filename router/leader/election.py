@@ -1,7 +1,7 @@
-"""The election of the leader: the router that put its name under `leader` first, while its lease lives.
+"""The election of the leader: the router that was first to write its name under `leader`, while its lease lives.
 
-A leader that stops revokes its lease, and the next one follows within `LOOK` seconds. A leader that cannot reach etcd
-steps down when its lease would have expired by its own clock, which is no later than etcd admits another one.
+A leader that stops revokes its lease, and another router leads within `LOOK` seconds. A leader that cannot reach etcd
+steps down when its lease has expired by its own clock, which is no later than etcd admits another one.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The handover of pods that leave: their copies are loaded elsewhere, and unloaded once they are.
+"""Handovers: the copies of draining pods are loaded elsewhere, and then unloaded.
 
-A pod that leaves has little time, so this is a loop of its own beside the rounds.
+A draining pod has little time, so handovers do not wait for the leader's rounds.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from router.state.view import View
 log = logs.get(__name__)
 
 LOOK = 0.1
-"""Seconds between two looks at a pod that leaves."""
+"""Seconds between two looks at a draining pod."""
 
 
 class Handover:
-    """The handovers of one leader. `candidates` and `settings` return current values; `idle` holds the ms since the
-    last use of models that agents reported, to which this adds their later reports."""
+    """The handovers of one leader. `candidates` and `settings` return current values; `idle` holds the ms since
+    the last use of models, as agents reported it; later reports are added here."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class Handover:
         self._tasks = Tasks()
 
     def due(self) -> bool:
-        """Returns whether a pod leaves that is not being emptied yet."""
+        """Returns whether a draining pod is not being emptied yet."""
         return next(self._about_to_leave(), None) is not None
 
     def begin(self) -> None:
-        """Begins to empty those pods."""
+        """Begins to empty the draining pods that are not being emptied yet."""
         for pod in list(self._about_to_leave()):
             self._leaving[pod.name] = self._tasks.start(self._hand_over(pod), f"empty {pod.name}")
 
@@ -61,13 +61,13 @@ class Handover:
         await self._tasks.close()
 
     def _about_to_leave(self) -> Iterator[Pod]:
-        """Yields the pods that leave and are not being emptied yet."""
+        """Yields the draining pods that are not being emptied yet."""
         for pod in self._view.pods.values():
             if pod.leaving and not pod.suspect and pod.copies and pod.name not in self._leaving:
                 yield pod
 
     async def _hand_over(self, pod: Pod) -> None:
-        """Empties a pod that leaves, as far as room elsewhere and time allow."""
+        """Empties a draining pod, as far as room elsewhere and time allow."""
         try:
             await self._empty(pod)
         finally:
@@ -107,7 +107,7 @@ class Handover:
         """Returns a copy as `placement.drain` sees it."""
         others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
         loading = {pod for model, pod in self._carrying.loading() if model == copy.model and pod != copy.pod.name}
-        # Other routers do not know a copy yet that is only known from an agent's answer: they would find none.
+        # A copy that is only known from an agent's answer is not known to other routers yet: they would find none.
         loaded = {o.pod.name for o in others if o.callable and not o.answered and not o.pod.leaving}
         loading |= {o.pod.name for o in others if o.pod.name not in loaded and not o.pod.leaving}
         return drain.DrainingCopy(

@@ -1,7 +1,7 @@
 """Observation of the mesh, for plans: agents' reports on the copies that matter, and models with limits of their own.
 
-Every few seconds the leader asks each agent for the copies that are called, pinned, young or being loaded; and for
-those that are one of several, since it must know how long they were not called. The thousands of idle sole copies are
+Every few seconds the leader asks each agent for the copies that are called, pinned, young or being loaded, and for
+copies of models that have several, to learn for how long they were not called. The thousands of idle sole copies are
 not reported.
 """
 
@@ -30,7 +30,7 @@ log = logs.get(__name__)
 
 _TIMEOUT = 2.0  # seconds
 _BATCH = 100  # records in one transaction
-_STATES = 500  # copies that an agent is asked about at once: a few milliseconds of its loop
+_STATES = 500  # copies that an agent is asked about in one request: a few milliseconds of its loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Observer:
         self._keys = keys
         self._needless: LRUCache[str, int] = LRUCache(
             10_000
-        )  # keys of `wanted/` that are not needed, and their revision
+        )  # keys of `wanted/` that are not needed, and their revisions
 
     async def observe(self) -> Observation:
         """Observes the mesh once. Raises EtcdError."""
@@ -77,8 +77,8 @@ class Observer:
         return Observation(copies, wanted)
 
     async def idle(self, pod: Pod) -> AsyncIterator[dict[str, int]]:
-        """Yields for how long a pod's copies have not been called, in ms, some at a time: true when yielded, not later.
-        Ends if its agent does not answer."""
+        """Yields for how long a pod's copies have not been called, in ms, in several parts; each is correct when it is
+        yielded. Ends if the pod's agent does not answer."""
         held = list(pod.copies)
         for start in range(0, max(1, len(held)), _STATES):
             try:
@@ -89,7 +89,7 @@ class Observer:
             yield {state.model_id: state.idle_ms for state in reply.copies}
 
     async def all_idle(self) -> AsyncIterator[dict[str, int]]:
-        """Yields the same for the whole mesh, pod by pod: a model comes once for each of its copies."""
+        """Yields for how long all copies of the mesh have not been called, in ms, pod by pod."""
         for pod in list(self._view.pods.values()):
             if pod.record is not None and not pod.suspect and pod.copies:
                 async for idle in self.idle(pod):
@@ -104,7 +104,7 @@ class Observer:
             result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in batch])
             for model_id, response in zip(batch, result.responses, strict=True):
                 kvs = kvs_of(response)
-                with contextlib.suppress(MeshError):  # it cannot be read, which is logged already
+                with contextlib.suppress(MeshError):  # the record cannot be read, which is logged already
                     found[model_id] = decode(model_id, kvs[0]) if kvs else None
         return found
 
@@ -133,7 +133,7 @@ class Observer:
         )
 
     def _settled(self, model_id: str, kv: KeyValue) -> bool:
-        """Returns whether the key was already not needed, at that same revision, in an earlier round."""
+        """Returns whether an earlier round has already found the key not needed, at the same revision."""
         before = self._needless.get(model_id)
         self._needless[model_id] = kv.mod_revision
         return before == kv.mod_revision

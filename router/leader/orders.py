@@ -1,4 +1,4 @@
-"""A leader's requests to agents, and the effect of their answers on the view: for plans and for reloads."""
+"""A leader's requests to agents, for plans and reloads, and the effect of the answers on the view."""
 
 import time
 from collections.abc import Callable

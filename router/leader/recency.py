@@ -1,11 +1,11 @@
 """The models used last, kept in etcd, so that a restarted mesh knows what to load first.
 
-Every minute the leader asks each agent how long its copies have been idle; models that were evicted since keep the time
-of their last use. The list is bounded, is kept in etcd in a few dozen compressed pieces, and outlives every lease. It
-is not in the models' records, since all routers read those and none needs to learn of a use.
+Every minute the leader asks each agent how long its copies have been idle; models evicted since then keep the time of
+their last use. The list is bounded, kept in etcd in a few dozen compressed pieces, and not tied to a lease. The times
+are not written into the models' records, because every change of a record is sent to all routers, and none needs them.
 
-Times are by the leader's clock. If the next leader's differs, models seem used longer ago, or just now: only their
-relative order matters, and a preload takes no room from other models.
+Times are by the leader's clock. If the next leader's clock differs, models seem to have been used earlier or later;
+that does no harm, because only their order matters, and a preload takes no room from other models.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ MOST = 20_000
 PIECE = 1000
 """Models in one key: 10 to 30 KB, compressed."""
 
-_LARGEST = 8 << 20  # bytes of a decompressed piece; a larger one is not ours
+_LARGEST = 8 << 20  # bytes of a decompressed piece; a larger one was not written by Mesh
 
 
 class Recency:
@@ -43,8 +43,8 @@ class Recency:
         self._saved: dict[bytes, bytes] = {}  # the pieces in etcd, as far as known
 
     async def load(self) -> None:
-        """Reads the list of an earlier leader; without one, the models' records, as the predecessor has it. Raises
-        EtcdError."""
+        """Reads the list of an earlier leader, or if there is none, the times in the models' records, where the
+        predecessor keeps them. Raises EtcdError."""
         prefix = self._keys.recent
         self._saved = {}
         async for page in self._etcd.pages(prefix, after_prefix(prefix)):

@@ -1,13 +1,13 @@
 """The move of a reloaded model's copies to its new content, without a failed call.
 
-Reloading raises the generation in the model's record and puts `reloads/<model>`, in one transaction; the leader does
-the rest. The steps follow from the present copies and from that generation, so another leader continues where one has
-died. Both contents answer until the last old copy is gone; then the key is removed.
+A reload raises the generation in the model's record and writes `reloads/<model>`, in one transaction; the leader does
+the rest. The steps follow from the present copies and that generation, so another leader can continue if one dies. Both
+contents answer until the last old copy is unloaded; then the key is removed.
 
 If the new content cannot be loaded, the old copies stay, the key says why, and the load is tried again later, or at
 once when the model is reloaded again.
 
-Copies of two generations without a key are moved too: a pod was away while the others moved.
+Copies of two generations are moved even without the key: it means that a pod was away while the others moved.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from router.state.view import View
 log = logs.get(__name__)
 
 PATIENCE = 20.0
-"""Seconds after which a move that waits for pods says so, and begins again after a back-off. Two lease times."""
+"""Seconds after which a move that waits for pods reports this, and begins again after a back-off. Two lease times."""
 
 INTERVAL = 0.5
 """Seconds between two looks for models to be moved, each a read of a usually empty range."""
@@ -77,7 +77,7 @@ class Reloading:
         self._moves: dict[str, asyncio.Task[None]] = {}
         self._resting: dict[tuple[str, int], tuple[float, float]] = {}  # by model and generation: until when, how long
         self._tasks = Tasks()
-        self._looked_at = -math.inf  # when copies of several generations were looked for
+        self._looked_at = -math.inf  # when copies of several generations were last looked for
 
     def moving(self) -> list[str]:
         """Returns the models being moved now."""
@@ -167,7 +167,7 @@ class Reloading:
             self._on_done(model_id)
 
     async def _failed(self, registration: Registration, why: str) -> None:
-        """Starts a back-off for the model, and writes down why."""
+        """Starts a back-off for the model, and writes the reason to etcd."""
         model_id, generation = registration.model_id, registration.record.generation
         _, before = self._resting.get((model_id, generation), (0.0, 0.0))
         rest = min(max(REST, 2 * before), REST_MOST)

@@ -1,8 +1,8 @@
 """The steps of moving one model's copies to new content: the present copies, the requests to agents, and the effect of
 their answers on the next step. `placement.reload` chooses the next step; `reloading` begins and reports moves.
 
-A pod without room for both contents, or whose agent does not answer, is noted in the move and leads to another step.
-Only content that cannot be loaded ends a move.
+If a pod has no room for both contents, or its agent does not answer, this is noted in the move, and the next step is
+another one. Only content that cannot be loaded ends a move.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ class Move:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.no_room: dict[str, str] = {}  # pods that cannot hold both contents, and why
-        self._silent: dict[str, tuple[float, str]] = {}  # until when such a pod is not asked, and why
+        self._silent: dict[str, tuple[float, str]] = {}  # until when a silent pod is not asked again, and why
 
     def hush(self, pod: str, why: str) -> None:
-        """Notes that the agent of a pod does not answer: it may have died, and its copies would go with it."""
+        """Notes that the agent of a pod does not answer: the pod may have died, with all its copies."""
         self._silent[pod] = (time.monotonic() + _AGAIN, why)
 
     def hear(self, pod: str) -> None:
@@ -46,7 +46,7 @@ class Move:
 
     @property
     def waits_for(self) -> str:
-        """The reason why an agent has not answered yet; "" if all have."""
+        """The reason why the move waits for an agent; "" if all have answered."""
         return next((why for _, why in self._silent.values()), "")
 
     def silent(self, pod: str) -> bool:
@@ -73,16 +73,16 @@ class Steps:
         found = []
         for copy in self._view.known(registration.model_id):
             if copy.record.create_revision != registration.created:
-                continue  # it is withdrawn anyway
+                continue  # the copy will be withdrawn anyway
             pod = copy.pod
             reachable = pod.record is not None and not pod.suspect and not pod.leaving and not move.silent(pod.name)
-            # Other routers do not know a copy yet that is only known from an agent's answer.
+            # A copy that is only known from an agent's answer is not known to other routers yet.
             loaded = copy.callable and not (copy.answered and copy.record.generation >= registration.record.generation)
             found.append(reload.ReloadingCopy(pod.name, copy.record.generation, loaded, reachable))
         return found
 
     async def take(self, registration: Registration, todo: reload.ReloadStep, move: Move) -> str | None:
-        """Carries one step out. Returns why the new content cannot be loaded; None: it can, or it is not known yet."""
+        """Carries out one step. Returns why the new content cannot be loaded; None if it can, or if that is unknown."""
         if todo.elsewhere:
             return await self._load_elsewhere(registration, todo.why, move)
         loads = [self._load(registration, name, move) for name in todo.beside]
@@ -132,9 +132,9 @@ class Steps:
         return None
 
     def _idle_ms(self, model_id: str) -> int:
-        """Returns the time since the last use: the new content takes no room from models used more recently. Agents
-        report called models; others have been idle for a while at least, and a key only holds the idle time at its
-        load."""
+        """Returns the ms since the model's last use, so that its new content takes no room from models used more
+        recently. Agents report called models; others have been idle for a while at least, and a key only holds the
+        idle time at its load."""
         told = self._told_idle_ms(model_id)
         if told is not None:
             return told
@@ -143,7 +143,7 @@ class Steps:
     async def _ask(
         self, registration: Registration, pod: Pod, move: Move, idle_ms: int, *, expected: int, reason: str
     ) -> agent_pb2.LoadReply | None:
-        """Asks an agent; returns its answer, or None if it gave none, which is noted."""
+        """Asks an agent for a load. Returns its answer; if there is none, notes this and returns None."""
         try:
             reply = await self._orders.load(
                 registration,

@@ -1,8 +1,7 @@
 """The rounds of a leader: observe, have `placement` plan, begin the plan, and observe again a few seconds later.
 
-If nothing is more urgent, the models used last are loaded into free space (`warming`).
-
-Pods that leave are emptied meanwhile (`handover`). Another leader can take over all of this at any moment.
+If nothing is more urgent, the models used last are loaded into free space (`warming`). Draining pods are emptied
+meanwhile (`handover`). Another leader can take over at any moment.
 """
 
 import asyncio
@@ -48,14 +47,14 @@ SOON = 0.3
 REMEMBER = 60.0
 """Seconds between two notes of the models used last."""
 
-_LAST_WORDS = 1.0  # seconds for a leader's last note
+_LAST_WORDS = 1.0  # seconds for recording the last uses before leadership ends
 _AGAIN = 5.0  # seconds before a retry when etcd did not answer
 _LOST = 600.0  # seconds for which a model lost with its pod is remembered
 _OLD_MS = 600_000  # the assumed age of a copy that its agent does not report
 
 
 class Rounds:
-    """The rounds of one router while it leads. `settings` returns those that change while the mesh runs;
+    """The rounds of one router while it leads. `settings` returns the settings that change while the mesh runs;
     `failure_expiry` is in seconds."""
 
     def __init__(
@@ -86,7 +85,7 @@ class Rounds:
             on_done=self.carrying.wake,
         )
         self._recency = Recency(etcd, keys)
-        self._known = False  # whether an earlier leader's notes were read
+        self._known = False  # whether an earlier leader's list of last uses was read
         self._warming = Warming(
             view=view,
             observer=self._observer,
@@ -95,9 +94,9 @@ class Rounds:
             failure_expiry=failure_expiry,
         )
         self._loop = asyncio.get_running_loop()
-        self._holders: dict[str, set[str]] = {}  # of each model, the pods that had it when last looked
+        self._holders: dict[str, set[str]] = {}  # by model: the pods that had it at the last round
         self._idle: dict[str, int] = {}  # ms, of the models in the latest reports
-        self._lost: dict[str, tuple[float, int]] = {}  # models lost with a pod: when, and how idle they were
+        self._lost: dict[str, tuple[float, int]] = {}  # models lost with a pod: when, and their idle time then
         self._handover = Handover(
             view=view,
             observer=self._observer,
@@ -111,9 +110,9 @@ class Rounds:
 
     async def lead(self) -> None:
         """Runs until cancelled."""
-        self._known = False  # a leader in the meantime has noted more than is known here
+        self._known = False  # another leader may have led meanwhile, and knows more uses
         try:
-            async with asyncio.TaskGroup() as beside:  # if one of the three fails, so does leading
+            async with asyncio.TaskGroup() as beside:  # if one of the three fails, leading fails
                 beside.create_task(self._remember_uses(), name="remember uses")
                 beside.create_task(self.reloading.run(), name="reloads")
                 await self._plan()
@@ -135,7 +134,7 @@ class Rounds:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Waits between two rounds; less if a pod begins to leave, or a planned action has ended."""
+        """Waits between two rounds; less if a pod begins to drain, or a planned action has ended."""
         began = self._loop.time()
         self._news.clear()
         while self._loop.time() < began + INTERVAL:
@@ -160,13 +159,13 @@ class Rounds:
             plan = replace(plan, actions=(*plan.actions, *more.actions))
         self._tell(plan)
         for task in self.carrying.begin(plan.actions):
-            # A moved copy is unloaded from its former pod; a new one may change the next plan.
+            # The former pod of a moved copy unloads it, and a new copy may change the next plan.
             task.add_done_callback(lambda _: self._news.set())
         self._pin(seen, settings)
         return plan
 
     async def _remember_uses(self) -> None:
-        """Reads an earlier leader's notes, and goes on noting."""
+        """Reads an earlier leader's list of last uses, and keeps it up to date."""
         while True:
             try:
                 if not self._known:
@@ -180,13 +179,13 @@ class Rounds:
             await asyncio.sleep(REMEMBER)
 
     async def _note_uses(self) -> None:
-        if self._known:  # else earlier notes would be lost
+        if self._known:  # else the earlier list would be lost
             async for idle in self._observer.all_idle():
-                self._recency.note(idle)  # at once: pods asked later must not make these seem used later
+                self._recency.note(idle)  # at once, not after all pods: that would make these uses seem later
             await self._recency.save()
 
     async def close(self) -> None:
-        """Ends the work under way here."""
+        """Ends all work of the rounds that is under way."""
         await self._handover.close()
         await self.reloading.close()
         await self.carrying.close()
@@ -215,11 +214,11 @@ class Rounds:
         )
 
     def _remember(self, seen: Observation) -> None:
-        """Notes which models were lost with a pod."""
+        """Remembers which models were lost with a pod."""
         now = self._loop.time()
         holders = {model: {copy.pod.name for copy in self._view.known(model)} for model in self._view.models()}
         for model, before in self._holders.items():
-            # Withdrawn copies are not lost: only those whose pod is gone.
+            # A withdrawn copy is not lost; a copy is lost if its pod has disappeared.
             if model not in holders and any(name not in self._view.pods for name in before):
                 self._lost[model] = (now, self._idle.get(model, _OLD_MS))
         for model in [m for m, (at, _) in self._lost.items() if now - at > _LOST or m in holders]:
@@ -311,7 +310,7 @@ class Rounds:
 
 
 def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:
-    """Returns the footprint as measured by any copy or by an earlier load."""
+    """Returns the footprint measured by any copy or by an earlier load."""
     for copy in known:
         if copy.record.host_bytes:
             return Footprint(copy.record.host_bytes, copy.record.device_bytes)

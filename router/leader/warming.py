@@ -1,8 +1,8 @@
 """Preloading of the models used last into free space: after a restart, and into new pods.
 
-A mesh that was stopped as a whole comes back with empty pods and a registry of thousands. Calls would wait for loads,
-but need not if their models were loaded before: so the leader has the models used last loaded, a few at a time, after
-every load that a call waits for (see `placement.preload`).
+A mesh that was stopped completely comes back with empty pods and a registry of thousands of models. To keep calls from
+waiting for loads, the leader has the models used last loaded, a few at a time, after every load that a call waits for
+(see `placement.preload`).
 """
 
 import asyncio
@@ -23,7 +23,7 @@ CANDIDATES = 128
 """Models considered in one round."""
 
 REST = 60.0
-"""Seconds for which a model is not considered again that found no room, or may not be loaded."""
+"""Seconds for which a model that found no room, or may not be loaded, is not considered again."""
 
 
 class Warming:
@@ -39,7 +39,7 @@ class Warming:
         self._recency = recency
         self._carrying = carrying
         self._loop = asyncio.get_running_loop()
-        self._resting: dict[str, float] = {}  # until when
+        self._resting: dict[str, float] = {}  # by model: until when it is not considered
 
     async def plan(self, pods: Sequence[Candidate], settings: Current, *, wanted: Callable[[str], bool]) -> Plan:
         """Returns the loads to begin now. `wanted` models are planned elsewhere. Raises EtcdError."""
@@ -74,6 +74,6 @@ class Warming:
             footprint = Footprint(record.host_bytes, record.device_bytes)
             idle.append(preload.Idle(model_id, footprint, idle_ms, record.type))
         plan = preload.plan(idle, pods, constraints=settings.constraints, avoided=self._carrying.avoided())
-        if not plan.actions:  # none of these finds room: consider others
+        if not plan.actions:  # none of these models finds room: consider others next time
             self._resting |= {one.model_id: now + REST for one in idle}
         return plan
