@@ -1,7 +1,7 @@
 """Requests to agents: a channel to each, made when first needed and closed when its pod disappears.
 
-Control traffic is rare, so this is plain `grpc.aio`. Every request has a timeout; an agent that cannot be reached or
-does not answer raises `Unreachable`, which says nothing about the requested model.
+Control traffic is rare, so plain `grpc.aio` is good enough. Every request has a timeout. If an agent cannot be reached
+or does not answer, `Unreachable` is raised, which says nothing about the requested model.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),  # also the timeout for connecting
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 10_000),  # a load may be silent for minutes: notice a dead host meanwhile
+    ("grpc.keepalive_time_ms", 10_000),  # a load may be silent for minutes: detects a dead host meanwhile
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 64 << 20),  # a pod's description names all its copies
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
 
-_RETIRED = 900.0  # seconds left for requests under way on a channel with an old certificate
+_RETIRED = 900.0  # seconds for which requests under way may still use a channel with an old certificate
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
@@ -41,7 +41,7 @@ def load_request(
     expected_copies: int = 0,
     generation: int = 0,
 ) -> agent_pb2.LoadRequest:
-    """Returns a request to load that registration; see the message's fields."""
+    """Returns a request to load that registration. The arguments are fields of the message."""
     record = registration.record
     return agent_pb2.LoadRequest(
         model_id=registration.model_id,
@@ -63,7 +63,7 @@ def load_request(
 class Unreachable(Exception):
     """An agent that did not answer. `refused`: it certainly did not get the request.
 
-    `text` is for callers, in the mesh's words; the string form has gRPC's words too, for the log."""
+    `text` is for callers; the string form, for the log, has gRPC's text too."""
 
     def __init__(self, text: str, *, refused: bool, detail: str = "") -> None:
         super().__init__(f"{text} ({detail})" if detail else text)
@@ -76,8 +76,7 @@ class Timeout(Unreachable):
 
 
 class Agent(Protocol):
-    """The requests to agents, as a protocol that tests can implement. All raise `Unreachable`; timeouts are in
-    seconds."""
+    """The requests to agents, as a protocol that tests can implement. All raise `Unreachable`. Timeouts in seconds."""
 
     async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
         """Loads a model, or joins the load under way."""
@@ -126,8 +125,8 @@ class Agents:
         return stub
 
     def _retire(self, name: str) -> None:
-        """Retires a channel, which keeps the certificate that it was made with; the next request makes a new one.
-        Requests under way go on."""
+        """Retires a channel, because it keeps the certificate that it was made with. Requests under way continue on it;
+        the next request makes a new channel."""
         channel = self._channels.pop(name)[1]
         task = asyncio.get_running_loop().create_task(channel.close(_RETIRED), name=f"retire channel to {name}")
         self._retiring.add(task)
@@ -174,7 +173,7 @@ class Agents:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # That is how grpc.aio reports a closed channel: its pod has gone.
+            # grpc.aio reports a closed channel in this way: the pod has disappeared.
             raise Unreachable(f"{pod.name} has gone", refused=False) from None
 
     def forget(self, name: str) -> None:

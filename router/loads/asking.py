@@ -1,5 +1,4 @@
-"""One load request to one agent. Its estimate is debited from the moment it is sent until the pod's own figures show
-it."""
+"""One load request to one agent. The pod is debited with the estimate until the pod's own figures contain the load."""
 
 from collections.abc import Callable, Hashable
 from typing import cast
@@ -15,11 +14,11 @@ from router.state.view import View
 
 
 def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:
-    """Ends the debits of `load` from now on when the pods in `view` publish figures that contain them, or go."""
+    """Has debits of `load` end when their pods in `view` publish figures that contain them, or disappear."""
 
     def on_pod(name: str, news: News) -> None:
         if news is News.PUBLISHED:
-            # A pod's figures are written with its copies or after them, so they contain those in the mirror.
+            # A pod's figures are written with its copies or after them, so they contain all copies in the mirror.
             copies = view.pods[name].copies
 
             def shown(debit: Hashable) -> bool:

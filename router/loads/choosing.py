@@ -1,4 +1,4 @@
-"""The choice of a pod for a load: the view, corrected by this worker's latest loads, put before `placement`.
+"""The choice of a pod for a load: `placement` decides, from the view corrected by this worker's latest loads.
 
 Cold starts, status and `explain` use it.
 """
@@ -31,7 +31,7 @@ class Choosing:
         return round(self.now() * 1000)
 
     def candidates(self, model_id: str) -> list[Candidate]:
-        """Returns the pods as candidates for a load, less what was just sent to them."""
+        """Returns the pods as candidates for a load, less the memory of loads that were just sent to them."""
         return self.debits.apply(self._view.candidates(self.now(), model_id), self.now_ms())
 
     def choose(
@@ -40,7 +40,7 @@ class Choosing:
         """Chooses a pod for a load of the model. `excluded` are pods not to use, and why.
 
         A load just sent to a pod may count twice for a while, once as sent and once as published. That is good enough
-        to prefer another pod, but no reason to refuse: then the agents decide, who know."""
+        to prefer another pod, but no reason to refuse: then the agents decide, which know."""
         published = self._view.candidates(self.now(), model_id)
         asked = self._current().constraints
         preferences = asked.preferences(record.type, {pod.labels for pod in published}) if asked is not NONE else None
@@ -64,7 +64,7 @@ class Choosing:
         return choose(published) if chosen.verdict is choice.ChoiceVerdict.NO_ROOM and debited != published else chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
-        """Returns the estimate for a load: measured by an earlier one, else derived from the present copies."""
+        """Returns the estimate for a load: measured by an earlier load, else derived from the present copies."""
         if record.host_bytes:
             return Footprint(record.host_bytes, record.device_bytes)
         return footprint.guess([pod.record for pod in self._view.pods.values() if pod.record is not None])

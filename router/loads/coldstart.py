@@ -1,10 +1,10 @@
 """Cold starts, from "no copy that can be called" to a copy: one load for all waiters of the same model.
 
-`placement.coldstart` decides, as a machine without I/O. This module carries its instructions out: waiters join and get
-their answer, requests go to `finder` and come back as events, the view's changes and the time are passed on.
+`placement.coldstart` decides, as a state machine without I/O. This module carries out its instructions: waiters join
+and get their answers, `finder` turns requests into events, and changes of the view and the time become events too.
 
-The agents' transactions in etcd decide which pod claims a model, so two routers with two views never load it twice: the
-loser's agent names the winner, and the flight goes there.
+The agents' transactions in etcd decide which pod claims a model, so two routers with different views never load it
+twice: the agent that lost names the winner, and the flight continues there.
 """
 
 import asyncio
@@ -51,10 +51,10 @@ class Waiter(Protocol):
     """A call, or a management request, that waits for a copy. Exactly one of the two methods is called, once."""
 
     def on_copy(self) -> None:
-        """Goes on: the view has a copy that may be called."""
+        """Continues: the view has a copy that may be called."""
 
     def on_error(self, error: MeshError) -> None:
-        """Fails: this waiter gets no copy."""
+        """Fails the waiter: it gets no copy."""
 
     def __hash__(self) -> int: ...
 
@@ -107,9 +107,9 @@ class ColdStart:
         idle_ms: int = 0,
         until_asked: bool = False,
     ) -> None:
-        """Waits for a copy, and has it made. `size`: bytes that the waiter holds meanwhile; `deadline` is on the
-        loop's clock. One that waits `until_asked` gets `on_copy` as soon as an agent was asked to load. Raises
-        MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
+        """Adds a waiter for a copy, and has the model loaded. `size`: bytes that the waiter holds meanwhile; `deadline`
+        is on the loop's clock. With `until_asked`, the waiter gets `on_copy` as soon as an agent was asked to load.
+        Raises MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
 
         The waiter is called later, never from within this call.
         """
@@ -127,7 +127,7 @@ class ColdStart:
             raise error_of(refusal)
 
     def leave(self, model_id: str, waiter: Waiter) -> None:
-        """Removes a waiter that has gone, without calling it. The load goes on."""
+        """Removes a waiter whose caller has gone, without calling it. The load continues."""
         self._feed(Left(self.choosing.now_ms(), model_id, waiter))
 
     async def load(self, model_id: str, *, idle_ms: int = 0, deadline: float | None = None) -> None:
@@ -135,7 +135,8 @@ class ColdStart:
         await self._wait(model_id, idle_ms=idle_ms, deadline=deadline)
 
     async def begin(self, model_id: str, *, idle_ms: int = 0) -> None:
-        """Returns once an agent was asked to load it, or there is a copy. Raises MeshError if none could be asked."""
+        """Returns once an agent was asked to load the model, or there is a copy. Raises MeshError if no agent could be
+        asked."""
         await self._wait(model_id, idle_ms=idle_ms, until_asked=True)
 
     async def _wait(self, model_id: str, *, deadline: float | None = None, **more: Any) -> None:
@@ -155,7 +156,7 @@ class ColdStart:
         return self._machine.statistics()
 
     async def close(self) -> None:
-        """Fails all waiters: this router stops. The agents go on with their loads."""
+        """Fails all waiters, because this router is stopping. The agents continue their loads."""
         self._feed(Closed(self.choosing.now_ms()))
         if self._timer is not None:
             self._timer.cancel()
@@ -173,7 +174,7 @@ class ColdStart:
         try:
             given = self._machine.handle(event)
         except Exception as error:
-            log.exception("a cold start cannot go on", happened=type(event).__name__)
+            log.exception("a cold start cannot continue", happened=type(event).__name__)
             if isinstance(event, Answer) and not isinstance(event, Broke):
                 return self._follow(Broke(event.now_ms, event.model_id, event.answers, _in_short(error)))
             return ()
@@ -192,7 +193,7 @@ class ColdStart:
     # --- instructions ---
 
     def _carry(self, instruction: Instruction) -> Sequence[Request]:
-        """Carries one out. Returns the requests that take time: itself, or those that follow from its answer."""
+        """Carries out one instruction. Returns the requests that take time: itself, or those after its answer."""
         match instruction:
             case instructions.Release():
                 self._release(instruction)
@@ -229,7 +230,7 @@ class ColdStart:
         self._tasks.start(self._find_out(request), f"load {request.model_id}")
 
     async def _find_out(self, request: Request) -> None:
-        """Answers a request, and the next ones for that model: a flight without a pause is one task."""
+        """Answers a request, and the next ones of the same flight, so that a flight without a pause is one task."""
         following: Sequence[Request] = (request,)
         while following:
             (request,) = following

@@ -1,4 +1,4 @@
-"""The counters that loads need, as protocols: the module that implements them is above this room."""
+"""The counters that loads need, as protocols, because this room must not import the module that implements them."""
 
 from typing import Protocol
 

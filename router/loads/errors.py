@@ -1,6 +1,6 @@
 """The problems of cold starts as errors for callers, and back.
 
-The reasons of `placement.coldstart` are among those of the mesh, by their names."""
+Each reason of `placement.coldstart` is also one of the mesh's, under the same name."""
 
 from mesh.statuses import MeshError, Reason
 from placement.coldstart import problems

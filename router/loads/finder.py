@@ -1,6 +1,6 @@
 """Answers to the requests of cold starts: the record from the registry, the copies from the view, the rest from agents.
 
-Each request of `placement.coldstart` becomes one answer. Findings on the way are noted: copies in the view, debits for
+Each request of `placement.coldstart` becomes one answer. The finder also updates the copies in the view, the debits for
 the choice, and whether agents answer.
 """
 
@@ -48,7 +48,7 @@ class Finder:
         self._counts = counts
         self._wall = wall
         self._timeout = timeout
-        self._registrations: dict[str, Registration] = {}  # that the flights under way use
+        self._registrations: dict[str, Registration] = {}  # of the flights under way
 
     def forget(self, model_id: str) -> None:
         """Forgets the record that a flight used."""
@@ -144,14 +144,14 @@ class Finder:
         return self._answer(ask, pod, registration, reply)
 
     async def hurry(self, hurry: Hurry) -> None:
-        """Tells an agent that a call now waits for a load that it was asked for without hurry."""
+        """Tells an agent that a call now waits for a load that was not urgent when it was requested."""
         pod, registration = self._view.pods.get(hurry.pod), self._registrations.get(hurry.model_id)
         if pod is None or registration is None:
             return  # the load is over
         try:
             await self._agents.load(pod, self._load_request(registration, 0, hurry.why), timeout=self._timeout)
         except Unreachable:
-            pass  # the first request gets the same answer, and is acted on
+            pass  # the first request gets the same answer, and handles it
 
     def _load_request(self, registration: Registration, idle_ms: int, why: str) -> agent_pb2.LoadRequest:
         record = registration.record
@@ -199,5 +199,5 @@ class Finder:
 
 
 def _silent_ms(pod: Pod) -> int | None:
-    """Returns when the pod's agent last did not answer; None if it did."""
+    """Returns when the pod's agent last failed to answer, in ms; None if it answered the last time."""
     return round(pod.agent_failed_at * 1000) if pod.agent_failed_at else None

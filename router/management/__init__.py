@@ -5,7 +5,7 @@ A function here takes a typed request or an id and returns a typed result; failu
 
 | module | holds |
 | --- | --- |
-| `operations` | the operations, one line each, with the verb of each |
+| `operations` | the operations, one line each, with their verbs |
 | `handlers` | the nouns below, put together |
 | `registration`, with `creation` and `withdrawal` | registering, changing and unregistering models |
 | `loading` | having a model loaded |
@@ -15,7 +15,7 @@ A function here takes a typed request or an id and returns a typed result; failu
 | `tuning` | the settings that change while the mesh runs |
 
 All state is in etcd, so other workers need not be informed: a registration is a transaction that succeeds only if the
-id is free *and* no copy of a former registration is left; and "no such model" is never remembered (`registry`). So a
-model is callable through any worker of any router once its registration has returned, and never answers from a former
-registration. The timeouts of etcd and of the agents bound everything.
+id is free *and* no copy of a former registration is left; and "no such model" is never remembered (`registry`). A model
+can therefore be called through any worker of any router once its registration has returned, and never answers from a
+former registration. The timeouts of etcd and of the agents bound every operation.
 """

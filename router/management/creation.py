@@ -1,7 +1,7 @@
-"""Writes of registrations into etcd: one, or many together, but never beside copies of an id's former registration.
+"""Writes of registrations into etcd, alone or in batches, but never while copies of an id's former registration exist.
 
 Registering is idempotent, so a write that etcd has not confirmed is looked up. If copies of a former registration are
-left, their agents are told to unload them, and the registration waits for that, bounded.
+left, their agents are told to unload them, and the registration waits for that, up to a limit.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ EXISTING = "existing"
 Fate = str | MeshError | None
 """The outcome of one item of many: None (created), EXISTING, or why it was not registered."""
 
-_PAUSE = 0.1  # seconds between looks at copies of a former registration
+_PAUSE = 0.1  # seconds between two looks at copies of a former registration
 _TELL = 1.0  # seconds between requests to the agents of those copies: the view may lag
 
 
@@ -110,8 +110,8 @@ class Creation:
                 await asyncio.sleep(_PAUSE)
 
     async def _done(self, model_id: str, record: ModelRecord, error: etcds.EtcdUnavailable) -> Registration:
-        """Returns the registration if a write that etcd has not confirmed was done after all: enough, for registering
-        is idempotent. Else raises the error."""
+        """Returns the registration if etcd has done a write that it did not confirm: that is enough, because
+        registering is idempotent. Otherwise raises the error."""
         if error.ambiguous:
             found = await self._registry.read(model_id, fresh=True)
             if found is not None and found.record.same_registration(record):
@@ -124,7 +124,7 @@ class Creation:
         return registration
 
     def _former(self, lingering: Sequence[KeyValue]) -> Tombstone | None:
-        """Returns the id's former registration, if only a tombstone is left of it."""
+        """Returns the tombstone of the id's former registration, if nothing else is left of it."""
         if len(lingering) != 1 or self._keys.copy_of(lingering[0].key)[1] != TOMBSTONE:
             return None
         try:
@@ -149,7 +149,7 @@ class Creation:
         """Creates the items that have a record. Returns the outcome of each item. Never raises."""
         fates: list[Fate] = [None] * len(items)
         good: list[int] = []
-        again: list[int] = []  # ids that occur earlier in `items`: they follow
+        again: list[int] = []  # ids that occur earlier in `items` too: created after the others
         seen: set[str] = set()
         values: dict[int, ModelRecord] = {}
         for index, (item, record) in enumerate(zip(items, records, strict=True)):
@@ -166,7 +166,7 @@ class Creation:
 
         parts = [good[start : start + BATCH] for start in range(0, len(good), BATCH)]
         await asyncio.gather(*(batch(part) for part in parts))
-        # If etcd is away, these would wait for the same timeout one after another.
+        # If etcd is unavailable, these would wait for the same timeout one after another.
         away = next((r for r in fates if isinstance(r, MeshError) and r.reason is Reason.REGISTRY_AWAY), None)
         await self._create_each(again, items, values, fates, away)
         return fates
@@ -179,7 +179,7 @@ class Creation:
         fates: list[Fate],
     ) -> None:
         keys = self._keys
-        late: list[int] = []  # former copies are still being withdrawn: these wait for that concurrently
+        late: list[int] = []  # these wait, concurrently, for former copies to be withdrawn
         for _ in range(ROUNDS):
             if not indexes:
                 break
@@ -192,8 +192,8 @@ class Creation:
                 if (await self._etcd.txn(compares, puts)).succeeded:
                     indexes = []
                     break
-                # Some are registered already, or copies linger. A separate read: this is rare, and reads in the
-                # transaction's other branch would double the cost of every batch.
+                # Some are registered already, or former copies are left. This is rare, so it is a separate read:
+                # reads in the transaction's other branch would double the cost of every batch.
                 gets = []
                 for index in indexes:
                     key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
@@ -207,10 +207,10 @@ class Creation:
                     for index in indexes:
                         fates[index] = error
                     return
-                break  # it may have been done: look up each one
-            except etcds.EtcdError:  # too large together, most likely
+                break  # the write may have been done: look up each item
+            except etcds.EtcdError:  # most likely the batch is too large
                 break
-            # Those are settled; try the rest together.
+            # The outcomes of those are known; try the rest together.
             rest = []
             for place, index in enumerate(indexes):
                 existing, lingering = etcds.found(seen[2 * place]), etcds.found(seen[2 * place + 1])
@@ -237,8 +237,8 @@ class Creation:
         fates: list[Fate],
         away: MeshError | None,
     ) -> None:
-        """Creates items in turn until etcd is away, as each of the rest would wait for the same timeout. `away`: etcd
-        is away already, and why."""
+        """Creates items one by one. Stops if etcd is unavailable, because each of the rest would wait for the same
+        timeout. `away`: why etcd is unavailable already; None: it is not."""
         for index in indexes:
             if away is None:
                 away = await self._create_one(index, items, values, fates)
@@ -252,7 +252,7 @@ class Creation:
         values: dict[int, ModelRecord],
         fates: list[Fate],
     ) -> MeshError | None:
-        """Creates one item and sets its outcome; returns the error if etcd is away."""
+        """Creates one item and sets its outcome; returns the error if etcd is unavailable."""
         try:
             _, created = await self.create(items[index].model_id, values[index])
             fates[index] = None if created else EXISTING

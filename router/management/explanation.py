@@ -15,7 +15,7 @@ from router.state.registry import Registration
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A pod, and why a load would go there first, later, or not at all."""
+    """A pod, with the reason why a load would choose it first, later, or not at all."""
 
     pod: str
     why: str
@@ -23,7 +23,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A decision of a pod's agent about the model: `placement.decisions`' document, or a text."""
+    """A decision of a pod's agent about the model: a document of `placement.decisions`, or a text."""
 
     pod: str
     decision: Any
@@ -31,12 +31,12 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The place of a model and its reasons, and where a load would go now."""
+    """The pods of a model, the reasons, and the pod that a load would choose now."""
 
     id: str
     status: ModelStatus
     lines: tuple[str, ...]  # sentences
-    ranking: tuple[Ranked, ...]  # best first, then those that are refused
+    ranking: tuple[Ranked, ...]  # best first, then the excluded pods
     copies: tuple[CopyInfo, ...]
     decisions: tuple[Decided, ...]
 
@@ -49,8 +49,8 @@ def explained(
     size: int,
     decisions: dict[str, list[str]],
 ) -> Explanation:
-    """Returns why a model is where it is, in sentences, and where a load would go now. `chosen` returns the choice
-    without some pods."""
+    """Returns why a model is where it is, in sentences, and which pod a load would choose now. `chosen` returns the
+    choice without some pods."""
     record = registration.record
     lines = []
     holders = {info.pod for info in status.copies if info.status in (ModelStatus.LOADED, ModelStatus.LOADING)}
@@ -93,7 +93,7 @@ def explained(
 
 
 def _history(model_id: str, decisions: dict[str, list[str]], holders: set[str]) -> list[str]:
-    """Returns why each copy is where it is, and why the last removed one was removed, by the agents' memory."""
+    """Returns why each copy is where it is, and why the latest one to be removed was removed, as agents remember."""
     lines: list[str] = []
     gone: list[tuple[int, str]] = []
     for pod, texts in sorted(decisions.items()):

@@ -1,4 +1,4 @@
-"""The handlers of management, put together for every transport."""
+"""The handlers of management, assembled for all transports."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Inspection of a model: where it is and why, by etcd, this router and the agents; and the progress of its loads."""
+"""Inspection of a model: where it is and why, from etcd, this router and the agents; and the progress of its loads."""
 
 import asyncio
 import json
@@ -60,7 +60,7 @@ class Inspector:
                 reply = await self._agents.describe(self._view.pods[name], model_id, timeout=_DESCRIBE)
             except (Unreachable, KeyError):
                 return name, []
-            # The agent keeps the reason for a copy's load as long as the copy; decisions are forgotten in time.
+            # An agent keeps the reason for a load as long as the copy; decisions are forgotten after a while.
             loads = [
                 json.dumps({"what": "load", "models": [model_id], "why": copy.reason, "ago_ms": copy.age_ms})
                 for copy in reply.copies

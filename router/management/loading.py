@@ -1,4 +1,4 @@
-"""Loads on request rather than by a call. `router.loads` does the loading."""
+"""Loads that a management request asks for, rather than a call. `router.loads` does the loading."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +52,7 @@ class Loading:
         return await self.load(request.model_id, idle_ms=idle_ms, sync=request.sync)
 
     async def load(self, model_id: str, *, idle_ms: int, sync: bool) -> StatusInfo:
-        """Does the same for a model known to be registered; `idle_ms` since its last use."""
+        """Loads a model that is known to be registered; `idle_ms` since its last use."""
         failure: MeshError | None = None
         if model_id not in self._view.copies:
             try:
@@ -74,7 +74,7 @@ class Loading:
         return replace(status, status=ModelStatus.LOADING_FAILED, errors=errors)
 
     async def touch(self, registration: Registration, last_used_ms: int) -> None:
-        """Raises the recorded last use, if that makes a difference of an hour."""
+        """Updates the recorded last use if it is more than an hour older."""
         if last_used_ms - registration.record.last_used_ms <= HOUR_MS:
             return
 

@@ -1,7 +1,7 @@
 """The operations of management, one line each: the table that transports and permissions share.
 
-Each route of REST and each method of gRPC names its operation from here, so the meaning and the verb of an operation do
-not depend on the transport.
+Each route of REST and each method of gRPC names its operation here, so the meaning and the verb of an operation do not
+depend on the transport.
 """
 
 import enum

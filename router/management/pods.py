@@ -20,7 +20,7 @@ _DESCRIBE = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class OpenLife:
-    """A pod that is cut off: for how long, and how long the wait for it still lasts (None: no limit)."""
+    """A pod that is cut off: since when, and how long registrations may still wait for it (None: without limit)."""
 
     pod: str
     incarnation: str
@@ -86,7 +86,7 @@ class Pods:
         forgotten = await self._tombstones.forget(name)
         if not forgotten:
             if self._view.published(name) is not None:
-                text = f"{name} is published, so there is nothing to forget: stop the pod, and its copies go with it"
+                text = f"{name} is published, so there is nothing to forget: stop the pod to remove its copies"
                 raise MeshError(Reason.PRECONDITION, text)
             raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name} that is cut off; `mesh pods` lists them")
         return forgotten

@@ -49,7 +49,7 @@ class Registrar:
         self._wall = wall
 
     async def register(self, request: Register) -> StatusInfo:
-        """Registers a model; idempotent for equal attributes. A load that fails does not fail this.
+        """Registers a model; idempotent for equal attributes. Succeeds even if the requested load fails.
 
         Raises BAD_REQUEST; CONFLICT if it is registered with other attributes; UNAVAILABLE if copies of a former
         registration of the id are not withdrawn in time; REGISTRY_AWAY.
@@ -67,7 +67,7 @@ class Registrar:
         return await self._status.of(model_id)
 
     async def register_many(self, items: Sequence[Item]) -> list[Fate]:
-        """Registers many. Returns the outcome of each. Never raises."""
+        """Registers many models. Returns the outcome of each. Never raises."""
         now_ms = self._wall()
         records: list[ModelRecord | MeshError] = []
         for item in items:
@@ -84,7 +84,7 @@ class Registrar:
         return await self._withdrawal.unregister(model_id)
 
     async def release(self, model_id: str) -> StatusInfo:
-        """Forgets that servers died of a model and that its loads failed: it may be loaded again. Raises
+        """Removes a model's blames and failed loads from its record, so that it may be loaded again. Raises
         UNKNOWN_MODEL."""
         check_id(model_id)
         found = await self._registry.change(
@@ -136,7 +136,7 @@ class Registrar:
             limits = change(record.limits)
             return None if limits == record.limits else replace(record, limits=limits)
 
-        # First, so that limits never hold without the leader's knowledge; it removes the key if they are not set.
+        # First, so that the leader knows of all limits in force; it removes the key if they are not set after all.
         await self._etcd.put(self._keys.want(model_id), b"")
         found = await self._registry.change(model_id, changed)
         if found is None:

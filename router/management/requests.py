@@ -1,4 +1,4 @@
-"""The requests to management, and their validation."""
+"""Requests to management, and their validation."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Item(NamedTuple):
-    """A registration as the predecessor knows it, and optional further attributes."""
+    """A registration with the predecessor's attributes, and optional further ones."""
 
     model_id: str
     type: str
@@ -80,7 +80,7 @@ def record_of(item: Item, *, now_ms: int, load_now: bool = False, last_used_ms: 
         raise MeshError(Reason.BAD_REQUEST, text)
     if secrets := confidential.found(path, key):
         text = (
-            f"a registration must hold no secret, since all who may read the mesh see it, and etcd keeps it; here: "
+            f"a registration must hold no secret, because every client can read it and etcd stores it; found here: "
             f"{'; '.join(secrets[:5])}. Put it into the storage secret of the pods (--storage-config, "
             'docs/storage.md) and name its key here: {"storage_key": "..."}'
         )

@@ -1,4 +1,4 @@
-"""A summary of a router's metrics, in the numbers that people look at."""
+"""A summary of a router's metrics for people."""
 
 from typing import Any
 

@@ -42,8 +42,8 @@ class StatusInfo:
     errors: tuple[str, ...] = ()  # newest first
     copies: tuple[CopyInfo, ...] = ()  # newest first
     record: ModelRecord | None = None
-    created: bool = False  # by this very call
-    reload: Reload | None = None  # its copies move to new content
+    created: bool = False  # by this call
+    reload: Reload | None = None  # set while its copies move to new content
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A model as it was in etcd at one revision."""
+    """A model's record and copies in etcd, at one revision."""
 
     registration: Registration | None
     copies: dict[str, CopyRecord]  # by pod
@@ -86,7 +86,7 @@ class Reporter:
         self._wall = wall
 
     async def of(self, model_id: str) -> StatusInfo:
-        """Returns a model's status. Never loads it, never counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        """Returns a model's status. Neither loads the model nor counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self.look(model_id)
         return StatusInfo(ModelStatus.NOT_FOUND) if seen.registration is None else self.info(seen.registration, seen)
@@ -121,9 +121,9 @@ class Reporter:
         """Returns the status of a model, from what was read."""
         record, now = registration.record, self._wall()
         current = {pod: copy for pod, copy in seen.copies.items() if copy.create_revision == registration.created}
-        newer = self._view.revision > seen.revision  # the watch was quicker than the read
+        newer = self._view.revision > seen.revision  # the watch was faster than the read
         for copy in self._view.known(registration.model_id):
-            # Suspects are called though etcd has lost them, and an agent's answer is newer than its key.
+            # Suspect pods are called although etcd has lost them, and an agent's answer is newer than its key.
             if (newer or copy.suspect or copy.answered) and copy.record.create_revision == registration.created:
                 current[copy.pod.name] = copy.record
         failures = record.recent_failures(now, self._failure_expiry_ms)
@@ -131,7 +131,7 @@ class Reporter:
             CopyInfo(
                 pod,
                 ModelStatus.LOADED if copy.state == records.LOADED else ModelStatus.LOADING,
-                copy.since_ms or now - copy.age_ms,  # the time is in the key, which an answer may be ahead of
+                copy.since_ms or now - copy.age_ms,  # the key holds the time, and may not be there yet
                 copy.host_bytes + copy.device_bytes,
                 copy.generation,
                 copy.digest,

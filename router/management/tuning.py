@@ -21,7 +21,7 @@ class Tuning:
         return {name: found.get(name, "") for name in dynamic.NAMES}
 
     async def write(self, name: str, text: str) -> None:
-        """Writes one; "" removes it. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        """Writes a setting; "" removes it. Raises BAD_REQUEST, REGISTRY_AWAY."""
         check(name)
         try:
             dynamic.parse(name, text)

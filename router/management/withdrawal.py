@@ -1,7 +1,7 @@
 """The removal of registrations from etcd, and of their copies from pods.
 
-If pods may still answer for a model after it was unregistered (pods with a copy, pods that are cut off), a tombstone
-stays behind; usually there are none. `router.fencing.tombstones` removes it in time.
+If pods may still answer for a model after it was unregistered (pods with a copy, pods that are cut off), a tombstone is
+left; usually there are no such pods. `router.fencing.tombstones` removes the tombstone when no pod may answer.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from router.state.view import View
 log = logs.get(__name__)
 
 ROUNDS = 8
-"""Attempts at a transaction whose keys others keep changing."""
+"""Attempts at a transaction whose keys other callers keep changing."""
 
 
 def changed_all_the_time(model_id: str) -> MeshError:
-    """Returns the error for a caller whose transaction failed because others kept changing the model."""
+    """Returns the error for a transaction that failed because other callers kept changing the model."""
     return MeshError(
         Reason.UNAVAILABLE, f"model {model_id} is being changed by other callers: try again", retry_after=1.0
     )
@@ -72,7 +72,7 @@ class Withdrawal:
             registration = decode(model_id, found[0])
             if registration.record.refs > 0:
                 raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
-            # The pods that may answer for it after this: those with a copy, or cut off. Usually there are none.
+            # Pods that may answer for the model after this: those with a copy, or cut off. Usually there are none.
             nobody = not etcds.found(seen.responses[1]) and all_present(seen.responses[2:])
             unchanged = [etcds.modified(key, registration.modified)]
             burial = etcds.put_op(tombstone, Tombstone.of(registration.record).encode())
@@ -91,19 +91,19 @@ class Withdrawal:
                 continue
             self._registry.forget(model_id)
             if nobody and not all_present(result.responses[4:6]):
-                # A pod was cut off just now. It had no copy a moment before.
+                # A pod was cut off just now; a moment ago it had no copy.
                 nobody = not (await self._etcd.txn([etcds.absent(key)], [burial])).succeeded
             await self.withdraw(model_id, etcds.found(result.responses[3]), "it was unregistered")
             if not nobody:
-                with contextlib.suppress(etcds.EtcdError):  # it is unregistered; the leader does the rest
+                with contextlib.suppress(etcds.EtcdError):  # the model is unregistered; the leader does the rest
                     await self._tombstones.resolve(model_id)
             return True
         raise changed_all_the_time(model_id)
 
     async def withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str) -> None:
-        """Tells the agents that have copies to unload them, all at once, and waits for them, bounded."""
+        """Tells all agents that have copies to unload them, and waits for that, up to a limit."""
         pods = set(self.pods_of(lingering))
-        pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspects have no keys any more
+        pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspect pods have no keys
 
         async def unload(name: str) -> None:
             pod = self._view.pods.get(name)

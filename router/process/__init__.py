@@ -1,1 +1,1 @@
-"""The processes of a router pod: the pod itself, its workers, and what they are composed of."""
+"""The processes of a router pod: the pod itself, its workers, and their parts."""

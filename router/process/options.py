@@ -42,7 +42,7 @@ class Edge:
         Path | None,
         typer.Option(
             envvar="MESH_TLS_CLIENT_CA",
-            help="PEM file with the authorities that must have signed clients' certificates.",
+            help="PEM file with the authorities that sign clients' certificates; clients need one.",
         ),
     ] = None
     tls_client_auth: Annotated[
@@ -50,8 +50,8 @@ class Edge:
         typer.Option(
             envvar="MESH_TLS_CLIENT_AUTH",
             metavar="require|optional",
-            help="Client certificates with --tls-client-ca; optional also admits clients without one, but none with a "
-            "wrong one.",
+            help="Policy for clients' certificates with --tls-client-ca: require, or optional to admit clients without "
+            "a certificate, too.",
             show_default="require",
         ),
     ] = ""
@@ -61,8 +61,8 @@ class Edge:
         typer.Option(
             envvar="MESH_CONNECTION_AGE",
             min=0.0,
-            help="Age at which clients must reconnect, so that they find new routers, in seconds, plus up to a fifth "
-            "at random; 0: never.",
+            help="Age of a connection, in seconds, at which its client is asked to reconnect, so that it finds new "
+            "routers; up to a fifth is added at random. 0: never.",
         ),
     ] = 0.0
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics.")] = (
@@ -106,7 +106,7 @@ class RouterLimits:
         str,
         typer.Option(
             envvar="MESH_MIN_BODY_RATE",
-            help="Lowest rate at which a body may arrive or be read after 10 s, in bytes a second; 0: any.",
+            help="Lowest rate at which a body may arrive or be read after 10 s, in bytes a second; 0: no limit.",
         ),
     ] = "32KiB"
     edge_memory: Annotated[
@@ -149,9 +149,7 @@ class RouterLimits:
     ] = 2_000
     max_waiting_bytes: Annotated[
         str,
-        typer.Option(
-            envvar="MESH_MAX_WAITING_BYTES", help="Total bytes of the calls of one worker that wait for loads."
-        ),
+        typer.Option(envvar="MESH_MAX_WAITING_BYTES", help="Bytes of all calls of one worker that wait for loads."),
     ] = "256MiB"
     reregister_after: Annotated[
         str,

@@ -1,10 +1,10 @@
 """The router pod: the process that owns the others. It follows etcd once for all workers, starts them and the edge, and
 answers the probes.
 
-It is not on the path of any call. Its workers and Envoy must not outlive it, which the kernel ensures; a child that
-dies or hangs is started again, with back-off. If an essential task of its own fails, the process ends with the reason,
-and its supervisor starts it again. When it stops, it first says so on `/ready`, then takes no more calls, lets those in
-flight end, and ends its children.
+It is not on the path of any call. The kernel ensures that its workers and Envoy do not outlive it. A child that dies or
+hangs is restarted, with back-off. If an essential task of the pod fails, its process logs the reason and ends, and its
+supervisor restarts it. When it stops, it first reports this on `/ready`, then accepts no more calls, waits for those in
+flight, and ends its children.
 """
 
 import asyncio
@@ -52,18 +52,18 @@ from router.state.view import View
 
 log = logs.get(__name__)
 
-_SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that poll
+_SAY = 0.5  # seconds between "not ready" and the end of accepting calls, for load balancers that poll
 _TICK = 1.0  # seconds
 _DEAD = 60.0  # seconds without any worker or Envoy, in spite of restarts, after which the pod is not live
-_STOPPING = 20.0  # seconds, beyond the drains of Envoy and workers, for an orderly end after a failure
-_KILL = 5.0  # seconds a worker has, beyond its drain, before it is killed
+_STOPPING = 20.0  # seconds for an orderly end after a failure, besides the drains of Envoy and workers
+_KILL = 5.0  # seconds after its drain before a worker is killed
 
 
 def default_workers(cpus: int) -> int:
     """Returns the number of workers: one for every two CPUs.
 
-    Envoy takes 60 % of this tier's cost of a call, so as many workers as CPUs would never all be busy; and the fewer
-    they are, the more calls each finds at once when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker takes
+    Envoy takes 60 % of a router's CPU per call, so as many workers as CPUs would never all be busy; and the fewer
+    workers there are, the more calls each finds when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker takes
     58 us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
     """
     return max(1, (cpus + 1) // 2)
@@ -126,7 +126,7 @@ class RouterPod:
         probe = addresses.parse_address(settings.probe)
         self._probes = Probes(probe, self.why_not_ready, self._why_not_live, self._render)
         self._stopping = False
-        self._served = asyncio.get_running_loop().time()  # when its processes could last serve
+        self._served = asyncio.get_running_loop().time()  # when it was last able to serve
         self.probe_port = 0
         if self._identity is not None:
             self._identity.follow(self._metrics)
@@ -170,7 +170,7 @@ class RouterPod:
         return None
 
     def _why_nobody_serves(self) -> str | None:
-        """Returns why no calls can be served; None: Envoy and a worker run and give signs of life."""
+        """Returns why no calls can be served; None if Envoy and a worker run and give signs of life."""
         if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
             return reason
         connected = self._feed.ready()
@@ -180,7 +180,7 @@ class RouterPod:
         return "; ".join(filter(None, troubles)) if troubles and all(troubles) else None
 
     def _why_not_live(self) -> str | None:
-        """Returns why the pod is not live: restarting its children has long not helped, and a new container may."""
+        """Returns why the pod is not live: restarts of its children have not helped, and a new container may."""
         down = asyncio.get_running_loop().time() - self._served
         if self._stopping or down < _DEAD:
             return None
@@ -226,7 +226,8 @@ class RouterPod:
         return addresses.format_address(host, self._envoy.port if self._envoy is not None else port)
 
     def _with_ports(self, settings: RouterSettings) -> RouterSettings:
-        """Returns settings with free ports chosen, as all workers share them without Envoy. Raises StartError."""
+        """Returns the settings with free ports filled in, because without Envoy all workers share them. Raises
+        StartError."""
         if settings.edge == "envoy":
             return settings
         chosen = []
@@ -330,11 +331,11 @@ class RouterPod:
         return metrics.render(await self._snapshot())
 
     async def stop(self, grace: float | None = None) -> None:
-        """Stops in order; calls in flight get `grace` seconds (None: the settings')."""
+        """Stops all parts in order; calls in flight get `grace` seconds (None: as set)."""
         grace = self.settings.drain if grace is None else grace
         self._stopping = True
         for worker in self._workers:
-            worker.leave()  # from now on the grace period bounds it
+            worker.leave()  # from now on the grace period limits its drain
         self._feed.drain()
         if grace:
             log.info("router stops", grace=grace)
@@ -375,8 +376,7 @@ def _say(line: str) -> None:
 
 
 async def run(settings: RouterSettings) -> int:
-    """Runs a router pod until SIGTERM or SIGINT, or until it cannot go on. Returns the exit status; raises
-    StartError."""
+    """Runs a router pod until SIGTERM or SIGINT, or until it has to end. Returns the exit status; raises StartError."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,6 @@
 """A router's place on the roster: `routers/<name>` in etcd, under a lease, so that routers know each other.
 
-Serving calls does not depend on it, so a lost lease is only replaced.
+Calls do not depend on it, so a lost lease is simply replaced.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _PAUSE = 1.0  # seconds between attempts
 
 
 class Roster:
-    """The record of one router there. `record` returns the current one."""
+    """One router's record on the roster. `record` returns the current one."""
 
     def __init__(self, etcd: Etcd, keys: Keys, name: str, record: Callable[[], RouterRecord]) -> None:
         self._etcd = etcd

@@ -1,8 +1,8 @@
-"""The sockets that Envoy calls workers on: made and held by the router pod, handed to each worker as it starts.
+"""The sockets on which Envoy calls workers: the router pod creates and keeps them, and passes them to its workers.
 
-So there is always a listener. While a dead worker is being replaced, calls for it wait in its sockets' queues and its
-successor answers them; a path that refused connections would fail them, since a balancer by load prefers the worker
-without calls. It also allows a router pod on few CPUs to have only one worker.
+This way there is always a listener. While a dead worker is being replaced, its calls wait in its sockets' queues for
+the next worker; without a listener they would fail, and many would, since Envoy prefers the worker with the fewest
+calls. This also allows a router pod with few CPUs to have only one worker.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Sockets:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """Returns the socket behind a descriptor that the worker was given."""
+    """Returns the socket of a descriptor that the worker was given."""
     listening = socket.socket(fileno=descriptor)
     listening.setblocking(False)
     return listening

@@ -1,8 +1,8 @@
 """`python -m router.process.worker SETTINGS INDEX [GRPC REST]`: one worker process; the router pod starts it.
 
-It answers on two unix sockets (gRPC over HTTP/1.1, REST) that Envoy calls and the pod has made (`sockets`; their
-descriptors are the last arguments), or on the ports themselves if `grpc.aio` is the edge. All of its state can be
-rebuilt from etcd, so it may die at any time.
+The worker answers on two unix sockets (gRPC over HTTP/1.1, REST) that the pod has created and Envoy calls (`sockets`;
+their descriptors are the last arguments), or, if `grpc.aio` is the edge, on the ports themselves. All of its state can
+be rebuilt from etcd, so it may die at any time.
 """
 
 import asyncio
@@ -60,16 +60,16 @@ if TYPE_CHECKING:
 log = logs.get(__name__)
 
 _TICK = 1.0  # seconds
-_FEED_WAIT = 5.0  # seconds to wait for the feed before calls are taken; after that, callers get an error that says so
-_GRACE = 5.0  # most seconds for calls in flight after a failure of this worker: others wait for its successor
+_FEED_WAIT = 5.0  # seconds to wait for the feed before calls are accepted; later, callers get an error that says so
+_GRACE = 5.0  # seconds at most for calls in flight after a failure of this worker: others wait for the next one
 _STOPPING = 10.0  # further seconds for an orderly end
-_IDLE = 50.0  # seconds after which an unused connection to a pod is closed; below the model server's own patience
+_IDLE = 50.0  # seconds after which an idle connection to a pod is closed: before the model server closes it
 
 
 class WorkerProcess:
     """A worker, composed of its parts. Call `start()`, then `stop()`.
 
-    `handed` are the descriptors of its listening sockets, if Envoy is the edge: it owns and closes them.
+    `handed` are the descriptors of its listening sockets, if Envoy is the edge; the worker owns and closes them.
     """
 
     def __init__(self, settings: RouterSettings, index: int, handed: Sequence[int] = ()) -> None:
@@ -165,7 +165,7 @@ class WorkerProcess:
         return None if self.feed.seen else "the registry (etcd) has not been read yet"
 
     async def start(self) -> None:
-        """Listens and takes calls."""
+        """Listens, and accepts calls."""
         settings = self.settings
         self._tasks.run(duties.FEED, self.feed.run)
         self._tasks.run(duties.WORKER_TICK, self._tick)
@@ -189,12 +189,12 @@ class WorkerProcess:
             self._rest = await app.serve_tcp(self._rest_parts, host, port, shared=True, grace=settings.drain)
         self._listening = True
         self.feed.tell()
-        # Present objects stay: the garbage collector need not scan them again.
+        # The objects that exist now stay, so the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
 
     async def stop(self) -> None:
-        """Takes no more calls, lets those in flight end, bounded, and releases all resources."""
+        """Accepts no more calls, waits for those in flight, up to a limit, and releases all resources."""
         self._drain()
         self.feed.tell()
         grace = min(self.settings.drain, _GRACE) if self.ending.why else self.settings.drain
@@ -248,7 +248,7 @@ class WorkerProcess:
     def _gauges(self, bodies: Bodies) -> None:
         view, coldstart, forwarder = self.view, self.coldstart, self.forwarder
         gauge = self.metrics.gauge
-        # The view is the same in each worker, so the highest of them is what the router pod sees.
+        # All workers have the same view, so the highest value is that of the router pod.
         gauge("mesh_pods", "Runtime pods in view.", merge="max").follow(lambda: len(view.pods))
         gauge("mesh_suspect_pods", "Pods that disappeared without notice and are still called.", merge="max").follow(
             lambda: sum(pod.suspect for pod in view.pods.values())
@@ -278,7 +278,7 @@ class WorkerProcess:
 
 
 async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> int:
-    """Runs the worker until it is told to stop, or cannot go on. Returns the exit status."""
+    """Runs the worker until it is told to stop, or has to end. Returns the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
