@@ -1,17 +1,17 @@
 """The judge of a history: which answers no correct mesh can have given.
 
-It knows nothing of how the mesh works. It takes what clients saw (`history`) and, for each model, the order in which
-the registry changed; the latter only to settle what became of changes that were never acknowledged, and it is itself
-held against the acknowledgements. It accuses only where no order of effects within the recorded intervals explains what
-was seen: a slow recorder makes it milder, never wrong.
+The judge knows nothing of how the mesh works. Its input is what clients saw (`history`) and, for each model, the order
+in which the registry changed. That order serves only to settle the fate of changes that were never acknowledged, and is
+itself compared with the acknowledgements. The judge accuses only if no order of effects within the recorded intervals
+explains what was seen: a slow recorder makes it milder, never wrong.
 
 | verdict | what was seen |
 | --- | --- |
 | wrong | an answer that no registration of this id ever gave |
 | stale | an answer of a registration whose successor was acknowledged before the call began |
 | lost | NOT_FOUND for an id that was registered throughout the call |
-| forgotten | an acknowledged change that the registry does not have, or has in another order than it was acknowledged |
-| status | a call that failed with a status that nothing that was done to the mesh explains |
+| forgotten | an acknowledged change that the registry does not have, or has in another order than acknowledged |
+| status | a call that failed with a status that no fault injected into the mesh explains |
 
 An answer after an acknowledged unregistering is no fault until a successor is acknowledged: copies are withdrawn, not
 fenced, as long as nobody else may answer for the id.
@@ -50,9 +50,9 @@ def judge(
 ) -> list[Fault]:
     """Returns all faults of a history, in the order of time.
 
-    `registry`: by model, what each change of its record made of it in order: the number of the file that was
-    registered, or None where the record was removed. `legitimate` says of a call that failed (with anything but
-    NOT_FOUND) whether what was done to the mesh explains it.
+    `registry` has, by model, the state of its record after each change, in order: the number of the registered file, or
+    None if the record was removed. `legitimate` says of a failed call (with any status but NOT_FOUND) whether the
+    faults injected into the mesh explain it.
     """
     changes: dict[str, list[Change]] = defaultdict(list)
     for change in history.changes:
@@ -107,7 +107,7 @@ class _Past:
     # --- calls ---
 
     def judge(self, call: Call) -> Fault | None:
-        """Returns what is wrong with one answer; None: nothing."""
+        """Returns what is wrong with one answer, or None if nothing is."""
         if call.value is not None:
             return self._answer(call, call.value)
         if call.code == NOT_FOUND:

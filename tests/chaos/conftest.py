@@ -1,4 +1,4 @@
-"""The options of `make test-chaos`, and its last words."""
+"""The options of `make test-chaos`, and the report at its end."""
 
 import os
 
@@ -10,19 +10,19 @@ _SAID = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `make test-chaos ARGS="--chaos-seed 7 --chaos-seconds 1800"`."""
+    """Adds the options for `make test-chaos ARGS="--chaos-seed 7 --chaos-seconds 1800"`."""
     group = parser.getgroup("chaos")
     group.addoption("--chaos-seed", type=int, help="Seed of the troubles; by default another one each time.")
     group.addoption("--chaos-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps what runs say until the end."""
+    """Keeps the reports of runs until the end."""
     config.stash[_SAID] = []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Says what came of the runs, also where all is well."""
+    """Prints the reports of the runs, also of those without a fault."""
     for text in config.stash.get(_SAID, []):
         terminalreporter.write_line(f"chaos: {text}")
 
@@ -36,12 +36,12 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest) -> float:
-    """Returns the length of the random run."""
+    """Returns the length of the random run, in seconds."""
     return request.config.getoption("--chaos-seconds", SECONDS)
 
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest):
-    """Returns a function that has a text printed at the end of the session, whatever comes."""
+    """Returns a function that has a text printed at the end of the session, whatever the outcome."""
     said = request.config.stash.setdefault(_SAID, [])
     return said.append

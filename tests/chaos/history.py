@@ -1,8 +1,8 @@
 """The record of what clients saw of a mesh: changes of registrations and calls, each from its start to its answer, on
 one clock.
 
-Only what a client can know stands here. Times are seconds of the recorder's monotonic clock: a start is taken before
-the request is sent, an end after its answer was read, so each true moment of effect lies between them.
+The record holds only what a client can know. Times are seconds of the recorder's monotonic clock: a start is taken
+before the request is sent, an end after its answer was read, so each true moment of effect lies between them.
 
 Each registration has a file of its own, and the file's answer is a number that no other file has. So an answer tells
 which registration it came from.
@@ -23,7 +23,7 @@ def file_name(model: str, number: int) -> str:
 
 
 def number_of(record: bytes) -> int:
-    """Returns the number of the file that a registry's record names; 0 where it is none of ours."""
+    """Returns the number of the file that a registry's record names, or 0 if the file is not one of the test's."""
     found = _FILE.search(record)
     return int(found[1]) if found else 0
 
@@ -49,7 +49,7 @@ class Change:
     text: str = ""
 
     def may_act_after(self, moment: float) -> bool:
-        """Tells whether it can have taken effect after that moment."""
+        """Tells whether the change can have taken effect after that moment."""
         if self.outcome is Outcome.REFUSED:
             return False
         return self.outcome is Outcome.UNKNOWN or self.ended > moment
@@ -79,7 +79,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A deed of the harness."""
+    """An action of the harness."""
 
     at: float
     text: str
@@ -94,13 +94,13 @@ class History:
     events: list[Event] = field(default_factory=list)
 
     def note(self, at: float, text: str) -> None:
-        """Adds a deed of the harness."""
+        """Adds an action of the harness."""
         self.events.append(Event(at, text))
 
     def story(self, model: str, end: float, *, before: float = 30.0) -> Iterator[str]:
         """Tells what happened to a model until `end`: all that was done to the mesh, its changes, and its answers.
 
-        Equal answers of one router that follow each other are one line.
+        Equal consecutive answers of one router are one line.
         """
         start = end - before
         lines = [(event.at, event.text) for event in self.events if start <= event.at <= end]

@@ -1,8 +1,8 @@
 """One run: rounds of troubles under traffic, each followed by a calm in which everything must work again; a verdict.
 
 In the calm all troubles are healed, changes under way must be acknowledged, each registered model must be called with
-success through each router, and then no call may fail for a while. What was answered meanwhile, in trouble and in calm,
-the `checker` judges at the end.
+success through each router, and then no call may fail for a while. In the end the `checker` judges what was answered
+meanwhile, in trouble and in calm.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Run:
     quiet: list[tuple[float, float]] = field(default_factory=list)  # when all was well: from, until
 
     async def run(self) -> None:
-        """Runs all rounds. Raises AssertionError where something does not heal."""
+        """Runs all rounds; raises AssertionError if something does not heal."""
         draw = random.Random(self.seed)
         names = [f"m{number}" for number in range(self.models)]
         numbers = Numbers()
@@ -153,7 +153,7 @@ class Run:
             writer.resume()
 
     def _restart(self, name: str) -> None:
-        """Starts a process again that could not start while it was harmed, as Kubernetes does; no other may end."""
+        """Restarts a process that could not start during a trouble, as Kubernetes does; no other process may end."""
         if self.arena.alive(name):
             return
         program = self.arena.program(name)
@@ -164,7 +164,7 @@ class Run:
         program.start()
 
     async def _called(self, way: Way, model: str, value: int | None) -> None:
-        """Waits until a router answers for a model as was acknowledged last."""
+        """Waits until a router gives the answer of a model's last acknowledged registration."""
         last: list[Call] = []
 
         async def right() -> bool:

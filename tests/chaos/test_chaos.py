@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 
 async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, **size: int) -> None:
-    """Runs the scene. `bounded`: pods serve without etcd so briefly that ids may soon be registered again."""
+    """Runs the scene; with `bounded`, pods serve without etcd so briefly that ids may soon be registered again."""
     # About ten of the models fit into a pod: there are evictions, and loads all the time. Registrations are compared
     # often, so that a process that missed a removal finds out within a calm.
     serve, wait = ("4", "8") if bounded else ("forever", "600")
@@ -39,14 +39,15 @@ async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, 
 
 @pytest.mark.timeout(0)  # it has bounds of its own
 async def test_a_short_run(tmp_path, say):
-    """One round of what the long run does, with a seed that has most kinds of trouble: what is broken at all."""
+    """One round of the long run, with a seed that draws most kinds of trouble, finds no fault."""
     await run(tmp_path, say, seed=20, seconds=12, pods=2, routers=2)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(0)  # it has bounds of its own
 async def test_chaos(tmp_path, say, seed, seconds):
-    """Three routers, three pods, ten minutes. With every second seed, ids wait for lost pods for seconds only."""
+    """Three routers and three pods survive ten minutes of troubles without a fault. With every second seed, ids wait
+    for lost pods for seconds only."""
     await run(tmp_path, say, seed=seed, seconds=seconds, pods=3, routers=3, bounded=seed % 2 == 1)
 
 
@@ -58,7 +59,8 @@ MODELS = [f"m{number}" for number in range(8)]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["frozen", "killed", "all cut off"])
 async def test_etcd_away_for_ten_lease_times(tmp_path, say, how):
-    """For everybody, under traffic: no call of a resident model fails, nothing is loaded again, all is well after."""
+    """When etcd is unavailable to all for ten lease times, under traffic, no call of a resident model fails, nothing is
+    loaded again, and all works afterwards."""
     async with Arena(tmp_path, pods=3, routers=2, ttl=3) as arena:
         reply = await arena.mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
         assert reply.status == 200
@@ -98,7 +100,7 @@ async def test_etcd_away_for_ten_lease_times(tmp_path, say, how):
 
 @contextlib.asynccontextmanager
 async def away(arena: Arena, how: str):
-    """etcd, for all routers and pods."""
+    """Makes etcd unavailable to all routers and pods."""
     match how:
         case "frozen":
             with arena.etcd_frozen():
@@ -113,7 +115,7 @@ async def away(arena: Arena, how: str):
 
 
 async def loads(arena: Arena) -> dict[str, int]:
-    """Loads done, by pod and life, as the pods count them."""
+    """Returns the loads done, by pod and life, as the pods count them."""
     found = {}
     for pod in (await arena.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
         text = (await arena.mesh.get(f"http://{pod['probe']}/metrics")).body.decode()

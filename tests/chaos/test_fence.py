@@ -34,7 +34,7 @@ TIMEOUT = 1.0  # seconds
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def arena(tmp_path_factory) -> AsyncIterator[Arena]:
-    """{router-1, one pod}, which stay with etcd, and {router-3, the other pod}, which do not."""
+    """A mesh cut in two: {router-1, one pod}, which stay with etcd, and {router-3, the other pod}, which do not."""
     folder = tmp_path_factory.mktemp("fence")
     async with Arena(folder, pods=2, routers=3, router_options=["--unload-wait", "2"]) as arena:
         reply = await arena.mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
@@ -69,7 +69,7 @@ class Scene:
         self._callers: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
-        """A model that was loaded into one pod, whose copy all routers have called."""
+        """Loads a model into one pod, and waits until all routers have called that copy."""
         self.model = f"m{NUMBERS.next()}"
         assert (await self.register("router-1")).outcome is Outcome.DONE
         for router in self.arena.routers:
@@ -79,7 +79,7 @@ class Scene:
         (self.other,) = (pod for pod in self.arena.pods if pod != self.pod)
 
     async def end(self) -> None:
-        """The registration that was acknowledged last is callable, and no answer before was wrong."""
+        """Checks that the last acknowledged registration is callable, and that no answer before was wrong."""
         for task in self._callers:
             task.cancel()
         await asyncio.gather(*self._callers, return_exceptions=True)
@@ -99,7 +99,7 @@ class Scene:
             raise AssertionError(f"{len(faults)} of {len(history.calls)} answers, first: {faults[0]}\n{story}")
 
     async def call(self, router: str, *, timeout: float = TIMEOUT) -> Call:
-        """One call, recorded."""
+        """Makes and records one call."""
         return await call(self.history, self._ways[router], self.model, timeout)
 
     async def _call(self, router: str) -> None:
@@ -108,7 +108,7 @@ class Scene:
             await asyncio.sleep(0.05)
 
     async def register(self, router: str) -> Change:
-        """One attempt to register the model, with a file that it never had."""
+        """Makes one attempt to register the model, with a file that it never had."""
         value = NUMBERS.next()
         path = self.arena.mesh.write(file_name(self.model, value), models.constant(float(value)))
         sent = self._ways[router].register(self.model, path, load=False)
@@ -118,7 +118,7 @@ class Scene:
         return made
 
     async def registered(self, router: str) -> None:
-        """The same until it is acknowledged; nothing where it was."""
+        """Registers the model, repeatedly until it is acknowledged."""
         if self.value:
             return
 
@@ -134,7 +134,7 @@ class Scene:
         self.value = 0
 
     async def some(self, router: str, count: int = ENOUGH) -> None:
-        """Waits for so many more calls through a router to end, whatever comes of them."""
+        """Waits for so many more calls through a router to end, whatever their outcome."""
         goal = self._made(router) + count
         await until(lambda: self._made(router) >= goal, timeout=90, why=f"calls through {router} end")
 
@@ -142,7 +142,7 @@ class Scene:
         return sum(made.router == router for made in self.history.calls)
 
     async def answered(self, router: str) -> None:
-        """Waits for the answer of the registration that was acknowledged last."""
+        """Waits for the answer of the last acknowledged registration."""
 
         async def right() -> bool:
             return (await self.call(router, timeout=3.0)).value == self.value
@@ -155,7 +155,7 @@ class Scene:
 
 
 def refused_with_a_way_out(made: Change, pod: str) -> None:
-    """A registration that waits for a pod names it and says what can be done."""
+    """Checks that a registration that waits for a pod names the pod and a way out."""
     if made.outcome is not Outcome.DONE:
         assert "UNAVAILABLE" in made.text
         assert pod in made.text
@@ -163,7 +163,8 @@ def refused_with_a_way_out(made: Change, pod: str) -> None:
 
 
 async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
-    """{router-3, one pod} apart from {etcd, router-1, the other pod}: its server lives on, its agent stands still."""
+    """No stale answer comes from {router-3, one pod}, cut off from {etcd, router-1, the other pod}, while that pod's
+    server lives on and its agent is stopped."""
     agent = arena.program(scene.pod).pid
     with arena.cut_off("router-3"):
         with arena.stopped(agent):
@@ -180,7 +181,8 @@ async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
-    """router-3's worker misses everything, and cannot ask when it goes on."""
+    """No stale answer comes from the worker of router-3, which was stopped, misses everything, and finds etcd silent
+    when it resumes."""
     with arena.stopped(arena.program(scene.pod).pid), contextlib.ExitStack() as stack:
         # The process that minds the worker as well: it would replace one that is stopped alone.
         with arena.stopped(arena.program("router-3").pid, *arena.workers("router-3")):
@@ -197,7 +199,8 @@ async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
 
 @pytest.mark.chaos
 async def test_an_agent_that_goes_on_after_a_long_stop(arena, scene):
-    """It returns with a copy of a registration that is gone, to routers that see everything."""
+    """An agent that continues after a long stop, with a copy of a registration that is gone, gives no stale answer to
+    routers that see everything."""
     with arena.stopped(arena.program(scene.pod).pid):
         await arena.gone(scene.pod)
         await scene.unregister("router-1")
@@ -210,7 +213,7 @@ async def test_an_agent_that_goes_on_after_a_long_stop(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
-    """Calls that were sent to it while it stood still are not answered from what it had then."""
+    """Calls that were sent to a stopped pod are not answered from its former registrations when it continues."""
     agent, servers = arena.program(scene.pod).pid, arena.servers(scene.pod)
     with arena.cut_off("router-3"):
         with arena.stopped(agent):
@@ -228,7 +231,8 @@ async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
-    """Somebody takes a pod that stands still for lost, and closes its life by hand: nobody waits for it any more."""
+    """A pod that an operator took for lost, and whose life was closed by hand so that nobody waits for it, gives no
+    stale answer when it continues."""
     with arena.cut_off("router-3"), arena.stopped(arena.program(scene.pod).pid, *arena.servers(scene.pod)):
         await arena.gone(scene.pod)
         await scene.unregister("router-1")
@@ -244,7 +248,8 @@ async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
-    """They serve each other without etcd, no call fails, and they do not answer what is registered again elsewhere."""
+    """A pod and a router that are alive and cut off serve each other without etcd, no call fails, and they do not
+    answer for what is registered again elsewhere."""
     with arena.cut_off("router-3", scene.pod):
         await arena.gone(scene.pod)
         await scene.some("router-3", 100)
@@ -259,7 +264,8 @@ async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_drains_for_a_router_that_does_not_know(arena, scene):
-    """A call in flight keeps the pod from ending; nobody takes its copies over; router-3 does not hear that they go."""
+    """A draining pod, which a call in flight keeps from ending, gives no stale answer to router-3, which does not hear
+    that its copies are withdrawn."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(arena.stopped(arena.program(scene.other).pid))  # else it would be handed over to
         await arena.gone(scene.other)

@@ -24,7 +24,7 @@ _NOTHING_DONE = frozenset({"ALREADY_EXISTS", "FAILED_PRECONDITION", "INVALID_ARG
 
 @dataclass(slots=True)
 class Numbers:
-    """Hands out the numbers of files: each is answered by one file of one registration only."""
+    """The numbers of files: each is answered by one file of one registration only."""
 
     last: int = 0
 
@@ -80,7 +80,7 @@ class Caller:
 
 
 class Writer:
-    """Changes of the registrations of some models, one after the other, each in a way that is drawn."""
+    """Changes of the registrations of some models, one after the other, each in a random way."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Writer:
         self._go_on.set()
 
     async def fill(self) -> None:
-        """Registers all of its models."""
+        """Registers all models of the writer."""
         for model in self._models:
             await self.register(model)
 
@@ -126,11 +126,11 @@ class Writer:
             await asyncio.sleep(self._draw.uniform(0, 2 * CHANGE_PAUSE))
 
     def pause(self) -> None:
-        """Lets it bring to an end what it has begun, and begin nothing more."""
+        """Lets the writer complete what it has begun, and begin nothing more."""
         self._go_on.clear()
 
     def resume(self) -> None:
-        """Lets it go on."""
+        """Lets the writer continue."""
         self._go_on.set()
 
     async def register(self, model: str, *, again: bool = False) -> None:
@@ -148,7 +148,7 @@ class Writer:
         self.doing = ""
 
     async def race(self, model: str) -> None:
-        """Registers two files at the same time in two ways, of which one can win. Where none was acknowledged, or both,
+        """Registers two files at the same time in two ways, of which one can win. If none was acknowledged, or both,
         the model is removed again."""
         values = [self._numbers.next() for _ in range(2)]
         self.doing = f"register {model} as {values[0]} or {values[1]}"

@@ -1,8 +1,8 @@
-"""Troubles that may befall a mesh: processes that stop, die or leave, roads to etcd that close, and etcd itself.
+"""Troubles of a mesh: processes that stop, die or leave, broken connections to etcd, and etcd itself.
 
-Each trouble is a context: harm on entering, healing on leaving. It claims what it harms, so that no two meet on one
-target; all others may overlap. Which one comes next, on what and for how long is drawn from a seeded generator, so a
-seed gives the same sequence of draws (not the same interleaving: the mesh's own timing is not ours).
+Each trouble is a context: harm on entering, healing on leaving. It claims its target, so that no two meet on one; all
+others may overlap. The kind, target and length of the next one are drawn from a seeded generator, so a seed gives the
+same sequence of draws (not the same interleaving, which depends on the mesh's own timing).
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class Trouble:
 
 
 def draw(random: random.Random, arena: Arena, taken: Iterable[str] = ()) -> Trouble | None:
-    """Draws the next trouble; None where its target is taken, or where no pod or no router would be left unharmed: then
-    nothing is answered, and nothing is learned."""
+    """Draws the next trouble; returns None if its target is taken, or if no pod or no router would be left unharmed to
+    answer calls."""
     make = random.choices([make for make, _ in _KINDS], [weight for _, weight in _KINDS])[0]
     # From instants up to five lease times: shorter than a lease, and longer than anything that waits for one.
     trouble = make(random, arena, random.choice((0.3, 1.0, 5.0)) * arena.ttl * random.uniform(0.4, 1.0))

@@ -1,4 +1,4 @@
-"""Ways into a mesh through one router: gRPC, and REST. What fails is `Failed`, with gRPC's name of the status."""
+"""Ways into a mesh through one router: gRPC, and REST. Failures raise `Failed`, with gRPC's name of the status."""
 
 import json
 from pathlib import Path
@@ -47,14 +47,14 @@ class Way(Protocol):
         """Calls a model."""
 
     async def register(self, model: str, path: Path, *, load: bool) -> None:
-        """Registers a model. A load that fails does not fail this."""
+        """Registers a model, even if its load fails."""
 
     async def unregister(self, model: str) -> None:
-        """Removes a model, where it is there."""
+        """Removes a model if it is registered."""
 
 
 class Grpc:
-    """gRPC, as the predecessor's clients and V2 clients speak it."""
+    """A client by gRPC, as the predecessor's clients and V2 clients speak it."""
 
     def __init__(self, arena: Arena, router: str) -> None:
         self.router = router
@@ -86,7 +86,7 @@ class Grpc:
 
 
 class Rest:
-    """REST. `bulk`: registers as `mesh import` does."""
+    """A client by REST; with `bulk`, it registers as `mesh import` does."""
 
     def __init__(self, arena: Arena, router: str, session: aiohttp.ClientSession, *, bulk: bool = False) -> None:
         self.router = router

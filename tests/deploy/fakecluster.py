@@ -29,7 +29,7 @@ KINDS = {
 
 
 def secret(name: str, **texts: str) -> dict[str, Any]:
-    """A Secret with these texts; `tls_crt` stands for the key tls.crt."""
+    """Returns a Secret with these texts; `tls_crt` stands for the key tls.crt."""
     dotted = {"ca_crt": "ca.crt", "tls_crt": "tls.crt", "tls_key": "tls.key"}
     data = {dotted.get(key, key): base64.b64encode(text.encode()).decode() for key, text in texts.items()}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "mesh"}, "data": data}
@@ -37,7 +37,7 @@ def secret(name: str, **texts: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serve(objects: list[dict[str, Any]], folder: Path) -> Iterator[Path]:
-    """Serves the objects, all of the namespace `mesh`, which has its account `default`. Yields a kubeconfig."""
+    """Serves the objects, all in the namespace `mesh`, which has its account `default`, and yields a kubeconfig."""
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "mesh"}}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -51,7 +51,7 @@ def serve(objects: list[dict[str, Any]], folder: Path) -> Iterator[Path]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Prints nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -78,7 +78,7 @@ def serve(objects: list[dict[str, Any]], folder: Path) -> Iterator[Path]:
 
 
 def find(objects: list[dict[str, Any]], path: str) -> tuple[int, dict[str, Any]]:
-    """The answer to a GET."""
+    """Returns the answer to a GET."""
     if path == "/version":
         return 200, {"major": "1", "minor": "35", "gitVersion": "v1.35.0"}
     if path == "/api":

@@ -1,7 +1,7 @@
-"""Installations as documents: kustomize's files, patched here, and the chart rendered by helm, if there is one.
+"""Installations as documents: kustomize's files, patched here, and the chart rendered by helm, if that exists.
 
-Patching is done by a few lines of ours, so that the tests need nothing but Python; a test with kustomize holds them
-against the real one.
+A few lines of ours do the patching, so that the tests need only Python; a test with kustomize compares them with the
+real one.
 """
 
 import copy
@@ -64,7 +64,7 @@ ALL = [pytest.param(("kustomize", name), id=f"kustomize-{name}") for name in PAT
 
 
 def load(which: tuple[str, str]) -> list[Document]:
-    """The documents of one of `ALL`."""
+    """Returns the documents of one of `ALL`."""
     return copy.deepcopy(_loaded(*which))
 
 
@@ -93,7 +93,7 @@ def read_all(path: str) -> list[Document]:
 
 
 def patched(name: str, *more: str) -> list[Document]:
-    """The base with components, `base` for none."""
+    """Returns the base with components, or with `base` alone."""
     found = [one for file in read("base/kustomization.yaml")["resources"] for one in read_all(f"base/{file}")]
     for component in (name, *more) if name != "base" else more:
         found = _component(component, found)
@@ -131,7 +131,7 @@ def _is_target(target: Document, document: Document) -> bool:
 
 
 def apply(operation: Document, document: Document) -> None:
-    """One operation of a JSON patch, in place."""
+    """Applies one operation of a JSON patch, in place."""
     *way, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
     where: Any = document
     for part in way:
@@ -148,7 +148,7 @@ def apply(operation: Document, document: Document) -> None:
 
 
 def pods(found: list[Document]) -> Iterator[tuple[str, Document]]:
-    """Every pod template, with a name for messages."""
+    """Yields every pod template, with a name for messages."""
     for one in found:
         if one["kind"] not in POD_KINDS:
             assert "template" not in one.get("spec", {}), f"{manifests.key(one)}: unknown, and seems to have pods"
@@ -158,14 +158,14 @@ def pods(found: list[Document]) -> Iterator[tuple[str, Document]]:
 
 
 def containers(found: list[Document]) -> Iterator[tuple[str, Document]]:
-    """Every container, with a name for messages."""
+    """Yields every container, with a name for messages."""
     for name, pod in pods(found):
         for one in [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]:
             yield f"{name}/{one['name']}", one
 
 
 def one(found: list[Document], kind: str, name: str) -> Document:
-    """The object of that kind and name."""
+    """Returns the object of that kind and name."""
     (document,) = [one for one in found if manifests.key(one) == (kind, name)]
     return document
 

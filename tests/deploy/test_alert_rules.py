@@ -1,5 +1,5 @@
 """The alerts as Prometheus evaluates them, by its own `promtool test rules`: each fires where it should, with the
-namespace it is about, not before its time, and not where all is well. Expressions alone are in `test_monitoring`."""
+namespace it is about, not before its time, and not without a fault. Expressions alone are in `test_monitoring`."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def series(name: str, namespace: str) -> str:
 
 
 def expected(case: Case) -> dict[str, Any]:
-    """The alert, with its labels and its texts filled in."""
+    """Returns the alert with its labels, and with its texts filled in."""
     rule = ALERTS[case.alert]
     labels = {"namespace": NAMESPACE, "pod": "p"}
     labels = {name: labels[name] for name in case.labels} | dict(case.more)
@@ -158,7 +158,7 @@ def test_every_alert_has_a_case() -> None:
 
 
 def promtool() -> str | None:
-    """Finds it in $PROMTOOL, PATH or .cache/bin; None if there is none."""
+    """Finds promtool in $PROMTOOL, PATH or .cache/bin; returns None if there is none."""
     return (
         os.environ.get("PROMTOOL")
         or shutil.which("promtool")
@@ -171,7 +171,7 @@ def promtool() -> str | None:
     reason="NOT CHECKED: there is no promtool ($PROMTOOL, PATH, .cache/bin); no alert was evaluated",
 )
 def test_alerts_fire(tmp_path: Path) -> None:
-    """All of them, evaluated by Prometheus."""
+    """All alerts fire as expected when Prometheus evaluates them."""
     (tmp_path / "alerts.yaml").write_text(json.dumps(RULES))
     (tmp_path / "test.yaml").write_text(json.dumps(document()))
     program = promtool()

@@ -14,7 +14,7 @@ from tests.support.waiting import until
 
 
 def test_others_rules_stay() -> None:
-    """The cluster's chains, rules and jumps are removed from iptables-save's output, and nothing else."""
+    """Exactly the cluster's chains, rules and jumps are removed from iptables-save's output."""
     others = [
         "*nat",
         ":PREROUTING ACCEPT [0:0]",
@@ -56,12 +56,12 @@ def test_others_rules_stay() -> None:
     ],
 )
 def test_which_processes_are_the_clusters(argv: list[str], is_ours: bool) -> None:
-    """Only what runs as a part of this cluster is ended when it goes down."""
+    """Only processes that run as part of this cluster are ended when it is taken down."""
     assert parts.is_part(argv, Path("/c/bin")) is is_ours
 
 
 def test_what_is_to_be_built_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If only time is missing: a program that does not exist, or not of these sources."""
+    """Programs that do not exist, or that were not built from these sources, are named as still to be built."""
     monkeypatch.setattr(layout, "BIN", tmp_path)
     monkeypatch.setattr(needs, "obstacles", list)
     monkeypatch.setattr(needs, "missing_packages", list)
@@ -77,7 +77,7 @@ def test_what_is_to_be_built_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_addresses_fit_together() -> None:
-    """Ranges are private and disjoint; fixed addresses are in their ranges."""
+    """Address ranges are private and disjoint, and fixed addresses are in their ranges."""
     pods, services = ipaddress.ip_network(layout.POD_RANGE), ipaddress.ip_network(layout.SERVICE_RANGE)
     node = ipaddress.ip_address(layout.NODE_IP)
     assert pods.is_private
@@ -91,13 +91,13 @@ def test_addresses_fit_together() -> None:
 
 
 def test_documents_are_json() -> None:
-    """Every document can be written, and names no folder of the machine's own."""
+    """Every document can be written as JSON, and names no folder of the machine's own."""
     for document in (configs.kubelet_file(), configs.proxy_file(), configs.pod_network(), configs.dns_objects()):
         assert "/var/lib" not in json.dumps(document)
 
 
 def test_a_kubeconfig_carries_what_it_needs() -> None:
-    """No paths in it: it can be passed around."""
+    """A kubeconfig has no paths in it, so it can be passed around."""
     config = identity.kubeconfig(b"PEM", user={"token": "t"}, namespace="mine")
     assert config["clusters"][0]["cluster"]["certificate-authority-data"] == "UEVN"
     assert config["contexts"][0]["context"]["namespace"] == "mine"
@@ -109,12 +109,13 @@ def test_a_kubeconfig_carries_what_it_needs() -> None:
     [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.27rc1 linux/amd64", (1, 27)), ("no", None)],
 )
 def test_go_versions_are_read(text: str, version: tuple[int, int] | None) -> None:
-    """Releases and candidates; anything else is not a version."""
+    """Go versions are read, both releases and candidates; anything else is not a version."""
     assert needs.parse_go_version(text) == version
 
 
 def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None:
-    """The sum follows the words, the names and the contents, and nothing else."""
+    """A program is built again when its arguments, or the names or contents of its sources, change, and not
+    otherwise."""
     file = tmp_path / "main.go"
     file.write_text("one")
     first = programs.checksum(["go", "build"], [file])
@@ -125,7 +126,7 @@ def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None
 
 
 def test_each_program_has_a_source() -> None:
-    """Modules exist; a package that is not ours names its version."""
+    """Each program has a source: its module exists, and a package that is not ours names its version."""
     for program in programs.ALL:
         assert program.module is None or (program.module / "go.mod").exists(), program.name
 
@@ -134,7 +135,7 @@ def test_each_program_has_a_source() -> None:
 
 
 async def test_steps_say_which_of_how_many_and_are_never_silent() -> None:
-    """Number, time since the start, what is done and how far it is; again while it lasts."""
+    """Build steps print their number, the time since the start and their progress, and again while they last."""
     assert SILENCE <= 10.0
     now, stream = [0.0], io.StringIO()
     steps = Steps(12, stream=stream, clock=lambda: now[0], silence=0.01)
@@ -152,7 +153,7 @@ async def test_steps_say_which_of_how_many_and_are_never_silent() -> None:
 
 
 def test_what_go_does_is_counted_and_its_errors_are_shown(tmp_path: Path) -> None:
-    """By its line for each package."""
+    """Go's build progress is counted by its line for each package, and its errors are shown."""
     told: list[str] = []
     script = "import sys; [print(line, file=sys.stderr) for line in {lines}]; sys.exit({status})"
     lines = ["go: downloading example.com/a v1.0.0", "example.com/a", "example.com/b"]
@@ -164,7 +165,7 @@ def test_what_go_does_is_counted_and_its_errors_are_shown(tmp_path: Path) -> Non
 
 
 def test_the_first_build_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
-    """Time and disk, before anything is built; all steps are counted."""
+    """The first build says its time and disk space before anything is built, and counts all steps."""
     monkeypatch.setattr(layout, "BIN", tmp_path)
     monkeypatch.setattr(needs, "missing_packages", list)
     monkeypatch.setattr(needs, "obtain", lambda: None)

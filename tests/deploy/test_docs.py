@@ -17,12 +17,12 @@ VALUES = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
 
 
 def blocks(language: str) -> list[str]:
-    """The examples in that language."""
+    """Returns the examples in that language."""
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_links():
-    """Every link leads somewhere."""
+    """Every link of the page leads somewhere."""
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
         assert (PAGE.parent / Path(target)).exists(), target
 
@@ -47,7 +47,7 @@ def test_keys():
 
 
 def test_objects():
-    """The objects of the first table exist, under these names."""
+    """The objects of the page's first table exist, under these names."""
     found = {f"{one['kind']} {one['metadata']['name']}" for one in installs.patched("base")}
     table = TEXT.split("| object |")[1].split("\n\n")[0]
     for kinds, name in re.findall(r"((?:[A-Z][A-Za-z]+(?: and )?)+) `([a-z-]+)(?:`|-POOL`)", table):
@@ -60,14 +60,14 @@ def test_objects():
 
 
 def test_json_examples():
-    """What is shown of the Secret is JSON."""
+    """The page's examples of the Secret are valid JSON."""
     (connection,) = blocks("json")
     assert "endpoints" in json.loads(connection)
 
 
 @installs.needs_helm
 def test_pools_example():
-    """The example of pools is accepted, and makes these pools."""
+    """The page's example of pools is accepted, and makes these pools."""
     (pools,) = [block for block in blocks("yaml") if block.startswith("pools:")]
     found = installs.rendered(f"pools={json.dumps(yaml.safe_load(pools)['pools'])}")
     big = installs.one(found, "Deployment", "mesh-runtime-big")["spec"]["template"]["spec"]
@@ -76,7 +76,7 @@ def test_pools_example():
 
 
 def test_kustomize_example():
-    """The example names existing folders, in the required order."""
+    """The page's kustomize example names existing folders, in the required order."""
     (text,) = [block for block in blocks("yaml") if block.startswith("namespace:")]
     example = yaml.safe_load(text)
     for folder in example["resources"] + example["components"]:

@@ -43,7 +43,7 @@ def alike(value: Any) -> Any:
 
 
 def test_fresh():
-    """The files are made from the current chart."""
+    """Kustomize's files are made from the current chart."""
     assert manifests.check() is None
 
 
@@ -70,7 +70,7 @@ def test_stale(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 @installs.needs_helm
 def test_made_again():
-    """Made again, every file is unchanged."""
+    """Making the files again leaves every file unchanged."""
     there = {path: content.decode() for path, content in manifests.made().items()}
     assert manifests.manifests() == there
 
@@ -78,13 +78,13 @@ def test_made_again():
 @installs.needs_helm
 @pytest.mark.parametrize("name", manifests.COMPONENTS)
 def test_component_is_the_chart_with_its_values(name: str):
-    """The base with a component is what the chart makes of the values that the component stands for."""
+    """The base with a component equals the chart with the values that the component stands for."""
     assert alike(installs.patched(name)) == alike(installs.rendered(values=f"{name}.yaml"))
 
 
 @installs.needs_helm
 def test_components_go_together():
-    """Several components together are what the chart makes of all their values."""
+    """Several components together equal the chart with all their values."""
     sets = [
         f"{key}={json.dumps(value)}"
         for name in ("gpu", "external-etcd", "tls")
@@ -106,7 +106,7 @@ def test_components_go_together():
     ],
 )
 def test_difference(old: Any, new: Any):
-    """A patch makes the new from the old."""
+    """A generated patch turns the old object into the new."""
     for operation in manifests.difference(old, new):
         installs.apply(operation, old)
     assert old == new
@@ -122,7 +122,7 @@ def test_real_kustomize(name: str):
 
 @needs_kustomize
 def test_real_kustomize_with_several(tmp_path: Path):
-    """So with several components, a namespace and custom images, as in the docs."""
+    """Kustomize's own output also matches with several components, a namespace and custom images, as in the docs."""
     kustomization = {
         "namespace": "team-a",
         "resources": [str(manifests.KUSTOMIZE / "base")],

@@ -47,7 +47,7 @@ LABELS = {"namespace", "pod", "le"}  # which Prometheus adds when it scrapes, an
 
 
 def metrics() -> dict[str, tuple[str, set[str]]]:
-    """Kind and labels by name, of every metric that the sources define."""
+    """Returns kind and labels by name, of every metric that the sources define."""
     found: dict[str, tuple[str, set[str]]] = {name: (kind, set()) for name, kind in FOREIGN.items()}
     for package in ("mesh", "router"):
         for path in (ROOT / package).rglob("*.py"):
@@ -110,14 +110,14 @@ def rules() -> list[dict[str, Any]]:
 
 
 def names(expression: str) -> set[str]:
-    """The metrics in an expression of PromQL."""
+    """Returns the metrics in an expression of PromQL."""
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"", "", expression)
     bare = re.sub(r"\b(by|on|without)\s*\([^)]*\)", "", bare)
     return set(re.findall(r"[a-z_][a-z0-9_]*", bare)) - FUNCTIONS
 
 
 def check(expression: str) -> None:
-    """Every metric exists, is used as its kind allows, and by labels that it has."""
+    """Checks that every metric exists, is used as its kind allows, and by labels that it has."""
     assert expression.count("(") == expression.count(")")
     found = names(expression)
     assert found, expression
@@ -145,7 +145,8 @@ def check(expression: str) -> None:
 
 
 def test_metrics_are_found():
-    """The sources are read correctly: a counter, a gauge, a histogram with labels, one of Envoy's, one of a process."""
+    """The metrics of the sources are found: a counter, a gauge, a histogram with labels, one of Envoy's, one of a
+    process."""
     assert METRICS["mesh_evictions"] == ("counter", set())
     assert METRICS["mesh_load_refusals"] == ("counter", {"reason"})
     assert METRICS["mesh_pods"] == ("gauge", set())
@@ -157,13 +158,13 @@ def test_metrics_are_found():
 
 @pytest.mark.parametrize("expression", targets())
 def test_panels(expression: str):
-    """The metrics of a panel exist."""
+    """The metrics of each panel exist."""
     check(expression)
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
 def test_alerts(rule: dict[str, Any]):
-    """The metrics of an alert exist; it says what is wrong and what to do, and how bad it is."""
+    """The metrics of each alert exist, and its text says what is wrong, what to do, and how bad it is."""
     check(rule["expr"])
     assert set(rule["annotations"]) == {"summary", "action", "runbook_url"}
     page, _, place = rule["annotations"]["runbook_url"].partition("#")
@@ -177,20 +178,22 @@ def test_alerts(rule: dict[str, Any]):
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
 def test_alerts_keep_their_namespace(rule: dict[str, Any]):
-    """Operators of several meshes must see which one it is."""
+    """Alerts keep their namespace label, because operators of several meshes must see which one is meant."""
     assert "namespace" in kept(rule["expr"])
 
 
 def kept(expression: str) -> set[str]:
-    """Labels that every result of an expression has, as far as its operators tell: the part of PromQL that rules use.
+    """Returns the labels that every result of an expression has, as far as its operators tell: the part of PromQL that
+    rules use.
 
-    An aggregation keeps those of its `by`, functions and comparisons what they are given, `absent` those of a plain
-    selector, `or` what both sides have, `and` and arithmetic what the left side has."""
+    An aggregation keeps those of its `by`, functions and comparisons those of their input, `absent` those of a plain
+    selector, `or` those that both sides have, `and` and arithmetic those of the left side.
+    """
     everything = {"namespace", "pod", "process", "reason", "code", "le"}
     text = re.sub(r"\[[^]]*\]", "", re.sub(r'"[^"]*"', '""', " ".join(expression.split())))
 
     def top(separators: str, text: str) -> list[str]:
-        """The parts of a text between separators that stand outside of all parentheses."""
+        """Returns the parts of a text between separators outside of all parentheses."""
         parts, depth, start = [], 0, 0
         for match in re.finditer(rf"[({{]|[)}}]|{separators}", text):
             if match[0] in "({":
@@ -240,7 +243,7 @@ def kept(expression: str) -> set[str]:
     ],
 )
 def test_kept_labels_are_read_rightly(expression: str, labels: set[str]):
-    """By Prometheus' rules."""
+    """The kept labels are computed by Prometheus' rules."""
     assert kept(expression) == labels
 
 
@@ -265,13 +268,13 @@ def test_certificates_alert():
     ],
 )
 def test_check_can_fail(wrong: str):
-    """The check finds what is wrong."""
+    """The check of metrics finds what is wrong."""
     with pytest.raises(AssertionError):
         check(wrong)
 
 
 def test_dashboard():
-    """The rows are the questions that admins have, panels have names and places of their own."""
+    """The dashboard's rows are the questions that admins have, and its panels have unique names and places."""
     panels = DASHBOARD["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
         "Is it healthy?",
@@ -302,7 +305,7 @@ def test_pool_metric():
 
 @installs.needs_helm
 def test_rendered():
-    """In the cluster both are as in the files, for this namespace."""
+    """Rendered alerts and dashboard are as in the files, for this namespace."""
     found = installs.rendered('monitoring={"rules":true,"dashboard":true}', namespace="team-a")
     dashboard = installs.one(found, "ConfigMap", "mesh-dashboard")
     assert json.loads(dashboard["data"]["mesh.json"]) == DASHBOARD

@@ -19,12 +19,12 @@ CONNECTION = '{"endpoints": "https://etcd:2379", "certificate_file": "ca.crt"}'
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Helm caches what it learns of a cluster in its user's home, or in the current folder without one."""
+    """A folder as home, because Helm caches what it learns of a cluster there, or else in the current folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, Any]:
-    """An existing router."""
+    """Returns an existing router."""
     labels = {
         "app.kubernetes.io/name": "mesh",
         "app.kubernetes.io/component": "router",
@@ -36,7 +36,7 @@ def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, A
 
 
 def etcd(members: int) -> dict[str, Any]:
-    """An existing etcd."""
+    """Returns an existing etcd."""
     metadata = {"name": "mesh-etcd", "namespace": "mesh"}
     return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": {"replicas": members}}
 
@@ -66,7 +66,8 @@ def render(objects: list[dict[str, Any]], folder: Path, *sets: str) -> subproces
     ],
 )
 def test_replicas_that_others_decide(given: dict[str, Any], replicas: int, tmp_path: Path):
-    """An upgrade keeps the running number if an autoscaler or a person decides it: left out, it would become 1."""
+    """An upgrade keeps the running number of replicas if an autoscaler or a person decides it: left out, it would
+    become 1."""
     done = render([router("mesh", replicas=5)], tmp_path, f"router={json.dumps(given)}")
     (deployment,) = [
         one
@@ -105,7 +106,7 @@ def test_replicas_that_others_decide(given: dict[str, Any], replicas: int, tmp_p
     ],
 )
 def test_refused(objects: list[dict[str, Any]], sets: list[str], words: list[str], tmp_path: Path):
-    """A refusal names what is wrong, and the way out."""
+    """A refusal names the fault and the way out."""
     said = install(objects, tmp_path, *sets)
     for word in words:
         assert word in said
@@ -129,7 +130,7 @@ def test_refused(objects: list[dict[str, Any]], sets: list[str], words: list[str
     ],
 )
 def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: Path):
-    """A first installation, an upgrade of one's own, and correct Secrets."""
+    """A first installation, an upgrade of one's own, and correct Secrets are not refused."""
     assert install(objects, tmp_path, *sets) == ""
 
 
@@ -156,7 +157,7 @@ def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: P
     ],
 )
 def test_notes(sets: list[str], words: list[str], others: list[str], tmp_path: Path):
-    """After an installation Helm says what to do next, and warns about careless values."""
+    """The notes after an installation say what to do next, and warn about careless values."""
     edge = fakecluster.secret("edge", tls_crt="x", tls_key="x", ca_crt="x")
     with fakecluster.serve([edge], tmp_path) as config:
         command = [str(manifests.helm()), "install", "mesh", str(manifests.CHART), "--namespace", "mesh"]

@@ -1,4 +1,4 @@
-"""The NetworkPolicies, against the table of connections in docs/kubernetes.md."""
+"""The NetworkPolicies, compared with the table of connections in docs/kubernetes.md."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Who(NamedTuple):
 
 
 def rows() -> list[tuple[str, str, int]]:
-    """The two tables of the docs, a port a row."""
+    """Returns the two tables of the docs, with a port per row."""
     found = []
     section = DOCS.read_text().split("## Who talks to whom")[1].split("\n## ")[0]
     for line in section.splitlines():
@@ -33,7 +33,7 @@ def rows() -> list[tuple[str, str, int]]:
 
 
 def people(found: list[dict[str, Any]]) -> dict[str, list[Who]]:
-    """Ours by component, as their pods are labelled, and others."""
+    """Returns our pods by component, with their labels, and others."""
     everybody: dict[str, list[Who]] = {name: [] for name in OURS}
     for name, pod in installs.pods(found):
         labels = pod["metadata"]["labels"]
@@ -45,13 +45,13 @@ def people(found: list[dict[str, Any]]) -> dict[str, list[Who]]:
 
 
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """A label selector; only what we use is understood."""
+    """Matches a label selector; only the forms that we use are understood."""
     assert set(selector) <= {"matchLabels"}, selector
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
 def is_peer(peer: dict[str, Any], who: Who, home: str) -> bool:
-    """One entry of `from` or `to`."""
+    """Matches one entry of `from` or `to`."""
     if "ipBlock" in peer:
         assert peer["ipBlock"]["cidr"] == "10.0.0.0/8"
         return who.namespace is None
@@ -102,7 +102,7 @@ def policies_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_table_is_read():
-    """The table has rows, and names only existing parts."""
+    """The docs' table has rows, and names only existing parts."""
     table = rows()
     assert len(table) >= 13
     for source, target, _ in table:
@@ -138,7 +138,7 @@ def test_who_gets_in(which):
 @installs.needs_helm
 @pytest.mark.parametrize("values", ["all-on", "external-etcd"])
 def test_who_gets_out(values: str):
-    """With egress limited, a pod of the mesh reaches what the two tables name, and nothing else."""
+    """With limited egress a pod of the mesh reaches what the two tables name, and nothing else."""
     found = installs.load(("helm", values))
     everybody, policies = people(found), policies_of(found)
     table = {(one, target, port) for source, target, port in rows() for one in (OURS if source == "all" else (source,))}

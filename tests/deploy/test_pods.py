@@ -37,7 +37,7 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("which", installs.ALL)
 def test_kinds(which):
-    """There is nothing that an admin of one namespace may not make: no CRD, no cluster role, no webhook."""
+    """Every object may be made by an admin of one namespace: there is no CRD, no cluster role, no webhook."""
     for one in installs.load(which):
         if which == ("helm", "all-on") and one["kind"] in ON_REQUEST:
             continue
@@ -74,7 +74,7 @@ def test_pod_security(found):
 
 
 def test_hardened(found):
-    """Beyond `restricted`: only volumes with a limit are writable, and there is no token where none is needed."""
+    """Beyond `restricted`, only volumes with a limit are writable, and no pod has a token that it does not need."""
     for name, pod in installs.pods(found):
         spec = pod["spec"]
         token = spec["automountServiceAccountToken"]
@@ -125,7 +125,7 @@ def test_rights(found):
 
 
 def test_resources(found):
-    """Every container has requests and limits: a quota refuses others, and agents plan with the limits."""
+    """Every container has requests and limits, because a quota refuses others and agents plan with the limits."""
     for name, container in installs.containers(found):
         for kind in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(container["resources"][kind]), f"{name}: {kind}"
@@ -136,7 +136,7 @@ def test_resources(found):
 
 
 def test_grace(found):
-    """Kubernetes waits longer for a pod than the pod takes to leave."""
+    """Kubernetes' grace period is longer than a pod takes to leave."""
     for name, pod in installs.pods(found):
         for container in pod["spec"]["containers"]:
             drain = installs.env(container).get("MESH_DRAIN_TIMEOUT")
@@ -166,7 +166,7 @@ def test_ports_by_name(found):
 
 
 def test_selectors(found):
-    """A workload selects its own pods and no others; so do budgets."""
+    """Workloads and disruption budgets select their own pods and no others."""
     templates = {name: pod["metadata"]["labels"] for name, pod in installs.pods(found)}
     for one in found:
         if one["kind"] in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
@@ -176,12 +176,12 @@ def test_selectors(found):
 
 
 def test_rollouts(found):
-    """Routers are never fewer than they should be during a rollout."""
+    """Routers are never fewer than wanted during a rollout."""
     router = installs.one(found, "Deployment", "mesh-router")
     assert router["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 def test_no_restart_for_secrets(found):
-    """No template holds a sum of a Secret or ConfigMap: all of them are watched, so none needs a restart."""
+    """No template holds a sum of a Secret or ConfigMap, because all of them are watched and none needs a restart."""
     for name, pod in installs.pods(found):
         assert not [key for key in pod["metadata"].get("annotations") or {} if "checksum" in key], name

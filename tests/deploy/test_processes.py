@@ -15,7 +15,7 @@ from tests.deploy import installs
 
 
 def options(app: typer.Typer) -> set[str]:
-    """The variables that a process reads."""
+    """Returns the variables that a process reads."""
     found: set[str] = set()
     for parameter in typer.main.get_command(app).params:
         given = parameter.envvar or []
@@ -29,7 +29,7 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def test_options(found):
-    """Each MESH_ variable is an option of the process that gets it: a typo would be without effect, and unseen."""
+    """Each MESH_ variable is an option of the process that gets it, because a typo would be silently ignored."""
     known = {"router": options(router), "runtime": options(runtime)}
     for name, container in installs.containers(found):
         if container["name"] in known:
@@ -39,7 +39,7 @@ def test_options(found):
 
 
 def test_jobs(found):
-    """The settings of jobs are read by the command that they run."""
+    """The command that a job runs reads the job's settings."""
     commands = typer.main.get_command(cli.build()).commands
     for name, container in installs.containers(found):
         if container["name"] in commands and container["name"] not in ("router", "runtime"):
@@ -69,7 +69,7 @@ def test_values_are_read(found):
 
 
 def test_variables_come_first(found):
-    """$(NAME) is replaced only by earlier variables, and otherwise silently left unchanged."""
+    """$(NAME) refers to an earlier variable, because Kubernetes silently leaves others unchanged."""
     for name, container in installs.containers(found):
         seen: set[str] = set()
         for one in container.get("env", ()):
@@ -108,7 +108,8 @@ def test_disk_budget_fits(found):
 
 
 def test_etcd_and_its_clients_agree(found):
-    """The connection names the members by names that their certificate holds, by files that are mounted beside it."""
+    """The connection to etcd names the members by names in their certificate, and by files that are mounted beside
+    it."""
     stateful = [one for one in found if one["kind"] == "StatefulSet"]
     secrets = [one for one in found if one["metadata"]["name"] == "mesh-etcd-connection"]
     assert len(stateful) == len(secrets)

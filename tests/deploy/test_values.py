@@ -19,7 +19,7 @@ DEFAULTS = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
 
 
 def merged(into: Any, values: Any) -> Any:
-    """Merges as Helm lays values over the chart's own."""
+    """Merges values over the chart's own, as Helm does."""
     if not isinstance(into, dict) or not isinstance(values, dict):
         return values
     result = {**into, **{key: merged(into.get(key), value) for key, value in values.items()}}
@@ -36,7 +36,7 @@ def refusals(values: dict[str, Any]) -> list[str]:
 
 
 def at(path: str, value: Any) -> dict[str, Any]:
-    """A dict with the value at a path with dots."""
+    """Returns a dict with the value at a path with dots."""
     for part in reversed(path.split(".")):
         value = {part: value}
     return value
@@ -68,7 +68,7 @@ def test_typo(path: str):
 
 
 def test_typo_in_pool():
-    """So in a pool, and in resources."""
+    """A key that does not exist is refused in a pool and in resources, too."""
     assert any("replics" in text for text in refusals({"pools": [{"name": "a", "replics": 1}]}))
     pool = {"name": "a", "resources": {"limits": {"memori": "1Gi"}}}
     assert any("memori" in text for text in refusals({"pools": [pool]}))
@@ -128,7 +128,7 @@ def test_strict():
 
 
 def test_every_key_is_in_both():
-    """The schema knows every key of the values, and the other way round: there are no hidden settings."""
+    """The schema and the values have the same keys: there are no hidden settings."""
 
     def shown(node: Any) -> Any:
         return {key: shown(value) for key, value in node.items()} if isinstance(node, dict) and node else {}
@@ -162,7 +162,7 @@ def test_versions():
 
 
 def test_eviction_policies_are_those_there_are():
-    """A pod that is given another ends at once."""
+    """The schema lists exactly the existing eviction policies, because a pod with another one ends at once."""
     assert SCHEMA["$defs"]["pool"]["properties"]["eviction"]["enum"] == list(policies.NAMES)
     assert policies.check(DEFAULTS["runtime"]["eviction"])
 
@@ -172,7 +172,8 @@ MAY_BE_NULL = {"replicas", "disruptionBudget", "runAsUser", "runAsGroup", "fsGro
 
 
 def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:
-    """The paths of all settings, and of what holds them; not of what is in resources and budgets."""
+    """Returns the paths of all settings and of the objects that contain them, except those within resources and
+    budgets."""
     for key, value in node.items():
         here = f"{path}.{key}" if path else key
         yield here
@@ -182,7 +183,8 @@ def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("path", list(settings()))
 def test_null_is_refused_unless_it_means_something(path: str):
-    """Helm reads null as "not there": a template would fail on it, or silently render nothing."""
+    """Null is refused unless it means something: Helm reads it as "missing", and a template would fail on it or
+    silently render nothing."""
     said = refusals(at(path, None))
     key = path.rpartition(".")[2]
     if key in MAY_BE_NULL:
@@ -224,7 +226,8 @@ def test_helm_refuses(sets: list[str], words: list[str]):
 
 @installs.needs_helm
 def test_jobs_take_their_settings():
-    """Of all Jobs' pods: a LimitRange, a node's taint or a sidecar injector would keep them from starting or ending."""
+    """Settings for pods reach the pods of all Jobs, which a LimitRange, a node's taint or a sidecar injector could keep
+    from starting or ending."""
     jobs = {
         "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}},
         "nodeSelector": {"disk": "fast"},
@@ -252,7 +255,7 @@ def test_jobs_take_their_settings():
 
 @installs.needs_helm
 def test_falsy_overrides():
-    """A pool may set to 0, false or nothing what all pools have otherwise."""
+    """A pool may override a common setting with 0, false or nothing."""
     found = installs.rendered(
         'runtime={"replicas":4,"labels":["x"],"zone":"z","nodeSelector":{"a":"b"}}',
         'pools=[{"name":"a","replicas":0,"labels":[],"zone":"","disruptionBudget":null},{"name":"b","replicas":null}]',
@@ -271,7 +274,7 @@ def test_falsy_overrides():
 
 @installs.needs_helm
 def test_resources_are_merged():
-    """A pool that only says how much memory keeps the CPUs of all pools."""
+    """A pool that sets only its memory keeps the CPUs of all pools."""
     found = installs.rendered('pools=[{"name":"a","resources":{"limits":{"memory":"9Gi"}},"gpu":{"count":1}}]')
     container = installs.one(found, "Deployment", "mesh-runtime-a")["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"] == {"cpu": "4", "memory": "9Gi", "nvidia.com/gpu": "1"}
@@ -289,7 +292,7 @@ def test_resources_are_merged():
     ],
 )
 def test_image(sets: list[str], cpu: str, gpu: str):
-    """The image by tag or digest; a GPU pool has the other repository, whose digest would be another one."""
+    """The image is set by tag or digest; a GPU pool has the other repository, whose digest would be another one."""
     version = yaml.safe_load((manifests.CHART / "Chart.yaml").read_text())["appVersion"]
     found = installs.rendered('pools=[{"name":"cpu"},{"name":"gpu","gpu":{"count":1}}]', *sets)
     images = {name: container["image"] for name, container in installs.containers(found)}

@@ -34,7 +34,8 @@ ONE = np.ones((1, 1), np.float32)
 
 
 class AgentProcess:
-    """One pod. `options` are further words of its command line; the folder `models` beside it may be read by it."""
+    """One pod. `options` are further arguments of its command line; the pod may read the folder `models` beside its
+    own."""
 
     def __init__(
         self,
@@ -71,11 +72,11 @@ class AgentProcess:
         return self._process
 
     async def launch(self) -> None:
-        """Starts it and does not wait."""
+        """Starts the pod without waiting."""
         self._process = await spawn(self._argv, name=self.name, on_line=self.lines.append)
 
     async def start(self) -> None:
-        """Starts it and waits until it has published itself."""
+        """Starts the pod and waits until it has published itself."""
         before = self.record.incarnation if self.record else ""
         await self.launch()
 
@@ -90,16 +91,16 @@ class AgentProcess:
         self._pool = Pool(self.record.data_address, max_connections=64, connect_timeout=2.0, max_message=16 << 20)
 
     async def stop(self) -> int:
-        """SIGTERM; its exit status."""
+        """Sends SIGTERM and returns the exit status."""
         return await self.process.terminate(20.0)
 
     def kill9(self) -> None:
-        """The agent alone; its server must not outlive it."""
+        """Kills the agent alone; its server must not outlive it."""
         self.process.send_signal(signal.SIGKILL)
 
     @property
     def server_pid(self) -> int:
-        """The process id of its model server."""
+        """Returns the process id of the pod's model server."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _parent(entry) == self.process.pid and _is_server(entry):
                 return int(entry.name)
@@ -138,41 +139,41 @@ class AgentProcess:
 
     @property
     def shown(self) -> tuple[tuple[str, str], ...]:
-        """The metadata that its control port demands."""
+        """Returns the metadata that the pod's control port demands."""
         assert self.record is not None
         return rpc.shown(self.record.token)
 
     async def register(self, model_id: str, content: bytes, **known: Any) -> int:
-        """Writes the file and the record, as a router does. The create revision."""
+        """Writes the file and the record, as a router does, and returns the create revision."""
         path = self.models / f"{abs(hash(model_id)):x}-{os.urandom(3).hex()}.onnx"
         path.write_bytes(content)
         return await self.register_path(model_id, str(path), **known)
 
     async def register_path(self, model_id: str, path: str, **known: Any) -> int:
-        """The record alone, in place of one that may be there."""
+        """Writes the record alone, in place of one that may exist."""
         await self.etcd.delete(self.keys.model(model_id))
         return await self.etcd.put(self.keys.model(model_id), ModelRecord(type="onnx", path=path, **known).encode())
 
     async def model(self, model_id: str) -> ModelRecord:
-        """Returns a model's record as it is now."""
+        """Returns a model's present record."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return ModelRecord.decode(kv.value)
 
     async def load(self, model_id: str, created: int = 0, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
-        """Asks it to load what is registered."""
+        """Asks the agent to load what is registered."""
         kv = await self.etcd.get(self.keys.model(model_id))
         record = ModelRecord(type="onnx") if kv is None else ModelRecord.decode(kv.value)
         fields = {"model_path": record.path, "model_key": record.key, "host_bytes": record.host_bytes, **fields}
         return await self.ask(model_id, created or (kv.create_revision if kv else 1), timeout=timeout, **fields)
 
     async def ask(self, model_id: str, created: int, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
-        """Asks it to load what the test says, without a look at etcd."""
+        """Asks the agent to load what the test says, without a look at etcd."""
         request = agent_pb2.LoadRequest(model_id=model_id, create_revision=created, model_type="onnx", **fields)
         return await self.stub.Load(request, timeout=timeout, metadata=self.shown)
 
     async def loaded(self, model_id: str, content: bytes, **fields: Any) -> int:
-        """Registers and loads, which must succeed. The create revision."""
+        """Registers and loads a model, which must succeed, and returns the create revision."""
         created = await self.register(model_id, content)
         reply = await self.load(model_id, created, **fields)
         assert reply.WhichOneof("outcome") == "loaded", reply
@@ -195,7 +196,7 @@ class AgentProcess:
         incarnation: str = "",
         **inputs: np.ndarray,
     ) -> "Answer":
-        """One V2 call on the data port, addressed to a copy; `said` are headers about the model's record."""
+        """Makes one V2 call on the data port, addressed to a copy; `said` are headers about the model's record."""
         assert self._pool is not None
         assert self.record is not None
         request = inference_pb2.ModelInferRequest(model_name=model_id)
@@ -225,7 +226,8 @@ class AgentProcess:
         return None if kv is None else CopyRecord.decode(kv.value)
 
     async def probe(self, path: str, port: int = 0) -> tuple[int, str]:
-        """Status and text of /ready, /live or /metrics; of a pod that is not published yet, by its port, or 0."""
+        """Returns status and text of /ready, /live or /metrics, or 0 if nothing listens; a pod that is not published
+        yet is asked by its port."""
         address = f"127.0.0.1:{port}" if port else self.record.probe_address if self.record else ""
 
         def get() -> tuple[int, str]:

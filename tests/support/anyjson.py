@@ -1,6 +1,6 @@
 """JSON as any writer may have put it into etcd: attributes that we read, with any value that JSON can hold.
 
-Python's reader takes NaN, numbers beyond any bound and lone surrogates as well.
+Python's reader also accepts NaN, numbers beyond any bound and lone surrogates.
 """
 
 import json
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 
 class Raw(str):
-    """A number as it stands in a text."""
+    """A number as it is written in a text."""
 
 
 NAMES = sorted(
@@ -31,7 +31,7 @@ json_values = st.recursive(
 
 
 def as_json(value: Any) -> str:
-    """Returns the JSON of a value; numbers as they are written."""
+    """Returns the JSON of a value, with numbers as they are written."""
     if isinstance(value, Raw):
         return value
     if isinstance(value, dict):

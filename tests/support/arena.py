@@ -1,7 +1,8 @@
-"""A mesh to do harm to: each router and pod reaches etcd over a road of its own, and any process can be stopped.
+"""A mesh for fault injection: each router and pod reaches etcd through a proxy of its own, and any process can be
+stopped.
 
 `LocalMesh` with a `Proxy` between each process and an etcd that keeps all of its history. The harness itself talks to
-etcd directly: what stands there, and in what order it came there, is known whatever is done to the mesh.
+etcd directly, so it knows what etcd holds, and in which order it came there, whatever is done to the mesh.
 """
 
 import contextlib
@@ -33,7 +34,8 @@ RECONNECT = (
 
 
 class Arena:
-    """A mesh with roads: `async with Arena(folder, pods=2, routers=3) as arena`. `ttl` is of leases, in seconds."""
+    """A mesh with proxies: `async with Arena(folder, pods=2, routers=3) as arena`; `ttl` is that of leases, in
+    seconds."""
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class Arena:
         await self._stack.aclose()
 
     async def heal(self) -> None:
-        """Lets everything go on that was stopped, and opens all roads. What was killed stays dead."""
+        """Continues all stopped processes and opens all proxies; killed processes stay dead."""
         for road in self.roads.values():
             road.delay = 0.0
             road.flow()
@@ -121,13 +123,13 @@ class Arena:
         return found
 
     def alive(self, name: str) -> bool:
-        """Tells whether that process is there, if only stopped."""
+        """Tells whether that process exists, even if it is stopped."""
         process = self.program(name).process
         return process is not None and process.poll() is None
 
     def own(self, name: str) -> list[int]:
-        """Returns the process itself, an agent or the parent of a router; nothing where it has ended: its number may be
-        somebody else's."""
+        """Returns the process itself, an agent or the parent of a router, or nothing if it has ended, as its number may
+        belong to another process."""
         return [self.program(name).pid] if self.alive(name) else []
 
     def below(self, name: str, word: str) -> list[int]:
@@ -153,7 +155,7 @@ class Arena:
         return Client(self.channel(router))
 
     def channel(self, router: str) -> grpc.aio.Channel:
-        """Opens a connection that finds a router again that was away. Closed with the mesh."""
+        """Opens a connection that reconnects after the router was away; it is closed with the mesh."""
         address = self.mesh.grpc_address(self._routers.index(router))
         self.mesh.channels.append(grpc.aio.insecure_channel(address, options=RECONNECT))
         return self.mesh.channels[-1]
@@ -173,7 +175,8 @@ class Arena:
 
     @contextlib.contextmanager
     def cut_off(self, *names: str, drop: bool = False) -> Iterator[None]:
-        """Lets nothing pass between these and etcd, and tells nobody. `drop`: what was held up never arrives."""
+        """Lets nothing pass between these processes and etcd, without closing connections; with `drop`, delayed data
+        never arrive."""
         for name in names:
             self.roads[name].swallow()
         try:
@@ -194,7 +197,7 @@ class Arena:
     # --- what stands in etcd ---
 
     async def present(self, pod: str) -> bool:
-        """Tells whether the pod's presence stands in etcd."""
+        """Tells whether etcd has the pod's presence."""
         return await self.truth.get(self.keys.pod(pod)) is not None
 
     async def gone(self, pod: str) -> None:
@@ -206,7 +209,7 @@ class Arena:
         await until(vanished, timeout=self.ttl * 4 + 10, interval=0.05, why=f"the lease of {pod} ends")
 
     async def holders(self, model: str) -> list[str]:
-        """Lists the pods whose copies of a model stand in etcd as loaded."""
+        """Lists the pods whose copies of a model are loaded according to etcd."""
         start = self.keys.copies(model)
         found = []
         async for kv in self.truth.scan(start):
@@ -216,7 +219,8 @@ class Arena:
         return found
 
     async def registrations(self, value: Callable[[bytes], int]) -> dict[str, list[int | None]]:
-        """Lists by model what each change of its record made of it, in order: `value` of the record, or None: removed.
+        """Lists by model the value of its record after each change, in order: `value` of the record, or None if it was
+        removed.
 
         A record that is rewritten stays the same registration.
         """
@@ -230,8 +234,8 @@ class Arena:
         return dict(found)
 
     async def _events(self) -> AsyncIterator[Event]:
-        """Yields all changes of the registry so far. A watch does not say when it has told all: so we change something
-        that it tells of too, right behind the registry, and wait for that."""
+        """Yields all changes of the registry so far. A watch does not say when it has reported everything, so another
+        key that it reports is changed right after the registry, and awaited."""
         start = self.keys.registry
         mark = after_prefix(start)
         last = await self.truth.put(mark, b"")

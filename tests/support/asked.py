@@ -1,4 +1,4 @@
-"""Management as tests ask it: requests made of plain arguments."""
+"""Requests to management made of plain arguments."""
 
 from collections.abc import Callable, Sequence
 
@@ -40,7 +40,7 @@ class Asked:
         return await self.handlers.registration.register(Register(item, load_now, sync, last_used_ms))
 
     async def register_many(self, items: Sequence[Item]) -> list[Fate]:
-        """Registers many."""
+        """Registers many models."""
         return await self.handlers.registration.register_many(items)
 
     async def ensure_loaded(self, model_id: str, *, sync: bool = False, last_used_ms: int = 0) -> StatusInfo:

@@ -1,4 +1,5 @@
-"""The authority of a mesh of tests, and the folders of its processes, changed as Kubernetes changes mounted Secrets."""
+"""The certificate authority of a test mesh, and the folders of its processes, changed as Kubernetes changes mounted
+Secrets."""
 
 import datetime
 import os
@@ -14,7 +15,8 @@ PEM = serialization.Encoding.PEM
 
 
 class Authority:
-    """Signs certificates that are valid from an hour ago until `hours` from now; fewer than 0: they have expired."""
+    """An authority that signs certificates valid from an hour ago until `hours` from now; a negative number makes
+    expired ones."""
 
     def __init__(self, name: str = "authority") -> None:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} {os.urandom(3).hex()}")])
@@ -41,7 +43,8 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
     def issue(self, *names: str, hours: float = 24, use: tuple[x509.ObjectIdentifier, ...] = ()) -> tuple[bytes, bytes]:
-        """Certificate and key, both PEM, for these names (mesh.internal), and these uses (any)."""
+        """Returns certificate and key, both PEM, for these names (default: mesh.internal) and these uses (default:
+        any)."""
         key = ec.generate_private_key(ec.SECP256R1())
         extensions: list[x509.ExtensionType] = [
             x509.SubjectAlternativeName([x509.DNSName(name) for name in names or ("mesh.internal",)])
@@ -83,7 +86,7 @@ class Mounted:
             shutil.rmtree(self.path / old)
 
     def issue(self, by: Authority, *, trust: bytes = b"", hours: float = 24) -> None:
-        """A certificate of that authority, with `trust` (its own) as ca.crt."""
+        """Puts a new certificate of that authority, with `trust` (default: that authority) as ca.crt."""
         certificate, key = by.issue(hours=hours)
         self.put(ca_crt=trust or by.pem, tls_crt=certificate, tls_key=key)
 

@@ -1,4 +1,4 @@
-"""kubectl and helm as somebody, and waiting for what they bring about.
+"""kubectl and helm with one identity, and waits for their effects.
 
 A `Kube` is one identity in one namespace. Waiting is kubectl's own (`kubectl wait`, a watch) or a condition that is
 polled; a wait that fails tells what the objects, the events and the pods said.
@@ -26,18 +26,18 @@ _PORT = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 
 class KubeError(AssertionError):
-    """A command ended with an error; the text is what it said."""
+    """A command that ended with an error, with its output as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kube:
-    """Somebody's view of the cluster: a kubeconfig and a namespace."""
+    """One identity's view of the cluster: a kubeconfig and a namespace."""
 
     kubeconfig: Path
     namespace: str = "default"
 
     def within(self, namespace: str) -> "Kube":
-        """The same one elsewhere."""
+        """Returns the same identity in another namespace."""
         return Kube(self.kubeconfig, namespace)
 
     @property
@@ -48,11 +48,11 @@ class Kube:
         return {"PATH": path, "HOME": home, "KUBECONFIG": str(self.kubeconfig)}
 
     def kubectl(self, *argv: str, given: str | None = None, timeout: float = 60.0) -> str:
-        """Runs kubectl and gives what it prints; `given` is what it reads."""
+        """Runs kubectl and returns its output; `given` is its input."""
         return self._run("kubectl", *argv, given=given, timeout=timeout)
 
     def shell(self, line: str, *, folder: Path = ROOT, timeout: float = 420.0) -> str:
-        """Runs a line in a folder, as somebody types it who has this kubeconfig and `mesh`; what it prints."""
+        """Runs a line in a folder, as typed by a user who has this kubeconfig and `mesh`, and returns its output."""
         argv = ["bash", "-o", "pipefail", "-c", line]
         path = f"{Path(sys.executable).parent}:{self.environment['PATH']}"
         done = subprocess.run(
@@ -63,12 +63,12 @@ class Kube:
         return done.stdout
 
     def helm(self, *argv: str, timeout: float = 300.0) -> str:
-        """Runs helm and gives what it prints."""
+        """Runs helm and returns its output."""
         return self._run("helm", *argv, given=None, timeout=timeout)
 
     def dry_run(self, *objects: dict[str, Any]) -> list[str]:
-        """Lets the API server check objects as if they were applied; returns its warnings. KubeError if it refuses
-        them."""
+        """Lets the API server check objects as if they were applied, and returns its warnings; raises KubeError if it
+        refuses them."""
         given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         done = self._done("kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-", given=given)
         return [line for line in done.stderr.splitlines() if line.startswith("Warning:")]
@@ -88,7 +88,7 @@ class Kube:
         return done
 
     def get(self, *argv: str) -> dict[str, Any]:
-        """`kubectl get` as an object: one, or a List."""
+        """Returns the result of `kubectl get` as an object, which may be a List."""
         found: dict[str, Any] = json.loads(self.kubectl("get", *argv, "--output=json"))
         return found
 
@@ -116,7 +116,8 @@ class Kube:
         return self.kubectl("exec", pod, *([f"--container={container}"] if container else []), "--", *argv)
 
     async def wait(self, what: str, condition: str, timeout: float = 60.0) -> None:
-        """`kubectl wait`: an object (or `--selector=...`) until `condition=Ready`, `jsonpath=...`, `delete`."""
+        """Runs `kubectl wait` for an object (or `--selector=...`) until `condition=Ready`, `jsonpath=...` or
+        `delete`."""
         argv = ["wait", *what.split(), f"--for={condition}", f"--timeout={timeout:g}s"]
         try:
             await asyncio.to_thread(self.kubectl, *argv, timeout=timeout + 10.0)
@@ -137,7 +138,7 @@ class Kube:
 
     @contextlib.asynccontextmanager
     async def forward(self, target: str, port: int) -> AsyncIterator[int]:
-        """A port on loopback that leads to a port of a pod or a service (`service/mesh`)."""
+        """Forwards a port on loopback to a port of a pod or a service (`service/mesh`)."""
         child = await asyncio.create_subprocess_exec(
             str(layout.BIN / "kubectl"),
             f"--kubeconfig={self.kubeconfig}",
@@ -184,10 +185,10 @@ class Kube:
 
 
 def pod(name: str, *containers: dict[str, Any], uid: int | None = None, **spec: Any) -> dict[str, Any]:
-    """A pod as Pod Security's `restricted` wants it, with a read-only root, and nothing but /tmp to write to.
+    """Returns a pod as Pod Security's `restricted` wants it, with a read-only root, and only /tmp to write to.
 
-    With a uid, it runs under that one and group 0, as OpenShift would have it; else under the image's own. Containers
-    are given by name, image and what else they differ in.
+    With a uid, it runs under that one and group 0, as on OpenShift, and otherwise under the image's own. Containers are
+    given by name, image and their differences.
     """
     security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if uid is not None:

@@ -17,9 +17,10 @@ I = TypeVar("I", bound=Instruction)  # noqa: E741
 
 
 class Carrier:
-    """Answers at once what a carrier answers from memory: what is remembered, what is in view, where a load would go.
+    """A carrier that answers at once from memory: what is remembered, what is in view, where a load would go.
 
-    `read` and `says` answer the rest. `given` are all instructions so far."""
+    `read` and `says` answer the rest. `given` has all instructions so far.
+    """
 
     def __init__(self, *pods: str, rules: Rules | None = None) -> None:
         self.machine = Machine(rules)
@@ -33,7 +34,7 @@ class Carrier:
         self.wanted_ms: int | None = None  # when the machine wants to be told the time
 
     def feed(self, event: events.Event) -> list[Instruction]:
-        """Feeds one event, and what follows from it at once; returns what is to be done."""
+        """Feeds one event and its immediate consequences, and returns the remaining instructions."""
         given = self.machine.handle(event)
         self.given += given
         return [*given, *(more for instruction in given for more in self._carry(instruction))]
@@ -66,7 +67,7 @@ class Carrier:
         return self.feed(events.Left(self.now_ms, model_id, waiter))
 
     def read(self, record: Record | None = RECORD, model_id: str = "m") -> list[Instruction]:
-        """The read that was asked for finds this."""
+        """Answers the requested read with this."""
         asked = self.outstanding.pop(model_id)
         assert isinstance(asked, instructions.Read), asked
         if record is None:
@@ -74,7 +75,7 @@ class Carrier:
         return self.feed(events.RecordRead(self.now_ms, model_id, asked.cause, record))
 
     def says(self, answer: type[events.Answer], model_id: str = "m", **more: Any) -> list[Instruction]:
-        """The agent that was asked, or whatever else was, answers."""
+        """Answers for the agent, or for whatever else was asked."""
         asked = self.outstanding.pop(model_id)
         return self.feed(answer(self.now_ms, model_id, asked.cause, **more))
 
@@ -88,13 +89,13 @@ class Carrier:
         return given
 
     def changed(self, model_id: str = "m") -> list[Instruction]:
-        """The view of the model's copies has changed."""
+        """Tells the machine that the view of the model's copies has changed."""
         return self.feed(events.CopiesChanged(self.now_ms, model_id))
 
     # --- what was given ---
 
     def every(self, kind: type[I]) -> list[I]:
-        """All instructions of that kind so far."""
+        """Returns all instructions of that kind so far."""
         return [given for given in self.given if isinstance(given, kind)]
 
     @property
@@ -104,10 +105,10 @@ class Carrier:
 
     @property
     def served(self) -> list[Hashable]:
-        """The waiters that were told a copy."""
+        """The waiters that were given a copy."""
         return [told.waiter for told in self.every(instructions.TellCopy)]
 
     @property
     def problems(self) -> dict[Hashable, Problem]:
-        """The problems that the other waiters were told."""
+        """The problems that the other waiters were given."""
         return {told.waiter: told.problem for told in self.every(instructions.TellProblem)}

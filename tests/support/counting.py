@@ -12,7 +12,7 @@ KEY = b"counter/key"
 
 
 class Writer:
-    """Adds one to a key, again and again."""
+    """A writer that adds one to a key, again and again."""
 
     def __init__(self, etcd: Etcd, key: bytes = KEY) -> None:
         self.etcd = etcd
@@ -52,7 +52,7 @@ class Writer:
 async def counting(
     near: Etcd, writing: Etcd, watching: Etcd, key: bytes = KEY
 ) -> AsyncIterator[tuple[Writer, Follower]]:
-    """Writes and watches during the block; then what was seen must be every count, once, in order."""
+    """Writes and watches during the block, and then checks that every count was seen once, in order."""
     async with following(watching, key) as follower:
         writer = Writer(writing, key)
         await writer.more()

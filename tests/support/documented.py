@@ -1,9 +1,9 @@
-"""The commands of the docs, as they stand there, and a shell that runs them.
+"""The commands of the docs as they are written, and a shell that runs them.
 
 Each fenced block of `console` (its lines with a prompt) or `sh` (all of it) belongs to a page and its heading. A test
-that runs a page says which words of the examples stand for what (an endpoint, a file), and nothing else is changed.
-Which test runs which block, and what is left out or otherwise there, is one table, `RUN_BY`. A test holds it against
-the pages, so no command can be added that nobody runs. (The README has `.ci/readme.py` for that.)
+that runs a page says what replaces the placeholders of the examples (an endpoint, a file), and nothing else is changed.
+One table, `RUN_BY`, says which test runs which block, and what is left out or different there. A test compares it with
+the pages, so every command added to a page must be run by a test. (The README has `.ci/readme.py` for that.)
 """
 
 import contextlib
@@ -81,14 +81,13 @@ class Command:
     text: str  # as it stands there, several lines joined
 
     def put(self, words: Mapping[str, str]) -> str:
-        """The text with other words in place of the examples'. Each of `words` that is there is replaced, the longest
-        first."""
+        """Returns the text with the placeholders in `words` replaced, the longest first; each must occur."""
         pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         return re.sub(pattern, lambda found: words[found[0]], self.text) if words else self.text
 
 
 def commands(page: str) -> list[Command]:
-    """All commands of a page, in order."""
+    """Returns all commands of a page, in order."""
     found, heading, fence, block = [], "", "", list[str]()
     for line in (DOCS / page).read_text().splitlines():
         if fence:
@@ -115,7 +114,7 @@ def block(page: str, heading: str) -> list[Command]:
 
 
 def _split(fence: str, block: list[str]) -> list[str]:
-    """Commands of one block; of `console` those with a prompt, the rest is what they print."""
+    """Returns the commands of one block; in a `console` block those with a prompt, as the rest is their output."""
     if fence == "sh" and any("<<" in line for line in block):
         return ["\n".join(block)]
     found, quoted, going_on = list[str](), False, False
@@ -132,8 +131,8 @@ def _split(fence: str, block: list[str]) -> list[str]:
 
 
 class Shell:
-    """Bash in a folder of its own, with the programs of this environment and nothing of the caller's settings: no other
-    mesh's, and no cluster's."""
+    """Bash in a folder of its own, with the programs of this environment and without the caller's settings of other
+    meshes and clusters."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,7 @@ class Shell:
         self.environment |= environment
 
     def run(self, text: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Runs it. What it exports stays set for the next one, as in the terminal of a reader who follows a page."""
+        """Runs a command. Its exports stay set for the next one, as in the terminal of a reader who follows a page."""
         mark = "--environment--"
         script = f"set -e\n{text}\nprintf '%s\\0' '{mark}'\nenv -0"
         done = subprocess.run(
@@ -165,8 +164,8 @@ class Shell:
 
     @contextlib.contextmanager
     def running(self, text: str, **environment: str) -> Iterator[Callable[[], str]]:
-        """One command that does not end by itself, while the block is open. Gives what it has printed, and raises
-        where it has ended after all."""
+        """Runs one command that does not end by itself while the block is open, returns its output, and raises if it
+        has ended."""
         log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(

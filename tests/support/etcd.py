@@ -1,7 +1,7 @@
-"""A real etcd for tests, and the faults that can be done to it.
+"""A real etcd for tests, and the faults that can be injected into it.
 
-It is started through the same command line as `mesh up` uses, bound to the test process's life, without fsync (which
-saves seconds, and no test pulls the plug of the machine).
+It is started through the same command line as `mesh up` uses, bound to the test process's life, and without fsync,
+which saves seconds and matters only in a power failure.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ START_TIMEOUT = 30.0
 
 
 class EtcdServer:
-    """One etcd on loopback with data in `folder`. `with` and `async with` start and end it.
+    """One etcd on loopback with data in `folder`; `with` and `async with` start and end it.
 
-    Starting does not need an event loop, so that it can serve many tests with a loop each.
+    Starting does not need an event loop, so that one etcd can serve many tests with a loop each.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class EtcdServer:
 
     @property
     def running(self) -> bool:
-        """True if it was started and not ended by the tests."""
+        """True if the etcd was started and not ended by the tests."""
         return self._child is not None
 
     def launch(self) -> None:
-        """Starts it, on the data it left. Does not wait."""
+        """Starts the etcd on the data it left, without waiting."""
         assert self._child is None, "started already"
         argv = etcd_argv(process.find_binary("etcd"), self.folder, self.port, self._peer_port, "test")
         if self._scheme == "https":
@@ -85,7 +85,7 @@ class EtcdServer:
             return False
 
     def start_now(self) -> None:
-        """Starts it and blocks until it answers."""
+        """Starts the etcd and blocks until it answers."""
         self.launch()
         end = time.monotonic() + START_TIMEOUT
         while not self._is_ready():
@@ -93,18 +93,18 @@ class EtcdServer:
             time.sleep(0.02)
 
     async def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts the etcd and waits until it answers."""
         self.launch()
         async with asyncio.timeout(START_TIMEOUT):
             while not await asyncio.to_thread(self._is_ready):
                 await asyncio.sleep(0.02)
 
     def kill9(self) -> None:
-        """SIGKILL. `start()` starts it again on the same data and port."""
+        """Sends SIGKILL. `start()` starts the etcd again on the same data and port."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, as an orderly shutdown sends."""
+        """Sends SIGTERM, as in an orderly shutdown."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: int) -> None:
@@ -115,14 +115,14 @@ class EtcdServer:
             child.wait(10)
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, nothing answers."""
+        """Sends SIGSTOP: connections stay open, nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
     def etcdctl(self, *args: str, stdin: str = "") -> str:
-        """Runs etcdctl against it and gives what it prints."""
+        """Runs etcdctl against the etcd and returns its output."""
         done = subprocess.run(
             [process.find_binary("etcdctl"), f"--endpoints={self.endpoint}", *args],
             env={**os.environ, "ETCDCTL_API": "3"},
@@ -135,7 +135,7 @@ class EtcdServer:
         return done.stdout
 
     async def compact(self) -> int:
-        """Compacts everything but the present. The revision up to which nothing is kept."""
+        """Compacts all history, and returns the revision up to which nothing is kept."""
         async with Etcd(self.settings) as etcd:
             revision = (await etcd.status()).revision
             await etcd.compact(revision, physical=True)

@@ -14,7 +14,7 @@ from router.state.pods import Pod
 
 
 class FakeCall(Call):
-    """A call whose answer is kept. `cancel()` is the caller going away."""
+    """A call whose answer is kept; `cancel()` stands for a caller that disconnects."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class FakeCall(Call):
 
     @property
     def code(self) -> Code | None:
-        """None: not answered."""
+        """The status of the answer, or None without an answer."""
         return Code(self.answers[0][0]) if self.answers else None
 
     @property
@@ -91,7 +91,7 @@ class FakeCall(Call):
 
 
 class StreamCall(FakeCall):
-    """A call whose messages are still to come: those it is given, then, unless it stays `open`, its end."""
+    """A call whose messages arrive later: first the given ones, then its end, unless it stays `open`."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ def _running() -> bool:
 
 @dataclass
 class Sent:
-    """A call that a `FakePool` was given. The test answers it."""
+    """A call that was sent to a `FakePool`; the test answers it."""
 
     pool: "FakePool"
     method: bytes
@@ -161,7 +161,7 @@ class Sent:
 
 
 class FakePool:
-    """Keeps what it was sent."""
+    """A pool that keeps what was sent to it."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -272,7 +272,7 @@ class FakeAgents:
 def loaded(
     incarnation: str = "i", load_ms: int = 5, host_bytes: int = 1000, *, blamed: bool = False
 ) -> agent_pb2.LoadReply:
-    """A load that went well."""
+    """Returns the reply that the load succeeded."""
     loaded = agent_pb2.LoadReply.Loaded(incarnation=incarnation, load_ms=load_ms, host_bytes=host_bytes, blamed=blamed)
     return agent_pb2.LoadReply(loaded=loaded)
 
@@ -290,13 +290,13 @@ def refused(reason: str, text: str = "no") -> agent_pb2.LoadReply:
 def failed(
     text: str = "bad file", reason: str = "LOAD_FAILED", *, kind: str = "", asked_ms: int = 0
 ) -> agent_pb2.LoadReply:
-    """The load was tried."""
+    """Returns the reply that the load was tried and failed."""
     failed = agent_pb2.LoadReply.Failed(reason=reason, text=text, kind=kind, asked_ms=asked_ms)
     return agent_pb2.LoadReply(failed=failed)
 
 
 def stale() -> agent_pb2.LoadReply:
-    """The registration is not the current one."""
+    """Returns the reply that the registration is not the current one."""
     return agent_pb2.LoadReply(stale=agent_pb2.LoadReply.Stale())
 
 

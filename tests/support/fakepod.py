@@ -1,7 +1,7 @@
 """A runtime pod in the test's own process: presence, claims and data port are real, models are a string each.
 
-It publishes itself in a real etcd under a real lease, claims as agents must, answers `mesh.agent.v1.Agent` over gRPC
-and V2 over HTTP/1.1. Its answer to a call names the pod, the model and the registration, so that a test sees who
+It publishes itself in a real etcd under a real lease, claims as agents must, and answers `mesh.agent.v1.Agent` over
+gRPC and V2 over HTTP/1.1. Its answer to a call names the pod, the model and the registration, so that a test sees who
 answered for what.
 """
 
@@ -24,10 +24,10 @@ INFER = b"/inference.GRPCInferenceService/ModelInfer"
 
 
 class FakePod(agent_pb2_grpc.AgentServicer):
-    """`async with FakePod("a", etcd, keys) as pod`.
+    """A fake pod: `async with FakePod("a", etcd, keys) as pod`.
 
     `on_load`, if set, is awaited before each load and may raise; `on_call` is given each call that reaches a model and
-    answers it in the pod's place. `loads`, `unloads` and `calls` say what has happened.
+    answers it in the pod's place. `loads`, `unloads` and `calls` record what has happened.
     """
 
     def __init__(self, name: str, etcd: Etcd, keys: Keys, *, incarnation: str = "i1", capacity: int = 1 << 30) -> None:
@@ -64,7 +64,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
     # --- presence ---
 
     async def publish(self, state: str = READY) -> None:
-        """The pod and all its copies, under a new lease if it has none."""
+        """Publishes the pod and all its copies, under a new lease if it has none."""
         if self.lease is None:
             self.lease = await Lease.grant(self.etcd, ttl=10)
         record = PodRecord(
@@ -81,19 +81,19 @@ class FakePod(agent_pb2_grpc.AgentServicer):
             await self.put_copy(model, revision, LOADED)
 
     async def put_copy(self, model: str, revision: int, state: str) -> None:
-        """One copy's key, whatever the truth is."""
+        """Puts one copy's key, whatever the truth is."""
         assert self.lease is not None
         record = CopyRecord(self.incarnation, revision, state, host_bytes=1000)
         await self.etcd.put(self.keys.copy(model, self.name), record.encode(), lease=self.lease.id)
 
     async def lose_lease(self) -> None:
-        """Ends the lease as etcd does: all keys of the pod are gone at once. The pod itself lives on."""
+        """Ends the lease as etcd does, which deletes all keys of the pod at once; the pod itself lives on."""
         assert self.lease is not None
         lease, self.lease = self.lease, None
         await lease.revoke()
 
     async def die(self) -> None:
-        """Closes the ports at once; the lease goes on until it is ended."""
+        """Closes the ports at once; the lease continues until it is ended."""
         await self._agent.stop(0)
         await self._server.close(0)
 
@@ -158,7 +158,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         return reply
 
     async def evict(self, model: str) -> None:
-        """Lets a copy go: the data port first, then its key."""
+        """Evicts a copy: from the data port first, then its key."""
         revision = self.models.pop(model)
         found = await self.etcd.get(self.keys.copy(model, self.name))
         if found is not None:
@@ -184,7 +184,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
 
 
 class Refuses(Exception):
-    """Raised by `on_load`: the load ends with that reply, and the claim is taken back."""
+    """An error raised by `on_load`, which ends the load with that reply and takes the claim back."""
 
     def __init__(self, reply: agent_pb2.LoadReply) -> None:
         super().__init__(reply)
@@ -192,12 +192,12 @@ class Refuses(Exception):
 
 
 def request(model_id: str) -> bytes:
-    """The frame of a V2 request."""
+    """Returns the frame of a V2 request."""
     return framing.pack(inference_pb2.ModelInferRequest(model_name=model_id).SerializeToString())
 
 
 def answer(frame: bytes | None) -> tuple[str, str]:
-    """The pod and the registration's revision that a reply names."""
+    """Returns the pod and the registration's revision that a reply names."""
     assert frame is not None
     pod, revision = inference_pb2.ModelInferResponse.FromString(frame[framing.PREFIX :]).id.split()
     return pod, revision

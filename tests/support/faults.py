@@ -1,6 +1,6 @@
-"""A TCP proxy that spoils what comes back: ends it after so many bytes, holds it up there, or dies for good.
+"""A TCP proxy that damages replies: it ends them after so many bytes, stalls them there, or stops for good.
 
-Between a client and a real server, so that all before the fault is as the server sends it.
+It stands between a client and a real server, so that everything before the fault is as the server sends it.
 """
 
 import asyncio
@@ -10,10 +10,11 @@ from tests.support.waiting import until
 
 
 class FaultyProxy:
-    """Forwards from `port` to `target`, both on loopback. Made by `async with`."""
+    """A proxy that forwards from `port` to `target`, both on loopback; made by `async with`."""
 
     def __init__(self, target: int, *, by_name: bool = False) -> None:
-        """`by_name`: the server answers only to its own name, so requests are given that in place of the proxy's."""
+        """Makes a proxy; with `by_name`, for a server that answers only to its own name, requests get that name in
+        place of the proxy's."""
         self._target = target
         self._by_name = by_name
         self._server: asyncio.Server | None = None
@@ -27,17 +28,17 @@ class FaultyProxy:
         self.faults = 0
 
     def cut_after(self, count: int, *, once: bool = False) -> None:
-        """Closes connections from when so many bytes have come back, over all; `once`: only the one that gets there."""
+        """Closes connections once so many bytes have come back in total; with `once`, only the one that gets there."""
         self._limit, self._stall, self._once = count, False, once
         self.passed = self.faults = 0
 
     def stall_after(self, count: int) -> None:
-        """Holds connections open and lets nothing back beyond so many bytes, over all."""
+        """Holds connections open and lets nothing back beyond so many bytes in total."""
         self._limit, self._stall, self._once = count, True, False
         self.passed = self.faults = 0
 
     def heal(self) -> None:
-        """No fault for new connections."""
+        """Makes new connections work without a fault."""
         self._limit = None
 
     async def die(self) -> None:

@@ -16,14 +16,14 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """One etcd for the whole session: tests keep apart by `keys` and leave it running."""
+    """One etcd for the whole session: tests are separated by `keys` and leave it running."""
     with EtcdServer(tmp_path_factory.mktemp("etcd") / "data") as server:
         yield server
 
 
 @pytest.fixture
 def keys() -> Keys:
-    """A prefix of this test alone."""
+    """A prefix for this test alone."""
     return Keys(f"test/{os.getpid()}-{next(_numbers)}")
 
 
@@ -36,6 +36,6 @@ async def etcd(etcd_server: EtcdServer) -> AsyncIterator[Etcd]:
 
 @pytest.fixture
 def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
-    """An etcd of this test alone, to do harm to."""
+    """An etcd for this test alone, which it may kill and freeze."""
     with EtcdServer(tmp_path / "etcd") as server:
         yield server

@@ -10,7 +10,7 @@ from tests.support.waiting import until
 
 
 class Follower:
-    """Consumes a mirror in a task."""
+    """A task that consumes a mirror."""
 
     def __init__(self, mirror: Mirror) -> None:
         self.mirror = mirror
@@ -40,7 +40,7 @@ class Follower:
         return [change for change in self.changes if isinstance(change, Snapshot)]
 
     async def has(self, condition: Callable[["Follower"], object], why: str) -> None:
-        """Waits for a condition; what ended the mirror meanwhile is raised."""
+        """Waits for a condition, and raises what ended the mirror meanwhile."""
         await until(lambda: self.task.done() or condition(self), timeout=30, why=why)
         if self.task.done():
             self.task.result()

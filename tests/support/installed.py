@@ -1,4 +1,4 @@
-"""A mesh that is installed on the test cluster, models for it, and traffic from outside whose every answer is verified.
+"""A mesh installed on the test cluster, models for it, and traffic from outside whose every answer is verified.
 
 Resource requests are small, because the node has two cores and other work; limits and everything else are the chart's.
 """
@@ -34,8 +34,8 @@ ONE = np.ones((1, 1), np.float32)
 
 
 def values(image: str, *, storage: str = "") -> dict[str, Any]:
-    """Two routers, a pool of three, a second one with a label, one member of etcd, on a volume of that storage class
-    or on none."""
+    """Returns values for two routers, a pool of three, a second one with a label, and one member of etcd, on a volume
+    of that storage class or on none."""
     registry, _, rest = image.partition("/")
     repository, _, tag = rest.partition(":")
 
@@ -60,7 +60,7 @@ def values(image: str, *, storage: str = "") -> dict[str, Any]:
 
 
 def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with others over them, as Helm lays files over each other."""
+    """Returns values with others merged over them, as Helm does with several files."""
     found = dict(under)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
@@ -81,13 +81,13 @@ class Installed:
     # --- helm ---
 
     def helm(self, *argv: str, over: Mapping[str, Any] | None = None) -> str:
-        """`helm install`, `helm upgrade` and their likes, with these values over the usual ones."""
+        """Runs `helm install`, `helm upgrade` or the like, with these values over the usual ones."""
         with self.values_file(over) as file:
             return self.kube.helm(*argv, str(manifests.CHART), f"--values={file}", timeout=120.0)
 
     @contextlib.contextmanager
     def values_file(self, over: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """A file for Helm with these values over the usual ones, while the block is open."""
+        """Writes a file for Helm with these values over the usual ones, which exists while the block is open."""
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(laid_over(self.values, over or {}), file)
             file.flush()
@@ -96,8 +96,8 @@ class Installed:
     # --- the docs ---
 
     def typed(self, heading: str, *about: str, words: Mapping[str, str] | None = None, folder: Path = ROOT) -> str:
-        """The commands below a heading of the page for admins, typed one after the other: those that name
-        one of `about`, or all of them, with other words for the examples'. What they print."""
+        """Types the commands below a heading of the admins' page one after the other, all or those that name one of
+        `about`, with placeholders replaced, and returns their output."""
         block = documented.block("kubernetes.md", heading)
         chosen = [command for command in block if not about or any(word in command.text for word in about)]
         assert chosen, f"nothing about {about} below {heading!r}"
@@ -105,7 +105,7 @@ class Installed:
         return "".join(self.kube.shell(command.put(put), folder=folder) for command in chosen)
 
     async def ready(self, timeout: float = READY) -> None:
-        """Waits until everything is as wanted, and nothing is left of what was before."""
+        """Waits until everything is as wanted, and nothing is left of the former state."""
         await self.kube.until(self._is_ready, "the mesh is ready", timeout=timeout)
 
     def _is_ready(self) -> bool:
@@ -133,7 +133,7 @@ class Installed:
         return [one["metadata"]["name"] for one in self.pods(component, pool)]
 
     def left(self) -> list[str]:
-        """Objects in the namespace that neither Kubernetes nor a test has put there."""
+        """Returns the objects in the namespace that neither Kubernetes nor a test has put there."""
         kinds = "deployments,statefulsets,replicasets,daemonsets,jobs,cronjobs,pods,services,endpointslices,configmaps"
         kinds += ",secrets,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
         kinds += ",persistentvolumeclaims,horizontalpodautoscalers,leases"
@@ -150,7 +150,7 @@ class Installed:
         return str(self.kube.get("service", "modelmesh-serving")["spec"]["clusterIP"])
 
     def channel(self) -> grpc.aio.Channel:
-        """A connection of its own to the Service."""
+        """Opens a connection of its own to the Service."""
         address = f"{self.address}:8033"
         options = [("grpc.use_local_subchannel_pool", 1)]
         if self.trust is None:
@@ -159,7 +159,7 @@ class Installed:
         return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
 
     async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
-        """The `mesh` command, as somebody outside uses it: through a forwarded port. What it prints."""
+        """Runs the `mesh` command as somebody outside does, through a forwarded port, and returns its output."""
         async with self.kube.forward("service/modelmesh-serving", 8008) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []
@@ -181,7 +181,7 @@ class Installed:
         return out.decode()
 
     def metric(self, pod: str, name: str, *, port: int = 8089) -> float:
-        """A metric without labels, as a pod tells it."""
+        """Returns a metric without labels, as a pod reports it."""
         address = self.kube.get("pod", pod)["status"]["podIP"]
         with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10.0) as reply:
             for line in reply.read().decode().splitlines():
@@ -200,7 +200,7 @@ class Installed:
         self.models |= numbers
 
     async def store(self, name: str, content: bytes) -> None:
-        """Adds a file to the store, of any size."""
+        """Adds a file of any size to the store."""
         program = "import base64, sys; open(sys.argv[1], 'wb').write(base64.b64decode(sys.stdin.read()))"
         argv = ("exec", "--stdin", "store", "--", "python", "-c", program, f"/files/{name}")
         await asyncio.to_thread(self.kube.kubectl, *argv, given=base64.b64encode(content).decode())
@@ -212,7 +212,7 @@ class Installed:
 
 
 def _store(image: str, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """A web server with these files in the folder `models`."""
+    """Returns a web server with these files in the folder `models`."""
     server = {
         "name": "it",
         "image": image,

@@ -1,6 +1,6 @@
 """A small API server of Kubernetes, over HTTPS: one namespace's Secrets, for one ServiceAccount with a Role.
 
-What it answers and how it says it (Status objects, 409 for an old resourceVersion) is as the real one does. `async with
+Its answers and their forms (Status objects, 409 for an old resourceVersion) are those of the real one. `async with
 KubeApi(folder) as api` also writes the account's folder, as Kubernetes mounts it.
 """
 
@@ -39,7 +39,7 @@ class KubeApi:
         self.url = ""
 
     def put(self, name: str, *, allow: str = "get update patch", **data: bytes) -> None:
-        """A Secret with these entries (ca_crt for ca.crt), and the Role for it."""
+        """Puts a Secret with these entries (ca_crt for ca.crt), and the Role for it."""
         self._version += 1
         self.secrets[name] = {
             "apiVersion": "v1",
@@ -57,13 +57,13 @@ class KubeApi:
             self.store(name, {key.replace("_", "."): value for key, value in data.items()})
 
     def store(self, name: str, content: dict[str, bytes]) -> None:
-        """Changes the entries, as somebody else would."""
+        """Changes the entries, as another program would."""
         self._version += 1
         self.secrets[name]["metadata"]["resourceVersion"] = str(self._version)
         self.secrets[name]["data"] = {key: base64.b64encode(value).decode() for key, value in content.items()}
 
     def content(self, name: str) -> dict[str, bytes]:
-        """The entries."""
+        """The entries of the Secret."""
         return {key: base64.b64decode(value) for key, value in self.secrets[name].get("data", {}).items()}
 
     async def __aenter__(self) -> "KubeApi":

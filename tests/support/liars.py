@@ -1,7 +1,7 @@
 """A store that says of its files whatever a test wants: S3, a web server and a hub in one, over real HTTP.
 
-What a store calls a version of a file is only a claim, and this one makes any: one ETag for all, times that stand
-still, somebody else's digest. It knows callers by their credentials, refuses bodies to those who may not read, and
+What a store calls a version of a file is only a claim, and this one makes any: one ETag for all, times that never
+change, somebody else's digest. It knows callers by their credentials, refuses bodies to those who may not read, and
 keeps an account of which bytes it delivered to whom.
 """
 
@@ -33,7 +33,7 @@ class File:
     oid: str = ""  # of the hub; "": the right one
 
     def says_nothing_else(self, before: "File", place: str) -> bool:
-        """True if nothing that the store says there tells this content from the former one."""
+        """True if nothing that the store says distinguishes this content from the former one."""
         size, former = len(self.content), len(before.content)
         match place.split("/")[1]:
             case "s3":
@@ -52,7 +52,7 @@ class File:
 
 @dataclass
 class Liar:
-    """One endpoint. Places are `/s3/bucket/key`, `/www/path` and `/hub/owner/repo/path`."""
+    """One endpoint. Its places are `/s3/bucket/key`, `/www/path` and `/hub/owner/repo/path`."""
 
     port: int = 0
     files: dict[str, File] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class Liar:
 
 
 def _who(request: web.BaseRequest) -> str:
-    """The caller's key of S3, token or password."""
+    """Returns the caller's S3 key, token or password."""
     text = request.headers.get("Authorization", "")
     if match := re.search(r"Credential=([^/]+)/", text):
         return match[1]
@@ -165,10 +165,10 @@ _serial = itertools.count()
 
 
 def unique(size: int) -> bytes:
-    """Bytes that are nowhere else."""
+    """Returns bytes that exist nowhere else."""
     return f"{next(_serial)}:".encode().ljust(size, b".")
 
 
 def recent() -> datetime:
-    """A time of change that another change may still fall into."""
+    """Returns a time of change so recent that another change may share it."""
     return datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)

@@ -1,4 +1,4 @@
-"""A whole mesh of real processes for the system tests: etcd, runtime pods, routers, each of which can be killed.
+"""A whole mesh of real processes for the system tests: etcd, runtime pods and routers, each of which can be killed.
 
 Every process runs as a user would start it (`python -m router`, `python -m mesh.runtime`), on loopback and a free port.
 Its output is kept, and printed when a test fails.
@@ -41,7 +41,7 @@ class Program:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it, again after it ended."""
+        """Starts the process, also after it ended."""
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 tethered(self.argv),
@@ -62,13 +62,13 @@ class Program:
         self.process.send_signal(number)
 
     def kill9(self) -> None:
-        """Kills it without a word and reaps it."""
+        """Kills the process without a warning and reaps it."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
 
     async def stop(self, timeout: float = 15) -> int:
-        """Asks it to end and waits; what does not end is killed and reported."""
+        """Asks the process to end and waits; one that does not end is killed and reported."""
         if self.process is None or self.process.poll() is not None:
             return self.process.returncode if self.process else 0
         self.process.terminate()
@@ -79,12 +79,12 @@ class Program:
             raise AssertionError(f"{self.name} did not end within {timeout} s of SIGTERM:\n{self.tail()}") from None
 
     def tail(self, lines: int = 25) -> str:
-        """The end of its output."""
+        """Returns the end of the process's output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
 def children(pid: int) -> list[int]:
-    """The direct children of a process."""
+    """Returns the direct children of a process."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -98,7 +98,7 @@ def children(pid: int) -> list[int]:
 
 
 def command(pid: int) -> str:
-    """The command line of a process, or nothing where it has gone."""
+    """Returns the command line of a process, or nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -119,7 +119,7 @@ class Reply:
 
 
 class LocalMesh:
-    """The mesh that the module's docstring describes. `async with LocalMesh(folder, etcd, pods=3) as mesh: ...`."""
+    """The mesh that the module's docstring describes: `async with LocalMesh(folder, etcd, pods=3) as mesh: ...`."""
 
     def __init__(
         self,
@@ -139,8 +139,8 @@ class LocalMesh:
         trust: ssl.SSLContext | None = None,
         fake: bool = False,
     ) -> None:
-        """`labels` are of pods, by name, separated by commas; `options_of`, what single pods and routers are told
-        besides. `trust`: the routers were told to speak TLS. `fake`: the pods' model servers are `twin`s."""
+        """Makes a mesh: `labels` are those of pods by name, separated by commas; `options_of` are further options of
+        single pods and routers; with `trust` the routers speak TLS; with `fake` the pods' model servers are `twin`s."""
         self.folder = folder
         self.etcd = etcd
         self.edge = edge
@@ -182,22 +182,22 @@ class LocalMesh:
         return Program(name, argv, self.folder)
 
     def add_pod(self) -> Program:
-        """One more pod, not started."""
+        """Adds one more pod, without starting it."""
         self.pods.append(self._pod(f"pod-{len(self.pods) + 1}"))
         return self.pods[-1]
 
     def grpc_address(self, router: int = 0) -> str:
-        """host:port for gRPC clients."""
+        """Returns host:port for gRPC clients."""
         return f"127.0.0.1:{self.ports[self.routers[router].name][0]}"
 
     def rest_url(self, router: int = 0) -> str:
-        """Base URL for REST clients: the same port behind Envoy, one of its own beside grpc.aio."""
+        """Returns the base URL for REST clients: the same port behind Envoy, one of its own beside grpc.aio."""
         port, rest, _ = self.ports[self.routers[router].name]
         scheme = "http" if self.trust is None else "https"
         return f"{scheme}://127.0.0.1:{port if self.edge == 'envoy' else rest}"
 
     def probe_url(self, router: int = 0) -> str:
-        """Base URL of the router pod's probes."""
+        """Returns the base URL of the router pod's probes."""
         return f"http://127.0.0.1:{self.ports[self.routers[router].name][2]}"
 
     async def __aenter__(self) -> "LocalMesh":
@@ -249,13 +249,13 @@ class LocalMesh:
     # -- clients ---------------------------------------------------------------------------------------------------
 
     async def get(self, url: str) -> Reply:
-        """A plain GET."""
+        """Makes a plain GET."""
         return await asyncio.to_thread(self._request, "GET", url, None, {}, 30)
 
     async def rest(
         self, method: str, path: str, body: Any = None, *, router: int = 0, headers: dict[str, str] | None = None
     ) -> Reply:
-        """A REST call; a body that is not bytes is sent as JSON."""
+        """Makes a REST call; a body that is not bytes is sent as JSON."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         return await asyncio.to_thread(self._request, method, self.rest_url(router) + path, data, headers or {}, 60)
 
@@ -269,16 +269,16 @@ class LocalMesh:
             return Reply(error.code, error.read(), error.headers)
 
     def channel(self, router: int = 0) -> grpc.aio.Channel:
-        """A gRPC channel to a router, closed with the mesh."""
+        """Returns a gRPC channel to a router, closed with the mesh."""
         self.channels.append(grpc.aio.insecure_channel(self.grpc_address(router)))
         return self.channels[-1]
 
     def management(self, router: int = 0) -> modelmesh_pb2_grpc.ModelMeshStub:
-        """The management service."""
+        """Returns the management service."""
         return modelmesh_pb2_grpc.ModelMeshStub(self.channel(router))
 
     def write(self, name: str, content: bytes) -> Path:
-        """A model file under the root that the pods may read."""
+        """Writes a model file under the root that the pods may read."""
         path = self.models / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".new")
@@ -289,7 +289,7 @@ class LocalMesh:
     async def register(
         self, model_id: str, content: bytes, *, load: bool = False, router: int = 0, type: str = "onnx"
     ) -> Any:
-        """Writes the file and registers it."""
+        """Writes a model file and registers it."""
         path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}.onnx", content)
         return await self._register(model_id, type, path, load=load, sync=load, router=router)
 
@@ -304,7 +304,7 @@ class LocalMesh:
         router: int = 0,
         **words: object,
     ) -> Any:
-        """The same for a model of the `twin`, by its words. `now` has it loaded, `sync` waits for that."""
+        """Writes and registers a model of the `twin`, by its words; `now` has it loaded, `sync` waits for that."""
         name = twin.name(**words)
         path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}/{name}", twin.content(name))
         return await self._register(
@@ -321,21 +321,21 @@ class LocalMesh:
         return await self.management(router).registerModel(request, timeout=30)
 
     async def status(self, model_id: str, router: int = 0) -> dict[str, Any]:
-        """The REST form of a model's status."""
+        """Returns the REST form of a model's status."""
         return (await self.rest("GET", f"/mesh/v1/models/{urllib.parse.quote(model_id, safe='')}", router=router)).json
 
     async def stats(self, router: int = 0) -> dict[str, Any]:
-        """The router's own numbers."""
+        """Returns the router's own numbers."""
         return (await self.rest("GET", "/mesh/v1/stats", router=router)).json
 
     def server_pid(self, pod: Program) -> int:
-        """The model server beneath an agent."""
+        """Returns the process id of an agent's model server."""
         (server,) = [pid for pid in children(pod.pid) if self.server in command(pid).split()]
         return server
 
 
 def infer_request(model_id: str, **inputs: np.ndarray) -> inference_pb2.ModelInferRequest:
-    """A V2 request with raw contents."""
+    """Returns a V2 request with raw contents."""
     request = inference_pb2.ModelInferRequest(model_name=model_id)
     names = {"float32": "FP32", "int64": "INT64", "float64": "FP64", "int32": "INT32", "bool": "BOOL"}
     for name, array in inputs.items():
@@ -362,7 +362,7 @@ class Client:
     async def infer(
         self, model_id: str, *, timeout: float = 30, wait_for_ready: bool = False, **inputs: np.ndarray
     ) -> list[np.ndarray]:
-        """The outputs, as arrays of their types."""
+        """Returns the outputs as arrays of their types."""
         request = infer_request(model_id, **inputs)
         response = await self._infer(request, timeout=timeout, wait_for_ready=wait_for_ready)
         kinds = {"FP32": np.float32, "INT64": np.int64, "FP64": np.float64, "INT32": np.int32, "BOOL": np.bool_}
@@ -378,5 +378,5 @@ def freeze(pid: int) -> None:
 
 
 def thaw(pid: int) -> None:
-    """Lets it go on."""
+    """Continues a stopped process."""
     os.kill(pid, signal.SIGCONT)

@@ -64,7 +64,7 @@ def _constant(name: str, value: Any, dtype: Any = np.float32) -> TensorProto:
 
 
 def constant(value: float) -> bytes:
-    """Answers `value` for every row: tells which file answered."""
+    """Answers `value` for every row, so that an answer tells its file."""
     return _model(
         [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Expand", ["c", "s"], ["y"])],
         initializers=[_constant("c", value)],
@@ -93,7 +93,8 @@ def unused_weights(*, mebibytes: int) -> bytes:
 
 
 def dense(seed: int, width: int) -> bytes:
-    """`y` is `x` @ `dense_weights(seed, width)`, shapes [-1, width]: 4 * width * width bytes of weights."""
+    """Answers `y`, which is `x` @ `dense_weights(seed, width)`, shapes [-1, width]: 4 * width * width bytes of
+    weights."""
     return _model(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         inputs=[_value("x", shape=(None, width))],
@@ -103,13 +104,13 @@ def dense(seed: int, width: int) -> bytes:
 
 
 def dense_weights(seed: int, width: int) -> np.ndarray:
-    """FP32 [width, width], of variance 1 / width."""
+    """Returns FP32 [width, width], of variance 1 / width."""
     return np.random.default_rng(seed).standard_normal((width, width), np.float32) / np.float32(np.sqrt(width))
 
 
 def intricate(value: float, *, nodes: int = 6000) -> bytes:
-    """Answers `x * 0 + value`, by way of a graph that takes onnxruntime's optimisers long to go over: its constants are
-    made by many nodes of their own."""
+    """Answers `x * 0 + value` by a graph that takes onnxruntime's optimisers long, because many nodes make its
+    constants."""
     made = [helper.make_node("Mul", ["x", "zero"], ["x0"])]
     initializers = [_constant("zero", 0.0), _constant("c0", value), _constant("one", 1.0)]
     made += [helper.make_node("Mul", [f"c{number}", "one"], [f"c{number + 1}"]) for number in range(nodes)]
@@ -118,7 +119,7 @@ def intricate(value: float, *, nodes: int = 6000) -> bytes:
 
 
 def identity(datatype: str = "FP32", shape: Shape = (None,)) -> bytes:
-    """`y` is `x`, of any V2 datatype; the shape may be None (any rank)."""
+    """Answers `x` as `y`, of any V2 datatype; the shape may be None (any rank)."""
     return _model(
         [helper.make_node("Identity", ["x"], ["y"])],
         inputs=[_value("x", datatype, shape)],
@@ -127,7 +128,7 @@ def identity(datatype: str = "FP32", shape: Shape = (None,)) -> bytes:
 
 
 def add(datatype: str = "FP32", shape: Shape = (None, 2)) -> bytes:
-    """`y` is `a` + `b`."""
+    """Answers `y`, which is `a` + `b`."""
     return _model(
         [helper.make_node("Add", ["a", "b"], ["y"])],
         inputs=[_value("a", datatype, shape), _value("b", datatype, shape)],
@@ -136,7 +137,7 @@ def add(datatype: str = "FP32", shape: Shape = (None, 2)) -> bytes:
 
 
 def matmul(datatype: str = "FP32") -> bytes:
-    """`y` is `a` @ `b`, shapes [-1, -1]: inputs that fit the declared shapes may not fit each other."""
+    """Answers `y`, which is `a` @ `b`, shapes [-1, -1]: inputs that fit the declared shapes may not fit each other."""
     return _model(
         [helper.make_node("MatMul", ["a", "b"], ["y"])],
         inputs=[_value("a", datatype, (None, None)), _value("b", datatype, (None, None))],
@@ -145,7 +146,7 @@ def matmul(datatype: str = "FP32") -> bytes:
 
 
 def shout() -> bytes:
-    """BYTES in and out, shape [-1]: each text with an exclamation mark after it."""
+    """Takes and answers BYTES, shape [-1]: each text with an exclamation mark after it."""
     mark = helper.make_tensor("mark", TensorProto.STRING, [1], [b"!"])
     return _model(
         [helper.make_node("StringConcat", ["x", "mark"], ["y"])],
@@ -157,7 +158,7 @@ def shout() -> bytes:
 
 
 def picky() -> bytes:
-    """`y` is `x` as [2, 2]: fails on anything but four rows, so on what a server may make up, too."""
+    """Answers `x` as [2, 2], and fails on anything but four rows, so on most made-up input, too."""
     return _model(
         [helper.make_node("Reshape", ["x", "s"], ["y"])],
         outputs=[_value("y", shape=(2, 2))],
@@ -166,7 +167,7 @@ def picky() -> bytes:
 
 
 def lower(locale: str) -> bytes:
-    """BYTES in and out, in small letters as that locale has them."""
+    """Takes and answers BYTES, in lower case by the rules of that locale."""
     return _model(
         [helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="LOWER", locale=locale)],
         inputs=[_value("x", "BYTES", (None,))],
@@ -185,7 +186,7 @@ def without_inputs() -> bytes:
 
 
 def with_default() -> bytes:
-    """`y` is `x` + `offset`; `offset` (shape [1]) may be left out and is 10 then."""
+    """Answers `x` + `offset`; `offset` (shape [1]) may be omitted and is 10 then."""
     return _model(
         [helper.make_node("Add", ["x", "offset"], ["y"])],
         inputs=[_value("x"), _value("offset", shape=(1,))],
@@ -194,7 +195,7 @@ def with_default() -> bytes:
 
 
 def with_defaults() -> bytes:
-    """`y` is `x` + `offset`, each of which may be left out and is 10 then: no input is required."""
+    """Answers `x` + `offset`, each of which may be omitted and is 10 then: no input is required."""
     return _model(
         [helper.make_node("Add", ["x", "offset"], ["y"])],
         inputs=[_value("x", shape=(1,)), _value("offset", shape=(1,))],
@@ -204,7 +205,7 @@ def with_defaults() -> bytes:
 
 
 def with_optional(datatype: str = "FP32") -> bytes:
-    """Answers x, or `o` where that is given: an input of type optional(tensor)."""
+    """Answers `x`, or `o` if that is given: an input of type optional(tensor)."""
     kind = ONNX_TYPES[datatype]
     optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(kind, [None]))
     given = helper.make_graph(
@@ -234,7 +235,7 @@ def all_types(*datatypes: str, shape: Shape = None) -> bytes:
 
 
 def logistic_regression(seed: int, features: int = 64, classes: int = 3) -> bytes:
-    """`x` FP32 [-1, features] gives `label` INT64 [-1] and `probabilities` FP32 [-1, classes]."""
+    """Takes `x` FP32 [-1, features] and answers `label` INT64 [-1] and `probabilities` FP32 [-1, classes]."""
     return _model(
         [_classifier(seed, features, classes)],
         inputs=[_value("x", shape=(None, features))],
@@ -243,7 +244,7 @@ def logistic_regression(seed: int, features: int = 64, classes: int = 3) -> byte
 
 
 def with_map_output(seed: int = 0, features: int = 4, classes: int = 3) -> bytes:
-    """A classifier as converters write it: `label`, and `scores` as a sequence of maps, which V2 cannot say."""
+    """Answers as converters write classifiers: `label`, and `scores` as a sequence of maps, which V2 cannot carry."""
     maps = helper.make_sequence_type_proto(
         helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     )
@@ -270,7 +271,7 @@ def sequence_input() -> bytes:
 
 
 def sequence_output() -> bytes:
-    """Answers nothing but a sequence of tensors, which V2 cannot carry."""
+    """Answers only a sequence of tensors, which V2 cannot carry."""
     sequence = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
     return _model(
         [helper.make_node("SequenceConstruct", ["x"], ["y"])], outputs=[helper.make_value_info("y", sequence)]
@@ -297,7 +298,7 @@ def _classifier(seed: int, features: int, classes: int) -> NodeProto:
 
 def nested_functions(depth: int, *, calls: int = 2, recursive: bool = False) -> bytes:
     """Returns a model of `count` functions, each of which calls the one before `calls` times; the first negates. With
-    `recursive`, the first calls the last instead: no model at all."""
+    `recursive`, the first calls the last instead, which makes the model invalid."""
     domain = "functions"
     sets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
 
@@ -322,7 +323,7 @@ def nested_functions(depth: int, *, calls: int = 2, recursive: bool = False) -> 
 def slow() -> bytes:
     """Runs as long as its input says: `iterations` INT64 [1], see `slow_inputs`; `y` FP32 [1] counts them.
 
-    Can be terminated between two iterations, of a few us each.
+    A run can be terminated between two iterations, of a few us each.
     """
     return _loop(
         [helper.make_node("Squeeze", ["iterations"], ["trips"])],
@@ -333,7 +334,7 @@ def slow() -> bytes:
 
 
 def slow_inputs(seconds: float) -> dict[str, np.ndarray]:
-    """Inputs of `slow()` that keep it running about that long on this machine."""
+    """Returns inputs of `slow()` that keep it running about that long on this machine."""
     return {"iterations": np.array([max(1, int(seconds * _iterations_per_second()))], np.int64)}
 
 
@@ -385,7 +386,7 @@ def _loop(before: list[NodeProto], trips: str, *, inputs: list[Any], outputs: li
 
 
 def divide(datatype: str = "INT32") -> bytes:
-    """Answers a / b. The smallest integer over -1 kills the process that computes it, by SIGFPE."""
+    """Answers a / b; the smallest integer over -1 kills the process that computes it, by SIGFPE."""
     return _model(
         [helper.make_node("Div", ["a", "b"], ["y"])],
         inputs=[_value(name, datatype, (None,)) for name in "ab"],
@@ -394,7 +395,7 @@ def divide(datatype: str = "INT32") -> bytes:
 
 
 def huge_allocation(bytes: int) -> bytes:
-    """About 150 bytes that ask for that much memory on every call, the first one included."""
+    """Returns a model of about 150 bytes that asks for that much memory on every call, the first one included."""
     return _model(
         [
             helper.make_node("Expand", ["c", "s"], ["big"]),
@@ -406,7 +407,8 @@ def huge_allocation(bytes: int) -> bytes:
 
 
 def huge_on_demand() -> bytes:
-    """Asks for 4 bytes times its input `count` (INT64 [1]), answers 0 as `y` (FP32, scalar): loads well, may fail."""
+    """Asks for 4 bytes times its input `count` (INT64 [1]) and answers 0 as `y` (FP32, scalar): it loads well, and its
+    calls may fail."""
     return _model(
         [
             helper.make_node("ConstantOfShape", ["count"], ["big"]),
@@ -421,7 +423,7 @@ def huge_on_demand() -> bytes:
 
 
 def external_data(location: str, *, count: int = 1, offset: int = 0, length: int | None = None) -> bytes:
-    """`y` is `x` plus the first of `count` floats that stand in the file `location`, relative to the model's folder."""
+    """Answers `x` plus the first of `count` floats in the file `location`, relative to the model's folder."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[count], data_location=TensorProto.EXTERNAL)
     entries = {"location": location, "offset": str(offset), "length": str(4 * count if length is None else length)}
     for key, value in entries.items():

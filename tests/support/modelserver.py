@@ -1,10 +1,10 @@
-"""A model server that holds nothing: the SPI in the test's own process, steered by the test.
+"""A model server that holds no models: the SPI in the test's own process, controlled by the test.
 
-It is told what a path means (`sizes`, `failures`), can be made to wait in the middle of a load or an unload (`hold`),
-and keeps what it was asked. It writes no use board, as a foreign server would not.
+The test says what a path means (`sizes`, `failures`) and can make loads and unloads wait (`hold`); the server keeps the
+requests. It writes no use board, like a foreign server.
 
-For the agent's parts, one by one. Where a test is about what callers see, the server is `twin`: a process with a data
-port and a use board, which are the real one's.
+It serves tests of the agent's single parts. A test of what callers see uses `twin`: a process whose data port and use
+board are the real server's.
 """
 
 import asyncio
@@ -23,7 +23,8 @@ _numbers = itertools.count(1)
 
 
 class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
-    """`async with FakeModelServer() as server: await server.spi.load(...)`. Also what a load needs of a server."""
+    """A fake server: `async with FakeModelServer() as server: await server.spi.load(...)`. It also has what a load
+    needs of a server."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}  # by path; 1000 for others
@@ -70,7 +71,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     # --- steering
 
     def hold(self, what: str, model_id: str) -> asyncio.Event:
-        """The next `load` or `unload` of that id waits for the event."""
+        """Makes the next `load` or `unload` of that id wait for the event."""
         event = self._held[what, model_id] = asyncio.Event()
         return event
 

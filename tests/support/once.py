@@ -1,4 +1,4 @@
-"""Retries for tests that want none."""
+"""A retry policy without retries."""
 
 from puller.retry import RetryPolicy
 

@@ -27,9 +27,10 @@ _DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "int32": "
 
 
 class OnnxServer:
-    """`async with OnnxServer(folder) as server`: started, and asked for its status once.
+    """A server that is started and asked for its status once: `async with OnnxServer(folder) as server`.
 
-    `module` is what is run; the `twin` stands in for the real one."""
+    `module` is the module to run, so that the `twin` can replace the real server.
+    """
 
     def __init__(self, folder: Path, *options: str, slots: int = 64, module: str = "mesh.runtime.server") -> None:
         self.module = module
@@ -77,7 +78,7 @@ class OnnxServer:
         self.pool = Pool(self.about["mesh-data"], max_connections=64, connect_timeout=5.0, max_message=64 << 20)
 
     async def runtime_status(self) -> tuple[Any, dict[str, str]]:
-        """The answer and its trailing metadata. Purges."""
+        """Returns the answer and its trailing metadata; the request purges the server."""
         call = self.spi.runtimeStatus(modelruntime_pb2.RuntimeStatusRequest(), wait_for_ready=True, timeout=20)
         status = await call
         return status, dict(await call.trailing_metadata())
@@ -93,23 +94,23 @@ class OnnxServer:
         return self.process.pid
 
     async def kill9(self) -> None:
-        """Kills it without a word."""
+        """Kills the process without a warning."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
         await self.disconnect()
 
     def log(self) -> str:
-        """Returns what it has written so far."""
+        """Returns the server's log so far."""
         return self.log_path.read_text(errors="replace")
 
     def resident(self) -> int:
-        """Bytes of it in physical memory, its files left out."""
+        """Returns the process's bytes in physical memory, without those of files."""
         _, total, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
         return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
     def write(self, name: str, content: bytes) -> Path:
-        """A file in a folder of its own, as the puller lays them out."""
+        """Writes a file in a folder of its own, as the puller lays them out."""
         path = self.folder / "models" / name / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -118,7 +119,7 @@ class OnnxServer:
     # -- the SPI
 
     def token(self, revision: int) -> str:
-        """The token of a copy."""
+        """Returns the token of a copy."""
         return f"{INCARNATION}.{revision}"
 
     async def load(
@@ -130,7 +131,8 @@ class OnnxServer:
         revision: int | None = None,
         timeout: float = 20,
     ) -> dict[str, int]:
-        """Loads a model: host and device bytes. Without slot and revision, as an agent that knows neither."""
+        """Loads a model and returns host and device bytes; without slot and revision, as an agent that knows
+        neither."""
         path = content if isinstance(content, Path) else self.write(name, content)
         metadata = []
         if revision is not None:
@@ -155,7 +157,7 @@ class OnnxServer:
     async def call(
         self, method: str, message: bytes, *, timeout: float = 10, metadata: Iterable[tuple[bytes, bytes]] = ()
     ) -> Reply:
-        """One unary call."""
+        """Makes one unary call."""
         return await self.pool.call(SERVICE + method.encode(), list(metadata), framing.pack(message), timeout=timeout)
 
     async def infer(
@@ -179,7 +181,7 @@ class OnnxServer:
 
 
 def request(name: str, **inputs: np.ndarray) -> bytes:
-    """An encoded ModelInferRequest with raw contents."""
+    """Returns an encoded ModelInferRequest with raw contents."""
     message = inference_pb2.ModelInferRequest(model_name=name, id="42")
     for tensor, array in inputs.items():
         message.inputs.add(name=tensor, datatype=_DATATYPES[array.dtype.name], shape=array.shape)
@@ -188,14 +190,14 @@ def request(name: str, **inputs: np.ndarray) -> bytes:
 
 
 def response(reply: Reply) -> inference_pb2.ModelInferResponse:
-    """The message of a reply."""
+    """Returns the message of a reply."""
     assert reply.code == 0, reply.text
     assert reply.frame is not None
     return inference_pb2.ModelInferResponse.FromString(framing.unpack(reply.frame, limit=64 << 20))
 
 
 def arrays(reply: Reply) -> dict[str, np.ndarray]:
-    """The outputs of a reply with raw contents."""
+    """Returns the outputs of a reply with raw contents."""
     message = response(reply)
     dtypes = {datatype: dtype for dtype, datatype in _DATATYPES.items()}
     return {

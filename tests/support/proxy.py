@@ -1,13 +1,14 @@
 """A TCP proxy that can become a black hole: connections stay open, new ones are accepted, nothing gets through.
 
-Or a slow road: what it forwards arrives late."""
+It can also be slow, so that whatever it forwards arrives late.
+"""
 
 import asyncio
 import contextlib
 
 
 class Proxy:
-    """Forwards from a port of its own to `port`, both on loopback. Made by `async with`."""
+    """A proxy that forwards from a port of its own to `port`, both on loopback; made by `async with`."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -48,17 +49,17 @@ class Proxy:
         self._back.clear()
 
     def flow(self) -> None:
-        """Lets everything through again, what was held up first."""
+        """Lets everything through again, delayed data first."""
         self._there.set()
         self._back.set()
 
     def cut(self) -> None:
-        """Breaks all connections of this moment."""
+        """Breaks all present connections."""
         for task in list(self._tasks):
             task.cancel()
 
     def flow_after_cut(self) -> None:
-        """Breaks all connections of this moment, with what they held up, and lets new ones flow."""
+        """Breaks all present connections with their delayed data, and lets new ones through."""
         self.cut()
         self.flow()
 

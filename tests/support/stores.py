@@ -1,7 +1,7 @@
-"""Real object stores for tests: started as programs on loopback, filled, asked what they served.
+"""Real object stores for tests: started as programs on loopback, filled, and asked what they served.
 
-Each is a `Store`: it makes buckets, puts objects past the puller, and gives the storage settings by which the puller
-reaches it. The programs of `programs` must be there; moto comes with the development packages.
+Each is a `Store`: it makes buckets, puts objects without the puller, and gives the storage settings by which the puller
+reaches it. The programs of `programs` must exist; moto comes with the development packages.
 """
 
 import asyncio
@@ -40,13 +40,14 @@ class Store(Protocol):
     checks_credentials: bool
 
     def settings(self, bucket: str, *, port: int = 0, secret: str = "") -> dict[str, str]:
-        """Storage settings, as in a secret, for its real port or that of a proxy; `secret` a wrong one."""
+        """Returns storage settings, as in a secret, for the store's real port or that of a proxy; `secret` gives a
+        wrong secret."""
 
     def uri(self, bucket: str, path: str) -> str:
-        """The URI of an object."""
+        """Returns the URI of an object."""
 
     async def make(self, bucket: str) -> None:
-        """A new bucket."""
+        """Makes a new bucket."""
 
     async def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
         """Writes objects."""
@@ -59,7 +60,7 @@ class Store(Protocol):
 
 
 class _Program:
-    """A server program of the test process's life."""
+    """A server program that ends with the test process."""
 
     def __init__(self, argv: Callable[[int], Sequence[str]], log: Path, **environment: str) -> None:
         self.port = process.free_port()
@@ -88,11 +89,11 @@ class _Program:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
-        """Returns what it has printed."""
+        """Returns the program's output."""
         return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
-        """Ends it and what it started."""
+        """Ends the program and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait(10)
@@ -133,7 +134,7 @@ class _S3:
         return f"s3://{bucket}/{path}"
 
     def client(self, bucket: str) -> S3Store:
-        """A client of its own, past the puller."""
+        """Returns a client that does not use the puller."""
         return S3Store(
             bucket,
             config={"endpoint": f"http://127.0.0.1:{self.port}", "region": "us-east-1"},
@@ -158,7 +159,7 @@ class _S3:
         await asyncio.to_thread(client.put_object, Bucket=bucket, Key=key, Body=b"x")
 
     def log(self) -> str:
-        """Returns its access log."""
+        """Returns the store's access log."""
         return self._program.log()
 
     def stop(self) -> None:
@@ -166,7 +167,7 @@ class _S3:
 
 
 class Moto(_S3):
-    """moto's S3. It accepts wrong secrets."""
+    """The S3 server of moto, which accepts wrong secrets."""
 
     def __init__(self, folder: Path) -> None:
         argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p"]
@@ -180,7 +181,7 @@ class Moto(_S3):
 
 
 class Versity(_S3):
-    """versitygw over a folder: checks signatures, and is fast."""
+    """The fast S3 server versitygw over a folder, which checks signatures."""
 
     checks_credentials = True
 
@@ -204,7 +205,7 @@ class Versity(_S3):
 
 
 class FakeGcs:
-    """fake-gcs-server. It knows no credentials."""
+    """The GCS server fake-gcs-server, which knows no credentials."""
 
     scheme = "gs"
     checks_credentials = False
@@ -253,7 +254,7 @@ class FakeGcs:
 
 
 class Azurite:
-    """azurite's blob service, with the account and the key that its documentation publishes."""
+    """The blob service of azurite, with the account and the key that its documentation publishes."""
 
     scheme = "azure"
     checks_credentials = True
@@ -284,7 +285,8 @@ class Azurite:
         await self._put(bucket, "restype=container", "\nrestype:container")
 
     async def _put(self, path: str, query: str = "", signed: str = "", body: bytes = b"", **headers: str) -> None:
-        """A request that is signed here: obstore makes no containers, and writes no keys that are no paths."""
+        """Makes a request that is signed here, because obstore makes no containers and writes no keys that are no
+        paths."""
         date = formatdate(usegmt=True)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         sent |= {"x-ms-date": date, "x-ms-version": "2021-12-02"}

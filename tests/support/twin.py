@@ -1,22 +1,22 @@
 """A fake model server, whose models are as large, slow and broken as their paths say: `python -m tests.support.twin`.
 
-What the predecessor tests with is a server like this one. Everything around the models is the real server's own: the
-SPI, the data port, the use board, loads in threads and calls in turn. Only what makes a model of a file is replaced,
-and what runs it. So a model of 20 MiB costs no memory, a load of a minute ends when a test says so, and evictions,
-copies, failures and drains are seen with real agents, routers and etcd in fractions of a second.
+The predecessor's tests use a server like this one. Everything around the models is the real server's own: the SPI, the
+data port, the use board, loads in threads and calls in turn. Only the making and the running of a model are replaced.
+So a model of 20 MiB costs no memory, a load of a minute ends when a test says so, and evictions, copies, failures and
+drains take fractions of a second with real agents, routers and etcd.
 
-The agent pulls files whatever its server is, so a model is a small file, and its behaviour stands in the file's name,
-which is all of a path that a pull keeps: `size=20MiB,load=0.5s,fail=no such layer`.
+The agent pulls files whatever its server is, so a model is a small file, and its behaviour is described by the file's
+name, the only part of a path that a pull keeps: `size=20MiB,load=0.5s,fail=no such layer`.
 
 | word | what the model does |
 | --- | --- |
 | `size=20MiB` | is measured as that large; 1 MiB otherwise |
-| `device=20MiB` | takes so much of the device's memory besides; without a device, of the host's |
+| `device=20MiB` | also takes so much of the device's memory, or of the host's if there is no device |
 | `value=3` | answers that for each element of its input `x`; 0 otherwise |
-| `load=0.5s`, `call=0.5s` | takes so long to be loaded, or for each call, and ends early where it is told to |
-| `gate=NAME` | its load waits until there is a file of that name beside the folder of the pod's models |
+| `load=0.5s`, `call=0.5s` | takes so long to be loaded, or for each call, and ends early when told to |
+| `gate=NAME` | its load waits until a file of that name exists beside the folder of the pod's models |
 | `fail=TEXT` | its load fails with that text |
-| `fail=crash`, `fail=hang`, `fail=memory` | its load kills the server, does not end, wants more memory than there is |
+| `fail=crash`, `fail=hang`, `fail=memory` | its load kills the server, does not end, or needs more memory than exists |
 | `fails=1` | only its first load in a server's life fails |
 | `at=pod-1+pod-2` | its loads fail in those pods only, by the names of the folders of their models |
 | `error=TEXT`, `error=crash` | its calls fail as UNAVAILABLE with that text, or kill the server |
@@ -70,7 +70,8 @@ class Behaviour:
 
 
 def name(**words: object) -> str:
-    """The name of a file for such a model: `name(size="20MiB", load="0.5s")`. Raises ValueError."""
+    """Returns the name of a file for such a model, such as `name(size="20MiB", load="0.5s")`; raises ValueError for
+    unknown words."""
     text = ",".join(f"{key}={value}" for key, value in (words or {"value": 0}).items())
     read(text)
     return text
@@ -84,7 +85,7 @@ def content(text: str) -> bytes:
 
 
 def read(text: str) -> Behaviour:
-    """The behaviour that a name stands for. Raises ValueError."""
+    """Returns the behaviour that a name describes; raises ValueError for unknown words."""
     found: dict[str, Any] = {}
     for word in text.split(","):
         key, equals, value = word.partition("=")
@@ -114,12 +115,12 @@ _WORDS: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class TwinDevice(Device):
-    """A GPU that is none: its memory is taken by the models that say so."""
+    """A fake GPU whose memory is taken by the models that say so."""
 
     taken: collections.Counter[str] = field(default_factory=collections.Counter)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes in use, and in all."""
+        """Returns the bytes in use and in total."""
         return self.taken["bytes"], DEVICE_MEMORY
 
 
@@ -139,7 +140,7 @@ class TwinSession(session.Session):
         self.intake = Intake(self.inputs)
 
     def run(self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any) -> list[tensors.Array]:
-        """Takes its time, in a thread or in the loop, wherever it is called."""
+        """Takes as long as the model's name says, in a thread or in the loop, wherever it is called."""
         behaviour = self._behaviour
         if behaviour.error == "crash":
             os.abort()
@@ -150,13 +151,13 @@ class TwinSession(session.Session):
         return [np.full_like(feed["x"], behaviour.value)]
 
     def close(self) -> None:
-        """Gives back what it took of the device."""
+        """Gives back the model's device memory."""
         if self._device is not None:
             self._device.taken["bytes"] -= self._behaviour.device
 
 
 class TwinLoader(Loader):
-    """The server's loads, where what a thread does for one is to behave as the file's name says."""
+    """The server's loads, with a thread's work replaced by the behaviour that the file's name describes."""
 
     engine = "twin"
     find_device = staticmethod(lambda wanted: TwinDevice("cuda", ()) if wanted == "cuda" else CPU)

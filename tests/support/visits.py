@@ -1,4 +1,4 @@
-"""Visits of `mesh doctor` to an installed mesh: what it has found, and waiting until it finds something or nothing."""
+"""Visits of `mesh doctor` to an installed mesh: its findings, and waiting until there are some or none."""
 
 import asyncio
 import json
@@ -19,14 +19,14 @@ class Visits:
     """The doctor's report, for a call by the namespace's admin."""
 
     def __init__(self, mesh: Installed, *options: str, kube: Kube | None = None) -> None:
-        """`kube`: somebody else calls it, who does not reach the endpoint."""
+        """Makes visits; with `kube`, another user calls the doctor, who does not reach the endpoint."""
         self._mesh = mesh
         self._kube = kube
         self._argv = ("doctor", "--json", "--namespace", mesh.kube.namespace, "--timeout", "8", *options)
         self.findings: list[dict[str, str]] = []
 
     async def visit(self) -> None:
-        """One more."""
+        """Makes one more visit."""
         if self._kube is None:
             said = await self._mesh.mesh(*self._argv, codes=(0, 1))
         else:
@@ -44,11 +44,11 @@ class Visits:
 
     @property
     def bad(self) -> list[dict[str, str]]:
-        """All findings that are not ok."""
+        """Returns all findings that are not ok."""
         return [one for one in self.findings if one["level"] != "ok"]
 
     async def until_said(self, expected: Collection[Expected]) -> None:
-        """Visits until all of it is said; nothing: until all is well."""
+        """Visits until all of these findings are reported, or without any, until none is left."""
 
         async def said() -> bool:
             await self.visit()

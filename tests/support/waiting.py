@@ -15,7 +15,8 @@ async def until(
     interval: float = 0.01,
     why: str | Callable[[], str] = "",
 ) -> T:
-    """Polls until `condition` gives something true, and gives that; AssertionError with `why` after `timeout` s."""
+    """Polls until `condition` gives something true, and returns that; raises AssertionError with `why` after `timeout`
+    s."""
     end = time.monotonic() + timeout
     while True:
         result = condition()

@@ -27,12 +27,13 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def run(scenario: Coroutine[object, object, T]) -> T:
-    """Runs one example of a property test: `asyncio.run` would make a loop for each, which takes longer than most."""
+    """Runs one example of a property test: `asyncio.run` would make a loop for each, which takes longer than most
+    examples."""
     return _loop().run_until_complete(scenario)
 
 
 class Transport:
-    """Keeps what a connection writes, and says what it did to its reading and its life."""
+    """A transport that keeps what a connection writes, and records how it was paused and closed."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -100,7 +101,7 @@ def _lines(block: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def parse_replies(data: bytes) -> list[Parsed]:
-    """Every reply in what a server wrote. Fails where it is not exactly well-formed replies."""
+    """Returns every reply in a server's output; fails unless that is exactly well-formed replies."""
     replies = []
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
@@ -138,7 +139,7 @@ def request(
     headers: Sequence[tuple[bytes, bytes]] = (),
     chunks: Sequence[int] | None = None,
 ) -> bytes:
-    """A request as bytes: with `content-length`, or in chunks of these sizes and a last one with the rest."""
+    """Returns a request as bytes: with `content-length`, or in chunks of these sizes and a last one with the rest."""
     lines = [b"POST %b HTTP/1.1" % method, b"host: test", b"content-type: application/grpc", b"te: trailers"]
     lines += [b"%b: %b" % header for header in headers]
     if chunks is None:
@@ -147,7 +148,7 @@ def request(
 
 
 def chunked(body: bytes, sizes: Sequence[int]) -> bytes:
-    """A body in chunks of these sizes and one with the rest, without the last, empty one."""
+    """Returns a body in chunks of these sizes and one with the rest, without the last, empty one."""
     pieces = []
     for size in (*sizes, len(body)):
         piece, body = body[:size], body[size:]
@@ -157,7 +158,7 @@ def chunked(body: bytes, sizes: Sequence[int]) -> bytes:
 
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
-    """The bytes in pieces, cut at these places (taken modulo the length)."""
+    """Returns the bytes in pieces, cut at these places (taken modulo the length)."""
     edges = sorted({0, len(data), *(place % max(len(data), 1) for place in places)})
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 

@@ -8,7 +8,7 @@ from tests.support.fakecalls import FakePool
 
 
 class World:
-    """Every method is one revision."""
+    """A world of which every method is one revision."""
 
     def __init__(self) -> None:
         self.keys = Keys("test/mesh")
@@ -32,7 +32,7 @@ class World:
         self.view.delta(self.revision, items)
 
     def snapshot(self) -> None:
-        """The view reads everything again."""
+        """Makes the view read everything again."""
         self.view.snapshot(self.revision, list(self.items.items()))
 
     def pod(
@@ -45,7 +45,7 @@ class World:
         used: int = 0,
         **more: object,
     ) -> None:
-        """A pod publishes itself."""
+        """Publishes a pod."""
         record = PodRecord(
             incarnation,
             f"{name}:1",
@@ -68,20 +68,20 @@ class World:
         bytes: int = 1000,
         generation: int = 0,
     ) -> None:
-        """A pod publishes a copy."""
+        """Publishes a pod's copy."""
         record = CopyRecord(incarnation, created, state, host_bytes=bytes, generation=generation)
         self.change((self.keys.copy(model, pod), record.encode()))
 
     def claim(self, model: str, pod: str, incarnation: str = "i", *, created: int = 7) -> None:
-        """A pod begins to load a model."""
+        """Begins a pod's load of a model."""
         self.copy(model, pod, incarnation, created=created, state=LOADING)
 
     def withdraw(self, model: str, pod: str) -> None:
-        """A pod withdraws a copy."""
+        """Withdraws a pod's copy."""
         self.change((self.keys.copy(model, pod), None))
 
     def lose(self, *pods: str) -> None:
-        """The leases of these pods end: all that they have published goes, in one revision."""
+        """Ends the leases of these pods: all that they have published is deleted, in one revision."""
         keys = [self.keys.pod(pod) for pod in pods]
         keys += [
             key for key in self.items if key.startswith(self.keys.all_copies) and self.keys.copy_of(key)[1] in pods
@@ -89,13 +89,13 @@ class World:
         self.change(*((key, None) for key in sorted(keys)))
 
     def forget_silently(self, *keys: bytes) -> None:
-        """Keys vanish while the view does not watch."""
+        """Deletes keys while the view does not watch."""
         self.revision += 1
         for key in keys:
             del self.items[key]
 
     def callable(self, model: str) -> list[str]:
-        """The pods in which the view would call it."""
+        """Returns the pods in which the view would call the model."""
         return [copy.pod.name for copy in self.view.copies.get(model, ())]
 
     def get(self, model: str, pod: str) -> Copy:
@@ -103,7 +103,7 @@ class World:
         return found
 
     def pool(self, pod: str) -> FakePool:
-        """The pool that is used for that pod now."""
+        """Returns the pool that is used for that pod now."""
         found = self.view.pods[pod].pool
         assert isinstance(found, FakePool)
         return found
