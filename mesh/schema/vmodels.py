@@ -13,7 +13,7 @@ from mesh.schema.jsonfields import BAD, integer, read_object, text_of, write_obj
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 
 _KNOWN = frozenset({"o", "amid", "tmid", "failed", "mesh"})
-_KNOWN_MESH = frozenset({"versions", "keep", "weights", "sticky", "mirror"})
+_KNOWN_MESH = frozenset({"versions", "keep", "weights", "sticky", "mirror", "wait", "why"})
 
 
 def decode(value: bytes) -> VModelRecord:
@@ -57,6 +57,8 @@ def _more(mesh: Mapping[str, Any]) -> VModelMore:
         weights=MappingProxyType(weights),
         sticky=text_of(mesh.get("sticky") or ""),
         mirror=None if mirror is None else Mirror(_id(mirror["target"]), _percent(mirror.get("share", 100))),
+        wait=mesh.get("wait") is True,
+        why=text_of(mesh.get("why") or ""),
         other=MappingProxyType({name: one for name, one in mesh.items() if name not in _KNOWN_MESH}),
     )
 
@@ -85,4 +87,8 @@ def _mesh(more: VModelMore) -> dict[str, Any]:
     if more.mirror is not None:
         percent = more.mirror.percent
         mesh["mirror"] = {"target": more.mirror.target, "share": int(percent) if percent.is_integer() else percent}
+    if more.wait:
+        mesh["wait"] = True
+    if more.why:
+        mesh["why"] = more.why
     return mesh | dict(more.other)

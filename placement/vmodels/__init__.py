@@ -3,4 +3,5 @@
 | module | holds |
 | --- | --- |
 | `record` | what is known of a virtual model |
+| `changes` | what a request, or the end of a move, changes |
 """

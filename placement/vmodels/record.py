@@ -27,6 +27,8 @@ class VModelMore:
     weights: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by model id; empty: no split
     sticky: str = ""  # the header whose value determines the target of a split; "": chosen at random for each call
     mirror: Mirror | None = None
+    wait: bool = False  # the present move waits for a loaded copy even if the active model has none
+    why: str = ""  # reason why the target of the present move could not be loaded
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # unknown attributes
 
     def names(self) -> frozenset[str]:

@@ -21,7 +21,15 @@ WHOLE = VModelRecord(
     "fraud@8",
     "me",
     True,
-    VModelMore({"7": "fraud@7", "8": "fraud@8"}, 3, {"fraud@7": 90, "fraud@8": 10}, "x-user", Mirror("fraud@9", 2.5)),
+    VModelMore(
+        {"7": "fraud@7", "8": "fraud@8"},
+        keep=3,
+        weights={"fraud@7": 90, "fraud@8": 10},
+        sticky="x-user",
+        mirror=Mirror("fraud@9", 2.5),
+        wait=True,
+        why="no room",
+    ),
 )
 
 
@@ -39,7 +47,7 @@ def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
         "o": "me", "amid": "fraud@7", "tmid": "fraud@8", "failed": True,
         "mesh": {
             "versions": {"7": "fraud@7", "8": "fraud@8"}, "keep": 3, "weights": {"fraud@7": 90, "fraud@8": 10},
-            "sticky": "x-user", "mirror": {"target": "fraud@9", "share": 2.5},
+            "sticky": "x-user", "mirror": {"target": "fraud@9", "share": 2.5}, "wait": True, "why": "no room",
         },
     }  # fmt: skip
     assert vmodels.decode(vmodels.encode(WHOLE)) == WHOLE
@@ -81,7 +89,7 @@ def test_a_record_with_one_of_two_models_does_not_move(fields):
 
 
 _NAMES = ["o", "amid", "tmid", "failed", "mesh"]
-_MESH_NAMES = ["versions", "keep", "weights", "sticky", "mirror", "new"]
+_MESH_NAMES = ["versions", "keep", "weights", "sticky", "mirror", "wait", "why", "new"]
 
 
 @given(st.data())

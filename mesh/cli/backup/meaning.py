@@ -78,4 +78,9 @@ def same_vmodel(there: bytes, wanted: bytes) -> bool:
     one, other = _vmodel(there), _vmodel(wanted)
     if there == wanted or one is None or other is None:
         return there == wanted
-    return (one.owner, one.target, one.more) == (other.owner, other.target, other.more)
+    return _meaning(one) == _meaning(other)
+
+
+def _meaning(record: VModelRecord) -> VModelRecord:
+    """Returns the record without the progress of its move."""
+    return replace(record, active=record.target, failed=False, more=replace(record.more, wait=False, why=""), other={})

@@ -1,0 +1,322 @@
+"""Changes of virtual models: from the present record and a request to the record, the reference counts and the models
+to create or delete.
+
+The same functions decide for gRPC, for REST, and for the leader, which carries moves out; a transaction writes
+the result if nothing that it rests on has changed (`router.vmodels.store`).
+
+**References.** A model's count is the number of vmodels that name it in any role. So the difference that a change makes
+follows from the sets of names before and after it, and from nothing else: no order or repetition of requests can make
+a count drift. A model that was registered to be deleted automatically goes with its last reference.
+
+**Moves.** A new target does not serve calls at once: the leader first has as many copies of it loaded as the active
+model has. It is switched to in the same write only if that loses nothing: the active model has no copies, or the target
+is loaded as often; or if the caller insists (`force`).
+
+**Versions.** The versions of a vmodel are in the order in which they were set. A new one goes to the end; the version
+that it replaces is put right before it, so that going back leads to what served before. The last `keep` before the
+present one are kept.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from placement.vmodels.record import Mirror, VModelMore, VModelRecord
+
+KEEP = 2
+"""Earlier versions kept for going back, where the vmodel names no number."""
+
+MOST = 16
+"""Most weights of a split, and most earlier versions kept: all models that a vmodel names are in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """A model that a vmodel names, or is to name."""
+
+    registered: bool = True
+    refs: int = 0  # vmodels that name it
+    auto_delete: bool = False
+    copies: int = 0  # loaded or being loaded
+    loaded: int = 0
+    differs: bool = False  # it is registered with other attributes than the request's
+
+
+MISSING = NamedModel(registered=False)
+
+Models = Mapping[str, NamedModel]
+"""The models that the record or the request names; one that is not in here is not registered."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetVModel:
+    """A request to create or change a vmodel. Attributes that are not given stay as they are."""
+
+    target: str = ""  # the model to move to; "": as `version`, `back` or `weights` say, or the present one
+    create: bool = False  # the target is registered if it is not
+    version: str = ""  # name of the target as a version; without a target: the version to move to
+    back: bool = False  # move to the version before the present target
+    update_only: bool = False
+    force: bool = False  # switch at once
+    ready: bool = False  # wait for a loaded copy of the target even if the active model has none
+    expected_target: str = ""
+    owner: str = ""
+    default_owner: str = ""  # of a new vmodel, if `owner` names none
+    keep: int | None = None
+    weights: Mapping[str, int] | None = None  # by model id; empty: no split any more
+    sticky: str | None = None  # a header; "": none any more
+    mirror: Mirror | None = None
+    no_mirror: bool = False
+
+
+class RefusalCause(enum.Enum):
+    """The kind of reason why a change is refused."""
+
+    NOT_FOUND = "not found"
+    CONFLICT = "conflict"
+    PRECONDITION = "precondition"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refused change."""
+
+    cause: RefusalCause
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The writes of a change; all of them are done, or none."""
+
+    before: VModelRecord | None
+    after: VModelRecord | None  # None: the vmodel is deleted
+    refs: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # new counts of models that stay
+    created: str = ""  # the model to register
+    deleted: tuple[str, ...] = ()  # models to unregister
+
+    @property
+    def nothing(self) -> bool:
+        """True if there is nothing to write."""
+        return self.before == self.after and not self.refs and not self.created
+
+
+def set_vmodel(vmodel_id: str, before: VModelRecord | None, models: Models, request: SetVModel) -> Change | Refusal:
+    """Decides a request to create or change a vmodel. The order of the checks is the predecessor's."""
+    target = _target(vmodel_id, before, request)
+    if isinstance(target, Refusal):
+        return target
+    refusal = (
+        _unexpected(vmodel_id, before, request, target)
+        or _unknown(before, models, request, target)
+        or _unowned(vmodel_id, before, request.owner)
+    )
+    if refusal is not None:
+        return refusal
+    if before is None and request.update_only:
+        return Refusal(RefusalCause.NOT_FOUND, f"vmodel {vmodel_id} not found")
+    if before is None:
+        after = VModelRecord(active=target, target=target, owner=request.owner or request.default_owner)
+    else:
+        after = _moved(before, models, request, target)
+    more = _additions(vmodel_id, before, request, target)
+    if isinstance(more, Refusal):
+        return more
+    after = _pruned(replace(after, more=replace(more, wait=after.moving and more.wait)))
+    created = target if request.create and not models.get(target, MISSING).registered else ""
+    return _change(before, after, models, created)
+
+
+def delete_vmodel(before: VModelRecord | None, models: Models, owner: str) -> Change:
+    """Decides a deletion: one with another owner, or of no vmodel, has no effect."""
+    if before is None or (owner and owner != before.owner):
+        return Change(before, before)
+    return _change(before, None, models)
+
+
+def finish_move(before: VModelRecord | None, models: Models, active: str, target: str) -> Change:
+    """Decides the end of a move: the target, which is ready, becomes the active model. Nothing changes if the vmodel
+    is no longer on that move."""
+    if before is None or (before.active, before.target) != (active, target):
+        return Change(before, before)
+    more = replace(before.more, wait=False, why="")
+    return _change(before, _pruned(replace(before, active=target, failed=False, more=more)), models)
+
+
+def park_move(before: VModelRecord | None, active: str, target: str, why: str) -> Change:
+    """Decides what is noted of a move whose target could not be loaded: `why`; "" if that is over. Nothing changes if
+    the vmodel is no longer on that move."""
+    if before is None or (before.active, before.target) != (active, target):
+        return Change(before, before)
+    return Change(before, replace(before, failed=bool(why), more=replace(before.more, why=why)))
+
+
+def due(record: VModelRecord, active: NamedModel, target: NamedModel, most: int | None = None) -> bool:
+    """Tells whether a move may end: the target has as many loaded copies as the active model, or `most`, if no more
+    than that can be loaded. An active model without copies serves nobody, so it is not waited for, unless the last load
+    of the target failed, or the caller wanted to wait."""
+    if not active.copies and not (record.failed or record.more.wait):
+        return True
+    needed = active.loaded if most is None else min(active.loaded, most)
+    return target.loaded >= max(1, needed)
+
+
+# --- checks ---
+
+
+def _target(vmodel_id: str, before: VModelRecord | None, request: SetVModel) -> str | Refusal:
+    """Returns the model to move to."""
+    versions = before.more.versions if before is not None else {}
+    if request.target:
+        if (known := versions.get(request.version)) not in (None, request.target):
+            text = f"version {request.version} of {vmodel_id} is model {known} already: name another version"
+            return Refusal(RefusalCause.CONFLICT, text)
+        return request.target
+    if request.version:
+        known = versions.get(request.version)
+        if known is None and before is None:
+            return Refusal(RefusalCause.NOT_FOUND, f"vmodel {vmodel_id} not found")
+        if known is None:
+            there = f"it has {', '.join(versions)}" if versions else "it has none"
+            return Refusal(RefusalCause.NOT_FOUND, f"{vmodel_id} has no version {request.version}: {there}")
+        return known
+    if request.weights:
+        best = max(request.weights.values())
+        heaviest = [model for model, weight in request.weights.items() if weight == best]
+        return before.target if before is not None and before.target in heaviest else heaviest[0]
+    if before is None:
+        return Refusal(RefusalCause.NOT_FOUND, f"vmodel {vmodel_id} not found")
+    if request.back:
+        order = list(versions)
+        place = order.index(version) if (version := before.more.version_of(before.target)) in versions else -1
+        if place < 1:
+            text = f"{vmodel_id} has no version before its target, model {before.target}"
+            return Refusal(RefusalCause.PRECONDITION, text)
+        return versions[order[place - 1]]
+    return before.target
+
+
+def _unexpected(vmodel_id: str, before: VModelRecord | None, request: SetVModel, target: str) -> Refusal | None:
+    expected = request.expected_target
+    if not expected:
+        return None
+    if before is None:
+        if expected == target:
+            return None
+        text = f"vmodel {vmodel_id} does not exist, so its target is not the expected {expected}"
+        return Refusal(RefusalCause.PRECONDITION, text)
+    if (refusal := _unowned(vmodel_id, before, request.owner)) is not None:
+        return refusal
+    if before.target not in (expected, target):
+        text = f"Existing target model {before.target} does not match expected {expected}"
+        return Refusal(RefusalCause.PRECONDITION, text)
+    return None
+
+
+def _unknown(before: VModelRecord | None, models: Models, request: SetVModel, target: str) -> Refusal | None:
+    found = models.get(target, MISSING)
+    if request.create and found.registered and found.differs:
+        return Refusal(RefusalCause.CONFLICT, "Model already exists with different attribute values")
+    wanted = [] if request.create or (before is not None and target == before.target) else [target]
+    wanted += [model for model in request.weights or () if model != target]
+    wanted += [request.mirror.target] if request.mirror is not None else []
+    for model in wanted:
+        if not models.get(model, MISSING).registered:
+            return Refusal(RefusalCause.NOT_FOUND, f"Target model {model} not found")
+    return None
+
+
+def _unowned(vmodel_id: str, before: VModelRecord | None, owner: str) -> Refusal | None:
+    if before is None or not owner or owner == before.owner:
+        return None
+    text = f'vmodel {vmodel_id} already exists with different owner "{before.owner}"'  # COMPAT
+    return Refusal(RefusalCause.CONFLICT, text)
+
+
+# --- effects ---
+
+
+def _moved(before: VModelRecord, models: Models, request: SetVModel, target: str) -> VModelRecord:
+    """Returns the record with that target, switched to at once where nothing is lost by it."""
+    after = before
+    if target != before.target:
+        after = replace(before, target=target, failed=False)
+    if not after.moving:
+        return replace(after, failed=False)
+    active = models.get(after.active, MISSING)
+    waits = replace(after, more=replace(after.more, wait=request.ready and active.registered))
+    if request.force or (target != before.target and due(waits, active, models.get(target, MISSING))):
+        return replace(after, active=target, failed=False)
+    return after
+
+
+def _additions(vmodel_id: str, before: VModelRecord | None, request: SetVModel, target: str) -> VModelMore | Refusal:
+    more = before.more if before is not None else VModelMore()
+    new = before is None or target != before.target
+    if new:
+        more = replace(more, wait=request.ready, why="", weights=MappingProxyType({}))
+        if more.mirror is not None and more.mirror.target == target:
+            more = replace(more, mirror=None)
+    elif request.force:
+        more = replace(more, wait=False, why="")
+    if request.weights is not None:
+        if len(request.weights) > MOST:
+            return Refusal(RefusalCause.INVALID, f"{vmodel_id} can be split among {MOST} models at most")
+        more = replace(more, weights=MappingProxyType(dict(request.weights)))
+    if request.keep is not None:
+        if not 0 <= request.keep <= MOST:
+            return Refusal(RefusalCause.INVALID, f"keep must be a number of versions from 0 to {MOST}")
+        more = replace(more, keep=request.keep)
+    if request.sticky is not None:
+        more = replace(more, sticky=request.sticky)
+    if request.mirror is not None or request.no_mirror:
+        more = replace(more, mirror=request.mirror)
+    if request.version and request.target and request.version not in more.versions:
+        versions = dict(more.versions)
+        if before is not None and (replaced := more.version_of(before.target)):
+            versions[replaced] = versions.pop(replaced)
+        versions[request.version] = target
+        more = replace(more, versions=MappingProxyType(versions))
+    return more
+
+
+def _pruned(record: VModelRecord) -> VModelRecord:
+    """Returns the record without the versions that are too old to be kept, except for those in another role."""
+    more = record.more
+    version = more.version_of(record.target)
+    if not version:
+        return record
+    order = list(more.versions)
+    earlier = order[: order.index(version)]
+    keep = KEEP if more.keep is None else more.keep
+    used = {record.active, *more.weights, *([more.mirror.target] if more.mirror is not None else [])}
+    dropped = {name for name in earlier[: max(0, len(earlier) - keep)] if more.versions[name] not in used}
+    if not dropped:
+        return record
+    versions = {name: model for name, model in more.versions.items() if name not in dropped}
+    return replace(record, more=replace(more, versions=MappingProxyType(versions)))
+
+
+def _change(before: VModelRecord | None, after: VModelRecord | None, models: Models, created: str = "") -> Change:
+    """Returns the change with the reference counts and deletions that follow from the names."""
+    named = before.names() if before is not None else frozenset()
+    names = after.names() if after is not None else frozenset()
+    refs: dict[str, int] = {}
+    deleted = []
+    for model in sorted(named ^ names):
+        found = models.get(model, MISSING)
+        if model == created:
+            refs[model] = 1
+        elif not found.registered:
+            continue  # an earlier version of a program, or a restored backup, has left a name without a model
+        elif model in names:
+            refs[model] = found.refs + 1
+        elif found.refs <= 1 and found.auto_delete:
+            deleted.append(model)
+        else:
+            refs[model] = max(0, found.refs - 1)
+    if created and created not in refs:
+        refs[created] = 1
+    return Change(before, after, MappingProxyType(refs), created, tuple(deleted))
