@@ -1,6 +1,6 @@
 """`make bench`: measures a mesh of real processes on this machine and prints ratios; asserts nothing.
 
-    python -m tests.bench [chain] [coldstart] [storm] [registry] [pull] [tls] [memory]
+    python -m tests.bench [chain] [large] [coldstart] [storm] [registry] [pull] [tls] [memory]
 
 Absolute times are this machine's; the ratios, taken in one run, are what to compare.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import chain, coldstart, footprint, pull, registry, storm, tls
+from tests.bench import chain, coldstart, footprint, large, pull, registry, storm, tls
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh
 
-PARTS = ("chain", "coldstart", "storm", "registry", "pull", "tls", "memory")
+PARTS = ("chain", "large", "coldstart", "storm", "registry", "pull", "tls", "memory")
 
 _OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint}
 """Parts that make meshes of their own."""
@@ -45,6 +45,8 @@ async def main() -> None:
                     match part:
                         case "chain":
                             await chain.run(mesh, folder, console)
+                        case "large":
+                            await large.run(mesh, folder, console)
                         case "coldstart":
                             await coldstart.run(mesh, console)
                         case "registry":

@@ -19,6 +19,17 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
 
 
+def reset_peak(pid: int) -> None:
+    """Begins a new peak of resident memory at what the process takes now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_bytes(pid: int) -> int:
+    """Largest resident memory of a process since `reset_peak`."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Meter:
     """CPU seconds of several processes at one moment, by name."""
