@@ -1,7 +1,7 @@
-"""Makes the shared fixtures known to all tests; what they are stands in tests/support/fixtures.py.
+"""Makes the shared fixtures known to all tests; tests/support/fixtures.py describes them.
 
-Tests start hundreds of processes. Where no bytecode is kept, each of them compiles 150 modules, a quarter of its start:
-so it is kept here.
+Tests start hundreds of processes. Without kept bytecode each of them compiles 150 modules, a quarter of its start, so
+it is kept here.
 
 Hypothesis: a developer's run searches other examples each time, and `HYPOTHESIS_EXAMPLES=5000` for longer. CI takes the
 same examples every time, so that a change is not judged by what a search happens to find in somebody else's code.

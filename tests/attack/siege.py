@@ -32,7 +32,7 @@ _TIMEOUT = 10.0  # seconds of a hot call
 
 
 class Siege:
-    """An attack's surroundings. `growth` is what each process may grow by meanwhile, `left` what may stay, in bytes."""
+    """An attack's surroundings: `growth` is what each process may grow by meanwhile, `left` what may stay, in bytes."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Siege:
         retry: bool = False,
         least: int = 20,
     ) -> None:
-        """`blamed` are models that may be quarantined; `retry` lets callers try again what was UNAVAILABLE, as clients
-        do while the process that serves them is replaced; `least` is how often each caller must have been answered."""
+        """Makes a siege: `blamed` are models that may be quarantined; `retry` lets callers retry UNAVAILABLE, as
+        clients do while the serving process is replaced; `least` is how often each caller must have been answered."""
         self.mesh = mesh
         self.growth = growth
         self.left = left
@@ -161,7 +161,7 @@ class Siege:
             await asyncio.sleep(_LOOK)
 
     def _grown(self) -> dict[str, int]:
-        """Processes that hold more than may stay, in MiB beyond where they were."""
+        """Returns the processes that hold more than may stay, in MiB beyond their start."""
         grown = {_name(pid): resident(pid) - self._base.get(pid, 128 * MIB) for pid in processes(self.mesh)}
         return {name: growth // MIB for name, growth in grown.items() if growth > self.left}
 
@@ -179,7 +179,7 @@ class Siege:
 
 
 def processes(mesh: LocalMesh) -> list[int]:
-    """Every process of the mesh but etcd: routers, workers, Envoy, agents, model servers."""
+    """Returns every process of the mesh but etcd: routers, workers, Envoy, agents, model servers."""
     found = []
     for program in (*mesh.routers, *mesh.pods):
         if program.process is not None and program.process.poll() is None:
@@ -192,7 +192,7 @@ def processes(mesh: LocalMesh) -> list[int]:
 
 
 def resident(pid: int) -> int:
-    """Private memory of a process, in bytes; 0 where it has gone."""
+    """Returns the private memory of a process, in bytes, or 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

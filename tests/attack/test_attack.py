@@ -1,8 +1,8 @@
 """The protection of all others from one caller, one store or one broken model.
 
-Each test attacks a mesh of real processes while others call a model that is loaded: none of their calls fails, no
-process grows without bound, memory comes back, and nobody innocent is blamed (`siege`). What bounds each door is listed
-in docs/limits.md.
+Each test attacks a mesh of real processes while others call a loaded model: none of their calls fails, no process grows
+without bound, memory comes back, and no innocent model is blamed (`siege`). The bounds of each door are listed in
+docs/limits.md.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A process that stands still, until it is replaced or this ends."""
+    """Stops a process until it is replaced or the block ends."""
     freeze(pid)
     try:
         yield
@@ -68,13 +68,13 @@ def rest_head(path: str, length: int, *more: str) -> bytes:
 
 
 async def status_of(reader: asyncio.StreamReader) -> int:
-    """The status of an HTTP answer; 0 where the connection ended without one."""
+    """Returns the status of an HTTP answer, or 0 if the connection ended without one."""
     line = await reader.readline()
     return int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
 
 
 def _leaf(mesh: LocalMesh, word: str) -> list[int]:
-    """The router's children whose command line has that word."""
+    """Returns the router's children whose command line has that word."""
     return [pid for pid in children(mesh.routers[0].pid) if word in command(pid)]
 
 
@@ -82,7 +82,8 @@ def _leaf(mesh: LocalMesh, word: str) -> list[int]:
 
 
 async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
-    """200 of them, of which a worker would hold 2.8 GB: most are refused before they are read, the rest is dropped."""
+    """Most of 200 bodies that stop before their end, of which a worker would hold 2.8 GB, are refused before they are
+    read, and the rest are dropped."""
     async with Siege(mesh, growth=500 * MIB):
         ends: collections.Counter[str] = collections.Counter()
 
@@ -111,7 +112,7 @@ async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
 
 
 async def test_grpc_requests_that_stop_before_their_end(mesh: LocalMesh) -> None:
-    """The same over gRPC: messages that announce 14 MiB and end after 13."""
+    """gRPC requests that stop before their end, announcing 14 MiB and ending after 13, do no harm."""
     async with Siege(mesh, growth=500 * MIB):
         channels = [grpc.aio.insecure_channel(mesh.grpc_address(), [("grpc.use_local_subchannel_pool", 1)])] * 60
 
@@ -130,7 +131,7 @@ async def _ended(call: object) -> None:
 
 
 async def test_replies_that_nobody_reads(mesh: LocalMesh) -> None:
-    """60 clients ask for 12 MiB each and read nothing."""
+    """Sixty clients that ask for 12 MiB each and read nothing do no harm."""
     await mesh.register("echo", models.identity(), load=True)
     count = 3 * MIB
     head = json.dumps(
@@ -166,7 +167,7 @@ async def test_replies_that_nobody_reads(mesh: LocalMesh) -> None:
 
 
 async def test_large_json(mesh: LocalMesh) -> None:
-    """Eight bodies of 15 MB at once, and replies as large."""
+    """Eight bodies of 15 MB of JSON at once, with equally large replies, do no harm."""
     await mesh.register("echo64", models.identity("FP64"), load=True)
     number = 1_200_000
     body = json.dumps(
@@ -218,7 +219,8 @@ async def test_large_json(mesh: LocalMesh) -> None:
     ],
 )
 async def test_small_elements(mesh: LocalMesh, request_of: object) -> None:
-    """Millions of small things in one message; sent five times at once to the pods that hold the hot model too."""
+    """Messages of millions of small elements, sent five times at once to the pods that also hold the hot model, do no
+    harm."""
     message = request_of().SerializeToString()  # type: ignore[operator]
     assert len(message) < 16 * MIB
     async with Siege(mesh, growth=900 * MIB):
@@ -238,7 +240,7 @@ async def test_small_elements(mesh: LocalMesh, request_of: object) -> None:
 
 
 async def test_an_import_of_a_million_bad_lines(mesh: LocalMesh) -> None:
-    """2 KB on the wire."""
+    """An import of a million bad lines, 2 KB on the wire, does no harm."""
     body = gzip.compress(b"x\n" * 1_000_000)
     async with Siege(mesh):
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/x-ndjson"}
@@ -249,7 +251,7 @@ async def test_an_import_of_a_million_bad_lines(mesh: LocalMesh) -> None:
 
 
 async def test_invented_methods(mesh: LocalMesh) -> None:
-    """3,000 of them; real ones keep their names in the metrics."""
+    """After 3,000 invented methods the real ones keep their names in the metrics."""
     async with Siege(mesh):
         async with grpc.aio.insecure_channel(mesh.grpc_address()) as channel:
 
@@ -269,7 +271,7 @@ async def test_invented_methods(mesh: LocalMesh) -> None:
 
 
 async def test_loads_and_warm_ups_that_never_end(mesh: LocalMesh) -> None:
-    """Good models that are cold go on loading; nobody but the endless ones is blamed."""
+    """While loads and warm-ups never end good cold models are still loaded, and only the endless ones are blamed."""
     endless = [f"endless{number}" for number in range(4)]
     unfolding = [f"unfolding{number}" for number in range(4)]
     for name in endless:
@@ -295,7 +297,7 @@ async def test_loads_and_warm_ups_that_never_end(mesh: LocalMesh) -> None:
 
 
 async def test_one_slow_model_with_a_thousand_callers(mesh: LocalMesh) -> None:
-    """The callers of another model on the same pod find connections."""
+    """Callers of another model on the same pod find connections while one slow model has a thousand callers."""
     await mesh.register("slow", models.slow(), load=True)
     inputs = models.slow_inputs(0.5)
     async with Siege(mesh, growth=400 * MIB):
@@ -316,7 +318,7 @@ async def test_one_slow_model_with_a_thousand_callers(mesh: LocalMesh) -> None:
 
 
 async def test_stores_that_hang_and_drip(mesh: LocalMesh) -> None:
-    """40 models there, more than all pulls together may be; models from the disk load meanwhile."""
+    """Models from the disk load while 40 models, more than all concurrent pulls, are in stores that hang and drip."""
     held: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -366,13 +368,13 @@ async def test_stores_that_hang_and_drip(mesh: LocalMesh) -> None:
 
 
 async def replaced(mesh: LocalMesh, pid: int) -> None:
-    """Waits until a stopped process is killed. Its successor is the next condition's business."""
+    """Waits until a stopped process is killed; its successor is the next condition's business."""
     await until(lambda: not os.path.exists(f"/proc/{pid}"), timeout=20, why=f"process {pid} is replaced")
 
 
 @pytest.mark.parametrize("kind", ["router.process.worker", "envoy"])
 async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, kind: str) -> None:
-    """Callers who try again are served; nothing is loaded again."""
+    """A stopped worker or Envoy is replaced: callers who retry are served, and nothing is loaded again."""
     pid = _leaf(mesh, kind)[0]
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):
@@ -382,7 +384,7 @@ async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, 
 
 
 async def test_a_model_server_that_stands_still_is_replaced(mesh: LocalMesh) -> None:
-    """Its pod comes back; nobody is blamed for it."""
+    """A stopped model server is replaced, its pod comes back, and no model is blamed."""
     pid = mesh.server_pid(mesh.pods[0])
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):
@@ -392,7 +394,7 @@ async def test_a_model_server_that_stands_still_is_replaced(mesh: LocalMesh) -> 
 
 
 async def test_an_agent_that_stands_still_is_done_without(mesh: LocalMesh) -> None:
-    """Its model server falls silent, and the other pod answers."""
+    """The model server of a stopped agent falls silent, and the other pod answers."""
     agent = mesh.pods[0].pid
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(agent):
@@ -402,7 +404,7 @@ async def test_an_agent_that_stands_still_is_done_without(mesh: LocalMesh) -> No
 
 
 async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
-    """Killed twice from outside, under calls of a slow model."""
+    """A model server that is killed twice from outside, under calls of a slow model, gets no model blamed."""
     await mesh.register("busy", models.slow(), load=True)
     inputs = models.slow_inputs(0.2)
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
@@ -418,7 +420,7 @@ async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
 
 
 def test_memory_is_read_of_this_process() -> None:
-    """The watch sees what it is there to see."""
+    """The watch on memory sees the memory of this process, as it must."""
     before = resident(os.getpid())
     held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)  # fresh memory: a heap may have kept some from before
     held.write(b"x" * len(held))

@@ -18,7 +18,8 @@ DEADLINE = 60.0  # seconds
 
 
 async def test_every_cold_call_is_answered_in_time(tmp_path, etcd_server: EtcdServer) -> None:
-    """Each waits for its turn within its deadline; none is refused because others came first."""
+    """Each cold call waits for its turn and is answered within its deadline; none is refused because others came
+    first."""
     async with LocalMesh(tmp_path, etcd_server, pods=2, capacity="33MiB", log_level="info", fake=True) as mesh:
         await mesh.register_fake(HOT, value=HOT_VALUE, size="1MiB", now=True)
         for number in range(MODELS):

@@ -59,5 +59,5 @@ class Admin:
 
 @pytest.fixture
 def admin(etcd_server: EtcdServer) -> Admin:
-    """Uses the etcd of the session; each test has a prefix of its own."""
+    """An admin of the session's etcd; each test has a prefix of its own."""
     return Admin(etcd_server)

@@ -56,7 +56,8 @@ def restored(admin: Admin, saved: Path, keys: Keys, *arguments: str):
 
 
 def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, other: Keys) -> None:
-    """Under another prefix; with the keys that the leader uses, and without those that the mesh recreates."""
+    """A restore gives an empty mesh, under another prefix, all that was registered, with the keys that the leader uses
+    and without those that the mesh recreates."""
     result = restored(admin, saved, other)
     assert result.exit_code == 0, result.stderr
     assert "created: 2 models, 1 vmodel, 1 setting" in result.stdout
@@ -74,7 +75,7 @@ def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, o
 
 
 def test_again_changes_nothing(admin: Admin, saved: Path, other: Keys) -> None:
-    """The same command after a failure: existing records stay, missing ones are created."""
+    """A repeated restore after a failure creates missing records and leaves existing ones."""
     restored(admin, saved, other)
     admin.delete(other.model("two/ü"))
     before = admin.all(other)
@@ -86,7 +87,8 @@ def test_again_changes_nothing(admin: Admin, saved: Path, other: Keys) -> None:
 
 
 def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys) -> None:
-    """A record that differs only in what the mesh notes itself is the same registration."""
+    """A record that differs only in the mesh's own notes, such as measured sizes, is the same registration, and the
+    notes stay."""
     used = ModelRecord(
         type="onnx", path="s3://b/one", key='{"storage_key": "minio"}', host_bytes=5, last_used_ms=9, killed=("x",)
     ).encode()
@@ -117,7 +119,8 @@ def test_a_vmodel_counts_once_in_each_model_that_it_names_in_any_role(admin: Adm
 
 
 def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) -> None:
-    """Of every kind; the rest is restored, and the command reports that not all were."""
+    """Records of every kind that differ are named and left, the rest is restored, and the command reports that not all
+    were."""
     theirs = {
         other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
         other.vmodel("alias"): b'{"o":"them","amid":"x","tmid":"x"}',
@@ -138,7 +141,8 @@ def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) 
 
 
 def test_overwriting_makes_a_new_registration(admin: Admin, saved: Path, other: Keys) -> None:
-    """With a create revision of its own, as copies belong to one; vmodels are counted where they point now."""
+    """Overwriting makes a new registration with a create revision of its own, as copies belong to one; vmodels are
+    counted where they point now."""
     admin.put(
         {
             other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
@@ -159,7 +163,7 @@ def test_overwriting_makes_a_new_registration(admin: Admin, saved: Path, other: 
 
 
 def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> None:
-    """The model is served all the time."""
+    """Limits are changed in place while the model is served."""
     admin.put({other.model("two/ü"): ModelRecord(type="onnx", path="s3://b/two", key="minio", host_bytes=7).encode()})
     admin.put({other.copy("two/ü", "pod-1"): b"{}"})
     assert restored(admin, saved, other).exit_code == 1
@@ -172,7 +176,7 @@ def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> 
 
 
 def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, other: Keys) -> None:
-    """It is not registered while a pod still has a copy of the model that had its id before."""
+    """A model is not restored while a pod still has a copy of the former registration of its id."""
     admin.put(
         {
             other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
@@ -202,7 +206,8 @@ def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, 
 def test_a_model_waits_for_pods_that_may_answer_for_its_former_life(
     admin: Admin, saved: Path, other: Keys, holder: str
 ) -> None:
-    """A pod that is cut off has no keys. A tombstone marks the id, since a pod that has one may be cut off next."""
+    """A model is not restored while a pod that is cut off, and so has no keys, may answer for its former registration.
+    A tombstone marks the id, because a pod with a copy may be cut off next."""
     life = {other.life("pod-1", "i"): b'{"data":"h:1","control":"h:2"}'}
     copy = {other.copy("one", "pod-1"): b"{}", other.pod("pod-1"): b"{}"}
     admin.put({other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(), **life})
@@ -226,7 +231,8 @@ def test_a_model_waits_for_pods_that_may_answer_for_its_former_life(
 
 
 def test_what_nobody_holds_leaves_no_tombstone(admin: Admin, saved: Path, other: Keys) -> None:
-    """Nor does a requested reload of the earlier registration stay. Many, for a transaction takes few."""
+    """A former registration without copies leaves no tombstone and no requested reload, for many ids too, though a
+    transaction takes few."""
     names = [f"many-{number}" for number in range(100)]
     admin.put({other.model(name): ModelRecord(type="onnx", path="s3://b/new").encode() for name in names})
     target = saved.with_name("many.backup")
@@ -252,7 +258,7 @@ def test_a_dry_run_says_all_and_does_nothing(admin: Admin, saved: Path, other: K
 
 
 def test_it_goes_through_pipes(admin: Admin, saved: Path, keys: Keys, other: Keys) -> None:
-    """`mesh backup -` writes nothing but the backup, `mesh restore -` reads it."""
+    """`mesh backup -` writes nothing but the backup to its output, and `mesh restore -` reads it."""
     result = admin.run("backup", "-", "--base", keys.base)
     assert result.exit_code == 0, result.stderr
     assert "saved 2 models" in result.stderr
@@ -262,7 +268,8 @@ def test_it_goes_through_pipes(admin: Admin, saved: Path, keys: Keys, other: Key
 
 
 def test_only_its_owner_may_read_it(saved: Path) -> None:
-    """Registrations may contain credentials; and no partial file is left beside it."""
+    """Only its owner may read a backup, because registrations may contain credentials, and no partial file is left
+    beside it."""
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert os.listdir(saved.parent) == [saved.name]
 
@@ -278,7 +285,7 @@ def test_a_backup_that_fails_leaves_the_former_one(own_etcd, saved: Path, keys: 
 
 
 def test_nothing_to_save_is_remarked(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """The prefix is most likely wrong."""
+    """An empty backup causes a remark, because the prefix is most likely wrong."""
     result = admin.run("backup", str(tmp_path / "b"), "--base", keys.base + "-no")
     assert result.exit_code == 0
     assert "check that --base" in result.stderr
@@ -326,7 +333,8 @@ def test_a_folder_that_is_not_there_is_said(admin: Admin) -> None:
 
 @pytest.mark.parametrize("named", ["file", "folder"])
 def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_path: Path, named: str) -> None:
-    """Its registrations are restored and nothing else; from a folder the newest is used. No files are left over."""
+    """A restore from a snapshot takes its registrations and nothing else, from a folder the newest snapshot, and leaves
+    no files over."""
     folder = tmp_path / "snapshots"
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(folder)).exit_code == 0
@@ -344,7 +352,7 @@ def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_
 
 
 def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys, other: Keys, tmp_path: Path) -> None:
-    """Both are reported, and nothing is written."""
+    """A damaged snapshot and one of another mesh are reported, and nothing is written."""
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(tmp_path / "snapshots")).exit_code == 0
     (made,) = (tmp_path / "snapshots").iterdir()
@@ -364,8 +372,8 @@ def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys,
 
 
 def test_the_content_of_a_registration_is_restored_with_it(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """Digest and generation come back, so that other content is refused as before; a later generation in the mesh is
-    no difference, and stays."""
+    """Digest and generation of a registration are restored, so that other content is refused as before; a later
+    generation in the mesh is no difference, and stays."""
     loaded = ModelRecord(type="onnx", path="/m", digest="ab" * 32, digest_ms=5, generation=2)
     admin.put({keys.model("m"): loaded.encode()})
     target = tmp_path / "registry.backup"

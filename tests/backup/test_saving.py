@@ -1,4 +1,4 @@
-"""Backups are of one revision, regardless of changes while they are made."""
+"""Backups of one revision, regardless of changes while they are made."""
 
 import io
 
@@ -18,7 +18,7 @@ async def filled(etcd: Etcd, keys: Keys) -> file.Header:
 
 
 async def test_what_changes_meanwhile_is_not_in_it(etcd: Etcd, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In none of its pages: neither changes, nor removals, nor additions after it began."""
+    """Changes, removals and additions after the beginning of a backup are in none of its pages."""
     monkeypatch.setattr(saving, "PAGE", 1)
     header = await filled(etcd, keys)
     await etcd.put(keys.model("a"), b"after")
@@ -39,7 +39,7 @@ async def test_what_changes_meanwhile_is_not_in_it(etcd: Etcd, keys: Keys, monke
 
 
 async def test_a_revision_that_etcd_forgets_ends_it(own_etcd: EtcdServer, keys: Keys) -> None:
-    """Rather than a backup of two revisions."""
+    """A backup whose revision etcd compacts away ends with an error, rather than mixing two revisions."""
     async with Etcd(own_etcd.settings) as etcd:
         header = await filled(etcd, keys)
         await etcd.put(keys.model("a"), b"after")

@@ -16,7 +16,7 @@ from tests.support.etcd import EtcdServer
 
 
 def test_etcd_starts_from_it(own_etcd: EtcdServer, tmp_path: Path) -> None:
-    """etcd's own program restores it, digest and all, and every key is there."""
+    """etcd's own program restores a snapshot and its digest, and every key is there."""
     admin = Admin(own_etcd)
     admin.put({b"k%d" % number: b"v" * 5000 for number in range(300)})
     result = admin.run("snapshot", "--dir", str(tmp_path / "snapshots"), "--json")
@@ -43,7 +43,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
-    """`--keep` of this etcd, the last one of another etcd, and all other files in the folder."""
+    """Of this etcd `--keep` snapshots are kept, of another etcd the last one, and all other files in the folder."""
     cluster = json.loads(admin.run("snapshot", "--dir", str(tmp_path / "x"), "--json").stdout)["cluster"]
     folder = tmp_path / "snapshots"
     mine = [f"etcd-{cluster}-{number}-2020010{number}T000000Z.db" for number in range(1, 5)]
@@ -58,7 +58,7 @@ def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_has_left_is_removed(admin: Admin, tmp_path: Path) -> None:
-    """But not a file that another run is writing."""
+    """The leftovers of a killed run are removed, but not a file that another run is writing."""
     (tmp_path / ".restore-a" / "data").mkdir(parents=True)
     make(tmp_path, ".etcd-a-1-20200101T000000Z.db.part", ".etcd-b-1-20200101T000000Z.db.part")
     with (tmp_path / ".etcd-b-1-20200101T000000Z.db.part").open("rb") as held:
@@ -74,7 +74,7 @@ def test_what_a_killed_run_has_left_is_removed(admin: Admin, tmp_path: Path) -> 
 def test_a_full_disk_leaves_the_old_ones(
     admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """And nothing of the new one, with an error."""
+    """A full disk leaves the old snapshots and nothing of the new one, with an error."""
     old = "etcd-abc-9-20190101T000000Z.db"
     make(tmp_path, old)
 
@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_old_ones(
 def test_a_snapshot_that_is_not_whole_is_not_kept(
     admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """The digest at its end is checked."""
+    """An incomplete snapshot, detected by the digest at its end, is not kept."""
     whole = Etcd.database
 
     async def damaged(self: Etcd, *, idle: float):

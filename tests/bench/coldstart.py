@@ -1,4 +1,5 @@
-"""Cold starts: what a caller waits for a model that is nowhere, over the time that making its session alone takes."""
+"""Cold starts: the wait of a caller for a model without a copy, divided by the time that making its session alone
+takes."""
 
 import time
 
@@ -16,7 +17,7 @@ _PARTS = ("mesh_pull_milliseconds", "modelmesh_loadmodel_milliseconds", "mesh_lo
 
 
 async def run(mesh: LocalMesh, console: Console) -> None:
-    """First calls of models never loaded, one at a time; beside them the sessions alone, in this process."""
+    """Makes first calls of models never loaded, one at a time, and sessions alone in this process for comparison."""
     name = models.LOGISTIC_REGRESSION_INPUT
     features = np.zeros((1, 64), np.float32)
     contents = [models.logistic_regression(number, features=64) for number in range(COUNT)]
@@ -67,7 +68,7 @@ async def run(mesh: LocalMesh, console: Console) -> None:
 
 
 async def _sums(mesh: LocalMesh) -> dict[str, float]:
-    """Milliseconds so far, by the agent's own clocks."""
+    """Returns the milliseconds so far, by the agent's own clocks."""
     (pod,) = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
     text = (await mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

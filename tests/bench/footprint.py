@@ -1,8 +1,8 @@
 """The resources that a mesh takes: memory of each empty process and of each registered or loaded model; CPU time and
 use of etcd per load.
 
-Resident memory, of which a part is of files and shared (some 30 MB of each Python process): that counts against the
-limit of a container that has these processes alone.
+Resident memory includes files and shared memory (some 30 MB of each Python process), which count against the limit of a
+container that has these processes alone.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ REGISTERED = 20_000
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
-    """One router, one pod: idle, with small models, with large ones, with many that are registered only."""
+    """Measures one router and one pod: idle, with small models, with large ones, and with many that are registered
+    only."""
     async with LocalMesh(folder, etcd, pods=1, capacity="4GiB", log_level="info") as mesh:
         router, pod = mesh.routers[0].pid, mesh.pods[0]
         below = {pid: command(pid) for pid in children(router)}

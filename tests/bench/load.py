@@ -1,9 +1,9 @@
 """Load on a gRPC server: many calls in flight for throughput, one caller at a time for latency.
 
-Throughput comes from `h2load` (Debian's nghttp2-client), as in the measurements the design rests on: it costs so little
-that two cores are left for the servers. Without it a `grpc.aio` client in processes of its own does the work; it costs
-more CPU than what it measures, so calls per second are then too low for everybody, and the output says so. CPU per call
-is right either way.
+Throughput comes from `h2load` (Debian's nghttp2-client), as in the measurements that the design rests on: it costs so
+little that two cores are left for the servers. Without it `grpc.aio` clients in processes of their own do the work;
+they cost more CPU than what they measure, so calls per second are then too low throughout, and the output says so. CPU
+per call is right either way.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def generator() -> str:
-    """The load generator at hand."""
+    """Returns the available load generator."""
     return "h2load" if shutil.which("h2load") else "grpc.aio"
 
 
@@ -35,7 +35,7 @@ async def throughput(
     each: int = 8,
     trust: Path | None = None,
 ) -> float:
-    """Calls a second, all answered OK; `connections` x `each` in flight, by TLS where there is a `trust` (PEM)."""
+    """Returns calls a second, all answered OK; `connections` x `each` in flight, by TLS if there is a `trust` (PEM)."""
     body = folder / "body.bin"
     body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     if generator() == "h2load":
@@ -65,7 +65,7 @@ def _channel(address: str, trust: Path | None) -> grpc.aio.Channel:
 
 
 async def latency(address: str, message: bytes, *, calls: int, trust: Path | None = None) -> list[float]:
-    """Seconds of each call of one caller who waits for each answer."""
+    """Returns the seconds of each call of one caller who waits for each answer."""
     async with _channel(address, trust) as channel:
         call = channel.unary_unary(METHOD)
         times = []
@@ -77,7 +77,7 @@ async def latency(address: str, message: bytes, *, calls: int, trust: Path | Non
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which that share of the values lies; 0.5 is the median."""
+    """Returns the value below which that share of the values lies; 0.5 is the median."""
     return statistics.quantiles(values, n=1000, method="inclusive")[min(int(share * 1000), 999) - 1]
 
 

@@ -9,13 +9,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far, its threads included."""
+    """Returns user and system time of a process so far, its threads included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
+    """Returns the resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
 
 
@@ -43,5 +43,5 @@ class Meter:
         return cls(pids, {name: sum(map(cpu_seconds, group)) for name, group in pids.items()})
 
     def spent(self) -> dict[str, float]:
-        """CPU seconds since the beginning, by name."""
+        """Returns the CPU seconds since the beginning, by name."""
         return {name: sum(map(cpu_seconds, group)) - self.start[name] for name, group in self.pids.items()}

@@ -1,4 +1,4 @@
-"""Many registered models: how fast they come in, what they cost a router, how fast it starts again."""
+"""Many registered models: the speed of their import, their cost for a router, and the time of its restart."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def _lines(count: int) -> Iterator[bytes]:
 
 
 async def run(mesh: LocalMesh, console: Console, *, count: int = COUNT) -> None:
-    """Imports `count` models, restarts the router, asks for strangers."""
+    """Imports `count` models, restarts the router, asks for unknown ids."""
     body = b"".join(_lines(count))
     started = time.perf_counter()
     request = urllib.request.Request(

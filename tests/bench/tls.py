@@ -1,7 +1,7 @@
 """The cost of TLS per call, by place: towards clients, terminated in Envoy, and inside the mesh, in the processes.
 
-Three meshes that are alike but for it, measured in turn. The last also answers where TLS towards clients is cheapest to
-end: a router's worker does to its pods, per call, what it would have to do towards clients if Envoy did not.
+Three meshes that differ only in TLS are measured in turn. The last one also shows where TLS towards clients is cheapest
+to terminate: a router's worker does to its pods, per call, what it would have to do towards clients without Envoy.
 """
 
 import ssl

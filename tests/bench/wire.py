@@ -1,4 +1,4 @@
-"""`python -m tests.bench.wire`: what a unary call costs each end of `mesh.wire`, beside `grpc.aio`'s, in one run.
+"""The cost of a unary call at each end of `mesh.wire`, beside `grpc.aio`'s, in one run: `python -m tests.bench.wire`.
 
 Server and client are processes of their own, joined by a unix socket, uvloop in both; the server answers with a
 constant, the client keeps some calls in flight. With `--profile client` or `--profile server` cProfile shows one end
@@ -36,7 +36,7 @@ METADATA = [
 
 
 def handle(one: call.Call) -> None:
-    """Answers whatever comes: a message with a constant, a stream with its own messages."""
+    """Answers a message with a constant, and a stream with its own messages."""
     if one.frame is not None:
         one.reply(ANSWER)
     else:
@@ -51,7 +51,7 @@ async def _echo(one: call.Call) -> None:
 
 
 async def serve(kind: str, path: str, profile: bool) -> None:
-    """The server process, until SIGTERM."""
+    """Runs the server process until SIGTERM."""
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     if kind == "wire":
@@ -81,7 +81,7 @@ async def serve(kind: str, path: str, profile: bool) -> None:
 
 
 class Load:
-    """Keeps calls in flight through a pool, from callbacks alone: a sink that sends the next call."""
+    """A load that keeps calls in flight through a pool, from callbacks alone: a sink that sends the next call."""
 
     def __init__(self, pool: client.Pool, calls: int) -> None:
         self.pool = pool
@@ -91,13 +91,13 @@ class Load:
         self.ended = asyncio.Event()
 
     def send(self) -> None:
-        """One more call."""
+        """Sends one more call."""
         self.left -= 1
         self.open += 1
         self.pool.send(METHOD.encode(), METADATA, framing.pack(REQUEST), self)
 
     def on_reply(self, reply: client.Reply) -> None:
-        """A reply came: the next call."""
+        """Sends the next call after a reply."""
         self.failed += reply.frame is None
         self.open -= 1
         if self.left > 0:
@@ -106,16 +106,16 @@ class Load:
             self.ended.set()
 
     def on_stream(self, stream: client.ReplyStream) -> None:
-        """Not expected of a small unary reply."""
+        """Fails, as a small unary reply is not expected to be a stream."""
         raise AssertionError("a unary reply came in pieces")
 
     def on_lost(self, lost: client.Lost) -> None:
-        """Not expected of a server that stays."""
+        """Fails, as the server is expected to stay."""
         raise AssertionError(str(lost))
 
 
 async def through_pool(path: str, calls: int, in_flight: int) -> None:
-    """The load, by our client."""
+    """Runs the load by our client."""
     pool = client.Pool(f"unix:{path}", max_connections=in_flight)
     load = Load(pool, calls)
     for _ in range(in_flight):
@@ -126,7 +126,7 @@ async def through_pool(path: str, calls: int, in_flight: int) -> None:
 
 
 async def through_grpc(path: str, calls: int, in_flight: int) -> None:
-    """The load, by grpc.aio."""
+    """Runs the load by grpc.aio."""
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         infer = channel.unary_unary(METHOD)
 
@@ -138,7 +138,7 @@ async def through_grpc(path: str, calls: int, in_flight: int) -> None:
 
 
 async def through_stream(path: str, calls: int, in_flight: int) -> None:
-    """The messages of bidirectional streams, each waiting for its echo."""
+    """Runs the messages of bidirectional streams, each waiting for its echo."""
     pool = client.Pool(f"unix:{path}", max_connections=in_flight)
     frame = framing.pack(REQUEST)
 
@@ -161,7 +161,7 @@ Way = Callable[[str, int, int], Awaitable[None]]
 
 
 async def measure(kind: str, way: Way, arguments: argparse.Namespace, folder: Path) -> tuple[float, float]:
-    """Prints one line; gives the CPU of server and client in us a call."""
+    """Prints one line; returns the CPU of server and client in us a call."""
     path = str(folder / kind)
     argv = [sys.executable, "-m", "tests.bench.wire", "--serve", kind, "--path", path]
     if arguments.profile == "server":
@@ -188,7 +188,7 @@ async def measure(kind: str, way: Way, arguments: argparse.Namespace, folder: Pa
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    """Measures, or serves for one that measures."""
+    """Measures, or serves for a process that measures."""
     if arguments.serve:
         await serve(arguments.serve, arguments.path, arguments.profile == "server")
         return

@@ -36,7 +36,8 @@ def first():
 
 
 def test_nothing_becomes_all(first):
-    """For the mesh's name and the others, for clients and servers, from a bit before now."""
+    """An empty folder gets all files: for the mesh's name and the others, for clients and servers, valid from a moment
+    before now."""
     assert first.changed
     assert set(first.content) == set(ENTRIES)
     leaf = certificate(first.content)
@@ -59,7 +60,7 @@ def test_what_is_not_due_stays(first):
 
 
 def test_a_certificate_is_renewed_and_its_authority_is_kept(first):
-    """Within the days before its end, and also after it."""
+    """A certificate is renewed within the days before its end, and also after it, and its authority is kept."""
     for days in (305.1, 364, 400):
         later = renew(first.content, WANTED, START + days * DAY)
         assert later.changed
@@ -78,8 +79,8 @@ def test_a_name_that_is_wanted_is_added_and_one_that_is_not_stays(first):
 
 
 def test_an_authority_is_changed_with_an_overlap():
-    """A run a day over eleven years. At each moment, a process with the content of a day, or of a month, before can
-    verify one with the present content, and the other way round."""
+    """An authority is changed with an overlap: in daily runs over eleven years, processes with the content of a day or
+    a month before and those with the present content can verify each other at each moment."""
     content, history = {}, []
     moments = {"added": [], "signs": [], "dropped": []}
     for days in range(11 * 365):
@@ -117,7 +118,7 @@ def verifies(trusted: list[x509.Certificate], leaf: x509.Certificate) -> bool:
 
 
 def test_a_run_that_was_missed_for_years_begins_anew(first):
-    """The authority has expired, with all it has signed."""
+    """A run after years in which the authority has expired, with all it has signed, begins from the start."""
     late = renew(first.content, WANTED, START + 4000 * DAY)
     assert len(authorities(late.content)) == 1
     assert authorities(late.content)[0].subject != authorities(first.content)[0].subject
@@ -126,7 +127,8 @@ def test_a_run_that_was_missed_for_years_begins_anew(first):
 
 
 def test_no_certificate_outlives_its_authority(first):
-    """Where runs were missed until shortly before its end. The next run changes nothing: there is nothing to win."""
+    """No certificate outlives its authority, even if runs were missed until shortly before its end; the next run then
+    changes nothing, because nothing is gained."""
     late = renew(first.content, WANTED, START + 3600 * DAY)
     assert len(authorities(late.content)) == 2
     assert signer(late.content) == 1
@@ -137,7 +139,7 @@ def test_no_certificate_outlives_its_authority(first):
 
 
 def test_an_authority_of_ones_own_is_used(first):
-    """ca.crt and ca.key are there, the rest is made."""
+    """An authority of one's own, given as ca.crt and ca.key, is used, and the rest is made."""
     own = {name: first.content[name] for name in (AUTHORITIES, AUTHORITY_KEYS)}
     done = renew(own, WANTED, START + DAY)
     assert done.content[AUTHORITIES] == own[AUTHORITIES]
@@ -204,7 +206,7 @@ def test_what_cannot_be_is_said(names, days, before):
 
 
 def test_pythons_own_tls_takes_them(tmp_path):
-    """Strictly: with the checks that are off by default in most versions."""
+    """Python's own TLS accepts the files strictly, with the checks that are off by default in most versions."""
     now = datetime.datetime.now(datetime.UTC)
     content = renew({}, WANTED, now).content
     (tmp_path / "tls.pem").write_bytes(content[CERTIFICATE] + content[KEY])

@@ -45,7 +45,8 @@ def secret(api):
 
 
 async def test_a_folder_is_filled_and_works_for_the_mesh(tmp_path):
-    """For this user alone; a second time nothing changes; a renewal is one change of all files."""
+    """A folder is filled for this user alone and works for the mesh; a second run changes nothing, and a renewal is one
+    change of all files."""
     folder = tmp_path / "deep" / "tls"
     assert (await keeping.keep(Folder(folder), WANTED, later(-310))).changed
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -63,7 +64,7 @@ async def test_a_folder_is_filled_and_works_for_the_mesh(tmp_path):
 
 
 async def test_plain_files_in_a_folder_become_links(tmp_path):
-    """Such as were copied there by hand."""
+    """Plain files in a folder, such as were copied there by hand, become links."""
     await keeping.keep(Folder(tmp_path / "made"), WANTED, later(-310))
     copied = tmp_path / "copied"
     copied.mkdir()
@@ -99,7 +100,7 @@ async def test_a_folder_that_cannot_be_is_named(tmp_path):
 
 
 async def test_etcd_takes_them(tmp_path):
-    """As its own certificate and as its clients', known by the mesh's name, wherever it is."""
+    """etcd accepts the files as its own certificate and as its clients', known by the mesh's name, wherever it is."""
     folder = tmp_path / "tls"
     made = (await keeping.keep(Folder(folder), WANTED)).content
     extra = [
@@ -122,7 +123,7 @@ async def test_etcd_takes_them(tmp_path):
 
 
 async def test_a_secret_is_filled_and_renewed(api, secret):
-    """Everything else of it stays. What is not due is not written."""
+    """A Secret is filled and renewed; everything else in it stays, and files that are not due are not written."""
     assert (await keeping.keep(secret, WANTED)).changed
     assert set(api.content(NAME)) == set(ENTRIES)
     assert api.secrets[NAME]["metadata"]["labels"] == {"app.kubernetes.io/name": "mesh"}
@@ -135,7 +136,7 @@ async def test_a_secret_is_filled_and_renewed(api, secret):
 
 
 async def test_who_was_quicker_prevails(api, secret):
-    """The other's certificates were written between our look and our write: they stay, and ours are forgotten."""
+    """If another process writes its certificates between our look and our write, those stay and ours are dropped."""
     theirs = dict((await keeping.keep(secret, WANTED)).content)
     api.put(NAME)
     api.before_put = lambda: api.store(NAME, theirs)
@@ -209,7 +210,7 @@ async def test_content_of_somebody_else_stays(api, secret):
 
 
 async def command(*words: str, **environment: str) -> tuple[int, str]:
-    """Exit code and output of `mesh certificates`."""
+    """Returns exit code and output of `mesh certificates`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mesh", "certificates", *words),
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment},
@@ -222,7 +223,7 @@ async def command(*words: str, **environment: str) -> tuple[int, str]:
 
 
 async def test_the_command_as_the_chart_runs_it(api):
-    """The API is found as in each pod of a cluster; a second run finds nothing to do."""
+    """The command finds the API as each pod of a cluster does, and a second run finds nothing to do."""
     host, port = api.url.removeprefix("https://").split(":")
     words = [
         *(f"--secret={NAME}", "--days=365", "--renew-before=60"),
@@ -260,8 +261,8 @@ async def test_the_command_says_what_is_wrong(api, tmp_path):
 
 
 async def test_the_command_ends_at_once_when_interrupted(api):
-    """While it waits for an API that does not serve. Not where it was told to ignore that, as a shell without job
-    control tells what it runs in the background: so the test gives it the usual disposition, however it is run."""
+    """The command ends at once when interrupted while it waits for an API that does not serve. A shell without job
+    control makes background commands ignore interrupts, so the test sets the default disposition."""
     api.failures = [503] * 10_000
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mesh", "certificates", "--secret", NAME),

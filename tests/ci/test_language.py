@@ -1,4 +1,4 @@
-"""The check of our English finds what breaks its rules, at the right line, and nothing else."""
+"""The check of our English: it finds what breaks its rules, at the right line, and nothing else."""
 
 import importlib.util
 from pathlib import Path

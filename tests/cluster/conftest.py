@@ -1,7 +1,7 @@
 """A real Kubernetes for the tests of this folder, an image of this tree on it, and a namespace for each test.
 
-A cluster that runs already (`make cluster`) is used and left running. Else one is made, started and taken down again;
-MESH_CLUSTER_KEEP=1 leaves that one running too. Where it cannot be, the tests are skipped, and say why.
+A running cluster (`make cluster`) is used and left running. Otherwise one is made, started and taken down again;
+MESH_CLUSTER_KEEP=1 leaves that one running too. If that is impossible the tests are skipped, and say why.
 """
 
 import contextlib
@@ -59,14 +59,15 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
 
 @pytest.fixture(scope="session")
 def image(cluster: Kube, request: pytest.FixtureRequest) -> str:
-    """The name of the image of this tree, which the node has. Built where the tree has changed since the last time."""
+    """The name of this tree's image, which the node has. It is built if the tree has changed since the last time."""
     with _aloud(request), Steps(1).step("building Mesh's image"):
         return lifecycle.image()
 
 
 @pytest.fixture(scope="session")
 def image_before(image: str) -> str:
-    """The same, of the version before: its routers and agents speak the protocol before, and know no later one."""
+    """The name of an image of the previous version, whose routers and agents speak the previous protocol and know no
+    later one."""
 
     def lower(root: Path) -> None:
         (source,) = root.glob("opt/mesh/lib/python*/site-packages/mesh/schema/records.py")
@@ -81,7 +82,8 @@ def image_before(image: str) -> str:
 
 @contextlib.contextmanager
 def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
-    """A fresh namespace under Pod Security's `restricted`, as somebody who is its admin and nothing else."""
+    """Makes a fresh namespace under Pod Security's `restricted`, and yields it as seen by its admin, who owns nothing
+    else."""
     name = f"test-{secrets.token_hex(4)}"
     here = cluster.within(name)
     here.apply(
@@ -116,28 +118,29 @@ def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
 
 @pytest.fixture
 def namespace(cluster: Kube, tmp_path: Path) -> Iterator[Kube]:
-    """A fresh namespace under Pod Security's `restricted`, as somebody who is its admin and nothing else."""
+    """A fresh namespace under Pod Security's `restricted`, as seen by its admin, who owns nothing else."""
     with _a_namespace(cluster, tmp_path) as here:
         yield here
 
 
 @pytest.fixture(scope="module")
 def shared_namespace(cluster: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    """The same for all tests of a module."""
+    """A namespace as `namespace` gives it, for all tests of a module."""
     with _a_namespace(cluster, tmp_path_factory.mktemp("namespace")) as here:
         yield here
 
 
 @pytest.fixture(scope="module")
 def volume(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
-    """The storage class that one volume of `shared_namespace` is of: the cluster makes none by itself."""
+    """The storage class of one volume for `shared_namespace`, as the cluster makes no volumes by itself."""
     with _volumes(cluster, shared_namespace.namespace, 1) as name:
         yield name
 
 
 @pytest.fixture(scope="module")
 def volumes(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
-    """The same for eight: three members of etcd, one that loses its own, all three once more, and snapshots."""
+    """The storage class of eight volumes: three members of etcd, one that loses its own, all three once more, and
+    snapshots."""
     with _volumes(cluster, shared_namespace.namespace, 8) as name:
         yield name
 

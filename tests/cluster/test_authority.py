@@ -39,7 +39,7 @@ def restarts(mesh: Installed) -> dict[str, int]:
 @pytest.mark.timeout(900)
 async def test_everybody_follows_another_authority(mesh: Installed) -> None:
     """While the Secret is missing, doctor names the commands of the docs. Once they have been typed, each process
-    warns, no call fails, no container is started again, and a pod that starts gets ready."""
+    warns, no call fails, no container is started again, and a pod that starts becomes ready."""
     kube = mesh.kube
     before, first = restarts(mesh), kube.get("secret", INTERNAL)["data"]["ca.crt"]
     everybody = list(before)
@@ -72,7 +72,7 @@ async def test_everybody_follows_another_authority(mesh: Installed) -> None:
 
 @pytest.mark.timeout(600)
 async def test_new_pods_of_all_kinds_start_with_it(mesh: Installed) -> None:
-    """Once the new certificate is shown, one of each kind is replaced, etcd too."""
+    """Once the new certificate is shown, a pod of each kind, etcd included, is replaced and starts with it."""
     await asyncio.gather(
         *(
             mesh.kube.until(

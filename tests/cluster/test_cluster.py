@@ -1,4 +1,4 @@
-"""The test cluster is what the tests of the installation take it for."""
+"""The test cluster itself, as the tests of the installation expect it."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ _ASK = "import urllib.request; print(urllib.request.urlopen('http://hello:8080',
 
 
 def test_the_owner_of_a_namespace_owns_nothing_else(namespace: Kube) -> None:
-    """An admin of one namespace may all that an installation takes there, and nothing outside of it."""
+    """An admin of one namespace has all rights that an installation needs there, and none outside of it."""
     assert namespace.can("create", "deployments.apps")
     assert namespace.can("create", "roles.rbac.authorization.k8s.io")
     with pytest.raises(KubeError, match=r"cannot list resource .nodes"):
@@ -42,7 +42,7 @@ def test_pod_security_refuses_what_is_not_restricted(namespace: Kube) -> None:
 
 
 async def test_services_have_names_and_lead_to_pods(namespace: Kube, image: str) -> None:
-    """A pod calls another by the name of its service; so does the test, through a forwarded port."""
+    """A pod calls another by the name of its service, and the test calls it through a forwarded port."""
     ready = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
     namespace.apply(
         pod("hello", {"name": "it", "image": image, "command": ["python", "-c", _HELLO], "readinessProbe": ready}),
@@ -64,14 +64,14 @@ async def test_services_have_names_and_lead_to_pods(namespace: Kube, image: str)
 
 
 def test_helm_works_as_the_owner(namespace: Kube) -> None:
-    """helm reaches the cluster as somebody who owns one namespace."""
+    """Helm reaches the cluster as a user who owns one namespace."""
     assert json.loads(namespace.helm("list", "--output=json")) == []
 
 
 async def test_the_current_folder_stays_as_it_is(
     namespace: Kube, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """kubectl and helm keep what they learn elsewhere, even for somebody without a home."""
+    """kubectl and helm write their caches elsewhere than into the current folder, even for a user without a home."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     here = set(tmp_path.iterdir())

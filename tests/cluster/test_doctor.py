@@ -1,4 +1,4 @@
-"""`mesh doctor` finds what is wrong with a mesh on a real cluster, and says what to do; mended, it is well again.
+"""`mesh doctor` on a real cluster: it finds each fault of a mesh, says what to do, and is satisfied once that is done.
 
 Each fault is planted in the one mesh of these tests and taken away again. A wrong password is in `test_one_etcd`, a
 quarantined model in `test_exhaustion`.
@@ -49,14 +49,14 @@ for words in (["defrag"], ["alarm", "disarm"]):
 
 
 def edge(pem: bytes) -> dict[str, Any]:
-    """The endpoint's certificate and key in their Secret."""
+    """Returns the endpoint's certificate and key in their Secret."""
     certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
     data = {"tls.crt": certificate, "tls.key": b"-----BEGIN PRIVATE KEY-----" + key}
     return secret("edge", data)
 
 
 def secret(name: str, data: dict[str, bytes]) -> dict[str, Any]:
-    """A Secret."""
+    """Returns a Secret."""
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
 
@@ -88,7 +88,7 @@ async def mesh(
 
 @contextlib.asynccontextmanager
 async def changed(mesh: Installed, cluster: Kube, *argv: str) -> AsyncIterator[None]:
-    """A pool whose template was changed by kubectl."""
+    """Changes a pool's template by kubectl for the time of the block."""
     mesh.kube.kubectl(*argv)
     try:
         yield
@@ -108,7 +108,7 @@ async def scaled(mesh: Installed, cluster: Kube, what: str) -> AsyncIterator[Non
 
 @contextlib.asynccontextmanager
 async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """No more pods than there are, and one more wanted."""
+    """Allows no more pods than exist, and asks for one more, for the time of the block."""
     running = [one for one in mesh.kube.get("pods")["items"] if one["status"]["phase"] == "Running"]
     hard = {"pods": str(len(running))}  # those that have ended do not count
     limit = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": hard}}
@@ -125,7 +125,7 @@ async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def applied(mesh: Installed, cluster: Kube, *objects: dict[str, Any]) -> AsyncIterator[None]:
-    """Objects that should not be there, or not so."""
+    """Applies objects that should not exist, or not in this form, for the time of the block."""
     mesh.kube.apply(*objects)
     try:
         yield
@@ -136,7 +136,7 @@ async def applied(mesh: Installed, cluster: Kube, *objects: dict[str, Any]) -> A
 
 @contextlib.asynccontextmanager
 async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """A certificate of an hour ago in the endpoint's Secret. Running routers keep the valid one that they have."""
+    """Puts a certificate that expired an hour ago into the endpoint's Secret; running routers keep their valid one."""
     before = mesh.kube.get("secret", "edge")
     _, pem = certificates.certificate(NAME, ends=-certificates.HOUR)
     mesh.kube.apply(edge(pem))
@@ -148,7 +148,7 @@ async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def without_connection(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """The Secret that says where etcd is, deleted by somebody."""
+    """Deletes the Secret with the connection to etcd."""
     before = mesh.kube.get("secret", "mesh-etcd-connection")
     mesh.kube.kubectl("delete", "secret", "mesh-etcd-connection")
     try:
@@ -160,7 +160,7 @@ async def without_connection(mesh: Installed, cluster: Kube) -> AsyncIterator[No
 
 @contextlib.asynccontextmanager
 async def unknown_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """A model that names a store of which the storage Secret knows nothing."""
+    """Registers a model that names a store which the storage Secret does not have."""
     key = json.dumps({"storage_key": "nowhere", "storage_params": {"bucket": "models"}})
     await mesh.mesh("register", "keyed", "keyed.onnx", "--key", key)
     try:
@@ -171,7 +171,7 @@ async def unknown_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def no_place(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """A type that only pods may hold which nobody has."""
+    """Registers a type that only pods with a missing label may hold."""
     await mesh.mesh("settings", "type_constraints", '{"onnx": {"required": ["nobody-has-it"]}}')
     try:
         yield
@@ -181,7 +181,7 @@ async def no_place(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def full(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """etcd's quota used up, for real."""
+    """Uses up etcd's quota for real."""
     program = ("exec", "mesh-etcd-0", "--", "python", "-c")
     await asyncio.to_thread(mesh.kube.kubectl, *program, _ETCDCTL + _FILL)
     try:
@@ -251,7 +251,7 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
 
 
 async def test_a_mesh_without_faults_is_well(mesh: Installed) -> None:
-    """Nothing but ok, from every area: etcd's is looked at from a router's pod."""
+    """In a mesh without faults doctor reports only ok, from every area; a router's pod looks at etcd."""
     visits = Visits(mesh)
     await visits.visit()
     assert visits.bad == []
@@ -261,7 +261,7 @@ async def test_a_mesh_without_faults_is_well(mesh: Installed) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_fault_is_found(mesh: Installed, cluster: Kube, name: str) -> None:
-    """With its cause and what to do; and it is no more once it is mended."""
+    """A planted fault is found with its cause and what to do, and no longer once it is mended."""
     fault, expected = FAULTS[name]
     async with fault(mesh, cluster):
         await Visits(mesh).until_said(expected)
@@ -270,7 +270,7 @@ async def test_a_fault_is_found(mesh: Installed, cluster: Kube, name: str) -> No
 
 
 async def test_rights_that_are_missing(mesh: Installed, cluster: Kube, tmp_path: Path) -> None:
-    """Somebody who may only look is told what that is not enough for, and is shown the rest."""
+    """A user who may only look is told what these rights are not enough for, and is shown the rest."""
     there, name = cluster.within(mesh.kube.namespace), mesh.kube.namespace
     there.kubectl("create", "serviceaccount", "guest")
     there.kubectl("create", "rolebinding", "guest", "--clusterrole=view", f"--serviceaccount={name}:guest")

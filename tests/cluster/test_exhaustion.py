@@ -1,7 +1,7 @@
 """A model that really exhausts its container: the kernel kills, the culprit is quarantined, and the others are served.
 
-A model server bounds its own memory, so a call that asks for too much fails alone (`test_memory`). What that bound does
-not see, such as what a driver maps, is made here by a model server without it.
+A model server bounds its own memory, so a call that asks for too much fails alone (`test_memory`). A model server
+without that bound stands in here for memory that the bound does not see, such as what a driver maps.
 """
 
 import json
@@ -33,7 +33,7 @@ __main__.main()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
-    """Two runtime pods whose model servers have no bound; models that take little when they are loaded."""
+    """Two runtime pods whose model servers have no bound, and models that take little when they are loaded."""
     mesh = Installed(shared_namespace, image)
     program = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "unbounded"}}
     mesh.kube.apply({**program, "data": {"unbounded.py": _UNBOUNDED}})
@@ -56,9 +56,9 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 @pytest.mark.timeout(240)
 async def test_a_model_that_exhausts_its_container_is_quarantined(mesh: Installed) -> None:
-    """After different requests have killed servers; of their callers each gets a reason. Of the others' calls one each
-    caller at most, in flight when the server was killed, may fail a death; all models come back, and the pods are
-    ready."""
+    """A model whose different requests have killed servers is quarantined, and each of its callers gets a reason. Of
+    other models' calls at most one per caller and death, in flight when the server was killed, may fail; all models
+    come back, and the pods are ready."""
 
     async def status() -> dict[str, object]:
         while True:

@@ -1,7 +1,7 @@
 """A mesh on a real Kubernetes, installed by the admin of one namespace, and what clusters do to it while it is called.
 
-One installation for all of these tests, which leave it as they found it. Calls come from outside of the cluster through
-the Service; a caller whose call fails with UNAVAILABLE makes it once more, and no call may fail beyond that.
+One installation serves all of these tests, which leave it as they found it. Calls come from outside of the cluster
+through the Service; a caller whose call fails with UNAVAILABLE makes it once more, and no call may fail beyond that.
 """
 
 import gzip
@@ -40,7 +40,8 @@ KINDS = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(shared_namespace: Kube, image: str, volume: str) -> AsyncIterator[Installed]:
-    """Two routers, a pool of three, a pool of one with a label, etcd; forty models, registered from outside, called."""
+    """Two routers, a pool of three, a pool of one with a label, etcd, and forty models, registered from outside and
+    called."""
     mesh = Installed(shared_namespace, image, storage=volume)
     mesh.values["router"]["connectionAge"] = CONNECTION_AGE
     with mesh.values_file() as values:
@@ -52,14 +53,14 @@ async def mesh(shared_namespace: Kube, image: str, volume: str) -> AsyncIterator
 
 
 async def test_every_answer_is_right(mesh: Installed) -> None:
-    """Models that were registered from outside are loaded and called through the Service."""
+    """Models that were registered from outside are loaded and called through the Service, and every answer is right."""
     async with Traffic(mesh) as traffic:
         await traffic.some(200)
     assert traffic.errors == []
 
 
 async def test_the_page_shows_what_was_installed(mesh: Installed) -> None:
-    """Through a port of the Service on this machine, and `mesh`."""
+    """The commands of the docs list the installed pods through a forwarded port of the Service."""
     port = free_port("127.0.0.1")
     there = f"timeout 30 bash -c 'until (: </dev/tcp/localhost/{port}) 2>/dev/null; do sleep 0.1; done'"
     # Typed by hand there is a moment between the two; and a user who closes the terminal ends the first.
@@ -74,7 +75,7 @@ async def test_the_page_shows_what_was_installed(mesh: Installed) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_pod_is_deleted(mesh: Installed, kind: str) -> None:
-    """Another one takes its place, and nobody notices."""
+    """When a pod is deleted another one takes its place, and no caller notices."""
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("delete", "pod", mesh.names(*KINDS[kind])[0], timeout=120.0)
         await mesh.ready()
@@ -84,7 +85,7 @@ async def test_a_pod_is_deleted(mesh: Installed, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_pod_is_deleted_by_force(mesh: Installed, kind: str) -> None:
-    """Of its calls in flight, one each caller at most, some may fail; no others do."""
+    """When a pod is deleted by force, at most one call of each caller, in flight there, may fail; no others do."""
     async with Traffic(mesh, callers=CALLERS) as traffic:
         mesh.kube.kubectl("delete", "pod", mesh.names(*KINDS[kind])[0], "--force", "--grace-period=0")
         await mesh.ready()
@@ -94,7 +95,7 @@ async def test_a_pod_is_deleted_by_force(mesh: Installed, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["mesh-router", "mesh-runtime-cpu", "mesh-runtime-big"])
 async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
-    """All its pods are replaced."""
+    """A rollout that replaces all pods of the mesh is not noticed by callers."""
     before = {one["metadata"]["name"] for one in mesh.pods()}
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("rollout", "restart", f"deployment/{name}")
@@ -106,7 +107,7 @@ async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
 
 
 async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_path: Path) -> None:
-    """Options of routers and of all pools change at once."""
+    """An upgrade that changes options of routers and of all pools at once is not noticed by callers."""
     over = {"router": {"loadWait": 90, "podLabels": {"changed": "yes"}}, "runtime": {"loadTimeout": 60}}
     before = set(mesh.names("router") + mesh.names("runtime"))
     backup = tmp_path / "registry.backup"
@@ -122,7 +123,7 @@ async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_
 
 
 async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
-    """To one pod and back to three: those that go hand over what they hold."""
+    """A pool shrinks to one pod and grows back to three: leaving pods hand over their copies."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3):
             mesh.typed("Scale", "mesh-runtime-cpu", words={"--replicas=5": f"--replicas={replicas}"})
@@ -132,7 +133,7 @@ async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
 
 
 async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
-    """From one to three, and back to the two that the values ask for."""
+    """Routers go from one to three, and back to the two that the values ask for, without a failed call."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3, 2):
             mesh.typed("Scale", "mesh-router", words={"--replicas=3": f"--replicas={replicas}"})
@@ -142,7 +143,7 @@ async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
 
 
 async def test_connections_even_out(mesh: Installed) -> None:
-    """Callers that are connected to few routers find those that come, within one age of a connection."""
+    """Callers that are connected to few routers find new ones within one age of a connection."""
     async with Traffic(mesh, callers=12, pause=0.1) as traffic:
         mesh.kube.kubectl("scale", "deployment/mesh-router", "--replicas=3")
         await mesh.ready(120.0)
@@ -158,7 +159,8 @@ async def test_connections_even_out(mesh: Installed) -> None:
 
 @pytest.mark.parametrize("force", [False, True], ids=["asked", "by force"])
 async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
-    """What is loaded is served meanwhile; what was registered is there again, and models can be loaded."""
+    """Loaded models are served while etcd is gone; afterwards the registrations are there again, and models can be
+    loaded."""
     async with Traffic(mesh) as traffic:
         await traffic.some()  # all are loaded
         options = ["--force", "--grace-period=0"] if force else []
@@ -171,8 +173,8 @@ async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
 
 @pytest.mark.timeout(300)
 async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
-    """Where the kinds of the Prometheus operator are: objects of each are made, and the rights of a namespace's admin
-    are enough."""
+    """On clusters with the kinds of the Prometheus operator objects of each are made, with the rights of a namespace's
+    admin."""
     kinds = {"ServiceMonitor": "servicemonitors", "PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"}
     names = [f"{plural}.{GROUP}" for plural in kinds.values()]
     cluster.apply(*(kind_of_objects(kind, plural) for kind, plural in kinds.items()), RIGHTS)
@@ -191,7 +193,7 @@ async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
 
 
 async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
-    """By Helm, with the reason and the way out; the first one goes on."""
+    """Helm refuses a second mesh with the reason and the way out, and the first one is unaffected."""
     with pytest.raises(AssertionError, match=r'There is a mesh in the namespace .* already: the release "mesh"'):
         mesh.helm("install", "another")
     await mesh.ready(30.0)
@@ -204,7 +206,7 @@ async def test_nothing_is_left(mesh: Installed) -> None:
 
 
 def kind_of_objects(kind: str, plural: str) -> dict[str, Any]:
-    """A kind of the operator's by its name, of which every object is good."""
+    """Returns a kind of the operator's by its name, of which every object is valid."""
     anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}
     names = {"kind": kind, "plural": plural, "singular": kind.lower()}

@@ -1,4 +1,4 @@
-"""Installation without Helm: `kubectl apply -k` makes of the base and a component a mesh that serves."""
+"""Installation without Helm: `kubectl apply -k` of the base and a component."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.installed import Installed, Traffic
 
 
 def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
-    """Follows the docs; models come from a private address here, and pods ask for little."""
+    """Writes a kustomization as the docs say, with models from a private address and pods that ask for little."""
     up = "../" * len(folder.parts[1:])  # kustomize takes relative paths only
     name, _, tag = image.rpartition(":")
     patch = [
@@ -33,7 +33,8 @@ def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
 
 
 async def test_a_mesh_is_applied_and_deleted(namespace: Kube, image: str, tmp_path: Path) -> None:
-    """It serves what is registered; Helm does not install another one over it; nothing of it is left."""
+    """The applied mesh serves its models, Helm refuses to install another one over it, and nothing is left after its
+    deletion."""
     (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization(image, namespace.namespace, tmp_path)))
     mesh = Installed(namespace, image)
     mesh.typed("Install with kustomize", folder=tmp_path)

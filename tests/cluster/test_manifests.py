@@ -15,7 +15,7 @@ OPERATOR = "monitoring.coreos.com/v1"
 
 @pytest.fixture(autouse=True)
 def helm(cluster: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cluster's own, wherever there is another."""
+    """The cluster's own helm, also on a machine that has another."""
     monkeypatch.setenv("HELM", str(layout.BIN / "helm"))
 
 
@@ -30,18 +30,19 @@ def check(namespace: Kube, found: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("name", installs.RENDERED)
 def test_the_chart(namespace: Kube, name: str) -> None:
-    """With the values that the tests render it with."""
+    """The API server accepts the chart with all values that the tests render it with."""
     check(namespace, installs.rendered(*installs.RENDERED[name], namespace=namespace.namespace))
 
 
 @pytest.mark.parametrize("name", installs.PATCHED)
 def test_kustomize(namespace: Kube, name: str) -> None:
-    """The base, and with each component."""
+    """The API server accepts kustomize's base, alone and with each component."""
     check(namespace, installs.patched(name))
 
 
 def test_what_is_wrong_is_found(namespace: Kube) -> None:
-    """Of what these checks rest on: a field that does not exist is refused, a careless template is warned of."""
+    """The API server's check, on which these tests rest, refuses a field that does not exist and warns of a careless
+    template."""
     found = installs.patched("trial")
     deployment = installs.one(found, "Deployment", "mesh-router")
     del deployment["spec"]["template"]["spec"]["securityContext"]["seccompProfile"]

@@ -1,4 +1,4 @@
-"""An etcd that is there already, for meshes of several namespaces: its Secret decides, and mistakes are named."""
+"""An existing etcd for meshes of several namespaces: its Secret decides, and mistakes are named."""
 
 import json
 import re
@@ -57,7 +57,7 @@ async def endpoint(shared_namespace: Kube, image: str) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def first(shared_namespace: Kube, image: str, endpoint: str) -> AsyncIterator[Installed]:
-    """A mesh on it."""
+    """A mesh on that etcd."""
     mesh = Installed(shared_namespace, image)
     with pytest.raises(KubeError, match=r'"model-serving-etcd" .* is not in the namespace.* Make it .*etcd\.embedded'):
         mesh.helm("install", "mesh", over=SMALL)
@@ -68,7 +68,7 @@ async def first(shared_namespace: Kube, image: str, endpoint: str) -> AsyncItera
 
 
 async def refused(mesh: Installed, says: Callable[[str], bool]) -> None:
-    """Waits until each process has ended with that text, and sees that none is ready."""
+    """Waits until each process has ended with that text, and checks that none is ready."""
 
     def ended() -> bool:
         names = [*mesh.names("router"), *mesh.names("runtime")]
@@ -83,7 +83,7 @@ async def refused(mesh: Installed, says: Callable[[str], bool]) -> None:
 async def test_a_second_mesh_on_the_same_prefix_refuses_to_start(
     first: Installed, namespace: Kube, endpoint: str
 ) -> None:
-    """It names the owner; the first one goes on."""
+    """A second mesh on the same prefix does not start and names the owner; the first one is unaffected."""
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, userid="root", password="right"))
     mesh.helm("install", "mesh", over=SMALL)
@@ -95,7 +95,7 @@ async def test_a_second_mesh_on_the_same_prefix_refuses_to_start(
 async def test_a_mesh_of_another_prefix_sees_nothing_of_the_first(
     first: Installed, namespace: Kube, endpoint: str
 ) -> None:
-    """Neither its models nor its pods."""
+    """A mesh with another prefix sees neither models nor pods of the first."""
     await first.offer(3)
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, prefix="other", userid="root", password="right"))
@@ -109,7 +109,8 @@ async def test_a_mesh_of_another_prefix_sees_nothing_of_the_first(
 
 
 async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endpoint: str, tmp_path: Path) -> None:
-    """By the processes, and by the doctor; once the Secret is right, the pods come up by themselves."""
+    """A wrong password is named by the processes and by the doctor; once the Secret is right, the pods come up by
+    themselves."""
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, prefix="third", userid="root", password="wrong"))
     mesh.helm("install", "mesh", over=SMALL)
@@ -125,7 +126,7 @@ async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endp
 
 
 def gone(mesh: Installed, *argv: str) -> dict[str, object]:
-    """The pod of the docs that deals with the prefix of a mesh that is gone; `argv`: in place of its command."""
+    """Returns the docs' pod for the prefix of a mesh that is gone; `argv` replaces its command."""
     page = (documented.DOCS / "kubernetes.md").read_text()
     (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "mesh-prefix" in block]
     found: dict[str, Any] = yaml.safe_load(text)
@@ -140,8 +141,8 @@ def gone(mesh: Installed, *argv: str) -> dict[str, object]:
 async def test_what_a_mesh_has_left_is_handed_over_and_removed(
     first: Installed, namespace: Kube, endpoint: str, tmp_path: Path
 ) -> None:
-    """The first one is uninstalled. Its prefix is still its own, until the docs' pod hands it to the mesh that waits
-    for it, models included; and once that one is gone, the same pod removes all of it, and nothing beside it."""
+    """The prefix of an uninstalled mesh stays its own until the docs' pod hands it, with its models, to the mesh that
+    waits for it. Once that one is gone too, the same pod removes all of the prefix, and nothing else."""
 
     def left(prefix: str) -> list[str]:
         words = ("etcdctl", "--user=root:right", "get", f"{prefix}/", "--prefix", "--keys-only")

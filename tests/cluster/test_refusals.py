@@ -1,5 +1,6 @@
-"""Mistakes of an admin on a real cluster: each time a message names the cause and the way out, and once it is corrected
-the mesh comes up by itself. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and `test_tls`."""
+"""Mistakes of an admin on a real cluster: each time a message names the cause and the way out, and once the mistake is
+corrected the mesh comes up by itself. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and
+`test_tls`."""
 
 import base64
 from typing import Any
@@ -15,26 +16,26 @@ ETCD = ("mesh.internal", "localhost", "mesh-etcd-0.mesh-etcd")
 
 
 def secret(name: str, **files: bytes) -> dict[str, Any]:
-    """A Secret with these files: ca_crt for ca.crt."""
+    """Returns a Secret with these files: ca_crt for ca.crt."""
     data = {key.replace("_", "."): base64.b64encode(value).decode() for key, value in files.items()}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
 
 
 def internal(by: authority.Authority, *, hours: float) -> dict[str, Any]:
-    """The certificate between the mesh's pods."""
+    """Returns the certificate between the mesh's pods."""
     certificate, key = by.issue(*ETCD, hours=hours)
     return secret("ours", ca_crt=by.pem, tls_crt=certificate, tls_key=key)
 
 
 def edge(*, ends: Any = certificates.HOUR) -> dict[str, Any]:
-    """The certificate that clients see."""
+    """Returns the certificate that clients see."""
     _, pem = certificates.certificate(NAME, ends=ends)
     certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
     return secret("edge", tls_crt=certificate, tls_key=b"-----BEGIN PRIVATE KEY-----" + key)
 
 
 def test_a_typo_in_a_values_file(namespace: Kube, image: str) -> None:
-    """Helm names the key and where it stands, and nothing is installed."""
+    """Helm refuses a values file with a typo, names the key and its place, and installs nothing."""
     mesh = Installed(namespace, image)
     for over, where in (
         ({"router": {"replcas": 3}}, "router"),
@@ -48,7 +49,8 @@ def test_a_typo_in_a_values_file(namespace: Kube, image: str) -> None:
 
 @pytest.mark.timeout(300)
 async def test_certificates_that_have_expired(namespace: Kube, image: str) -> None:
-    """First the one between the mesh's pods, then the one for clients: processes say which and since when."""
+    """With an expired certificate, first between the mesh's pods and then for clients, processes say which one expired
+    and since when."""
     mesh = Installed(namespace, image)
     ours = authority.Authority()
     namespace.apply(internal(ours, hours=-1), edge(ends=-certificates.HOUR))
@@ -81,7 +83,8 @@ async def test_certificates_that_have_expired(namespace: Kube, image: str) -> No
 
 @pytest.mark.timeout(240)
 async def test_a_container_that_is_too_small_for_models(namespace: Kube, image: str) -> None:
-    """With `capacity: auto` a runtime pod ends at once, and says what it has and what it takes; doctor shows it."""
+    """A runtime pod whose container is too small for `capacity: auto` ends at once with the available and the required
+    memory, and doctor shows that."""
     mesh = Installed(namespace, image)
     memory = {"memory": "192Mi"}
     resources = {"requests": {"cpu": "20m", **memory}, "limits": {"cpu": "2", **memory}}

@@ -1,4 +1,4 @@
-"""Three members of etcd: one may go and nothing waits for it; snapshots are made, listed, and restored from."""
+"""Three members of etcd: one may fail unnoticed; snapshots are made, listed, and restored."""
 
 import json
 import re
@@ -32,14 +32,14 @@ async def mesh(shared_namespace: Kube, image: str, volumes: str) -> AsyncIterato
 
 
 def _leader(mesh: Installed) -> str:
-    """The member that leads."""
+    """Returns the member that leads."""
     return next(name for name in mesh.names("etcd") if mesh.metric(name, "etcd_server_is_leader", port=2381))
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("which", ["leader", "another"])
 async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None:
-    """Models are registered and loaded while it is away, and nobody's call fails."""
+    """While one member is away models are registered and loaded, and no call fails."""
     leader = _leader(mesh)
     member = leader if which == "leader" else next(name for name in mesh.names("etcd") if name != leader)
     async with Traffic(mesh) as traffic:
@@ -60,7 +60,7 @@ async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None
 
 @pytest.mark.timeout(240)
 async def test_a_member_loses_its_volume(mesh: Installed) -> None:
-    """It joins the others as a new one, and nobody's call fails."""
+    """A member that loses its volume joins the others as a new one, and no call fails."""
 
     def members() -> dict[str, str]:
         listed = json.loads(mesh.kube.exec("mesh-etcd-0", "etcdctl", "member", "list", "--write-out=json"))
@@ -81,7 +81,8 @@ async def test_a_member_loses_its_volume(mesh: Installed) -> None:
 
 @pytest.mark.timeout(420)
 async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None:
-    """The steps of the page for admins: a snapshot at once, a new etcd, and all that was registered again."""
+    """The admins' page restores everything that was registered by its steps: a snapshot at once, a new etcd, a
+    restore."""
     before = {one["id"] for one in await _listed(mesh)}
     assert len(before) >= MODELS
     made = mesh.typed("Back up")

@@ -1,4 +1,4 @@
-"""The endpoint's certificate is a Secret's: it is asked for at the start, and another one is taken up under traffic."""
+"""The endpoint's certificate in a Secret: it is required at the start, and a new one is taken under traffic."""
 
 import base64
 import ssl
@@ -19,7 +19,7 @@ TLS = {"tls": {"secretName": "edge"}, "pools": [{"name": "cpu", "replicas": 1}]}
 
 
 def secret(pem: bytes) -> dict[str, Any]:
-    """A Secret such as cert-manager makes, from a certificate and its key in one."""
+    """Returns a Secret such as cert-manager makes, from a certificate and its key in one text."""
     certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
     data = {"tls.crt": certificate, "tls.key": b"-----BEGIN PRIVATE KEY-----" + key}
     return {
@@ -61,7 +61,8 @@ def shown(mesh: Installed) -> set[str]:
 
 
 async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
-    """New connections get the new one; those that are there go on, and no call fails."""
+    """When the certificate is replaced under traffic new connections get the new one, existing ones continue, and no
+    call fails."""
     (before,) = shown(mesh)
     started = {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in mesh.pods("router")}
     async with Traffic(mesh) as traffic:
@@ -74,8 +75,8 @@ async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: l
 
 
 async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
-    """Routers that run keep the valid one, say so in log and metrics, and doctor names the Secret; no call fails. A new
-    one is taken as ever."""
+    """Running routers do not take an expired certificate: they keep the valid one and report it in log and metrics,
+    doctor names the Secret, and no call fails. A new valid one is then taken as usual."""
     (valid,) = shown(mesh)
     assert mesh.trust is not None
     # Of two authorities of one name a new connection would try the first alone.

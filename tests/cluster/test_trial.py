@@ -14,7 +14,7 @@ HEADING = "On this machine, without a registry"
 
 @pytest.mark.timeout(300)
 async def test_a_mesh_for_trying(namespace: Kube, image: str) -> None:
-    """The chart's values for trying ask for no more than a node of two CPUs has, and no value is missing."""
+    """The chart's values for a trial request no more than a node of two CPUs has, and no value is missing."""
     cluster, name, environment, creation, *rest = documented.block("kubernetes.md", HEADING)
     assert cluster.text == "make cluster"
     assert "make -s cluster-image" in name.text

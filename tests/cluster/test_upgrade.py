@@ -1,6 +1,6 @@
 """The upgrade from the previous version under traffic: both versions work beside each other, in any order.
 
-The version before is this tree's image with the protocol between routers and agents lowered by one.
+The previous version is this tree's image with the protocol between routers and agents lowered by one.
 """
 
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(shared_namespace: Kube, image_before: str, volume: str) -> AsyncIterator[Installed]:
-    """Two routers and a pool of two, of the version before."""
+    """Two routers and a pool of two, of the previous version."""
     mesh = Installed(shared_namespace, image_before, storage=volume)
     mesh.values["pools"] = [{"name": "cpu", "replicas": 2}]
     mesh.helm("install", "mesh")
@@ -28,7 +28,8 @@ async def mesh(shared_namespace: Kube, image_before: str, volume: str) -> AsyncI
 
 @pytest.mark.timeout(300)
 async def test_routers_of_the_version_before_load_into_new_pods(mesh: Installed, image: str) -> None:
-    """The pools first: then, for a while, there are only pods that the routers are older than."""
+    """Routers of the previous version load into pods of the new one: when pools are upgraded first, there are for a
+    while only such pods."""
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("set", "image", "deployment/mesh-runtime-cpu", f"runtime={image}")
         await mesh.ready(180.0)
@@ -42,7 +43,8 @@ async def test_routers_of_the_version_before_load_into_new_pods(mesh: Installed,
 
 @pytest.mark.timeout(300)
 async def test_an_upgrade_is_not_noticed(mesh: Installed, image: str) -> None:
-    """`helm upgrade` replaces every pod, etcd's one member too; afterwards cold models are loaded as ever."""
+    """`helm upgrade` replaces every pod, including etcd's one member, unnoticed by callers; afterwards cold models are
+    loaded as before."""
     before = set(mesh.names("router") + mesh.names("runtime"))
     pools = mesh.values["pools"]
     mesh.values = {

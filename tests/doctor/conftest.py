@@ -21,7 +21,7 @@ class Visit:
     skipped: list[dict[str, str]]
 
     def said(self, level: str, area: str, check: str) -> str:
-        """Returns the matching findings as one text, with what to do. Fails if there are none."""
+        """Returns the matching findings as one text, with what to do; fails if there are none."""
         found = [
             f"{one['what']} > {one['todo']}"
             for one in self.findings

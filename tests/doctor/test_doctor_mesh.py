@@ -1,4 +1,5 @@
-"""Faults of a mesh as its endpoint shows them. A fake mesh: the real one answers in tests/system/test_admin.py."""
+"""Faults of a mesh as its endpoint shows them. The mesh is a fake; the real one answers in
+tests/system/test_admin.py."""
 
 import asyncio
 import datetime
@@ -63,7 +64,7 @@ def test_nothing_at_the_endpoint(doctor) -> None:
 
 
 def test_something_else_at_the_endpoint(doctor, mesh: FakeMesh) -> None:
-    """It answers, but is not a mesh."""
+    """Another program that answers at the endpoint is reported as not being a mesh."""
     assert "not the REST interface of a mesh" in looked(doctor, mesh).said("fail", "mesh", "reach")
 
 
@@ -78,7 +79,7 @@ def test_pods_that_vanished(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_quarantined_model_and_one_that_fails(doctor, fine: FakeMesh) -> None:
-    """By name, with the reason."""
+    """A quarantined model and one that fails are reported by name, with the reason."""
     register(fine, "killer", errors=["quarantined, a server died of it: pod-1: out of memory"], quarantined=True)
     register(fine, "broken", errors=["no such file"], quarantined=False)
     visit = looked(doctor, fine)
@@ -96,7 +97,7 @@ def test_many_models_in_trouble_are_counted(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_type_without_pods(doctor, fine: FakeMesh) -> None:
-    """Only registered types count."""
+    """A type without pods is a finding only if models of it are registered."""
     register(fine, "large", type="big")
     asked = {"big": {"required": ["gpu", "cpu"]}, "unused": {"required": ["tpu"]}}
     fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": json.dumps(asked)}})
@@ -114,7 +115,7 @@ def test_a_setting_that_nobody_understands(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_missing_storage_key(doctor, fine: FakeMesh, tmp_path: Path) -> None:
-    """One that models name and the mounted Secret does not have."""
+    """A storage key that models name and the mounted Secret does not have is a finding."""
     for number in range(2):
         register(fine, f"m{number}", key='{"storage_key": "minio"}')
     register(fine, "other", key='{"storage_key": "there"}')
@@ -127,7 +128,7 @@ def test_a_missing_storage_key(doctor, fine: FakeMesh, tmp_path: Path) -> None:
 
 
 def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
-    """A pod is full, and the next victim was used just now."""
+    """Models in use that do not fit are a finding: a pod is full, and the next victim was used just now."""
     full: Mapping[str, Any] = {**POD, "used": 95 * 2**20}
     fine.answer("/mesh/v1/pods", {"pods": [full]})
     assert "more pods" in looked(doctor, fine).said("warn", "mesh", "room")
@@ -136,7 +137,7 @@ def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_registry_that_is_away(doctor, fine: FakeMesh) -> None:
-    """The router still answers for the rest."""
+    """When the registry is unavailable the router still answers for the rest."""
     fine.answer("/mesh/v1/settings", make=lambda: failure(503, "REGISTRY_AWAY", "etcd does not answer"))
     visit = looked(doctor, fine)
     assert "etcd does not answer" in visit.said("fail", "mesh", "registry")
@@ -144,14 +145,14 @@ def test_a_registry_that_is_away(doctor, fine: FakeMesh) -> None:
 
 
 def test_answers_of_another_version_end_nothing(doctor, fine: FakeMesh) -> None:
-    """What cannot be judged is a finding, not a traceback."""
+    """Answers of another version that cannot be judged are a finding, not a traceback."""
     fine.answer("/mesh/v1/pods", {"pods": ["what?"]})
     visit = looked(doctor, fine)
     assert visit.said("warn", "mesh", "doctor")
 
 
 def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
-    """Each request has its timeout."""
+    """A router that hangs does not hang the doctor, because each request has its timeout."""
 
     ends: list[Callable[[], object]] = []
 
@@ -174,7 +175,7 @@ def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
     ids=["expired", "another name"],
 )
 def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: datetime.timedelta, said: str) -> None:
-    """Checked before any request; any TLS server presents one, such as etcd."""
+    """The endpoint's certificates are checked before any request; any TLS server, such as etcd, presents one."""
     authority, server = certificate(name, ends=ends)
     (tmp_path / "ca").write_bytes(authority)
     (tmp_path / "server").write_bytes(server)
@@ -189,7 +190,7 @@ def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: d
 
 
 def test_certificates_in_a_folder(doctor, fine: FakeMesh, tmp_path: Path) -> None:
-    """Those between the mesh's own processes, if given."""
+    """Certificates in a folder, those between the mesh's own processes, are checked if the folder is given."""
     (tmp_path / "tls.crt").write_bytes(certificate("mesh.internal", ends=48 * HOUR)[1])
     (tmp_path / "ca.crt").write_bytes(b"nonsense")
     visit = looked(doctor, fine, "--certificates", str(tmp_path))
@@ -206,7 +207,7 @@ NOW = datetime.datetime.now(datetime.UTC)
     ids=["good", "soon", "expired"],
 )
 def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) -> None:
-    """Of several in one file, the first to expire counts."""
+    """A file of several certificates is good until the first of them expires."""
     raw = certificate("a", ends=500 * 24 * HOUR)[1] + certificate("b", ends=ends)[1]
     assert certificates.pem(Area("x"), "expiry", "it", raw, NOW, "renew it").level is level
 
@@ -223,5 +224,5 @@ def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) 
     ],
 )
 def test_the_storage_key_of_a_registration(key: str, named: str) -> None:
-    """Regardless of the key's other contents."""
+    """The storage key of a registration is found regardless of the key's other contents."""
     assert meshfacts.storage_key(key) == named

@@ -22,7 +22,7 @@ _GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One of them. `argv` runs it; arguments follow."""
+    """A client program. `argv` runs it; arguments follow."""
 
     name: str
     tools: tuple[str, ...]  # on PATH, to make and to run it
@@ -34,13 +34,13 @@ class Program:
         return _FOLDER / f"{self.name}.made"
 
     def _sum(self) -> str:
-        """Changes with what it is made of."""
+        """Returns a sum that changes with the program's sources."""
         folder = _SOURCES / self.name
         texts = [path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.exists() else []
         return "\0".join([_GRPCURL, *texts])
 
     def missing(self) -> str:
-        """Says why it cannot be run, and the way out; "" if it can."""
+        """Says why the program cannot be run, and the way out, or "" if it can."""
         absent = [tool for tool in self.tools if shutil.which(tool) is None]
         if absent:
             return f"the clients in {self.name} want {' and '.join(absent)} on PATH"
@@ -49,7 +49,7 @@ class Program:
         return f"the clients in {self.name} are not there: make test-clients makes them"
 
     def make(self) -> None:
-        """Makes it. Raises OSError and subprocess's errors."""
+        """Makes the program; raises OSError and subprocess's errors."""
         folder = _FOLDER / self.name
         folder.mkdir(parents=True, exist_ok=True)
         self.making(folder)
@@ -90,7 +90,7 @@ ALL = (JAVA, GO, GRPCURL, NODE)
 
 
 def main() -> None:
-    """Makes what can be made, and says what cannot."""
+    """Makes what can be made, and reports what cannot."""
     for program in ALL:
         if not (why := program.missing()):
             print(f"{program.name}: is there", flush=True)

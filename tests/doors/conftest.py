@@ -1,7 +1,7 @@
 """One mesh behind each edge for the whole folder, with a few models.
 
-`seven` answers 7, `a/slash` what it is sent, and so does `texts`. Those with `optional` in their names have inputs that
-may be left out.
+The model `seven` answers 7; `a/slash` and `texts` answer what they are sent. Models with `optional` in their names have
+inputs that may be omitted.
 """
 
 from dataclasses import dataclass

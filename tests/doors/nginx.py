@@ -31,7 +31,8 @@ http {{
 
 
 class Nginx:
-    """`async with Nginx(mesh, folder) as nginx`: its addresses `rest` and `grpc` are those of a mesh."""
+    """A running nginx: `async with Nginx(mesh, folder) as nginx`; its addresses `rest` and `grpc` are those of a
+    mesh."""
 
     def __init__(self, mesh: LocalMesh, folder: Path) -> None:
         folder.mkdir()

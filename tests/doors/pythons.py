@@ -19,7 +19,7 @@ Ask = Callable[[str, str, Mapping[str, str], bytes | None], Answer]
 
 
 def calls(ask: Ask, base: str) -> None:
-    """Everything that each client has to be able to do."""
+    """Makes all calls that each client has to be able to make."""
 
     def expect(
         part: bytes, method: str, path: str, headers: Mapping[str, str] = JSON, body: bytes | None = None
@@ -52,7 +52,7 @@ def calls(ask: Ask, base: str) -> None:
 
 
 def by_urllib(base: str) -> None:
-    """No kept connections, and all of a request is written before the answer is looked for."""
+    """Calls with urllib, which keeps no connections and writes all of a request before it looks for the answer."""
     import urllib.error
     import urllib.request
 
@@ -68,7 +68,7 @@ def by_urllib(base: str) -> None:
 
 
 def by_requests(base: str) -> None:
-    """A session, on urllib3."""
+    """Calls with a session of requests, on urllib3."""
     import requests
 
     with requests.Session() as session:
@@ -81,7 +81,7 @@ def by_requests(base: str) -> None:
 
 
 def by_httpx(base: str) -> None:
-    """HTTP/1.1, which is its default."""
+    """Calls with httpx by HTTP/1.1, its default."""
     import httpx
 
     with httpx.Client(timeout=60) as client:

@@ -1,7 +1,7 @@
-"""Clients and proxies of others are served: inference, metadata, management, large bodies, kept connections, gzip.
+"""Third-party clients and proxies: inference, metadata, management, large bodies, kept connections, gzip.
 
-Each is a real program with its defaults, behind Envoy and behind `--edge grpc`. What the machine lacks is skipped, and
-the reason is shown.
+Each is a real program with its defaults, behind Envoy and behind `--edge grpc`. Programs that the machine lacks are
+skipped, and the reason is shown.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 async def ran(*argv: str, timeout: float = 100) -> str:
-    """Returns what a program prints. AssertionError unless it exits with 0."""
+    """Returns a program's output; raises AssertionError unless it exits with 0."""
     done = await asyncio.to_thread(
         subprocess.run, argv, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY
     )
@@ -36,19 +36,19 @@ async def ran(*argv: str, timeout: float = 100) -> str:
 
 
 def needs(program: str, package: str = "") -> pytest.MarkDecorator:
-    """Skips where a program is not on PATH."""
+    """Skips if a program is not on PATH."""
     reason = f"{program} is not on PATH (Debian: {package or program})"
     return pytest.mark.skipif(shutil.which(program) is None, reason=reason)
 
 
 def made(program: clients.Program) -> pytest.MarkDecorator:
-    """Skips where a client has not been made."""
+    """Skips if a client has not been made."""
     return pytest.mark.skipif(bool(program.missing()), reason=program.missing())
 
 
 @pytest.fixture
 def body(tmp_path):
-    """A folder of requests: a small one, the same packed, and a large one."""
+    """A folder of requests: a small one, the same one compressed, and a large one."""
     (tmp_path / "one").write_bytes(pythons.ONE)
     (tmp_path / "packed").write_bytes(gzip.compress(pythons.ONE))
     tensor = {"name": "x", "datatype": "FP32", "shape": [200_000], "data": list(range(200_000))}
@@ -61,7 +61,7 @@ def body(tmp_path):
 
 @pytest.mark.parametrize("name", pythons.CLIENTS)
 async def test_pythons_clients(doors, name):
-    """With sessions, where they have them."""
+    """Python's HTTP clients are served, with sessions if they have them."""
     assert await ran(sys.executable, "-m", "tests.doors.pythons", name, doors.rest) == "served\n"
 
 
@@ -80,7 +80,8 @@ CURL = {
 @needs("curl")
 @pytest.mark.parametrize("options", CURL.values(), ids=CURL)
 async def test_curl(doors, body, options):
-    """As a form (its default content type), packed, and large; reads of several things on one connection."""
+    """curl is served with a form (its default content type), compressed and large bodies, and reads of several things
+    on one connection."""
     if "--http2-prior-knowledge" in options and doors.edge == "grpc":
         options = []  # REST is aiohttp's there, which knows no HTTP/2
     base = f"http://{doors.rest}"
@@ -105,7 +106,7 @@ async def test_curl(doors, body, options):
 
 @needs("wget")
 async def test_wget(doors, body):
-    """A form's content type, too."""
+    """wget is served, though it also sends a form's content type."""
     base = f"http://{doors.rest}"
     answer = await ran("wget", "-qO-", f"--post-file={body}/one", f"{base}/v2/models/seven/infer")
     assert json.loads(answer)["outputs"][0]["data"] == [7.0]
@@ -115,7 +116,7 @@ async def test_wget(doors, body):
 @needs("ab", "apache2-utils")
 @pytest.mark.parametrize("options", [[], ["-k"]], ids=["HTTP/1.0", "kept"])
 async def test_ab(doors, body, options):
-    """It speaks HTTP/1.0, and counts answers other than 2xx and those of another length."""
+    """ab is served by HTTP/1.0, without answers other than 2xx or of another length, which it counts."""
     base = f"http://{doors.rest}"
     post = ["-p", f"{body}/one", "-T", "application/json"]
     for more in ([*post, f"{base}/v2/models/seven/infer"], [f"{base}/v2/models/seven"], [f"{base}/mesh/v1/models"]):
@@ -130,7 +131,7 @@ async def test_ab(doors, body, options):
 
 @needs("nginx")
 async def test_nginx_in_front_of_rest(doors, tmp_path, body):
-    """`proxy_pass`, which speaks HTTP/1.0 to the mesh; nginx packs the answers."""
+    """nginx in front of REST works with `proxy_pass`, which speaks HTTP/1.0 to the mesh, and compresses the answers."""
     async with Nginx(doors.mesh, tmp_path / "nginx") as nginx:
         assert await ran(sys.executable, "-m", "tests.doors.pythons", "requests", nginx.rest) == "served\n"
         infer = f"http://{nginx.rest}/v2/models/a%2Fslash/infer"
@@ -142,7 +143,8 @@ async def test_nginx_in_front_of_rest(doors, tmp_path, body):
 
 @needs("nginx")
 async def test_nginx_in_front_of_grpc(doors, tmp_path):
-    """`grpc_pass`: small and large messages, packed ones, failures with their details, a stream, management."""
+    """nginx in front of gRPC works with `grpc_pass`: small, large and compressed messages, failures with their details,
+    a stream, management."""
     async with Nginx(doors.mesh, tmp_path / "nginx") as nginx:
         await asyncio.to_thread(_by_grpc, nginx.grpc)
 
@@ -180,7 +182,8 @@ def _by_grpc(address: str) -> None:
 @made(clients.JAVA)
 @pytest.mark.parametrize("name", ["apache", "java.net.http", "HttpURLConnection"])
 async def test_javas_clients(doors, name):
-    """Apache HttpClient offers an upgrade to TLS with each request, java.net.http one to HTTP/2."""
+    """Java's clients are served: Apache HttpClient offers an upgrade to TLS with each request, java.net.http one to
+    HTTP/2."""
     assert await ran(*clients.JAVA.argv, name, doors.rest) == "served\n"
 
 
@@ -208,7 +211,7 @@ async def test_grpc_js(doors):
 
 @made(clients.GRPCURL)
 async def test_grpcurl(doors):
-    """It knows the services by reflection alone."""
+    """grpcurl is served, and knows the services by reflection alone."""
     grpcurl = clients.GRPCURL.argv
     services = (await ran(*grpcurl, doors.grpc, "list")).split()
     assert {"inference.GRPCInferenceService", "mmesh.ModelMesh", "grpc.health.v1.Health"} <= set(services)

@@ -1,4 +1,4 @@
-"""`mesh infer` makes up what a model requires, and nothing else, and calls models of every datatype either way."""
+"""`mesh infer` with made-up inputs: required ones only, for models of every datatype, over REST and gRPC."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ async def test_inputs_that_may_be_left_out_are_not_made_up(doors, rest, model, e
 @pytest.mark.parametrize("rest", [[], ["--rest"]], ids=["gRPC", "REST"])
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 async def test_datatypes_that_json_has_no_form_for(doors, rest, datatype):
-    """They go as binary data, and are shown as numbers."""
+    """Datatypes without a JSON form are sent as binary data and shown as numbers."""
     options = ["--endpoint", f"http://{doors.rest}", "--grpc-endpoint", doors.grpc, "--rows", "3", "--json"]
     told = json.loads(await ran(sys.executable, "-m", "mesh", "infer", datatype.lower(), *options, *rest))
     (output,) = told["outputs"]

@@ -34,7 +34,7 @@ class Caller:
         self._channel = doors.mesh.channel()
 
     async def grpc(self, method: str, request: Any = b"", *, headers: Any = (), **how: Any) -> bytes:
-        """The answer to one message."""
+        """Returns the answer to one message."""
         sent = request if isinstance(request, bytes) else request.SerializeToString()
         call = self._channel.unary_unary(SERVICE + method)
         return await call(sent, timeout=30, metadata=headers, **how)  # type: ignore[no-any-return]
@@ -52,7 +52,7 @@ class Caller:
     async def rest(
         self, method: str, path: str, body: Any = None, status: int = 200, *, says: str = "", **headers: str
     ) -> Any:
-        """The JSON of an answer with that status."""
+        """Returns the JSON of an answer with that status."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         reply = await self._mesh.rest(method, path, body, headers=named)
         assert reply.status == status, reply.body
@@ -254,7 +254,7 @@ async def test_the_row_is_true(doors, row):
 
 
 async def test_a_model_may_be_called_like_an_extension(doors):
-    """Ids hold slashes."""
+    """A model may have the name of an extension in its id, because ids may contain slashes."""
     call = Caller(doors)
     assert (await call.rest("GET", "/v2/models/my/stats"))["name"] == "my/stats"
     assert (await call.rest("GET", "/v2/models/my%2Fstats"))["name"] == "my/stats"

@@ -64,7 +64,7 @@ class Workers:
         await writer.drain()
 
     async def stop(self, name: str) -> None:
-        """Acts like a worker that has died: its socket refuses connections."""
+        """Stops a worker as if it had died: its socket refuses connections."""
         self._servers.pop(name).close()
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ NOT_YET = certificate("127.0.0.1", begins=HOUR, ends=2 * HOUR)
 
 
 def chain(made: tuple[bytes, bytes]) -> str:
-    """The certificate of a file that holds its key too."""
+    """Returns the certificate of a file that holds its key too."""
     return made[1][: made[1].index(b"-----BEGIN PRIVATE")].decode()
 
 
@@ -55,7 +55,8 @@ def shown(tmp_path: Path) -> str:
 
 
 def test_a_certificate_that_has_expired_is_refused_at_the_start(tls: config.Tls, tmp_path: Path) -> None:
-    """Envoy would show it, and each client would report a different error."""
+    """An expired certificate is refused at the start, because Envoy would show it, and each client would report a
+    different error."""
     put(tmp_path / "tls.pem", EXPIRED[1])
     with pytest.raises(ValueError, match=r"tls\.pem has expired on 20.*put a new one there .*tls\.secretName"):
         Certificates(tls, tmp_path).start()
@@ -84,7 +85,8 @@ def test_a_new_certificate_is_taken(edge: Certificates, tmp_path: Path) -> None:
 def test_what_does_not_work_is_not_taken_and_said_once(
     content: bytes | None, why: str, edge: Certificates, tmp_path: Path
 ) -> None:
-    """The valid one stays, and a metric says when it ends; a later valid one is taken."""
+    """A certificate that does not work is not taken and reported once: the valid one stays, a metric has its expiry,
+    and a later valid one is taken."""
     registry = metrics.Registry("test")
     edge.follow(registry)
     if content is None:
@@ -103,7 +105,8 @@ def test_what_does_not_work_is_not_taken_and_said_once(
 
 
 def test_a_pair_that_comes_in_two_steps_is_taken_when_it_is_whole(tls: config.Tls, tmp_path: Path) -> None:
-    """The certificate first, its key a moment later."""
+    """A pair that arrives in two steps, the certificate first and its key a moment later, is taken when it is
+    complete."""
     key = tmp_path / "key.pem"
     key.write_bytes(GOOD[1])
     tls = replace(tls, private_key=str(key))
@@ -120,7 +123,7 @@ def test_a_pair_that_comes_in_two_steps_is_taken_when_it_is_whole(tls: config.Tl
 
 
 def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path: Path) -> None:
-    """An expired or invalid authority is not taken."""
+    """An expired or invalid authority for clients is not taken, like any certificate."""
     ca = tmp_path / "ca.crt"
     put(ca, GOOD[0])
     (tmp_path / "run").mkdir()
@@ -139,6 +142,6 @@ def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path:
 
 
 def test_what_is_read_is_what_openssl_would_load(tls: config.Tls) -> None:
-    """The expiry is the certificate's own."""
+    """A certificate is read as openssl would load it, and its expiry is its own."""
     ends = ssl._ssl._test_decode_cert(tls.certificate)["notAfter"]  # type: ignore[attr-defined]
     assert read(tls).expires == ssl.cert_time_to_seconds(ends)

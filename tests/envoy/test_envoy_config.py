@@ -17,7 +17,7 @@ SETTINGS = config.EnvoySettings(
 
 
 def values(tree, name):
-    """Every value under that name, anywhere in the configuration."""
+    """Returns every value under that name, anywhere in the configuration."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == name:
@@ -113,7 +113,8 @@ def certificate(tmp_path):
 
 
 def test_connections_that_began_together_do_not_end_together():
-    """The age is at least the requested one, and different for each connection; without one there is none."""
+    """Connections that began together do not end together: the age of each is at least the requested one, and
+    different; without one there is none."""
     tree = config.bootstrap(replace(SETTINGS, max_connection_age=300))
     assert list(values(tree, "max_connection_duration")) == ["300.000s"]
     assert list(values(tree, "max_connection_duration_jitter")) == [{"value": 20}]

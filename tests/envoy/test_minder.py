@@ -46,12 +46,13 @@ def session(edge):
 
 
 def head_of(text):
-    """The lines of a request's head, as a worker saw it."""
+    """Returns the lines of a request's head, as a worker saw it."""
     return text.decode().rstrip().split("\r\n")
 
 
 async def test_rest_arrives_as_it_was_sent(edge):
-    """Nothing is added, and no path is rewritten: an id may hold %2F, // and dots."""
+    """REST requests arrive as they were sent, with nothing added and no path rewritten: an id may contain %2F, // and
+    dots."""
     edge = await edge()
     path = "/v2/models/a%2Fb//../%2e/infer?x=%20"
     async with aiohttp.ClientSession() as http:
@@ -132,7 +133,8 @@ async def test_a_cancelled_call_closes_the_workers_connection(edge, workers):
 
 
 async def test_more_calls_at_once_than_envoys_defaults_allow(edge, workers):
-    """1,024 connections to a cluster is Envoy's default; HTTP/1.1 needs one for each call in flight."""
+    """Envoy carries more calls at once than its default of 1,024 connections to a cluster, because HTTP/1.1 needs one
+    for each call in flight."""
     edge = await edge()
     workers.gate.clear()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}") as one:
@@ -246,7 +248,7 @@ async def test_its_numbers_can_be_merged_into_metrics(edge):
 
 
 async def raw(port, sent):
-    """All bytes that come back for these, until the other side closes or a whole reply is there."""
+    """Returns all bytes that come back for these, until the other side closes or a whole reply is there."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
     try:
@@ -259,7 +261,8 @@ async def raw(port, sent):
 
 
 async def test_a_client_that_takes_nothing_is_ended(edge, workers):
-    """The memory that its reply holds, at the edge and in the worker, is released."""
+    """A client that reads nothing is disconnected, and the memory of its reply is released at the edge and in the
+    worker."""
     edge = await edge(unread_timeout=1.0, heap=512 << 20)
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
@@ -286,12 +289,12 @@ async def test_a_client_that_takes_nothing_is_ended(edge, workers):
 
 
 def frame(kind, flags, stream, payload):
-    """One frame of HTTP/2."""
+    """Returns one frame of HTTP/2."""
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 async def test_a_stream_whose_reply_is_not_let_come_is_ended(edge, workers):
-    """An HTTP/2 client that reads, and answers pings, but grants no window to one of its streams."""
+    """An HTTP/2 stream is ended if its client reads and answers pings, but grants no window to it."""
     edge = await edge(unread_timeout=1.0)
     literal = b"".join(
         b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
@@ -333,7 +336,7 @@ async def test_http_1_0_is_served(edge, workers, head):
 
 @pytest.mark.parametrize("offered", [b"TLS/1.2", b"TLS/1.3, h2c", b"h2c", b"websocket", b"foo/2"])
 async def test_an_offer_to_upgrade_is_ignored(edge, workers, offered):
-    """TLS/1.2 is what Apache's HttpClient offers with each request."""
+    """An offer to upgrade, such as the TLS/1.2 of Apache's HttpClient with each request, is ignored."""
     edge = await edge()
     head = b"POST /v2 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 3\r\n\r\n"
     answer = await raw(edge.port, head % offered + b"abc")

@@ -55,16 +55,16 @@ class Members:
         child.wait(10)
 
     def ctl(self, *argv: str, of: str) -> str:
-        """etcdctl, asking that member alone. What it prints; nothing where it fails."""
+        """Runs etcdctl on that member alone, and returns its output, or nothing if it fails."""
         command = [find_binary("etcdctl"), f"--endpoints={self.clients[of]}", "--command-timeout=2s", *argv]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
 
     async def agree_to(self, key: str) -> None:
-        """Waits until they have a leader, and writes."""
+        """Waits until the members have a leader, and writes."""
         await until(lambda: self.ctl("put", key, "v", of="m0"), timeout=40, interval=0.2, why="there is a quorum")
 
     async def serves(self, name: str, key: str) -> None:
-        """Waits until it has a key."""
+        """Waits until the member has a key."""
         await until(
             lambda: self.ctl("get", key, of=name),
             timeout=40,
@@ -82,7 +82,8 @@ def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members
 
 
 async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
-    """It is listed again and gets everything from the others; one that has its data just starts."""
+    """A member that lost its data is listed again and gets everything from the others; one that has its data just
+    starts."""
     for name in members.names:
         members.start(name)
     await members.agree_to("k")
@@ -107,8 +108,8 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
 
 
 async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> None:
-    """It never begins a cluster of its own beside theirs: not either where it was replaced before, which etcd does not
-    notice, and where an earlier start has left files that are no data."""
+    """A member without data waits while the others have no quorum, and never begins a cluster of its own, also if it
+    was replaced before, which etcd does not notice, or if an earlier start has left files that are no data."""
     for name in members.names:
         members.start(name)
     await members.agree_to("k")
@@ -133,7 +134,8 @@ async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> Non
 
 
 def test_members_tell_by_tls_too(tmp_path: Path) -> None:
-    """As the chart's do: with the certificate that they show each other, and to nobody without."""
+    """Members ask each other by TLS too, as the chart's do, with the certificate that they show each other, and get no
+    answer without."""
     certificate, key = (authority := Authority()).issue("localhost")
     files = {"ETCD_PEER_TRUSTED_CA_FILE": authority.pem, "ETCD_PEER_CERT_FILE": certificate, "ETCD_PEER_KEY_FILE": key}
     environment = {}
@@ -170,7 +172,7 @@ def entry(**fields: object) -> ListedMember:
 def test_what_the_others_are_asked_for(
     listed: list[ListedMember], joined: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by a start that follows one which broke off in the middle."""
+    """The other members are asked for the right steps, also by a start after one that broke off in the middle."""
     said: list[tuple[str, ...]] = []
     monkeypatch.setattr(etcdmember, "_etcdctl", lambda *argv: said.append(argv) or "")
     assert joins("m0", URL, listed) is joined

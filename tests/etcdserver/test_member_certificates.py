@@ -22,18 +22,19 @@ NAMES = ("mesh.internal", "localhost")
 
 
 def issued(by: Authority) -> dict[str, bytes]:
-    """The files of a folder, for the mesh and for a member on loopback."""
+    """Returns the files of a folder, for the mesh and for a member on loopback."""
     certificate, key = by.issue(*NAMES)
     return {"ca_crt": by.pem, "tls_crt": certificate, "tls_key": key}
 
 
 def held(copies: certificates.Copies) -> list[bytes]:
-    """The files that etcd reads: authorities, certificate, key."""
+    """Returns the files that etcd reads: authorities, certificate, key."""
     return [(copies.folder / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")]
 
 
 def test_copies_take_the_steps_of_a_handover(tmp_path: Path) -> None:
-    """The former certificate is shown until the files have reached everybody; both authorities are trusted."""
+    """The copies of certificates take the steps of a handover: the former certificate is shown until the files have
+    reached everybody, and both authorities are trusted."""
     now = [0.0]
     old, new = issued(Authority()), issued(Authority("new"))
     mounted = Mounted(tmp_path / "mounted", **old)
@@ -57,7 +58,7 @@ def test_copies_take_the_steps_of_a_handover(tmp_path: Path) -> None:
 
 
 def test_files_that_do_not_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """At the start they are handed on; later the former ones are kept. Each is logged once."""
+    """Files that do not work are passed on at the start, and later the former ones are kept; each is logged once."""
     old, other = issued(Authority()), issued(Authority("other"))
     mounted = Mounted(tmp_path / "mounted", **{**old, "tls_key": other["tls_key"]})
     copies = certificates.Copies(mounted.path, tmp_path / "run")
@@ -143,8 +144,8 @@ def member(tmp_path: Path) -> Iterator[tuple[Member, dict[str, bytes]]]:
 
 @pytest.mark.timeout(120)
 async def test_another_authority_is_followed(member: tuple[Member, dict[str, bytes]]) -> None:
-    """Clients that have not got the new files go on while etcd starts again; those with nothing else are served when
-    the new certificate is shown. SIGTERM ends both processes in order."""
+    """Clients without the new authority's files continue while etcd starts again, and clients with only these are
+    served when the new certificate is shown. SIGTERM ends both processes in order."""
     running, old = member
     new = issued(Authority("new"))
 

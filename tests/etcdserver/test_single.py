@@ -1,4 +1,4 @@
-"""The etcd of one machine: found, asked for its version, and told how to look after itself."""
+"""The etcd of one machine: found, asked for its version, and started so that it compacts itself within a quota."""
 
 from pathlib import Path
 

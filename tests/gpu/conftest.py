@@ -20,17 +20,17 @@ class Nvml:
         self.name = str(pynvml.nvmlDeviceGetName(self._device))
 
     def used(self) -> int:
-        """Bytes in use."""
+        """Returns the bytes in use."""
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._device).used)
 
     def close(self) -> None:
-        """Lets the driver go."""
+        """Closes the connection to the driver."""
         self._nvml.nvmlShutdown()
 
 
 @functools.cache
 def why_not() -> str:
-    """Returns why there is no GPU to test on; empty if there is one."""
+    """Returns why there is no GPU to test on, or an empty text if there is one."""
     try:
         Nvml().close()
     except Exception as error:  # the library, the driver or the device is missing, each with an error of its own
@@ -42,7 +42,7 @@ def why_not() -> str:
 
 @pytest.fixture(scope="session")
 def nvml() -> Iterator[Nvml]:
-    """Skips, loudly, where there is no GPU."""
+    """The driver's view of the GPU; tests are skipped with a warning if there is no GPU."""
     if why := why_not():
         pytest.skip(f"NO TEST HAS RUN ON A GPU: {why} (make test-gpu)")
     made = Nvml()

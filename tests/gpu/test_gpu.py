@@ -1,6 +1,7 @@
 """Models on a real GPU: loaded, called, counted and evicted there, with every answer compared with numpy's.
 
-Memory is looked at from two sides: as the pod counts it, and as the driver does (NVML)."""
+Memory is observed from two sides: as the pod counts it, and as the driver does (NVML).
+"""
 
 import asyncio
 import os
@@ -31,7 +32,8 @@ SESSION = 20 * MIB
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(nvml, tmp_path_factory, etcd_server):
-    """pod-1 uses the GPU, pod-2 does not. Types: `net` prefers it, `strict` requires it, `plain` may not have it."""
+    """A pod-1 with the GPU and a pod-2 without. The type `net` prefers the GPU, `strict` requires it, `plain` may not
+    have it."""
     options = {"pod-1": ["--device", "cuda", "--device-capacity", str(CAPACITY)], "pod-2": ["--device", "cpu"]}
     constraints = {"net": {"preferred": ["gpu"]}, "strict": {"required": ["gpu"]}, "plain": {"required": ["cpu"]}}
     async with LocalMesh(
@@ -53,7 +55,7 @@ async def mesh(nvml, tmp_path_factory, etcd_server):
 
 
 class Device:
-    """The device's memory in use beyond the empty pod's. `sessions`: how many a test has at once."""
+    """The device's memory in use beyond the empty pod's; `sessions` is how many a test has at once."""
 
     def __init__(self, used) -> None:
         self._used, self._before, self.sessions = used, used(), 6
@@ -62,13 +64,13 @@ class Device:
         return self._used() - self._before
 
     def given_back(self) -> bool:
-        """All but what CUDA keeps of sessions, for the next ones."""
+        """Waits until all memory is given back but what CUDA keeps of sessions for the next ones."""
         return self() < SLACK + self.sessions * SESSION
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def device(mesh, nvml):
-    """The device; after the test, all of its memory is given back."""
+    """The device, whose memory has to be given back after the test."""
     made = Device(nvml.used)
     yield made
     await _unregister(mesh)
@@ -90,7 +92,7 @@ async def _empty(mesh: LocalMesh) -> bool:
 
 
 async def _held(mesh: LocalMesh, pod: str) -> dict[str, dict]:
-    """The loaded copies of a pod, by model."""
+    """Returns the loaded copies of a pod, by model."""
     copies = (await mesh.rest("GET", f"/mesh/v1/pods/{pod}")).json["copies"]
     return {copy["model_id"]: copy for copy in copies if copy["state"] == "loaded"}
 
@@ -108,7 +110,7 @@ async def _right(client: Client, model_id: str, seed: int, width: int, rows: int
 
 
 async def test_models_of_two_sizes_are_counted_as_the_driver_counts_them(mesh, device):
-    """What each takes on the device is measured: its weights and little more."""
+    """The measured size of each of two models on the device is that of the driver: its weights and little more."""
     client = Client(mesh.channel())
     await _register(mesh, "small", 1, SMALL)
     await _register(mesh, "large", 2, LARGE)
@@ -127,7 +129,8 @@ async def test_models_of_two_sizes_are_counted_as_the_driver_counts_them(mesh, d
 
 
 async def test_a_full_device_evicts_and_its_memory_is_given_back(mesh, device):
-    """Six models, room for three: every answer is right, and the driver never counts more than was promised."""
+    """A full device evicts: of six models with room for three every answer is right, and the driver never counts more
+    than was promised."""
     client = Client(mesh.channel())
     names = {f"m{seed}": seed for seed in range(6)}
     for name, seed in names.items():
@@ -147,7 +150,8 @@ async def test_a_full_device_evicts_and_its_memory_is_given_back(mesh, device):
 
 
 async def test_small_models_share_a_device(mesh, device):
-    """Fifty of them, called at once: sessions take little besides their weights, and others use what was theirs."""
+    """Fifty small models share a device and are called at once: sessions take little besides their weights, and their
+    memory is used again by others."""
     client = Client(mesh.channel())
     device.sessions = 50
     for first in (0, 100):
@@ -165,7 +169,7 @@ async def test_small_models_share_a_device(mesh, device):
 
 
 async def test_both_kinds_of_pod_give_the_same_answers(mesh, device):
-    """One file, two types: on the GPU and on the CPU."""
+    """One file, registered with two types, gives the same answers on the GPU and on the CPU."""
     client = Client(mesh.channel())
     await _register(mesh, "on-gpu", 5, SMALL, "net")
     await _register(mesh, "on-cpu", 5, SMALL, "plain")
@@ -177,7 +181,8 @@ async def test_both_kinds_of_pod_give_the_same_answers(mesh, device):
 
 
 async def test_a_killed_server_leaves_nothing_on_the_device(mesh, device, nvml):
-    """The driver takes its memory back, and the next call is served by the next server."""
+    """A killed server leaves nothing on the device: the driver takes its memory back, and the next server answers the
+    next call."""
     client = Client(mesh.channel())
     await _register(mesh, "large", 2, LARGE)
     await _right(client, "large", 2, LARGE)

@@ -1,4 +1,4 @@
-"""Memory in all and what is left of it, by the machine and by the limits of the container and of groups above it."""
+"""Total and available memory, by the machine and by the limits of the container and of groups above it."""
 
 import pytest
 
@@ -24,20 +24,20 @@ def machine(tmp_path):
 
 
 def test_the_machine_is_the_bound_without_a_limit(machine):
-    """Whatever is in use at the moment."""
+    """Without a limit the machine's memory is the bound, whatever is in use at the moment."""
     assert machine() == memory.Whole(8 * GiB, "the machine")
     assert machine(pods="max\n") == memory.Whole(8 * GiB, "the machine")
 
 
 def test_the_least_limit_counts(machine):
-    """Of the group and of those above it."""
+    """The smallest limit of the group and of those above it counts."""
     assert machine(pods__one=f"{2 * GiB}\n") == memory.Whole(2 * GiB, "the container")
     assert machine(pods=f"{GiB}\n") == memory.Whole(GiB, "the container")
     assert machine(pods=f"{64 * GiB}\n", pods__one="nonsense") == memory.Whole(8 * GiB, "the machine")
 
 
 def test_version_1(tmp_path):
-    """Where no limit is a number too."""
+    """Limits of cgroups version 1 are read, where "no limit" is a number too."""
     group = tmp_path / "memory"
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")
@@ -48,7 +48,7 @@ def test_version_1(tmp_path):
 
 
 def test_memory_of_a_container_is_without_what_makes_way(tmp_path):
-    """Files that the kernel keeps in memory; both versions of cgroups."""
+    """The memory of a container excludes files that the kernel merely keeps in memory, in both versions of cgroups."""
     assert memory.container_bytes(cgroup=tmp_path) is None
     old = tmp_path / "memory"
     old.mkdir()

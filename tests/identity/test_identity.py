@@ -1,5 +1,5 @@
-"""The files of an identity: what is refused at the start and why, what a change does, and what gRPC and our own
-carriage make of it, with real connections."""
+"""The files of an identity: refusals at the start with their reasons, the effects of a change, and their use by gRPC
+and our own transport, with real connections."""
 
 import asyncio
 import ssl
@@ -83,7 +83,7 @@ def test_an_identity_knows_when_it_expires(mounted):
     ],
 )
 def test_files_that_do_not_work_are_refused_at_the_start(tmp_path, authority, spoil, words):
-    """Each by a text that names the file and the cause."""
+    """Files that do not work are refused at the start by a text that names the file and the cause."""
     certificate, key = authority.issue()
     files = {"ca_crt": authority.pem, "tls_crt": certificate, "tls_key": key}
     spoil(files, authority, Authority("other"))
@@ -148,7 +148,7 @@ class Ends:
         await self.control.stop(None)
 
     async def call(self, identity: Identity | None) -> str:
-        """A call of the data port on a new connection: empty, or why there was no answer."""
+        """Calls the data port on a new connection; returns an empty text, or why there was no answer."""
         pool = Pool(f"127.0.0.1:{self.data_port}", identity=identity, connect_timeout=5)
         try:
             reply = await pool.call(b"/s/m", (), framing.pack(b"hello"), timeout=10)
@@ -160,7 +160,7 @@ class Ends:
             pool.abort()
 
     async def ask(self, identity: Identity | None) -> str:
-        """The same for the control port."""
+        """Calls the control port on a new connection; returns an empty text, or why there was no answer."""
         async with rpc.channel(f"127.0.0.1:{self.control_port}", OPTIONS, identity) as channel:
             try:
                 await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
@@ -186,8 +186,8 @@ async def test_those_of_one_authority_talk_to_each_other(port, mounted, authorit
 
 
 async def test_others_are_refused(port, mounted, authority, tmp_path, monkeypatch):
-    """Plain clients, clients without a certificate, with one of another authority, one that has expired, one for
-    another name. Each of them would be served if its certificate was right."""
+    """Clients without TLS or without a certificate are refused, and so are those with one of another authority, an
+    expired one, or one for another name. Each of them would be served if its certificate was right."""
     ours = Identity(mounted.path)
     async with Ends(ours) as ends:
         assert await getattr(ends, port)(None)
@@ -239,8 +239,9 @@ async def test_a_server_of_another_name_or_authority_is_not_called(port, mounted
 
 
 async def test_an_authority_changes_without_a_refused_connection(port, mounted, authority, tmp_path):
-    """In the order that `mesh certificates` keeps: both trust both, then the certificates change, then the old goes. A
-    listening port follows at each step, and a process that has not followed is refused in the end."""
+    """An authority changes without a refused connection in the order of `mesh certificates`: first both sides trust
+    both, then the certificates change, then the old one is removed. A listening port follows at each step, and a
+    process that has not followed is refused in the end."""
     old, new = authority, Authority("new")
     folders = {"server": mounted, "client": Mounted.of(tmp_path / "client", old)}
     server, client = (Identity(folder.path) for folder in folders.values())
@@ -262,7 +263,7 @@ async def test_an_authority_changes_without_a_refused_connection(port, mounted, 
 
 
 async def test_connections_outlive_a_change(mounted, authority):
-    """Of the data port; those of gRPC live as long as their channel."""
+    """Connections of the data port outlive a change of certificates; those of gRPC live as long as their channel."""
     server = Identity(mounted.path)
     async with Ends(server) as ends:
         pool = Pool(f"127.0.0.1:{ends.data_port}", identity=server, connect_timeout=5)
@@ -275,7 +276,8 @@ async def test_connections_outlive_a_change(mounted, authority):
 
 
 async def test_large_messages_and_refusals_come_through(mounted):
-    """A refusal cannot half-close a connection by TLS, and its answer must arrive all the same."""
+    """Large messages and refusals come through TLS: a refusal cannot half-close such a connection, and its answer must
+    arrive all the same."""
     identity = Identity(mounted.path)
     large = framing.pack(bytes(3 << 20))
     server = Server(lambda call: call.reply(call.frame), max_message=4 << 20)
@@ -293,7 +295,7 @@ async def test_large_messages_and_refusals_come_through(mounted):
 
 
 async def test_a_handshake_that_does_not_go_on_holds_nobody_up(mounted):
-    """A client that connects and is silent: others are served meanwhile, and closing the server does not wait."""
+    """A client that connects and stays silent does not stop the handshakes of others, nor the closing of the server."""
     identity = Identity(mounted.path)
     async with Ends(identity) as ends:
         _, writer = await asyncio.open_connection("127.0.0.1", ends.data_port)
@@ -316,8 +318,8 @@ class Elapsed:
 
 
 async def test_another_authority_comes_without_a_refused_connection(port, mounted, authority, tmp_path):
-    """Its Secret was deleted and made again, and has reached one end only: with either end, and any next step, both
-    go on talking; in the end neither trusts the former authority."""
+    """When the Secret of the authority was deleted and made again, and has reached one end only, both ends continue to
+    talk, whichever end that is and whatever the next step; in the end neither trusts the former authority."""
     new, elapsed = Authority("new"), Elapsed()
     folders = [mounted, Mounted.of(tmp_path / "client", authority)]
     server, client = (Identity(folder.path, elapsed=elapsed) for folder in folders)
@@ -357,7 +359,8 @@ def test_another_authority_is_warned_of_at_once(mounted, caplog):
 
 
 def test_a_former_certificate_that_expires_meanwhile_is_not_shown(mounted, authority, monkeypatch):
-    """Nobody would accept it; and an authority that changes again is one step more."""
+    """A former certificate that expires meanwhile is not shown, because nobody would accept it; an authority that
+    changes again is one step more."""
     elapsed = Elapsed()
     identity = Identity(mounted.path, elapsed=elapsed)
     second, third = Authority("second"), Authority("third")

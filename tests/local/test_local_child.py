@@ -96,7 +96,7 @@ async def tasks():
 
 
 async def test_a_child_that_dies_is_started_again(world, tasks):
-    """With a new command line, until it is stopped."""
+    """A child that dies is started again with a new command line, until it is stopped."""
     child = world.child()
     await child.start()
     tasks.run(duties.PART, child.run)
@@ -113,7 +113,8 @@ async def test_a_child_that_dies_is_started_again(world, tasks):
 
 
 async def test_a_child_that_cannot_start_tells_its_last_lines(world):
-    """It is not started again, as it would fail again. Structured lines are made readable."""
+    """A child that cannot start is reported with its last lines, made readable if structured, and not started again,
+    because it would fail again."""
     world.missing["pod-1"] = "still starting"
     child = world.child()
     starting = asyncio.ensure_future(child.start())
@@ -129,7 +130,7 @@ async def test_a_child_that_cannot_start_tells_its_last_lines(world):
 
 
 async def test_a_child_that_is_never_ready_is_given_up(world):
-    """With the reason that its probe gives."""
+    """A child that is never ready is given up with the reason that its probe gives."""
     world.missing["pod-1"] = "no lease yet"
     child = world.child(start_timeout=0.02)
     with pytest.raises(UpError, match=r"pod-1 is not ready after 0\.02 s: no lease yet"):
@@ -139,7 +140,7 @@ async def test_a_child_that_is_never_ready_is_given_up(world):
 
 
 async def test_a_start_that_is_given_up_leaves_nothing(world):
-    """Ctrl-C while it starts."""
+    """A start that is given up, as by Ctrl-C, leaves nothing."""
     world.missing["pod-1"] = "starting"
     child = world.child()
     starting = asyncio.ensure_future(child.start())
@@ -151,7 +152,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(world):
 
 
 async def test_a_real_child_is_minded(tasks):
-    """The fake above behaves as `mesh.process` does."""
+    """A real child is supervised like the fake, which behaves as `mesh.process` does."""
     lines = []
 
     async def ready():
@@ -197,7 +198,7 @@ class Lines:
 
 
 async def test_parts_start_and_end_in_order(world, local):
-    """etcd first and last; the router goes before the pods."""
+    """Parts start and end in order: etcd first and last, and the router ends before the pods."""
     printer = Lines()
     running = asyncio.ensure_future(supervisor.run(local, printer, _nothing))
     await until(lambda: len(world.started) == 4)
@@ -213,7 +214,7 @@ async def test_parts_start_and_end_in_order(world, local):
 
 
 async def test_nothing_is_told_ready_before_it_is(world, local):
-    """The lines to try come after the last part."""
+    """The lines to try are printed only after the last part is ready."""
     told = []
 
     async def ready(mesh):
@@ -231,7 +232,7 @@ async def test_nothing_is_told_ready_before_it_is(world, local):
 
 
 async def test_a_part_that_fails_takes_the_others_down(world, local):
-    """And `mesh up` ends with its reason."""
+    """A part that fails takes the others down, and `mesh up` ends with its reason."""
     world.missing |= {"pod-1": "starting", "pod-2": "starting"}
     running = asyncio.ensure_future(supervisor.run(local, Lines(), _nothing))
     await until(lambda: len(world.started) == 4)
@@ -242,7 +243,7 @@ async def test_a_part_that_fails_takes_the_others_down(world, local):
 
 
 async def test_a_second_signal_kills(world, local):
-    """A user in a hurry need not wait for calls in flight."""
+    """A second signal kills, so that a user in a hurry need not wait for calls in flight."""
     stuck = asyncio.Event()
 
     async def never(self, grace):
@@ -264,7 +265,7 @@ async def test_a_second_signal_kills(world, local):
 
 
 async def test_nobody_reading_ends_the_mesh(world, local):
-    """`mesh up | head`."""
+    """A mesh whose output nobody reads, as in `mesh up | head`, ends."""
     printer = Lines()
     running = asyncio.ensure_future(supervisor.run(local, printer, _nothing))
     await until(lambda: len(world.started) == 4)
@@ -278,7 +279,8 @@ async def _nothing(mesh):
 
 
 def test_command_lines_name_everything_a_part_needs(tmp_path):
-    """New ports at each start, JSON logs, the folder of the samples among the roots."""
+    """Command lines have everything a part needs: new ports at each start, JSON logs, the folder of the samples among
+    the roots."""
     settings = UpSettings(
         data_dir=tmp_path,
         file_roots=(Path("/models"),),

@@ -1,1 +1,2 @@
-"""The ONNX project's node tests, through a mesh of real processes: `make test-onnx`. Minutes, so not in `make test`."""
+"""The ONNX project's node tests, through a mesh of real processes: `make test-onnx`. They take minutes, so `make test`
+leaves them out."""

@@ -1,7 +1,7 @@
 """The node tests of the wheel `onnx`: a model of one operator each, and inputs for it.
 
-What counts is what onnxruntime alone answers for them, not the outputs that the tests bring: whether it computes as
-ONNX says is not our business, that nothing is lost between a client and it is.
+The expected outputs are those of onnxruntime alone, not the ones that the tests bring: these tests check that nothing
+is lost between client and onnxruntime, not that onnxruntime computes as ONNX demands.
 """
 
 import ctypes
@@ -25,14 +25,14 @@ onnxruntime.set_default_logger_severity(4)
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or an output. BF16 is there by its 16 bits."""
+    """An input or an output; BF16 is held as its 16 bits."""
 
     name: str
     datatype: str
     array: np.ndarray
 
     def same(self, other: "Tensor") -> bool:
-        """Equal in name, datatype, shape, and every bit but those of NaN."""
+        """Compares name, datatype, shape, and every bit but those of NaN."""
         if (self.name, self.datatype, self.array.shape) != (other.name, other.datatype, other.array.shape):
             return False
         if self.array.dtype.hasobject:
@@ -46,7 +46,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One test. `inputs` is None where one of them is of a type that V2 does not have."""
+    """One test. `inputs` is None if one of them is of a type that V2 does not have."""
 
     name: str
     model: bytes
@@ -64,7 +64,7 @@ class Expected:
 
 
 def collect() -> Iterator[Case]:
-    """Yields all cases. Raises ImportError where onnx does not have them."""
+    """Yields all cases; raises ImportError if onnx does not have them."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
@@ -109,7 +109,7 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def alone(case: Case) -> Expected:
-    """Runs it in this process. The arrays lie as in the server, at multiples of 64 bytes."""
+    """Runs a case in this process, with arrays aligned to 64 bytes as in the server."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     try:

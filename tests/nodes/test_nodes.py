@@ -30,7 +30,7 @@ _COUNT = 1500
 
 
 def excused(way: str, text: str) -> str | None:
-    """Returns what the docs say of that refusal; None if nothing."""
+    """Returns what the docs say of that refusal, or None if nothing."""
     for where, pattern, documented in REFUSALS:
         if where in ("", way) and re.search(pattern, text):
             return documented
@@ -38,7 +38,7 @@ def excused(way: str, text: str) -> str | None:
 
 
 def test_the_docs_list_what_is_refused() -> None:
-    """Each reason that is taken for one stands in docs/onnx.md."""
+    """Each accepted reason for a refusal is listed in docs/onnx.md."""
     text = " ".join(DOCS.read_text().split())
     for _, _, documented in REFUSALS:
         assert documented in text
@@ -46,7 +46,8 @@ def test_the_docs_list_what_is_refused() -> None:
 
 @pytest.mark.timeout(1800)
 async def test_every_node_test_is_answered_as_by_onnxruntime_alone(tmp_path, etcd_server) -> None:
-    """By each of the four ways. What onnxruntime cannot load or run is an error by each, too."""
+    """Every node test is answered as by onnxruntime alone, by each of the four ways; what onnxruntime cannot load or
+    run is an error by each, too."""
     tally: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
 

@@ -45,7 +45,7 @@ _TIMEOUT = 60
 
 
 class Refusal(Exception):
-    """The mesh did not answer with outputs. `status` is gRPC's or HTTP's."""
+    """An answer without outputs; `status` is gRPC's or HTTP's."""
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(f"{status}: {text}")
@@ -54,14 +54,14 @@ class Refusal(Exception):
 
 
 def to_raw(array: np.ndarray) -> bytes:
-    """Raw contents."""
+    """Returns the raw contents of an array."""
     if not array.dtype.hasobject:
         return array.tobytes()
     return b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in array.ravel())
 
 
 def from_raw(datatype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
-    """The array that they are."""
+    """Returns the array of raw contents."""
     if datatype != "BYTES":
         return np.frombuffer(raw, DTYPES[datatype]).reshape(tuple(shape))
     texts, at = [], 0
@@ -79,7 +79,7 @@ def _objects(texts: Sequence[str], shape: Sequence[int]) -> np.ndarray:
 
 
 class Ways:
-    """`await ways.all()["gRPC raw"](model, inputs)`."""
+    """The ways into one mesh: `await ways.all()["gRPC raw"](model, inputs)`."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self._mesh = mesh
@@ -99,7 +99,7 @@ class Ways:
         }
 
     async def grpc(self, model: str, inputs: Sequence[Tensor], *, typed: bool) -> list[Tensor]:
-        """Raw or typed contents in both directions, as far as the datatypes allow."""
+        """Calls by gRPC with raw or typed contents in both directions, as far as the datatypes allow."""
         request = pb.ModelInferRequest(model_name=model)
         for tensor in inputs:
             one = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
@@ -129,7 +129,7 @@ class Ways:
         return found
 
     async def rest(self, model: str, inputs: Sequence[Tensor], *, binary: bool) -> list[Tensor]:
-        """All data as JSON, or all of it binary, in both directions."""
+        """Calls by REST with all data as JSON, or all of it binary, in both directions."""
         document: dict[str, Any] = {"inputs": []}
         blobs = b""
         for tensor in inputs:

@@ -17,7 +17,7 @@ def write(tmp_path, document) -> object:
 
 
 def test_a_whole_one(tmp_path):
-    """Files beside it win over what stands in it."""
+    """A complete Secret is read, and files beside the document override what it says."""
     (tmp_path / "ca.crt").write_text("CA")
     document = {
         "endpoints": "https://a:2379, https://b:2379",

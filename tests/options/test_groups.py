@@ -1,4 +1,4 @@
-"""Groups of options stand for their fields, on the command line and in the environment."""
+"""Groups of options that stand for their fields, on the command line and in the environment."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -31,7 +31,7 @@ def run(*argv: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     @app.command()
     @groups.expanded
     def command(*, first: int = 1, login: Login, required: Required, last: bool = False) -> None:
-        """Does it."""
+        """Takes the options and does its work."""
         typer.echo(f"{first} {login} {required.name} {last}")
 
     result = CliRunner().invoke(app, list(argv), env=env)
@@ -74,7 +74,7 @@ def test_help_describes_the_fields() -> None:
 
 def test_a_name_occurs_once() -> None:
     def command(*, login: Login, user: str = "") -> None:
-        """Never run."""
+        """Never runs."""
 
     with pytest.raises(TypeError, match="option user twice"):
         groups.expanded(command)

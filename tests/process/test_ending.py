@@ -1,4 +1,4 @@
-"""A process that cannot go on: it ends in order where it can, in any case soon, and its last line says why."""
+"""A process that cannot go on: it ends in order where it can, soon in any case, and its last line says why."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ sys.exit(asyncio.run(main()))
 
 
 def ended(*, why: str, hangs: bool) -> tuple[int, list[str]]:
-    """Exit status and the events of its log."""
+    """Returns the exit status and the events of the log."""
     program = PROGRAM.format(why=why, hangs=hangs)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr.splitlines()
@@ -53,7 +53,7 @@ def test_an_ordinary_end_is_silent() -> None:
 
 
 async def test_who_ends_anyway_needs_no_reason() -> None:
-    """Told to end, a process ends its tasks, each in its own way."""
+    """A process that is told to end needs no reason, and ends its tasks, each in its own way."""
     ending = Ending()
 
     async def closing() -> None:

@@ -13,7 +13,7 @@ STEP = LIMITS.interval
 
 
 class Story:
-    """Looks at one process, made by what happens to it. Its clock starts anywhere."""
+    """Looks at one process, made of the events that happen to it; its clock starts anywhere."""
 
     def __init__(self, *, heard: float = 1000.0) -> None:
         self.hang = Hang(LIMITS)
@@ -32,7 +32,7 @@ class Story:
         runnable: bool = False,
         step: float = STEP,
     ) -> "Story":
-        """Lets it go on for a while, looked at every `step` seconds."""
+        """Lets the process continue for a while, looked at every `step` seconds."""
         end = self.look.now + seconds
         while self.look.now < end - 1e-9 and self.hung is None:
             now = self.look.now + step
@@ -55,7 +55,8 @@ def test_a_process_that_beats_is_well() -> None:
 
 
 def test_a_stopped_process_is_given_up_within_five_seconds() -> None:
-    """Suspect at once, so that nobody counts on it; and that it was stopped is told, because it means no guilt."""
+    """A stopped process is given up within five seconds. It is suspect at once, so that nobody counts on it, and
+    reported as stopped, because that is nobody's fault."""
     story = Story().go_on(60, beats=True)
     story.go_on(STEP, state="T")
     assert (story.verdict.doing, story.verdict.stopped) == (ProcessState.SUSPECT, True)
@@ -74,26 +75,28 @@ def test_a_silent_process_is_given_up_within_fifteen_seconds() -> None:
 
 
 def test_a_busy_loop_on_a_free_machine_is_silence() -> None:
-    """It has all the time there is, and tells nothing."""
+    """A busy loop on a free machine counts as silence: it has all the time there is, and does not beat."""
     story = Story().go_on(15, state="R", runnable=True, cpu=1.0)
     assert story.hung is not None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1])
 def test_a_starved_process_has_the_time_that_it_was_given(share: float) -> None:
-    """It waits for a processor: a minute with a tenth of one is six seconds."""
+    """A starved process, which waits for a CPU, gets the time that it was given: a minute with a tenth of a CPU counts
+    as six seconds."""
     story = Story().go_on(60, state="R", runnable=True, cpu=share)
     assert story.hung is None
     assert story.hang.silent == pytest.approx(60 * share)
 
 
 def test_whose_other_thread_waits_for_a_processor_is_starved_too() -> None:
-    """The loop's thread sleeps, for the lock that the other one holds."""
+    """A process is also starved if its loop's thread sleeps for a lock that another thread, waiting for a CPU,
+    holds."""
     assert Story().go_on(60, state="S", runnable=True, cpu=0.05).hung is None
 
 
 def test_more_processor_time_than_time_has_passed_counts_once() -> None:
-    """Many threads can have more of it."""
+    """CPU time beyond the elapsed time, as several threads can have, counts as the elapsed time."""
     story = Story().go_on(5, state="R", runnable=True, cpu=16.0)
     assert story.hang.silent == pytest.approx(5)
 
@@ -105,7 +108,8 @@ def test_who_waits_for_a_disk_has_longer_but_not_for_ever() -> None:
 
 
 def test_time_in_which_the_watcher_was_late_does_not_count() -> None:
-    """It looks every two seconds instead of twice a second: the machine has no time for it, so none for the other."""
+    """Time in which the watcher itself was late, looking every two seconds instead of twice a second, does not count:
+    the machine had no time for the other process either."""
     story = Story().go_on(40, step=2.0)
     assert story.hung is None
     assert story.go_on(20, step=2.0).hung is not None, "but it is not spared forever"
@@ -114,7 +118,8 @@ def test_time_in_which_the_watcher_was_late_does_not_count() -> None:
 @pytest.mark.parametrize("state", ["T", "S", "R"])
 @pytest.mark.parametrize("before", [0.0, 2.5, 11.5])
 def test_a_watcher_that_was_stopped_too_forgets_everything(state: str, before: float) -> None:
-    """All of a mesh was stopped, and continues: a process that is not yet awake has the usual time."""
+    """A watcher that was stopped too, with all of a mesh, forgets its silence: a process that is not yet awake has the
+    usual time."""
     story = Story().go_on(before, state="S" if before > 3 else state)
     assert story.hung is None
     story.go_on(3600, step=3600.0, state=state)
@@ -126,7 +131,7 @@ def test_a_watcher_that_was_stopped_too_forgets_everything(state: str, before: f
 
 
 def test_who_goes_on_is_well_again() -> None:
-    """Stopped for a moment, then silent for a while: each is measured by itself."""
+    """A process that continues is healthy again: a short stop and a later silence are measured separately."""
     story = Story().go_on(2.5, state="T").go_on(1, beats=True)
     assert story.verdict == HangVerdict(ProcessState.WELL)
     assert story.go_on(2.5, state="T").go_on(1, beats=True).hung is None
@@ -142,7 +147,7 @@ def test_a_debuggers_process_is_silent_rather_than_stopped_and_as_innocent() -> 
 
 
 def test_a_process_that_has_never_beaten_is_given_its_start() -> None:
-    """But not where it is stopped."""
+    """A process that has never beaten is given time for its start, but not while it is stopped."""
     story = Story(heard=0.0).go_on(80)
     assert story.verdict == HangVerdict(ProcessState.WELL)
     assert story.go_on(15).hung is not None
@@ -159,7 +164,8 @@ _HAPPENINGS = st.tuples(
 
 @given(st.lists(_HAPPENINGS, max_size=200))
 def test_nobody_is_given_up_before_the_limits(happenings: list[tuple[str, bool, float, float]]) -> None:
-    """Less silence, or less time stopped, than its limit since the last beat or gap is never fatal."""
+    """A process is never given up with less silence, or less time stopped, than its limit since the last beat or
+    gap."""
     hang = Hang(LIMITS)
     now, cpu = 50.0, 0.0
     hang.look(Observation(now, "S", cpu, False, now))

@@ -1,7 +1,7 @@
-"""Tasks are held by somebody: no bare task runs on, or dies, without anybody hearing of it.
+"""Ownership of tasks: no bare task runs on, or dies, without anybody hearing of it.
 
-Long-lived ones are duties (`mesh.process.tasks`). What may start a task by itself is listed here, with what becomes of
-that task; a task group, and a function that ends its own tasks in a `finally`, need no row.
+Long-lived tasks are duties (`mesh.process.tasks`). Functions that may start a task by themselves are listed here, with
+what becomes of that task; a task group, and a function that ends its own tasks in a `finally`, need no row.
 """
 
 import ast
@@ -74,7 +74,7 @@ def _name(function: ast.expr) -> str:
 
 
 def _ends_its_own(function: ast.AST) -> bool:
-    """Returns whether it cancels something in a `finally`."""
+    """Returns whether the function cancels something in a `finally`."""
     return any(
         isinstance(call, ast.Call) and _name(call.func) == "cancel"
         for node in ast.walk(function)

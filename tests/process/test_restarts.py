@@ -11,7 +11,7 @@ PATIENT = RestartPolicy(first=0.5, longest=30.0, steady=60.0, at_once=1, give_up
 
 
 def decisions(policy: RestartPolicy, *lives: float | None) -> list[Again | GivenUp]:
-    """Returns the decision after each of those lives, in seconds from being ready; None: a failed start."""
+    """Returns the decision after each of those lives, in seconds from being ready; None is a failed start."""
     machine, now, found = Restarts(policy), 100.0, []
     for life in lives:
         machine.began(now)
@@ -48,7 +48,7 @@ def test_pauses_grow_while_it_keeps_ending(
 
 
 def test_it_is_given_up_after_so_many_starts_in_vain() -> None:
-    """One after the other: a start that succeeds forgets those before it."""
+    """A child is given up after so many failed starts in a row: a start that succeeds resets the count."""
     found = decisions(PATIENT, 5, None, None, 5, None, None, None, 5)
     assert found[-1] == GivenUp(3)
     assert len(found) == 7
@@ -89,8 +89,8 @@ _POLICIES = st.builds(
 
 @given(_POLICIES, st.lists(st.tuples(st.none() | st.floats(0.0, 200.0), st.floats(0.0, 1.0)), max_size=100))
 def test_bounds_hold_whatever_happens(policy: RestartPolicy, lives: list[tuple[float | None, float]]) -> None:
-    """No pause beyond the longest and its spread, none shorter in the course of a row, and as many ends at once as
-    are allowed; given up exactly after so many failed starts."""
+    """Pauses never exceed the longest and its spread, never become shorter in a row, and only the allowed number ends
+    at once; a child is given up exactly after so many failed starts."""
     machine, now, vain, row, before = Restarts(policy), 0.0, 0, 0, 0.0
     for life, luck in lives:
         machine.began(now)

@@ -1,4 +1,4 @@
-"""Tokens of copies: what is written is read again, and which copy may answer for which."""
+"""Tokens of copies: their written form, and which copy may answer for which."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ def test_before_a_reload_it_is_what_earlier_versions_write() -> None:
 
 @given(st.binary(max_size=40))
 def test_whatever_comes_is_read_or_is_none(token: bytes) -> None:
-    """And what is none supersedes nothing."""
+    """Any text is read as a token or as none, and one that is none supersedes nothing."""
     if copytoken.read(token) is None:
         assert not copytoken.supersedes(token, b"a.1")
         assert not copytoken.supersedes(b"a.1.9", token)

@@ -1,4 +1,4 @@
-"""Lives, tombstones and routers as they stand in etcd."""
+"""Lives, tombstones and routers as etcd holds them."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_whatever_stands_there_is_read_or_refused_with_one_error(kind, value):
 
 @given(pod=names, incarnation=names, model=names)
 def test_no_pods_key_is_a_tombstone(pod, incarnation, model):
-    """Even where the pod is called like one; and every key says what it is of."""
+    """No pod's key is a tombstone, even if the pod has such a name, and every key tells what it belongs to."""
     assert KEYS.copy(model, pod) != KEYS.tombstone(model)
     assert KEYS.copy(model, pod) < KEYS.tombstone(model)
     assert KEYS.copy_of(KEYS.copy(model, pod)) == (model, pod)

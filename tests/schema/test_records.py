@@ -37,7 +37,7 @@ def test_reads_the_predecessors_record_and_keeps_what_it_does_not_know():
 
 
 def test_an_absent_type_is_the_legacy_one():
-    """The predecessor leaves out the type of its oldest records."""
+    """An absent type is the legacy one, because the predecessor leaves out the type of its oldest records."""
     assert ModelRecord.decode(b"{}").type == "NLCLASSIFIER"
 
 
@@ -55,7 +55,7 @@ def test_an_absent_type_is_the_legacy_one():
     ],
 )
 def test_a_broken_model_record_is_a_value_error(value):
-    """Whatever stands in etcd, reading it never raises anything else."""
+    """Reading a broken model record, whatever etcd holds, raises ValueError and nothing else."""
     with pytest.raises(ValueError):
         ModelRecord.decode(value)
 
@@ -84,7 +84,8 @@ WHOLE = [
 @pytest.mark.parametrize(("kind", "whole"), WHOLE, ids=lambda value: getattr(value, "__name__", ""))
 @given(st.data())
 def test_any_value_of_any_attribute_is_a_record_or_a_value_error(kind, whole, data):
-    """And a record that was read can be written, read again, and told apart: nothing of it fails later."""
+    """A record with any value in any attribute is read or raises ValueError; one that was read can be written, read
+    again and compared."""
     fields = json.loads(whole.encode())
     for name in data.draw(st.lists(st.sampled_from(sorted(fields) + NAMES), min_size=1, max_size=3)):
         fields[name] = data.draw(json_values)
@@ -100,7 +101,8 @@ def test_any_value_of_any_attribute_is_a_record_or_a_value_error(kind, whole, da
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1" * 30])
 def test_a_number_that_is_none_makes_a_record_none(number):
-    """Each of them was an error that nobody expected: OverflowError from 1e999, and 30 digits where they were sent."""
+    """A record with an invalid number is refused: such numbers once raised OverflowError from 1e999, or failed with 30
+    digits where they were sent."""
     copy = CopyRecord("i", 77, "loaded").encode().replace(b'"age":0', b'"age":' + number.encode())
     with pytest.raises(ValueError, match="not a copy record"):
         CopyRecord.decode(copy)
@@ -108,7 +110,8 @@ def test_a_number_that_is_none_makes_a_record_none(number):
 
 @pytest.mark.parametrize("address", ["", "here", "h:99999", "h :1", "h:1\r\nx: y", "\u0661:\u0661", 7.5])
 def test_an_address_that_is_none_makes_a_pod_none(address):
-    """It would be found when the first call goes there, in the middle of what follows etcd."""
+    """A pod's record with an invalid address is refused; otherwise the first call to it would fail in the code that
+    follows etcd."""
     fields = {"incarnation": "i", "data": address, "control": "h:2"}
     with pytest.raises(ValueError, match="not a pod record"):
         PodRecord.decode(json.dumps(fields).encode())
@@ -123,7 +126,8 @@ def test_failures_expire_and_one_a_pod_is_kept():
 
 
 def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
-    """Times and texts stand where it looks for them; what it wrote itself is of a kind that lasts."""
+    """Failures survive a round trip, with times and texts where the predecessor looks for them; those that it wrote
+    itself are of a kind that lasts."""
     failure = Failure("a", 150, "no", FailureKind.PASSING, 100, 5000, "digest", "secret")
     record = ModelRecord("t", failures=(failure, Failure("b", 120, "old", since_ms=120)))
     assert ModelRecord.decode(record.encode()).failures == (failure, Failure("b", 120, "old"))
@@ -134,7 +138,8 @@ def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
 
 
 def test_blames_survive_a_round_trip():
-    """With the request, and why it is quarantined; a record of the version before counts its deaths."""
+    """Blames survive a round trip, with the request and the reason for a quarantine; a record of the previous version
+    counts its deaths."""
     one = Blame("a", 5, "", sure=True, digests=("aa", "bb"))
     record = ModelRecord("t", killed=("x",), blames=(one,), guilty="for a reason")
     assert ModelRecord.decode(record.encode()) == record
@@ -144,13 +149,13 @@ def test_blames_survive_a_round_trip():
 
 
 def test_two_deaths_are_a_quarantine():
-    """One death may be chance."""
+    """Two deaths are a quarantine, because one death may be chance."""
     assert not ModelRecord("t", killed=("x",)).quarantined
     assert ModelRecord("t", killed=("x", "y")).quarantined
 
 
 def test_pods_and_copies_survive_a_round_trip():
-    """Every attribute is written and read."""
+    """Every attribute of pods and copies survives a round trip."""
     pod = PodRecord("i", "h:1", "h:2", "leaving", (1, 2), ("gpu",), "z", 1, 2, 3, 4, 5, 6, 7, 8, 9, "h:3", 10, "disk")
     assert PodRecord.decode(replace(pod, oldest_unused=True).encode()).oldest_unused
     copy = CopyRecord("i", 77, "loaded", 1, 2, 3)
@@ -207,13 +212,13 @@ COPIES = st.builds(
 
 @given(MODELS)
 def test_every_model_record_survives_a_round_trip(record):
-    """Whatever its attributes hold."""
+    """Every model record survives a round trip, whatever its attributes hold."""
     assert ModelRecord.decode(record.encode()) == record
 
 
 @given(COPIES)
 def test_every_copy_survives_a_round_trip_and_so_does_its_token(copy):
-    """Pods and routers make the same token of it."""
+    """Every copy survives a round trip, and pods and routers make the same token of it."""
     again = CopyRecord.decode(copy.encode())
     assert again == copy
     assert copytoken.read(again.token) == (copy.incarnation.encode(), copy.create_revision, copy.generation)
@@ -221,7 +226,8 @@ def test_every_copy_survives_a_round_trip_and_so_does_its_token(copy):
 
 @given(MODELS)
 def test_what_was_loaded_is_no_part_of_a_registration(record):
-    """Registering the same again, in whatever generation, is no conflict; and a reload changes nothing else."""
+    """Loaded content is no part of a registration: registering the same again, in whatever generation, is no conflict,
+    and a reload changes nothing else."""
     asked = ModelRecord(record.type, record.path, record.key, sha256=record.sha256)
     after = record.reloaded()
     assert record.same_registration(asked)
@@ -248,7 +254,7 @@ def test_a_broken_reload_is_a_value_error(value):
 
 @given(ids, ids)
 def test_ids_survive_the_keys(model, pod):
-    """Any id comes back out of its key, slashes and percent signs included."""
+    """Any id is recovered from its key, slashes and percent signs included."""
     assert KEYS.copy_of(KEYS.copy(model, pod)) == (model, pod)
     assert KEYS.pod_of(KEYS.pod(pod)) == pod
     assert KEYS.reload_of(KEYS.reload(model)) == model
@@ -257,14 +263,14 @@ def test_ids_survive_the_keys(model, pod):
 
 @given(ids, ids)
 def test_no_models_copies_stand_in_anothers_range(one, other):
-    """`a` and `a/b`, `a` and `ab`: ranges are apart."""
+    """The ranges of copies of `a` and `a/b`, or `a` and `ab`, are disjoint."""
     start = KEYS.copies(one)
     inside = start <= KEYS.copy(other, "p") < after_prefix(start)
     assert inside == (one == other)
 
 
 def test_the_presence_range_holds_pods_and_copies_only():
-    """Registrations never reach a router's watch."""
+    """The presence range holds pods and copies only, so registrations never reach a router's watch."""
     start, end = KEYS.presence_range
     assert start <= KEYS.copy("m", "p") < end
     assert start <= KEYS.pod("\U0010ffff") < end
@@ -275,6 +281,6 @@ def test_the_presence_range_holds_pods_and_copies_only():
 
 @pytest.mark.parametrize("bad", ["", "a\0b", "x" * 1025, "\ud800"])
 def test_ids_that_no_key_can_hold_are_refused(bad):
-    """The caller is told before anything is written."""
+    """An id that no key can hold is refused before anything is written."""
     with pytest.raises(ValueError):
         check_id(bad)

@@ -1,6 +1,6 @@
 """The suite that every object store has to pass: each store's module runs all of it against its server.
 
-The way is the product's: settings in a storage secret, a path that a registration would give, the provider, sinks.
+It uses the product's own way: settings in a storage secret, a path that a registration would give, the provider, sinks.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Reach:
         return listing, {file.path: file for file in listing.files}
 
     async def fetch(self, path: str, **changed: str) -> dict[str, bytes]:
-        """Everything at a path."""
+        """Fetches everything at a path."""
         location = self.location(path, **changed)
         _, files = await self.listed(location)
         bodies = await asyncio.gather(*(self.read(location, file) for file in files.values()))
@@ -97,7 +97,7 @@ class Reach:
 
 
 class StoreSuite:
-    """A module with a fixture `store` subclasses it."""
+    """The base class of each store's module, which has a fixture `store`."""
 
     @pytest.fixture
     async def reach(self, store: Store, tmp_path: Path):
@@ -108,7 +108,7 @@ class StoreSuite:
         await reach.provider.close()
 
     async def test_a_single_file(self, reach):
-        """The object of that key, whole, by URI and by path and key; what lies beside it is left alone."""
+        """A single file is fetched complete, by URI and by path and key, without the objects beside it."""
         await reach.put({"models/a.onnx": CONTENT, "models/a.onnx.bak": b"x", "models/a": b"y"})
         for path in ("models/a.onnx", "/models/a.onnx", reach.store.uri(reach.bucket, "models/a.onnx")):
             assert await reach.fetch(path) == {"": CONTENT}
@@ -117,12 +117,13 @@ class StoreSuite:
         assert listing.files[0].size == len(CONTENT)
 
     async def test_a_large_file_comes_in_parts(self, reach):
-        """Several ranges at once put together what was stored, byte by byte."""
+        """A large file is fetched in several ranges at once, which make up the stored bytes."""
         await reach.put({"large": LARGE})
         assert await reach.fetch("large") == {"": LARGE}
 
     async def test_a_tree_of_any_number_of_objects(self, reach):
-        """1,500 objects, more than a page of any store, and none of a neighbour with the same beginning."""
+        """A tree of 1,500 objects, more than a page of any store, is fetched without objects of a neighbour with the
+        same beginning."""
         tree = {f"tree/{number % 7}/{number}.bin": b"%d" % number for number in range(MANY)}
         await reach.put({**tree, "tree-2/other": b"x", "tre": b"y"})
         for path in ("tree", "tree/"):
@@ -134,14 +135,15 @@ class StoreSuite:
         assert bodies == [tree["tree/" + file.path] for file in some]
 
     async def test_empty_files_stay(self, reach):
-        """A file of no bytes inside a tree is part of the model, and alone is a file."""
+        """A file of no bytes is fetched, inside a tree as part of the model and alone as a file."""
         await reach.put({"t/empty": b"", "t/full": b"x"})
         assert await reach.fetch("t") == {"empty": b"", "full": b"x"}
         assert await reach.fetch("t/empty") == {"": b""}
 
     @pytest.mark.parametrize("key", ["t/junk//b", "t/./here", "t/a/../up"])
     async def test_a_key_that_no_file_can_have(self, reach, key):
-        """Is skipped, with the reason, and everything else is there: also with many objects, and odd but fair names."""
+        """A key that no file can have is skipped with the reason, and everything else is fetched, also with many
+        objects and odd but valid names."""
         if reach.store.scheme == "s3" and reach.store.checks_credentials:
             pytest.skip("versitygw keeps objects as files, so it has no such keys")
         tree = {f"{number}": b"%d" % number for number in range(1100)} | {"a b+%41&<é": b"2", "sub/deep": b"3"}
@@ -155,7 +157,7 @@ class StoreSuite:
             assert await reach.read(location, files[name]) == tree[name]
 
     async def test_an_object_before_a_tree_of_its_name(self, reach):
-        """Without "/" at its end a path is the object; with it, what is below."""
+        """A path without "/" at its end is the object of that name, and with it the tree below."""
         if reach.store.scheme != "s3" or not reach.store.checks_credentials:  # over a folder there cannot be both
             await reach.put({"m": b"file", "m/x": b"below"})
             assert await reach.fetch("m") == {"": b"file"}
@@ -171,14 +173,14 @@ class StoreSuite:
         assert reach.store.uri(reach.bucket, "nothing/") in text
 
     async def test_no_such_bucket(self, reach):
-        """Told apart from a missing object."""
+        """The error for a missing bucket differs from that for a missing object."""
         location = reach.location("models/a.onnx", bucket="there-is-none")
         if reach.store.scheme == "gs":
             pytest.skip("fake-gcs-server answers 500 for a bucket that is not there; Google 404 and NoSuchBucket")
         assert "bucket" in await reach.refused(location, PullErrorKind.NO_BUCKET)
 
     async def test_wrong_credentials(self, reach):
-        """Say so, and are not shown."""
+        """Wrong credentials are reported as such, and are not shown."""
         if not reach.store.checks_credentials:
             pytest.skip("this server checks none")
         await reach.put({"a": CONTENT})
@@ -189,7 +191,7 @@ class StoreSuite:
             assert secret not in text
 
     async def test_changed_between_two_loads(self, reach):
-        """The second load gets the new content, under a new identity."""
+        """A file that changed between two loads is fetched again, under a new identity."""
         await reach.put({"a": CONTENT, "b": CONTENT})
         first = (await reach.listed(reach.location("a")))[1][""]
         assert first == (await reach.listed(reach.location("a")))[1][""]
@@ -203,7 +205,7 @@ class StoreSuite:
         assert other.identity not in (first.identity, second.identity), "a store's name for a version is of one key"
 
     async def test_changed_between_listing_and_reading(self, reach):
-        """What was listed is not there any more: an error, never a mixture."""
+        """A file that changes between listing and reading is an error, never a mixture."""
         await reach.put({"a": LARGE})
         location = reach.location("a")
         listed = (await reach.listed(location))[1][""]
@@ -213,7 +215,7 @@ class StoreSuite:
         assert caught.value.kind is PullErrorKind.CHANGED
 
     async def test_a_truncated_body_goes_on_where_it_ended(self, reach):
-        """A short answer is an error; the next attempt reads only what is missing, and all of it is right."""
+        """A truncated body is an error; the next attempt reads only what is missing, and the whole is right."""
         await reach.put({"a": LARGE})
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
             location = reach.location("a", port=proxy.port)
@@ -237,7 +239,7 @@ class StoreSuite:
         assert path.read_bytes() == LARGE
 
     async def test_a_server_that_dies(self, reach):
-        """Mid-transfer and before it: unreachable, which may pass."""
+        """A server that dies, before a transfer or in the middle of it, is unreachable, a passing failure."""
         await reach.put({"a": LARGE})
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
             location = reach.location("a", port=proxy.port)
@@ -256,7 +258,7 @@ class StoreSuite:
             assert f"127.0.0.1:{proxy.port}" in text
 
     async def test_a_server_that_stalls(self, reach):
-        """Ends by the read timeout, as a timeout."""
+        """A server that stalls ends the pull by the read timeout, as a timeout."""
         await reach.put({"a": LARGE})
         provider = ObjectProvider(HttpPolicy(read_timeout=0.3), reach.limits)
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
@@ -271,7 +273,8 @@ class StoreSuite:
         await provider.close()
 
     async def test_a_cancelled_pull_leaves_at_once(self, reach):
-        """Its connections close although the server goes on saying nothing; those of the limits come back."""
+        """A cancelled pull closes its connections although the server stays silent, and gives those of the limits
+        back."""
         await reach.put({"a": LARGE})
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
             location = reach.location("a", port=proxy.port)
@@ -290,7 +293,7 @@ class StoreSuite:
             await proxy.idle()
 
     async def test_clients_are_kept(self, reach):
-        """One a set of settings: a rotated secret makes a new one, the same secret does not."""
+        """One client is kept for each set of settings: a rotated secret makes a new one, the same secret does not."""
         await reach.put({"a": CONTENT})
         for changed in ({}, {}, {"note": "rotated"}, {}):
             assert await reach.fetch("a", **changed) == {"": CONTENT}

@@ -21,7 +21,7 @@ class TestMoto(StoreSuite):
     """All of the suite."""
 
     async def test_folder_markers(self, reach):
-        """Objects that consoles make for folders are none of the model's files; an empty folder stays a folder."""
+        """Objects that consoles make for folders are no files of the model, and an empty folder stays a folder."""
         await reach.put({"t/sub/a": b"x", "t/zero": b""})
         for key in ("t/", "t/sub/", "t/hollow/"):
             await reach.store.mark(reach.bucket, key)
@@ -30,14 +30,15 @@ class TestMoto(StoreSuite):
         assert set(listing.folders) == {"sub", "hollow"}
 
     async def test_only_markers(self, reach):
-        """A folder that holds nothing but folders is empty."""
+        """A folder that contains only folders is empty."""
         for key in ("t/", "t/sub/"):
             await reach.store.mark(reach.bucket, key)
         assert "no files" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
 
     @pytest.mark.parametrize("key", ["t/junk//b", "t/../up", "t/./here", "t//", "t/a\\b", "t/._a", "t/sub/.nfs01"])
     async def test_keys_that_no_file_can_have(self, reach, key):
-        """Are skipped, with the reason, and everything else is there, odd names and all."""
+        """Keys that no file can have are skipped with the reason, and everything else is fetched, odd names
+        included."""
         files = {"-x": b"1", "a b+%41&<é": b"2", "sub/deep": b"3", "empty": b"", "~": b"4"}
         await reach.put({f"t/{name}": content for name, content in files.items()})
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key=key, Body=b"x")
@@ -50,26 +51,26 @@ class TestMoto(StoreSuite):
             assert await reach.read(location, listing.files[number]) == files[str(path)]
 
     async def test_only_a_key_that_no_file_can_have(self, reach):
-        """Then it is named."""
+        """A tree with no other key than one that no file can have is an error that names that key."""
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key="t//b", Body=b"x")
         assert "'/b'" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
 
     async def test_a_long_listing_with_such_a_key(self, reach):
-        """Several pages of it."""
+        """A listing of several pages with a key that no file can have is read completely."""
         await reach.put({f"t/{number}": b"x" for number in range(1100)})
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key="t/5//b", Body=b"x")
         _, files = await reach.listed(reach.location("t"))
         assert len(files) == 1100
 
     async def test_the_whole_bucket(self, reach):
-        """A path of nothing but its bucket."""
+        """A path that names only its bucket is the whole bucket."""
         await reach.put({"a": b"1", "b/c": b"2"})
         assert await reach.fetch(f"s3://{reach.bucket}") == {"a": b"1", "b/c": b"2"}
         assert await reach.fetch("") == {"a": b"1", "b/c": b"2"}
 
 
 def boto(store: Moto):
-    """boto3's client: it writes keys that obstore does not."""
+    """boto3's client, which writes keys that obstore does not."""
     import boto3
 
     return boto3.client(

@@ -14,7 +14,7 @@ from mesh.telemetry import logs
 
 
 class Hostile:
-    """A value whose text cannot be had."""
+    """A value whose text cannot be obtained."""
 
     def __str__(self):
         raise RuntimeError("no text")
@@ -154,7 +154,8 @@ def test_unknown_level_or_format_is_refused(stream, level, fmt):
 
 @pytest.mark.parametrize("fmt", ["text", "json"])
 def test_a_process_that_configures_nothing_writes_lines_too(fmt: str):
-    """As commands of a terminal: warnings and worse, not as the dict that a record is."""
+    """A process that configures nothing, such as a command of a terminal, writes warnings and worse as lines, not as a
+    record's dict."""
     program = "from mesh.telemetry import logs; log = logs.get('x'); log.info('no'); log.warning('it ended', pid=1)"
     argv = [sys.executable, "-P", "-c", program]
     environment = {**os.environ, "MESH_LOG_FORMAT": fmt}
@@ -205,7 +206,8 @@ def _without_verbosity() -> dict[str, str]:
 
 
 def test_lines_of_grpcs_core_do_not_stand_between_ours():
-    """A refused handshake makes it write one; what it has to say is in the error of the call."""
+    """Lines of gRPC's core do not appear among ours, though a refused handshake makes it write one: the call's error
+    says the same."""
     argv = [sys.executable, "-P", "-c", _REFUSED]
     done = subprocess.run(argv, env=_without_verbosity(), capture_output=True, text=True, timeout=60, check=True)
     (line,) = [json.loads(line) for line in done.stderr.splitlines()]
@@ -219,7 +221,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def processes() -> list[str]:
-    """The modules that run as processes of their own."""
+    """Returns the modules that run as processes of their own."""
     return sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for package in ("mesh", "router")

@@ -60,7 +60,7 @@ async def peers():
 
 
 def head(size, **options):
-    """A request's head, with a length or, for `chunks`, the prefix of its message."""
+    """Returns a request's head, with a length or, for `chunks`, the prefix of its message."""
     whole = request(frames(bytes(size)), **options)
     return whole[: whole.index(b"\r\n\r\n") + (50 if "chunks" in options else 4)]
 
@@ -71,7 +71,7 @@ def only(connection):
 
 
 def reason(reply):
-    """Reason and seconds to wait of a failure's details."""
+    """Returns reason and seconds to wait of a failure's details."""
     status = details_pb2.Status.FromString(metadata.decode_bin(reply.metadata(b"grpc-status-details-bin")))
     info = details_pb2.ErrorInfo.FromString(status.details[0].value)
     delays = [details_pb2.RetryInfo.FromString(part.value).retry_delay.seconds for part in status.details[1:]]
@@ -80,7 +80,8 @@ def reason(reply):
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_what_finds_no_room_is_refused_before_it_comes(peers, options):
-    """By its head or its prefix: none of the rest is read, and the caller learns when to come again."""
+    """A body that finds no room is refused by its head or its prefix: none of the rest is read, and the caller learns
+    when to come again."""
     first = [peers.send(head(BIG, **options)) for _ in range(2)]
     assert peers.budget.held == 2 * (BIG + 5)
     assert not any(connection.transport.written for connection in first)
@@ -169,7 +170,7 @@ async def test_a_stream_that_is_dropped_by_everybody_gives_its_bytes_back(peers)
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_a_body_that_does_not_come_is_ended_with_an_answer(peers, options):
-    """14 of 15 MB, and then nothing."""
+    """A request that stops after 14 of 15 MB is ended with an answer."""
     connection = peers.send(head(BIG, **options))
     peers.judge(10)
     assert not connection.transport.written

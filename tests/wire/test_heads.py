@@ -1,4 +1,4 @@
-"""The short cut past the parser gives the parser's results, for any bytes, however often they come."""
+"""The short cut past the parser, which gives the parser's results for any bytes, however often they come."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ LIMIT = 1000
 
 
 class Forgetful(heads.Memo):
-    """Keeps nothing: everything goes to the parser."""
+    """A memory that keeps nothing, so that everything goes to the parser."""
 
     def worth(self, key):
         return False

@@ -1,4 +1,4 @@
-"""Unpacking of compressed streams: all of it, however it is cut, and never more than is wanted."""
+"""Decompression of streams: all of it, however it is cut, and never more than is wanted."""
 
 import gzip
 import itertools

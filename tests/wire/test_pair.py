@@ -17,7 +17,7 @@ MESSAGE = 8 << 20
 
 
 class Service:
-    """A handler with a method for each shape, and a record of what it was given."""
+    """A handler with a method for each shape, and a record of its calls."""
 
     def __init__(self):
         self.calls = []
@@ -58,7 +58,7 @@ class Service:
         self.cancelled += 1
 
     async def Count(self, one):
-        """Server streaming: as many messages as asked for, of the size asked for."""
+        """Streams as many messages as asked for, of the size asked for."""
         frame = await one.read()
         count, size = map(int, frame[5:].split())
         for number in range(count):
@@ -66,7 +66,7 @@ class Service:
         one.finish(0, "", [(b"t", b"1")])
 
     async def Chat(self, one):
-        """Full duplex."""
+        """Answers messages in full duplex."""
         one.start([(b"h", b"1")])
         while (frame := await one.read()) is not None:
             await one.write(frames(b"re: " + frame[5:]))

@@ -22,7 +22,7 @@ def frame(values: bytes, *, name: str = "m", id: str = "", typed: bool = False, 
 @pytest.mark.parametrize("size", [0, 10, 1000, 32_700, 40_000, 100_000])
 @pytest.mark.parametrize("typed", [True, False])
 def test_neither_id_nor_name_change_it(size, typed):
-    """Whatever their lengths, and however long the request."""
+    """Neither the id nor the name changes the digest, whatever their lengths and however long the request."""
     expected = requestdigest.digest(frame(bytes(size), typed=typed))
     for name, id in (("m", "1"), ("alias", ""), ("another", "i" * 5000)):
         assert requestdigest.digest(frame(bytes(size), name=name, id=id, typed=typed)) == expected
@@ -31,7 +31,7 @@ def test_neither_id_nor_name_change_it(size, typed):
 
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
 def test_contents_shape_and_length_change_it(size):
-    """Of long requests their beginning and length."""
+    """Contents, shape and length change the digest; of long requests the beginning and the length count."""
     found = {
         requestdigest.digest(frame(bytes(size))),
         requestdigest.digest(frame(b"\1" + bytes(size - 1))),
@@ -44,20 +44,20 @@ def test_contents_shape_and_length_change_it(size):
 
 @pytest.mark.parametrize("size", [0, 1000, 65_400, 65_536, 70_000, 1_000_000])
 def test_the_beginning_of_a_frame_and_its_length_are_enough(size):
-    """As a dead server leaves them."""
+    """The beginning of a frame and its length, as a dead server leaves them, are enough for the digest."""
     whole = frame(bytes(range(256)) * (size // 256), id="7")
     assert requestdigest.digest(whole[: requestdigest.KEPT], len(whole)) == requestdigest.digest(whole)
 
 
 @given(st.binary(max_size=200))
 def test_anything_has_one(data):
-    """Garbage, and compressed messages, whose bytes count unchanged."""
+    """Garbage and compressed messages have a digest too, of their unchanged bytes."""
     assert len(requestdigest.digest(data)) == requestdigest.SIZE
     packed = b"\1" + len(data).to_bytes(4, "big") + data
     assert requestdigest.digest(packed) != requestdigest.digest(packed + b"\0")
 
 
 def test_many_fields_cost_no_more():
-    """Past the first thousand they count unchanged."""
+    """Fields past the first thousand count as unchanged bytes, so that many of them cost no more."""
     fields = framing.pack(b"\x50\x01" * 30_000)
     assert requestdigest.digest(fields) != requestdigest.digest(framing.pack(b"\x50\x01" * 30_001))

@@ -17,7 +17,7 @@ from tests.support.wire import frames
 
 
 class Service:
-    """Answers as its methods' names say."""
+    """A service that answers as its methods' names say."""
 
     def __init__(self):
         self.calls = []

@@ -22,7 +22,7 @@ def two_fleets(tmp_path_factory) -> tuple[fleet.Fleet, fleet.Fleet]:
 
 @pytest.fixture(scope="session")
 def small(two_fleets) -> fleet.Fleet:
-    """A dozen models. Tests only read them."""
+    """A dozen models that tests only read."""
     return two_fleets[0]
 
 

@@ -7,7 +7,7 @@ from mesh.demo.fleet.recipes import CLASSIFIERS, DATASETS, REGRESSORS, Recipe, r
 
 
 def test_a_number_gives_the_same_recipe_always():
-    """Also after a round trip to a worker."""
+    """A number always gives the same recipe, also after a round trip to a worker."""
     for number in range(100):
         made = recipe(number)
         assert made == recipe(number)
@@ -15,7 +15,8 @@ def test_a_number_gives_the_same_recipe_always():
 
 
 def test_a_fleet_is_varied():
-    """Several hundred models: all ids differ, every kind is trained on several data sets, settings differ."""
+    """A fleet of several hundred models is varied: all ids differ, every kind is trained on several data sets, settings
+    differ."""
     fleet = [recipe(number) for number in range(400)]
     assert len({made.id for made in fleet}) == 400
     assert {made.kind for made in fleet} == {*CLASSIFIERS, *REGRESSORS}
@@ -28,5 +29,5 @@ def test_a_fleet_is_varied():
 
 
 def test_the_first_six_show_every_data_set():
-    """`mesh up` registers these."""
+    """The first six models, which `mesh up` registers, show every data set."""
     assert {recipe(number).dataset for number in range(6)} == set(DATASETS)

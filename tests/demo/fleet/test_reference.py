@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(300)  # the first test also pays for training t
 
 
 def test_every_model_answers_its_requests(small):
-    """Inputs fit, and different rows have different answers for some model."""
+    """Every model accepts its requests, and different rows have different answers for some model."""
     reference = Reference(sessions=3)
     rng = np.random.default_rng(0)
     answers = []
@@ -32,7 +32,8 @@ def test_requests_repeat_with_their_seed(small):
 
 
 def test_models_of_one_data_set_are_told_apart(small):
-    """The answer of another customer's model is wrong: the demo must find that."""
+    """Models of one data set have different answers, because the demo must notice the answer of another customer's
+    model."""
     reference = Reference()
     diabetes = [s for s in small.models if s.dataset == "diabetes" and s.inputs[0].datatype == "FP32"]
     assert len(diabetes) >= 2
@@ -62,5 +63,5 @@ TEXTS = np.array(["a", "b"], object)
     ],
 )
 def test_differences(right, got, same):
-    """What is equal and what is not."""
+    """The comparison of answers tells equal from different ones."""
     assert (difference(right, got) == "") == same
