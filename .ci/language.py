@@ -3,7 +3,7 @@
     python .ci/language.py [PATH ...]      everything under version control, or only what is under PATH
 
 - A function's docstring begins with a verb in the third person (VERBS), a property's with a noun phrase or such a verb,
-  a class's or module's with a noun phrase.
+  a class's or module's with a noun phrase. A test's is a sentence that stands alone (not CONTINUING).
 - Words that readers stumble over (BANNED) stand nowhere in code, comments, docs and charts.
 - The help of an option begins with a noun phrase or an imperative, and names the unit of a number.
 
@@ -31,6 +31,14 @@ HEADLESS = frozenset(
     """.split()  # noqa: SIM905 - seventy lines of one word each say no more
 )
 """Words that a noun phrase does not begin with."""
+
+CONTINUING = frozenset(
+    """
+    Also And But Else Even Except It Its Nor Not Of Or Otherwise Rather So Than That Their Them Then There These They
+    This Those Unless
+    """.split()  # noqa: SIM905 - as above
+)
+"""Words by which a test's docstring would continue the test's name, or the docstring of the test before it."""
 
 BANNED = {
     "anew": "again",
@@ -137,7 +145,7 @@ def banned(path: Path, text: str) -> Iterator[Finding]:
 
 
 def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
-    """Yields docstrings with a wrong beginning. Tests are named by sentences: theirs need no verb, only a head."""
+    """Yields docstrings with a wrong beginning. Those of tests are sentences of any form that stand alone."""
     in_tests = path.parts[0] == "tests"
     if found := _first(tree):
         yield from _noun_phrase(path, 1, "a module", found)
@@ -151,8 +159,9 @@ def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
         if isinstance(node, ast.ClassDef):
             yield from _noun_phrase(path, line, "a class", found)
         elif in_tests:
-            if found in HEADLESS and not node.name.startswith("test_"):
-                yield Finding(path, line, f'a docstring does not begin with "{found}": write a whole sentence')
+            if found in (CONTINUING if node.name.startswith("test_") else HEADLESS):
+                text = f'a docstring does not begin with "{found}": write a sentence that stands alone'
+                yield Finding(path, line, text)
         elif _is_property(node):
             if found in HEADLESS:
                 yield Finding(path, line, f'a property\'s docstring begins with a noun phrase, not with "{found}"')

@@ -101,7 +101,8 @@ def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys)
 
 
 def test_a_vmodel_counts_once_in_each_model_that_it_names_in_any_role(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """Versions, weights and a mirror refer to models too, which must not be unregistered beneath them."""
+    """A vmodel counts once in each model that it names as target, version, weight or mirror, so that none of them can
+    be unregistered while in use."""
     more = {"versions": {"1": "one", "2": "two"}, "weights": {"one": 9, "three": 1}, "mirror": {"target": "four"}}
     records = {
         keys.model(name): ModelRecord(type="onnx", path=name).encode() for name in ("one", "two", "three", "four")

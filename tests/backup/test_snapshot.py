@@ -43,7 +43,8 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
-    """Of this etcd `--keep` snapshots are kept, of another etcd the last one, and all other files in the folder."""
+    """The newest `--keep` snapshots of this etcd are kept, the last one of another etcd, and all other files in the
+    folder."""
     cluster = json.loads(admin.run("snapshot", "--dir", str(tmp_path / "x"), "--json").stdout)["cluster"]
     folder = tmp_path / "snapshots"
     mine = [f"etcd-{cluster}-{number}-2020010{number}T000000Z.db" for number in range(1, 5)]

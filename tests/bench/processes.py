@@ -25,7 +25,7 @@ def reset_peak(pid: int) -> None:
 
 
 def peak_bytes(pid: int) -> int:
-    """Largest resident memory of a process since `reset_peak`."""
+    """Returns the largest resident memory of a process since `reset_peak`."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 

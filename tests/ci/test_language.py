@@ -72,10 +72,19 @@ def test_words_are_looked_for_in_pages_too(language: ModuleType) -> None:
     ]
 
 
-def test_tests_are_named_by_sentences(language: ModuleType) -> None:
-    """A test's docstring adds to its name; helpers of tests have whole sentences."""
-    text = 'def test_x():\n    """Of both kinds."""\n\ndef help():\n    """Of both kinds."""\n'
-    assert [line for line, _ in found(language, text, "tests/x.py")] == [5]
+@pytest.mark.parametrize("name", ["test_x", "helper"])
+@pytest.mark.parametrize("text", ["Of both kinds.", "It goes there too.", "And the others stay."])
+def test_docstrings_of_tests_stand_alone(language: ModuleType, name: str, text: str) -> None:
+    """The docstring of a test or of its helper does not continue the name, or the docstring before it."""
+    (finding,) = found(language, f'def {name}():\n    """{text}"""\n', "tests/x.py")
+    assert finding[0] == 2
+    assert "stands alone" in finding[1]
+
+
+@pytest.mark.parametrize("text", ["A draining pod loads nothing.", "When a pod ends, its copies go.", "Refuses lists."])
+def test_docstrings_of_tests_have_any_form_of_a_sentence(language: ModuleType, text: str) -> None:
+    """The docstring of a test may begin with the actor, a condition or a verb."""
+    assert found(language, f'def test_x():\n    """{text}"""\n', "tests/x.py") == []
 
 
 def test_a_finding_is_printed_so_that_editors_find_it(language: ModuleType) -> None:

@@ -68,7 +68,7 @@ class _Sink(Transport):
 
 @asynccontextmanager
 async def wire_request(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
-    """A request is read, and its reply written; with a head that came before, or with a new one each time."""
+    """Yields an operation that reads a request and writes its reply, with a known header or a new one each time."""
     answer = framing.pack(bytes(150))
 
     def reply(call: Call) -> None:
@@ -100,7 +100,7 @@ class _Outcome:
 
 @asynccontextmanager
 async def wire_call(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
-    """A call is sent, and its reply read; with a head that came before, or with a new one each time."""
+    """Yields an operation that sends a call and reads its reply, with a known header or a new one each time."""
     pool = client.Pool("unix:/nowhere", max_connections=1, max_message=LIMIT)
     connection = clientconnection.ClientConnection(pool, LIMIT, 60)
     connection.connection_made(_Sink())  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ async def _core(copies: int) -> AsyncIterator[tuple[World, Forwarder, Dispatcher
 
 @asynccontextmanager
 async def choice(folder: Path) -> AsyncIterator[Operation]:
-    """One of four copies is chosen."""
+    """Yields an operation that chooses one of four copies."""
     async with _core(4) as (world, forwarder, _):
         copies = world.view.copies["m"]
         yield lambda: forwarder.pick(copies)
@@ -162,7 +162,7 @@ async def choice(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def forward(folder: Path, *, copies: int, deadline: bool) -> AsyncIterator[Operation]:
-    """A call is dispatched to a copy, and the reply passed back."""
+    """Yields an operation that dispatches a call to a copy and passes the reply back."""
     async with _core(copies) as (world, _, dispatcher):
         frame = framing.pack(request("m", x=SMALL))
         pools = [pod.pool for pod in world.view.pods.values()]
@@ -190,7 +190,8 @@ class _Quick:
 
 @asynccontextmanager
 async def data_port(folder: Path, *, alike: bool) -> AsyncIterator[Operation]:
-    """A call of a regression is answered; it is like the one before it, or is parsed because its length is new."""
+    """Yields an operation that answers a call of a regression, which equals the one before it or has a new length and
+    is parsed."""
     board, copies, watch = Board.private(8), Copies(), CallWatch()
     runs = Runs(board, threads=1)
     board.permit(OPEN_ENDED, Mode.PROVEN)
@@ -220,7 +221,7 @@ async def data_port(folder: Path, *, alike: bool) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def intake(folder: Path) -> AsyncIterator[Operation]:
-    """A parsed request with 100 KiB of raw contents becomes the model's input."""
+    """Yields an operation that makes the model's input of a parsed request with 100 KiB of raw contents."""
     taken = Intake({"x": Tensor("x", FP32, [-1, LARGE.size])})
     message = pb.ModelInferRequest.FromString(request("m", x=LARGE))
     inputs, raws = message.inputs, list(message.raw_input_contents)
@@ -229,7 +230,7 @@ async def intake(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def reply(folder: Path) -> AsyncIterator[Operation]:
-    """An output of 100 KiB becomes the frame of a reply."""
+    """Yields an operation that makes a reply's frame of an output of 100 KiB."""
     writer = ReplyWriter("m", [Tensor("y", FP32, [-1, LARGE.size])])
     yield lambda: writer.encode([LARGE], b"42", raw=True)
 
@@ -239,7 +240,7 @@ async def reply(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
-    """A body becomes the frame of a message; its numbers are JSON, or follow it."""
+    """Yields an operation that makes a message's frame of a body; its numbers are JSON, or follow it."""
     one: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": list(values.shape)}
     if binary:
         one["parameters"] = {"binary_data_size": values.nbytes}
@@ -258,7 +259,7 @@ async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> Asy
 
 @asynccontextmanager
 async def rest_reply(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
-    """A reply becomes a body; its numbers are JSON, or follow it."""
+    """Yields an operation that makes a body of a reply; its numbers are JSON, or follow it."""
     message = pb.ModelInferResponse(model_name="m", id="42")
     message.outputs.add(name="y", datatype="FP32", shape=values.shape)
     message.raw_output_contents.append(values.tobytes())

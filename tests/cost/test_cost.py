@@ -17,7 +17,7 @@ BEFORE = Cost({"mesh/a.py f": 100, "mesh/b.py g": 400}, 2000)
 
 
 def least(count: int) -> Cost:
-    """The cost of choosing among that many copies."""
+    """Returns the cost of choosing among that many copies."""
     world = World()
     for number in range(count):
         world.pod(f"pod-{number}")
@@ -27,7 +27,8 @@ def least(count: int) -> Cost:
 
 
 def test_a_count_repeats_and_grows_with_the_work():
-    """The same loop over twice the copies takes as many instructions more, each time."""
+    """A count repeats, and grows with the work: the same loop over twice the copies takes equally many more
+    instructions each time."""
     two, four, eight = map(least, (2, 4, 8))
     assert set(four.functions) >= {"placement/balance.py least_loaded"}
     assert least(4).functions == four.functions
@@ -35,12 +36,13 @@ def test_a_count_repeats_and_grows_with_the_work():
 
 
 def test_only_our_own_packages_are_counted():
-    """What fakes, libraries and tests execute is not ours."""
+    """Only our own packages are counted, not what fakes, libraries and tests execute."""
     assert cost(FakeEtcd).functions == {}
 
 
 def test_memory_is_the_most_that_is_held_at_once():
-    """Two buffers at the same time count together, one after the other as one."""
+    """The memory of an operation is the most that is held at once: two buffers at the same time count together, one
+    after the other as one."""
     size = 1 << 20
     together = cost(lambda: (bytearray(size), bytearray(size))).memory
     in_turn = cost(lambda: [len(bytearray(size)) for _ in range(2)]).memory
@@ -49,7 +51,7 @@ def test_memory_is_the_most_that_is_held_at_once():
 
 
 def test_another_process_counts_the_same():
-    """Hash seeds, imports and what ran before change nothing."""
+    """Another process counts the same, whatever the hash seed, the imports and the code that ran before."""
     name = "router, choice among 4 copies"
     script = (
         "import asyncio, pathlib\n"
@@ -76,7 +78,7 @@ def test_another_process_counts_the_same():
 
 
 def test_growth_names_the_function():
-    """The text says which function grew, by how much, from what to what."""
+    """The text for a growth names the function, by how much it grew, from what to what."""
     now = Cost({"mesh/a.py f": 100, "mesh/b.py g": 390, "mesh/c.py h": 30}, 2000)
     (found,) = figures.differences({"x": BEFORE}, {"x": now})
     assert str(found).splitlines() == [
@@ -98,13 +100,15 @@ def test_growth_names_the_function():
     ],
 )
 def test_what_is_beyond_the_tolerance_differs(now, what):
-    """In both directions: a gain that is not stored would hide a later loss."""
+    """A figure beyond the tolerance differs in either direction, because a gain that is not stored would hide a later
+    loss."""
     found = figures.differences({"x": BEFORE}, {"x": now})
     assert [str(one).partition(" (")[0] for one in found] == ([f"x: {what}"] if what else [])
 
 
 def test_accepting_takes_the_figures_that_changed_from_other_versions():
-    """They cannot be measured by this Python; the others stay, and so does memory that only fluctuated."""
+    """Accepting figures removes the changed ones of other Python versions, which this Python cannot measure; the others
+    stay, and so does memory that only fluctuated."""
     grown = Cost({"mesh/a.py f": 200}, 2000)
     stored = {"3.11": {"x": BEFORE, "y": BEFORE}, "3.12": {"x": BEFORE, "y": BEFORE}}
     result, lost = figures.accepted(stored, "3.11", {"x": grown, "y": replace(BEFORE, memory=2001)})
@@ -116,7 +120,7 @@ def test_accepting_takes_the_figures_that_changed_from_other_versions():
 
 
 def test_figures_survive_their_file(tmp_path):
-    """Also an absent file, which has none."""
+    """Figures survive a round trip through their file, and an absent file has none."""
     path = tmp_path / "figures.json"
     assert figures.load(path) == {}
     figures.save({"3.11": {"x": BEFORE}, "3.12": {}}, path)
@@ -124,7 +128,8 @@ def test_figures_survive_their_file(tmp_path):
 
 
 def test_the_command_fails_for_growth_and_says_how_to_accept_it(tmp_path, monkeypatch, capsys):
-    """And passes once it is accepted; a version without figures is said to be one."""
+    """The command fails for a growth and says how to accept it, passes once it is accepted, and reports a Python
+    version without figures."""
     path = tmp_path / "figures.json"
     figures.save({command.VERSION: {"x": BEFORE}}, path)
     measured = {"x": Cost({"mesh/a.py f": 200, "mesh/b.py g": 400}, 2000)}

@@ -184,7 +184,7 @@ async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
 
 
 async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -> None:
-    """Of many requests that are refused together one renews the credentials, once, for all."""
+    """One of many requests that are refused together renews the credentials, once, for all."""
     async with mount.client() as etcd:
         await etcd.put(b"mine/a", b"1")
         passwd(server, "alice", "changed")

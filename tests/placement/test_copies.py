@@ -118,8 +118,8 @@ def test_a_copy_too_many_goes_slowly():
 
 
 def test_the_last_but_one_goes_when_unused_for_long():
-    """Of two copies one is evicted after a tenth of the time since the stalest copy's use, ten hours at most; the last
-    one never is."""
+    """The last but one copy is evicted after a tenth of the time since the stalest copy's use, ten hours at most; the
+    last one never is."""
     pods = [replace(pod, oldest_idle_ms=10**6) for pod in FULL]
     pair = (ReportedCopy("a", age_ms=10**7), ReportedCopy("b", age_ms=10**7))
     assert plan([model(*pair, idle_ms=99_000)], pods).actions == ()
@@ -274,7 +274,7 @@ def test_the_laws_of_a_plan(models, pods):
 
 
 def test_the_reason_names_what_decided():
-    """Of several reasons for copies the plan names the one that asks for most."""
+    """The plan names the reason that asks for the most copies."""
     assert wanted(model(ReportedCopy("a", rate=5000, in_flight=20)), 9, 0.0).why == "5000 calls a minute"
     assert wanted(model(ReportedCopy("a", rate=5000)), 2, 0.0).why.endswith("2 pods may hold it")
     assert wanted(model(), 2, 0.0).copies == 0

@@ -107,7 +107,7 @@ def test_standings_agree_with_the_order(policy, steps):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_used_copy_outlives_an_equal_one_that_was_not(policy):
-    """Of two equal copies the one that was called again stays, whatever the policy."""
+    """A copy that was called again stays longer than an equal one that was not, whatever the policy."""
     pod = Pod(policy)
     pod.load("a")
     pod.now += 1

@@ -56,7 +56,7 @@ def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
 
 @given(helds, st.integers(1, 60))
 def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
-    """Of two copies of one size and standing the evicted one has been idle at least as long."""
+    """A spared copy has never been idle for longer than a victim of its size and standing."""
     room = make_room(Need.of_host(need, 0, 100), held)
     if room.verdict is not RoomVerdict.EVICT:
         return

@@ -129,7 +129,7 @@ def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
 @pytest.mark.parametrize(("pods", "slack"), [(1, 0), (3, 2)], ids=["one", "three"])
 @pytest.mark.parametrize("pause", [5_000, 60_000], ids=["quickly", "slowly"])
 def test_of_more_than_fits_the_most_recent_stay(pods, slack, pause):
-    """Of more models than fit, one pod keeps exactly the most recent. Several pods evict independently, and choose by
+    """One pod keeps exactly the most recent of more models than fit. Several pods evict independently, and choose by
     draw among those whose oldest copies are about equally old: averaged over some fleets they keep all but two per pod,
     the predecessor's bound."""
     kept = []

@@ -17,7 +17,7 @@ LOADED = NamedModel(refs=1, copies=1, loaded=1)
 
 
 def changed(before, models, **request) -> VModelRecord:
-    """The record after a request that is granted."""
+    """Returns the record after a request that is granted."""
     change = changes.set_vmodel("v", before, models, SetVModel(**request))
     assert isinstance(change, Change), change
     assert change.after is not None
@@ -25,7 +25,7 @@ def changed(before, models, **request) -> VModelRecord:
 
 
 def refused(before, models, **request) -> tuple[str, str]:
-    """Cause and text of a refusal."""
+    """Returns cause and text of a refusal."""
     refusal = changes.set_vmodel("v", before, models, SetVModel(**request))
     assert isinstance(refusal, Refusal), refusal
     return refusal.cause.name, refusal.text
@@ -35,7 +35,7 @@ def refused(before, models, **request) -> tuple[str, str]:
 
 
 def test_a_new_vmodel_serves_its_target_at_once():
-    """There is nothing to move from, so its active model is the requested one, loaded or not."""
+    """A new vmodel has no model to move from, so its active model is the requested one, loaded or not."""
     assert changed(None, {"a": IDLE}, target="a") == VModelRecord("a", "a")
     assert changed(None, {"a": IDLE}, target="a", owner="me", default_owner="us").owner == "me"
     assert changed(None, {"a": IDLE}, target="a", default_owner="us").owner == "us"
@@ -65,14 +65,15 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("owner", "models", "request_", "cause", "text"), REFUSALS)
 def test_what_is_refused(owner, models, request_, cause, text):
-    """In the predecessor's order: expected target, existence of the target, owner, update only."""
+    """Refusals follow the predecessor's order: expected target, existence of the target, owner, update only."""
     before = None if owner is None else VModelRecord("a", "a", owner)
     named, said = refused(before, {"a": LOADED, **models} if before else models, **request_)
     assert (named, text in said) == (cause, True), said
 
 
 def test_the_expected_target_may_be_the_requested_one():
-    """A repeated request, whose first answer was lost, expects what it has itself replaced."""
+    """A repeated request whose first answer was lost is granted, though it expects a target that it has itself
+    replaced."""
     before = VModelRecord("a", "b")
     assert changed(before, {"a": LOADED, "b": IDLE}, target="b", expected_target="a") == before
     assert changed(None, {"a": IDLE}, target="a", expected_target="a").active == "a"
@@ -95,14 +96,16 @@ def test_the_expected_target_may_be_the_requested_one():
     ],
 )
 def test_a_new_target_is_switched_to_at_once_only_where_nothing_is_lost(active, target, request_, moves):
-    """Otherwise the active model goes on serving until the leader has loaded the target."""
+    """A vmodel switches to a new target at once only if no loaded copy is lost; otherwise the active model serves until
+    the leader has loaded the target."""
     after = changed(VModelRecord("a", "a"), {"a": active, "b": target}, target="b", **request_)
     assert (after.moving, after.target) == (moves, "b")
     assert after.more.wait == (moves and "ready" in request_)
 
 
 def test_the_same_target_again_changes_nothing():
-    """A controller that repeats its request must neither end nor restart a move, and not hide that it failed."""
+    """A controller that repeats its request neither ends nor restarts a move, and does not hide that the move
+    failed."""
     models = {"a": NamedModel(copies=0), "b": LOADED}
     for before in (VModelRecord("a", "a"), VModelRecord("a", "b"), VModelRecord("a", "b", failed=True)):
         change = changes.set_vmodel("v", before, models, SetVModel(target=before.target))
@@ -111,7 +114,8 @@ def test_the_same_target_again_changes_nothing():
 
 
 def test_going_back_to_the_active_model_ends_a_move():
-    """The former target loses its reference once, and the active one gains none."""
+    """A request for the active model ends a move: the former target loses its reference once, and the active model
+    gains none."""
     before = VModelRecord("a", "b", failed=True, more=VModelMore(why="no room", wait=True))
     change = changes.set_vmodel("v", before, {"a": LOADED, "b": IDLE}, SetVModel(target="a"))
     assert isinstance(change, Change)
@@ -120,7 +124,8 @@ def test_going_back_to_the_active_model_ends_a_move():
 
 
 def test_another_target_takes_the_place_of_one_that_was_not_reached():
-    """The active model stays, what is known of the failure goes."""
+    """Another target replaces one that was not reached: the active model stays, and the reason of the failure is
+    removed."""
     before = VModelRecord("a", "b", failed=True, more=VModelMore(why="no room"))
     models = {"a": LOADED, "b": replace(IDLE, auto_delete=True), "c": replace(IDLE, refs=4)}
     change = changes.set_vmodel("v", before, models, SetVModel(target="c"))
@@ -129,7 +134,8 @@ def test_another_target_takes_the_place_of_one_that_was_not_reached():
 
 
 def test_forcing_a_move_ends_it_with_one_reference():
-    """The predecessor counted the target again, so it could never be unregistered."""
+    """Forcing a move ends it with one reference to the target; the predecessor counted the target again, so it could
+    never be unregistered."""
     change = changes.set_vmodel(
         "v", VModelRecord("a", "b", failed=True), {"a": LOADED, "b": IDLE}, SetVModel(target="b", force=True)
     )
@@ -138,7 +144,8 @@ def test_forcing_a_move_ends_it_with_one_reference():
 
 
 def test_the_leader_ends_a_move_only_if_it_is_still_the_same():
-    """Between the load and the write somebody may have chosen another target, or deleted the vmodel."""
+    """The leader ends a move only if it is still the same: between the load and the write somebody may have chosen
+    another target, or deleted the vmodel."""
     models = {"a": replace(LOADED, auto_delete=True), "b": LOADED}
     done = changes.finish_move(VModelRecord("a", "b", "me", True, VModelMore(why="x", wait=True)), models, "a", "b")
     assert (done.after, done.deleted) == (VModelRecord("b", "b", "me"), ("a",))
@@ -148,7 +155,7 @@ def test_the_leader_ends_a_move_only_if_it_is_still_the_same():
 
 
 def test_a_parked_move_says_why():
-    """The reason stands beside the flag that the predecessor knows, and goes with it."""
+    """The reason of a failed move is stored beside the predecessor's flag for it, and is removed with the flag."""
     parked = changes.park_move(VModelRecord("a", "b"), "a", "b", "no room").after
     assert parked == VModelRecord("a", "b", failed=True, more=VModelMore(why="no room"))
     assert changes.park_move(parked, "a", "b", "").after == VModelRecord("a", "b")
@@ -168,7 +175,8 @@ def test_a_parked_move_says_why():
     ],
 )
 def test_a_move_ends_when_the_target_is_loaded_as_often(record, active, target, most, due):
-    """Fewer are enough where no more fit, but never none while the active model serves."""
+    """A move ends when the target has as many loaded copies as the active model. Fewer are enough if no more fit, but
+    never none while the active model serves."""
     assert changes.due(record, active, target, most) is due
 
 
@@ -176,7 +184,7 @@ def test_a_move_ends_when_the_target_is_loaded_as_often(record, active, target, 
 
 
 def rolled_out(*versions: str, keep: int | None = None) -> VModelRecord:
-    """A vmodel that has moved through these versions, in this order."""
+    """Returns a vmodel that has moved through these versions, in this order."""
     record, models = None, {f"m{version}": NamedModel() for version in versions}
     for version in versions:
         record = changed(record, models, target=f"m{version}", version=version, keep=keep, force=True)
@@ -185,14 +193,14 @@ def rolled_out(*versions: str, keep: int | None = None) -> VModelRecord:
 
 
 def test_the_last_versions_are_kept():
-    """The present one, and as many before it as the vmodel says, two unless it does."""
+    """A vmodel keeps its present version and as many before it as it says, two by default."""
     assert list(rolled_out("5", "6", "7", "8").more.versions) == ["6", "7", "8"]
     assert list(rolled_out("5", "6", "7", "8", keep=1).more.versions) == ["7", "8"]
     assert list(rolled_out("5", "6", keep=0).more.versions) == ["6"]
 
 
 def test_a_version_that_is_too_old_loses_its_model():
-    """A model that was registered with its version goes with it."""
+    """A version that is too old is dropped, and a model that was registered with it is deleted."""
     before = rolled_out("5", "6", "7")
     models = {"m5": NamedModel(refs=1, auto_delete=True), "m7": LOADED, "m8": NamedModel()}
     change = changes.set_vmodel("v", before, models, SetVModel(target="m8", version="8"))
@@ -201,7 +209,8 @@ def test_a_version_that_is_too_old_loses_its_model():
 
 
 def test_a_version_that_serves_is_not_dropped_before_the_move_ends():
-    """With nothing to be kept, the active model stays until its successor is loaded."""
+    """A version that serves is not dropped before the move ends: even if no versions are to be kept, the active model
+    stays until its successor is loaded."""
     moving = changed(rolled_out("5", keep=0), {"m5": LOADED, "m6": IDLE}, target="m6", version="6")
     assert (list(moving.more.versions), moving.active) == (["5", "6"], "m5")
     change = changes.finish_move(moving, {"m5": replace(LOADED, auto_delete=True), "m6": LOADED}, "m5", "m6")
@@ -210,7 +219,7 @@ def test_a_version_that_serves_is_not_dropped_before_the_move_ends():
 
 
 def test_going_back_leads_through_the_earlier_versions():
-    """Step by step, to the oldest one that is kept."""
+    """Going back leads through the earlier versions step by step, to the oldest one that is kept."""
     record = rolled_out("6", "7", "8")
     models = {f"m{number}": LOADED for number in (6, 7, 8, 9)}
     for expected in ("m7", "m6"):
@@ -221,7 +230,8 @@ def test_going_back_leads_through_the_earlier_versions():
 
 
 def test_a_version_after_going_back_follows_the_one_that_served():
-    """8 was bad and 7 served again: from 9 one goes back to 7, and not to 8."""
+    """A version after a rollback follows the one that served: if 8 was bad and 7 served again, going back from 9 leads
+    to 7, not to 8."""
     record = changed(rolled_out("6", "7", "8"), {"m7": LOADED}, back=True, force=True)
     record = changed(record, {"m9": IDLE}, target="m9", version="9", force=True)
     assert list(record.more.versions) == ["8", "7", "9"]
@@ -229,7 +239,7 @@ def test_a_version_after_going_back_follows_the_one_that_served():
 
 
 def test_a_version_names_one_model():
-    """A name that a client may have written down does not change its meaning."""
+    """A version names one model for good, because a client may have written the version's name down."""
     record = rolled_out("7", "8")
     assert refused(record, {"x": IDLE}, target="x", version="7") == (
         "CONFLICT",
@@ -239,7 +249,8 @@ def test_a_version_names_one_model():
 
 
 def test_weights_move_the_vmodel_to_the_heaviest():
-    """The predecessor, and any other program that knows no splits, sends all calls where most go."""
+    """Weights move the vmodel to the heaviest model, so that the predecessor, and any other program without splits,
+    sends all calls where most go."""
     models = {"a": LOADED, "b": LOADED}
     record = changed(VModelRecord("a", "a"), models, weights={"a": 90, "b": 10})
     assert (record.target, record.more.weights) == ("a", {"a": 90, "b": 10})
@@ -249,7 +260,8 @@ def test_weights_move_the_vmodel_to_the_heaviest():
 
 
 def test_another_target_ends_a_split_and_the_same_one_does_not():
-    """A controller that repeats its request must not end a canary."""
+    """A request for another target ends a split, and a repeated request for the same one does not, so that a controller
+    cannot end a canary by repetition."""
     split = VModelRecord("a", "a", more=VModelMore(weights={"a": 90, "b": 10}))
     models = {"a": LOADED, "b": LOADED, "c": IDLE}
     assert changed(split, models, target="a").more.weights
@@ -261,7 +273,8 @@ def test_another_target_ends_a_split_and_the_same_one_does_not():
 
 
 def test_a_mirror_ends_when_the_vmodel_moves_to_it():
-    """Its calls would go to the model that answers them already."""
+    """A mirror ends when the vmodel moves to the mirror's model, because that model answers the calls itself from then
+    on."""
     record = changed(VModelRecord("a", "a"), {"a": LOADED, "b": IDLE}, mirror=Mirror("b", 10.0), sticky="x-user")
     assert (record.more.mirror, record.more.sticky) == (Mirror("b", 10.0), "x-user")
     assert changed(record, {"a": LOADED, "b": LOADED}, target="b").more.mirror is None
@@ -272,7 +285,8 @@ def test_a_mirror_ends_when_the_vmodel_moves_to_it():
 
 
 def test_a_deletion_releases_every_model_once():
-    """Whatever their roles; those that are deleted automatically go, those without a record are skipped."""
+    """The deletion of a vmodel releases every model once, whatever its roles; models to be deleted automatically are
+    deleted, and those without a record are skipped."""
     more = VModelMore({"1": "a", "2": "c"}, weights={"b": 1}, mirror=Mirror("gone", 1.0))
     models = {"a": replace(IDLE, auto_delete=True), "b": replace(IDLE, refs=3), "c": replace(IDLE, refs=0)}
     change = changes.delete_vmodel(VModelRecord("a", "b", "me", more=more), models, "me")
@@ -280,7 +294,7 @@ def test_a_deletion_releases_every_model_once():
 
 
 def test_a_deletion_by_another_owner_has_no_effect():
-    """Nor has that of a vmodel that does not exist."""
+    """Deletions by another owner, and of a vmodel that does not exist, have no effect."""
     record = VModelRecord("a", "a", "me")
     assert changes.delete_vmodel(record, {"a": IDLE}, "you").nothing
     assert changes.delete_vmodel(None, {}, "").nothing
@@ -311,7 +325,7 @@ requests = st.builds(
 
 
 class Registry(RuleBasedStateMachine):
-    """Vmodels and models as etcd keeps them, and several writers whose reads are old when they write.
+    """Vmodels and models as etcd keeps them, and several writers with outdated reads.
 
     A writer decides by what it has read; its write succeeds if none of the records that it replaces has changed since,
     as a transaction demands.
@@ -356,21 +370,21 @@ class Registry(RuleBasedStateMachine):
 
     @rule(model=names, auto_delete=st.booleans(), copies=st.integers(0, 2), loaded=st.integers(0, 2))
     def register(self, model, auto_delete, copies, loaded) -> None:
-        """A registration; of a model that exists, its copies change, and its record is written for another reason."""
+        """Registers a model, or, if it exists, changes its copies, so that its record is written for another reason."""
         self.revision += 1
         _, known = self.models.get(model, (0, NamedModel(auto_delete=auto_delete)))
         self.models[model] = self.revision, replace(known, copies=max(copies, loaded), loaded=loaded)
 
     @rule(model=names)
     def unregister(self, model) -> None:
-        """An unregistration, refused for a model that is referred to."""
+        """Unregisters a model, unless it is referred to."""
         if model in self.models and not self.models[model][1].refs:
             del self.models[model]
             self.revision += 1
 
     @rule(data=st.data())
     def write(self, data) -> None:
-        """One of the decided changes is written, or finds that it was decided by an old read."""
+        """Writes one of the decided changes, unless the reads behind it are outdated."""
         if not self.pending:
             return
         vmodel, revision, touched, change = self.pending.pop(data.draw(st.integers(0, len(self.pending) - 1)))
@@ -392,14 +406,14 @@ class Registry(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_the_vmodels_that_name_each_model(self) -> None:
-        """Recounted from the records, however the writes were interleaved."""
+        """Checks the reference counts against a recount of the records, however the writes were interleaved."""
         recounted = Counter(model for _, record in getattr(self, "vmodels", {}).values() for model in record.names())
         for model, (_, known) in getattr(self, "models", {}).items():
             assert known.refs == recounted[model], (model, known, self.vmodels)
 
     @invariant()
     def every_named_model_is_registered(self) -> None:
-        """A model that is referred to can neither be unregistered nor deleted automatically."""
+        """Checks that no model that is referred to was unregistered or deleted automatically."""
         for _, record in getattr(self, "vmodels", {}).values():
             assert record.names() <= self.models.keys(), (record, self.models)
 
@@ -410,7 +424,8 @@ TestCounts = Registry.TestCase
 
 @given(requests, st.sampled_from([None, VModelRecord("a", "a"), VModelRecord("a", "b", "me")]), st.data())
 def test_a_granted_request_can_be_repeated_without_effect(request_, before, data):
-    """A client whose answer was lost sends the same request again: nothing may be counted, or moved, twice."""
+    """A granted request can be repeated without effect: a client whose answer was lost sends it again, and nothing may
+    be counted, or moved, twice."""
     models = {model: NamedModel(refs=1, copies=1, loaded=data.draw(st.integers(0, 1))) for model in MODELS}
     request_ = replace(request_, back=False)
     change = changes.set_vmodel("v", before, models, request_)

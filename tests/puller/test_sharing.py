@@ -108,7 +108,7 @@ async def test_two_models_and_two_revisions_with_equal_files_are_one_download(pu
 
 
 async def test_pulls_of_one_file_at_once_are_one_download(puller, store):
-    """Of two concurrent pulls of one file the second waits for the first, and shows the same progress."""
+    """The second of two concurrent pulls of one file waits for the first, and shows the same progress."""
     store.files = {"a": CONTENT}
     store.held = {"a"}
     pulls = [asyncio.create_task(puller.pull(Source(store.url("a")), into=f"m{number}")) for number in range(5)]

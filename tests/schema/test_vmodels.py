@@ -42,7 +42,8 @@ def test_the_predecessors_records_are_read_and_written_byte_by_byte(fields, reco
 
 
 def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
-    """The predecessor carries an unknown attribute along, so all additions are under a single one."""
+    """Everything that Mesh adds to the predecessor's record is under a single attribute, which the predecessor passes
+    on as unknown."""
     assert json.loads(vmodels.encode(WHOLE)) == {
         "o": "me", "amid": "fraud@7", "tmid": "fraud@8", "failed": True,
         "mesh": {
@@ -54,7 +55,8 @@ def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
 
 
 def test_unknown_attributes_survive_at_both_levels():
-    """A later version of Mesh, or the predecessor (`actionable`), may have written more than this version knows."""
+    """Unknown attributes at both levels survive, because a later version of Mesh, or the predecessor (`actionable`),
+    may have written them."""
     fields = {"amid": "a", "tmid": "b", "mesh": {"keep": 1, "canary": {"step": 5}}, "actionable": True, "x": [None]}
     assert json.loads(vmodels.encode(vmodels.decode(json.dumps(fields).encode()))) == fields
 
@@ -77,14 +79,14 @@ def test_unknown_attributes_survive_at_both_levels():
     ],
 )
 def test_an_invalid_record_is_a_value_error(value):
-    """Readers skip a record that raises ValueError; another error would end them."""
+    """An invalid record raises ValueError, after which readers skip it; another error would end them."""
     with pytest.raises(ValueError, match="not "):
         vmodels.decode(value)
 
 
 @pytest.mark.parametrize("fields", [{"amid": "a"}, {"tmid": "a"}, {"amid": "a", "tmid": None}])
 def test_a_record_with_one_of_two_models_does_not_move(fields):
-    """The active model is the target, where only one of both was written."""
+    """A record with only one of its two models does not move: the active model is the target."""
     assert vmodels.decode(json.dumps(fields).encode()) == VModelRecord("a", "a")
 
 
@@ -109,13 +111,13 @@ def test_any_value_of_any_attribute_is_a_record_or_a_value_error(data):
 
 
 def test_each_model_is_named_once_whatever_its_roles():
-    """References count the vmodels that name a model, not the roles in which they do."""
+    """Each model is named once whatever its roles, because references count the vmodels that name a model."""
     assert WHOLE.names() == {"fraud@7", "fraud@8", "fraud@9"}
     assert VModelRecord("a", "b").names() == {"a", "b"}
     assert VModelRecord("a", "a", more=VModelMore(weights={"c": 0})).names() == {"a", "c"}
 
 
 def test_a_model_is_the_latest_of_its_versions():
-    """The same file may be registered as two versions."""
+    """The version of a model that is registered as several versions is the latest of them."""
     more = VModelMore({"1": "a", "2": "b", "3": "a"})
     assert [more.version_of(model) for model in ("a", "b", "c")] == ["3", "2", ""]

@@ -249,7 +249,7 @@ async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(to
 
 
 async def test_many_are_registered_while_some_wait(town):
-    """Of many registrations at once those that must wait do so concurrently, and only they fail."""
+    """Registrations that must wait do so concurrently, and only they fail, when many are made at once."""
     for number in range(20):
         await town.management.register(f"w{number}", "onnx", "file:///old")
     await town.pod("a", *(f"w{number}" for number in range(20)))

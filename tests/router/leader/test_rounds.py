@@ -245,8 +245,8 @@ async def test_a_pod_that_leaves_is_emptied(world):
 
 
 async def test_a_key_that_says_nothing_is_tidied_up(world):
-    """The key of limits or pins that belongs to no such model is deleted after two looks, in case it is just being
-    set."""
+    """The key for the limits of a model that has none, or is not registered, is deleted after two looks, in case they
+    are just being set."""
     await world.register("m")
     for name in ("m", "gone"):
         await world.etcd.put(world.keys.want(name), b"")

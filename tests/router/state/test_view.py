@@ -367,8 +367,8 @@ def test_why_a_pod_gets_no_loads():
 
 
 def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
-    """A suspect pod whose last copy is withdrawn is forgotten, for instance one with a claim but no presence, until its
-    lease ends."""
+    """A suspect pod whose last copy is withdrawn is forgotten, also if that was a mere claim under a lease that has not
+    ended yet."""
     world = World()
     world.pod("a")
     world.copy("m", "a")

@@ -76,7 +76,7 @@ async def test_other_content_is_refused_before_the_model_server_sees_it(pod: Fak
 
 
 async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something_else(pod: FakePod) -> None:
-    """Of two first loads that both claimed before either published, the second is refused if its content differs; it
+    """The second of two first loads, both claimed before either was published, is refused if its content differs; it
     has answered no call."""
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m", 10))

@@ -415,7 +415,7 @@ async def test_a_claim_writes_the_copy_and_brings_the_record(pod: Pod) -> None:
 
 
 async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
-    """Of two pods that claim a model one wins, whatever the order; the loser learns the winner's name and has written
+    """One of two pods that claim a model wins, whatever the order; the loser learns the winner's name and has written
     nothing."""
     for number in range(20):
         model_id = f"m{number}"
@@ -430,8 +430,7 @@ async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
 
 
 async def test_a_further_copy_is_claimed_with_the_number_expected(pod: Pod, other: Pod, etcd: Etcd, keys: Keys) -> None:
-    """Of two pods that both want to make the second copy, the one whose expected number of copies is still right
-    wins."""
+    """A further copy is claimed with the expected number of copies, so only one of two pods makes the second copy."""
     created = await register(pod, "m")
     async with Pod(etcd, keys, "pod-3") as third:
         assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
@@ -562,8 +561,8 @@ async def model(pod: Pod, model_id: str) -> ModelRecord:
 
 
 async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: Pod) -> None:
-    """Of two first loads that both claimed, the first to publish records its digest, and the second stays only if its
-    own digest is the same."""
+    """The first of two first loads to publish records its digest, and the other stays only if its own digest is the
+    same."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     also = await other.claims.claim("m", other.copy(created), expected=1)

@@ -173,7 +173,8 @@ async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
 
 
 async def test_a_spare_goes_first(pod: FakePod) -> None:
-    """Of two copies of similar age the one with another copy elsewhere is evicted first, as the claim reports."""
+    """The copy whose model has another copy elsewhere, as the claim reports, is evicted before a sole copy of similar
+    age."""
     await pod.fill("sole", "spare", size=500_000)
     pod.claims.spares["spare"] = 1
     pod.later_ns += 10_000_000_000
