@@ -1,8 +1,8 @@
 """The aiohttp application of a worker: V2 REST and management, and the form of its failures.
 
-Run it with `make_runner`: two of aiohttp's defaults would be wrong here. A client that goes away must cancel its
-request, for the call it made must not go on; and compressed bodies are passed in as they came, because the limit of
-aiohttp's own decompression is not ours.
+Run it with `make_runner`, because two of aiohttp's defaults would be wrong here. When a client goes away, its request
+must be cancelled, or the call that it made would continue; and compressed bodies must arrive unchanged, because aiohttp
+would apply a limit of its own when it decompresses them.
 """
 
 import socket
@@ -25,7 +25,7 @@ log = logs.get(__name__)
 _BACKLOG = 4096  # connections not yet accepted: a unix socket refuses further ones, and Envoy opens one for each call
 _KEEPALIVE = 3630.0  # seconds; longer than Envoy keeps a connection, so that Envoy ends it
 _LINGER = 5.0  # seconds for which the rest of a refused body is read, so that the answer arrives
-_MAX_HEADER = 64 * 1024  # bytes; the edge's bound too
+_MAX_HEADER = 64 * 1024  # bytes; the edge has the same limit
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -66,7 +66,7 @@ def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
 
 
 async def serve_on(parts: Parts, listening: socket.socket, *, grace: float = 20.0) -> web.AppRunner:
-    """Serves on a socket that listens already. `cleanup()` of the runner ends it, after `grace` seconds for requests in
+    """Serves on a socket that listens already. The runner's `cleanup()` ends this after `grace` seconds for requests in
     flight, and closes the socket."""
     runner = make_runner(parts, grace=grace)
     await runner.setup()
@@ -99,7 +99,7 @@ async def serve_tcp(
 
 
 async def _anonymous(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.pop("Server", None)  # callers need not know the versions of our libraries
+    response.headers.pop("Server", None)  # callers need not know the libraries' versions
 
 
 @web.middleware
@@ -113,7 +113,7 @@ async def _heard_out(request: web.Request, handler: Handler) -> web.StreamRespon
 
 @web.middleware
 async def _failures(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers with every failure in one form."""
+    """Answers every failure in the same form."""
     try:
         return await handler(request)
     except CallFailed as failed:
@@ -130,7 +130,7 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 def _plain(request: web.Request, error: web.HTTPException) -> web.Response:
-    """Returns the response for an error of aiohttp's: no such path or method, or a body that is too large."""
+    """Returns the response for an error from aiohttp: no such path or method, or a body that is too large."""
     reason = Reason.UNKNOWN_METHOD if error.status in (404, 405) else Reason.BAD_REQUEST
     if error.status == Reason.TOO_LARGE.http:
         reason = Reason.TOO_LARGE

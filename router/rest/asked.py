@@ -1,7 +1,7 @@
-"""The content of a V2 request over HTTP, read from its path and its headers, whichever server took it.
+"""The content of a V2 request over HTTP, read from its path and headers, independent of the HTTP server.
 
-Paths are split before they are decoded: ids may hold `/`, which clients write as `%2F`, though some stock clients do
-not escape it. Nothing is read before it is needed: a request is refused only for faults in the parts that it uses.
+Paths are split before they are decoded: ids may contain `/`, which clients write as `%2F`, though some stock clients do
+not escape it. Headers are read when they are needed, so a request is only refused for faults in the parts that it uses.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from mesh.wire.call import Header
 from router.inference.models import Caller
 
 TIMEOUT = 300.0
-"""Timeout of calls that name none, in seconds: longer than a cold start may take."""
+"""Timeout of calls that state none, in seconds: longer than a cold start may take."""
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -27,13 +27,13 @@ _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-
 
 
 class Fields(Protocol):
-    """The headers of a request, by names in any case. As in aiohttp, whose implementation is in C."""
+    """The headers of a request, by case-insensitive names; aiohttp implements this in C."""
 
     def getall(self, key: str, default: tuple[()]) -> Sequence[str]:
         """Returns all values of that name."""
 
     def items(self) -> Iterable[tuple[str, str]]:
-        """Returns names and values in the order in which they came."""
+        """Returns names and values in the order in which they arrived."""
 
 
 class Target(NamedTuple):
@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 class Body:
-    """A body, in the pieces in which it came."""
+    """A body, in the pieces in which it arrived."""
 
     __slots__ = ("pieces", "size")
 
@@ -65,7 +65,7 @@ class Asked:
     __slots__ = ("_fields", "path", "peer")
 
     def __init__(self, path: str, fields: Fields, peer: str) -> None:
-        """Stores its parts. `path`: as it came, without the query."""
+        """Stores its parts. `path` is not decoded, and without the query."""
         self.path = path
         self.peer = peer
         self._fields = fields
@@ -112,7 +112,7 @@ class Asked:
         return asyncio.get_running_loop().time() + seconds
 
     def _metadata(self) -> list[Header]:
-        """Returns the headers that become metadata of the call: the client's (x-), ours (mm-), and those of tracing."""
+        """Returns the headers that become the call's metadata: the client's (x-), the mesh's (mm-), and tracing."""
         passed: list[Header] = []
         for name, value in self._fields.items():
             lower = name.lower()
@@ -131,7 +131,7 @@ class Asked:
         if not values:
             return None
         if len(distinct := set(values)) > 1:
-            text = f"the header {name} is there {len(distinct)} times with different values"
+            text = f"the header {name} occurs {len(distinct)} times with different values"
             raise MeshError(Reason.BAD_REQUEST, text)
         return values[0]
 

@@ -1,13 +1,13 @@
 """Bodies of REST requests and replies: read and written within the worker's budget, and at a minimum rate.
 
-aiohttp would read any body whole, and hand a whole reply to a connection that its client does not read. Here a body is
-refused before it is held if its size is above the limit or finds no room, is read in the pieces in which it came, and
-must keep up the least rate; a large reply is written piece by piece, and is given up if its client takes it too slowly.
-Other modules know the content of bodies.
+aiohttp would read any body completely, and buffer a complete reply even if its client does not read it. Here a body is
+refused before it is held if it exceeds the limit or the budget has no room for it, is read in the pieces in which it
+arrives, and must keep up the minimum rate; a large reply is written piece by piece, and given up if its client reads it
+too slowly. Other modules interpret bodies.
 
-A refused body is still read to its end, up to a bound, and discarded. Simple clients (Python's urllib, Java's
-HttpURLConnection) write all of a request before they look for an answer, and Envoy ends a connection over HTTP/1.1 once
-it has passed an answer on: they would see a connection that is reset, and not why.
+A refused body is still read to its end, up to a limit, and discarded. Simple clients (Python's urllib, Java's
+HttpURLConnection) write all of a request before they read an answer, and Envoy ends a connection over HTTP/1.1 once it
+has passed an answer on: without this, they would only see that their connection was reset.
 """
 
 import asyncio
@@ -24,24 +24,24 @@ from router.rest.asked import Body
 
 log = logs.get(__name__)
 
-_PIECE = 256 * 1024  # bytes written at once: the event loop copies them in 0.1 ms
+_PIECE = 256 * 1024  # bytes per write: the event loop copies them in 0.1 ms
 _DROPPED = 64 << 20  # bytes of a refused body that are read and discarded
-_SILENCE = 1.0  # seconds without further bytes, after which the answer is sent: the client waits for it
-_DROPPING = 20.0  # seconds for all of them
+_SILENCE = 1.0  # seconds without further bytes after which the answer is sent: the client is waiting for it
+_DROPPING = 20.0  # seconds for reading all of it
 
 
 class Bodies:
-    """The reading and writing of bodies in one worker. `limit` is in bytes, `least` in bytes a second (0: any)."""
+    """The reading and writing of bodies in one worker. `limit` is in bytes, `least` in bytes a second (0: no limit)."""
 
     def __init__(self, budget: Budget, *, limit: int, least: int) -> None:
         self._budget = budget
         self._limit = limit
         self._least = least
-        self.slow = 0  # bodies ended for being slow
+        self.slow = 0  # bodies that were too slow
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Hold]:
-        """Holds a part of the budget for one call, given back at its end."""
+        """Holds a part of the budget for one call, and releases it at the end of the call."""
         with self._budget.hold() as hold:
             yield hold
 
@@ -61,14 +61,14 @@ class Bodies:
                     piece = await content.readany()
             except TimeoutError as error:
                 self.slow += 1
-                text = f"the body came at less than {self._least} bytes a second: send it faster, or in smaller parts"
+                text = f"the body arrived at less than {self._least} bytes a second: send it faster, or in parts"
                 raise MeshError(Reason.TOO_SLOW, text) from error
             if not piece:
                 return body
             body.size += len(piece)
             if body.size > self._limit:
                 raise too_large("the body", self._limit)
-            hold.request(body.size)  # a chunked body has announced no size
+            hold.request(body.size)  # a chunked body announces no size
             body.pieces.append(piece)
             pace.moved(len(piece))
 
@@ -94,7 +94,7 @@ class Bodies:
                 except TimeoutError as error:
                     self.slow += 1
                     if request.transport is not None:
-                        request.transport.abort()  # a close would wait for unread data
+                        request.transport.abort()  # close() would wait for unread data
                     raise ConnectionResetError(
                         f"the reply was read at less than {self._least} bytes a second"
                     ) from error
@@ -117,7 +117,7 @@ async def drop(request: web.Request) -> None:
 
 
 class _BodyPace:
-    """The time by which a peer may still fall behind the least rate."""
+    """The time by which a peer may still fall behind the minimum rate."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
@@ -126,7 +126,7 @@ class _BodyPace:
         self._credit = float(bodies._least * server.PATIENCE)
 
     def patience(self) -> float | None:
-        """Returns the seconds that may pass before the next piece; None: any."""
+        """Returns the seconds that may pass before the next piece; None: no limit."""
         least = self._bodies._least
         if not least:
             return None
@@ -135,7 +135,7 @@ class _BodyPace:
         return max(self._credit / least, 0.0)
 
     def moved(self, size: int) -> None:
-        """Notes that a piece has passed."""
+        """Notes that a piece was read or written."""
         least = self._bodies._least
         if self._bodies._budget.short:
             least *= server.HASTE

@@ -1,11 +1,11 @@
 """Registration of many models at once: newline-delimited JSON in, newline-delimited JSON out, both as streams.
 
-A million models are a body of 100 MB. It is read line by line and registered batch by batch, a few batches at a time,
-so that memory does not grow and etcd is kept busy; while a batch waits for etcd, the next one is parsed. A bad line is
-reported and affects no other.
+A million models are a body of 100 MB. It is read line by line and registered in batches, a few at a time, so that
+memory does not grow and etcd is kept busy; while a batch waits for etcd, the next one is parsed. A bad line is reported
+and affects no other line.
 
-A line may be a single byte, and a few kilobytes of gzip may hold millions of lines: so the lines, the bad ones among
-them, the decompressed bytes and the concurrent imports are bounded, and after `SLICE` of work other calls run.
+A line may be a single byte, and a few kilobytes of gzip may hold millions of lines. Lines, bad lines, decompressed
+bytes and concurrent imports are therefore limited, and after `SLICE` of work other calls run.
 """
 
 import asyncio
@@ -36,22 +36,22 @@ AT_ONCE = 2
 SLICE = 0.005
 """Seconds of work after which other calls run."""
 
-MAX_REPORTED = 1000  # bad lines that are reported one by one: a caller may send all before it reads anything
+MAX_REPORTED = 1000  # bad lines reported individually: a caller may send all lines before it reads anything
 
 BATCH = 500
 """Models in one call to management, which divides them into transactions."""
 
 BATCH_BYTES = 256 * 1024
-"""Bytes of a batch's lines: 12 ms to compare with the registered models."""
+"""Bytes of a batch's lines: comparing them with the registered models takes 12 ms."""
 
 IN_FLIGHT = 4
-"""Batches at a time."""
+"""Concurrent batches of one import."""
 
 _PROGRESS = 0.5  # seconds between lines of progress
-_LOOK = 64  # short lines between looks at the clock: 0.3 ms where all are bad
+_LOOK = 64  # short lines between two looks at the clock: 0.3 ms if all are bad
 _LONG = 1024  # bytes of a line that may take 0.1 ms; 64 KiB take up to 10
 _SHOWN = 256  # characters of an id in a report
-_PIECE = 64 * 1024  # bytes cut into lines at once: 2 ms where all are empty
+_PIECE = 64 * 1024  # bytes cut into lines at once: 2 ms if all lines are empty
 
 Write = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -71,7 +71,7 @@ class Totals:
 
 
 class ImportPace:
-    """Pauses for other calls, in work that would run without one."""
+    """Pauses for other calls, in work that would not pause by itself."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -97,9 +97,9 @@ class Import:
         self._progress_at = 0.0
 
     async def run(self, lines: AsyncIterator[bytes]) -> None:
-        """Registers every line's model and writes the outcomes, the totals last.
+        """Registers each line's model and writes the outcomes, with the totals last.
 
-        Ends early if the registry cannot be reached: what was done until then remains, and the last line says
+        Ends early if the registry cannot be reached: models registered until then remain, and the last line says
         `"finished": false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
@@ -121,7 +121,7 @@ class Import:
                     await self._fail(number, None, error)
                     self._bad += 1
                     if self._bad >= MAX_BAD:
-                        text = f"{MAX_BAD} lines are no models: the import ends at line {number}"
+                        text = f"{MAX_BAD} lines are not models: the import ends at line {number}"
                         raise MeshError(Reason.BAD_REQUEST, text) from error
                     continue
                 batch.append((number, item))
@@ -177,7 +177,7 @@ class Import:
                     away = fate
             else:
                 self._totals.existing += 1
-        if away is not None:  # the rest would fail in the same way, one timeout after another
+        if away is not None:  # the rest would fail too, one timeout after another
             raise away
 
     async def _fail(self, number: int, model_id: str | None, error: MeshError) -> None:
@@ -203,7 +203,7 @@ def parse(line: bytes) -> Item:
 
 
 def _too_much(what: str) -> MeshError:
-    return MeshError(Reason.TOO_LARGE, f"{what} in one import: send the rest in further ones")
+    return MeshError(Reason.TOO_LARGE, f"{what} in one import: send the rest in another import")
 
 
 async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -220,7 +220,7 @@ async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Cuts a stream into lines. Of a line that is too long, only as much is kept as `parse` needs to refuse it."""
+    """Cuts a stream into lines. Keeps only as much of a line that is too long as `parse` needs to refuse it."""
     rest = b""
     dropping = False  # within a line that is already too long
     async for chunk in chunks:

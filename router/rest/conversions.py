@@ -1,7 +1,7 @@
-"""Conversion of large JSON in a process beside the worker (`router.rest.converter`), one body after another.
+"""Conversion of large JSON in a separate process of the worker (`router.rest.converter`), one body after another.
 
-The first body starts the process. If it dies or hangs, only the call whose body it had fails, and the next one gets a
-new process.
+The first body starts the process. If the process dies or hangs, only the call whose body it was converting fails, and
+the next one gets a new process.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Conversions:
 
     async def _convert(self, head: dict[str, Any], body: Iterable[bytes]) -> papers.Paper:
         await self._turn.acquire()
-        # A caller may go away; the process still has its body, and the next one follows after that.
+        # If a caller goes away, the process still finishes its body before it gets the next one.
         task = asyncio.get_running_loop().create_task(self._exchange(head, body))
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -100,7 +100,7 @@ class Conversions:
             if isinstance(error, TimeoutError):
                 why = f"took more than {self._timeout:g} s"
             elif isinstance(error, papers.Gone | OSError) and child is not None:
-                why = f"ended within it ({process.describe_exit(await child.wait())})"
+                why = f"ended meanwhile ({process.describe_exit(await child.wait())})"
             else:
                 raise
             log.error("converter lost", why=why)

@@ -1,11 +1,11 @@
 """`python -m router.rest.converter FD MEMORY`: converts large JSON bodies into gRPC messages, and replies back.
 
 Python's JSON parsers hold the interpreter lock, so 16 MB would stop all calls of a worker for a second, even in a
-thread. A worker starts this process when the first large body comes, and hands it one body after another
+thread. A worker starts this process when it gets the first large body, and passes it one body after another
 (`router.rest.papers`); `router.rest.conversions` is the worker's side.
 
-Its memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects; and it is the first of
-the pod's processes that the kernel kills.
+Its memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects. If the pod runs out of
+memory, the kernel kills this process first.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ _LARGE = 1 << 20  # bytes of a body, after which the heap is trimmed
 
 
 def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], list[bytes]]:
-    """Does one conversion; returns head and body of the result. Raises MeshError."""
+    """Converts one body; returns head and body of the result. Raises MeshError."""
     if head["to"] == "message":
         request, raws, form = documents.decode_parts(head["model"], head["version"], body, head["header_length"])
         frame = documents.framed(request, raws)
         for raw in raws:
             if isinstance(raw, memoryview):
-                raw.release()  # the paper's memory is freed once no view of it is left
+                raw.release()  # the paper's memory is freed when the last view of it is released
         return {"form": form.dump()}, [frame]
     try:
         response = pb.ModelInferResponse.FromString(
@@ -50,7 +50,7 @@ def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], lis
 
 
 def serve(connection: socket.socket, memory: int) -> None:
-    """Converts what comes, until the other side closes its end."""
+    """Converts all bodies that arrive, until the worker closes its end."""
     while True:
         try:
             with papers.receive(connection) as paper:

@@ -1,6 +1,6 @@
 """Conversion of V2 REST bodies into V2 gRPC messages and back.
 
-A body is a JSON object, followed by the binary blobs of those tensors that are not in the JSON, in order (the binary
+A body is a JSON object, followed, in order, by the binary blobs of tensors whose data are not in the JSON (the binary
 tensor extension). `router.rest.tensors` converts single tensors; HTTP is in `router.rest.v2`.
 """
 
@@ -17,14 +17,14 @@ from mesh.wire import framing
 from router.rest import tensors
 from router.rest.tensors import bad
 
-_BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor's REST proxy knows both
+_BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor's REST proxy accepts both
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The outputs that a client wants as binary."""
+    """The outputs that a client wants as binary data."""
 
-    binary: bool = False  # those not named below
+    binary: bool = False  # for outputs not named below
     outputs: Mapping[str, bool] = field(default_factory=dict)
 
     def is_binary(self, output: str) -> bool:
@@ -32,12 +32,12 @@ class Form:
         return self.outputs.get(output, self.binary)
 
     def dump(self) -> list[Any]:
-        """Returns the form as JSON can carry it."""
+        """Returns the form as JSON."""
         return [self.binary, dict(self.outputs)]
 
     @classmethod
     def load(cls, dumped: list[Any]) -> "Form":
-        """Returns the form that was dumped."""
+        """Returns the form from the JSON that `dump` returned."""
         return cls(*dumped)
 
 
@@ -46,7 +46,7 @@ class Costly(Exception):
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise bad(f"{name} is not JSON: send tensors that hold it as binary data")
+    raise bad(f"{name} is not valid JSON: send tensors that contain it as binary data")
 
 
 def load_object(
@@ -61,8 +61,8 @@ def load_object(
         raise bad(f"{what} is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise bad(f"{what} is not JSON: {error}") from error
-    except ValueError as error:  # Python's text names a Python function
-        raise bad(f"{what} is not JSON that can be read: it holds a whole number of thousands of digits") from error
+    except ValueError as error:  # the text of Python's error names a Python function
+        raise bad(f"{what} cannot be read: it contains a whole number with thousands of digits") from error
     if not isinstance(loaded, dict):
         raise bad(f"{what} is not a JSON object")
     return loaded
@@ -103,15 +103,15 @@ def _varint(value: int) -> bytes:
 def decode_parts(
     model: str, version: str, body: bytes | memoryview, header_length: int | None, *, bound: int | None = None
 ) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
-    """Returns the message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly if
-    strings of more than `bound` bytes would have to be examined one by one."""
+    """Returns the message without raw contents, the raw contents, and the form of the reply. Raises MeshError, and
+    Costly if strings of more than `bound` bytes would have to be checked one by one."""
     if header_length is not None and header_length > len(body):
-        raise bad(f"Inference-Header-Content-Length is {header_length}, the body has only {len(body)} bytes")
+        raise bad(f"Inference-Header-Content-Length is {header_length}, but the body has only {len(body)} bytes")
     view = memoryview(body)
     head = view if header_length is None else view[:header_length]
     document = load_object(head)
     blobs = None if header_length is None else view[header_length:]
-    exactly: list[dict[str, Any]] = []  # the inputs, parsed once more: at most once, and only for some
+    exactly: list[dict[str, Any]] = []  # the inputs, parsed again if needed, and then only once
 
     def exact(index: int) -> object:
         if not exactly:
@@ -130,7 +130,7 @@ def decode_parts(
     for index, item in enumerate(_objects(document, "inputs", required=True)):
         taken = _add_input(request, raws, item, blobs, taken, names, functools.partial(exact, index), bound)
     if blobs is not None and taken != len(blobs):
-        raise bad(f"{len(blobs) - taken} bytes of binary data are left over: no input's binary_data_size names them")
+        raise bad(f"{len(blobs) - taken} bytes of binary data are left over: no input's binary_data_size covers them")
     return request, raws, Form(binary=everything, outputs=_add_outputs(request, document))
 
 
@@ -144,11 +144,11 @@ def _add_input(
     exact: Callable[[], object],
     bound: int | None,
 ) -> int:
-    """Adds one input and its contents; returns how many bytes of the blobs are used up then."""
+    """Adds one input and its contents; returns how many bytes of the blobs are used so far."""
     name = _name(item, "an input")
     what = f"input {name!r:.100}"
     if name in names:
-        raise bad(f"{what} is there twice")
+        raise bad(f"{what} occurs twice")
     names.add(name)
     datatype = tensors.check_datatype(what, item.get("datatype"))
     shape = tensors.check_shape(what, item.get("shape"))
@@ -168,7 +168,7 @@ def _add_input(
         if type(size) is not int or size < 0:
             raise bad(f"{what}: binary_data_size must be a whole number from 0")
         if blobs is None:
-            raise bad(f"{what} is said to be binary, but the header Inference-Header-Content-Length is missing")
+            raise bad(f"{what} has a binary_data_size, but the header Inference-Header-Content-Length is missing")
         if taken + size > len(blobs):
             raise bad(f"{what}: its binary data has {len(blobs) - taken} bytes, not the {size} announced")
         blob = blobs[taken : taken + size]
@@ -202,12 +202,12 @@ def _add_outputs(request: pb.ModelInferRequest, document: dict[str, Any]) -> dic
 def raw_request(
     model: str, version: str, body: bytes, metadata: pb.ModelMetadataResponse
 ) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
-    """Returns the same for a body that is only the one input's bytes; its shape follows from the metadata.
+    """Returns the frame for a body that is only the bytes of the one input, whose shape follows from the metadata.
 
     A BYTES input is one string, without the length before it. Raises MeshError if the shape cannot be determined.
     """
     if len(metadata.inputs) != 1:
-        raise bad(f"a body without JSON needs a model with one input, this one has {len(metadata.inputs)}")
+        raise bad(f"a body without JSON needs a model with one input, but this one has {len(metadata.inputs)}")
     expected = metadata.inputs[0]
     what = f"input {expected.name!r:.100}"
     datatype = tensors.check_datatype(what, expected.datatype)
@@ -220,10 +220,10 @@ def raw_request(
         body = len(body).to_bytes(4, "little") + body
     elif unknown:
         if len(unknown) > 1:
-            raise bad(f"{what} has the shape {shape}: with more than one open dimension the body needs its JSON part")
+            raise bad(f"{what} has the shape {shape}: with more than one variable dimension the body needs a JSON part")
         row = tensors.width_of(datatype) * math.prod(size for size in shape if size >= 0)
         if not row or len(body) % row:
-            raise bad(f"{what}: {len(body)} bytes are no whole number of rows of {row} bytes")
+            raise bad(f"{what}: {len(body)} bytes are not a multiple of {row}, the bytes of a row")
         shape[unknown[0]] = len(body) // row
     tensors.check_raw(what, datatype, tuple(shape), body)
     request = pb.ModelInferRequest(model_name=model, model_version=version)
@@ -276,7 +276,7 @@ def encode_parts(response: pb.ModelInferResponse, form: Form) -> tuple[list[byte
     if response.parameters:
         document["parameters"] = _show_parameters(response.parameters)
     document["outputs"] = outputs
-    # ASCII: clients count the JSON part in characters or in bytes, and both are right.
+    # ASCII, because some clients count the JSON part in characters, others in bytes.
     head = json.dumps(document, separators=(",", ":")).encode()
     return ([head, *blobs], len(head)) if any_binary else ([head], None)
 
@@ -325,11 +325,11 @@ def _text(document: dict[str, Any], name: str, what: str) -> str:
 
 
 def _encodable(text: str, what: str) -> str:
-    """Returns the text, unless it holds halves of surrogate pairs, which JSON can write but no message can hold."""
+    """Returns the text. Raises MeshError for lone surrogates, which JSON can express but no message can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise bad(f"{what} is no valid text") from error
+        raise bad(f"{what} is not valid text") from error
     return text
 
 
@@ -363,7 +363,7 @@ def _set_parameters(target: Any, parameters: dict[str, Any], what: str) -> None:
         elif isinstance(value, int) and 0 <= value < 1 << 64:
             parameter.uint64_param = value
         else:
-            raise bad(f"{what}: parameter {name!r:.100} must be a string, a number of 64 bits, true or false")
+            raise bad(f"{what}: parameter {name!r:.100} must be a string, a 64-bit number, true or false")
 
 
 def _show_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
@@ -372,6 +372,6 @@ def _show_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, A
         choice = parameter.WhichOneof("parameter_choice")
         if choice is not None:
             value = getattr(parameter, choice)
-            # JSON has neither NaN nor infinities; a parameter is no reason to lose an answer.
+            # JSON has neither NaN nor infinities, but an answer should not fail because of a parameter.
             shown[name] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
     return shown

@@ -1,8 +1,8 @@
 """Failures in the form of REST: the HTTP status of the table in `mesh.statuses`, and the reason as JSON.
 
-A failure of the worker's own dispatcher comes back through a call, as a gRPC status with details; the reason is read
-from there, because several reasons with different HTTP statuses share a gRPC code. A model server's answer has no such
-details: then the code decides.
+A failure in the worker's own dispatcher comes back through a call, as a gRPC status with details. The details give the
+reason, because several reasons with different HTTP statuses share a gRPC code. A model server's answer has no such
+details, so the code decides.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ def _our_own(answer: LocalAnswer) -> MeshError | None:
             elif detail.type_url.endswith("/google.rpc.RetryInfo"):
                 delay = details_pb2.RetryInfo.FromString(detail.value).retry_delay
                 retry_after = delay.seconds + delay.nanos / 1e9
-    except (ValueError, DecodeError):  # broken details of a model server: use its code and text
+    except (ValueError, DecodeError):  # details from a model server, and malformed: use its code and text
         return None
     if reason is None or reason.code != answer.code:
         return None

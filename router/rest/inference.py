@@ -1,7 +1,7 @@
-"""One inference over REST, whichever server took it: from a body to the equivalent gRPC message, and back.
+"""One inference over REST, independent of the HTTP server: from a body to the equivalent gRPC message, and back.
 
-The form of bodies is in `documents`. Here: sizes, time, and the place of conversion: the converter (`conversions`)
-takes what the event loop cannot do within milliseconds.
+`documents` defines the form of bodies. This module is about sizes, time, and where to convert: the converter
+(`conversions`) gets the bodies that the event loop cannot convert within milliseconds.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from router.rest.conversions import Conversions
 
 _SMALL = 64 * 1024  # bytes of JSON that are converted in the event loop: about 3 ms
 _UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
-_EXPANSION = 1032  # zlib's at most
+_EXPANSION = 1032  # the most that zlib achieves
 _LARGE = 1 << 20  # bytes that take a millisecond to copy: between two copies, other calls run
 _WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 
@@ -42,7 +42,7 @@ class Send(Protocol[R_co]):
 
 
 class Inference:
-    """The inferences over REST of one worker."""
+    """Inference over REST, in one worker."""
 
     def __init__(self, models: Models, conversions: Conversions, *, max_message: int) -> None:
         """Stores its parts. `max_message`: bytes of a message, either way."""
@@ -51,8 +51,8 @@ class Inference:
         self._max_message = max_message
 
     async def infer(self, asked: Asked, target: Target, hold: Hold, read: Read, send: Send[R]) -> R:
-        """Reads the request, carries it out, sends the reply. Returns the result of `send`. Raises Failed,
-        MeshError."""
+        """Reads the request, carries it out, sends the reply. Returns the result of `send`. Raises
+        CallFailed, MeshError."""
         header_length = asked.header_length()
         body = await read(hold)
         if encoding := asked.encoding():
@@ -93,7 +93,7 @@ class Inference:
         return documents.framed(message, raws), form
 
     async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
-        """Returns the body without its Content-Encoding. The result gets room before the body is decompressed."""
+        """Returns the decompressed body, for which room is taken before it is decompressed."""
         hold.request(body.size + min(self._max_message, body.size * _EXPANSION))
         if body.size <= _UNPACKED:
             plain = decompress(body.joined(), encoding, self._max_message)
@@ -138,10 +138,10 @@ async def _in_time(caller: Caller) -> AsyncIterator[None]:
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """Returns a body without its Content-Encoding, of at most `limit` bytes. Raises MeshError."""
+    """Returns the decompressed body, of at most `limit` bytes. Raises MeshError."""
     window = _WINDOWS.get(encoding)
     if window is None:
-        raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not known: use gzip or deflate")
+        raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not supported: use gzip or deflate")
     try:
         return inflate.whole(body, window, limit)
     except inflate.TooLong as error:

@@ -1,6 +1,6 @@
-"""The management API of REST, `/mesh/v1/`: models, pods, numbers: the table of routes, and documents in and out.
+"""The management API over REST, `/mesh/v1/`, for models, pods and numbers: its routes, and documents in and out.
 
-`router.management` does the work, as for gRPC. Importing many models is in `router.rest.bulk`.
+`router.management` does the work, as for gRPC. Imports of many models are in `router.rest.bulk`.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or fo
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a path, their operation, and the function of `ManagementApi` that does it."""
+    """A method and a path, with their operation and the method of `ManagementApi` that serves them."""
 
     method: str
     path: str
@@ -66,7 +66,7 @@ ROUTES = (
     _route("GET", "settings", operations.SETTINGS, "dynamic_settings"),
     _route("PUT", "settings/{id}", operations.SET, "set_dynamic"),
 )
-"""All routes. The operation decides who may call, as over gRPC."""
+"""All routes. Permissions depend on the operation, as over gRPC."""
 
 
 class ManagementApi:
@@ -111,7 +111,7 @@ class ManagementApi:
         return web.json_response(modeldocuments.status_of(model_id, status), status=201 if status.created else 200)
 
     async def status(self, request: web.Request) -> web.Response:
-        """Returns a model's status. Never loads it."""
+        """Returns a model's status. Never loads the model."""
         model_id = _id(request)
         status = await self._management.status.of(model_id)
         document = modeldocuments.status_of(model_id, status)
@@ -167,7 +167,7 @@ class ManagementApi:
         """Registers many models from newline-delimited JSON."""
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip"):
-            raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not known: use gzip")
+            raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not supported: use gzip")
         if self._imports >= bulk.AT_ONCE:
             text = f"{bulk.AT_ONCE} imports are under way in this worker: wait for one to end"
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
@@ -187,8 +187,8 @@ class ManagementApi:
                     await response.write(json.dumps(document).encode() + b"\n")
             except TimeoutError as error:
                 if request.transport is not None:
-                    request.transport.abort()  # a close would wait for unread data
-                raise ConnectionResetError(f"the client read no answer for {_READ_TIMEOUT:g} s") from error
+                    request.transport.abort()  # close() would wait for unread data
+                raise ConnectionResetError(f"the client has read nothing for {_READ_TIMEOUT:g} s") from error
 
         chunks = _chunks(request)
         lines = bulk.lines_of(bulk.bounded(bulk.gunzip(chunks) if gzipped else chunks))
@@ -196,7 +196,7 @@ class ManagementApi:
             await bulk.Import(self._management.registration, write).run(lines)
         except ConnectionError:  # the client has gone
             raise
-        except Exception:  # the answer has begun and can no longer become an error
+        except Exception:  # the answer has begun, so it is too late for an error status
             log.exception("import failed")
             text = "internal error, see the router's log"
             await write({"error": {"line": None, "id": None, "reason": Reason.INTERNAL.name, "text": text}})
@@ -219,15 +219,15 @@ class ManagementApi:
         return web.json_response({"pod": name, "incarnations": await self._management.pods.forget(name)})
 
     async def routers(self, _: web.Request) -> web.Response:
-        """Returns all routers of the mesh, as in etcd."""
+        """Returns all routers of the mesh, by their records in etcd."""
         return web.json_response({"routers": list(map(asdict, await self._management.pods.routers()))})
 
     async def describe_pod(self, request: web.Request) -> web.Response:
-        """Returns one pod, as its agent describes it now."""
+        """Returns a pod's description by its agent."""
         return web.json_response(asdict(await self._management.pods.describe(_id(request))))
 
     async def questions(self, request: web.Request) -> web.Response:
-        """Returns a pod's latest evictions and refusals for lack of room, with all data behind them."""
+        """Returns a pod's latest evictions and refusals for lack of room, with the data that they were based on."""
         lines = await self._management.pods.questions(_id(request))
         return web.json_response({"decisions": [json.loads(line) for line in lines]})
 
@@ -244,7 +244,7 @@ class ManagementApi:
         return web.json_response({"settings": await self._management.tuning.read()})
 
     async def set_dynamic(self, request: web.Request) -> web.Response:
-        """Changes one of them: the body is the setting, a JSON object; an empty object removes it."""
+        """Changes a setting: the body is its value, a JSON object; an empty object removes the setting."""
         name = _id(request)
         tuning.check(name)
         body = await _object(request, optional=True)
@@ -263,14 +263,14 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout(_READ_TIMEOUT):
                 chunk = await content.readany()
         except TimeoutError as error:
-            raise MeshError(Reason.DEADLINE, f"no more of the body came for {_READ_TIMEOUT:g} s") from error
+            raise MeshError(Reason.DEADLINE, f"no more of the body arrived for {_READ_TIMEOUT:g} s") from error
         if not chunk:
             return
         yield chunk
 
 
 def _id(request: web.Request) -> str:
-    """Returns the id in the path, from the path as it came. Raises MeshError."""
+    """Returns the id in the path, which is split before it is decoded. Raises MeshError."""
     below = request.rel_url.raw_path.removeprefix(PREFIX).split("/")
     try:
         return records.check_id(decoded(below[1]))
@@ -288,7 +288,7 @@ async def _object(request: web.Request, *, optional: bool = False) -> dict[str, 
             while len(body) <= _MAX_BODY and (more := await request.content.read(_MAX_BODY + 1 - len(body))):
                 body += more
     except TimeoutError as error:
-        raise MeshError(Reason.TOO_SLOW, f"the body did not come within {_BODY_TIMEOUT:g} s") from error
+        raise MeshError(Reason.TOO_SLOW, f"the body did not arrive within {_BODY_TIMEOUT:g} s") from error
     if len(body) > _MAX_BODY:
         raise too_large("the body", _MAX_BODY, "")
     if optional and not body:

@@ -23,7 +23,7 @@ MAX_COPIES = 1000
 def item_of(item: dict[str, Any], model_id: object) -> Item:
     """Returns the item that a document registers; the key may be text or an object. Raises MeshError.
 
-    Management checks what an id may hold."""
+    Management checks the ids themselves."""
     if not isinstance(model_id, str):
         raise MeshError(Reason.BAD_REQUEST, "id must be a string")
     key = item.get("key")
@@ -43,7 +43,7 @@ def item_of(item: dict[str, Any], model_id: object) -> Item:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise MeshError(Reason.BAD_REQUEST, f"{name} is no valid text") from error
+                raise MeshError(Reason.BAD_REQUEST, f"{name} is not valid text") from error
         texts.append(text)
     if not texts[1]:
         raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
@@ -67,7 +67,7 @@ def limits_of(item: dict[str, Any], base: CopyLimits = UNLIMITED) -> CopyLimits:
             )
         values[index] = value
     if any(isinstance(value, int) and value > MAX_COPIES for value in values[:2]):
-        raise MeshError(Reason.BAD_REQUEST, f"more than {MAX_COPIES} copies cannot be asked for")
+        raise MeshError(Reason.BAD_REQUEST, f"a model can have at most {MAX_COPIES} copies")
     try:
         return CopyLimits(values[0], values[1], None if values[2] is None else bool(values[2]))
     except ValueError as error:

@@ -1,13 +1,13 @@
 """Protection of management over REST from foreign web pages.
 
-A browser sends some requests to any address without a preflight, those that a form can send: a POST with one of three
-content types, or none. A page on the Internet could thus register models in the mesh on its reader's laptop. Hence a
-request that changes something must be JSON by its content type, or carry a header of the mesh's: browsers ask first
-before they send either, and the answer is always no (there is no CORS here). Requests that name another origin than the
-one they were sent to are refused as well.
+Browsers send the requests that a form can send (a POST with one of three content types, or none) to any address without
+a preflight. A page on the Internet could thus register models in the mesh on its reader's laptop. That is why a request
+that changes something must have JSON's content type, or the mesh's own header: before it sends either, a browser asks,
+and the answer is always no (there is no CORS here). Requests that name another origin than the one to which they were
+sent are refused as well.
 
-A page can also have its own name resolved to 127.0.0.1, and then is of the same origin. So if the mesh listens on
-loopback only, the host that a request names must be one of this machine's own.
+A page can also have its own name resolved to 127.0.0.1, and is then of the same origin. If the mesh listens on loopback
+only, the host that a request names must therefore be one of this machine's names.
 """
 
 import ipaddress
@@ -35,17 +35,17 @@ def is_loopback(address: str) -> bool:
 
 
 def check(request: web.Request, *, loopback: bool) -> None:
-    """Refuses a request that a foreign page may have sent: raises MeshError."""
+    """Raises MeshError for a request that a foreign page may have sent."""
     host = _host_of(request.headers.get("Host", ""))
     if not host and request.version < HttpVersion11:
-        host = "mesh"  # Envoy's default; browsers name a host
+        host = "mesh"  # Envoy's default; browsers always name a host
     if loopback and not _is_local(host):
-        text = f"this mesh listens on loopback only, and the request is for the host {host:.100}: use localhost"
+        text = f"this mesh listens on loopback only, but the request is for the host {host:.100}: use localhost"
         raise MeshError(Reason.FORBIDDEN, text)
     origin = request.headers.get("Origin")
     if origin is not None and not _same(origin, request.headers.get("Host", "")):
         raise MeshError(Reason.FORBIDDEN, f"pages of {origin:.100} may not manage this mesh")
-    if request.method in _READING or request.method == "DELETE":  # browsers ask before they send a DELETE
+    if request.method in _READING or request.method == "DELETE":  # browsers ask first before they send a DELETE
         return
     if HEADER not in request.headers and not _is_json(request.headers.get("Content-Type", "")):
         text = f"send the header Content-Type: application/json, or {HEADER}: 1 (it proves that no web page sent this)"

@@ -1,7 +1,7 @@
-"""Memory files that a worker and its converter exchange, with a head of JSON and a body of bytes.
+"""Memory files that a worker and its converter exchange: a head of JSON and a body of bytes.
 
-Bodies of megabytes do not pass through a socket. They are in a memfd, whose descriptor is passed; the packet with it
-only holds the lengths of the two parts.
+Bodies of megabytes are not sent through a socket. They are in a memfd, whose descriptor is sent in a packet with the
+lengths of the two parts.
 """
 
 import array
@@ -18,7 +18,7 @@ _FDS = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 class Gone(Exception):
-    """An exchange whose other side has closed its end."""
+    """The other side of an exchange has closed its end."""
 
 
 class Paper:
@@ -40,13 +40,13 @@ class Paper:
         self.close()
 
     def close(self) -> None:
-        """Frees the memory, once no view of it is left."""
+        """Frees the memory, once all views of it are released."""
         self.body.release()
         self._map.close()
 
 
 def send(connection: socket.socket, head: dict[str, Any], body: Iterable[bytes | memoryview]) -> None:
-    """Writes and hands over a paper. Raises Gone, and OSError if there is no memory."""
+    """Writes a paper and sends it. Raises Gone, and OSError if there is no memory."""
     encoded = json.dumps(head).encode()
     descriptor = os.memfd_create("mesh-body", os.MFD_CLOEXEC)
     try:
@@ -67,7 +67,7 @@ def send(connection: socket.socket, head: dict[str, Any], body: Iterable[bytes |
 
 
 def receive(connection: socket.socket) -> Paper:
-    """Takes a paper. Raises Gone; BlockingIOError if there is none and the socket does not block."""
+    """Receives a paper. Raises Gone; BlockingIOError if there is none and the socket does not block."""
     try:
         packet, ancillary, _, _ = connection.recvmsg(_packet.size, _FDS, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:

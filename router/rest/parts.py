@@ -24,4 +24,4 @@ class Parts:
     view: View
     bodies: Bodies
     conversions: Conversions
-    snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # metrics of all workers of this router pod, merged; bounded
+    snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # merged metrics of all workers of this router pod

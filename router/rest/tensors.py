@@ -1,13 +1,13 @@
 """One tensor in its four forms: JSON data, the binary blob of REST, raw and typed contents of gRPC.
 
-For model servers everything becomes raw contents, the one form that holds every datatype and that a request may use for
-all of its inputs alike; a REST blob is the same bytes. A client's declarations are never trusted: a shape is compared
-with the data before either is used, so no memory is taken for data that did not come.
+For model servers everything becomes raw contents, the only form that holds every datatype, so that a request can use
+it for all inputs; a REST blob is the same bytes. A client's declarations are not trusted: a shape is compared with the
+data before either is used, so no memory is taken for data that never arrive.
 
-JSON is read strictly, for a silently changed number is worse than an error: no booleans for numbers, no fractions for
-integers, nothing out of range, no NaN or infinity, and no FP16 or BF16, which JSON numbers cannot carry faithfully.
-Some languages write every number with a point or an exponent. JSON's parser makes a float of such a literal, which may
-be a different number (9007199254740993.0), so for integers the literals are read a second time, exactly.
+JSON is read strictly, because a silently changed number is worse than an error: no booleans for numbers, no fractions
+for integers, nothing out of range, no NaN or infinity, and no FP16 or BF16, which JSON numbers cannot express exactly.
+Some languages write every number with a point or an exponent. JSON's parser turns such a literal into a float, which
+may be another number (9007199254740993.0), so for integers these literals are read again, exactly.
 """
 
 import binascii
@@ -25,18 +25,18 @@ from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import DATATYPES, OF_NAME
 
 DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.field and kind.size}
-"""The datatypes that JSON can carry as numbers, in raw form: little-endian, without padding."""
+"""The datatypes that JSON can express as numbers, in raw form: little-endian, without padding."""
 
 _BINARY_ONLY = frozenset(kind.name for kind in DATATYPES if not kind.field)
 _MAX_DIMENSION = (1 << 63) - 1  # int64 in the protocol
 _EXACT = 1 << 53  # up to here a float holds every integer
 _MAX_DIGITS = 30  # more than any integer datatype has
 _BEYOND: int = 10**_MAX_DIGITS
-_MAX_RANK = 64  # NumPy's; also keeps the product of all dimensions, a number without bounds in Python, cheap
+_MAX_RANK = 64  # NumPy's; it also keeps the product of all dimensions, which Python does not bound, cheap
 
 
 def bad(text: str) -> MeshError:
-    """Returns the error for a request that its sender has to correct."""
+    """Returns the error for a request that the client has to correct."""
     return MeshError(Reason.BAD_REQUEST, text)
 
 
@@ -53,25 +53,25 @@ def check_shape(what: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, list):
         raise bad(f"{what}: shape must be a list of whole numbers")
     if len(shape) > _MAX_RANK:
-        raise bad(f"{what}: shape has {len(shape)} dimensions, {_MAX_RANK} at most are taken")
+        raise bad(f"{what}: shape has {len(shape)} dimensions, but at most {_MAX_RANK} are allowed")
     for size in shape:
         if type(size) is not int or not 0 <= size <= _MAX_DIMENSION:
-            raise bad(f"{what}: shape holds {size!r:.100}, where only whole numbers from 0 can be")
+            raise bad(f"{what}: shape contains {size!r:.100}; only whole numbers from 0 are allowed")
     return tuple(shape)
 
 
 class NotWhole(str):
-    """A literal, as written, that is no integer or an integer that no float holds."""
+    """A literal, as written, that is not an integer, or an integer that no float represents exactly."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def whole(literal: str) -> int | NotWhole:
-    """Returns the integer that a literal with a point or an exponent stands for, or the literal if it stands for none,
-    or for one that readers of floats would round: for JSON's `parse_float`.
+    """Returns the integer that a literal with a point or an exponent stands for; returns the literal if it is not an
+    integer, or one that a float would round. For JSON's `parse_float`.
 
-    A number beyond all integer datatypes stays beyond them.
+    A number out of the range of all integer datatypes remains out of range.
     """
     try:
         number = decimal.Decimal(literal)
@@ -103,7 +103,7 @@ def raw_from_json(
     such a literal stands for an integer. `base64`: the strings of a BYTES tensor are in base64.
     """
     if datatype in _BINARY_ONLY:
-        raise bad(f"{what}: {datatype} cannot be sent as JSON, send it as binary data")
+        raise bad(f"{what}: {datatype} cannot be sent as JSON: send it as binary data")
     items = _flatten(what, shape, data if isinstance(data, list) or shape else [data])
     if datatype == "BYTES":
         return _pack_encoded(what, items) if base64 else _pack_strings(what, items)
@@ -123,23 +123,23 @@ def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: bytes | mem
     if datatype == "BYTES":
         found = _count_strings(what, raw)
         if found != elements:
-            raise bad(f"{what}: {found} strings came for the shape {list(shape)}, which has {elements} elements")
+            raise bad(f"{what}: the data has {found} strings, but the shape {list(shape)} has {elements} elements")
         return
     width = width_of(datatype)
     if len(raw) != elements * width:
         raise bad(
-            f"{what}: {len(raw)} bytes came for {datatype} of the shape {list(shape)}, which takes {elements * width}"
+            f"{what}: the data has {len(raw)} bytes, but {datatype} of the shape {list(shape)} takes {elements * width}"
         )
 
 
 def width_of(datatype: str) -> int:
-    """Returns the bytes of one element; 0 for BYTES, whose elements differ."""
+    """Returns the bytes of one element; 0 for BYTES, whose elements differ in size."""
     return OF_NAME[datatype].size
 
 
 def json_from_raw(what: str, datatype: str, raw: bytes) -> list[Any]:
     """Returns flat JSON data of raw contents. Raises MeshError: INTERNAL if the contents are broken, BAD_REQUEST if
-    JSON cannot carry them."""
+    JSON cannot express them."""
     if datatype in _BINARY_ONLY:
         raise _binary_only(what, f"{datatype} cannot be sent as JSON")
     if datatype == "BYTES":
@@ -190,25 +190,25 @@ def _flatten(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
     items = data
     if len(shape) > 1 and list in set(map(type, data)):
         if len(data) != shape[0]:
-            raise bad(f"{what}: data has {len(data)} rows, its shape {list(shape)} has {shape[0]}")
+            raise bad(f"{what}: data has {len(data)} rows, but its shape {list(shape)} has {shape[0]}")
         for depth, size in enumerate(shape[1:], 1):
             for item in items:
                 if type(item) is not list or len(item) != size:
                     raise bad(
-                        f"{what}: data is nested otherwise than its shape {list(shape)}: dimension {depth} must have "
+                        f"{what}: data is not nested like its shape {list(shape)}: dimension {depth} must have "
                         f"{size} elements everywhere"
                     )
             items = list(itertools.chain.from_iterable(items))
     elements = math.prod(shape)
     if len(items) != elements:
-        raise bad(f"{what}: {len(items)} elements came for the shape {list(shape)}, which has {elements}")
+        raise bad(f"{what}: data has {len(items)} elements, but its shape {list(shape)} has {elements}")
     return items
 
 
 def _refuse(what: str, datatype: str, items: list[Any], allowed: tuple[type, ...]) -> MeshError:
     wrong = next(item for item in items if type(item) not in allowed)
     shown = "a list" if isinstance(wrong, list) else "an object" if isinstance(wrong, dict) else f"{wrong!r:.60}"
-    return bad(f"{what}: {shown} is no {datatype} value")
+    return bad(f"{what}: {shown} is not a valid {datatype} value")
 
 
 def _booleans(what: str, datatype: str, items: list[Any], kinds: set[type]) -> npt.NDArray[Any]:
@@ -226,7 +226,7 @@ def _integers(what: str, datatype: str, items: list[Any], kinds: set[type]) -> n
         for item in items:
             # In between, a float may stand for another integer than the one written; above, for none.
             if type(item) is float and not (item.is_integer() and not _EXACT <= abs(item) < 1 << 64):
-                raise bad(f"{what}: {item!r} is no {datatype} value")
+                raise bad(f"{what}: {item!r} is not a valid {datatype} value")
         items = [int(item) for item in items]
     bounds = np.iinfo(DTYPES[datatype])
     if items and not (bounds.min <= min(items) and max(items) <= bounds.max):
@@ -243,7 +243,7 @@ def _floats(what: str, datatype: str, items: list[Any], kinds: set[type]) -> npt
             array = np.array(items, np.float64).astype(DTYPES[datatype], copy=False)
     except OverflowError as error:
         raise bad(f"{what}: a number is out of the range of {datatype}") from error
-    if not np.isfinite(array).all():  # also 1e999, which JSON's own parser takes for infinity
+    if not np.isfinite(array).all():  # also 1e999, which JSON's parser reads as infinity
         raise bad(f"{what}: a number is out of the range of {datatype}")
     return array
 
@@ -264,7 +264,7 @@ def _pack_strings(what: str, items: list[Any]) -> bytes:
             parts.append(len(encoded).to_bytes(4, "little"))
             parts.append(encoded)
     except UnicodeEncodeError as error:
-        raise bad(f"{what}: a string is no valid text; send it as binary data") from error
+        raise bad(f"{what}: a string is not valid text: send it as binary data") from error
     return b"".join(parts)
 
 
@@ -276,7 +276,7 @@ def _pack_encoded(what: str, items: list[Any]) -> bytes:
         try:
             decoded = binascii.a2b_base64(item.encode("ascii"), strict_mode=True)
         except ValueError as error:  # binascii.Error, UnicodeEncodeError
-            raise bad(f"{what}: {item!r:.60} is not base64, which its content_type says it is") from error
+            raise bad(f"{what}: {item!r:.60} is not base64, as its content_type says") from error
         parts.append(len(decoded).to_bytes(4, "little"))
         parts.append(decoded)
     return b"".join(parts)
@@ -309,7 +309,7 @@ def _unpack_strings(what: str, raw: bytes) -> list[bytes]:
 
 def _to_list(what: str, array: npt.NDArray[Any]) -> list[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _binary_only(what, "it holds NaN or infinite values, which JSON cannot carry")
+        raise _binary_only(what, "it contains NaN or infinite values, which JSON cannot express")
     values: list[Any] = array.tolist()
     return values
 
@@ -318,8 +318,8 @@ def _utf8(what: str, item: bytes) -> str:
     try:
         return item.decode()
     except UnicodeDecodeError as error:
-        raise _binary_only(what, "it holds bytes that are no text, which JSON cannot carry") from error
+        raise _binary_only(what, "it contains bytes that are not text, which JSON cannot express") from error
 
 
 def _binary_only(what: str, why: str) -> MeshError:
-    return bad(f"{what}: {why}: ask for it with the parameter binary_data")
+    return bad(f"{what}: {why}: request it with the parameter binary_data")

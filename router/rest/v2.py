@@ -1,7 +1,7 @@
 """V2 REST: the Open Inference Protocol over HTTP, with the binary tensor extension, as aiohttp serves it.
 
-Only the aiohttp part is here. `asked` reads a request, `inference` carries an inference out, and `router.inference`
-answers for the server and its models.
+This module is only the aiohttp part. `asked` reads a request, `inference` carries out an inference, and
+`router.inference` answers for the server and its models.
 """
 
 from functools import partial
@@ -51,11 +51,11 @@ class V2:
         return _json({"name": found.name, "version": found.version, "extensions": list(found.extensions)})
 
     async def live(self, _: web.Request) -> web.Response:
-        """Answers: live means nothing more."""
+        """Answers that the server is live, which only means that this worker answers."""
         return _json({"live": self._server.live(pb.ServerLiveRequest()).live})
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Says whether an inference can be served, or 503 with the reason."""
+        """Answers that inference can be served, or 503 with the reason why not."""
         reason = self._server.why_not_ready()
         if reason is not None:
             status, body = errors.of_error(MeshError(Reason.UNAVAILABLE, reason))
@@ -75,7 +75,7 @@ class V2:
     # --- a model ---
 
     async def get_model(self, request: web.Request) -> web.Response:
-        """Returns metadata, or answers `/ready`. A model that is not loaded gets loaded."""
+        """Returns a model's metadata, or answers `/ready`. Loads a model that is not loaded."""
         asked = _asked(request)
         model, version, operation = asked.target()
         if operation == "ready":
@@ -87,7 +87,7 @@ class V2:
             raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to get at {asked.path:.200}")
         try:
             found = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), asked.caller())
-        except CallFailed as failed:  # ids may end like an extension's paths, so these come second
+        except CallFailed as failed:  # ids may end like an extension's paths, so check those only now
             refusal = extensions.of_operation(asked.path)
             if refusal is None or failed.answer.code != Code.NOT_FOUND:
                 raise

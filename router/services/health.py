@@ -1,6 +1,6 @@
 """`grpc.health.v1.Health`: whether this router can serve, for load balancers and `grpc_health_probe`.
 
-It says the same as the `/ready` probe, for each of our services: they are ready together.
+It answers the same as the `/ready` probe for each of the router's services, because all are ready at the same time.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from router.services.methods import decode, streaming
 KNOWN = frozenset({"", SERVICE, "mmesh.ModelMesh", "grpc.health.v1.Health"})
 
 MAX_WATCHES = 1000
-"""Concurrent calls of Watch in one worker: each looks once a second, at 20 us."""
+"""Concurrent calls of Watch in one worker: each checks once a second, which takes 20 us."""
 
-_LOOK = 1.0  # seconds between looks of a watch: readiness is polled, it sends no events
+_LOOK = 1.0  # seconds between two checks of a watch: readiness has to be polled
 
 _Status = pb.HealthCheckResponse.ServingStatus
 
@@ -47,7 +47,7 @@ class Health:
         frame = await call.read()
         request = decode(pb.HealthCheckRequest, call, frame or framing.pack(b""))
         status = self._status(request.service)
-        if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:  # as the protocol demands, of Check only
+        if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:  # as the protocol demands for Check, but not for Watch
             call.fail(Code.NOT_FOUND, f"unknown service {request.service:.200}")
         else:
             call.reply(framing.pack(pb.HealthCheckResponse(status=status).SerializeToString()))

@@ -1,7 +1,7 @@
-"""Handlers made of a service's methods: frames in, messages out, failures as statuses.
+"""Handlers made from a service's methods: frames become messages, and failures become statuses.
 
-Unary methods whose request has arrived are answered at once, without a task; the rest run in tasks that end when their
-caller goes away.
+Unary methods whose request has arrived are answered at once, without a task; all others run in tasks that end when
+their caller goes away.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ log = logs.get(__name__)
 
 M = TypeVar("M", bound=Message)
 
-MAX_REQUEST = 1 << 20  # bytes; these requests hold names
+MAX_REQUEST = 1 << 20  # bytes; these requests only hold names
 
 _tasks = Tasks()  # each ends with its call, and calls end with their connections
 
@@ -63,7 +63,7 @@ def streaming(serve: Callable[[wire.Call], Awaitable[None]]) -> wire.Handler:
 
 
 def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
-    """Runs the work of one call; an error that it raises is the call's answer."""
+    """Runs the work of one call; an error that the work raises becomes the answer."""
 
     async def guarded() -> None:
         try:

@@ -1,8 +1,8 @@
 """The management API over gRPC: `mmesh.ModelMesh`, and the older names its clients still use.
 
-Only the form is here: messages into management's requests and results back (`ModelMesh`, functions of the API's
-messages), and these as methods of gRPC (`methods`). Each request is a task that ends with its call; a load that a
-request began goes on when its caller leaves.
+This module only converts: `ModelMesh` turns the API's messages into management's requests, and results into messages;
+`methods` makes gRPC methods of these functions. Each request is a task that ends with its call; a load that a request
+has begun continues when its caller leaves.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class ModelMesh:
         self._management = management
 
     async def register(self, request: pb.RegisterModelRequest) -> pb.ModelStatusInfo:
-        """Registers a model, and has it loaded on request."""
+        """Registers a model, and if requested has it loaded."""
         info = request.modelInfo
         item = Item(request.modelId, info.type, info.path, info.key)
         wanted = Register(item, load_now=request.loadNow, sync=request.sync, last_used_ms=request.lastUsedTime)
@@ -83,7 +83,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "deleteVModel": operations.DELETE_VMODEL,
     "getVModelStatus": operations.VMODEL_STATUS,
 }
-"""The operation of each method, by its short name. It decides who may call, over gRPC as over REST."""
+"""The operation of each method, by its short name. Permissions depend on it, over gRPC as over REST."""
 
 
 def methods(management: Management, managed: Managed) -> Mapping[bytes, wire.Handler]:

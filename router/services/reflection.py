@@ -1,7 +1,7 @@
 """`grpc.reflection`, v1 and v1alpha: the services of this endpoint, for grpcurl and the like.
 
-Served from our own descriptor pool, and only for services that clients may call: the protocol between router and agents
-is private. The two versions of the service differ only in the names of their packages.
+It uses Mesh's own descriptor pool, and only covers services that clients may call: the protocol between router and
+agents is private. The two versions of the service differ only in the names of their packages.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def _file(name: str) -> bytes:
 
 def _file_of(symbol: str) -> bytes:
     """Returns the encoded descriptor of the file that defines the symbol. Raises MeshError."""
-    # The pool knows services, not their methods.
+    # The pool has names of services, but not of their methods.
     for candidate in (symbol, symbol.rpartition(".")[0]):
         try:
             return _file(POOL.FindFileContainingSymbol(candidate).name)
@@ -51,7 +51,7 @@ def _answer(pb: Any, request: Any) -> Any:
         elif kind == "file_containing_symbol":
             reply.file_descriptor_response.file_descriptor_proto.append(_file_of(request.file_containing_symbol))
         elif kind == "all_extension_numbers_of_type":
-            _file_of(request.all_extension_numbers_of_type)  # it must exist; proto3 has no extensions
+            _file_of(request.all_extension_numbers_of_type)  # the type must exist; proto3 has no extensions
             reply.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
         elif kind == "file_containing_extension":
             raise MeshError(Reason.UNKNOWN_MODEL, "there are no extensions")

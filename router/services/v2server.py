@@ -1,4 +1,4 @@
-"""The server part of V2 over gRPC: `ServerLive`, `ServerReady`, `ServerMetadata`."""
+"""The methods of V2 on the server, over gRPC: `ServerLive`, `ServerReady`, `ServerMetadata`."""
 
 from collections.abc import Mapping
 

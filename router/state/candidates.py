@@ -11,11 +11,11 @@ from router.state.pods import Pod
 log = logs.get(__name__)
 
 AVOID = 1.0
-"""Seconds for which a pod that could not be reached is tried last."""
+"""Seconds for which a pod that could not be reached is chosen last."""
 
 
 class Rollouts:
-    """The pods that are being replaced by others."""
+    """The pods that a rollout is replacing by others."""
 
     def __init__(self) -> None:
         self.outgoing: dict[str, str] = {}  # the pods, and their replacements
@@ -25,7 +25,7 @@ class Rollouts:
         members = []
         for pod in pods:
             if pod.record is not None:
-                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # its last report may be old
+                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # the last report may be old
                 members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
         before, self.outgoing = self.outgoing, rollout.outgoing(members)
         for name in self.outgoing.keys() - before.keys():

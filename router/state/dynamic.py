@@ -1,7 +1,7 @@
 """Settings that change while the mesh runs: the keys below `config/` in etcd, as the feed delivers them.
 
-Each is a text for a parser of `placement`, checked before it is written (`router.management.tuning`). A text that still
-cannot be parsed (another program wrote it) is logged, and the former value stays in force.
+Each is a text for a parser in `placement`, checked before it is written (`router.management.tuning`). If a text cannot
+be parsed all the same, because another program wrote it, this is logged and the former value stays in force.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,7 +37,7 @@ NAMES = tuple(_SETTERS)
 
 
 def parse(name: str, text: str) -> Current:
-    """Returns the values with that setting alone. Raises ValueError for a text that cannot be parsed."""
+    """Returns the values with only that setting. Raises ValueError for a text that cannot be parsed."""
     return _SETTERS[name](Current(), text)
 
 
@@ -50,13 +50,13 @@ class Dynamic:
         self.current = Current()
 
     def snapshot(self, _: int, items: Iterable[Item]) -> None:
-        """Takes all settings: a missing one is not set."""
+        """Adopts all settings; those that are missing are not set."""
         values = {self._keys.setting_of(key): value for key, value in items}
         for name in NAMES:
             self._take(name, values.get(name))
 
     def delta(self, _: int, items: Iterable[Item]) -> None:
-        """Takes changed settings."""
+        """Adopts changed settings."""
         for key, value in items:
             self._take(self._keys.setting_of(key), value)
 

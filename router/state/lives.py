@@ -1,4 +1,4 @@
-"""The lives of pods and the tombstones of models, as in etcd: the fence needs them, calls do not."""
+"""The lives of pods and the tombstones of models in etcd, which the fence needs, but calls do not."""
 
 from router.state.published import LifeSaid, TombstoneSaid
 
@@ -18,7 +18,7 @@ class Lives:
         """The models that were unregistered while a pod might still answer for them."""
 
     def clear(self) -> None:
-        """Forgets all: a snapshot follows. A pod may have come back and been cut off again, unseen."""
+        """Forgets everything before a snapshot. A pod may have come back and been cut off again, unseen."""
         self.standing.clear()
         self.ended.clear()
         self.tombstones.clear()

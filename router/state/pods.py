@@ -1,7 +1,8 @@
 """Pods and the copies in them, as one process of the router knows them.
 
-A pod is known from what it published, or only from its copies; a copy from its key, or from its agent's answer, which
-is newer. Senders of calls count here what the choice of a copy needs. `view` keeps them up to date.
+A pod is known from the record that it published, or only from its copies; a copy is known from its key, or from its
+agent's answer, which is newer. The code that sends calls counts here what the choice of a copy needs. `view` keeps pods
+and copies up to date.
 """
 
 import enum
@@ -17,11 +18,11 @@ class Waiter(Protocol):
     """A call that waits for another one of its model to end."""
 
     def resume(self) -> None:
-        """Goes on: the call may be sent."""
+        """Continues: the call may be sent."""
 
 
 class News(enum.Enum):
-    """The news of a pod for a listener."""
+    """News about a pod, for a listener."""
 
     PUBLISHED = "published"
     SUSPECT = "suspect"
@@ -59,20 +60,20 @@ class Pod:
         self.copies: dict[str, Copy] = {}
         self.disk = idset.EMPTY  # the models whose files it has on disk
         self.in_flight = 0  # our calls in it
-        self.waited_for: dict[Copy, None] = {}  # its copies for which calls wait, and perhaps some for which none does
+        self.waited_for: dict[Copy, None] = {}  # its copies that calls wait for, and perhaps some without waiting calls
         self.load = 0  # calls in flight in it, by its last reply
         self.suspect = False  # disappeared without notice
-        self.wary = False  # it has just demanded that its copies be verified
-        self.unsettled = False  # was suspect; some of its copies may still be
+        self.wary = False  # it has just demanded verification of its copies
+        self.unsettled = False  # was suspect; some of its copies may still be so
         self.unsettled_since = 0.0
-        self.failed_at = 0.0  # when its data port last could not be reached; 0: it could, or was not tried
+        self.failed_at = 0.0  # when its data port could not be reached; 0: it could, or was not tried
         self.agent_failed_at = 0.0  # the same for its agent
-        self.losses = 0  # how often connections broke in the middle of calls; those of one moment count once
-        self.lost_at = 0.0  # when one last broke
+        self.losses = 0  # times that connections broke in the middle of calls; breaks at one moment count once
+        self.lost_at = 0.0  # when the last one broke
 
     @property
     def leaving(self) -> bool:
-        """True once the pod has announced that it leaves."""
+        """True once the pod has announced that it is draining."""
         return self.record is not None and self.record.state == records.LEAVING
 
 
@@ -87,29 +88,29 @@ class Copy:
         self.record = record
         self.token = record.token
         self.headers = headers.addressed(model, record.token)  # made once, sent with every call
-        self.calls = 0  # ours in flight to it
-        self.waiting: dict[Waiter, None] = {}  # calls without a connection in the model's share, in order
+        self.calls = 0  # this process's calls in flight to it
+        self.waiting: dict[Waiter, None] = {}  # calls that wait for a connection in the model's share, in order
         self.suspect = False
         self.verified_at = -math.inf  # the start of the last read that found its record unchanged
-        self.answered = False  # known from the agent's answer; the event from etcd is still to come
+        self.answered = False  # known from the agent's answer; the event from etcd has not arrived yet
 
     @property
     def in_flight(self) -> int:
-        """The calls of this process in flight in its pod."""
+        """This process's calls in flight in the copy's pod."""
         return self.pod.in_flight
 
     @property
     def load(self) -> int:
-        """The calls in flight in its pod, by the pod's last report."""
+        """The calls in flight in the copy's pod, by the pod's last report."""
         return self.pod.load
 
     @property
     def loaded(self) -> bool:
-        """True if it is loaded, as far as known."""
+        """True if the copy is loaded, as far as known."""
         return self.record.state == records.LOADED
 
     @property
     def callable(self) -> bool:
-        """True if a call may be sent to it."""
+        """True if a call may be sent to the copy."""
         record = self.pod.record
         return self.loaded and record is not None and record.incarnation == self.record.incarnation

@@ -1,6 +1,6 @@
 """The contents of etcd's range `presence`, key by key: pods, copies, lives, tombstones.
 
-Keys and records that cannot be read are skipped with a line in the log, as are the few foreign keys in the range.
+Keys and records that cannot be read, and the few foreign keys in the range, are skipped with a line in the log.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -58,7 +58,7 @@ def read(keys: Keys, items: Iterable[Item]) -> Iterator[Said]:
         try:
             if key.startswith(copies):
                 model, pod = keys.copy_of(key)
-                if key.endswith(_TOMBSTONE):  # not a pod of that name: its key has it escaped
+                if key.endswith(_TOMBSTONE):  # not a pod of that name: in a pod's key the name is escaped
                     yield TombstoneSaid(model, value is not None)
                 elif value is None:
                     yield CopySaid(model, pod, None)

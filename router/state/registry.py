@@ -1,11 +1,11 @@
 """Reads of model records: on demand, shared by concurrent callers, and never wrong about a missing record.
 
-A model must be callable through any worker the moment its registration has returned. So "there is no such model" is
-only said after a read that began after the caller asked: a caller may join a read under way, but only trusts a record
-that it finds. For the same reason a missing record is never remembered.
+It must be possible to call a model through any worker the moment its registration has returned. A caller is therefore
+only told that a model does not exist after a read that began after it asked: it may join a read under way, but only
+trusts a record that this finds. For the same reason a missing record is never remembered.
 
-Found records are remembered, in a bounded LRU without a watch. They may be old: the agent's claim, which succeeds only
-for the current registration, validates a record for its user (a cold start).
+Found records are remembered, in a bounded LRU without a watch. They may be old, which their user, a cold start, need
+not care about: an agent's claim succeeds only for the current registration.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Registration:
 
     model_id: str
     record: ModelRecord
-    created: int  # create revision: tells one registration of the id from another
+    created: int  # create revision: distinguishes registrations of one id
     modified: int  # mod revision
 
 
@@ -55,7 +55,7 @@ class Registry:
         self._reads: dict[str, _Read] = {}
         self._cache: LRUCache[str, Registration] = LRUCache(remember)
         self._tasks = Tasks(awaited=(MeshError,))
-        self._clock = 0  # counts arrivals and starts of reads, to tell which was first
+        self._clock = 0  # counts arrivals and starts of reads, to find out which came first
 
     async def read(self, model_id: str, *, fresh: bool = False) -> Registration | None:
         """Returns the registration, or None if there is none, by a read that began after this was called.
@@ -66,7 +66,7 @@ class Registry:
         arrived = self._clock
         while True:
             read = self._reads.get(model_id)
-            # A read that has ended, but is still here because its callback has not run, must not be joined: awaiting
+            # A read that has ended, but is still here because its callback has not run, must not be joined: to await
             # it would not yield to the loop, so it would stay here forever.
             if read is None or read.task.done():
                 read = self._begin(model_id)
@@ -81,7 +81,7 @@ class Registry:
                 return found
 
     def remembered(self, model_id: str) -> Registration | None:
-        """Returns what an earlier read found. The model may be gone since, or registered again."""
+        """Returns the registration that an earlier read found. It may have been deleted or replaced since."""
         return self._cache.get(model_id)
 
     def remember(self, registration: Registration) -> None:

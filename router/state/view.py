@@ -1,16 +1,16 @@
-"""A router's view of pods and copies: a mirror of etcd's `pods/` and `copies/`, updated by what calls have shown since.
+"""A router's view of pods and copies: a mirror of etcd's `pods/` and `copies/`, corrected by the outcomes of calls.
 
-Choosing a copy for a call reads only this; nothing here does I/O, waits or reads a clock. Changes arrive as etcd
-published them, all events of one revision together, because that tells a pod that *disappeared* from a pod that
+To choose a copy, a call only reads the view; nothing here does I/O, waits or reads a clock. Changes arrive as etcd
+published them, all events of one revision together, because that distinguishes a pod that *disappeared* from a pod that
 withdrew a copy:
 
-- A pod's lease ended and it never announced that it leaves: the pod and its copies become **suspect**. They may be fine
-  (etcd stalled, and every lease ended at once), so they are still called, get no loads, and are removed by the first
-  call or probe that fails. They are restored when the pod publishes them again; a new incarnation replaces them.
-- A copy was deleted and its pod was not: the copy was withdrawn, and is forgotten at once.
+- If a pod's lease has ended and the pod never announced a drain, it and its copies become **suspect**. They may be fine
+  (if etcd stalled, all leases ended at once), so they are still called, get no loads, and are removed by the first call
+  or probe that fails. They are restored when the pod publishes them again; a new incarnation replaces them.
+- If a copy is deleted and its pod is not, the copy was withdrawn, and is forgotten at once.
 
-What calls show is newer than the mirror: a copy answered *not here* (`drop`), a load ended (`loaded`), a pod cannot be
-reached (`failed`). Later events of the mirror correct mistakes.
+The outcomes of calls are newer than the mirror: a pod did not hold the copy (`drop`), a load ended (`loaded`), a pod
+cannot be reached (`failed`). Later events of the mirror correct mistakes.
 
 A copy is callable when it is loaded and its incarnation is the one that its pod has published. A copy that is being
 loaded is known, so that callers join that load instead of starting another.
@@ -33,7 +33,7 @@ from router.state.published import CopySaid, LifeSaid, PodSaid, TombstoneSaid
 log = logs.get(__name__)
 
 SETTLE = 30.0
-"""Seconds after which a copy is forgotten if its pod, back again, has not published it: the pod has unloaded it."""
+"""Seconds after a pod's return after which its unpublished copies are forgotten: the pod has unloaded them."""
 
 
 class View:
@@ -57,7 +57,7 @@ class View:
     # --- the mirror ---
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes the whole state at one revision: missing pods and copies disappeared or were withdrawn, unseen."""
+        """Takes the complete state at one revision: missing pods and copies disappeared or were withdrawn, unseen."""
         pods: dict[str, records.PodRecord] = {}
         copies: dict[tuple[str, str], records.CopyRecord] = {}
         self.lives.clear()
@@ -140,7 +140,7 @@ class View:
         self._index(model)
 
     def _vanished(self, pod: Pod, still_there: Container[str] = ()) -> None:
-        """Handles the end of a pod's presence: it becomes suspect, or is removed if it announced that or had failed."""
+        """Handles the end of a pod's presence: it becomes suspect, or is removed if it announced this or had failed."""
         if not pod.leaving and not pod.failed_at:
             pod.suspect = pod.unsettled = True
             pod.unsettled_since = 0.0
@@ -158,38 +158,37 @@ class View:
     # --- news from calls and loads ---
 
     def loaded(self, model: str, pod: Pod, record: records.CopyRecord) -> Copy | None:
-        """Takes an agent's answer that it holds the copy. Returns None if it came from another incarnation of the
-        pod."""
+        """Takes an agent's answer that its pod holds the copy. Returns None if another incarnation gave it."""
         if pod.record is None or pod.record.incarnation != record.incarnation or self.pods.get(pod.name) is not pod:
             return None
         known = pod.copies.get(model)
         if known is not None and known.token == record.token and known.loaded and not (known.answered or known.suspect):
-            return known  # the mirror had it first
+            return known  # the mirror learned of it first
         self._publish_copy(model, pod.name, record)
         copy = pod.copies[model]
         copy.answered = True
         return copy
 
     def drop(self, copy: Copy) -> None:
-        """Removes a copy: a call has shown that its pod does not hold it."""
+        """Removes a copy, because a call has shown that its pod does not hold it."""
         if copy.pod.copies.get(copy.model) is copy:
             self._withdraw(copy)
 
     def failed(self, pod: Pod, now: float) -> None:
         """Notes that the pod's data port, or a suspect's agent, was unreachable at `now` (seconds, any clock)."""
         pod.failed_at = now or 1e-9
-        # The failure may be noted long after the pod was forgotten, when its name is another incarnation's.
+        # The failure may be reported long after the pod was forgotten, when another incarnation has its name.
         if pod.suspect and self.pods.get(pod.name) is pod:
             log.warning("a suspect pod does not answer and is removed", pod=pod.name, copies=len(pod.copies))
             self._forget(pod)
 
     def settle(self, now: float, *, away: bool = False) -> None:
-        """Forgets the copies that did not come back with their pod, and updates which pods are being replaced. Call it
+        """Forgets copies that did not come back with their pod, and updates which pods are being replaced. Call it
         every second or so. `away`: etcd does not answer this router."""
         self._rollouts.look(self.pods.values(), now)
         for pod in list(self.pods.values()):
-            # If it is still wary, it says so again; but if it stays cut off while etcd is away, each time costs a call
-            # a second try, and ends a stream that is too long to be sent twice.
+            # A pod that is still wary says so again. But if it stays cut off while etcd is unavailable, each time costs
+            # a call a second try, and ends a stream that is too long to be sent twice.
             pod.wary = pod.wary and away
             if not pod.unsettled or pod.suspect:
                 continue
@@ -236,11 +235,11 @@ class View:
     # --- listeners ---
 
     def listen(self, listener: Callable[[str, News], None]) -> None:
-        """Calls the listener from now on with each pod that publishes itself or disappears, by its name."""
+        """Calls the listener from now on when a pod publishes itself or disappears, with its name."""
         self._listeners.append(listener)
 
     def watch(self, model: str, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls back whenever the copies of that model change; returns the function that ends this."""
+        """Calls back whenever the copies of that model change; returns the function that ends the watch."""
         self._watchers.setdefault(model, []).append(callback)
 
         def unwatch() -> None:
@@ -275,7 +274,7 @@ class View:
             callback()
 
     def _withdraw(self, copy: Copy) -> None:
-        """Removes a copy, and with the last one a pod that only its copies kept in view."""
+        """Removes a copy, and with its last copy a pod that is only known from its copies."""
         self._remove(copy)
         if copy.pod.suspect and not copy.pod.copies:
             self._forget(copy.pod)
@@ -298,7 +297,7 @@ class View:
     @staticmethod
     def _retire(pod: Pod) -> None:
         if pod.pool is not None:
-            pod.pool.close()  # calls in flight go on
+            pod.pool.close()  # calls in flight continue
             pod.pool = None
 
     def _tell(self, name: str, news: News) -> None:
@@ -318,5 +317,5 @@ def _disk(pod: str, text: str) -> idset.IdSet:
     try:
         return idset.IdSet.decode(text)
     except ValueError as error:
-        log.warning("what a pod has on disk cannot be read", pod=pod, error=str(error))
+        log.warning("the list of models on a pod's disk cannot be read", pod=pod, error=str(error))
         return idset.EMPTY

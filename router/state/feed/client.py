@@ -1,6 +1,6 @@
 """A worker's end of the feed: keeps the readers of its ranges up to date, for as long as the pod lives.
 
-After a broken connection it continues each range where it was.
+After a broken connection it continues each range from where it stopped.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ class FeedClient:
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         while True:
             turned()
-            async with asyncio.timeout(_SILENCE):  # reconnecting helps if the pod lives, and is free otherwise
+            async with asyncio.timeout(_SILENCE):  # a new connection helps if the pod lives, and does no harm otherwise
                 message = await receive(reader)
             match message:
                 case [("delta" | "items" | "begin" | "snapshot") as what, str(name), *rest]:

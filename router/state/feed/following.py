@@ -1,7 +1,7 @@
 """The pod's view of etcd: follows each range that has a reader here or in a worker, and passes on changes.
 
-One `Mirror` a range: each continues from its own revision after a fault, and a range that was compacted meanwhile is
-read again while the others go on.
+Each range has its own `Mirror`, which continues from its own revision after a fault; a range that was compacted
+meanwhile is read again while the others continue.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Following:
             self._run(functools.partial(self._follow, range), range.name)
 
     def begin(self) -> None:
-        """Begins to follow the wanted ranges: their content is known to be this mesh's."""
+        """Begins to follow the wanted ranges, once their content is known to be this mesh's."""
         self._begun = True
         for range in tuple(self._wanted):
             self.want(range)

@@ -1,4 +1,4 @@
-"""The messages of pod and workers: a length (4 bytes, big-endian) and JSON, an array that begins with a word.
+"""The messages between pod and workers: a length (4 bytes, big-endian) and a JSON array that begins with a word.
 
 | from | message | says |
 | --- | --- | --- |
@@ -14,8 +14,8 @@
 | pod | `merged, number, snapshot` | the answer to `stats` |
 | pod | `drain` | the router is stopping |
 
-An epoch is the text that names one reading of a range from etcd: revisions are only comparable within it, for etcd may
-have restarted on other data. Either side ignores and logs unknown messages.
+An epoch is a text that names one reading of a range from etcd: revisions can only be compared within an epoch, because
+etcd may have restarted with other data. Either side ignores and logs unknown messages.
 
 Keys and values are bytes, written as Latin-1 text, which can hold any byte.
 """

@@ -1,11 +1,11 @@
 """One range as the pod keeps it for its workers: its content, its latest changes, and how far each worker has read.
 
-Changes are encoded once and linked one to the next. A worker's `Cursor` holds the last one that it was sent, so changes
-that no worker waits for are garbage-collected. If the change after a worker's last one is not kept, or too many bytes
-wait for it, it gets the whole range instead. So a worker that does not read costs a bounded amount of memory, and does
-not delay others.
+Changes are encoded once, and each is linked to the next. A worker's `Cursor` holds the last change that the worker was
+sent, so changes that no worker waits for are garbage-collected. If the change after a worker's last one is not kept, or
+too many bytes wait for the worker, it gets the complete range instead. A worker that does not read thus takes a bounded
+amount of memory, and does not delay others.
 
-No I/O here: `server` takes from cursors as much as the connection can carry.
+This module does no I/O: `server` takes from cursors as much as the connection can carry.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from router.state.feed.messages import encode, pack
 from router.state.feed.ranges import Item
 
 MAX_BEHIND = 64 << 20
-"""Bytes of changes that wait for one worker, beyond which it gets the whole range instead."""
+"""Bytes of changes waiting for one worker beyond which it gets the complete range instead."""
 
 KEPT = 1 << 20
 """Bytes of changes kept for a worker that may reconnect."""
@@ -25,8 +25,8 @@ PORTION = 500
 """Items in one message."""
 
 PORTION_BYTES = 1 << 20
-"""Bytes of keys and values beyond which a message is full. As JSON they may be six times as many, below
-`messages.MAX_MESSAGE` with the largest value that etcd takes."""
+"""Bytes of keys and values beyond which a message is full. As JSON they may be six times as many, which is below
+`messages.MAX_MESSAGE` even with the largest value that etcd accepts."""
 
 
 def items_of(change: Change) -> list[Item]:
@@ -64,7 +64,7 @@ class RangeLog:
         return self._last.revision
 
     def apply(self, change: Change) -> None:
-        """Takes a change from etcd. Cursors find it; the caller wakes those that wait."""
+        """Takes a change from etcd. Cursors will find it; the caller wakes those that wait."""
         items = items_of(change)
         if isinstance(change, Snapshot):
             self.epoch = secrets.token_hex(8)
@@ -93,13 +93,14 @@ class RangeLog:
                 cursor.begin()
 
     def cursor(self, epoch: str, revision: int) -> "Cursor":
-        """Returns the cursor of a worker that has read up to there, or nothing (""). `close` it at the end."""
+        """Returns a cursor for a worker that has read up to `revision` of `epoch`, or nothing (""). `close` it at the
+        end."""
         cursor = Cursor(self, self._after(epoch, revision))
         self._cursors.add(cursor)
         return cursor
 
     def _after(self, epoch: str, revision: int) -> _Change | None:
-        """Returns the last change of a worker that has read up to there, if the later ones are kept."""
+        """Returns the last change that such a worker has read, if the later ones are kept."""
         if not self.epoch or epoch != self.epoch or not self._first.revision <= revision <= self._last.revision:
             return None
         change = self._first
@@ -108,7 +109,7 @@ class RangeLog:
         return change
 
     def _everything(self) -> Iterator[bytes]:
-        """Yields the whole range as messages, made one at a time: it may be too large to buffer."""
+        """Yields the complete range as messages, one at a time, because it may be too large to buffer."""
         items, epoch, revision = list(self._items.items()), self.epoch, self.revision
         yield encode(["begin", self.name])
         for portion in _portions(items):
@@ -142,15 +143,15 @@ class Cursor:
 
     @property
     def behind(self) -> int:
-        """The bytes of changes that wait for it."""
+        """The bytes of changes that wait for the worker."""
         return 0 if self._have is None else self._log._last.total - self._have.total
 
     def begin(self) -> None:
-        """Sends the whole range next, no matter what was sent so far."""
+        """Has the complete range sent next, no matter what was sent so far."""
         self._have = self._all = None
 
     def take(self) -> bytes | None:
-        """Returns the next message; None: there is none now."""
+        """Returns the next message; None if there is none now."""
         if self._have is None:
             if not self._log.epoch:
                 return None

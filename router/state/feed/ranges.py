@@ -36,7 +36,7 @@ class Reader(Protocol):
     """A reader that is kept up to date with a range."""
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes the whole range at one revision: missing keys are gone."""
+        """Takes the complete range at one revision: missing keys are deleted."""
 
     def delta(self, revision: int, items: Iterable[Item]) -> None:
         """Takes all changes of one revision, in the order in which they were made."""

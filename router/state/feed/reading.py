@@ -1,4 +1,4 @@
-"""The state of a worker's reading of one range: messages from the pod, assembled and handed to its reader."""
+"""A worker's reading of one range: messages from the pod are assembled and passed to the range's reader."""
 
 from router.state.feed.messages import Message, unpack
 from router.state.feed.ranges import Item, Reader
@@ -16,7 +16,7 @@ class Reading:
         self._items: list[Item] = []  # the parts of an incomplete change
 
     def connect(self) -> list[str | int]:
-        """Returns how far it has read, so that the pod continues there: incomplete changes are void."""
+        """Returns how far this worker has read, so that the pod continues there. Discards incomplete changes."""
         self._items = []
         return [self.epoch, self.revision]
 

@@ -1,8 +1,8 @@
 """The pod's end of the feed: a connection to each worker, which gets its ranges as fast as it reads.
 
-One message of each range in turn, so that a large range does not hold up the others; all other messages go first. A
-worker that reads nothing stays connected: its beats tell whether it lives (`mesh.process`), and `rangelog` bounds the
-data that wait for it.
+The ranges take turns, one message each, so that a large range does not delay the others; all other messages are sent
+first. A worker that reads nothing stays connected: heartbeats show whether it lives (`mesh.process`), and `rangelog`
+bounds the data that wait for it.
 """
 
 import asyncio
@@ -24,9 +24,7 @@ log = logs.get(__name__)
 ASK = 2.0
 """Seconds for a worker to send its metrics."""
 
-_MAX_WORDS = (
-    64 << 20
-)  # bytes of messages, other than ranges, that a worker may leave unread before its connection is closed
+_MAX_WORDS = 64 << 20  # bytes of messages besides ranges that a worker may leave unread before its connection is closed
 
 
 class _Peer:
@@ -45,7 +43,7 @@ class _Peer:
         self._some = asyncio.Event()
 
     def say(self, data: bytes) -> None:
-        """Sends a message before the rest of the ranges."""
+        """Sends a message ahead of the ranges."""
         if self.writer.transport.is_closing():
             return
         self._unread += len(data)
@@ -56,7 +54,7 @@ class _Peer:
         self.wake()
 
     def read(self, cursor: Cursor) -> None:
-        """Sends a range from that position on."""
+        """Sends a range from the cursor's position on."""
         self._cursors.append(cursor)
         self.wake()
 
@@ -128,11 +126,11 @@ class FeedServer:
             peer.wake()
 
     def ready(self) -> dict[str, str | None]:
-        """Returns each connected worker, and why it is not ready."""
+        """Returns each connected worker, with the reason why it is not ready; None: it is."""
         return {peer.name: peer.not_ready for peer in self._peers}
 
     def beat(self) -> None:
-        """Sends every worker a sign of life, in the absence of changes."""
+        """Sends every worker a sign of life, since there may be no changes."""
         for peer in self._peers:
             peer.say(encode(["beat"]))
 
@@ -162,7 +160,7 @@ class FeedServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = _Peer(writer)
         writing = self._tasks.start(_written(peer), "write the feed")
-        writing.add_done_callback(lambda _: peer.close())  # a worker that gets nothing more has to reconnect
+        writing.add_done_callback(lambda _: peer.close())  # a worker that gets no more messages has to reconnect
         self._peers.add(peer)
         if self._draining:
             peer.say(encode(["drain"]))
@@ -183,7 +181,7 @@ class FeedServer:
                     case other:
                         log.warning("a worker sent an unknown message", worker=peer.name, what=str(other[0]))
         except (EOFError, OSError):
-            pass  # it has ended; another task watches its process
+            pass  # the worker has ended; another task watches its process
         except ValueError as error:
             log.warning("a worker sent a malformed message", worker=peer.name, error=str(error))
         finally:
@@ -213,5 +211,5 @@ class FeedServer:
 
 
 async def _written(peer: _Peer) -> None:
-    with contextlib.suppress(OSError):  # the reading end sees the connection's end too, and acts on it
+    with contextlib.suppress(OSError):  # the reading task sees the end of the connection too, and handles it
         await peer.write()

@@ -135,7 +135,7 @@ BINARY = {"binary_data_size": 12}
         (request(tensor(parameters=BINARY), blobs=FP32 + b"x"), "1 bytes of binary data are left over"),
         (request(tensor(data=[1, 2, 3]), blobs=b"x"), "left over"),
         (request(tensor(parameters=BINARY, data=[1, 2, 3]), blobs=FP32), "both data and"),
-        (request(tensor(shape=(4,), parameters=BINARY), blobs=FP32), "12 bytes came for FP32 of the shape [4]"),
+        (request(tensor(shape=(4,), parameters=BINARY), blobs=FP32), "12 bytes, but FP32 of the shape [4]"),
         (request(tensor(parameters={"binary_data_size": -1}), blobs=FP32), "whole number from 0"),
         (request(tensor(parameters={"binary_data_size": True}), blobs=FP32), "whole number from 0"),
         (request(tensor(parameters={"binary_data_size": 1 << 70}), blobs=FP32), "has 12 bytes"),
@@ -145,8 +145,8 @@ BINARY = {"binary_data_size": 12}
         (request(tensor(parameters={"x": -(1 << 63) - 1}, data=[1, 2, 3])), "parameter 'x'"),
         (request(tensor("", data=[1, 2, 3])), "no name"),
         (request(tensor(7, data=[1, 2, 3])), "no name"),
-        (request(tensor("\ud800", data=[1, 2, 3])), "no valid text"),
-        (request(tensor(data=[1, 2, 3]), tensor(data=[1, 2, 3])), "is there twice"),
+        (request(tensor("\ud800", data=[1, 2, 3])), "not valid text"),
+        (request(tensor(data=[1, 2, 3]), tensor(data=[1, 2, 3])), "occurs twice"),
         (request(tensor(datatype="FLOAT", data=[1, 2, 3])), "datatype 'FLOAT' is not one of BOOL"),
         (request(tensor(datatype=None, data=[1, 2, 3])), "datatype None"),
         (request(tensor(datatype=[], data=[1, 2, 3])), "datatype []"),
@@ -156,15 +156,15 @@ BINARY = {"binary_data_size": 12}
         (request(tensor(data=[1, 2, 3]), outputs=[{"name": "p", "parameters": {"binary_data": 1}}]), "binary_data"),
         (request(tensor(data=[1, 2, 3]), parameters={"binary_data_output": "yes"}), "binary_data_output"),
         (request(tensor(data=[1, 2, 3]), id=5), "id must be a string"),
-        (request(tensor(data=[1, 2, 3]), id="\udc00"), "no valid text"),
+        (request(tensor(data=[1, 2, 3]), id="\udc00"), "not valid text"),
         ((b"{}", None), "inputs must be a list"),
         ((b"", None), "not JSON"),
         ((b"[]", None), "not a JSON object"),
         ((b"\xff{}", None), "not UTF-8"),
-        ((b'{"inputs": [NaN]}', None), "NaN is not JSON"),
-        ((b'{"inputs": [-Infinity]}', None), "-Infinity is not JSON"),
+        ((b'{"inputs": [NaN]}', None), "NaN is not valid JSON"),
+        ((b'{"inputs": [-Infinity]}', None), "-Infinity is not valid JSON"),
         ((b"[" * 100_000, None), "nested too deeply"),
-        ((b'{"inputs": ' + b"1" * 5000 + b"}", None), "not JSON"),
+        ((b'{"inputs": ' + b"1" * 5000 + b"}", None), "thousands of digits"),
         ((b"{}", 3), "the body has only 2 bytes"),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_body_without_json_that_fits_no_shape_is_refused(inputs, body):
 
 
 def test_a_number_of_thousands_of_digits_is_refused_in_words_for_the_caller():
-    with pytest.raises(MeshError, match="a whole number of thousands of digits") as caught:
+    with pytest.raises(MeshError, match="a whole number with thousands of digits") as caught:
         documents.load_object(b'{"a": ' + b"1" * 5000 + b"}")
     assert caught.value.reason is Reason.BAD_REQUEST
     assert "sys." not in caught.value.text
