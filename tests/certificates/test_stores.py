@@ -271,7 +271,7 @@ async def test_the_command_ends_at_once_when_interrupted(api):
         stderr=asyncio.subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    await until(lambda: len(api.failures) < 10_000, timeout=30, why="it asks")
+    await until(lambda: len(api.failures) < 10_000, timeout=30, why="the command asks the API")
     process.send_signal(signal.SIGINT)
     out, _ = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == 130, out

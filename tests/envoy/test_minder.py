@@ -129,7 +129,7 @@ async def test_a_cancelled_call_closes_the_workers_connection(edge, workers):
         call = channel.unary_unary(METHOD)(b"")
         await until(lambda: workers.calls, why="the call arrives")
         call.cancel()
-        await until(lambda: workers.lost == 1, why="the worker sees it end")
+        await until(lambda: workers.lost == 1, why="the worker sees the connection end")
 
 
 async def test_more_calls_at_once_than_envoys_defaults_allow(edge, workers):
@@ -191,9 +191,9 @@ async def test_killed_it_comes_back_on_the_same_port(edge):
     edge = await edge()
     before = edge.statistics()
     os.kill(before.pid, signal.SIGKILL)
-    await until(lambda: not edge.statistics().ready, why="its death is noticed")
+    await until(lambda: not edge.statistics().ready, why="Envoy's death is noticed")
     assert "SIGKILL" in edge.why_not_ready
-    await until(lambda: edge.statistics().ready, why="it runs again")
+    await until(lambda: edge.statistics().ready, why="Envoy runs again")
     after = edge.statistics()
     assert (after.port, after.restarts) == (before.port, 1)
     assert after.pid != before.pid

@@ -374,7 +374,7 @@ async def test_a_cancelled_caller_leaves_its_request_alone(
         (call,) = calls
         assert not call.done()
         proxy.flow()
-        await until(call.done, why="it is answered")
+        await until(call.done, why="the call is answered")
         assert not call.cancelled()
         assert await _has(etcd, key, b"1")
 

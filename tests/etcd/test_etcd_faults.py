@@ -77,7 +77,7 @@ async def test_cut_again_and_again(own_etcd: EtcdServer) -> None:
                 for _ in range(20):
                     accepted = proxy.accepted
                     proxy.cut()
-                    await until(lambda before=accepted: proxy.accepted > before, why="it connects again")
+                    await until(lambda before=accepted: proxy.accepted > before, why="the client connects again")
                     await writer.more(3)
 
 

@@ -19,7 +19,9 @@ async def test_a_lease_is_kept_and_revoked(etcd: Etcd, keys: Keys) -> None:
     lease = await Lease.grant(etcd, ttl=2)
     key = keys.pod("p")
     await etcd.put(key, b"", lease=lease.id)
-    await until(lambda: lease.statistics().renewals >= 4, why="it has been renewed past its TTL")  # each third of it
+    await until(
+        lambda: lease.statistics().renewals >= 4, why="the lease has been renewed past its TTL"
+    )  # each third of it
     assert await etcd.get(key)
     assert not lease.lost.is_set()
     assert 0 < lease.remaining <= 2
@@ -61,14 +63,14 @@ async def test_a_lease_survives_a_broken_connection_and_a_silent_member(etcd_ser
             first.cut()
             await until(lambda: lease.statistics().streams >= 2, why="the stream is open again")
             renewals = lease.statistics().renewals
-            await until(lambda: lease.statistics().renewals > renewals, why="it is renewed again")
+            await until(lambda: lease.statistics().renewals > renewals, why="the lease is renewed again")
             first.swallow()
             second.swallow()
             await until(lambda: lease.statistics().streams >= 3, why="silence is noticed before the lease is lost")
             first.flow()
             second.flow()
             renewals = lease.statistics().renewals
-            await until(lambda: lease.statistics().renewals > renewals, why="it is renewed again")
+            await until(lambda: lease.statistics().renewals > renewals, why="the lease is renewed again")
             assert not lease.lost.is_set()
             await lease.revoke()
 

@@ -98,11 +98,11 @@ async def test_a_password_that_the_secret_changes_first(server: EtcdServer, moun
     async with mount.client() as etcd:
         await etcd.put(b"mine/a", b"1")
         mount.put(password="changed")
-        await until(lambda: "authentication failed" in etcd.statistics().refusal, why="the new one was tried")
+        await until(lambda: "authentication failed" in etcd.statistics().refusal, why="the new password was tried")
         await etcd.put(b"mine/a", b"2")
         passwd(server, "alice", "changed")
         # What was refused a moment ago is not tried again within a second: the request may be early.
-        await until(lambda: _done(etcd.put(b"mine/a", b"3")), interval=0.1, why="the new one is taken")
+        await until(lambda: _done(etcd.put(b"mine/a", b"3")), interval=0.1, why="the new password is taken")
         assert etcd.statistics().credential_changes == 1
         assert etcd.statistics().refusal == ""
 
@@ -122,7 +122,7 @@ async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) 
         await etcd.put(b"mine/a", b"1")
         mount.put(userid="bob", password="builder")
         await until(lambda: etcd.statistics().credential_changes == 1, why="the new user is taken, without any request")
-        await until(lambda: follower.mirror.statistics().watches == 2, why="so it is by the watch")
+        await until(lambda: follower.mirror.statistics().watches == 2, why="the watch takes the new user too")
         server.etcdctl(ROOT, "user", "revoke-role", "alice", "owner")
         await etcd.put(b"mine/a", b"2")
         await follower.has(lambda f: f.content == {b"mine/a": b"2"}, "the change has come")
@@ -164,7 +164,7 @@ async def _keeps(change: dict[str, str], says: str, mount: Mount) -> None:
         assert follower.mirror.statistics().watches == 1
         mount.known = before
         mount.put()
-        await until(lambda: not etcd.statistics().refusal, why="it is as before")
+        await until(lambda: not etcd.statistics().refusal, why="the refusal is over")
         assert etcd.statistics().credential_changes == 0
 
 
@@ -176,8 +176,8 @@ async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
             await etcd.put(b"mine/a", b"1")
             assert etcd.statistics().endpoint == proxy.endpoint
             mount.put(endpoints=server.endpoint)
-            await until(lambda: etcd.statistics().endpoint == server.endpoint, why="they are taken")
-            await until(lambda: follower.mirror.statistics().watches == 2, why="so they are by the watch")
+            await until(lambda: etcd.statistics().endpoint == server.endpoint, why="the new endpoints are taken")
+            await until(lambda: follower.mirror.statistics().watches == 2, why="the watch takes the new endpoints too")
             proxy.cut()
             await etcd.put(b"mine/a", b"2")
             await follower.has(lambda f: f.content == {b"mine/a": b"2"}, "the change has come")

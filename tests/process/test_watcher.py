@@ -42,9 +42,9 @@ async def test_a_childs_loop_is_heard_and_its_own_children_are_not_in_its_place(
     child = await a_child()
     try:
         assert child.tail == ("up None",), "the variable is taken away"
-        await until(lambda: child.heard(), why="it beats")
+        await until(lambda: child.heard(), why="the child beats")
         first = child.heard()
-        await until(lambda: child.heard() > first, why="it goes on beating")
+        await until(lambda: child.heard() > first, why="the child beats again")
         assert child.heard() <= time.monotonic()
     finally:
         await child.terminate(5)
@@ -75,7 +75,7 @@ async def test_a_child_that_ends_by_itself_did_not_hang() -> None:
     child = await a_child("print('up', flush=True)")
     watch = process.Watch(child, child.heard, limits=QUICK)
     assert await child.wait(10) == 0
-    await until(lambda: watch._task.done(), why="the watching ends with it")
+    await until(lambda: watch._task.done(), why="the watch ends with the child")
     assert watch.hung is None
 
 
@@ -100,7 +100,7 @@ async def test_whoever_keeps_a_child_turns_while_it_is_watched() -> None:
     (standing,) = tasks._duties
     for _ in range(2):
         last = standing.pulse.last
-        await until(lambda last=last: standing.pulse.last > last, why="it turns")
+        await until(lambda last=last: standing.pulse.last > last, why="the duty turns")
     child.kill()
     await tasks.settle(10.0)
     assert [why.partition(",")[0] for why in lost] == ["the task 'keep a child'"]
@@ -111,7 +111,7 @@ async def test_who_is_watched_no_more_is_left_alone() -> None:
     watch = process.Watch(child, child.heard, limits=QUICK)
     watch.close()
     child.send_signal(signal.SIGSTOP)
-    await until(lambda: (seen := proc.stat(child.pid)) is not None and seen.state == "T", why="it is stopped")
+    await until(lambda: (seen := proc.stat(child.pid)) is not None and seen.state == "T", why="the child is stopped")
     await asyncio.sleep(3 * QUICK.stopped)  # what must not happen has no condition to wait for
     assert child.returncode is None
     child.kill()

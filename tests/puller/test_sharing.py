@@ -299,7 +299,7 @@ async def test_a_kill_in_the_middle_leaves_nothing_half(tmp_path, store):
         on_line=lines.append,
     )
     await until(lambda: "whole" in lines, timeout=30, why=lambda: f"the first is there: {lines}")
-    await until(lambda: store.waiting == 1, timeout=30, why="the second is half there")
+    await until(lambda: store.waiting == 1, timeout=30, why="the second file has arrived by half")
     child.send_signal(signal.SIGKILL)
     await child.wait(10)
     store.gate.set()

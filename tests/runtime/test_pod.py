@@ -86,7 +86,7 @@ async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
         copy = await pod.copy("a/b c")
         return copy is not None and copy.state == LOADED and copy.host_bytes > 0
 
-    await until(published, why="its key says that it is loaded")
+    await until(published, why="the copy's key says that it is loaded")
     again = await pod.load("a/b c", created)
     assert again.loaded.load_ms == 0
     assert again.loaded.incarnation == pod.record.incarnation
@@ -94,7 +94,7 @@ async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
     assert (await pod.infer("a/b c", created)).not_here
     assert await pod.copy("a/b c") is None
     assert not await pod.unload("a/b c", created)
-    await until(lambda: not list(pod.model_dir.glob("a*")), why="its files are gone")
+    await until(lambda: not list(pod.model_dir.glob("a*")), why="the model's files are gone")
 
 
 async def test_a_copy_that_nobody_called_is_told_apart_from_one_that_was(pod: AgentProcess) -> None:
@@ -107,11 +107,11 @@ async def test_a_copy_that_nobody_called_is_told_apart_from_one_that_was(pod: Ag
         record = await pod.published()
         return record.copies == 1 and record.oldest_unused is expected
 
-    await until(lambda: unused(True), timeout=20, why="it was not called")
+    await until(lambda: unused(True), timeout=20, why="the copy is described as never called")
     copy = await pod.copy("m")
     assert began - 1000 <= copy.since_ms <= time.time_ns() // 1_000_000
     await pod.infer("m", created)
-    await until(lambda: unused(False), timeout=20, why="it was called")
+    await until(lambda: unused(False), timeout=20, why="the copy is described as called")
 
 
 async def test_its_size_and_load_time_are_remembered(pod: AgentProcess) -> None:
@@ -176,7 +176,7 @@ async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content:
     async def gone() -> bool:
         return "bad" not in await states(pod)
 
-    await until(gone, why="it is off the books")
+    await until(gone, why="the copy is off the books")
     assert (await pod.infer("good", good)).value == 1.0
 
 
@@ -330,7 +330,7 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
     async def withdrawn() -> bool:
         return await pod.copy("idle") is None and await pod.copy("running") is None
 
-    await until(withdrawn, why="its copies are withdrawn")
+    await until(withdrawn, why="the copies are withdrawn")
     with pytest.raises(Exception, match=r"."):
         await call
     await loaded_again(pod, "idle", idle)
@@ -360,7 +360,7 @@ async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess)
         loads = any(copy.state == "loading" and copy.age_ms > 300 for copy in (await pod.describe("cut")).copies)
         return loads and (await pod.describe("beside")).copies[0].in_flight == 1
 
-    await until(at_work, why="they are under way")
+    await until(at_work, why="the calls are under way")
     overflow = {"a": np.array([-(2**31)], np.int32), "b": np.array([-1], np.int32)}
     others.append(asyncio.create_task(pod.infer("divide", divide, **overflow)))
     reply = await load
@@ -419,7 +419,7 @@ async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: Age
         await until(runs, why="the call runs")
         old = pod.server_pid
         os.kill(old, signal.SIGSTOP)
-        await until(lambda old=old: not os.path.exists(f"/proc/{old}"), timeout=30, why="it was killed")
+        await until(lambda old=old: not os.path.exists(f"/proc/{old}"), timeout=30, why="the stopped server was killed")
         with pytest.raises(Exception, match=r"."):
             await call
         await loaded_again(pod, "running", running)
@@ -452,7 +452,7 @@ async def test_a_lost_lease_changes_nothing_for_callers(pod: AgentProcess, etcd_
         copy, record = await pod.copy("m"), await pod.published()
         return copy is not None and record is not None and record.incarnation == pod.record.incarnation
 
-    await until(back, timeout=20, why="published again")
+    await until(back, timeout=20, why="the copies are published again")
 
     async def proven() -> bool:
         return (await pod.infer("m", created)).value == 4.0

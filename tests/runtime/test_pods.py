@@ -58,7 +58,7 @@ async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> No
         # A pod that dies without a word: nothing of it is left, and the same name is taken again at once.
         server = one.server_pid
         one.kill9()
-        await until(lambda: not os.path.exists(f"/proc/{server}"), why="its server died with it")
+        await until(lambda: not os.path.exists(f"/proc/{server}"), why="the server died with its agent")
         await one.start()
         created = await one.register("again", models.constant(5.0))
         assert (await one.load("again", created)).WhichOneof("outcome") == "loaded"
@@ -139,7 +139,7 @@ async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
             record = await pod.published()
             return record is None or record.state == LEAVING
 
-        await until(said, why="it says that it leaves")
+        await until(said, why="the pod says that it is draining")
         if await pod.published() is not None:
             assert (await pod.load("late", late)).refused.reason == "UNAVAILABLE"
             assert (await pod.probe("/ready"))[0] == 503

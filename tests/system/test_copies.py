@@ -112,7 +112,7 @@ async def test_constraints_move_copies_and_forbid_pods(a_mesh):
                 return error.code() is grpc.StatusCode.FAILED_PRECONDITION and "green" in (error.details() or "")
             return False
 
-        await until(refused, interval=0.2, why="no pod may hold it")
+        await until(refused, interval=0.2, why="no pod may hold the model")
 
 
 async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a_mesh):
@@ -163,7 +163,7 @@ async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
             told = [(await mesh.rest("GET", f"/mesh/v1/pods/{pod.name}")).json["copies"] for pod in mesh.pods]
             return all(copy["idle_ms"] > 500 for copies in told for copy in copies if copy["model_id"] in names[:4])
 
-        await until(old, interval=0.1, why="the first four have not been used for a while")
+        await until(old, interval=0.1, why="the first four models have not been used for a while")
         for name in names[4:]:
             await client.infer(name, x=ONE)
         for program in (*mesh.routers, *mesh.pods):

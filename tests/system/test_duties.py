@@ -192,7 +192,7 @@ async def test_a_duty_that_hangs_ends_its_process(mesh_of_duties: Mesh) -> None:
     mesh, local = mesh_of_duties, mesh_of_duties.local
     before = mesh.worker
     mesh.order("worker", "tick", "hang")
-    await until(lambda: mesh.worker not in (0, before), timeout=60, interval=0.2, why="it is replaced")
+    await until(lambda: mesh.worker not in (0, before), timeout=60, interval=0.2, why="the worker is replaced")
     assert "tick" in (line := last_line(local.routers[0], "worker0"))
     assert "hangs: it should turn at least every 15 s" in line
     await mesh.serves()
@@ -208,7 +208,9 @@ async def test_mesh_up_ends_where_it_keeps_a_part_no_more(tmp_path: Path, monkey
     with log.open("wb") as out:
         up = subprocess.Popen(tethered(argv), stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=tmp_path)
     try:
-        await until(lambda: len(children(up.pid)) >= 3 and "curl" in log.read_text(), timeout=90, why="it is up")
+        await until(
+            lambda: len(children(up.pid)) >= 3 and "curl" in log.read_text(), timeout=90, why="mesh up is ready"
+        )
         below = children(up.pid)
         (duty,) = UP
         (orders / f"up {duty.name} etcd").write_text("raise")

@@ -109,7 +109,7 @@ async def single_copies(mesh):
         found = [await mesh.status(f"m{number}") for number in range(8)]
         return all(len(status["copies"]) == 1 for status in found)
 
-    await until(settled, timeout=60, interval=0.3, why="single copies")
+    await until(settled, timeout=60, interval=0.3, why="each model has a single copy")
 
 
 async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
@@ -204,7 +204,7 @@ async def test_a_worker_killed(a_mesh):
             alive = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]
             return len(alive) == 2 and workers[0] not in alive
 
-        await until(two_again, timeout=20, why="another worker")
+        await until(two_again, timeout=20, why="another worker is ready")
         await traffic.some(300)
         assert {code for code, _ in traffic.errors} <= {"UNAVAILABLE"}
 
@@ -215,7 +215,9 @@ async def test_nothing_outlives_a_router_killed(a_mesh):
         below = children(mesh.routers[0].pid)
         assert len(below) >= 2
         mesh.routers[0].kill9()
-        await until(lambda: not [pid for pid in below if os.path.exists(f"/proc/{pid}")], why="its children are gone")
+        await until(
+            lambda: not [pid for pid in below if os.path.exists(f"/proc/{pid}")], why="the router's children are gone"
+        )
         mesh.routers[0].start()
         await mesh.ready()
 

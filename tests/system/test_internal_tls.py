@@ -184,7 +184,7 @@ async def test_files_that_do_not_work_end_the_start(a_mesh, tmp_path, authority)
     mesh = a_mesh(pods=1, router_options=["--internal-tls", str(folder.path)], runtime_options=["--internal-tls", "no"])
     for program, words in ((mesh.routers[0], "signed by"), (mesh.pods[0], "no/ca.crt")):
         program.start()
-        await until(lambda program=program: program.process.poll() is not None, timeout=60, why="it ends")
+        await until(lambda program=program: program.process.poll() is not None, timeout=60, why="the process ends")
         assert program.process.returncode != 0
         text = " ".join(program.log.read_text().replace("│", " ").split())
         assert words in text

@@ -119,7 +119,7 @@ async def test_a_pull_shows_how_far_it_is(a_mesh, moto, bucket):
         async def loaded() -> bool:
             return (await mesh.status("large"))["status"] == "LOADED"
 
-        await until(loaded, timeout=60, interval=0.2, why="it is loaded")
+        await until(loaded, timeout=60, interval=0.2, why="the model is loaded")
 
 
 async def test_the_next_load_finds_files_and_optimised_form_on_disk(a_mesh):

@@ -120,7 +120,9 @@ async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
         assert len(hung) == 3
         for pid in hung:
             os.kill(pid, signal.SIGSTOP)
-        await until(lambda: not [pid for pid in hung if command(pid)], timeout=30, why="they were killed")
+        await until(
+            lambda: not [pid for pid in hung if command(pid)], timeout=30, why="the stopped processes were killed"
+        )
 
         def served() -> bool:
             try:

@@ -245,7 +245,7 @@ async def test_a_writer_stops_when_its_peer_reads_nothing_and_its_cancel_arrives
     request.cancel()
     with pytest.raises(client.Lost):
         await writing
-    await until(lambda: service.cancelled == 1, why="the handler hears of it, though its connection is not read")
+    await until(lambda: service.cancelled == 1, why="the handler is cancelled, though its connection is not read")
 
 
 @pytest.mark.parametrize("way", ["unary", "stream", "call"])
@@ -265,7 +265,7 @@ async def test_a_cancel_reaches_the_handler(pair, way):
             await task
     else:
         exchange.cancel()
-    await until(lambda: service.cancelled == 1, why="the handler hears of it")
+    await until(lambda: service.cancelled == 1, why="the handler is cancelled")
     assert service.calls[-1].cancelled
     assert not outcome.done
     assert pool.statistics().connections == 0

@@ -241,7 +241,7 @@ async def test_requests_that_come_before_their_turn_are_answered_in_order():
     assert len(waiting) == 1
     assert served.transport.paused, "nothing more is read while requests wait"
     for number in range(3):
-        await until(lambda number=number: len(waiting) > number, interval=0, why="the next is handed out")
+        await until(lambda number=number: len(waiting) > number, interval=0, why="the next request is handed out")
         waiting[number].reply(waiting[number].frame)
     assert [reply.body for reply in served.replies] == [frames(b"%d" % number) for number in range(3)]
     await until(lambda: not served.transport.paused, interval=0)

@@ -51,7 +51,7 @@ async def play(core, call, *troubles):
         return [(pod, sent) for pod in core.agents.answers for sent in core.sent(pod) if not sent.over]
 
     while True:
-        await until(lambda: call.answers or waiting(), interval=0.001, why="it is sent or answered")
+        await until(lambda: call.answers or waiting(), interval=0.001, why="the call is sent or answered")
         if call.answers:
             return pods
         ((pod, sent),) = waiting()
@@ -131,7 +131,7 @@ async def test_calls_are_cold_where_they_waited_for_a_load(core, carry):
     call = carry()
     await play(core, call, "not_here")
     meter = core.forwarder.meter
-    await until(lambda: sum(meter.cold.counts) == 1, interval=0.001, why="it is counted")
+    await until(lambda: sum(meter.cold.counts) == 1, interval=0.001, why="the call is counted as cold")
     assert sum(meter.hits.counts) == 0
 
 

@@ -102,7 +102,9 @@ async def test_a_caller_that_gives_up_waiting_makes_room(mesh, how):
         for call in waiting:
             call.cancel()
     else:
-        await until(lambda: all(call.answers for call in waiting), interval=0.01, why="their deadline passes")
+        await until(
+            lambda: all(call.answers for call in waiting), interval=0.01, why="the waiting calls' deadline passes"
+        )
         assert {call.code for call in waiting} == {Code.DEADLINE_EXCEEDED}
     later = mesh.call("slow")
     assert not later.answers
@@ -197,7 +199,9 @@ async def test_a_late_call_that_leaves_as_its_turn_comes_gives_it_back(mesh):
     await until(lambda: len(copy.waiting) == 2, interval=0.001)
     of(mesh, "a", "slow")[0].reply()
     first.cancel()
-    await until(lambda: len(of(mesh, "a", "slow")) > CONNECTIONS // 2, interval=0.001, why="the second has the turn")
+    await until(
+        lambda: len(of(mesh, "a", "slow")) > CONNECTIONS // 2, interval=0.001, why="the second call has the turn"
+    )
     for sent in of(mesh, "a", "slow"):
         if not sent.over:
             sent.reply(framing.pack(b""))

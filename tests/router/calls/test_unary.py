@@ -306,7 +306,7 @@ async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
     later = await core.answered(core.call())
     assert later.code is Code.FAILED_PRECONDITION
     assert "quarantined" in later.text
-    await until(lambda: sum(call.code is not None for call in calls) == 2, why="the second try has looked, too")
+    await until(lambda: sum(call.code is not None for call in calls) == 2, why="the second try has read the record")
     for pod in "abc":
         for left in core.sent(pod):
             if left not in sent.values() or pod == "c":
@@ -675,7 +675,9 @@ async def test_a_pod_that_sends_everything_back_ends_the_call(core):
         if call.answers:
             break
         (await core.reaches("a", count)).verify_first()
-        await until(lambda count=count: call.answers or len(core.sent("a")) > count, why="it goes on")
+        await until(
+            lambda count=count: call.answers or len(core.sent("a")) > count, why="the call is sent again or answered"
+        )
     assert call.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 

@@ -49,7 +49,7 @@ async def test_closing_lets_calls_in_flight_end_and_takes_no_more():
     port = await edge.listen("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         running = channel.unary_unary(INFER)(b"x")
-        await until(lambda: calls, why="it is in flight")
+        await until(lambda: calls, why="the call is in flight")
         closing = asyncio.ensure_future(edge.close(30))
         with pytest.raises(grpc.aio.AioRpcError):
             await channel.unary_unary(INFER)(b"x", timeout=5)
@@ -64,7 +64,7 @@ async def test_closing_cuts_what_does_not_end():
     port = await edge.listen("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         running = channel.unary_unary(INFER)(b"x")
-        await until(lambda: calls, why="it is in flight")
+        await until(lambda: calls, why="the call is in flight")
         await edge.close(0.05)
         with pytest.raises(grpc.aio.AioRpcError):
             await running

@@ -590,7 +590,7 @@ async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkey
 
     monkeypatch.setattr(town.etcd, "txn", slowly)
     first = asyncio.create_task(town.tombstones.open_lives())
-    await until(lambda: reads == 1, interval=0.001, why="the first has been read, and not been told")
+    await until(lambda: reads == 1, interval=0.001, why="the first read is done, and its caller not told")
     await town.etcd.delete(town.keys.life("a", "i"))
     others = [asyncio.create_task(town.tombstones.open_lives()) for _ in range(20)]
     assert [life.pod for life in await first] == ["a"]

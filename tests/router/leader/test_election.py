@@ -57,7 +57,7 @@ async def test_a_leader_whose_lease_is_gone_stops_and_stands_again(etcd, keys):
         await etcd.connection.call(
             "lease revoke", lambda m: m.lease.LeaseRevoke, etcd_pb2.LeaseRevokeRequest(ID=lease), repeatable=True
         )
-        await until(lambda: one.terms == 2 and one.now, timeout=20, why="it leads again")
+        await until(lambda: one.terms == 2 and one.now, timeout=20, why="the candidate leads again")
     finally:
         await one.stop()
     assert not one.now

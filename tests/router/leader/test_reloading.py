@@ -228,7 +228,7 @@ async def test_another_leader_goes_on_where_one_has_died(mesh):
     mesh.held["b"] = asyncio.Event()
     await mesh.reload()
     await mesh.reloading.round()
-    await until(lambda: ("load", "b") in mesh.asked, why="the second is asked")
+    await until(lambda: ("load", "b") in mesh.asked, why="the second pod is asked")
     await mesh.reloading.close()
     assert mesh.generations() == {"a": 1, "b": 0}
     mesh.held.clear()
@@ -245,7 +245,7 @@ async def test_reloaded_again_in_the_middle(mesh):
     go = mesh.held["a"] = asyncio.Event()
     await mesh.reload()
     await mesh.reloading.round()
-    await until(lambda: mesh.asked, why="it is asked")
+    await until(lambda: mesh.asked, why="the pod is asked")
     await mesh.reload(2)
     go.set()
     await until(lambda: not mesh.reloading.moving(), why="the moves have ended")

@@ -113,8 +113,10 @@ async def who_hangs_is_replaced(router, channel):
         status, text = await router.get("/ready")
         return status == 503 and "was stopped by a signal" in text
 
-    await until(says_so, interval=0.02, why="it is not ready")
-    await until(lambda: not [pid for pid in stopped if command(pid)], timeout=20, why="they were killed")
+    await until(says_so, interval=0.02, why="the router is not ready")
+    await until(
+        lambda: not [pid for pid in stopped if command(pid)], timeout=20, why="the stopped processes were killed"
+    )
     await router.ready()
     await until(lambda: served(channel), interval=0.05, why="calls are answered again")
     _, text = await router.get("/metrics")
@@ -189,7 +191,7 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypa
     worker = router._make_worker(0)
     keeping = asyncio.create_task(worker.run())
     try:
-        await until(lambda: worker.pid, why="it runs at last")
+        await until(lambda: worker.pid, why="the worker runs")
         assert len(spawned) == 4
     finally:
         keeping.cancel()
@@ -221,7 +223,9 @@ async def test_nothing_outlives_a_router_that_is_killed(a_router):
     below = children(router.pid)
     assert len(below) >= 2
     router.kill9()
-    await until(lambda: not [pid for pid in below if os.path.exists(f"/proc/{pid}")], why="its children are gone")
+    await until(
+        lambda: not [pid for pid in below if os.path.exists(f"/proc/{pid}")], why="the router's children are gone"
+    )
 
 
 @pytest.mark.parametrize("edge", ["envoy", "grpc"])

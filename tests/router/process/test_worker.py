@@ -98,7 +98,7 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, et
             found = await etcd.get(keys.model("m"))
             floor = found.create_revision
             goal = answers + 5
-            await until(lambda goal=goal: answers >= goal, why="it is served in its new life")
+            await until(lambda goal=goal: answers >= goal, why="the new registration is served")
         stop = True
         await asyncio.gather(*askers)
         assert not wrong
@@ -352,7 +352,7 @@ async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_ser
         metadata = [(b"mm-model-id", b"m")]
         first = mesh.pools[0].open(b"/some.Service/stream", metadata)
         await first.write(framing.pack(b"first"))
-        await until(lambda: calls, why="it has the connection")
+        await until(lambda: calls, why="the first stream has the connection")
         second = mesh.pools[0].open(b"/some.Service/stream", metadata)
         await second.write(framing.pack(b"second"))
         reply = await second.first()

@@ -81,7 +81,7 @@ async def test_what_finds_no_room_is_refused_before_it_is_read_and_small_calls_g
     nearly all of a large body and stop."""
     worker.budget.limit, worker.budget.large = 4 << 20, 2 << 20
     slow = [await begin(served, f"Content-Length: {SIZE}", b" " * (SIZE - 1)) for _ in range(2)]
-    await until(lambda: worker.budget.held == 2 * SIZE, why="both are on their way")
+    await until(lambda: worker.budget.held == 2 * SIZE, why="both bodies are on their way")
     reader, writer = await begin(served, f"Content-Length: {SIZE}")
     status, head = await status_of(reader)
     assert status == 429
@@ -141,7 +141,7 @@ async def test_a_reply_that_nobody_reads_is_given_up(served, http, worker, monke
         connection, b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (INFER.encode(), len(body), body)
     )
     await until(lambda: worker.budget.held > values.nbytes, why="the reply is held")
-    await until(lambda: worker.budget.held == 0, why="it is given up")
+    await until(lambda: worker.budget.held == 0, why="the reply is given up")
     assert worker.bodies.slow == 1
     connection.close()
     worker.dispatcher.ModelInfer = type(worker.dispatcher).ModelInfer.__get__(worker.dispatcher)

@@ -182,7 +182,7 @@ async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, wh
         assert (await answer.json())["outputs"][0]["data"] == values
     freeze(worker.conversions.pid)
     waiting = asyncio.create_task(http.post(INFER, json=large))
-    await until(lambda: worker.conversions._turn.locked(), why="it is being converted")
+    await until(lambda: worker.conversions._turn.locked(), why="the large body is being converted")
     for _ in range(3):
         async with http.post(INFER, json=small) as answer:
             assert (await answer.json())["outputs"][0]["data"] == [1, 2]

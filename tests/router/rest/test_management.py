@@ -435,7 +435,7 @@ async def test_an_import_whose_client_goes_away_ends(http, worker):
     answer = await http.post(IMPORT, data=body())
     await until(lambda: fates == ["under way"], why="the first batch is under way")
     answer.close()
-    await until(lambda: fates == ["ended"], why="it is cancelled")
+    await until(lambda: fates == ["ended"], why="the batch is cancelled")
 
 
 def _cut(stream, cuts):

@@ -58,7 +58,7 @@ async def test_whoever_waits_goes_on(pod: FakePod, board: Board) -> None:
     inside = asyncio.create_task(pod.load("inside", 900_000))
     await pod.asked("load", "inside")
     waiting = asyncio.create_task(pod.load("waiting", 900_000))
-    await until(lambda: pod.cache.rooms.statistics().waiting, why="it waits for room")
+    await until(lambda: pod.cache.rooms.statistics().waiting, why="the load waits for room")
     pod.server.lives += 1
     pod.cache.deaths.happened(Death("was killed", EndCause.KILLED), board.at_work)
     held.set()

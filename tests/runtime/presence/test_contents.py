@@ -139,7 +139,7 @@ async def test_a_reload_loads_beside_and_then_takes_the_place(pod: FakePod) -> N
     assert isinstance(outcome, Loaded)
     assert (outcome.generation, outcome.digest) == (1, "two")
     assert pod.server.told["m"]["mesh-copy"] == "life.1.1"
-    await until(lambda: pod.ledger.aside_of("m") is None, why="the old one is gone")
+    await until(lambda: pod.ledger.aside_of("m") is None, why="the old copy is gone")
     assert pod.server.asked == [("load", "m"), ("load", "m"), ("unload", "m")]
     assert (pod.keys.keys["m"].generation, pod.keys.keys["m"].digest) == (1, "two")
     assert pod.claims.records["m"].digest == "two"
@@ -155,7 +155,7 @@ async def test_while_a_reload_is_under_way_the_old_copy_is_the_copy(pod: FakePod
     reloaded(pod)
     go = pod.server.hold("load", "m")
     one, two = asyncio.create_task(reload(pod)), asyncio.create_task(reload(pod))
-    await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
+    await until(lambda: len(pod.server.asked) == 2, why="the new content is being loaded")
     assert await pod.load("m", 10) == Loaded(Footprint(10), 0, 0, "one")
     assert pod.keys.keys["m"].generation == 0
     assert pod.entry("m").state is EntryState.LOADED
@@ -180,7 +180,7 @@ async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, h
         pod.files.errors["/m/10"] = PullError(PullErrorKind.NOT_FOUND, "no such file")
     outcome = await reload(pod)
     assert isinstance(outcome, Failed | Refused)
-    await until(lambda: pod.ledger.aside_of("m") is None, why="nothing of the new one is left")
+    await until(lambda: pod.ledger.aside_of("m") is None, why="nothing of the new copy is left")
     assert pod.keys.keys["m"] == before
     assert pod.resident == {"m"}
     assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 10
@@ -194,7 +194,7 @@ async def test_a_reload_makes_room_and_never_takes_the_old_copys(pod: FakePod) -
     await pod.fill("other", size=500_000)
     reloaded(pod)
     assert isinstance(await reload(pod, 400_000), Loaded)
-    await until(lambda: pod.ledger.aside_of("m") is None, why="the old one is gone")
+    await until(lambda: pod.ledger.aside_of("m") is None, why="the old copy is gone")
     assert pod.resident == {"m"}
     reloaded(pod, "three")
     outcome = await reload(pod, 700_000, generation=2)
@@ -212,7 +212,7 @@ async def test_unregistered_in_the_middle_of_a_reload(pod: FakePod, when: str) -
     if when == "while the new one loads":
         pod.server.hold("load", "m")
         load = asyncio.create_task(reload(pod))
-        await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
+        await until(lambda: len(pod.server.asked) == 2, why="the new content is being loaded")
         assert await pod.loads.withdraw("m", 1, "unregistered")
         await load
     else:
@@ -225,7 +225,7 @@ async def test_unregistered_in_the_middle_of_a_reload(pod: FakePod, when: str) -
     await until(lambda: not pod.ledger.entries, why="nothing is left on the books")
     assert not pod.server.models
     assert "m" not in pod.keys.keys
-    await until(lambda: "m" not in pod.files.present, why="its files are gone")
+    await until(lambda: "m" not in pod.files.present, why="the model's files are gone")
     assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 0
 
 
@@ -235,9 +235,9 @@ async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> 
     reloaded(pod)
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(reload(pod))
-    await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
+    await until(lambda: len(pod.server.asked) == 2, why="the new content is being loaded")
     pod.cache.eviction.evict(pod.entry("m"), "makes way")
-    await until(lambda: "m" not in pod.ledger.entries, why="the old one is gone")
+    await until(lambda: "m" not in pod.ledger.entries, why="the old copy is gone")
     assert "m" not in pod.keys.keys
     go.set()
     assert isinstance(await load, Loaded)
@@ -256,9 +256,9 @@ async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: Fake
     pod.claims.records["m"] = replace(pod.claims.records["m"], digest=pod.files.digests["/m/10"])
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(reload(pod))
-    await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
+    await until(lambda: len(pod.server.asked) == 2, why="the new content is being loaded")
     pod.cache.eviction.evict(pod.entry("m"), "makes way")
-    await until(lambda: "m" not in pod.keys.keys, why="the old one has taken its key away")
+    await until(lambda: "m" not in pod.keys.keys, why="the old copy's key is deleted")
     published: list[str] = []
     publish = pod.claims.publish
 
@@ -278,7 +278,7 @@ async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: Fake
         assert pod.keys.keys["m"].generation == 1
     else:
         assert isinstance(outcome, Refused)
-        await until(lambda: not pod.ledger.entries, why="nothing of it is left")
+        await until(lambda: not pod.ledger.entries, why="the ledger is empty")
         assert "m" not in pod.keys.keys
 
 
@@ -295,7 +295,7 @@ async def test_reloaded_again_while_the_first_copy_is_still_going(pod: FakePod) 
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.UNAVAILABLE
     held.set()
-    await until(lambda: pod.ledger.aside_of("m") is None, why="the first is gone")
+    await until(lambda: pod.ledger.aside_of("m") is None, why="the first copy is gone")
     outcome = await reload(pod, generation=2)
     assert isinstance(outcome, Loaded)
     assert (outcome.generation, outcome.digest) == (2, "three")
@@ -325,7 +325,7 @@ async def test_a_server_that_dies_during_a_reload(pod: FakePod) -> None:
     reloaded(pod)
     pod.server.hold("load", "m")
     load = asyncio.create_task(reload(pod))
-    await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
+    await until(lambda: len(pod.server.asked) == 2, why="the new content is being loaded")
     pod.server.why_down = "the model server was killed by SIGSEGV"
     for entry in list(pod.ledger.entries.values()):
         pod.ledger.remove(entry)

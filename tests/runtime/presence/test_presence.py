@@ -204,7 +204,7 @@ async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd
         successor.presence.put("m", successor.copy(created, LOADED))
         assert await successor.presence.settled("m", 5.0)
         zombie.presence.put("m", zombie.copy(created, LOADED))
-        await until(lambda: zombie.usurped, why="the first one is told")
+        await until(lambda: zombie.usurped, why="the first pod knows that its name is taken")
         assert await successor.stands("m") == successor.copy(created, LOADED)
         assert await published(successor) == successor.record
 
@@ -216,7 +216,7 @@ async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_wr
     await idle.presence.start()
     record = replace(idle.record, incarnation="next")
     await etcd.put(keys.pod(idle.name), record.encode())
-    await until(lambda: idle.usurped, timeout=15, why="the first one is told")
+    await until(lambda: idle.usurped, timeout=15, why="the first pod knows that its name is taken")
     await idle.presence.close(revoke=True)
     assert await published(idle) == record
 
@@ -240,7 +240,7 @@ async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod,
         await pod.etcd.put(pod.keys.model(model_id), after.encode())
     before = pod.presence.lease
     etcd_server.etcdctl("lease", "revoke", f"{before:x}")
-    await until(lambda: pod.presence.statistics().leases == 2, why="another lease", timeout=15)
+    await until(lambda: pod.presence.statistics().leases == 2, why="the pod has another lease", timeout=15)
     for model_id in created:
         assert await pod.presence.settled(model_id, 10.0)
     assert sorted(pod.stale) == ["m150", "m7", "m8"]
@@ -290,7 +290,7 @@ async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServe
         before = pod.presence.lease
         own_etcd.etcdctl("lease", "revoke", f"{before:x}")
         await until(lambda: not pod.presence.keyed, timeout=15, why="the lease is gone")
-        await until(lambda: pod.silencing, timeout=15, why="the stale copy is on its way out")
+        await until(lambda: pod.silencing, timeout=15, why="the stale copy is being silenced")
         assert await etcd.get(keys.pod("pod-1")) is None, "published while a stale copy may answer"
         silent.set()
         await until(lambda: pod.presence.keyed, timeout=15, why="the pod is back")
@@ -333,11 +333,11 @@ async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None
 
     pod.on_stale = outdated
     pod.presence.put("n", pod.copy(created, LOADED))
-    await until(lambda: pod.silencing, why="it is on its way out")
+    await until(lambda: pod.silencing, why="the copy is being silenced")
     await asyncio.sleep(0)
     assert not pod.presence.keyed
     silent.set()
-    await until(lambda: pod.presence.keyed, why="it is silent")
+    await until(lambda: pod.presence.keyed, why="the copy is silent")
     assert pod.stale == ["n"]
     assert await pod.stands("n") is None
     assert told[-1]
@@ -347,10 +347,10 @@ async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> 
     """A claim that meets a copy without a key of the same model writes that copy's key."""
     created = await register(pod, "m")
     pod.presence.put("gone", pod.copy(created, LOADED))
-    await until(lambda: pod.stale, why="it is found stale")
+    await until(lambda: pod.stale, why="the copy is found stale")
     again = await register(pod, "gone")
     assert isinstance(await pod.claims.claim("gone", pod.copy(again)), Claimed)
-    await until(lambda: pod.presence.keyed, why="its key stands")
+    await until(lambda: pod.presence.keyed, why="the copy has its key")
 
 
 async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
@@ -541,7 +541,7 @@ async def test_a_claim_that_comes_late_does_not_give_another_lease_up(
     claim = asyncio.create_task(pod.claims.claim("m", pod.copy(created)))
     await asyncio.sleep(0)
     etcd_server.etcdctl("lease", "revoke", f"{before:x}")
-    await until(lambda: pod.presence.statistics().leases == 2, why="another lease", timeout=15)
+    await until(lambda: pod.presence.statistics().leases == 2, why="the pod has another lease", timeout=15)
     held.set()
     assert isinstance(await claim, Away)
     assert pod.presence.published
@@ -635,7 +635,7 @@ async def test_no_presence_no_claim(pod: Pod) -> None:
     created = await register(pod, "m")
     await pod.etcd.delete(pod.keys.pod(pod.name))
     assert isinstance(await pod.claims.claim("m", pod.copy(created)), Away)
-    await until(lambda: pod.presence.published, why="published again")
+    await until(lambda: pod.presence.published, why="the pod is published again")
     assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
 
 
@@ -664,6 +664,6 @@ async def test_missing_keys_are_written_again(pod: Pod) -> None:
     await register(pod, "ended")
     await pod.presence.tidy()
     assert keyed[0] is False
-    await until(lambda: pod.presence.keyed, why="all have their keys again")
+    await until(lambda: pod.presence.keyed, why="all copies have their keys again")
     assert pod.stale == ["ended"]
     assert sorted(await pod.presence.own_keys()) == ["stays", "taken"]

@@ -197,7 +197,7 @@ async def test_callers_that_go_away_free_their_threads(server):
         assert (await server.infer("slow", timeout=0.3, **FOREVER)).code == Code.DEADLINE_EXCEEDED
     except TimeoutError:
         pass
-    await until(lambda: server.board.read(5).in_flight == 0, why="the late one is ended")
+    await until(lambda: server.board.read(5).in_flight == 0, why="the call that missed its deadline is ended")
     short = await server.infer("slow", iterations=np.array([3], np.int64))
     assert arrays(short)["y"].item() == 3
     await server.unload("slow")
@@ -213,7 +213,7 @@ async def test_the_event_loop_says_that_it_turns(server):
     """The event loop reports about every second that it runs, together with the counts of calls."""
     before = server.board.beat_ns
     await server.value("good", revision=1)
-    await until(lambda: server.board.beat_ns > before, why="the next beat")
+    await until(lambda: server.board.beat_ns > before, why="the event loop beats again")
     assert server.board.beat_ns <= time.monotonic_ns()
     assert {series.method for series in server.board.calls()} >= {"ModelInfer"}
 
@@ -256,7 +256,7 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
         server.process.send_signal(signal.SIGINT)
         ending = asyncio.create_task(server.infer("slow", **models.slow_inputs(0.5)))
         endless = asyncio.create_task(server.infer("slow", timeout=30, **FOREVER))
-        await until(lambda: server.board.read(3).running == 2, why="both run")
+        await until(lambda: server.board.read(3).running == 2, why="both calls run")
         server.process.send_signal(signal.SIGTERM)
         assert (await ending).code == 0
         assert await asyncio.wait_for(server.process.wait(), 20) == 0
@@ -373,7 +373,7 @@ async def test_bodies_have_a_total(tmp_path):
 
         await until(full, why="what the stalled one has announced is counted")
         assert await server.value("good") == 7
-        await until(lambda: "requests are refused" in server.log(), why="the log says so")
+        await until(lambda: "requests are refused" in server.log(), why="the log says that requests are refused")
         await sending
         stalled.cancel()
         await asyncio.gather(answer, return_exceptions=True)

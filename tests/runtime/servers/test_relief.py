@@ -34,11 +34,11 @@ async def test_a_few_lost_threads_are_borne_and_more_are_not() -> None:
 
     for stuck in range(MOST + 1):
         server.stuck, looked = stuck, 0
-        await until(look, why="it has had time to look")
+        await until(look, why="the relief has looked")
         assert not server.replaced
         assert not relief.refusal
     server.stuck = MOST + 1
-    await until(lambda: server.replaced, why="it is found out")
+    await until(lambda: server.replaced, why="the server is replaced")
     assert f"{MOST + 1} loads and calls that cannot be ended" in relief.refusal
     server.end.set()
     await asyncio.sleep(0)

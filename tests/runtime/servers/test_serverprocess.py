@@ -97,7 +97,7 @@ async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypa
     try:
         server.plan = Plan((sys.executable, "-c", "raise SystemExit('no such device')"), tmp_path, 1.0)
         server.kill("the test wants it")
-        await until(lambda: given_up, why="it is given up")
+        await until(lambda: given_up, why="the server is given up")
         assert "no such device" in given_up[0]
         assert (server.lives, server.deaths) == (1 + 3, 1)
         assert "no such device" in server.why_down

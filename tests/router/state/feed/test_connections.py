@@ -123,7 +123,7 @@ async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_rea
     worker = client(tmp_path / "feed", recorder)
     following = asyncio.create_task(worker.run())
     try:
-        await until(lambda: server.ready(), why="it has connected")
+        await until(lambda: server.ready(), why="the worker has connected")
         server.apply(PRESENCE, Delta(6, (Event(ChangeKind.PUT, kv(b"a", b"1")),)))
         await until(lambda: len(recorder.told) >= 2)
         assert [(kind, revision) for kind, revision, _ in recorder.told] == [("snapshot", 5), ("delta", 6)]
@@ -156,7 +156,7 @@ async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkey
         assert len(heard) < 500
         for _ in range(10_000):
             server.drain()
-        await until(lambda: not server.ready(), why="it is disconnected")
+        await until(lambda: not server.ready(), why="the worker is disconnected")
     finally:
         writer.close()
         await server.close()
@@ -369,7 +369,7 @@ async def test_a_worker_that_hears_nothing_connects_again(tmp_path, monkeypatch)
         first = set(server._peers)
         monkeypatch.setattr("router.state.feed.client._SILENCE", 0.05)
         server.beat()  # what is heard now is waited for no longer than that
-        await until(lambda: server._peers and not server._peers & first, why="it connects again")
+        await until(lambda: server._peers and not server._peers & first, why="the worker connects again")
         assert [kind for kind, *_ in recorder.told] == ["snapshot"], "it goes on from where it was"
     finally:
         following.cancel()

@@ -32,7 +32,7 @@ async def test_a_copy_that_cannot_be_freed_stays_on_the_books(pod: FakePod, monk
     pod.board.uses[slot] = Use(SlotState.UNLOADING, 1, 1, 1, 0, 0, 0, 0)
     assert await pod.loads.withdraw("stuck", 0, "test")
     assert "stuck" not in pod.keys.keys
-    await until(lambda: pod.unloaded().count("stuck") >= 2, why="it is tried again")
+    await until(lambda: pod.unloaded().count("stuck") >= 2, why="the unload is tried again")
     assert pod.ledger.physical.host_bytes == 600_000
     assert pod.victims.room_for(Footprint(500_000)).verdict is RoomVerdict.FITS
     waiting = asyncio.create_task(pod.load("next", 500_000))

@@ -169,7 +169,7 @@ async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
     assert isinstance(await load, Loaded)
     assert pod.resident == {"b", "c", "d"}
     assert "a" not in pod.keys.keys
-    await until(lambda: "a" not in pod.files.present, why="its files are gone")
+    await until(lambda: "a" not in pod.files.present, why="the evicted model's files are gone")
 
 
 async def test_a_spare_goes_first(pod: FakePod) -> None:
@@ -460,7 +460,7 @@ async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) ->
     if stage == "load":
         await pod.asked("load", "m")
     else:
-        await until(lambda: "m" in pod.claims.asked, why="under way")
+        await until(lambda: "m" in pod.claims.asked, why="the load has claimed")
     assert not await pod.loads.withdraw("m", 2, "another registration of it")
     assert await pod.loads.withdraw("m", 1, "unregistered")
     outcome = await load
@@ -643,7 +643,7 @@ async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> Non
     pod.files.held["pulling"] = asyncio.Event()
     loading, pulling = asyncio.create_task(pod.load("loading")), asyncio.create_task(pod.load("pulling"))
     await pod.asked("load", "loading")
-    await until(lambda: "pulling" in pod.claims.asked, why="under way")
+    await until(lambda: "pulling" in pod.claims.asked, why="the load has claimed")
     pod.loads.close("this pod is leaving")
     outcome = await pulling
     assert isinstance(outcome, Refused)
@@ -684,7 +684,7 @@ async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
     before = [asyncio.create_task(pod.load(model_id, 10)) for model_id in ("c", "d")]
     await until(lambda: len(pod.server.asked) == 4, why="both turns are taken")
     waiting = asyncio.create_task(pod.load("late", 10))
-    await until(lambda: pod.ledger.count(EntryState.WAITING), why="it waits for its turn")
+    await until(lambda: pod.ledger.count(EntryState.WAITING), why="a load waits for its turn")
     pod.refusal = Refused(Reason.REGISTRY_AWAY, "this pod has no lease in etcd: lost")
     for go in holds:
         go.set()

@@ -266,7 +266,7 @@ async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> No
     await pod.fill("a", size=400_000)
     pod.busy("a")
     (load,) = (await in_memory(pod, "m", size=800_000, file=400_000)).values()
-    await until(lambda: pod.cache.rooms.statistics().waiting, why="it waits for more room")
+    await until(lambda: pod.cache.rooms.statistics().waiting, why="the load waits for more room")
     pod.server.why_down = "died"
     for entry in list(pod.ledger.entries.values()):  # as the agent does
         pod.ledger.remove(entry)

@@ -209,7 +209,7 @@ async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypat
     monkeypatch.setattr(session, "_run", deaf.run)
     call = await answered(parts.infer("slow", seconds=0.05, **SHORT))
     assert call.code is Code.DEADLINE_EXCEEDED
-    await until(lambda: parts.runs.stuck == 1, why="it is found not to end")
+    await until(lambda: parts.runs.stuck == 1, why="the run is found not to end")
     assert parts.runs._workers.count == 3
     assert parts.board.read(1).running == 1  # still a suspect
     others = [parts.infer("other", **SHORT) for _ in range(3)]
@@ -237,7 +237,7 @@ async def test_the_watch_sleeps_while_nothing_runs(parts, monkeypatch):
     """The watch sleeps while nothing runs and wakes for the next run, so an idle server costs nothing and is still
     guarded."""
     copy = await parts.load("slow", models.slow(), slot=1)
-    await until(lambda: parts.watch.asleep, why="it has seen nothing for a while")
+    await until(lambda: parts.watch.asleep, why="the watch sleeps")
     call = parts.infer("slow", **models.slow_inputs(4 * watch_module.LIMIT_NS / 1e9))
     assert call.code is None
     assert not copy.pace.inline[(8).bit_length()]

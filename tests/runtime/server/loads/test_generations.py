@@ -66,7 +66,7 @@ async def test_the_older_finishes_its_calls_while_the_newer_is_there(parts):
     await beside(parts, models.constant(2), NEW, 1)
     unload = parts.loader.unload("m", token=OLD)
     going = asyncio.ensure_future(unload)
-    await until(lambda: copy.drained is not None, why="the older one waits for its call")
+    await until(lambda: copy.drained is not None, why="the older copy waits for its call")
     await beside(parts, models.constant(3), NEWEST, 2)
     assert (value(parts, OLD), value(parts, NEW), value(parts, NEWEST)) == (2.0, 2.0, 3.0)
     assert not going.done()

@@ -206,7 +206,7 @@ async def test_an_unload_waits_for_calls_in_flight(parts):
     copy.pace.too_long(8)
     session = weakref.ref(copy.session._session)
     call = parts.send_to("m", b"a.1", **models.slow_inputs(0.4))
-    await until(lambda: parts.board.read(0).running, why="it runs")
+    await until(lambda: parts.board.read(0).running, why="the call runs")
     task = asyncio.create_task(parts.loader.unload("m"))
     await until(lambda: parts.board.read(0).state is SlotState.UNLOADING, why="the unload has begun")
     assert parts.send_to("m", b"a.1", **FOREVER).code is Code.UNAVAILABLE
@@ -226,7 +226,7 @@ async def test_an_unload_ends_calls_that_last_too_long(parts):
     copy = await parts.load("m", models.slow(), slot=0)
     copy.pace.too_long(8)
     calls = [parts.infer("m", **FOREVER) for _ in range(3)]
-    await until(lambda: parts.board.read(0).running == 2, why="they run")
+    await until(lambda: parts.board.read(0).running == 2, why="both calls run")
     await parts.loader.unload("m", grace=0.05)
     assert [call.code for call in calls] == [Code.UNAVAILABLE] * 3
     assert [(b"mesh-not-here", b"1") in call.answers[0][3] for call in calls] == [False, False, True]
@@ -248,13 +248,13 @@ async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
 
     monkeypatch.setattr(copy.session, "_run", deaf)
     parts.infer("m", **FOREVER)
-    await until(lambda: parts.board.read(0).running, why="it runs")
+    await until(lambda: parts.board.read(0).running, why="the call runs")
     with pytest.raises(MeshError, match="cannot be ended") as error:
         await parts.loader.unload("m", grace=0.05)
     assert error.value.reason is Reason.DEADLINE
     assert [slot for slot, _ in parts.board.suspects()] == [0]
     event.set()
-    await until(lambda: not parts.board.read(0).running, why="it has come back")
+    await until(lambda: not parts.board.read(0).running, why="the run has returned")
 
 
 async def test_an_unload_of_another_copy_leaves_this_one(parts):
@@ -291,7 +291,7 @@ async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)
     endless = asyncio.create_task(parts.load("endless", models.endless_loop(), slot=0))
-    await until(lambda: parts.board.read(0).state, why="it is under way")
+    await until(lambda: parts.board.read(0).state, why="the load is under way")
     content = models.weights(2.0, mebibytes=2)
     copy = await parts.load("m", content)
     assert copy.host_bytes == len(content) + len(content) // 4 + 65536
@@ -349,7 +349,7 @@ async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkey
     parts = make(concurrency=2)
     endless = [asyncio.create_task(parts.load(f"endless {n}", models.endless_loop(), slot=n)) for n in range(4)]
     meter = parts.loader._meter
-    await until(lambda: meter.unmeasured == 4, why="they are under way, and have had their time")
+    await until(lambda: meter.unmeasured == 4, why="all four loads have had their time")
     parts.loader._turns._long = 60.0
     monkeypatch.setattr(making, "MEASURING_WAIT", 60.0)
     content = models.weights(2.0, mebibytes=2)
@@ -387,7 +387,7 @@ async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch
         await parts.load("good", models.constant(7))
     assert error.value.reason is Reason.UNAVAILABLE
     ends.set()
-    await until(lambda: not parts.loader.stuck, why="they have ended after all")
+    await until(lambda: not parts.loader.stuck, why="the stuck loads have ended")
     assert parts.board.read(0).state is SlotState.FREE
     parts.loader._timeout = 20.0
     await parts.load("good", models.constant(7))
