@@ -4,13 +4,15 @@ Everything is static. The worker processes' sockets are known before Envoy start
 replaced, so a management server (xDS) would have nothing to say.
 
 One listener takes HTTP/2 and HTTP/1.1 on one port. Calls that are gRPC by their content type go to the workers' gRPC
-sockets as HTTP/1.1 with trailers, the rest to their REST sockets. Envoy is a carrier here: it adds no headers, rewrites
-no path, has no time-outs of its own for calls (deadlines are the workers' business, which must outlast cold starts) and
-retries only if a connection could not be made, when nothing has been sent yet.
+sockets as HTTP/1.1 with trailers, inference over REST to sockets of its own, everything else to their REST sockets.
+Envoy is a carrier here: it adds no headers, rewrites no path, has no time-outs of its own for calls (deadlines are the
+workers' business, which must outlast cold starts) and retries only if a connection could not be made, when nothing has
+been sent yet.
 
 `mesh.envoy.minder` runs and restarts the process.
 """
 
+import itertools
 import json
 import socket
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ _TYPE = "type.googleapis.com/envoy.extensions."
 _HTTP_OPTIONS = _TYPE + "upstreams.http.v3.HttpProtocolOptions"
 
 GRPC_CLUSTER = "grpc"
+INFERENCE_CLUSTER = "inference"
 REST_CLUSTER = "rest"
 STAT_PREFIX = "edge"
 _CERTIFICATE, _CLIENT_CA = "edge-certificate", "client-authority"
@@ -47,7 +50,8 @@ class EnvoySettings:
     port: int  # 0: any free one
     admin_socket: str
     grpc_sockets: tuple[str, ...]  # one for each worker
-    rest_sockets: tuple[str, ...]
+    inference_sockets: tuple[str, ...]  # V2 inference over REST
+    rest_sockets: tuple[str, ...]  # everything else over REST
     tls: Tls | None = None
     secrets_dir: str = ""  # with `tls`: where the files of `secrets` are
     concurrency: int = 1  # threads of Envoy's own
@@ -88,9 +92,14 @@ def fit(settings: EnvoySettings, files: int) -> EnvoySettings:
 
 def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
     """Returns Envoy's bootstrap configuration. Raises ValueError if the settings cannot work."""
-    if not settings.grpc_sockets or not settings.rest_sockets:
+    workers = {
+        GRPC_CLUSTER: settings.grpc_sockets,
+        INFERENCE_CLUSTER: settings.inference_sockets,
+        REST_CLUSTER: settings.rest_sockets,
+    }
+    if not all(workers.values()):
         raise ValueError("the edge needs at least one worker's sockets")
-    for path in (settings.admin_socket, *settings.grpc_sockets, *settings.rest_sockets):
+    for path in (settings.admin_socket, *itertools.chain.from_iterable(workers.values())):
         if len(path.encode()) >= MAX_SOCKET_PATH:
             raise ValueError(
                 f"the socket path {path} has {len(path.encode())} bytes, at most {MAX_SOCKET_PATH - 1} work: "
@@ -103,8 +112,7 @@ def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
         "static_resources": {
             "listeners": [_listener(settings)],
             "clusters": [
-                _cluster(GRPC_CLUSTER, settings.grpc_sockets, settings, trailers=True),
-                _cluster(REST_CLUSTER, settings.rest_sockets, settings, trailers=False),
+                _cluster(name, paths, settings, trailers=name == GRPC_CLUSTER) for name, paths in workers.items()
             ],
         },
         "overload_manager": _overload(settings),
@@ -217,7 +225,12 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
                     "name": "all",
                     "domains": ["*"],
                     "request_headers_to_remove": ["x-forwarded-proto", "x-envoy-external-address"],
-                    "routes": [_route(GRPC_CLUSTER, grpc=True), _route(REST_CLUSTER, grpc=False)],
+                    "routes": [
+                        # content-type application/grpc, or with +proto and the like
+                        _route(GRPC_CLUSTER, {"prefix": "/", "grpc": {}}),
+                        _route(INFERENCE_CLUSTER, {"prefix": "/v2/models/", "headers": [_POST]}),
+                        _route(REST_CLUSTER, {"prefix": "/"}),
+                    ],
                 }
             ],
         },
@@ -247,10 +260,10 @@ def _http1() -> dict[str, Any]:
     }
 
 
-def _route(cluster: str, *, grpc: bool) -> dict[str, Any]:
-    match: dict[str, Any] = {"prefix": "/"}
-    if grpc:
-        match["grpc"] = {}  # content-type application/grpc, or with +proto and the like
+_POST = {"name": ":method", "string_match": {"exact": "POST"}}
+
+
+def _route(cluster: str, match: dict[str, Any]) -> dict[str, Any]:
     return {
         "match": match,
         "route": {

@@ -1,9 +1,9 @@
 """The server end: listens, keeps its connections, and closes them in good order.
 
-`serverconnection` says what a connection does, `servercall` what a handler sees of a call. One sweep, twice a minute,
-bounds waiting for peers: a connection is cut at the second look if its request has stopped in the middle, or if it
-does not take its last answer. Connections that are merely idle are left alone: their owner, Envoy or a pool of ours,
-closes them.
+`connection` says what a connection does, `serverconnection` what it does with gRPC, `servercall` what a handler sees of
+a call. One sweep, twice a minute, bounds waiting for peers: a connection is cut at the second look if its request has
+stopped in the middle, or if it does not take its last answer. Connections that are merely idle are left alone: their
+owner, Envoy or a pool of ours, closes them.
 
 Bodies hold memory while they come and go, so their peers must keep up a least rate, checked once a second; if the
 budget for bodies is short, a sixteenth of the patience is left.
@@ -17,12 +17,15 @@ import os
 import select
 import socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic
 
 from mesh.identity import Identity
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
-from mesh.wire import call, heads, serverconnection
+from mesh.wire import heads, servercall, serverconnection
+from mesh.wire.connection import Connection, K, M
 
 log = logs.get(__name__)
 
@@ -58,12 +61,12 @@ class ServerStatistics:
     slow: int  # bodies ended because their peers were too slow
 
 
-class Server:
-    """Hands every gRPC call that arrives to one handler."""
+class Listener(Generic[M, K]):
+    """Listening sockets and their connections; `Server` and `plainserver.PlainServer` say which kind of connection."""
 
     def __init__(
         self,
-        handler: call.Handler,
+        handler: Callable[[M], None],
         *,
         max_message: int = MAX_MESSAGE,
         max_headers: int = MAX_HEADERS,
@@ -78,18 +81,16 @@ class Server:
         self.slow = 0
         self.max_message = max_message
         self.max_headers = max_headers
-        self.memo: heads.Memo[serverconnection.Known] = (
-            heads.Memo()
-        )  # shared by all connections, as their clients are alike
+        self.memo: heads.Memo[K] = heads.Memo()  # shared by all connections, as their clients are alike
         self.closing = False
         self.calls = 0
         self.errors = 0
         self.refused = 0
         self._listeners: list[asyncio.Server] = []
         self._paths: list[tuple[str, int]] = []  # of unix sockets, with their inodes
-        self._connections: set[serverconnection.ServerConnection] = set()
-        self._unread: set[serverconnection.ServerConnection] = set()  # connections that are not read for now
-        self._owing: set[serverconnection.ServerConnection] = set()  # connections whose peers owe bytes, or reading
+        self._connections: set[Connection[M, K]] = set()
+        self._unread: set[Connection[M, K]] = set()  # connections that are not read for now
+        self._owing: set[Connection[M, K]] = set()  # connections whose peers owe bytes, or reading
         self._guard: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -182,14 +183,14 @@ class Server:
 
     # --- for its connections ---
 
-    def joined(self, connection: serverconnection.ServerConnection) -> None:
+    def joined(self, connection: Connection[M, K]) -> None:
         """Adds a new connection."""
         self._connections.add(connection)
         self._empty.clear()
         if self.closing:
             connection.retire()
 
-    def left(self, connection: serverconnection.ServerConnection) -> None:
+    def left(self, connection: Connection[M, K]) -> None:
         """Removes a closed connection."""
         self._connections.discard(connection)
         self._unread.discard(connection)
@@ -197,7 +198,7 @@ class Server:
         if not self._connections:
             self._empty.set()
 
-    def watch(self, connection: serverconnection.ServerConnection, unread: bool) -> None:
+    def watch(self, connection: Connection[M, K], unread: bool) -> None:
         """Notes that a connection is not read for now, or is read again."""
         if unread:
             self._unread.add(connection)
@@ -206,7 +207,7 @@ class Server:
         else:
             self._unread.discard(connection)
 
-    def guard(self, connection: serverconnection.ServerConnection) -> float:
+    def guard(self, connection: Connection[M, K]) -> float:
         """Notes that a connection's peer owes bytes, or reading. Returns the bytes by which it may fall behind."""
         if self.min_rate:
             self._owing.add(connection)
@@ -243,10 +244,8 @@ class Server:
         for descriptor, _ in poller.poll(0):
             unread[descriptor].transport.abort()
 
-    def _connection(
-        self, loop: asyncio.AbstractEventLoop, *, secure: bool = False
-    ) -> serverconnection.ServerConnection:
-        return serverconnection.ServerConnection(self, loop, secure=secure)
+    def _connection(self, loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> Connection[M, K]:
+        raise NotImplementedError
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self.closing:
@@ -264,6 +263,15 @@ class Server:
                 log.info("connection cut: its peer does not go on", peer=connection.peer, at=place)
                 connection.transport.abort()
             connection.mark = place
+
+
+class Server(Listener[servercall.ServerCall, serverconnection.Known]):
+    """Hands every gRPC call that arrives to one handler."""
+
+    def _connection(
+        self, loop: asyncio.AbstractEventLoop, *, secure: bool = False
+    ) -> Connection[servercall.ServerCall, serverconnection.Known]:
+        return serverconnection.ServerConnection(self, loop, secure=secure)
 
 
 def _bind(path: str, fresh: str, mode: int) -> socket.socket:

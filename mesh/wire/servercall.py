@@ -175,6 +175,20 @@ class ServerCall(call.Call):
             self.held = 0
 
     @property
+    def name(self) -> bytes:
+        """The name for logs."""
+        return self.method
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come of its body, while it waits for its turn."""
+        return len(self.body)
+
+    def stop(self, refusal: refusals.Refusal) -> None:
+        """Refuses the call, if no answer has been given."""
+        self.refusal = refusal
+
+    @property
     def partial(self) -> bool:
         """True if the peer owes the rest of a message."""
         if self.ended or self.phase >= ANSWERED:

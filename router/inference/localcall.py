@@ -32,9 +32,9 @@ class LocalAnswer:
 
 
 class LocalCall(wire.Call):
-    """One unary call; `answer` is set when it is answered. `deadline` is on the event loop's clock."""
+    """One unary call. `deadline` is on the event loop's clock."""
 
-    __slots__ = ("_cancelled", "_first", "_on_cancel", "_read", "_start", "answer")
+    __slots__ = ("_cancelled", "_done", "_first", "_on_cancel", "_read", "_start")
 
     def __init__(
         self,
@@ -44,14 +44,16 @@ class LocalCall(wire.Call):
         headers: list[wire.Header],
         deadline: float | None,
         peer: str,
+        done: Callable[[LocalAnswer], None],
     ) -> None:
+        """Stores its parts. `done` is called once with the answer, unless the call is cancelled before."""
         self.method = method
         self.headers = headers
         self.frame = frame
         self.encoding = b""
         self.deadline = deadline
         self.peer = peer
-        self.answer: asyncio.Future[LocalAnswer] = asyncio.get_running_loop().create_future()
+        self._done: Callable[[LocalAnswer], None] | None = done
         self._cancelled = False
         self._on_cancel: Callable[[], None] | None = None
         self._read = False
@@ -72,11 +74,10 @@ class LocalCall(wire.Call):
 
     def cancel(self) -> None:
         """Cancels the call: its client has gone, or its deadline passed. Does nothing once it is answered."""
-        # The answer is cancelled if the wait for it was, but the handler does not know yet.
-        if self._cancelled or (self.answer.done() and not self.answer.cancelled()):
+        if self._cancelled or self._done is None:
             return
         self._cancelled = True
-        self.answer.cancel()
+        self._done = None
         callback, self._on_cancel = self._on_cancel, None
         if callback is not None:
             try:
@@ -123,20 +124,41 @@ class LocalCall(wire.Call):
 
     def _settle(self, answer: LocalAnswer) -> None:
         self._on_cancel = None
-        if not self.answer.done():
-            self.answer.set_result(answer)
+        done, self._done = self._done, None
+        if done is not None:
+            done(answer)
 
 
-async def make(call: LocalCall, dispatch: wire.Handler) -> LocalAnswer:
-    """Makes the call and waits for its answer, at most until its deadline. A cancellation reaches the handler."""
+def begin(call: LocalCall, dispatch: wire.Handler) -> None:
+    """Makes the call. Its deadline is the handler's business, as in every call."""
     try:
         dispatch(call)
     except Exception:
         log.exception("handler failed", method=call.method)
-        return LocalAnswer(Code.INTERNAL, "internal error, see the router's log")
+        call.fail(Code.INTERNAL, "internal error, see the router's log")
+
+
+async def make(
+    method: bytes,
+    frame: bytes,
+    dispatch: wire.Handler,
+    *,
+    headers: list[wire.Header],
+    deadline: float | None,
+    peer: str,
+) -> LocalAnswer:
+    """Makes a call and waits for its answer, at most until its deadline. A cancellation reaches the handler."""
+    answer: asyncio.Future[LocalAnswer] = asyncio.get_running_loop().create_future()
+
+    def done(came: LocalAnswer) -> None:
+        if not answer.done():  # the wait for it may have been cancelled in this turn of the loop
+            answer.set_result(came)
+
+    call = LocalCall(method, frame, headers=headers, deadline=deadline, peer=peer, done=done)
+    begin(call, dispatch)
     try:
-        async with asyncio.timeout_at(call.deadline):
-            return await call.answer
+        async with asyncio.timeout_at(deadline):
+            return await answer
     except TimeoutError:
         return LocalAnswer(Code.DEADLINE_EXCEEDED, "the deadline passed")
     finally:

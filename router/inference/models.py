@@ -7,7 +7,7 @@ A request for inference is passed as a framed message, and so is its answer: a l
 and the answer is often passed on unchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -18,9 +18,11 @@ from mesh.v2 import PREFIX
 from mesh.wire import framing
 from mesh.wire.call import Handler, Header
 from router.inference import localcall
-from router.inference.localcall import LocalAnswer
+from router.inference.localcall import LocalAnswer, LocalCall
 
 M = TypeVar("M", bound=Message)
+
+_INFER = PREFIX + b"ModelInfer"
 
 
 class Caller(NamedTuple):
@@ -59,6 +61,15 @@ class Models:
         """Carries out a framed ModelInferRequest; the answer has a frame. Raises CallFailed."""
         return await self._make("ModelInfer", frame, caller)
 
+    def begin(self, frame: bytes, caller: Caller, done: Callable[[LocalAnswer], None]) -> LocalCall:
+        """Begins an inference. `done` gets the outcome, a failure too, unless the call is cancelled before; it may get
+        it before this returns. The caller's deadline is kept by the dispatcher."""
+        call = LocalCall(
+            _INFER, frame, headers=list(caller.metadata), deadline=caller.deadline, peer=caller.peer, done=done
+        )
+        localcall.begin(call, self._dispatch)
+        return call
+
     def response(self, answer: LocalAnswer) -> pb.ModelInferResponse:
         """Returns the message of an inference's answer. Raises MeshError."""
         return self._message(answer, pb.ModelInferResponse)
@@ -67,14 +78,14 @@ class Models:
         return self._message(await self._make(method, framing.pack(request.SerializeToString()), caller), reply)
 
     async def _make(self, method: str, frame: bytes, caller: Caller) -> LocalAnswer:
-        call = localcall.LocalCall(
+        answer = await localcall.make(
             PREFIX + method.encode(),
             frame,
+            self._dispatch,
             headers=list(caller.metadata),
             deadline=caller.deadline,
             peer=caller.peer,
         )
-        answer = await localcall.make(call, self._dispatch)
         if answer.code != Code.OK or answer.frame is None:
             raise CallFailed(answer)
         return answer

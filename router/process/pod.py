@@ -248,6 +248,7 @@ class RouterPod:
                 port=port,
                 admin_socket=f"{settings.run_dir}/admin",
                 grpc_sockets=tuple(settings.socket(sockets.GRPC, index) for index in range(settings.workers)),
+                inference_sockets=tuple(settings.socket(sockets.INFERENCE, index) for index in range(settings.workers)),
                 rest_sockets=tuple(settings.socket(sockets.REST, index) for index in range(settings.workers)),
                 tls=_tls(settings),
                 concurrency=cpus.available(),

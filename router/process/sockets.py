@@ -11,7 +11,7 @@ import socket
 
 BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own limit
 
-GRPC, REST = KINDS = ("grpc", "rest")
+GRPC, INFERENCE, REST = KINDS = ("grpc", "infer", "rest")
 
 
 class Sockets:

@@ -1,8 +1,8 @@
-"""`python -m router.process.worker SETTINGS INDEX [GRPC REST]`: one worker process; the router pod starts it.
+"""`python -m router.process.worker SETTINGS INDEX [GRPC INFERENCE REST]`: one worker process; the router pod starts it.
 
-The worker answers on two unix sockets (gRPC over HTTP/1.1, REST) that the pod has created and Envoy calls (`sockets`;
-their descriptors are the last arguments), or, if `grpc.aio` is the edge, on the ports themselves. All of its state can
-be rebuilt from etcd, so it may die at any time.
+The worker answers on three unix sockets (gRPC over HTTP/1.1, inference over REST, everything else over REST) that the
+pod has created and Envoy calls (`sockets`; their descriptors are the last arguments), or, if `grpc.aio` is the edge, on
+the ports themselves. All of its state can be rebuilt from etcd, so it may die at any time.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from mesh.schema.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.wire.budget import Budget
 from mesh.wire.client import Pool
+from mesh.wire.plainserver import PlainServer
 from mesh.wire.server import Server
 from router import services
 from router.calls.dispatch import Dispatcher
@@ -45,7 +46,9 @@ from router.process import duties, sockets
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
+from router.rest.inference import Inference
 from router.rest.parts import Parts
+from router.rest.plain import PlainInference
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import ranges
@@ -126,16 +129,18 @@ class WorkerProcess:
             on_drain=self._drain,
         )
         self.conversions = Conversions(max_message=settings.max_message)
+        models = Models(self.dispatcher.dispatch, max_message=settings.max_message)
+        inference = Inference(models, self.conversions, max_message=settings.max_message)
         bodies = Bodies(self.budget, limit=settings.max_message, least=settings.min_body_rate)
         v2server = V2Server(self.view, self.why_not_ready)
         self._rest_parts = Parts(
             settings=settings,
             server=v2server,
-            models=Models(self.dispatcher.dispatch, max_message=settings.max_message),
+            models=models,
+            inference=inference,
             management=self.management,
             view=self.view,
             bodies=bodies,
-            conversions=self.conversions,
             snapshots=self.feed.merged,
         )
         self.dispatcher.serve(
@@ -145,6 +150,14 @@ class WorkerProcess:
         )
         self.server = Server(
             self.dispatcher.dispatch,
+            max_message=settings.max_message,
+            budget=self.budget,
+            min_rate=settings.min_body_rate,
+        )
+        self._inference = PlainInference(models, inference, self.budget)
+        self.inference_server = PlainServer(
+            self._inference.serve,
+            self._inference.refusal,
             max_message=settings.max_message,
             budget=self.budget,
             min_rate=settings.min_body_rate,
@@ -175,8 +188,9 @@ class WorkerProcess:
         if not await self.feed.first(_FEED_WAIT):
             log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
         if settings.edge == "envoy":
-            grpc, rest = map(sockets.adopt, self._handed)
+            grpc, inference, rest = map(sockets.adopt, self._handed)
             await self.server.listen_on(grpc)
+            await self.inference_server.listen_on(inference)
             self._rest = await app.serve_on(self._rest_parts, rest, grace=settings.drain)
         else:
             from router.edge import grpc as edge  # grpcio's server, which is not needed behind Envoy
@@ -198,12 +212,13 @@ class WorkerProcess:
         self._drain()
         self.feed.tell()
         grace = min(self.settings.drain, _GRACE) if self.ending.why else self.settings.drain
-        closing = [self.server.close(grace)]
+        closing = [self.server.close(grace), self.inference_server.close(grace)]
         if self._edge is not None:
             closing.append(self._edge.close(grace))
         if self._rest is not None:
             closing.append(self._rest.cleanup())
         await asyncio.gather(*closing)
+        await self._inference.close()
         await self.conversions.close()
         await self._tasks.close()
         await self.prober.close()
@@ -261,14 +276,14 @@ class WorkerProcess:
         gauge("mesh_waiting_bytes", "Bytes of the calls that wait for loads.").follow(
             lambda: coldstart.statistics().bytes
         )
-        budget, server = self.budget, self.server
+        budget, server, plain = self.budget, self.server, self.inference_server
         gauge("mesh_body_bytes", "Bytes of requests and replies in the workers.").follow(lambda: budget.held)
         counter = self.metrics.counter
         counter("mesh_bodies_refused", "Bodies refused because those in flight filled --max-body-bytes.").follow(
             lambda: budget.refused
         )
         counter("mesh_bodies_slow", "Bodies ended because they arrived or were read too slowly.").follow(
-            lambda: server.slow + bodies.slow
+            lambda: server.slow + plain.slow + bodies.slow
         )
         if self.identity is not None:
             self.identity.follow(self.metrics)

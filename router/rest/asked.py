@@ -13,6 +13,7 @@ from mesh.statuses import MeshError, Reason
 from mesh.wire import headers as names
 from mesh.wire import metadata
 from mesh.wire.call import Header
+from router.calls import extensions
 from router.inference.models import Caller
 
 TIMEOUT = 300.0
@@ -34,6 +35,25 @@ class Fields(Protocol):
 
     def items(self) -> Iterable[tuple[str, str]]:
         """Returns names and values in the order in which they arrived."""
+
+
+class PlainFields:
+    """The headers of a request as `mesh.wire` brings them."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, headers: Iterable[Header]) -> None:
+        """Decodes the headers, whose names are in lower case."""
+        self._items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
+
+    def getall(self, key: str, default: tuple[()]) -> Sequence[str]:
+        """Returns all values of that name."""
+        lower = key.lower()
+        return [value for name, value in self._items if name == lower] or default
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Returns names and values in the order in which they came."""
+        return self._items
 
 
 class Target(NamedTuple):
@@ -76,7 +96,16 @@ class Asked:
 
     def caller(self) -> Caller:
         """Returns the caller; its time starts now. Raises MeshError."""
-        return Caller(self._deadline(), self._metadata(), self.peer)
+        return Caller(asyncio.get_running_loop().time() + self.timeout(), self.metadata(), self.peer)
+
+    def inference(self) -> Target:
+        """Returns the parts of the path of an inference. Raises MeshError for the path of anything else."""
+        target = self.target()
+        if target.operation != "infer":
+            if (refusal := extensions.of_operation(self.path)) is not None:
+                raise refusal
+            raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to post to at {self.path:.200}")
+        return target
 
     def header_length(self) -> int | None:
         """Returns the length of the body's JSON part, if binary tensors follow it; None: all is JSON. Raises
@@ -96,9 +125,9 @@ class Asked:
         encoding = encoding.strip().lower()
         return "" if encoding == "identity" else encoding
 
-    def _deadline(self) -> float:
-        """Returns when the caller gives up, on the event loop's clock: `grpc-timeout` as in gRPC, or
-        `x-request-timeout` in seconds. Raises MeshError."""
+    def timeout(self) -> float:
+        """Returns after how many seconds the caller gives up: `grpc-timeout` as in gRPC, or `x-request-timeout` in
+        seconds. Raises MeshError."""
         seconds: float | None = TIMEOUT
         if (grpc := self._one("grpc-timeout")) is not None:
             seconds = metadata.parse_timeout(grpc.encode("ascii", "replace"))
@@ -109,9 +138,9 @@ class Asked:
                 seconds = None
         if seconds is None or not 0 < seconds < 1e9:
             raise MeshError(Reason.BAD_REQUEST, "the timeout cannot be read: give x-request-timeout in seconds")
-        return asyncio.get_running_loop().time() + seconds
+        return seconds
 
-    def _metadata(self) -> list[Header]:
+    def metadata(self) -> list[Header]:
         """Returns the headers that become the call's metadata: the client's (x-), the mesh's (mm-), and tracing."""
         passed: list[Header] = []
         for name, value in self._fields.items():

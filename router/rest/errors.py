@@ -5,6 +5,8 @@ reason, because several reasons with different HTTP statuses share a gRPC code. 
 details, so the code decides.
 """
 
+import json
+import math
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -13,6 +15,7 @@ from mesh import statuses
 from mesh.pb import details_pb2
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import metadata
+from mesh.wire.call import Header
 from router.calls import answers
 from router.inference.localcall import LocalAnswer
 
@@ -41,6 +44,14 @@ def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
     if error.details:
         body["details"] = error.details
     return error.reason.http, body
+
+
+def encoded(status: int, body: dict[str, Any]) -> tuple[int, list[Header], bytes]:
+    """Returns status, headers and encoded body, with `Retry-After` if the body says how long to wait."""
+    headers = []
+    if "retry_after" in body:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(body["retry_after"]))))
+    return status, headers, json.dumps(body).encode()
 
 
 def _our_own(answer: LocalAnswer) -> MeshError | None:

@@ -19,11 +19,15 @@ from router.rest import documents
 from router.rest.asked import HEADER_LENGTH, Asked, Body, Target
 from router.rest.conversions import Conversions
 
-_SMALL = 64 * 1024  # bytes of JSON that are converted in the event loop: about 3 ms
+SMALL = 64 * 1024
+"""Bytes of JSON that are converted in the event loop: about 3 ms."""
+
 _UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
 _EXPANSION = 1032  # the most that zlib achieves
-_LARGE = 1 << 20  # bytes that take a millisecond to copy: between two copies, other calls run
 _WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
+
+Parts = tuple[Sequence[bytes | memoryview], int | None]
+"""A reply's body, and the length of its JSON part if binary data follows."""
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -33,7 +37,7 @@ Read = Callable[[Hold], Awaitable[Body]]
 
 
 class Send(Protocol[R_co]):
-    """A sender of a reply's body, whose pieces are valid until it returns."""
+    """A sender of a reply's body."""
 
     def __call__(
         self, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
@@ -58,39 +62,64 @@ class Inference:
         if encoding := asked.encoding():
             body = await self._decompressed(body, encoding, hold)
         caller = asked.caller()
-        frame, form = await self._message(target, body, header_length, caller)
-        if (size := len(frame) - framing.PREFIX) > self._max_message:
-            raise too_large(f"the body as a gRPC message of {size} bytes", self._max_message)
+        quick = self.quick(target, body, header_length)
+        frame, form = quick or await self._message(target, body, header_length, caller)
         hold.counts(len(frame))
         answer = await self._models.infer(frame, caller)
         del frame
         assert answer.frame is not None
         hold.counts(len(answer.frame))
-        return await self._answer(answer, form, caller, hold, send)
+        return await self.conclude(answer, form, caller, hold, send)
+
+    def quick(self, target: Target, body: Body, header_length: int | None) -> tuple[bytes, documents.Form] | None:
+        """Returns the framed gRPC message for a body, and the form of the reply; None if that would take the event loop
+        too long, or needs more than the body. Raises MeshError."""
+        if header_length == 0 or (body.size if header_length is None else header_length) > SMALL:
+            return None
+        whole = body.joined()
+        try:
+            message, raws, form = documents.decode_parts(
+                target.model, target.version, whole, header_length, bound=SMALL
+            )
+        except documents.Costly:
+            body.pieces = [whole]
+            return None
+        frame = documents.framed(message, raws)
+        self._check(frame)
+        return frame, form
+
+    def quick_answer(self, answer: LocalAnswer, form: documents.Form) -> Parts | None:
+        """Returns the body for a reply, and the length of its JSON part if binary data follows; None if that would
+        take the event loop too long. Raises MeshError."""
+        frame = answer.frame or b""
+        if framing.is_compressed(frame):
+            return None
+        if len(frame) <= SMALL:
+            return documents.encode_parts(self._models.response(answer), form)
+        if form.binary:
+            response = self._models.response(answer)
+            if documents.all_binary(response, form):
+                return documents.encode_parts(response, form)
+        return None
+
+    def _check(self, frame: bytes) -> None:
+        if (size := len(frame) - framing.PREFIX) > self._max_message:
+            raise too_large(f"the body as a gRPC message of {size} bytes", self._max_message)
 
     async def _message(
         self, target: Target, body: Body, header_length: int | None, caller: Caller
     ) -> tuple[bytes, documents.Form]:
-        """Returns the framed gRPC message for a body, and which outputs are wanted as binary."""
+        """Returns the same as `quick`, if that cannot."""
         model, version = target.model, target.version
         if header_length == 0:
             expected = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), caller)
-            return await self._framed(*documents.raw_request(model, version, body.joined(), expected))
-        if (body.size if header_length is None else header_length) <= _SMALL:
-            whole = body.joined()
-            try:
-                return await self._framed(*documents.decode_parts(model, version, whole, header_length, bound=_SMALL))
-            except documents.Costly:
-                body.pieces = [whole]
-        async with _in_time(caller):
-            return await self._conversions.to_message(model, version, body.pieces, header_length)
-
-    async def _framed(
-        self, message: pb.ModelInferRequest, raws: list[documents.Raw], form: documents.Form
-    ) -> tuple[bytes, documents.Form]:
-        if sum(map(len, raws)) > _LARGE:
-            await asyncio.sleep(0)
-        return documents.framed(message, raws), form
+            message, raws, form = documents.raw_request(model, version, body.joined(), expected)
+            frame = documents.framed(message, raws)
+        else:
+            async with _in_time(caller):
+                frame, form = await self._conversions.to_message(model, version, body.pieces, header_length)
+        self._check(frame)
+        return frame, form
 
     async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
         """Returns the decompressed body, for which room is taken before it is decompressed."""
@@ -103,22 +132,16 @@ class Inference:
         body.pieces, body.size = [plain], len(plain)
         return body
 
-    async def _answer(self, answer: LocalAnswer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]) -> R:
+    async def conclude(self, answer: LocalAnswer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]) -> R:
         """Sends the REST form of a reply."""
+        if (quick := self.quick_answer(answer, form)) is not None:
+            return await _sent(send, *quick)
         frame = answer.frame or b""
-        if len(frame) <= _SMALL and not framing.is_compressed(frame):
-            return await _sent(send, *documents.encode_parts(self._models.response(answer), form))
-        if form.binary and not framing.is_compressed(frame):
-            response = self._models.response(answer)
-            if documents.all_binary(response, form):
-                return await _sent(send, *documents.encode_parts(response, form))
         async with _in_time(caller):
             paper, json_length = await self._conversions.to_body(frame, answer.encoding, form)
-        with paper:
-            hold.counts(len(paper.body))
-            answer.frame = None
-            with paper.body[:] as view:
-                return await _sent(send, [view], json_length)
+        hold.counts(len(paper.body))
+        answer.frame = None
+        return await _sent(send, [paper.body], json_length)
 
 
 async def _sent(send: Send[R], pieces: Sequence[bytes | memoryview], json_length: int | None) -> R:

@@ -8,7 +8,7 @@ from router.inference.models import Models
 from router.inference.server import V2Server
 from router.management.handlers import Management
 from router.rest.bodies import Bodies
-from router.rest.conversions import Conversions
+from router.rest.inference import Inference
 from router.settings import RouterSettings
 from router.state.view import View
 
@@ -20,8 +20,8 @@ class Parts:
     settings: RouterSettings
     server: V2Server
     models: Models
+    inference: Inference
     management: Management
     view: View
     bodies: Bodies
-    conversions: Conversions
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # merged metrics of all workers of this router pod

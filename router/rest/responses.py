@@ -1,7 +1,5 @@
 """Failures as aiohttp responses."""
 
-import json
-import math
 from typing import Any
 
 from aiohttp import web
@@ -17,7 +15,6 @@ def of_error(error: MeshError) -> web.Response:
 
 def response(status: int, body: dict[str, Any]) -> web.Response:
     """Returns the response with that body, and `Retry-After` if the body says how long to wait."""
-    headers = {}
-    if "retry_after" in body:
-        headers["Retry-After"] = str(max(1, math.ceil(body["retry_after"])))
-    return web.Response(status=status, body=json.dumps(body).encode(), content_type="application/json", headers=headers)
+    status, headers, encoded = errors.encoded(status, body)
+    named = {name.decode().title(): value.decode() for name, value in headers}
+    return web.Response(status=status, body=encoded, content_type="application/json", headers=named)

@@ -15,7 +15,6 @@ from router.calls import extensions
 from router.inference.models import CallFailed
 from router.rest import documents, errors, responses
 from router.rest.asked import MODELS, Asked
-from router.rest.inference import Inference
 from router.rest.parts import Parts
 
 _LISTED = 1000  # models in one answer
@@ -29,7 +28,7 @@ class V2:
         self._models = parts.models
         self._management = parts.management
         self._bodies = parts.bodies
-        self._inference = Inference(parts.models, parts.conversions, max_message=parts.settings.max_message)
+        self._inference = parts.inference
 
     def add_to(self, app: web.Application) -> None:
         """Registers the paths."""
@@ -97,12 +96,7 @@ class V2:
     async def post_model(self, request: web.Request) -> web.StreamResponse:
         """Carries out an inference."""
         asked = _asked(request)
-        target = asked.target()
-        if target.operation != "infer":
-            if (refusal := extensions.of_operation(asked.path)) is not None:
-                raise refusal
-            raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to post to at {asked.path:.200}")
-
+        target = asked.inference()
         read, send = partial(self._bodies.read, request), partial(self._bodies.answer, request)
         with self._bodies.hold() as hold:
             return await self._inference.infer(asked, target, hold, read, send)

@@ -12,6 +12,7 @@ SETTINGS = config.EnvoySettings(
     port=8033,
     admin_socket="/tmp/m/admin",
     grpc_sockets=("/tmp/m/g0", "/tmp/m/g1"),
+    inference_sockets=("/tmp/m/i0", "/tmp/m/i1"),
     rest_sockets=("/tmp/m/r0", "/tmp/m/r1"),
 )
 
@@ -37,15 +38,21 @@ def test_it_is_plain_json():
 
 
 def test_each_kind_of_call_goes_to_its_own_sockets():
-    for name, sockets in ((config.GRPC_CLUSTER, SETTINGS.grpc_sockets), (config.REST_CLUSTER, SETTINGS.rest_sockets)):
+    for name, sockets in (
+        (config.GRPC_CLUSTER, SETTINGS.grpc_sockets),
+        (config.INFERENCE_CLUSTER, SETTINGS.inference_sockets),
+        (config.REST_CLUSTER, SETTINGS.rest_sockets),
+    ):
         assert tuple(pipe["path"] for pipe in values(clusters()[name], "pipe")) == sockets
 
 
-def test_grpc_is_matched_before_rest():
+def test_routes_are_matched_from_grpc_to_everything():
+    """A gRPC call is never taken for REST, whatever its path; a request posted to a model is taken for inference."""
     (virtual_hosts,) = values(config.bootstrap(SETTINGS), "virtual_hosts")
-    first, second = virtual_hosts[0]["routes"]
-    assert ("grpc" in first["match"], first["route"]["cluster"]) == (True, config.GRPC_CLUSTER)
-    assert ("grpc" in second["match"], second["route"]["cluster"]) == (False, config.REST_CLUSTER)
+    first, second, third = virtual_hosts[0]["routes"]
+    assert (first["match"], first["route"]["cluster"]) == ({"prefix": "/", "grpc": {}}, config.GRPC_CLUSTER)
+    assert (second["match"]["prefix"], second["route"]["cluster"]) == ("/v2/models/", config.INFERENCE_CLUSTER)
+    assert (third["match"], third["route"]["cluster"]) == ({"prefix": "/"}, config.REST_CLUSTER)
 
 
 def test_the_admin_interface_is_on_a_private_socket_only():
@@ -80,6 +87,7 @@ def test_long_socket_paths_are_refused_with_the_remedy():
     for settings in (
         replace(SETTINGS, admin_socket=long),
         replace(SETTINGS, grpc_sockets=("/tmp/g", long)),
+        replace(SETTINGS, inference_sockets=(long,)),
         replace(SETTINGS, rest_sockets=(long,)),
     ):
         with pytest.raises(ValueError, match="shorter run directory"):
@@ -87,7 +95,7 @@ def test_long_socket_paths_are_refused_with_the_remedy():
     config.bootstrap(replace(SETTINGS, admin_socket=long[:-1]))
 
 
-@pytest.mark.parametrize("name", ["grpc_sockets", "rest_sockets"])
+@pytest.mark.parametrize("name", ["grpc_sockets", "inference_sockets", "rest_sockets"])
 def test_no_workers_is_refused(name):
     with pytest.raises(ValueError, match="at least one worker"):
         config.bootstrap(replace(SETTINGS, **{name: ()}))

@@ -27,6 +27,7 @@ async def edge(workers, run_dir):
             "port": 0,
             "admin_socket": str(run_dir / f"a{len(made)}"),
             "grpc_sockets": (workers.path("g0"), workers.path("g1")),
+            "inference_sockets": (workers.path("i0"),),
             "rest_sockets": (workers.path("r0"),),
         } | changes
         edge = minder.Minder(config.EnvoySettings(**settings), run_dir=run_dir, name=f"envoy{len(made)}")
@@ -34,7 +35,7 @@ async def edge(workers, run_dir):
         await edge.start()
         return edge
 
-    for name in ("g0", "g1", "r0"):
+    for name in ("g0", "g1", "i0", "r0"):
         await workers.listen(name)
     yield make
     for one in made:
@@ -76,6 +77,30 @@ async def test_rest_arrives_as_it_was_sent(edge):
     assert names - {"accept", "accept-encoding"} == expected  # the two are the test client's
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "socket"),
+    [
+        ("POST", "/v2/models/m/infer", "i0"),
+        ("POST", "/v2/models/m/versions/1/infer?a=b", "i0"),
+        ("GET", "/v2/models/m/ready", "r0"),
+        ("GET", "/v2/models/m", "r0"),
+        ("POST", "/mesh/v1/models:import", "r0"),
+        ("POST", "/v2%2Fmodels/m/infer", "r0"),
+        ("GET", "/v2", "r0"),
+    ],
+)
+async def test_what_is_posted_to_models_goes_to_the_sockets_for_inference(edge, workers, method, path, socket):
+    """Inference over REST has sockets of its own; pages, management and the rest of V2 go elsewhere."""
+    edge = await edge()
+    async with aiohttp.ClientSession() as http:
+        from yarl import URL
+
+        url = URL(f"http://127.0.0.1:{edge.port}{path}", encoded=True)
+        async with http.request(method, url, data=b"abc") as answer:
+            assert answer.status == 200
+    assert workers.calls[-1][0] == socket
+
+
 async def test_grpc_arrives_as_http1_with_its_metadata_and_answers_in_trailers(edge, workers):
     edge = await edge()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}") as channel:
@@ -101,7 +126,7 @@ async def test_a_dead_worker_costs_no_call(edge, workers):
 
 async def test_no_worker_is_unavailable_in_the_form_of_each_protocol(edge, workers):
     edge = await edge()
-    for name in ("g0", "g1", "r0"):
+    for name in ("g0", "g1", "i0", "r0"):
         await workers.stop(name)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -179,7 +204,12 @@ async def test_an_unusable_host_and_a_long_path_are_clear_errors(edge, run_dir):
 
 async def test_no_binary_is_a_clear_error(workers, run_dir):
     settings = config.EnvoySettings(
-        host="127.0.0.1", port=0, admin_socket=str(run_dir / "a"), grpc_sockets=("/x",), rest_sockets=("/y",)
+        host="127.0.0.1",
+        port=0,
+        admin_socket=str(run_dir / "a"),
+        grpc_sockets=("/x",),
+        inference_sockets=("/i",),
+        rest_sockets=("/y",),
     )
     one = minder.Minder(settings, run_dir=run_dir, binary=str(run_dir / "envoy"))
     with pytest.raises(minder.EnvoyError, match="cannot start"):

@@ -66,7 +66,12 @@ async def edge():
     socket = str(run_dir / "grpc")
     await serving.listen_unix(socket)
     settings = config.EnvoySettings(
-        host="127.0.0.1", port=0, admin_socket=str(run_dir / "admin"), grpc_sockets=(socket,), rest_sockets=(socket,)
+        host="127.0.0.1",
+        port=0,
+        admin_socket=str(run_dir / "admin"),
+        grpc_sockets=(socket,),
+        inference_sockets=(socket,),
+        rest_sockets=(socket,),
     )
     envoy = minder.Minder(settings, run_dir=run_dir)
     port = await envoy.start()

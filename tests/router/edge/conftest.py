@@ -23,6 +23,7 @@ async def behind_envoy(handler, max_message):
         port=0,
         admin_socket=f"{run_dir}/admin",
         grpc_sockets=(f"{run_dir}/grpc0",),
+        inference_sockets=(f"{run_dir}/infer0",),
         rest_sockets=(f"{run_dir}/rest0",),
     )
     envoy = minder.Minder(settings, run_dir=run_dir)

@@ -1,17 +1,28 @@
+import contextlib
 import dataclasses
+import socket
+import subprocess
+import tempfile
+import time
 import types
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from mesh.envoy import config
 from mesh.pb import inference_pb2 as pb
+from mesh.process import find_binary, free_port, tethered
 from mesh.schema import records
 from mesh.schema.modelstatus import ModelStatus
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
 from mesh.wire.budget import Budget
+from mesh.wire.plainserver import PlainServer
 from router.calls import answers
 from router.inference.models import Models
 from router.inference.server import V2Server
@@ -21,6 +32,8 @@ from router.management.status import CopyInfo, Page, StatusInfo
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
+from router.rest.inference import Inference
+from router.rest.plain import PlainInference
 from router.settings import RouterSettings
 
 METHOD = b"/inference.GRPCInferenceService/"
@@ -210,11 +223,19 @@ class FakeWorker:
     reason: str | None = None
     budget: Budget = field(default_factory=lambda: Budget(64 << 20))
 
+    plain: PlainServer | None = None
+
     def __post_init__(self):
         self.bodies = Bodies(self.budget, limit=self.settings.max_message, least=self.settings.min_body_rate)
         self.conversions = Conversions(max_message=self.settings.max_message)
         self.server = V2Server(self.view, lambda: self.reason)
         self.models = Models(self.dispatcher.dispatch, max_message=self.settings.max_message)
+        self.inference = Inference(self.models, self.conversions, max_message=self.settings.max_message)
+
+    @property
+    def slow(self):
+        """Bodies that were ended because they came, or were read, too slowly."""
+        return self.bodies.slow + (self.plain.slow if self.plain else 0)
 
     async def snapshots(self):
         return self.registry.snapshot()
@@ -227,12 +248,91 @@ async def worker():
     await worker.conversions.close()
 
 
-@pytest.fixture
-async def served(worker):
-    """Serves the application on its worker and gives its port."""
+@asynccontextmanager
+async def plain_server(worker):
+    """The plain HTTP server of a worker's inference; its caller says where it listens."""
+    inference = PlainInference(worker.models, worker.inference, worker.budget)
+    worker.plain = server = PlainServer(
+        inference.serve,
+        inference.refusal,
+        max_message=worker.settings.max_message,
+        budget=worker.budget,
+        min_rate=worker.settings.min_body_rate,
+    )
+    yield server
+    await server.close(1)
+    await inference.close()
+    assert server.errors == 0
+
+
+@asynccontextmanager
+async def by_aiohttp(worker, _):
+    """The port of the aiohttp application alone."""
     runner = await app.serve_tcp(worker, "127.0.0.1", 0, grace=1)
     yield runner.addresses[0][1]
     await runner.cleanup()
+
+
+@asynccontextmanager
+async def by_plain_http(worker, _):
+    """The port of the plain HTTP server alone, which takes inference only."""
+    async with plain_server(worker) as server:
+        yield await server.listen_tcp("127.0.0.1", 0)
+
+
+@asynccontextmanager
+async def by_envoy(worker, request):
+    """The port of an Envoy in front of both."""
+    envoy = request.getfixturevalue("envoy")
+    runner = app.make_runner(worker, grace=1)
+    await runner.setup()
+    await web.UnixSite(runner, f"{envoy.folder}/rest").start()
+    async with plain_server(worker) as server:
+        await server.listen_unix(f"{envoy.folder}/infer")
+        yield envoy.port
+        await runner.cleanup()
+
+
+CARRIERS = {"aiohttp": by_aiohttp, "plain": by_plain_http, "envoy": by_envoy}
+
+
+@pytest.fixture(scope="session")
+def envoy():
+    """An Envoy that serves one test after another: each listens on its sockets."""
+    with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp") as folder:
+        port = free_port()
+        settings = config.EnvoySettings(
+            host="127.0.0.1",
+            port=port,
+            admin_socket=f"{folder}/admin",
+            grpc_sockets=(f"{folder}/grpc",),
+            inference_sockets=(f"{folder}/infer",),
+            rest_sockets=(f"{folder}/rest",),
+        )
+        Path(folder, "envoy.json").write_bytes(config.encode(settings))
+        argv = [find_binary("envoy"), "-c", f"{folder}/envoy.json", "--disable-hot-restart", "--concurrency", "1"]
+        argv += ["-l", "warning"]
+        with subprocess.Popen(tethered(argv), stdin=subprocess.DEVNULL) as child:
+            while True:
+                with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                assert child.poll() is None
+                time.sleep(0.02)
+            yield types.SimpleNamespace(folder=folder, port=port)
+            child.terminate()
+
+
+@pytest.fixture
+def carrier():
+    """The carrier of requests to the worker, a key of `CARRIERS`. A module overrides it with those that it tests."""
+    return "aiohttp"
+
+
+@pytest.fixture
+async def served(worker, carrier, request):
+    """The port at which that worker is served."""
+    async with CARRIERS[carrier](worker, request) as port:
+        yield port
     assert worker.budget.held == 0, "every body gave back what it held"
 
 

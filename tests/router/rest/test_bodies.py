@@ -20,6 +20,11 @@ SMALL = {"inputs": [{"name": "x", "shape": [1], "datatype": "INT32", "data": [1]
 SIZE = 900_000
 
 
+@pytest.fixture(params=["aiohttp", "plain", "envoy"])
+def carrier(request):
+    return request.param
+
+
 @pytest.fixture
 async def worker():
     worker = FakeWorker(settings=RouterSettings(name="t", max_message=20 << 20))
@@ -101,7 +106,7 @@ async def test_a_body_that_does_not_come_is_ended(served, worker, monkeypatch, c
     reader, writer = await begin(served, head, body)
     status, _ = await status_of(reader)
     assert status == 408
-    assert worker.bodies.slow == 1
+    assert worker.slow == 1
     writer.close()
 
 
@@ -140,9 +145,9 @@ async def test_a_reply_that_nobody_reads_is_given_up(served, http, worker, monke
     await loop.sock_sendall(
         connection, b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (INFER.encode(), len(body), body)
     )
-    await until(lambda: worker.budget.held > values.nbytes, why="the reply is held")
+    await until(lambda: worker.budget.held > values.nbytes // 2, why="the reply is held, less what is on its way")
     await until(lambda: worker.budget.held == 0, why="the reply is given up")
-    assert worker.bodies.slow == 1
+    assert worker.slow == 1
     connection.close()
     worker.dispatcher.ModelInfer = type(worker.dispatcher).ModelInfer.__get__(worker.dispatcher)
     async with http.post(INFER, json=SMALL) as answer:

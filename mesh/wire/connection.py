@@ -1,0 +1,520 @@
+"""One connection of a server: bytes in, calls out in order, one at a time; and what keeps it alive or ends it.
+
+httptools (llhttp) parses; it cannot be stopped between two requests, so everything that one read brings is parsed, and
+requests that came before their turn wait in a queue, bounded by pausing reading. No task and no timer is made for a
+call: everything happens in `data_received` or in the handler's own callbacks.
+
+What a head means, and how a request is refused, differs: gRPC is in `serverconnection`, plain HTTP in
+`plainconnection`. Bad input is answered if there is a caller to answer, and ends the connection: after an error the
+next request's beginning is unknown. The connection is then not closed at once, because a close with unread bytes can
+destroy the answer on its way; it lingers, deaf, for a bounded time.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import httptools
+
+from mesh.identity.identity import known
+from mesh.telemetry import logs
+from mesh.wire import budget as budgets
+from mesh.wire import call, heads, refusals
+from mesh.wire.servercall import ANSWERED, STARTED
+
+log = logs.get(__name__)
+
+_WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
+_PATIENT = 2 * _WRITE_HIGH
+_LINGER = 2.0  # seconds that the peer has to read the last answer
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Inbound(Protocol):
+    """A request on its way in, until it is answered."""
+
+    ended: bool  # the whole request has come
+    keep_alive: bool  # the peer may send its next request on this connection
+    phase: int
+    refusal: refusals.Refusal | None  # set: no handler sees it
+
+    @property
+    def name(self) -> bytes:
+        """The name for logs."""
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come of its body, while it waits for its turn."""
+
+    @property
+    def partial(self) -> bool:
+        """True if the peer owes the rest of a message."""
+
+    def ready(self, limit: int) -> bool:
+        """Returns whether its turn can begin."""
+
+    def prepare(self, limit: int) -> None:
+        """Makes what its handler sees, or refuses it."""
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes of the body."""
+
+    def end(self) -> None:
+        """Notes the end of the request."""
+
+    def stop(self, refusal: refusals.Refusal) -> None:
+        """Refuses the request at once: the rest of it is not waited for."""
+
+    def release(self) -> None:
+        """Returns its bytes to the budget."""
+
+    def cut(self, why: str) -> None:
+        """Tells the handler that there is no caller left to answer."""
+
+
+M = TypeVar("M", bound=Inbound)
+K = TypeVar("K")  # the parser's result for a head that may come again
+
+
+class Owner(Protocol[M, K]):
+    """The keeper of connections: the bounds that they all obey, and what is counted over all of them."""
+
+    handler: Callable[[M], None]
+    budget: budgets.Budget
+    memo: heads.Memo[K]
+    max_message: int  # bytes
+    max_headers: int  # bytes
+    closing: bool
+    calls: int
+    errors: int
+    refused: int
+
+    def joined(self, connection: "Connection[M, K]") -> None:
+        """Adds a new connection."""
+
+    def left(self, connection: "Connection[M, K]") -> None:
+        """Removes a closed connection."""
+
+    def watch(self, connection: "Connection[M, K]", unread: bool) -> None:
+        """Notes that a connection is not read for now, or is read again."""
+
+    def guard(self, connection: "Connection[M, K]") -> float:
+        """Watches how fast the peer of a connection is; returns the bytes by which it may fall behind."""
+
+
+class Connection(asyncio.Protocol, Generic[M, K]):
+    """Parser callbacks and transport callbacks of one connection. Subclasses say what a head means."""
+
+    __slots__ = (
+        "_active",
+        "_between",
+        "_closing",
+        "_credit",
+        "_deaf",
+        "_guarded",
+        "_handler",
+        "_headers",
+        "_holding",
+        "_incoming",
+        "_lingering",
+        "_loop",
+        "_max_headers",
+        "_memo",
+        "_moved",
+        "_overhead",
+        "_parser",
+        "_paused",
+        "_queue",
+        "_rooms",
+        "_secure",
+        "_server",
+        "_unsent",
+        "_url",
+        "budget",
+        "limit",
+        "mark",
+        "peer",
+        "stalled",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, owner: Owner[M, K], loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> None:
+        """Makes a connection; `secure`: over mutual TLS, and only for peers whose certificate bears the mesh's name."""
+        self._server = owner
+        self._secure = secure
+        self._handler = owner.handler
+        self.limit = owner.max_message
+        self.budget = owner.budget
+        self._max_headers = owner.max_headers
+        self._loop = loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: list[call.Header] = []
+        self._incoming: M | None = None  # its head has come, its end has not
+        self._queue: deque[M] = deque()  # in the order they came, not yet handed out
+        self._active: M | None = None  # handed out, not yet answered
+        self._between = True  # the parser has seen the end of a request and no byte of the next
+        self._memo = owner.memo
+        self._overhead = 0  # bytes read since the last whole head or wanted piece of a body
+        self._holding = False  # the reader of a stream wants no more for now
+        self._paused = False  # reading is paused
+        self._closing = False  # no further request is handed out
+        self._deaf = False  # further input is discarded
+        self._lingering: asyncio.TimerHandle | None = None
+        self._rooms: list[asyncio.Future[None]] = []  # writers that wait for room
+        self.stalled = False  # the peer does not take what we write
+        self._unsent = 0  # bytes not taken yet, which count in the budget
+        self._guarded = False  # the server watches how fast the peer is
+        self._credit = 0.0  # bytes by which the peer may still fall behind
+        self._moved = 0  # bytes received, or taken by the peer, since the server last looked
+        self.peer = ""
+        self.mark: object = None  # its progress when the server last looked for stuck ones
+
+    # --- transport callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Joins the server."""
+        self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH)
+        self.peer = _peer(self.transport)
+        self._server.joined(self)
+        if self._secure and not known(self.transport.get_extra_info("peercert")):
+            log.warning("connection refused: its certificate is not for this mesh's name", peer=self.peer)
+            self._closing = self._deaf = True
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parses, then hands out ready calls."""
+        if self._deaf:
+            return
+        seen: heads.Request | None = None
+        if self._memo.rest:
+            self._memo.rest -= 1
+        elif self._between and self._active is None and not self._queue and not self.stalled:
+            seen = heads.split_request(data)
+            if seen is not None:
+                known = self._memo.get(seen[0])
+                if known is not None and self._recognised(seen, known):
+                    return
+        self._overhead += len(data)
+        self._moved += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            log.exception("parser callback failed", peer=self.peer)
+            self._malformed("this request could not be taken")
+        except httptools.HttpParserUpgrade:
+            self._malformed("no protocol but HTTP/1.1 is spoken here", upgrade=True)
+        except httptools.HttpParserError as error:
+            self._malformed(f"not valid HTTP/1.1: {error}")
+        if self._overhead > self._max_headers:
+            self._excess()
+        if seen is not None and self._memo.worth(seen[0]):
+            self._learn(seen)
+        active = self._active
+        if active is None:
+            if self._queue:
+                self._advance()
+        elif active.refusal is not None:
+            self._refuse(active)
+        elif self._queue:
+            self._throttle()
+        if self._incoming is not None and not self._guarded:
+            self._watch()
+
+    def eof_received(self) -> bool:
+        """Treats the peer as gone, as if it had closed: a cancel arrives like this."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leaves the server and tells the call in flight."""
+        self._closing = self._deaf = True
+        self._forget_queue()
+        self._incoming = None
+        self._count_unsent(0)
+        if self._lingering is not None:
+            self._lingering.cancel()
+        active, self._active = self._active, None
+        if active is not None:
+            active.cut("the caller has gone")
+        self._let_write()
+        self._server.left(self)
+
+    def pause_writing(self) -> None:
+        """Makes writers wait, and hands out no further request: the peer is slow."""
+        self.stalled = True
+        self._count_unsent(self.transport.get_write_buffer_size())
+        if not self._guarded:
+            self._watch()
+
+    def resume_writing(self) -> None:
+        """Resumes both: the peer has caught up."""
+        self.stalled = False
+        self._count_unsent(0)
+        self._let_write()
+        if self._active is None and self._queue:
+            self._advance()
+
+    # --- parser callbacks ---
+
+    def on_message_begin(self) -> None:
+        """Notes the first byte of a request."""
+        self._between = False
+
+    def on_url(self, url: bytes) -> None:
+        """Takes a piece of the request target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes one header; trailers are ignored."""
+        if self._incoming is None:
+            self._headers.append((name.lower(), value))
+
+    def on_body(self, data: bytes) -> None:
+        """Takes a piece of the body, independent of its chunks."""
+        made = self._incoming
+        if made is not None and made.phase < ANSWERED:
+            self._overhead = 0
+            made.feed(data)
+
+    def on_message_complete(self) -> None:
+        """Notes the end of one request."""
+        self._between = True
+        self._overhead = 0
+        made, self._incoming = self._incoming, None
+        if made is not None:
+            made.end()
+
+    # --- what a subclass says ---
+
+    def on_headers_complete(self) -> None:
+        """Makes a call of the head, and puts it into the queue."""
+        raise NotImplementedError
+
+    def _recognised(self, seen: heads.Request, known: K) -> bool:
+        """Hands out a request whose head is known; returns False if the parser must judge it."""
+        raise NotImplementedError
+
+    def _learn(self, seen: heads.Request) -> None:
+        """Keeps the parser's result for a read that brought one whole request."""
+        raise NotImplementedError
+
+    def _broken(self) -> M:
+        """Returns a call that stands for a request whose head cannot be read."""
+        raise NotImplementedError
+
+    def _refuse(self, made: M) -> None:
+        """Answers in the handler's place."""
+        raise NotImplementedError
+
+    def _failed(self, made: M) -> None:
+        """Answers a call whose handler raised, if it has not been answered."""
+        raise NotImplementedError
+
+    # --- for the call ---
+
+    def keeps(self, made: M) -> bool:
+        """Returns whether the connection can be used again once this call is answered."""
+        return made.keep_alive and not self._server.closing
+
+    def answered(self, made: M) -> None:
+        """Notes that the answer was written. The rest of the request is read and discarded, up to a limit."""
+        self._active = None
+        self._holding = False
+        if not made.keep_alive or self._server.closing:
+            self._close(made.ended)
+        elif self._queue:
+            self._loop.call_soon(self._advance)  # not at once: we are in the handler's stack
+        elif self._paused:
+            self._throttle()
+
+    def hold(self, holding: bool) -> None:
+        """Stops reading while the reader of the stream in flight wants no more, and resumes it later."""
+        self._holding = holding
+        self._throttle()
+
+    async def room(self) -> None:
+        """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
+        while self.stalled and not self._closing:
+            waiter = self._loop.create_future()
+            self._rooms.append(waiter)
+            await waiter
+
+    # --- for the server ---
+
+    @property
+    def busy(self) -> bool:
+        """True while a call is in flight."""
+        return self._active is not None
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor of its socket."""
+        descriptor: int = self.transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    def retire(self) -> None:
+        """Closes as soon as calls in flight are answered: at once, if there are none."""
+        if self._active is None and not self._queue and self._incoming is None:
+            self._close(True)
+
+    def stuck(self) -> object:
+        """Returns at which point it waits for its peer, None if it does not. Two equal answers: nothing has
+        happened."""
+        if self._closing:
+            return "closing"
+        if self._active is not None:
+            return None
+        if self._incoming is not None:
+            return "body", id(self._incoming), self._incoming.received, self._overhead
+        if self.stalled:
+            return "writing", self.transport.get_write_buffer_size()
+        return None if self._between else ("head", self._overhead)
+
+    def fast_enough(self, least: int, grace: int) -> bool | None:
+        """Judges a peer that owes bytes, or reading, once a second; returns None when it owes nothing any more.
+
+        Peers may fall behind `least` bytes a second by `grace` bytes in all."""
+        owes = self._incoming is not None and self._incoming.partial
+        if self._closing or not (owes or self.stalled):
+            self._guarded = False
+            return None
+        if self.stalled:
+            unsent = self.transport.get_write_buffer_size()
+            self._moved += self._unsent - unsent
+            self._count_unsent(unsent)
+            active = self._active
+            if active is not None and active.phase == STARTED and unsent <= _PATIENT and not self.budget.short:
+                self._moved += least  # a stream's reader may pause: little is held for it
+        elif self._paused:  # by this side
+            self._moved += least
+        self._credit = min(self._credit + self._moved - least, grace)
+        self._moved = 0
+        return self._credit >= 0
+
+    def end_slow(self, least: int) -> None:
+        """Ends the body that the peer is too slow for: a request with an answer, a reply without."""
+        made = self._incoming
+        if self.stalled or made is None:
+            self.transport.abort()
+        elif made.refusal is None:
+            made.stop(refusals.too_slow(least))
+            if made is self._active:
+                self._refuse(made)
+            elif self._active is None:
+                self._advance()
+
+    def _watch(self) -> None:
+        self._guarded = True
+        self._moved = 0
+        self._credit = self._server.guard(self)
+
+    def _count_unsent(self, size: int) -> None:
+        if size != self._unsent:
+            self.budget.add(size - self._unsent)
+            self._unsent = size
+
+    def _forget_queue(self) -> None:
+        for made in self._queue:
+            made.release()
+        self._queue.clear()
+
+    # --- order ---
+
+    def _advance(self) -> None:
+        """Hands out ready calls, in order, while nothing is in flight."""
+        queue = self._queue
+        while queue and self._active is None and not self._closing and not self.stalled:
+            made = queue[0]
+            if not made.ended and not made.ready(self.limit):
+                break
+            queue.popleft()
+            if made.refusal is None:
+                made.prepare(self.limit)
+            if made.refusal is not None:
+                self._refuse(made)
+                break
+            self._hand_out(made)
+        if queue or self._paused:
+            self._throttle()
+
+    def _hand_out(self, made: M) -> None:
+        self._active = made
+        self._server.calls += 1
+        try:
+            self._handler(made)
+        except Exception:
+            self._server.errors += 1
+            log.exception("handler failed", method=made.name, peer=self.peer)
+            self._failed(made)
+
+    def _throttle(self) -> None:
+        """Pauses reading while a reader has enough, or while requests wait for their turn; else resumes it."""
+        pause = self._holding or (bool(self._queue) and (self._active is not None or self.stalled))
+        if pause != self._paused and not self.transport.is_closing():
+            self._paused = pause
+            if pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+            self._server.watch(self, pause)
+
+    def _let_write(self) -> None:
+        rooms, self._rooms = self._rooms, []
+        for waiter in rooms:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- refusing, closing ---
+
+    def _excess(self) -> None:
+        """Bounds input that is neither a whole head nor wanted: an endless head, chunk extensions, trailers, a body
+        whose call is already answered."""
+        if self._incoming is not None and self._incoming.phase >= ANSWERED:
+            self._close(False)
+        else:
+            self._malformed(f"more than {self._max_headers} bytes of headers", large=True)
+
+    def _malformed(self, why: str, *, large: bool = False, upgrade: bool = False) -> None:
+        """Gives up on the input: nothing more on this connection can be understood. Earlier requests are still
+        answered."""
+        self._deaf = True
+        broken = self._queue[-1] if upgrade and self._queue else self._incoming
+        if broken is None:
+            broken = self._broken()
+            broken.stop(refusals.of_bytes(why, grpc=False, large=large))
+            self._queue.append(broken)
+        elif broken.phase >= ANSWERED:
+            self._close(False)
+        elif broken.refusal is None:
+            broken.stop(refusals.of_bytes(why, grpc=True))
+
+    def _close(self, clean: bool) -> None:
+        """Ends the connection once the output is on its way; not `clean`: bytes of the peer are left unread."""
+        if self._closing:
+            return
+        self._closing = self._deaf = True
+        self._let_write()
+        if self.transport.is_closing():
+            return
+        if clean:
+            self.transport.close()
+            return
+        self._holding = False
+        self._throttle()
+        if not self._secure:  # TLS has no half-close: the peer ends it, once it has read an answer that says so
+            self.transport.write_eof()
+        self._lingering = self._loop.call_later(_LINGER, self.transport.abort)
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        connected = transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else a dead host is never noticed
+        return f"{name[0]}:{name[1]}"
+    return "unix"

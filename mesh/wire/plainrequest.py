@@ -1,0 +1,259 @@
+"""One request of plain HTTP/1.1, from its head until it is answered: what a handler sees instead of a gRPC call.
+
+A handler gets a request when all of it has arrived, and answers it once, in one write; it is told if the client goes
+away before that. A refused request (too large, no room) is read to its end and dropped before it is answered: simple
+clients write all of a request before they look for an answer. That has its limits in bytes and time.
+
+A `Head` may belong to many requests: clients repeat themselves, and a head that is recognised (`heads`) is not parsed
+again. The handler keeps there what it has read from the head.
+"""
+
+import asyncio
+import http
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mesh.statuses import too_large
+from mesh.telemetry import logs
+from mesh.wire import budget as budgets
+from mesh.wire import call, metadata, refusals
+from mesh.wire.servercall import ANSWERED, GONE, OPEN
+
+log = logs.get(__name__)
+
+_DROPPED = 64 << 20  # bytes of a refused body that are read and discarded
+_JOINED = 64 * 1024  # bytes of an answer above which handing parts to the transport is cheaper than joining them
+
+_CLOSE = b"connection: close\r\n"
+_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
+_OK = _LINES[200]
+
+Piece = bytes | memoryview
+Answer = tuple[int, call.Headers, bytes]
+"""Status, header fields and body of an answer."""
+
+
+class Head:
+    """Method, target and header fields of a request."""
+
+    __slots__ = ("fields", "method", "note", "target")
+
+    def __init__(self, method: bytes, target: bytes, fields: list[call.Header]) -> None:
+        """Stores its parts. `fields`: lower-case names, without those of the message's framing."""
+        self.method = method
+        self.target = target
+        self.fields = fields
+        self.note: object = None
+        """The handler's own result of reading this head, kept for the next request that has it."""
+
+
+class Connection(Protocol):
+    """The connection that carries a request."""
+
+    transport: asyncio.Transport
+    budget: budgets.Budget
+    limit: int  # bytes of a body
+    peer: str
+
+    def keeps(self, made: "PlainRequest") -> bool:
+        """Returns whether the connection can be used again once this request is answered."""
+
+    def answered(self, made: "PlainRequest") -> None:
+        """Notes that the last byte of the answer was written."""
+
+    def drops(self, made: "PlainRequest") -> None:
+        """Watches a refused request whose rest is being read."""
+
+
+class PlainRequest:
+    """One request."""
+
+    __slots__ = (
+        "_connection",
+        "_on_cancel",
+        "_pieces",
+        "abandoned",
+        "dropped",
+        "ended",
+        "head",
+        "held",
+        "keep_alive",
+        "phase",
+        "refusal",
+        "size",
+    )
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self.head = head
+        self.size = 0  # bytes of the body that have come
+        self.held = 0  # bytes of the budget, until the request is answered
+        self.ended = False  # the whole request has come
+        self.keep_alive = True  # the client may send its next request on this connection
+        self.phase = OPEN
+        self.refusal: refusals.Refusal | None = None  # set: no handler sees this request
+        self.dropped = 0  # bytes read since it was refused
+        self.abandoned = False  # it is refused, and the rest of it is not waited for
+        self._connection = connection
+        self._pieces: list[bytes] = []
+        self._on_cancel: Callable[[], object] | None = None
+
+    # --- for the connection ---
+
+    @property
+    def name(self) -> bytes:
+        """The name for logs: the target."""
+        return self.head.target
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come of its body."""
+        return self.size + self.dropped
+
+    def ready(self, limit: int) -> bool:
+        """Returns whether its turn can begin: all of it is here, or no more of it is waited for."""
+        return self.ended or self.abandoned
+
+    def prepare(self, limit: int) -> None:
+        """Does nothing: a whole request is ready for its handler."""
+
+    def whole(self, body: bytes) -> None:
+        """Takes the body in one piece, which the budget has room for."""
+        self._pieces.append(body)
+        self.size = self.held = len(body)
+        self.ended = True
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes of the body."""
+        if self.refusal is not None:
+            self.dropped += len(data)
+            if self.dropped > _DROPPED:
+                self.abandoned = True
+            return
+        self.size += len(data)
+        if self.size > self.held and not self.reserve(self.size):
+            return
+        self._pieces.append(data)
+
+    def reserve(self, size: int) -> bool:
+        """Holds at least so many bytes of the budget. If they are too many, or not available, the request is
+        refused."""
+        connection = self._connection
+        if size > connection.limit:
+            self.refuse(refusals.of_error(too_large(f"the body of {size} bytes or more", connection.limit)))
+            return False
+        more = size - self.held
+        if more > 0:
+            budget = connection.budget
+            if not budget.take(more, budget.most(size)):
+                self.refuse(refusals.of_error(budget.refusal(f"a request of {size} bytes")))
+                return False
+            self.held = size
+        return True
+
+    def refuse(self, refusal: refusals.Refusal) -> None:
+        """Refuses the request once the rest of it has come and was dropped."""
+        self.refusal = refusal
+        self._pieces.clear()
+        self.release()
+        if not self.ended:
+            self._connection.drops(self)
+
+    def stop(self, refusal: refusals.Refusal) -> None:
+        """Refuses the request at once: the rest of it is not waited for."""
+        self.refusal = refusal
+        self.abandoned = True
+        self._pieces.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Returns the request's bytes to the budget."""
+        if self.held:
+            self._connection.budget.give(self.held)
+            self.held = 0
+
+    @property
+    def partial(self) -> bool:
+        """True if the client owes the rest of a request that is wanted."""
+        return not self.ended and self.refusal is None
+
+    def end(self) -> None:
+        """Notes the end of the request."""
+        self.ended = True
+
+    def cut(self, why: str) -> None:
+        """Tells the handler that there is no client left to answer."""
+        if self.phase >= ANSWERED:
+            return
+        self.phase = GONE
+        self.release()
+        self._pieces.clear()
+        callback, self._on_cancel = self._on_cancel, None
+        if callback is not None:
+            try:
+                callback()
+            except Exception:
+                log.exception(
+                    "handler failed on a cancel", target=self.head.target, peer=self._connection.peer, why=why
+                )
+
+    # --- for the handler ---
+
+    @property
+    def peer(self) -> str:
+        """The client's address, for logs."""
+        return self._connection.peer
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """The body, in the pieces in which it came."""
+        return self._pieces
+
+    def take(self) -> list[bytes]:
+        """Returns the pieces and forgets them."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def hand_over(self, hold: budgets.Hold) -> None:
+        """Leaves the request's bytes of the budget to a holder."""
+        hold.size += self.held
+        self.held = 0
+
+    def on_cancel(self, callback: Callable[[], object] | None) -> None:
+        """Sets the callback for a client that goes away before the answer; None removes it."""
+        if callback is not None and self.phase == GONE:
+            callback()
+        else:
+            self._on_cancel = callback
+
+    def answer(
+        self,
+        status: int,
+        pieces: Sequence[Piece],
+        *,
+        content_type: bytes = b"application/json",
+        fields: call.Headers = (),
+    ) -> None:
+        """Answers, in one write. A large piece is not copied: it must not change until it is freed. Does nothing if the
+        client has gone."""
+        if self.phase:
+            if self.phase != GONE:
+                raise RuntimeError(f"{self.head.target!r} is answered already")
+            return
+        self.phase = ANSWERED
+        self._on_cancel = None
+        connection = self._connection
+        size = sum(map(len, pieces))
+        head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
+            _OK if status == 200 else _LINES.get(status) or b"HTTP/1.1 %d -\r\n" % status,
+            content_type,
+            size,
+            b"" if connection.keeps(self) else _CLOSE,
+            metadata.encode_headers(fields),
+        )
+        if size < _JOINED:
+            connection.transport.write(b"".join((head, *pieces)))
+        else:
+            connection.transport.writelines((head, *pieces))
+        self._pieces.clear()
+        self.release()
+        connection.answered(self)

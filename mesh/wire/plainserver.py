@@ -1,0 +1,36 @@
+"""The server end of plain HTTP/1.1: `server`'s listeners, with connections that carry requests instead of gRPC calls.
+
+It takes inference over REST from Envoy. Everything else over REST goes to an aiohttp application: pages, management,
+what must also be served where there is no Envoy.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from mesh.statuses import MeshError
+from mesh.wire import budget as budgets
+from mesh.wire import server
+from mesh.wire.connection import Connection
+from mesh.wire.plainconnection import PlainConnection
+from mesh.wire.plainrequest import Answer, Head, PlainRequest
+
+
+class PlainServer(server.Listener[PlainRequest, Head]):
+    """Hands every request that arrives to one handler."""
+
+    def __init__(
+        self,
+        handler: Callable[[PlainRequest], None],
+        refusal: Callable[[MeshError], Answer],
+        *,
+        max_message: int,
+        budget: budgets.Budget,
+        min_rate: int,
+    ) -> None:
+        """Makes a server that does not listen yet. `refusal` gives the form of an answer to a request that `handler`
+        does not see. `max_message`: bytes of a body; `min_rate`: least bytes a second of a body, 0: any."""
+        super().__init__(handler, max_message=max_message, budget=budget, min_rate=min_rate)
+        self.refusal = refusal
+
+    def _connection(self, loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> Connection[PlainRequest, Head]:
+        return PlainConnection(self, loop, secure=secure)

@@ -1,0 +1,172 @@
+"""Inference over REST as the plain HTTP server of `mesh.wire` brings it: the hot path behind Envoy.
+
+A small request becomes a gRPC message, and its reply a body, in plain callbacks: no task, no timer. What takes longer
+(large JSON, compressed bodies, bodies without JSON) runs in a task. Both take `inference`, as the aiohttp application
+does, which serves the same paths where there is no Envoy.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from mesh.process.tasks import Tasks
+from mesh.statuses import Code, MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire.budget import Budget, Hold
+from mesh.wire.call import Header
+from mesh.wire.plainrequest import Answer, PlainRequest
+from router.inference.localcall import LocalAnswer
+from router.inference.models import Caller, CallFailed, Models
+from router.rest import documents, errors
+from router.rest.asked import HEADER_LENGTH, MODELS, Asked, Body, PlainFields, Target
+from router.rest.inference import Inference
+
+log = logs.get(__name__)
+
+_PEER = "rest"
+_LENGTH = HEADER_LENGTH.lower().encode()
+
+
+class _Note(NamedTuple):
+    """The meaning of a head: it is read once for all requests that have the same."""
+
+    asked: Asked
+    target: Target
+    header_length: int | None
+    plain: bool  # the body is neither compressed nor without JSON
+    timeout: float  # seconds
+    metadata: Sequence[Header]
+
+
+class PlainInference:
+    """The handler of requests below `/v2/models/` that are posted."""
+
+    def __init__(self, models: Models, inference: Inference, budget: Budget) -> None:
+        self._models = models
+        self._inference = inference
+        self._budget = budget
+        self._tasks = Tasks()
+
+    async def close(self) -> None:
+        """Ends the tasks of requests that are still in flight."""
+        await self._tasks.close()
+
+    def refusal(self, error: MeshError) -> Answer:
+        """Returns the answer to a request that failed here."""
+        return errors.encoded(*errors.of_error(error))
+
+    def serve(self, request: PlainRequest) -> None:
+        """Answers the request, now or later."""
+        try:
+            note = request.head.note
+            if not isinstance(note, _Note):
+                note = request.head.note = _read(request)
+            if note.plain:
+                body = Body()
+                body.pieces, body.size = request.take(), request.size
+                quick = self._inference.quick(note.target, body, note.header_length)
+                if quick is not None:
+                    self._begin(request, note, *quick)
+                    return
+                request.pieces.extend(body.pieces)
+        except MeshError as error:
+            self._fail(request, errors.of_error(error))
+            return
+        self._run(request, self._long(request, note))
+
+    def _begin(self, request: PlainRequest, note: _Note, frame: bytes, form: documents.Form) -> None:
+        caller = Caller(asyncio.get_running_loop().time() + note.timeout, note.metadata, _PEER)
+        call = self._models.begin(frame, caller, partial(self._answered, request, caller, form))
+        if not request.phase:
+            request.on_cancel(call.cancel)
+
+    def _answered(self, request: PlainRequest, caller: Caller, form: documents.Form, answer: LocalAnswer) -> None:
+        """Sends what came of a call."""
+        try:
+            if answer.code != Code.OK or answer.frame is None:
+                self._fail(request, errors.of_answer(answer))
+            elif (quick := self._inference.quick_answer(answer, form)) is not None:
+                _send(request, *quick)
+            else:
+                self._run(request, self._conclude(request, caller, form, answer))
+        except MeshError as error:
+            self._fail(request, errors.of_error(error))
+        except Exception:
+            self._broken(request)
+
+    def _run(self, request: PlainRequest, work: Coroutine[Any, Any, None]) -> None:
+        """Answers in a task, which ends if the client goes away."""
+        task = self._tasks.start(work, "inference over REST")
+        request.on_cancel(task.cancel)
+
+    async def _conclude(self, request: PlainRequest, caller: Caller, form: documents.Form, answer: LocalAnswer) -> None:
+        with self._budget.hold() as hold:
+            request.hand_over(hold)
+            await self._guarded(request, self._inference.conclude(answer, form, caller, hold, partial(_sent, request)))
+
+    async def _long(self, request: PlainRequest, note: _Note) -> None:
+        with self._budget.hold() as hold:
+            request.hand_over(hold)
+            work = self._inference.infer(
+                note.asked, note.target, hold, partial(_body, request), partial(_sent, request)
+            )
+            await self._guarded(request, work)
+
+    async def _guarded(self, request: PlainRequest, work: Awaitable[None]) -> None:
+        """Awaits what answers the request, and answers it with the failure if that fails."""
+        try:
+            await work
+        except CallFailed as failed:
+            self._fail(request, errors.of_answer(failed.answer))
+        except MeshError as error:
+            self._fail(request, errors.of_error(error))
+        except Exception:
+            self._broken(request)
+
+    def _fail(self, request: PlainRequest, failure: tuple[int, dict[str, Any]]) -> None:
+        status, fields, body = errors.encoded(*failure)
+        request.answer(status, (body,), fields=fields)
+
+    def _broken(self, request: PlainRequest) -> None:
+        log.exception("request failed", target=request.head.target)
+        self._fail(request, errors.of_error(MeshError(Reason.INTERNAL, "internal error, see the router's log")))
+
+
+def _read(request: PlainRequest) -> _Note:
+    """Reads a head. Raises MeshError."""
+    head = request.head
+    raw_path = head.target.partition(b"?")[0]
+    try:
+        path = raw_path.decode()
+    except UnicodeDecodeError as error:
+        raise MeshError(Reason.BAD_REQUEST, "the path is not UTF-8") from error
+    if head.method != b"POST" or not path.startswith(MODELS):
+        raise MeshError(Reason.UNKNOWN_METHOD, f"{head.method.decode()} {path:.200}: this server takes inference only")
+    asked = Asked(path, PlainFields(head.fields), _PEER)
+    target = asked.inference()
+    header_length = asked.header_length()
+    plain = header_length != 0 and not asked.encoding()
+    return _Note(asked, target, header_length, plain, asked.timeout(), asked.metadata())
+
+
+async def _body(request: PlainRequest, _: Hold) -> Body:
+    """Returns the request's body, which has come."""
+    body = Body()
+    body.pieces, body.size = request.take(), request.size
+    return body
+
+
+async def _sent(
+    request: PlainRequest, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
+) -> None:
+    """Answers with a body."""
+    fields = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    request.answer(200, pieces, content_type=content_type.encode(), fields=fields)
+
+
+def _send(request: PlainRequest, pieces: Sequence[bytes | memoryview], json_length: int | None) -> None:
+    if json_length is None:
+        request.answer(200, pieces)
+    else:
+        request.answer(200, pieces, content_type=b"application/octet-stream", fields=((_LENGTH, b"%d" % json_length),))
