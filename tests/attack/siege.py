@@ -26,9 +26,9 @@ MIB = 1 << 20
 HOT = "hot"
 HOT_VALUE = 7.0
 
-_PAUSE = 0.03  # seconds between two calls of a caller
-_LOOK = 0.1  # seconds between two looks at memory
-_TIMEOUT = 10.0  # seconds of a hot call
+_PAUSE = 0.03  # seconds between two calls of one caller
+_LOOK = 0.1  # seconds between two samples of memory
+_TIMEOUT = 10.0  # seconds that a call of the hot model may take
 
 
 class Siege:
@@ -57,8 +57,8 @@ class Siege:
         self.failures: list[str] = []
         self.retries = 0
         self.answered = {"gRPC": 0, "REST": 0}
-        self.slowest = 0.0  # seconds, of a hot call
-        self.peaks: dict[str, int] = {}  # growth by process, in bytes
+        self.slowest = 0.0  # seconds of the slowest hot call
+        self.peaks: dict[str, int] = {}  # largest growth by process, in bytes
         self._base: dict[int, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -103,7 +103,7 @@ class Siege:
         )
         models = (await self.mesh.rest("GET", "/mesh/v1/models?limit=1000")).json["models"]
         guilty = {model["id"] for model in models if model.get("quarantined")} - self.blamed
-        assert not guilty, f"innocent and quarantined: {sorted(guilty)}"
+        assert not guilty, f"quarantined without a fault: {sorted(guilty)}"
         pods = (await self.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
         assert {pod["state"] for pod in pods} == {"ready"}
 

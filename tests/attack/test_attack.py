@@ -30,7 +30,7 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.attack, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-LARGE = 14 * MIB  # of the 16 MiB that a message may have
+LARGE = 14 * MIB  # below the 16 MiB that a message may have
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -105,10 +105,10 @@ async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
             writer.transport.abort()
 
         await asyncio.gather(*(attack() for _ in range(200)))
-        # Who goes on sending may lose the answer to the reset that follows it.
+        # A client that continues to send may lose the answer to the reset that follows it.
         refused = ends["429"] + ends["ConnectionResetError"] + ends["BrokenPipeError"]
-        assert ends["429"], f"nobody is told: {ends}"
-        assert refused > 100, f"the bodies have no total: {ends}"
+        assert ends["429"], f"no request got 429: {ends}"
+        assert refused > 100, f"too few of the bodies were refused: {ends}"
 
 
 async def test_grpc_requests_that_stop_before_their_end(mesh: LocalMesh) -> None:
@@ -422,7 +422,7 @@ async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
 def test_memory_is_read_of_this_process() -> None:
     """The watch on memory sees the memory of this process, as it must."""
     before = resident(os.getpid())
-    held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)  # fresh memory: a heap may have kept some from before
+    held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)  # fresh memory: a heap may have kept some
     held.write(b"x" * len(held))
     assert resident(os.getpid()) - before > 60 * MIB
     held.close()

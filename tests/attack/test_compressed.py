@@ -47,7 +47,7 @@ async def test_bodies_over_rest(mesh: LocalMesh, method: str, path: str) -> None
         replies = await asyncio.gather(
             *(mesh.rest(method, path, ZIPPED, headers=headers) for _ in range(AT_ONCE)),
         )
-        # An import answers 200 and says in its lines what was wrong.
+        # An import answers 200 and reports errors in its lines.
         assert {reply.status for reply in replies} <= {200, 400, 413, 415, 429}, [reply.body[:200] for reply in replies]
         assert all(len(reply.body) < 8192 for reply in replies)
 
@@ -69,7 +69,7 @@ async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> 
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
 
     def send() -> str:
-        # In a thread: compressing takes this process a second, and the hot callers live in its event loop.
+        # In a thread: the compression takes this process a second, and the hot callers run in its event loop.
         with grpc.insecure_channel(mesh.grpc_address(), options, compression=grpc.Compression.Gzip) as channel:
             try:
                 channel.unary_unary(method)(message, timeout=60, metadata=metadata)
@@ -80,7 +80,7 @@ async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> 
 
     async with Siege(mesh, growth=300 * MIB):
         codes = set(await asyncio.gather(*(asyncio.to_thread(send) for _ in range(AT_ONCE))))
-        # OK: of a question about a model no more is read than its id.
+        # Questions about a model may succeed, because no more is read of them than the id.
         allowed = {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND"}
         assert codes <= allowed | ({"OK"} if method.endswith("ModelMetadata") else set()), codes
 

@@ -97,7 +97,7 @@ def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys)
     assert result.exit_code == 0, result.stderr
     record = ModelRecord.decode(admin.all(other)[b"registry/one"])
     assert (record.host_bytes, record.last_used_ms, record.killed) == (5, 9, ("x",))
-    assert record.refs == 1, "the vmodel that came counts"
+    assert record.refs == 1, "the restored vmodel counts as a reference"
 
 
 def test_a_vmodel_counts_once_in_each_model_that_it_names_in_any_role(admin: Admin, keys: Keys, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_overwriting_makes_a_new_registration(admin: Admin, saved: Path, other: 
     assert ModelRecord.decode(found[b"registry/one"]).refs == 1
     assert ModelRecord.decode(found[b"registry/x"]).refs == 0
     versions = json.loads(admin.server.etcdctl("get", other.model("one").decode(), "-w", "json"))["kvs"][0]
-    assert versions["version"] == 2, "created again, and counted once"
+    assert versions["version"] == 2, "the record was created again, and its reference counted once"
 
 
 def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> None:

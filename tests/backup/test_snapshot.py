@@ -54,7 +54,7 @@ def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     found = names(folder)
     assert {mine[3], mine[2], others[2], "notes.txt"} <= found
-    assert len(found) == 5, "and the new one"
+    assert len(found) == 5, "the new snapshot is kept too"
     assert "removed 4 older" in result.stdout
 
 

@@ -20,7 +20,8 @@ from tests.support.waiting import until
 
 CALLS = 10_000
 ROUNDS = 7
-"""Short rounds, each with a ratio of its own: the machine's speed drifts within a minute more than within one round."""
+"""Short rounds, each with a ratio of its own, because the machine's speed drifts more within a minute than within a
+round."""
 
 
 async def run(mesh: LocalMesh, folder: Path, console: Console) -> None:

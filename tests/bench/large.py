@@ -44,7 +44,7 @@ CALLERS = (1, 8)
 
 
 SIZES = {"100 KB": 25_000, "4 MB": 1_000_000}
-"""Elements of 4 bytes."""
+"""Numbers of elements of 4 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Door:
     """A way into a server, and the request that is sent there again and again."""
 
     address: str  # host:port
-    body: bytes  # a message for gRPC, else what is posted
-    answer: int  # bytes that the answer has at least
-    path: str = ""  # of REST; empty: gRPC
+    body: bytes  # a message for gRPC, otherwise the body to post
+    answer: int  # the least size of the answer, in bytes
+    path: str = ""  # the path of REST; empty for gRPC
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -88,7 +88,7 @@ async def _ours(settings: dict[str, str], target: Path) -> Path:
     puller = Puller(directory=target / "models", secrets=secrets)
     puller.sweep()
     pulled = await puller.pull(Source(KEY, '{"storage_key": "default"}'), into="m")
-    _unfinished.append(puller.close())  # what makes it safe on disk goes on behind the load, and behind the clock
+    _unfinished.append(puller.close())  # files become safe on disk after the measured load
     return pulled.path
 
 

@@ -24,7 +24,7 @@ MODELS = 200
 ROOM = 65
 DEADLINE = 60.0  # seconds of a cold call
 QUIET = 1500  # hot calls
-PAUSE = 0.002  # seconds between two of them
+PAUSE = 0.002  # seconds between two cold calls
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:

@@ -23,7 +23,7 @@ from tests.support.localmesh import LocalMesh, children, command, infer_request
 CALLS = 10_000
 ROUNDS = 7
 CONNECTIONS = 400
-"""New ones, with a call each: what a handshake takes is their cost beyond that of a call."""
+"""New connections, with a call each: their cost beyond that of a call is that of a handshake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Measured:
 
     mesh: LocalMesh
     trust: Path | None  # the authority of its certificate for clients
-    tiers: dict[str, list[int]]  # processes by what they are
+    tiers: dict[str, list[int]]  # processes by their role
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
@@ -44,7 +44,7 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
     outer = ["--tls-cert", str(client / "tls.crt"), "--tls-key", str(client / "tls.key")]
     more = {"pods": 1, "capacity": "256MiB", "log_level": "info"}
     context = ssl.create_default_context(cadata=authority.pem.decode())
-    context.check_hostname = False  # REST goes by the address
+    context.check_hostname = False  # REST calls use the address instead of a name
     async with (
         LocalMesh(folder / "plain", etcd, **more) as plain,
         LocalMesh(folder / "outer", etcd, router_options=outer, trust=context, **more) as edge,

@@ -27,7 +27,7 @@ from tests.support.waiting import until
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 REQUEST = b"\x0a\x05model" + b"r" * 200
 ANSWER = framing.pack(b"a" * 150)
-# What arrives from Envoy beside what the client end writes by itself.
+# The metadata that arrives from Envoy, beside those that the client end writes by itself.
 METADATA = [
     (b"user-agent", b"grpc-python-asyncio/1.81.0 grpc-c/54.0.0 (linux; chttp2)"),
     (b"mm-model-id", b"model"),

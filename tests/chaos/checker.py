@@ -77,8 +77,8 @@ class _Past:
         self._model = model
         self._changes = changes
         self._registry = registry
-        self._began: dict[int, float] = {}  # by value: start of its first attempt
-        self._acknowledged: dict[int, float] = {}  # by value: end of the first attempt that was acknowledged
+        self._began: dict[int, float] = {}  # start of the first attempt, by value
+        self._acknowledged: dict[int, float] = {}  # end of the first acknowledged attempt, by value
         self._removals = [change for change in changes if change.value is None]
         for change in changes:
             if change.value is None:
@@ -87,14 +87,14 @@ class _Past:
             if change.outcome is Outcome.DONE:
                 known = self._acknowledged.get(change.value, math.inf)
                 self._acknowledged[change.value] = min(change.ended, known)
-        self._first: dict[int, int] = {}  # by value: its places in `registry`
+        self._first: dict[int, int] = {}  # first place in `registry`, by value
         self._last: dict[int, int] = {}
         for place, value in enumerate(registry):
             if value is not None:
                 self._first.setdefault(value, place)
                 self._last[value] = place
-        # By place: when at the latest a registration that stands behind it was acknowledged. One that stands before it
-        # too (it took effect twice) does not count: the acknowledgement may have been of that one.
+        # By place: the latest time at which a registration after this place was acknowledged. One that is also before
+        # this place (it took effect twice) does not count: the acknowledgement may have been for that one.
         self._superseded = [math.inf] * (len(registry) + 1)
         for place in range(len(registry) - 1, -1, -1):
             value = registry[place]
@@ -173,7 +173,7 @@ class Summary:
     failed: dict[str, int]  # by status
     faults: dict[str, int]  # by kind
     acknowledged: int  # registrations
-    refused: int  # attempts to register
+    refused: int  # refused attempts to register
     unknown: int
 
     @classmethod

@@ -32,8 +32,8 @@ class Outcome(enum.Enum):
     """A client's knowledge of a change, after its answer."""
 
     DONE = "done"  # acknowledged
-    REFUSED = "refused"  # answered with a status that says that nothing was changed
-    UNKNOWN = "unknown"  # failed or timed out: it may have been done, or be done later
+    REFUSED = "refused"  # answered with a status that proves that nothing was changed
+    UNKNOWN = "unknown"  # failed or timed out: the change may have been made, or may still be made
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,23 +28,23 @@ from tests.support.arena import Arena
 from tests.support.waiting import until
 
 AT_ONCE = 3
-"""Troubles that overlap at most: with more, hardly anything is answered, and nothing is learned."""
+"""The most troubles that overlap: with more, hardly any call is answered, and nothing is learned."""
 
 ROUND = 30.0  # seconds of troubles between two calms
 HEALING = 60.0
-"""Seconds after the end of all troubles within which everything must work: lease, return of presence, loads, on a
-machine that has better things to do."""
+"""Seconds after the end of all troubles within which everything must work again: leases, presence and loads, on a busy
+machine."""
 
 LEGITIMATE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
-"""Statuses that a caller may see while processes die: design 8 lets callers try again after each."""
+"""Statuses that a caller may see while processes die; clients may retry after each."""
 
 LEGITIMATE_IN_QUIET = LEGITIMATE - {"UNAVAILABLE"}
-"""Statuses that a caller may see when all is well: memory is short, and the machine may have better things to do."""
+"""Statuses that a caller may see without a trouble: memory is short, and the machine may be busy."""
 
 QUIET = 100  # calls that are made when all is well, before the next troubles
 
 NUMBER = re.compile(r"-\d+")
-"""In the names of pods and routers."""
+"""The number in the names of pods and routers."""
 
 STORIES = 3  # faults that are told in full
 LINES = 80  # of a story
@@ -60,10 +60,10 @@ class Run:
     models: int = 12
     writers: int = 3
     history: History = field(default_factory=History)
-    done: Counter[str] = field(default_factory=Counter)  # troubles, by kind
-    callable: int = 0  # models that were found callable through all routers, over all calms
+    done: Counter[str] = field(default_factory=Counter)  # number of troubles by kind
+    callable: int = 0  # number of models that were callable through all routers, over all calms
     rounds: int = 0
-    quiet: list[tuple[float, float]] = field(default_factory=list)  # when all was well: from, until
+    quiet: list[tuple[float, float]] = field(default_factory=list)  # calms, each from its start to its end
 
     async def run(self) -> None:
         """Runs all rounds; raises AssertionError if something does not heal."""

@@ -37,14 +37,14 @@ async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, 
         assert not verdict.faults, verdict.story()
 
 
-@pytest.mark.timeout(0)  # it has bounds of its own
+@pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_a_short_run(tmp_path, say):
     """One round of the long run, with a seed that draws most kinds of trouble, finds no fault."""
     await run(tmp_path, say, seed=20, seconds=12, pods=2, routers=2)
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(0)  # it has bounds of its own
+@pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_chaos(tmp_path, say, seed, seconds):
     """Three routers and three pods survive ten minutes of troubles without a fault. With every second seed, ids wait
     for lost pods for seconds only."""

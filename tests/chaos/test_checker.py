@@ -31,7 +31,7 @@ def failed(code, began, ended=None):
 
 
 REPLACED = [register(1, 0, 1), remove(10, 11), register(2, 12, 13)]
-"""The file 1, and from some moment between 12 and 13 on the file 2."""
+"""A model that is file 1, and from some moment between 12 and 13 on file 2."""
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 
 NUMBERS = Numbers()
 ENOUGH = 20
-"""Calls through one router. Before there was a fence, every second one at least was answered from the former file."""
+"""Calls through one router. Before the fence existed, at least every second one was answered from the former file."""
 
-CALLERS = 6  # of each router: where a router cannot ask etcd, a call takes as long as its deadline
+CALLERS = 6  # of each router: a call through a router that cannot ask etcd takes as long as its deadline
 TIMEOUT = 1.0  # seconds
 
 
@@ -63,8 +63,8 @@ class Scene:
         self.arena = arena
         self.history = History()
         self.model = ""
-        self.pod = self.other = ""  # the one that has it, and the one that has not
-        self.value = 0  # that is registered; 0: none
+        self.pod = self.other = ""  # the pod with the copy, and the one without
+        self.value = 0  # the registered value; 0 if there is none
         self._ways = {router: Grpc(arena, router) for router in arena.routers}
         self._callers: list[asyncio.Task[None]] = []
 
@@ -184,7 +184,7 @@ async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
     """No stale answer comes from the worker of router-3, which was stopped, misses everything, and finds etcd silent
     when it resumes."""
     with arena.stopped(arena.program(scene.pod).pid), contextlib.ExitStack() as stack:
-        # The process that minds the worker as well: it would replace one that is stopped alone.
+        # The process that minds the worker is stopped too, because it would replace a worker that is stopped alone.
         with arena.stopped(arena.program("router-3").pid, *arena.workers("router-3")):
             await arena.gone(scene.pod)
             await scene.unregister("router-1")
@@ -222,7 +222,7 @@ async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
                 await scene.unregister("router-1")
                 refused_with_a_way_out(await scene.register("router-1"), scene.pod)
                 waiting = [asyncio.create_task(scene.call("router-3", timeout=20)) for _ in range(5)]
-                await scene.some("router-3", 2 * CALLERS)  # sent after those
+                await scene.some("router-3", 2 * CALLERS)  # these were sent after the first ones
             scene.note(f"{scene.pod}: the server goes on, the agent does not")
             await scene.some("router-3")
         await asyncio.gather(*waiting)
@@ -267,7 +267,7 @@ async def test_a_pod_that_drains_for_a_router_that_does_not_know(arena, scene):
     """A draining pod, which a call in flight keeps from ending, gives no stale answer to router-3, which does not hear
     that its copies are withdrawn."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(arena.stopped(arena.program(scene.other).pid))  # else it would be handed over to
+        stack.enter_context(arena.stopped(arena.program(scene.other).pid))  # otherwise this pod would get the copies
         await arena.gone(scene.other)
         client = arena.client("router-1")
         await arena.mesh.register(f"{scene.model}-slow", models.slow(), load=True)

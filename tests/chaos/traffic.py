@@ -16,7 +16,7 @@ from tests.support import models
 from tests.support.arena import Arena
 
 CALL_TIMEOUT = 3.0  # seconds
-PAUSE, FAILED_PAUSE = 0.02, 0.1  # between two calls of a caller, after an answer and after a failure
+PAUSE, FAILED_PAUSE = 0.02, 0.1  # seconds between two calls of a caller, after an answer and after a failure
 CHANGE_PAUSE = 0.3  # between two changes of a writer, on average
 
 _NOTHING_DONE = frozenset({"ALREADY_EXISTS", "FAILED_PRECONDITION", "INVALID_ARGUMENT"})
@@ -98,8 +98,8 @@ class Writer:
         self._numbers = numbers
         self._draw = random.Random(seed)
         self._former: dict[str, int] = {}  # by model: the file that it was registered with last
-        self.standing: dict[str, int | None] = {}  # what each model is, as acknowledged last
-        self.doing = ""  # what it has begun and is not acknowledged
+        self.standing: dict[str, int | None] = {}  # the last acknowledged value by model; None if unregistered
+        self.doing = ""  # the change that was begun and is not acknowledged
         self._refused = False  # its last attempt
         self._go_on = asyncio.Event()
         self._go_on.set()
@@ -116,7 +116,7 @@ class Writer:
             model = self._draw.choice(self._models)
             if self.standing[model] is not None:
                 await self.unregister(model)
-            # Mostly at once, as somebody does who brings a new version; now and then the same file once more.
+            # Mostly at once, as by a user who brings a new version; now and then the same file once more.
             if self.standing[model] is None and self._draw.random() < 0.8:
                 act = self._draw.random()
                 if act < 0.1:
@@ -140,7 +140,7 @@ class Writer:
         load = self._draw.random() < 0.5
         self.doing = f"register {model} as {value}"
         while not await self._try(model, value, lambda way: way.register(model, path, load=load)):
-            if self._refused:  # a former attempt to register it came late: that must go first
+            if self._refused:  # an attempt took effect late: that registration has to go first
                 await self.unregister(model)
                 self.doing = f"register {model} as {value}"
             await asyncio.sleep(self._draw.uniform(0.05, 0.5))

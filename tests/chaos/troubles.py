@@ -16,7 +16,7 @@ from tests.support.arena import Arena
 from tests.support.waiting import until
 
 LEAVING = 60.0
-"""Seconds within which a pod that was told to leave must have ended: its drain, its server's grace, etcd's silence."""
+"""Seconds within which a draining pod must have ended: its drain, its server's grace, etcd's silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Trouble:
     """One harm to one target."""
 
     text: str
-    claims: frozenset[str]  # names of pods and routers, `etcd`, and `NAME/road`
-    seconds: float  # that it lasts
+    claims: frozenset[str]  # the targets: pods, routers, `etcd`, and `NAME/road`
+    seconds: float  # the length of the trouble
     harm: Callable[[], contextlib.AbstractAsyncContextManager[None]]
 
 
@@ -231,7 +231,7 @@ _KINDS = (
     (_broken_road, 1),
     (_partition, 5),
 )
-"""With how often each is drawn, in proportion."""
+"""The kinds of trouble, with the relative frequency of each."""
 
 
 # --- how ---

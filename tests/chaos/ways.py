@@ -13,7 +13,7 @@ from tests.support.arena import Arena
 
 ONE = np.ones((1, 1), np.float32)
 
-CHANGE_TIMEOUT = 25.0  # seconds; longer than a router's own bounds, so that its own answer is heard
+CHANGE_TIMEOUT = 25.0  # seconds, more than a router's own limits, so that the router's answer arrives
 
 _OF_HTTP = {
     400: "INVALID_ARGUMENT",
@@ -26,7 +26,7 @@ _OF_HTTP = {
     504: "DEADLINE_EXCEEDED",
 }
 _OF_REASON = {"CONFLICT": "ALREADY_EXISTS", "BAD_REQUEST": "INVALID_ARGUMENT"}
-"""What a line of a bulk registration can be refused for with nothing done; all other reasons leave it open."""
+"""Reasons for which a line of a bulk registration is refused with nothing done; all other reasons leave that open."""
 
 
 class Failed(Exception):

@@ -139,7 +139,7 @@ def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str)
         assert str(file) in result.stderr
         assert said in result.stderr
     assert file.read_text() == content
-    assert run("--help").exit_code == 0, "which has no need of it"
+    assert run("--help").exit_code == 0, "the help needs no contexts"
 
 
 def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:

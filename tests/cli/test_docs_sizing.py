@@ -28,7 +28,7 @@ TENTH = {
     "--rate 300": "--rate 30",
     "--requests 200000": "--requests 20000",
 }
-"""The same with a tenth of everything, calls a second too: what it shows is a matter of proportions."""
+"""The page's shell with a tenth of everything, including calls a second, because only proportions matter."""
 
 
 def table(heading: str) -> list[list[str]]:
@@ -72,7 +72,7 @@ def test_the_cliff_and_the_plateau(calls: Shell):
     assert len(lines) == 6
     for room, line in zip((0.10, 0.12, 0.15, 0.20, 0.50, 0.80), lines, strict=True):
         size, share, lru, gdsf, cold, loaded = map(number, line)
-        # 500 models of 20 MB that are in use, of 4,504 that are called.
+        # 500 models of 20 MB are in use, of 4,504 that are called.
         assert size == pytest.approx(room * 4504 * 0.02, rel=0.01)
         assert share == pytest.approx(size / 10, rel=0.02)
         assert cold == pytest.approx(300 * (1 - lru / 100), abs=1)
@@ -80,8 +80,10 @@ def test_the_cliff_and_the_plateau(calls: Shell):
         if room > 0.12:  # on the cliff itself a tenth of the models is too few to agree
             assert found["lru", room] == pytest.approx(lru / 100, abs=0.02)
             assert found["gdsf", room] == pytest.approx(gdsf / 100, abs=0.02)
-    assert found["lru", 0.10] < 0.85 < 0.94 < found["lru", 0.15], "less than what is in use is a cliff"
-    assert found["gdsf", 0.12] > found["lru", 0.12], "gdsf wants less more than what is in use"
+    assert found["lru", 0.10] < 0.85 < 0.94 < found["lru", 0.15], (
+        "hits drop sharply below the memory of the models in use"
+    )
+    assert found["gdsf", 0.12] > found["lru", 0.12], "gdsf needs less memory beyond that of the models in use"
 
 
 def test_calls_of_ones_own(calls: Shell):
@@ -128,5 +130,5 @@ def test_the_example():
     limit = parse_bytes(pool["resources"]["limits"]["memory"])
     assert pool["resources"]["requests"]["memory"] == pool["resources"]["limits"]["memory"]
     wanted = 500 * 20e6 * 1.1 * 1.5
-    assert (pool["replicas"] - 2) * capacity.auto_capacity(limit) < wanted, "a pod less would not do"
+    assert (pool["replicas"] - 2) * capacity.auto_capacity(limit) < wanted, "one pod less would be too few"
     assert wanted <= (pool["replicas"] - 1) * capacity.auto_capacity(limit)

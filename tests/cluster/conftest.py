@@ -74,7 +74,7 @@ def image_before(image: str) -> str:
         text, count = re.subn(r"(?m)^PROTOCOL = .*$", f"PROTOCOL = {records.PROTOCOL - 1}", source.read_text())
         assert count == 1
         source.write_text(text)
-        for compiled in source.parent.glob("__pycache__/records.*.pyc"):  # believed without a look at the source
+        for compiled in source.parent.glob("__pycache__/records.*.pyc"):  # Python trusts these without the source
             compiled.unlink()
 
     return lifecycle.image_changed(image, f"{images.MESH}-before", lower)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INTERNAL = "mesh-internal"
 SPREAD = 150.0
-"""Seconds for Kubernetes to bring a changed Secret to all pods."""
+"""Seconds that Kubernetes needs to bring a changed Secret to all pods."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

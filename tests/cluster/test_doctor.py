@@ -110,7 +110,7 @@ async def scaled(mesh: Installed, cluster: Kube, what: str) -> AsyncIterator[Non
 async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
     """Allows no more pods than exist, and asks for one more, for the time of the block."""
     running = [one for one in mesh.kube.get("pods")["items"] if one["status"]["phase"] == "Running"]
-    hard = {"pods": str(len(running))}  # those that have ended do not count
+    hard = {"pods": str(len(running))}  # ended pods do not count
     limit = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": hard}}
     there = cluster.within(mesh.kube.namespace)
     there.apply(limit)

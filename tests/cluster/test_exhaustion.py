@@ -65,7 +65,7 @@ async def test_a_model_that_exhausts_its_container_is_quarantined(mesh: Installe
             found: dict[str, object] = json.loads(await mesh.mesh("status", "greedy", "--json", codes=range(10)))
             if "quarantined" in found:
                 return found
-            said.append(found)  # such as that no pod answers, for a moment
+            said.append(found)  # for instance that no pod answers for a moment
 
     said: list[dict[str, object]] = []
     deaths = 0

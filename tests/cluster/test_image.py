@@ -56,7 +56,7 @@ async def test_a_whole_mesh_runs_from_it(namespace: Kube, image: str) -> None:
     )
     await namespace.wait("pod/mesh", "condition=Ready", timeout=90.0)
     pods = json.loads(namespace.exec("mesh", "mesh", "pods", "--json", container="router"))
-    assert "mesh" in json.dumps(pods), "the runtime pod bears its host's name"
+    assert "mesh" in json.dumps(pods), "the runtime pod has its host's name"
 
 
 _LOWER = """

@@ -63,7 +63,7 @@ async def test_the_page_shows_what_was_installed(mesh: Installed) -> None:
     """The commands of the docs list the installed pods through a forwarded port of the Service."""
     port = free_port("127.0.0.1")
     there = f"timeout 30 bash -c 'until (: </dev/tcp/localhost/{port}) 2>/dev/null; do sleep 0.1; done'"
-    # Typed by hand there is a moment between the two; and a user who closes the terminal ends the first.
+    # A person takes a moment between the two commands, and ends the first by closing the terminal.
     words = {
         "8033:8033 &": f"{port}:8033 >/dev/null & trap 'kill $!' EXIT; {there}",
         "localhost:8033": f"localhost:{port}",
@@ -162,7 +162,7 @@ async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
     """Loaded models are served while etcd is gone; afterwards the registrations are there again, and models can be
     loaded."""
     async with Traffic(mesh) as traffic:
-        await traffic.some()  # all are loaded
+        await traffic.some()  # loads all models
         options = ["--force", "--grace-period=0"] if force else []
         mesh.kube.kubectl("delete", "pod", "mesh-etcd-0", *options, timeout=120.0)
         await mesh.ready()

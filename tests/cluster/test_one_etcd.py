@@ -116,7 +116,7 @@ async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endp
     mesh.helm("install", "mesh", over=SMALL)
     await refused(mesh, lambda text: "etcd does not let us in" in text and "check user, password" in text)
     (tmp_path / "password").write_text("wrong")
-    address = first.kube.get("pod", "outside")["status"]["podIP"]  # names of the cluster are not known here
+    address = first.kube.get("pod", "outside")["status"]["podIP"]  # this machine does not resolve the cluster's names
     where = ("--etcd", f"http://{address}:2379", "--etcd-user", "root", "--etcd-password-file")
     visits = Visits(mesh, "--only", "etcd", *where, str(tmp_path / "password"), kube=namespace)
     await visits.visit()

@@ -43,7 +43,7 @@ async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None
     leader = _leader(mesh)
     member = leader if which == "leader" else next(name for name in mesh.names("etcd") if name != leader)
     async with Traffic(mesh) as traffic:
-        cluster.kubectl("cordon", layout.NODE)  # so that it does not come back before the test says so
+        cluster.kubectl("cordon", layout.NODE)  # keeps the member from coming back before the test allows it
         try:
             mesh.kube.kubectl("delete", "pod", member, timeout=120.0)
             for number in range(3):

@@ -79,7 +79,7 @@ async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[
     doctor names the Secret, and no call fails. A new valid one is then taken as usual."""
     (valid,) = shown(mesh)
     assert mesh.trust is not None
-    # Of two authorities of one name a new connection would try the first alone.
+    # If two authorities have one name, a new connection tries the first alone.
     mesh.trust.write_bytes(next(authority for authority, pem in pairs if valid.encode().strip() in pem))
     before = mesh.kube.get("secret", "edge")
     _, expired = certificates.certificate(NAME, ends=-certificates.HOUR)

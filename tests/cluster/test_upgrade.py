@@ -52,7 +52,7 @@ async def test_an_upgrade_is_not_noticed(mesh: Installed, image: str) -> None:
         "pools": pools,
     }
     async with Traffic(mesh) as traffic:
-        await traffic.some()  # all are loaded
+        await traffic.some()  # loads all models
         mesh.helm("upgrade", "mesh")
         await mesh.ready(240.0)
         await traffic.some(100)

@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(f"{ROOT / name}/" for name in ("mesh", "placement", "puller", "router"))
 
 _WARM_UPS = 4
-"""Runs before the first count: caches are filled, heads are known, free lists of the interpreter are full."""
+"""Runs before the first count, which fill caches, known headers, and the interpreter's free lists."""
 
 _COUNTS = 5
-"""Counts, of which the least is taken: once in a while a clock moves on, and a sweep takes its turn."""
+"""Number of counts, of which the least is taken, because a clock or a sweep adds instructions to some runs."""
 
 
 @dataclass(frozen=True, slots=True)

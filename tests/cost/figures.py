@@ -15,14 +15,14 @@ from tests.cost.counting import Cost
 PATH = Path(__file__).with_name("figures.json")
 
 INSTRUCTIONS = 0.02
-"""Share by which instructions may differ. They repeat exactly with one Python; this is for its patch releases, and for
-changes too small for a commit to dwell on."""
+"""Share by which instructions may differ. They repeat exactly with one Python; the share is for its patch releases, and
+for changes too small to be stored."""
 
 MEMORY, MEMORY_BYTES = 0.05, 512
 """Share and bytes by which memory may differ. Runs differ by 200 bytes: free lists hold a few objects more or less."""
 
 Figures = dict[str, Cost]
-"""By operation."""
+"""Costs by operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def differences(was: Figures, now: Figures) -> list[Difference]:
 def accepted(stored: Mapping[str, Figures], version: str, now: Figures) -> tuple[dict[str, Figures], list[str]]:
     """Returns the figures with those of a version replaced, and what other versions lose by it, as texts."""
     changed = {one.operation for one in differences(stored.get(version, {}), now)}
-    if version not in stored:  # nothing is known to have changed
+    if version not in stored:  # without stored figures no change is known
         changed = set()
     result = {version: {name: _settled(stored.get(version, {}).get(name), cost) for name, cost in now.items()}}
     lost = []

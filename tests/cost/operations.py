@@ -288,4 +288,4 @@ OPERATIONS: dict[str, Maker] = {
     "REST, reply of 100 KiB as JSON": lambda folder: rest_reply(folder, values=LARGE, binary=False),
     "REST, reply of 100 KiB as binary": lambda folder: rest_reply(folder, values=LARGE, binary=True),
 }
-"""By the name that `figures.json` has."""
+"""The operations, by their names in `figures.json`."""

@@ -20,7 +20,7 @@ NAMES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.
 CONTENTS = {"FP32": "fp32_contents", "FP64": "fp64_contents", "INT64": "int64_contents", "BYTES": "bytes_contents"}
 
 Fault = Callable[[str, int], tuple[int, int, str] | None]
-"""Of a model and the number of the call: gRPC code, HTTP status and text, or None for an answer."""
+"""A fault of a model and the number of the call: gRPC code, HTTP status and text, or None for an answer."""
 
 
 def v2_name(array: np.ndarray) -> str:
@@ -41,10 +41,10 @@ class FakeMesh:
         self.registered: dict[str, dict[str, Any]] = {}
         self.calls = 0
         self.fault: Fault = lambda model, number: None
-        self.wrong: str = ""  # the model whose answers are another's
+        self.wrong: str = ""  # the id of the model that answers with another's values
         self.raw = True  # whether gRPC answers raw contents
         self.import_error: dict[str, Any] | None = None
-        self.digests: dict[str, str] = {}  # of what was loaded before, by model
+        self.digests: dict[str, str] = {}  # by model, the digest of its former load
         self.reloaded: list[str] = []
         self.endpoint = self.grpc_endpoint = ""
 

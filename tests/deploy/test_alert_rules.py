@@ -30,7 +30,7 @@ class Case:
     bad: dict[str, str]
     good: dict[str, str]
     labels: tuple[str, ...] = ("namespace",)
-    minutes: int = 90  # until all has lasted for long enough
+    minutes: int = 90  # long enough for every `for` of the alerts
     more: tuple[tuple[str, str], ...] = ()  # labels besides namespace and pod
 
 

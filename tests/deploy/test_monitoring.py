@@ -43,7 +43,7 @@ FUNCTIONS = {
     *("rate", "sum", "topk", "vector"),
 }
 KINDS = {"counter", "gauge", "histogram"}
-LABELS = {"namespace", "pod", "le"}  # which Prometheus adds when it scrapes, and a histogram's own
+LABELS = {"namespace", "pod", "le"}  # the labels that Prometheus adds when it scrapes, and a histogram's own
 
 
 def metrics() -> dict[str, tuple[str, set[str]]]:
@@ -132,7 +132,7 @@ def check(expression: str) -> None:
         kind, own = METRICS[known]
         labels |= own
         if kind != "gauge":
-            assert re.search(rf"(rate|increase)\({name}", expression), f"{name} counts, so it wants rate()"
+            assert re.search(rf"(rate|increase)\({name}", expression), f"{name} is a counter, so it needs rate()"
         else:
             assert not re.search(rf"(rate|increase)\({name}", expression), f"{name} is a gauge"
     for inside in re.findall(r"\{([^}]*)\}", expression):
@@ -169,11 +169,11 @@ def test_alerts(rule: dict[str, Any]):
     assert set(rule["annotations"]) == {"summary", "action", "runbook_url"}
     page, _, place = rule["annotations"]["runbook_url"].partition("#")
     assert (page, place) == ("%RUNBOOKS%", rule["alert"].lower())
-    assert f"\n## {rule['alert']}\n" in RUNBOOKS, "it is explained where the link points to"
+    assert f"\n## {rule['alert']}\n" in RUNBOOKS, "the alert is explained where its link points to"
     assert rule["labels"]["severity"] in ("warning", "critical")
     for label in re.findall(r"\$labels\.([a-z_]+)", str(rule["annotations"])):
         assert label in LABELS | {"reason", "process"}
-        assert label in kept(rule["expr"]), f"{label} is told, and aggregated away"
+        assert label in kept(rule["expr"]), f"the text uses {label}, which is aggregated away"
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])

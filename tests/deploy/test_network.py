@@ -18,7 +18,7 @@ class Who(NamedTuple):
 
     name: str
     labels: dict[str, str]
-    namespace: str | None  # None: outside of the cluster
+    namespace: str | None  # None is outside of the cluster
 
 
 def rows() -> list[tuple[str, str, int]]:

@@ -22,7 +22,7 @@ ALLOWED = {
     ("rbac.authorization.k8s.io/v1", "Role"),
     ("rbac.authorization.k8s.io/v1", "RoleBinding"),
 }
-"""Kinds that the role `admin` of a namespace may make, in any cluster."""
+"""Kinds that the role `admin` of a namespace may create, in any cluster."""
 
 ON_REQUEST = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}  # the Prometheus operator's, off by default
 
@@ -42,7 +42,7 @@ def test_kinds(which):
         if which == ("helm", "all-on") and one["kind"] in ON_REQUEST:
             continue
         assert (one["apiVersion"], one["kind"]) in ALLOWED
-        assert "namespace" not in one["metadata"]  # wherever it is installed
+        assert "namespace" not in one["metadata"]  # valid in any namespace
         assert one["metadata"]["labels"]["app.kubernetes.io/name"] == "mesh"
 
 
@@ -91,7 +91,7 @@ def test_hardened(found):
         # A file mounted by subPath does not follow its Secret.
         assert not [mount for mount in container["volumeMounts"] if "subPath" in mount], name
         writable = [mount for mount in container["volumeMounts"] if not mount.get("readOnly")]
-        assert writable, f"{name}: has nowhere to write"
+        assert writable, f"{name} has no writable volume"
 
 
 def test_accounts(found):
@@ -119,7 +119,7 @@ def test_rights(found):
     secret = [one for one in found if (one["kind"], one["metadata"]["name"]) == ("Secret", "mesh-internal")]
     assert len(secret) == len(roles)
     for one in secret:
-        # Empty, so that neither an upgrade nor an apply ever takes away what the Job wrote.
+        # The Secret is empty, so that neither an upgrade nor an apply ever removes what the Job wrote.
         assert "data" not in one
         assert "stringData" not in one
 

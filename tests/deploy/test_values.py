@@ -57,7 +57,7 @@ def test_defaults():
 
 
 OPEN = {"nodeSelector", "affinity", "podLabels", "podAnnotations", "annotations", "labels", "requests", "limits"}
-"""Names in there are the admin's, or those of resources."""
+"""Objects whose keys are chosen by the admin, or are those of resources."""
 
 
 @pytest.mark.parametrize("path", [path for path, _ in maps(DEFAULTS) if path.rpartition(".")[2] not in OPEN])
@@ -168,7 +168,7 @@ def test_eviction_policies_are_those_there_are():
 
 
 MAY_BE_NULL = {"replicas", "disruptionBudget", "runAsUser", "runAsGroup", "fsGroup"}
-"""Keys whose values say what null means."""
+"""Keys for which the values define a meaning of null."""
 
 
 def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:

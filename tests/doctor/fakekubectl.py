@@ -26,7 +26,7 @@ def main() -> int:
             print("team-a", end="")
         case ["create"]:
             reviews = json.load(sys.stdin)["items"]
-            for review in reviews:  # one after the other, as the real one does
+            for review in reviews:  # one answer after the other, like the real kubectl
                 attributes = review["spec"]["resourceAttributes"]
                 review["status"] = {"allowed": attributes["resource"] not in cluster["forbidden"]}
                 print(json.dumps(review, indent=4))
@@ -43,7 +43,7 @@ def main() -> int:
                 if one["kind"] in KINDS[kinds] and (not names or one["metadata"]["name"] in names)
             ]
             if len(names) and len(found) == 1:
-                print(json.dumps(found[0]))  # the real one makes no list of one that was named
+                print(json.dumps(found[0]))  # the real kubectl makes no list of an object requested by name
             elif found or not names:
                 print(json.dumps({"apiVersion": "v1", "kind": "List", "items": found}))
         case ["exec", "deployment/mesh-router", *_]:

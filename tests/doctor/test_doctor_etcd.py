@@ -92,7 +92,7 @@ def test_a_wrong_password(doctor, auth_etcd: EtcdServer, tmp_path: Path, how: st
     text = visit.said("fail", "etcd", "password")
     assert "invalid user ID or password" in text
     assert "check user and password" in text
-    assert ("etcd", "reach") not in visit.bad, "it is there: only the password is wrong"
+    assert ("etcd", "reach") not in visit.bad, "etcd is reachable: only the password is wrong"
 
 
 def test_a_user_that_may_not_use_the_prefix(doctor, auth_etcd: EtcdServer, tmp_path: Path) -> None:

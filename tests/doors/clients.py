@@ -25,7 +25,7 @@ class Program:
     """A client program. `argv` runs it; arguments follow."""
 
     name: str
-    tools: tuple[str, ...]  # on PATH, to make and to run it
+    tools: tuple[str, ...]  # programs on PATH that make or run the client
     argv: tuple[str, ...]
     making: Callable[[Path], None]
 

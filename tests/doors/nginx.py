@@ -43,7 +43,7 @@ class Nginx:
         shown = servers[1].replace("grpc://127.0.0.1:8033", f"grpc://{mesh.grpc_address()}")
         shown = shown.replace("http://127.0.0.1:8033", mesh.rest_url())
         shown = re.sub(r"listen (\d+)", lambda found: f"listen 127.0.0.1:{ports[found[1]]}", shown)
-        user = "user root;" if os.geteuid() == 0 else ""  # its workers write where only the test's user may
+        user = "user root;" if os.geteuid() == 0 else ""  # nginx's workers write where only the test's user may
         configuration = folder / "nginx.conf"
         configuration.write_text(_AROUND.format(folder=folder, servers=shown, user=user))
         self._program = Program("nginx", ["nginx", "-c", str(configuration), "-e", str(folder / "errors")], folder)

@@ -48,7 +48,7 @@ def calls(ask: Ask, base: str) -> None:
     ):
         status, _, answer = ask(method, base + path, headers | JSON, bytes(20 << 20))
         assert status in (expected, 413), answer[:500]
-    assert b"--max-message" in answer or b"nginx" in answer  # whose own limit is as large
+    assert b"--max-message" in answer or b"nginx" in answer  # nginx has a limit of the same size
 
 
 def by_urllib(base: str) -> None:

@@ -98,7 +98,7 @@ async def test_curl(doors, body, options):
     urls = [f"{base}/v2/models/seven", f"{base}/v2/models/a%2Fslash", f"{base}/mesh/v1/models"]
     # curl 7.88 cannot keep a connection on which it spoke HTTP/2 with prior knowledge, to any server.
     turns = [[url] for url in urls] if "--http2-prior-knowledge" in options else [urls]
-    reading = common[: -len(options)] if CHUNKED in options else common  # curl sends no chunks then, not even the last
+    reading = common[: -len(options)] if CHUNKED in options else common  # then curl sends no last chunk either
     found = "".join([await ran(*reading, *turn) for turn in turns])
     assert found.count('"inputs"') == 2
     assert '"resident"' in found

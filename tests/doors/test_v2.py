@@ -236,7 +236,7 @@ ROWS: dict[str, Check] = {
     "generate": generate,
     "V1": first_version,
 }
-"""By the beginning of the row."""
+"""Functions by the beginning of their row in the README's table."""
 
 
 async def test_each_row_has_a_test() -> None:

@@ -17,8 +17,8 @@ class Workers:
         self.directory = directory
         self.gate = asyncio.Event()  # cleared: replies wait
         self.gate.set()
-        self.calls: list[tuple[str, bytes, bytes]] = []  # (socket name, head, body)
-        self.lost = 0  # connections that ended while their reply waited
+        self.calls: list[tuple[str, bytes, bytes]] = []  # tuples of socket name, header and body
+        self.lost = 0  # number of connections that ended while their reply waited
         self._servers: dict[str, asyncio.Server] = {}
 
     def path(self, name: str) -> str:

@@ -49,7 +49,7 @@ def shown(tmp_path: Path) -> str:
     """Returns the certificate that Envoy gets."""
     path = tmp_path / "run" / "edge-certificate.json"
     (secret,) = json.loads(path.read_text())["resources"]
-    assert os.stat(path).st_mode & 0o077 == 0, "it holds a key"
+    assert os.stat(path).st_mode & 0o077 == 0, "the file holds a key"
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"edge-certificate.json", "client-authority.json"}
     return secret["tls_certificate"]["certificate_chain"]["inline_string"]
 

@@ -299,7 +299,7 @@ async def test_a_client_that_takes_nothing_is_ended(edge, workers):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setblocking(False)
         await loop.sock_connect(client, ("127.0.0.1", edge.port))
-        # The answer is the head: 100 times 50 KB are more than buffers of the kernel's and Envoy's hold.
+        # The answer is the request's header: 100 times 50 KB exceed the buffers of the kernel and of Envoy.
         head = b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (b"x" * 50_000)
 
         async def ended():
@@ -341,7 +341,7 @@ async def test_a_stream_whose_reply_is_not_let_come_is_ended(edge, workers):
             kinds.append(head[3])
             if head[3] == 4 and not head[4]:
                 writer.write(frame(4, 1, 0, b""))
-    assert 0 in kinds, "some of the reply has come"
+    assert 0 in kinds, "a part of the reply has arrived"
     writer.close()
 
 

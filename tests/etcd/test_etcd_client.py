@@ -323,11 +323,11 @@ async def test_the_next_member_is_used_when_one_is_dead_or_silent(etcd_server: E
         dead = f"http://127.0.0.1:{free_port()}"
         settings = EtcdSettings(endpoints=(dead, proxy.endpoint, etcd_server.endpoint))
         async with Etcd(settings) as etcd:
-            await asyncio.gather(*[etcd.put(key, b"1") for _ in range(10)])  # repeated: the first was never reached
+            await asyncio.gather(*[etcd.put(key, b"1") for _ in range(10)])  # repeated: no call reached the first
             assert etcd.statistics().endpoint == proxy.endpoint
             assert etcd.statistics().rotations == 1, "ten failures at one member are one reason to leave it"
             proxy.swallow()
-            assert await etcd.get(key)  # the second has its share of the time, then the third is asked
+            assert await etcd.get(key)  # the second endpoint gets its share of the time, then the third is asked
             assert etcd.statistics().endpoint == etcd_server.endpoint
             await asyncio.gather(*[etcd.put(key, b"2") for _ in range(5)])
             assert etcd.statistics().rotations == 2
@@ -395,7 +395,7 @@ async def test_closing_ends_what_is_in_progress(etcd_server: EtcdServer) -> None
         assert (read.ambiguous, write.ambiguous) == (False, True)
         with pytest.raises(EtcdClosed):
             await etcd.get(b"k")
-        await etcd.close()  # again: nothing
+        await etcd.close()  # closing again does nothing
 
 
 # --- endpoints, versions, the command line ---

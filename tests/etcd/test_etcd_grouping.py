@@ -67,7 +67,7 @@ def test_any_cut_gives_the_same_revisions(sizes: list[int], data: st.DataObject)
             cut = data.draw(st.integers(1, len(events)))
             fragment, events = events[:cut], events[cut:]
             got += brief(revisions.add(fragment, fragment=bool(events)))
-        assert not revisions.holding, "a response has ended: nothing may be kept from the consumer"
+        assert not revisions.holding, "at the end of a response no revision may be held back"
     assert got == expected
 
 

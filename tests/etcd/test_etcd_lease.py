@@ -29,7 +29,7 @@ async def test_a_lease_is_kept_and_revoked(etcd: Etcd, keys: Keys) -> None:
     await lease.revoke()
     assert await etcd.get(key) is None
     assert not lease.lost.is_set()
-    await lease.revoke()  # again: it is gone, which is what was asked
+    await lease.revoke()  # revoking again succeeds, because the lease is gone as requested
 
 
 async def test_a_lease_that_etcd_ended_is_lost_at_the_next_renewal(etcd: Etcd) -> None:
@@ -98,5 +98,5 @@ async def test_granting_is_bounded_and_ends_with_the_client(etcd_server: EtcdSer
         with pytest.raises(EtcdClosed):
             await Lease.grant(etcd, ttl=2)
         async with asyncio.timeout(10):
-            await lease.lost.wait()  # nobody renews it any more
+            await lease.lost.wait()  # no holder renews this lease
         await lease.close()

@@ -64,7 +64,7 @@ async def test_large_revisions_arrive_whole_though_etcd_cuts_them(etcd_server: E
     base, value = keys.registry, b"x" * 100_000
     async with Proxy(etcd_server.port) as proxy, Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
         async with following(far, base) as follower, Etcd(etcd_server.settings) as near:
-            proxy.swallow()  # so that it cannot come back before all is written
+            proxy.swallow()  # keeps the watch from returning before all is written
             proxy.cut()
             for number in range(12):
                 await near.txn([], [put_op(base + b"%02d-%02d" % (number, k), value) for k in range(12)])

@@ -49,7 +49,7 @@ class Mount:
     def __init__(self, folder: Path, server: EtcdServer) -> None:
         self.known = {"endpoints": server.endpoint, "userid": "alice", "password": "wonder", "root_prefix": "mine"}
         self.mounted = Mounted(folder, etcd_connection=b"")
-        self.path = folder / "etcd.connection"  # as `Mounted` spells it
+        self.path = folder / "etcd.connection"  # the name that `Mounted` gives to the file
         self.put()
 
     def put(self, raw: bytes | None = None, **changes: str) -> None:

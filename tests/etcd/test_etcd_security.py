@@ -277,7 +277,7 @@ async def test_counting_while_tokens_expire(auth_etcd: EtcdServer) -> None:
             async with counting(near, near, far, b"mine/counter") as (writer, follower):
                 old, tokens = near.statistics().tokens, far.statistics().tokens
                 await until(lambda: near.statistics().tokens >= old + 2, why="the writer's tokens have expired twice")
-                assert far.statistics().tokens == tokens, "a watch that is open needs none"
+                assert far.statistics().tokens == tokens, "an open watch needs no token"
                 proxy.cut()
                 await follower.has(lambda f: f.mirror.statistics().watches >= 2, "the watch is opened again")
                 await writer.more()

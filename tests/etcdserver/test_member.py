@@ -151,7 +151,7 @@ def test_members_tell_by_tls_too(tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "etcd", extra=extra):
         assert etcdmember.exists([peer], etcdmember._peer_tls(environment))
         assert not etcdmember.exists([peer], ssl.create_default_context(cadata=authority.pem.decode()))
-    assert not etcdmember.exists([peer], etcdmember._peer_tls(environment)), "nobody answers"
+    assert not etcdmember.exists([peer], etcdmember._peer_tls(environment)), "no member answers"
 
 
 def entry(**fields: object) -> ListedMember:

@@ -24,10 +24,10 @@ CAPACITY = 900 * MIB
 """Room for three of the large models, whatever a session takes besides its weights."""
 
 SLACK = 64 * MIB
-"""What the driver may count besides: it gives out pages of 2 MiB, and libraries keep some for themselves."""
+"""Bytes that the driver may count besides: it allocates pages of 2 MiB, and libraries keep some for themselves."""
 
 SESSION = 20 * MIB
-"""What a session may take on the device besides its weights."""
+"""Bytes that a session may take on the device besides its weights."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

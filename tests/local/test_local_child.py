@@ -63,7 +63,7 @@ class World:
         self.environments = []
 
     async def spawn(self, argv, *, name, on_line, env, beats):
-        assert beats, "nobody here is asked"
+        assert beats, "the child is not asked"
         self.environments.append(env)
         self.events.append(f"{name} started")
         self.started.append(FakeProcess(self, name, argv, on_line))

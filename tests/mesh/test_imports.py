@@ -46,5 +46,5 @@ def test_every_option_of_grpc_that_we_set_is_one_that_it_has() -> None:
         for path in (ROOT / package).rglob("*.py")
         for name in re.findall(r'\("(grpc\.[a-z0-9_.]+)"', path.read_text())
     }
-    assert "grpc.http2.min_ping_interval_without_data_ms" in named, "the names are found"
+    assert "grpc.http2.min_ping_interval_without_data_ms" in named, "the scan finds names of options"
     assert not [name for name in sorted(named) if name.encode() not in library]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST = 2
-"""Classes that may share a name, in packages that never meet; more than two make readers look it up."""
+"""The most classes that may share a name, in packages that never meet; with more than two, readers have to look it
+up."""
 
 
 def test_no_name_stands_for_more_than_two_classes() -> None:

@@ -17,7 +17,7 @@ import onnxruntime
 from tests.support.models import ONNX_TYPES
 
 DATATYPES: Mapping[int, str] = {number: name for name, number in ONNX_TYPES.items()}
-_RUNS = 5  # of one case: the first two runs of a Dropout with a seed are equal, the third is not
+_RUNS = 5  # runs of one case: the first two runs of a Dropout with a seed are equal, the third is not
 _BFLOAT16 = ONNX_TYPES["BF16"]
 
 onnxruntime.set_default_logger_severity(4)
@@ -57,10 +57,10 @@ class Case:
 class Expected:
     """The result of a case in onnxruntime alone."""
 
-    problem: str  # why it does not load or run it
+    problem: str  # why onnxruntime does not load or run the model
     outputs: tuple[Tensor, ...] = ()
-    random: bool = False  # not all runs are equal
-    carried: bool = True  # V2 can carry at least one of the outputs
+    random: bool = False  # True if not all runs are equal
+    carried: bool = True  # True if V2 can carry at least one of the outputs
 
 
 def collect() -> Iterator[Case]:
@@ -68,7 +68,7 @@ def collect() -> Iterator[Case]:
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they make infinities on purpose
+        warnings.simplefilter("ignore")  # some cases produce infinities on purpose
         found = collect_testcases(None)
     for case in found:
         if case.model is None:
@@ -80,7 +80,7 @@ def collect() -> Iterator[Case]:
 def _inputs(model: onnx.ModelProto, given: Sequence[Any]) -> tuple[Tensor, ...] | None:
     found = []
     for declared, value in zip(model.graph.input, given, strict=False):
-        if value is None:  # an optional one that is left out
+        if value is None:  # an optional input that is omitted
             continue
         datatype = _datatype(declared.type)
         if datatype is None or not isinstance(value, np.ndarray | np.generic):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.nodes
 DOCS = Path(__file__).parents[2] / "docs" / "onnx.md"
 
 REFUSALS = (
-    # way, text of the error, what docs/onnx.md says of it
+    # the ways, a pattern of the error's text, and the explanation in docs/onnx.md
     ("", r"V2 can(not)? carry", "a model whose inputs or outputs are of such types alone"),
     ("gRPC typed", r"(FP16|BF16) has no typed contents", "FP16 and BF16 have no typed contents"),
     ("REST JSON", r"(FP16|BF16)", "FP16 and BF16 have no form in JSON"),
@@ -26,7 +26,7 @@ REFUSALS = (
 
 _AT_ONCE = 4
 _COUNT = 1500
-"""Cases that there are at least: fewer, and something has become of the wheel."""
+"""The least number of cases; with fewer, the wheel has changed."""
 
 
 def excused(way: str, text: str) -> str | None:

@@ -180,7 +180,7 @@ def test_only_a_share_of_the_mesh_moves_at_a_time():
     while those load, and the rest follow."""
     models = [model(name=f"m{i:03}", lost=True, idle_ms=i, footprint=Footprint(10 * MIB)) for i in range(300)]
     made = plan(models, PODS)
-    assert len(made.actions) == 20  # 5 % of 4 GiB
+    assert len(made.actions) == 20  # 20 loads are 5 % of 4 GiB
     assert made.put_off == 280
     assert [action.model_id for action in made.actions] == [f"m{i:03}" for i in range(20)]
     under_way = carried_out(models, made, loaded=False)
@@ -268,7 +268,7 @@ def test_the_laws_of_a_plan(models, pods):
             assert len([c for c in then.copies if c.pod in where]) <= max(one.limits.maximum, len(before))
         if any(copy.loaded for copy in one.copies):
             assert any(copy.loaded for copy in then.copies)
-    # Carried out, and looked at by a leader that sees the loads under way: the same loads are not asked for again.
+    # A leader that carries the plan out and sees its loads under way requests none of them again.
     again = plan(after, pods, constraints=constraints)
     assert not set(loads(made)) & set(loads(again))
 

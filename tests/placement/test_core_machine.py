@@ -113,16 +113,16 @@ class Mesh(RuleBasedStateMachine):
                 pod.copies[model] = Copy(size, self.now - idle)
                 pod.policy.add(model, size=size, cost=10.0 * size)
                 return chosen.pod
-            assert found.victims == (), "nothing goes for a load that cannot fit"
+            assert found.victims == (), "no copy is evicted for a load that cannot fit"
             excluded[chosen.pod] = "has no room"
         return None
 
     def make_way(self, pod: OnePod, found: room.RoomDecision, size: int, idle: int) -> None:
         for victim in found.victims:
             copy = pod.copies[victim]
-            assert not copy.in_flight, "no copy with a call in flight goes"
-            assert not copy.pinned, "no pinned copy goes"
-            assert self.now - copy.last >= idle, "nothing goes for what was used less recently"
+            assert not copy.in_flight, "no copy with a call in flight is evicted"
+            assert not copy.pinned, "no pinned copy is evicted"
+            assert self.now - copy.last >= idle, "no copy is evicted for a model that was used less recently"
             pod.policy.remove(victim, evicted_at=self.now)
             del pod.copies[victim]
         assert pod.used + size <= pod.capacity

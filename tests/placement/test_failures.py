@@ -122,7 +122,7 @@ def test_a_kind_of_another_version_is_a_lasting_one(name):
 def test_the_way_out_is_named():
     assert "12 s" in hint("m", FailureKind.PASSING, 12_000)
     assert "`mesh release m`" in hint("m", FailureKind.CONTENT, 1)
-    assert len(hint("m" * 5000, FailureKind.CONTENT, 1)) < 500, "an echo is bounded"
+    assert len(hint("m" * 5000, FailureKind.CONTENT, 1)) < 500, "the hint quotes a bounded part of the text"
 
 
 # --- pods ---
@@ -304,10 +304,10 @@ def test_the_record_decides_what_is_remembered():
     assert held(1000) == {"b": "failed to load it 100 ms ago: theirs"}
     failures.recall("m", 7, [Failure("b", 980, "new", FailureKind.PASSING, 0, 0, 78)])
     assert held(1000) == {"b": "failed to load it 20 ms ago: new"}
-    assert held(1000, created=8) == {}, "another registration"
+    assert held(1000, created=8) == {}, "the failures are of another registration"
     failures.recall("m", 8, [theirs])
     assert held(1, created=8).keys() == {"b"}
-    assert held(1000, created=8) == {}, "its own record counts"
+    assert held(1000, created=8) == {}, "the record of this registration counts"
     failures.recall("m", 8, [])
     assert failures.statistics().models == 0
 

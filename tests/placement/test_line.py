@@ -100,9 +100,9 @@ class Pod:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.held: dict[str, int] = {}  # bytes on the books, of copies and of loads
-        self.wants: dict[str, int] = {}  # bytes in all, of those that wait
-        self.grown: dict[str, int] = {}  # bytes that a load will be measured to take
+        self.held: dict[str, int] = {}  # bytes on the books by copy and load
+        self.wants: dict[str, int] = {}  # total bytes by waiting load
+        self.grown: dict[str, int] = {}  # bytes that each load will be measured to take
         self.copies: set[str] = set()  # at rest
         self.waiting: dict[str, WaitingLoad[str]] = {}
         self.told: list[str] = []
@@ -194,13 +194,13 @@ def test_everybody_goes_once_whatever_comes_and_ends_in_whatever_order(
             if loading := pod.loading:
                 pod.loaded(loading[pick(number) % len(loading)])
                 pod.serve()
-            assert sum(pod.held.values()) <= pod.capacity, "promised twice"
+            assert sum(pod.held.values()) <= pod.capacity, "the same room was promised twice"
     for number in range(200):
         pod.serve()
         if not (loading := pod.loading):
             break
         pod.loaded(loading[pick(number) % len(loading)])
-    assert not pod.waiting, "nothing is at work, and somebody waits"
+    assert not pod.waiting, "a load waits though nothing is at work"
     assert not any(told.endswith("refused") for told in pod.told)
     assert len({told for told in pod.told if told.endswith("goes")}) == len(events)
 

@@ -266,7 +266,7 @@ def test_a_model_that_comes_back_soon_is_no_newcomer():
     pod.load("back")
     pod.now += 1
     pod.load("later")
-    # Newer ones than it that have not proven themselves go before it.
+    # Newer models that have not proven themselves are evicted before this one.
     assert pod.order().index("back") > pod.order().index("m4")
 
 

@@ -47,7 +47,7 @@ def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
         case RoomVerdict.EVICT:
             assert free < need <= free + room.freed.host_bytes
             for copy in victims:
-                assert free + room.freed.host_bytes - copy.bytes < need, "a superfluous victim"
+                assert free + room.freed.host_bytes - copy.bytes < need, "a victim was superfluous"
         case RoomVerdict.NO_ROOM:
             assert free + sum(copy.bytes for copy in may_go) < need <= capacity
     assert room.why

@@ -333,7 +333,7 @@ class Registry(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.vmodels: dict[str, tuple[int, VModelRecord]] = {}  # with the revision of the last write
+        self.vmodels: dict[str, tuple[int, VModelRecord]] = {}  # records with the revision of their last write
         self.models: dict[str, tuple[int, NamedModel]] = {}
         self.revision = 0
         self.pending: list[tuple[str, int, dict[str, int], Change]] = []  # decided and not written yet
@@ -344,7 +344,7 @@ class Registry(RuleBasedStateMachine):
         decided = decide(before, models)
         if isinstance(decided, Refusal) or decided.nothing:
             return
-        # A transaction compares the records that it writes; of other models it has only read that they exist.
+        # A transaction compares the records that it writes; of other models the writer has only read that they exist.
         touched = {model: self.models.get(model, (0, None))[0] for model in (*decided.refs, *decided.deleted)}
         self.pending.append((vmodel, revision, touched, decided))
 

@@ -28,7 +28,7 @@ class Story:
         *,
         state: str = "S",
         beats: bool = False,
-        cpu: float = 0.0,  # of each second
+        cpu: float = 0.0,  # CPU seconds per second
         runnable: bool = False,
         step: float = STEP,
     ) -> "Story":
@@ -112,7 +112,7 @@ def test_time_in_which_the_watcher_was_late_does_not_count() -> None:
     the machine had no time for the other process either."""
     story = Story().go_on(40, step=2.0)
     assert story.hung is None
-    assert story.go_on(20, step=2.0).hung is not None, "but it is not spared forever"
+    assert story.go_on(20, step=2.0).hung is not None, "a watcher that is late does not spare the process forever"
 
 
 @pytest.mark.parametrize("state", ["T", "S", "R"])

@@ -91,8 +91,10 @@ def test_no_task_is_started_that_nobody_holds() -> None:
             text = path.read_text()
             if any(start in text for start in STARTS):
                 found |= set(started(path.stem, ast.parse(text)))
-    assert found - ALLOWED.keys() == set(), "a duty, or `Tasks.start`, or a row above that says what becomes of it"
-    assert ALLOWED.keys() - found == set(), "these start none any more"
+    assert found - ALLOWED.keys() == set(), (
+        "make the task a duty, use `Tasks.start`, or add a row above that says what becomes of the task"
+    )
+    assert ALLOWED.keys() - found == set(), "these functions start no tasks any more: remove their rows"
 
 
 def test_the_check_can_tell() -> None:

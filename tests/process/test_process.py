@@ -97,7 +97,7 @@ def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
 # --- modules of ours ---
 
 OURS = ["router", "placement", "puller", "mesh", "proto"]
-"""The names of our folders: what a stranger's folder may well hold too. `proto` belongs to proto-plus."""
+"""The names of our folders, which a stranger's folder may have too. `proto` belongs to proto-plus."""
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_modules_of_ours_run_whatever_the_current_folder_holds(module: str, proj
     stolen = subprocess.run(
         [sys.executable, "-m", module.partition(".")[0]], capture_output=True, text=True, timeout=60
     )
-    assert "my own" in stolen.stderr, "the test can tell: without -P the folder's file runs"
+    assert "my own" in stolen.stderr, "without -P the folder's file runs, which proves the test"
 
 
 def test_nobody_else_starts_an_interpreter() -> None:
@@ -243,7 +243,7 @@ async def test_terminate_is_polite_first() -> None:
     child = await process.spawn([sys.executable, "-c", code], name="polite", on_line=lines.append)
     await until(lambda: lines)
     assert await child.terminate(10) == 7
-    assert await child.terminate(10) == 7  # again: nothing
+    assert await child.terminate(10) == 7  # terminating again does nothing
 
 
 async def test_terminate_kills_what_does_not_listen_and_all_it_started() -> None:

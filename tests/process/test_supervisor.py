@@ -96,7 +96,7 @@ async def test_one_that_dies_is_started_again() -> None:
     ("limits", "stopped"),
     [
         (process.HangLimits(stopped=0.2, silent=60, interval=0.05), True),
-        (process.HangLimits(start=0.3, interval=0.05), False),  # it never beats
+        (process.HangLimits(start=0.3, interval=0.05), False),  # never beats
     ],
     ids=["stopped", "silent"],
 )
@@ -124,7 +124,7 @@ async def test_a_first_start_that_fails_is_told_and_not_tried_again() -> None:
         with pytest.raises(StartFailed, match="it ended with status 3: no such device"):
             await one.supervisor.start()
         assert len(one.lives) == 1
-        assert not one.deaths, "it has never served"
+        assert not one.deaths, "the child has never served"
 
 
 async def test_a_start_that_takes_too_long_leaves_nothing() -> None:

@@ -149,7 +149,7 @@ async def test_a_task_that_a_duty_starts_turns_its_own_wheel() -> None:
         held.run(RATE, inner)
         await asyncio.Event().wait()
 
-    turned()  # outside of a duty: nothing happens
+    turned()  # outside of a duty this call does nothing
     held.run(FOLLOW, outer)
     await until(lambda: len(pulses) == 2)
     assert None not in pulses

@@ -41,7 +41,7 @@ async def a_child(code: str = _BEATS, **options: Any) -> process.Process:
 async def test_a_childs_loop_is_heard_and_its_own_children_are_not_in_its_place() -> None:
     child = await a_child()
     try:
-        assert child.tail == ("up None",), "the variable is taken away"
+        assert child.tail == ("up None",), "the child does not see the variable"
         await until(lambda: child.heard(), why="the child beats")
         first = child.heard()
         await until(lambda: child.heard() > first, why="the child beats again")
@@ -112,7 +112,7 @@ async def test_who_is_watched_no_more_is_left_alone() -> None:
     watch.close()
     child.send_signal(signal.SIGSTOP)
     await until(lambda: (seen := proc.stat(child.pid)) is not None and seen.state == "T", why="the child is stopped")
-    await asyncio.sleep(3 * QUICK.stopped)  # what must not happen has no condition to wait for
+    await asyncio.sleep(3 * QUICK.stopped)  # there is no condition to wait for when something must not happen
     assert child.returncode is None
     child.kill()
     await child.wait(10)
@@ -147,8 +147,8 @@ async def test_who_is_stopped_together_with_its_watcher_goes_on_with_it() -> Non
             os.kill(each, signal.SIGCONT)
         told = asyncio.create_task(asyncio.to_thread(parent.stdout.readline))
         await asyncio.wait({told}, timeout=1.0)
-        assert not told.done(), "it was killed on going on"
-        os.kill(pid, signal.SIGSTOP)  # the watcher is awake: now it is
+        assert not told.done(), "the child was killed when it continued"
+        os.kill(pid, signal.SIGSTOP)  # the watcher continues, and the child is stopped now
         assert await asyncio.wait_for(told, 20) == "hung\n"
     finally:
         parent.kill()

@@ -135,7 +135,7 @@ def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
     assert found is None or (not found.read and not cache.sound(found))
     if found is not None:
         cache.drop([found])
-    if found is not None or state != "after a restart":  # else it was of another size, and none of ours any more
+    if found is not None or state != "after a restart":  # otherwise the file had another size
         assert "damaged" in caplog.text
         assert cache.pick(["x"]) is None
     again = put(cache, "x", content)

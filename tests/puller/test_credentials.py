@@ -295,7 +295,7 @@ def test_settings_that_make_no_client(secrets, change):
 
 
 @given(
-    # Between marks, so that it is no word that stands in any text anyway.
+    # Marks around the secret make it a text that occurs nowhere else.
     secret=st.text(max_size=40).map(lambda text: f"zqx{text}xqz"),
     name=st.sampled_from(["access_key_id", "secret_access_key", "session_token", "private_key", "anything"]),
 )

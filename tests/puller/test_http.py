@@ -155,7 +155,7 @@ async def refused(puller: Puller, url: str, kind: PullErrorKind) -> str:
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(url), into="id")
     assert caught.value.kind is kind, caught.value
-    # A file of an earlier pull bears a temporary name until it is safe on disk.
+    # A file of an earlier pull has a temporary name until it is safe on disk.
     await until(lambda: not puller.statistics().cache.unsafe, interval=0.001, why="earlier files are safe on disk")
     assert entries(puller) == set(), "a failed pull left something"
     return caught.value.text

@@ -96,7 +96,7 @@ async def test_a_store_with_one_etag_for_all(pod, stores, etag, changed):
         for place in places:
             pulled = await pod.pull(0, store.port, "alice", place, place)
             assert pulled.path.read_bytes() == store.files[place].content
-    # Replaced within the second in which it was written, or a day later: then its time tells.
+    # A replacement within the second of the first write hides its time; one a day later shows it.
     put(places[3])
     if changed is OLD:
         store.files[places[3]] = replace(store.files[places[3]], changed=OLD.replace(day=2))
@@ -222,7 +222,7 @@ async def test_damage_on_disk_is_fetched_again(pod, stores, place, how):
     store.files[place] = File(content)
     for registered, restart in (("", False), (sha256(content), False), ("", True)):
         if how == "same time" and not registered and not restart:
-            continue  # nobody sees that but by reading
+            continue  # only reading the file would show that
         pulled = await pod.pull(0, store.port, "alice", place, sha256=registered)
         before = pulled.path.stat()
         with pulled.path.open("r+b") as file:
@@ -302,13 +302,13 @@ class Account:
         if content == now.content:
             return
         if (place, content) not in to_them:
-            # From elsewhere in the same store: only because somebody names that very content.
+            # Content from elsewhere in the same store is right only if the registration names that very content.
             assert pulled.digest in (named[registered], now.sha256)
             return
-        # Of this place, and not what is there now: it said exactly the same of both, long after the change.
+        # Former content of this place is right only if the store said exactly the same of both, long after the change.
         said = [file for file in self.history[store, place] if file.content == content]
         assert any(now.says_nothing_else(file, place) for file in said), f"{place} is {now}, the pull had {said}"
-        assert now.changed is None or (recent() - now.changed).total_seconds() > 60, "replaced just now"
+        assert now.changed is None or (recent() - now.changed).total_seconds() > 60, "the file was replaced just now"
 
 
 def _claims(random: Random) -> Claims:
@@ -338,7 +338,7 @@ async def test_nobody_gets_bytes_of_another(pod, stores, seed):
         match random.choices(("pull", "replace", "put", "permit", "restart"), (60, 12, 12, 6, 1))[0]:
             case "pull":
                 await account.pull(spot, who, random.choice(("", "", "", "right", "another's")))
-            case "replace":  # with the same claims as before
+            case "replace":  # the new content has the same claims as before
                 account.put(spot, None, again=random.random() < 0.2)
             case "put":
                 account.put(spot, _claims(random), again=random.random() < 0.2)
@@ -346,5 +346,5 @@ async def test_nobody_gets_bytes_of_another(pod, stores, seed):
                 account.forbidden ^= {(*spot, who)}
             case "restart":
                 await pod.restart()
-    assert account.hits > 10, "it tried too little"
+    assert account.hits > 10, "too few files were found on disk to prove anything"
     assert account.fetched > 10

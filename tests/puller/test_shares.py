@@ -77,7 +77,7 @@ async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
     first, second, third = [await turns.ask("a") for _ in range(3)]
     first.cancel()
     turns.held.clear()
-    turns.shares.release("a")  # which gives it to the second, who is cancelled before it runs
+    turns.shares.release("a")  # the release gives the turn to the second waiter, which is cancelled before it runs
     second.cancel()
     await until(third.done)
     assert turns.held == ["a"]

@@ -22,7 +22,7 @@ from tests.support.once import ONCE
 from tests.support.waiting import until
 
 MIB = 2**20
-# Larger than what sockets hold: a body that nobody reads is never sent whole, and so not counted.
+# A size beyond socket buffers: a body that nobody reads is never sent completely, and so not counted.
 CONTENT = os.urandom(8 * MIB)
 OTHER = os.urandom(7 * MIB)
 
@@ -35,7 +35,7 @@ class Store:
         self.bodies: list[str] = []
         self.digest = True
         self.gate = asyncio.Event()
-        self.held: set[str] = set()  # whose bodies wait for it
+        self.held: set[str] = set()  # names of files whose bodies wait
         self.waiting = 0
         self.port = 0
 
@@ -199,7 +199,7 @@ async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, stor
     store.files = {"a": OTHER}
     assert (await puller.pull(Source(store.url("a")), into="m", tag="v1")).derived is None
     made.write_bytes(b"x")
-    assert not await puller.keep("m", pulled, "v3", made), "what lies there is of another pull"
+    assert not await puller.keep("m", pulled, "v3", made), "the folder belongs to another pull"
     latest = await puller.pull(Source(store.url("a")), into="m", tag="v3")
     assert puller.current("m", latest)
     await puller.remove("m")

@@ -119,12 +119,12 @@ class FakeFiles:
         self.errors: dict[str, PullError] = {}
         self.digests: dict[str, str] = {}  # by path
         self.skipped: dict[str, tuple[str, ...]] = {}  # likewise
-        self.budget: int | None = None  # of the disk, in bytes
-        self.sizes: dict[str, int] = {}  # bytes that are on disk, by id
+        self.budget: int | None = None  # disk budget in bytes
+        self.sizes: dict[str, int] = {}  # bytes on disk, by id
         self.held: dict[str, asyncio.Event] = {}
-        self.stopping: dict[str, asyncio.Event] = {}  # until when a cancelled pull takes to stop
+        self.stopping: dict[str, asyncio.Event] = {}  # by id, the event until which a cancelled pull takes to stop
         self.present: set[str] = set()
-        self.digests: dict[str, str] = {}  # by path; "one" for others
+        self.digests: dict[str, str] = {}  # digests by path; "one" for other paths
         self.cancelled: list[str] = []
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
@@ -166,7 +166,7 @@ class FakeHistory:
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
-        self.contents: dict[str, str] = {}  # digests that were not the registration's
+        self.contents: dict[str, str] = {}  # digests of pulled contents that are not the registration's
         self.deaths: list[tuple[str, str]] = []
 
     def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
@@ -237,7 +237,7 @@ class FakePod:
         self.fence = FakeFence()
         self.optimising = FakeOptimising()
         self.refusal: Refused | None = None
-        self.later_ns = 0  # by how much the ledger's clock is ahead
+        self.later_ns = 0  # nanoseconds by which the ledger's clock is ahead
         self.ledger = Ledger(capacity, self.board, slots=slots, clock=lambda: time.monotonic_ns() + self.later_ns)
         below = Below(
             incarnation="life",

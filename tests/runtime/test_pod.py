@@ -428,7 +428,7 @@ async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: Age
     assert pod.server_pid != old
     assert not (await pod.model("running")).killed
     assert 'mesh_hung_processes{process="model-server"} 2' in (await pod.probe("/metrics"))[1]
-    # The pod has "auto". What its first server has found is what the pod has told everybody.
+    # The pod has "auto", and has published what its first server found.
     assert _argument(pod.server_pid, "device") == "cpu"
 
 
@@ -445,7 +445,7 @@ async def test_a_lost_lease_changes_nothing_for_callers(pod: AgentProcess, etcd_
     loads = (await pod.describe()).counters["loads"]
     etcd_server.etcdctl("lease", "revoke", f"{kv.lease:x}")
     assert await pod.published() is None
-    # As routers call a pod that has vanished: they have read the record.
+    # Routers call a pod that has vanished like this: after they have read the record.
     assert (await pod.infer("m", created, headers.VERIFIED)).value == 4.0
 
     async def back() -> bool:

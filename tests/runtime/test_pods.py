@@ -55,7 +55,7 @@ async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> No
             assert loser.elsewhere.pod == winner.name
             assert (await winner.infer(name, created)).value == number
 
-        # A pod that dies without a word: nothing of it is left, and the same name is taken again at once.
+        # A pod that dies silently leaves nothing, and its name can be taken again at once.
         server = one.server_pid
         one.kill9()
         await until(lambda: not os.path.exists(f"/proc/{server}"), why="the server died with its agent")
@@ -117,7 +117,7 @@ async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgen
         await second.launch()
         assert await second.process.wait(30) == 1
         assert any("give each pod its own --name" in line for line in second.lines)
-        assert not any("waiting for the lease" in line for line in second.lines), "it had its answer"
+        assert not any("waiting for the lease" in line for line in second.lines), "the second pod had its answer"
         await second.etcd.close()
 
 

@@ -85,7 +85,7 @@ async def test_a_turn_that_lasts_gives_its_place_away_and_goes_on(monkeypatch: p
         await loads.begin(name)
     assert loads.begun == loads.long == endless
     await loads.begin("good")
-    assert "good" not in loads.begun  # three last, and two of them have given their place away
+    assert "good" not in loads.begun  # of three long turns two have given their place away
     assert loads.turns.taken == 3
     await loads.end("endless 0")
     assert loads.begun[-1] == "good"
@@ -147,7 +147,7 @@ async def test_a_load_apart_has_its_turn_alone() -> None:
     assert loads.begun == ["first", "later"]
     for name in ("a", "b"):
         await loads.begin(name)
-    assert loads.begun[-2:] == ["a", "b"], "both places are there again"
+    assert loads.begun[-2:] == ["a", "b"], "both places are free again"
     for name in ("a", "b"):
         await loads.end(name)
     assert loads.turns.taken == 0

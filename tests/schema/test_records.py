@@ -144,7 +144,7 @@ def test_blames_survive_a_round_trip():
     record = ModelRecord("t", killed=("x",), blames=(one,), guilty="for a reason")
     assert ModelRecord.decode(record.encode()) == record
     assert record.quarantined
-    assert not replace(record, guilty="", killed=("x", "y")).quarantined, "these deaths do not add up"
+    assert not replace(record, guilty="", killed=("x", "y")).quarantined, "these deaths do not add up to a quarantine"
     assert ModelRecord.decode(record.absolved().encode()) == ModelRecord("t")
 
 

@@ -202,7 +202,9 @@ class StoreSuite:
         assert first.identity is not None
         assert first.identity != second.identity
         other = (await reach.listed(reach.location("b")))[1][""]
-        assert other.identity not in (first.identity, second.identity), "a store's name for a version is of one key"
+        assert other.identity not in (first.identity, second.identity), (
+            "a store's name for a version belongs to one key"
+        )
 
     async def test_changed_between_listing_and_reading(self, reach):
         """A file that changes between listing and reading is an error, never a mixture."""
@@ -233,7 +235,7 @@ class StoreSuite:
             assert there > 2 * 2**20
             before = proxy.passed
             await reach.provider.read(location, file, sink)
-            assert proxy.passed - before < len(LARGE) - there + 2**16, "it fetched again what it had"
+            assert proxy.passed - before < len(LARGE) - there + 2**16, "the puller fetched bytes again that it had"
             assert sink.finish() == len(LARGE)
             sink.close()
         assert path.read_bytes() == LARGE

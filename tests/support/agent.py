@@ -68,7 +68,7 @@ class AgentProcess:
 
     @property
     def process(self) -> Process:
-        assert self._process is not None, "not started"
+        assert self._process is not None, "the pod is not started"
         return self._process
 
     async def launch(self) -> None:
@@ -245,7 +245,7 @@ class AgentProcess:
 
 
 AnAgent = Callable[..., AgentProcess]
-"""What the fixture `an_agent` is."""
+"""The type of the fixture `an_agent`."""
 
 
 class Answer:

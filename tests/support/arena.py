@@ -30,7 +30,8 @@ RECONNECT = (
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 )
-"""Of clients' channels: gRPC waits up to two minutes before it connects again, and routers come back within seconds."""
+"""Options of clients' channels: gRPC waits up to two minutes before it connects again, and routers come back within
+seconds."""
 
 
 class Arena:
@@ -60,7 +61,7 @@ class Arena:
             "runtime_options": ["--lease-ttl", str(ttl), "--drain-timeout", "5", *runtime_options],
             "router_options": ["--workers", "1", "--drain-timeout", "2", *router_options],
         }
-        self.roads: dict[str, Proxy] = {}  # to etcd, by the name of who uses it
+        self.roads: dict[str, Proxy] = {}  # proxies to etcd, by the name of the process that uses them
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> "Arena":
@@ -81,7 +82,7 @@ class Arena:
             self.keys = Keys(self.mesh.base)
             stack.callback(self._say)
             await stack.enter_async_context(self.mesh)
-            stack.push_async_callback(self.heal)  # before the mesh is told to end: who is stopped hears nothing
+            stack.push_async_callback(self.heal)  # before the mesh is told to end: a stopped process hears nothing
             self._stack = stack.pop_all()
         return self
 
@@ -253,5 +254,5 @@ class Arena:
 
 
 def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has been replaced meanwhile
+    with contextlib.suppress(ProcessLookupError):  # the process was replaced meanwhile
         os.kill(pid, number)

@@ -20,7 +20,7 @@ from deploy.cluster import layout
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
-"""Of the project: where somebody stands who types the docs' commands."""
+"""The project's root, the current folder for the docs' commands."""
 
 _PORT = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
@@ -102,7 +102,7 @@ class Kube:
         """Returns whether this account may do that in this namespace."""
         try:
             return self.kubectl("auth", "can-i", verb, resource).strip() == "yes"
-        except KubeError as error:  # a no is an error, with its word for what it printed
+        except KubeError as error:  # a "no" is an exit status of 1 with "no" in the output
             if str(error).endswith("\nno"):
                 return False
             raise
@@ -128,7 +128,7 @@ class Kube:
         """Polls a condition that asks the cluster."""
 
         def holds() -> bool:
-            with contextlib.suppress(KubeError):  # what is asked for is not there yet
+            with contextlib.suppress(KubeError):  # the object does not exist yet
                 return bool(condition())
             return False
 

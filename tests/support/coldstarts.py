@@ -31,7 +31,7 @@ class Carrier:
         self.size = 0  # bytes of every model
         self.given: list[Instruction] = []
         self.outstanding: dict[str, Request] = {}
-        self.wanted_ms: int | None = None  # when the machine wants to be told the time
+        self.wanted_ms: int | None = None  # the time that the machine wants to be told next
 
     def feed(self, event: events.Event) -> list[Instruction]:
         """Feeds one event and its immediate consequences, and returns the remaining instructions."""

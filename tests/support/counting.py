@@ -17,9 +17,9 @@ class Writer:
     def __init__(self, etcd: Etcd, key: bytes = KEY) -> None:
         self.etcd = etcd
         self.key = key
-        self.done = 0  # additions that are certain
+        self.done = 0  # additions that were certainly made
         self.failed = 0  # that certainly were not made
-        self.open = 0  # whose outcome stayed unknown
+        self.open = 0  # additions of unknown outcome
         self._stopping = False
         self.task = asyncio.create_task(self._write())
 

@@ -69,7 +69,7 @@ RUN_BY = {
     ("tls.md", "For clients"): By(LOCAL),
     ("tls.md", "Inside the mesh"): By(LOCAL, but="with a router's and a pod's options in place of `...`"),
 }
-"""By page and heading."""
+"""The test of each block, by page and heading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Command:
 
     page: str
     heading: str
-    text: str  # as it stands there, several lines joined
+    text: str  # the command as in the page, with continued lines joined
 
     def put(self, words: Mapping[str, str]) -> str:
         """Returns the text with the placeholders in `words` replaced, the longest first; each must occur."""

@@ -48,7 +48,7 @@ class EtcdServer:
 
     @property
     def pid(self) -> int:
-        assert self._child is not None, "not started"
+        assert self._child is not None, "etcd is not started"
         return self._child.pid
 
     @property
@@ -58,7 +58,7 @@ class EtcdServer:
 
     def launch(self) -> None:
         """Starts the etcd on the data it left, without waiting."""
-        assert self._child is None, "started already"
+        assert self._child is None, "etcd is started already"
         argv = etcd_argv(process.find_binary("etcd"), self.folder, self.port, self._peer_port, "test")
         if self._scheme == "https":
             argv = [arg.replace(f"http://127.0.0.1:{self.port}", self.endpoint) for arg in argv]
@@ -76,7 +76,7 @@ class EtcdServer:
         if self._child.poll() is not None:
             status, self._child = self._child.returncode, None
             raise AssertionError(f"etcd {process.describe_exit(status)}: {self.log.read_text()[-2000:]}")
-        if self._scheme == "https":  # asking /health would take the test's certificates: listening must do
+        if self._scheme == "https":  # /health would need the test's certificates, so listening must be enough
             return process_listens(self.port)
         try:
             with urllib.request.urlopen(f"{self.endpoint}/health", timeout=1.0) as reply:

@@ -181,7 +181,7 @@ class FakePool:
     ) -> Sent:
         assert not self.closed
         names = [name for name, _ in headers]
-        assert len(set(names)) == len(names), f"a header twice: {names}"
+        assert len(set(names)) == len(names), f"a header occurs twice: {names}"
         sent = Sent(self, method, dict(headers), frame, sink, timeout)
         self.sent.append(sent)
         return sent

@@ -36,7 +36,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         self.keys = keys
         self.incarnation = incarnation
         self.capacity = capacity
-        self.models: dict[str, int] = {}  # what the data port answers for, with the registration's create revision
+        self.models: dict[str, int] = {}  # create revisions of the registrations that the data port serves, by model
         self.loads: list[agent_pb2.LoadRequest] = []
         self.unloads: list[str] = []
         self.calls: list[bytes] = []  # ids

@@ -25,10 +25,10 @@ from tests.support.localmesh import Client
 from tests.support.waiting import until
 
 READY = 90.0
-"""Seconds that an installation has to become ready, images being present."""
+"""Seconds that an installation with its images present may take to become ready."""
 
 NAME = "127.0.0.1"
-"""What the endpoint's certificate is for: the end of a forwarded port."""
+"""The name in the endpoint's certificate: the local end of a forwarded port."""
 
 ONE = np.ones((1, 1), np.float32)
 
@@ -76,7 +76,7 @@ class Installed:
         self.image = image
         self.values = values(image, storage=storage)
         self.models: dict[str, float] = {}
-        self.trust: Path | None = None  # whom to trust, where the endpoint speaks TLS, as `NAME`
+        self.trust: Path | None = None  # the trusted authority, as `NAME`, if the endpoint speaks TLS
 
     # --- helm ---
 

@@ -25,7 +25,7 @@ class KubeApi:
         self.secrets: dict[str, dict[str, Any]] = {}
         self.allowed: dict[str, set[str]] = {}  # by Secret, the verbs of the Role
         self.seen: list[tuple[str, str]] = []  # method and name
-        self.failures: list[int] = []  # statuses that the next requests get instead of an answer
+        self.failures: list[int] = []  # statuses to send to the next requests instead of an answer
         self.before_put: Callable[[], None] | None = None  # called once, before a PUT is judged
         self._version = 100
         authority, server = certificate("127.0.0.1")

@@ -41,7 +41,7 @@ class File:
             case "hub":
                 said, then = (self.oid or self.content, self.sha256), (before.oid or before.content, before.sha256)
                 return (*said, size) == (*then, former)
-        # "Not modified" by its ETag; it then tells no size, and what is left out says nothing.
+        # "Not modified", judged by the ETag, does not tell a size, and an omitted value says nothing.
         return (
             self.etag == before.etag
             and (bool(self.etag) or size == former)
@@ -57,7 +57,7 @@ class Liar:
     port: int = 0
     files: dict[str, File] = field(default_factory=dict)
     may_read: Callable[[str, str], bool] = lambda who, place: True
-    delivered: list[tuple[str, str, bytes]] = field(default_factory=list)  # to whom, from which place
+    delivered: list[tuple[str, str, bytes]] = field(default_factory=list)  # caller, place and bytes of each delivery
     answer_instead: Callable[[web.BaseRequest], web.StreamResponse | None] = lambda request: None
 
     @property

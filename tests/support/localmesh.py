@@ -28,7 +28,8 @@ from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 
 LEASE_TTL = 3
-"""Seconds. Short, so that a test of a lost lease takes seconds; etcd grants no less than about 2."""
+"""Lease time to live, in seconds: short, so that a test of a lost lease takes seconds; etcd grants no less than about
+2."""
 
 
 class Program:
@@ -236,7 +237,7 @@ class LocalMesh:
         for channel in self.channels:
             await channel.close()
         try:
-            for programs in (self.routers, self.pods):  # pods that leave then find nobody to hand over to
+            for programs in (self.routers, self.pods):  # routers first: draining pods then find no successor
                 ended = await asyncio.gather(*(program.stop() for program in programs), return_exceptions=True)
                 for error in ended:
                     if isinstance(error, BaseException):
@@ -345,8 +346,8 @@ def infer_request(model_id: str, **inputs: np.ndarray) -> inference_pb2.ModelInf
 
 
 PAUSE = 0.02
-"""Seconds between two calls of a caller that only keeps a mesh busy: the processes that start, load and drain are what
-is tested, and they want the processors too."""
+"""Seconds between two calls of a caller that only keeps a mesh busy, which leaves CPU time to the processes under test
+that start, load and drain."""
 
 
 class Client:

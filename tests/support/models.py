@@ -31,7 +31,7 @@ ONNX_TYPES = {
     "FP64": TensorProto.DOUBLE,
     "BYTES": TensorProto.STRING,
 }
-"""The datatypes of V2 and what ONNX calls them."""
+"""The datatypes of V2, with ONNX's types for them."""
 
 Shape = Sequence[int | str | None] | None
 

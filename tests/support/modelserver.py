@@ -27,11 +27,11 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     needs of a server."""
 
     def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}  # by path; 1000 for others
+        self.sizes: dict[str, int] = {}  # sizes by path; 1000 for other paths
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
         self.notes: dict[str, str] = {}  # by path, what is to be known of a model
         self.stuck: set[str] = set()  # paths of which loads that fail cannot be ended
-        self.on_device = False  # whether models take device memory, and none of the host's
+        self.on_device = False  # True if models take device memory and no host memory
         self.in_trailers = True  # whether sizes are told as ours tells them, or by `modelSize`
         self.models: dict[str, str] = {}  # id -> path, of what is loaded
         self.asked: list[tuple[str, str]] = []  # ("load" or "unload", id), in the order they arrived
@@ -103,7 +103,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     async def unloadModel(self, request: Any, context: Any) -> Any:
         await self._wait("unload", request.modelId)
         token = dict(context.invocation_metadata()).get("mesh-copy")
-        if token in (None, self.told.get(request.modelId, {}).get("mesh-copy")):  # else another copy is here by now
+        if token in (None, self.told.get(request.modelId, {}).get("mesh-copy")):  # otherwise another copy is loaded now
             self.models.pop(request.modelId, None)
         return pb.UnloadModelResponse()
 

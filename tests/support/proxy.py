@@ -15,12 +15,12 @@ class Proxy:
         self._there, self._back = asyncio.Event(), asyncio.Event()  # whether bytes flow
         self.flow()
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()  # two a connection, one each way
-        self._serving: set[asyncio.Task[None]] = set()  # one a connection
+        self._tasks: set[asyncio.Task[None]] = set()  # two tasks per connection, one for each direction
+        self._serving: set[asyncio.Task[None]] = set()  # one task per connection
         self._closing = False
         self.port = 0
         self.accepted = 0  # connections
-        self.delay = 0.0  # seconds, of all that it forwards
+        self.delay = 0.0  # seconds by which forwarded bytes are delayed
 
     async def __aenter__(self) -> "Proxy":
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)

@@ -36,7 +36,7 @@ class Store(Protocol):
     """An object store with one kind of API."""
 
     port: int
-    scheme: str  # of the URIs that name its objects
+    scheme: str  # the scheme of the URIs of the store's objects
     checks_credentials: bool
 
     def settings(self, bucket: str, *, port: int = 0, secret: str = "") -> dict[str, str]:

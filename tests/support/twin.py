@@ -43,12 +43,12 @@ from mesh.runtime.server.v2.intake import Intake
 from mesh.statuses import MeshError, Reason
 
 MODULE = "tests.support.twin"
-"""For `--server-module`. Found from the repository's root, where the tests run."""
+"""The module for `--server-module`, found from the repository's root, where the tests run."""
 
 ENDLESS = 3600.0  # seconds
 
 DEVICE_MEMORY = 1 << 40
-"""Of the fake device that `--device cuda` gives: how much of it is for models is the agent's to say."""
+"""Bytes of the fake device of `--device cuda`; the agent decides how much of it is for models."""
 
 _LOOK = 0.005  # seconds between two looks at whether it is to end
 
@@ -65,7 +65,7 @@ class Behaviour:
     gate: str = ""
     fail: str = ""
     fails: int = 0  # so many times; 0: always
-    at: tuple[str, ...] = ()  # pods; none: in each
+    at: tuple[str, ...] = ()  # names of pods; empty means all
     error: str = ""
 
 
@@ -164,12 +164,12 @@ class TwinLoader(Loader):
 
     def __init__(self, *parts: Any, **more: Any) -> None:
         super().__init__(*parts, **more)
-        self._failed: collections.Counter[str] = collections.Counter()  # loads, by path
+        self._failed: collections.Counter[str] = collections.Counter()  # number of failed loads by path
 
     def _make(self, load: Any, turn: making.Turn) -> making.Made:
         path = Path(load.order.path)
         behaviour = read(unquote(path.name))
-        folder = path.parents[1]  # the pod's, of all its models
+        folder = path.parents[1]  # the folder of all of the pod's models
         gate = folder.parent / behaviour.gate
         in_time = _pause(behaviour.load, lambda: load.stop.asked)
         while behaviour.gate and in_time and not gate.exists():

@@ -12,7 +12,7 @@ from tests.support.installed import Installed
 from tests.support.waiting import until
 
 Expected = tuple[str, ...]
-"""Level, area and check of a finding, and words that it has in what it says and what to do."""
+"""Level, area and check of a finding, and words of its text or its advice."""
 
 
 class Visits:

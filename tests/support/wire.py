@@ -41,7 +41,7 @@ class Transport:
         self.closed = self.aborted = self.eof = self.paused = False
 
     def write(self, data: bytes) -> None:
-        assert not self.eof, "written after the end"
+        assert not self.eof, "bytes were written after the end"
         self.written += data
 
     def writelines(self, parts: Sequence[bytes]) -> None:
@@ -105,7 +105,7 @@ def parse_replies(data: bytes) -> list[Parsed]:
     replies = []
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
-        assert end, "a head without an end"
+        assert end, "a header has no end"
         status_line, _, block = head.partition(b"\r\n")
         match = re.fullmatch(rb"HTTP/1\.1 (\d{3}) [ -~]+", status_line)
         assert match is not None, status_line

@@ -96,7 +96,7 @@ async def test_a_restore_under_a_mesh_that_serves(a_mesh, tmp_path) -> None:
         done = await mesh_command(mesh, "restore", backup, *etcd_options(mesh))
         assert done.returncode == 1
         assert "model changed" in done.stderr
-        assert (await client.infer("changed", x=ONE))[0].item() == 3, "it was left as it is"
+        assert (await client.infer("changed", x=ONE))[0].item() == 3, "the changed model was left as it is"
 
         done = await mesh_command(mesh, "restore", backup, "--overwrite", *etcd_options(mesh))
         assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ async def mesh(pod):
     yield pod
     (answer,) = await Client(pod.channel()).infer("good", x=ONE)
     assert answer.item() == 1.0
-    assert pod.server_pid(pod.pods[0]) == server, "the model server was restarted"
+    assert pod.server_pid(pod.pods[0]) == server, "the model server must not have been restarted"
 
 
 async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.aio.AioRpcError:

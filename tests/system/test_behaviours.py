@@ -64,7 +64,7 @@ ONE = np.ones((1, 1), np.float32)
 LOADED, NOT_LOADED = pb.ModelStatusInfo.LOADED, pb.ModelStatusInfo.NOT_LOADED
 LOADING, LOADING_FAILED = pb.ModelStatusInfo.LOADING, pb.ModelStatusInfo.LOADING_FAILED
 CONSTRAINTS = {"solo": {"required": ["a"]}, "odd": {"required": ["a"]}, "pref": {"preferred": ["b"]}}
-"""Types that only pod-1 may hold, which is then as good as a mesh of one pod; and one that likes pod-2."""
+"""Types that only pod-1 may hold, which makes it a mesh of one pod for them, and one type that prefers pod-2."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -15,7 +15,7 @@ class Callers:
     """Callers that call a model one after the other until the test ends them, and keep each answer and each failure."""
 
     def __init__(self, mesh: LocalMesh, width: int = 4) -> None:
-        self.answers: list[float] = []  # in the order in which they came
+        self.answers: list[float] = []  # answers in the order of their arrival
         self.errors: list[str] = []
         self._client = Client(mesh.channel())
         self._width = width
@@ -42,7 +42,7 @@ class Callers:
         """Waits until that value is answered, and checks that nothing else is from then on."""
         self.answers.clear()
         await until(lambda: len(self.answers) > 4 * self._width, why=lambda: f"answers; {self.errors[:3]}")
-        # One call of each may have been answered before.
+        # One call of each caller may have been answered before.
         assert set(self.answers[self._width :]) == {value}
 
 

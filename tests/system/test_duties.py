@@ -29,7 +29,7 @@ HOWS = ("raise", "cancel", "end")
 SAYS = {"raise": "failed: RuntimeError: sabotaged", "cancel": "was cancelled", "end": "ended"}
 
 WHICH = {"follow etcd": ("presence", "config"), "keep worker": ("0",)}
-"""The duties of which a process has several, and what tells those apart."""
+"""The duties of which a process has several, with the names that distinguish them."""
 
 
 def essential(table: Iterable[Duty]) -> list[tuple[str, str]]:

@@ -277,7 +277,7 @@ async def test_a_model_that_kills_servers_is_quarantined(a_mesh):
             assert (await mesh.status("killer"))["quarantined"] is (deaths == 3)
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await call
-            # Once it is tried again, which looks into the record; not when calls of it have lost two servers.
+            # A retry reads the record, and ends if two servers have died in calls of the model.
             code = grpc.StatusCode.FAILED_PRECONDITION if deaths == 1 else grpc.StatusCode.UNAVAILABLE
             assert error.value.code() is code, error.value
         reply = await mesh.rest("POST", "/v2/models/killer/infer", {"inputs": []})

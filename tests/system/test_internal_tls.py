@@ -141,7 +141,7 @@ async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
                     return
                 await asyncio.sleep(0.01)
 
-        async def load() -> None:  # so that agents are asked for loads all the time
+        async def load() -> None:  # keeps agents busy with loads
             for number in itertools.count():
                 if stop.is_set():
                     return

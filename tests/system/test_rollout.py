@@ -29,7 +29,7 @@ async def mesh(tmp_path_factory, etcd_server):
     async with LocalMesh(
         folder, etcd_server, pods=3, fake=True, capacity="100MiB", runtime_options=options, log_level="info"
     ) as mesh:
-        # One copy each: what is called often would have another one, and nothing to hand over.
+        # One copy each: a hot model would have two, and nothing to hand over.
         await mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
         for name, value in VALUES.items():
             await mesh.register_fake(name, size="10MiB", value=value, load="0.2s")
@@ -68,7 +68,7 @@ class Traffic:
                         self.errors.append(f"{name}: {answer.item()} instead of {value}")
                 except Exception as error:
                     self.errors.append(f"{name}: {error!r}")
-                await asyncio.sleep(0.01)  # for the pods that start, which want the processors too
+                await asyncio.sleep(0.01)  # leaves CPU time to the pods that start
             self.rounds += 1
 
     async def some(self) -> None:

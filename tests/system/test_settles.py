@@ -18,7 +18,7 @@ COUNT = 300
 PAUSE = 0.05  # seconds, of each of the four callers
 CAPACITY = "3MiB"  # of each pod: about 35 models of this kind
 ALLOWED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
-"""No room at this moment, or a pod that has just gone: what design allows and callers may try again."""
+"""No room at the moment, or a pod that has just ended: passing failures after which callers may retry."""
 
 
 class Skewed:
@@ -54,7 +54,7 @@ class Skewed:
                 if error.code() not in ALLOWED:
                     self.wrong.append(f"m{number}: {error.code()} {error.details()}")
             self.calls += 1
-            await asyncio.sleep(PAUSE)  # a third of the calls load a model, and nobody else would get a turn
+            await asyncio.sleep(PAUSE)  # a third of the calls load a model and leave no turn to others
 
     async def some(self, count: int) -> None:
         """Waits for so many more answers."""

@@ -83,7 +83,7 @@ async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_me
         _, ended = certificate("127.0.0.1", ends=-HOUR)
         put(folder / "tls.pem", ended)
         await until(lambda: says("mesh_edge_certificate_refused 1"), timeout=20, interval=0.1)
-        assert await asyncio.to_thread(shown) == before, "one that has expired is not shown"
+        assert await asyncio.to_thread(shown) == before, "an expired certificate is not shown"
         assert not await says("mesh_edge_certificate_expires_seconds -")
         authority, server = certificate("127.0.0.1")
         put(folder / "tls.pem", server)

@@ -214,7 +214,7 @@ def test_lines_of_grpcs_core_do_not_stand_between_ours():
     assert "handshake" in line["why"]
     loud = {**os.environ, "GRPC_VERBOSITY": "INFO"}
     done = subprocess.run(argv, env=loud, capture_output=True, text=True, timeout=60, check=True)
-    assert len(done.stderr.splitlines()) > 1, "they are written when asked for, and the test can tell"
+    assert len(done.stderr.splitlines()) > 1, "gRPC's lines are written on request, which proves the test"
 
 
 ROOT = Path(__file__).parents[2]

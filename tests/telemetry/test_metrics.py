@@ -132,7 +132,7 @@ def test_quantiles_lie_inside_the_bucket():
     assert child.quantile(0.25) == pytest.approx(15)
     assert child.quantile(0.99) == pytest.approx(39.6)
     child.observe(1e6)
-    assert child.quantile(1.0) == 40.0  # above the last bound nothing is known but the bound
+    assert child.quantile(1.0) == 40.0  # beyond the last bound only the bound itself is known
 
 
 def test_process_metrics_carry_the_process_and_the_usual_names():

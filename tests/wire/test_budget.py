@@ -113,7 +113,7 @@ async def test_small_bodies_are_bounded_too(peers):
 
 @pytest.mark.parametrize("how", ["reply", "fail", "stream", "gone"])
 async def test_an_answered_or_abandoned_call_gives_its_bytes_back(peers, how):
-    for again in range(2):  # the second head is known
+    for again in range(2):  # the second time the header is known
         connection = peers.connect()
         connection.data_received(request(frames(bytes(50_000)), headers=[(b"a", b"b")]))
         assert peers.budget.held == 50_005
@@ -199,7 +199,7 @@ async def test_where_others_are_refused_slow_bodies_have_less_time(peers):
     seconds = 0
     while not connection.transport.written:
         connection.data_received(bytes(100))
-        peers.budget.short = True  # as a refusal leaves it
+        peers.budget.short = True  # a refusal leaves the budget like this
         peers.judge()
         seconds += 1
     assert seconds == 1
@@ -232,7 +232,7 @@ async def test_a_reply_that_is_not_taken_counts_and_ends_its_connection(peers):
     connection.pause_writing()
     peers.calls.pop().reply(frames(bytes(BIG)))
     assert peers.budget.held == BIG
-    connection.transport.unsent = BIG // 2  # it takes some
+    connection.transport.unsent = BIG // 2  # the peer has taken some bytes
     peers.judge(5)
     assert peers.budget.held == BIG // 2
     assert not connection.transport.aborted
@@ -266,7 +266,7 @@ async def test_a_reply_that_is_taken_gives_its_bytes_back(peers):
     connection.pause_writing()
     connection.transport.unsent = 0
     connection.resume_writing()
-    assert peers.budget.held == 6  # of the request, which is not answered
+    assert peers.budget.held == 6  # the bytes of the request that is not answered
     peers.judge(100)
     assert not connection.transport.aborted
 

@@ -257,7 +257,7 @@ async def test_an_informational_reply_is_passed_over():
 async def test_a_broken_reply_is_a_failure_and_ends_the_connection(data, code):
     for pieces in (cut(data, [90]), cut(data, range(len(data)))[:300], [data]):
         if pieces == [data] and len(data) > 50_000:
-            continue  # the bound is on what comes after a read, however much that one brought
+            continue  # the bound applies to what comes after a read, however much that read brought
         connected = Connected()
         outcome = connected.send()
         taking = asyncio.ensure_future(whole(outcome))
@@ -412,7 +412,7 @@ async def test_a_reply_that_ends_before_its_request_ends_the_connection():
     assert connected.transport.closed
     with pytest.raises(client.Lost):
         await request.write(frames(b"2"))
-    request.end()  # does nothing
+    request.end()  # ending a request twice does nothing
 
 
 async def test_a_write_waits_for_room_and_is_woken_by_a_loss():

@@ -244,7 +244,7 @@ def test_only_what_comes_again_is_kept_and_never_too_much():
         assert len(memo) <= 4096
         assert len(memo._seen) <= 8192
     assert not memo.worth(bytes(5000))
-    assert not memo.worth(bytes(5000)), "too long to keep"
+    assert not memo.worth(bytes(5000)), "the header is too long to keep"
 
 
 def test_where_every_head_is_new_nobody_looks_until_a_rest_is_over():

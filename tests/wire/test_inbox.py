@@ -49,7 +49,7 @@ def test_reading_stops_while_much_is_held_and_goes_on_once_it_was_taken():
     box.feed(frames(bytes(inbox.HIGH)))
     assert said == [True]
     box.feed(frames(bytes(10)))
-    assert said == [True], "said once"
+    assert said == [True], "the end is reported once"
     box.take()
     assert said == [True, False]
 
@@ -113,7 +113,7 @@ async def test_a_cancelled_read_loses_nothing():
     box = inbox.Inbox(100, lambda holding: None)
     reading = asyncio.ensure_future(box.read())
     await asyncio.sleep(0)
-    box.feed(frames(b"a"))  # the reader is woken and cancelled in one turn of the loop
+    box.feed(frames(b"a"))  # this call wakes the reader, which is cancelled in the same turn of the loop
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading

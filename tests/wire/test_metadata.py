@@ -59,7 +59,7 @@ def test_endless_time_is_the_longest_time_out():
 def test_status_texts_come_back_and_fit_into_a_header(text):
     raw = metadata.encode_text(text)
     assert re.fullmatch(rb"[ -~]*", raw)
-    assert raw == raw.strip(), "blanks at the ends are lost in HTTP"
+    assert raw == raw.strip(), "HTTP would drop blanks at the ends"
     assert metadata.decode_text(raw) == text.encode("utf-8", "replace").decode()
 
 

@@ -146,7 +146,7 @@ async def test_a_message_above_the_limit_is_answered_while_it_is_still_sent(pair
     try:
         await request.write(frames(bytes(MESSAGE + 1)))
     except client.Lost:
-        pass  # the answer may be there before all of it was written
+        pass  # the answer may arrive before the request is completely written
     reply = await asyncio.wait_for(request.first(), 30)
     assert reply.code == Code.RESOURCE_EXHAUSTED
 
@@ -237,7 +237,7 @@ async def test_a_writer_stops_when_its_peer_reads_nothing_and_its_cancel_arrives
 
     writing = asyncio.ensure_future(write())
     before = -1
-    while before != written:  # until nothing moves for a while
+    while before != written:  # until nothing more is written for a while
         before = written
         await asyncio.sleep(0.05)
     assert written < 500
@@ -273,7 +273,7 @@ async def test_a_cancel_reaches_the_handler(pair, way):
 
 async def test_a_call_that_takes_too_long_is_cancelled(pair):
     service, _, pool = pair
-    await pool.call(method("Echo"), [], frames(b""), timeout=10)  # there is a connection: making one takes its own time
+    await pool.call(method("Echo"), [], frames(b""), timeout=10)  # opens the connection first, which takes its own time
     with pytest.raises(TimeoutError):
         await pool.call(method("Hang"), [], frames(b""), timeout=0.05)
     await until(lambda: service.cancelled == 1)
@@ -349,7 +349,7 @@ async def test_closing_the_pool_lets_calls_in_flight_end_and_takes_no_more(pair)
     pool.send(method("Hang"), [], frames(b""), held)
     await until(lambda: serving.statistics().calls_in_flight == 1)
     waiting = Outcome()
-    pool.send(method("Echo"), [], frames(b""), waiting)  # its connection is being made
+    pool.send(method("Echo"), [], frames(b""), waiting)  # the connection is still being opened
     pool.close()
     pool.send(method("Echo"), [], frames(b""), late)
     assert (await late.lost()).kind is (await waiting.lost()).kind is client.LostKind.UNSENT

@@ -20,7 +20,7 @@ class Served:
     """One connection of a server without a socket; every call is recorded, read to its end and answered with itself."""
 
     def __init__(self, handler=None, **limits):
-        self.calls = []  # (method, headers, encoding, frames) of those read to their end
+        self.calls = []  # tuples of method, headers, encoding and frames, for calls read to their end
         self.given = []  # the calls as the handler got them
         self.errors = []
         self.handler = handler or self.echo
@@ -670,7 +670,7 @@ async def test_connections_that_move_idle_or_wait_for_a_handler_are_not_stuck():
         served.server._sweep(loop)
         await served.feed(piece)
     for _ in range(3):
-        served.server._sweep(loop)  # waits for the handler
+        served.server._sweep(loop)  # the sweep waits for the handler
     served.given[0].reply(frames(b""))
     for _ in range(3):
         served.server._sweep(loop)  # idle

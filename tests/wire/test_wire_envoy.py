@@ -21,7 +21,7 @@ class Service:
 
     def __init__(self):
         self.calls = []
-        self.whole = 0  # calls that were handed out with their frame
+        self.whole = 0  # number of calls that were handed out together with their frame
         self.cancelled = []
         self.tasks = set()
 
@@ -96,7 +96,7 @@ async def test_unary_calls_come_and_go_as_they_are(edge):
         headers = dict(service.calls[-1].headers)
         assert headers.keys() == {b"mm-model-id", b"key-bin", b"user-agent"}
         assert headers[b"key-bin"].rstrip(b"=") == b"AP8"
-        assert 5 < service.calls[-1].deadline - asyncio.get_running_loop().time() < 22  # rounded up by the client
+        assert 5 < service.calls[-1].deadline - asyncio.get_running_loop().time() < 22  # the client rounds up
 
 
 async def test_small_unary_calls_arrive_whole(edge):
@@ -104,7 +104,7 @@ async def test_small_unary_calls_arrive_whole(edge):
     echo = channel.unary_unary("/test.Service/Echo")
     for _ in range(20):
         await echo(b"hello", timeout=20)
-    assert service.whole >= 15, "else every call would take the slow way of a stream"
+    assert service.whole >= 15, "most calls arrive complete, or they would take the slow way of a stream"
 
 
 async def test_a_failure_keeps_its_code_its_text_and_its_metadata(edge):

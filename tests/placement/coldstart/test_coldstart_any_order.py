@@ -112,7 +112,7 @@ class Router(RuleBasedStateMachine):
                     assert self.wanted_ms is None or at_ms < self.wanted_ms
                     self.wanted_ms = at_ms
                 case instructions.Request(_, model_id):
-                    assert model_id not in self.outstanding, "one thing at a time is asked for a model"
+                    assert model_id not in self.outstanding, "a model has one open request at a time"
                     self.outstanding[model_id] = one
                 case instructions.Hurry(_, model_id, pod, _):
                     asked = self.outstanding[model_id]
@@ -147,7 +147,7 @@ class Router(RuleBasedStateMachine):
         self.waiting[self.number] = model_id, size, until_ms
         given = self.feed(events.Joined(self.now_ms, model_id, self.number, size, deadline_ms, idle_ms, until_asked))
         told = {one.waiter for one in given if isinstance(one, instructions.Release)}
-        assert told <= {self.number}, "nobody else is told by a call that joins"
+        assert told <= {self.number}, "a joining call is an event for itself alone"
         assert not any(isinstance(one, instructions.TellCopy) for one in given)
 
     @precondition(lambda self: self.number)
@@ -294,7 +294,7 @@ class Router(RuleBasedStateMachine):
             assert self.outstanding == {}
         began_ms = self.now_ms
         while self.machine.statistics().flights:
-            assert self.now_ms - began_ms <= 60_000, "a flight stays without end"
+            assert self.now_ms - began_ms <= 60_000, "a flight never ends"
             if not self.outstanding:
                 assert self.wanted_ms is not None
                 self.time_passes(max(0, self.wanted_ms - self.now_ms))

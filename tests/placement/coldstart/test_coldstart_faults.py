@@ -150,7 +150,7 @@ def test_an_agent_that_calls_every_record_stale_is_given_up():
     carrier = asking("a")
     for _ in range(RULES.max_stale):
         carrier.says(events.Stale)
-        carrier.read()  # the same registration: the agent is behind
+        carrier.read()  # the read finds the same registration: the agent is behind
         assert len(carrier.outstanding) == 0
         carrier.after(RULES.pause_ms)
         carrier.read()
@@ -331,7 +331,7 @@ def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind
     carrier.join("soon")
     carrier.read(record)
     assert reason(carrier, "soon") is expected
-    assert carrier.asked == ["a"], "not by each call"
+    assert carrier.asked == ["a"], "the second call does not ask the pod"
     carrier.after(1000)
     carrier.join("later")
     carrier.read(record)
@@ -426,7 +426,7 @@ def test_a_pod_in_which_everything_fails_gets_no_more_loads():
     carrier.feed(events.PodChanged(carrier.now_ms, "broken", gone=True))
     carrier.join(model_id="after")
     carrier.read(model_id="after")
-    assert carrier.asked[-1] == "broken", "another pod of that name begins with a clean slate"
+    assert carrier.asked[-1] == "broken", "another pod of that name starts without failures"
 
 
 # --- refusals ---

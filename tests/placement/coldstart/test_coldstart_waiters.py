@@ -114,7 +114,7 @@ def test_closing_tells_all_and_takes_no_more():
     assert {problem.text for problem in carrier.problems.values()} == {"this router is stopping"}
     assert sorted(carrier.problems) == [1, 2, 3]
     assert waits(carrier) == (0, 0, 0)
-    carrier.read()  # the answer to a question of a flight that has ended
+    carrier.read()  # the answer to a read of a flight that has ended
     assert waits(carrier) == (0, 0, 0)
 
 
@@ -138,7 +138,7 @@ def test_nothing_of_a_waiter_is_kept_once_it_is_released(how):
         carrier.after(50)
     carrier.given.clear()
     del waiter
-    assert kept() is None, "and no garbage collection is needed for that"
+    assert kept() is None, "the waiter is freed without a garbage collection"
 
 
 class TestImpossible:

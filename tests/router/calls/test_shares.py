@@ -122,7 +122,7 @@ async def test_those_that_wait_for_a_copy_that_is_gone_go_elsewhere(mesh, how):
             sent.lose(LostKind.UNSENT)
         else:
             sent.not_here()
-    # A load makes a copy again, and all of them are sent there.
+    # A load makes a copy again, and all waiting calls are sent there.
     await until(lambda: len([s for pod in "ab" for s in of(mesh, pod, "slow") if not s.over]) > 0, interval=0.001)
 
     def drained():

@@ -241,7 +241,7 @@ async def test_a_call_that_was_not_sent_goes_to_another_copy(core, method):
     core.sent(first)[0].lose(LostKind.UNSENT)
     core.sent(other)[0].reply()
     assert call.code is Code.OK
-    assert sorted(core.world.callable("m")) == ["a", "b"], "etcd says it is there: it is only avoided for a while"
+    assert sorted(core.world.callable("m")) == ["a", "b"], "etcd still has the copy, which is only avoided for a while"
     again = core.call()
     core.sent(other)[1].reply()
     assert again.code is Code.OK
@@ -254,7 +254,7 @@ async def test_a_pod_that_answers_again_is_used_again(core):
     (await core.reaches("a", 2)).reply()
     assert call.code is Code.OK
     assert core.world.view.pods["a"].failed_at == 0
-    assert [pod for pod, _ in core.agents.loads] == ["a"], "its agent says that the copy is there"
+    assert [pod for pod, _ in core.agents.loads] == ["a"], "the agent has confirmed the copy"
 
 
 async def test_without_a_free_connection_the_pod_is_not_to_blame(core):

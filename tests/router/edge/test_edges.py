@@ -110,7 +110,7 @@ async def test_a_cancel_reaches_the_handler(connect, method):
     async with asyncio.timeout(10):
         await gone.wait()
     assert handler.calls[0].cancelled
-    handler.calls[0].reply(b"\0\0\0\0\0")  # too late, and allowed
+    handler.calls[0].reply(b"\0\0\0\0\0")  # a late reply is allowed
     late = []
     handler.calls[0].on_cancel(lambda: late.append(1))
     assert late

@@ -125,8 +125,8 @@ async def test_the_server_part_of_v2(channel, host):
         return (await unary(channel, prefix + "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse)).ready
 
     for state in (None, "server-down", "leaving", "starting"):
-        assert not await ready(), "no runtime pod could serve"
-        assert await check(channel) == "SERVING", "this router can, whom a load balancer asks"
+        assert not await ready(), "the mesh is not ready without a runtime pod"
+        assert await check(channel) == "SERVING", "the router, which a load balancer asks about, can serve"
         host.pod("a", state)
     host.pod("b", "ready")
     assert await ready()

@@ -226,7 +226,7 @@ async def test_the_same_registration_does_not_wait(town):
     assert (await town.management.register("m", "onnx", "file:///old")).created
     assert not await town.buried()
     await town.management.unregister("m")
-    assert await town.buried(), "it waits again the next time"
+    assert await town.buried(), "the id waits again the next time"
 
 
 async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(town, monkeypatch):
@@ -296,7 +296,7 @@ async def test_an_agent_that_is_there_confirms_that_the_copy_is_gone(town):
     await town.management.unregister("m")
     assert ("a (i)", "m") in town.agents.unloads
     assert not await town.buried()
-    assert await town.open() == ["a"], "what else it holds is not known to be gone"
+    assert await town.open() == ["a"], "the pod may still have its other copies"
 
 
 async def test_a_stranger_on_the_agents_address_confirms_nothing(town):
@@ -462,7 +462,7 @@ async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(t
     await town.cut_off("a", "next")
     await town.management.unregister("m")
     town.view.snapshot(revision, stopped)
-    town.view.lives.ended["a", "next"] = 1  # of an earlier time that it was cut off: it had no copy then
+    town.view.lives.ended["a", "next"] = 1  # an earlier cut-off of the pod, when it had no copy
     await town.lives.look()
     assert await town.open() == ["a"]
     (life,) = await town.tombstones.open_lives()

@@ -34,7 +34,7 @@ class Mesh:
         self.fates: dict[str, object] = {}
         self.asked: list[tuple[str, str]] = []
         self.requests: list[agent_pb2.LoadRequest] = []
-        self.idle: int | None = None  # ms since the model's last use, as agents told it
+        self.idle: int | None = None  # milliseconds since the model's last use, as agents report them
         self.held: dict[str, asyncio.Event] = {}
         self.revision = 1
         self.reloading = self.leader()

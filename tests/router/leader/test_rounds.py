@@ -35,7 +35,7 @@ class Agents:
         self.loads: list[tuple[str, str]] = []
         self.requests: list[agent_pb2.LoadRequest] = []
         self.unloads: list[tuple[str, str]] = []
-        self.states: dict[tuple[str, str], dict[str, object]] = {}  # by pod and model
+        self.states: dict[tuple[str, str], dict[str, object]] = {}  # states by pod and model
         self.refuse = ""
         self.broken: set[str] = set()  # pods where every load fails
         self.silent: set[str] = set()
@@ -165,7 +165,7 @@ async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
 
     async def unload(pod, request, *, timeout):
         world.agents.unloads.append((request.model_id, pod.name))
-        world.remove(request.model_id, pod.name)  # not called from now on; its memory is freed later
+        world.remove(request.model_id, pod.name)  # the copy is no longer called; its memory is freed later
         await going.wait()
         return agent_pb2.UnloadReply(had_copy=True)
 

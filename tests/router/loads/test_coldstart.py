@@ -500,7 +500,7 @@ async def test_what_may_pass_is_told_with_a_time_and_tried_again(core, passes, k
     assert call.text.startswith("the store answers 503 (")
     assert "`mesh release m`" in call.text
     assert (await core.answered(core.call())).text.startswith("the store answers 503 (")
-    assert len(core.agents.loads) == 1, "not asked by each call"
+    assert len(core.agents.loads) == 1, "the second call does not ask the pod"
     core.agents.answers["a"] = GO_ON
     passes()
     await core.coldstart.load("m")
@@ -771,7 +771,7 @@ async def test_what_a_pod_has_published_together_with_the_copy_is_counted_once(c
     await core.coldstart.load("m")
     core.world.pod("a", capacity=100, used=50)
     (seen,) = core.coldstart.choosing.candidates("other")
-    assert seen.used_bytes == 100, "the copy is not in view yet: who knows what these figures contain"
+    assert seen.used_bytes == 100, "the copy is not in view yet, so these figures may not contain it"
     core.world.copy("m", "a")
     core.world.pod("a", capacity=100, used=50)
     (seen,) = core.coldstart.choosing.candidates("other")
@@ -872,7 +872,7 @@ async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
     monkeypatch.setattr(core.coldstart._finder, "look", core.coldstart._finder.recall)
     call = await core.answered(core.call())
     assert call.code is Code.INTERNAL
-    assert call.text.endswith("the flight is looking"), "the story is for the log"
+    assert call.text.endswith("the flight is looking"), "only the log has the flight's story"
     assert not core.coldstart.loading("m")
     monkeypatch.undo()
     core.call()

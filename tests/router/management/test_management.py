@@ -72,7 +72,7 @@ class Desk:
 
     async def copy(self, model_id: str, pod: str, state: str = LOADED, *, created: int = 0) -> None:
         """Puts a copy into etcd."""
-        since = NOW - 5000  # its last use is another matter
+        since = NOW - 5000  # the last use is a separate time
         record = CopyRecord("i", created or await self.created(model_id), state, 1000, 24, 777_000, since_ms=since)
         await self.etcd.put(self.keys.copy(model_id, pod), record.encode())
 
@@ -608,7 +608,7 @@ async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, ke
         creation._create_one = count
         results = await management.register_many([Item(f"m{number % 3}", "onnx") for number in range(300)])
         assert {result.reason for result in results} == {Reason.REGISTRY_AWAY}
-        assert asked == [], "ids that come twice do not wait once more each"
+        assert asked == [], "duplicate ids cause no further waiting"
         assert time.monotonic() - began < 20
         with pytest.raises(MeshError) as error:
             await management.status("first")

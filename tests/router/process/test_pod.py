@@ -205,12 +205,12 @@ async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, 
     not; while it stops it is live."""
     router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
     try:
-        assert router._why_not_live() is None, "it has just begun"
+        assert router._why_not_live() is None, "nothing has served for a short time only"
         monkeypatch.setattr(pod_module, "_DEAD", 0.0)
         assert "no worker is running" in router._why_not_live()
         monkeypatch.setattr(router._feed, "ready", lambda: {"worker0": "the registry (etcd) has not been read yet"})
         monkeypatch.setattr(pod_module, "_DEAD", 60.0)
-        assert router._why_nobody_serves() is None, "that etcd is away is not cured by another container"
+        assert router._why_nobody_serves() is None, "another container would not make etcd available"
     finally:
         await router.stop(grace=0.0)
     monkeypatch.setattr(pod_module, "_DEAD", 0.0)

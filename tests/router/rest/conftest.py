@@ -45,7 +45,7 @@ class FakeDispatcher:
 
     calls: list = field(default_factory=list)
     error: MeshError | None = None
-    answer: object = None  # a function of the call, to answer in any way
+    answer: object = None  # the answer, or a function of the call
     metadata: pb.ModelMetadataResponse = field(default_factory=pb.ModelMetadataResponse)
 
     def dispatch(self, call):
@@ -333,7 +333,7 @@ async def served(worker, carrier, request):
     """The port at which that worker is served."""
     async with CARRIERS[carrier](worker, request) as port:
         yield port
-    assert worker.budget.held == 0, "every body gave back what it held"
+    assert worker.budget.held == 0, "every body gave its bytes back to the budget"
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ async def test_callers_that_leave_keep_nothing_and_harm_nobody(converter):
     await asyncio.gather(*callers, return_exceptions=True)
     thaw(converter.pid)
     await converter.to_message("m", "", [LARGE], None)
-    assert converter.count == 3, "the one that had begun, and those that stayed"
+    assert converter.count == 3, "only conversions that had begun, or whose callers stayed, are made"
     assert len(os.listdir("/proc/self/fd")) == files
     assert converter.starts == 1
 
@@ -168,7 +168,7 @@ async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, wh
     """Small calls continue while a large one is converted, even if the converting process hangs: the worker neither
     does the work nor waits for it."""
     values = [1] * 60_000
-    if which == "reply":  # a large one to a small request
+    if which == "reply":  # a small request gets a large reply
         response = pb.ModelInferResponse(model_name="m")
         response.outputs.add(name="x", datatype="INT32", shape=[60_000])
         response.raw_output_contents.append(np.array(values, "<i4").tobytes())

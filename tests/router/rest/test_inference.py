@@ -314,7 +314,7 @@ async def test_headers_become_metadata(http, worker):
 async def test_the_deadline_comes_from_the_header_or_is_the_default(http, worker, headers, seconds):
     async with http.post(INFER, json=BODY, headers=headers):
         pass
-    left = worker.dispatcher.calls[-1].deadline - time.monotonic()  # the loop's clock
+    left = worker.dispatcher.calls[-1].deadline - time.monotonic()  # the deadline is by the loop's clock
     assert seconds - 30 < left <= seconds
 
 

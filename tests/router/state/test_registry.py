@@ -33,7 +33,7 @@ async def test_missing_is_only_believed_of_a_read_that_began_after_the_question(
     core.etcd.gate.set()
     assert await early is None
     assert {found.created for found in await asyncio.gather(*late)} == {7}
-    assert core.etcd.reads == 2, "the late ones share one more read"
+    assert core.etcd.reads == 2, "the late readers share one more read"
 
 
 async def test_a_fresh_read_does_not_believe_an_earlier_one_at_all(core):

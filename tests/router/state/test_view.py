@@ -160,7 +160,7 @@ def test_a_failure_of_a_pod_that_was_forgotten_harms_nobody():
 def test_a_pod_that_failed_before_its_lease_ended_is_not_suspect_but_gone():
     world = two_pods()
     world.view.failed(world.view.pods["a"], 5.0)
-    assert world.callable("n") == ["a"], "it may come back, etcd still says it is there"
+    assert world.callable("n") == ["a"], "the pod may come back, and etcd still has its copy"
     world.lose("a")
     assert world.callable("n") == []
 
@@ -262,7 +262,7 @@ def test_late_news_of_a_former_content_do_not_undo_a_reload():
     world.copy("n", "a", generation=3)
     assert world.get("n", "a").token == b"i.7.3"
     world.copy("n", "a", generation=1)
-    assert world.get("n", "a").token == b"i.7.1", "the mirror is what counts once it has caught up"
+    assert world.get("n", "a").token == b"i.7.1", "the mirror counts once it has caught up"
 
 
 def test_a_load_answered_by_another_life_of_the_pod_is_not_believed():
@@ -293,7 +293,7 @@ def test_what_a_pod_does_not_publish_again_is_forgotten_after_a_while():
 def test_a_snapshot_after_a_compaction_tells_what_vanished_from_what_was_withdrawn():
     world = two_pods()
     keys = world.keys
-    world.forget_silently(keys.copy("m", "b"))  # withdrawn: its pod is there
+    world.forget_silently(keys.copy("m", "b"))  # the copy was withdrawn while its pod stayed
     world.forget_silently(keys.pod("a"), keys.copy("m", "a"), keys.copy("n", "a"))  # its lease ended
     world.snapshot()
     assert world.callable("m") == ["a"]
@@ -456,7 +456,7 @@ def check(world: World) -> None:
         for model, copy in pod.copies.items():
             assert copy in view.known(model)
             assert (copy in view.copies.get(model, ())) == copy.callable
-        assert not pod.suspect or pod.copies, "a suspect without copies is of no use"
+        assert not pod.suspect or pod.copies, "a suspect pod without copies is forgotten"
 
 
 def test_the_pods_that_have_a_models_files_are_known():
@@ -484,7 +484,7 @@ def test_pods_that_a_rollout_replaces_are_told_apart_by_age():
     world.view.settle(101.0)
     outgoing = {pod.name for pod in world.view.candidates(101.0, "m") if pod.outgoing}
     assert outgoing == {"cpu-6b8d9f7c5d-aaaaa", "cpu-6b8d9f7c5d-bbbbb"}
-    world.view.settle(101.0 + 3600)  # a rollout that stopped half way is none any more
+    world.view.settle(101.0 + 3600)  # a rollout that stopped half way has ended by then
     assert not any(pod.outgoing for pod in world.view.candidates(3701.0, "m"))
 
 

@@ -87,7 +87,7 @@ async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something
     assert isinstance(outcome, Failed)
     assert outcome.reason is Reason.CONTENT_CHANGED
     assert pod.history.contents == {"m": "one"}
-    assert not pod.history.sizes, "what it took is no news of the registration's content"
+    assert not pod.history.sizes, "no size of the refused content is recorded"
     await pod.nothing_left("m")
     assert pod.ledger.physical.host_bytes == 0
 

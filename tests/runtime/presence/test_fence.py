@@ -133,7 +133,7 @@ async def test_a_pod_that_returns_is_proven_once_every_copy_has_its_key(world):
     assert world.mode is Mode.VERIFIED
     world.renew()
     fence.look()
-    assert world.mode is Mode.VERIFIED, "the lease is there, the copies' keys are not"
+    assert world.mode is Mode.VERIFIED, "the lease lives, but the copies have no keys"
     world.keyed = True
     fence.look()
     assert world.mode is Mode.PROVEN
@@ -157,7 +157,7 @@ async def test_serving_without_etcd_is_bounded_where_asked(world):
     world.keyed, world.etcd = True, True
     world.renew()
     fence.look()
-    assert world.mode is Mode.PROVEN, "it serves again once etcd is back"
+    assert world.mode is Mode.PROVEN, "the pod serves again once etcd is back"
 
 
 async def test_a_fence_that_is_closed_stays_closed(world):
@@ -249,8 +249,8 @@ async def test_a_pod_says_why_it_is_silent(world):
     world.renew()
     world.sleep(1)
     assert fence.why_silent() == ""
-    world.sleep(TTL)  # of this process's pause; etcd has answered nothing meanwhile
-    assert fence.why_silent() == "", "it may serve without etcd for a while"
+    world.sleep(TTL)  # this process paused, and etcd has answered nothing meanwhile
+    assert fence.why_silent() == "", "the pod may serve without etcd for a while"
     world.sleep(2 * TTL)
     assert "longer than this pod may serve" in fence.why_silent()
     fence.close()

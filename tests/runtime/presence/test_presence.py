@@ -291,7 +291,7 @@ async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServe
         own_etcd.etcdctl("lease", "revoke", f"{before:x}")
         await until(lambda: not pod.presence.keyed, timeout=15, why="the lease is gone")
         await until(lambda: pod.silencing, timeout=15, why="the stale copy is being silenced")
-        assert await etcd.get(keys.pod("pod-1")) is None, "published while a stale copy may answer"
+        assert await etcd.get(keys.pod("pod-1")) is None, "the pod was published while a stale copy may answer"
         silent.set()
         await until(lambda: pod.presence.keyed, timeout=15, why="the pod is back")
         assert set(await pod.presence.own_keys()) == set(created) - {"m7"}

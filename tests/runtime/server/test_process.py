@@ -86,7 +86,7 @@ async def test_a_model_is_loaded_called_and_unloaded(server):
     assert answer.sizeInBytes == sizes["host"]
     found = arrays(await server.infer("m", revision=5, x=np.zeros((2, 64), np.float32)))
     np.testing.assert_allclose(found["probabilities"].sum(1), 1, rtol=1e-5)
-    await until(lambda: server.board.read(1).calls == 1)  # it is counted after the answer is on its way
+    await until(lambda: server.board.read(1).calls == 1)  # the call is counted after its answer is sent
     use = server.board.read(1)
     assert (use.state, use.revision) == (SlotState.LOADED, 5)
     await server.unload("m", revision=4)
@@ -193,7 +193,7 @@ async def test_callers_that_go_away_free_their_threads(server):
     for exchange in exchanges:
         exchange.cancel()
     await until(lambda: server.board.read(5).in_flight == 0, why="all are ended")
-    try:  # either the server or the clock of this client is first
+    try:  # the clock of the server or that of the client is first
         assert (await server.infer("slow", timeout=0.3, **FOREVER)).code == Code.DEADLINE_EXCEEDED
     except TimeoutError:
         pass
@@ -240,13 +240,13 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
         await asyncio.gather(running, loading, return_exceptions=True)
         await server.start()
         assert server.board.suspects() == []
-        assert server.board.pid == server.pid, "another life has attached"
+        assert server.board.pid == server.pid, "another life of the server has attached to the board"
         await server.load("idle", models.constant(9), slot=0, revision=1)
         assert await server.value("idle", revision=1) == 9
         calls = {(series.method, series.code): sum(series.buckets) for series in server.board.calls()}
         assert calls[("ModelInfer", 0)] >= 1
 
-        # Asked for its status again, it has nothing: an agent that starts again starts from nothing.
+        # The status request purges the server: an agent that starts again starts from nothing.
         await server.runtime_status()
         assert list(server.board.uses()) == []
         assert (await server.infer("idle", revision=1, x=ONE)).code == Code.UNAVAILABLE
@@ -333,7 +333,7 @@ async def settled(server: OnnxServer) -> int:
     """Returns the resident bytes once freed memory has been returned to the system."""
     lowest = server.resident()
     steady = 0
-    while steady < 5:  # looks without a new low
+    while steady < 5:  # samples without a new minimum
         await asyncio.sleep(0.1)
         now = server.resident()
         steady = steady + 1 if now >= lowest else 0
@@ -366,7 +366,7 @@ async def test_bodies_have_a_total(tmp_path):
 
         async def full() -> bool:
             nonlocal stalled, sending, answer
-            if answer.done():  # it came while another large one was read, and was refused in its place
+            if answer.done():  # the call arrived while another large one was read, and was refused in its place
                 await asyncio.gather(sending, answer, return_exceptions=True)
                 stalled, sending, answer = stall()
             return await large() is Code.RESOURCE_EXHAUSTED
@@ -379,6 +379,6 @@ async def test_bodies_have_a_total(tmp_path):
         await asyncio.gather(answer, return_exceptions=True)
 
         async def free() -> bool:
-            return await large() is Code.INVALID_ARGUMENT  # it is no request, but was read
+            return await large() is Code.INVALID_ARGUMENT  # the bytes are no request, but were read
 
         await until(free, why="what the stalled one held is given back")

@@ -99,7 +99,7 @@ async def test_metrics_are_asked_of_all_and_a_silent_worker_does_not_hold_them_u
     reader, writer = await asyncio.open_unix_connection(str(tmp_path / "feed"))
     try:
         following = [asyncio.create_task(worker.run()) for worker in workers]
-        await until(lambda: len(server.ready()) == 2)  # the silent one has not said its name
+        await until(lambda: len(server.ready()) == 2)  # the silent worker has not said its name
         await until(lambda: len(server._peers) == 4)
         found = await server.snapshots()
         assert sorted(snapshot["metrics"] for snapshot in found) == [[0], [1], [2]]
@@ -368,9 +368,9 @@ async def test_a_worker_that_hears_nothing_connects_again(tmp_path, monkeypatch)
         await until(lambda: recorder.told)
         first = set(server._peers)
         monkeypatch.setattr("router.state.feed.client._SILENCE", 0.05)
-        server.beat()  # what is heard now is waited for no longer than that
+        server.beat()  # the worker waits no longer than this for the next sign of life
         await until(lambda: server._peers and not server._peers & first, why="the worker connects again")
-        assert [kind for kind, *_ in recorder.told] == ["snapshot"], "it goes on from where it was"
+        assert [kind for kind, *_ in recorder.told] == ["snapshot"], "the worker continues without a new snapshot"
     finally:
         following.cancel()
         await server.close()

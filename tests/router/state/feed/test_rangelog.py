@@ -136,7 +136,7 @@ def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog
     worker.lose()
     worker.connect()
     assert worker.take()
-    assert len(worker.copy.story) == 3, "it has missed nothing"
+    assert len(worker.copy.story) == 3, "the worker has missed nothing"
 
 
 def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(

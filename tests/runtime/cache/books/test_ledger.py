@@ -306,7 +306,7 @@ def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
     """The rate is in calls per minute over the last samples, with its peak; a copy without calls is not active."""
     now = 0.0
     busy, quiet = pod.load("busy"), pod.load("quiet")
-    pod.now_ms += 61_000  # they are not young any more, which would be worth telling too
+    pod.now_ms += 61_000  # after that the copies are no longer young, a change that would be published too
     activity = Activity(pod.ledger, clock=lambda: now)
     for _ in range(3):
         now += 3
@@ -369,7 +369,7 @@ def test_demand_is_what_was_called_lately() -> None:
     pod.now_ms += 61_000
     assert demand.pods() == 0.0
     new.pinned = True
-    assert demand.pods() == 0.3, "what is pinned has to be somewhere"
+    assert demand.pods() == 0.3, "pinned copies count in the demand"
 
 
 def test_demand_is_what_made_way_though_it_was_called_lately() -> None:
@@ -381,7 +381,7 @@ def test_demand_is_what_made_way_though_it_was_called_lately() -> None:
     assert demand.pods() == 1.6
     evict(pod, demand, b)
     pod.load("a", 80)
-    assert demand.pods() == 1.6, "each counts once, whether it is here or not"
+    assert demand.pods() == 1.6, "each model counts once, loaded here or not"
     pod.now_ms += 61_000
     assert demand.pods() == 0.0
 

@@ -35,7 +35,7 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
     resident = 949_000
     watch.look()
     assert (evicted, watch.refusal) == (["b"], "")
-    watch.look()  # b is on its way out
+    watch.look()  # evicts b
     assert evicted == ["b"]
     pod.ledger.remove(pod.entry("b"))
     resident = 1_050_000
@@ -58,7 +58,7 @@ async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
     def evict(entry: CacheEntry, why: str) -> None:
         evicted.append(entry.model_id)
         pod.ledger.enter(entry, EntryState.UNLOADING)
-        pod.ledger.remove(entry)  # the server has given it back; the figure does not know
+        pod.ledger.remove(entry)  # the server has freed the memory, which the device's figure does not show yet
 
     watch = MemoryWatch(
         pod.ledger, limit_bytes=1_000_000, used=lambda: taken, eviction=SimpleNamespace(evict=evict), device=True
@@ -66,11 +66,11 @@ async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
     watch.look()
     watch.look()
     assert evicted == ["a"]
-    watch.look()  # told again, it is a new one: nothing was given back
+    watch.look()  # a new figure, by which nothing was freed
     assert evicted == ["a", "b"]
     taken = 985_000
     watch.look()
-    assert "98%" in watch.refusal, "what is refused does not wait"
+    assert "98%" in watch.refusal, "the refusal does not wait for another figure"
     watch.look()
     assert evicted == ["a", "b", "c"]
     taken = 940_000

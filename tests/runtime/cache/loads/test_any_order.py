@@ -34,8 +34,8 @@ from tests.support.modelserver import FakeModelServer
 CAPACITY = 10_000_000
 SLOTS = 20
 _AT_WORK = Board.private(64).at_work  # nobody is
-_TURNS_OF_THE_LOOP = 15  # in which most has moved that can
-_AGAIN = 20  # times as many, before something counts as waiting
+_TURNS_OF_THE_LOOP = 15  # turns of the event loop within which nearly everything that can happen has happened
+_AGAIN = 20  # times as many turns before a load counts as waiting
 
 
 class SpiByHand:
@@ -87,11 +87,11 @@ class ServerByHand(FakeModelServer):
 class Model:
     """A model that will be loaded."""
 
-    size: int  # as it will be measured
+    size: int  # the size that will be measured
     file: int
-    known: bool  # its size, from earlier
+    known: bool  # True if the size is known from an earlier load
     long: bool  # its call goes on until it is ended
-    blamed: bool  # a server has died of it: its load is made apart from others
+    blamed: bool  # True if a server has died of the model, so that its load runs apart from others
 
 
 MODELS = st.builds(
@@ -114,7 +114,7 @@ class Story:
         self.to_come = list(self.models)
         self.callers: dict[str, asyncio.Task[Outcome]] = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.calls: dict[str, int] = {}  # in flight: by model, the slot
+        self.calls: dict[str, int] = {}  # slots of calls in flight, by model
         self.withdrawn: set[str] = set()
         self.died: set[str] = set()
         blames = (Blame("pod-2", time.time_ns() // 1_000_000, ""),)
@@ -125,7 +125,7 @@ class Story:
         model = self.models[model_id]
         want = replace(self.pod.want(model_id, model.size, known=model.known), path=f"/{model_id}/{model.file}")
         outcome = await self.pod.loads.load(want)
-        assert model_id not in self.outcomes, f"{model_id} was told twice"
+        assert model_id not in self.outcomes, f"{model_id} got two outcomes"
         self.outcomes[model_id] = outcome
         if isinstance(outcome, Loaded) and model_id in self.pod.resident:
             (self.pod.busy if model.long else self.pod.called)(model_id)
@@ -185,11 +185,13 @@ class Story:
         entries = ledger.entries.values()
         assert ledger.committed == total(one.footprint for one in entries if one.state is not EntryState.UNLOADING)
         assert ledger.physical == total(one.footprint for one in entries if one.physical)
-        assert ledger.committed.host_bytes - ledger.promised().host_bytes <= CAPACITY, "promised twice"
+        assert ledger.committed.host_bytes - ledger.promised().host_bytes <= CAPACITY, (
+            "the same room was promised twice"
+        )
         slots = [entry.slot for entry in entries if entry.slot is not None]
         assert sorted([*slots, *ledger._slots]) == list(range(SLOTS))
         if self.pod.loads.statistics().in_progress:
-            assert self.actions(), f"waiting for nothing: {list(entries)}"
+            assert self.actions(), f"loads wait though nothing is under way: {list(entries)}"
 
     async def end(self) -> None:
         """Ends everything under way, and checks that each waiter got its result."""

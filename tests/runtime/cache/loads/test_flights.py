@@ -262,7 +262,7 @@ async def test_what_fits_nowhere_is_not_loaded_to_find_out_again(pod: FakePod) -
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.NOWHERE
     assert not pod.server.asked
-    assert pod.cache.admission.sizes().predictions == 1, "of the old one"
+    assert pod.cache.admission.sizes().predictions == 1, "the only prediction is for the former registration"
 
 
 async def test_a_model_whose_files_are_larger_than_the_pod_is_not_pulled_again(pod: FakePod) -> None:
@@ -564,7 +564,7 @@ async def test_a_pod_that_may_not_answer_tells_of_no_copy(pod: FakePod) -> None:
     pod.loads.close("this pod is leaving")
     pod.fence.why = "the pod leaves"
     assert await pod.load("here", 10) == Refused(Reason.UNAVAILABLE, pod.fence.why)
-    assert pod.resident == {"here"}, "it is not the copy's fault"
+    assert pod.resident == {"here"}, "the copy stays, as it is not at fault"
     pod.fence.why = ""
     assert isinstance(await pod.load("here", 10), Loaded)
 
@@ -688,7 +688,7 @@ async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
     pod.refusal = Refused(Reason.REGISTRY_AWAY, "this pod has no lease in etcd: lost")
     for go in holds:
         go.set()
-    assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*before)), "they were under way"
+    assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*before)), "loads under way are finished"
     assert await waiting == pod.refusal
     assert ("load", "late") not in pod.server.asked
     await pod.nothing_left("late")

@@ -387,7 +387,7 @@ async def test_compressed_messages_are_read(parts):
 
     assert (await outputs(send(gzip.compress(request("m", x=ONE)))))[0].item() == 4
     assert send(b"no gzip").code is Code.INVALID_ARGUMENT
-    bomb = await answered(send(gzip.compress(bytes(2 << 20))))  # its size shows in a thread
+    bomb = await answered(send(gzip.compress(bytes(2 << 20))))  # the size is found in a thread
     assert bomb.code is Code.RESOURCE_EXHAUSTED
 
 

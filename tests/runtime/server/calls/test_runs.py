@@ -47,7 +47,7 @@ async def test_a_call_thought_to_be_short_is_taken_out_of_the_loop(parts):
     correctly, and its size runs in threads from then on."""
     copy = await parts.load("slow", models.slow(), slot=1)
     assert copy.pace.inline[(8).bit_length()]
-    # Long enough to be ended in the loop, whatever this machine's speed: it is what the limit is about.
+    # Long enough to be ended in the loop at any speed of the machine, because this test is about that limit.
     inputs = models.slow_inputs(12 * watch_module.LIMIT_NS / 1e9)
     call = parts.infer("slow", **inputs)
     assert call.code is None

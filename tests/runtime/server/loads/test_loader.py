@@ -35,7 +35,7 @@ async def refused(parts, name: str, content: bytes) -> MeshError:
 async def test_sizes_are_measured_to_the_byte(parts):
     """Sizes are measured to the byte: 4 MiB of weights count as little more than 4 MiB, and a small model has the same
     size each time."""
-    await parts.load("first", models.constant(1))  # what the first session of a process takes is nobody's
+    await parts.load("first", models.constant(1))  # the first session of a process takes memory of no model's
     # Made before and kept: what this test frees in the middle of a load would be measured with it.
     small = [models.logistic_regression(number) for number in range(5)]
     large = [models.weights(float(number), mebibytes=4) for number in range(5)]
