@@ -40,6 +40,8 @@ class Reason(enum.Enum):
     """Reasons of errors: (gRPC code, HTTP code, may the caller retry)."""
 
     UNKNOWN_MODEL = (Code.NOT_FOUND, 404, False)
+    UNKNOWN_VERSION = (Code.NOT_FOUND, 404, False)
+    """The model or alias exists, but has no such version."""
     UNKNOWN_METHOD = (Code.UNIMPLEMENTED, 404, False)
     UNSUPPORTED = (Code.UNIMPLEMENTED, 501, False)
     """A part or an extension of a protocol that the mesh does not have."""

@@ -14,7 +14,7 @@ from mesh.etcd.connection import Connection, EtcdStatistics
 from mesh.etcd.errors import EtcdError, EtcdUnavailable
 from mesh.etcd.ranges import after_prefix
 from mesh.etcd.records import Alarm, EtcdMember, KeyValue, Page, Status, TxnResult, key_value, key_values
-from mesh.etcd.txn import Compare, Op, modified, put_op
+from mesh.etcd.txn import Compare, Op, get_op, modified, put_op
 from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import etcd_pb2 as pb
 from mesh.statuses import Reason
@@ -70,6 +70,16 @@ class Etcd:
         """Returns the key as the whole cluster has it now (linearizable), or None."""
         reply = await self._read(pb.RangeRequest(key=key), timeout)
         return key_value(reply.kvs[0]) if reply.kvs else None
+
+    async def several(
+        self, keys: Sequence[bytes], *, timeout: float | None = None
+    ) -> tuple[tuple[KeyValue | None, ...], int]:
+        """Returns the keys, each as the whole cluster has it at one revision (linearizable), or None; and that
+        revision."""
+        request = pb.TxnRequest(success=[get_op(key) for key in keys])
+        reply, _ = await self.connection.call("read", lambda m: m.kv.Txn, request, repeatable=True, timeout=timeout)
+        found = [part.response_range.kvs for part in reply.responses]
+        return tuple([key_value(kvs[0]) if kvs else None for kvs in found]), int(reply.header.revision)
 
     async def page(
         self,

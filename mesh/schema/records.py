@@ -405,6 +405,7 @@ class CopyRecord:
     digest: str = ""  # hex, of what it was loaded from
     since_ms: int = 0  # epoch, start of this state; 0: unknown
     blamed: bool = False  # servers have died in calls of the model: its record says which requests it refuses
+    version: str = ""  # the model's own (`mesh.schema.versions`); "": its agent is older and does not say
 
     @property
     def token(self) -> bytes:
@@ -428,6 +429,7 @@ class CopyRecord:
                 digest=text_of(data.get("digest", "")),
                 since_ms=integer(data.get("since", 0)),
                 blamed=data.get("blamed") is True,
+                version=text_of(data.get("version", "")),
             )
         except BAD as error:
             raise ValueError(f"not a copy record: {error!r}") from error
@@ -447,6 +449,7 @@ class CopyRecord:
                 **({"digest": self.digest} if self.digest else {}),
                 **({"since": self.since_ms} if self.since_ms else {}),
                 **({"blamed": True} if self.blamed else {}),
+                **({"version": self.version} if self.version else {}),
             }
         )
 

@@ -4,6 +4,9 @@ Names that begin with `mesh-` are internal: the edge strips them from clients' r
 copy or claim that a model is not here.
 """
 
+import urllib.parse
+from collections.abc import Iterable
+
 from mesh.wire.call import Header
 from mesh.wire.metadata import encode_bin
 
@@ -16,6 +19,8 @@ VERIFY_FIRST = (
     b"mesh-verify-first"  # reply: the pod answers this call only with one of the two above; it has run nothing
 )
 NOT_HERE = b"mesh-not-here"  # reply: this pod holds no such copy; the call was not given to any model
+AS = b"mesh-as"  # request: the alias by which the model is called, and its version, for the reply (`named_as`)
+VERSIONS = b"mesh-versions"  # request: the versions for a reply that lists them (`listed`)
 LOAD = b"mesh-load"  # reply: calls in flight in the pod, this one left out
 
 MODEL_ID = b"mm-model-id"
@@ -30,6 +35,31 @@ SPI_SLOT = "mesh-slot"
 SPI_OPTIMISED = "mesh-optimised"  # path of the model as onnxruntime's graph optimisers leave it
 SPI_NOTE = "mesh-note-bin"  # reply: a note for people about a model that was loaded
 SPI_STUCK = "mesh-stuck"  # reply: the failed load is still running, and cannot be ended
+
+
+def named_as(alias: str, version: str) -> bytes:
+    """Returns the value of `AS`."""
+    return f"{_quoted(alias)}/{_quoted(version)}".encode()
+
+
+def read_as(value: bytes) -> tuple[str, str]:
+    """Returns alias and version from the value of `AS`."""
+    alias, _, version = value.decode("ascii", "replace").partition("/")
+    return urllib.parse.unquote(alias), urllib.parse.unquote(version)
+
+
+def listed(versions: Iterable[str]) -> bytes:
+    """Returns the value of `VERSIONS`."""
+    return "/".join(map(_quoted, versions)).encode()
+
+
+def read_listed(value: bytes) -> list[str]:
+    """Returns the versions from the value of `VERSIONS`."""
+    return [urllib.parse.unquote(version) for version in value.decode("ascii", "replace").split("/")]
+
+
+def _quoted(text: str) -> str:
+    return urllib.parse.quote(text, safe="")
 
 
 def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:

@@ -1,8 +1,8 @@
 """A digest of a request's content, by which a request that brought a model server down is recognised.
 
-The model's name and the request's `id` are left out: a caller that retries may send another id, and the same model may
-be called by an alias. Of a long request only the beginning and the length count, so the digest is cheap, and can be
-computed from the part of a request that is left in a dead server's shared memory.
+The model's name and version and the request's `id` are left out: a caller that retries may send another id, and the
+same model may be called by an alias. Of a long request only the beginning and the length count, so the digest is cheap,
+and can be computed from the part of a request that is left in a dead server's shared memory.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ SIZE = 16
 
 _HASHED = KEPT // 2  # fields left out are shorter than the other half, or part of what counts
 _FIELDS = 1000  # fields examined one by one; the bytes after them count unchanged
-_NAME, _ID = 0x0A, 0x1A  # tags of a ModelInferRequest's fields
+_NAMES = (0x0A, 0x12, 0x1A)  # tags of a ModelInferRequest's fields
 
 
 def digest(frame: bytes | memoryview, size: int = 0) -> bytes:
@@ -32,7 +32,7 @@ def digest(frame: bytes | memoryview, size: int = 0) -> bytes:
     if view and not view[0]:
         try:
             for tag, _, end in encoding.fields(body, limit=_FIELDS):
-                if tag in (_NAME, _ID):
+                if tag in _NAMES:
                     size -= end - before
                 elif left:
                     piece = body[before : min(end, before + left)]

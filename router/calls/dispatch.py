@@ -3,13 +3,14 @@
 All transports (the HTTP/1.1 server, the `grpc.aio` edge, REST) share this handler, so a call means the same over each.
 """
 
+import asyncio
 from collections.abc import Mapping
 
 from mesh.statuses import MeshError, Reason
 from mesh.wire.call import Call, Handler
 from router.calls import answers, streams
 from router.calls.forwarder import Forwarder
-from router.calls.routes import Routes
+from router.calls.routes import Asked, Method, Routes
 from router.calls.unary import UnaryCall
 
 
@@ -41,9 +42,29 @@ class Dispatcher:
             self.forwarder.tasks.start(streams.carry(self.forwarder, routes, call, method), "stream")
             return
         try:
-            model_id = routes.model_id(call, method, frame)
+            asked = routes.asked(call, method, frame)
+            found = self.forwarder.aliases.settled(call, asked)
         except MeshError as error:
-            answers.fail(call, error)
-            self.forwarder.meter.call(method.label, error.reason.code, 0.0, len(frame))
+            self._refuse(call, method, frame, error)
             return
-        UnaryCall(self.forwarder, call, frame, method, model_id).begin()
+        if found is not None:
+            UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
+        else:
+            self.forwarder.tasks.start(self._resolved(call, method, frame, asked), "resolve a name")
+
+    async def _resolved(self, call: Call, method: Method, frame: bytes, asked: Asked) -> None:
+        """Sends a call on once it is known which model its name means."""
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                found = await self.forwarder.aliases.resolve(call, asked)
+        except MeshError as error:
+            self._refuse(call, method, frame, error)
+        except TimeoutError:
+            self._refuse(call, method, frame, MeshError(Reason.DEADLINE, "the deadline has passed"))
+        else:
+            if not call.cancelled:
+                UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
+
+    def _refuse(self, call: Call, method: Method, frame: bytes, error: MeshError) -> None:
+        answers.fail(call, error)
+        self.forwarder.meter.call(method.label, error.reason.code, 0.0, len(frame))

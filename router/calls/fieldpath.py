@@ -1,4 +1,4 @@
-"""A reader of one string in an encoded protobuf message, by its path of field numbers.
+"""A reader of single strings in an encoded protobuf message, by their paths of field numbers.
 
 The router forwards messages as the bytes that it received; all it needs is the model's id. The reader therefore walks
 over the encoding without a descriptor, and stops at the string: for the V2 methods, whose encoders write fields in
@@ -19,6 +19,7 @@ MAX_DEPTH = 100
 
 _LENGTH_DELIMITED, _GROUP, _GROUP_ENDS = 2, 3, 4
 _FIXED = {1: 8, 5: 4}
+_V2_NAME, _V2_VERSION = 0x0A, 0x12  # tags
 
 
 def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
@@ -37,6 +38,29 @@ def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
         if depth == last:
             break
     return message[position:end].decode()  # UnicodeDecodeError is a ValueError
+
+
+def name_and_version(message: bytes, start: int = 0) -> tuple[str | None, str]:
+    """Returns the name and the version that a message of V2 asks for in `message[start:]`, its fields 1 and 2: a name
+    of None, or an empty version, if the message has none. Raises ValueError as `extract` does.
+
+    The version is read where encoders write it: after the name, or first of all if there is no name. Looking for it
+    among all fields would cost every call that has none.
+    """
+    end = len(message)
+    if end - start > 2 and message[start] == _V2_NAME and message[start + 1] < 0x80:
+        after = start + 2 + message[start + 1]
+        if after > end:
+            raise ValueError("not a protobuf message: a field ends beyond its message")
+        name: str | None = message[start + 2 : after].decode()
+    else:
+        found = _find(message, start, end, 1)
+        name, after = (None, start) if found is None else (message[found[0] : found[1]].decode(), found[1])
+    if after >= end or message[after] != _V2_VERSION:
+        return name, ""
+    found = _find(message, after, end, 2)
+    assert found is not None
+    return name, message[found[0] : found[1]].decode()
 
 
 def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:

@@ -17,6 +17,8 @@ from mesh.wire.client import Pool
 from placement import retry
 from placement.balance import least_loaded
 from router.calls import shares
+from router.calls.aliases import Aliases
+from router.calls.aliasmeter import AliasMeter
 from router.calls.deaths import Deaths
 from router.calls.meter import Meter
 from router.fencing.verify import NOTHING, Said, Verifier
@@ -26,6 +28,7 @@ from router.state.candidates import AVOID
 from router.state.pods import Copy, Pod, Waiter
 from router.state.registry import Registry
 from router.state.view import View
+from router.state.vmodels import Vmodels
 
 log = logs.get(__name__)
 
@@ -51,6 +54,8 @@ class Forwarder:
         coldstart: ColdStart,
         registry: Registry,
         meter: Meter,
+        alias_meter: AliasMeter,
+        vmodels: Vmodels,
         settings: RouterSettings,
         budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
@@ -69,6 +74,15 @@ class Forwarder:
         self.deaths = Deaths()
         self.tasks = Tasks()
         self.loop = asyncio.get_running_loop()
+        self.aliases = Aliases(
+            vmodels,
+            view=view,
+            registry=registry,
+            coldstart=coldstart,
+            meter=alias_meter,
+            now=self.loop.time,
+            start=self.tasks.start,
+        )
         self.timed: set[Timed] = set()  # in flight, with a deadline
         self.in_flight = 0
         self._turn = 0

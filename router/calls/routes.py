@@ -1,14 +1,16 @@
-"""The model that a call is for, and the part of its metadata that the model server gets.
+"""The name that a call is for, and the part of its metadata that the model server gets.
 
 The rules and texts are the predecessor's, so that its clients notice no difference: the id is in the message if
 the method has a field path (the three V2 methods have one), else in the metadata. Only the part of the message up to
 the id is read; a compressed message is decompressed for that, and forwarded unchanged.
 
-`view` and `coldstart` find a copy of the model; `dispatch` handles methods other than inference.
+`aliases` finds the model behind a name, `view` and `coldstart` a copy of it; `dispatch` handles methods other than
+inference.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from mesh.schema.records import MAX_ID_BYTES
 from mesh.statuses import MeshError, Reason
@@ -31,6 +33,21 @@ _MAX_IDS = 100  # in one call
 _UNPACKED = 1 << 20  # bytes: 3 ms at most
 _MAX_TEXT = 200  # characters of a client's text that an error quotes
 
+Kind = Literal[0, 1, 2]
+"""The meaning of a name, by where the call has it."""
+
+MODEL: Final = 0
+"""In `mm-model-id`: a model."""
+
+NAME: Final = 1
+"""In the message: a vmodel if there is one of that name, else a model."""
+
+VMODEL: Final = 2
+"""In `mm-vmodel-id`: a vmodel."""
+
+Asked = tuple[str, Kind, str]
+"""A name, its kind, and the version of it that the call wants; "": any."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -39,6 +56,8 @@ class Method:
     name: bytes  # with its leading slash
     label: str  # for metrics: the part after the last slash
     path: tuple[int, ...] = ()  # field numbers of the id in the request; empty: metadata only
+    versioned: bool = False  # the request names a version too, as V2's requests do
+    describes: bool = False  # the reply lists the existing versions
     safe: bool = False  # may be sent again even if the first server may have received it
     unary: bool = False  # known to have one message and one reply, and so to end soon
     refused: str = ""  # never forwarded, and why
@@ -46,7 +65,15 @@ class Method:
 
 
 V2_METHODS: Mapping[bytes, Method] = {
-    PREFIX + name.encode(): Method(PREFIX + name.encode(), name, path=(1,), safe=True, unary=True)
+    PREFIX + name.encode(): Method(
+        PREFIX + name.encode(),
+        name,
+        path=(1,),
+        versioned=True,
+        describes=name == "ModelMetadata",
+        safe=True,
+        unary=True,
+    )
     for name in ("ModelInfer", "ModelMetadata", "ModelReady")
 }
 
@@ -72,14 +99,16 @@ class Routes:
                 self._methods[name] = found
         return found
 
-    def model_id(self, call: Call, method: Method, frame: bytes | None) -> str:
-        """Returns the id of the model that the call is for. Raises MeshError: BAD_REQUEST, TOO_LARGE,
-        UNKNOWN_METHOD."""
+    def asked(self, call: Call, method: Method, frame: bytes | None) -> Asked:
+        """Returns the name that the call is for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNKNOWN_METHOD."""
+        version = ""
         if method.path and frame is not None:
             try:
                 # The flag is nearly always 0.
                 if frame[0]:
-                    found = _in_compressed(call, method, frame)
+                    found, version = _in_compressed(call, method, frame)
+                elif method.versioned:
+                    found, version = fieldpath.name_and_version(frame, framing.PREFIX)
                 else:
                     found = fieldpath.extract(frame, method.path, framing.PREFIX)
             except UnicodeDecodeError as error:
@@ -87,24 +116,27 @@ class Routes:
             except (ValueError, IndexError) as error:
                 raise MeshError(Reason.BAD_REQUEST, f"no model id can be read from the request: {error}") from error
             if found:
-                return _checked(found)
+                return _checked(found), NAME, version
             if found is not None:
                 raise MeshError(Reason.BAD_REQUEST, "provided model-id must be non-empty")
-        return id_of_metadata(call.headers, method.lacking)
+        name, kind = id_of_metadata(call.headers, method.lacking)
+        return name, kind, version
 
 
-def _in_compressed(call: Call, method: Method, frame: bytes) -> str | None:
-    """Returns the id in a compressed message, or None. Encoders write the id first, so no more than `_UNPACKED` bytes
-    are unpacked to find it: 16 MiB would block the event loop for 50 ms."""
+def _in_compressed(call: Call, method: Method, frame: bytes) -> tuple[str | None, str]:
+    """Returns the id, or None, and the version in a compressed message. Encoders write them first, so no more than
+    `_UNPACKED` bytes are unpacked to find them: 16 MiB would block the event loop for 50 ms."""
     beginning = framing.beginning(frame, call.encoding, _UNPACKED)
     try:
-        return fieldpath.extract(beginning, method.path)
+        if method.versioned:
+            return fieldpath.name_and_version(beginning)
+        return fieldpath.extract(beginning, method.path), ""
     except UnicodeDecodeError:
         raise
     except ValueError:
         if len(beginning) < _UNPACKED:
             raise
-        return None
+        return None, ""
 
 
 def _checked(model_id: str) -> str:
@@ -114,8 +146,8 @@ def _checked(model_id: str) -> str:
     return model_id
 
 
-def id_of_metadata(received: list[Header], lacking: str = "") -> str:
-    """Returns the model id that the metadata names. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
+def id_of_metadata(received: list[Header], lacking: str = "") -> tuple[str, Kind]:
+    """Returns the name in the metadata, and its kind. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
 
     `lacking` is why a call without an id is refused, if its method is an extension's; empty: the header is missing."""
     models = _values(received, headers.MODEL_ID, headers.MODEL_ID_BIN)
@@ -132,12 +164,10 @@ def id_of_metadata(received: list[Header], lacking: str = "") -> str:
     values = models or vmodels
     if not all(values):
         raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header must be non-empty")
-    if vmodels:
-        raise MeshError(Reason.UNKNOWN_METHOD, "vmodels are not supported yet: call the model that it points at")
     if len(values) > 1:
-        raise MeshError(Reason.UNKNOWN_METHOD, "several model ids in one call are not supported yet")
+        raise MeshError(Reason.UNKNOWN_METHOD, f"several {kind} ids in one call are not supported yet")
     try:
-        return _checked(values[0].decode())
+        return _checked(values[0].decode()), VMODEL if vmodels else MODEL
     except UnicodeDecodeError as error:
         raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header is not UTF-8") from error
 

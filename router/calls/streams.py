@@ -16,10 +16,12 @@ from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Lost, Reply, ReplyStream, RequestStream
 from placement.retry import MAX_TRIES, Decision
-from router.calls import answers, replies, routes
+from router.calls import aliases, answers, replies, routes
+from router.calls.aliases import Target
 from router.calls.attempts import Attempts
+from router.calls.diversion import REASONS, Diversion
 from router.calls.forwarder import Forwarder
-from router.calls.routes import Method, Routes
+from router.calls.routes import MODEL, NAME, Method, Routes
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
 
@@ -60,6 +62,8 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
         ms = (time.perf_counter() - began) * 1000
         forwarder.meter.call(method.label, code, ms, stream.sent, stream.received)
         (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
+        if stream.target is not None:
+            stream.target.meter.call(code, ms)
 
 
 class _StreamPlace:
@@ -102,6 +106,7 @@ class _Stream:
         self._whole = True  # everything that was read is kept
         self._ended = False
         self.cold = False  # the call has waited for a load
+        self.target: Target | None = None  # of the alias that the call names
         self.sent = 0  # bytes of messages
         self.received = -1
 
@@ -109,14 +114,33 @@ class _Stream:
         """Carries the call and returns the code it ended with. Raises MeshError, CallCancelled."""
         call, method, forwarder = self._call, self._method, self._forwarder
         first = await self._read() if method.path else None
-        model_id = known.model_id(call, method, first)
+        asked = known.asked(call, method, first)
+        _, self.target = await forwarder.aliases.resolve(call, asked)
         passes = routes.passes
         headers = tuple(header for header in call.headers if passes[header[0]])
-        attempts = Attempts(forwarder, model_id, safe=method.safe, deadline=call.deadline)
-        copy, said = await self._place(model_id, attempts, first)
+        diversion = Diversion(forwarder.aliases, call, asked, self.target)
         while True:
             try:
-                outcome = await self._try(copy, headers, said, attempts)
+                return await self._call_model(diversion.model, headers, first, named=asked[1] == NAME)
+            except MeshError as error:
+                if asked[1] == MODEL or error.reason not in REASONS or not (self._keeping and self._whole):
+                    raise
+                if not diversion.at_once(error):
+                    if not diversion.must_read(error):
+                        raise
+                    await diversion.read()
+                self.target = diversion.target
+
+    async def _call_model(self, model_id: str, headers: tuple[Header, ...], first: bytes | None, *, named: bool) -> int:
+        """Carries the call to one model and returns the code it ended with. `named`: the reply has the name that the
+        caller used. Raises MeshError, CallCancelled."""
+        forwarder = self._forwarder
+        attempts = Attempts(forwarder, model_id, safe=self._method.safe, deadline=self._call.deadline)
+        copy, said = await self._place(model_id, attempts, first)
+        while True:
+            names = aliases.added(self.target if named else None, copy, self._method)
+            try:
+                outcome = await self._try(copy, headers + names, said, attempts)
             finally:
                 forwarder.ended(copy)
             if isinstance(outcome, int):

@@ -2,13 +2,15 @@
 
 A `UnaryCall` is one call. It picks a copy from the view, sends the bytes, and passes the reply back: status, metadata,
 trailers, or a stream. If there is no copy, `coldstart` calls back; after a try without an answer, `attempts` decides
-what to do. When the caller goes away, or its deadline passes, the server learns of it by the closed connection.
+what to do. If a model cannot serve, `diversion` may know another one. When the caller goes away, or its deadline
+passes, the server learns of it by the closed connection.
 
 The record of a *suspect* copy is read before the first try, as is that of a model whose calls lost servers; see
 `verify`. `forwarder` holds what calls share, `dispatch` makes a `UnaryCall` of a call, `streams` carries streaming
 requests.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import ParamSpec
@@ -18,10 +20,12 @@ from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Exchange, Lost, Pool, Reply, ReplyStream
 from placement.retry import Decision
-from router.calls import answers, replies, routes
+from router.calls import aliases, answers, replies, routes
+from router.calls.aliases import Target
 from router.calls.attempts import Attempts
+from router.calls.diversion import REASONS, Diversion
 from router.calls.forwarder import Forwarder
-from router.calls.routes import Method
+from router.calls.routes import MODEL, NAME, Asked, Method
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
 
@@ -34,11 +38,13 @@ class UnaryCall:
     """One unary call on its way: a sink for the pool, a waiter for the cold start."""
 
     __slots__ = (
+        "_asked",
         "_attempts",
         "_began",
         "_call",
         "_cold",
         "_copy",
+        "_diversion",
         "_done",
         "_exchange",
         "_forwarder",
@@ -46,25 +52,39 @@ class UnaryCall:
         "_headers",
         "_method",
         "_model_id",
+        "_patience",
         "_pool",
         "_said",
+        "_target",
         "_waits_for",
         "deadline",
     )
 
-    def __init__(self, forwarder: Forwarder, call: Call, frame: bytes, method: Method, model_id: str) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        call: Call,
+        frame: bytes,
+        method: Method,
+        asked: Asked,
+        found: tuple[str, Target | None],
+    ) -> None:
+        """Stores its parts. `found` is the model behind the name that was `asked` for, as `Aliases` returns it."""
         self._forwarder = forwarder
         self._call = call
         self._frame = frame
         self._method = method
-        self._model_id = model_id
+        self._asked = asked
+        self._model_id, self._target = found
         passes = routes.passes
         self._headers: tuple[Header, ...] = tuple([header for header in call.headers if passes[header[0]]])
         self._copy: Copy | None = None
         self._pool: Pool | None = None
         self._exchange: Exchange | None = None
         self._said = NOTHING
-        self._attempts: Attempts | None = None  # from the first failed try on
+        self._attempts: Attempts | None = None  # of this model, from the first failed try on
+        self._diversion: Diversion | None = None  # from the first model on that cannot serve
+        self._patience: asyncio.TimerHandle | None = None  # while it waits for a model that another can stand in for
         self._cold = False
         self._done = False
         self._waits_for: Copy | None = None
@@ -114,7 +134,7 @@ class UnaryCall:
         try:
             said = await self._forwarder.verifier.verify(copy, insist=insist)
         except MeshError as error:
-            self._fail(error)
+            self._refused(error)
             return
         if self._done:
             return
@@ -132,7 +152,11 @@ class UnaryCall:
         try:
             self._forwarder.coldstart.join(self._model_id, self, size=len(self._frame), deadline=self._call.deadline)
         except MeshError as error:
-            self._fail(error)
+            self._refused(error)
+            return
+        if self.deadline and self._target is not None and self._diversions().others():
+            loop = self._forwarder.loop
+            self._patience = loop.call_later((self.deadline - loop.time()) / 2, self._impatient)
 
     def _send(self, copy: Copy, said: Said = NOTHING) -> None:
         call = self._call
@@ -148,10 +172,15 @@ class UnaryCall:
         self._copy = copy
         self._pool = pool
         self._said = said
+        headers = self._headers + copy.headers + said
+        if self._target is not None and self._asked[1] == NAME:
+            headers += self._target.headers(copy, self._method)
+        elif self._method.describes:
+            headers += aliases.added(None, copy, self._method)
         try:
             self._exchange = pool.send(
                 call.method,
-                self._headers + copy.headers + said,
+                headers,
                 self._frame,
                 self,
                 timeout=None if deadline is None else metadata.format_timeout(deadline - self._forwarder.loop.time()),
@@ -168,7 +197,7 @@ class UnaryCall:
         try:
             other = forwarder.beyond_share(copy, self._tried)
         except MeshError as error:
-            self._fail(error)
+            self._refused(error)
             return
         if other is not None:
             self._send(other)
@@ -185,13 +214,71 @@ class UnaryCall:
     # --- from the cold start ---
 
     def on_copy(self) -> None:
-        """Continues now that there is a copy."""
-        if not self._done:
-            self._next()
+        """Goes on: there is a copy now."""
+        self._waited()
+        if self._done:
+            return
+        if self._asked[1] == NAME and self._target is None:  # the read for the load may have found an alias
+            found = self._forwarder.aliases.settled(self._call, self._asked)
+            if found is not None:
+                self._model_id, self._target = found
+        self._next()
 
     def on_error(self, error: MeshError) -> None:
-        """Fails the call, because there will be no copy."""
+        """Goes to another model, or fails the call: there will be no copy."""
+        self._waited()
+        self._refused(error)
+
+    def _waited(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _impatient(self) -> None:
+        """Leaves a model to its load after half of the caller's time: the rest is for another one."""
+        self._patience = None
+        self._forwarder.coldstart.leave(self._model_id, self)
+        self._refused(MeshError(Reason.NOT_IN_TIME, f"{self._model_id} was not loaded within half of the time"))
+
+    # --- another model ---
+
+    def _diversions(self) -> Diversion:
+        diversion = self._diversion
+        if diversion is None:
+            diversion = Diversion(self._forwarder.aliases, self._call, self._asked, self._target)
+            self._diversion = diversion
+        return diversion
+
+    def _refused(self, error: MeshError) -> None:
+        """Goes to another model if the call is by an alias's name that has one, else fails."""
+        if self._done:
+            return
+        if self._asked[1] != MODEL and error.reason in REASONS:
+            diversion = self._diversions()
+            try:
+                if diversion.at_once(error):
+                    self._divert(diversion)
+                    return
+            except MeshError as unknown:
+                self._fail(unknown)
+                return
+            if diversion.must_read(error):
+                self._forwarder.tasks.start(self._reread(diversion), f"read {self._asked[0]}")
+                return
         self._fail(error)
+
+    def _divert(self, diversion: Diversion) -> None:
+        self._target, self._model_id, self._attempts = diversion.target, diversion.model, None
+        self._next()
+
+    async def _reread(self, diversion: Diversion) -> None:
+        try:
+            await diversion.read()
+        except MeshError as error:
+            self._fail(error)
+        else:
+            if not self._done:
+                self._divert(diversion)
 
     # --- from the pool ---
 
@@ -279,7 +366,7 @@ class UnaryCall:
         try:
             decision = outcome(*args, **kwargs)
         except MeshError as error:
-            self._fail(error)
+            self._refused(error)
             return
         if decision.verify:
             self._verify(copy, insist=decision.insist)
@@ -306,6 +393,7 @@ class UnaryCall:
             self._fail(MeshError(Reason.DEADLINE, "the deadline has passed"))
 
     def _withdraw(self) -> None:
+        self._waited()
         if self._exchange is not None:
             self._exchange.cancel()
             self._exchange = None
@@ -337,3 +425,5 @@ class UnaryCall:
         meter = forwarder.meter
         meter.call(self._method.label, code, ms, len(self._frame) - framing.PREFIX, size)
         (meter.cold if self._cold else meter.hits).observe(ms)
+        if self._target is not None:
+            self._target.meter.call(code, ms)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import cast
 
 from mesh.pb import agent_pb2
-from mesh.schema import records
+from mesh.schema import records, versions
 from placement.debits import Debits
 from placement.footprint import Footprint
 from router.loads.agents import Agent
@@ -71,4 +71,5 @@ def copy_of(registration: Registration, loaded: agent_pb2.LoadReply.Loaded) -> r
         generation=loaded.generation,
         digest=loaded.digest,
         blamed=loaded.blamed,
+        version=versions.own(registration.record.path),
     )

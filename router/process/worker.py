@@ -31,6 +31,7 @@ from mesh.wire.client import Pool
 from mesh.wire.plainserver import PlainServer
 from mesh.wire.server import Server
 from router import services
+from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -56,6 +57,7 @@ from router.state.feed.client import FeedClient
 from router.state.pods import News
 from router.state.registry import Registry
 from router.state.view import View
+from router.state.vmodels import Vmodels
 
 if TYPE_CHECKING:
     from router.edge import grpc as edges
@@ -89,7 +91,14 @@ class WorkerProcess:
         self.view = View(keys, self._connect)
         self.agents = Agents(self.identity)
         self.view.listen(self._on_pod)
-        self.registry = Registry(self.etcd, keys, timeout=settings.registry_timeout, remember=settings.registry_cache)
+        self.vmodels = Vmodels(keys)
+        self.registry = Registry(
+            self.etcd,
+            keys,
+            timeout=settings.registry_timeout,
+            remember=settings.registry_cache,
+            vmodels=self.vmodels,
+        )
         meter = Meter(self.metrics)
         self.dynamic = Dynamic(keys)
         self.coldstart = ColdStart(
@@ -105,6 +114,8 @@ class WorkerProcess:
             coldstart=self.coldstart,
             registry=self.registry,
             meter=meter,
+            alias_meter=AliasMeter(self.metrics),
+            vmodels=self.vmodels,
             settings=settings,
             budget=self.budget,
         )
@@ -123,7 +134,7 @@ class WorkerProcess:
         self.feed = FeedClient(
             settings.feed,
             self.name,
-            {ranges.PRESENCE: self.view, ranges.CONFIG: self.dynamic},
+            {ranges.PRESENCE: self.view, ranges.CONFIG: self.dynamic, ranges.VMODELS: self.vmodels},
             ready=self.why_not_ready,
             snapshot=self.metrics.snapshot,
             on_drain=self._drain,

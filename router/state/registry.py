@@ -6,6 +6,9 @@ trusts a record that this finds. For the same reason a missing record is never r
 
 Found records are remembered, in a bounded LRU without a watch. They may be old, which their user, a cold start, need
 not care about: an agent's claim succeeds only for the current registration.
+
+A name may mean a model or a vmodel. A worker's reads look for both at one revision, and tell `Vmodels` what they find.
+So "there is no such model" also says that there was no vmodel of that name.
 """
 
 import asyncio
@@ -20,6 +23,7 @@ from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
+from router.state.vmodels import Vmodels
 
 log = logs.get(__name__)
 
@@ -46,11 +50,20 @@ class _Read:
 
 class Registry:
     """Shared reads of records (see the module's text). All errors are MeshErrors: REGISTRY_AWAY if etcd does not answer
-    in `timeout` s."""
+    in `timeout` s. With `vmodels`, reads tell them the vmodel of the same name."""
 
-    def __init__(self, etcd: Etcd, keys: Keys, *, timeout: float = 3.0, remember: int = 10_000) -> None:
+    def __init__(
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        *,
+        timeout: float = 3.0,
+        remember: int = 10_000,
+        vmodels: Vmodels | None = None,
+    ) -> None:
         self.etcd = etcd
         self.keys = keys
+        self._vmodels = vmodels
         self._timeout = timeout
         self._reads: dict[str, _Read] = {}
         self._cache: LRUCache[str, Registration] = LRUCache(remember)
@@ -125,7 +138,13 @@ class Registry:
         return read
 
     async def _get(self, model_id: str) -> Registration | None:
-        kv = await self.etcd.get(self.keys.model(model_id), timeout=self._timeout)
+        key = self.keys.model(model_id)
+        if self._vmodels is None:
+            kv = await self.etcd.get(key, timeout=self._timeout)
+        else:
+            both, revision = await self.etcd.several((key, self.keys.vmodel(model_id)), timeout=self._timeout)
+            kv, vmodel = both
+            self._vmodels.read(model_id, vmodel, revision)
         if kv is None:
             self._cache.pop(model_id, None)
             return None

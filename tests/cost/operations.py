@@ -26,10 +26,11 @@ from mesh.runtime.server.v2.tensors import Tensor
 from mesh.runtime.sharedmemory.board import OPEN_ENDED, Board
 from mesh.telemetry import metrics
 from mesh.v2.datatypes import DATATYPES
-from mesh.wire import client, clientconnection, framing, server, serverconnection
+from mesh.wire import client, clientconnection, framing, headers, server, serverconnection
 from mesh.wire.call import Call
 from mesh.wire.client import Reply
 from placement.fence import Mode
+from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -38,6 +39,7 @@ from router.loads.coldstart import ColdStart
 from router.rest import documents
 from router.settings import RouterSettings
 from router.state.registry import Registry
+from router.state.vmodels import Vmodels
 from tests.router.conftest import FakeEtcd
 from tests.support import models
 from tests.support.fakecalls import FakeAgents, FakeCall, FakePool
@@ -135,7 +137,7 @@ class _Forgetful(FakePool):
 
 
 @asynccontextmanager
-async def _core(copies: int) -> AsyncIterator[tuple[World, Forwarder, Dispatcher]]:
+async def _core(copies: int, alias: str = "") -> AsyncIterator[tuple[World, Forwarder, Dispatcher]]:
     world, etcd, agents = World(), FakeEtcd(), FakeAgents()
     world.view._connect = _Forgetful  # type: ignore[assignment]
     for number in range(copies):
@@ -143,9 +145,21 @@ async def _core(copies: int) -> AsyncIterator[tuple[World, Forwarder, Dispatcher
         world.copy("m", f"pod-{number}")
     settings = RouterSettings("router")
     meter = Meter(metrics.Registry())
-    registry = Registry(etcd, world.keys)  # type: ignore[arg-type]
+    vmodels = Vmodels(world.keys)
+    if alias:
+        record = {"amid": "m", "tmid": "m", "mesh": {"versions": {"1": "m"}}}
+        vmodels.snapshot(1, [(world.keys.vmodel(alias), json.dumps(record).encode())])
+    registry = Registry(etcd, world.keys, vmodels=vmodels)  # type: ignore[arg-type]
     coldstart = ColdStart(view=world.view, registry=registry, agents=agents, meter=meter, settings=settings)
-    forwarder = Forwarder(view=world.view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
+    forwarder = Forwarder(
+        view=world.view,
+        coldstart=coldstart,
+        registry=registry,
+        meter=meter,
+        alias_meter=AliasMeter(metrics.Registry()),
+        vmodels=vmodels,
+        settings=settings,
+    )
     yield world, forwarder, Dispatcher(forwarder, Routes())
     await coldstart.close()
     await forwarder.close()
@@ -161,10 +175,11 @@ async def choice(folder: Path) -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def forward(folder: Path, *, copies: int, deadline: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that dispatches a call to a copy and passes the reply back."""
-    async with _core(copies) as (world, _, dispatcher):
-        frame = framing.pack(request("m", x=SMALL))
+async def forward(folder: Path, *, copies: int, deadline: bool, name: str = "m") -> AsyncIterator[Operation]:
+    """Yields an operation that dispatches a call to a copy and passes the reply back. `name`: the model's, or an
+    alias's."""
+    async with _core(copies, "" if name == "m" else name) as (world, _, dispatcher):
+        frame = framing.pack(request(name, x=SMALL))
         pools = [pod.pool for pod in world.view.pods.values()]
         later = asyncio.get_running_loop().time() + 3600
 
@@ -189,9 +204,9 @@ class _Quick:
 
 
 @asynccontextmanager
-async def data_port(folder: Path, *, alike: bool) -> AsyncIterator[Operation]:
+async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncIterator[Operation]:
     """Yields an operation that answers a call of a regression, which equals the one before it or has a new length and
-    is parsed."""
+    is parsed; by its id, or by an alias."""
     board, copies, watch = Board.private(8), Copies(), CallWatch()
     runs = Runs(board, threads=1)
     board.permit(OPEN_ENDED, Mode.PROVEN)
@@ -205,9 +220,10 @@ async def data_port(folder: Path, *, alike: bool) -> AsyncIterator[Operation]:
     if not alike:
         message.parameters["priority"].int64_param = 1  # such requests are always parsed
     frame = framing.pack(message.SerializeToString())
+    metadata = [*HEADERS, (headers.AS, headers.named_as("n", "1"))] if alias else HEADERS
 
     def one() -> None:
-        call = FakeCall(METHOD, HEADERS, frame)
+        call = FakeCall(METHOD, metadata, frame)
         port.handle(call)
         assert call.code == 0, call.answers
 
@@ -276,8 +292,10 @@ OPERATIONS: dict[str, Maker] = {
     "wire, call with a new reply": lambda folder: wire_call(folder, known=False),
     "router, choice among 4 copies": choice,
     "router, forward to 1 copy": lambda folder: forward(folder, copies=1, deadline=False),
+    "router, forward to 1 copy, by an alias": lambda folder: forward(folder, copies=1, deadline=False, name="n"),
     "router, forward to 3 copies with a deadline": lambda folder: forward(folder, copies=3, deadline=True),
     "server, call like the last": lambda folder: data_port(folder, alike=True),
+    "server, call like the last, by an alias": lambda folder: data_port(folder, alike=True, alias=True),
     "server, call to be parsed": lambda folder: data_port(folder, alike=False),
     "server, intake of 100 KiB": intake,
     "server, reply of 100 KiB": reply,

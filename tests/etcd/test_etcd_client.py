@@ -62,6 +62,19 @@ async def test_a_key_is_what_was_written_last(etcd: Etcd, keys: Keys) -> None:
     assert await etcd.get(key) is None
 
 
+async def test_several_keys_are_read_at_one_revision(etcd: Etcd, keys: Keys) -> None:
+    """Keys that do not exist are None in their place, and the revision is the one of the read."""
+    first = await etcd.put(keys.model("a"), b"1")
+    second = await etcd.put(keys.vmodel("a"), b"2")
+    (model, missing, vmodel), revision = await etcd.several([keys.model("a"), keys.model("b"), keys.vmodel("a")])
+    assert model is not None
+    assert vmodel is not None
+    assert (model.value, model.mod_revision) == (b"1", first)
+    assert missing is None
+    assert (vmodel.value, vmodel.mod_revision) == (b"2", second)
+    assert revision >= second
+
+
 async def test_a_range_ends_where_its_prefix_ends(etcd: Etcd, keys: Keys) -> None:
     """A range ends where its prefix ends: that of a prefix ending in 0xff ends two bytes earlier, and what follows it
     stays."""

@@ -1,14 +1,17 @@
 """A worker's core on fakes: a view of pods, an etcd that is a dictionary, agents that answer as the test says."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 
 from mesh.etcd import EtcdUnavailable, KeyValue
+from mesh.schema import versions
 from mesh.schema.records import Failure, ModelRecord
 from mesh.telemetry import metrics
+from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -16,6 +19,8 @@ from router.calls.routes import Routes
 from router.loads.coldstart import ColdStart
 from router.settings import RouterSettings
 from router.state.registry import Registry
+from router.state.vmodels import Vmodels
+from tests.support import fakecalls
 from tests.support.fakecalls import FakeAgents, FakeCall, Sent
 from tests.support.waiting import until
 from tests.support.worlds import World
@@ -30,6 +35,7 @@ class FakeEtcd:
         self.records: dict[bytes, KeyValue] = {}
         self.reads = 0
         self.away = False
+        self.revision = 1000  # newer than anything that the feed has delivered
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -41,6 +47,16 @@ class FakeEtcd:
             raise EtcdUnavailable("etcd is away")
         return found
 
+    async def several(
+        self, keys: Sequence[bytes], *, timeout: float | None = None
+    ) -> tuple[tuple[KeyValue | None, ...], int]:
+        self.reads += 1
+        found, revision = tuple(self.records.get(key) for key in keys), self.revision
+        await self.gate.wait()
+        if self.away:
+            raise EtcdUnavailable("etcd is away")
+        return found, revision
+
 
 @dataclass
 class Core:
@@ -50,10 +66,12 @@ class Core:
     etcd: FakeEtcd
     agents: FakeAgents
     registry: Registry
+    vmodels: Vmodels
     coldstart: ColdStart
     forwarder: Forwarder
     dispatcher: Dispatcher
     settings: RouterSettings
+    counted: metrics.Registry
 
     def rules(self, **changed: int) -> None:
         """Changes the numbers of the rules for cold starts."""
@@ -67,6 +85,33 @@ class Core:
         self.etcd.records[key] = KeyValue(key, record.encode(), created, created, 1, 0)
         self.registry.forget(model_id)
 
+    def alias(self, name: str, active: str, *, target: str = "", feed: bool = True, **mesh: object) -> None:
+        """A record of a vmodel in etcd; without `feed`, the worker has not heard of it."""
+        key = self.world.keys.vmodel(name)
+        data = {"amid": active, "tmid": target or active, **({"mesh": mesh} if mesh else {})}
+        self.etcd.revision += 1
+        revision = self.etcd.revision
+        self.etcd.records[key] = KeyValue(key, json.dumps(data).encode(), revision, revision, 1, 0)
+        if feed:
+            self.vmodels.delta(revision, [(key, self.etcd.records[key].value)])
+
+    def remove_alias(self, name: str, *, feed: bool = True) -> None:
+        """The vmodel is deleted from etcd."""
+        key = self.world.keys.vmodel(name)
+        self.etcd.revision += 1
+        del self.etcd.records[key]
+        if feed:
+            self.vmodels.delta(self.etcd.revision, [(key, None)])
+
+    def resident(self, model: str, *pods: str, path: str = "") -> None:
+        """The model is registered and loaded in these pods."""
+        self.register(model, **({"path": path} if path else {}))
+        for pod in pods or ("a",):
+            if pod not in self.world.view.pods:
+                self.world.pod(pod)
+                self.agents.answers[pod] = fakecalls.loaded()
+            self.world.copy(model, pod, version=versions.own(path))
+
     def unregister(self, model_id: str = "m") -> None:
         """Deletes the model's record from etcd, but not what the router remembers of it."""
         del self.etcd.records[self.world.keys.model(model_id)]
@@ -75,18 +120,25 @@ class Core:
         """Returns failures in these pods as a record holds them."""
         return tuple(Failure(pod, NOW_MS - ago_ms, f"{pod} says no") for pod in pods)
 
-    def frame(self, model_id: str = "m", payload: bytes = b"") -> bytes:
+    def frame(self, model_id: str = "m", payload: bytes = b"", version: str = "") -> bytes:
         """Returns the frame of a V2 call of that model, with a raw input."""
         raw = b"\x0a" + bytes([len(model_id)]) + model_id.encode()
+        raw += b"\x12" + bytes([len(version)]) + version.encode() if version else b""
         raw += b"\x3a" + bytes([len(payload)]) + payload if payload else b""
         return b"\0" + len(raw).to_bytes(4, "big") + raw
 
     def call(
-        self, model_id: str = "m", *, payload: bytes = b"", deadline: float | None = None, **more: object
+        self,
+        model_id: str = "m",
+        *,
+        payload: bytes = b"",
+        version: str = "",
+        deadline: float | None = None,
+        **more: object,
     ) -> FakeCall:
         """Returns a V2 call of that model that has arrived, with its `deadline` in seconds from now."""
         when = None if deadline is None else asyncio.get_running_loop().time() + deadline
-        call = FakeCall(frame=self.frame(model_id, payload), deadline=when, **more)  # type: ignore[arg-type]
+        call = FakeCall(frame=self.frame(model_id, payload, version), deadline=when, **more)  # type: ignore[arg-type]
         self.dispatcher.dispatch(call)
         return call
 
@@ -115,14 +167,24 @@ def settings() -> RouterSettings:
 async def core(settings: RouterSettings) -> AsyncIterator[Core]:
     """A worker's core without the processes around it."""
     world, etcd, agents = World(), FakeEtcd(), FakeAgents()
-    meter = Meter(metrics.Registry())
-    registry = Registry(etcd, world.keys)  # type: ignore[arg-type]
+    counted = metrics.Registry()
+    meter = Meter(counted)
+    vmodels = Vmodels(world.keys)
+    registry = Registry(etcd, world.keys, vmodels=vmodels)  # type: ignore[arg-type]
     coldstart = ColdStart(
         view=world.view, registry=registry, agents=agents, meter=meter, settings=settings, wall=lambda: NOW_MS
     )
-    forwarder = Forwarder(view=world.view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
+    forwarder = Forwarder(
+        view=world.view,
+        coldstart=coldstart,
+        registry=registry,
+        meter=meter,
+        alias_meter=AliasMeter(counted),
+        vmodels=vmodels,
+        settings=settings,
+    )
     dispatcher = Dispatcher(forwarder, Routes())
-    yield Core(world, etcd, agents, registry, coldstart, forwarder, dispatcher, settings)
+    yield Core(world, etcd, agents, registry, vmodels, coldstart, forwarder, dispatcher, settings, counted)
     etcd.gate.set()
     await coldstart.close()
     await forwarder.close()

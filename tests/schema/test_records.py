@@ -73,7 +73,7 @@ def test_garbage_never_crashes_a_decoder(value):
 WHOLE = [
     (ModelRecord, ModelRecord("t", failures=(Failure("p", 1, "no"),), host_bytes=1, killed=("x",))),
     (PodRecord, PodRecord("i", "h:1", "h:2", labels=("gpu",), age_ms=10, token="t")),
-    (CopyRecord, CopyRecord("i", 77, "loaded", 1, 2, 3)),
+    (CopyRecord, CopyRecord("i", 77, "loaded", 1, 2, 3, version="8")),
     (Life, Life("h:1", "h:2", 3, 4, "token", 5)),
     (Tombstone, Tombstone("t", "p", "k", "s")),
     (RouterRecord, RouterRecord("h:1", "h:3", 2, (1, 2))),
@@ -158,7 +158,7 @@ def test_pods_and_copies_survive_a_round_trip():
     """Every attribute of pods and copies survives a round trip."""
     pod = PodRecord("i", "h:1", "h:2", "leaving", (1, 2), ("gpu",), "z", 1, 2, 3, 4, 5, 6, 7, 8, 9, "h:3", 10, "disk")
     assert PodRecord.decode(replace(pod, oldest_unused=True).encode()).oldest_unused
-    copy = CopyRecord("i", 77, "loaded", 1, 2, 3)
+    copy = CopyRecord("i", 77, "loaded", 1, 2, 3, version="8")
     assert PodRecord.decode(pod.encode()) == pod
     assert CopyRecord.decode(copy.encode()) == copy
     assert copy.token == b"i.77"

@@ -67,9 +67,10 @@ class World:
         state: str = LOADED,
         bytes: int = 1000,
         generation: int = 0,
+        version: str = "1",
     ) -> None:
         """Publishes a pod's copy."""
-        record = CopyRecord(incarnation, created, state, host_bytes=bytes, generation=generation)
+        record = CopyRecord(incarnation, created, state, host_bytes=bytes, generation=generation, version=version)
         self.change((self.keys.copy(model, pod), record.encode()))
 
     def claim(self, model: str, pod: str, incarnation: str = "i", *, created: int = 7) -> None:

@@ -8,8 +8,10 @@ from mesh.pb import inference_pb2 as pb
 from mesh.wire import framing, requestdigest
 
 
-def frame(values: bytes, *, name: str = "m", id: str = "", typed: bool = False, inputs: int = 1) -> bytes:
-    request = pb.ModelInferRequest(model_name=name, id=id)
+def frame(
+    values: bytes, *, name: str = "m", version: str = "", id: str = "", typed: bool = False, inputs: int = 1
+) -> bytes:
+    request = pb.ModelInferRequest(model_name=name, model_version=version, id=id)
     for number in range(inputs):
         request.inputs.add(name=f"x{number}", datatype="UINT8", shape=[len(values)])
         if typed:
@@ -24,8 +26,9 @@ def frame(values: bytes, *, name: str = "m", id: str = "", typed: bool = False, 
 def test_neither_id_nor_name_change_it(size, typed):
     """Neither the id nor the name changes the digest, whatever their lengths and however long the request."""
     expected = requestdigest.digest(frame(bytes(size), typed=typed))
-    for name, id in (("m", "1"), ("alias", ""), ("another", "i" * 5000)):
-        assert requestdigest.digest(frame(bytes(size), name=name, id=id, typed=typed)) == expected
+    for name, version, id in (("m", "", "1"), ("alias", "8", ""), ("another", "", "i" * 5000)):
+        again = frame(bytes(size), name=name, version=version, id=id, typed=typed)
+        assert requestdigest.digest(again) == expected
     assert len(expected) == requestdigest.SIZE
 
 

@@ -10,7 +10,7 @@ Until the older one is unloaded, the newer one answers only the calls that name 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mesh.pb import inference_pb2
 from mesh.runtime.server.onnx.session import Session
@@ -62,7 +62,7 @@ class ServedCopy:
         self.answer = ReplyWriter(model_id, tuple(session.outputs.values()))
         """The answer to requests that do not ask for certain outputs."""
         self.drained: asyncio.Future[None] | None = None  # set while its unload waits for calls in flight
-        self._metadata: bytes | None = None
+        self._metadata: bytes | None = None  # without name and versions
         self._answers: dict[tuple[tensors.Tensor, ...], ReplyWriter] = {}
 
     def answered(self) -> None:
@@ -84,8 +84,9 @@ class ServedCopy:
                 self._answers[outputs] = found
         return found
 
-    def metadata(self) -> bytes:
-        """Returns the encoded ModelMetadataResponse."""
+    def metadata(self, name: str = "", versions: Sequence[str] = ()) -> bytes:
+        """Returns the encoded ModelMetadataResponse, under the `name` of an alias if the call is by one, with the
+        `versions` that its router knows of."""
         if self._metadata is None:
             kind = inference_pb2.ModelMetadataResponse.TensorMetadata
             # V2 cannot mark an input as optional: if it were listed, clients would send something and overwrite
@@ -93,12 +94,12 @@ class ServedCopy:
             inputs = [tensor for tensor in self.session.inputs.values() if not tensor.optional]
             outputs = self.session.outputs.values()
             self._metadata = inference_pb2.ModelMetadataResponse(
-                name=self.model_id,
                 platform=_PLATFORM,
                 inputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in inputs],
                 outputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in outputs],
             ).SerializeToString()
-        return self._metadata
+        named = inference_pb2.ModelMetadataResponse(name=name or self.model_id, versions=versions)
+        return named.SerializeToString() + self._metadata  # protobuf reads two messages in a row as one
 
 
 class Copies:

@@ -22,6 +22,41 @@ def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
     assert (fieldpath.extract(message, (2,)) or "") == version
 
 
+@given(name=TEXT, version=TEXT, more=st.booleans())
+def test_name_and_version_of_a_v2_request_are_read_together(name, version, more):
+    """Both are read as protobuf's encoders write them, each of any length or left out."""
+    request = inference_pb2.ModelInferRequest(model_name=name, model_version=version)
+    if more:
+        request.id = "7"
+        request.inputs.add(name="x", shape=[1], datatype="FP32")
+    message = request.SerializeToString()
+    found, asked = fieldpath.name_and_version(b"12345" + message, 5)
+    assert (found or "", asked) == (name, version)
+
+
+@given(st.binary(max_size=200), st.integers(0, 10))
+def test_any_bytes_give_a_name_and_a_version_or_a_value_error(message, start):
+    """Nothing that a client sends raises anything but ValueError, and the name is what `extract` finds."""
+    try:
+        name, version = fieldpath.name_and_version(message, start)
+    except ValueError:
+        return
+    assert isinstance(version, str)
+    assert name == fieldpath.extract(message, (1,), start)
+
+
+@given(TEXT, TEXT, st.data())
+def test_a_cut_name_or_version_is_refused(name, version, data):
+    """A message that ends within its name or version is never read short."""
+    message = inference_pb2.ModelMetadataRequest(name=name, version=version).SerializeToString()
+    cut = message[: data.draw(st.integers(0, len(message)))]
+    try:
+        found = fieldpath.name_and_version(cut)
+    except ValueError:
+        return
+    assert found in ((name or None, version), (name or None, ""), (None, ""))
+
+
 @given(type_=TEXT, path=TEXT, key=TEXT, used=st.integers(0, 2**64 - 1), load=st.booleans())
 def test_nested_fields_are_read_past_numbers_and_flags(type_, path, key, used, load):
     """A nested field such as `modelInfo.key` is read past other fields of every kind around it."""

@@ -23,7 +23,7 @@ def bin_(text: str) -> bytes:
 def model_of(method: bytes, headers=(), message: bytes = b"", frame: bytes | None = None, encoding: bytes = b"") -> str:
     known = routes.Routes()
     call = FakeCall(method, list(headers), framing.pack(message) if frame is None else frame, encoding=encoding)
-    return known.model_id(call, known.method(method), call.frame)
+    return known.asked(call, known.method(method), call.frame)[0]
 
 
 def infer(name: str) -> bytes:
@@ -72,7 +72,9 @@ def test_ids_in_metadata(method, headers, expected):
         ),
         pytest.param([(b"mm-model-id-bin", b"!")], Reason.BAD_REQUEST, "mm-model-id-bin is not base64", id="base64"),
         pytest.param([(b"mm-model-id", b"\xff")], Reason.BAD_REQUEST, "not UTF-8", id="not-text"),
-        pytest.param([(b"mm-vmodel-id", b"v")], Reason.UNKNOWN_METHOD, "vmodels", id="vmodel"),
+        pytest.param(
+            [(b"mm-vmodel-id", b"a"), (b"mm-vmodel-id", b"b")], Reason.UNKNOWN_METHOD, "several vmodel", id="vmodels"
+        ),
         pytest.param([(b"mm-model-id", b"a"), (b"mm-model-id", b"b")], Reason.UNKNOWN_METHOD, "several", id="several"),
         pytest.param(
             [(b"mm-model-id-bin", bin_("a") + b"," + bin_("b"))], Reason.UNKNOWN_METHOD, "several", id="joined"
@@ -127,6 +129,37 @@ def test_requests_that_cannot_be_read(frame, encoding, reason):
     with pytest.raises(MeshError) as error:
         model_of(INFER, frame=frame, encoding=encoding)
     assert error.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "message", "kind"),
+    [
+        pytest.param(INFER, [], infer("a"), routes.NAME, id="message"),
+        pytest.param(INFER, [(b"mm-vmodel-id", b"v")], infer("a"), routes.NAME, id="message-before-header"),
+        pytest.param(INFER, [(b"mm-model-id", b"a")], infer(""), routes.MODEL, id="header"),
+        pytest.param(OTHER, [(b"mm-model-id-bin", bin_("a"))], b"", routes.MODEL, id="binary"),
+        pytest.param(OTHER, [(b"tas-model-id", b"a")], b"", routes.MODEL, id="legacy"),
+        pytest.param(OTHER, [(b"mm-vmodel-id", b"a")], b"", routes.VMODEL, id="vmodel"),
+        pytest.param(INFER, [(b"mm-vmodel-id-bin", bin_("a"))], infer(""), routes.VMODEL, id="binary-vmodel"),
+    ],
+)
+def test_where_a_name_stands_tells_what_it_means(method, headers, message, kind):
+    """Headers say whether they name a model or a vmodel; a name in a message may be either."""
+    known = routes.Routes()
+    call = FakeCall(method, headers, framing.pack(message))
+    assert known.asked(call, known.method(method), call.frame) == ("a", kind, "")
+
+
+@pytest.mark.parametrize("squeezed", [False, True], ids=["plain", "compressed"])
+def test_the_version_is_read_wherever_the_name_is(squeezed):
+    """The version in a V2 message counts, also where a header names the model."""
+    known = routes.Routes()
+    for name, metadata in (("a", []), ("", [(b"mm-model-id", b"a")])):
+        message = inference_pb2.ModelInferRequest(model_name=name, model_version="8", id="7").SerializeToString()
+        frame, encoding = (compressed(message), b"gzip") if squeezed else (framing.pack(message), b"")
+        call = FakeCall(INFER, metadata, frame, encoding=encoding)
+        name, _, version = known.asked(call, known.method(INFER), call.frame)
+        assert (name, version) == ("a", "8")
 
 
 def compressed(message: bytes) -> bytes:

@@ -16,6 +16,7 @@ from mesh.schema.records import LOADED, LOADING, CopyRecord, Failure, ModelRecor
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
+from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -28,6 +29,7 @@ from router.services import modelmesh
 from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import View
+from router.state.vmodels import Vmodels
 from tests.support import fakecalls
 from tests.support.asked import Asked
 from tests.support.fakecalls import FakeAgents, FakeCall, FakePool
@@ -93,7 +95,15 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
     registry = Registry(etcd, keys, timeout=2.0)
     meter = Meter(metrics.Registry())
     coldstart = ColdStart(view=view, registry=registry, agents=agents, meter=meter, settings=settings, wall=lambda: NOW)
-    forwarder = Forwarder(view=view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
+    forwarder = Forwarder(
+        view=view,
+        coldstart=coldstart,
+        registry=registry,
+        meter=meter,
+        alias_meter=AliasMeter(metrics.Registry()),
+        vmodels=Vmodels(keys),
+        settings=settings,
+    )
     dispatcher = Dispatcher(forwarder, Routes())
     management = Management.of(
         etcd=etcd,

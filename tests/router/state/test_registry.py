@@ -1,6 +1,7 @@
 """Reads of records: shared, yet never wrong about what is missing."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -34,6 +35,25 @@ async def test_missing_is_only_believed_of_a_read_that_began_after_the_question(
     assert await early is None
     assert {found.created for found in await asyncio.gather(*late)} == {7}
     assert core.etcd.reads == 2, "the late readers share one more read"
+
+
+async def test_a_read_brings_the_vmodel_of_the_same_name_along(core):
+    """One read of etcd looks for both: a missing model is only reported together with what stands in its place."""
+    core.alias("m", "n", feed=False)
+    assert await core.registry.read("m") is None
+    assert core.etcd.reads == 1
+    assert core.vmodels.get("m").active == "n"
+
+
+async def test_a_vmodel_that_cannot_be_read_does_not_hide_a_model(core):
+    """A broken record of a vmodel is logged; the model of the same name is found."""
+    core.register()
+    core.alias("m", "n", feed=False)
+    key = core.world.keys.vmodel("m")
+    core.etcd.records[key] = replace(core.etcd.records[key], value=b"{")
+    with capture_logs() as lines:
+        assert (await core.registry.read("m")).created == 7
+    assert [line["vmodel"] for line in lines] == ["m"]
 
 
 async def test_a_fresh_read_does_not_believe_an_earlier_one_at_all(core):

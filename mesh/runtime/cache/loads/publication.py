@@ -20,7 +20,7 @@ from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.servers.serverprocess import ServerProcess
-from mesh.schema import records
+from mesh.schema import records, versions
 from mesh.schema.records import CopyRecord, ModelRecord
 from mesh.statuses import Reason
 from mesh.telemetry import logs
@@ -149,6 +149,7 @@ class Publication:
             digest=entry.digest,
             since_ms=_wall_ms(),
             blamed=entry.blamed,
+            version=versions.own(want.path),
         )
 
 

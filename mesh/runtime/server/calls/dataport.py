@@ -14,6 +14,7 @@ import binascii
 import importlib.metadata
 import time
 from collections.abc import Callable
+from functools import partial
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Any
 
@@ -127,9 +128,9 @@ class DataPort:
                 raise bad(f"a request for a model's status or metadata has at most {requests.SMALL} bytes") from error
             raise
 
-    def _named(self, call: Call) -> tuple[bytes | None, bytes | None]:
-        """Returns model id and copy token from the metadata."""
-        model_id = token = binary = None
+    def _named(self, call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Returns model id, copy token, and the names for the reply from the metadata."""
+        model_id = token = binary = named_as = None
         for key, value in call.headers:
             if key == headers.COPY:
                 token = value
@@ -137,12 +138,14 @@ class DataPort:
                 model_id = value
             elif key == headers.MODEL_ID_BIN:
                 binary = value
+            elif key == headers.AS:
+                named_as = value
         if model_id is None and binary is not None:
             try:
                 model_id = decode_bin(binary)
             except (binascii.Error, ValueError):
                 raise bad("metadata mm-model-id-bin is not base64") from None
-        return model_id, token
+        return model_id, token, named_as
 
     def _copy(
         self, call: Call, model_id: bytes, token: bytes | None, method: int, started_ns: int
@@ -181,7 +184,7 @@ class DataPort:
 
     def _infer(self, call: Call, frame: bytes) -> None:
         started_ns = time.monotonic_ns()
-        model_id, token = self._named(call)
+        model_id, token, named_as = self._named(call)
         copy = asked = request = later = None
         if model_id is None:  # the message has it
             request = requests.light(frame, call.encoding, limit=self._max_message)
@@ -196,6 +199,8 @@ class DataPort:
                 if request is None:
                     request = requests.light(frame, call.encoding, limit=self._max_message)
                 asked, later = _asked(copy, request, frame)
+                if later is not None and named_as is not None:
+                    later = partial(_named_later, later, named_as)
             deadline = call.deadline
             if deadline is not None and deadline <= self._loop.time():
                 raise MeshError(Reason.DEADLINE, "the deadline had passed when the call reached the pod")
@@ -203,6 +208,8 @@ class DataPort:
                 inline, held = False, len(frame)
             else:
                 feed, size, answer, raw, request_id = asked
+                if named_as is not None:
+                    answer = answer.named(named_as)
                 inline, held = copy.pace.inline[size.bit_length()], size
             if not inline and (refusal := self._runs.refuse(held)) is not None:
                 raise refusal
@@ -261,7 +268,10 @@ class DataPort:
     def _metadata(self, call: Call, frame: bytes) -> None:
         copy = self._asked(call, frame, inference_pb2.ModelMetadataRequest, _METADATA)
         if copy is not None:
-            call.reply(framing.pack(copy.metadata()), answers.load(self._runs.count))
+            named_as, listed = call.header(headers.AS), call.header(headers.VERSIONS)
+            alias = "" if named_as is None else headers.read_as(named_as)[0]
+            metadata = copy.metadata(alias, [] if listed is None else headers.read_listed(listed))
+            call.reply(framing.pack(metadata), answers.load(self._runs.count))
 
     def _ready(self, call: Call, frame: bytes) -> None:
         copy = self._asked(call, frame, inference_pb2.ModelReadyRequest, _READY)
@@ -272,7 +282,7 @@ class DataPort:
         """Returns the copy that a status or metadata request is about; None if it was answered *not here*. Such
         requests are no uses."""
         started_ns = time.monotonic_ns()
-        model_id, token = self._named(call)
+        model_id, token, _ = self._named(call)
         if model_id is None:
             try:
                 model_id = kind.FromString(self._message(call, frame)).name.encode()
@@ -313,6 +323,12 @@ def _read(copy: ServedCopy, request: requests.Request, *, put: intake.Place) -> 
     if message.outputs:
         answer = copy.answer_of(intake.requested(message.outputs, model.outputs, model.unsupported))
     return feed, size, answer, bool(raws) or not inputs, message.id.encode()
+
+
+def _named_later(read: Callable[[], Asked], named_as: bytes) -> Asked:
+    """Reads a request whose reply has other names than the model's id. Raises `MeshError`."""
+    feed, size, answer, raw, request_id = read()
+    return feed, size, answer.named(named_as), raw, request_id
 
 
 _IS_READY = framing.pack(inference_pb2.ModelReadyResponse(ready=True).SerializeToString())

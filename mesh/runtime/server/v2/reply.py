@@ -16,6 +16,7 @@ from typing import Any
 from mesh.pb import inference_pb2
 from mesh.runtime.server.v2.tensors import MAX_SHAPES, Array, Raw, Tensor
 from mesh.statuses import MeshError, Reason
+from mesh.wire import headers
 from mesh.wire.encoding import text_field, varint
 
 
@@ -26,17 +27,30 @@ class ReplyWriter:
     combination of shapes, except if the length of the contents does not follow from the shape (BYTES).
     """
 
-    __slots__ = ("_known", "_model", "_raw_only", "_texts", "names", "tensors")
+    __slots__ = ("_known", "_model", "_named", "_raw_only", "_texts", "names", "tensors")
 
-    def __init__(self, model_id: str, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, model_id: str, tensors: Sequence[Tensor], *, version: str = "") -> None:
         self.tensors = tuple(tensors)
         self.names = [tensor.name for tensor in tensors]
-        self._model = text_field(0x0A, model_id.encode())
+        self._model = text_field(0x0A, model_id.encode()) + text_field(0x12, version.encode())
+        self._named: dict[bytes, ReplyWriter] = {}  # for calls by an alias, by the header `AS`
         self._raw_only = any(not tensor.kind.field for tensor in tensors)
         self._texts = any(tensor.kind.dtype.hasobject for tensor in tensors)
         # By shapes: a reply without id up to its contents; the part of it that follows an id; tag and length of each
         # contents; bytes of the message without an id.
         self._known: dict[tuple[tuple[int, ...], ...], tuple[bytes, bytes, tuple[bytes, ...], int]] = {}
+
+    def named(self, header: bytes) -> "ReplyWriter":
+        """Returns the writer of the same outputs for a call by an alias, whose header `AS` has the names for the
+        reply."""
+        found = self._named.get(header)
+        if found is None:
+            alias, version = headers.read_as(header)
+            found = ReplyWriter(alias, self.tensors, version=version)
+            if len(self._named) >= _MAX_NAMED:
+                self._named.clear()
+            self._named[header] = found
+        return found
 
     def encode(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> bytes:
         """Returns a framed ModelInferResponse. Raises `MeshError` if V2 cannot carry the model's answer."""
@@ -100,6 +114,9 @@ class ReplyWriter:
         parts = [self._model, text_field(0x1A, request_id), *parts]
         return b"".join([_PREFIX(0, sum(map(len, parts))), *parts])
 
+
+_MAX_NAMED = 32
+"""Names under which one model answers from prepared replies."""
 
 _LARGE = 65536
 """Size of contents, in bytes, from which on they are joined without an intermediate copy."""

@@ -98,5 +98,6 @@ class Shortcuts:
         )
 
 
-_NAME, _ID, _INPUT, _OUTPUT, _RAW = 0x0A, 0x1A, 0x2A, 0x32, 0x3A  # tags of a ModelInferRequest's fields
-_PLAIN = frozenset((_NAME, _ID, _INPUT, _OUTPUT, _RAW))
+# Tags of a ModelInferRequest's fields. The router has looked at name and version.
+_NAME, _VERSION, _ID, _INPUT, _OUTPUT, _RAW = 0x0A, 0x12, 0x1A, 0x2A, 0x32, 0x3A
+_PLAIN = frozenset((_NAME, _VERSION, _ID, _INPUT, _OUTPUT, _RAW))

@@ -582,3 +582,58 @@ async def test_a_copy_that_is_not_here_is_so_whatever_the_fence_says(parts):
         call = parts.send(request("b", x=ONE), (headers.VERIFIED, b"1"))
         await answered(call)
         assert named(call) == {headers.NOT_HERE}
+
+
+# -- calls by an alias
+
+
+AS = (headers.AS, headers.named_as("fraud é/x", "8"))
+
+
+@pytest.mark.parametrize("count", [10, 4_090, 300_000], ids=["small", "medium", "heavy"])
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "raw"])
+async def test_a_call_by_an_alias_is_answered_under_its_name_and_version(make, count, typed):
+    """Replies of every size have the alias and the version that the router named, and all else as without an alias;
+    a call by the model's id between them is answered under that id and without a version."""
+    parts = make(max_message=32 << 20)
+    await parts.load("m", models.identity(shape=(None,)))
+    x = np.arange(count, dtype=np.float32)
+    message = pb.ModelInferRequest(model_name="fraud é/x", model_version="8", id="7", outputs=[{"name": "y"}])
+    message.inputs.add(name="x", datatype="FP32", shape=[count])
+    if typed:
+        message.inputs[0].contents.fp32_contents[:] = x
+    else:
+        message.raw_input_contents.append(x.tobytes())
+    for more in ((AS,), (AS,), (), (AS,)):
+        answer = await reply(parts.send(message.SerializeToString(), (headers.MODEL_ID, b"m"), *more))
+        names = ("fraud é/x", "8") if more else ("m", "")
+        assert (answer.model_name, answer.model_version, answer.id) == (*names, "7")
+        if typed:
+            np.testing.assert_array_equal(answer.outputs[0].contents.fp32_contents, x)
+        else:
+            assert answer.raw_output_contents[0] == x.tobytes()
+
+
+async def test_more_aliases_than_are_remembered_are_answered(parts):
+    """A model with hundreds of aliases answers each under its own name."""
+    await parts.load("m", models.constant(1))
+    for number in (*range(100), 0, 50):
+        name = f"alias-{number}"
+        more = (headers.MODEL_ID, b"m"), (headers.AS, headers.named_as(name, ""))
+        answer = await reply(parts.send(request(name, x=ONE), *more))
+        assert (answer.model_name, answer.model_version) == (name, "")
+
+
+async def test_metadata_has_the_names_and_versions_that_the_router_knows(parts):
+    """Metadata by an alias has its name and its versions; by the model's id, that id and the model's own version."""
+    await parts.load("m", models.constant(1))
+    message = pb.ModelMetadataRequest(name="fraud").SerializeToString()
+    for more, name, listed in (
+        ((AS, (headers.VERSIONS, headers.listed(["7", "8/b"]))), "fraud é/x", ["7", "8/b"]),
+        (((headers.VERSIONS, headers.listed(["1"])),), "m", ["1"]),
+        ((), "m", []),
+    ):
+        call = parts.send(message, (headers.MODEL_ID, b"m"), *more, method="ModelMetadata")
+        metadata = pb.ModelMetadataResponse.FromString(call.answers[0][2][5:])
+        assert (metadata.name, list(metadata.versions)) == (name, listed)
+        assert [tensor.name for tensor in metadata.inputs] == ["x"]

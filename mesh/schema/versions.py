@@ -1,0 +1,27 @@
+"""The version of a model that is registered under no alias.
+
+V2 lets a caller name a version, and existing model repositories keep versions in numbered folders. So a model's own
+version is the number of the folder in its path, and `1` if there is none. An alias names the versions of its models
+itself.
+"""
+
+import urllib.parse
+
+ONLY = "1"
+"""The version of a model whose path has no numbered folder."""
+
+_MAX_DIGITS = 18  # of a version: longer numbers in paths are digests or times
+
+
+def own(path: str) -> str:
+    """Returns the version of a model with that path: the path's last component of digits alone, else `ONLY`."""
+    scheme, separator, rest = path.partition("://")
+    if separator:
+        _, _, path = rest.partition("/")  # a host or a bucket is no folder
+        if scheme in ("http", "https"):
+            path = path.partition("?")[0]
+    for component in reversed(path.split("/")):
+        component = urllib.parse.unquote(component)
+        if component.isascii() and component.isdigit() and len(component) <= _MAX_DIGITS:
+            return component
+    return ONLY

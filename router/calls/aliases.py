@@ -1,0 +1,279 @@
+"""The model behind a name: models, aliases (vmodels), and their versions.
+
+`mm-model-id` names a model and `mm-vmodel-id` an alias. A name in a V2 message is an alias if there is one of that
+name, else a model. A hit by an alias reads only what the feed has delivered (`router.state.vmodels`). A name that is
+found neither there nor in the view is read from etcd, both of its keys at once, before the call fails.
+
+An alias sends its calls to its active model, or splits them over several (`placement.splits`). `diversion` decides what
+follows if a model cannot serve.
+"""
+
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from mesh.schema import versions
+from mesh.statuses import MeshError, Reason, shortened
+from mesh.telemetry import logs
+from mesh.wire import headers as names
+from mesh.wire.call import Call, Header
+from placement.splits import Split
+from placement.vmodels.record import VModelRecord
+from router.calls.aliasmeter import AliasMeter
+from router.calls.routes import VMODEL, Asked, Method
+from router.loads.coldstart import ColdStart
+from router.state.pods import Copy
+from router.state.registry import Registry
+from router.state.view import View
+from router.state.vmodels import Vmodels
+
+log = logs.get(__name__)
+
+_LISTED = 20  # versions in a text
+_WARM = 1.0  # seconds between two requests of one worker to load a model that its alias needs
+_SAID = 60.0  # seconds between two lines in the log about the same model of an alias
+
+
+class Target:
+    """One model of an alias: what a call to it carries, and where it is counted."""
+
+    __slots__ = ("_headers", "alias", "meter", "model", "version")
+
+    def __init__(self, alias: "Alias", model: str, version: str, meter: AliasMeter) -> None:
+        self.alias = alias
+        self.model = model
+        self.version = version  # "": the alias gives it none
+        self.meter = meter.of(alias.name, model)
+        self._headers: dict[str, tuple[Header, ...]] = {}  # by version
+
+    def headers(self, copy: Copy, method: Method) -> tuple[Header, ...]:
+        """Returns what tells the pod the names that the reply must have."""
+        own = self.version or copy.record.version
+        found = self._headers.get(own)
+        if found is None:
+            found = self._headers[own] = ((names.AS, names.named_as(self.alias.name, own)),)
+        if method.describes:
+            found += listed(self.alias.versions or ((own,) if own else ()))
+        return found
+
+
+class Alias:
+    """An alias, prepared for calls. A changed record makes a new one."""
+
+    __slots__ = ("_meter", "_targets", "active", "name", "record", "split", "sticky", "versions")
+
+    def __init__(self, name: str, record: VModelRecord, meter: AliasMeter) -> None:
+        self.name = name
+        self.record = record
+        self.versions = tuple(record.more.versions)
+        self._meter = meter
+        self._targets: dict[tuple[str, str], Target] = {}  # by model and version
+        self.active = self.target(record.active)
+        weighted = any(weight > 0 for weight in record.more.weights.values())
+        self.split = Split(record.more.weights) if weighted else None
+        self.sticky = record.more.sticky.lower().encode()
+
+    def target(self, model: str, version: str = "") -> Target:
+        """Returns one of its models as the target of calls. `version`: the one that the call asks for, if the model
+        has several."""
+        found = self._targets.get((model, version))
+        if found is None:
+            found = Target(self, model, version or self.record.more.version_of(model), self._meter)
+            self._targets[model, version] = found
+        return found
+
+    def of_version(self, version: str) -> Target:
+        """Returns the model of a version. Raises MeshError UNKNOWN_VERSION."""
+        model = self.record.more.versions.get(version)
+        if model is None:
+            raise unknown_version(self.name, version, self.versions)
+        return self.target(model, version)
+
+    def models(self) -> Iterable[str]:
+        """Returns the models that calls were sent to."""
+        return {model for model, _ in self._targets}
+
+
+class Aliases:
+    """The names that the calls of one worker may use."""
+
+    def __init__(
+        self,
+        vmodels: Vmodels,
+        *,
+        view: View,
+        registry: Registry,
+        coldstart: ColdStart,
+        meter: AliasMeter,
+        now: Callable[[], float],
+        start: Callable[..., object],
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        """Stores its parts. `now` is a clock in seconds, `start` runs a coroutine as a task under a name, `uniform`
+        returns random numbers for splits."""
+        self._vmodels = vmodels
+        self._known = vmodels.get
+        self._view = view
+        self._registry = registry
+        self._coldstart = coldstart
+        self._meter = meter
+        self._now = now
+        self._start = start
+        self._uniform = uniform
+        self._aliases: dict[str, Alias] = {}  # those that were called
+        self._warmed: dict[str, float] = {}  # when a load was last requested, by model
+        self._said: dict[tuple[str, str], float] = {}  # when a line was last logged, by alias and model
+        vmodels.listen(self._changed)
+
+    def find(self, name: str) -> Alias | None:
+        """Returns the alias of that name, as far as known without a read."""
+        found = self._aliases.get(name)
+        if found is None:
+            record = self._known(name)
+            if record is not None:
+                found = self._aliases[name] = Alias(name, record, self._meter)
+        return found
+
+    def target(self, alias: Alias, call: Call, version: str) -> Target:
+        """Returns the model that a call by an alias goes to. Raises MeshError UNKNOWN_VERSION."""
+        if version and alias.versions:
+            return alias.of_version(version)
+        split = alias.split
+        if split is None or version:
+            return alias.active
+        key = call.header(alias.sticky) if alias.sticky else None
+        if key is not None:
+            model = split.of(key)
+        else:
+            model = split.at(self._uniform())
+            assert model is not None
+            if model not in self._view.copies:
+                model = self._instead(alias, split, model)
+        assert model is not None
+        return alias.target(model)
+
+    def settled(self, call: Call, asked: Asked) -> tuple[str, Target | None] | None:
+        """Returns the model that a call goes to, and whose target that is; None if that takes a read: see `resolve`.
+        Raises MeshError UNKNOWN_VERSION."""
+        name, kind, version = asked
+        if not kind or self._known(name) is None:
+            if kind == VMODEL or (version and not self._is_version(name, version)):
+                return None
+            return name, None
+        alias = self._aliases.get(name) or self.find(name)
+        assert alias is not None
+        target = self.target(alias, call, version) if version or alias.split is not None else alias.active
+        if version and not alias.versions and not self._is_version(target.model, version):
+            return None
+        return target.model, target
+
+    async def resolve(self, call: Call, asked: Asked) -> tuple[str, Target | None]:
+        """Returns the model that a call goes to, and whose target that is, reading what it must. Raises MeshError."""
+        found = self.settled(call, asked)
+        if found is not None:
+            return found
+        name, kind, version = asked
+        if kind == VMODEL and self.find(name) is None:
+            await self.read(name)
+            if self.find(name) is None:
+                raise MeshError(Reason.UNKNOWN_MODEL, "vmodel not found", details={"vmodel": name[:200]})
+            return await self.resolve(call, asked)
+        alias = self.find(name) if kind else None
+        model = name if alias is None else self.target(alias, call, version).model
+        registration = await self._registry.read(model)
+        if registration is not None:
+            if (own := versions.own(registration.record.path)) != version:
+                raise unknown_version(name, version, (own,))
+            return model, None if alias is None else alias.target(model)
+        if kind and alias is None and self.find(name) is not None:  # the read has found an alias of that name
+            return await self.resolve(call, asked)
+        return model, None if alias is None else alias.target(model)  # calling it has the right error
+
+    async def read(self, name: str) -> None:
+        """Reads the alias of that name from etcd: afterwards `find` knows it as it was at some moment since. Raises
+        MeshError REGISTRY_AWAY."""
+        try:
+            await self._registry.read(name, fresh=True)
+        except MeshError as error:
+            if error.reason is not Reason.INTERNAL:  # a model record that cannot be read does not matter here
+                raise
+
+    def other(self, alias: Alias, call: Call, tried: Collection[str]) -> str | None:
+        """Returns the model of a split that a call goes to if those `tried` cannot serve; None: there is none."""
+        split = alias.split
+        assert split is not None
+        key = call.header(alias.sticky) if alias.sticky else None
+        model = split.at(self._uniform(), tried) if key is None else split.of(key, tried)
+        return alias.active.model if model is None and alias.active.model not in tried else model
+
+    def divert(self, target: Target, error: MeshError) -> None:
+        """Counts a call that goes to another model of its alias, because this one cannot serve."""
+        target.meter.diverted.inc()
+        said, now = (target.alias.name, target.model), self._now()
+        if now - self._said.get(said, -_SAID) >= _SAID:
+            self._said[said] = now
+            log.warning(
+                "a model of an alias cannot serve; its calls go to others",
+                alias=target.alias.name,
+                model=target.model,
+                why=error.text,
+            )
+
+    def _instead(self, alias: Alias, split: Split, model: str) -> str:
+        """Returns the model for a call drawn for one that is not loaded: a loaded one if there is one, while the other
+        is loaded."""
+        missing = [one for one in split.targets if one not in self._view.copies]
+        other = split.at(self._uniform(), missing)
+        if other is None:
+            return model
+        self.warm(model)
+        self.divert(alias.target(model), MeshError(Reason.UNAVAILABLE, "it is not loaded"))
+        return other
+
+    def warm(self, model: str) -> None:
+        """Has a model loaded that calls by an alias would otherwise wait for."""
+        now = self._now()
+        if now - self._warmed.get(model, -_WARM) >= _WARM and not self._coldstart.loading(model):
+            self._warmed[model] = now
+            self._start(self._load(model), f"load {model}")
+
+    async def _load(self, model: str) -> None:
+        try:
+            await self._coldstart.begin(model)
+        except MeshError as error:
+            log.info("a model of an alias cannot be loaded", model=model, why=error.text)
+
+    def _is_version(self, model: str, version: str) -> bool:
+        """Returns whether that is known to be the model's own version."""
+        return any(copy.record.version == version for copy in self._view.copies.get(model, ()))
+
+    def _changed(self, name: str) -> None:
+        former = self._aliases.pop(name, None)
+        if former is None:
+            return
+        record = self._vmodels.get(name)
+        kept = frozenset() if record is None else record.names()
+        for model in former.models():
+            if model not in kept:
+                self._meter.forget(name, model)
+                self._warmed.pop(model, None)
+                self._said.pop((name, model), None)
+
+
+def added(target: Target | None, copy: Copy, method: Method) -> tuple[Header, ...]:
+    """Returns the headers of a call by name that say how the reply is to be named. No target: a plain model's."""
+    if target is not None:
+        return target.headers(copy, method)
+    return listed((copy.record.version,) if copy.record.version else ()) if method.describes else ()
+
+
+def listed(known: Sequence[str]) -> tuple[Header, ...]:
+    """Returns the header with the versions for a reply that lists them; none if they are not known."""
+    return ((names.VERSIONS, names.listed(known)),) if known else ()
+
+
+def unknown_version(name: str, version: str, known: Iterable[str]) -> MeshError:
+    """Returns the error for a version that a model or an alias does not have."""
+    known = tuple(known)
+    there = ", ".join(known[-_LISTED:]) + (f" and {len(known) - _LISTED} earlier ones" if len(known) > _LISTED else "")
+    text = shortened(f"{name[:200]} has no version {version[:100]}; its versions: {there}")
+    return MeshError(Reason.UNKNOWN_VERSION, text, details={"model": name[:200], "versions": there[:500]})

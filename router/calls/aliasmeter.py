@@ -1,0 +1,64 @@
+"""Counting of calls by alias and by the model that served them.
+
+Operators choose the names, and each release of a model adds one. So the series of a model are dropped when its alias no
+longer names it; and beyond a number of pairs, all others are counted together as `other`.
+"""
+
+from mesh.telemetry import metrics
+from router.calls.meter import OTHER
+
+MAX_PAIRS = 200
+"""Pairs of alias and model that have series of their own."""
+
+
+class TargetMeter:
+    """The series of one alias and one of its models."""
+
+    __slots__ = ("diverted", "errors", "ms")
+
+    def __init__(self, ms: metrics.Distribution, errors: metrics.Count, diverted: metrics.Count) -> None:
+        self.ms = ms
+        self.errors = errors
+        self.diverted = diverted
+
+    def call(self, code: int, ms: float) -> None:
+        """Counts a call that has ended with that gRPC code."""
+        self.ms.observe(ms)
+        if code:
+            self.errors.inc()
+
+
+class AliasMeter:
+    """The metrics by alias of one worker."""
+
+    def __init__(self, registry: metrics.Registry) -> None:
+        labels = ("alias", "model")
+        self._ms = registry.histogram(
+            "mesh_alias_milliseconds",
+            "Calls by alias, and by the model that it sent them to, all outcomes.",
+            metrics.BUCKETS_MS,
+            labels,
+        )
+        self._errors = registry.counter(
+            "mesh_alias_errors", "Calls by alias and model that did not end with OK.", labels
+        )
+        self._diverted = registry.counter(
+            "mesh_alias_diverted", "Calls that an alias sent to another model because this one could not serve.", labels
+        )
+        self._pairs: set[tuple[str, str]] = set()
+
+    def of(self, alias: str, model: str) -> TargetMeter:
+        """Returns the series of a pair."""
+        pair = (alias, model)
+        if len(self._pairs) < MAX_PAIRS:
+            self._pairs.add(pair)
+        if pair not in self._pairs:
+            pair = (OTHER, OTHER)
+        return TargetMeter(self._ms.labels(*pair), self._errors.labels(*pair), self._diverted.labels(*pair))
+
+    def forget(self, alias: str, model: str) -> None:
+        """Drops the series of a pair that is no longer in use."""
+        if (alias, model) in self._pairs:
+            self._pairs.discard((alias, model))
+            for metric in (self._ms, self._errors, self._diverted):
+                metric.forget(alias, model)

@@ -1,0 +1,102 @@
+"""The next model for a call by name whose model cannot serve.
+
+A model of a split that cannot serve does not cost its callers their calls: they go to the alias's other models, each
+tried once. If a resolved model is not registered, the alias has been moved: its record is read again, once. Texts are
+the predecessor's.
+
+Only calls that no model has seen are diverted. A server that was lost in a call, or a model's own error, is the answer.
+"""
+
+from mesh.statuses import MeshError, Reason
+from mesh.wire.call import Call
+from router.calls.aliases import Aliases, Target
+from router.calls.routes import VMODEL, Asked
+
+REASONS = frozenset(
+    {
+        *(Reason.UNKNOWN_MODEL, Reason.LOAD_FAILED, Reason.CONTENT_CHANGED, Reason.NOT_FETCHED, Reason.INTERNAL),
+        *(Reason.NOWHERE, Reason.NO_ROOM, Reason.OVERLOADED, Reason.NOT_IN_TIME, Reason.QUARANTINED),
+        *(Reason.REGISTRY_AWAY, Reason.FORMER_LIFE, Reason.UNAVAILABLE),
+    }
+)
+"""Reasons for which no model has seen the call."""
+
+
+class Diversion:
+    """The diversions of one call. `target` is the one that it is sent to now; None: it names a model."""
+
+    __slots__ = ("_aliases", "_asked", "_call", "_reread", "_tried", "target")
+
+    def __init__(self, aliases: Aliases, call: Call, asked: Asked, target: Target | None) -> None:
+        self._aliases = aliases
+        self._call = call
+        self._asked = asked
+        self._tried: set[str] = set()
+        self._reread = False
+        self.target = target
+
+    @property
+    def model(self) -> str:
+        """The model that the call is sent to now."""
+        return self._asked[0] if self.target is None else self.target.model
+
+    def others(self) -> bool:
+        """Returns whether there is another model that was not tried."""
+        return self._other() is not None
+
+    def at_once(self, error: MeshError) -> bool:
+        """Moves on to another model that is known without a read. Returns whether there is one."""
+        target = self.target
+        if target is None:  # a model is not registered; the read that has shown this may have found an alias
+            alias = self._aliases.find(self._asked[0]) if error.reason is Reason.UNKNOWN_MODEL else None
+            if alias is None:
+                return False
+            self.target = self._aliases.target(alias, self._call, self._asked[2])
+            return True
+        other = self._other()
+        if other is None:
+            return False
+        self._aliases.divert(target, error)
+        self._tried.add(target.model)
+        self.target = other
+        return True
+
+    def must_read(self, error: MeshError) -> bool:
+        """Returns whether the alias must be read again, with `read`, before the call fails."""
+        return self.target is not None and error.reason is Reason.UNKNOWN_MODEL
+
+    async def read(self) -> None:
+        """Moves on to the model that the alias now names. Raises MeshError if that does not help either."""
+        assert self.target is not None
+        name, kind, version = self._asked
+        gone = self.target.model
+        text = f"Target model {gone[:200]} of vmodel {name[:200]} not found"
+        missing = MeshError(Reason.INTERNAL, text, details={"vmodel": name[:200], "model": gone[:200]})
+        if self._reread:
+            raise missing
+        self._reread = True
+        await self._aliases.read(name)
+        alias = self._aliases.find(name)
+        if alias is None:
+            if kind == VMODEL:
+                raise MeshError(Reason.UNKNOWN_MODEL, "vmodel not found", details={"vmodel": name[:200]})
+            self.target = None  # if there is a model of that name, the name now means the model
+            return
+        if version and alias.versions:
+            target = alias.of_version(version)
+        else:
+            record = alias.record
+            target = alias.target(record.active if record.active != gone else record.target)
+        if target.model == gone:
+            raise missing
+        self.target = target
+
+    def _other(self) -> Target | None:
+        target = self.target
+        if target is None or self._asked[2]:  # a version that was asked for has one model
+            return None
+        alias = self._aliases.find(self._asked[0])
+        if alias is None or alias.split is None:
+            return None
+        model = self._aliases.other(alias, self._call, {*self._tried, target.model})
+        return None if model is None else alias.target(model)

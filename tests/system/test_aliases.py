@@ -1,0 +1,238 @@
+"""Aliases as a client sees them: names and versions in calls and replies, splits over two routers, models that cannot
+be loaded. The records are written to etcd as the predecessor writes them."""
+
+import asyncio
+import json
+from collections import Counter
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from mesh.etcd import Etcd
+from mesh.pb import inference_pb2 as pb
+from mesh.schema.keys import Keys
+from tests.support import models
+from tests.support.localmesh import LocalMesh, infer_request
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ONE = np.ones((1, 1), np.float32)
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
+VERSIONS = {"7": "fraud@7", "8": "fraud@8"}
+
+
+async def put(mesh: LocalMesh, alias: str, active: str, target: str = "", **more: object) -> None:
+    """Writes the record of a vmodel."""
+    record = {"o": "ksp", "amid": active, "tmid": target or active, **({"mesh": more} if more else {})}
+    async with Etcd(mesh.etcd.settings) as etcd:
+        await etcd.put(Keys(mesh.base).vmodel(alias), json.dumps(record).encode())
+
+
+class Caller:
+    """A gRPC client of one router that looks at names in replies."""
+
+    def __init__(self, mesh: LocalMesh, router: int = 0) -> None:
+        self._channel = mesh.channel(router)
+
+    def _method(self, name, reply):
+        return self._channel.unary_unary(
+            f"/inference.GRPCInferenceService/{name}", pb.ModelInferRequest.SerializeToString, reply.FromString
+        )
+
+    async def infer(self, name: str, version: str = "", metadata=()) -> pb.ModelInferResponse:
+        request = infer_request(name, x=ONE)
+        request.model_version = version
+        return await self._method("ModelInfer", pb.ModelInferResponse)(request, metadata=metadata, timeout=30)
+
+    async def metadata(self, name: str, version: str = "") -> pb.ModelMetadataResponse:
+        request = pb.ModelInferRequest(model_name=name, model_version=version)
+        return await self._method("ModelMetadata", pb.ModelMetadataResponse)(request, timeout=30)
+
+    async def ready(self, name: str, version: str = "") -> bool:
+        request = pb.ModelInferRequest(model_name=name, model_version=version)
+        return (await self._method("ModelReady", pb.ModelReadyResponse)(request, timeout=30)).ready
+
+    async def refused(self, call) -> tuple[grpc.StatusCode, str]:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        return error.value.code(), error.value.details()
+
+
+def value(answer: pb.ModelInferResponse) -> float:
+    """Returns the constant that the model has added to 0: each model has its own."""
+    return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[0])
+
+
+def names(answer) -> tuple[str, str]:
+    return answer.model_name, answer.model_version
+
+
+async def served(mesh: LocalMesh, alias: str, active: str, **more: object) -> None:
+    """Writes the record of a vmodel and waits until every router has it."""
+    await put(mesh, alias, active, **more)
+    for router in range(len(mesh.routers)):
+        caller = Caller(mesh, router)
+
+        async def known(caller=caller) -> bool:
+            versions = (await caller.metadata(alias)).versions
+            return list(versions) == list(more.get("versions", versions))
+
+        await until(known, interval=0.05, timeout=20, why=f"the alias reaches router {router}")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+async def mesh(request, tmp_path_factory, etcd_server):
+    """Both ways into a mesh, which starts on a record of the predecessor."""
+    mesh = LocalMesh(tmp_path_factory.mktemp("aliases"), etcd_server, pods=1, edge=request.param)
+    await put(mesh, "predecessor's", "fraud__ksp-0123456789")
+    async with mesh:
+        await mesh.register("fraud__ksp-0123456789", models.constant(5.0))
+        for version in ("7", "8"):
+            await mesh.register(f"fraud@{version}", models.constant(float(version)))
+        yield mesh
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def two_routers(tmp_path_factory, etcd_server):
+    """A mesh of two routers with two models."""
+    async with LocalMesh(tmp_path_factory.mktemp("aliases"), etcd_server, pods=1, routers=2) as mesh:
+        for version in ("7", "8"):
+            await mesh.register(f"fraud@{version}", models.constant(float(version)), load=True)
+        yield mesh
+
+
+async def test_a_record_of_the_predecessor_is_served_from_the_start(mesh):
+    """A call by its name is answered under that name; one by `mm-vmodel-id` under the model's id."""
+    caller = Caller(mesh)
+    answer = await caller.infer("predecessor's")
+    assert (value(answer), *names(answer)) == (5.0, "predecessor's", "1")
+    answer = await caller.infer("", metadata=[("mm-vmodel-id", "predecessor's")])
+    assert (value(answer), *names(answer)) == (5.0, "fraud__ksp-0123456789", "")
+
+
+async def test_versions_over_grpc(mesh):
+    """Each version of an alias answers under the alias's name and its own number; metadata lists them; another one is
+    not found."""
+    await served(mesh, "fraud", "fraud@8", versions=VERSIONS)
+    caller = Caller(mesh)
+    for version, expected in (("", "8"), ("7", "7"), ("8", "8")):
+        answer = await caller.infer("fraud", version)
+        assert (value(answer), *names(answer)) == (float(expected), "fraud", expected)
+        found = await caller.metadata("fraud", version)
+        assert (found.name, list(found.versions)) == ("fraud", ["7", "8"])
+        assert await caller.ready("fraud", version)
+    text = "fraud has no version 99; its versions: 7, 8"
+    for call in (caller.infer("fraud", "99"), caller.metadata("fraud", "99"), caller.ready("fraud", "99")):
+        assert await caller.refused(call) == (grpc.StatusCode.NOT_FOUND, text)
+
+
+async def test_versions_over_rest(mesh):
+    """The same by `/versions/V` in paths."""
+    await served(mesh, "fraud", "fraud@8", versions=VERSIONS)
+    for path, expected in (("fraud", "8"), ("fraud/versions/7", "7"), ("fraud/versions/8", "8")):
+        reply = await mesh.rest("POST", f"/v2/models/{path}/infer", BODY)
+        found = reply.json
+        assert (reply.status, found["model_name"], found["model_version"]) == (200, "fraud", expected)
+        assert np.ravel(found["outputs"][0]["data"]).tolist() == [float(expected)]
+        found = (await mesh.rest("GET", f"/v2/models/{path}")).json
+        assert (found["name"], found["versions"]) == ("fraud", ["7", "8"])
+        assert (await mesh.rest("GET", f"/v2/models/{path}/ready")).status == 200
+    for method, path, body in (("POST", "/infer", BODY), ("GET", "", None), ("GET", "/ready", None)):
+        reply = await mesh.rest(method, f"/v2/models/fraud/versions/99{path}", body)
+        assert (reply.status, reply.json["reason"]) == (404, "UNKNOWN_VERSION")
+        assert "its versions: 7, 8" in reply.json["error"]
+
+
+async def test_a_plain_model_has_the_version_of_its_folder(mesh):
+    """A model without an alias has the number in its path as version, and is answered under its id alone."""
+    path = mesh.write("numbered/12/model.onnx", models.constant(1.0))
+    await mesh._register("numbered", "onnx", path, load=False, sync=False, router=0)
+    await mesh.register("single", models.constant(1.0))
+    caller = Caller(mesh)
+    for name, own in (("numbered", "12"), ("single", "1")):
+        for _ in range(2):
+            assert names(await caller.infer(name, own)) == (name, "")
+            assert names(await caller.infer(name)) == (name, "")
+            code, text = await caller.refused(caller.infer(name, "99"))
+            assert (code, text) == (grpc.StatusCode.NOT_FOUND, f"{name} has no version 99; its versions: {own}")
+        assert list((await caller.metadata(name)).versions) == [own]
+        assert (await mesh.rest("POST", f"/v2/models/{name}/versions/{own}/infer", BODY)).status == 200
+        assert (await mesh.rest("POST", f"/v2/models/{name}/versions/99/infer", BODY)).status == 404
+
+
+async def test_a_name_that_is_neither_model_nor_alias_is_not_found(mesh):
+    """Texts and codes are the predecessor's."""
+    caller = Caller(mesh)
+    assert await caller.refused(caller.infer("nothing")) == (grpc.StatusCode.NOT_FOUND, "model not found")
+    refused = await caller.refused(caller.infer("", metadata=[("mm-vmodel-id", "nothing")]))
+    assert refused == (grpc.StatusCode.NOT_FOUND, "vmodel not found")
+    both = [("mm-vmodel-id", "a"), ("mm-model-id", "b")]
+    assert (await caller.refused(caller.infer("", metadata=both)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_alias_is_callable_through_any_router_once_it_is_written(two_routers):
+    """The router that a call reaches need not have heard of the alias."""
+    callers = [Caller(two_routers, router) for router in range(2)]
+    for number in range(20):
+        await put(two_routers, f"alias-{number}", f"fraud@{7 + number % 2}")
+        for caller in callers:
+            answer = await caller.infer(f"alias-{number}")
+            assert (value(answer), answer.model_name) == (7.0 + number % 2, f"alias-{number}")
+
+
+async def test_a_canary_gets_its_share_over_two_routers(two_routers):
+    """A canary at 10 % gets 60 ± 34 of 600 calls, five deviations of a fair draw. Every reply names the version that it
+    is from."""
+    await served(two_routers, "canary", "fraud@7", versions=VERSIONS, weights={"fraud@7": 90, "fraud@8": 10})
+    callers = [Caller(two_routers, router) for router in range(2)]
+    got: Counter[str] = Counter()
+    for _ in range(30):
+        for answer in await asyncio.gather(*(callers[number % 2].infer("canary") for number in range(20))):
+            assert value(answer) == float(answer.model_version)
+            got[answer.model_version] += 1
+    assert 26 <= got["8"] <= 94, got
+
+
+async def test_a_sticky_key_has_one_target_in_both_routers(two_routers):
+    """A user's calls go to one model, through whichever router and over gRPC or REST; all users together get both."""
+    await served(
+        two_routers,
+        "sticky",
+        "fraud@7",
+        versions=VERSIONS,
+        weights={"fraud@7": 50, "fraud@8": 50},
+        sticky="x-user",
+    )
+    callers = [Caller(two_routers, router) for router in range(2)]
+    got: dict[str, set[str]] = {}
+    for user in map(str, range(16)):
+        answers = [await caller.infer("sticky", metadata=[("x-user", user)]) for caller in (*callers, *callers)]
+        got[user] = {answer.model_version for answer in answers}
+        reply = await two_routers.rest("POST", "/v2/models/sticky/infer", BODY, headers={"X-User": user})
+        got[user].add(reply.json["model_version"])
+    assert all(len(versions) == 1 for versions in got.values()), got
+    assert set().union(*got.values()) == {"7", "8"}
+
+
+@pytest.mark.parametrize("sticky", ["", "x-user"])
+async def test_a_canary_that_cannot_be_loaded_costs_no_call(two_routers, sticky):
+    """All calls are answered although half of them were drawn for a file that is no model; the metrics count those."""
+    name = f"broken-{sticky or 'random'}"
+    await two_routers.register(f"{name}@9", b"this is no model")
+    await served(
+        two_routers, name, "fraud@7", weights={"fraud@7": 50, f"{name}@9": 50}, **({"sticky": sticky} if sticky else {})
+    )
+    callers = [Caller(two_routers, router) for router in range(2)]
+    for number in range(60):
+        answer = await callers[number % 2].infer(name, metadata=[("x-user", str(number))])
+        assert (value(answer), answer.model_name) == (7.0, name)
+    for router in range(2):
+        page = (await two_routers.get(f"{two_routers.probe_url(router)}/metrics")).body.decode()
+        diverted = [
+            line for line in page.splitlines() if line.startswith("mesh_alias_diverted") and f"{name}@9" in line
+        ]
+        assert diverted
+        assert float(diverted[0].rsplit(" ", 1)[1]) > 5
