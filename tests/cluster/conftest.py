@@ -39,7 +39,7 @@ def _aloud(request: pytest.FixtureRequest) -> Iterator[None]:
 def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
     """The cluster, as its admin."""
     if obstacles := needs.obstacles():
-        pytest.skip(f"no cluster here: {'; '.join(obstacles)}")
+        pytest.skip(f"this machine cannot run the test cluster: {'; '.join(obstacles)}")
     kept = True
     with _aloud(request):
         steps = lifecycle.build(more=1)

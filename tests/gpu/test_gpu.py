@@ -32,8 +32,8 @@ SESSION = 20 * MIB
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(nvml, tmp_path_factory, etcd_server):
-    """A pod-1 with the GPU and a pod-2 without. The type `net` prefers the GPU, `strict` requires it, `plain` may not
-    have it."""
+    """Two pods, pod-1 with the GPU and pod-2 without. The type `net` prefers the GPU, `strict` requires it, `plain` may
+    not have it."""
     options = {"pod-1": ["--device", "cuda", "--device-capacity", str(CAPACITY)], "pod-2": ["--device", "cpu"]}
     constraints = {"net": {"preferred": ["gpu"]}, "strict": {"required": ["gpu"]}, "plain": {"required": ["cpu"]}}
     async with LocalMesh(

@@ -15,7 +15,9 @@ def main() -> int:
     try:
         importlib.import_module(WANTED)
     except ImportError as error:
-        print(f"make test-onnx: SKIPPED, NO TEST HAS RUN: the wheel onnx is not there, or has no node tests: {error}")
+        print(
+            f"make test-onnx: SKIPPED, NO TEST HAS RUN: the wheel onnx is not installed, or has no node tests: {error}"
+        )
         return 0
     return int(pytest.main([str(Path(__file__).parent), "-m", "nodes", "-rs", "-s", *sys.argv[1:]]))
 

@@ -11,8 +11,8 @@ import pytest
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["tests.nodes"], "SKIPPED, NO TEST HAS RUN: the wheel onnx is not there"),
-        (["pytest", "-m", "nodes", "-rs", "tests/nodes"], "the wheel onnx is not there"),
+        (["tests.nodes"], "SKIPPED, NO TEST HAS RUN: the wheel onnx is not installed"),
+        (["pytest", "-m", "nodes", "-rs", "tests/nodes"], "the wheel onnx is not installed"),
     ],
     ids=["make test-onnx", "pytest"],
 )

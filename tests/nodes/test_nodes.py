@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnx.backend.test.case.node", reason="the wheel onnx is not there", exc_type=ImportError)
+pytest.importorskip("onnx.backend.test.case.node", reason="the wheel onnx is not installed", exc_type=ImportError)
 
 from mesh.pb import modelmesh_pb2
 from tests.nodes import cases, ways

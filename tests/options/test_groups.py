@@ -12,7 +12,7 @@ from mesh.options import groups
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A group."""
+    """A group of two options."""
 
     user: Annotated[str, typer.Option(envvar="TEST_USER", help="User.")] = "nobody"
     tries: Annotated[int, typer.Option("--attempts", min=1)] = 3

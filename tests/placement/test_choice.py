@@ -77,7 +77,7 @@ def test_a_waiting_caller_is_refused_only_for_what_the_text_says(pods, size):
 
 
 def test_no_pods_at_all():
-    """An empty mesh has a sentence of its own."""
+    """The refusal in an empty mesh has a sentence of its own."""
     choice = choose("m", 1, [])
     assert choice.verdict is ChoiceVerdict.NO_PODS
     assert choice.why == "there is no runtime pod"

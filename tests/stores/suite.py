@@ -182,7 +182,7 @@ class StoreSuite:
     async def test_wrong_credentials(self, reach):
         """Wrong credentials are reported as such, and are not shown."""
         if not reach.store.checks_credentials:
-            pytest.skip("this server checks none")
+            pytest.skip("this server does not check credentials")
         await reach.put({"a": CONTENT})
         secret = "wrong-secret-0123456789-never-shown"
         for path in ("a", "tree/"):

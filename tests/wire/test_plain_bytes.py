@@ -19,7 +19,7 @@ _ANSWER = re.compile(rb"HTTP/1\.1 (\d+) [^\r]*\r\n((?:[^\r]+\r\n)*)\r\n")
 
 
 def answers(written):
-    """Status, header lines and body of each answer."""
+    """Returns status, header lines and body of each answer."""
     found = []
     while written:
         head = _ANSWER.match(written)
@@ -75,7 +75,7 @@ class Served:
 
 
 def post(body, *, target=b"/a", fields=b"", pieces=None):
-    """A request; with `pieces` its body is chunked."""
+    """Returns a request; with `pieces` its body is chunked."""
     if pieces is None:
         return b"POST %b HTTP/1.1\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n%b" % (target, fields, len(body), body)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
@@ -148,7 +148,8 @@ async def test_a_refused_body_is_read_and_dropped_and_the_connection_stays(chunk
 
 
 async def test_a_body_without_room_is_refused_and_the_rest_is_not_waited_for_long(monkeypatch):
-    """A refused request whose client just waits is answered after a moment of silence; then the connection ends."""
+    """A client that waits after its request was refused gets the answer after a moment of silence; then the connection
+    ends."""
     monkeypatch.setattr(plainconnection, "_SILENCE", 0.01)
     served = Served(budget=budgets.Budget(100))
     await served.feed(post(bytes(500))[:-1])

@@ -290,8 +290,8 @@ def test_an_agent_that_does_not_answer_is_no_reason_to_wait(answer):
 
 
 def test_a_suspect_pod_that_fails_twice_is_not_asked_a_third_time():
-    """A suspect pod that fails twice, first unreachable and then forgotten, is not asked a third time: `View.failed` of
-    a missing pod changes nothing."""
+    """A suspect pod that is reported as gone twice, the second time after the view has forgotten it, is not asked
+    again."""
     carrier = asking("a")
     for _ in range(2):
         carrier.feed(events.PodChanged(carrier.now_ms, "a", gone=True))

@@ -866,8 +866,8 @@ async def test_a_mistake_in_the_router_is_told_and_ends_the_flight(core):
 
 
 async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
-    """An impossible answer of an agent ends the flight as an internal error that is not held against the model, and the
-    next call starts over."""
+    """An event that cannot occur, by a mistake of the router, ends the flight with INTERNAL and is not held against the
+    model; the next call starts over."""
     one_pod(core)
     monkeypatch.setattr(core.coldstart._finder, "look", core.coldstart._finder.recall)
     call = await core.answered(core.call())

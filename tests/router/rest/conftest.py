@@ -234,7 +234,7 @@ class FakeWorker:
 
     @property
     def slow(self):
-        """Bodies that were ended because they came, or were read, too slowly."""
+        """The bodies that were ended because they came, or were read, too slowly."""
         return self.bodies.slow + (self.plain.slow if self.plain else 0)
 
     async def snapshots(self):

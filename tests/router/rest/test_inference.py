@@ -116,7 +116,7 @@ async def test_a_body_above_the_limit_is_413(http, worker, body):
 
 @pytest.mark.parametrize("name", ["Inference-Header-Content-Length", "X-Request-Timeout", "grpc-timeout"])
 async def test_a_header_with_two_different_values_is_refused(http, carrier, name):
-    """A header with two different values is refused: whichever counted, the other would be ignored in silence."""
+    """A header with two different values is refused, because using one of them would silently ignore the other."""
     joined = carrier == "envoy" and name == "grpc-timeout"  # Envoy joins its values, and that is no timeout
     body = json.dumps(BODY).encode()
     values = {"Inference-Header-Content-Length": len(body), "X-Request-Timeout": 9, "grpc-timeout": "9S"}

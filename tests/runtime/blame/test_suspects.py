@@ -21,8 +21,8 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
-    """Each thread of a dead server, the event loop included, is reported with its request; models that only waited or
-    were idle are not. A server without thread notes is reported as far as its slots show."""
+    """Each noted thread of a dead server, and the run in its event loop, is reported with its request; frees and
+    unnoted runs are reported by the state of their slots. Models that only waited or were idle are not reported."""
     board = Board.private(64)
     await pod.fill("idle", "queued", "running", "loading", "freeing", "looping", size=10)
     states = {

@@ -91,8 +91,8 @@ def test_the_automatic_capacity_fits() -> None:
 
 
 def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
-    """In a small container with the least capacity, the memory left for the server shrinks instead of exceeding the
-    container; the agent's 90 MB count too."""
+    """The automatic capacity of a small container is the least one or more, and agent and model server still fit into
+    the container."""
     for available in (400 << 20, 512 << 20, 640 << 20, 768 << 20):
         assert capacity.auto_capacity(available) >= 64 << 20
         assert capacity.auto_limit(available) + (90 << 20) < available

@@ -677,8 +677,8 @@ async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePo
 
 
 async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
-    """A load whose claim was lost with the lease does not go on, even if the server was down for a moment too; nobody
-    waits for what the pod holds."""
+    """A load that waits for its turn is refused once the lease, and its claim with it, is lost; loads that are in the
+    server are finished."""
     await pod.fill("a", "b", size=10)
     holds = [pod.server.hold("load", model_id) for model_id in ("c", "d")]
     before = [asyncio.create_task(pod.load(model_id, 10)) for model_id in ("c", "d")]

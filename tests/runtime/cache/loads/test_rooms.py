@@ -280,8 +280,8 @@ async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> No
 async def test_a_load_that_was_not_even_asked_about_is_refused_in_the_end(
     pod: FakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A load that waits behind another without need is let through once without room, and is refused in the end if it
-    finds none."""
+    """A load that waits behind another one that needs less is refused like that one at the end of its wait; it was once
+    let through without any room."""
     monkeypatch.setattr(rooms, "WAIT", 0.2)
     await pod.fill("a", size=900_000)
     pod.busy("a")
