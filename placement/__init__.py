@@ -1,11 +1,11 @@
-"""The decisions of Mesh, pure: what is known goes in, a decision with its reason comes out.
+"""The decisions of Mesh as pure functions: facts go in, a decision with its reason comes out.
 
 No clock, no I/O, no asyncio: ages and times are arguments, in milliseconds, so that the router, the agent, the
-simulator and `mesh explain` run the very same code, and a test of it takes microseconds. Carrying a decision out
-belongs to the caller, and so does knowing when to ask again.
+simulator and `mesh explain` run the very same code, and a test of it takes microseconds. The caller carries out a
+decision, and knows when to ask again.
 
-- `pod`: a pod as a decision sees it; `debits` corrects it by what its observer did since it was published.
+- `pod`: a pod as a decision sees it; `debits` corrects its figures by the loads that the observer has sent there since.
 - `choice`: which pod loads a model. `balance`: which copy answers a call. `room`: which copies make way for a load.
-- `failures`: where a failed load is not tried again yet. `coldstart`: from no copy to a copy, as a machine.
-- `rendezvous` and `words`: the stable draw and the plain sentences that they share.
+- `failures`: the pods that must not try a failed load again yet. `coldstart`: the state machine of a cold start.
+- `rendezvous` and `words`: the stable draw and the wording that they share.
 """

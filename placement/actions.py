@@ -1,7 +1,7 @@
-"""Actions: the loads and unloads that a plan consists of. Carried out twice they have the same effect as once.
+"""Actions: the loads and unloads of a plan. They are idempotent.
 
 An action names the model and the pod, so an agent that already has the copy, or has none to unload, is done at once;
-and two leaders that see the same mesh for a moment ask for the same.
+and two leaders at the same moment, who see the same mesh, request the same actions.
 """
 
 import enum
@@ -42,7 +42,7 @@ class Unmet:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The actions of this round, those that are not possible, and the number put off because too much is moving."""
+    """The actions of this round, those that are not possible, and the number of those postponed for later rounds."""
 
     actions: tuple[Action, ...]
     unmet: tuple[Unmet, ...] = ()
@@ -56,7 +56,7 @@ class PlannedPods:
 
     def __init__(self, pods: Iterable[Candidate], constraints: Constraints = NONE) -> None:
         self._constraints = constraints
-        self._preferences: dict[str, Mapping[frozenset[str], bool]] = {}  # by type, as they are asked for
+        self._preferences: dict[str, Mapping[frozenset[str], bool]] = {}  # by type, computed on demand
         self._pods = {pod.name: pod for pod in sorted(pods, key=lambda pod: pod.name)}
 
     def __iter__(self) -> Iterator[Candidate]:
@@ -66,11 +66,11 @@ class PlannedPods:
         return self._pods[name]
 
     def get(self, name: str) -> Candidate | None:
-        """Returns a pod; None if it is not there."""
+        """Returns a pod; None if there is none of that name."""
         return self._pods.get(name)
 
     def take(self, name: str, footprint: Footprint) -> None:
-        """Counts a load as sent there."""
+        """Adds a load to the figures of the pod that will get it."""
         pod = self._pods[name]
         need = footprint.on(device=pod.has_device)
         self._pods[name] = pod.with_more(
@@ -97,7 +97,7 @@ class PlannedPods:
 
     @property
     def free_share(self) -> float:
-        """Returns the free share of it: in each pod, of the memory that is fuller."""
+        """Returns the free share of all capacity, taking for each pod the memory that is fuller."""
         free = 0.0
         for pod in self._pods.values():
             capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
@@ -107,5 +107,5 @@ class PlannedPods:
 
     @property
     def oldest_idle_ms(self) -> int:
-        """Returns the idle time of the stalest copy of the mesh."""
+        """Returns the idle time of the mesh's least recently used copy."""
         return max((pod.oldest_idle_ms for pod in self._pods.values()), default=0)

@@ -1,19 +1,19 @@
 """The consequences of a model server's death: which requests are refused, and which models are quarantined.
 
-`placement.suspects` decides which models may have caused a death, from how the server ended; an end that came from
-outside is blamed on no model. This module remembers the blames. A blame expires, so that coincidences do not add up
-over days. A single death only puts the model on probation (`on_probation`): its next load runs apart from others, which
-tells the culprit from bystanders.
+`placement.suspects` decides which models may have caused a death, from how the server ended; an end with an outside
+cause is blamed on no model. This module decides what a record's blames mean. A blame expires, so that coincidences do
+not add up over days. A single death only puts the model on probation (`on_probation`): its next load runs apart from
+others, which separates the culprit from bystanders.
 
-A load that kills its server does so again: after the second blame, of another pod, or where nothing else can have done
-it, the model is quarantined. A call that kills its server (a division that overflows, say) is the request's fault
-first: that request is refused for `REFUSED_MS`, and only a model whose servers died in `REQUESTS` different ones is
-quarantined.
+A load that kills its server will do so again: the model is quarantined after the second blame, if it is from another
+pod or nothing else can have been the cause. If a call kills its server (by a division that overflows, say), the request
+is blamed first: it is refused for `REFUSED_MS`, and the model is quarantined only if servers died in `REQUESTS`
+different ones.
 
-A whole pod that is killed leaves no account of the cause. Running out of memory is assumed only where its last memory
-samples suggest it (`exhausted`).
+A pod that is killed completely leaves no account of the cause. It is assumed to have run out of memory only if its last
+memory samples suggest it (`exhausted`).
 
-Times in milliseconds since the epoch, as they stand in records: hosts' clocks differ by less than what counts here.
+Times are in milliseconds since the epoch, as in records: the differences between hosts' clocks do not matter here.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ KEPT = 16
 DIGESTS = 8
 """Requests kept for each blame."""
 
-_LOOKS = 3  # as much memory as went between the last two looks may have gone so many times before the kill
+_LOOKS = 3  # after the last sample, a pod may take this many times the memory that it took between the last two
 _LITTLE = 0.05  # of all memory
 
 
@@ -48,12 +48,12 @@ class Blame:
     pod: str
     at_ms: int
     text: str  # for people
-    sure: bool = False  # nothing else can have
-    digests: tuple[str, ...] = ()  # of the requests that it ran for, in hex; none: it was being loaded, or nobody knows
+    sure: bool = False  # nothing else can have caused it
+    digests: tuple[str, ...] = ()  # of its requests, in hex; none: it was being loaded, or unknown
 
     @property
     def requests(self) -> bool:
-        """Tells whether a call caused it, rather than a load."""
+        """True if a call caused the death, rather than a load."""
         return bool(self.digests)
 
 
@@ -89,18 +89,18 @@ def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
 
 
 def on_probation(blames: Iterable[Blame], now_ms: int) -> bool:
-    """Tells whether the model's next load runs apart from others: a server has died, perhaps of its load."""
+    """Tells whether the model's next load runs apart from others, because a load of it may have killed a server."""
     return any(not blame.requests for blame in alive(blames, now_ms))
 
 
 def exhausted(left_bytes: int, fallen_bytes: int, whole_bytes: int) -> bool:
-    """Tells whether a pod that was killed whole had run out of memory: `left_bytes` were left at the last sample,
+    """Tells whether a completely killed pod had run out of memory: `left_bytes` were left at the last sample,
     `fallen_bytes` less than at the one before."""
     return left_bytes - _LOOKS * max(0, fallen_bytes) <= _LITTLE * whole_bytes
 
 
 def _different(blames: Iterable[Blame]) -> int:
-    """Counts the blames whose requests do not occur in an earlier one."""
+    """Counts the blames whose requests do not occur in an earlier blame."""
     seen: set[str] = set()
     count = 0
     for blame in blames:

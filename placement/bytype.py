@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 DEFAULT = "_default"
 
 MAX_BYTES = 1 << 20
-"""Longest document: a mapping of types is written by a person."""
+"""Longest document that is accepted: people write these mappings, so they are short."""
 
 _T = TypeVar("_T")
 
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 def parse(text: str | bytes, what: str, one: Callable[[str, Any], _T], default: _T) -> tuple[Mapping[str, _T], _T]:
     """Parses each type's entry, and the default's, with `one`. An empty text has no entries.
 
-    Raises ValueError with a text for the operator, who knows the document as `what`."""
+    Raises ValueError with a text for the operator, which calls the document `what`."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"{what} are longer than {MAX_BYTES} bytes")
     if not text.strip():

@@ -1,18 +1,18 @@
 """The choice of a pod to load a model: filter, rank coarsely, draw.
 
-Views of pods lag by seconds, so "the best pod" by exact figures is the same pod for every router until it publishes
-again, and all of them would choose it at once. So there are three steps:
+Views of pods lag by seconds: "the best pod" by exact figures is the same pod for every router until it publishes again,
+and all of them would choose it at the same time. That is why there are three steps:
 
 1. **Filter**: each pod that may not take the model is refused, with the cause: too small, without a label that the
-   model's type requires, excluded, accepting no loads, full of what was used more recently.
+   model's type requires, excluded, accepting no loads, or full of copies used more recently.
 2. **Rank** the others in coarse buckets, in this order. Pods that a rollout is about to replace come last; pods in a
    zone without a copy come before those in a zone with one. Pods with free space come before those that must evict.
    Then the type's preference; among full pods it counts only if the preferred pod's oldest copy has been idle for
-   about as long. Where an eviction is needed, pods whose oldest copy has been idle longer, in powers of two (so the
-   pods' caches work as one: the pod with the stalest copies gets the next load); fewer loads queued for each loading
+   about as long. If an eviction is needed, pods whose oldest copy has been idle longer, in powers of two (so the
+   pods' caches work as one: the pod with the oldest copies gets the next load); fewer loads queued for each loading
    thread; fewer calls a minute. Ages and rates are compared with the best candidate's, not with fixed marks: two pods
    at 63 and 65 s are equal. Last, among otherwise equal pods, those that have the files on disk.
-3. **Draw** within the best bucket by rendezvous hash, weighted by free space (by capacity where all are full).
+3. **Draw** within the best bucket by rendezvous hash, weighted by free space (by capacity if all are full).
 
 The predecessor also refuses a load if the oldest copy is younger than a "churn age". Mesh does not: a waiting caller is
 served even if the cache turns over quickly; a refusal would make the model unavailable for as long as traffic lasts.
@@ -75,11 +75,11 @@ class Ineligible:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate and what it was ranked by. Lower buckets are better; within equal ones the higher score."""
+    """A candidate and the figures that it was ranked by. Lower buckets are better; within equal ones, higher scores."""
 
     pod: str
     evicts: bool
-    age_bucket: int  # halvings of the longest idle time among the full candidates; 0 where nothing is evicted
+    age_bucket: int  # halvings of the longest idle time among the full candidates; 0 if nothing is evicted
     queue_bucket: int  # doublings of the loads queued for each loading thread
     rate_bucket: int  # doublings of the lowest rate among the candidates
     score: float
@@ -91,12 +91,12 @@ class Ranked:
     outgoing: bool = False
     zone_copies: int = 0  # copies that are in its zone already
     preferred: bool = False
-    passed_over: bool = False  # not preferred, or too young for that to count, where another is preferred
+    passed_over: bool = False  # another one is preferred, and this one is not, or is too young for that to count
     on_disk: bool = False
 
     @property
     def bucket(self) -> "_Bucket":
-        """Returns what is compared before the draw."""
+        """The figures that are compared before the draw."""
         return (
             self.outgoing,
             self.zone_copies,
@@ -110,7 +110,7 @@ class Ranked:
 
     @property
     def why(self) -> str:
-        """Returns the figures as part of a sentence that begins with the pod's name."""
+        """The figures as part of a sentence that begins with the pod's name."""
         if not self.evicts:
             room = f"has {words.size(self.free_bytes)} free"
         elif self.oldest_idle_ms:
@@ -134,7 +134,7 @@ _Bucket = tuple[bool, int, bool, bool, int, int, int, bool]
 
 @dataclass(frozen=True)
 class Choice:
-    """The decision, and everything it rests on."""
+    """The decision, with everything that it is based on."""
 
     model_id: str
     size_bytes: int
@@ -187,8 +187,8 @@ def choose(
     """Chooses a pod to load the model. A plain number as `size` is bytes of host memory.
 
     `excluded` names pods not to use, each with the reason as it follows the pod's name ("holds a copy already").
-    `idle_ms` is the time since the model's last use, 0 where a caller waits for it: a model is never loaded in place of
-    copies used more recently. `constraint` holds the labels that its type requires and prefers, `preferences` which
+    `idle_ms` is the time since the model's last use, 0 if a caller waits for it: a model never replaces copies that
+    were used more recently. `constraint` holds the labels that its type requires and prefers, `preferences` which
     sets of labels are preferred if not by the constraint's own list (`Constraints.preferences`). `zones` lists the zone
     of each existing copy.
     """
@@ -199,7 +199,7 @@ def choose(
     candidates: list[tuple[Candidate, bool]] = []
     refused: list[Ineligible] = []
     for pod in pods:
-        # Most pods are full, healthy and without a device: they are checked here, without a function call.
+        # Most pods are full, healthy and without a device, so they are checked here, without a function call.
         if pod.device_capacity_bytes:
             need = on_device = on_device or footprint.on(device=True)
             fit = _has_free(pod, need)
@@ -280,7 +280,7 @@ def _rate(
         if pod.rate < calmest:
             calmest = pod.rate
     calmest = max(QUIET_RATE, calmest)
-    # Among full pods a preference counts only if it costs no fresher copies than elsewhere.
+    # Among full pods a preference only counts if it costs no fresher copies than elsewhere.
     stale_enough = oldest - max(PREFERRED_MS, oldest // 4)
     rated: list[tuple[_Bucket, Candidate, bool]] = []
     for pod, fit in candidates:

@@ -1,20 +1,20 @@
 """Type constraints, as in the predecessor: which pods may hold a model of a type, and which are preferred.
 
 A pod has labels; a type may require some (the pod must have **all** of them) and prefer others (**any** of them is
-enough). The JSON is the predecessor's, so that its configuration works as it is:
+enough). The JSON is the predecessor's, so that its configuration works unchanged:
 
     {"type-a": {"required": ["l1", "l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}
 
-Types that are not listed use `_default`; without one they may go anywhere. Unknown attributes are ignored; a label in
+Types that are not listed use `_default`; without it they may go anywhere. Unknown attributes are ignored; a label in
 both lists counts as required.
 
-GPU pods and CPU pods are distinguished in the same way: pods with a device carry a label; a type that requires it never
-runs without one, a type that prefers it falls back if no such pod has room.
+GPU pods and CPU pods are distinguished in the same way: pods with a device have a label; a type that requires the label
+never runs without a device, and a type that prefers it falls back if no such pod has room.
 
-If a type states no preference one is inferred, as in the predecessor: pods on which fewer types may run come first, so
-that pods open to every type stay open. Among allowed pods, those that exclude more of the other types are preferred.
+If a type states no preference, one is inferred, as in the predecessor: among allowed pods, those that exclude more of
+the other types are preferred, so that pods open to every type stay open.
 
-A change at run time is a new `Constraints`; `copies` then moves the copies on pods that are no longer allowed.
+A change at run time is a new `Constraints`; `copies` then moves the copies that are on pods no longer allowed.
 """
 
 import json
@@ -32,7 +32,7 @@ class Constraint:
     """The labels that one type requires of a pod, and those that it prefers."""
 
     required: frozenset[str] = frozenset()  # all of them
-    preferred: frozenset[str] = frozenset()  # any of them; without those that are required
+    preferred: frozenset[str] = frozenset()  # any of them; required ones are left out
 
     def lacking(self, labels: frozenset[str]) -> frozenset[str]:
         """Returns the required labels that are missing."""
@@ -62,8 +62,8 @@ class Constraints:
         return not self.of(model_type).lacking(labels)
 
     def preferences(self, model_type: str, labels: Iterable[frozenset[str]]) -> dict[frozenset[str], bool]:
-        """Returns for each set of labels whether pods with it are preferred for that type, as stated or as inferred.
-        If all are alike none is preferred."""
+        """Returns for each set of labels whether that type prefers pods with it, by its own list or by inference. If
+        all sets are equally good, none is preferred."""
         kinds = set(labels)
         own = self.of(model_type)
         if own.preferred:
@@ -75,8 +75,8 @@ class Constraints:
         return {kind: not alike and scores.get(kind) == best for kind in kinds}
 
     def _reserved(self, model_type: str, labels: frozenset[str]) -> int:
-        """Scores how little other types want pods with these labels; a higher score is better to take. The weights
-        are the predecessor's: a type that may not run there counts four times one that prefers them."""
+        """Scores how little other types want pods with these labels: the higher, the better to take. The weights are
+        the predecessor's: a type that may not run there counts four times as much as one that prefers them."""
         others = [constraint for name, constraint in self.types.items() if name != model_type]
         prohibited = sum(1 for constraint in others if constraint.lacking(labels))
         preferring = sum(1 for constraint in others if constraint.prefers(labels))
@@ -87,7 +87,8 @@ NONE = Constraints()
 
 
 def parse(text: str | bytes) -> Constraints:
-    """Parses the predecessor's JSON; an empty text has no constraints. Raises ValueError with a text for operators."""
+    """Parses the predecessor's JSON; an empty text means no constraints. Raises ValueError with a text for
+    operators."""
     types, default = bytype.parse(text, "type constraints", _constraint, ANYWHERE)
     return Constraints(types, default) if types or default != ANYWHERE else NONE
 

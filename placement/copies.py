@@ -1,21 +1,21 @@
 """The number of copies that each model should have, and the loads and unloads that lead there.
 
-The number is the largest that any of these reasons asks for: the minimum of the model or its type; pinning; calls a
+The number is the largest that any of these reasons calls for: the minimum of the model or its type; pinning; calls a
 minute; concurrent calls; the time that calls wait in a copy's queue; and, while the mesh has plenty of room, a second
 copy of regularly used models, so that the death of a pod causes no cold start. A model that turns hot gets its second
 copy in the next round, seconds later, without waiting for a pattern over minutes.
 
-Copies are removed more slowly than added. A surplus copy goes only if room is scarce, the *highest* rate of the last
-minutes would load the remaining ones to two thirds at most, and none of the model's copies is young; so the cause of a
-copy never removes it. Above the maximum a copy goes at once.
+Copies are removed more slowly than added. A surplus copy is only unloaded if room is scarce, if the *highest* rate of
+the last minutes would use the remaining copies at two thirds of their capacity or less, and if none of the model's
+copies is young, so that a copy is not removed by what caused it. Copies above the maximum are unloaded at once.
 
-A copy on a pod that its type may no longer use does not count: another one is loaded first, then it is unloaded; at
-once if no other pod has room for a model that has been idle for as long. A model whose last copy vanished with a pod
-gets one again if it was used recently; it takes no room from models used more recently.
+A copy on a pod that its type may no longer use does not count: another one is loaded first, and then it is unloaded. It
+is unloaded at once if no other pod has room for a model that has been idle for as long. A model whose last copy was
+lost with a pod gets a new one if it was used recently; the load takes no room from models used more recently.
 
-Each round is bounded: loads under way and new ones may take only a share of the mesh's memory, the most urgent first,
-so that a change of constraints for a thousand models causes a stream of loads and not a flood. The plan is a pure
-function; the caller provides rates and ages, and asks again in a few seconds.
+Each round is bounded: loads under way and new ones may only take a share of the mesh's memory, the most urgent first,
+so that a change of constraints for a thousand models causes a stream of loads rather than a flood. The plan is a pure
+function; the caller provides rates and ages, and plans again in a few seconds.
 """
 
 import math
@@ -33,11 +33,11 @@ NOTHING: Mapping[str, str] = choice.NOTHING
 
 @dataclass(frozen=True, slots=True)
 class CopyLimits:
-    """Settings of a model or a type; None where nothing was set."""
+    """Settings of a model or a type; None means not set."""
 
     minimum: int | None = None
     maximum: int | None = None
-    pinned: bool | None = None  # has a copy always, and no copy of it is evicted
+    pinned: bool | None = None  # always has a copy, and its copies are never evicted
 
     def __post_init__(self) -> None:
         """Raises ValueError for a minimum below 0, a maximum below 1, or one below the other."""
@@ -88,17 +88,17 @@ class ScaledModel:
 
 @dataclass(frozen=True, slots=True)
 class ScalingSettings:
-    """Thresholds; the predecessor's figures where it has them."""
+    """Thresholds; the predecessor's figures if it has them."""
 
     rate_per_copy: int = 2000  # calls a minute above which another copy is wanted
     in_flight_per_copy: int = 16
     queue_ms: int = 50  # wait above which another copy is wanted
-    second_rate: int = 60  # calls a minute that count as regular use: a second copy, where there is plenty of room
-    plenty: float = 0.10  # share of the mesh's memory that is free
+    second_rate: int = 60  # calls a minute that count as regular use: a second copy, if there is plenty of room
+    plenty: float = 0.10  # free share of the mesh's memory
     scarce: float = 0.05
-    settle_ms: int = 10_000  # after a copy has come, before its effect on the queues is judged
-    remember_ms: int = 5 * 60_000  # how far back peak rates reach, and how young a copy keeps all of the model's
-    # Idle for this long, or a tenth of the stalest copy's idle time, a model needs one copy only.
+    settle_ms: int = 10_000  # after a copy is loaded, before its effect on the queues is judged
+    remember_ms: int = 5 * 60_000  # how far back peak rates reach; a copy younger than this keeps all of its model's
+    # A model idle for this long, or for a tenth of the oldest copy's idle time, needs only one copy.
     second_idle_ms: int = 10 * 3_600_000
     recreate_idle_ms: int = 3_600_000  # a model lost with its pod gets a copy again if used within this time
     moving: float = 0.05  # share of the mesh's memory that may be loading for these reasons at a time
@@ -114,12 +114,12 @@ class Wanted:
 
     copies: int
     why: str
-    spare: bool = False  # a precaution: it evicts nothing
+    spare: bool = False  # a precaution, for which nothing is evicted
 
 
 @dataclass(order=True, slots=True)
 class _Wish:
-    """A wanted load; the lowest is the most urgent."""
+    """A wanted load; the smallest is the most urgent."""
 
     urgency: int
     order: int
@@ -151,7 +151,7 @@ def wanted(model: ScaledModel, pods: int, free_share: float, settings: ScalingSe
         reasons.append(Wanted(math.ceil(in_flight / settings.in_flight_per_copy), f"{in_flight} calls at once"))
         settled = len(loaded) == len(model.copies) and min(copy.age_ms for copy in loaded) >= settings.settle_ms
         if queue_ms >= settings.queue_ms:
-            # One more at a time, and only once the last one shows what it changes.
+            # One more at a time, and only once the effect of the last one shows.
             count = len(loaded) + 1 if settled else len(model.copies)
             reasons.append(Wanted(count, f"calls wait {words.span(queue_ms)} for their turn"))
         if rate >= settings.second_rate and free_share >= settings.plenty:
@@ -241,7 +241,7 @@ def _wishes(model: ScaledModel, standing: Sequence[ReportedCopy], want: Wanted) 
     hottest = -sum(copy.rate for copy in model.copies)
     for number in range(len(standing) + 1, want.copies + 1):
         if number <= minimum:
-            urgency, idle_ms = 0, 0  # somebody set it: it may evict others
+            urgency, idle_ms = 0, 0  # an operator has set it, so it may evict others
         elif not standing and misplaced:
             urgency, idle_ms = 2, model.idle_ms
         elif not standing:
@@ -287,7 +287,7 @@ def _drops(
 
 def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constraints) -> Iterable[Action]:
     """Yields unloads on pods that the type may no longer use, if all allowed pods are full of models used more
-    recently: the copy would be the next victim there."""
+    recently, where the copy would be the next victim."""
     labels = {pod.name: pod.labels for pod in pods}
     for copy in model.copies:
         if copy.loaded and copy.pod in labels and not constraints.allows(model.model_type, labels[copy.pod]):
@@ -313,7 +313,7 @@ def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: in
 
 
 def _least_wanted(loaded: Sequence[ReportedCopy], room: PlannedPods) -> list[ReportedCopy]:
-    """Sorts copies, the least useful first: on a leaving pod, beside another in its zone, rarely called."""
+    """Sorts copies, the least useful first: on a draining pod, in a zone with another copy, rarely called."""
     zones = room.zones(copy.pod for copy in loaded)
 
     def missed(copy: ReportedCopy) -> tuple[bool, int, int, str]:

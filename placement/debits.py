@@ -1,11 +1,11 @@
-"""Debits: loads that an observer has sent to pods which their published figures do not show yet.
+"""Debits: loads that an observer has sent to pods, and that the pods' published figures do not show yet.
 
 A pod publishes every few seconds; a router may send it twenty loads in between. Each load is debited when it is sent
-(its bytes, a copy, a load in progress). The debit ends when the pod's own figures must contain it: at a publication
-that follows the copy's own or comes some time after the sending, and in any case after `expiry_ms`, so that none is
-left behind. The debit of a failed load ends at once; that of a successful one lasts until its bytes are published.
+(its bytes, a copy, a load in progress). The debit ends when the pod's own figures must contain the load: at a
+publication after the copy's own, or some time after the load was sent. It ends after `expiry_ms` in any case, so that
+no debit is left behind. The debit of a failed load ends at once, that of a successful one when its bytes are published.
 
-Each router keeps its own debits. Loads of other routers only show in what pods publish; the coarse ranking of `choice`
+Each router keeps its own debits. Loads by other routers only show in published figures; the coarse ranking of `choice`
 absorbs that error.
 """
 
@@ -17,8 +17,8 @@ from placement.pod import Candidate
 
 EXPIRY_MS = 15_000
 SETTLE_MS = 500
-"""A publication that arrives sooner than this after the sending may have been written before the load arrived, unless
-there is other evidence."""
+"""A publication that arrives sooner than this after a load was sent may have been written before the load arrived,
+unless there is other evidence."""
 
 
 @dataclass(slots=True)
@@ -60,12 +60,12 @@ class Debits:
     def __init__(self, *, expiry_ms: int = EXPIRY_MS, settle_ms: int = SETTLE_MS) -> None:
         self._expiry_ms = expiry_ms
         self._settle_ms = settle_ms
-        self._debits: dict[Hashable, _Debit] = {}  # in the order of sending: a key sent again is moved to the end
+        self._debits: dict[Hashable, _Debit] = {}  # in the order of sending; a key sent again moves to the end
         self._of: dict[str, dict[Hashable, _Debit]] = {}  # the same by pod
         self._totals: dict[str, _Total] = {}
         self._debited: dict[
             str, tuple[Candidate, Candidate]
-        ] = {}  # a pod as published, and debited; void when a debit changes
+        ] = {}  # a pod as published, and as debited; invalid when a debit changes
 
     def sent(self, pod: str, size_bytes: int, now_ms: int, key: Hashable, *, device_bytes: int = 0) -> None:
         """Debits a load that was sent to the pod. The same key sent again replaces its former debit."""
@@ -78,8 +78,8 @@ class Debits:
         self._debited.pop(pod, None)
 
     def done(self, key: Hashable, *, loaded: bool = True, measured: Footprint | None = None) -> None:
-        """Notes that the load has ended. Without `loaded` its bytes are free again; otherwise they stay debited until
-        they are published, as many as were `measured`."""
+        """Notes that the load has ended. Without `loaded`, its bytes are free again; otherwise they stay debited, as
+        many as were `measured`, until they are published."""
         debit = self._debits.get(key)
         if debit is None:
             return
@@ -95,15 +95,15 @@ class Debits:
             self._drop(key)
 
     def published(self, pod: str, now_ms: int, *, shown: Callable[[Hashable], bool] | None = None) -> None:
-        """Ends the debits that new figures of the pod contain: loads sent some time before, and those `shown`, whose
-        copies the pod has published."""
+        """Ends the debits that the pod's new figures contain: loads sent some time before, and loads for which `shown`
+        is true because the pod has published their copies."""
         before, of = now_ms - self._settle_ms, self._of.get(pod, {})
         settled = [key for key, debit in of.items() if debit.sent_ms <= before or (shown is not None and shown(key))]
         for key in settled:
             self._drop(key)
 
     def forget(self, pod: str) -> None:
-        """Drops all debits of a pod that is gone."""
+        """Removes all debits of a pod that has disappeared."""
         for key in list(self._of.get(pod, ())):
             self._drop(key)
 
@@ -123,7 +123,7 @@ class Debits:
         return found
 
     def statistics(self) -> DebitsStatistics:
-        """Returns the debits now; expired ones count until the next `sent` or `apply`."""
+        """Returns the present debits; expired ones count until the next `sent` or `apply`."""
         return DebitsStatistics(len(self._debits), sum(debit.bytes for debit in self._debits.values()))
 
     def _apply(self, pod: Candidate) -> Candidate:

@@ -1,11 +1,11 @@
 """The order in which a draining pod hands over its copies: each is loaded elsewhere first and unloaded afterwards, so
 that no call waits.
 
-The most recently used go first, as there may not be time for all. A copy whose model is loaded elsewhere is unloaded at
-once. A copy that has not been used for long is unloaded without a replacement, at the end. One without room elsewhere
-(it would have to evict models used more recently) stays until the pod ends.
+The most recently used copies come first, because there may not be time for all. A copy whose model is loaded elsewhere
+is unloaded at once. A copy that has not been used for long is unloaded at the end, without a replacement. A copy for
+which there is no room elsewhere, without evicting models used more recently, stays until the pod ends.
 
-The caller asks again whenever a load elsewhere has ended; loads under way are not planned twice.
+The caller plans again whenever a load elsewhere has ended; loads under way are not planned twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ WIDTH = 16
 
 @dataclass(frozen=True, slots=True)
 class DrainingCopy:
-    """A copy in the draining pod, and the pods that have others."""
+    """A copy in the draining pod, and the other pods that have the model."""
 
     model_id: str
     footprint: Footprint
@@ -45,8 +45,8 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     width: int = WIDTH,
 ) -> Plan:
-    """Plans the next step. The drain is over when there is neither an action nor a load elsewhere; models still unmet
-    then have no room anywhere."""
+    """Plans the next step. The drain is over when there is neither an action nor a load elsewhere; if models are still
+    unmet then, they have no room anywhere."""
     room = PlannedPods(pods, constraints)
     under_way = sum(1 for copy in held if copy.loading_in and not copy.loaded_in)
     loads: list[Action] = []

@@ -1,21 +1,21 @@
 """Failed loads: back-off for each pod, the error for callers meanwhile, and whether model or pod is at fault.
 
 Failures have kinds, each with its own back-off. A temporary failure is retried soon: after as long as the model has
-been failing, at least a second and at most half a minute, or as long as the store asked for. So the model is served
-again after at most twice the duration of the fault, and a store that is down is not asked by every call. Files that
-exist but cannot be loaded are checked again at the same pace, and loaded again only if they have changed; the agent
-compares them. Only failures of unknown cause hold for the full `EXPIRY_MS`.
+been failing, at least a second and at most half a minute, or after as long as the store asked for. The model is
+therefore served again after at most twice the duration of the fault, and a store that is down is not asked by every
+call. Files that exist but cannot be loaded are checked again after the same pauses, and loaded again only if they have
+changed; the agent compares them. Only failures of unknown cause last for the full `EXPIRY_MS`.
 
-After each failure another pod is tried, up to a bound; then the model's own error is the answer.
+After each failure another pod is tried, up to a limit; then the model's own error is the answer.
 
-That is right if the model is at fault, and wrong if a pod is: one with a broken disk or device fails every load, and
-because it is empty it would be chosen first each time. A failure is evidence against a pod only if another pod has
-loaded the same model: broken models make no pod unhealthy. A pod with evidence from several models since its last
+That is right if the model is at fault, and wrong if a pod is: a pod with a broken disk or device fails every load, and
+because it is empty, it would be chosen first each time. A failure is only evidence against a pod if another pod has
+loaded the same model, so broken models make no pod unhealthy. A pod with evidence from several models since its last
 success is *unhealthy*: it gets no loads, except one now and then to see whether it has recovered, and its failures do
-not count against the models. If all pods look unhealthy at once, none is.
+not count against the models. If all pods look unhealthy at once, none is treated as such.
 
-Times in milliseconds on any clock that does not go back. The caller provides recorded failures (`recall`, from records
-by way of `recorded`), without released ones.
+Times are in milliseconds on any clock that does not go back. The caller passes recorded failures to `recall` (converted
+by `recorded`), without released ones.
 """
 
 import enum
@@ -34,7 +34,7 @@ LONGEST_PAUSE_MS = 30_000
 """Shortest and longest pause before a temporary failure is retried."""
 
 MOST_ASKED_MS = 5 * 60_000
-"""Longest Retry-After of a store that is honoured."""
+"""Longest Retry-After of a store that is respected."""
 
 MAX_FAILURES = 3
 """Pods in which a model may fail before its error is the answer; the predecessor's figure."""
@@ -50,7 +50,7 @@ RETRY_MS = 60_000
 """Time after which an unhealthy pod gets one load as a trial."""
 
 MODELS = 10_000
-"""Models whose failures are kept; the least recently failed are dropped."""
+"""Models whose failures are kept; beyond that, the oldest failures are dropped."""
 
 
 class FailureKind(enum.Enum):
@@ -59,13 +59,13 @@ class FailureKind(enum.Enum):
     PASSING = "passing"
     """Unreachable, timed out, incomplete, overloaded: the same load may succeed a moment later."""
     NOT_FOUND = "not found"
-    """There is nothing at that path; it may be added."""
+    """Nothing exists at that path; files may be added."""
     FORBIDDEN = "forbidden"
     """Forbidden by the store or the operator's rules, or without credentials; it may be allowed."""
     CONTENT = "content"
     """The files exist, have a digest, and cannot be loaded; they may be replaced."""
     MEMORY = "memory"
-    """Likewise, because they need more memory than the model server has."""
+    """The files cannot be loaded because they need more memory than the model server has."""
     LASTING = "lasting"
     """Anything else, and records from before there were kinds."""
 
@@ -86,13 +86,13 @@ class Failure:
     at_ms: int
     why: str
     kind: FailureKind = FailureKind.LASTING
-    since_ms: int | None = None  # start of the unbroken series of failures; None: this one
+    since_ms: int | None = None  # start of the unbroken series of failures; None: it starts with this one
     asked_ms: int = 0  # pause that the store asked for; 0: none
-    recorded: int = 0  # identifies an entry of the record; 0: it comes from a load's answer
+    recorded: int = 0  # identifies the entry in the record; 0: from a load's answer
 
     @property
     def began_ms(self) -> int:
-        """Start of its series of failures."""
+        """Start of the series of failures that this one belongs to."""
         return self.at_ms if self.since_ms is None else min(self.since_ms, self.at_ms)
 
     @property
@@ -109,7 +109,7 @@ def pause_ms(kind: FailureKind, failing_ms: int, asked_ms: int = 0) -> int:
 
 
 def hint(model_id: str, kind: FailureKind, retry_ms: int) -> str:
-    """Returns the way out, for the brackets after the model's own error."""
+    """Returns the way out, shown in brackets after the model's own error."""
     when = words.span(max(retry_ms, 1))
     what = "looked at again if called" if kind in (FailureKind.CONTENT, FailureKind.MEMORY) else "tried again if called"
     return f"{what} in {when}, or at once after `mesh release {model_id[:200]}`"
@@ -130,7 +130,7 @@ class Eligibility:
 class _PodEvidence:
     """A pod in which loads failed since the last success there."""
 
-    models: dict[str, int]  # the last models that failed here and loaded elsewhere, with the time of failure
+    models: dict[str, int]  # models that failed here lately and loaded elsewhere, with the time of failure
     last_ms: int = 0
     probed_ms: int | None = None  # time of its last trial load
 
@@ -145,7 +145,7 @@ class _ModelFailures:
 
 @dataclass(frozen=True, slots=True)
 class FailuresStatistics:
-    """Size of the memory; expired failures count until the next question about them."""
+    """Numbers of kept failures; expired ones count until the next question about them."""
 
     models: int
     pods: int  # with evidence against them since their last success
@@ -167,8 +167,8 @@ class Failures:
     def recall(self, model_id: str, created: int, recorded: Iterable[Failure]) -> None:
         """Replaces the known failures of a model by those in its record.
 
-        This observer's own later observations are newer than the same entry of the record, and are kept. Entries no
-        longer in the record were released, have expired or were cleared by a success."""
+        This observer's own later observations are kept, because they are newer than the same entry in the record.
+        Entries that are no longer in the record were released, have expired, or were cleared by a success."""
         known = self._models.get(model_id)
         before = known.failures if known is not None and known.created == created else {}
         found: dict[str, Failure] = {}
@@ -212,7 +212,8 @@ class Failures:
             self._testify(model_id, pod, now_ms)
 
     def loaded(self, model_id: str, pod: str, now_ms: int) -> None:
-        """Notes a successful load: the pod is healthy, and pods in which the model has just failed are suspect."""
+        """Notes a successful load: the pod is healthy, and there is evidence against pods in which the model just
+        failed."""
         self._pods.pop(pod, None)
         model = self._models.get(model_id)
         if model is None:
@@ -225,12 +226,12 @@ class Failures:
             self._models.pop(model_id, None)
 
     def tried(self, pod: str, now_ms: int) -> None:
-        """Notes a load sent to a pod: an unhealthy one gets no other until it has ended, or for `RETRY_MS`."""
+        """Notes a load sent to a pod: an unhealthy pod gets no other load until it has ended, or for `RETRY_MS`."""
         if pod in self._pods:
             self._pods[pod].probed_ms = now_ms
 
     def forget_pod(self, pod: str) -> None:
-        """Forgets a pod that is gone or has restarted."""
+        """Forgets a pod that has disappeared or restarted."""
         self._pods.pop(pod, None)
         for model_id in [model_id for model_id, model in self._models.items() if pod in model.failures]:
             failures = self._models[model_id].failures
@@ -243,8 +244,8 @@ class Failures:
     def standing(
         self, model_id: str, pods: Iterable[str], now_ms: int, *, created: int = 0, tried: Collection[str] = ()
     ) -> Eligibility:
-        """Returns where a registration may be loaded now, among `pods`. Those in `tried` have just failed to load it
-        for the same callers, and are not asked a second time, however short the pause."""
+        """Returns in which of `pods` a registration may be loaded now. Pods in `tried` have just failed to load it for
+        the same callers, and are not asked again, however short the pause."""
         model = self._models.get(model_id)
         if model is not None and model.created != created:
             model = None
@@ -285,7 +286,7 @@ class Failures:
         return {pod: why for pod, why in found.items() if now_ms - self._last_try(pod) < RETRY_MS}
 
     def statistics(self) -> FailuresStatistics:
-        """Returns the size of the memory."""
+        """Returns the numbers of kept failures."""
         return FailuresStatistics(len(self._models), len(self._pods))
 
     def _alive(self, model: _ModelFailures, now_ms: int) -> list[Failure]:

@@ -1,23 +1,23 @@
-"""The fence: until when, and which calls, a pod may answer. A lease alone is no fence.
+"""The fence: which calls a pod may answer, and until when. A lease alone is no fence.
 
 A pod that is cut off from etcd keeps its models in memory, a router that is cut off keeps its view, and together they
-would go on answering for a registration that is gone. So the agent grants its model server permission to answer, for a
-short time each, and the model server enforces it by itself: if the agent stops, the permission expires before etcd
-deletes the pod's keys.
+would continue to answer for a deleted registration. The agent therefore grants its model server permission to answer,
+for a short time only, and the model server enforces this by itself: if the agent stops, the permission expires before
+etcd deletes the pod's keys.
 
 What is permitted depends on what the agent can prove:
 
 - *proven*: the lease was renewed a moment ago, and etcd holds a key of this pod for each of its copies. While those
   keys exist, no id can have been registered again, so every call may be answered.
-- *verified*: the agent cannot prove it, and does not know that etcd is unavailable: only calls whose router has just
-  read the model's record are answered. Registering an id again waits for the pods that may still hold a copy of its
-  former registration, so an unchanged record proves the copy.
+- *verified*: the agent can prove neither this, nor that etcd is unavailable: only calls whose router has just read the
+  model's record are answered. Registering an id again waits for the pods that may still hold a copy of its former
+  registration, so an unchanged record proves that the copy is valid.
 - *grace*: the agent knows that etcd is unavailable. Calls whose router could not reach etcd either are answered too,
   for as long as the operator allows.
 - *closed*: no call is answered.
 
-Times are nanoseconds of one clock that also runs while the machine sleeps. The agent writes the permission into the use
-board (`mesh.runtime.presence.fence`), the data port obeys it.
+Times are nanoseconds of one clock that also runs while the machine sleeps. The agent writes the permission to the use
+board (`mesh.runtime.presence.fence`), and the data port obeys it.
 """
 
 import enum
@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 
 
 class Mode(enum.IntEnum):
-    """The calls that may be answered. The numbers stand in the use board."""
+    """The calls that may be answered. The numbers are used on the use board."""
 
     CLOSED = 0
     PROVEN = 1
@@ -40,7 +40,7 @@ class Said(enum.Enum):
 
     NOTHING = "nothing"
     VERIFIED = "verified"  # its router has read the record within the last second: it is unchanged
-    AWAY = "etcd away"  # its router could not
+    AWAY = "etcd away"  # its router could not read it
 
 
 class CallVerdict(enum.Enum):
@@ -58,7 +58,7 @@ class PodStanding:
     now: int
     ttl: int  # of the lease
     proof: int | None  # when the last answered keep-alive was sent; None: there is no lease
-    keyed: bool  # the pod's presence, and a key for every copy that may answer, stand under that lease
+    keyed: bool  # the pod's presence, and a key for every copy that may answer, are under that lease
     away: bool  # an attempt to reach etcd has failed since the agent could last be sure
     last_proof: int  # the latest proof of this life, for any lease
     serve_without_etcd: int | None  # time after `last_proof` in which calls may be answered; None: no limit
@@ -74,8 +74,8 @@ class Permission:
 
 
 def margin(ttl: int) -> int:
-    """Returns by how much a proof ends before its lease: 2 s of 10, a fifth of a shorter one. Covers clocks that run at
-    different speeds, and the moment between looking at the clock and answering."""
+    """Returns by how much a proof ends before its lease: 2 s of 10, a fifth of a shorter one. This allows for clocks
+    that run at different speeds, and for the moment between a look at the clock and the answer."""
     return min(2 * SECOND, ttl // 5)
 
 
@@ -89,8 +89,8 @@ def permit(standing: PodStanding) -> Permission:
     now, ttl = standing.now, standing.ttl
     if standing.proof is not None and standing.keyed:
         proven = standing.proof + ttl - margin(ttl)
-        # A proof that is about to expire is given up early; otherwise calls would find the fence closed until the
-        # agent decides again.
+        # A proof that is about to expire is given up early, or calls would find the fence closed until the agent
+        # decides again.
         if proven - now > margin(ttl):
             return Permission(proven, Mode.PROVEN, "the lease is held")
     until = now + ttl

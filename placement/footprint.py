@@ -1,7 +1,7 @@
-"""The memory that a model takes in a pod, host and device. They are counted apart, and neither may overflow.
+"""The memory that a model takes in a pod, host and device. They are counted separately, and neither may overflow.
 
-In a pod without a device a model keeps in host memory what it keeps on a device elsewhere, above all its weights.
-Conversely, a measurement in host memory alone is mostly weights. So the same model has a footprint on either kind of
+In a pod without a device, a model keeps in host memory what it would keep on a device, above all its weights.
+Conversely, a measurement in host memory alone is mostly weights. A model therefore has a footprint on either kind of
 pod: measured on one, and estimated for the other from what sessions usually take besides weights.
 """
 
@@ -27,7 +27,8 @@ class Footprint:
     device_bytes: int = 0
 
     def on(self, *, device: bool) -> "Footprint":
-        """Returns the footprint on a pod with, or without, a device. One of 0 bytes is unknown, and stays so."""
+        """Returns the footprint on a pod with, or without, a device. A footprint of 0 bytes is unknown, and remains
+        so."""
         if device == bool(self.device_bytes) or not self.total_bytes:
             return self
         if device:
@@ -47,7 +48,7 @@ class Footprint:
         return Footprint(max(0, self.host_bytes), max(0, self.device_bytes))
 
     def within(self, room: "Footprint") -> bool:
-        """Tells whether it fits into `room`, in both memories."""
+        """Tells whether the footprint fits into `room`, in both memories."""
         return self.host_bytes <= room.host_bytes and self.device_bytes <= room.device_bytes
 
     @property
@@ -56,8 +57,8 @@ class Footprint:
         return self.host_bytes + self.device_bytes
 
     def share_of(self, capacity: "Footprint") -> float:
-        """Returns the share of a capacity that it fills, in the memory that it fills more of; without a device, in host
-        memory."""
+        """Returns the share of a capacity that the footprint fills, in the memory that it fills more of; without a
+        device, in host memory."""
         share = self.host_bytes / max(1, capacity.host_bytes)
         return max(share, self.device_bytes / capacity.device_bytes) if capacity.device_bytes else share
 
@@ -70,7 +71,7 @@ NOTHING = Footprint()
 
 
 def total(footprints: Iterable[Footprint]) -> Footprint:
-    """Returns their sum."""
+    """Returns the sum of footprints."""
     return sum(footprints, NOTHING)
 
 
@@ -99,8 +100,8 @@ class Figures(Protocol):
 
 
 def guess(pods: Sequence[Figures]) -> Footprint:
-    """Returns the estimate for a model that was never measured: the average of copies, of those on devices if there are
-    any. An estimate is never the reason for a refusal, by a pod of either kind."""
+    """Returns the estimate for a model that was never measured: the average of copies, only of copies on devices if
+    there are any. An estimate is never a reason for a pod of either kind to refuse a load."""
     devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
     seen = devices or pods
     on_devices = [pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes]

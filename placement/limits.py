@@ -1,4 +1,4 @@
-"""Limits by type: how many copies its models should have, unless a model has its own.
+"""Limits by type: how many copies a type's models should have, unless a model has its own limits.
 
 {"fraud": {"min": 1, "max": 4, "pinned": true}, "_default": {"max": 8}}
 """
@@ -20,7 +20,7 @@ class TypeLimits:
     default: CopyLimits = UNLIMITED
 
     def of(self, model_type: str, own: CopyLimits = UNLIMITED) -> CopyLimits:
-        """Returns the limits of a model: its own, over its type's, over those of all types."""
+        """Returns the limits of a model: its own, completed by its type's, then by the default."""
         return own.over(self.types.get(model_type, UNLIMITED)).over(self.default)
 
 

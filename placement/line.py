@@ -1,17 +1,17 @@
-"""The line of loads that wait for room: which ones a look at it serves, which go on waiting, and which yield.
+"""The line of loads that wait for room: which ones get room, which have to go on waiting, and which yield.
 
 There are two kinds. A *newcomer* has only its files; it holds no memory while it waits, so no load waits for it. A load
-*in memory* was measured there, larger than its reservation, and holds that memory and its turn at the model server
-until it gets the rest. Loads in memory come first, and may take reservations of loads that have not begun (those come
-back into the line). Then come newcomers in the order of arrival; one without room lets smaller ones pass.
+*in memory* has proved larger than its reservation, and holds that memory and its turn at the model server until it gets
+the rest. Loads in memory come first, and may take reservations of loads that have not begun (those return to the line).
+Then come newcomers in the order of arrival; smaller ones may overtake one without room.
 
-A wait must end by itself. Calls end, loads under way end, copies that were just loaded are called. Only loads in memory
-could wait for each other, each holding what the next one needs, so memory held by the others does not count as
+Every wait must end by itself. Calls end, loads under way end, copies that were just loaded are called. Only loads in
+memory could wait for each other, each holding what the next one needs, so memory held by the others does not count as
 temporarily busy (`placement.room.LASTING`). If all of them are stuck in this way, the last one to arrive *yields*: it
-leaves memory and comes back into the line, at its former place, as a newcomer of known size. The first one never
-yields, so one is always served in the end. A single stuck load is refused, because what is in its way will stay.
+leaves memory and returns to its former place in the line, as a newcomer of known size. The first one never yields, so
+there is always one that is served in the end. A single stuck load is refused, because what is in its way will stay.
 
-A newcomer whose room would take copies with callers on their way waits for those for a moment.
+If room for a newcomer would take copies whose callers are on their way, it waits a moment for those callers.
 """
 
 import enum
@@ -26,7 +26,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Fate(enum.Enum):
-    """The outcome for one that waits."""
+    """The outcome for a waiting load."""
 
     GOES = "goes"
     WAITS = "waits"
@@ -36,10 +36,10 @@ class Fate(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WaitingLoad(Generic[K]):
-    """One that waits."""
+    """A load in the line."""
 
     key: K
-    place: int  # in the order of arrival; kept by one that comes back
+    place: int  # in the order of arrival; kept by a load that returns
     since_ms: int  # when this wait began, by any clock
     least: Footprint | None = None  # what it needs in any case; None: not comparable with others' needs
     in_memory: bool = False
@@ -47,7 +47,7 @@ class WaitingLoad(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[K]):
-    """The outcome for one of them at this look, and the answer to its question for room."""
+    """The outcome of a look for one load, and the answer to its question for room."""
 
     waiter: WaitingLoad[K]
     fate: Fate
@@ -55,13 +55,13 @@ class Step(Generic[K]):
 
 
 def look(waiters: Collection[WaitingLoad[K]], ask: Callable[[K], RoomDecision], *, now_ms: int) -> Iterator[Step[K]]:
-    """Looks once at all that wait.
+    """Looks once at all waiting loads.
 
-    Carry out each step before taking the next one: room given to one is not there for another. For a load in memory,
-    `ask` counts memory held by other waiting loads in memory as `growing`. A waiter that needs no less than one before
-    it that found no room is skipped and has no step: with thousands of copies, asking is too expensive."""
+    Carry out each step before taking the next one, because room is given only once. For a load in memory, `ask` counts
+    memory held by other waiting loads in memory as `growing`. A load that needs no less than an earlier one that found
+    no room is skipped, and has no step: with thousands of copies, the question is too expensive."""
     hopeless: list[Step[K]] = []
-    hope = False  # one of those in memory proceeds, or waits for something that ends
+    hope = False  # a load in memory proceeds, or waits for something that ends
     short: Footprint | None = None  # the least need without room
     short_for_now: Footprint | None = None  # likewise, for those that wait for callers on their way
     for waiter in sorted(waiters, key=lambda waiter: (not waiter.in_memory, waiter.place)):
@@ -98,7 +98,7 @@ def _fate(room: RoomDecision, patient: bool) -> tuple[Fate, RoomDecision]:
 
 
 def _settled(hopeless: list[Step[K]], hope: bool) -> Iterator[Step[K]]:
-    """Yields the steps of loads in memory that only wait for each other, in their order."""
+    """Yields the steps of loads in memory that only wait for each other, in order."""
     *others, last = hopeless
     if not hope and not others:
         yield last

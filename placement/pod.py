@@ -1,7 +1,7 @@
 """A pod as a decision sees it: figures that the pod published some time ago, seen from one router.
 
-The figures lag, and different routers see different ones. So the choice ranks them coarsely, and `debits` adds what the
-observer itself has sent since.
+The figures lag, and routers see different ones. That is why a choice ranks them coarsely, and why `debits` adds the
+loads that the observer itself has sent since.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Candidate:
     """One candidate for a load. Sizes in bytes, ages in milliseconds.
 
-    Never changed once it exists. It is not frozen, because construction would take four times as long, and every cold
-    start constructs some."""
+    Never changed once created. The class is not frozen, because construction would take four times as long, and every
+    cold start constructs some."""
 
     name: str
     capacity_bytes: int  # of host memory
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def device_free_bytes(self) -> int:
-        """The same, of device memory."""
+        """Device memory that a load may take without an eviction; never negative."""
         return max(0, self.device_capacity_bytes - self.device_used_bytes)
 
     @property
@@ -57,8 +57,8 @@ class Candidate:
         return self.device_free_bytes if self.device_capacity_bytes else self.free_bytes
 
     def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Candidate":
-        """Returns this pod with so much more in it. (`dataclasses.replace` takes six times as long, and every cold
-        start does this for every pod.)"""
+        """Returns this pod with that much added. (`dataclasses.replace` takes six times as long, and every cold start
+        does this for every pod.)"""
         return Candidate(
             self.name,
             self.capacity_bytes,

@@ -1,8 +1,8 @@
 """Preloading: models are loaded into free space without a caller, the most recently used first.
 
-This is how a restarted mesh warms up, and how a new pod gets models. It evicts nothing (loads carry the idle time of
-their models, and only pods with free space are asked), leaves an eighth of each pod free so that a first call finds
-room without an eviction, and bounds the loads in progress of each pod, so that callers do not queue behind preloads.
+This is how a restarted mesh warms up, and how a new pod gets models. Preloads evict nothing (they carry the idle time
+of their models, and only pods with free space are asked), leave an eighth of each pod free, so that a first call finds
+room without an eviction, and are limited for each pod, so that callers do not queue behind them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from placement.footprint import Footprint
 from placement.pod import Candidate
 
 RESERVE = 8
-"""One part in so many of a pod's memory stays free."""
+"""The part of a pod's memory that stays free is one in this many."""
 
 AHEAD = 8
 """Loads in progress for each loading thread of a pod, up to which it gets more. Callers overtake them in the pod's

@@ -1,10 +1,10 @@
 """The queue of a pod's loads: the order of their turns, and the forecast of when one will be done.
 
-A model server loads a few models at once; the others wait. Loads with a waiting caller come first, in the order of the
-callers' arrival, so that none starves. Then come loads without one (preloads, copies for a drain), the most recently
-used first. A caller that arrives for a queued model moves it up.
+A model server loads a few models at once; the others wait. Loads with a waiting caller come first, in the order in
+which the callers arrived, so that none starves. Then come loads without a caller (preloads, copies for a drain), the
+most recently used first. A caller that arrives for a queued model moves its load up.
 
-A caller that cannot be served by its deadline gets an error at once, with the time to wait, while the load goes on: see
+A caller that cannot be served by its deadline gets an error at once, with the time to wait, and the load continues: see
 `forecast`.
 """
 
@@ -43,7 +43,7 @@ class LoadQueue(Generic[K]):
     def __init__(self) -> None:
         self._arrivals = 0
         self._heap: list[tuple[int, int, int, K]] = []  # class, order within it, arrival, key
-        self._items: dict[K, tuple[int, int, int]] = {}  # what is queued; other items of the heap are void
+        self._items: dict[K, tuple[int, int, int]] = {}  # queued loads; other items of the heap are void
 
     def __len__(self) -> int:
         return len(self._items)
@@ -52,7 +52,7 @@ class LoadQueue(Generic[K]):
         return key in self._items
 
     def push(self, key: K, *, waiting: bool, idle_ms: int = 0) -> None:
-        """Queues a load. One that is queued already may move up, and never moves back."""
+        """Queues a load. A load that is queued already may move up, but never back."""
         known = self._items.get(key)
         if known is not None and (known[0] == 0 or (not waiting and known[1] <= idle_ms)):
             return
@@ -89,7 +89,7 @@ class LoadQueue(Generic[K]):
             yield Queued(key, kind == 0, 0 if kind == 0 else order)
 
     def statistics(self) -> QueueStatistics:
-        """Returns its length."""
+        """Returns the length of the queue."""
         return QueueStatistics(len(self._items), self.ahead_of_a_caller())
 
 
@@ -115,9 +115,10 @@ def forecast(
 ) -> Forecast:
     """Forecasts the end of a load for a caller. Times in milliseconds from now.
 
-    `load_ms` is the usual time of this model's load, 0 if unknown: then no caller is turned away. `ahead` loads have
-    their turn before it, `in_progress` have it now, each taking `mean_load_ms` (those in progress half of it still).
-    `begun_ms` is the time since this load began, None while it waits. `deadline_ms` None: the caller has none.
+    `load_ms` is the usual time of this model's load; if it is 0, the time is unknown and no caller is turned away.
+    `ahead` loads have their turn before this one, and `in_progress` loads have it now; each takes `mean_load_ms`, those
+    in progress another half of it. `begun_ms` is the time since this load began, None while it waits. `deadline_ms` is
+    None if the caller has no deadline.
     """
     if begun_ms is not None:
         left = load_ms - begun_ms

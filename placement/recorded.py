@@ -7,7 +7,7 @@ from placement.failures import Failure, FailureKind
 
 
 class RecordedFailure(Protocol):
-    """A failed load as it is written in a model's record. Times are of the clock of the host that wrote it."""
+    """A failed load in a model's record. Times are by the clock of the host that wrote it."""
 
     @property
     def pod(self) -> str:
@@ -19,7 +19,7 @@ class RecordedFailure(Protocol):
 
     @property
     def text(self) -> str:
-        """The loader's own words."""
+        """The loader's text."""
 
     @property
     def kind(self) -> FailureKind:
@@ -44,8 +44,8 @@ def on_clock(
     """Converts the failures in a record to the caller's clock.
 
     `secrets` are the current versions of the storage secret in pods, if known: failures with another version are
-    dropped. `wall_ms` is `now_ms` as time since the epoch. Clocks of hosts differ: an age is never negative, and
-    from the first look on it is the caller's clock that counts."""
+    dropped. `wall_ms` is `now_ms` as time since the epoch. Hosts' clocks differ, so an age is never negative, and
+    counts by the caller's clock from the first look on."""
     found = []
     for entry in entries:
         if secrets.get(entry.pod, entry.secrets) != entry.secrets:

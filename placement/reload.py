@@ -1,7 +1,8 @@
 """The order in which a model's copies move to the new content of its registration.
 
-A pod that holds a copy of the old content loads the new one beside it if there is room for both, so that no call waits.
-One pod goes first: new content that cannot be loaded costs one failed load, and no old copy. The others follow at once.
+A pod with a copy of the old content loads the new content beside it if there is room for both, so that no call waits.
+One pod is first, so that new content that cannot be loaded costs one failed load, and no old copy. Then all others load
+it at once.
 
 A pod without room for both unloads the old copy once another pod has the new content. If no pod has room for both, the
 new content goes to a pod without a copy. If there is none either, the old copies stay.
@@ -13,21 +14,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ReloadingCopy:
-    """A copy, or the load of one."""
+    """A copy, or a load under way."""
 
     pod: str
     generation: int
     loaded: bool = True
-    reachable: bool = True  # its pod takes requests: it neither leaves nor has vanished
+    reachable: bool = True  # its pod takes requests: it is neither draining nor suspect
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadStep:
-    """The next step, and why. Without any action, and not `done`: wait."""
+    """The next step, and why. If there is no action, and it is not `done`: wait."""
 
     why: str
     beside: tuple[str, ...] = ()  # pods that load the new content beside the old
-    elsewhere: bool = False  # a pod without a copy loads it
+    elsewhere: bool = False  # a pod without a copy loads the new content
     unload: tuple[str, ...] = ()  # pods that unload the old copy
     done: bool = False
 

@@ -1,8 +1,8 @@
-"""Questions for room as an agent asked them, written down and asked again.
+"""Questions for room as an agent asked them, recorded so that they can be asked again.
 
-An agent's evictions depend on what it knew at that moment: sizes, ages, calls in flight, spare copies elsewhere. Each
-such question is kept as one line of JSON with its answer, so that it can be asked again of this version of the library,
-or of a changed one, to see what would have been decided.
+An agent's evictions depend on the facts at that moment: sizes, ages, calls in flight, spare copies elsewhere. Each
+question is kept as one line of JSON with its answer, so that it can be put again to this version of the library, or to
+a changed one, to see how it decides.
 """
 
 import json
@@ -16,7 +16,7 @@ from placement.room import Need, ResidentCopy, RoomDecision, RoomVerdict, make_r
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question for room: which copies to evict for so many bytes. `held` are the copies that were examined."""
+    """A question for room: which copies to evict for a number of bytes. `held` are the copies that were examined."""
 
     model_id: str
     need: Need
@@ -24,13 +24,13 @@ class Question:
     held: tuple[ResidentCopy, ...] = ()
 
     def ask(self) -> RoomDecision:
-        """Answers it with the installed code."""
+        """Answers the question with the installed code."""
         return make_room(self.need, self.held, idle_ms=self.idle_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A question that has another answer now."""
+    """A question to which the installed code has another answer."""
 
     line: int
     question: Question
@@ -104,7 +104,7 @@ def _held(item: dict[str, Any]) -> ResidentCopy:
 
 
 def replay(lines: Iterable[str]) -> tuple[int, list[Difference]]:
-    """Counts the questions, and returns those that have another answer now. Raises ValueError with the line."""
+    """Returns the number of questions, and those with another answer. Raises ValueError with the line's number."""
     count, found = 0, []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -1,21 +1,21 @@
 """The retry policy: whether, where and when a call without an answer is sent again, or given up.
 
-One rule for unary calls and streams; they only differ in whether all that was sent is still available.
+Unary calls and streams share this rule; they only differ in whether everything that was sent is still available.
 
 | outcome of the attempt | then |
 | --- | --- |
-| not here: the pod holds no such copy | that copy is forgotten; another one, or a load |
-| verify first: the pod must not answer before the record is read | read it, then the same copy again |
-| verify first, and etcd is away for this router only | another copy; the last one is read until etcd answers |
-| unreached: no connection could be made | another copy, or a load |
-| busy: all connections to the pod are in use | another copy; never a load |
-| lost: sent, and no byte of a reply came | once, elsewhere, after a moment, if method and model are safe |
-| broken: lost within the reply | given up |
+| not here: the pod does not hold the copy | forget the copy; use another one, or load one |
+| verify first: the pod must not answer before the record is read | read it, then use the same copy again |
+| verify first, but only this router cannot reach etcd | use another copy; for the last one, read until etcd answers |
+| unreached: no connection could be made | use another copy, or load one |
+| busy: all connections to the pod are in use | use another copy; never load one |
+| lost: sent, and no byte of a reply arrived | try once, elsewhere, after a moment, if method and model are safe |
+| broken: lost within the reply | give up |
 
 An attempt of the first four kinds has run nothing, so any method may be sent again. No call is sent more than
-`MAX_TRIES` times, nor again once a part of it is no longer available.
+`MAX_TRIES` times, or again once a part of it is no longer available.
 
-No I/O and no clock: the router forgets copies, reads records and waits (`router.calls.attempts`).
+This module has no I/O and no clock: the router forgets copies, reads records and waits (`router.calls.attempts`).
 """
 
 import enum
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from placement.fence import Said
 
 MAX_TRIES = 8
-"""Attempts before the last trouble is the answer; the predecessor's number."""
+"""Attempts after which the cause of the last failure is the answer; the predecessor's number."""
 
 SETTLE = 0.2
 """Seconds between the loss of a call and its second attempt: a pod notices its server's death at once, and writes the
@@ -37,25 +37,25 @@ KILLER = 2
 class Trouble(enum.Enum):
     """The outcome of an attempt."""
 
-    NOT_HERE = "not here"  # the pod holds no such copy; it has run nothing
-    VERIFY_FIRST = "verify first"  # the pod must not answer before the record is verified; it has run nothing
+    NOT_HERE = "not here"  # the pod does not hold the copy; nothing has run
+    VERIFY_FIRST = "verify first"  # the pod must not answer before the record is verified; nothing has run
     UNREACHED = "unreached"  # nothing was sent: there is no connection to the pod
     BUSY = "busy"  # nothing was sent: all connections to the pod are in use
-    LOST = "lost"  # some of the request was sent, and no byte of a reply came: it may have run
+    LOST = "lost"  # some of the request was sent, and no byte of a reply arrived: it may have run
     BROKEN = "broken"  # the reply had begun
 
 
 class End(enum.Enum):
     """The end of a call that is given up."""
 
-    EXHAUSTED = "exhausted"  # it was tried as often as may be; nothing was run
-    UNKEPT = "unkept"  # it was not run, and not all of it is at hand to be sent again
+    EXHAUSTED = "exhausted"  # it was tried as often as allowed; nothing has run
+    UNKEPT = "unkept"  # it has not run, and not all of it is available to be sent again
     BUSY = "busy"  # no connection is free
     LOST = "lost"  # it may have run
 
 
 class Beyond(enum.Enum):
-    """The fate of a call beyond its model's share of the connections to a pod."""
+    """The outcome for a call beyond its model's share of the connections to a pod."""
 
     ELSEWHERE = "elsewhere"
     WAIT = "wait"
@@ -64,16 +64,16 @@ class Beyond(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """An attempt without an answer, and what is known by then."""
+    """An attempt without an answer, and the facts for the decision."""
 
     trouble: Trouble
-    tries: int  # of this call so far, this one among them
+    tries: int  # of this call so far, including this one
     safe: bool  # the method may run twice
-    repeated: bool  # it was sent again after a loss already
-    kept: bool  # all that was sent of it is at hand
+    repeated: bool  # it was already sent again after a loss
+    kept: bool  # everything that was sent of it is available
     said: Said  # of the record, in this try
     others: bool  # there is another copy that was not tried and may be called
-    deaths: int = 0  # servers lost lately in calls of this model, this one among them
+    deaths: int = 0  # servers lost lately in calls of this model, including this one
     remaining: float | None = None  # seconds until the caller gives up; None: never
 
 
@@ -83,10 +83,10 @@ class Decision:
 
     why: str
     end: End | None = None
-    forget: bool = False  # the copy is not there
-    avoid: bool = False  # not to this copy again, as long as there is another
+    forget: bool = False  # the copy does not exist
+    avoid: bool = False  # not to this copy again while there is another
     verify: bool = False  # to this copy again, once its record is read
-    insist: bool = False  # and "etcd is away" is no answer
+    insist: bool = False  # and "etcd is away" is not accepted
     pause: float = 0.0  # seconds until then
 
 
@@ -110,7 +110,7 @@ def decide(tried: Try) -> Decision:
             return Decision(avoid=True, why="the pod reaches etcd, this router does not, and another copy can be asked")
         return Decision(verify=True, insist=True, why="the pod reaches etcd, this router does not")
     if tried.trouble is Trouble.BUSY and not tried.others:
-        # Trying again would find the same, at once, as often as it may; and a load is no remedy.
+        # Another try would find the same at once, and a load would not help.
         return Decision(end=End.BUSY, avoid=True, why="all connections are in use")
     return Decision(avoid=True, why="nothing was sent")
 
@@ -125,7 +125,7 @@ def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Be
 
 
 def _gone(tried: Try) -> bool:
-    """Tells whether the copy counts as missing. So does one whose pod demands what it was just given."""
+    """Tells whether the copy counts as missing, as it also does if its pod demands what it has just got."""
     if tried.trouble is Trouble.VERIFY_FIRST:
         return tried.said is Said.VERIFIED
     return tried.trouble is Trouble.NOT_HERE

@@ -1,10 +1,10 @@
 """Detection of pods that a rolling update is about to replace, so that new copies go to pods that will stay.
 
-The mesh is not notified of a rollout. It shows in the pods: those of a deployment come in groups (on Kubernetes a
-ReplicaSet, the part of the name before the last dash), and during an update a new group stands beside an old one. A
-group counts as outgoing while another one with the same labels has a pod that is younger than `LASTS_MS` and no pod
-that is older than the youngest of the old group: a group that still grows is not being replaced. As only ages count,
-the state ends by itself, even if a rollout stops half way or is undone.
+The mesh is not notified of a rollout, but can recognise it by the pods. A deployment's pods come in groups (on
+Kubernetes a ReplicaSet, the part of the name before the last dash), and during an update there are a new and an old
+group. A group counts as outgoing while another one with the same labels has a pod younger than `LASTS_MS`, and no pod
+older than the youngest of the old group: a group that still grows is not being replaced. Because only ages count, this
+state ends by itself, even if a rollout stops half way or is undone.
 
 Outgoing pods are avoided, never forbidden: see `choice`.
 """
@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LASTS_MS = 20 * 60_000
-"""Time after the start of the new group's last pod for which the old group counts as outgoing; the predecessor's."""
+"""Time after the start of the new group's last pod for which the old group counts as outgoing; the predecessor's
+figure."""
 
 _MEMBER = re.compile(r"(?P<deployment>.+)-(?P<template>[a-z0-9]{5,10})-[a-z0-9]{5}")
 
@@ -29,7 +30,7 @@ class Member:
 
 
 def group_of(name: str) -> tuple[str, str] | None:
-    """Returns deployment and group of a pod's name; None if the name does not tell."""
+    """Returns deployment and group of a pod, by its name; None if the name has no such parts."""
     match = _MEMBER.fullmatch(name)
     return None if match is None else (match["deployment"], match["template"])
 

@@ -1,23 +1,23 @@
-"""The search for room: which copies to evict for a load. All that is needed or none, and none without need.
+"""The search for room: which copies to evict for a load. Either all that are needed or none, and none without need.
 
-The order of eviction is up to a policy (`policies`; by default least recently used first). A copy whose model has
-another copy elsewhere counts as `SPARE` times as idle as it is: its loss costs capacity but no cold start, so it goes
-before a sole copy of similar age. Yet a second copy exists because its model is busy, so it does not go before a sole
-copy that has been idle for long. An absolute preference would make the second copy of the busiest model the first
-victim of every load.
+A policy defines the order of eviction (`policies`; by default least recently used first). A copy whose model has
+another copy elsewhere counts as `SPARE` times as idle as it is: its loss costs capacity but no cold start, so it is
+evicted before a sole copy of similar age. Yet a second copy exists because its model is busy, so a sole copy that has
+been idle for long is evicted before it. An absolute preference would make the second copy of the busiest model the
+first victim of every load.
 
-Some copies are never victims, whatever the policy: those with a call in flight, pinned ones, those loading or
-unloading, and those used more recently than the newcomer. By the last rule a load without a caller (a preload, a
-registration) cannot evict what is in use, a load with a waiting caller (`idle_ms` 0) may evict any idle copy, and two
-loads cannot evict each other in turn. A freshly loaded copy whose caller has not come yet goes only if nothing else
-can, although some policies would evict it first. A caller that can wait should do so in that case
+Some copies are never victims, whatever the policy: copies with a call in flight, pinned ones, those loading or
+unloading, and those used more recently than the newcomer. The last rule means that a load without a caller (a preload,
+a registration) cannot evict copies in use, that a load with a waiting caller (`idle_ms` 0) may evict any idle copy, and
+that two loads cannot evict each other in turn. A freshly loaded copy whose caller has not arrived yet is only evicted
+if no other copy can be, although some policies would evict it first. A caller that can wait should wait in that case
 (`RoomDecision.hasty`), and if only busy copies are in the way (`RoomDecision.passes`).
 
-There are two kinds of memory, host and device; room is found in both or not at all. In a pod with one of them, the
+There are two kinds of memory, host and device; room is found in both or not at all. In a pod with only one of them, the
 figures of the other are 0.
 
-The agent provides the ages from its use board and carries out the evictions. Where `Need.free` is negative (a size was
-estimated too small) and nothing is needed, the same function returns the evictions that repair it.
+The agent provides the ages from its use board and carries out the evictions. If `Need.free` is negative (a size was
+estimated too small) and nothing is needed, the same function returns the evictions that make it positive again.
 """
 
 import enum
@@ -49,7 +49,7 @@ LASTING = frozenset({"pinned", "kept", "growing"})
 """Reasons to be busy (`ResidentCopy.busy_reason`) that do not end by themselves; for `growing` see `line`."""
 
 FRESH_MS = 2_000
-"""Time for which a loaded copy counts as fresh if it was not called yet: its caller waits in a router."""
+"""Time for which a loaded copy counts as fresh until it is called: its caller is still waiting in a router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ResidentCopy:
     bytes: int
     idle_ms: int  # since its last use
     in_flight: int = 0
-    busy_reason: str = ""  # "loading", "unloading", "pinned": it cannot go now; "": it can
+    busy_reason: str = ""  # "loading", "unloading", "pinned": it cannot be evicted now; "": it can
     other_copies: int = 0  # of the same model, loaded elsewhere
     device_bytes: int = 0
     standing: Standing | None = None  # by the pod's policy; None: least recently used first
@@ -77,7 +77,7 @@ class Need:
     """A need for room in a cache."""
 
     size: Footprint
-    free: Footprint  # negative if more is reserved than there is
+    free: Footprint  # negative if more is reserved than exists
     capacity: Footprint
 
     @classmethod
@@ -109,22 +109,22 @@ class RoomDecision:
     why: str
     freed: Footprint = NOTHING
     passes: bool = False  # NO_ROOM only: there will be room once busy copies are idle
-    hasty: bool = False  # EVICT only: a victim's caller has not come yet; a better victim is near
+    hasty: bool = False  # EVICT only: a victim's caller has not arrived yet; better victims are near
 
 
 def make_room(need: Need, held: Iterable[ResidentCopy], *, idle_ms: int = 0) -> RoomDecision:
-    """Finds room. `idle_ms` is the time since the newcomer's last use, 0 where a caller waits.
+    """Finds room. `idle_ms` is the time since the newcomer's last use, 0 if a caller waits.
 
-    `held` is not read where the need fits into what is free, so it may be a generator that is costly to run.
+    `held` is not read if the need fits into free memory, so it may be an expensive generator.
     """
     if (decided := _without_looking(need)) is not None:
         return decided
     short = need.short
 
-    # A heap, not a sort: usually one or two of thousands of copies are taken.
+    # A heap rather than a sort: usually one or two of thousands of copies are taken.
     evictable: list[tuple[bool, Standing, bool, int, str, ResidentCopy]] = []
-    busy = recent = 0  # bytes of host memory that may not go
-    soon_host = soon_device = 0  # bytes of those that may go in a moment
+    busy = recent = 0  # bytes of host memory that must not be evicted
+    soon_host = soon_device = 0  # bytes that may be evicted in a moment
     for copy in held:
         if copy.in_flight or copy.busy_reason:
             busy += copy.bytes
@@ -151,7 +151,7 @@ def make_room(need: Need, held: Iterable[ResidentCopy], *, idle_ms: int = 0) -> 
         soon = freed + Footprint(soon_host, soon_device)
         return replace(_refusal(short, freed, busy, recent), passes=short.within(soon))
 
-    # A large copy may have made the smaller ones before it superfluous: those stay, the most valuable first.
+    # A large copy may have made smaller ones before it superfluous: those are kept, the most valuable first.
     victims: list[ResidentCopy] = []
     for copy in reversed(taken):
         if short.within(freed - copy.size):
@@ -174,11 +174,11 @@ def search(
     busy: Iterable[ResidentCopy] = (),
     on_looked: Callable[[Sequence[ResidentCopy]], None] | None = None,
 ) -> RoomDecision:
-    """Runs `make_room` over the copies of a policy, and examines only as many as it takes.
+    """Runs `make_room` over the copies of a policy, and examines no more of them than needed.
 
-    `look` returns a copy's current state, with its `standing` by the same policy. `spares` counts copies elsewhere;
-    with any, a few more copies are examined than are needed, so that a spare can go first. `busy` are copies that the
-    policy does not know because they are still loading. `on_looked` is called with the copies that were examined."""
+    `look` returns a copy's current state, with its `standing` by the same policy. `spares` counts copies elsewhere; if
+    there are any, a few more copies are examined than needed, so that a spare can be evicted first. `busy` are copies
+    that the policy does not know because they are still loading. `on_looked` is called with the examined copies."""
     short = need.short
     looked: list[ResidentCopy] = []
     if short.total_bytes:
@@ -203,7 +203,7 @@ def search(
 
 
 def _without_looking(need: Need) -> RoomDecision | None:
-    """Decides where the copies do not matter; None where they do."""
+    """Returns the decision if it does not depend on the copies; None if it does."""
     size, capacity = need.size, need.capacity
     if size.host_bytes > capacity.host_bytes:
         why = f"needs {words.size(size.host_bytes)}, the capacity is {words.size(capacity.host_bytes)}"

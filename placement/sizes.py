@@ -1,17 +1,17 @@
-"""Estimates of the memory that a model will take before it is measured, and how wrong they were.
+"""Estimates of the memory that a model will take before it is measured, and their accuracy.
 
 The best source is the measurement of an earlier load of the same model. The next one is its type: a line through
-measured bytes over file bytes, learned from every load. The slope is what a byte of a file becomes, the intercept what
-a session takes without any; both are medians over the last loads, so that neither an odd model nor the distant past
-decides. Files below `SMALL_BYTES` only teach the intercept: 80 KB for a file of 558 bytes is no factor of 150. The last
-source is the file's size. Pods with and without a device are kept apart.
+measured bytes over file bytes, learned from every load. The slope is the memory for each byte of a file, the intercept
+the memory that a session takes besides; both are medians over the last loads, so that neither an odd model nor the
+distant past has much influence. Files below `SMALL_BYTES` only contribute to the intercept: 80 KB for a file of 558
+bytes does not mean a slope of 150. The last source is the file's size. Pods with and without a device are separate.
 
-Estimates are low on purpose: a high one evicts copies without need, a low one is corrected by the measurement a moment
-later. An estimate is never larger than a pod, and so never the reason for a refusal; a measurement, or a file, that is
-larger than any pod is. An estimate alone evicts no more than about twice the file: `Prediction.steps` lists what to
-reserve for one if there is little room.
+Estimates are low on purpose: a high one evicts copies without need, while a low one is corrected by the measurement a
+moment later. An estimate is never larger than a pod, and so never the reason for a refusal; a measurement, or a file,
+that is larger than any pod is one. An estimate alone evicts no more than about twice the file: `Prediction.steps` lists
+what to reserve if there is little room.
 
-Memory is bounded: a few loads of each of the types seen last.
+The memory used here is bounded: a few loads of each of the types seen last.
 """
 
 import enum
@@ -26,13 +26,13 @@ from placement import words
 from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint
 
 SAMPLES = 33
-"""Loads kept for each type, and as many of small files; odd, so that there is a median."""
+"""Loads kept for each type, and as many of small files. An odd number has a median."""
 
 ENOUGH = 3
-"""Loads of a type before they are trusted."""
+"""Loads of a type that are needed before they are trusted."""
 
 SMALL_BYTES = 64 << 10
-"""Files below this size teach no slope: their session takes more than the file."""
+"""Files below this size do not contribute to the slope: their sessions take more than the file."""
 
 SPREAD = 4
 """Least ratio of the largest to the smallest file for larger files alone to separate slope and intercept."""
@@ -66,9 +66,9 @@ class Prediction:
     def steps(self, free: Footprint) -> tuple[Footprint, ...]:
         """Returns what to reserve, in this order, until there is room for one; `free` is unused memory.
 
-        A measurement is reserved whole. An estimate takes as much as is free anyway, or about twice the file; without
-        room even for that, about the file itself. So no load is refused, and no more evicted, for an estimate alone:
-        the load is tried and measured."""
+        A measurement is reserved completely. An estimate takes as much as is free anyway, or about twice the file;
+        without room even for that, about the file itself. No load is refused, and no more is evicted, because of an
+        estimate alone: the load is tried and measured."""
         if self.source is Source.MEASURED:
             return (self.footprint,)
         device = self.footprint.device_bytes > 0
@@ -84,7 +84,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A line through the memory that loads of a type took, over the sizes of their files."""
+    """A line: the memory that loads of a type take, over the sizes of their files."""
 
     base_bytes: int
     ratio: float
@@ -95,7 +95,7 @@ class Fit:
 
 
 class _Observations:
-    """Observations of a type: (file, measured) of its last loads, small files apart."""
+    """Observations of a type: (file, measured) of its last loads; small files are separate."""
 
     __slots__ = ("fit", "large", "small")
 
@@ -166,7 +166,7 @@ class Sizes:
         file_bytes: int = 0,
         device: bool = False,
     ) -> None:
-        """Learns from a load that was measured. A server that does not measure (0 bytes) teaches nothing."""
+        """Learns from a measured load; ignores 0 bytes, from a server that does not measure."""
         took = measured.total_bytes
         if not took:
             return
@@ -186,7 +186,7 @@ class Sizes:
             seen.fit = None
 
     def fit(self, model_type: str, *, device: bool = False) -> Fit | None:
-        """Returns the line of a type; None while too few loads are known."""
+        """Returns the line of a type; None while there are too few loads."""
         seen = self._seen.get((model_type, device))
         if seen is None or max(len(seen.small), len(seen.large)) < ENOUGH:
             return None
@@ -208,8 +208,8 @@ class Sizes:
 
 
 def _fit(seen: _Observations, usual_base: int) -> Fit:
-    """Fits the line: the intercept from small files if there are enough, else from larger ones if their sizes differ
-    enough, else what sessions usually take."""
+    """Fits the line. The intercept comes from small files if there are enough, else from larger ones if their sizes
+    differ enough, else it is what sessions usually take."""
     base, ratio = usual_base, 1.0
     if len(seen.small) >= ENOUGH:
         base = max(0, _middle([took - file for file, took in seen.small]))

@@ -1,15 +1,15 @@
 """Suspects: the models that may have brought a model server down, by how it ended and what its threads were doing.
 
-A crash happens in one thread. If that thread is known and was inside a model, that model is the cause. A thread that
-was inside no model may have hit memory that a model corrupted, so every model at work is suspect; likewise if nothing
+A crash happens in one thread. If that thread is known and was running a model, that model is the cause. If it was not
+running a model, it may have hit memory that a model corrupted, so every model at work is suspect, as it is if nothing
 is known about threads. A server that hung was blocked by what its event loop ran; work in other threads does not block
-it. Freeing a model has crashed servers too, but copies come and go all the time, so it is a suspicion only if nothing
+it. To free a model has crashed servers too, but copies come and go all the time, so unloads are only suspect if nothing
 else was going on.
 
-An end that came from outside is blamed on no model: a stop, a kill by hand, a replacement. A kill for memory comes from
-outside too, but its cause is inside: the models at work may have taken the memory.
+No model is blamed for an end that came from outside: a stop, a kill by hand, a replacement. A kill for lack of memory
+comes from outside too, but its cause is inside: the models at work may have taken the memory.
 
-A single death is only a suspicion, however sure; `placement.blame` decides what follows from several.
+A single death is only a suspicion, however sure; `placement.blame` decides what several deaths mean.
 """
 
 import enum
@@ -29,7 +29,7 @@ class EndCause(enum.Enum):
     KILLED = "killed"  # by a signal from outside that had nothing to do with memory
     HANG = "hang"  # killed by the agent: no sign of life
     STOPPED = "stopped"  # killed by the agent: it was stopped (SIGSTOP)
-    REPLACED = "replaced"  # ended by the agent, for a known reason
+    REPLACED = "replaced"  # ended by the agent for a known reason
 
 
 _FROM_OUTSIDE = {EndCause.KILLED, EndCause.STOPPED, EndCause.REPLACED}
@@ -60,7 +60,7 @@ class Suspect(Generic[Key]):
 
     model: Key
     doing: WorkKind
-    sure: bool  # no other model can have
+    sure: bool  # no other model can have caused it
     digests: tuple[str, ...] = ()  # of the requests that it served, if known
     why: str = ""
 

@@ -5,32 +5,32 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_SLACK = 64  # alarms that were called off and may stay in the heap, beside as many as are on
+_SLACK = 64  # cancelled alarms that may stay in the heap, besides as many as are set
 
 
 class Alarm(Generic[T]):
-    """One time, and whose it is."""
+    """One time, and its owner."""
 
     __slots__ = ("at_ms", "number", "whose")
 
     def __init__(self, at_ms: int, number: int, whose: T) -> None:
         self.at_ms = at_ms
-        self.number = number  # in the order of setting: those of one time ring in this order
-        self.whose: T | None = whose  # None: it has rung or was called off, and may stay in the heap for minutes
+        self.number = number  # in the order in which alarms were set: equal times ring in this order
+        self.whose: T | None = whose  # None: it has rung or was cancelled, and may stay in the heap for minutes
 
     def __lt__(self, other: "Alarm[T]") -> bool:
         return (self.at_ms, self.number) < (other.at_ms, other.number)
 
 
 class Alarms(Generic[T]):
-    """The alarms of one machine. Setting one costs log n, calling one off next to nothing."""
+    """The alarms of one machine. To set one costs log n, to cancel one next to nothing."""
 
     __slots__ = ("_heap", "_number", "_off")
 
     def __init__(self) -> None:
         self._heap: list[Alarm[T]] = []
         self._number = 0
-        self._off = 0  # of those in the heap
+        self._off = 0  # cancelled ones in the heap
 
     def set(self, at_ms: int, whose: T) -> Alarm[T]:
         """Adds an alarm."""
@@ -40,7 +40,7 @@ class Alarms(Generic[T]):
         return alarm
 
     def call_off(self, alarm: Alarm[T]) -> None:
-        """Cancels an alarm; one that has rung is left alone."""
+        """Cancels an alarm, unless it has rung."""
         if alarm.whose is None:
             return
         alarm.whose = None
@@ -51,7 +51,7 @@ class Alarms(Generic[T]):
             self._off = 0
 
     def earliest_ms(self) -> int | None:
-        """Returns when the next one rings."""
+        """Returns when the next alarm rings."""
         heap = self._heap
         while heap and heap[0].whose is None:
             heapq.heappop(heap)
@@ -59,7 +59,7 @@ class Alarms(Generic[T]):
         return heap[0].at_ms if heap else None
 
     def ring(self, now_ms: int) -> T | None:
-        """Returns whose the earliest alarm is that is due, and takes it off; None if none is due."""
+        """Removes the earliest alarm that is due, and returns its owner; None if none is due."""
         due_ms = self.earliest_ms()
         if due_ms is None or due_ms > now_ms:
             return None
@@ -68,5 +68,5 @@ class Alarms(Generic[T]):
         return whose
 
     def __len__(self) -> int:
-        """Returns how many are on."""
+        """Returns how many alarms are set."""
         return len(self._heap) - self._off

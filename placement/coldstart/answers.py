@@ -1,4 +1,4 @@
-"""The consequences of answers to instructions: a table from the answer's type to a step of its flight."""
+"""The consequences of answers to instructions: a table from the type of an answer to a step of its flight."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _FINAL = frozenset({ProblemReason.QUARANTINED, ProblemReason.NOWHERE, ProblemRea
 
 
 def _recalled(flights: Flights, flight: Flight, event: events.Recalled) -> None:
-    if event.record is None or event.record.marked:  # a marked one may have been released, through another router
+    if event.record is None or event.record.marked:  # a marked one may have been released through another router
         flights.read(flight)
         return
     flight.record = event.record
@@ -43,8 +43,8 @@ def _record_read(flights: Flights, flight: Flight, event: events.RecordRead) -> 
 
 
 def _record_missing(flights: Flights, flight: Flight, event: events.RecordMissing) -> None:
-    """Tells all who had come when the read began. For those who came later it is read again, because the model may
-    have been registered in between."""
+    """Tells all waiters that had joined when the read began. For later ones the record is read again, because the model
+    may have been registered in between."""
     problem = problems.unknown(flight.model_id)
     early = [place for place in flight.places.values() if place.number <= flight.read_after]
     if len(early) == len(flight.places):
@@ -109,7 +109,7 @@ def _loaded(flights: Flights, flight: Flight, event: events.Loaded) -> None:
 def _elsewhere(flights: Flights, flight: Flight, event: events.Elsewhere) -> None:
     failed_ms = event.agent_failed_ms
     if not event.there or event.pod == flight.pod:
-        flights.wait(flight, f"{flight.model_id} is claimed by {event.pod or 'nobody'}, which is not there")
+        flights.wait(flight, f"{flight.model_id} is claimed by {event.pod or 'an unknown pod'}, which is not in view")
     elif failed_ms is not None and event.now_ms - failed_ms < flights.rules.pause_ms:
         flights.wait(flight, f"{flight.model_id} is claimed by {event.pod}, which does not answer")
     else:
@@ -125,17 +125,17 @@ def _refused(flights: Flights, flight: Flight, event: events.Refused) -> None:
     if event.reason in (ProblemReason.QUARANTINED, ProblemReason.UNKNOWN_MODEL):
         flights.end(flight, Problem(event.reason, event.text))
     elif event.reason is ProblemReason.NO_ROOM and waited and not flight.places:
-        flights.end(flight, problems.soon(event.reason, event.text))  # no pod makes room that nobody waits for
+        flights.end(flight, problems.soon(event.reason, event.text))  # no pod makes room unless a call waits
     elif event.reason is ProblemReason.NOWHERE:
         flight.stuck_ms = None
-        flights.read_again(flight)  # its record says by now what it needs: no pod is asked that is no larger
+        flights.read_again(flight)  # its record now has its size, so that only larger pods are asked
     else:
         flights.go_on(flight)
 
 
 def _failed(flights: Flights, flight: Flight, event: events.Failed) -> None:
     assert flight.record is not None, "a flight asks once it has a record"
-    # The agent has written it into the record: the next flight reads it.
+    # The agent has written the failure into the record, where the next flight reads it.
     flights.say(ForgetRecord(flights.number, flight.model_id), flight)
     if event.reason in _FINAL:
         flights.end(flight, Problem(event.reason, event.text))
@@ -159,7 +159,7 @@ def _stale(flights: Flights, flight: Flight, event: events.Stale) -> None:
 
 
 def _silent(flights: Flights, flight: Flight, event: events.Unreachable | events.TimedOut) -> None:
-    """Looks on: the view passes over an agent that has just not answered; one that took too long is joined again."""
+    """Looks again: the view skips an agent that has just not answered, and one that took too long is joined again."""
     flights.look(flight)
 
 

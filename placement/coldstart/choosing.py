@@ -21,7 +21,7 @@ class Go:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """Nothing can be done now, but time or a change of the view may help. `why`, if that lasts."""
+    """Nothing can be done now, but time or a change of the view may help. `why` is the error if they do not."""
 
     why: str
 
@@ -32,9 +32,9 @@ def usable(created: int, seen: Seen) -> bool:
 
 
 def claimed(flight: Flight, created: int, seen: Seen, standing: Eligibility, rules: Rules) -> str:
-    """Returns a pod that is known to have a copy of that registration, or to be loading one: its agent joins us to it.
-
-    One in which that load has failed is not: its claim has gone or is about to, though the view still shows it."""
+    """Returns a pod that is known to have a copy of that registration, or to be loading one: a request to its agent
+    joins that load. Pods in which that load has failed are left out: their claims are deleted, or about to be, although
+    the view still shows them."""
     for copy in seen.copies:
         silent = copy.agent_failed_ms is not None and seen.now_ms - copy.agent_failed_ms < rules.pause_ms
         passed_over = copy.pod in flight.excluded or copy.pod in standing.excluded
@@ -46,9 +46,9 @@ def claimed(flight: Flight, created: int, seen: Seen, standing: Eligibility, rul
 def outcome(flight: Flight, choice: Choice, standing: Eligibility, rules: Rules) -> Go | Problem | Stuck:
     """Returns what follows from a choice.
 
-    Where no pod is left to be asked, the answer is what tells the caller most: the model's own error before the sizes
-    of pods, those before what agents said when they refused. Only if none of that is an answer the flight waits; then
-    the refusals count no more, because what was behind them may have passed when it looks again."""
+    If no pod is left to be asked, the caller gets the most telling answer: the model's own error, else the sizes of
+    pods, else the agents' reasons for refusing. The flight only waits if there is no such answer; the refusals then no
+    longer count, because their causes may have passed when it looks again."""
     if choice.pod is not None and len(flight.refusals) < rules.max_refusals:
         cause = "a call needs it" if not flight.idle_ms else "its load was asked for"
         return Go(choice.pod, f"{cause}: {choice.why}")

@@ -1,7 +1,7 @@
-"""Events of cold starts, which the machine is fed.
+"""Events of cold starts, with which the machine is fed.
 
-Every event has the time, in milliseconds on any clock that does not go back. An `Answer` answers one instruction, which
-it names by `answers`, the `cause` of that instruction; each instruction that asks for an answer gets exactly one.
+Every event has the time, in milliseconds on any clock that does not go back. An `Answer` names the instruction that it
+answers: `answers` is that instruction's `cause`. Each instruction that needs an answer gets exactly one.
 """
 
 from collections.abc import Collection, Hashable
@@ -27,7 +27,7 @@ class Joined(Event):
     """A waiter asks for a copy of the model."""
 
     model_id: str
-    waiter: Hashable  # the carrier knows what it is; it waits for a model once at a time
+    waiter: Hashable  # opaque to the machine; it may wait for a model only once at a time
     size: int = 0  # bytes that it holds meanwhile
     deadline_ms: int | None = None
     idle_ms: int = 0  # since the model's last use; 0: a call waits for it now
@@ -44,12 +44,12 @@ class Left(Event):
 
 @dataclass(frozen=True, slots=True)
 class TimePassed(Event):
-    """The time that the machine wanted to be told has come."""
+    """The time of `WaitUntil` has come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed(Event):
-    """The router stops."""
+    """The router is stopping."""
 
 
 # --- the view ---
@@ -64,7 +64,7 @@ class CopiesChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class PodChanged(Event):
-    """A pod was published, became suspect, or is gone."""
+    """A pod was published, became suspect, or disappeared."""
 
     pod: str
     gone: bool = False
@@ -83,13 +83,13 @@ class Answer(Event):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A model's registration, as far as it matters to a cold start."""
+    """The part of a model's registration that matters to a cold start."""
 
-    created: int  # which registration of the id this is
+    created: int  # create revision: distinguishes registrations of one id
     load_ms: int = 0  # duration of the last load; 0: never loaded
     quarantine: str = ""  # error text for callers of a quarantined model; empty: not quarantined
-    failures: tuple[Failure, ...] = ()  # those that count, on the machine's clock
-    marked: bool = False  # it tells of failed loads or of deaths, whether they count or not
+    failures: tuple[Failure, ...] = ()  # those that have not expired, on the machine's clock
+    marked: bool = False  # it contains failed loads or deaths, expired or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,14 @@ class Recalled(Answer):
 
 @dataclass(frozen=True, slots=True)
 class RecordRead(Answer):
-    """The record, by a read that began after the instruction, or that has found a registration."""
+    """The record, from a read that began after the instruction, or that has found a registration."""
 
     record: Record
 
 
 @dataclass(frozen=True, slots=True)
 class RecordMissing(Answer):
-    """A missing record, by a read that began after the instruction."""
+    """The record is missing, by a read that began after the instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Sighting:
     created: int  # of the registration that it is a copy of
     usable: bool  # it may be called, and its pod's data port has not just failed
     present: bool  # its pod has published itself in the copy's own incarnation, and is not suspect
-    agent_failed_ms: int | None = None  # when the pod's agent last did not answer; None: it did
+    agent_failed_ms: int | None = None  # when the pod's agent failed to answer; None: it answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Seen(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Chosen(Answer):
-    """The pod to which a load would go now."""
+    """The pod that placement chooses for the load."""
 
     choice: Choice
 
@@ -156,13 +156,13 @@ class Elsewhere(Answer):
     """Another pod has the copy, or the right to make it."""
 
     pod: str
-    there: bool = True  # the view has that pod, with its address
-    agent_failed_ms: int | None = None  # when its agent last did not answer; None: it did
+    there: bool = True  # the pod is in view, with its address
+    agent_failed_ms: int | None = None  # when its agent failed to answer; None: it answered
 
 
 @dataclass(frozen=True, slots=True)
 class Refused(Answer):
-    """The agent cannot take it; the model is not to blame."""
+    """The agent cannot take the model, for reasons that are not the model's fault."""
 
     reason: ProblemReason
     text: str
@@ -170,7 +170,7 @@ class Refused(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Answer):
-    """The load was tried there and failed."""
+    """The agent tried the load, which failed."""
 
     text: str
     kind: FailureKind = FailureKind.LASTING
@@ -200,6 +200,6 @@ class Garbled(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Broke(Answer):
-    """The carrier made a mistake where it carried the instruction out."""
+    """The carrier failed to carry out the instruction."""
 
     text: str

@@ -2,10 +2,10 @@
 
 | phase | it waits for | next |
 | --- | --- | --- |
-| recalling | what is remembered of the record | looking; reading if nothing is, or the record is marked |
+| recalling | the remembered record | looking; reading if there is none, or it is marked |
 | reading | the record | looking; waiting or over if an agent calls a record stale that has not changed |
-| looking | the view | over if there is a copy; asking a pod that has one or makes one; choosing |
-| choosing | a choice of a pod | asking; over if no pod can take it; waiting if one may be able to soon |
+| looking | the view | over if there is a copy; asking a pod that has or loads one; choosing |
+| choosing | a choice of a pod | asking; over if no pod can take the model; waiting if one may be able to soon |
 | asking | an agent's answer | over, looking, reading or waiting, by the answer |
 | waiting | a change of the view, or a moment | reading |
 | over | nothing | |
@@ -24,7 +24,7 @@ from placement.failures import Eligibility
 
 
 class Phase(enum.Enum):
-    """The phase of a flight: what it waits for."""
+    """The phase of a flight, by what it waits for."""
 
     RECALLING = "recalling"
     READING = "reading"
@@ -92,28 +92,28 @@ class Flight:
         self.model_id = model_id
         self.phase = Phase.RECALLING
         self.awaits = 0  # the cause of the request that is outstanding; 0: none is
-        self.places: dict[Hashable, Place] = {}  # of those who wait, in the order of arrival
+        self.places: dict[Hashable, Place] = {}  # of the waiters, in the order of arrival
         self.idle_ms = idle_ms  # since the model's last use; 0 once a call waits
         self.story = Story()
 
         self.record: events.Record | None = None
-        self.fresh = False  # the read under way must have begun after it was asked for
-        self.read_after = 0  # how many waiters had come, to any flight, when the read began
-        self.doubted = ""  # the pod that called the former record stale, while it is read again
-        self.stale = 0  # how often in a row a pod has called a record stale that had just been read
+        self.fresh = False  # the read under way must begin after the request for it
+        self.read_after = 0  # how many waiters had joined, any flight, when the read began
+        self.doubted = ""  # the pod that called the record stale, while it is read again
+        self.stale = 0  # times in a row that a pod called a record stale that had just been read
 
-        self.looked_ms = 0  # when the view was looked at last
+        self.looked_ms = 0  # when the view was last looked at
         self.changed = False  # the view has changed since then
         self.standing: Eligibility | None = None  # where the model has failed, as of the last look
-        self.stuck_ms: int | None = None  # when it was first found, without a success since, that it has to wait
+        self.stuck_ms: int | None = None  # when it first had to wait, without progress since
         self.pause: Alarm[Any] | None = None  # while waiting
 
         self.pod = ""  # that was asked last, or is being asked
         self.asked_ms: int | None = None  # when that was
-        self.quiet = False  # it is asked for no call in particular
+        self.quiet = False  # it was asked while no call was waiting
         self.why = ""  # why the model is loaded, and why there
         self.expected_ms: int | None = None  # when the load should be done
-        self.joined = ""  # the pod to be asked next, because it is said to have the copy or to be making it
+        self.joined = ""  # the pod to ask next, because it is said to have the copy or to be loading it
         self.excluded: dict[str, str] = {}  # pods not to choose, and why
         self.failed_in: set[str] = set()  # pods in which it has failed
         self.refusals: list[tuple[ProblemReason, str]] = []

@@ -1,7 +1,7 @@
-"""The flights under way, and the steps that one can take: read, look, ask, wait, end.
+"""The flights under way, and the steps that a flight can take: read, look, ask, wait, end.
 
-Everything that several flights share is here too: the sums of waiters, the alarms, the memory of failures, and the
-instructions that have followed so far from the event being handled.
+This is also where flights share things: the sums of waiters, the alarms, the memory of failures, and the instructions
+that the current event has led to so far.
 """
 
 from placement.coldstart import problems
@@ -39,9 +39,9 @@ class Flights:
         self.alarms: Alarms[Place | Flight] = Alarms()
         self.failures = Failures(expiry_ms=rules.failure_expiry_ms)
         self.orphans: set[tuple[str, int]] = set()  # requests of flights that ended before they were answered
-        self.number = 0  # of the event: the cause of what follows from it
+        self.number = 0  # of the event: the cause of its instructions
         self.now_ms = 0  # its time
-        self.out: list[Instruction] = []  # what has followed from it so far
+        self.out: list[Instruction] = []  # its instructions so far
 
     # --- steps of a flight ---
 
@@ -61,7 +61,7 @@ class Flights:
         self._request(flight, Phase.READING, Read(self.number, flight.model_id, fresh))
 
     def read_again(self, flight: Flight) -> None:
-        """Has the record read that has just been found to have changed."""
+        """Has the record read again, because it has just proved to have changed."""
         self.say(ForgetRecord(self.number, flight.model_id), flight)
         self.read(flight, fresh=True)
 
@@ -72,7 +72,7 @@ class Flights:
         self._request(flight, Phase.LOOKING, Look(self.number, flight.model_id))
 
     def go_on(self, flight: Flight) -> None:
-        """Has the view looked at after an answer that led on: the flight is not stuck."""
+        """Has the view looked at after an answer that made progress, so that the flight is not stuck."""
         flight.stuck_ms = None
         self.look(flight)
 
@@ -81,7 +81,7 @@ class Flights:
         self._request(flight, Phase.CHOOSING, Choose(self.number, flight.model_id, excluded, flight.idle_ms))
 
     def ask(self, flight: Flight, pod: str) -> None:
-        """Has an agent asked. Those are told now whose deadline comes before the load should be done."""
+        """Has an agent asked. Waiters whose deadline comes before the expected end of the load are told now."""
         assert flight.record is not None, "a flight asks once it has a record"
         self.failures.tried(pod, self.now_ms)
         flight.pod, flight.asked_ms, flight.quiet = pod, self.now_ms, flight.idle_ms > 0
@@ -96,9 +96,9 @@ class Flights:
                 self.say(TellAsked(self.number, place.waiter, self.release(flight, place)))
 
     def wait(self, flight: Flight, why: str) -> None:
-        """Waits for a change of the view, or a moment. Gives up, with that reason, where it has been stuck too long.
+        """Waits for a change of the view, or a moment. Gives up, for the reason `why`, if it has been stuck too long.
 
-        Claims of pods that have died end with their leases, and pods come back; but nobody waits without end."""
+        Claims of dead pods end with their leases, and pods come back, but no waiter waits without end."""
         rules = self.rules
         if flight.stuck_ms is None:
             flight.stuck_ms = flight.looked_ms
@@ -112,7 +112,7 @@ class Flights:
             flight.pause = self.alarms.set(self.now_ms + rules.pause_ms, flight)
 
     def end(self, flight: Flight, problem: Problem | None = None) -> None:
-        """Ends it, and tells all who wait: of a copy, or of the problem."""
+        """Ends the flight, and tells all its waiters of the copy, or of the problem."""
         if flight.awaits:
             self.orphans.add((flight.model_id, flight.awaits))
         if flight.pause is not None:
@@ -144,7 +144,7 @@ class Flights:
     # --- instructions ---
 
     def say(self, instruction: Instruction, flight: Flight | None = None) -> None:
-        """Gives an instruction; it is part of that flight's story."""
+        """Gives an instruction, and adds it to the flight's story."""
         self.out.append(instruction)
         if flight is not None:
             flight.story.add(self.number, self.now_ms, instruction)

@@ -1,8 +1,8 @@
 """Instructions of the machine for cold starts.
 
 Each carries its cause, the number of the event that led to it. A `Request` is answered by one event that names that
-cause. A `Release` ends the wait of one waiter: each waiter gets one of them, once, and it is the last that the machine
-says of it.
+cause. A `Release` ends the wait of one waiter: each waiter gets exactly one, and it is the machine's last instruction
+about it.
 """
 
 from collections.abc import Hashable, Mapping
@@ -30,15 +30,15 @@ class Request(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Recall(Request):
-    """A flight begins: what is remembered of the record? Answered by `Recalled`, not from within the call that joined:
-    a waiter is told later."""
+    """Recall the remembered record for a flight that begins. Answered by `Recalled`, but not from within the call that
+    joined, because waiters are called later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read(Request):
     """Read the record. Answered by `RecordRead`, `RecordMissing` or `ReadFailed`."""
 
-    fresh: bool = False  # what a read that began earlier finds is no answer, even if it finds a registration
+    fresh: bool = False  # a read that began earlier is no answer, even if it finds a registration
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class Ask(Request):
     """Ask the pod's agent to load the model. Answered by whatever the agent says."""
 
     pod: str
-    idle_ms: int  # more than 0: no call waits for it, so it takes no room from what was used more recently
+    idle_ms: int  # more than 0: no call waits, so the load takes no room from models used more recently
     why: str  # why it is loaded, and why there, for people
 
 
 @dataclass(frozen=True, slots=True)
 class Hurry(Instruction):
-    """Tell the agent that is being asked that a call waits now. It joins the two; nothing is answered."""
+    """Tell the agent that is being asked that a call waits now. The agent joins the two requests, without an answer."""
 
     model_id: str
     pod: str
@@ -99,12 +99,12 @@ class Release(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class TellCopy(Release):
-    """A waiter gets a copy: one may be called."""
+    """A waiter gets its answer: there is a copy that may be called."""
 
 
 @dataclass(frozen=True, slots=True)
 class TellAsked(Release):
-    """An agent was asked, which is all that it waited for."""
+    """A waiter that waited only until an agent was asked gets its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,6 @@ class Departed(Release):
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil(Instruction):
-    """Feed `TimePassed` at that time. It replaces what was wanted before, and comes before the other instructions."""
+    """Feed `TimePassed` at that time. It replaces the former such time, and comes before the other instructions."""
 
     at_ms: int

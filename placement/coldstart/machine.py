@@ -1,4 +1,4 @@
-"""The machine: takes one event at a time and returns the instructions that follow from it."""
+"""The state machine of cold starts: takes one event at a time and returns the instructions that it leads to."""
 
 from dataclasses import dataclass
 
@@ -32,8 +32,8 @@ class Machine:
         self._closed = False
 
     def handle(self, event: Event) -> list[Instruction]:
-        """Handles an event; returns the instructions that follow. Raises Impossible if it cannot have happened; then
-        nothing has changed."""
+        """Handles an event; returns the instructions that it leads to. Raises Impossible, without any change, if the
+        event cannot have happened."""
         flights = self._flights
         flight = self._expecting(event) if isinstance(event, Answer) else None
         if isinstance(event, events.Joined):
@@ -48,7 +48,7 @@ class Machine:
         elif not isinstance(event, Answer):
             self._happened(event)
         self._want_time()
-        given, flights.out = flights.out, []  # what it names is not kept until the next event
+        given, flights.out = flights.out, []  # so that the waiters in it are not kept until the next event
         return given
 
     def loading(self, model_id: str) -> bool:
@@ -134,7 +134,7 @@ class Machine:
         earliest_ms = flights.alarms.earliest_ms()
         if earliest_ms is not None and (self._wanted_ms is None or earliest_ms < self._wanted_ms):
             self._wanted_ms = earliest_ms
-            # First, because what is carried out after it may feed an event that wants an earlier time.
+            # First, because carrying out the others may feed an event that leads to an earlier time.
             flights.out.insert(0, WaitUntil(flights.number, earliest_ms))
 
     # --- the view ---
@@ -153,10 +153,10 @@ class Machine:
         if flight.phase is Phase.WAITING:
             self._flights.read(flight)
 
-    # --- what cannot be ---
+    # --- impossible events ---
 
     def _expecting(self, answer: Answer) -> Flight | None:
-        """Returns the flight that waits for that answer; None where it has ended meanwhile."""
+        """Returns the flight that waits for that answer; None if it has ended meanwhile."""
         flight = self._flights.by_model.get(answer.model_id)
         if flight is not None and flight.awaits == answer.answers:
             if type(answer) not in EXPECTED[flight.phase]:

@@ -1,4 +1,4 @@
-"""Problems: reasons why a waiter gets no copy, as data. Carriers map a reason to their own error by its name."""
+"""Problems: reasons why a waiter gets no copy, as data. The carrier maps each reason to its own error, by name."""
 
 import enum
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ class ProblemReason(enum.Enum):
     LOAD_FAILED = enum.auto()
     """The model's own fault."""
     NOT_FETCHED = enum.auto()
-    """Its files cannot be fetched, for a temporary reason."""
+    """The model's files cannot be fetched, for a temporary reason."""
     CONTENT_CHANGED = enum.auto()
     NOWHERE = enum.auto()
-    """No pod may ever hold it."""
+    """No pod may ever hold the model."""
     NO_ROOM = enum.auto()
     OVERLOADED = enum.auto()
-    """Too many wait, or hold too many bytes."""
+    """Too many calls wait, or they hold too many bytes."""
     NOT_IN_TIME = enum.auto()
-    """The load cannot be done by the deadline, or was not done within the longest wait; it goes on."""
+    """The load cannot end by the deadline, or did not end within the longest wait. It continues."""
     DEADLINE = enum.auto()
     REGISTRY_AWAY = enum.auto()
     UNAVAILABLE = enum.auto()
@@ -31,7 +31,7 @@ class ProblemReason(enum.Enum):
 
     @classmethod
     def named(cls, name: str) -> "ProblemReason":
-        """Returns the reason of that name; UNAVAILABLE for one that means nothing to a cold start."""
+        """Returns the reason of that name; UNAVAILABLE for names that have no meaning here."""
         return cls.__members__.get(name, cls.UNAVAILABLE)
 
 

@@ -1,4 +1,4 @@
-"""Bounds and times of cold starts."""
+"""Limits and times of cold starts."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from placement.failures import EXPIRY_MS
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Bounds and times of one machine. Times in milliseconds, sizes in bytes."""
+    """Limits and times of one machine. Times in milliseconds, sizes in bytes."""
 
     load_wait_ms: int = 120_000  # longest that a waiter without an earlier deadline waits
     max_waiters: int = 20_000
@@ -15,11 +15,11 @@ class Rules:
     max_waiting_bytes: int = 256 << 20  # of the messages that waiters hold
     failure_expiry_ms: int = EXPIRY_MS
 
-    max_refusals: int = 5  # pods that are asked in one go before the last refusal is the answer
+    max_refusals: int = 5  # pods asked in one go before the last refusal is the answer
     max_stale: int = 5  # answers "stale" for a record that has just been read
-    pause_ms: int = 500  # between looks, where no change of the view comes earlier
+    pause_ms: int = 500  # between two looks, if the view does not change earlier
     patience_ms: int = 10_000
     """Time for which a flight without waiters waits for pods to come back, or for claims of dead pods to end: a lease's
-    time to live. One with waiters waits three times as long."""
+    time to live. A flight with waiters waits three times as long."""
     waited_ms: int = 1_000
     """An agent that refuses later than this after it was asked has waited for room."""

@@ -1,4 +1,4 @@
-"""The story of a flight: its latest events and instructions, and the error that tells it."""
+"""The story of a flight: its latest events and instructions, and an error that contains it."""
 
 from collections import deque
 from dataclasses import fields
@@ -10,11 +10,11 @@ from placement.coldstart.instructions import Instruction
 _LENGTH = 64  # steps that are kept
 _WORDS = 200  # characters of one field's value
 
-_EVIDENT = frozenset({"cause", "model_id", "now_ms"})  # fields that each line or the whole story has already
+_EVIDENT = frozenset({"cause", "model_id", "now_ms"})  # fields that are part of each line, or of the story's head
 
 
 class Story:
-    """The steps of one flight, the oldest forgotten. Who joined and left is not among them: there may be thousands."""
+    """The latest steps of one flight. Waiters that join and leave are not recorded, because there may be thousands."""
 
     __slots__ = ("_steps",)
 
@@ -22,7 +22,7 @@ class Story:
         self._steps: deque[tuple[int, int, Event | Instruction]] = deque(maxlen=_LENGTH)
 
     def add(self, number: int, now_ms: int, step: Event | Instruction) -> None:
-        """Adds an event with its number, or an instruction with that of its cause."""
+        """Adds an event with its number, or an instruction with the number of its cause."""
         self._steps.append((number, now_ms, step))
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Story:
 
 
 class Impossible(Exception):
-    """An event that cannot happen. The machine is as it was before."""
+    """An event that cannot happen. The machine has not changed."""
 
     def __init__(self, event: Event, why: str, story: Story | None = None) -> None:
         text = f"{brief(event)}: {why}"

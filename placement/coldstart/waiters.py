@@ -1,7 +1,7 @@
 """Waiters: their number, their bytes, and their deadlines.
 
-Waiters and the bytes of the messages they hold are bounded for each model and in all, so that a slow store cannot fill
-the router's memory.
+Waiters, and the bytes of the messages that they hold, are limited for each model and in total, so that a slow store
+cannot fill the router's memory.
 """
 
 from collections.abc import Hashable
@@ -26,10 +26,10 @@ class Place:
         self.size = event.size  # bytes
         self.deadline_ms = event.deadline_ms
         self.until_asked = event.until_asked
-        self.alarm: Alarm[Any] | None = None  # rings once it has waited long enough; None: it does not wait yet
+        self.alarm: Alarm[Any] | None = None  # rings once the waiter has waited long enough; None: it does not wait yet
 
     def too_late(self, expected_ms: int | None, now_ms: int) -> Problem | None:
-        """Returns the problem if its deadline comes before the expected end of the load."""
+        """Returns the problem if the waiter's deadline comes before the expected end of the load."""
         if expected_ms is None or self.deadline_ms is None or self.deadline_ms >= expected_ms:
             return None
         left_ms = expected_ms - now_ms
@@ -40,7 +40,7 @@ class Place:
         return Problem(ProblemReason.NOT_IN_TIME, text, left_ms)
 
     def expired(self, now_ms: int, rules: Rules) -> Problem:
-        """Returns the problem when its alarm rings."""
+        """Returns the problem of a waiter whose alarm rings."""
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
             return Problem(ProblemReason.DEADLINE, f"{self.model_id} was not loaded by the deadline")
         text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s; its load goes on"
@@ -48,7 +48,7 @@ class Place:
 
 
 class Waiters:
-    """The sums over all flights, and their bounds."""
+    """The sums over all flights, and their limits."""
 
     __slots__ = ("arrivals", "bytes", "count")
 
@@ -58,7 +58,7 @@ class Waiters:
         self.arrivals = 0  # how many have come so far
 
     def refusal(self, event: Joined, waiting: int, rules: Rules) -> Problem | None:
-        """Returns why one more may not wait; `waiting` is how many wait for the same model."""
+        """Returns why another call may not wait; `waiting` calls wait for the same model."""
         if event.deadline_ms is not None and event.deadline_ms <= event.now_ms:
             return PASSED
         if self.count >= rules.max_waiters:
@@ -70,7 +70,7 @@ class Waiters:
         return None
 
     def place(self, event: Joined) -> Place:
-        """Makes the place of a new waiter. It counts once it is added."""
+        """Creates the place of a new waiter, which is counted once it is added."""
         self.arrivals += 1
         return Place(event, self.arrivals)
 

@@ -1,12 +1,12 @@
 """The interface of eviction policies, and a heap whose ranks may be out of date.
 
-Uses are learned late. In an agent every call is counted on the use board; reading one slot costs microseconds, and a
-pod holds thousands of copies. So a policy is not notified of uses but asks when a copy comes up as the next victim: its
-rank is computed again, and if it was used since, it sinks. That is exact as long as a use never lowers a copy's rank,
-which holds for every policy here: the heap's rank is then never above the true one, so the copy at the top with a fresh
-rank is really the first. The simulator works in the same way, on plain lists.
+Uses are learned late. In an agent every call is counted on the use board; to read one slot takes microseconds, and a
+pod holds thousands of copies. That is why a policy is not notified of uses, but asks when a copy comes up as the next
+victim: its rank is computed again, and if it was used since, it sinks. This is exact as long as a use never lowers a
+copy's rank, which holds for every policy here: the heap's rank is then never above the true one, so the copy at the top
+with a fresh rank is really the first. The simulator works in the same way, on plain lists.
 
-A use costs a policy nothing, a look at each of the first few copies O(log n).
+A use costs a policy nothing; a look at each of the first few copies costs O(log n).
 """
 
 import heapq
@@ -20,11 +20,12 @@ Uses: TypeAlias = Callable[[K], tuple[int, int]]
 that does not go back; neither figure shrinks while the copy exists."""
 
 Standing: TypeAlias = tuple[int, float]
-"""A copy's distance from eviction; the lowest goes first. Comparable among the copies of one policy at one moment."""
+"""A copy's distance from eviction; the lowest is evicted first. Comparable among the copies of one policy at one
+moment."""
 
 SPARE = 4
-"""Discount of a copy whose model has another copy elsewhere: its loss costs capacity but no cold start. Not infinite: a
-second copy exists because the model is busy, and would be the first victim of every load."""
+"""Discount of a copy whose model has another copy elsewhere: its loss costs capacity but no cold start. If it were
+infinite, the second copy of a busy model would be the first victim of every load."""
 
 
 class Policy(Protocol[K]):
@@ -32,7 +33,7 @@ class Policy(Protocol[K]):
 
     @property
     def name(self) -> str:
-        """The name by which `named` finds it."""
+        """The policy's name in `named`."""
 
     def add(self, key: K, *, size: int, cost: float) -> None:
         """Adds a copy. `size` in bytes, `cost` of loading it again in milliseconds."""
@@ -44,8 +45,8 @@ class Policy(Protocol[K]):
         """Removes a copy. `evicted_at`: when, if it was evicted. An unknown key is ignored."""
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns the copies in the order of eviction, up to the first for which `enough` is true. Changes nothing that
-        a caller could see."""
+        """Returns the copies in the order of eviction, up to the first for which `enough` is true. Has no visible
+        effect."""
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
         """Returns a copy's distance from eviction; with `spare`, as one whose model has another copy elsewhere."""
@@ -77,7 +78,7 @@ class RankedKeys(Generic[K, R]):
         return key in self._live
 
     def add(self, key: K) -> None:
-        """Inserts a key, again if its rank may have fallen."""
+        """Inserts a key. Call it again if the key's rank may have fallen."""
         self._ties += 1
         self._live[key] = self._ties
         heapq.heappush(self._heap, (self._rank(key), self._ties, key))
@@ -86,7 +87,7 @@ class RankedKeys(Generic[K, R]):
             heapq.heapify(self._heap)
 
     def discard(self, key: K) -> None:
-        """Removes a key, if it is there."""
+        """Removes a key, if it exists."""
         self._live.pop(key, None)
 
     def lowest(self) -> R | None:

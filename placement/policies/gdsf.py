@@ -2,13 +2,13 @@
 
 Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy", HP Labs 1998. A copy is
 worth `calls x milliseconds to load it again / MiB`. Its rank is that worth plus an *inflation*, the rank of the last
-victim at the time of the copy's last use: so unused copies fall behind, however much they were once worth.
+victim at the time of the copy's last use, so that unused copies fall behind, however much they were once worth.
 
-As uses are learned late (`base`), the inflation at the time of the use is needed, not the current one: a history of it
-is kept, thinned to a bounded length.
+Uses are learned late (`base`), so the inflation at the time of the use is needed, not the current one: a history of
+it is kept, thinned to a bounded length.
 
-Calls count by their square root. With the plain number, a model that was hot for an hour stays for days, because the
-inflation needs as many evictions to reach it; docs/placement.md compares the hit rates.
+Calls count by their square root. With the plain number, a model that was hot for an hour would stay for days, because
+the inflation would need as many evictions to reach it; docs/placement.md compares the hit rates.
 """
 
 import math
@@ -34,7 +34,7 @@ class Gdsf(Generic[K]):
     def __init__(self, uses: Uses[K]) -> None:
         self._uses = uses
         self._order: RankedKeys[K, tuple[float, int]] = RankedKeys(self._place)
-        self._facts: dict[K, float] = {}  # milliseconds to load it again for each MiB
+        self._facts: dict[K, float] = {}  # milliseconds to load it again, for each MiB
         self._seen: dict[K, tuple[int, float]] = {}  # last use as known, and the inflation at that time
         self._times: list[int] = []  # when the inflation rose ...
         self._levels: list[float] = []  # ... and to what; both grow
@@ -46,19 +46,20 @@ class Gdsf(Generic[K]):
         return key in self._order
 
     def add(self, key: K, *, size: int, cost: float) -> None:
-        """Adds a copy: worth the more, the longer it takes to load and the smaller it is."""
+        """Adds a copy. It is worth more if it takes longer to load, or is smaller."""
         self._facts[key] = max(cost, 1.0) * _MIB / max(size, 1)
         self._seen.pop(key, None)
         self._order.add(key)
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Replaces the size; the worth may have fallen, so the copy is inserted again."""
+        """Replaces a copy's size. Its worth may have fallen, so it is inserted again."""
         if key in self._order:
             self._facts[key] = max(cost, 1.0) * _MIB / max(size, 1)
             self._order.add(key)
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """Removes a copy; an eviction raises the inflation to the victim's rank, or that of the right victim."""
+        """Removes a copy. An eviction raises the inflation to the rank of the victim, or of the one that should have
+        been the victim."""
         if key not in self._order:
             return
         if evicted_at is not None:
@@ -74,7 +75,7 @@ class Gdsf(Generic[K]):
         return self._order.walk(enough)
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
-        """Returns its rank; a spare's worth counts `SPARE` times less."""
+        """Returns a copy's rank; a spare is worth `SPARE` times less."""
         if not spare:
             return 1, self._place(key)[0]
         return 1, self._level(key, self._uses(key)[0]) + self._worth(key) / SPARE
@@ -83,12 +84,12 @@ class Gdsf(Generic[K]):
         return math.sqrt(max(1, self._uses(key)[1])) * self._facts[key]
 
     def _place(self, key: K) -> tuple[float, int]:
-        """Returns its rank, and the time of its last use as a tie-breaker."""
+        """Returns a copy's rank, and the time of its last use as a tie-breaker."""
         last, calls = self._uses(key)
         return self._level(key, last) + math.sqrt(max(1, calls)) * self._facts[key], last
 
     def _level(self, key: K, last: int) -> float:
-        """Returns the inflation at the time of its last use."""
+        """Returns the inflation at the time of a copy's last use."""
         seen = self._seen.get(key)
         if seen is not None and seen[0] == last:
             return seen[1]

@@ -9,14 +9,14 @@ NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
 
 
 def check(name: str) -> str:
-    """Returns the name itself. Raises ValueError with the names that exist."""
+    """Returns the name, if a policy has it. Raises ValueError with the existing names."""
     if name not in NAMES:
         raise ValueError(f"no eviction policy is called {name!r}; there are {', '.join(NAMES)}")
     return name
 
 
 def named(name: str, uses: Uses[K]) -> Policy[K]:
-    """Returns the policy of that name. Raises ValueError with the names that exist."""
+    """Returns the policy of that name. Raises ValueError with the existing names."""
     check(name)
     base, _, behind = name.partition("+")
     inner: Policy[K] = Lru(uses) if base == "lru" else Gdsf(uses)

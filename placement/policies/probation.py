@@ -1,16 +1,16 @@
-"""Newcomers prove themselves first: a small queue in front of another policy, so that a scan cannot flush the cache.
+"""Probation for newcomers: a small queue in front of another policy, so that a scan cannot flush the cache.
 
 A model that is called once, for example by a nightly job over all models, is not worth keeping; under plain recency it
-evicts one that is called every minute. Here a newcomer waits in a queue until later newcomers have brought `share` of
-all bytes. If it was called again by then, it moves to the other policy; if not, it is evicted before all others. A
-model evicted from the queue is remembered for a while (by its id alone) and does not queue a second time: a model that
-comes back soon is no scan.
+evicts one that is called every minute. Here a newcomer waits in a queue until later newcomers have added `share` of all
+bytes. If it was called again by then, it moves to the other policy; if not, it is evicted before all others. A model
+evicted from the queue is remembered for a while (only by its id), and does not queue again: a model that comes back
+soon is not part of a scan.
 
 The queue's length is counted in bytes that have arrived, not in those still queued, so the order does not depend on
 when a newcomer was found to have proven itself.
 
-The idea is that of 2Q (Johnson and Shasha, VLDB 1994) and S3-FIFO (Yang and others, SOSP 2023), whose small queue of
-a tenth is taken over. That a model was called again is learned late, like all uses: when a copy comes up for eviction.
+The idea is from 2Q (Johnson and Shasha, VLDB 1994) and S3-FIFO (Yang and others, SOSP 2023), whose small queue of a
+tenth is used here too. That a model was called again is learned late, like all uses: when a copy comes up for eviction.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ GHOSTS = 1.0
 MIN_GHOSTS = 16
 
 _PROVEN = 2
-"""Calls after which a copy is no newcomer: the one that loaded it, and another."""
+"""Calls after which a copy is not a newcomer: the one that loaded it, and another."""
 
 
 class Probation(Generic[K]):
@@ -56,7 +56,7 @@ class Probation(Generic[K]):
         self._arrived = 0  # bytes of all newcomers that ever came
         self._queue: dict[K, int] = {}  # newcomers, the oldest first; what had arrived before each
         self._ghosts: dict[K, None] = {}  # evicted from the queue, the oldest first
-        self._front: dict[K, int] = {}  # what the last walk would have evicted from the queue, and its place
+        self._front: dict[K, int] = {}  # newcomers that the last walk would have evicted, by place
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -77,7 +77,7 @@ class Probation(Generic[K]):
             self._arrived += size
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Notes the size; the place stays."""
+        """Notes the size; the copy keeps its place."""
         if key not in self._sizes:
             return
         grown = size - self._sizes[key][0]
@@ -102,7 +102,7 @@ class Probation(Generic[K]):
                 del self._ghosts[next(iter(self._ghosts))]
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns newcomers whose time is over, then the others, then the remaining newcomers."""
+        """Returns newcomers whose time is over, then copies of the other policy, then the remaining newcomers."""
         found: list[K] = []
         ended = False
         self._front = {}

@@ -1,11 +1,11 @@
-"""One router's view and the pods behind it, with the decisions of `placement` and nothing else.
+"""One router's view and its pods, with only the decisions of `placement`.
 
-As in a real mesh, a pod publishes its figures every two seconds, between which the router debits what it has sent
-(`debits`); a pod is chosen (`choice`), victims are searched (`room.search`, by the pod's policy), each pod makes a few
-loads at a time, callers of a loading model wait for that load, and a refusal is followed by another pod. Optionally the
-leader plans copies every few seconds.
+As in a real mesh, a pod publishes its figures every two seconds, and meanwhile the router debits the loads that it has
+sent (`debits`); a pod is chosen (`choice`), victims are searched (`room.search`, by the pod's policy), each pod runs a
+few loads at a time, callers of a loading model wait for that load, and after a refusal another pod is asked. Optionally
+the leader plans copies every few seconds.
 
-Unlike in a real mesh, calls take no time and pods do not die; a load takes as long as its model says.
+Unlike in a real mesh, calls take no time, pods do not die, and a load takes exactly as long as its model says.
 """
 
 import heapq
@@ -102,7 +102,7 @@ class Cluster:
         self._model = model
         self._models: dict[str, SimulatedModel] = {}
         self._where: dict[str, list[_SimulatedPod]] = {}  # model -> pods that have it loaded
-        self._under_way: dict[str, int] = {}  # model -> loads of it that are going on
+        self._under_way: dict[str, int] = {}  # model -> its loads under way
         self._events: list[tuple[int, int, str, str]] = []  # loads: (done at, tie, pod, model)
         self._ties = 0
         self._publish_at = PUBLISH_MS

@@ -1,9 +1,9 @@
 """The clairvoyant bound: the hit rate that a policy with knowledge of the future would reach.
 
-It assumes one cache of the total capacity and loads that take no time; every called model must be loaded. With equal
-sizes the best victim is the one whose next use is farthest away (Belady, "A study of replacement algorithms", 1966).
-With unequal sizes the problem is NP-hard, and the usual heuristic takes the largest product of size and time to the
-next use. Both are tried, and the better result is reported.
+It assumes one cache of the total capacity and loads that take no time; every called model must be loaded. If sizes are
+equal, the best victim is the model whose next use is farthest away (Belady, "A study of replacement algorithms", 1966).
+Otherwise the problem is NP-hard, and the usual heuristic evicts the model with the largest product of size and time to
+the next use. Both are tried, and the better result is reported.
 """
 
 import heapq
@@ -14,15 +14,14 @@ from placement.simulator.cluster import Counts
 from placement.simulator.fleet import SimulatedModel
 
 _NEVER = 1 << 62
-_SAMPLE = 48  # of the residents, of which the largest product goes; more change the third digit
+_SAMPLE = 48  # of the residents, of which the largest product is evicted; more only change the third digit
 
 
 def clairvoyant(
     models: Sequence[str], capacity_bytes: int, model: Callable[[str], SimulatedModel], *, since: int = 0
 ) -> Counts:
-    """Returns the better of the two for models called in that order. A model that never fits is refused.
-
-    Only requests from number `since` on are counted."""
+    """Returns the better of the two results for models called in that order. A model that never fits is refused. Only
+    requests from number `since` on are counted."""
     next_use = _next_uses(models)
     found = [way(models, next_use, capacity_bytes, model, since) for way in (_farthest, _largest)]
     return max(found, key=lambda counts: counts.hits)
@@ -43,7 +42,7 @@ def _farthest(
 ) -> Counts:
     counts = Counts()
     resident: dict[str, tuple[int, SimulatedModel]] = {}  # with the next use
-    order: list[tuple[int, str]] = []  # (-next use, model); behind where the resident's differs
+    order: list[tuple[int, str]] = []  # (-next use, model); outdated if the resident's differs
     free = capacity
     for index, model_id in enumerate(models):
         if index == since:

@@ -1,4 +1,4 @@
-"""Simulation runs: a trace goes through a cluster, and hit rates come out."""
+"""Simulation runs: the hit rates of a trace in a cluster."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class Result:
     """The result of a simulation."""
 
     counts: Counts
-    warm: Counts  # of the second half of the requests: without what filling an empty mesh costs
+    warm: Counts  # of the second half of the requests, after the empty mesh has filled
     resident: int  # copies at the end
     used_share: float  # of the capacity, at the end
-    course: tuple[tuple[int, float], ...]  # (ms, hit rate of the requests until then since the point before)
+    course: tuple[tuple[int, float], ...]  # (ms, hit rate of the requests since the previous point)
 
 
 def hit_rate(counts: Counts) -> float:

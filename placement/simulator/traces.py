@@ -25,10 +25,10 @@ def _names(models: int) -> list[str]:
 
 
 def zipf(models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, seed: int = 0) -> Trace:
-    """Generates a constant popularity that falls with rank as `rank ** -alpha`; arrivals are Poisson."""
+    """Generates Poisson arrivals with a constant popularity that falls with rank as `rank ** -alpha`."""
     draw = random.Random(seed)
     names = _names(models)
-    draw.shuffle(names)  # so that popularity has nothing to do with the name
+    draw.shuffle(names)  # so that popularity does not depend on the name
     weights = list(itertools.accumulate((rank + 1) ** -alpha for rank in range(models)))
     now = 0.0
     for start in range(0, requests, 4096):
@@ -40,7 +40,7 @@ def zipf(models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, 
 def scan(
     models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, share: float = 0.2, seed: int = 0
 ) -> Trace:
-    """Generates Zipf, and now and then a job that calls every model once in turn: `share` of all requests."""
+    """Generates Zipf, and from time to time a job that calls every model once: `share` of all requests."""
     names = _names(models)
     usual = zipf(models, requests, alpha=alpha, rate=rate, seed=seed)
     jobs = max(1, round(requests * share / models))
@@ -64,9 +64,10 @@ def scan(
 def diurnal(
     models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, zones: int = 24, seed: int = 0
 ) -> Trace:
-    """Generates Zipf with each model awake for about half the day of its own time zone: the hot set moves."""
+    """Generates Zipf with each model awake for about half of the day in its own time zone, so that the hot set
+    moves."""
     draw = random.Random(seed + 1)
-    # A day of the trace is as long as its requests make it: a million at 200/s would see a twentieth of a real one.
+    # A day is as long as the trace, because a million requests at 200/s would cover a twentieth of a real day.
     length = requests / rate * 1000
     day = min(DAY_MS, length / 2) if requests else DAY_MS
     asleep: dict[str, float] = {}
@@ -75,7 +76,7 @@ def diurnal(
         phase = asleep.get(name)
         if phase is None:
             phase = asleep[name] = draw.randrange(zones) / zones
-        # Between 0 and 1, smoothly: half of what is drawn is heard, on the average.
+        # Between 0 and 1, smoothly: on average half of the drawn requests are used.
         if draw.random() < 0.5 + 0.5 * math.sin(2 * math.pi * (now / day + phase)):
             yield now, name
             made += 1
@@ -89,10 +90,10 @@ _TIMERS = ((60.0, 0.35), (300.0, 0.30), (900.0, 0.10), (3600.0, 0.20), (86_400.0
 
 def azure(models: int, requests: int, *, rate: float = RATE, seed: int = 0) -> Trace:
     """Generates calls like those of functions in a public cloud (Shahrad and others, "Serverless in the Wild", USENIX
-    ATC 2020): rates over eight orders of magnitude, most models called once an hour or less while a hundredth takes
-    nearly all calls, a third of them by timers of round periods, others in bursts.
+    ATC 2020): rates over eight orders of magnitude; most models are called once an hour or less, while a hundredth of
+    them gets nearly all calls; a third of the models are called by timers with round periods, others in bursts.
 
-    The shape is theirs; the figures are rough, and scaled so that all together make `rate`."""
+    The shape is theirs; the figures are rough, and scaled to a total of `rate`."""
     draw = random.Random(seed)
     kinds: list[tuple[str, float]] = []
     for _ in range(models):
@@ -104,7 +105,7 @@ def azure(models: int, requests: int, *, rate: float = RATE, seed: int = 0) -> T
             per_day = math.exp(draw.normalvariate(math.log(24), 3.2))
             kinds.append(("burst" if draw.random() < 0.3 else "poisson", min(per_day, 1e7) / 86_400))
     total = sum(frequency for _, frequency in kinds)
-    stretch = rate / total  # time is stretched or shrunk, so that the requests of all together come at the rate
+    stretch = rate / total  # scales time so that all requests together arrive at the rate
     due: list[tuple[float, int]] = []
     for number, (_, frequency) in enumerate(kinds):
         due.append((draw.random() / (frequency * stretch), number))

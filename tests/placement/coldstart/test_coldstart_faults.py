@@ -175,9 +175,9 @@ def test_elsewhere_is_followed():
 @pytest.mark.parametrize(
     ("named", "text"),
     [
-        pytest.param({"pod": "gone", "there": False}, "claimed by gone, which is not there", id="gone"),
-        pytest.param({"pod": "", "there": False}, "claimed by nobody, which is not there", id="nobody"),
-        pytest.param({"pod": "a"}, "claimed by a, which is not there", id="itself"),
+        pytest.param({"pod": "gone", "there": False}, "claimed by gone, which is not in view", id="gone"),
+        pytest.param({"pod": "", "there": False}, "claimed by an unknown pod, which is not in view", id="nobody"),
+        pytest.param({"pod": "a"}, "claimed by a, which is not in view", id="itself"),
         pytest.param({"pod": "b", "agent_failed_ms": 0}, "claimed by b, which does not answer", id="silent"),
     ],
 )
