@@ -1,10 +1,10 @@
-"""Makes the shared fixtures known to all tests; tests/support/fixtures.py describes them.
+"""The shared fixtures, which tests/support/fixtures.py describes, and settings of all tests.
 
-Tests start hundreds of processes. Without kept bytecode each of them compiles 150 modules, a quarter of its start, so
-it is kept here.
+Tests start hundreds of processes. Each of them would compile 150 modules without stored bytecode, which takes a quarter
+of its start, so bytecode is stored here.
 
-Hypothesis: a developer's run searches other examples each time, and `HYPOTHESIS_EXAMPLES=5000` for longer. CI takes the
-same examples every time, so that a change is not judged by what a search happens to find in somebody else's code.
+Hypothesis searches other examples in each run of a developer, and more of them with `HYPOTHESIS_EXAMPLES=5000`. CI
+takes the same examples every time, so that no change is judged by a chance find in somebody else's code.
 """
 
 import os

@@ -3,9 +3,9 @@
     async with Siege(mesh, growth=200 * MIB) as siege:
         ...the attack...
 
-What it demands at the end: not one hot call has failed, over gRPC and over REST, and there were enough of them; no
-process has grown beyond what is allowed at any time that was looked at, and all of them come back to near where they
-were; and no model but those that the attack names was blamed for anything.
+At the end the siege checks that there were enough hot calls, over gRPC and over REST, and that none failed. No process
+may have grown beyond the allowed size in any sample, all must return to about their former size, and only models named
+by the attack may have been blamed.
 """
 
 import asyncio

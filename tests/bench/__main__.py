@@ -2,7 +2,7 @@
 
     python -m tests.bench [chain] [large] [coldstart] [storm] [registry] [pull] [tls] [memory]
 
-Absolute times are this machine's; the ratios, taken in one run, are what to compare.
+Absolute times depend on the machine: compare the ratios, which are taken in one run.
 """
 
 import asyncio

@@ -3,13 +3,12 @@
 Each call sends one FP32 tensor and gets it back, so bytes move both ways. The callers are what users have, grpcio and a
 socket, each with a connection of its own and one call at a time. (h2load is no measure here: it needs 40 ms to upload
 4 MB, more than any of the servers.) A door is data (`Door`), so that other servers can be measured by the same code.
+The calling process, which prints the seconds of each call, is
 
     python -m tests.bench.large CALLERS SECONDS < DOOR
 
-is the process that calls; it prints the seconds of each call.
-
-Memory is the sum of each process's own peak during the load, less what all of them took before the first large call; so
-it also counts what they keep afterwards, and peaks that did not coincide.
+Memory is the sum of each process's own peak during the load, less what all of them took before the first large call. So
+it includes what they keep afterwards, and peaks that did not coincide.
 """
 
 import asyncio

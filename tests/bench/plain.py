@@ -2,8 +2,8 @@
 
     python -m tests.bench.plain PORT MODEL.onnx
 
-One model, no router, no registry: what somebody would write by hand in twenty lines. It parses and answers the same V2
-messages as the mesh does.
+The server has one model, no router and no registry, as a user would write it by hand in twenty lines. It parses and
+answers the same V2 messages as the mesh does.
 """
 
 import sys

@@ -2,8 +2,9 @@
 
     python -m tests.doors.clients     (`make test-clients` does it)
 
-Java's come from Maven Central, Go's and grpcurl from the module proxy, Node's from npm, each by the machine's own tool.
-Cold they take some minutes, so `make test` does not make them: it runs those that are there, and says which are not.
+Java's clients come from Maven Central, Go's and grpcurl from the module proxy, Node's from npm, each by the machine's
+own tool. Without caches that takes some minutes, so `make test` does not make them: it runs those that exist, and says
+which do not.
 """
 
 import os

@@ -1,22 +1,22 @@
 """The predecessor's behaviours of eviction, copies, failures, drain and constraints, with real processes around models
 that are as large, slow and broken as a test wants them (`tests.support.twin`).
 
-What its own tests assert of these, and where each is tested here. Names without a file are below.
+The table lists the assertions of the predecessor's tests, and the test of each here. Names without a file are below.
 
 | its test | what it asserts | here |
 | --- | --- | --- |
 | Evictions (G) | as many as fit stay; one more evicts only the oldest, whose status says so | `a_full_pod` |
-| | the newcomer waits until that has really gone | loads/test_flights: `the_least_recently_used_makes_way` |
-| | larger than predicted: evicts as many more | `four_times_as_large` |
-| | a load asked for again is LOADING | `what_was_evicted_is_loading` |
+| | the new model waits until the evicted one is really gone | loads/test_flights: `the_least_recently_used_makes_way` |
+| | larger than estimated: evicts as many more | `four_times_as_large` |
+| | an evicted model that is requested is LOADING | `what_was_evicted_is_loading` |
 | | ten at once evict ten, also with five unregistered meanwhile | `ten_at_once` |
 | Evictions (T) | reuse protects; a large one displaces as many as it needs | `a_full_pod`, `four_times_as_large` |
 | | the most recent stay, in one pod and in three | placement/test_simulator: `the_most_recent_stay` |
 | | nothing in use is evicted | loads/test_flights: `calls_in_flight`, placement/test_room |
-| | a second copy of what is used regularly | placement/test_copies: `plenty_of_room`, `proves_hot` |
+| | a second copy of a regularly used model | placement/test_copies: `plenty_of_room`, `proves_hot` |
 | Mesh (T) | records show copies and bytes, none after the models are unregistered | the fixture `mesh` |
 | Cluster (G) | answers are right while copies are made | test_copies: `a_hot_model` |
-| (section 4) | how many copies, and when they go | placement/test_copies, leader/test_rounds |
+| (section 4) | the number of copies, and their eviction | placement/test_copies, leader/test_rounds |
 | LoadFailure (T) | fails everywhere: LOADING_FAILED, in all of three pods | `fails_everywhere` |
 | | of five pods, in three | placement/test_failures: `up_to_a_bound` |
 | | one good pod of three: LOADED | `one_pod_that_can` |
@@ -25,19 +25,19 @@ What its own tests assert of these, and where each is tested here. Names without
 | FailureExpiry (G) | the error holds until it expires, whatever calls come | `holds_until_it_expires` |
 | ErrorPropagation (G) | a required label: one copy; UNAVAILABLE of a model makes no copy | `errors_of_calls` |
 | RefreshMissing, Sidecar (G) | a server that has lost models, or all: the next call succeeds | `its_server_has_lost` |
-| LoadPriority (T) | calls overtake other loads, also of what is queued | `overtakes`, placement/test_queue |
+| LoadPriority (T) | calls overtake other loads, also queued ones | `overtakes`, placement/test_queue |
 | TearDown (T) | a killed pod's models are served soon | test_faults: `a_pod_killed`, test_copies: `is_replaced` |
-| ZkFail (T) | a store that is away: what is loaded is served | test_faults: `etcd_killed`, `etcd_frozen` |
+| ZkFail (T) | without the store, loaded models are served | test_faults: `etcd_killed`, `etcd_frozen` |
 | - (not tested there) | a server that crashes, hangs, lacks memory | `no_third`, `a_load_that_fails`, test_faults |
 | - | drain: loaded elsewhere first, no call waits | test_rollout, placement/test_drain |
 | - | drain: loads end, calls are finished | runtime/test_pods: `leaves_in_order` |
 | - | constraints: preferred, required, default, changed | `a_preference`, test_copies: `constraints_move` |
 | | all of the rules for labels | placement/test_constraints, placement/test_choice |
 
-Different on purpose: failed loads and lost claims leave no placeholder in memory; there is no reserve that unloads are
-borrowed from, since room is promised while it is being freed; no load is refused for a "churn age" where a caller
-waits; UNAVAILABLE of a model comes back as UNAVAILABLE, where the predecessor made INTERNAL of it; a hot model's second
-copy does not take seven minutes.
+Mesh differs on purpose in these points: failed loads and lost claims leave no placeholder in memory. Unloads need no
+reserve, because room is promised while it is being freed. No load with a waiting caller is refused for a "churn age".
+UNAVAILABLE of a model stays UNAVAILABLE, where the predecessor made INTERNAL of it. A hot model's second copy does not
+take seven minutes.
 """
 
 import asyncio
