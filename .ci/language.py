@@ -1,13 +1,13 @@
-"""Checks the rules of our English that a program can check (CONTRIBUTING.md, Language): `FILE:LINE: what and how`.
+"""Checks the rules of the language that a program can check (CONTRIBUTING.md, Language): `FILE:LINE: fault and remedy`.
 
-    python .ci/language.py [PATH ...]      everything under version control, or only what is under PATH
+    python .ci/language.py [PATH ...]      checks all files under version control, or only those under PATH
 
 - A function's docstring begins with a verb in the third person (VERBS), a property's with a noun phrase or such a verb,
   a class's or module's with a noun phrase. A test's is a sentence that stands alone (not CONTINUING).
-- Words that readers stumble over (BANNED) stand nowhere in code, comments, docs and charts.
+- Words that readers stumble over (BANNED) do not occur in code, comments, docs and charts.
 - The help of an option begins with a noun phrase or an imperative, and names the unit of a number.
 
-Needs nothing but the standard library. The rest of the language is the business of readers.
+Needs only the standard library. The other rules are for readers to check.
 """
 
 import ast
@@ -21,16 +21,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 VERBS = frozenset((ROOT / ".ci" / "verbs.txt").read_text().split())
-"""Verbs that docstrings of functions begin with. One that is missing there is simply added."""
+"""Verbs with which docstrings of functions begin. If one is missing, add it there."""
 
 HEADLESS = frozenset(
     """
     And As At Because But By Either For From Had Has How However If In Into Is It Its Neither Nobody Nor Of On Once Or
     Out Over See So Somebody Something That Their Them Then There These They Those Though To Under Unless Until What
     Whatever When Where Whether Which Whichever Who Whoever Whom Whose Why With Within Without
-    """.split()  # noqa: SIM905 - seventy lines of one word each say no more
+    """.split()  # noqa: SIM905 - shorter than seventy lines of one word each
 )
-"""Words that a noun phrase does not begin with."""
+"""Words with which a noun phrase does not begin."""
 
 CONTINUING = frozenset(
     """
@@ -81,7 +81,7 @@ SKIPPED = (
 GENERATED_OR_FOREIGN = ("proto/mmesh", "proto/kserve", "proto/etcd", "proto/grpc")
 FOLDERS = (".ci", "deploy", "docs", "mesh", "placement", "proto", "puller", "router", "tests")
 COMPAT = "COMPAT"
-"""A line with this word holds a text that the predecessor's contract fixes."""
+"""Mark of a line whose text is fixed by the predecessor's contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Finding:
 
 
 def files(paths: list[str]) -> list[Path]:
-    """Returns the files under version control, or those of them that are under `paths`; without git, all files."""
+    """Returns the files under version control, or only those under `paths`; without git, all files."""
     try:
         done = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "--", *paths],
@@ -113,7 +113,7 @@ def files(paths: list[str]) -> list[Path]:
 
 
 def _walk() -> Iterator[str]:
-    """Yields all files but those in hidden folders, in the project's own folders of code and pages."""
+    """Yields all files in the project's own folders, except those in hidden folders."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             if "__pycache__" not in path.parts and not any(part[0] == "." for part in path.relative_to(ROOT).parts[1:]):
@@ -122,7 +122,7 @@ def _walk() -> Iterator[str]:
 
 
 def check(path: Path, text: str) -> Iterator[Finding]:
-    """Yields what breaks a rule in one file."""
+    """Yields the findings in one file."""
     if path.suffix not in TEXT and path.name not in ("Makefile", "Containerfile"):
         return
     if not str(path).startswith(GENERATED_OR_FOREIGN):
@@ -134,7 +134,7 @@ def check(path: Path, text: str) -> Iterator[Finding]:
 
 
 def banned(path: Path, text: str) -> Iterator[Finding]:
-    """Yields the words of BANNED; a phrase may run over the end of a line."""
+    """Yields the banned words; a phrase may continue on the next line."""
     lines = text.splitlines()
     for word, instead in BANNED.items():
         pattern = r"\b" + word.replace(" ", r"[\s#*]+") + r"\b"
@@ -218,7 +218,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _literal(node: ast.expr) -> str | None:
-    """Returns a string as it stands in the source, with what is filled in left out; None for anything else."""
+    """Returns the text of a string in the source, with X in place of expressions; None for anything else."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -228,7 +228,7 @@ def _literal(node: ast.expr) -> str | None:
 
 
 def main() -> int:
-    """Checks what the command line names; the exit status."""
+    """Checks the paths on the command line; returns the exit status."""
     found = [
         finding
         for path in files(sys.argv[1:])

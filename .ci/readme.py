@@ -1,6 +1,6 @@
-"""Runs the README as a newcomer would: `make up`, every shell block under "Try it" while it serves, Ctrl-C.
+"""Runs the README as a newcomer would: `make up`, then every shell block under "Try it", then Ctrl-C.
 
-Needs nothing but the standard library, because it runs before anything is installed.
+Needs only the standard library, because it runs before anything is installed.
 """
 
 import os
@@ -29,7 +29,7 @@ def blocks(heading: str) -> list[str]:
 
 
 class Up:
-    """The first command, with its output passed on."""
+    """The first command, whose output is passed on."""
 
     def __init__(self, command: str) -> None:
         print(f"$ {command}", flush=True)
@@ -56,7 +56,7 @@ class Up:
                 self.up.set()
             self.down = self.down or DOWN in line
         self.ended.set()
-        self.up.set()  # nothing needs to wait for it any longer
+        self.up.set()  # nothing needs to wait for it now
 
     def interrupt(self) -> None:
         """Sends Ctrl-C as a terminal does: to every process in the foreground."""
@@ -64,7 +64,7 @@ class Up:
 
 
 def main() -> None:
-    """Ends with a text where anything is not as the README says."""
+    """Runs the README's commands. Exits with an error if anything is not as the README says."""
     first, second = blocks("Two commands")
     if second.strip() != "make test":
         sys.exit("the README's second command is not `make test`, which .ci/run runs")
@@ -88,7 +88,7 @@ def main() -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             sys.exit(f"something still listens on port {PORT}")
-    print("the README's commands work as they stand there", flush=True)
+    print("the README's commands work exactly as written", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,22 +55,22 @@ class AgentServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Load(self, request, context):
-        """Loads a model in this pod, or says why not. Joins a load under way. The caller's deadline bounds
-        its waiting, not the load.
+        """Loads a model in this pod, or says why not. Joins a load under way. The caller's deadline limits its
+        wait, not the load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Withdraws this pod's copy of a model: no call is answered from it once this has returned.
+        """Withdraws this pod's copy of a model. Once this has returned, the copy answers no calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """How this pod is right now.
+        """Describes this pod and its copies now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,21 +82,21 @@ class ModelMeshServicer:
         raise NotImplementedError('Method not implemented!')
 
     def unregisterModel(self, request, context):
-        """Forgets a model and withdraws its copies. Unknown ids are fine.
+        """Unregisters a model and withdraws its copies. Succeeds for unknown ids, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getModelStatus(self, request, context):
-        """Says how a model is, without loading it and without counting as a use.
+        """Returns a model's status. Neither loads the model nor counts as a use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ensureLoaded(self, request, context):
-        """Loads a model where it has no copy yet.
+        """Loads a model that has no copy yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

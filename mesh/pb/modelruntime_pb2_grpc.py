@@ -65,7 +65,7 @@ class ModelRuntimeServicer:
     """Missing associated documentation comment in .proto file."""
 
     def loadModel(self, request, context):
-        """Answers when the model can serve. May be cancelled; an unload of the same id follows.
+        """Answers when the model can serve. May be cancelled, and is then followed by an unload of the same id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,14 +78,14 @@ class ModelRuntimeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def predictModelSize(self, request, context):
-        """Optional: UNIMPLEMENTED is remembered.
+        """Optional: after UNIMPLEMENTED it is not called again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def modelSize(self, request, context):
-        """Asked only where loadModel answered no size.
+        """Only called if loadModel returned no size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -194,7 +194,7 @@ async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
 
 async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
     """Helm refuses a second mesh with the reason and the way out, and the first one is unaffected."""
-    with pytest.raises(AssertionError, match=r'There is a mesh in the namespace .* already: the release "mesh"'):
+    with pytest.raises(AssertionError, match=r'The namespace .* already has a mesh: the release "mesh"'):
         mesh.helm("install", "another")
     await mesh.ready(30.0)
 

@@ -43,7 +43,7 @@ async def test_a_mesh_is_applied_and_deleted(namespace: Kube, image: str, tmp_pa
     async with Traffic(mesh) as traffic:
         await traffic.some(100)
     assert traffic.errors == []
-    with pytest.raises(KubeError, match=r"There is a mesh in the namespace .* already .*, installed without Helm"):
+    with pytest.raises(KubeError, match=r"The namespace .* already has a mesh .*, installed without Helm"):
         mesh.helm("install", "mesh")
     namespace.kubectl("delete", "-k", str(tmp_path), timeout=120.0)
     await namespace.until(lambda: not mesh.left(), "nothing is left", timeout=90.0)

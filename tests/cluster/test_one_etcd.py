@@ -59,7 +59,7 @@ async def endpoint(shared_namespace: Kube, image: str) -> str:
 async def first(shared_namespace: Kube, image: str, endpoint: str) -> AsyncIterator[Installed]:
     """A mesh on that etcd."""
     mesh = Installed(shared_namespace, image)
-    with pytest.raises(KubeError, match=r'"model-serving-etcd" .* is not in the namespace.* Make it .*etcd\.embedded'):
+    with pytest.raises(KubeError, match=r'"model-serving-etcd" .* is not in the namespace.* Create it .*etcd.embedded'):
         mesh.helm("install", "mesh", over=SMALL)
     shared_namespace.apply(secret(endpoint, userid="root", password="right"))
     mesh.helm("install", "mesh", over=SMALL)
