@@ -15,11 +15,13 @@ import httptools
 
 from mesh import statuses
 from mesh.wire import budget as budgets
-from mesh.wire import call, exchange, framing, heads, inbox, metadata, refusals
+from mesh.wire import call, exchange, framing, heads, inbox, largebody, metadata, refusals
 from mesh.wire import reply as replies
 from mesh.wire.heads import Memo
 
 _MAX_HEADERS = 64 * 1024  # bytes of a reply's head, or of its trailers
+_WITH_HEAD = 1024  # bytes of a read that may bring a head and the beginning of a large message
+_HEAD_ENDS = b"\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 _CODES = {b"%d" % code: int(code) for code in statuses.Code}
 _OK = int(statuses.Code.OK)
@@ -62,6 +64,7 @@ class ClientConnection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_pool",
+        "_reader",
         "_refusal",
         "_special",
         "_trailers",
@@ -82,6 +85,7 @@ class ClientConnection(asyncio.Protocol):
         self.patience = patience  # ticks of being idle after which the pool closes it
         self.stalled = False  # the peer does not take what is written
         self._paused = False
+        self._reader: largebody.LargeBody | None = None  # what reads in its place
         self._extra = False  # bytes came after the reply
         self._held = 0  # bytes of the budget for bodies
         self._reset()
@@ -132,6 +136,9 @@ class ClientConnection(asyncio.Protocol):
         """Closes at once, without telling the call."""
         self._exchange = None
         self._body = b""
+        if self._reader is not None:
+            self._reader = None
+            self.transport.set_protocol(self)
         if self._held:
             self._pool.budget.give(self._held)
             self._held = 0
@@ -162,16 +169,29 @@ class ClientConnection(asyncio.Protocol):
             seen = heads.split_reply(data)
             if seen is not None and self._recognised(owner, seen):
                 return
+        if len(data) >= _WITH_HEAD and not self._heard and self._large(data):
+            return
+        if self._parse(data):
+            self._parsed(owner, seen)
+
+    def _parse(self, data: bytes | memoryview) -> bool:
+        """Parses; returns False if the call is lost."""
         self._heard = True
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._complete:
+                owner = self._exchange
+                assert owner is not None
                 self.drop()
                 self._lose(owner, f"what {self._pool.address} answered is not HTTP/1.1: {error}")
-                return
+                return False
             self._extra = True
+        return True
+
+    def _parsed(self, owner: exchange.Exchange, seen: heads.Answer | None = None) -> None:
+        """Tells the call what a read has brought."""
         if self._complete:
             if seen is not None:
                 self._learn(seen)
@@ -185,6 +205,49 @@ class ClientConnection(asyncio.Protocol):
         elif self._head_done and self._box is None:
             self._begin(owner)
 
+    # --- large replies ---
+
+    def _large(self, data: bytes) -> bool:
+        """Has the chunks of a large message that begins in this read taken by a `LargeBody`; returns False if there are
+        none, and the read must be parsed."""
+        at = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
+        if at < len(_HEAD_ENDS):
+            return False
+        body = memoryview(data)[at:]
+        begun = largebody.begins(body, self._limit)
+        if begun is None:
+            return False
+        if not self._parse(data[:at]):
+            return True
+        owner = self._exchange
+        assert owner is not None
+        size, left, skipped = begun
+        if self._head_done and self._refusal is None and b"transfer-encoding" in self._special:
+            self._count(size)
+            if self._refusal is None:
+                self._reader = reader = largebody.LargeBody(self, size, left)
+                self._overhead = 0
+                reader.put(body[skipped:])
+                if self._reader is reader:  # it has not given up at once
+                    self.transport.set_protocol(reader)
+                return True
+        if self._parse(body):
+            self._parsed(owner)
+        return True
+
+    def body_moved(self, count: int) -> None:
+        """Notes the progress of a large reply, which is not judged here."""
+
+    def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
+        """Takes a large message, and goes on reading by itself."""
+        self._reader = None
+        self.transport.set_protocol(self)
+        owner = self._exchange
+        assert owner is not None
+        self._body = body
+        if not rest or self._parse(rest):
+            self._parsed(owner)
+
     def eof_received(self) -> bool:
         """Treats the connection as ended: the peer will answer no more."""
         return False
@@ -192,6 +255,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the call in flight about the end."""
         self._pool.left(self)
+        self._reader = None
         if self._held:
             self._pool.budget.give(self._held)
             self._held = 0

@@ -21,7 +21,7 @@ import httptools
 from mesh.identity.identity import known
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
-from mesh.wire import call, heads, refusals
+from mesh.wire import call, heads, largebody, refusals
 from mesh.wire.servercall import ANSWERED, STARTED
 
 log = logs.get(__name__)
@@ -29,6 +29,7 @@ log = logs.get(__name__)
 _WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
 _PATIENT = 2 * _WRITE_HIGH
 _LINGER = 2.0  # seconds that the peer has to read the last answer
+_WITH_HEAD = 1024  # bytes of a read that may bring a head and the beginning of a large message
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -47,6 +48,17 @@ class Inbound(Protocol):
     @property
     def received(self) -> int:
         """Bytes that have come of its body, while it waits for its turn."""
+
+    @property
+    def missing(self) -> int:
+        """Bytes of its body that are still to come and are wanted, if its head has said how many."""
+
+    @property
+    def begun(self) -> bytes | bytearray:
+        """The part of the body that has come and belongs into one piece with what is missing."""
+
+    def fill(self, body: bytes | bytearray) -> None:
+        """Takes what `begun` was, and what has come since."""
 
     @property
     def partial(self) -> bool:
@@ -127,6 +139,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         "_parser",
         "_paused",
         "_queue",
+        "_reader",
         "_rooms",
         "_secure",
         "_server",
@@ -158,6 +171,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._queue: deque[M] = deque()  # in the order they came, not yet handed out
         self._active: M | None = None  # handed out, not yet answered
         self._between = True  # the parser has seen the end of a request and no byte of the next
+        self._reader: largebody.LargeBody | None = None  # what reads in its place
         self._memo = owner.memo
         self._overhead = 0  # bytes read since the last whole head or wanted piece of a body
         self._holding = False  # the reader of a stream wants no more for now
@@ -200,8 +214,19 @@ class Connection(asyncio.Protocol, Generic[M, K]):
                 known = self._memo.get(seen[0])
                 if known is not None and self._recognised(seen, known):
                     return
-        self._overhead += len(data)
         self._moved += len(data)
+        if len(data) < _WITH_HEAD or not self._large(data):
+            self._parse(data)
+        if seen is not None and self._memo.worth(seen[0]):
+            self._learn(seen)
+        made = self._incoming
+        if made is not None and made.missing >= largebody.LEAST and self._wants(made):
+            begun = made.begun
+            self._let_read(largebody.LargeBody(self, len(begun) + made.missing), begun)
+        self._parsed()
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -213,8 +238,9 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._malformed(f"not valid HTTP/1.1: {error}")
         if self._overhead > self._max_headers:
             self._excess()
-        if seen is not None and self._memo.worth(seen[0]):
-            self._learn(seen)
+
+    def _parsed(self) -> None:
+        """Goes on after something was parsed."""
         active = self._active
         if active is None:
             if self._queue:
@@ -234,7 +260,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         """Leaves the server and tells the call in flight."""
         self._closing = self._deaf = True
         self._forget_queue()
-        self._incoming = None
+        self._incoming = self._reader = None
         self._count_unsent(0)
         if self._lingering is not None:
             self._lingering.cancel()
@@ -289,7 +315,50 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         if made is not None:
             made.end()
 
+    # --- large bodies ---
+
+    def _wants(self, made: M) -> bool:
+        """Returns whether the rest of a body is waited for, and by no other reader."""
+        wanted = made.refusal is None and not made.phase and made is not self._active
+        return wanted and self._reader is None and not self._deaf
+
+    def _let_read(self, reader: largebody.LargeBody, begun: bytes | bytearray | memoryview) -> None:
+        """Lets a large body be read past the parser."""
+        self._reader = reader
+        self._overhead = 0
+        reader.put(begun)
+        if self._reader is reader:  # it has not given up at once
+            self.transport.set_protocol(reader)
+
+    def _read_again(self) -> None:
+        """Reads by itself again."""
+        if self._reader is not None:
+            self._reader = None
+            self.transport.set_protocol(self)
+
+    def body_moved(self, count: int) -> None:
+        """Notes the progress of a large body."""
+        self._moved += count
+
+    def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
+        """Takes a large body, and goes on reading by itself."""
+        self._read_again()
+        made = self._incoming
+        assert made is not None
+        made.fill(body)
+        if last:
+            self._parser = httptools.HttpRequestParser(self)  # the old one still waits for the body
+            self.on_message_complete()
+        elif rest:
+            self._parse(rest)
+        self._parsed()
+
     # --- what a subclass says ---
+
+    def _large(self, data: bytes) -> bool:
+        """Has the chunks of a large message that begins in this read taken past the parser; returns False if there are
+        none, and the read must be parsed."""
+        return False
 
     def on_headers_complete(self) -> None:
         """Makes a call of the head, and puts it into the queue."""
@@ -370,7 +439,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         if self._active is not None:
             return None
         if self._incoming is not None:
-            return "body", id(self._incoming), self._incoming.received, self._overhead
+            come = self._incoming.received if self._reader is None else self._reader.filled
+            return "body", id(self._incoming), come, self._overhead
         if self.stalled:
             return "writing", self.transport.get_write_buffer_size()
         return None if self._between else ("head", self._overhead)
@@ -501,6 +571,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._let_write()
         if self.transport.is_closing():
             return
+        self._read_again()
         if clean:
             self.transport.close()
             return

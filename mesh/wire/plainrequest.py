@@ -109,6 +109,21 @@ class PlainRequest:
         """Bytes that have come of its body."""
         return self.size + self.dropped
 
+    @property
+    def missing(self) -> int:
+        """Bytes of the body that are still to come, if the head has said how many: they have been reserved."""
+        return self.held - self.size
+
+    @property
+    def begun(self) -> bytes:
+        """Nothing: what has come stays a piece of its own."""
+        return b""
+
+    def fill(self, body: bytes | bytearray) -> None:
+        """Takes the rest of the body."""
+        self._pieces.append(bytes(body))
+        self.size += len(body)
+
     def ready(self, limit: int) -> bool:
         """Returns whether its turn can begin: all of it is here, or no more of it is waited for."""
         return self.ended or self.abandoned

@@ -184,6 +184,23 @@ class ServerCall(call.Call):
         """Bytes that have come of its body, while it waits for its turn."""
         return len(self.body)
 
+    @property
+    def missing(self) -> int:
+        """Bytes of its body that are still to come, if its head has said how many; 0 for a stream."""
+        size = self.size
+        if size is None or size > self._connection.limit + framing.PREFIX:
+            return 0
+        return size - len(self.body)
+
+    @property
+    def begun(self) -> bytes | bytearray:
+        """The part of the body that has come."""
+        return self.body
+
+    def fill(self, body: bytes | bytearray) -> None:
+        """Takes a body that was read in one piece."""
+        self.body = body
+
     def stop(self, refusal: refusals.Refusal) -> None:
         """Refuses the call, if no answer has been given."""
         self.refusal = refusal

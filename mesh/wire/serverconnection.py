@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from mesh import statuses
 from mesh.telemetry import logs
-from mesh.wire import call, connection, framing, heads, metadata, refusals, servercall
+from mesh.wire import call, connection, framing, heads, largebody, metadata, refusals, servercall
 
 log = logs.get(__name__)
+
+_HEAD_ENDS = b"\r\n\r\n"
 
 
 class Known(NamedTuple):
@@ -82,6 +84,26 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
         self._overhead = 0
         self._incoming = made
         self._queue.append(made)
+
+    # --- large messages ---
+
+    def _large(self, data: bytes) -> bool:
+        at = data.find(_HEAD_ENDS) + len(_HEAD_ENDS) if self._between else 0
+        if at < len(_HEAD_ENDS):
+            return False
+        body = memoryview(data)[at:]
+        begun = largebody.begins(body, self.limit)
+        if begun is None:
+            return False
+        self._parse(data[:at])
+        made = self._incoming
+        size, left, skipped = begun
+        if made is not None and made.size is None and self._wants(made) and made.reserve(size):
+            made.body = bytes(body[skipped : skipped + framing.PREFIX])  # so its turn waits for the rest
+            self._let_read(largebody.LargeBody(self, size, left), body[skipped:])
+        elif not self._deaf:
+            self._parse(body)
+        return True
 
     # --- heads seen before ---
 

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -39,6 +39,7 @@ class Transport:
         self.written = b""
         self.unsent = 0  # bytes that the peer has not taken, as the test says
         self.closed = self.aborted = self.eof = self.paused = False
+        self.protocol: Any = None  # that reads instead of the connection
 
     def write(self, data: bytes) -> None:
         assert not self.eof, "bytes were written after the end"
@@ -67,6 +68,9 @@ class Transport:
         assert self.paused
         self.paused = False
 
+    def set_protocol(self, protocol: object) -> None:
+        self.protocol = protocol
+
     def set_write_buffer_limits(self, high: int) -> None:
         pass
 
@@ -75,6 +79,24 @@ class Transport:
 
     def get_extra_info(self, name: str) -> object:
         return "" if name == "peername" else None
+
+
+def deliver(connection: Any, data: bytes) -> list[bytes]:
+    """Gives what a peer sent to whatever reads it for the connection, as an event loop does; returns each read."""
+    reads = []
+    while data and not (reads and connection.transport.closed):
+        reader = connection.transport.protocol or connection
+        if not isinstance(reader, asyncio.BufferedProtocol):
+            reader.data_received(data)
+            reads.append(data)
+            break
+        buffer = reader.get_buffer(-1)
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        reader.buffer_updated(count)
+        reads.append(data[:count])
+        data = data[count:]
+    return reads
 
 
 @dataclass

@@ -10,7 +10,7 @@ from mesh.pb import details_pb2
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import budget as budgets
 from mesh.wire import call, metadata, server, serverconnection
-from tests.support.wire import Transport, chunked, frames, parse_replies, request, run
+from tests.support.wire import Transport, chunked, deliver, frames, parse_replies, request, run
 
 LIMIT = 1 << 20  # bytes of one message
 BIG = 200_000
@@ -35,7 +35,7 @@ class Peers:
     def send(self, data):
         """Opens a connection and sends on it."""
         connection = self.connect()
-        connection.data_received(data)
+        deliver(connection, data)
         return connection
 
     def judge(self, seconds=1):
@@ -115,7 +115,7 @@ async def test_small_bodies_are_bounded_too(peers):
 async def test_an_answered_or_abandoned_call_gives_its_bytes_back(peers, how):
     for again in range(2):  # the second time the header is known
         connection = peers.connect()
-        connection.data_received(request(frames(bytes(50_000)), headers=[(b"a", b"b")]))
+        deliver(connection, request(frames(bytes(50_000)), headers=[(b"a", b"b")]))
         assert peers.budget.held == 50_005
         one = peers.calls.pop()
         if how == "reply":
@@ -134,15 +134,15 @@ async def test_an_answered_or_abandoned_call_gives_its_bytes_back(peers, how):
 async def test_a_streams_messages_count_while_they_wait_and_while_they_are_held(peers):
     connection = peers.send(request(b"", chunks=[])[:-5])
     [one] = peers.calls
-    connection.data_received(chunked(frames(bytes(BIG))[: BIG // 2], []))
+    deliver(connection, chunked(frames(bytes(BIG))[: BIG // 2], []))
     assert peers.budget.held >= BIG
-    connection.data_received(chunked(frames(bytes(BIG))[BIG // 2 :], []))
-    connection.data_received(chunked(frames(b"next"), []))
+    deliver(connection, chunked(frames(bytes(BIG))[BIG // 2 :], []))
+    deliver(connection, chunked(frames(b"next"), []))
     assert len(await one.read()) == BIG + 5
     assert peers.budget.held >= BIG
     assert await one.read() == frames(b"next")
     assert peers.budget.held < 1000
-    connection.data_received(chunked(frames(bytes(BIG))[:-1], []))
+    deliver(connection, chunked(frames(bytes(BIG))[:-1], []))
     one.fail(Code.ABORTED, "enough")
     assert peers.budget.held == 0
 
@@ -150,7 +150,7 @@ async def test_a_streams_messages_count_while_they_wait_and_while_they_are_held(
 async def test_a_stream_whose_message_finds_no_room_is_refused(peers):
     first = [peers.send(head(BIG)) for _ in range(2)]
     connection = peers.send(request(b"", chunks=[])[:-5])
-    connection.data_received(chunked(frames(bytes(BIG))[:1000], []))
+    deliver(connection, chunked(frames(bytes(BIG))[:1000], []))
     assert only(connection).code == Code.RESOURCE_EXHAUSTED
     with pytest.raises(call.CallCancelled):
         await peers.calls[0].read()
@@ -187,7 +187,7 @@ async def test_a_body_has_to_keep_up_the_least_rate(peers, rate, slow):
     rest = 400_005
     while rest and not connection.transport.written:
         piece = min(rate, rest)
-        connection.data_received(bytes(piece) if rest < 400_005 else frames(bytes(400_000))[:piece])
+        deliver(connection, bytes(piece) if rest < 400_005 else frames(bytes(400_000))[:piece])
         rest -= piece
         peers.judge()
     assert bool(connection.transport.written) is slow
@@ -198,7 +198,7 @@ async def test_where_others_are_refused_slow_bodies_have_less_time(peers):
     connection = peers.send(head(BIG))
     seconds = 0
     while not connection.transport.written:
-        connection.data_received(bytes(100))
+        deliver(connection, bytes(100))
         peers.budget.short = True  # a refusal leaves the budget like this
         peers.judge()
         seconds += 1
@@ -211,7 +211,7 @@ async def test_a_message_within_a_stream_has_to_come_but_the_next_one_may_be_lon
     assert await one.read() == frames(b"a")
     peers.judge(100)
     assert not connection.transport.written
-    connection.data_received(chunked(frames(b"abc")[:-1], []))
+    deliver(connection, chunked(frames(b"abc")[:-1], []))
     peers.judge(100)
     assert only(connection).code == Code.DEADLINE_EXCEEDED
     with pytest.raises(call.CallCancelled):
@@ -220,7 +220,7 @@ async def test_a_message_within_a_stream_has_to_come_but_the_next_one_may_be_lon
 
 async def test_bytes_that_we_do_not_read_are_not_the_peers_fault(peers):
     connection = peers.send(request(frames(bytes(300_000)), chunks=[])[:-5])
-    connection.data_received(chunked(frames(bytes(BIG))[:100], []))
+    deliver(connection, chunked(frames(bytes(BIG))[:100], []))
     assert connection.transport.paused
     peers.judge(100)
     assert not connection.transport.written

@@ -10,7 +10,7 @@ from mesh.statuses import Code
 from mesh.wire import budget as budgets
 from mesh.wire import client, clientconnection, framing
 from tests.support.waiting import until
-from tests.support.wire import ECHO, Outcome, Transport, chunked, cut, frames, run
+from tests.support.wire import ECHO, Outcome, Transport, chunked, cut, deliver, frames, run
 
 LIMIT = 1000
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n"
@@ -39,7 +39,7 @@ class Connected:
             if self.connection._exchange is None:
                 break
             await until(lambda: not self.transport.paused, interval=0)
-            self.connection.data_received(piece)
+            deliver(self.connection, piece)
             await asyncio.sleep(0)
 
     def lose(self, error=None):
@@ -319,11 +319,11 @@ async def test_reading_stops_while_nobody_takes_a_streamed_reply_and_the_next_ca
     await connected.feed(HEAD + CHUNKED + b"\r\n")
     stream = await outcome.stream()
     big = frames(bytes(300_000))
-    connected.connection.data_received(chunked(big, []))
+    deliver(connected.connection, chunked(big, []))
     assert connected.transport.paused
     assert await stream.read() == big
     assert not connected.transport.paused
-    connected.connection.data_received(chunked(big, []) + b"0\r\ngrpc-status: 0\r\n\r\n")
+    deliver(connected.connection, chunked(big, []) + b"0\r\ngrpc-status: 0\r\n\r\n")
     assert not connected.transport.paused
     assert connected.reusable
     assert await stream.read() == big
@@ -339,7 +339,7 @@ async def test_a_second_reply_that_nobody_asked_for_ends_the_connection_and_harm
     assert connected.transport.closed
 
     connected = Connected()
-    connected.connection.data_received(b"HTTP/1.1 200 OK\r\n")
+    deliver(connected.connection, b"HTTP/1.1 200 OK\r\n")
     assert connected.transport.closed
     assert connected.pool.statistics().connections == 0
 

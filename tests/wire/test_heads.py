@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.wire import client, clientconnection, heads, server, serverconnection
-from tests.support.wire import ECHO, Outcome, Transport, chunked, frames, request, run
+from tests.support.wire import ECHO, Outcome, Transport, chunked, deliver, frames, request, run
 
 LIMIT = 1000
 
@@ -41,7 +41,7 @@ def outcomes_of_requests(reads, memo):
                 transport = Transport()
                 connection = serverconnection.ServerConnection(serving, asyncio.get_running_loop())
                 connection.connection_made(transport)
-            connection.data_received(read)
+            deliver(connection, read)
             await asyncio.sleep(0)
             written.append((transport.written, transport.closed, transport.eof))
         return seen, written
@@ -149,7 +149,7 @@ def outcomes_of_replies(reads, memo):
                 pool.release(connection)
             outcome = Outcome()
             pool.send(ECHO, [], FRAME, outcome)
-            connection.data_received(read)
+            deliver(connection, read)
             if connection._exchange is not None:
                 connection.transport.closed = True
                 connection.connection_lost(None)

@@ -12,7 +12,7 @@ from mesh.statuses import Reason
 from mesh.wire import budget as budgets
 from mesh.wire import plainconnection, plainserver
 from tests.support.waiting import until
-from tests.support.wire import Transport, run
+from tests.support.wire import Transport, deliver, run
 
 LIMIT = 1000
 _ANSWER = re.compile(rb"HTTP/1\.1 (\d+) [^\r]*\r\n((?:[^\r]+\r\n)*)\r\n")
@@ -60,7 +60,7 @@ class Served:
         for piece in pieces:
             if self.transport.paused:
                 await until(lambda: not self.transport.paused, interval=0, why="reading goes on")
-            self.connection.data_received(piece)
+            deliver(self.connection, piece)
             await asyncio.sleep(0)
         for _ in range(3):
             await asyncio.sleep(0)

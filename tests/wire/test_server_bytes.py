@@ -11,7 +11,7 @@ from mesh.statuses import Code
 from mesh.wire import budget as budgets
 from mesh.wire import call, framing, metadata, server, serverconnection
 from tests.support.waiting import until
-from tests.support.wire import ECHO, Transport, chunked, cut, frames, parse_replies, request, run
+from tests.support.wire import ECHO, Transport, chunked, cut, deliver, frames, parse_replies, request, run
 
 LIMIT = 1000
 
@@ -54,10 +54,10 @@ class Served:
     async def feed(self, *pieces):
         for piece in pieces:
             if not self.transport.paused:
-                self.connection.data_received(piece)
+                deliver(self.connection, piece)
             else:
                 await until(lambda: not self.transport.paused, interval=0, why="reading goes on")
-                self.connection.data_received(piece)
+                deliver(self.connection, piece)
             await asyncio.sleep(0)
 
     async def settle(self):
