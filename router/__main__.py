@@ -38,6 +38,13 @@ def main(
             help="Folder for sockets, with a short path and for this user only; default: a temporary one.",
         ),
     ] = "",
+    default_vmodel_owner: Annotated[
+        str,
+        typer.Option(
+            envvar=["MESH_DEFAULT_VMODEL_OWNER", "MM_DEFAULT_VMODEL_OWNER"],
+            help="Owner of aliases that are created without one; default: none.",
+        ),
+    ] = "",
     limits: options.RouterLimits,
     logging: Logging,
 ) -> None:
@@ -75,6 +82,7 @@ def main(
             max_waiters_per_model=limits.max_waiters_per_model,
             max_waiting_bytes=checked.size(limits.max_waiting_bytes, "--max-waiting-bytes"),
             reregister_after=checked.span(limits.reregister_after, "--reregister-after", unlimited="never"),
+            default_vmodel_owner=default_vmodel_owner,
             drain=limits.drain_timeout,
             log_format=logging.log_format,
             log_level=logging.log_level,

@@ -54,6 +54,7 @@ class RouterSettings:
     registry_cache: int = 10_000  # records
     unload_wait: float = 10.0  # longest wait for the agents when unregistering
     reregister_after: float | None = 600.0  # longest wait for a pod that is cut off; None: no limit
+    default_vmodel_owner: str = ""  # of vmodels that are created without an owner
 
     drain: float = 20.0  # time for calls in flight when the router stops
     log_format: str = "text"

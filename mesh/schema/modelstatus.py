@@ -1,4 +1,4 @@
-"""Statuses of models, in the words of the predecessor's API."""
+"""Statuses of models and vmodels, in the words of the predecessor's API."""
 
 import enum
 
@@ -16,3 +16,12 @@ class ModelStatus(enum.StrEnum):
     def has_copies(self) -> bool:
         """True if replies list copies of a model with this status: loaded, loading or failed."""
         return self in (ModelStatus.LOADED, ModelStatus.LOADING, ModelStatus.LOADING_FAILED)
+
+
+class VModelStatus(enum.StrEnum):
+    """The status of a vmodel. The names are those of `mmesh.VModelStatusInfo.VModelStatus`."""
+
+    NOT_FOUND = "NOT_FOUND"
+    DEFINED = "DEFINED"
+    TRANSITIONING = "TRANSITIONING"
+    TRANSITION_FAILED = "TRANSITION_FAILED"

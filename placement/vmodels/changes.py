@@ -27,8 +27,9 @@ from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 KEEP = 2
 """Earlier versions kept for going back, where the vmodel names no number."""
 
-MOST = 16
-"""Most weights of a split, and most earlier versions kept: all models that a vmodel names are in one transaction."""
+MOST_WEIGHTS = 16
+MOST_KEPT = 10
+"""Bounds on what a vmodel names: all its models must fit into one transaction, even if it deletes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class RefusalCause(enum.Enum):
     """The kind of reason why a change is refused."""
 
     NOT_FOUND = "not found"
+    NO_VERSION = "no such version"
     CONFLICT = "conflict"
     PRECONDITION = "precondition"
     INVALID = "invalid"
@@ -180,7 +182,7 @@ def _target(vmodel_id: str, before: VModelRecord | None, request: SetVModel) -> 
             return Refusal(RefusalCause.NOT_FOUND, f"vmodel {vmodel_id} not found")
         if known is None:
             there = f"it has {', '.join(versions)}" if versions else "it has none"
-            return Refusal(RefusalCause.NOT_FOUND, f"{vmodel_id} has no version {request.version}: {there}")
+            return Refusal(RefusalCause.NO_VERSION, f"{vmodel_id} has no version {request.version}: {there}")
         return known
     if request.weights:
         best = max(request.weights.values())
@@ -262,12 +264,12 @@ def _additions(vmodel_id: str, before: VModelRecord | None, request: SetVModel, 
     elif request.force:
         more = replace(more, wait=False, why="")
     if request.weights is not None:
-        if len(request.weights) > MOST:
-            return Refusal(RefusalCause.INVALID, f"{vmodel_id} can be split among {MOST} models at most")
+        if len(request.weights) > MOST_WEIGHTS:
+            return Refusal(RefusalCause.INVALID, f"{vmodel_id} can be split among {MOST_WEIGHTS} models at most")
         more = replace(more, weights=MappingProxyType(dict(request.weights)))
     if request.keep is not None:
-        if not 0 <= request.keep <= MOST:
-            return Refusal(RefusalCause.INVALID, f"keep must be a number of versions from 0 to {MOST}")
+        if not 0 <= request.keep <= MOST_KEPT:
+            return Refusal(RefusalCause.INVALID, f"keep must be a number of versions from 0 to {MOST_KEPT}")
         more = replace(more, keep=request.keep)
     if request.sticky is not None:
         more = replace(more, sticky=request.sticky)

@@ -25,16 +25,19 @@ from placement.pod import Candidate as Candidate
 from router.leader import handover
 from router.leader.carrying import Carrying
 from router.leader.handover import Handover
+from router.leader.moving import Loads
 from router.leader.observing import Observation, Observer
 from router.leader.orders import Orders
 from router.leader.recency import Recency
 from router.leader.reloading import Reloading
+from router.leader.transitions import Records, Transitions
 from router.leader.warming import Warming
 from router.loads.agents import Agent
 from router.state.dynamic import Current
 from router.state.pods import Copy
 from router.state.registry import Registration, Registry
 from router.state.view import View
+from router.vmodels.store import VModelStore
 
 log = logs.get(__name__)
 
@@ -66,6 +69,8 @@ class Rounds:
         etcd: Etcd,
         keys: Keys,
         settings: Callable[[], Current],
+        records: Records,
+        store: VModelStore,
         failure_expiry: float = 900.0,
     ) -> None:
         self._view = view
@@ -83,6 +88,18 @@ class Rounds:
             choose=self._choose,
             idle_ms=lambda model_id: self._idle.get(model_id),
             on_done=self.carrying.wake,
+        )
+        self.transitions = Transitions(
+            records=records,
+            loads=Loads(
+                view=view,
+                orders=orders,
+                choose=self._choose,
+                idle_ms=lambda model_id: self._idle.get(model_id),
+                maximum=lambda registration: self._maximum(registration.record),
+            ),
+            registry=registry,
+            store=store,
         )
         self._recency = Recency(etcd, keys)
         self._known = False  # whether an earlier leader's list of last uses was read
@@ -112,13 +129,15 @@ class Rounds:
         """Runs until cancelled."""
         self._known = False  # another leader may have led meanwhile, and knows more uses
         try:
-            async with asyncio.TaskGroup() as beside:  # if one of the three fails, leading fails
+            async with asyncio.TaskGroup() as beside:  # if one of them fails, leading fails
                 beside.create_task(self._remember_uses(), name="remember uses")
                 beside.create_task(self.reloading.run(), name="reloads")
+                beside.create_task(self.transitions.run(), name="moves of vmodels")
                 await self._plan()
         finally:
             await self._handover.close()
             await self.reloading.close()  # the next leader continues
+            await self.transitions.close()  # likewise
             with contextlib.suppress(EtcdError, TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
                     await self._note_uses()  # for the next leader, or for the mesh after a restart
@@ -188,6 +207,7 @@ class Rounds:
         """Ends all work of the rounds that is under way."""
         await self._handover.close()
         await self.reloading.close()
+        await self.transitions.close()
         await self.carrying.close()
 
     # --- input of plans ---
@@ -199,7 +219,8 @@ class Rounds:
     def _choose(
         self, registration: Registration, size: Footprint, excluded: Mapping[str, str], idle_ms: int
     ) -> choice.Choice:
-        """Chooses a pod for a reloaded model whose own pods have no room."""
+        """Chooses a pod for a copy of a reloaded model whose own pods have no room, or of a vmodel's target."""
+        holders = {copy.pod.name for copy in self._view.known(registration.model_id)}
         constraints, pods = self._settings().constraints, self._candidates()
         model_type = registration.record.type
         labels = {pod.labels for pod in pods}
@@ -211,7 +232,12 @@ class Rounds:
             idle_ms=idle_ms,
             constraint=constraints.of(model_type),
             preferences=constraints.preferences(model_type, labels) if constraints is not NONE else None,
+            zones=[pod.zone for pod in pods if pod.name in holders],
         )
+
+    def _maximum(self, record: ModelRecord) -> int | None:
+        """Returns the most copies that a model may have; None: no limit."""
+        return self._settings().limits.of(record.type, record.limits).maximum
 
     def _remember(self, seen: Observation) -> None:
         """Remembers which models were lost with a pod."""

@@ -17,8 +17,8 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.copies import UNLIMITED
 from router.fencing.tombstones import Holder, Tombstones, waits
+from router.fencing.withdrawal import ROUNDS, Withdrawal
 from router.management.requests import Item
-from router.management.withdrawal import ROUNDS, Withdrawal
 from router.state.registry import Registration, Registry, decode
 
 log = logs.get(__name__)
@@ -35,6 +35,10 @@ EXISTING = "existing"
 Fate = str | MeshError | None
 """The outcome of one item of many: None (created), EXISTING, or why it was not registered."""
 
+Way = tuple[list[etcds.Compare], list[etcds.Op]]
+"""The comparisons and writes by which a transaction creates a record beside no copies of a former registration."""
+
+_HOLDERS = 1000  # copies read at once
 _PAUSE = 0.1  # seconds between two looks at copies of a former registration
 _TELL = 1.0  # seconds between requests to the agents of those copies: the view may lag
 
@@ -68,43 +72,44 @@ class Creation:
         """Returns the registration, and whether it is new. Raises CONFLICT if the id is registered with other
         attributes, FORMER_LIFE if pods may still answer for its former registration, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
-        value = record.encode()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._wait
-        told = 0.0
-        holders: list[Holder] = []
+        puts = self._puts(model_id, record, record.encode())
+        way: Way = [etcds.absent_prefix(copies)], []
+        deadline = asyncio.get_running_loop().time() + self._wait
         while True:
+            compares, ops = way
             try:
-                result = await self._etcd.txn(
-                    [etcds.absent(key), etcds.absent_prefix(copies)],
-                    self._puts(model_id, record, value),
-                    [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))],
-                )
+                result = await self._etcd.txn([etcds.absent(key), *compares], [*puts, *ops], [etcds.get_op(key)])
             except etcds.EtcdUnavailable as error:
                 return await self._done(model_id, record, error), True
             if result.succeeded:
                 return self._created(model_id, record, result.revision), True
-            existing, lingering = etcds.found(result.responses[0]), etcds.found(result.responses[1])
-            if existing:
+            if existing := etcds.found(result.responses[0]):
                 return self._existing(decode(model_id, existing[0]), record), False
-            if (former := self._former(lingering)) is not None and former.allows(record):
-                tombstone, buried = self._keys.tombstone(model_id), lingering[0].mod_revision
-                try:
-                    result = await self._etcd.txn(
-                        [etcds.absent(key), etcds.modified(tombstone, buried), etcds.absent_range(copies, tombstone)],
-                        [*self._puts(model_id, record, value), etcds.delete_op(tombstone)],
-                    )
-                except etcds.EtcdUnavailable as error:
-                    return await self._done(model_id, record, error), True
-                if result.succeeded:
-                    return self._created(model_id, record, result.revision), True
-                continue
+            way = await self.make_way(model_id, record, deadline=deadline)
+
+    async def make_way(self, model_id: str, record: ModelRecord, *, deadline: float | None = None) -> Way:
+        """Waits until no copies of a former registration of the id are left, or only a tombstone that allows the same
+        registration again. Returns what a transaction that creates the record has to demand, and to do besides.
+
+        `deadline`: on the loop's clock; None: the usual. Raises FORMER_LIFE, REGISTRY_AWAY."""
+        copies, tombstone = self._keys.copies(model_id), self._keys.tombstone(model_id)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait if deadline is None else deadline
+        told = 0.0
+        holders: list[Holder] = []
+        while True:
+            page = await self._etcd.page(copies, after_prefix(copies), limit=_HOLDERS)
+            if not page.kvs:
+                return [etcds.absent_prefix(copies)], []
+            if (former := self._former(page.kvs)) is not None and former.allows(record):
+                buried = etcds.modified(tombstone, page.kvs[0].mod_revision)
+                return [buried, etcds.absent_range(copies, tombstone)], [etcds.delete_op(tombstone)]
             if loop.time() - told > _TELL:
                 told = loop.time()
-                await self._withdrawal.withdraw(model_id, lingering, "its id is registered again")
+                await self._withdrawal.withdraw(model_id, page.kvs, "its id is registered again")
                 holders = await self._tombstones.resolve(model_id)
             elif loop.time() > deadline:
-                holders = holders or [Holder(pod, None) for pod in self._withdrawal.pods_of(lingering)]
+                holders = holders or [Holder(pod, None) for pod in self._withdrawal.pods_of(page.kvs)]
                 raise waits(model_id, holders, self._reregister_after)
             else:
                 await asyncio.sleep(_PAUSE)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mesh.etcd import Etcd
 from mesh.schema.keys import Keys
 from router.fencing.tombstones import Tombstones
+from router.fencing.withdrawal import Withdrawal
 from router.loads.agents import Agent
 from router.loads.coldstart import ColdStart
 from router.management.creation import Creation
@@ -16,10 +17,11 @@ from router.management.pods import Pods
 from router.management.registration import Registrar
 from router.management.status import Reporter
 from router.management.tuning import Tuning
-from router.management.withdrawal import Withdrawal
+from router.management.vmodels import Listen, VModels
 from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import View
+from router.vmodels.store import VModelStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Management:
     inspection: Inspector
     pods: Pods
     tuning: Tuning
+    vmodels: VModels
 
     @classmethod
     def of(
@@ -45,9 +48,11 @@ class Management:
         agents: Agent,
         tombstones: Tombstones,
         settings: RouterSettings,
+        listen: Listen = lambda _: None,
         wall: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> "Management":
-        """Creates the handlers. `wall` returns ms since the epoch."""
+        """Creates the handlers. `listen` reports changes of vmodels, so that waits for them end at once; `wall` returns
+        ms since the epoch."""
         status = Reporter(
             etcd=etcd, keys=keys, view=view, coldstart=coldstart, failure_expiry=settings.failure_expiry, wall=wall
         )
@@ -70,6 +75,7 @@ class Management:
             wait=settings.unload_wait,
             reregister_after=settings.reregister_after,
         )
+        store = VModelStore(etcd=etcd, keys=keys, registry=registry, withdrawal=withdrawal, tombstones=tombstones)
         registration = Registrar(
             etcd=etcd,
             keys=keys,
@@ -94,4 +100,15 @@ class Management:
                 reregister_after=settings.reregister_after,
             ),
             Tuning(etcd, keys),
+            VModels(
+                store=store,
+                keys=keys,
+                registry=registry,
+                creation=creation,
+                loading=loading,
+                status=status,
+                listen=listen,
+                wall=wall,
+                default_owner=settings.default_vmodel_owner,
+            ),
         )

@@ -14,11 +14,11 @@ from mesh.schema.records import ModelRecord, Reload
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.copies import CopyLimits
+from router.fencing.withdrawal import ROUNDS, Withdrawal, changed_all_the_time
 from router.management.creation import Creation, Fate
 from router.management.loading import Loading
 from router.management.requests import Item, Register, check_id, record_of
 from router.management.status import Reporter, StatusInfo
-from router.management.withdrawal import ROUNDS, Withdrawal, changed_all_the_time
 from router.state.registry import Registry
 
 log = logs.get(__name__)

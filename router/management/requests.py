@@ -8,6 +8,7 @@ from mesh.schema import confidential, records
 from mesh.schema.records import ModelRecord
 from mesh.statuses import MeshError, Reason
 from placement.copies import UNLIMITED, CopyLimits
+from placement.vmodels.changes import SetVModel
 
 HOUR_MS = 3_600_000
 RECENCY_LOAD_NOW_MS = HOUR_MS
@@ -45,6 +46,63 @@ class Load:
     model_id: str
     sync: bool = False
     last_used_ms: int = 0  # epoch; 0: now
+
+
+SYNC_WAIT = 240.0
+"""Seconds that a request with `sync` waits for the end of a move; the predecessor's figure."""
+
+_VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_MOST_WEIGHT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class MoveVModel:
+    """A request to create, move or otherwise change a vmodel; with `load_now`, its target is loaded even if the active
+    model is not; with `sync`, the answer waits for the end of the move, at most `wait` seconds."""
+
+    vmodel_id: str
+    change: SetVModel
+    item: Item | None = None  # the target, which is registered if it is not
+    auto_delete: bool = False  # such a target goes with its last reference
+    load_now: bool = False
+    sync: bool = False
+    wait: float = SYNC_WAIT
+
+
+def check_move(request: MoveVModel) -> None:
+    """Checks what a request to change a vmodel says, apart from what exists. Raises BAD_REQUEST."""
+    check_vmodel_id(request.vmodel_id)
+    change = request.change
+    mirror, sticky, version, weights = change.mirror, change.sticky, change.version, change.weights or {}
+    named = [change.target] if change.target else []
+    for model_id in (*named, *weights, *([mirror.target] if mirror is not None else [])):
+        check_id(model_id)
+    wrong = ""
+    if version and _VERSION.fullmatch(version) is None:
+        wrong = f"a version is 1 to 64 letters, digits, dots, dashes or underscores, not {version[:80]!r}"
+    elif sticky and _HEADER.fullmatch(sticky) is None:
+        wrong = f"sticky names a header in lower case, not {sticky[:80]!r}"
+    elif mirror is not None and not 0 < mirror.percent <= 100:
+        wrong = "a mirror's share is a percentage above 0, at most 100"
+    elif any(not 0 <= weight <= _MOST_WEIGHT for weight in weights.values()):
+        wrong = f"a weight is a whole number from 0 to {_MOST_WEIGHT}"
+    elif weights and not any(weights.values()):
+        wrong = "the weights add up to 0: no model would get calls"
+    elif change.target and weights and change.target not in weights:
+        wrong = f"the target, model {change.target[:200]}, has no weight"
+    if wrong:
+        raise MeshError(Reason.BAD_REQUEST, wrong)
+
+
+def check_vmodel_id(vmodel_id: str) -> None:
+    """Checks that a vmodel can have that id. Raises BAD_REQUEST."""
+    if not vmodel_id:
+        raise MeshError(Reason.BAD_REQUEST, "Must provide vModelId")
+    try:
+        records.check_id(vmodel_id, "vmodel")
+    except ValueError as error:
+        raise MeshError(Reason.BAD_REQUEST, str(error)) from error
 
 
 def check_id(model_id: str) -> None:

@@ -36,6 +36,7 @@ from mesh.wire.client import Pool
 from router.fencing.closing import Closing
 from router.fencing.prober import Prober
 from router.fencing.tombstones import Tombstones
+from router.fencing.withdrawal import Withdrawal
 from router.leader.election import Election
 from router.leader.rounds import Rounds
 from router.loads.agents import Agents
@@ -49,6 +50,8 @@ from router.state.feed.server import FeedServer
 from router.state.pods import News
 from router.state.registry import Registry
 from router.state.view import View
+from router.state.vmodels import Vmodels
+from router.vmodels.store import VModelStore
 
 log = logs.get(__name__)
 
@@ -94,11 +97,28 @@ class RouterPod:
         self._view.listen(self._on_pod)
         self._registry = Registry(self._etcd, keys, timeout=settings.registry_timeout)
         self._dynamic = Dynamic(keys)
+        self._vmodels = Vmodels(keys)
+        self._tombstones = Tombstones(self._etcd, keys, self._agents)
+        self._store = VModelStore(
+            etcd=self._etcd,
+            keys=keys,
+            registry=self._registry,
+            withdrawal=Withdrawal(
+                etcd=self._etcd,
+                keys=keys,
+                registry=self._registry,
+                view=self._view,
+                agents=self._agents,
+                tombstones=self._tombstones,
+                wait=settings.unload_wait,
+            ),
+            tombstones=self._tombstones,
+        )
         self._feed = FeedServer(self._snapshot, wanted=lambda range: self._following.want(range))
         self._following = Following(
             self._etcd,
             keys,
-            readers={ranges.PRESENCE: self._view, ranges.CONFIG: self._dynamic},
+            readers={ranges.PRESENCE: self._view, ranges.CONFIG: self._dynamic, ranges.VMODELS: self._vmodels},
             apply=self._feed.apply,
             run=functools.partial(self._tasks.run, duties.FOLLOW_ETCD),
         )
@@ -110,9 +130,10 @@ class RouterPod:
             etcd=self._etcd,
             keys=keys,
             settings=lambda: self._dynamic.current,
+            records=self._vmodels,
+            store=self._store,
             failure_expiry=settings.failure_expiry,
         )
-        self._tombstones = Tombstones(self._etcd, keys, self._agents)
         self._closing = Closing(
             self._view, self._etcd, keys, self._tombstones, reregister_after=settings.reregister_after
         )
@@ -346,6 +367,7 @@ class RouterPod:
         await asyncio.gather(*(worker.stop(grace + _KILL) for worker in self._workers))
         await self._tasks.close()
         await self._rounds.close()
+        await self._store.close()
         await self._prober.close()
         await self._registry.close()
         await self._agents.close()

@@ -128,6 +128,7 @@ class WorkerProcess:
             agents=self.agents,
             tombstones=Tombstones(self.etcd, keys, self.agents),
             settings=settings,
+            listen=self.vmodels.listen,
         )
         self.dispatcher = Dispatcher(self.forwarder, Routes())
         self.prober = Prober(self.view, self.agents)
@@ -233,6 +234,7 @@ class WorkerProcess:
         await self.conversions.close()
         await self._tasks.close()
         await self.prober.close()
+        await self.management.vmodels.close()
         await self.coldstart.close()
         await self.forwarder.close()
         await self.registry.close()

@@ -18,7 +18,7 @@ from mesh.telemetry import logs
 from router.management import operations, statistics, tuning
 from router.management.operations import Operation
 from router.management.requests import Load, Register
-from router.rest import bulk, documents, modeldocuments, v2
+from router.rest import aliasdocuments, bulk, documents, modeldocuments, v2
 from router.rest.asked import decoded
 from router.rest.parts import Parts
 
@@ -57,6 +57,11 @@ ROUTES = (
     _route("POST", "models/{id}/release", operations.RELEASE, "release"),
     _route("POST", "models/{id}/reload", operations.RELOAD, "reload"),
     _route("GET", "models/{id}/explain", operations.EXPLAIN, "explain"),
+    _route("GET", "aliases", operations.LIST_VMODELS, "list_aliases"),
+    _route("PUT", "aliases/{id}", operations.SET_VMODEL, "set_alias"),
+    _route("GET", "aliases/{id}", operations.VMODEL_STATUS, "alias_status"),
+    _route("DELETE", "aliases/{id}", operations.DELETE_VMODEL, "delete_alias"),
+    _route("POST", "aliases/{id}/rollback", operations.SET_VMODEL, "roll_back"),
     _route("GET", "pods", operations.PODS, "pods"),
     _route("GET", "pods/{id}", operations.POD, "describe_pod"),
     _route("GET", "pods/{id}/decisions", operations.QUESTIONS, "questions"),
@@ -162,6 +167,43 @@ class ManagementApi:
     async def explain(self, request: web.Request) -> web.Response:
         """Explains why a model is where it is."""
         return web.json_response(asdict(await self._management.inspection.explain(_id(request))))
+
+    # --- aliases ---
+
+    async def list_aliases(self, request: web.Request) -> web.Response:
+        """Returns a page of the aliases."""
+        query = request.query
+        page = await self._management.vmodels.page(
+            prefix=query.get("prefix", ""),
+            after=query.get("after", ""),
+            limit=v2.whole_number(request, "limit", 100, least=1, most=_MAX_LIMIT),
+        )
+        aliases = [aliasdocuments.defined(name, record) for name, record in page.vmodels]
+        return web.json_response({"aliases": aliases, "next": page.next})
+
+    async def set_alias(self, request: web.Request) -> web.Response:
+        """Creates or changes an alias; 201 if it is new."""
+        alias = _id(request, "vmodel")
+        wanted = aliasdocuments.move_of(await _object(request), alias)
+        info = await self._management.vmodels.set(wanted)
+        return web.json_response(aliasdocuments.status_of(info), status=201 if info.created else 200)
+
+    async def roll_back(self, request: web.Request) -> web.Response:
+        """Moves an alias to the version before its target, or to the version that the body names."""
+        alias = _id(request, "vmodel")
+        wanted = aliasdocuments.rollback_of(await _object(request, optional=True), alias)
+        return web.json_response(aliasdocuments.status_of(await self._management.vmodels.set(wanted)))
+
+    async def alias_status(self, request: web.Request) -> web.Response:
+        """Returns an alias and the status of its models."""
+        info = await self._management.vmodels.status(_id(request, "vmodel"), request.query.get("owner", ""))
+        return web.json_response(aliasdocuments.status_of(info))
+
+    async def delete_alias(self, request: web.Request) -> web.Response:
+        """Deletes an alias."""
+        alias = _id(request, "vmodel")
+        existed = await self._management.vmodels.delete(alias, request.query.get("owner", ""))
+        return web.json_response({"id": alias, "existed": existed})
 
     async def import_models(self, request: web.Request) -> web.StreamResponse:
         """Registers many models from newline-delimited JSON."""
@@ -269,11 +311,11 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _id(request: web.Request) -> str:
+def _id(request: web.Request, what: str = "model") -> str:
     """Returns the id in the path, which is split before it is decoded. Raises MeshError."""
     below = request.rel_url.raw_path.removeprefix(PREFIX).split("/")
     try:
-        return records.check_id(decoded(below[1]))
+        return records.check_id(decoded(below[1]), what)
     except ValueError as error:
         raise MeshError(Reason.BAD_REQUEST, str(error)) from error
 

@@ -16,12 +16,14 @@ from mesh.pb import modelmesh_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
 from mesh.wire import framing
+from placement.vmodels.changes import SetVModel
 from router.management import operations
 from router.management.handlers import Management
 from router.management.operations import Operation
-from router.management.requests import Item, Load, Register
+from router.management.requests import Item, Load, MoveVModel, Register
 from router.management.status import StatusInfo
-from router.services.methods import decode, run, streaming
+from router.management.vmodels import VModelInfo
+from router.services.methods import decode, streaming
 
 _NAMES = (b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/")
 
@@ -41,6 +43,23 @@ def status_info(status: StatusInfo) -> pb.ModelStatusInfo:
                 copyStatus=copy.status,
                 time=max(0, copy.time_ms),
             )
+    return info
+
+
+def vmodel_info(vmodel: VModelInfo) -> pb.VModelStatusInfo:
+    """Returns a vmodel's status in the API's form."""
+    record = vmodel.record
+    if record is None:
+        return pb.VModelStatusInfo()
+    info = pb.VModelStatusInfo(
+        status=vmodel.status,
+        activeModelId=record.active,
+        targetModelId=record.target,
+        activeModelStatus=status_info(vmodel.active),
+        owner=record.owner,
+    )
+    if vmodel.target is not None:
+        info.targetModelStatus.CopyFrom(status_info(vmodel.target))
     return info
 
 
@@ -71,6 +90,37 @@ class ModelMesh:
         wanted = Load(request.modelId, sync=request.sync, last_used_ms=request.lastUsedTime)
         return status_info(await self._management.loading.ensure(wanted))
 
+    async def set_vmodel(self, request: pb.SetVModelRequest) -> pb.VModelStatusInfo:
+        """Creates or moves a vmodel."""
+        if request.vModelId and not request.targetModelId:
+            raise MeshError(Reason.BAD_REQUEST, "Must provide targetModelId")
+        info = request.modelInfo
+        described = bool(info.type or info.path or info.key)
+        wanted = MoveVModel(
+            request.vModelId,
+            SetVModel(
+                target=request.targetModelId,
+                update_only=request.updateOnly,
+                force=request.force,
+                expected_target=request.expectedTargetModelId,
+                owner=request.owner,
+            ),
+            item=Item(request.targetModelId, info.type, info.path, info.key) if described else None,
+            auto_delete=request.autoDeleteTargetModel,
+            load_now=request.loadNow,
+            sync=request.sync,
+        )
+        return vmodel_info(await self._management.vmodels.set(wanted))
+
+    async def delete_vmodel(self, request: pb.DeleteVModelRequest) -> pb.DeleteVModelResponse:
+        """Deletes a vmodel."""
+        await self._management.vmodels.delete(request.vModelId, request.owner)
+        return pb.DeleteVModelResponse()
+
+    async def vmodel_status(self, request: pb.GetVModelStatusRequest) -> pb.VModelStatusInfo:
+        """Returns a vmodel's status."""
+        return vmodel_info(await self._management.vmodels.status(request.vModelId, request.owner))
+
 
 OPERATIONS: Mapping[str, Operation] = {
     "registerModel": operations.REGISTER,
@@ -94,9 +144,9 @@ def methods(management: Management, managed: Managed) -> Mapping[bytes, wire.Han
         operations.UNREGISTER: _method("unregisterModel", pb.UnregisterModelRequest, served.unregister, managed),
         operations.STATUS: _method("getModelStatus", pb.GetStatusRequest, served.status, managed),
         operations.LOAD: _method("ensureLoaded", pb.EnsureLoadedRequest, served.ensure_loaded, managed),
-        operations.SET_VMODEL: _later,
-        operations.DELETE_VMODEL: _later,
-        operations.VMODEL_STATUS: _later,
+        operations.SET_VMODEL: _method("setVModel", pb.SetVModelRequest, served.set_vmodel, managed),
+        operations.DELETE_VMODEL: _method("deleteVModel", pb.DeleteVModelRequest, served.delete_vmodel, managed),
+        operations.VMODEL_STATUS: _method("getVModelStatus", pb.GetVModelStatusRequest, served.vmodel_status, managed),
     }
     return {
         service + name.encode(): handlers[operation] for service in _NAMES for name, operation in OPERATIONS.items()
@@ -126,11 +176,3 @@ def _method(name: str, message: type[M], serve: Callable[[M], Awaitable[Message]
             managed(name, code, (time.perf_counter() - began) * 1000)
 
     return streaming(answer)
-
-
-def _later(call: wire.Call) -> None:
-    run(call, _unsupported)
-
-
-async def _unsupported() -> None:
-    raise MeshError(Reason.UNKNOWN_METHOD, "vmodels are not supported yet")

@@ -54,12 +54,12 @@ REFUSALS = [
     ("me", {"b": replace(IDLE, differs=True)}, {"target": "b", "create": True}, "CONFLICT", "different attribute"),
     ("me", {"b": IDLE}, {"weights": {"b": 1, "c": 1}}, "NOT_FOUND", "Target model c not found"),
     ("me", {}, {"mirror": Mirror("c", 1.0)}, "NOT_FOUND", "Target model c not found"),
-    ("me", {}, {"version": "9"}, "NOT_FOUND", "v has no version 9: it has none"),
+    ("me", {}, {"version": "9"}, "NO_VERSION", "v has no version 9: it has none"),
     ("me", {}, {"back": True}, "PRECONDITION", "v has no version before its target, model a"),
     (None, {}, {"back": True}, "NOT_FOUND", "vmodel v not found"),
     (None, {}, {"version": "9"}, "NOT_FOUND", "vmodel v not found"),
     (None, {}, {"keep": 3}, "NOT_FOUND", "vmodel v not found"),
-    ("me", {}, {"keep": 99}, "INVALID", "keep must be a number of versions from 0 to 16"),
+    ("me", {}, {"keep": 99}, "INVALID", "keep must be a number of versions from 0 to 10"),
 ]  # fmt: skip
 
 

@@ -12,12 +12,16 @@ from placement.constraints import Constraint, Constraints
 from placement.copies import CopyLimits
 from placement.failures import UNHEALTHY
 from placement.limits import TypeLimits
+from router.fencing.tombstones import Tombstones
+from router.fencing.withdrawal import Withdrawal
 from router.leader.recency import Recency
 from router.leader.rounds import Rounds
 from router.loads.agents import Unreachable
 from router.state.dynamic import Current
 from router.state.registry import Registry
 from router.state.view import View
+from router.state.vmodels import Vmodels
+from router.vmodels.store import VModelStore
 from tests.support.waiting import until
 
 MIB = 1 << 20
@@ -78,10 +82,16 @@ class World:
         self.agents.world = self
         self.settings = Current()
         self.revision = 1
+        registry, tombstones = Registry(etcd, keys), Tombstones(etcd, keys, self.agents)
+        withdrawal = Withdrawal(
+            etcd=etcd, keys=keys, registry=registry, view=self.view, agents=self.agents, tombstones=tombstones, wait=1.0
+        )
         self.rounds = Rounds(
             view=self.view,
             agents=self.agents,
-            registry=Registry(etcd, keys),
+            registry=registry,
+            records=Vmodels(keys),
+            store=VModelStore(etcd=etcd, keys=keys, registry=registry, withdrawal=withdrawal, tombstones=tombstones),
             etcd=etcd,
             keys=keys,
             settings=lambda: self.settings,

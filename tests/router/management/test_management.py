@@ -4,8 +4,8 @@ registrations."""
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -49,6 +49,12 @@ class Desk:
     agents: FakeAgents
     view: View
     dispatcher: Dispatcher
+    listeners: list[Callable[[str], None]] = field(default_factory=list)  # of changes of vmodels
+
+    def changed(self, vmodel: str) -> None:
+        """Reports a change of a vmodel, as the feed does."""
+        for listener in self.listeners:
+            listener(vmodel)
 
     async def record(self, model_id: str = "m") -> ModelRecord:
         """Returns the record in etcd."""
@@ -105,6 +111,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         settings=settings,
     )
     dispatcher = Dispatcher(forwarder, Routes())
+    listeners: list[Callable[[str], None]] = []
     management = Management.of(
         etcd=etcd,
         keys=keys,
@@ -114,10 +121,12 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         agents=agents,
         tombstones=Tombstones(etcd, keys, agents),
         settings=settings,
+        listen=listeners.append,
         wall=lambda: NOW,
     )
     dispatcher.serve(modelmesh.methods(management, meter.managed))
-    yield Desk(Asked(management), etcd, keys, agents, view, dispatcher)
+    yield Desk(Asked(management), etcd, keys, agents, view, dispatcher, listeners)
+    await management.vmodels.close()
     await coldstart.close()
     await forwarder.close()
     await registry.close()
@@ -699,7 +708,6 @@ async def test_the_api_over_grpc_under_all_of_its_names(desk, service):
     assert pb.ModelStatusInfo.FromString(call.answers[0][2][5:]).status == pb.ModelStatusInfo.NOT_FOUND
     call = await desk.call(service + "ensureLoaded", pb.EnsureLoadedRequest(modelId="m"))
     assert (call.code, call.text) == (Code.NOT_FOUND, "model not found")
-    assert (await desk.call(service + "setVModel", pb.SetVModelRequest())).code is Code.UNIMPLEMENTED
     assert (await desk.call(service + "other", pb.SetVModelRequest())).code is Code.UNIMPLEMENTED
 
 

@@ -34,6 +34,7 @@ def test_a_name_in_the_path_is_of_the_operations_noun():
             nouns[route.path.split("/")[3]].add(route.operation.noun)
     assert nouns == {
         "models": {operations.Noun.MODEL},
+        "aliases": {operations.Noun.VMODEL},
         "pods": {operations.Noun.POD},
         "settings": {operations.Noun.SETTING},
     }

@@ -29,6 +29,7 @@ from router.inference.server import V2Server
 from router.management.explanation import Explanation
 from router.management.requests import Item, Register
 from router.management.status import CopyInfo, Page, StatusInfo
+from router.management.vmodels import VModelInfo, VModelPage
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
@@ -137,6 +138,32 @@ class FakePods:
         return FakePod(pod)
 
 
+class FakeVModels:
+    """Vmodels that are as a test says, and the requests for them."""
+
+    def __init__(self):
+        self.records = {}
+        self.requests = []
+        self.deleted = []
+
+    async def set(self, request):
+        self.requests.append(request)
+        return dataclasses.replace(await self.status(request.vmodel_id), created=not request.change.update_only)
+
+    async def status(self, vmodel_id, owner=""):
+        record = self.records.get(vmodel_id)
+        target = StatusInfo(ModelStatus.LOADING, ("no room",)) if record is not None and record.moving else None
+        return VModelInfo(vmodel_id, record, StatusInfo(ModelStatus.LOADED), target)
+
+    async def delete(self, vmodel_id, owner=""):
+        self.deleted.append((vmodel_id, owner))
+        return vmodel_id in self.records
+
+    async def page(self, *, prefix="", after="", limit=100):
+        names = sorted(name for name in self.records if name.startswith(prefix) and name > after)
+        return VModelPage([(name, self.records[name]) for name in names[:limit]], None)
+
+
 class FakeManagement:
     """A management with models in a dictionary."""
 
@@ -148,6 +175,7 @@ class FakeManagement:
         self.status = FakeStatus(self.models)
         self.pods = FakePods()
         self.tuning = FakeTuning()
+        self.vmodels = FakeVModels()
         self.registration = self.loading = self.inspection = self
 
     async def add(self, model_id, type, path, key):

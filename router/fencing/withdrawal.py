@@ -100,8 +100,9 @@ class Withdrawal:
             return True
         raise changed_all_the_time(model_id)
 
-    async def withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str) -> None:
-        """Tells all agents that have copies to unload them, and waits for that, up to a limit."""
+    async def withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str, *, created: int = 0) -> None:
+        """Tells all agents that have copies to unload them, and waits for that, up to a limit. `created`: only copies
+        of the registration of that create revision; 0: of any."""
         pods = set(self.pods_of(lingering))
         pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspect pods have no keys
 
@@ -109,14 +110,14 @@ class Withdrawal:
             pod = self._view.pods.get(name)
             if pod is None:
                 return
-            request = agent_pb2.UnloadRequest(model_id=model_id, reason=reason)
+            request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=created, reason=reason)
             try:
                 await self._agents.unload(pod, request, timeout=self._wait)
             except Unreachable as error:
                 log.warning("a copy could not be withdrawn", model=model_id, pod=name, why=str(error))
                 return
             for copy in self._view.known(model_id):
-                if copy.pod is pod:
+                if copy.pod is pod and created in (0, copy.record.create_revision):
                     self._view.drop(copy)
 
         await asyncio.gather(*(unload(name) for name in pods))

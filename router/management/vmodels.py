@@ -1,0 +1,260 @@
+"""Creation, change, deletion and status of virtual models.
+
+Semantics and texts are the predecessor's wherever its clients can observe them. `placement.vmodels` decides what a
+request changes, `router.vmodels.store` writes it, and the leader carries moves out (`router.leader.transitions`); a
+request only waits for that if it says `sync`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mesh import etcd as etcds
+from mesh.schema.keys import Keys
+from mesh.schema.modelstatus import ModelStatus, VModelStatus
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from placement.vmodels import changes
+from placement.vmodels.changes import Change, Models
+from placement.vmodels.record import VModelRecord
+from router.fencing.withdrawal import changed_all_the_time
+from router.management.creation import Creation
+from router.management.loading import Loading
+from router.management.requests import MoveVModel, check_move, record_of
+from router.management.status import MAX_PAGE, Reporter, StatusInfo
+from router.state.registry import Registry
+from router.vmodels.store import LingeringCopiesError, NewModel, VModelStore
+
+log = logs.get(__name__)
+
+MAX_WAITS = 1000
+"""Requests of one worker that may wait for moves."""
+
+_LOOK = 1.0  # seconds between two reads of a vmodel that a request waits for, if the feed reports nothing
+_WAIT_FOR_WAY = 10.0  # seconds for copies of a former registration of the target's id to be withdrawn
+
+Listen = Callable[[Callable[[str], None]], None]
+"""Has a function called with the id of each vmodel that is created, changed or deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class VModelInfo:
+    """The status of a vmodel."""
+
+    vmodel_id: str
+    record: VModelRecord | None  # None: there is none, or it has another owner
+    active: StatusInfo
+    target: StatusInfo | None = None  # while it moves
+    created: bool = False  # by this very request
+
+    @property
+    def status(self) -> VModelStatus:
+        """The status in the words of the API."""
+        if self.record is None:
+            return VModelStatus.NOT_FOUND
+        if not self.record.moving:
+            return VModelStatus.DEFINED
+        return VModelStatus.TRANSITION_FAILED if self.record.failed else VModelStatus.TRANSITIONING
+
+
+@dataclass(frozen=True, slots=True)
+class VModelPage:
+    """A part of the vmodels, in the order of their ids."""
+
+    vmodels: list[tuple[str, VModelRecord]]
+    next: str | None  # the `after` of the next page
+
+
+class VModels:
+    """The vmodels through one worker. `wall` returns ms since the epoch; `default_owner` owns the vmodels that are
+    created without an owner."""
+
+    def __init__(
+        self,
+        *,
+        store: VModelStore,
+        keys: Keys,
+        registry: Registry,
+        creation: Creation,
+        loading: Loading,
+        status: Reporter,
+        listen: Listen,
+        wall: Callable[[], int],
+        default_owner: str = "",
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._registry = registry
+        self._creation = creation
+        self._loading = loading
+        self._status = status
+        self._wall = wall
+        self._default_owner = default_owner
+        self._waiting: dict[str, set[asyncio.Event]] = {}  # by vmodel: the requests that wait for it
+        listen(self._on_change)
+
+    async def set(self, request: MoveVModel) -> VModelInfo:
+        """Creates or changes a vmodel. A target that cannot be loaded is a status, not an error.
+
+        Raises BAD_REQUEST; UNKNOWN_MODEL for a target, a version or, with `update_only`, a vmodel that does not exist;
+        CONFLICT for another owner, or a target that is registered with other attributes; PRECONDITION for an
+        unexpected target; DEADLINE if the move takes longer than the request waits; OVERLOADED, REGISTRY_AWAY.
+        """
+        check_move(request)
+        if request.sync and sum(map(len, self._waiting.values())) >= MAX_WAITS:
+            text = f"{MAX_WAITS} requests wait for moves of vmodels in this worker: ask without sync, or later"
+            raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
+        change, models = await self._change(request)
+        after = change.after
+        assert after is not None  # it was set
+        await self._load(request, change, models)
+        if after.moving and request.sync:
+            await self._moved(request.vmodel_id, after.target, request.wait)
+        info = await self._read(request.vmodel_id, None if request.sync else after)
+        return replace(info, created=change.before is None)
+
+    async def delete(self, vmodel_id: str, owner: str = "") -> bool:
+        """Deletes a vmodel, unless it has another owner; returns whether it did. Raises REGISTRY_AWAY."""
+
+        def decide(before: VModelRecord | None, models: Models) -> Change:
+            return changes.delete_vmodel(before, models, owner)
+
+        change, _ = await self._store.change(vmodel_id, decide)
+        if not change.nothing:
+            log.info("a vmodel is deleted", vmodel=vmodel_id)
+        return not change.nothing
+
+    async def status(self, vmodel_id: str, owner: str = "") -> VModelInfo:
+        """Returns a vmodel's status, that of a missing one if it has another owner. Raises REGISTRY_AWAY."""
+        return await self._read(vmodel_id, None, owner)
+
+    async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> VModelPage:
+        """Returns vmodels whose id begins with `prefix`, after the id `after`, at most MAX_PAGE of them."""
+        try:
+            found, more = await self._store.page(prefix=prefix, after=after, limit=max(1, min(limit, MAX_PAGE)))
+        except UnicodeEncodeError as error:
+            raise MeshError(Reason.BAD_REQUEST, "prefix and after must be valid text") from error
+        return VModelPage(found, more)
+
+    async def close(self) -> None:
+        """Ends the withdrawals under way; the leader does the rest."""
+        await self._store.close()
+
+    # --- writes ---
+
+    async def _change(self, request: MoveVModel) -> tuple[Change, Models]:
+        """Writes what a request changes, and registers the target with it if the request describes it."""
+        wanted = replace(request.change, default_owner=self._default_owner, create=request.item is not None)
+        new = None
+        if (item := request.item) is not None:
+            record = record_of(item, now_ms=self._wall(), load_now=request.load_now)
+            record = replace(record, auto_delete=request.auto_delete)
+            new = NewModel(item.model_id, record, [etcds.absent_prefix(self._keys.copies(item.model_id))])
+        mirror = wanted.mirror
+        names = {wanted.target, *(wanted.weights or ()), mirror.target if mirror is not None else ""} - {""}
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _WAIT_FOR_WAY
+        while True:
+            try:
+                change, models = await self._store.change(
+                    request.vmodel_id,
+                    lambda before, models: changes.set_vmodel(request.vmodel_id, before, models, wanted),
+                    names=names,
+                    new=new,
+                    repeatable=not wanted.back,
+                )
+            except LingeringCopiesError:
+                assert new is not None
+                if loop.time() > deadline:
+                    raise changed_all_the_time(new.model_id) from None
+                compares, ops = await self._creation.make_way(new.model_id, new.record)
+                new = replace(new, compares=compares, ops=ops)
+                continue
+            if not change.nothing and change.after is not None:
+                record_ = change.after
+                log.info("a vmodel is set", vmodel=request.vmodel_id, active=record_.active, target=record_.target)
+            return change, models
+
+    async def _load(self, request: MoveVModel, change: Change, models: Models) -> None:
+        """Begins the loads that are not the leader's: of a target that serves already, and of the parts of a split."""
+        after, before = change.after, change.before
+        assert after is not None
+        served = before is not None and before.active in models and models[before.active].copies > 0
+        if not (request.load_now or served):
+            return
+        wanted = [] if after.moving else [after.active]
+        if request.change.weights:
+            wanted += [model for model, weight in after.more.weights.items() if weight and model not in wanted]
+
+        async def load(model_id: str) -> None:
+            registration = await self._registry.read(model_id)
+            if registration is None:
+                return
+            idle_ms = max(0, self._wall() - registration.record.last_used_ms)
+            try:
+                await self._loading.load(model_id, idle_ms=idle_ms, sync=request.sync)
+            except MeshError as error:
+                log.info("a vmodel's model is not loaded", vmodel=request.vmodel_id, model=model_id, why=error.text)
+
+        await asyncio.gather(*(load(model_id) for model_id in wanted if model_id != after.target or not after.moving))
+
+    # --- waits ---
+
+    async def _moved(self, vmodel_id: str, target: str, wait: float) -> None:
+        """Waits until the vmodel has moved to that target, or could not, or moves elsewhere, or is deleted."""
+        event = asyncio.Event()
+        self._waiting.setdefault(vmodel_id, set()).add(event)
+        try:
+            async with asyncio.timeout(wait):
+                while True:
+                    event.clear()
+                    try:
+                        record = await self._store.read(vmodel_id)
+                    except etcds.EtcdUnavailable:
+                        await asyncio.sleep(_LOOK)  # the move may go on meanwhile
+                        continue
+                    if record is None or record.target != target or not record.moving or record.failed:
+                        return
+                    try:
+                        async with asyncio.timeout(_LOOK):
+                            await event.wait()
+                    except TimeoutError:
+                        pass
+        except TimeoutError as error:
+            text = f"vmodel {vmodel_id} has not moved to model {target} within {wait:g} s; the move goes on"
+            raise MeshError(Reason.DEADLINE, text) from error
+        finally:
+            waiting = self._waiting[vmodel_id]
+            waiting.discard(event)
+            if not waiting:
+                del self._waiting[vmodel_id]
+
+    def _on_change(self, vmodel_id: str) -> None:
+        for event in self._waiting.get(vmodel_id, ()):
+            event.set()
+
+    # --- reads ---
+
+    async def _read(self, vmodel_id: str, record: VModelRecord | None, owner: str = "") -> VModelInfo:
+        """Returns the status of a vmodel, whose record was just written, or is read (None)."""
+        record = await self._store.read(vmodel_id) if record is None else record
+        active = StatusInfo(ModelStatus.NOT_FOUND)
+        for _ in range(2):  # between two reads the vmodel may have moved on and its former model be gone
+            if record is None or (owner and owner != record.owner):
+                return VModelInfo(vmodel_id, None, StatusInfo(ModelStatus.NOT_FOUND))
+            active = await self._status.of(record.active)
+            if active.status is not ModelStatus.NOT_FOUND:
+                break
+            record = await self._store.read(vmodel_id)
+        if record is None:
+            return VModelInfo(vmodel_id, None, active)
+        return VModelInfo(vmodel_id, record, active, await self._target(record) if record.moving else None)
+
+    async def _target(self, record: VModelRecord) -> StatusInfo:
+        """Returns the status of a target on its way: loading, until it has become active or its load has failed."""
+        found = await self._status.of(record.target)
+        why = record.more.why
+        errors = found.errors if not why or any(why in error for error in found.errors) else (why, *found.errors)
+        loaded = found.status in (ModelStatus.LOADED, ModelStatus.LOADING)
+        status = ModelStatus.LOADING_FAILED if record.failed and not loaded else ModelStatus.LOADING
+        return replace(found, status=status, errors=errors)

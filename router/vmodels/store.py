@@ -1,0 +1,301 @@
+"""The records of virtual models in etcd, changed together with the models that they name.
+
+One transaction writes the vmodel, the reference counts, the model that a request registers with it, and the deletions
+of models that nothing refers to any more. It succeeds only if none of these records has changed since the decision was
+made; otherwise the decision is made again, from what is there now. So counts are right whatever else is written.
+
+A model that goes with its last reference is unregistered at once, but its copies answer for another moment: routers
+that have not heard of the vmodel's new target yet still send calls there, and none of them may fail.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mesh import etcd as etcds
+from mesh.etcd import Etcd, KeyValue
+from mesh.etcd.ranges import after_prefix
+from mesh.process.tasks import Tasks
+from mesh.schema import records, vmodels
+from mesh.schema.keys import TOMBSTONE, Keys
+from mesh.schema.lives import Tombstone
+from mesh.schema.records import CopyRecord, ModelRecord
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from placement.copies import UNLIMITED
+from placement.vmodels.changes import Change, Models, NamedModel, Refusal, RefusalCause
+from placement.vmodels.record import VModelRecord
+from router.fencing.tombstones import Tombstones
+from router.fencing.withdrawal import Withdrawal
+from router.state.registry import Registration, Registry, decode
+
+log = logs.get(__name__)
+
+PATIENCE = 10.0
+"""Seconds for which a change is tried again while others keep changing the same records."""
+
+FAREWELL = 1.0
+"""Seconds for which copies of a model that went with its last reference still answer: routers hear of a vmodel's new
+target within milliseconds."""
+
+_BATCH = 60  # models in one read: each takes two operations, and etcd allows 128
+_PAUSE = 0.02  # most seconds before the second attempt; it grows with each
+
+_REASONS = {
+    RefusalCause.NOT_FOUND: Reason.UNKNOWN_MODEL,
+    RefusalCause.NO_VERSION: Reason.UNKNOWN_VERSION,
+    RefusalCause.CONFLICT: Reason.CONFLICT,
+    RefusalCause.PRECONDITION: Reason.PRECONDITION,
+    RefusalCause.INVALID: Reason.BAD_REQUEST,
+}
+
+Decide = Callable[[VModelRecord | None, Models], Change | Refusal]
+"""Decides a change of a vmodel from its record and the models that are named. Called again after each conflict."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    """The model that a change may register. The transaction demands `compares` and does `ops` with it."""
+
+    model_id: str
+    record: ModelRecord
+    compares: Sequence[etcds.Compare]
+    ops: Sequence[etcds.Op] = ()
+
+
+class LingeringCopiesError(Exception):
+    """The new model may not be registered before the copies of its id's former registration are withdrawn, or not by
+    the transaction that the caller prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadModel:
+    """A model as it was read for a decision."""
+
+    registration: Registration | None
+    named: NamedModel
+    copies: tuple[KeyValue, ...]
+
+
+class VModelStore:
+    """The store of one process."""
+
+    def __init__(
+        self, *, etcd: Etcd, keys: Keys, registry: Registry, withdrawal: Withdrawal, tombstones: Tombstones
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._registry = registry
+        self._withdrawal = withdrawal
+        self._tombstones = tombstones
+        self._tasks = Tasks()
+
+    async def read(self, vmodel_id: str) -> VModelRecord | None:
+        """Returns a vmodel's record as etcd has it now. Raises INTERNAL if it cannot be read, REGISTRY_AWAY."""
+        return self._decode(vmodel_id, await self._etcd.get(self._keys.vmodel(vmodel_id)))
+
+    async def page(self, *, prefix: str, after: str, limit: int) -> tuple[list[tuple[str, VModelRecord]], str | None]:
+        """Returns the vmodels whose id begins with `prefix`, after the id `after`, at most `limit`; and the `after` of
+        the next page, None for the last one."""
+        first = self._keys.vmodels + prefix.encode()
+        start = max(first, self._keys.vmodels + after.encode() + b"\0") if after else first
+        end = after_prefix(first)
+        if start >= end:
+            return [], None
+        page = await self._etcd.page(start, end, limit=limit)
+        found = []
+        for kv in page.kvs:
+            try:
+                found.append((kv.key[len(self._keys.vmodels) :].decode(), vmodels.decode(kv.value)))
+            except ValueError as error:
+                log.warning("a vmodel record in etcd cannot be read", key=kv.key, error=str(error))
+        last = page.kvs[-1].key[len(self._keys.vmodels) :].decode("utf-8", "replace") if page.kvs else None
+        return found, last if page.more else None
+
+    async def change(
+        self,
+        vmodel_id: str,
+        decide: Decide,
+        *,
+        names: Iterable[str] = (),
+        new: NewModel | None = None,
+        repeatable: bool = True,
+    ) -> tuple[Change, Models]:
+        """Changes a vmodel. Returns what was written, and the models as they were before.
+
+        `names`: models that the decision needs besides those that the vmodel names; `repeatable`: a write that etcd has
+        not confirmed may be decided again. Raises the refusal as a MeshError, LingeringCopiesError, UNAVAILABLE if
+        others keep changing the same records, REGISTRY_AWAY.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE
+        wanted = set(names) | ({new.model_id} if new is not None else set())
+        attempt = 0
+        while True:
+            kv, known = await self._look(vmodel_id, wanted)
+            before = self._decode(vmodel_id, kv)
+            if new is not None:
+                known[new.model_id] = _compared(known[new.model_id], new.record)
+            models = {model: read.named for model, read in known.items()}
+            decided = decide(before, models)
+            if isinstance(decided, Refusal):
+                raise MeshError(_REASONS[decided.cause], decided.text)
+            if decided.nothing:
+                return decided, models
+            unsettled: etcds.EtcdUnavailable | None = None
+            try:
+                if await self._write(vmodel_id, kv, decided, known, new):
+                    return decided, models
+            except etcds.EtcdUnavailable as error:
+                if not (error.ambiguous and repeatable):
+                    raise
+                unsettled = error
+            if decided.created and new is not None and (known[new.model_id].copies or new.ops):
+                raise LingeringCopiesError
+            wanted |= before.names() if before is not None else set()
+            attempt += 1
+            if loop.time() > deadline:
+                text = f"vmodel {vmodel_id} and its models are being changed by other callers: try again"
+                raise unsettled or MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
+            await asyncio.sleep(random.uniform(0, _PAUSE * attempt))
+
+    async def close(self) -> None:
+        """Ends the withdrawals under way: pods find out by themselves, and the leader removes the tombstones."""
+        await self._tasks.close()
+
+    # --- reads ---
+
+    async def _look(self, vmodel_id: str, wanted: Iterable[str]) -> tuple[KeyValue | None, dict[str, ReadModel]]:
+        """Reads a vmodel, the models that it names, and the `wanted` ones."""
+        kv, known = await self._read(vmodel_id, sorted(wanted)[:_BATCH])
+        record = self._decode(vmodel_id, kv)
+        more = sorted((set(wanted) | (record.names() if record is not None else set())) - known.keys())
+        for start in range(0, len(more), _BATCH):
+            _, found = await self._read(vmodel_id, more[start : start + _BATCH])
+            known |= found
+        return kv, known
+
+    async def _read(self, vmodel_id: str, models: Sequence[str]) -> tuple[KeyValue | None, dict[str, ReadModel]]:
+        ops = [etcds.get_op(self._keys.vmodel(vmodel_id))]
+        for model in models:
+            copies = self._keys.copies(model)
+            ops += [etcds.get_op(self._keys.model(model)), etcds.get_range_op(copies, after_prefix(copies))]
+        responses = (await self._etcd.txn([], ops)).responses
+        known = {}
+        for model, record, copies_found in zip(models, responses[1::2], responses[2::2], strict=True):
+            known[model] = self._model(model, etcds.found(record), etcds.found(copies_found))
+        return next(iter(etcds.found(responses[0])), None), known
+
+    def _model(self, model_id: str, found: Sequence[KeyValue], copies: tuple[KeyValue, ...]) -> ReadModel:
+        if not found:
+            return ReadModel(None, NamedModel(registered=False), copies)
+        registration = decode(model_id, found[0])
+        states = [state for kv in copies if (state := self._state(kv, registration.created))]
+        record = registration.record
+        loaded = states.count(records.LOADED)
+        return ReadModel(registration, NamedModel(True, record.refs, record.auto_delete, len(states), loaded), copies)
+
+    def _state(self, kv: KeyValue, created: int) -> str:
+        """Returns the state of a copy of that registration; "" for another's, a tombstone, or one that cannot be
+        read."""
+        if self._keys.copy_of(kv.key)[1] == TOMBSTONE:
+            return ""
+        try:
+            copy = CopyRecord.decode(kv.value)
+        except ValueError as error:
+            log.warning("a record in etcd cannot be read", key=kv.key, error=str(error))
+            return ""
+        return copy.state if copy.create_revision == created else ""
+
+    def _decode(self, vmodel_id: str, kv: KeyValue | None) -> VModelRecord | None:
+        if kv is None:
+            return None
+        try:
+            return vmodels.decode(kv.value)
+        except ValueError as error:
+            log.warning("a vmodel record in etcd cannot be read", vmodel=vmodel_id, error=str(error))
+            raise MeshError(Reason.INTERNAL, f"the record of vmodel {vmodel_id} cannot be read: {error}") from error
+
+    # --- writes ---
+
+    async def _write(
+        self,
+        vmodel_id: str,
+        kv: KeyValue | None,
+        change: Change,
+        known: dict[str, ReadModel],
+        new: NewModel | None,
+    ) -> bool:
+        """Writes a change; returns False if it rests on something that has changed."""
+        keys = self._keys
+        key = keys.vmodel(vmodel_id)
+        compares = [etcds.modified(key, 0 if kv is None else kv.mod_revision)]
+        ops = [etcds.delete_op(key) if change.after is None else etcds.put_op(key, vmodels.encode(change.after))]
+        used_ms = self._used_ms(change, known)
+        written: dict[str, ModelRecord] = {}
+        for model, refs in change.refs.items():
+            if model == change.created:
+                assert new is not None
+                record = new.record
+                compares += [etcds.absent(keys.model(model)), *new.compares]
+                ops += new.ops
+                if record.limits != UNLIMITED:
+                    ops.append(etcds.put_op(keys.want(model), b""))
+            else:
+                registration = known[model].registration
+                assert registration is not None
+                record = registration.record
+                compares.append(etcds.modified(keys.model(model), registration.modified))
+            if used_ms and change.after is not None and model == change.after.target:
+                record = replace(
+                    record, last_used_ms=used_ms if model == change.created else max(used_ms, record.last_used_ms)
+                )
+            written[model] = replace(record, refs=refs)
+            ops.append(etcds.put_op(keys.model(model), written[model].encode()))
+        for model in change.deleted:
+            registration = known[model].registration
+            assert registration is not None
+            compares.append(etcds.modified(keys.model(model), registration.modified))
+            ops += [etcds.delete_op(one) for one in (keys.model(model), keys.want(model), keys.reload(model))]
+            ops.append(etcds.put_op(keys.tombstone(model), Tombstone.of(registration.record).encode()))
+        result = await self._etcd.txn(compares, ops)
+        if not result.succeeded:
+            return False
+        for model, record in written.items():
+            former = known[model].registration
+            created = result.revision if former is None else former.created
+            self._registry.remember(Registration(model, record, created, result.revision))
+        for model in change.deleted:
+            self._registry.forget(model)
+            log.info("a model is unregistered with its last reference", model=model, vmodel=vmodel_id)
+            wait = FAREWELL if change.after is not None else 0.0
+            self._tasks.start(self._withdraw(model, known[model], wait), f"withdraw {model}")
+        return True
+
+    @staticmethod
+    def _used_ms(change: Change, known: dict[str, ReadModel]) -> int:
+        """Returns when the model that is to be replaced was last used: the target takes over its place among others. 0:
+        nothing is replaced."""
+        if change.before is None or change.after is None or change.before.target == change.after.target:
+            return 0
+        active = known.get(change.before.active)
+        return active.registration.record.last_used_ms if active is not None and active.registration else 0
+
+    async def _withdraw(self, model_id: str, read: ReadModel, wait: float) -> None:
+        assert read.registration is not None
+        await asyncio.sleep(wait)
+        try:
+            await self._withdrawal.withdraw(
+                model_id, read.copies, "nothing refers to it any more", created=read.registration.created
+            )
+            await self._tombstones.resolve(model_id)
+        except etcds.EtcdError as error:
+            log.info("a tombstone is left to the leader: etcd is unavailable", model=model_id, why=error.detail)
+
+
+def _compared(read: ReadModel, record: ModelRecord) -> ReadModel:
+    """Returns the model, compared with the attributes that a request names."""
+    if read.registration is None:
+        return read
+    return replace(read, named=replace(read.named, differs=not read.registration.record.same_registration(record)))

@@ -1,0 +1,514 @@
+"""Virtual models through management, on a real etcd: the predecessor's semantics, counts of references, waits."""
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from mesh.pb import modelmesh_pb2 as pb
+from mesh.schema import vmodels
+from mesh.schema.lives import Tombstone
+from mesh.schema.records import Failure, ModelRecord
+from mesh.statuses import Code, MeshError, Reason
+from placement.vmodels.changes import SetVModel
+from placement.vmodels.record import Mirror, VModelRecord
+from router.management import vmodels as handlers
+from router.management.requests import Item, MoveVModel
+from router.vmodels import store
+from tests.router.management.test_management import HOUR, NOW, Desk
+from tests.router.management.test_management import desk as desk
+from tests.support import fakecalls
+from tests.support.waiting import until
+
+SERVICE = "/mmesh.ModelMesh/"
+
+
+async def put(desk: Desk, name: str, **fields: object) -> None:
+    """Writes a vmodel as another program has."""
+    await desk.etcd.put(desk.keys.vmodel(name), json.dumps(fields).encode())
+
+
+async def record_of(desk: Desk, name: str = "v") -> VModelRecord | None:
+    """Returns the record in etcd."""
+    kv = await desk.etcd.get(desk.keys.vmodel(name))
+    return None if kv is None else vmodels.decode(kv.value)
+
+
+async def call(desk: Desk, method: str, request: object, response: type) -> object:
+    """Returns the reply of a gRPC call that succeeds."""
+    call = await desk.call(SERVICE + method, request)
+    assert call.code is Code.OK, call.text
+    return response.FromString(call.answers[0][2][5:])
+
+
+async def set_vmodel(desk: Desk, **fields: object) -> pb.VModelStatusInfo:
+    return await call(desk, "setVModel", pb.SetVModelRequest(**{"vModelId": "v", **fields}), pb.VModelStatusInfo)
+
+
+async def status(desk: Desk, **fields: object) -> pb.VModelStatusInfo:
+    request = pb.GetVModelStatusRequest(**{"vModelId": "v", **fields})
+    return await call(desk, "getVModelStatus", request, pb.VModelStatusInfo)
+
+
+async def refused(desk: Desk, method: str = "setVModel", **fields: object) -> tuple[Code, str]:
+    message = {"setVModel": pb.SetVModelRequest, "unregisterModel": pb.UnregisterModelRequest}[method]
+    call = await desk.call(SERVICE + method, message(**fields))
+    return call.code, call.text
+
+
+async def register(desk: Desk, *models: str, **more: object) -> None:
+    for model in models:
+        await desk.management.register(model, "onnx", f"/{model}")
+        if more:
+            await desk.change(model, **more)
+
+
+async def serve(desk: Desk, model: str, *pods: str) -> None:
+    """Writes copies of a model into etcd, of pods in view."""
+    for pod in pods:
+        desk.pod(pod)
+        desk.agents.answers.setdefault(pod, fakecalls.loaded())
+        await desk.copy(model, pod)
+
+
+# --- creating ---
+
+
+async def test_a_vmodel_is_created_on_a_registered_model(desk):
+    """A new vmodel has one model as active and target, and no owner; the model counts it and cannot be unregistered."""
+    await register(desk, "a")
+    info = await set_vmodel(desk, targetModelId="a")
+    assert (info.status, info.activeModelId, info.targetModelId, info.owner) == (1, "a", "a", "")
+    assert info.activeModelStatus.status == pb.ModelStatusInfo.NOT_LOADED
+    assert not info.HasField("targetModelStatus")
+    assert await status(desk) == info
+    assert (await desk.etcd.get(desk.keys.vmodel("v"))).value == b'{"amid":"a","tmid":"a"}'
+    assert (await desk.record("a")).refs == 1
+    assert await refused(desk, "unregisterModel", modelId="a") == (Code.FAILED_PRECONDITION, "Model a has referents")
+
+
+async def test_a_vmodel_is_created_with_its_model(desk):
+    """The transaction that creates a vmodel registers its model too, with the flag for automatic deletion."""
+    info = pb.ModelInfo(type="onnx", path="/a", key="k")
+    await set_vmodel(desk, targetModelId="a", modelInfo=info, autoDeleteTargetModel=True, owner="me")
+    record = await desk.record("a")
+    assert (record.type, record.path, record.key, record.refs, record.auto_delete) == ("onnx", "/a", "k", 1, True)
+    assert record.last_used_ms == NOW - 6 * HOUR
+    assert await record_of(desk) == VModelRecord("a", "a", "me")
+    await set_vmodel(desk, vModelId="w", targetModelId="a", modelInfo=info)
+    record = await desk.record("a")
+    assert (record.refs, record.auto_delete) == (2, True), "an existing model keeps its flag"
+
+
+INVALID = [
+    ({"vModelId": "", "targetModelId": "a"}, Code.INVALID_ARGUMENT, "Must provide vModelId"),
+    ({"vModelId": "v"}, Code.INVALID_ARGUMENT, "Must provide targetModelId"),
+    ({"vModelId": "v" * 2000, "targetModelId": "a"}, Code.INVALID_ARGUMENT, "vmodel id is longer than 1024 bytes"),
+    (
+        {"vModelId": "v", "targetModelId": "b", "modelInfo": pb.ModelInfo(path="/b")},
+        Code.INVALID_ARGUMENT,
+        "Must provide non-empty model type string",
+    ),
+    ({"vModelId": "v", "targetModelId": "b", "updateOnly": True}, Code.NOT_FOUND, "Target model b not found"),
+    ({"vModelId": "w", "targetModelId": "a", "updateOnly": True}, Code.NOT_FOUND, "vmodel w not found"),
+    (
+        {"vModelId": "v", "targetModelId": "a", "modelInfo": pb.ModelInfo(type="other")},
+        Code.ALREADY_EXISTS,
+        "Model already exists with different attribute values",
+    ),
+    (
+        {"vModelId": "v", "targetModelId": "a", "owner": "you"},
+        Code.ALREADY_EXISTS,
+        'vmodel v already exists with different owner "me"',
+    ),
+    (
+        {"vModelId": "v", "targetModelId": "c", "expectedTargetModelId": "b"},
+        Code.FAILED_PRECONDITION,
+        "Existing target model a does not match expected b",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "code", "text"), INVALID)
+async def test_what_is_refused_has_the_predecessors_code_and_text(desk, fields, code, text):
+    """A refused request changes neither vmodel nor models."""
+    await register(desk, "a", "c")
+    await set_vmodel(desk, targetModelId="a", owner="me")
+    before = [kv async for kv in desk.etcd.scan(desk.keys.base.encode())]
+    assert await refused(desk, **fields) == (code, text)
+    assert [kv async for kv in desk.etcd.scan(desk.keys.base.encode())] == before
+
+
+async def test_a_model_info_without_attributes_counts_as_absent(desk):
+    """A request with an empty model info demands that the target exists."""
+    assert await refused(desk, vModelId="v", targetModelId="a", modelInfo=pb.ModelInfo()) == (
+        Code.NOT_FOUND,
+        "Target model a not found",
+    )
+
+
+async def test_owners(desk):
+    """An owner that is named has to be the recorded one; no owner, or the same one, may change the vmodel."""
+    await register(desk, "a", "b")
+    await set_vmodel(desk, targetModelId="a", owner="me")
+    assert (await set_vmodel(desk, targetModelId="b", force=True)).owner == "me"
+    assert (await set_vmodel(desk, targetModelId="a", force=True, owner="me")).activeModelId == "a"
+    assert await status(desk, owner="you") == pb.VModelStatusInfo()
+    assert (await status(desk, owner="me")).activeModelId == "a"
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v", owner="you"), pb.DeleteVModelResponse)
+    assert await record_of(desk) is not None
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v", owner="me"), pb.DeleteVModelResponse)
+    assert await record_of(desk) is None
+    assert await status(desk) == pb.VModelStatusInfo()
+
+
+async def test_the_default_owner_is_an_option(desk):
+    """The default owner owns the vmodels that are created without an owner, and no others."""
+    desk.management.handlers.vmodels._default_owner = "us"
+    await register(desk, "a")
+    assert (await set_vmodel(desk, targetModelId="a")).owner == "us"
+    assert (await set_vmodel(desk, vModelId="w", targetModelId="a", owner="me")).owner == "me"
+
+
+async def test_deleting_a_vmodel_that_is_not_there_succeeds(desk):
+    """Deleting a vmodel that does not exist, or has an empty id, succeeds without an effect."""
+    for name in ("", "v"):
+        await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId=name), pb.DeleteVModelResponse)
+
+
+# --- moving ---
+
+
+async def test_a_move_is_left_to_the_leader_while_the_active_model_serves(desk):
+    """While the active model is loaded, a new target is only noted: reply and status say that it is on its way."""
+    await register(desk, "a", "b")
+    await set_vmodel(desk, targetModelId="a")
+    await serve(desk, "a", "p")
+    info = await set_vmodel(desk, targetModelId="b", expectedTargetModelId="a")
+    assert (info.status, info.activeModelId, info.targetModelId) == (2, "a", "b")
+    assert info.activeModelStatus.status == pb.ModelStatusInfo.LOADED
+    assert info.targetModelStatus.status == pb.ModelStatusInfo.LOADING
+    assert await status(desk) == info
+    assert await set_vmodel(desk, targetModelId="b", expectedTargetModelId="a") == info, "repeating it is no conflict"
+    assert [(await desk.record(model)).refs for model in ("a", "b")] == [1, 1]
+
+
+async def test_a_target_takes_over_the_place_of_the_active_model(desk):
+    """The last use of a target becomes that of the model it replaces, so that it is not evicted first; a later last use
+    is kept."""
+    await register(desk, "a", last_used_ms=NOW - 10)
+    await register(desk, "b", last_used_ms=NOW - 10 * HOUR)
+    await set_vmodel(desk, targetModelId="a")
+    await set_vmodel(desk, targetModelId="b")
+    assert (await desk.record("b")).last_used_ms == NOW - 10
+    await set_vmodel(desk, targetModelId="c", modelInfo=pb.ModelInfo(type="onnx"))
+    assert (await desk.record("c")).last_used_ms == NOW - 10
+    await register(desk, "d", last_used_ms=NOW)
+    await set_vmodel(desk, targetModelId="d")
+    assert (await desk.record("d")).last_used_ms == NOW
+
+
+async def test_a_vmodel_whose_active_model_has_no_copies_moves_at_once(desk):
+    """A vmodel that serves nobody moves in the request's own write, and its former model can be unregistered."""
+    await register(desk, "a", "b")
+    await set_vmodel(desk, targetModelId="a")
+    info = await set_vmodel(desk, targetModelId="b")
+    assert (info.status, info.activeModelId) == (1, "b")
+    assert [(await desk.record(model)).refs for model in ("a", "b")] == [0, 1]
+    assert await desk.management.unregister("a")
+
+
+async def test_the_target_is_loaded_at_once_where_it_serves_at_once(desk):
+    """A target that becomes active at once is loaded if `loadNow` is set, or if the former model was loaded."""
+    await register(desk, "a", "b", "c")
+    await set_vmodel(desk, targetModelId="a")
+    desk.pod("p")
+    desk.agents.answers["p"] = fakecalls.loaded()
+    await set_vmodel(desk, targetModelId="b")
+    assert desk.agents.loads == []
+    info = await set_vmodel(desk, targetModelId="a", loadNow=True, sync=True)
+    assert [request.model_id for _, request in desk.agents.loads] == ["a"]
+    assert info.activeModelStatus.status == pb.ModelStatusInfo.LOADED
+    await desk.copy("a", "p")
+    await set_vmodel(desk, targetModelId="c", force=True)
+    assert [request.model_id for _, request in desk.agents.loads] == ["a", "c"]
+
+
+async def test_a_model_that_is_to_be_deleted_automatically_goes_with_its_last_reference(desk, monkeypatch):
+    """A model that goes with its last reference leaves a tombstone until its copies are unloaded, a moment later; then
+    its id can be registered with other attributes."""
+    monkeypatch.setattr(store, "FAREWELL", 0.05)
+    info = pb.ModelInfo(type="onnx", path="/a")
+    for name in ("v", "w"):
+        await set_vmodel(desk, vModelId=name, targetModelId="a", modelInfo=info, autoDeleteTargetModel=True)
+    await register(desk, "b")
+    await serve(desk, "a", "p")
+    created = await desk.created("a")
+    await set_vmodel(desk, targetModelId="b", force=True)
+    assert (await desk.record("a")).refs == 1
+    await set_vmodel(desk, vModelId="w", targetModelId="b", force=True)
+    assert await desk.etcd.get(desk.keys.model("a")) is None
+    assert Tombstone.decode((await desk.etcd.get(desk.keys.tombstone("a"))).value).path == "/a"
+    await until(lambda: desk.agents.unloads, why="its copy is unloaded")
+    assert desk.agents.unloads == [("p", "a")]
+    assert created
+    await desk.etcd.delete(desk.keys.copy("a", "p"))
+    assert (await desk.management.register("a", "onnx", "/other")).created
+
+
+async def test_deleting_a_vmodel_releases_both_of_its_models(desk):
+    """Deleting a vmodel in the middle of a move releases both models; the one that was registered for it goes."""
+    await register(desk, "a")
+    await set_vmodel(desk, targetModelId="a")
+    await serve(desk, "a", "p")
+    await set_vmodel(desk, targetModelId="b", modelInfo=pb.ModelInfo(type="onnx"), autoDeleteTargetModel=True)
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v"), pb.DeleteVModelResponse)
+    assert (await desk.record("a")).refs == 0
+    assert await desk.etcd.get(desk.keys.model("b")) is None
+    assert await status(desk) == pb.VModelStatusInfo()
+
+
+async def test_a_failed_move_says_why(desk):
+    """The target's status after a failed move is that of a failed load, with the leader's reason before the pods'."""
+    await register(desk, "a", "b")
+    await desk.change("b", failures=(Failure("p", NOW - 1, "bad file"),), refs=1)
+    await desk.change("a", refs=1)
+    await serve(desk, "a", "p")
+    await put(desk, "v", amid="a", tmid="b", failed=True, mesh={"why": "no room"})
+    info = await status(desk)
+    assert info.status == pb.VModelStatusInfo.TRANSITION_FAILED
+    assert info.targetModelStatus.status == pb.ModelStatusInfo.LOADING_FAILED
+    assert list(info.targetModelStatus.errors) == ["no room", "bad file"]
+    assert [copy.location for copy in info.targetModelStatus.modelCopyInfos] == ["p"]
+    await set_vmodel(desk, targetModelId="a")
+    assert await record_of(desk) == VModelRecord("a", "a")
+
+
+async def test_a_vmodel_that_moved_between_two_reads_is_read_again(desk):
+    """A vmodel whose active model is gone when its status is read is read once more."""
+    await register(desk, "b", refs=1)
+    await put(desk, "v", amid="gone", tmid="gone")
+    reporter, read = desk.management.handlers.status, desk.management.handlers.status.of
+
+    async def of(model_id):
+        if model_id == "gone":
+            await put(desk, "v", amid="b", tmid="b")
+        return await read(model_id)
+
+    desk.management.handlers.vmodels._status = type("Reporter", (), {"of": staticmethod(of)})()
+    assert (await status(desk)).activeModelId == "b"
+    desk.management.handlers.vmodels._status = reporter
+    await put(desk, "v", amid="gone", tmid="gone")
+    info = await status(desk)
+    assert (info.status, info.activeModelStatus.status) == (1, pb.ModelStatusInfo.NOT_FOUND)
+
+
+# --- waiting ---
+
+
+async def test_sync_waits_for_the_end_of_a_move(desk):
+    """A request with `sync` waits until the vmodel has moved, has failed to, has another target, or is deleted."""
+    await register(desk, "a", "b", "c")
+    await set_vmodel(desk, targetModelId="a")
+    await serve(desk, "a", "p")
+    for end, expected in (
+        ({"amid": "b", "tmid": "b"}, (1, "b")),
+        ({"amid": "a", "tmid": "b", "failed": True}, (3, "b")),
+        ({"amid": "a", "tmid": "c"}, (2, "c")),
+        (None, (0, "")),
+    ):
+        await put(desk, "v", amid="a", tmid="a")
+        waits = asyncio.create_task(set_vmodel(desk, targetModelId="b", sync=True))
+        await until(lambda: desk.management.handlers.vmodels._waiting, why="the request waits")
+        assert not waits.done()
+        if end is None:
+            await desk.etcd.delete(desk.keys.vmodel("v"))
+        else:
+            await put(desk, "v", **end)
+        desk.changed("v")
+        info = await waits
+        assert (info.status, info.targetModelId) == expected
+    assert not desk.management.handlers.vmodels._waiting
+
+
+async def test_a_wait_is_bounded(desk):
+    """A request whose wait takes too long fails with DEADLINE, but its change has been made."""
+    await register(desk, "a", "b")
+    await set_vmodel(desk, targetModelId="a")
+    await serve(desk, "a", "p")
+    with pytest.raises(MeshError, match=r"has not moved to model b within 0\.05 s; the move goes on") as error:
+        await desk.management.handlers.vmodels.set(MoveVModel("v", SetVModel(target="b"), sync=True, wait=0.05))
+    assert error.value.reason is Reason.DEADLINE
+    assert await record_of(desk) == VModelRecord("a", "b")
+
+
+async def test_no_more_requests_wait_than_a_worker_allows(desk, monkeypatch):
+    """A request that may not wait, since too many do, is refused before it changes anything."""
+    monkeypatch.setattr(handlers, "MAX_WAITS", 1)
+    await register(desk, "a", "b", "c")
+    await set_vmodel(desk, targetModelId="a")
+    await serve(desk, "a", "p")
+    waits = asyncio.create_task(set_vmodel(desk, targetModelId="b", sync=True))
+    await until(lambda: desk.management.handlers.vmodels._waiting, why="the request waits")
+    code, text = await refused(desk, vModelId="v", targetModelId="c", sync=True)
+    assert (code, "1 requests wait for moves" in text) == (Code.RESOURCE_EXHAUSTED, True)
+    assert (await record_of(desk)).target == "b"
+    await set_vmodel(desk, targetModelId="a")
+    await waits
+
+
+async def test_a_cancelled_call_ends_its_wait(desk):
+    """The wait of a cancelled call ends at once."""
+    await register(desk, "a", "b")
+    await set_vmodel(desk, targetModelId="a")
+    await serve(desk, "a", "p")
+    frame = pb.SetVModelRequest(vModelId="v", targetModelId="b", sync=True).SerializeToString()
+    call = fakecalls.FakeCall(b"/mmesh.ModelMesh/setVModel", frame=b"\0" + len(frame).to_bytes(4, "big") + frame)
+    desk.dispatcher.dispatch(call)
+    await until(lambda: desk.management.handlers.vmodels._waiting, why="the request waits")
+    call.cancel()
+    await until(lambda: not desk.management.handlers.vmodels._waiting, why="the wait ends")
+
+
+# --- versions, splits ---
+
+
+async def set_version(desk: Desk, version: str, **more: object) -> handlers.VModelInfo:
+    """Registers a version as the command line does."""
+    item = Item(f"v@{version}", "onnx", f"/{version}")
+    change = SetVModel(target=item.model_id, version=version, **more)
+    return await desk.management.handlers.vmodels.set(MoveVModel("v", change, item, auto_delete=True))
+
+
+async def test_versions_are_kept_and_dropped_with_their_models(desk):
+    """The last two versions before the present one stay, and the models of older ones are unregistered."""
+    for version in ("5", "6", "7", "8"):
+        info = await set_version(desk, version)
+    assert dict(info.record.more.versions) == {"6": "v@6", "7": "v@7", "8": "v@8"}
+    assert await desk.etcd.get(desk.keys.model("v@5")) is None
+    assert [(await desk.record(f"v@{version}")).refs for version in ("6", "7", "8")] == [1, 1, 1]
+    info = await desk.management.handlers.vmodels.set(MoveVModel("v", SetVModel(back=True)))
+    assert info.record.active == "v@7"
+    with pytest.raises(MeshError, match="v has no version 5: it has 6, 7, 8") as error:
+        await desk.management.handlers.vmodels.set(MoveVModel("v", SetVModel(version="5")))
+    assert error.value.reason is Reason.UNKNOWN_VERSION
+
+
+async def test_a_dropped_version_may_come_back_with_another_file(desk):
+    """The id of a dropped version can be registered with another file."""
+    await set_version(desk, "1", keep=0)
+    await set_version(desk, "2")
+    await set_version(desk, "3")
+    item = Item("v@1", "onnx", "/other")
+    info = await desk.management.handlers.vmodels.set(
+        MoveVModel("v", SetVModel(target="v@1", version="1"), item, auto_delete=True)
+    )
+    assert (info.record.active, (await desk.record("v@1")).path) == ("v@1", "/other")
+
+
+async def test_a_target_waits_for_the_copies_of_its_ids_former_registration(desk):
+    """A target whose id still has copies of a former registration is registered once they are withdrawn."""
+    desk.pod("p")
+    await desk.etcd.put(desk.keys.copy("b", "p"), b"{}")
+    waits = asyncio.create_task(set_vmodel(desk, targetModelId="b", modelInfo=pb.ModelInfo(type="onnx")))
+    await until(lambda: desk.agents.unloads == [("p", "b")], why="the former copy is withdrawn")
+    assert await record_of(desk) is None
+    await desk.etcd.delete(desk.keys.copy("b", "p"))
+    assert (await waits).activeModelId == "b"
+    assert (await desk.record("b")).refs == 1
+
+
+async def test_a_split_counts_in_all_its_models(desk):
+    """The models of a split and of a mirror are counted, and released when both end."""
+    await register(desk, "a", "b", "c")
+    change = SetVModel(weights={"a": 90, "b": 10}, mirror=Mirror("c", 5.0), sticky="x-user")
+    info = await desk.management.handlers.vmodels.set(MoveVModel("v", change))
+    assert (info.record.active, info.created) == ("a", True)
+    assert [(await desk.record(model)).refs for model in "abc"] == [1, 1, 1]
+    await desk.management.handlers.vmodels.set(MoveVModel("v", SetVModel(weights={}, no_mirror=True)))
+    assert [(await desk.record(model)).refs for model in "abc"] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (SetVModel(target="a", version="a b"), "a version is 1 to 64"),
+        (SetVModel(sticky="X-User"), "sticky names a header in lower case"),
+        (SetVModel(mirror=Mirror("a", 0.0)), "a percentage above 0"),
+        (SetVModel(weights={"a": -1}), "a whole number from 0"),
+        (SetVModel(weights={"a": 0}), "add up to 0"),
+        (SetVModel(target="b", weights={"a": 1}), "has no weight"),
+        (SetVModel(weights={"": 1, "a": 1}, target="a"), "must provide non-empty modelId"),
+    ],
+)
+async def test_what_a_request_may_not_say(desk, change, text):
+    """A request whose attributes make no sense is BAD_REQUEST, with a text that names the attribute."""
+    with pytest.raises(MeshError, match=text) as error:
+        await desk.management.handlers.vmodels.set(MoveVModel("v", change))
+    assert error.value.reason is Reason.BAD_REQUEST
+
+
+# --- counts ---
+
+
+async def test_counts_are_right_whoever_else_writes(desk):
+    """Eight callers move eight vmodels among three models, while others change the models' records."""
+    await register(desk, "a", "b", "c")
+
+    async def wander(number: int) -> None:
+        for step in range(6):
+            target = "abc"[(number + step) % 3]
+            await set_vmodel(desk, vModelId=f"v{number}", targetModelId=target, force=step % 2 == 0)
+
+    async def disturb(model: str) -> None:
+        for step in range(20):
+            await desk.management.handlers.registration._registry.change(
+                model, lambda record, step=step: replace(record, load_ms=step)
+            )
+
+    await asyncio.gather(*map(wander, range(8)), *map(disturb, "abc"))
+    named = Counter()
+    async for kv in desk.etcd.scan(desk.keys.vmodels):
+        named.update(vmodels.decode(kv.value).names())
+    assert {model: (await desk.record(model)).refs for model in "abc"} == named
+
+
+async def test_records_that_name_missing_models_can_be_deleted(desk):
+    """A vmodel that names models without registrations, as after a restore, has a status and can be deleted."""
+    await put(desk, "v", amid="gone", tmid="away", mesh={"weights": {"nowhere": 1}})
+    assert (await status(desk)).activeModelId == "gone"
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v"), pb.DeleteVModelResponse)
+    assert await record_of(desk) is None
+
+
+async def test_a_record_that_cannot_be_read_is_an_internal_error(desk):
+    """The status of a vmodel whose record cannot be read is an error that names it; a list leaves it out."""
+    await desk.etcd.put(desk.keys.vmodel("v"), b"[]")
+    call_ = await desk.call(SERVICE + "getVModelStatus", pb.GetVModelStatusRequest(vModelId="v"))
+    assert (call_.code, "the record of vmodel v cannot be read" in call_.text) == (Code.INTERNAL, True)
+    await put(desk, "w", amid="a", tmid="a")
+    page = await desk.management.handlers.vmodels.page()
+    assert [name for name, _ in page.vmodels] == ["w"]
+
+
+async def test_vmodels_are_listed_page_by_page(desk):
+    """Lists of vmodels can be limited to a prefix of their ids, and continue after an id."""
+    for name in ("a1", "b1", "b2", "b3"):
+        await put(desk, name, amid="m", tmid="m")
+    page = await desk.management.handlers.vmodels.page(prefix="b", limit=2)
+    assert ([name for name, _ in page.vmodels], page.next) == (["b1", "b2"], "b2")
+    page = await desk.management.handlers.vmodels.page(prefix="b", after="b2")
+    assert ([name for name, _ in page.vmodels], page.next) == (["b3"], None)
+
+
+async def test_a_model_without_vmodels_keeps_the_predecessors_attributes(desk):
+    """`refs` and `autoDel` are left out at their default, and written as the predecessor does."""
+    await register(desk, "a")
+    assert not {"refs", "autoDel"} & json.loads((await desk.record("a")).encode()).keys()
+    info = pb.ModelInfo(type="onnx", path="/b")
+    await set_vmodel(desk, targetModelId="b", modelInfo=info, autoDeleteTargetModel=True)
+    fields = json.loads((await desk.etcd.get(desk.keys.model("b"))).value)
+    assert (fields["refs"], fields["autoDel"]) == (1, True)
+    assert ModelRecord.decode(json.dumps(fields).encode()).auto_delete

@@ -1,0 +1,159 @@
+"""Aliases over REST: documents become requests to management, and its results documents."""
+
+import pytest
+from yarl import URL
+
+from mesh.statuses import MeshError, Reason
+from placement.vmodels.changes import SetVModel
+from placement.vmodels.record import Mirror, VModelMore, VModelRecord
+from router.management.requests import Item, MoveVModel
+from router.rest import aliasdocuments
+
+MOVING = VModelRecord(
+    "fraud@7",
+    "fraud@8",
+    "me",
+    True,
+    VModelMore(
+        {"7": "fraud@7", "8": "fraud@8"},
+        weights={"fraud@7": 90, "fraud@8": 10},
+        sticky="x-user",
+        mirror=Mirror("fraud@9", 2.5),
+        why="no room",
+    ),
+)
+MODEL = {"type": "onnx", "path": "/8", "key": {"storage_key": "s"}}
+
+
+@pytest.fixture
+def path(served):
+    return lambda rest: URL(f"http://127.0.0.1:{served}/mesh/v1/{rest}", encoded=True)
+
+
+MOVES = [
+    pytest.param({"target": "m"}, MoveVModel("a", SetVModel(target="m")), id="as-the-predecessor"),
+    pytest.param(
+        {"version": "8", "model": MODEL},
+        MoveVModel(
+            "a",
+            SetVModel(target="a@8", version="8", ready=True),
+            Item("a@8", "onnx", "/8", '{"storage_key":"s"}'),
+            auto_delete=True,
+            load_now=True,
+        ),
+        id="version",
+    ),
+    pytest.param(
+        {"target": "m", "model": {"type": "onnx"}, "auto_delete": False, "ready": False, "sync": True, "wait": 5},
+        MoveVModel("a", SetVModel(target="m"), Item("m", "onnx"), sync=True, wait=5.0),
+        id="model-without-a-version",
+    ),
+    pytest.param(
+        {"weights": {"m": 90, "n": 10}, "sticky": "x-user", "mirror": {"target": "o", "share": 5}, "keep": 3},
+        MoveVModel("a", SetVModel(weights={"m": 90, "n": 10}, sticky="x-user", mirror=Mirror("o", 5.0), keep=3)),
+        id="split",
+    ),
+    pytest.param(
+        {"weights": None, "sticky": None, "mirror": None},
+        MoveVModel("a", SetVModel(weights={}, sticky="", no_mirror=True)),
+        id="no-split",
+    ),
+    pytest.param(
+        {"version": "7", "force": True, "update_only": True, "expected_target": "m", "owner": "me", "load": True},
+        MoveVModel(
+            "a",
+            SetVModel(version="7", force=True, update_only=True, expected_target="m", owner="me"),
+            load_now=True,
+        ),
+        id="to-a-version",
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "request_"), MOVES)
+def test_a_document_is_a_request(document, request_):
+    """Attributes that a document leaves out stay as they are; null removes a split, a header or a mirror."""
+    assert aliasdocuments.move_of(document, "a") == request_
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        ({"targte": "m"}, "targte: no such attribute of an alias; there are target, version"),
+        ({"model": {"type": "onnx"}}, "name the model to register"),
+        ({"model": "m"}, "model must be an object"),
+        ({"version": "1", "model": {"type": "onnx", "nam": "x"}}, "nam: no such attribute of model"),
+        ({"version": 8}, "version must be a string"),
+        ({"target": "\ud800"}, "target is no valid text"),
+        ({"force": 1}, "force must be true or false"),
+        ({"keep": True}, "keep must be a whole number"),
+        ({"wait": 0}, "wait must be a number of seconds above 0"),
+        ({"wait": float("nan")}, "wait must be a number of seconds above 0"),
+        ({"weights": {"m": 0.5}}, "weights must be an object of whole numbers"),
+        ({"weights": [1]}, "weights must be an object of whole numbers"),
+        ({"mirror": {"share": 5}}, "mirror must be null or an object"),
+        ({"mirror": {"target": "m", "shares": 5}}, "shares: no such attribute of mirror"),
+        ({"mirror": {"target": "m", "share": "5"}}, "share must be a percentage"),
+    ],
+)
+def test_a_document_that_cannot_be_a_request(document, text):
+    """Unknown attributes are refused by name, as are values of the wrong type."""
+    with pytest.raises(MeshError, match=text) as error:
+        aliasdocuments.move_of(document, "a")
+    assert error.value.reason is Reason.BAD_REQUEST
+
+
+def test_a_rollback_leads_to_the_version_before_or_to_a_named_one():
+    """A rollback waits for a loaded copy unless the document says otherwise."""
+    assert aliasdocuments.rollback_of({}, "a") == MoveVModel("a", SetVModel(back=True, ready=True), load_now=True)
+    assert aliasdocuments.rollback_of({"version": "7", "force": True, "ready": False}, "a") == MoveVModel(
+        "a", SetVModel(version="7", force=True)
+    )
+    with pytest.raises(MeshError, match="target: no such attribute of a rollback"):
+        aliasdocuments.rollback_of({"target": "m"}, "a")
+
+
+async def test_an_alias_is_set_read_and_deleted(http, path, worker):
+    """An alias is created with 201 and changed with 200; reading a missing one is 404."""
+    aliases = worker.management.vmodels
+    aliases.records["a/b"] = MOVING
+    async with http.put(path("aliases/a%2Fb"), json={"target": "m"}) as answer:
+        assert answer.status == 201
+        document = await answer.json()
+    assert aliases.requests == [MoveVModel("a/b", SetVModel(target="m"))]
+    assert document == {
+        "id": "a/b",
+        "owner": "me",
+        "status": "TRANSITION_FAILED",
+        "active": "fraud@7",
+        "target": "fraud@8",
+        "version": "7",
+        "target_version": "8",
+        "versions": {"7": "fraud@7", "8": "fraud@8"},
+        "keep": 2,
+        "weights": {"fraud@7": 90, "fraud@8": 10},
+        "sticky": "x-user",
+        "mirror": {"target": "fraud@9", "share": 2.5},
+        "why": "no room",
+        "models": [
+            {"id": "fraud@7", "status": "LOADED", "errors": [], "copies": 0},
+            {"id": "fraud@8", "status": "LOADING", "errors": ["no room"], "copies": 0},
+        ],
+    }
+    async with http.put(path("aliases/a%2Fb"), json={"target": "m", "update_only": True}) as answer:
+        assert answer.status == 200
+    async with http.get(path("aliases/a%2Fb")) as answer:
+        assert await answer.json() == document
+    async with http.get(path("aliases"), params={"prefix": "a"}) as answer:
+        listed = await answer.json()
+    assert [alias["id"] for alias in listed["aliases"]] == ["a/b"]
+    assert listed["next"] is None
+    async with http.post(path("aliases/a%2Fb/rollback")) as answer:
+        assert answer.status == 200
+    assert aliases.requests[-1].change.back
+    async with http.delete(path("aliases/a%2Fb?owner=me")) as answer:
+        assert await answer.json() == {"id": "a/b", "existed": True}
+    assert aliases.deleted == [("a/b", "me")]
+    async with http.get(path("aliases/none")) as answer:
+        assert answer.status == 404
+        assert "there is no alias none, or it has another owner" in (await answer.json())["error"]
