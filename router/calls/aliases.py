@@ -59,7 +59,7 @@ class Target:
 class Alias:
     """An alias, prepared for calls. A changed record makes a new one."""
 
-    __slots__ = ("_meter", "_targets", "active", "name", "record", "split", "sticky", "versions")
+    __slots__ = ("_meter", "_targets", "active", "mirror", "name", "record", "split", "sticky", "versions")
 
     def __init__(self, name: str, record: VModelRecord, meter: AliasMeter) -> None:
         self.name = name
@@ -70,6 +70,7 @@ class Alias:
         self.active = self.target(record.active)
         weighted = any(weight > 0 for weight in record.more.weights.values())
         self.split = Split(record.more.weights) if weighted else None
+        self.mirror = record.more.mirror
         self.sticky = record.more.sticky.lower().encode()
 
     def target(self, model: str, version: str = "") -> Target:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
-from mesh.telemetry import logs
+from mesh.telemetry import logs, metrics
 from mesh.wire import budget as budgets
 from mesh.wire import requestdigest
 from mesh.wire.client import Pool
@@ -21,6 +21,7 @@ from router.calls.aliases import Aliases
 from router.calls.aliasmeter import AliasMeter
 from router.calls.deaths import Deaths
 from router.calls.meter import Meter
+from router.calls.mirror import Mirrors
 from router.fencing.verify import NOTHING, Said, Verifier
 from router.loads.coldstart import ColdStart
 from router.settings import RouterSettings
@@ -54,7 +55,7 @@ class Forwarder:
         coldstart: ColdStart,
         registry: Registry,
         meter: Meter,
-        alias_meter: AliasMeter,
+        counted: metrics.Registry,
         vmodels: Vmodels,
         settings: RouterSettings,
         budget: budgets.Budget = budgets.UNBOUNDED,
@@ -79,10 +80,11 @@ class Forwarder:
             view=view,
             registry=registry,
             coldstart=coldstart,
-            meter=alias_meter,
+            meter=AliasMeter(counted),
             now=self.loop.time,
             start=self.tasks.start,
         )
+        self.mirrors = Mirrors(self, vmodels, counted, warm=self.aliases.warm)
         self.timed: set[Timed] = set()  # in flight, with a deadline
         self.in_flight = 0
         self._turn = 0
@@ -227,5 +229,6 @@ class Forwarder:
         """Ends the tasks of streams."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self.mirrors.close()
         await self.tasks.close()
         await self.verifier.close()

@@ -57,6 +57,7 @@ class Method:
     label: str  # for metrics: the part after the last slash
     path: tuple[int, ...] = ()  # field numbers of the id in the request; empty: metadata only
     versioned: bool = False  # the request names a version too, as V2's requests do
+    infers: bool = True  # asks a model for a result
     describes: bool = False  # the reply lists the existing versions
     safe: bool = False  # may be sent again even if the first server may have received it
     unary: bool = False  # known to have one message and one reply, and so to end soon
@@ -70,6 +71,7 @@ V2_METHODS: Mapping[bytes, Method] = {
         name,
         path=(1,),
         versioned=True,
+        infers=name == "ModelInfer",
         describes=name == "ModelMetadata",
         safe=True,
         unary=True,

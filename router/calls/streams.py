@@ -21,6 +21,7 @@ from router.calls.aliases import Target
 from router.calls.attempts import Attempts
 from router.calls.diversion import REASONS, Diversion
 from router.calls.forwarder import Forwarder
+from router.calls.mirror import Mirrored
 from router.calls.routes import MODEL, NAME, Method, Routes
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
@@ -107,6 +108,7 @@ class _Stream:
         self._ended = False
         self.cold = False  # the call has waited for a load
         self.target: Target | None = None  # of the alias that the call names
+        self._mirrored: tuple[bytes, tuple[Header, ...]] | None = None  # frame and headers of a call with a shadow
         self.sent = 0  # bytes of messages
         self.received = -1
 
@@ -138,9 +140,11 @@ class _Stream:
         attempts = Attempts(forwarder, model_id, safe=self._method.safe, deadline=self._call.deadline)
         copy, said = await self._place(model_id, attempts, first)
         while True:
-            names = aliases.added(self.target if named else None, copy, self._method)
+            sent = headers + aliases.added(self.target if named else None, copy, self._method)
+            if first is not None and self._method.unary and self.target is not None:
+                self._mirrored = (first, sent) if self.target.alias.mirror is not None else None
             try:
-                outcome = await self._try(copy, headers + names, said, attempts)
+                outcome = await self._try(copy, sent, said, attempts)
             finally:
                 forwarder.ended(copy)
             if isinstance(outcome, int):
@@ -276,9 +280,18 @@ class _Stream:
                 call.reply(answer.frame, headers, trailers)
             else:
                 call.fail(answer.code, answer.text, headers, trailers)
+            self._mirror(answer)
             return answer.code
         headers, _ = replies.returned(answer.headers, copy.pod)
         if answer.encoding:
             headers.append((replies.ENCODING, answer.encoding))
         code, self.received = await replies.pump(call, answer, headers)
         return code
+
+    def _mirror(self, answer: Reply) -> None:
+        """Offers a unary call, whose end only came late, to the shadow of its alias."""
+        if self._mirrored is None or self.target is None:
+            return
+        frame, headers = self._mirrored
+        call = Mirrored(self._method, headers, frame, self._call.encoding, answer.code, answer.frame)
+        self._forwarder.mirrors.offer(self.target.alias, call)

@@ -25,6 +25,7 @@ from router.calls.aliases import Target
 from router.calls.attempts import Attempts
 from router.calls.diversion import REASONS, Diversion
 from router.calls.forwarder import Forwarder
+from router.calls.mirror import Mirrored
 from router.calls.routes import MODEL, NAME, Asked, Method
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
@@ -310,6 +311,13 @@ class UnaryCall:
         else:
             self._call.fail(reply.code, reply.text, headers, trailers)
             self._ended(reply.code, -1)
+        target = self._target
+        if target is not None and target.alias.mirror is not None:
+            named = target.headers(copy, self._method) if self._asked[1] == NAME else ()
+            self._forwarder.mirrors.offer(
+                target.alias,
+                Mirrored(self._method, self._headers + named, self._frame, self._call.encoding, reply.code, frame),
+            )
 
     def on_stream(self, stream: ReplyStream) -> None:
         """Passes back a reply that arrives message by message."""

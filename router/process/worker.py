@@ -31,7 +31,6 @@ from mesh.wire.client import Pool
 from mesh.wire.plainserver import PlainServer
 from mesh.wire.server import Server
 from router import services
-from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -114,7 +113,7 @@ class WorkerProcess:
             coldstart=self.coldstart,
             registry=self.registry,
             meter=meter,
-            alias_meter=AliasMeter(self.metrics),
+            counted=self.metrics,
             vmodels=self.vmodels,
             settings=settings,
             budget=self.budget,

@@ -30,7 +30,6 @@ from mesh.wire import client, clientconnection, framing, headers, server, server
 from mesh.wire.call import Call
 from mesh.wire.client import Reply
 from placement.fence import Mode
-from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -156,7 +155,7 @@ async def _core(copies: int, alias: str = "") -> AsyncIterator[tuple[World, Forw
         coldstart=coldstart,
         registry=registry,
         meter=meter,
-        alias_meter=AliasMeter(metrics.Registry()),
+        counted=metrics.Registry(),
         vmodels=vmodels,
         settings=settings,
     )

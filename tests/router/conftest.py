@@ -11,7 +11,6 @@ from mesh.etcd import EtcdUnavailable, KeyValue
 from mesh.schema import versions
 from mesh.schema.records import Failure, ModelRecord
 from mesh.telemetry import metrics
-from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -179,7 +178,7 @@ async def core(settings: RouterSettings) -> AsyncIterator[Core]:
         coldstart=coldstart,
         registry=registry,
         meter=meter,
-        alias_meter=AliasMeter(counted),
+        counted=counted,
         vmodels=vmodels,
         settings=settings,
     )

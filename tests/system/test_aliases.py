@@ -70,6 +70,17 @@ def names(answer) -> tuple[str, str]:
     return answer.model_name, answer.model_version
 
 
+async def metric(mesh: LocalMesh, name: str, **labels: str) -> float:
+    """Returns the value of a counter of all routers, added up."""
+    total = 0.0
+    for router in range(len(mesh.routers)):
+        page = (await mesh.get(f"{mesh.probe_url(router)}/metrics")).body.decode()
+        for line in page.splitlines():
+            if line.startswith(f"{name}{{") and all(f'{label}="{one}"' in line for label, one in labels.items()):
+                total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
 async def served(mesh: LocalMesh, alias: str, active: str, **more: object) -> None:
     """Writes the record of a vmodel and waits until every router has it."""
     await put(mesh, alias, active, **more)
@@ -229,10 +240,49 @@ async def test_a_canary_that_cannot_be_loaded_costs_no_call(two_routers, sticky)
     for number in range(60):
         answer = await callers[number % 2].infer(name, metadata=[("x-user", str(number))])
         assert (value(answer), answer.model_name) == (7.0, name)
-    for router in range(2):
-        page = (await two_routers.get(f"{two_routers.probe_url(router)}/metrics")).body.decode()
-        diverted = [
-            line for line in page.splitlines() if line.startswith("mesh_alias_diverted") and f"{name}@9" in line
-        ]
-        assert diverted
-        assert float(diverted[0].rsplit(" ", 1)[1]) > 5
+    assert await metric(two_routers, "mesh_alias_diverted", alias=name, model=f"{name}@9") > 10
+
+
+async def test_a_shadow_gets_the_calls_and_its_answers_are_compared(two_routers):
+    """One shadow has the outputs of the model that serves, another one does not; callers see neither."""
+    await two_routers.register("fraud@7-again", models.constant(7.0), load=True)
+    callers = [Caller(two_routers, router) for router in range(2)]
+    for alias, shadow, outcome in (("same", "fraud@7-again", "equal"), ("other", "fraud@8", "different")):
+        await served(two_routers, alias, "fraud@7", mirror={"target": shadow, "share": 100})
+        for number in range(40):
+            answer = await callers[number % 2].infer(alias)
+            assert (value(answer), answer.model_name) == (7.0, alias)
+
+        async def counted(alias=alias, shadow=shadow, outcome=outcome) -> bool:
+            return await metric(two_routers, "mesh_mirror_calls", alias=alias, model=shadow, outcome=outcome) >= 5
+
+        await until(counted, interval=0.1, timeout=20, why=f"answers of {shadow} are compared")
+        for wrong in {"equal", "different", "failed"} - {outcome}:
+            assert not await metric(two_routers, "mesh_mirror_calls", alias=alias, outcome=wrong)
+
+
+SHADOWS = {"hang": {"call": "3600s"}, "refuse": {"error": "no answer today"}, "unloadable": {"fail": "no such layer"}}
+
+
+@pytest.mark.parametrize("shadows", [SHADOWS, {"crash": {"error": "crash"}}], ids=" ".join)
+async def test_a_shadow_that_hangs_or_fails_leaves_callers_alone(a_mesh, shadows):
+    """Callers get their answers from the model that serves, whatever its shadow does: hang, fail, not load, or kill the
+    server of both. What is not sent to the shadow is counted as shed."""
+    async with a_mesh(pods=2, fake=True, capacity="64MiB") as mesh:
+        await mesh.register_fake("fraud@7", value=7, now=True)
+        for alias, words in shadows.items():
+            await mesh.register_fake(f"{alias}@9", **words)
+            await served(mesh, alias, "fraud@7", mirror={"target": f"{alias}@9", "share": 100})
+        caller = Caller(mesh)
+
+        async def counted(alias: str) -> bool:
+            assert value(await caller.infer(alias)) == 7.0
+            outcomes = ("shed",) if alias == "unloadable" else ("failed", "shed")
+            return all([await metric(mesh, "mesh_mirror_calls", alias=alias, outcome=one) for one in outcomes])
+
+        async def all_counted() -> bool:
+            return all([await counted(alias) for alias in shadows])
+
+        await until(all_counted, interval=0.02, timeout=60, why="calls of the shadows fail and are shed")
+        for number in range(100):
+            assert value(await caller.infer([*shadows][number % len(shadows)])) == 7.0

@@ -16,7 +16,6 @@ from mesh.schema.records import LOADED, LOADING, CopyRecord, Failure, ModelRecor
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
-from router.calls.aliasmeter import AliasMeter
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -106,7 +105,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         coldstart=coldstart,
         registry=registry,
         meter=meter,
-        alias_meter=AliasMeter(metrics.Registry()),
+        counted=metrics.Registry(),
         vmodels=Vmodels(keys),
         settings=settings,
     )

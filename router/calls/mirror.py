@@ -1,0 +1,351 @@
+"""Calls of a shadow: a share of an alias's calls is sent to a second model too, whose answers are dropped and counted.
+
+Callers come first. A shadow's call is sent once its caller has been answered, to a copy that is loaded, in a pod that
+is not busy with callers' calls. It never waits, is never sent again, and never causes more than one load at a time. All
+that does not fit into a few calls in flight and a bounded amount of memory is shed, and counted as such. A shadow that
+hangs or kills its server gets no calls for a while.
+
+Answers are compared by their outputs: all fields of a V2 reply but the model's name, its version and the `id`, to the
+byte.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from mesh.telemetry import logs, metrics
+from mesh.wire import encoding, framing, metadata
+from mesh.wire import headers as names
+from mesh.wire.budget import Budget
+from mesh.wire.call import Header, Headers
+from mesh.wire.client import Exchange, Lost, LostKind, Pool, Reply, ReplyStream
+from router.calls import replies
+from router.calls.aliases import Alias
+from router.calls.routes import Method
+from router.state.pods import Copy, Pod
+from router.state.view import View
+from router.state.vmodels import Vmodels
+
+log = logs.get(__name__)
+
+MOST = 4
+"""Calls of shadows in flight, in one worker."""
+
+EACH = 2
+"""Calls of one alias's shadow in flight, in one worker."""
+
+MAX_BYTES = 8 << 20
+"""Bytes of requests and answers kept for shadows in one worker."""
+
+BUSY = 4
+"""Callers' calls in flight in a pod beyond which it gets no shadow's."""
+
+TIMEOUT = 10.0
+"""Seconds that a shadow has for an answer."""
+
+PAUSE = 30.0
+"""Seconds without calls for a shadow that has hung, or whose server was lost in its call."""
+
+_NAMES = frozenset((0x0A, 0x12, 0x1A))  # tags of a ModelInferResponse's fields that are not compared
+
+
+class Calls(Protocol):
+    """The calls of a worker, as far as shadows need them (`router.calls.forwarder`)."""
+
+    view: View
+    budget: Budget
+    loop: asyncio.AbstractEventLoop
+
+    def pick(self, copies: list[Copy]) -> Copy | None:
+        """Returns the copy to call."""
+
+    def must_verify(self, copy: Copy) -> bool:
+        """Returns whether a record must be read before this copy may be called."""
+
+    def has_room(self, copy: Copy) -> bool:
+        """Returns whether the model may use one more connection to the pod."""
+
+    def began(self, copy: Copy) -> None:
+        """Counts a call that has been sent."""
+
+    def ended(self, copy: Copy) -> None:
+        """Counts a call that has ended."""
+
+    def unsent(self, copy: Copy, pool: Pool | None) -> bool:
+        """Notes that a call could not be sent."""
+
+    def lost(self, copy: Copy, why: str) -> int:
+        """Notes that a connection broke in the middle of a call."""
+
+
+class Mirrored(NamedTuple):
+    """A call that was answered, for its shadow."""
+
+    method: Method
+    headers: tuple[Header, ...]  # for the model server, with the names for the reply
+    frame: bytes
+    encoding: bytes
+    code: int
+    answer: bytes | None  # the frame of the reply
+
+    @property
+    def size(self) -> int:
+        """The bytes that are kept."""
+        return len(self.frame) + len(self.answer or b"")
+
+
+class _Counts:
+    """The series of one alias and its shadow."""
+
+    __slots__ = ("different", "equal", "failed", "ms", "shed")
+
+    def __init__(self, ms: metrics.Distribution, outcome: Callable[[str], metrics.Count]) -> None:
+        self.ms = ms
+        self.equal, self.different = outcome("equal"), outcome("different")
+        self.failed, self.shed = outcome("failed"), outcome("shed")
+
+
+class _Shadow:
+    """The state of one alias's shadow in this worker."""
+
+    __slots__ = ("counts", "in_flight", "model", "paused_until")
+
+    def __init__(self, model: str, counts: _Counts) -> None:
+        self.model = model
+        self.counts = counts
+        self.in_flight = 0
+        self.paused_until = 0.0
+
+
+class _ShadowCall:
+    """One call of a shadow: the sink of its exchange."""
+
+    __slots__ = ("_began", "_mirrors", "_timer", "copy", "exchange", "mirrored", "pool", "shadow")
+
+    def __init__(self, mirrors: "Mirrors", shadow: _Shadow, mirrored: Mirrored, copy: Copy, pool: Pool) -> None:
+        self._mirrors = mirrors
+        self.shadow = shadow
+        self.mirrored = mirrored
+        self.copy = copy
+        self.pool = pool
+        self.exchange: Exchange | None = None
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        self._timer = loop.call_later(TIMEOUT, self._late)
+
+    def on_reply(self, reply: Reply) -> None:
+        """Compares the answers."""
+        self._end()
+        counts = self.shadow.counts
+        _, refusal = replies.returned(reply.headers, self.copy.pod)
+        if refusal is not None and reply.code:
+            if refusal == names.NOT_HERE:
+                self._mirrors.view.drop(self.copy)
+            counts.shed.inc()
+            return
+        counts.ms.observe((asyncio.get_running_loop().time() - self._began) * 1000)
+        if reply.code and not self.mirrored.code:
+            counts.failed.inc()
+        elif same(self.mirrored, reply):
+            counts.equal.inc()
+        else:
+            counts.different.inc()
+
+    def on_stream(self, stream: ReplyStream) -> None:
+        """Drops a reply in parts: only whole ones are compared."""
+        self._end()
+        stream.cancel()
+        self.shadow.counts.failed.inc()
+
+    def on_lost(self, lost: Lost) -> None:
+        """Counts a call that was not answered."""
+        self._end()
+        self.shadow.counts.failed.inc()
+        if lost.kind is LostKind.UNSENT:
+            self._mirrors.calls.unsent(self.copy, self.pool)
+        else:
+            self._mirrors.calls.lost(self.copy, lost.why)
+            self._mirrors.pause(self.shadow, lost.why)
+
+    def _late(self) -> None:
+        assert self.exchange is not None
+        self.exchange.cancel()
+        self._end()
+        self.shadow.counts.failed.inc()
+        self._mirrors.pause(self.shadow, f"no answer within {TIMEOUT:g} s")
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        self.exchange = None
+        self._mirrors.ended(self)
+
+    def cancel(self) -> None:
+        """Ends the call without counting it: the worker stops."""
+        if self.exchange is not None:
+            self.exchange.cancel()
+        self._end()
+
+
+class Mirrors:
+    """The shadows of one worker. `warm` has a model loaded; `uniform` returns random numbers."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        vmodels: Vmodels,
+        registry: metrics.Registry,
+        *,
+        warm: Callable[[str], None],
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self.calls = calls
+        self.view = calls.view
+        self._warm = warm
+        self._uniform = uniform
+        self._vmodels = vmodels
+        self._shadows: dict[str, _Shadow] = {}  # by alias
+        self._in_flight: dict[Pod, int] = {}  # shadows' calls, by pod
+        self._running: set[_ShadowCall] = set()
+        self._held = 0  # bytes kept
+        labels = ("alias", "model")
+        self._ms = registry.histogram(
+            "mesh_mirror_milliseconds", "Answered calls of shadows, by alias and shadow.", metrics.BUCKETS_MS, labels
+        )
+        self._outcomes = registry.counter(
+            "mesh_mirror_calls",
+            "Calls for shadows: answered with equal or different outputs, failed, or shed.",
+            (*labels, "outcome"),
+        )
+        vmodels.listen(self._changed)
+
+    def offer(self, alias: Alias, mirrored: Mirrored) -> None:
+        """Takes a call that has just been answered, if it is in the share; sends it to the shadow in a moment, or sheds
+        it."""
+        mirror = alias.mirror
+        if mirror is None or not mirrored.method.infers or self._uniform() * 100 >= mirror.percent:
+            return
+        shadow = self._shadow(alias.name, mirror.target)
+        size = mirrored.size
+        if (
+            shadow.in_flight >= EACH
+            or len(self._running) >= MOST
+            or self._held + size > MAX_BYTES
+            or self.calls.budget.held + size > self.calls.budget.large
+            or self.calls.loop.time() < shadow.paused_until
+        ):
+            shadow.counts.shed.inc()
+            return
+        shadow.in_flight += 1
+        self._held += size
+        self.calls.budget.add(size)
+        # The caller's answer is on its way first.
+        self.calls.loop.call_soon(self._send, shadow, mirrored)
+
+    def ended(self, call: _ShadowCall) -> None:
+        """Frees what a call has held."""
+        self._running.discard(call)
+        pod = call.copy.pod
+        left = self._in_flight.pop(pod) - 1
+        if left:
+            self._in_flight[pod] = left
+        self.calls.ended(call.copy)
+        self._release(call.shadow, call.mirrored)
+
+    def pause(self, shadow: _Shadow, why: str) -> None:
+        """Sends no more calls to a shadow for a while."""
+        shadow.paused_until = self.calls.loop.time() + PAUSE
+        log.warning("a shadow gets no calls for a while", model=shadow.model, seconds=PAUSE, why=why)
+
+    def close(self) -> None:
+        """Ends all calls."""
+        for call in tuple(self._running):
+            call.cancel()
+
+    def _send(self, shadow: _Shadow, mirrored: Mirrored) -> None:
+        copy = self._copy(shadow.model)
+        pool = None if copy is None else copy.pod.pool
+        if copy is None or pool is None or len(self._running) >= MOST:
+            self._shed(shadow, mirrored)
+            return
+        call = _ShadowCall(self, shadow, mirrored, copy, pool)
+        self._running.add(call)
+        self._in_flight[copy.pod] = self._in_flight.get(copy.pod, 0) + 1
+        self.calls.began(copy)
+        headers: Headers = mirrored.headers + copy.headers
+        timeout = metadata.format_timeout(TIMEOUT)
+        try:
+            call.exchange = pool.send(
+                mirrored.method.name, headers, mirrored.frame, call, timeout=timeout, encoding=mirrored.encoding
+            )
+        except ValueError as error:  # the call of its caller was sent with the same headers
+            log.error("a call cannot be sent to its shadow", model=shadow.model, error=str(error))
+            call.on_lost(Lost(LostKind.UNSENT, str(error)))
+
+    def _copy(self, model: str) -> Copy | None:
+        """Returns the copy of a shadow that may be called now; None: callers come first, or it is not loaded."""
+        calls = self.calls
+        copies = self.view.copies.get(model)
+        if copies is None:
+            self._warm(model)
+            return None
+        copy = calls.pick(copies)
+        if copy is None or calls.must_verify(copy) or not calls.has_room(copy):
+            return None
+        pod = copy.pod
+        return None if pod.in_flight + pod.load - self._in_flight.get(pod, 0) >= BUSY else copy
+
+    def _shed(self, shadow: _Shadow, mirrored: Mirrored) -> None:
+        shadow.counts.shed.inc()
+        self._release(shadow, mirrored)
+
+    def _release(self, shadow: _Shadow, mirrored: Mirrored) -> None:
+        shadow.in_flight -= 1
+        self._held -= mirrored.size
+        self.calls.budget.give(mirrored.size)
+
+    def _shadow(self, alias: str, model: str) -> _Shadow:
+        found = self._shadows.get(alias)
+        if found is None:
+            counts = _Counts(
+                self._ms.labels(alias, model), lambda outcome: self._outcomes.labels(alias, model, outcome)
+            )
+            found = self._shadows[alias] = _Shadow(model, counts)
+        return found
+
+    def _changed(self, alias: str) -> None:
+        """Drops a shadow, and its series, that its alias no longer names."""
+        shadow, record = self._shadows.get(alias), self._vmodels.get(alias)
+        mirror = None if record is None else record.more.mirror
+        if shadow is not None and (mirror is None or mirror.target != shadow.model):
+            del self._shadows[alias]
+            self._ms.forget(alias, shadow.model)
+            for outcome in ("equal", "different", "failed", "shed"):
+                self._outcomes.forget(alias, shadow.model, outcome)
+
+
+def same(mirrored: Mirrored, reply: Reply) -> bool:
+    """Returns whether a shadow's reply has the outputs of the caller's."""
+    if mirrored.code or reply.code:
+        return mirrored.code == reply.code
+    ours, theirs = mirrored.answer, reply.frame
+    if ours is None or theirs is None:
+        return ours is theirs
+    if ours == theirs:
+        return True
+    if not mirrored.method.versioned or framing.is_compressed(ours) or framing.is_compressed(theirs):
+        return False
+    try:
+        return list(_outputs(ours)) == list(_outputs(theirs))
+    except ValueError:
+        return False
+
+
+def _outputs(frame: bytes) -> Iterator[memoryview]:
+    """Yields the fields of a V2 reply without the names in it."""
+    message = memoryview(frame)[framing.PREFIX :]
+    before = 0
+    for tag, _, end in encoding.fields(message):
+        if tag not in _NAMES:
+            yield message[before:end]
+        before = end

@@ -1,0 +1,311 @@
+"""Shadows: what they are sent, what is counted, and that callers notice nothing."""
+
+import itertools
+
+import pytest
+
+from mesh.pb import inference_pb2 as pb
+from mesh.statuses import Code
+from mesh.wire import framing
+from mesh.wire.client import LostKind
+from placement.vmodels.record import Mirror
+from router.calls import mirror
+from router.calls.mirror import BUSY, EACH, MAX_BYTES, MOST
+from tests.support import fakecalls
+from tests.support.fakecalls import FakeCall, StreamCall
+from tests.support.waiting import until
+
+SHADOW = {"target": "fraud@9", "share": 100}
+
+
+def shadowed(core, *pods, name="fraud", **mesh):
+    """An alias with a shadow, the shadow's copy in a pod of its own."""
+    core.resident("fraud@8", *(pods or ("a",)))
+    core.resident("fraud@9", "s")
+    core.alias(name, "fraud@8", mirror=SHADOW, **mesh)
+
+
+def reply_of(name="fraud", values=b"1234", id="7", version="8"):
+    message = pb.ModelInferResponse(model_name=name, model_version=version, id=id, raw_output_contents=[values])
+    message.outputs.add(name="y", datatype="FP32", shape=[1])
+    return framing.pack(message.SerializeToString())
+
+
+async def answered(core, frame=None, code=0, name="fraud", **more):
+    """A caller's call that has been answered."""
+    call = core.call(name, **more)
+    (sent,) = [sent for sent in core.sent("a") if not sent.over]
+    if code:
+        sent.fail(code, "no")
+    else:
+        sent.reply(frame or reply_of())
+    assert call.answers
+    return call
+
+
+async def mirrored(core, count=1):
+    """The calls of the shadow in flight, once there are so many."""
+    open_ = lambda: [sent for sent in core.sent("s") if not sent.over]  # noqa: E731
+    await until(lambda: len(open_()) >= count, interval=0.001, why=f"{count} calls reach the shadow")
+    return open_()
+
+
+async def settled(core):
+    """No call of a shadow is about to be sent."""
+    await until(lambda: not core.forwarder.mirrors._held or core.forwarder.mirrors._running, interval=0.001)
+
+
+def counts(core):
+    """Returns the calls of the shadow by outcome."""
+    (metric,) = [one for one in core.counted.snapshot()["metrics"] if one["name"] == "mesh_mirror_calls"]
+    return {labels[2]: value for labels, value in metric["series"] if value}
+
+
+def clean(core):
+    """Nothing is kept for shadows, and nothing counts as in flight."""
+    mirrors = core.forwarder.mirrors
+    assert (mirrors._held, mirrors._running, mirrors._in_flight) == (0, set(), {})
+    assert core.forwarder.budget.held == 0
+    assert not any(pod.in_flight for pod in core.world.view.pods.values())
+
+
+async def test_a_shadow_gets_the_call_after_its_caller_was_answered(core):
+    """The same bytes and headers with the names of the caller's reply, but the shadow's copy; its answer is dropped,
+    compared and timed."""
+    shadowed(core, versions={"8": "fraud@8"})
+    call = core.call("fraud", headers=[(b"x-trace", b"1")])
+    assert core.sent("s") == []
+    core.sent("a")[0].reply(reply_of())
+    assert call.code is Code.OK
+    (sent,) = await mirrored(core)
+    assert sent.frame is call.frame
+    assert sent.headers == {
+        b"x-trace": b"1",
+        b"mesh-as": b"fraud/8",
+        b"mesh-copy": b"i.7",
+        b"mm-model-id": b"fraud@9",
+        b"mm-model-id-bin": b"ZnJhdWRAOQ",
+    }
+    assert sent.timeout == b"10000000u"
+    sent.reply(reply_of())
+    assert counts(core) == {"equal": 1}
+    assert len(call.answers) == 1
+    clean(core)
+
+
+@pytest.mark.parametrize(
+    ("primary", "shadow", "outcome"),
+    [
+        pytest.param(reply_of(), reply_of("fraud@9", version="", id=""), "equal", id="names"),
+        pytest.param(reply_of(), reply_of(values=b"1235"), "different", id="values"),
+        pytest.param(reply_of(), framing.pack(b"\xff\xff"), "different", id="garbage"),
+        pytest.param(b"\1" + reply_of()[1:], b"\1" + reply_of(id="8")[1:], "different", id="compressed"),
+        pytest.param(reply_of(), Code.INTERNAL, "failed", id="shadow-fails"),
+        pytest.param(Code.INVALID_ARGUMENT, Code.INVALID_ARGUMENT, "equal", id="both-fail"),
+        pytest.param(Code.INVALID_ARGUMENT, reply_of(), "different", id="caller-fails"),
+    ],
+)
+async def test_answers_are_compared_by_outputs_and_codes(core, primary, shadow, outcome):
+    """Names, versions and ids do not matter; values do; and a failure equals one with the same code."""
+    shadowed(core)
+    if isinstance(primary, Code):
+        await answered(core, code=primary)
+    else:
+        await answered(core, primary)
+    (sent,) = await mirrored(core)
+    if isinstance(shadow, Code):
+        sent.fail(shadow, "no")
+    else:
+        sent.reply(shadow)
+    assert counts(core) == {outcome: 1}
+    clean(core)
+
+
+async def test_the_share_is_what_the_record_says(core):
+    """With 25 %, every fourth of evenly spread draws is mirrored."""
+    shadowed(core)
+    core.alias("fraud", "fraud@8", mirror={"target": "fraud@9", "share": 25})
+    numbers = itertools.cycle([0.1, 0.3, 0.5, 0.9])
+    core.forwarder.mirrors._uniform = lambda: next(numbers)
+    for _ in range(12):
+        await answered(core)
+        for sent in [sent for sent in core.sent("s") if not sent.over]:
+            sent.reply(reply_of())
+        await settled(core)
+    for sent in [sent for sent in core.sent("s") if not sent.over]:
+        sent.reply(reply_of())
+    assert counts(core) == {"equal": 3}
+
+
+async def test_a_shadow_that_hangs_gets_a_few_calls_and_then_a_pause(core, monkeypatch):
+    """Callers are answered throughout; calls beyond the first few are shed; after the time-out, all are for a while."""
+    monkeypatch.setattr(mirror, "TIMEOUT", 0.05)
+    shadowed(core)
+    for _ in range(EACH + 3):
+        await answered(core)
+    hanging = await mirrored(core, EACH)
+    assert counts(core) == {"shed": 3}
+    await until(lambda: all(sent.cancelled for sent in hanging), interval=0.005)
+    assert counts(core) == {"shed": 3, "failed": EACH}
+    await answered(core)
+    assert counts(core) == {"shed": 4, "failed": EACH}
+    assert len(core.sent("s")) == EACH
+    clean(core)
+
+
+async def test_a_shadow_whose_server_dies_gets_a_pause(core):
+    """The loss is counted against the shadow's model like any other; no caller's call is affected."""
+    shadowed(core)
+    await answered(core)
+    (sent,) = await mirrored(core)
+    sent.lose(LostKind.SENT)
+    assert "fraud@9" in core.forwarder.deaths.watched
+    assert "fraud@8" not in core.forwarder.deaths.watched
+    await answered(core)
+    assert counts(core) == {"failed": 1, "shed": 1}
+    clean(core)
+
+
+async def test_a_shadow_that_cannot_be_reached_is_not_tried_again(core):
+    """A call that could not be sent has failed."""
+    shadowed(core)
+    await answered(core)
+    (sent,) = await mirrored(core)
+    sent.lose(LostKind.UNSENT)
+    assert len(core.sent("s")) == 1
+    assert counts(core) == {"failed": 1}
+    clean(core)
+
+
+async def test_a_shadow_that_is_not_there_is_forgotten(core):
+    """A pod without the copy is no longer called for it; the call is shed, not repeated."""
+    shadowed(core)
+    await answered(core)
+    (sent,) = await mirrored(core)
+    sent.not_here()
+    assert core.world.callable("fraud@9") == []
+    assert counts(core) == {"shed": 1}
+    clean(core)
+
+
+async def test_a_shadow_that_is_not_loaded_causes_one_load(core):
+    """A hundred calls request its load once and are shed; none waits."""
+    core.resident("fraud@8")
+    core.register("fraud@9")
+    core.alias("fraud", "fraud@8", mirror=SHADOW)
+    core.agents.answers["a"] = fakecalls.failed("bad file")
+    for _ in range(100):
+        await answered(core)
+        await settled(core)
+    await until(lambda: core.agents.loads and not core.coldstart.loading("fraud@9"))
+    assert [request.model_id for _, request in core.agents.loads] == ["fraud@9"]
+    assert counts(core) == {"shed": 100}
+    clean(core)
+
+
+async def test_a_busy_pod_gets_no_calls_of_shadows(core):
+    """Beyond a few callers' calls in the shadow's pod, its calls are shed; shadows' own calls there do not count."""
+    shadowed(core)
+    core.world.view.pods["s"].load = BUSY
+    await answered(core)
+    await settled(core)
+    assert core.sent("s") == []
+    assert counts(core) == {"shed": 1}
+    core.world.view.pods["s"].load = BUSY - 1
+    for _ in range(EACH):
+        await answered(core)
+    for sent in await mirrored(core, EACH):
+        sent.reply(reply_of())
+    assert counts(core) == {"shed": 1, "equal": EACH}
+    clean(core)
+
+
+async def test_all_shadows_together_have_few_calls_in_flight(core):
+    """Ten aliases with hanging shadows hold no more than a fixed number of calls."""
+    for number in range(10):
+        shadowed(core, name=f"alias-{number}")
+    for _ in range(EACH):
+        for number in range(10):
+            await answered(core, name=f"alias-{number}")
+    sent = await mirrored(core, MOST)
+    await settled(core)
+    assert len(sent) == MOST
+    for one in sent:
+        one.reply(reply_of())
+    clean(core)
+
+
+async def test_memory_for_shadows_is_bounded(core):
+    """A call whose request and answer would exceed the bound is shed, and one that fits afterwards is not."""
+    shadowed(core)
+    await answered(core, framing.pack(bytes(MAX_BYTES)))
+    assert counts(core) == {"shed": 1}
+    await answered(core)
+    (sent,) = await mirrored(core)
+    sent.reply(reply_of())
+    assert counts(core) == {"shed": 1, "equal": 1}
+    clean(core)
+
+
+async def test_shadows_give_way_when_bodies_fill_their_total(core, monkeypatch):
+    """Memory that callers need is not given to shadows."""
+    shadowed(core)
+    monkeypatch.setattr(core.forwarder.budget, "large", 10)
+    await answered(core)
+    assert counts(core) == {"shed": 1}
+
+
+@pytest.mark.parametrize("method", ["ModelMetadata", "ModelReady"])
+async def test_questions_about_a_model_are_not_mirrored(core, method):
+    """A shadow is sent what is to be inferred."""
+    shadowed(core)
+    call = FakeCall(b"/inference.GRPCInferenceService/" + method.encode(), frame=core.frame("fraud"))
+    core.dispatcher.dispatch(call)
+    core.sent("a")[0].reply()
+    assert core.forwarder.mirrors._held == 0
+    assert counts(core) == {}
+
+
+async def test_a_call_whose_end_came_late_is_mirrored_too(core):
+    """A unary call carried as a stream has one message, which is enough."""
+    shadowed(core)
+    call = StreamCall(messages=[core.frame("fraud")])
+    core.dispatcher.dispatch(call)
+    (await core.reaches("a")).reply(reply_of())
+    assert (await core.answered(call)).code is Code.OK
+    (sent,) = await mirrored(core)
+    assert sent.frame == core.frame("fraud")
+    sent.reply(reply_of())
+    assert counts(core) == {"equal": 1}
+    clean(core)
+
+
+async def test_another_shadow_has_counts_of_its_own(core):
+    """When the record names another shadow, or none, the former one's series are dropped."""
+    shadowed(core)
+    await answered(core)
+    for sent in await mirrored(core):
+        sent.reply(reply_of())
+    assert counts(core) == {"equal": 1}
+    core.resident("fraud@10", "s")
+    core.alias("fraud", "fraud@8", mirror={"target": "fraud@10", "share": 50.5})
+    assert core.vmodels.get("fraud").more.mirror == Mirror("fraud@10", 50.5)
+    assert counts(core) == {}
+    core.forwarder.mirrors._uniform = lambda: 0.5
+    await answered(core)
+    for sent in await mirrored(core):
+        sent.reply(reply_of(values=b"4321"))
+    assert counts(core) == {"different": 1}
+    core.alias("fraud", "fraud@8")
+    assert counts(core) == {}
+
+
+async def test_a_worker_that_stops_ends_its_shadows_calls(core):
+    """Closing cancels what shadows have in flight, uncounted."""
+    shadowed(core)
+    await answered(core)
+    (sent,) = await mirrored(core)
+    core.forwarder.mirrors.close()
+    assert sent.cancelled
+    assert counts(core) == {}
+    clean(core)
