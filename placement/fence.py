@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 
 
 class Mode(enum.IntEnum):
-    """The calls that may be answered. The numbers are used on the use board."""
+    """The calls that may be answered. The numbers are those on the use board."""
 
     CLOSED = 0
     PROVEN = 1

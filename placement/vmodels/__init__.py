@@ -2,6 +2,6 @@
 
 | module | holds |
 | --- | --- |
-| `record` | what is known of a virtual model |
-| `changes` | what a request, or the end of a move, changes |
+| `record` | the record of a virtual model |
+| `changes` | the changes by a request, or by the end of a move |
 """

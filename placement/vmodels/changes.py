@@ -1,16 +1,16 @@
 """Changes of virtual models: from the present record and a request to the record, the reference counts and the models
 to create or delete.
 
-The same functions decide for gRPC, for REST, and for the leader, which carries moves out; a transaction writes
-the result if nothing that it rests on has changed (`router.vmodels.store`).
+The same functions decide for gRPC, for REST, and for the leader, which carries out moves; a transaction writes
+the result if nothing that it is based on has changed (`router.vmodels.store`).
 
-**References.** A model's count is the number of vmodels that name it in any role. So the difference that a change makes
-follows from the sets of names before and after it, and from nothing else: no order or repetition of requests can make
-a count drift. A model that was registered to be deleted automatically goes with its last reference.
+**References.** A model's count is the number of vmodels that name it in any role. A change of the count follows only
+from the sets of names before and after: no order or repetition of requests can make a count drift. A model that was
+registered to be deleted automatically is deleted with its last reference.
 
 **Moves.** A new target does not serve calls at once: the leader first has as many copies of it loaded as the active
-model has. It is switched to in the same write only if that loses nothing: the active model has no copies, or the target
-is loaded as often; or if the caller insists (`force`).
+model has. The vmodel switches to it in the same write only if nothing is lost by that, because the active model has no
+copies or the target has as many; or if the caller insists (`force`).
 
 **Versions.** The versions of a vmodel are in the order in which they were set. A new one goes to the end; the version
 that it replaces is put right before it, so that going back leads to what served before. The last `keep` before the
@@ -63,10 +63,10 @@ class SetVModel:
     ready: bool = False  # wait for a loaded copy of the target even if the active model has none
     expected_target: str = ""
     owner: str = ""
-    default_owner: str = ""  # of a new vmodel, if `owner` names none
+    default_owner: str = ""  # of a new vmodel, if `owner` is not given
     keep: int | None = None
-    weights: Mapping[str, int] | None = None  # by model id; empty: no split any more
-    sticky: str | None = None  # a header; "": none any more
+    weights: Mapping[str, int] | None = None  # by model id; empty: end the split
+    sticky: str | None = None  # a header; "": remove it
     mirror: Mirror | None = None
     no_mirror: bool = False
 
@@ -132,7 +132,7 @@ def set_vmodel(vmodel_id: str, before: VModelRecord | None, models: Models, requ
 
 
 def delete_vmodel(before: VModelRecord | None, models: Models, owner: str) -> Change:
-    """Decides a deletion: one with another owner, or of no vmodel, has no effect."""
+    """Decides a deletion, which has no effect if the owner differs or the vmodel does not exist."""
     if before is None or (owner and owner != before.owner):
         return Change(before, before)
     return _change(before, None, models)
@@ -148,8 +148,8 @@ def finish_move(before: VModelRecord | None, models: Models, active: str, target
 
 
 def park_move(before: VModelRecord | None, active: str, target: str, why: str) -> Change:
-    """Decides what is noted of a move whose target could not be loaded: `why`; "" if that is over. Nothing changes if
-    the vmodel is no longer on that move."""
+    """Decides what to record of a move whose target could not be loaded: the reason `why`, or "" once it can be.
+    Nothing changes if the vmodel is no longer on that move."""
     if before is None or (before.active, before.target) != (active, target):
         return Change(before, before)
     return Change(before, replace(before, failed=bool(why), more=replace(before.more, why=why)))
@@ -157,8 +157,8 @@ def park_move(before: VModelRecord | None, active: str, target: str, why: str) -
 
 def due(record: VModelRecord, active: NamedModel, target: NamedModel, most: int | None = None) -> bool:
     """Tells whether a move may end: the target has as many loaded copies as the active model, or `most`, if no more
-    than that can be loaded. An active model without copies serves nobody, so it is not waited for, unless the last load
-    of the target failed, or the caller wanted to wait."""
+    than that can be loaded. An active model without copies serves no calls, so a move from it does not wait, unless the
+    last load of the target failed, or the caller wanted to wait."""
     if not active.copies and not (record.failed or record.more.wait):
         return True
     needed = active.loaded if most is None else min(active.loaded, most)

@@ -1,7 +1,7 @@
 """The record of a virtual model (vmodel, alias): a name that points at models and can be moved.
 
-Its first four attributes are the predecessor's. What Mesh adds is in `VModelMore`, which the predecessor carries along
-unread. `mesh.schema.vmodels` reads and writes both as JSON.
+Its first four attributes are the predecessor's. Mesh's additions are in `VModelMore`, which the predecessor keeps
+without reading it. `mesh.schema.vmodels` reads and writes both as JSON.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """A shadow: a model that gets a share of the calls too, whose answers are dropped."""
+    """A shadow: a model that also gets a share of the calls, and whose answers are discarded."""
 
     target: str  # a model's id
     percent: float  # of the calls, above 0, at most 100

@@ -1,11 +1,11 @@
-"""The model behind a name: models, aliases (vmodels), and their versions.
+"""Resolution of names: models, aliases (vmodels), and their versions.
 
-`mm-model-id` names a model and `mm-vmodel-id` an alias. A name in a V2 message is an alias if there is one of that
-name, else a model. A hit by an alias reads only what the feed has delivered (`router.state.vmodels`). A name that is
-found neither there nor in the view is read from etcd, both of its keys at once, before the call fails.
+`mm-model-id` names a model and `mm-vmodel-id` an alias. A name in a V2 message means an alias if there is one of that
+name, else a model. A hit by an alias only reads records that the feed has delivered (`router.state.vmodels`). If a name
+is neither there nor in the view, both of its keys are read from etcd at once before the call fails.
 
 An alias sends its calls to its active model, or splits them over several (`placement.splits`). `diversion` decides what
-follows if a model cannot serve.
+to do if a model cannot serve.
 """
 
 import random
@@ -28,25 +28,25 @@ from router.state.vmodels import Vmodels
 
 log = logs.get(__name__)
 
-_LISTED = 20  # versions in a text
+_LISTED = 20  # versions that an error lists
 _WARM = 1.0  # seconds between two requests of one worker to load a model that its alias needs
-_SAID = 60.0  # seconds between two lines in the log about the same model of an alias
+_SAID = 60.0  # seconds between two log lines about the same model of an alias
 
 
 class Target:
-    """One model of an alias: what a call to it carries, and where it is counted."""
+    """One model of an alias: the headers of calls to it, and the series that counts them."""
 
     __slots__ = ("_headers", "alias", "meter", "model", "version")
 
     def __init__(self, alias: "Alias", model: str, version: str, meter: AliasMeter) -> None:
         self.alias = alias
         self.model = model
-        self.version = version  # "": the alias gives it none
+        self.version = version  # "": the alias names none
         self.meter = meter.of(alias.name, model)
         self._headers: dict[str, tuple[Header, ...]] = {}  # by version
 
     def headers(self, copy: Copy, method: Method) -> tuple[Header, ...]:
-        """Returns what tells the pod the names that the reply must have."""
+        """Returns the headers that tell the pod which names the reply must have."""
         own = self.version or copy.record.version
         found = self._headers.get(own)
         if found is None:
@@ -57,7 +57,7 @@ class Target:
 
 
 class Alias:
-    """An alias, prepared for calls. A changed record makes a new one."""
+    """An alias, prepared for calls. A changed record replaces the object."""
 
     __slots__ = ("_meter", "_targets", "active", "mirror", "name", "record", "split", "sticky", "versions")
 
@@ -153,7 +153,7 @@ class Aliases:
         return alias.target(model)
 
     def settled(self, call: Call, asked: Asked) -> tuple[str, Target | None] | None:
-        """Returns the model that a call goes to, and whose target that is; None if that takes a read: see `resolve`.
+        """Returns the model for a call, and its target in an alias; None if that takes a read: see `resolve`.
         Raises MeshError UNKNOWN_VERSION."""
         name, kind, version = asked
         if not kind or self._known(name) is None:
@@ -168,7 +168,7 @@ class Aliases:
         return target.model, target
 
     async def resolve(self, call: Call, asked: Asked) -> tuple[str, Target | None]:
-        """Returns the model that a call goes to, and whose target that is, reading what it must. Raises MeshError."""
+        """Returns the model for a call, and its target in an alias, reading etcd if necessary. Raises MeshError."""
         found = self.settled(call, asked)
         if found is not None:
             return found
@@ -187,10 +187,10 @@ class Aliases:
             return model, None if alias is None else alias.target(model)
         if kind and alias is None and self.find(name) is not None:  # the read has found an alias of that name
             return await self.resolve(call, asked)
-        return model, None if alias is None else alias.target(model)  # calling it has the right error
+        return model, None if alias is None else alias.target(model)  # a call to it gives the right error
 
     async def read(self, name: str) -> None:
-        """Reads the alias of that name from etcd: afterwards `find` knows it as it was at some moment since. Raises
+        """Reads the alias of that name from etcd, so that `find` returns it as it was during the read or later. Raises
         MeshError REGISTRY_AWAY."""
         try:
             await self._registry.read(name, fresh=True)
@@ -207,7 +207,7 @@ class Aliases:
         return alias.active.model if model is None and alias.active.model not in tried else model
 
     def divert(self, target: Target, error: MeshError) -> None:
-        """Counts a call that goes to another model of its alias, because this one cannot serve."""
+        """Counts a call that is sent to another model of its alias, because this one cannot serve."""
         target.meter.diverted.inc()
         said, now = (target.alias.name, target.model), self._now()
         if now - self._said.get(said, -_SAID) >= _SAID:
@@ -220,8 +220,8 @@ class Aliases:
             )
 
     def _instead(self, alias: Alias, split: Split, model: str) -> str:
-        """Returns the model for a call drawn for one that is not loaded: a loaded one if there is one, while the other
-        is loaded."""
+        """Returns the model for a call whose drawn model is not loaded: a loaded one if there is any, while the drawn
+        one is being loaded."""
         missing = [one for one in split.targets if one not in self._view.copies]
         other = split.at(self._uniform(), missing)
         if other is None:
@@ -261,14 +261,14 @@ class Aliases:
 
 
 def added(target: Target | None, copy: Copy, method: Method) -> tuple[Header, ...]:
-    """Returns the headers of a call by name that say how the reply is to be named. No target: a plain model's."""
+    """Returns the headers of a call by name that say which names its reply must have; without a target, a model's."""
     if target is not None:
         return target.headers(copy, method)
     return listed((copy.record.version,) if copy.record.version else ()) if method.describes else ()
 
 
 def listed(known: Sequence[str]) -> tuple[Header, ...]:
-    """Returns the header with the versions for a reply that lists them; none if they are not known."""
+    """Returns the header with the versions, for a reply that lists them; none if the versions are unknown."""
     return ((names.VERSIONS, names.listed(known)),) if known else ()
 
 

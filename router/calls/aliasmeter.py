@@ -1,7 +1,7 @@
-"""Counting of calls by alias and by the model that served them.
+"""Counters of calls by alias and by the model that served them.
 
-Operators choose the names, and each release of a model adds one. So the series of a model are dropped when its alias no
-longer names it; and beyond a number of pairs, all others are counted together as `other`.
+Operators choose the names, and each release of a model adds one. The series of a model are therefore dropped when its
+alias no longer names it; and beyond a number of pairs, all others are counted together as `other`.
 """
 
 from mesh.telemetry import metrics
@@ -29,7 +29,7 @@ class TargetMeter:
 
 
 class AliasMeter:
-    """The metrics by alias of one worker."""
+    """One worker's metrics by alias."""
 
     def __init__(self, registry: metrics.Registry) -> None:
         labels = ("alias", "model")

@@ -1,10 +1,11 @@
 """The next model for a call by name whose model cannot serve.
 
-A model of a split that cannot serve does not cost its callers their calls: they go to the alias's other models, each
-tried once. If a resolved model is not registered, the alias has been moved: its record is read again, once. Texts are
-the predecessor's.
+If a model of a split cannot serve, its calls do not fail: they are sent to the alias's other models, each tried once.
+If a resolved model is not registered, the alias has been moved: its record is read again, once. Texts are the
+predecessor's.
 
-Only calls that no model has seen are diverted. A server that was lost in a call, or a model's own error, is the answer.
+Only calls that no model has seen are diverted. If a server is lost in a call, or a model returns an error, that is the
+answer.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -41,11 +42,11 @@ class Diversion:
         return self._asked[0] if self.target is None else self.target.model
 
     def others(self) -> bool:
-        """Returns whether there is another model that was not tried."""
+        """Returns whether there is another model that has not been tried."""
         return self._other() is not None
 
     def at_once(self, error: MeshError) -> bool:
-        """Moves on to another model that is known without a read. Returns whether there is one."""
+        """Sends the call to another model that is known without a read. Returns whether there is one."""
         target = self.target
         if target is None:  # a model is not registered; the read that has shown this may have found an alias
             alias = self._aliases.find(self._asked[0]) if error.reason is Reason.UNKNOWN_MODEL else None
@@ -66,7 +67,7 @@ class Diversion:
         return self.target is not None and error.reason is Reason.UNKNOWN_MODEL
 
     async def read(self) -> None:
-        """Moves on to the model that the alias now names. Raises MeshError if that does not help either."""
+        """Sends the call to the model that the alias now names. Raises MeshError if that does not help either."""
         assert self.target is not None
         name, kind, version = self._asked
         gone = self.target.model

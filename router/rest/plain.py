@@ -1,8 +1,8 @@
-"""Inference over REST as the plain HTTP server of `mesh.wire` brings it: the hot path behind Envoy.
+"""Inference over REST by the plain HTTP server of `mesh.wire`: the hot path behind Envoy.
 
-A small request becomes a gRPC message, and its reply a body, in plain callbacks: no task, no timer. What takes longer
-(large JSON, compressed bodies, bodies without JSON) runs in a task. Both take `inference`, as the aiohttp application
-does, which serves the same paths where there is no Envoy.
+A small request becomes a gRPC message, and its reply a body, in plain callbacks without a task or timer. Requests that
+take longer (large JSON, compressed bodies, bodies without JSON) run in tasks. Both use `inference`, as does the aiohttp
+application, which serves the same paths without Envoy.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _LENGTH = HEADER_LENGTH.lower().encode()
 
 
 class _Note(NamedTuple):
-    """The meaning of a head: it is read once for all requests that have the same."""
+    """The meaning of a head, which is parsed once for all requests with an equal head."""
 
     asked: Asked
     target: Target
@@ -40,7 +40,7 @@ class _Note(NamedTuple):
 
 
 class PlainInference:
-    """The handler of requests below `/v2/models/` that are posted."""
+    """The handler of POST requests below `/v2/models/`."""
 
     def __init__(self, models: Models, inference: Inference, budget: Budget) -> None:
         self._models = models
@@ -82,7 +82,7 @@ class PlainInference:
             request.on_cancel(call.cancel)
 
     def _answered(self, request: PlainRequest, caller: Caller, form: documents.Form, answer: LocalAnswer) -> None:
-        """Sends what came of a call."""
+        """Sends the outcome of a call."""
         try:
             if answer.code != Code.OK or answer.frame is None:
                 self._fail(request, errors.of_answer(answer))
@@ -114,7 +114,7 @@ class PlainInference:
             await self._guarded(request, work)
 
     async def _guarded(self, request: PlainRequest, work: Awaitable[None]) -> None:
-        """Awaits what answers the request, and answers it with the failure if that fails."""
+        """Awaits the coroutine that answers the request; if it fails, answers with the failure."""
         try:
             await work
         except CallFailed as failed:
@@ -151,7 +151,7 @@ def _read(request: PlainRequest) -> _Note:
 
 
 async def _body(request: PlainRequest, _: Hold) -> Body:
-    """Returns the request's body, which has come."""
+    """Returns the request's body, which has arrived."""
     body = Body()
     body.pieces, body.size = request.take(), request.size
     return body

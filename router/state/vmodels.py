@@ -1,10 +1,10 @@
-"""The vmodels of the mesh, as the feed's range `vmodels` delivers them: a hit by a vmodel's name reads only this.
+"""The vmodels of the mesh, as the feed's range `vmodels` delivers them. A hit by a vmodel's name reads nothing else.
 
-The feed may lag. So a name that it does not know is read from etcd before a call fails (`registry`), and the read's
-finding counts here until the feed has passed its revision.
+The feed may lag. A name that it has not delivered is therefore read from etcd before a call fails (`registry`), and
+the result of that read counts until the feed has passed its revision.
 
-A record that cannot be read is logged and counts as missing. Its former value is not kept: that may name models that
-are gone.
+A record that cannot be read is logged and counts as missing. Its former value is not kept, because it may name models
+that are deleted.
 """
 
 from collections.abc import Callable, Iterable
@@ -56,11 +56,11 @@ class Vmodels:
         self._passed(revision)
 
     def read(self, name: str, found: KeyValue | None, revision: int) -> None:
-        """Takes what a read of one vmodel at a revision has found; None: there is no such vmodel."""
+        """Takes the result of a read of one vmodel at a revision; None: there is no such vmodel."""
         if revision <= max(self._revision, self._read_at.get(name, 0)):
             return  # the feed has passed it, or a later read has
         changed = self._set(name, None if found is None else found.value)
-        if changed or name in self._records:  # names that callers invent are not kept
+        if changed or name in self._records:  # names that callers have invented are not kept
             self._read_at[name] = revision
 
     def _take(self, name: str, value: bytes | None, revision: int) -> None:
