@@ -1,8 +1,8 @@
-"""The code that all processes of a mesh share, the runtime pod, the command line, and a mesh on one machine."""
+"""The runtime pod, the command line, a mesh on one machine, and the code that all processes of a mesh share."""
 
 import os
 
-# gRPC's C core writes lines of its own to standard error (each refused handshake, each connection that goes), between
-# our JSON and in the middle of a command's answer. What it has to say about a call stands in the call's error. It reads
-# this when it is loaded, so it is set before anything of ours can load it, and for the processes that ours start.
+# gRPC's C core writes its own lines to standard error (each refused handshake, each lost connection), between our JSON
+# and in the middle of a command's answer; the error of a call already says the same. gRPC reads this variable when it
+# is loaded, so we set it before any of our modules can load gRPC, and our child processes inherit it.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

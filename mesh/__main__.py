@@ -1,4 +1,4 @@
-"""`python -m mesh`: the `mesh` command, also where its script is not on PATH."""
+"""`python -m mesh`: the `mesh` command for environments whose scripts are not on PATH."""
 
 import sys
 

@@ -44,42 +44,43 @@ class Reason(enum.Enum):
     """The model or alias exists, but has no such version."""
     UNKNOWN_METHOD = (Code.UNIMPLEMENTED, 404, False)
     UNSUPPORTED = (Code.UNIMPLEMENTED, 501, False)
-    """A part or an extension of a protocol that the mesh does not have."""
+    """A part or an extension of a protocol that the mesh does not support."""
     BAD_REQUEST = (Code.INVALID_ARGUMENT, 400, False)
     UNSUPPORTED_TYPE = (Code.INVALID_ARGUMENT, 415, False)
-    """A content type that is not taken here."""
+    """A content type that the mesh does not accept."""
     FORBIDDEN = (Code.PERMISSION_DENIED, 403, False)
     CONFLICT = (Code.ALREADY_EXISTS, 409, False)
     PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)
     LOAD_FAILED = (Code.INTERNAL, 500, False)
     CONTENT_CHANGED = (Code.INTERNAL, 500, False)
-    """What is found at the model's path is not what its registration was loaded from before: no pod may load it."""
+    """The model's path holds other content than the registration was first loaded from: no pod may load it."""
     INTERNAL = (Code.INTERNAL, 500, False)
     NOT_FETCHED = (Code.UNAVAILABLE, 503, True)
-    """Its files cannot be fetched for a reason that passes by itself: the store is away, busy or being written to."""
+    """The model's files cannot be fetched for a passing reason: the store is unavailable, busy or being written to."""
     NOWHERE = (Code.FAILED_PRECONDITION, 503, False)
-    """No pod may ever hold it: constraints, or larger than any pod."""
+    """No pod can hold the model: its constraints exclude all, or it is larger than any pod."""
     NO_ROOM = (Code.RESOURCE_EXHAUSTED, 429, True)
     OVERLOADED = (Code.RESOURCE_EXHAUSTED, 429, True)
     """Too many waiters, a full queue, too many bytes held."""
     TOO_LARGE = (Code.RESOURCE_EXHAUSTED, 413, False)
     """A message or headers above the limit. gRPC libraries answer the same code."""
     NOT_IN_TIME = (Code.UNAVAILABLE, 503, True)
-    """The load cannot be done by the caller's deadline; it goes on."""
+    """The load cannot finish by the caller's deadline; it continues."""
     DEADLINE = (Code.DEADLINE_EXCEEDED, 504, True)
     TOO_SLOW = (Code.DEADLINE_EXCEEDED, 408, True)
-    """A body that comes more slowly than the least rate."""
+    """A body that arrives more slowly than the minimum rate."""
     CANCELLED = (Code.CANCELLED, 499, True)
     QUARANTINED = (Code.FAILED_PRECONDITION, 503, False)
     LOST = (Code.UNAVAILABLE, 503, True)
-    """Server or connection lost after the request was sent, method not known to be safe: the caller's choice."""
+    """Server or connection lost after the request was sent, and the method is not known to be safe: the caller decides
+    about a retry."""
     REGISTRY_AWAY = (Code.UNAVAILABLE, 503, True)
     NOT_HERE = (Code.UNAVAILABLE, 503, True)
     """Inside the mesh only: this pod does not hold the copy that the call is meant for."""
     FORMER_LIFE = (Code.UNAVAILABLE, 503, True)
-    """An id is registered with other attributes while somebody may still answer for its former registration."""
+    """An id is registered with other attributes while a pod may still answer for its former registration."""
     UNAVAILABLE = (Code.UNAVAILABLE, 503, True)
-    """Starting, leaving, no pods yet."""
+    """The mesh is starting or stopping, or has no pods yet."""
 
     def __init__(self, code: Code, http: int, retry: bool) -> None:
         self.code = code
@@ -100,9 +101,9 @@ repeat the text in base64."""
 
 
 def shortened(text: str, limit: int = MAX_TEXT) -> str:
-    """Returns the text, or its beginning where it has more than `limit` bytes: texts repeat what callers send.
+    """Returns the text, cut to at most `limit` bytes, as texts may repeat what callers send.
 
-    What UTF-8 cannot hold is replaced: protobuf would not take it."""
+    Characters that UTF-8 cannot hold are replaced, as protobuf would refuse them."""
     raw = text[: limit + 1].encode("utf-8", "replace")  # cut first: it may have megabytes
     return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "..."
 
@@ -110,7 +111,7 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 class MeshError(Exception):
     """A failure with its reason and a text that says what to do.
 
-    `retry_after` is in seconds, where it is known how long to wait; `details` are short strings for programs.
+    `retry_after` is in seconds, None if it is unknown how long to wait; `details` are short strings for programs.
     """
 
     def __init__(

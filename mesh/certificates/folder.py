@@ -1,6 +1,6 @@
-"""The certificates in a folder, changed as Kubernetes changes a mounted Secret: by one rename, all files at once.
+"""The certificates in a folder, replaced as Kubernetes replaces a mounted Secret: all files at once, by one rename.
 
-The files are links through `..data` to a hidden folder, of which there is one for each version. A lock keeps two
+The files are links through `..data` to a hidden folder; each version has a folder of its own. A lock keeps two
 processes from writing at once.
 """
 
@@ -20,7 +20,7 @@ _TURN = 0.05  # seconds between two attempts at the lock
 
 
 class Folder:
-    """A folder as a store. It is created if there is none, for this user alone."""
+    """A folder as a store. A missing folder is created, readable by this user only."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class Folder:
         self._lock = -1
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """Reads the existing files, under a lock from here on."""
+        """Takes the lock, and reads the existing files."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._hold()
@@ -64,7 +64,9 @@ class Folder:
                     except BlockingIOError:
                         await asyncio.sleep(_TURN)
         except TimeoutError as error:
-            raise StoreError(f"another `mesh certificates` is at work in {self.path} and does not finish") from error
+            raise StoreError(
+                f"another `mesh certificates` has locked {self.path}: wait for it, or stop it, and try again"
+            ) from error
 
     def _write(self, content: Mapping[str, bytes]) -> None:
         fresh = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.path))  # for this user alone

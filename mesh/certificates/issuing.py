@@ -1,4 +1,5 @@
-"""Authorities and the certificates that they sign: elliptic curves, one certificate for servers and clients alike."""
+"""Authorities and the certificates that they sign: elliptic-curve keys, one certificate for both servers and
+clients."""
 
 import datetime
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ DAY = datetime.timedelta(days=1)
 AUTHORITY_LIFE = 3650 * DAY
 
 SKEW = datetime.timedelta(hours=1)
-"""Time before its creation from which a certificate is valid: clocks differ."""
+"""How far a certificate's validity begins before its creation: clocks differ."""
 
 _PEM = serialization.Encoding.PEM
 
@@ -26,13 +27,16 @@ class Wanted:
 
     names: tuple[str, ...]  # DNS names, the mesh's own first
     life: datetime.timedelta
-    renew_before: datetime.timedelta  # it is due when less is left
+    renew_before: datetime.timedelta  # renewal is due when less is left
 
     @classmethod
     def of(cls, names: Sequence[str], *, days: int, renew_before: int) -> "Wanted":
-        """Makes a wish with the mesh's name added, each name once. Raises ValueError."""
+        """Describes a certificate for the mesh's own name and `names`, without duplicates. Raises ValueError."""
         if not 0 < renew_before < days:
-            raise ValueError(f"a certificate of {days} days cannot be renewed {renew_before} days before its end")
+            raise ValueError(
+                f"a certificate of {days} days cannot be renewed {renew_before} days before its end: choose 1 to "
+                f"{days - 1} days"
+            )
         if 2 * days * DAY > AUTHORITY_LIFE:
             raise ValueError(f"{days} days are too long: at most {AUTHORITY_LIFE.days // 2}")
         names = tuple(dict.fromkeys((NAME, *names)))
@@ -57,7 +61,7 @@ class Pair:
 def authority(now: datetime.datetime) -> Pair:
     """Creates an authority, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
-    # Two authorities must differ in name: while both are trusted, a chain is found by it.
+    # Authorities need different names: while both are trusted, OpenSSL finds the issuer by its name.
     name = _name(f"mesh authority {now:%Y-%m-%d} {x509.random_serial_number() & 0xFFFFFF:06x}")
     uses = _uses(key_cert_sign=True, crl_sign=True)
     certificate = (
@@ -71,7 +75,7 @@ def authority(now: datetime.datetime) -> Pair:
 
 
 def leaf(by: Pair, wanted: Wanted, now: datetime.datetime) -> Pair:
-    """Creates a certificate for the mesh's processes. It does not outlive its authority."""
+    """Creates a certificate for the mesh's processes. The certificate does not outlive its authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = by.certificate.public_key()
     until = min(now + wanted.life, by.certificate.not_valid_after_utc)

@@ -1,4 +1,4 @@
-"""Renewing what a store holds: read, decide, write, and from the start again where somebody else was quicker."""
+"""Renewal of a store's certificates: read, decide, write, and start over if another process wrote first."""
 
 import datetime
 from collections.abc import Callable, Mapping
@@ -11,17 +11,17 @@ ATTEMPTS = 8
 
 
 class StoreError(Exception):
-    """The store cannot be read or written; the text says why and what to do."""
+    """A store that cannot be read or written; the text says why and what to do."""
 
 
 class Store(Protocol):
-    """A store of the entries. Its methods raise StoreError."""
+    """A store of certificates and keys. Its methods raise StoreError."""
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
         """Reads the entries, and their version."""
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """Replaces all entries; returns False if they have another version by now."""
+        """Replaces all entries; returns False if another process has changed them since `version`."""
 
     def close(self) -> None:
         """Releases the store."""
@@ -42,4 +42,7 @@ async def keep(store: Store, wanted: Wanted, clock: Callable[[], datetime.dateti
                 return renewal
     finally:
         store.close()
-    raise StoreError(f"the certificates were changed by another process at each of {ATTEMPTS} attempts to write them")
+    raise StoreError(
+        f"another process changed the certificates during each of {ATTEMPTS} attempts to write them: stop it, or "
+        "try again"
+    )

@@ -1,12 +1,13 @@
 """Renewal of certificates: a pure function from the current content and time to the wanted content.
 
-The four entries are those of a Secret: `ca.crt` with the trusted authorities, `ca.key` with their keys, the newest
-first in both; `tls.crt` and `tls.key`, the certificate that all processes of the mesh show.
+The four entries are those of a Secret: `ca.crt` has the trusted authorities and `ca.key` their keys, both with the
+newest first; `tls.crt` and `tls.key` are the certificate that all processes of the mesh show.
 
-An authority is replaced in steps, each of which keeps processes that are a step behind in touch with the others. A new
-one is added early, while the old one goes on signing. It begins to sign once it has settled: Kubernetes delivers a
-changed Secret to pods within minutes, but an etcd that is not restarted for it (the chart's member restarts itself)
-trusts a new authority only after its next start, so that takes days. The old one is removed when it has expired.
+An authority is replaced in steps, so that processes that are one step behind can still reach the others. A new
+authority is added early, while the old one keeps signing. The new one begins to sign once it has settled: Kubernetes
+delivers a changed Secret to pods within minutes, but an etcd that is not restarted for it (the chart's member restarts
+itself) trusts a new authority only after its next start, so settling takes days. The old one is removed when it has
+expired.
 
 Content that this code cannot have written is never replaced.
 """
@@ -27,7 +28,7 @@ AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY = "ca.crt", "ca.key", "tls.crt", "
 ENTRIES = (AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY)
 
 _MARK, _PARAMETERS = b"-----BEGIN ", b"EC PARAMETERS"  # which OpenSSL writes before a key, redundantly
-_SETTLED = 0.5  # least age of a signing authority, as a share of the renewal period
+_SETTLED = 0.5  # minimum age of a signing authority, as a share of the renewal period
 
 
 class Foreign(Exception):
@@ -36,7 +37,7 @@ class Foreign(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """The wanted content, and why; `changed` is False if it is so already."""
+    """The wanted content, and the reasons; `changed` is False if the current content is already right."""
 
     content: Mapping[str, bytes]
     why: tuple[str, ...]
@@ -83,7 +84,7 @@ def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) 
 
 
 def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> Pair:
-    """Returns the newest authority that all processes trust by now; the only one, if there is one."""
+    """Returns the newest authority that all processes trust by now; if there is only one, that one."""
     settled = wanted.renew_before * _SETTLED
     for pair in authorities:
         if now - (pair.certificate.not_valid_before_utc + SKEW) >= settled:
@@ -92,7 +93,7 @@ def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> 
 
 
 def _due(leaf: Pair | None, signer: Pair, authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> str:
-    """Returns why a certificate has to be made; empty if none has."""
+    """Returns why a new certificate is needed; empty if none is."""
     if leaf is None:
         return "there was none"
     certificate = leaf.certificate

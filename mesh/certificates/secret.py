@@ -1,8 +1,8 @@
 """The certificates in a Secret, through the API of the cluster that this pod runs in, as its ServiceAccount.
 
-Three verbs on one existing Secret are all that it may do, and all that it needs: it reads the Secret and writes it back
-with its resourceVersion, which Kubernetes refuses after a concurrent change. Temporary faults (no answer, an API server
-that is overloaded or being replaced) are retried for `timeout` seconds.
+It needs only three verbs on one existing Secret: it reads the Secret and writes it back with its resourceVersion, which
+Kubernetes refuses after a concurrent change. Temporary faults (no answer, an API server that is overloaded or being
+replaced) are retried for `timeout` seconds.
 """
 
 import asyncio
@@ -45,13 +45,14 @@ class Cluster:
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
             raise StoreError(
-                "this is no pod of a Kubernetes cluster (KUBERNETES_SERVICE_HOST is not set): --secret works only in "
+                "not running in a pod of a Kubernetes cluster (KUBERNETES_SERVICE_HOST is not set): --secret "
+                "works only in "
                 "one; elsewhere use --dir"
             )
         return cls(url.rstrip("/") or f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
 
     def read(self, name: str) -> str:
-        """Reads a file of the account. Raises StoreError."""
+        """Reads a file of the ServiceAccount. Raises StoreError."""
         try:
             return (self.account / name).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -62,7 +63,7 @@ class Cluster:
             ) from error
 
     def trust(self) -> "ssl.SSLContext | bool":
-        """Returns the trust for aiohttp. Raises StoreError."""
+        """Returns the TLS verification setting for aiohttp. Raises StoreError."""
         if not self.url.startswith("https:"):
             return True
         text = self.read("ca.crt")
@@ -82,7 +83,7 @@ class Secret:
         self._timeout = timeout
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """Reads the Secret's entries, and the whole of it as the version."""
+        """Reads the Secret's entries; the whole Secret is the version."""
         found = await self._ask("GET", None)
         assert found is not None, "only a PUT can be in conflict"
         try:
@@ -92,7 +93,7 @@ class Secret:
             raise StoreError(f"the API's answer about the Secret {self.name} is not a Secret") from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """Writes the Secret with these entries; False if it has changed meanwhile."""
+        """Writes the Secret with these entries; returns False if the Secret has changed meanwhile."""
         assert isinstance(version, dict)
         data = {key: base64.b64encode(value).decode() for key, value in content.items()}
         return await self._ask("PUT", {**version, "data": data}) is not None
@@ -106,7 +107,7 @@ class Secret:
         namespace = self._namespace or self._cluster.read("namespace")
         url = f"{self._cluster.url}/api/v1/namespaces/{quote(namespace, safe='')}/secrets/{quote(self.name, safe='')}"
         pause, why = _PAUSES[0], "no answer"
-        # No proxy of the environment: the API is inside the cluster.
+        # The environment's proxies are ignored: the API is inside the cluster.
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_REQUEST), connector=aiohttp.TCPConnector(ssl=trust)
         ) as session:
@@ -131,7 +132,8 @@ class Secret:
                         pause = min(pause * 2, _PAUSES[1])
             except TimeoutError as error:
                 raise StoreError(
-                    f"the API of Kubernetes at {self._cluster.url} does not serve for {self._timeout:g} s: {why}"
+                    f"the API of Kubernetes at {self._cluster.url} has not answered properly for {self._timeout:g} "
+                    f"s: {why}"
                 ) from error
 
     def _judge(self, status: int, text: bytes, namespace: str) -> dict[str, Any]:

@@ -35,10 +35,13 @@ class _Mesh:
 def demo(
     models: Annotated[int, typer.Option("--models", min=1, max=5000, help="Number of sample models to train.")] = 400,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="Duration of the traffic, in seconds; 0: until --requests.")
+        float,
+        typer.Option(
+            "--seconds", min=0, help="Duration of the traffic, in seconds; 0: until --requests have been sent."
+        ),
     ] = 30.0,
     requests: Annotated[
-        int, typer.Option("--requests", min=0, help="Number of requests to send; 0: until --seconds.")
+        int, typer.Option("--requests", min=0, help="Number of requests to send; 0: until --seconds have passed.")
     ] = 0,
     clients: Annotated[int, typer.Option("--clients", min=1, max=1000, help="Number of concurrent clients.")] = 8,
     skew: Annotated[
@@ -105,7 +108,7 @@ def demo(
     except (BuildError, DemoError) as error:
         console.print(f"[bold red]{error}[/]", highlight=False)
         raise typer.Exit(1) from error
-    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter if it comes before the first step
+    except (KeyboardInterrupt, asyncio.CancelledError):  # CancelledError, if it arrives before the first step
         raise typer.Exit(130) from None
     report.show(console)
     raise typer.Exit(0 if report.ok else 1)

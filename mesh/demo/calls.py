@@ -1,4 +1,4 @@
-"""Inference calls as clients make them: V2 over gRPC and REST, in each form that the protocol has for tensors.
+"""Inference calls as clients make them: V2 over gRPC and REST, in every encoding that the protocol has for tensors.
 
 The code is separate from the server's, so that an error in one does not hide the same error in the other.
 """
@@ -28,7 +28,8 @@ _RETRIED = {reason.http: reason.code for reason in (Reason.UNAVAILABLE, Reason.O
 
 
 class CallFailed(Exception):
-    """A failed call. `code` is gRPC's, also over REST; `retry_after` in seconds, if the mesh gave it."""
+    """A failed call. `code` is the gRPC code, also over REST; `retry_after` is in seconds, None if the mesh gave
+    none."""
 
     def __init__(self, code: int, text: str, *, retry_after: float | None = None) -> None:
         super().__init__(f"{code_name(code)}: {text}")
@@ -37,7 +38,7 @@ class CallFailed(Exception):
 
 
 class Caller(Protocol):
-    """One way to call. Safe for concurrent calls."""
+    """One way to call the mesh. Concurrent calls are safe."""
 
     name: str
 
@@ -86,7 +87,7 @@ class GrpcCaller:
 
 
 class RestCaller:
-    """REST calls with tensors in JSON or after it. `base` is a URL without a trailing slash."""
+    """REST calls with tensors in the JSON or in binary after it. `base` is a URL without a trailing slash."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str, *, binary: bool, timeout: float) -> None:
         self.name = "REST binary" if binary else "REST JSON"
@@ -148,7 +149,7 @@ def _failure(response: aiohttp.ClientResponse, content: bytes) -> CallFailed:
     try:
         body = json.loads(content)
         return CallFailed(int(body["code"]), str(body["error"]), retry_after=wait)
-    except (ValueError, KeyError, TypeError):  # not from the mesh but from a proxy before it
+    except (ValueError, KeyError, TypeError):  # sent by a proxy in front of the mesh, not by the mesh
         code = _RETRIED.get(response.status, Code.UNKNOWN)
         return CallFailed(code, f"HTTP status {response.status}: {content[:200]!r}", retry_after=wait)
 

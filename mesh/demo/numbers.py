@@ -1,7 +1,7 @@
 """Counters of the mesh, and the memory of its processes.
 
-The router's statistics distinguish hits from cold starts, which no client can. Pods count evictions; those of pods that
-do not answer are shown as unknown, because a table with a gap is better than none.
+The router's statistics distinguish hits from cold starts, which no client can. Pods count evictions; the count of a pod
+that does not answer is shown as unknown, because a table with a gap is better than none.
 """
 
 import asyncio

@@ -29,7 +29,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True if there were answers, all of them right."""
+        """True if there was at least one answer, and all were right."""
         tally = self.tally
         return tally.requests > 0 and tally.right == tally.requests
 

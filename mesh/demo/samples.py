@@ -1,6 +1,6 @@
 """The few sample models that `mesh up` registers: the first of the demo's fleet, kept in the data directory.
 
-A process of their own makes them (this module, run as a program), because that blocks for seconds and must end at once
+A separate process makes them (this module, run as a program), because training blocks for seconds and must stop at once
 when `mesh up` ends.
 """
 
@@ -12,7 +12,7 @@ from mesh.demo.fleet import BuildError, Fleet, Sample, build
 
 COUNT = 6
 SECONDS = 180.0
-"""Time limit of making them, which takes five seconds on a free core."""
+"""Time limit for making the samples, in seconds; on a free core it takes five."""
 
 
 class NoSamples(Exception):

@@ -76,11 +76,11 @@ class Traffic:
         self.tally = Tally()
 
     def prepare(self) -> None:
-        """Makes what comparing needs in advance, so that these seconds do not count as the mesh's. Blocks."""
+        """Creates the reference sessions in advance, so that these seconds do not count as the mesh's. Blocks."""
         self._reference.prepare(self._ranked)
 
     async def run(self, *, seconds: float = 0.0, requests: int = 0) -> Tally:
-        """Sends until the time is over or so many requests have ended; 0: no such limit. `stop()` ends it too."""
+        """Sends requests until `seconds` have passed, `requests` have ended (0: no limit), or `stop()` is called."""
         self._stopping = False
         self._left = requests or 2**62
         end = time.monotonic() + seconds if seconds else float("inf")

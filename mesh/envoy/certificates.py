@@ -1,10 +1,10 @@
 """The certificate that clients see: the choice of an operator's files that Envoy gets.
 
 Envoy takes every file that appears in a folder it watches: an expired certificate silently replaces a valid one, and
-every client is refused. So it watches no folder of the operator's. It reads copies, one file for each secret, in the
-router's own folder; a copy is replaced, by a rename, only if the new files work: a matching key, valid now, and
-authorities that can sign clients' certificates. Otherwise the current ones stay in use, which is reported, once for
-each attempt, and in a metric: the next start would be refused.
+every client is refused. So Envoy does not watch the operator's folder. It reads copies, one file for each secret, in
+the router's own folder; a copy is replaced, by a rename, only if the new files work: the key matches, the certificate
+is valid now, and the authorities can sign clients' certificates. Otherwise the current files stay in use. A log line
+for each attempt and a metric report it, because the router's next start would be refused.
 
 `config` tells Envoy to read the copies; `mesh.identity.credentials` defines what counts as expired.
 """
@@ -48,7 +48,7 @@ def read(tls: config.Tls) -> Files:
     """Reads the files. Raises ValueError if clients could not use them; the text says why and what to do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # From a file that holds both, Envoy takes the part that its option names.
+        # If a file holds both, Envoy takes the part that its option names.
         certificate = _blocks(Path(tls.certificate).read_bytes(), b"CERTIFICATE")
         private_key = _blocks(Path(tls.private_key).read_bytes(), b"PRIVATE KEY")
         credentials.load_chain(context, certificate + private_key)
@@ -63,8 +63,8 @@ def read(tls: config.Tls) -> Files:
         what = f"is not valid before {datetime.datetime.fromtimestamp(begins, datetime.UTC):%Y-%m-%d %H:%M} UTC"
     if what:
         raise ValueError(
-            f"the certificate {tls.certificate} {what}, and clients refuse it: put a new one there "
-            "(in Kubernetes: into the Secret of tls.secretName)"
+            f"the certificate {tls.certificate} {what}, so clients would refuse it: replace the file with a valid one "
+            "(on Kubernetes, update the Secret that tls.secretName names)"
         )
     client_ca = b""
     if tls.client_ca:
@@ -73,16 +73,17 @@ def read(tls: config.Tls) -> Files:
             context.load_verify_locations(cadata=client_ca.decode("ascii"))
             ended = credentials.expired(client_ca, None)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{tls.client_ca} holds no authority for clients: {_reason(error)}") from error
+            raise ValueError(f"{tls.client_ca} holds no certificate authority for clients: {_reason(error)}") from error
         if ended:
             raise ValueError(
-                f"{tls.client_ca} {ended}, and no client could prove its identity: put a new authority there"
+                f"the certificate authority {tls.client_ca} {ended}, so no client's certificate could be verified: "
+                "replace the file with a valid one"
             )
     return Files(certificate, private_key, client_ca, expires)
 
 
 def _blocks(pem: bytes, kind: bytes) -> bytes:
-    """Returns the blocks of one kind, dropping text between them."""
+    """Returns the PEM blocks of one kind, without the text between them."""
     return b"".join(block[0] + b"\n" for block in _BLOCK.finditer(pem) if block[1].endswith(kind))
 
 
@@ -111,23 +112,24 @@ class Certificates:
 
     @property
     def expires_in(self) -> float:
-        """Returns the seconds until the certificate in use expires; below 0 it has."""
+        """Returns the seconds until the certificate in use expires; negative once it has expired."""
         return (self._files.expires if self._files is not None else 0.0) - self._clock()
 
     def start(self) -> None:
-        """Makes the copies. Raises ValueError if the files do not work: a start with them would serve no client."""
+        """Makes the copies. Raises ValueError if the files do not work, as Envoy would then serve no client."""
         stamp = self._look()
         self._take(read(self._tls), stamp)
 
     def look(self) -> bool:
-        """Takes changed files that work. Returns whether there were any; files that do not work are logged once."""
+        """Adopts changed files that work, and returns whether there were any. Files that do not work are logged
+        once."""
         stamp = self._look()
         if stamp == self._stamp:
             return False
         try:
             files = read(self._tls)
         except ValueError as error:
-            # Files of one pair may come one after the other, so an invalid pair is read again at each look.
+            # The two files of a pair may change one after the other, so an invalid pair is read again at each look.
             if str(error) != self.refusal:
                 log.warning("new edge certificate is not used, the former one is kept", why=str(error))
             self.refusal = str(error)
@@ -143,7 +145,7 @@ class Certificates:
         return True
 
     async def run(self) -> None:
-        """Looks now and then, until it is cancelled."""
+        """Checks the files periodically, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK)
             self.look()

@@ -1,12 +1,12 @@
 """Envoy's bootstrap configuration, made from frozen settings by a pure function.
 
 Everything is static. The worker processes' sockets are known before Envoy starts and keep their paths when a worker is
-replaced, so a management server (xDS) would have nothing to say.
+replaced, so a management server (xDS) is not needed.
 
 One listener takes HTTP/2 and HTTP/1.1 on one port. Calls that are gRPC by their content type go to the workers' gRPC
-sockets as HTTP/1.1 with trailers, inference over REST to sockets of its own, everything else to their REST sockets.
-Envoy is a carrier here: it adds no headers, rewrites no path, has no time-outs of its own for calls (deadlines are the
-workers' business, which must outlast cold starts) and retries only if a connection could not be made, when nothing has
+sockets as HTTP/1.1 with trailers, inference over REST to separate sockets, and everything else to their REST sockets.
+Envoy only carries calls: it adds no headers, rewrites no path, has no time-outs of its own for calls (the workers
+enforce deadlines, which must outlast cold starts) and retries only if a connection could not be made, when nothing has
 been sent yet.
 
 `mesh.envoy.minder` runs and restarts the process.
@@ -34,7 +34,7 @@ _CERTIFICATE, _CLIENT_CA = "edge-certificate", "client-authority"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS at the listener. All are paths of PEM files. `certificates` decides which of their contents Envoy gets."""
+    """TLS at the listener. All fields are paths of PEM files; `certificates` decides when Envoy gets their content."""
 
     certificate: str
     private_key: str
@@ -44,7 +44,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvoySettings:
-    """The listener, the destinations of its calls, and its bounds. Times are in seconds, 0 is never."""
+    """The listener, the destinations of its calls, and its bounds. Times are in seconds; 0 means never."""
 
     host: str
     port: int  # 0: any free one
@@ -98,15 +98,15 @@ def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
         REST_CLUSTER: settings.rest_sockets,
     }
     if not all(workers.values()):
-        raise ValueError("the edge needs at least one worker's sockets")
+        raise ValueError("the edge has no worker's sockets to forward calls to: start at least one worker")
     for path in (settings.admin_socket, *itertools.chain.from_iterable(workers.values())):
         if len(path.encode()) >= MAX_SOCKET_PATH:
             raise ValueError(
-                f"the socket path {path} has {len(path.encode())} bytes, at most {MAX_SOCKET_PATH - 1} work: "
+                f"the socket path {path} has {len(path.encode())} bytes, and at most {MAX_SOCKET_PATH - 1} work: "
                 "use a shorter run directory"
             )
     config: dict[str, Any] = {
-        "node": {"id": "mesh", "cluster": "mesh"},  # it wants a name to watch certificates
+        "node": {"id": "mesh", "cluster": "mesh"},  # Envoy watches certificates only if its node has a name
         # Private to this user; never on a port.
         "admin": {"address": {"pipe": {"path": settings.admin_socket, "mode": 0o600}}},
         "static_resources": {
@@ -116,20 +116,20 @@ def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
             ],
         },
         "overload_manager": _overload(settings),
-        # No lookups, no metadata servers: nothing here has a name to resolve.
+        # No lookups, no metadata servers: all addresses here are sockets and IP addresses.
         "layered_runtime": {"layers": [{"name": "static", "static_layer": {}}]},
     }
     return config
 
 
 def encode(settings: EnvoySettings) -> bytes:
-    """Returns the same as a JSON file. Raises ValueError."""
+    """Returns the bootstrap configuration as JSON. Raises ValueError."""
     return json.dumps(bootstrap(settings), indent=1).encode()
 
 
 def secrets(certificate: bytes, private_key: bytes, client_ca: bytes) -> dict[str, bytes]:
-    """Returns the files of `secrets_dir`, by name, each with a self-contained secret: a file replaced by a rename is
-    read again, whole. Existing connections stay. Raises ValueError for invalid PEM."""
+    """Returns the files of `secrets_dir`, by name, each with a self-contained secret: Envoy reads a file again when a
+    rename replaces it. Existing connections stay. Raises ValueError for invalid PEM."""
     found: dict[str, dict[str, Any]] = {
         _CERTIFICATE: {
             "tls_certificate": {
@@ -157,8 +157,8 @@ def _listener(settings: EnvoySettings) -> dict[str, Any]:
         "name": "edge",
         "address": {"socket_address": {"address": settings.host, "port_value": settings.port}},
         "per_connection_buffer_limit_bytes": settings.connection_buffer,
-        # A client that takes none of the bytes sent to it is gone, or holds memory for nothing: the kernel ends its
-        # connection. Connections inherit this from the socket that accepts them.
+        # A client that takes none of the bytes sent to it is gone, or occupies memory for nothing: the kernel ends its
+        # connection. Connections inherit this option from the socket that accepts them.
         "socket_options": [
             {
                 "description": "TCP_USER_TIMEOUT",
@@ -168,7 +168,7 @@ def _listener(settings: EnvoySettings) -> dict[str, Any]:
             }
         ],
         "filter_chains": [chain],
-        # One process a port: with SO_REUSEPORT (Envoy's default) a second mesh on the port would share it in silence.
+        # One process for each port: with SO_REUSEPORT (Envoy's default) a second mesh would silently share the port.
         # Envoy's own threads then accept from one socket and are balanced explicitly.
         "enable_reuse_port": False,
         "connection_balance_config": {"exact_balance": {}},
@@ -201,16 +201,16 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
         "max_request_headers_kb": settings.max_headers_kb,
         "request_headers_timeout": _seconds(settings.headers_timeout),
         "stream_idle_timeout": _seconds(settings.stream_idle_timeout),
-        # For a complete reply that an HTTP/2 client does not accept: its connection may be busy otherwise.
+        # Bounds a complete reply that an HTTP/2 client does not accept while its connection is busy otherwise.
         "stream_flush_timeout": _seconds(settings.unread_timeout),
         "drain_timeout": "1s",
-        # A carrier adds nothing: no request ids, no forwarded-for, no server header, no rewritten paths (an id may hold
+        # Calls pass unchanged: no request ids, no forwarded-for, no server header, no rewritten paths (an id may hold
         # %2F, // or ..).
         "generate_request_id": False,
         "preserve_external_request_id": True,
         "use_remote_address": True,
-        # No client may change Envoy's behaviour by x-envoy- headers, not from this machine either: the one internal
-        # address is one that no host has (an empty list would mean all private ones).
+        # No client may change Envoy's behaviour by x-envoy- headers, not even one on this machine: the only internal
+        # address is one that no host has (an empty list would mean all private addresses).
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "192.0.2.1", "prefix_len": 32}]},
         "skip_xff_append": True,
         "server_header_transformation": "PASS_THROUGH",
@@ -248,10 +248,10 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
 
 
 def _http1() -> dict[str, Any]:
-    """Returns options for HTTP/1 clients: old ones, and those that offer a protocol which is not spoken here."""
+    """Returns options for old HTTP/1 clients, and for those that offer an upgrade to a protocol not spoken here."""
     return {
         "enable_trailers": True,
-        # HTTP/1.0 is the default of nginx's proxy_pass and of ab; it may come without a Host.
+        # nginx's proxy_pass and ab use HTTP/1.0 by default; its requests may lack a Host.
         "accept_http_10": True,
         "default_host_for_http_10": "mesh",
         # An offer to upgrade may be ignored (RFC 9110, 7.8); Envoy answers it with 403 otherwise. Apache's HttpClient
@@ -269,8 +269,8 @@ def _route(cluster: str, match: dict[str, Any]) -> dict[str, Any]:
         "route": {
             "cluster": cluster,
             "timeout": "0s",
-            # A worker that is just being replaced refuses connections at once; then nothing was sent and another worker
-            # serves as well. Anything later is the worker's to judge.
+            # A worker that is being replaced refuses connections at once; then nothing was sent, and any other worker
+            # can serve the call. Later failures are left to the worker to judge.
             "retry_policy": {
                 "retry_on": "connect-failure",
                 "num_retries": 3,
@@ -324,9 +324,9 @@ def _cluster(name: str, sockets: tuple[str, ...], settings: EnvoySettings, *, tr
 
 
 def _local_replies() -> dict[str, Any]:
-    """Returns the form of Envoy's own answers (no worker, headers too large): for REST the same as the workers'.
+    """Returns the format of Envoy's own answers (no worker, headers too large): over REST the same as the workers'.
 
-    For gRPC Envoy makes a status of it; JSON there would only land in the message, hence the filter.
+    Over gRPC, Envoy turns the answer into a status and JSON would end up in its message, hence the filter.
     """
     not_grpc = {
         "header_filter": {
@@ -395,7 +395,7 @@ def _overload(settings: EnvoySettings) -> dict[str, Any]:
                     }
                 ],
             },
-            # Existing connections stay: their clients are not refused for what others hold.
+            # Existing connections stay: their clients are not refused because of others.
             _heap_action("envoy.overload_actions.reject_incoming_connections", 0.85),
             _heap_action("envoy.overload_actions.stop_accepting_requests", 0.97),
         ]

@@ -1,10 +1,10 @@
-"""Keeps one Envoy running: starts it, waits until it is ready, restarts it when it dies, drains it at the end.
+"""The minder of one Envoy process: starts it, waits until it is ready, restarts it when it dies, drains it at the end.
 
 Envoy is a tethered child: it does not outlive this process, however this process ends. Its output appears in our log. A
-start that fails gives the reason in one sentence (most often, the port is taken); a later death is only logged and
-healed, because clients that reconnect in a second should not find the router gone.
+start that fails gives the reason in one sentence (most often, the port is taken). A later death is only logged and
+Envoy restarted, because clients that reconnect within a second should not find the router gone.
 
-`mesh.envoy.config` is Envoy's configuration; `mesh.process` makes and tethers child processes.
+`mesh.envoy.config` writes Envoy's configuration; `mesh.process` starts and tethers child processes.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from mesh.telemetry import logs, metrics
 log = logs.get(__name__)
 
 _LINE = re.compile(r"\[(trace|debug|info|warning|error|critical)\] ?(.*)", re.DOTALL)
-_START_TIMEOUT = 20.0  # seconds; measured 0.1, but a machine that starts everything at once is slow
+_START_TIMEOUT = 20.0  # seconds; 0.1 when measured, but a machine that starts everything at once is slow
 _ADMIN_TIMEOUT = 5.0
 _ACTIVE = f"http.{config.STAT_PREFIX}.downstream_rq_active"
 
@@ -70,7 +70,7 @@ class EnvoyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MinderStatistics:
-    """The state of the child."""
+    """The state of Envoy's process."""
 
     pid: int | None
     port: int
@@ -80,7 +80,8 @@ class MinderStatistics:
 
 
 class Minder:
-    """One Envoy and its life. `run_dir` takes its configuration; it must be private to this user.
+    """One Envoy process and its restarts. Its configuration is written to `run_dir`, which must be private to this
+    user.
 
     `settings.port` 0 takes a free port, which later restarts keep. `name` appears in the log lines.
     """
@@ -109,7 +110,7 @@ class Minder:
                 name,
                 self._spawn,
                 missing=self._missing,
-                ask=self._answers,  # it has no heartbeat
+                ask=self._answers,  # Envoy has no heartbeat
                 start_timeout=_START_TIMEOUT,
                 grace=1.0,
                 explain=self._explain,
@@ -125,7 +126,7 @@ class Minder:
 
     @property
     def port(self) -> int:
-        """The port that clients use; 0 before the first start if any free one was asked for."""
+        """The port that clients use; 0 before the first start if the settings ask for any free port."""
         return self._settings.port
 
     @property
@@ -178,14 +179,15 @@ class Minder:
         return self.port
 
     async def stop(self, grace: float = 10.0) -> None:
-        """Closes the listener, lets the calls in flight end for up to `grace` seconds, ends Envoy. Never raises."""
+        """Closes the listener, gives calls in flight up to `grace` seconds to end, and stops Envoy. Never raises."""
         self._stopping = True
         self._supervisor.leave()
         await self._tasks.close()
         if self._supervisor.pid is not None and grace > 0:
             try:
                 async with asyncio.timeout(grace):
-                    # Failing health makes it end connections with the next reply on them: GOAWAY, connection: close.
+                    # A failed health check makes Envoy end each connection with its next reply: GOAWAY, connection:
+                    # close.
                     await self._admin("POST", "/healthcheck/fail")
                     await self._admin("POST", "/drain_listeners")
                     while (await self._stats((_ACTIVE,))).get(_ACTIVE, 0):  # noqa: ASYNC110  it can only be polled
@@ -237,14 +239,14 @@ class Minder:
     async def _spawn(self, _: ChildLife) -> process.Process:
         self._complaints.clear()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._settings.admin_socket)  # of a former life: Envoy would not bind
+            os.unlink(self._settings.admin_socket)  # left by a former process: Envoy would not bind
         if self._binary is None:
             self._binary = process.find_binary("envoy")
         argv = [
             self._binary,
             *("--config-path", str(self._config_path)),
             *("--concurrency", str(self._settings.concurrency)),
-            "--disable-hot-restart",  # its shared memory and ids would collide between a machine's meshes
+            "--disable-hot-restart",  # shared memory and ids of several meshes on one machine would collide
             *("--log-level", self._log_level),
             *("--log-format", "[%l] %v"),
             "--log-format-escaped",
@@ -302,7 +304,7 @@ class Minder:
             async with self._session.request(method, path) as answer:
                 text = await answer.text()
                 if answer.status != 200:
-                    raise EnvoyError(f"Envoy's admin answered {answer.status} to {path}: {text.strip()}")
+                    raise EnvoyError(f"Envoy's admin interface answered {answer.status} to {path}: {text.strip()}")
                 return text
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise EnvoyError(f"Envoy's admin socket does not answer: {error!r}") from error
@@ -319,7 +321,7 @@ class Minder:
         if level in ("warning", "error", "critical"):
             self._complaints.append(text)
         if self._stopping:
-            level = "debug"  # it warns of each signal that we send
+            level = "debug"  # Envoy warns about each signal that we send
         getattr(log, "debug" if level == "trace" else level)("envoy says", text=text)
 
 
@@ -341,5 +343,5 @@ def _raise_open_files(pid: int) -> None:
     try:
         hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
-    except OSError as error:  # it has died, or a sandbox forbids it: then its limit stays as it was at its start
-        log.debug("open files of envoy stay as they are", error=str(error))
+    except OSError as error:  # Envoy has died, or a sandbox forbids the change: its limit stays as it was
+        log.debug("envoy's limit on open files cannot be raised", error=str(error))

@@ -1,8 +1,8 @@
 """Access to etcd by one set of settings: connections to its members, and the token.
 
-A client that follows its files replaces the whole of it, because a channel keeps the certificate that it was created
-with, and a token belongs to a user. On the replaced one, requests may finish; streams end at once and are opened again
-on the next.
+A client whose credential files change replaces the whole access, because a channel keeps the certificate that it was
+created with, and a token belongs to a user. Requests on the replaced access may finish; its streams end at once and are
+opened again on the new one.
 """
 
 import weakref

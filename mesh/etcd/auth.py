@@ -25,7 +25,7 @@ class Auth:
         self._token: str | None = None if settings.user else ""
         self._lock = asyncio.Lock()
         self.renewals = 0  # tokens fetched
-        self.retired = False  # no more are fetched
+        self.retired = False  # set: no more tokens are fetched
 
     @property
     def enabled(self) -> bool:

@@ -19,7 +19,7 @@ from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import etcd_pb2 as pb
 from mesh.statuses import Reason
 
-_UPDATE_TIMEOUTS = 3  # an update may outlast one time-out, or it could never settle a write of unknown outcome
+_UPDATE_TIMEOUTS = 3  # an update may take several time-outs: otherwise it could never settle a write of unknown outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Etcd:
         """Prepares a client. `follow`: the files behind the settings are read again as they change.
 
         Raises ValueError for invalid settings."""
-        self.connection = Connection(settings, follow=follow)  # for this package
+        self.connection = Connection(settings, follow=follow)  # used within this package
 
     @property
     def settings(self) -> EtcdSettings:
@@ -92,8 +92,8 @@ class Etcd:
         keys_only: bool = False,
         timeout: float | None = None,
     ) -> Page:
-        """Reads the first `limit` keys of [start, end) at `revision` (0: now), only those `created` at a revision (0:
-        any).
+        """Reads the first `limit` keys of [start, end) at `revision` (0: now); `created` selects keys by the revision
+        of
 
         Raises EtcdCompacted if that revision is no longer kept, EtcdError(TOO_LARGE) if the keys fill more than 16
         MiB."""
@@ -171,7 +171,7 @@ class Etcd:
         *,
         timeout: float | None = None,
     ) -> TxnResult:
-        """Performs `success` if all compares hold, else `failure`, as one step (`mesh.etcd.txn`)."""
+        """Performs `success` if all compares hold, else `failure`, atomically (`mesh.etcd.txn`)."""
         request = pb.TxnRequest(compare=compares, success=success, failure=failure)
         reply = await self._write("transaction", lambda m: m.kv.Txn, request, timeout)
         return TxnResult(
@@ -188,9 +188,10 @@ class Etcd:
         through.
 
         A write of unknown outcome is settled by reading again: it was done if the value is the one written. So if
-        several writers may write equal bytes and each write must count, make the values differ. A change that was done
-        unnoticed and overwritten by another writer before the next read is made once more. The whole takes at most
-        `timeout` seconds (None: three times the settings'); EtcdUnavailable is ambiguous if a write is not settled.
+        several writers may write equal bytes and each write must count, make the values differ. If a write succeeded
+        unnoticed and another writer replaced it before the next read, the change is made again. All attempts together
+        take at most `timeout` seconds (None: three times the settings'); EtcdUnavailable is ambiguous if the outcome of
+        a write is still unknown.
         """
         loop = asyncio.get_running_loop()
         whole = _UPDATE_TIMEOUTS * self.settings.timeout if timeout is None else timeout
@@ -202,7 +203,7 @@ class Etcd:
         while True:
             budget = min(self.settings.timeout, deadline - loop.time())
             if budget <= 0:
-                raise unsettled or EtcdUnavailable(f"update of {key!r}: not within {whole:g} s")
+                raise unsettled or EtcdUnavailable(f"update of {key!r}: not done within {whole:g} s")
             try:
                 before = await self.get(key, timeout=budget)
             except EtcdUnavailable as error:
@@ -212,7 +213,7 @@ class Etcd:
                 if _revision(before) != _revision(base):
                     if before is not None and before.value == value:
                         return Updated(True, base, value, before.mod_revision)
-                    unsettled = tried = None  # the key it was to replace is gone: it cannot be done any more
+                    unsettled = tried = None  # the key that it was to replace is gone, so it can no longer be done
             after = change(before)
             if before is None and after is None:
                 return Updated(False, None, None, 0)
@@ -225,7 +226,7 @@ class Etcd:
             except EtcdUnavailable as error:
                 if not error.ambiguous:
                     raise (unsettled or error) from error
-                # The same base may be tried again: of two compare-and-sets on it, one at most is done.
+                # The same base may be tried again: at most one of two compare-and-sets on it succeeds.
                 unsettled, tried = error, (after, before)
                 continue
             if result.succeeded:
@@ -274,7 +275,7 @@ class Etcd:
                 yield part.blob, part.remaining_bytes
 
     async def compact(self, revision: int, *, physical: bool = False, timeout: float | None = None) -> None:
-        """Forgets the history before `revision`; `physical`: waits until it is gone from the disk."""
+        """Compacts the history before `revision`; `physical`: waits until it is removed from the disk."""
         request = pb.CompactionRequest(revision=revision, physical=physical)
         await self._write("compact", lambda m: m.kv.Compact, request, timeout)
 

@@ -1,4 +1,4 @@
-"""Sending requests to etcd: which member, which token, how often, how long.
+"""Sending requests to etcd: to which member, with which token, how often and for how long.
 
 - Every request has one bound for all its attempts, passed to gRPC as a deadline. A caller may be cancelled at any time;
   the request in flight is then left to its deadline, because each one cancelled from asyncio leaks 0.95 KB inside
@@ -7,7 +7,7 @@
   refused it before looking at it. Any other failure of a write is reported as ambiguous.
 - Credentials may change between two attempts (`rotation`); a request that was refused for the old ones is sent again
   with the new ones.
-- Each request carries `hasleader`: a member that has lost its quorum refuses at once, and the next one is asked.
+- Each request carries `hasleader`, so that a member that has lost its quorum refuses at once and the next one is asked.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class EtcdStatistics:
     requests: int
     repeats: int  # attempts beyond the first
     failures: int  # requests that raised
-    rotations: int  # times a member was left for the next
+    rotations: int  # switches to the next member
     tokens: int  # fetched with the current password
     credential_changes: int  # times that changed credentials were adopted
     refusal: str  # why the current content of its files is not used; empty: it is
@@ -171,13 +171,13 @@ class Connection:
             self._rotation.begin()
 
     def _leave(self, access: Access, member: Member) -> None:
-        """Switches to the next member, and suspects the credentials: etcd may have changed its certificates."""
+        """Switches to the next member, and has the credentials checked: etcd may have changed its certificates."""
         access.endpoints.leave(member)
         if self._rotation is not None:
             self._rotation.suspect()
 
     async def _rotated(self, refused: Access, deadline: float) -> bool:
-        """Looks for changed credentials after a refusal; tells whether there are any."""
+        """Looks for changed credentials after a refusal; returns whether there are any."""
         if self._rotation is not None and refused is self._access:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
@@ -189,7 +189,7 @@ class Connection:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call.add_done_callback(lambda _: None if done.done() else done.set_result(None))
         await done
-        if call.cancelled():  # by this client: awaiting it would raise CancelledError, as if the caller were cancelled
+        if call.cancelled():  # cancelled by this client: awaiting it would raise CancelledError in the caller
             kind = errors.EtcdClosed if self.closed else errors.EtcdReplaced
             raise kind(f"{what}: this connection was closed", ambiguous=not repeatable)
         return await call
@@ -243,14 +243,14 @@ class Connection:
         return stream
 
     def blame(self, access: Access, member: Member, error: grpc.aio.AioRpcError | None, token: str) -> None:
-        """Notes that a stream at `member` has failed: takes the next member, or drops a refused token."""
+        """Handles the failure of a stream at `member`: switches to the next member, or drops a refused token."""
         if error is not None and errors.is_stale_token(error):
             access.auth.forget(token)
         elif error is None or errors.is_transient(error) or errors.code_of(error) is Code.INTERNAL:
             self._leave(access, member)
 
     def forget_token(self, token: str) -> bool:
-        """Drops a token that may have been refused by another name; tells whether another one can help."""
+        """Drops a token that etcd may have refused under another error; returns whether a new one can help."""
         self._access.auth.forget(token)
         return self._access.auth.enabled
 

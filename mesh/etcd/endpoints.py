@@ -1,8 +1,8 @@
 """The gRPC channels to etcd's members, and the choice among them.
 
-All requests go to one member until it fails, then to the next. gRPC could rotate itself over one target with several
-addresses, but then checks TLS host names against that target and fails. A failed request only leaves the member that
-it was sent to, so that a hundred requests failing together rotate once.
+All requests go to one member until it fails, then to the next. gRPC itself could rotate among several addresses of one
+target, but it would then check TLS host names against that target and fail. A failed request switches away only from
+the member that it was sent to, so a hundred requests that fail together rotate once.
 
 A channel keeps the certificate that it was created with: other certificates take other `Endpoints` (`access`).
 """
@@ -28,11 +28,14 @@ _OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # A pod that comes back has another address, which gRPC would look up again no sooner than after 30 s.
+    # A member's pod that is replaced gets another address, and gRPC looks names up again no sooner than after 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.max_receive_message_length", 16 * 2**20),
-    ("grpc.use_local_subchannel_pool", 1),  # closing a client closes only its own connections
-    ("grpc.enable_http_proxy", 0),  # etcd is inside; a proxy from the environment would keep it out of reach
+    ("grpc.use_local_subchannel_pool", 1),  # a client's channels are its own, so closing it closes no others
+    (
+        "grpc.enable_http_proxy",
+        0,
+    ),  # etcd is in the cluster: through a proxy from the environment it could not be reached
 )
 
 
@@ -44,7 +47,7 @@ class Member:
     def __init__(self, endpoint: str, settings: EtcdSettings) -> None:
         self.endpoint = endpoint
         secure, target = parse_endpoint(endpoint)
-        # The time a connection attempt may take is the *minimum* back-off, by gRPC's definition.
+        # gRPC defines the *minimum* back-off as the time that one connection attempt may take.
         backoff = ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout * 1000))
         options: tuple[tuple[str, str | int], ...] = (*_OPTIONS, backoff)
         if secure:
@@ -117,22 +120,27 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
 def check(settings: EtcdSettings) -> None:
     """Raises ValueError for mistakes that gRPC would only show as a connection that is never established."""
     if not settings.endpoints:
-        raise ValueError("no etcd endpoint is given")
+        raise ValueError("no etcd endpoint is given: write http://HOST:PORT or https://HOST:PORT")
     for endpoint in settings.endpoints:
         parse_endpoint(endpoint)
     if (settings.certificate is None) != (settings.private_key is None):
-        raise ValueError("a client certificate for etcd needs its private key, and a private key its certificate")
+        raise ValueError(
+            "a client certificate for etcd needs its private key, and a private key its certificate: give both or none"
+        )
     if settings.ca is not None:
         try:
             ssl.create_default_context(cadata=settings.ca.decode("ascii"))
         except (ssl.SSLError, UnicodeDecodeError) as error:
-            raise ValueError(f"the certificate authority for etcd is not in PEM: {error}") from error
+            raise ValueError(
+                f"the certificate authority for etcd cannot be read ({error}): give certificates in PEM"
+            ) from error
     if settings.certificate is not None and settings.private_key is not None:
         try:
             load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings.certificate + b"\n" + settings.private_key)
         except (ssl.SSLError, ValueError) as error:
             raise ValueError(
-                f"the client certificate for etcd does not work with its key: {reason(error)}. Both are PEM, the key "
+                f"the client certificate for etcd does not work with its key ({reason(error)}): give both in PEM, "
+                "the key "
                 "without a password"
             ) from error
 

@@ -1,8 +1,8 @@
 """Errors of etcd.
 
-Callers need to know whether a failed write may have been done all the same: a put that timed out has been seen to land
-later. Only requests that certainly never reached etcd, or that etcd refused, are reported as not ambiguous. Only this
-module knows the meaning of etcd's messages; the texts are those of etcd's api/v3rpc/rpctypes/error.go.
+Callers need to know whether a failed write may have been done nevertheless: a put that timed out may land later. Only
+requests that certainly never reached etcd, or that etcd refused, are reported as not ambiguous. Only this module knows
+the meaning of etcd's messages; the texts are those of etcd's api/v3rpc/rpctypes/error.go.
 
 Each error has two texts. `text` is for callers of the mesh: what is wrong and what still works, without addresses and
 gRPC's words. `detail` is for the operator: which request, which member, and its exact words. It appears in logs and in
@@ -63,7 +63,7 @@ class EtcdCompacted(EtcdError):
 
 
 class EtcdLeaseLost(EtcdError):
-    """The lease named in a write does not exist (any more)."""
+    """The lease named in a write does not exist, or no longer exists."""
 
 
 def _away(why: str) -> str:
@@ -90,7 +90,7 @@ def code_of(error: grpc.aio.AioRpcError) -> Code:
 
 
 def is_refused(error: grpc.aio.AioRpcError) -> bool:
-    """Tells whether the request certainly was not carried out and may be sent again, to any member."""
+    """Returns whether the request was certainly not carried out, and so may be sent again to any member."""
     details = error.details() or ""
     if code_of(error) is Code.UNAVAILABLE and any(text in details for text in _UNSENT):
         return True
@@ -98,23 +98,23 @@ def is_refused(error: grpc.aio.AioRpcError) -> bool:
 
 
 def is_transient(error: grpc.aio.AioRpcError) -> bool:
-    """Tells whether another attempt may succeed, at this or another member."""
+    """Returns whether another attempt may succeed, at this or another member."""
     return is_refused(error) or code_of(error) in (
         Code.UNAVAILABLE,
         Code.DEADLINE_EXCEEDED,
         Code.CANCELLED,
         Code.ABORTED,
-        Code.UNKNOWN,  # from proxies in between, for faults of their own and HTTP errors
+        Code.UNKNOWN,  # proxies in between send it, for their own faults and for HTTP errors
     )
 
 
 def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
-    """Tells whether the token was refused rather than the user."""
+    """Returns whether etcd refused the token rather than the user."""
     return code_of(error) is Code.UNAUTHENTICATED or says_stale_token(error.details() or "")
 
 
 def says_stale_token(text: str) -> bool:
-    """Tells the same from a text: watches are refused with a text instead of a status."""
+    """Returns whether a text says that the token was refused: watches are refused with a text instead of a status."""
     return any(known in text for known in _STALE_TOKEN)
 
 

@@ -28,9 +28,9 @@ class LeaseStatistics:
 
     id: int
     ttl: int  # seconds
-    remaining: float  # seconds until it counts as lost
+    remaining: float  # seconds until the lease counts as lost
     renewals: int
-    streams: int  # opened; one, if nothing ever failed
+    streams: int  # number opened; 1 if none has failed
     lost: str  # why; empty while held
 
 
@@ -72,7 +72,7 @@ class Lease:
 
     @property
     def remaining(self) -> float:
-        """Seconds until it counts as lost if nothing more is heard; 0 once it is."""
+        """Seconds until the lease counts as lost if etcd answers no more renewals; 0 once it is lost."""
         return 0.0 if self.lost.is_set() else max(0.0, self._deadline - self._loop.time())
 
     def statistics(self) -> LeaseStatistics:
@@ -80,9 +80,9 @@ class Lease:
         return LeaseStatistics(self.id, self.ttl, self.remaining, self._renewals, self._streams, self.why_lost)
 
     async def revoke(self, *, timeout: float | None = None) -> None:
-        """Ends it: etcd deletes its keys at once. Raises EtcdUnavailable: they vanish when it expires.
+        """Revokes the lease: etcd deletes its keys at once. After EtcdUnavailable, they vanish when the lease expires.
 
-        This is no loss: `lost` stays unset."""
+        A revoked lease does not count as lost: `lost` stays unset."""
         await self.close()
         request = pb.LeaseRevokeRequest(ID=self.id)
         try:
@@ -93,14 +93,14 @@ class Lease:
             pass  # it has already expired, or an earlier attempt was done
 
     async def give_back(self) -> None:
-        """Revokes it at the end of its holder; if etcd does not answer, it expires by itself."""
+        """Revokes the lease when its holder ends; if etcd does not answer, the lease expires by itself."""
         try:
             await asyncio.shield(self.revoke(timeout=_GIVE_BACK))
         except EtcdError as error:
             log.debug("a lease is left to expire", lease=f"{self.id:x}", why=error.detail)
 
     async def close(self) -> None:
-        """Stops keeping it alive: its keys vanish when it expires."""
+        """Stops keeping the lease alive: its keys vanish when it expires."""
         self._expiry.cancel()
         self._task.cancel()
         await asyncio.wait({self._task})
@@ -114,7 +114,7 @@ class Lease:
             log.warning("lease lost", lease=f"{self.id:x}", why=why, ttl=self.ttl)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Gives the lease up at once where renewing it failed by a fault of ours: nothing else would tell."""
+        """Gives the lease up at once if the renewing task fails by a bug: nothing else would notice."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("renewing a lease failed", lease=f"{self.id:x}", exc_info=error)
             self._lose(f"renewing it failed: {error!r}")
@@ -124,7 +124,7 @@ class Lease:
         self.proof_ns = max(self.proof_ns, proof_ns)
         self._deadline = max(self._deadline, sent + ttl)
         self._expiry.cancel()
-        # If this process was stopped meanwhile this is in the past, and fires at once.
+        # If this process was stopped meanwhile, this moment has passed and the timer fires at once.
         self._expiry = self._loop.call_at(self._deadline, self._lose, "not renewed in time")
 
     async def _keep_alive(self) -> None:
@@ -147,7 +147,7 @@ class Lease:
                     failed = 0
                     await asyncio.sleep(max(0.0, sent + self.ttl / 3 - self._loop.time()))
             except EtcdClosed:
-                return  # the owner has closed the client; only the deadline remains
+                return  # the owner has closed the client: the lease is now lost when it expires
             except EtcdUnavailable as error:
                 log.debug("lease renewal failed", lease=f"{self.id:x}", error=error.detail)
             except EtcdError as error:
@@ -169,5 +169,5 @@ class Lease:
 
     @property
     def _patience(self) -> float:
-        """Returns the seconds to wait for one answer: short enough for another attempt elsewhere to be in time."""
+        """Returns the seconds to wait for one answer, leaving time for an attempt at another member."""
         return max(0.5, self.ttl / 4)

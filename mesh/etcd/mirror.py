@@ -1,4 +1,4 @@
-"""A range of keys that is followed: its content, then every change, through all faults of etcd.
+"""A followed range of keys: its content, then every change, through all faults of etcd.
 
     async for change in Mirror(etcd, start, end):
         match change:
@@ -44,11 +44,11 @@ class MirrorStatistics:
 
 
 class _OtherData(EtcdError):
-    """The data are not those that were followed."""
+    """etcd's data are not those that were followed."""
 
 
 class Mirror:
-    """A range followed from its first `Snapshot` on. For one consumer, in one task; iterate it once.
+    """A range, followed from its first `Snapshot` on. For one consumer, in one task; iterate over it once.
 
     It ends when that task is cancelled or `close()` is called, and raises EtcdClosed when its client is closed; nothing
     else ends it. A consumer that is cancelled within a step loses the mirror, so no `wait_for` around single steps.
@@ -74,12 +74,12 @@ class Mirror:
         return self._changes
 
     async def close(self) -> None:
-        """Ends it. Only if no task waits for the next change: otherwise cancel that task."""
+        """Ends the mirror. Only call this while no task waits for the next change: otherwise cancel that task."""
         await self._changes.aclose()
 
     @property
     def connected(self) -> bool:
-        """True while changes arrive, as far as is known: a hung member is noticed after 13 seconds."""
+        """True while changes arrive, as far as this process knows: it notices a hung member after 13 seconds."""
         return self._stale_since is None
 
     @property
@@ -154,8 +154,8 @@ class Mirror:
         try:
             replaced = self._cluster_id not in (0, watch.cluster_id)
             if watch.member_revision < self._revision:
-                # Either this member lags behind, which ends by itself, or etcd has other data: a read through the
-                # quorum tells.
+                # Either this member lags behind, which ends by itself, or etcd has other data; a read through the
+                # quorum distinguishes the two.
                 page = await self._etcd.page(self._start, self._end, limit=1, keys_only=True)
                 replaced = replaced or page.revision < self._revision
             if replaced:

@@ -1,9 +1,9 @@
 """Waiting for etcd at the start of a process, without a limit.
 
-The processes of an installation start in any order. One that ended because etcd was still starting would be restarted
-with ever longer pauses by its supervisor; so routers and runtime pods wait, live but not ready, and say why: at
-`/ready`, and in the log at once and then each minute. Faults that waiting does not cure, such as a wrong password, are
-raised: the process ends with that text, and its next life reads its credentials again.
+The processes of an installation start in any order. A process that ended because etcd was still starting would be
+restarted by its supervisor with ever longer pauses; so routers and runtime pods wait, live but not ready, and say why:
+at `/ready`, and in the log at once and then each minute. Faults that waiting does not cure, such as a wrong password,
+are raised: the process ends with that text, and reads its credentials again when it is restarted.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _REMIND = 60.0  # seconds between two lines in the log
 
 
 class Patience:
-    """The patience of one process at its start. `why` is what it waits for; empty: nothing."""
+    """The wait of one process at its start. `why` says what it waits for; empty while it does not wait."""
 
     def __init__(self, *, pause: float = _PAUSE, remind: float = _REMIND) -> None:
         self._pause = pause
@@ -31,7 +31,7 @@ class Patience:
         self.why = ""
 
     async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Calls `work` until it does not raise EtcdUnavailable. Raises EtcdDenied, EtcdClosed, and any other error of
+        """Calls `work` until it no longer raises EtcdUnavailable. Raises EtcdDenied, EtcdClosed, and any other error of
         `work`."""
         began = time.monotonic()
         told: float | None = None
@@ -42,7 +42,8 @@ class Patience:
                 raise
             except EtcdDenied as error:
                 raise EtcdDenied(
-                    f"etcd does not let us in ({error.detail}): check user, password and certificate, and their rights"
+                    f"etcd refuses this process ({error.detail}): check the user, password and certificate, and "
+                    "the user's roles"
                 ) from error
             except EtcdUnavailable as error:
                 self.why = f"etcd cannot be reached: {error.detail}"

@@ -24,7 +24,7 @@ class Page:
     """A part of a range, in the order of the keys."""
 
     kvs: tuple[KeyValue, ...]
-    revision: int  # of the whole store when it was read; ask for the next page at this one
+    revision: int  # of the whole store when the page was read; ask for the next page at this revision
     more: bool
     count: int  # keys in the range from the start of this page, this page included
 
@@ -84,7 +84,7 @@ class Status:
     errors: tuple[str, ...]  # alarms, as texts
     cluster: int = 0  # the cluster's id
     member: int = 0  # this member's
-    learner: bool = False  # it has no vote yet
+    learner: bool = False  # a learner: it has no vote yet
     quota_bytes: int = 0  # of its database; 0: unknown, as before etcd 3.6
 
 

@@ -20,7 +20,7 @@ log = logs.get(__name__)
 LOOK = 2.0
 """Seconds between two checks; Kubernetes itself takes a minute to deliver a changed Secret."""
 
-_LOOK_LEAST = 0.25  # seconds between them, even if many requests fail
+_LOOK_LEAST = 0.25  # seconds between two checks, even if many requests fail
 
 _AGAIN_FIRST, _AGAIN_MAX = 1.0, 16.0
 """Seconds between two proofs of the same credentials: with a password each takes 100 ms of etcd's time."""
@@ -38,11 +38,11 @@ class Replacing(Protocol):
         """The settings in use."""
 
     async def switch(self, settings: EtcdSettings, timeout: float) -> None:
-        """Switches to others if etcd accepts them within `timeout` s; raises EtcdError, ValueError if not."""
+        """Switches to other settings if etcd accepts them within `timeout` s; raises EtcdError or ValueError if not."""
 
 
 class Rotation:
-    """The rotation of one connection's credentials. `begin` at its first request, `end` at its last."""
+    """The rotation of one connection's credentials. Call `begin` at its first request, `end` after its last."""
 
     def __init__(self, connection: Replacing) -> None:
         self.refusal = ""  # why the current content of the files is not used; empty: it is
@@ -108,11 +108,11 @@ class Rotation:
             await self._connection.switch(found, _PROOF)
         except EtcdError as error:
             self._tried = loop.time()
-            self._refuse(f"etcd does not answer to them: {error}", of=type(error).__name__)
+            self._refuse(f"etcd does not answer to the changed ones: {error}", of=type(error).__name__)
             return
         self.changes += 1
         self._candidate, self.refusal = None, ""
-        log.info("etcd is reached by changed credentials from now on", changed=sources.changes(used, found))
+        log.info("switched to the changed credentials for etcd", changed=sources.changes(used, found))
 
     def _refuse(self, why: str, of: str = "") -> None:
         """Logs a refusal once. `of` identifies it if `why` differs from one time to the next."""

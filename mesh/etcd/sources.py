@@ -1,7 +1,8 @@
 """The files behind a process's settings for etcd, read again.
 
-A mounted Secret changes while a process runs: another password, another certificate, another member. All of it is read
-or nothing, so that a certificate never meets the key of an earlier one; `rotation` finds out whether etcd accepts it.
+A mounted Secret changes while a process runs: another password, another certificate, another member. Either all files
+are read or none, so that a certificate never meets the key of an earlier one; `rotation` finds out whether etcd accepts
+the result.
 """
 
 from dataclasses import replace
@@ -21,7 +22,7 @@ def read(known: EtcdSettings) -> EtcdSettings:
         if _read(known) == found:
             check(found)
             return found
-    raise ValueError("the files with etcd's credentials keep changing while they are read")
+    raise ValueError("the files with etcd's credentials keep changing while they are read; they are read again later")
 
 
 def changes(before: EtcdSettings, after: EtcdSettings) -> str:

@@ -54,7 +54,7 @@ class Stream:
         return message
 
     def replace(self) -> None:
-        """Ends it with EtcdReplaced, for current and later readers and writers."""
+        """Ends the stream with EtcdReplaced, for current and later readers and writers."""
         self._replaced = True
         self._call.cancel()
 
@@ -66,7 +66,7 @@ class Stream:
         try:
             if timeout is None:
                 return await operation
-            # Not wait_for: it cancels the operation, while the stream must end and not be left half-used.
+            # wait_for would only cancel the operation; the stream must end, not be left half-used.
             task = asyncio.ensure_future(operation)
             try:
                 done, _ = await asyncio.wait({task}, timeout=timeout)
@@ -78,7 +78,7 @@ class Stream:
                 self.cancel()
                 await asyncio.wait({task}, timeout=1.0)
                 if task.done() and not task.cancelled():
-                    task.exception()  # retrieved: it only says that the stream has ended
+                    task.exception()  # retrieved, or asyncio would log that the stream has ended
                 self._connection.blame(self._access, self._member, None, self.token)
                 raise errors.EtcdUnavailable(f"{self._what}: no answer within {timeout:g} s")
             return await task

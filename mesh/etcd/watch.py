@@ -48,7 +48,7 @@ class Revisions:
         return deltas
 
 
-_KINDS = (ChangeKind.PUT, ChangeKind.DELETE)  # by their numbers
+_KINDS = (ChangeKind.PUT, ChangeKind.DELETE)  # fragments' revisions, by number
 
 
 class Watch:

@@ -1,11 +1,11 @@
-"""The certificates of a member of the chart's etcd, and restarts of etcd when it would not follow a change of them.
+"""The certificates of a member of the chart's etcd, and restarts of etcd for changes that it does not follow.
 
 etcd reads its certificate at each handshake, but its trusted authorities only when it starts. So it gets copies of the
 files, in a folder of its own, which change in the steps of `mesh.identity.handover`; when an authority appears that it
-was not started with, etcd is restarted, one member after the other. Between etcd and the processes around it nothing is
-refused meanwhile, not even if the mesh's Secret was deleted and made again.
+was not started with, etcd is restarted, one member after the other. Meanwhile no connection between etcd and its
+clients is refused, not even if the mesh's Secret was deleted and created again.
 
-Invalid files are passed on unchanged at the start only: etcd will refuse connections, and its log says so.
+Only at the start are invalid files passed on unchanged: etcd then refuses connections, and its log says so.
 """
 
 import os
@@ -28,9 +28,9 @@ LOOK = 2.0
 """Seconds between two looks at the files."""
 
 TURN = 15.0
-"""Seconds between the restarts of one member and of the next: it takes 2 to 5 to serve again."""
+"""Seconds between the restarts of one member and of the next: a member takes 2 to 5 to serve again."""
 
-_ENDING = 30.0  # seconds for etcd to transfer its leadership and end
+_ENDING = 30.0  # seconds that etcd gets to transfer its leadership and end
 _CURRENT, _VERSION = "current", "version-"
 
 
@@ -58,7 +58,7 @@ class Copies:
         return handover.authorities(self._written[0])
 
     def look(self) -> None:
-        """Copies changed files, and takes the steps that are due. Invalid files are logged once."""
+        """Copies changed files, and performs the steps that are due. Invalid files are logged once."""
         now = self._elapsed()
         try:
             found = credentials.stamp(self.source)
@@ -72,7 +72,7 @@ class Copies:
         if self._handover is None:
             return
         if self._handover.step(self.source, now):
-            log.info("a step to the new authority", former_trusted=self._handover.under_way)
+            log.info("one more step to the new authority was taken", former_trusted=self._handover.under_way)
         used = self._handover.used
         if (used.ca, used.certificate, used.private_key) != self._written:
             self._write(used.ca, used.certificate, used.private_key)
@@ -131,7 +131,9 @@ def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, 
             due = None
         elif due is None:
             due = time.monotonic() + delay
-            log.warning("etcd trusts a new authority only once it is started again", in_seconds=round(delay, 1))
+            log.warning(
+                ("etcd is about to restart: it trusts a new authority only after a restart"), in_seconds=round(delay, 1)
+            )
         elif time.monotonic() >= due and not ending:
             child.terminate()
             if not _ended(child, _ENDING):
@@ -141,11 +143,11 @@ def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, 
                 return 143
             trusted, due = copies.authorities, None
             child = subprocess.Popen(process.tethered(argv), env=environment)
-            log.info("etcd was started again, and trusts the new authority")
+            log.info("etcd was restarted and trusts the new authority")
 
 
 def _ended(child: "subprocess.Popen[bytes]", timeout: float) -> bool:
-    """Waits for its end."""
+    """Waits until etcd has ended."""
     if child.poll() is not None:
         return True
     descriptor = os.pidfd_open(child.pid)

@@ -1,16 +1,16 @@
 """`python -m mesh.etcdserver.member`: runs etcd, as a member of the cluster that `ETCD_...` variables describe.
 
-etcd starts by itself if its data exist. But it cannot come back without them: a member whose volume was lost has the
-name of one that the others still count on, and etcd refuses to start it ("has already been bootstrapped"), without
-end. So without data, the others are asked first (`etcdctl`, by its `ETCDCTL_...`). If they know this member as one that
-has served, it is removed from their list and added again, as etcd's manual tells operators to do, and starts as a new
-one that fetches everything from them.
+etcd starts by itself if its data exist, but it cannot come back without them: a member whose volume was lost has the
+name of one that the others still list, and etcd refuses to start it at every attempt ("has already been bootstrapped").
+So without data, the others are asked first (`etcdctl`, configured by `ETCDCTL_...` variables). If they know this member
+as one that has served, it is removed from their list and added again, as etcd's manual tells operators to do, and
+starts as a new one that fetches everything from them.
 
-While the others have no quorum they cannot agree to it. Then this process waits, and never starts a member of a new
-cluster beside one that exists: without a quorum, the two are told apart by whether any member has ever served, which
-each member's peer port says (etcd's own check at a start asks there too). If no member answers at all, this may be the
-first start, and etcd decides as it always has. A cluster that has lost most of its data is restored from a snapshot, by
-a person. See docs/kubernetes.md.
+Without a quorum the others cannot agree to that. Then this process waits, and never starts a second cluster next to an
+existing one. Without a quorum, a new cluster differs from an existing one in that no member has ever served, which each
+member's peer port tells (etcd's own check at a start asks there too). If no member answers at all, this may be the
+first start, and etcd decides as it always has. A cluster that has lost most of its data must be restored from a
+snapshot by an operator. See docs/kubernetes.md.
 
 With TLS, this process stays beside etcd: it copies the folder that MESH_ETCD_CERTIFICATES names to the one named by
 etcd's own variables, and follows changes (`mesh.etcdserver.certificates`). Otherwise it becomes etcd.
@@ -36,10 +36,10 @@ from mesh.telemetry import logs
 log = logs.get("mesh.etcdserver.member")
 
 COMMAND_TIMEOUT = 5.0
-"""Seconds for the others to answer. On a first start none does, and this is added to its duration."""
+"""Seconds for the others to answer. On a first start none does, so that start takes this much longer."""
 
 PATIENCE = 60.0
-"""Seconds that they may refuse. Then this process ends, and Kubernetes starts it again."""
+"""Seconds that the others may refuse. Then this process ends, and Kubernetes starts it again."""
 
 _PAUSE = 2.0
 
@@ -59,7 +59,7 @@ class ListedMember:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "ListedMember":
-        """Makes an entry of etcdctl's JSON."""
+        """Converts an entry of etcdctl's JSON."""
         return cls(
             int(fields["ID"]),
             str(fields.get("name", "")),
@@ -69,7 +69,7 @@ class ListedMember:
 
 
 def entries() -> list[ListedMember] | None:
-    """Returns the members as those with a quorum list them; None if no member answers."""
+    """Returns the members as a majority lists them; None if no member answers."""
     try:
         said = _etcdctl("member", "list", "--write-out=json")
         return [ListedMember.of(fields) for fields in json.loads(said)["members"]]
@@ -81,26 +81,26 @@ def entries() -> list[ListedMember] | None:
 
 
 def joins(name: str, peer_url: str, listed: list[ListedMember]) -> bool:
-    """Has a member without data listed again. Returns whether it then joins a cluster that exists, rather than being
-    one of those that make a new one. Raises MemberError."""
+    """Has the others list a member without data again. Returns True if it then joins an existing cluster, False if it
+    starts a new cluster with the others. Raises MemberError."""
     ours = next((entry for entry in listed if peer_url in entry.peer_urls or entry.name == name), None)
     if ours is not None and ours.name and not ours.served:
         return False  # from the first list of a cluster that is being made
-    if ours is not None:  # even without a name: it may have served before it could publish its name
-        log.warning("this member's data are gone: it joins the others as a new one", member=name, was=f"{ours.id:x}")
+    if ours is not None:  # even without a name, as it may have served before it could publish one
+        log.warning("this member has no data: it joins the others as a new member", member=name, was=f"{ours.id:x}")
         _etcdctl("member", "remove", f"{ours.id:x}")
     _etcdctl("member", "add", name, f"--peer-urls={peer_url}")
     return True
 
 
 def has_data(folder: Path) -> bool:
-    """Returns whether a member's log exists, which it can continue from. Other files exist even after a failed
-    start."""
+    """Returns whether a member's write-ahead log exists, from which it can continue. Other files exist even after a
+    failed start."""
     return any((folder / "member" / "wal").glob("*.wal"))
 
 
 def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
-    """Returns whether any of the others, by their peer URLs, knows of a member that has served; needs no quorum."""
+    """Asks the others at their peer URLs, and returns whether any knows a member that has served; needs no quorum."""
     for url in others:
         try:
             with urllib.request.urlopen(f"{url}/members", timeout=2.0, context=tls) as answer:
@@ -112,8 +112,8 @@ def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
 
 
 def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | None) -> bool:
-    """Does the same as `joins`, again while the others have no quorum, or admit no member: they agree to no change
-    before they have been connected to each other for five seconds. Raises MemberError after `PATIENCE`."""
+    """Repeats `joins` while the others have no quorum or admit no member: they agree to no change before they have been
+    connected to each other for five seconds. Raises MemberError after `PATIENCE`."""
     end = time.monotonic() + PATIENCE
     others = [url for other, url in peers.items() if other != name]
     known = False
@@ -124,12 +124,12 @@ def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | No
         known = True
         try:
             if listed is None:
-                raise MemberError("they have no quorum")
+                raise MemberError("the other members have no quorum")
             return joins(name, peers[name], listed)
         except MemberError as error:
             if time.monotonic() > end:
                 raise
-            log.info("the other members do not let this one join yet", why=str(error))
+            log.info("waiting: the other members do not let this one join yet", why=str(error))
             time.sleep(_PAUSE)
 
 
@@ -162,13 +162,13 @@ def _copies(environment: Mapping[str, str]) -> certificates.Copies | None:
 
 
 def _turn(name: str) -> float:
-    """Returns the seconds before this member's restart: the number in its name decides its turn."""
+    """Returns the seconds to wait before this member's restart; the number in its name decides its turn."""
     digits = name.rpartition("-")[2]
     return certificates.TURN * int(digits) if digits.isdigit() else 0.0
 
 
 def main() -> None:
-    """Runs etcd, becomes it, or ends with 1 and the reason in its log; never returns."""
+    """Runs etcd, or becomes etcd, or exits with 1 and logs the reason; never returns."""
     logs.configure(level="info", fmt="json", process="etcd-member")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has no other way to end
     environment = dict(os.environ)
@@ -177,7 +177,10 @@ def main() -> None:
         peers = dict(pair.split("=", 1) for pair in environment["ETCD_INITIAL_CLUSTER"].split(","))
         peers[name] = environment["ETCD_INITIAL_ADVERTISE_PEER_URLS"]
     except (KeyError, ValueError) as error:
-        sys.exit(f"mesh.etcdserver.member: {error} is missing or invalid; this starts a member of the chart's etcd")
+        sys.exit(
+            f"mesh.etcdserver.member: {error} is missing or invalid; it is set by the chart, whose etcd this "
+            "command starts"
+        )
     try:
         copies = _copies(environment)
         if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):

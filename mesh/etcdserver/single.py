@@ -1,8 +1,8 @@
-"""The etcd of one machine: finding it, its command line, and whether its version can be trusted.
+"""The etcd of one machine: how it is found, its command line, and whether its version can be trusted.
 
-One member on loopback. It compacts itself and has a quota, because nobody administers it: without the first, its
-history grows with every change of a pod's presence; without the second, a full disk ends it. `mesh up` and the tests
-start and supervise the process; they share this command line.
+It has one member, on loopback. Nobody administers it, so it compacts itself and has a quota: without compaction, its
+history grows with every change of a pod's presence; without a quota, a full disk ends it. `mesh up` and the tests start
+and supervise the process; they share this command line.
 """
 
 import os
@@ -12,14 +12,14 @@ import subprocess
 from mesh.process import find_binary
 
 RETENTION = "10m"
-"""History that is kept: a watch that was away longer reads everything again, which is cheap."""
+"""How much history is kept: a watch that was interrupted for longer reads everything again, which is cheap."""
 
 QUOTA_BYTES = 4 * 2**30
 """A million records of 1 KB, rewritten once within the retention, with room to spare; etcd advises at most 8 GiB."""
 
 
 class NoEtcd(Exception):
-    """This machine has no etcd, or one that does not run. The text says what to do."""
+    """A missing etcd, or one that does not run. The text says what to do."""
 
 
 def find() -> str:
@@ -31,7 +31,7 @@ def find() -> str:
 
 
 def version(binary: str) -> str:
-    """Returns the version that a binary names, by running it. Raises NoEtcd."""
+    """Runs a binary and returns the version that it prints. Raises NoEtcd."""
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
@@ -43,7 +43,7 @@ def version(binary: str) -> str:
 def etcd_argv(
     binary: str, data_dir: str | os.PathLike[str], client_port: int, peer_port: int, name: str = "mesh"
 ) -> list[str]:
-    """Returns the command line of a single member on loopback. It logs warnings and worse, as JSON, on stderr."""
+    """Returns the command line of a single member on loopback, which logs warnings and worse as JSON to stderr."""
     client, peer = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
     return [
         binary,
@@ -73,5 +73,8 @@ def version_warning(version: str) -> str:
     """
     match = re.match(r"3\.5\.(\d+)(?!\d)", version)
     if match and int(match[1]) <= 2:
-        return f"etcd {version} has a known data corruption bug: fine for trying; put a current etcd on PATH for more"
+        return (
+            f"etcd {version} has a known data corruption bug: use it for trials only, and put a current etcd on "
+            "PATH for anything else"
+        )
     return ""

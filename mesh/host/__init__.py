@@ -1,1 +1,1 @@
-"""Resources that the machine and the container grant this process: CPUs, memory, and the kernel's accounts of them."""
+"""Resources that the machine and the container grant this process: CPUs and memory, as the kernel accounts for them."""

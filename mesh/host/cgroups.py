@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/sys/fs/cgroup")
 SELF = Path("/proc/self/cgroup")
-NO_LIMIT = 1 << 60  # bytes; version 1 says "no limit" by more than any machine has
+NO_LIMIT = 1 << 60  # bytes; version 1 expresses "no limit" as more than any machine has
 
 
 def folders(controller: str, *, root: Path = ROOT, membership: Path = SELF) -> Iterator[Path]:

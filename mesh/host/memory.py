@@ -11,19 +11,19 @@ from mesh.host import cgroups
 
 MEMINFO = Path("/proc/meminfo")
 
-_GUESS = 4 << 30  # bytes assumed free if it is not known
+_GUESS = 4 << 30  # bytes assumed free if the kernel does not say
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The most that this process and its children may have."""
+    """The most memory that this process and its children may have."""
 
     bytes: int
     whose: str  # in words
 
 
 def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> Whole | None:
-    """Returns the memory available when nothing is in use yet; None if it is not known."""
+    """Returns the memory that exists in total, used or not; None if it is unknown."""
     found = [Whole(limit, "the container") for limit in _limits(root, membership)]
     if (total := _told("MemTotal", meminfo)) is not None:
         found.append(Whole(total, "the machine"))
@@ -31,7 +31,8 @@ def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Pat
 
 
 def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
-    """Returns how much this process and its children may still take: the machine's or the container's, the smaller."""
+    """Returns how much this process and its children may still take: the smaller of the machine's and container's
+    rest."""
     known = _told("MemAvailable", meminfo)
     free = _GUESS if known is None else known
     container = container_bytes(cgroup=cgroup)
@@ -55,7 +56,7 @@ def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
             continue  # "max", or the other version of cgroups
         if maximum >= cgroups.NO_LIMIT:
             continue
-        with contextlib.suppress(OSError, ValueError):  # files in memory count as used, and are given up on demand
+        with contextlib.suppress(OSError, ValueError):  # the page cache counts as used, but is freed on demand
             told = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
             used -= sum(int(told.get(name, 0)) for name in files)
         return max(0, maximum - used)
@@ -63,7 +64,7 @@ def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
 
 
 def _told(field: str, meminfo: Path) -> int | None:
-    """Reads a figure of the kernel's, such as MemTotal; None if it is missing: not Linux as we know it."""
+    """Reads a figure from /proc/meminfo, such as MemTotal; None if it is missing, as on systems other than Linux."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         return int(fields[field].split()[0]) * 1024

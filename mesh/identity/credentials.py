@@ -20,14 +20,14 @@ NAME = "mesh.internal"
 FILES = ("ca.crt", "tls.crt", "tls.key")
 
 _READINGS = 5  # attempts, if files change meanwhile
-_FLIGHTS = 10  # most turns of a handshake; TLS 1.3 takes two
+_FLIGHTS = 10  # maximum number of turns in a handshake; TLS 1.3 takes two
 
 Stamp = tuple[tuple[int, int, int], ...]
-"""Device, inode and time of each file; differs when one was replaced."""
+"""Device, inode and time of each file, which differ once a file is replaced."""
 
 
 class IdentityError(ValueError):
-    """The files cannot be used; the text says which, why, and what to do."""
+    """Unusable files; the text says which, why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,9 @@ def read(folder: Path) -> tuple[Credentials, Stamp]:
         parts = [_content(folder / name) for name in FILES]
         if stamp(folder) == before:
             return made(folder, *parts), before
-    raise IdentityError(f"the files in {folder} (--internal-tls) keep changing while they are read")
+    raise IdentityError(
+        f"the files in {folder} (--internal-tls) keep changing while they are read: try again once they are complete"
+    )
 
 
 def _content(path: Path) -> bytes:
@@ -88,7 +90,7 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
     try:
         made.load_verify_locations(cadata=ca.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        raise IdentityError(f"{folder}/ca.crt holds no authority in PEM: {reason(error)}") from error
+        raise IdentityError(f"{folder}/ca.crt holds no certificate authority in PEM: {reason(error)}") from error
     try:
         load_chain(made, certificate + b"\n" + private_key)
     except (ssl.SSLError, ValueError) as error:
@@ -100,7 +102,7 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
 
 
 def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Credentials:
-    """Makes credentials of these texts, and proves them; errors name `folder`. Raises IdentityError."""
+    """Makes credentials from these texts, and proves them; errors name `folder`. Raises IdentityError."""
     accepting = context(folder, ssl.PROTOCOL_TLS_SERVER, ca, certificate, private_key)
     connecting = context(folder, ssl.PROTOCOL_TLS_CLIENT, ca, certificate, private_key)
     try:
@@ -108,12 +110,12 @@ def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Cre
     except ssl.SSLError as error:
         if (ended := _expired(ca, certificate)) is not None:
             raise IdentityError(
-                f"{folder}/{ended}. Put a new one there, in Kubernetes into its Secret (internalTLS.existingSecret); "
-                "`mesh certificates` makes and renews them"
+                f"{folder}/{ended}. Replace it; on Kubernetes, update its Secret (internalTLS.existingSecret). "
+                "`mesh certificates` makes and renews such files"
             ) from error
         raise IdentityError(
-            f"{folder}/tls.crt is not one that the mesh can use: {reason(error)}. It has to be signed by an authority "
-            f"in ca.crt, for the name {NAME}, for servers and clients, and valid now; `mesh certificates` makes such"
+            f"{folder}/tls.crt does not work for the mesh: {reason(error)}. It has to be signed by an authority "
+            f"in ca.crt, for the name {NAME}, for servers and clients, and valid now; `mesh certificates` makes one"
         ) from error
     return Credentials(
         ca, certificate, private_key, accepting, connecting, expires=ssl.cert_time_to_seconds(str(shown["notAfter"]))
@@ -121,7 +123,7 @@ def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Cre
 
 
 def accepts(former: Credentials, new: Credentials) -> bool:
-    """Tells whether a process that still has the former credentials accepts the new certificate."""
+    """Returns whether a process that still has the former credentials accepts the new certificate."""
     showing = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load_chain(showing, new.certificate + b"\n" + new.private_key)
     try:
@@ -132,7 +134,7 @@ def accepts(former: Credentials, new: Credentials) -> bool:
 
 
 def _expired(ca: bytes, certificate: bytes) -> str | None:
-    """Names the certificate that has expired, and when; None if none has. Called only when something is wrong."""
+    """Says which certificate has expired, and when; None if none has. Only called after a failure."""
     for name, pem, some in (("tls.crt", certificate, 1), ("ca.crt", ca, None)):
         with contextlib.suppress(ValueError):
             if ended := expired(pem, some):
@@ -143,7 +145,7 @@ def _expired(ca: bytes, certificate: bytes) -> str | None:
 def expired(pem: bytes, some: int | None = 1) -> str:
     """Returns "has expired on ..." if each of the first `some` certificates (None: all) has expired, else "". Raises
     ValueError."""
-    from cryptography import x509  # megabytes that a process with valid files does not need
+    from cryptography import x509  # imported here: it takes megabytes that a process with valid files does not need
 
     ends = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(pem)[:some])
     return f"has expired on {ends:%Y-%m-%d %H:%M} UTC" if ends <= datetime.datetime.now(datetime.UTC) else ""
@@ -156,7 +158,8 @@ def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
     memory = os.memfd_create("chain", os.MFD_CLOEXEC)
     try:
         os.write(memory, chain)
-        context.load_cert_chain(f"/proc/self/fd/{memory}", password="")  # otherwise it asks on the terminal
+        # Without the empty password, OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{memory}", password="")
     finally:
         os.close(memory)
 

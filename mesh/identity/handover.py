@@ -1,14 +1,15 @@
 """The change from one authority to another that did not sign the certificates in use.
 
 Usually an authority changes in steps (`mesh.certificates`): every process trusts both before the new one signs. But its
-Secret may be deleted and created again, or filled by other means, and then nothing is in common: processes with the new
-files and processes without them refuse each other, for the minute or so that Kubernetes takes to deliver them.
+Secret may be deleted and created again, or filled by other means, and then the old and new files have nothing in
+common: processes with the new files and processes without them would refuse each other for the minute or so that
+Kubernetes takes to deliver the files.
 
-So a process that finds such files takes the steps by itself. It trusts both authorities at once, keeps showing the
+So a process that finds such files performs the steps itself. It trusts both authorities at once, keeps showing the
 certificate that others know until the files have reached all pods, and then shows the new one. It trusts the former
 authority for a while longer, for pods that are late.
 
-Pure: the caller reads files and clocks.
+The module is pure: its caller reads files and clocks.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 @dataclass(slots=True)
 class Handover:
-    """The credentials in use, on the way to those in the files."""
+    """The credentials in use, and the steps from them to those in the files."""
 
     used: Credentials
     _next: Credentials | None = field(default=None, init=False)  # the content of the files, if it differs
@@ -42,7 +43,7 @@ class Handover:
         return self._next is not None
 
     def take(self, folder: Path, new: Credentials, now: float) -> bool:
-        """Switches to the content of the files, at once or in steps; tells whether it takes steps."""
+        """Switches to the content of the files, at once or in steps; returns whether it takes steps."""
         former = self.used
         self._next = None
         if credentials.accepts(former, new):
@@ -56,7 +57,7 @@ class Handover:
         return True
 
     def step(self, folder: Path, now: float) -> bool:
-        """Takes the step that is due; tells whether there was one."""
+        """Performs the step that is due; returns whether there was one."""
         if (new := self._next) is None:
             return False
         if now >= self._since + KEEP:
@@ -69,7 +70,7 @@ class Handover:
 
 
 def authorities(pem: bytes) -> frozenset[bytes]:
-    """Splits a PEM text into its certificates, each as its lines."""
+    """Splits a PEM text into its certificates, each as a list of lines."""
     return frozenset(b"".join(part.split()) for part in pem.split(_BEGIN)[1:])
 
 

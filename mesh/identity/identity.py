@@ -1,10 +1,10 @@
 """The identity of a process: the files of its folder, followed as they change.
 
-Changes apply to new connections; existing ones go on. Files that do not match are ignored until they do: a certificate
-that is about to expire serves better than none. To change an authority, ca.crt may hold the old and the new one for a
-while; if it does not, the process takes the steps by itself (`handover`).
+Changes apply to new connections; existing ones stay open. Files that do not match are ignored until they do, because a
+certificate that is about to expire is better than none. To change an authority, ca.crt may hold the old and the new one
+for a while; if it does not, the process performs the steps itself (`handover`).
 
-A listening socket keeps the context that it was created with, so that context passes each handshake to the newest.
+A listening socket keeps the context that it was created with, so that context passes each handshake to the newest one.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class IdentityStatistics:
 
 
 class Identity:
-    """The identity of a process. `run` follows the files; without it they stay as first read."""
+    """The identity of a process. `run` follows the files; without it, the files are read only once."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Identity:
         self.changes = 0
         now = first
         self.accepting = credentials.context(folder, ssl.PROTOCOL_TLS_SERVER, now.ca, now.certificate, now.private_key)
-        """The context for a listening socket, as long as it is open."""
-        self.accepting.sni_callback = self._newest  # also called if the handshake has no name
+        """The context for a listening socket, valid for as long as the socket is open."""
+        self.accepting.sni_callback = self._newest  # the callback also runs if the handshake has no name
 
     @property
     def current(self) -> Credentials:
@@ -70,7 +70,7 @@ class Identity:
 
     @property
     def expires_in(self) -> float:
-        """Seconds until the certificate expires; below 0 it has expired."""
+        """Seconds until the certificate expires; negative once it has expired."""
         return self.current.expires - self._clock()
 
     def statistics(self) -> IdentityStatistics:
@@ -78,7 +78,7 @@ class Identity:
         return IdentityStatistics(self.changes, self.expires_in, self._refusal)
 
     def look(self) -> bool:
-        """Adopts changed files; tells whether there were any. Invalid files are logged once, and tried again."""
+        """Adopts changed files; returns whether there were any. Invalid files are logged once, and tried again."""
         found = None
         try:
             found = credentials.stamp(self.folder)
@@ -110,7 +110,7 @@ class Identity:
         return True
 
     def _step(self) -> bool:
-        """Takes a step towards another authority, if one is due."""
+        """Performs a step towards another authority, if one is due."""
         if not self._handover.step(self.folder, self._elapsed()):
             return False
         self.changes += 1
@@ -126,7 +126,7 @@ class Identity:
             turned()
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metric; of several processes the earliest expiry counts."""
+        """Adds the metric; for several processes, the earliest expiry counts."""
         registry.gauge(
             "mesh_internal_certificate_expires_seconds",
             "Seconds until the certificate for TLS inside the mesh expires.",
@@ -138,6 +138,6 @@ class Identity:
 
 
 def known(shown: Mapping[str, object] | None) -> bool:
-    """Tells whether a peer's certificate, in Python's form, has the mesh's name. Its signature was checked before."""
+    """Returns whether a peer's certificate, in Python's form, has the mesh's name. Its signature was checked before."""
     names = (shown or {}).get("subjectAltName", ())
     return isinstance(names, tuple) and ("DNS", NAME) in names

@@ -1,6 +1,6 @@
-"""Mutual TLS for gRPC's channels and servers, and tokens where there is no TLS.
+"""Mutual TLS for gRPC's channels and servers, and tokens for meshes without TLS.
 
-gRPC checks signatures by itself, but only the server's name; the client's is checked here."""
+gRPC checks both peers' signatures, but only the server's name; this module checks the client's name."""
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +16,7 @@ Options = Sequence[tuple[str, str | int]]
 TOKEN = "mesh-token"
 """Metadata key of a token."""
 
-OTHER_TOKEN = "the token does not belong to this port: etcd has the right one"
+OTHER_TOKEN = "the token does not belong to this port: read the right one from etcd"
 
 _NAMES = "x509_subject_alternative_name"
 
@@ -36,7 +36,7 @@ def listen(server: grpc.aio.Server, address: str, identity: Identity | None) -> 
         return int(server.add_insecure_port(address))
     served: Credentials = identity.current
 
-    def newest() -> Any:  # at each handshake, in a thread of gRPC's; None: no change
+    def newest() -> Any:  # called at each handshake, in a thread of gRPC; None: no change
         nonlocal served
         if identity.current is served:
             return None
@@ -52,7 +52,7 @@ def _configuration(now: Credentials) -> "grpc.ServerCertificateConfiguration":
 
 
 class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in the stubs
-    """A check of each call before its method runs, for unary methods."""
+    """A check of each unary call before its method runs."""
 
     def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
         """Returns the reason for refusing the caller; empty if there is none."""
@@ -65,10 +65,10 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic o
     ) -> Any:
         """Runs the check before the method."""
         handler = await continuation(handler_call_details)
-        if handler is None:  # no such method
+        if handler is None:  # the method does not exist
             return None
         method = handler.unary_unary
-        assert method is not None, "a method that is not unary would go unchecked"
+        assert method is not None, "only unary methods can be checked"
 
         async def checked(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             if why := self.why_not(context):

@@ -1,4 +1,4 @@
-"""A whole mesh on one machine, as child processes of one: `mesh up`.
+"""A whole mesh on one machine, as child processes of `mesh up`.
 
 `supervisor` starts the parts in order, watches and stops them; `parts` has their command lines; `child` watches one
 process; `folder` prevents two meshes in one data directory; `lines` makes the children's logs readable. Nothing here

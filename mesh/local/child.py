@@ -1,6 +1,6 @@
-"""One part of a local mesh: its command line, the check that it is ready, and the report of its failure.
+"""One part of a local mesh: its command line, its readiness check, and the report of its failure.
 
-If a part ends before it was ready for the first time, the start fails, with the part's last lines. Afterwards the
+If a part ends before it was ready for the first time, the start fails and shows the part's last lines. Afterwards the
 supervisor keeps it running (`mesh.process.supervisor`).
 """
 
@@ -16,7 +16,7 @@ from mesh.process.supervisor import ChildLife, Program, StartFailed, Supervisor
 
 POLICY = RestartPolicy(first=0.2, longest=15.0)
 TAIL = 15
-"""Number of last lines of a child that are shown if it fails to start."""
+"""Number of a child's last lines that are shown if it fails to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class Part:
 
     name: str
     argv: Callable[[], Sequence[str]]
-    ready: Callable[[], Awaitable[str]]  # "" if it is ready, or what is still missing
-    grace: float  # time to end before it is killed
-    ask: Callable[[], Awaitable[bool]] | None = None  # tells whether it answers; None: it sends a heartbeat
-    start_timeout: float = 60.0  # until it is ready for the first time
+    ready: Callable[[], Awaitable[str]]  # returns "" if the part is ready, else what is still missing
+    grace: float  # time for the part to end before it is killed
+    ask: Callable[[], Awaitable[bool]] | None = None  # returns whether the part answers; None: it sends a heartbeat
+    start_timeout: float = 60.0  # until the part is ready for the first time
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +68,30 @@ class Child:
         )
 
     def statistics(self) -> ChildStatistics:
-        """Returns its process id and the number of its starts."""
+        """Returns the part's process id and number of starts."""
         return ChildStatistics(self.part.name, self._supervisor.pid, self._supervisor.starts)
 
     async def start(self) -> None:
-        """Starts it and waits until it is ready. Raises UpError with its last lines if it fails."""
+        """Starts the part and waits until it is ready. Raises UpError with its last lines if that fails."""
         try:
             await self._supervisor.start()
         except StartFailed as error:
             raise UpError(str(error)) from error
 
     async def run(self) -> None:
-        """Keeps it running; an essential task of this process."""
+        """Keeps the part running; an essential task of this process."""
         await self._supervisor.run()
 
     def leave(self) -> None:
-        """Notes that it is about to be stopped, within its grace, and must not be started again."""
+        """Notes that the part is about to be stopped, within its grace period, and must not be started again."""
         self._supervisor.leave()
 
     async def stop(self) -> None:
-        """Stops it, and kills it if it does not end within its grace. May be called at any time, more than once."""
+        """Stops the part, and kills it after its grace period. May be called at any time, more than once."""
         await self._supervisor.stop(self.part.grace)
 
     def kill(self) -> None:
-        """Kills it at once."""
+        """Kills the part at once."""
         self.leave()
         self._supervisor.kill()
 
@@ -101,7 +101,7 @@ class Child:
             list(self.part.argv()),
             name=name,
             on_line=lambda line: self._on_line(name, line),
-            # An agent blames the models that were at work when it was killed, but not if it was stopped from outside.
+            # An agent that was killed blames the models that were at work, unless it was stopped from outside.
             env={**os.environ, process.STOPPED_BEFORE: "1"} if life.innocent else None,
             beats=self.part.ask is None,
         )

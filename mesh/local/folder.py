@@ -1,8 +1,8 @@
 """The data directory of a local mesh, used by only one mesh at a time.
 
 The lock is the kernel's (`flock`), so it ends with the process in any case. Sockets are in a folder with a short path
-under /tmp, because the path of a unix socket may have at most 107 bytes. That folder is removed with the mesh; one left
-by a killed mesh is removed by the next.
+under /tmp, because the path of a unix socket may have at most 107 bytes. That folder is removed when the mesh ends; the
+next mesh removes one that a killed mesh left.
 """
 
 import fcntl
@@ -59,7 +59,7 @@ class DataFolder:
             os.close(self._lock)
 
     def _sweep(self) -> None:
-        """Removes the run folder of a killed mesh, if it clearly is one."""
+        """Removes the run folder of a killed mesh, if the path is certainly such a folder."""
         try:
             left = Path((self.path / "run").read_text().strip())
         except (OSError, UnicodeDecodeError):

@@ -25,7 +25,7 @@ _TIMES = ("time", "ts")
 _LEFT_OUT = frozenset({"time", "ts", "level", "process", "logger", "event", "msg", "caller", "traceback", "stacktrace"})
 
 QUEUE = 20_000
-"""Most lines that wait for the terminal: a few seconds of a mesh that logs a lot."""
+"""Maximum number of lines that wait for the terminal: a few seconds of a mesh that logs a lot."""
 
 
 def level_of(data: dict[str, Any]) -> int:
@@ -63,12 +63,12 @@ def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> 
 
 
 class Printer:
-    """Prints the lines of named sources, each after its name. Call `line` from any thread, `close` at the end."""
+    """A printer of the lines of named sources, each after its name. Call `line` from any thread, `close` at the end."""
 
     def __init__(
         self, names: list[str], *, stream: TextIO, quiet: int = 0, raw: bool = False, colours: bool | None = None
     ) -> None:
-        self.on_broken: Callable[[], object] | None = None  # called from its thread once the stream is closed
+        self.on_broken: Callable[[], object] | None = None  # called from the printer's thread once the stream is closed
         self.dropped = 0
         self._stream = stream
         self._least = (0, WARNING, LEVELS["error"])[min(quiet, 2)]
@@ -81,7 +81,7 @@ class Printer:
         self._thread.start()
 
     def line(self, name: str, line: str) -> None:
-        """Prints one line of output of `name`."""
+        """Prints one line of the output of `name`."""
         data = parse(line)
         if (20 if data is None else level_of(data)) < self._least:
             return
@@ -144,7 +144,7 @@ class LogStream(io.TextIOBase):
 
 
 def _clock(data: dict[str, Any]) -> str:
-    """Returns the local time of day of a line; that of now if it has none."""
+    """Returns the local time of day of a line; the current one if the line has none."""
     for key in _TIMES:
         value = data.get(key)
         if isinstance(value, str):

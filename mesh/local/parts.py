@@ -1,4 +1,4 @@
-"""The command line of each part of a local mesh, and the check that it is ready.
+"""The command line of each part of a local mesh, and its readiness check.
 
 Ports that no client needs to know are chosen at each start of a part, so that a port taken meanwhile does not prevent
 a restart; etcd's port is fixed, because the other parts know it.
@@ -16,7 +16,7 @@ from mesh.process import free_port, python
 
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 KILL_AFTER = 10.0
-"""Seconds that a part may take to end beyond its own drain."""
+"""Seconds that a part may take to end after its own drain."""
 
 
 def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.ClientSession) -> Part:
@@ -29,7 +29,7 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
         return await _healthy(session, f"http://{LOOPBACK}:{port}/health")
 
     async def answers() -> bool:
-        # Not /health, which waits for the disk: the question is whether etcd answers at all.
+        # /health would wait for the disk, but the question is only whether etcd answers at all.
         return await _answers(session, f"http://{LOOPBACK}:{port}/version")
 
     return Part("etcd", argv, ready, KILL_AFTER, answers, settings.start_timeout)
@@ -53,7 +53,7 @@ class LocalPod:
         return Part(self.name, self.argv, self.ready, grace, start_timeout=settings.start_timeout)
 
     def argv(self) -> list[str]:
-        """Returns its command line, with new ports."""
+        """Returns the pod's command line, with new ports."""
         settings = self._settings
         self._probe = f"{LOOPBACK}:{free_port()}"
         argv = python("mesh.runtime", "--name", self.name, *_common(settings, self._etcd_url))
@@ -78,7 +78,7 @@ class LocalPod:
         return [*argv, *settings.runtime_limits]
 
     async def ready(self) -> str:
-        """Returns what is missing until it is ready, as its probe says."""
+        """Returns what the pod still lacks to be ready, as its probe says."""
         return await _probed(self._session, f"http://{self._probe}/ready")
 
 

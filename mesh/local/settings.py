@@ -9,7 +9,7 @@ from mesh.options.values import format_address, parse_address
 LOOPBACK = "127.0.0.1"
 
 MEMORY_SHARE = 0.5
-"""Share of the free memory for all pods together; the rest is for calls and for other programs."""
+"""Share of the free memory that all pods together may use; the rest is for calls and other programs."""
 
 
 class UpError(Exception):
@@ -26,9 +26,9 @@ class UpSettings:
     edge: str = "envoy"
     workers: str = "auto"
     pods: int = 2
-    capacity: int = 0  # bytes of each pod; 0: a share of the memory that is free
+    capacity: int = 0  # bytes of each pod; 0: a share of the free memory
     device: str = "auto"
-    threads: int = 0  # of a pod's model server; 0: its own default
+    threads: int = 0  # of a pod's model server; 0: the server's default
     base: str = "mm/mesh"  # prefix in etcd, no trailing slash
     etcd_port: int = 0  # 0: a free one
     data_dir: Path = Path(".mesh")
@@ -40,11 +40,11 @@ class UpSettings:
     eviction: str = "lru"
     disk_budget: int | None = None  # bytes of each pod; None: what the disk has room for
     router_limits: tuple[str, ...] = ()  # options for the command line of the router
-    runtime_limits: tuple[str, ...] = ()  # options for that of runtime pods
+    runtime_limits: tuple[str, ...] = ()  # options for the command line of runtime pods
     lease_ttl: int = 10
     log_level: str = "info"
     start_timeout: float = 60.0
-    drain_timeout: float = 5.0  # for calls in flight when the mesh is stopped
+    drain_timeout: float = 5.0  # for calls in flight to end when the mesh is stopped
 
     def check(self) -> None:
         """Raises UpError, before anything is started, if the settings cannot work."""
@@ -58,7 +58,7 @@ class UpSettings:
             except ValueError as error:
                 raise UpError(f"{option}: {error}") from error
             if port == 0 and option != "--rest-listen":
-                raise UpError(f"{option}: name a port, so that clients know it")
+                raise UpError(f"{option}: port 0 does not work here, as clients must know the port: name one")
         if self.pods < 1:
             raise UpError("--pods: a mesh needs at least one runtime pod")
         for option, folder in (("--storage-config", self.storage_config), ("--pvc-root", self.pvc_root)):

@@ -1,8 +1,8 @@
 """All parts of a local mesh: started in order, supervised, and stopped in the opposite order.
 
 etcd starts first, because everything else needs it; then the pods and the router together. The router stops first, so
-that no call reaches a pod that is leaving, and etcd last, so that the pods can still announce that they leave. Every
-part ends with this process: even if that is killed with SIGKILL, no part stays behind.
+that no call reaches a pod that is stopping, and etcd last, so that the pods can still withdraw from it. Every part ends
+with this process, even if this process is killed with SIGKILL.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class LocalMesh:
         starts = [asyncio.ensure_future(self._start(child)) for child in [*self._pods, self._router]]
         try:
             await asyncio.gather(*starts)
-        finally:  # if one has failed, the others need not wait
+        finally:  # if one part has failed, the others need not wait
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
@@ -98,7 +98,7 @@ class LocalMesh:
     async def stop(self) -> None:
         """Stops all parts."""
         for child in self._children:
-            child.leave()  # so that none is started again, in any order of their ends
+            child.leave()  # no part may be started again, whichever ends first
         await self._router.stop()
         await asyncio.gather(*(pod.stop() for pod in self._pods))
         await self._etcd.stop()
@@ -121,7 +121,8 @@ async def run(settings: UpSettings, printer: Printer, on_ready: Callable[[LocalM
         _check_ports(settings)
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
-        printer.on_broken = lambda: loop.call_soon_threadsafe(stopping.set)  # the reader has ended: `mesh up | head`
+        # Called when the reader of the pipe has ended, as in `mesh up | head`.
+        printer.on_broken = lambda: loop.call_soon_threadsafe(stopping.set)
         async with aiohttp.ClientSession() as session:
             mesh = LocalMesh(settings, folder, printer, session)
             with _signals(mesh, stopping, printer):
@@ -140,7 +141,7 @@ async def _serve(mesh: LocalMesh, on_ready: Callable[[LocalMesh], Awaitable[None
 
 
 async def _until(stopping: asyncio.Event, serving: Awaitable[None]) -> None:
-    """Waits for one of them to end, and cancels the other."""
+    """Waits for one of the two to end, and cancels the other."""
     tasks = [asyncio.ensure_future(serving), asyncio.ensure_future(stopping.wait())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +185,8 @@ def _check_ports(settings: UpSettings) -> None:
 
 
 def check_free(address: str, option: str) -> None:
-    """Raises UpError with what to do if `address` cannot be listened on; the error of a dying child would be worse."""
+    """Raises UpError with what to do if `address` cannot be listened on, which is clearer than a dying child's
+    error."""
     host, port = parse_address(address)
     try:
         ports.check_free(host, port)

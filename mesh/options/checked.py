@@ -23,7 +23,7 @@ def body_bytes(text: str, *, least: int, max_message: str) -> int:
         return max(least, 4 * message)
     total, needed = size(text, "--max-body-bytes"), 2 * message + 1024  # half of it is for large requests
     if total < needed:
-        says = f"{values.format_bytes(total)} cannot hold a message of --max-message"
+        says = f"{values.format_bytes(total)} is too small for one message of --max-message"
         says += f": give {values.format_bytes(needed)} or more"
         raise typer.BadParameter(says, param_hint="--max-body-bytes")
     return total

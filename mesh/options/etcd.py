@@ -15,7 +15,7 @@ InstallId = Annotated[
     str,
     typer.Option(
         envvar="MESH_INSTALL_ID",
-        help="Name of this installation, the same for all its processes; they do not use another's prefix.",
+        help="Name of this installation, the same for all its processes; they refuse a prefix of another installation.",
     ),
 ]
 Urls = Annotated[str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")]
@@ -39,7 +39,7 @@ class Login:
         ""
     )
     etcd_password_file: Annotated[
-        Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE", help="File with that user's password.")
+        Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE", help="File with the password of --etcd-user.")
     ] = None
     etcd_ca: Annotated[
         Path | None,

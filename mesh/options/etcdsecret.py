@@ -2,7 +2,7 @@
 
 It is a document with `endpoints` (separated by commas), `userid`, `password`, `root_prefix`, `certificate` (the
 authority's, PEM), `client_certificate`, `client_key` and `override_authority`. Each of the three in PEM may also be
-given as `certificate_file` and so on: the name of a file beside the document, such as another key of the mounted
+given as `certificate_file` and so on: the name of a file in the document's folder, such as another key of the mounted
 Secret; that form takes precedence.
 """
 
@@ -33,7 +33,9 @@ def read(path: Path) -> EtcdSecret:
     data = _load(path)
     for name in data:
         if name.removesuffix("_file") not in (*_TEXTS, *_FILES) and name != "compose_deployment":
-            raise ValueError(f"{path}: {name[:80]!r} is not a known field; there are {', '.join((*_TEXTS, *_FILES))}")
+            raise ValueError(
+                f"{path}: {name[:80]!r} is not a known field; the known ones are {', '.join((*_TEXTS, *_FILES))}"
+            )
     texts = {name: _text(path, data, name) for name in _TEXTS}
     certificate, client_certificate, client_key = (_pem(path, data, name) for name in _FILES)
     endpoints = parse_urls(texts["endpoints"])
@@ -43,7 +45,7 @@ def read(path: Path) -> EtcdSecret:
         scheme = "https" if certificate is not None else "http"
         endpoints = tuple(f"{scheme}://{url}" for url in endpoints)
     if bool(client_certificate) != bool(client_key):
-        raise ValueError(f"{path}: a client certificate needs its key, and a key its certificate")
+        raise ValueError(f"{path}: a client certificate needs its key, and a key its certificate: give both or none")
     root_prefix = texts["root_prefix"].strip("/")
     settings = EtcdSettings(
         endpoints=endpoints,
@@ -76,7 +78,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _text(path: Path, data: dict[str, Any], name: str) -> str:
     value = data.get(name, "")
     if not isinstance(value, str):
-        raise ValueError(f"{path}: `{name}` is not a string")
+        raise ValueError(f"{path}: `{name}` must be a string")
     return value
 
 
@@ -85,7 +87,7 @@ def _pem(path: Path, data: dict[str, Any], name: str) -> bytes | None:
     if not file:
         return _text(path, data, name).encode() or None
     if "/" in file or file in (".", ".."):
-        raise ValueError(f"{path}: `{name}_file` names a file beside this one, not a path")
+        raise ValueError(f"{path}: `{name}_file` must be the name of a file in the same folder, not a path")
     try:
         return (path.parent / file).read_bytes()
     except OSError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EtcdFiles:
-    """The sources of EtcdSettings, as absolute paths; empty: no file. With `config` there are no others."""
+    """The sources of EtcdSettings, as absolute paths; empty: no file. With `config` all others are empty."""
 
     config: str = ""  # ModelMesh's JSON, which may name files beside it
     root_prefix: str = ""  # from that file: the prefix of the keys, fixed for the life of the process
@@ -30,9 +30,9 @@ class EtcdSettings:
     certificate: bytes | None = None  # PEM, for mutual TLS
     private_key: bytes | None = None
     files: EtcdFiles = EtcdFiles()  # the sources, read again when they change
-    server_name: str = ""  # the name that certificates must have; empty: the endpoint's host
-    timeout: float = 5.0  # for one request, all attempts together
+    server_name: str = ""  # the name that etcd's certificates must have; empty: the endpoint's host
+    timeout: float = 5.0  # for all attempts at one request together
     connect_timeout: float = 2.0
 
-    def __repr__(self) -> str:  # secrets stay out of logs
+    def __repr__(self) -> str:  # keeps secrets out of logs
         return f"EtcdSettings(endpoints={self.endpoints!r}, user={self.user!r})"

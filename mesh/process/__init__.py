@@ -1,9 +1,9 @@
-"""Processes: the children of one, how they are kept running, and how a process itself ends.
+"""Processes: children, how they are kept running, and how a process itself ends.
 
-`programs` finds programs, `ports` free ports for them, `child` starts, hears and ends one life; `watcher` kills those
-that hang, by the rules in `hang`. `supervisor` keeps a child running, by the rules in `restarts`. `tasks` are a
-process's own, `ending` is what follows when it cannot go on. What to run and what its death means is left to the
-callers.
+`programs` finds programs, and `ports` finds free ports for them. `child` starts a child, reads its output and ends it;
+`watcher` kills children that hang, by the rules in `hang`; `supervisor` keeps a child running, by the rules in
+`restarts`. `tasks` holds a process's own tasks, and `ending` ends a process that cannot continue. Callers decide what
+to run and what a death means.
 """
 
 from mesh.process.child import MAX_LINE, Process, describe_exit, spawn, tethered

@@ -1,15 +1,15 @@
 """Child processes that never outlive their parent.
 
 A parent that is killed with SIGKILL cleans nothing up, so each child asks the kernel to be killed with it
-(PR_SET_PDEATHSIG). A *tether* does that: a small interpreter that becomes the program by `exec`, so the child keeps
-its pid and nothing stays between. `preexec_fn` would do without it, but runs Python between fork and exec, when
+(PR_SET_PDEATHSIG). A *tether* does that: a small interpreter that becomes the program by `exec`, so the child keeps its
+pid and no process remains in between. `preexec_fn` would need no tether, but it runs Python between fork and exec, when
 gRPC's threads may hold any lock. The tether costs 13 ms (11 of them the interpreter's own start).
 
 The kernel sends that signal when the *thread* that started the child ends: start children from a thread that lives as
 long as the process, which the event loop's does.
 
-Each child leads a session of its own: Ctrl-C in a terminal reaches only the process at the top, which ends the rest in
-order; and processes that a child leaves behind in its session are killed when it ends.
+Each child leads its own session: Ctrl-C in a terminal reaches only the top process, which ends the rest in order; and
+processes that a child leaves in its session are killed when it ends.
 
 The event loops' own subprocesses are not used: uvloop forks and runs Python in the child, asyncio of Python 3.11 keeps
 a thread for each. `subprocess` starts without either, and a pidfd reports the end.
@@ -37,10 +37,10 @@ MAX_LINE = 16 * 1024
 """Characters of one line of output that are passed on; the rest of the line is dropped and counted in its place."""
 
 _TAIL = 30  # last lines kept, to say why a child ended
-_OUTPUT_GRACE = 0.5  # seconds to wait for the rest of the output of a child that has ended
+_OUTPUT_GRACE = 0.5  # seconds to wait for the remaining output of a child that has ended
 
-# `_ctypes` and `_signal` rather than their public wrappers: 12.5 ms instead of 20.8 for the whole start. SIGPIPE, which
-# the interpreter ignores, would stay ignored in the program.
+# `_ctypes` and `_signal` instead of their public wrappers: the whole start takes 12.5 ms instead of 20.8. SIGPIPE is
+# reset because the interpreter ignores it, and the program would inherit that.
 _TETHER = """
 import _ctypes, _signal, os, sys
 parent, argv = int(sys.argv[1]), sys.argv[2:]
@@ -86,8 +86,8 @@ class Process:
         self._output = _Output(name, on_line, self._output_ended)
         self._on_exit = on_exit
         self._beats = beats
-        self._exited = False  # the child has ended, but perhaps not its output
-        self._ended: asyncio.Future[int] = self._loop.create_future()  # both have
+        self._exited = False  # the child has ended, though perhaps not its output
+        self._ended: asyncio.Future[int] = self._loop.create_future()  # the child and its output have ended
         self._transport: asyncio.BaseTransport | None = None
         self._pidfd = -1
 
@@ -97,23 +97,24 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs; -N if signal N ended it."""
+        """The exit status: None while the child runs, -N if signal N ended it."""
         return self._child.returncode if self._exited else None
 
     @property
     def tail(self) -> tuple[str, ...]:
-        """The last lines of its output, to say why it ended."""
+        """The last lines of the child's output, to say why it ended."""
         return tuple(self._output.tail)
 
     def heard(self) -> float:
-        """Returns when its event loop turned last, in seconds of the monotonic clock; 0 if it has given no sign yet.
+        """Returns when the child's event loop last turned, in seconds of the monotonic clock; 0 if it has given no sign
+        yet.
 
-        For a child that was spawned with `beats`."""
+        Only for a child that was spawned with `beats`."""
         return self._beats.last() if self._beats is not None else 0.0
 
     async def wait(self, timeout: float | None = None) -> int:
-        """Waits until it has ended and its output is read; returns its exit status. TimeoutError after `timeout`
-        seconds.
+        """Waits until the child has ended and its output is read; returns its exit status. Raises TimeoutError after
+        `timeout` seconds.
 
         May be cancelled: the child continues."""
         done, _ = await asyncio.wait({self._ended}, timeout=timeout)
@@ -123,7 +124,7 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to the child only. Does nothing if it has ended."""
-        if not self._exited:  # then its pid is still its own: only `_reap()` gives it back
+        if not self._exited:  # before `_reap()` the pid still belongs to the child
             os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -132,10 +133,10 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)
 
     async def terminate(self, grace: float) -> int:
-        """Ends it: SIGTERM to the child, SIGKILL to its whole session `grace` seconds later. Returns its exit status.
+        """Ends the child: SIGTERM first, SIGKILL to its whole session `grace` seconds later. Returns its exit status.
 
-        SIGTERM goes to the child only: it ends what it started, in its own order.
-        If cancelled while it waits, it kills."""
+        SIGTERM is sent to the child only, which ends what it started, in its own order. If cancelled while
+        waiting, this sends SIGKILL."""
         self.send_signal(signal.SIGTERM)
         try:
             return await self.wait(grace)
@@ -143,10 +144,10 @@ class Process:
             log.warning("process did not end in time, killing it", process_name=self.name, pid=self.pid, grace=grace)
         finally:
             self.kill()
-        return await self.wait(10.0)  # only a process stuck in the kernel takes longer
+        return await self.wait(10.0)  # only a process that is blocked in the kernel takes longer
 
     async def _start(self) -> None:
-        """Begins to listen to the child."""
+        """Begins to read the child's output and to wait for its end."""
         assert self._child.stdout is not None
         self._transport, _ = await self._loop.connect_read_pipe(lambda: self._output, self._child.stdout)
         try:
@@ -158,7 +159,7 @@ class Process:
 
     def _watch(self) -> None:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to notify
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to notify
             self._loop.call_soon_threadsafe(self._reap)
 
     def _reap(self) -> None:
@@ -211,7 +212,7 @@ async def spawn(
     `argv[0]` is a path or a name on PATH; `env` is the whole environment (None: this process's own). `on_exit` is
     called once, with the exit status, after the last line. Callbacks come from the event loop and must be quick; one
     that raises is logged. A program that cannot be executed ends with status 127 and a line that says why (OSError
-    without the tether). If cancelled, it leaves no child. `beats`: the child gets a page for signs of life
+    without the tether). A cancelled call leaves no child. `beats`: the child gets a page for signs of life
     (`heartbeat`).
     """
     page = heartbeat.Heartbeat() if beats else None
@@ -219,7 +220,7 @@ async def spawn(
         env = {**(os.environ if env is None else env), heartbeat.VARIABLE: str(page.descriptor)}
         pass_fds = (*pass_fds, page.descriptor)
     try:
-        child = _popen(argv, tether=tether, env=env, cwd=cwd, pass_fds=pass_fds)  # 1 ms of a vfork and exec
+        child = _popen(argv, tether=tether, env=env, cwd=cwd, pass_fds=pass_fds)  # vfork and exec take 1 ms
     finally:
         if page is not None:
             page.release()
@@ -289,7 +290,7 @@ class _Output(asyncio.Protocol):
         self._on_end()
 
     def flush(self) -> None:
-        """Passes on a last line that has no end."""
+        """Passes on a last line without a newline."""
         if self._line:
             self._give()
 
@@ -308,4 +309,4 @@ class _Output(asyncio.Protocol):
             try:
                 self._on_line(line)
             except Exception:
-                log.exception("taking a line of output failed", process_name=self._name)
+                log.exception("handling a line of output failed", process_name=self._name)

@@ -1,8 +1,8 @@
-"""The end of a process that cannot continue: in order, bounded in time, with the reason as the last line of its log.
+"""The end of a process that cannot continue: orderly, bounded in time, with the reason as the last line of its log.
 
-A process that cannot continue may not be able to end in order either. So if there is a reason, ending is bounded, and
-the process ends all the same; its children die with it (`child`). An ordinary end, by a signal, is bounded by its
-sender.
+A process that cannot continue may not be able to end in order either. So if there is a reason, an orderly end is given
+a time limit, after which the process exits; its children die with it (`child`). An ordinary end, by a signal, is
+bounded by its sender.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ log = logs.get(__name__)
 
 
 class Ending:
-    """The reason why this process must end, once it is known. The first reason stands."""
+    """The reason why this process must end, once it is known. Only the first reason is kept."""
 
     __slots__ = ("_known", "_leaving", "why")
 
@@ -27,7 +27,7 @@ class Ending:
         self._known = asyncio.Event()
 
     def because(self, why: str) -> None:
-        """Takes a reason, unless the process ends anyway: then its tasks may end as they like."""
+        """Takes a reason, unless the process is already ending, when its tasks may end for any reason."""
         if not self.why and not self._leaving:
             self.why = why
             self._known.set()
@@ -47,10 +47,10 @@ class Ending:
         task = asyncio.ensure_future(closing)
         done, _ = await asyncio.wait({task}, timeout=within)
         if not done:
-            log.warning("the parts of this process do not end in order", waited=within)
+            log.warning("the parts of this process did not end in time", waited=within)
         elif not task.cancelled() and (error := task.exception()) is not None:
-            log.error("ending in order failed", exc_info=error)
-        log.error("this process ends: it cannot go on", why=self.why)
+            log.error("ending the parts of this process failed", exc_info=error)
+        log.error("this process ends: it cannot continue", why=self.why)
         if not done:
             logging.shutdown()
             sys.stderr.flush()

@@ -1,10 +1,10 @@
-"""The decision when a process hangs: a state machine without clock or I/O, fed with looks at the process.
+"""The decision whether a process hangs: a state machine without clock or I/O, fed with observations of the process.
 
 A stopped process (SIGSTOP) shows that in its state, so it is given up after seconds. A silent one, whose event loop
-gives no more signs, may be innocent, on a machine that has no time for it. So silence counts only as far as the process
-could have ended it:
+gives no more signs of life, may be healthy on a machine that has no CPU time for it. So silence counts only as far as
+the process could have ended it:
 
-- time in which the watcher itself was late does not count: the machine had no time for it, so none for others;
+- time in which the watcher itself was late does not count: the machine had no CPU time for it either;
 - while one of its threads waits for a processor, only the CPU time that the process got counts: a busy loop
   on a free machine has all of it, a starved process little;
 - while it waits for a disk, a quarter counts: it may be paging. (SIGKILL would wait for the disk as well.)
@@ -30,13 +30,13 @@ class HangLimits:
 
     stopped: float = 3.0
     silent: float = 12.0
-    start: float = 90.0  # silent from its start on: interpreters that start all at once on a busy machine take long
+    start: float = 90.0  # silent since its start: many interpreters that start at once on a busy machine take long
     interval: float = 0.5  # between two looks
     suspect: float = 4.0  # silence after which it is a suspect
 
     @property
     def gap(self) -> float:
-        """Time between two looks after which everything is forgotten."""
+        """Seconds between two looks after which everything is forgotten."""
         return 6 * self.interval
 
 
@@ -55,7 +55,7 @@ class ProcessState(enum.Enum):
     """The state of a process."""
 
     WELL = "well"
-    SUSPECT = "suspect"  # not to be relied on, not to be replaced yet
+    SUSPECT = "suspect"  # not to be relied on, but not yet to be replaced
     HUNG = "hung"
 
 
@@ -112,7 +112,7 @@ class Hang:
             return HangVerdict(
                 ProcessState.HUNG if self._stopped >= limits.stopped else ProcessState.SUSPECT, why, stopped=True
             )
-        if not seen.heard:  # it starts
+        if not seen.heard:  # the process is starting
             if self._silent >= limits.start:
                 return HangVerdict(ProcessState.HUNG, f"gave no sign of life in {self._silent:.0f} s since its start")
             return WELL
@@ -124,7 +124,7 @@ class Hang:
 
 
 def _usable(counted: float, last: Observation, seen: Observation) -> float:
-    """Returns how much of the time since the last look the process could have used to give a sign."""
+    """Returns how much of the time since the last look the process could have used to give a sign of life."""
     if seen.runnable:
         return min(counted, max(0.0, seen.cpu - last.cpu))
     return counted * (_DISK_SHARE if seen.state == DISK else 1.0)

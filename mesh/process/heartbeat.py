@@ -1,8 +1,8 @@
 """Signs of life of a child's event loop, in a page of memory that it shares with its parent.
 
-The child stores the time twice a second; the parent reads it when it likes. So a sign costs neither a message nor a
-wake-up, a busy parent loses none, and a child that hangs cannot block on it. The page is a memfd: the child finds its
-descriptor in an environment variable, and removes that, so its own children do not beat in its place.
+The child stores the time twice a second; the parent may read it at any time. So a sign of life costs neither a message
+nor a wake-up, a busy parent loses none, and writing one cannot block. The page is a memfd: the child finds its
+descriptor in an environment variable, which it removes so that its own children do not beat in its place.
 
 `hang` decides when a silence is too long.
 """
@@ -28,12 +28,12 @@ _WORD = struct.Struct("Q")
 
 
 class Heartbeat:
-    """The parent's end. `descriptor` is passed to the child; then `release` it."""
+    """The parent's side of the page. Pass `descriptor` to the child, then call `release`."""
 
     __slots__ = ("_map", "descriptor")
 
     def __init__(self) -> None:
-        """Makes the page. Raises OSError if there are no descriptors or no memory."""
+        """Creates the page. Raises OSError without free descriptors or memory."""
         self.descriptor = os.memfd_create(_NAME)
         try:
             os.ftruncate(self.descriptor, _WORD.size)
@@ -43,7 +43,7 @@ class Heartbeat:
             raise
 
     def last(self) -> float:
-        """Returns when the child's loop turned last, in seconds of the monotonic clock; 0: it has not begun."""
+        """Returns when the child's loop last turned, in seconds of the monotonic clock; 0: it has not begun."""
         return float(_WORD.unpack_from(self._map, 0)[0] / 1e9)
 
     def release(self) -> None:
@@ -52,7 +52,7 @@ class Heartbeat:
 
 
 def begin() -> None:
-    """Makes the running event loop beat, if a parent wants it. To be called first of all."""
+    """Makes the running event loop beat if a parent asks for it. Call this before anything else."""
     descriptor = os.environ.pop(VARIABLE, "")
     if not descriptor:
         return
@@ -60,7 +60,7 @@ def begin() -> None:
         number = int(descriptor)
         # Never write into another file, whatever the variable says.
         if not os.readlink(f"/proc/self/fd/{number}").startswith(f"/memfd:{_NAME}"):
-            raise ValueError("it is another file")
+            raise ValueError("the descriptor is not the parent's page")
         page = mmap.mmap(number, _WORD.size)
     except (OSError, ValueError) as error:
         log.warning("no signs of life: the page for them cannot be mapped", descriptor=descriptor, error=str(error))

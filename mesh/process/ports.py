@@ -1,6 +1,6 @@
-"""TCP ports: checking that one is free, and reserving free ones for servers that have not started yet.
+"""TCP ports: checks whether one is free, and reserves free ones for servers that have not started yet.
 
-The remedy for one that is not free depends on the option that named it: callers say so.
+The remedy for a port in use depends on the option that named it, so callers add it.
 """
 
 import collections
@@ -15,27 +15,27 @@ class Unusable(Exception):
 
 
 class Taken(Unusable):
-    """Another process listens on it."""
+    """An address that another process listens on."""
 
 
 class Forbidden(Unusable):
-    """This user may not listen on it."""
+    """An address that this user may not listen on."""
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises Unusable if a server could not listen on it now. Port 0 passes.
+    """Raises Unusable if a server could not listen on the address now. Port 0 passes.
 
-    It is asked before a server is started: the server's own complaint comes late, and names neither option nor remedy.
+    This check precedes the start of a server, whose own error comes late and names neither the option nor a remedy.
     """
     if port == 0:
         return
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do, so connections of a former life in TIME_WAIT are no obstacle.
+        # As servers do, so that a former process's connections in TIME_WAIT do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-            probe.listen(1)  # with SO_REUSEADDR, binding alone succeeds beside another that has bound and not listened
+            probe.listen(1)  # with SO_REUSEADDR, bind succeeds even if another socket is bound but does not listen
         except PermissionError as error:
             raise Forbidden(f"{shown} may not be used by this user") from error
         except OSError as error:
@@ -45,12 +45,12 @@ def check_free(host: str, port: int) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Returns a TCP port without a listener, held for the server that it is meant for while this process lives.
+    """Returns a TCP port without a listener, and reserves it for its server while this process lives.
 
-    Held: bound and not listening, so no other process gets it before that server has started. The server can still
-    listen on it, as servers set SO_REUSEADDR; a search for a free port, such as this one, does not.
+    The port is bound but not listened on, so no other process gets it before that server has started. The server can
+    still listen on it, because servers set SO_REUSEADDR; searches for a free port, such as this one, do not.
 
-    Below the ephemeral range: ports inside it are taken by outgoing connections too, and a client that keeps connecting
+    It is below the ephemeral range, whose ports are also taken by outgoing connections: a client that keeps connecting
     to a dead server's port there can be connected to itself.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -12,14 +12,14 @@ RUNNABLE = "R"
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """A line of /proc/PID/stat, as far as it is used."""
+    """The parts of /proc/PID/stat that are used."""
 
     state: str  # R, S, D, T, t, Z, ...: of its main thread
     cpu: float  # seconds that all its threads have had, in user and system mode
 
 
 def stat(pid: int, *, proc: str = _PROC) -> Stat | None:
-    """Reads the line; returns None if there is no such process (any more), or /proc does not show it."""
+    """Reads /proc/PID/stat; returns None if the process does not exist or /proc does not show it."""
     try:
         with open(f"{proc}/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # a name may hold blanks and parentheses
@@ -38,7 +38,7 @@ def runnable(pid: int, *, proc: str = _PROC) -> bool:
         try:
             line = Path(f"{proc}/{pid}/task/{thread}/stat").read_bytes()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the thread has ended meanwhile
         if line.rpartition(b")")[2].split()[:1] == [RUNNABLE.encode()]:
             return True
     return False

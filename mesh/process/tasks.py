@@ -1,13 +1,14 @@
-"""The background tasks of a process: held while they run, their failures logged, all ended together.
+"""The background tasks of a process: referenced while they run, logged when they fail, and ended together.
 
-A long-lived one is a *duty*, a row of its process's table, which says what the process is without it, and so whether it
-is *essential* or *expendable*. A process whose essential duty has ended only looks alive: it follows nothing any more,
-or starts no workers. So the end of one, for any reason, ends the process with that reason; its parent, or Kubernetes,
-starts it again. An expendable duty that fails is logged and started again after a growing pause.
+A long-lived task is a *duty*, a row in the process's table of duties. The row says what the process lacks without the
+duty, and whether the duty is *essential* or *expendable*. A process whose essential duty has ended only looks alive: it
+no longer follows changes, or starts no workers. So the end of an essential duty, for any reason, ends the process with
+that reason; its parent, or Kubernetes, starts it again. An expendable duty that fails is logged and started again after
+a growing pause.
 
-A duty may hang rather than end: it awaits an event that never comes. A loop that turns by itself says so (`turned`); if
-it has not for its `turns` seconds, that counts as its end. Silence is counted as for processes (`hang`): time in which
-this process was stopped, or late itself, does not count. A loop that waits for events has no such limit.
+A duty may hang rather than end: it awaits an event that never comes. A loop that runs periodically reports each turn
+(`turned`); a duty without one for its `turns` seconds counts as ended. Silence is counted as for processes (`hang`):
+time in which this process was stopped or delayed does not count. A loop that waits for events has no such limit.
 """
 
 import asyncio
@@ -27,17 +28,17 @@ AGAIN = restarts.RestartPolicy(first=1.0, longest=60.0, steady=300.0)
 """The pauses before an expendable duty that failed is started again."""
 
 _AGAIN = 1.0  # seconds
-_LOOK = 1.0  # seconds between two looks at whether the duties' loops turn
+_LOOK = 1.0  # seconds between two checks whether the duties' loops turn
 
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """A long-lived task of a process: a row of the process's table."""
+    """A long-lived task of a process: a row in the process's table of duties."""
 
     name: str
-    without: str  # what the process is without it
+    without: str  # what the process lacks without it
     essential: bool = True
-    turns: float = 0.0  # seconds within which its loop turns; 0: it waits for events, however long
+    turns: float = 0.0  # seconds within which its loop must turn; 0: it waits for events, however long
 
 
 class _Pulse:
@@ -59,7 +60,7 @@ def turned() -> None:
 
 
 class _Standing:
-    """A duty that runs."""
+    """A running duty."""
 
     __slots__ = ("hang", "pulse", "task", "turns")
 
@@ -70,21 +71,21 @@ class _Standing:
         self.hang = hang.Hang(hang.HangLimits(silent=turns, suspect=turns, interval=_LOOK))
 
     def hangs(self, now: float) -> bool:
-        """Looks at it, and returns whether it hangs."""
+        """Checks the duty, and returns whether it hangs."""
         verdict = self.hang.look(hang.Observation(now, "S", 0.0, False, self.pulse.last))
         return verdict.doing is hang.ProcessState.HUNG
 
 
 class Tasks:
-    """A set of running tasks. asyncio itself holds them only weakly."""
+    """A set of running tasks. asyncio itself keeps only weak references to them."""
 
     __slots__ = ("_awaited", "_closing", "_duties", "_held", "_on_lost", "_timer")
 
     def __init__(
         self, on_lost: Callable[[str], None] | None = None, *, awaited: tuple[type[Exception], ...] = ()
     ) -> None:
-        """Makes an empty set; `on_lost` gets the reason why an essential duty ended, once for each. `awaited`: errors
-        that reach somebody who awaits these tasks; they are not logged."""
+        """Makes an empty set. `on_lost` gets the reason why an essential duty ended, once for each. `awaited` lists
+        errors that are not logged, because whatever awaits the tasks receives them."""
         self._awaited = awaited
         self._on_lost = on_lost
         self._held: set[asyncio.Task[Any]] = set()
@@ -96,7 +97,7 @@ class Tasks:
         return len(self._held)
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Starts a task that ends by itself. An exception out of it is logged, once."""
+        """Starts a task that ends by itself. An exception that leaves the task is logged, once."""
         return self._hold(asyncio.get_running_loop().create_task(work, name=name))
 
     def run(self, duty: Duty, work: Callable[[], Coroutine[Any, Any, None]], which: str = "") -> asyncio.Task[None]:
@@ -116,12 +117,12 @@ class Tasks:
         return self._hold(task)
 
     async def settle(self, timeout: float) -> None:
-        """Waits until all current tasks have ended, at most `timeout` seconds; they continue if they have not."""
+        """Waits at most `timeout` seconds until all current tasks have ended; those that have not continue."""
         if self._held:
             await asyncio.wait(set(self._held), timeout=timeout)
 
     async def close(self) -> None:
-        """Cancels all of them and waits until they have ended."""
+        """Cancels all tasks and waits until they have ended."""
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -131,7 +132,7 @@ class Tasks:
                 tasks = set(self._held)
                 for task in tasks:
                     task.cancel()
-                # Again after a while: `wait_for` of Python 3.11 forgets a cancel that comes together with its result.
+                # Repeated: `wait_for` of Python 3.11 loses a cancellation that arrives together with its result.
                 await asyncio.wait(tasks, timeout=_AGAIN)
         finally:
             self._closing = False
@@ -173,7 +174,7 @@ class Tasks:
                 return await work()
             except Exception:
                 decided = lives.ended(time.monotonic(), luck=random.random())
-                assert isinstance(decided, restarts.Again)  # there is no limit
+                assert isinstance(decided, restarts.Again)  # restarts without a limit never give up
                 log.exception("background task failed and is started again", task=name, pause_s=round(decided.pause, 1))
                 await asyncio.sleep(decided.pause)
 

@@ -1,4 +1,4 @@
-"""Watching a child, and killing it when it hangs. Its owner then starts another, as after any death.
+"""The watch over a child process, which is killed when it hangs. Its owner then starts another, as after any death.
 
 A child gives signs of life by its heartbeat; a third-party program, which has none, by answering a question
 (`Answers`). The watcher looks at them, and at the child's state in /proc, twice a second; `hang` decides.
@@ -20,28 +20,28 @@ HUNG_HELP = "Processes that hung and were replaced."
 """Help of the metric `mesh_hung_processes`, which more than one process has."""
 
 STOPPED_BEFORE = "MESH_STOPPED_BEFORE"
-"""Environment variable of a process whose former life was stopped from outside and killed for that: no model is to
-blame."""
+"""Environment variable of a process whose predecessor was killed because it had been stopped from outside, so that no
+model is to blame."""
 
 _FRESH = 3 * PERIOD  # seconds; a child heard this recently needs no closer look
 
 
 class Watched(Protocol):
-    """The used part of a child: `mesh.process.Process`."""
+    """The part of a child that a watch needs: `mesh.process.Process`."""
 
     name: str
     pid: int
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs."""
+        """The exit status; None while the child runs."""
 
     def kill(self) -> None:
-        """Kills it."""
+        """Kills the child and everything in its session."""
 
 
 class Watch:
-    """Watches one life of a child, from its making until the child has ended or `close`.
+    """A watch over one life of a child, from the watch's creation until the child has ended or `close` is called.
 
     `heard` returns when the child last gave a sign of life, in seconds of the monotonic clock, 0 for never. `on_hung`
     is called once, before the child is killed.
@@ -64,21 +64,21 @@ class Watch:
 
     @property
     def hung(self) -> hang.HangVerdict | None:
-        """The reason for killing it from here; None if it was not."""
+        """The reason why this watch killed the child; None if it did not."""
         return self.verdict if self.verdict.doing is hang.ProcessState.HUNG else None
 
     @property
     def trouble(self) -> str | None:
-        """The reason not to rely on this child now; None: it is healthy."""
+        """The reason not to rely on this child now; None if it is healthy."""
         return None if self.verdict.doing is hang.ProcessState.WELL else f"{self._child.name} {self.verdict.why}"
 
     @property
     def failed(self) -> BaseException | None:
-        """The error that ended the watching, a fault of ours; None if there is none."""
+        """The error that ended the watch, which is a bug of Mesh; None if none has."""
         return self._task.exception() if self._task.done() and not self._task.cancelled() else None
 
     def close(self) -> None:
-        """Ends the watching; the verdict stays."""
+        """Ends the watch; the verdict stays."""
         self._task.cancel()
 
     async def _run(self) -> None:
@@ -88,8 +88,8 @@ class Watch:
             before = self.verdict
             try:
                 self.verdict = verdict = self._hang.look(self._look())
-            except Exception:  # a fault of ours must not end the watching
-                log.exception("looking at a process failed", process_name=child.name, pid=child.pid)
+            except Exception:  # a bug of Mesh must not end the watch
+                log.exception("observing a process failed", process_name=child.name, pid=child.pid)
                 await asyncio.sleep(limits.interval)
                 continue
             if verdict.doing is hang.ProcessState.HUNG:
@@ -113,15 +113,15 @@ class Watch:
         if seen is None:
             return hang.Observation(
                 now, "", 0.0, True, heard
-            )  # counts for nothing: it has just ended, or /proc does not show it
+            )  # no observation: the child has just ended, or /proc does not show it
         return hang.Observation(now, seen.state, seen.cpu, runnable, heard)
 
 
 class Answers:
-    """Signs of life of a program that has no heartbeat: it is asked, and each answer counts as one."""
+    """Signs of life of a program without a heartbeat: the program is asked, and each answer counts as one."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], *, name: str, interval: float = 1.0) -> None:
-        """Takes the question; `ask` has its own time limit, and is true if the program answered, whatever it said."""
+        """Takes the question; `ask` has its own time limit, and returns True for any answer of the program."""
         self._ask = ask
         self._interval = interval
         self._last = 0.0
@@ -132,7 +132,7 @@ class Answers:
         return self._last
 
     def close(self) -> None:
-        """Asks no more."""
+        """Stops asking."""
         self._task.cancel()
 
     async def _run(self) -> None:

@@ -1,7 +1,8 @@
 """The token of a copy: routers send it to address a copy, model servers compare it.
 
-`<incarnation>.<create revision>`, the pod's and the model record's. A registration whose content was reloaded adds
-`.<generation>`; before the first reload that is 0 and left out, which is also the form that earlier versions know.
+Its form is `<incarnation>.<create revision>`: the pod's incarnation and the model record's create revision.
+`.<generation>` follows once the registration's content was reloaded; before the first reload the generation is 0 and
+left out, which is also the form that earlier versions know.
 
 During a reload a pod holds two generations of one registration. A call for the older one may be answered by either:
 both belong to the same registration. A call for the newer one is never answered by the older.
@@ -24,6 +25,6 @@ def read(token: bytes) -> tuple[bytes, int, int] | None:
 
 
 def supersedes(held: bytes, meant: bytes) -> bool:
-    """Tells whether the copy `held` is a newer generation of the copy that is `meant`."""
+    """Returns whether the copy `held` is a newer generation of the copy `meant`."""
     one, other = read(held), read(meant)
     return one is not None and other is not None and one[:2] == other[:2] and one[2] > other[2]

@@ -1,8 +1,8 @@
 """A set of ids in a few hundred bytes, with false positives: a Bloom filter.
 
-A pod publishes with it which models' files are on its disk, so that a load can go to a pod that need not pull them. The
-set is part of the pod's record, which every router reads at every change: 4,000 ids take 5 KB as text. One in a hundred
-other ids is found wrongly; then a load goes to a pod that is as good as any, but must pull.
+A pod uses it to publish which models' files are on its disk, so that a load can be sent to a pod that need not pull
+them. The set is part of the pod's record, which every router reads at every change: 4,000 ids take 5 KB as text. One in
+a hundred other ids is found wrongly; its load is then sent to a pod that must pull the files, like any other pod.
 
 The positions of bits come from one BLAKE2b digest by double hashing (Kirsch and Mitzenmacher, 2006).
 """
@@ -14,10 +14,10 @@ from collections.abc import Iterable
 MAX_IDS = 4000
 """Largest number of ids: more are not worth publishing to all routers."""
 
-_BITS = 10  # for each id: with 7 positions each, 0.8 % of other ids are found wrongly
+_BITS = 10  # bits for each id: with 7 positions each, 0.8 % of other ids are found wrongly
 _PLACES = 7
 _LEAST = 64  # bits
-_MAX_BYTES = 8192  # of one that is read from etcd
+_MAX_BYTES = 8192  # maximum size of a set that is read from etcd
 
 
 class IdSet:
@@ -31,7 +31,7 @@ class IdSet:
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> "IdSet":
-        """Makes a set of ids."""
+        """Makes a set of these ids."""
         ids = list(ids)
         size = max(_LEAST, -(-len(ids) * _BITS // 8) * 8)
         bits = bytearray(size // 8)
@@ -50,11 +50,11 @@ class IdSet:
         except ValueError as error:
             raise ValueError(f"not a set of ids: {error}") from error
         if not 0 < len(raw) <= _MAX_BYTES:
-            raise ValueError(f"a set of ids of {len(raw)} bytes")
+            raise ValueError(f"a set of ids has {len(raw)} bytes")
         return cls(int.from_bytes(raw, "little"), len(raw) * 8)
 
     def encode(self) -> str:
-        """Encodes it as text; "" for the empty set."""
+        """Encodes the set as text; "" for the empty set."""
         return base64.b85encode(self._bits.to_bytes(self._size // 8, "little")).decode() if self._bits else ""
 
     def __contains__(self, one: str) -> bool:

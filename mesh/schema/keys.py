@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 from mesh.etcd.ranges import after_prefix
 
 TOMBSTONE = "~"
-"""Stands for the pod in a tombstone's key. No pod has this name: it is escaped in theirs."""
+"""Placeholder for the pod in a tombstone's key. No pod has this name, because pods' keys escape it."""
 
 
 def _quote_pod(pod: str) -> bytes:
@@ -67,17 +67,17 @@ class Keys:
     @property
     def wanted(self) -> bytes:
         """Prefix of the ids of models whose number of copies was set, so that they are found without reading all
-        records. Outside `presence_range`, without values."""
+        records. It is outside `presence_range`, and its keys have no values."""
         return f"{self.base}/wanted/".encode()
 
     @property
     def recent(self) -> bytes:
-        """Prefix of the list of the most recently used models; outside `presence_range` too."""
+        """Prefix of the list of the most recently used models; also outside `presence_range`."""
         return f"{self.base}/recent/".encode()
 
     @property
     def reloads(self) -> bytes:
-        """Prefix of the models whose copies move to new content; outside `presence_range` too."""
+        """Prefix of the models whose copies move to new content; also outside `presence_range`."""
         return f"{self.base}/reloads/".encode()
 
     @property
@@ -92,7 +92,7 @@ class Keys:
 
     @property
     def presence_range(self) -> tuple[bytes, bytes]:
-        """One range with `copies/` and `pods/` but without `config/` and `registry/`.
+        """The range that holds `copies/` and `pods/` but not `config/` and `registry/`.
 
         In one range, a lease's end shows as one batch of deletions at one revision, which distinguishes a pod that
         vanished from one that withdrew a copy. `lives/` is inside too, for the same reason; so are `leader` and
@@ -142,8 +142,9 @@ class Keys:
         return unquote(key[len(self.routers) :].decode())
 
     def tombstone(self, model_id: str) -> bytes:
-        """Returns the key of a tombstone: a mark of a model that was unregistered while a pod might still answer for
-        it. It sorts after all copies of the model, within their prefix, so a demand for no copy includes it."""
+        """Returns the key of a tombstone, which marks a model that was unregistered while a pod might still answer for
+        it. It sorts after all copies of the model, within their prefix, so a check for no copies also checks for no
+        tombstone."""
         return self.copies(model_id) + TOMBSTONE.encode()
 
     def copies(self, model_id: str) -> bytes:

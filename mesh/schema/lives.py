@@ -1,8 +1,8 @@
-"""Records of the lives of pods, and of models that were unregistered while a pod might still answer for them.
+"""Records of pods' lives, and of models that were unregistered while a pod might still answer for them.
 
-A pod's presence ends with its lease, but its model server may go on answering while cut off from etcd. So every
+A pod's presence ends with its lease, but a model server that is cut off from etcd may keep answering. So every
 incarnation of a pod has a second key, without a lease: its *life*, which exists from the pod's start until its model
-server has ended. A life without presence is *open*: it is unknown what it still answers.
+server has ended. A life without presence is *open*: nobody knows which models it still answers for.
 
 A *tombstone* marks an id that was unregistered while a copy existed or a life was open. It prevents the id from being
 registered with other attributes until no pod can answer for the former registration.
@@ -26,8 +26,8 @@ def census(keys: Keys) -> list[Op]:
 
 
 def all_present(responses: Sequence[object]) -> bool:
-    """Tells whether no life is open: each published pod has one, so their numbers are equal. Fewer lives than pods,
-    which must not happen, prove nothing."""
+    """Returns whether no life is open. Each published pod has one, so the numbers are then equal; fewer lives than
+    pods, which must not happen, prove nothing."""
     lives, pods = responses
     return counted(lives) == counted(pods)
 
@@ -41,7 +41,7 @@ class Life:
     ended_revision: int = 0  # etcd's revision at which the leader saw its presence end; 0: not seen
     open_seconds: int = 0  # time for which it has been open, as counted by leaders; coarse
     token: str = ""  # required by its control port; "": none
-    lease: int = 0  # of its presence, so that comparing the two needs no values
+    lease: int = 0  # create revision of its presence, so that the two can be compared without values
 
     @classmethod
     def decode(cls, value: bytes) -> "Life":
@@ -88,8 +88,8 @@ class Tombstone:
         return cls(record.type, record.path, record.key, record.sha256)
 
     def allows(self, record: ModelRecord) -> bool:
-        """Tells whether the id may be registered like this while a pod may answer for it: only with the same
-        attributes, since then either may answer."""
+        """Returns whether the id may be registered with these attributes while a pod may still answer for it: only if
+        they are the same, because then either registration may answer."""
         return (self.type, self.path, self.key, self.sha256) == (record.type, record.path, record.key, record.sha256)
 
     @classmethod

@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 class OwnedByAnother(Exception):
-    """The prefix belongs to another mesh, or may; the text says what to do."""
+    """A prefix that belongs to another mesh, or may; the text says what to do."""
 
 
 def record(install_id: str, schema: int = SCHEMA) -> bytes:
@@ -43,7 +43,7 @@ async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
     except (ValueError, ArithmeticError, KeyError, TypeError) as error:
         raise OwnedByAnother(
             f"the key {keys.owner.decode()} in etcd cannot be read, so the owner of this prefix is unknown: "
-            "look at it with etcdctl, and delete it if it is not another mesh's (`mesh prefix transfer`)"
+            "read it with etcdctl, and delete it unless it belongs to another mesh (`mesh prefix transfer`)"
         ) from error
     if install != install_id:
         raise OwnedByAnother(

@@ -27,13 +27,13 @@ SPOKEN = (PROTOCOL - 1, PROTOCOL)
 """Lowest and highest version that pods of this build publish: routers of the version before can load models there."""
 
 MAX_ID_BYTES = 1024
-"""Longest id: it occurs in etcd keys, percent-encoded up to three times its size, and in headers."""
+"""Maximum length of an id, which occurs in headers, and in etcd keys percent-encoded to up to three times its size."""
 
-_LEGACY_TYPE = "NLCLASSIFIER"  # an absent type in the predecessor's oldest records
+_LEGACY_TYPE = "NLCLASSIFIER"  # the type of the predecessor's oldest records, which name none
 
 
 def check_id(model_id: str, what: str = "model") -> str:
-    """Returns the id itself. Raises ValueError with a text for the caller."""
+    """Returns the id if it is valid. Raises ValueError with a text for the caller."""
     if not model_id:
         raise ValueError(f"must provide non-empty {what}Id")
     try:
@@ -41,14 +41,14 @@ def check_id(model_id: str, what: str = "model") -> str:
     except UnicodeEncodeError:  # lone surrogates
         size = 0
     if not size or "\0" in model_id:
-        raise ValueError(f"{what} id has characters that a key cannot have")
+        raise ValueError(f"{what} id has characters that a key cannot hold")
     if size > MAX_ID_BYTES:
-        raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes")
+        raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes: choose a shorter one")
     return model_id
 
 
 _PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
-"""Texts that can be sent in headers as they are."""
+"""Texts that headers can carry unchanged."""
 
 
 def _plain(value: Any) -> str:
@@ -80,7 +80,7 @@ class Failure:
 
     @classmethod
     def decode(cls, pod: str, at: Any, more: Any) -> "Failure":
-        """Decodes its parts under `failedIn` and `fails`."""
+        """Decodes the parts under `failedIn` and `fails`."""
         more = more or {}
         return cls(
             pod,
@@ -94,7 +94,7 @@ class Failure:
         )
 
     def encode(self) -> dict[str, Any]:
-        """Encodes its part under `fails`; attributes at their default are left out."""
+        """Encodes the part under `fails`; attributes at their default are left out."""
         kind = "" if self.kind is FailureKind.LASTING else self.kind.value
         since = 0 if self.since_ms == self.at_ms else self.since_ms
         more = {"msg": self.text, "kind": kind, "since": since, "asked": self.asked_ms}
@@ -140,18 +140,18 @@ class ModelRecord:
 
     @property
     def quarantined(self) -> bool:
-        """True if it kills servers: it is not loaded until it is released or registered again."""
+        """True if the model killed servers too often: it is not loaded until it is released or registered again."""
         return bool(self.guilty) or (len(self.killed) >= 2 and not self.blames)
 
     def quarantine(self, model_id: str) -> str:
         """Returns the error text for callers of a quarantined model."""
         why, history = self.guilty or "servers died of it", "; ".join(self.killed)
         way_out = f"Release it (`mesh release {model_id[:200]}`) or register it again"
-        return f"model {model_id[:200]} is quarantined, {why}: {history}. {way_out}"
+        return f"model {model_id[:200]} is quarantined because {why}: {history}. {way_out}"
 
     def with_blame(self, one: Blame, line: str) -> "ModelRecord":
-        """Adds a death of a server that it may have caused, with `line` as the text for people. Expired deaths are
-        dropped, and the oldest beyond a bound."""
+        """Adds the death of a server that the model may have caused, with `line` as the text for people. Drops expired
+        deaths, and the oldest beyond a bound."""
         if line in self.killed:  # the same death: an earlier write was of unknown outcome
             return self
         alive = blame.alive(self.blames, one.at_ms)
@@ -161,16 +161,16 @@ class ModelRecord:
         return replace(self, blames=blames, killed=killed, guilty=guilty)
 
     def absolved(self) -> "ModelRecord":
-        """Drops all deaths and failures."""
+        """Returns the record without deaths and failures."""
         return replace(self, killed=(), blames=(), guilty="", failures=())
 
     def refuses(self, now_ms: int) -> frozenset[str]:
-        """Returns the requests, by their digests in hex, that are not sent to it: a server died in each recently."""
+        """Returns the digests, in hex, of the requests that the model is not sent: a server died in each recently."""
         return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
-        """Tells whether `asked` is the same registration. An absent `sha256` is no difference, since not every way of
-        registering can name one; nor are limits, which are changed in place, and later loads."""
+        """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, as not every way of
+        registering can name one; nor do limits, which are changed in place, or later loads."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
@@ -180,7 +180,7 @@ class ModelRecord:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))
         return (
             f"its content has changed: this registration was first loaded at {when} with the digest {self.digest}, and "
-            f"what is there now has {digest}. `mesh reload` moves all copies to the new content; "
+            f"the path now has content with {digest}. `mesh reload` moves all copies to the new content; "
             "or register it under another id"
         )
 
@@ -191,7 +191,7 @@ class ModelRecord:
         return replace(fresh, generation=self.generation + 1)
 
     def recent_failures(self, now_ms: int, expiry_ms: int) -> tuple[Failure, ...]:
-        """Returns the failures that have not expired."""
+        """Returns the failed loads that have not expired."""
         return tuple(failure for failure in self.failures if now_ms - failure.at_ms < expiry_ms)
 
     def with_failure(self, failure: Failure, now_ms: int, expiry_ms: int) -> "ModelRecord":
@@ -288,7 +288,7 @@ class ModelRecord:
 
 
 READY = "ready"
-LEAVING = "leaving"  # draining: it gets no loads, its copies are withdrawn one by one
+LEAVING = "leaving"  # draining: the pod gets no loads, and its copies are withdrawn one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,7 @@ class PodRecord:
     used_bytes: int = 0
     device_capacity_bytes: int = 0  # device memory; 0: no device
     device_used_bytes: int = 0
-    oldest_idle_ms: int = 0  # time since the last use of the next victim; 0: empty
+    oldest_idle_ms: int = 0  # time since the last use of the next victim; 0: the pod is empty
     copies: int = 0
     loads_in_progress: int = 0
     loading_threads: int = 1
@@ -404,7 +404,7 @@ class CopyRecord:
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from
     since_ms: int = 0  # epoch, start of this state; 0: unknown
-    blamed: bool = False  # servers have died in calls of the model: its record says which requests it refuses
+    blamed: bool = False  # servers have died in calls of the model: its record lists the requests that are refused
     version: str = ""  # the model's own (`mesh.schema.versions`); "": its agent is older and does not say
 
     @property
@@ -458,7 +458,7 @@ class CopyRecord:
 class Reload:
     """The move of a model's copies to new content."""
 
-    generation: int  # the one that they move to
+    generation: int  # the generation that they move to
     why: str = ""  # reason why the last attempt failed
 
     @classmethod

@@ -1,9 +1,9 @@
 """Structured log lines: an event in a few words, and its data as key=value or as JSON.
 
 structlog makes the events and the standard library carries them, so that lines of libraries (grpc, asyncio, aiohttp)
-have the same form and level filters work as usual. Rendering is our own because a log line must never fail or leak: a
-value whose `repr` raises is shown as such, text that is not printable is escaped, one event is one line (a traceback
-follows it, indented), and values under the names of secrets are hidden.
+have the same form and level filters work as usual. This module renders lines itself, because a log line must never fail
+or leak: a value whose `repr` raises is shown as such, text that is not printable is escaped, one event is one line (a
+traceback follows it, indented), and values under the names of secrets are hidden.
 
 Everything is written to standard error; where it goes is up to the parent process.
 """
@@ -33,14 +33,14 @@ def _without(module: str) -> Iterator[None]:
             sys.modules[module] = before
 
 
-# structlog uses rich for tracebacks if it is installed. They are rendered here, and rich would cost each process 115 ms
-# of its start and 4.7 MB.
+# structlog uses rich for tracebacks if rich is installed. This module renders tracebacks, and importing rich would cost
+# each process 115 ms at its start and 4.7 MB.
 with _without("rich"):
     import structlog
 
 Format = Literal["text", "json"]
 
-_MAX_VALUE = 4000  # characters of one value: a line stays a line, even if a client sends a huge id
+_MAX_VALUE = 4000  # characters of one value, so that lines stay short even if a client sends a huge id
 _HIDDEN = frozenset({"password", "secret", "token", "authorization", "credentials", "private_key", "model_key"})
 _USERINFO = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+@")  # user:password@ of an address
 _SIGNATURE = re.compile(r"(?i)((?:x-amz-signature|x-goog-signature|sig|signature|access_token)=)[^&\s\"']+")
@@ -141,7 +141,7 @@ class Lines(logging.Formatter):
             data = {}
             try:
                 event = record.getMessage()
-            except Exception:  # a library's mistake in its % arguments
+            except Exception:  # a library passed the wrong % arguments
                 event = f"{_text(record.msg)} {_text(record.args)}"
             exc_info = record.exc_info
         trace = _trace(exc_info)
@@ -188,7 +188,7 @@ def _to_stdlib(
     return (event,), {}
 
 
-# At import, so that a module's logger works in a process (a test, a script) that configures nothing.
+# Done at import, so that loggers work in a process (a test, a script) that configures nothing.
 structlog.configure(
     processors=[structlog.stdlib.filter_by_level, _to_stdlib],
     logger_factory=structlog.stdlib.LoggerFactory(),
@@ -196,8 +196,8 @@ structlog.configure(
     cache_logger_on_first_use=True,
 )
 
-# If nothing is configured, as in terminal commands, Python itself writes warnings to standard error: as lines like
-# ours, not as the dict that a record is.
+# If nothing is configured, as in terminal commands, Python itself writes warnings to standard error; this makes them
+# lines like ours instead of a record's dict.
 if logging.lastResort is not None:
     logging.lastResort.setFormatter(
         Lines(fmt="json" if os.environ.get("MESH_LOG_FORMAT") == "json" else "text", process="mesh")
@@ -205,7 +205,7 @@ if logging.lastResort is not None:
 
 
 def configure(*, level: str = "info", fmt: Format = "text", process: str = "", stream: TextIO | None = None) -> None:
-    """Sends every log line of this process to standard error (or `stream`). Called again, it starts over.
+    """Sends every log line of this process to standard error (or `stream`). A further call replaces the settings.
 
     `level` is debug, info, warning or error; `process` names this process in each line. Raises ValueError for a level
     or a format that does not exist.

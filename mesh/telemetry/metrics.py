@@ -3,8 +3,8 @@
 A count is one attribute or one list element: `prometheus_client`'s own metrics take a lock and several calls each, and
 cannot be added up over worker processes without files. So each process has a `Registry`; its `snapshot()` is plain data
 that travels between processes as JSON; `merge()` adds snapshots up and `render()` writes the Prometheus text format
-0.0.4. The writer is our own too: `prometheus_client` would append `_total` to counters, but existing dashboards for the
-predecessor fix the names.
+0.0.4. `prometheus_client`'s writer is not used either: it would append `_total` to counters, but existing dashboards
+for the predecessor fix the names.
 
 Series are bounded: label values may come from clients (a method's name), so beyond `MAX_SERIES` of one metric all
 further label values are counted together under `other`.
@@ -38,7 +38,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 MAX_SERIES = 2000
 
-_go_float: Callable[[float], str] = floatToGoString  # it has no annotations
+_go_float: Callable[[float], str] = floatToGoString  # the module has no annotations
 
 Merge = Literal["sum", "max", "min"]
 Snapshot = dict[str, Any]
@@ -56,7 +56,7 @@ class Count:
         self._read: Callable[[], float] | None = None
 
     def inc(self, n: float = 1) -> None:
-        """Counts n more."""
+        """Adds n to the counter."""
         self.value += n
 
     def follow(self, read: Callable[[], float]) -> None:
@@ -144,7 +144,7 @@ class Metric(Generic[Child]):
         self._make: Callable[[], Child] = make
         self._children: dict[tuple[str, ...], Child] = {}
         if not labels:
-            self.labels()  # a metric without labels is there from the start, at zero
+            self.labels()  # a metric without labels exists from the start, at zero
 
     def labels(self, *values: str) -> Child:
         """Returns the series of these label values, in the order of the metric's labels."""
@@ -160,7 +160,7 @@ class Metric(Generic[Child]):
         return child
 
     def forget(self, *values: str) -> None:
-        """Drops a series, for example of a pod that has gone."""
+        """Drops a series, for example that of a removed pod."""
         self._children.pop(values, None)
 
     def snapshot(self) -> dict[str, Any]:
@@ -177,34 +177,34 @@ class Metric(Generic[Child]):
 
 
 class Counter(Metric[Count]):
-    """Only grows."""
+    """A metric that only grows."""
 
     def inc(self, n: float = 1) -> None:
-        """Counts n more, of a counter without labels."""
+        """Adds n to a counter without labels."""
         self.labels().inc(n)
 
     def follow(self, read: Callable[[], float]) -> None:
-        """Takes the value of a counter without labels from a function that counts by itself."""
+        """Takes the value of a counter without labels from a function whenever a snapshot is taken."""
         self.labels().follow(read)
 
 
 class Gauge(Metric[Level]):
-    """Goes up and down."""
+    """A metric that goes up and down."""
 
     def set(self, value: float) -> None:
         """Sets a gauge without labels."""
         self.labels().set(value)
 
     def follow(self, read: Callable[[], float]) -> None:
-        """Takes the value of a gauge without labels from a function."""
+        """Takes the value of a gauge without labels from a function whenever a snapshot is taken."""
         self.labels().follow(read)
 
 
 class Histogram(Metric[Distribution]):
-    """Counts values in buckets."""
+    """A metric that counts values in buckets."""
 
     def observe(self, value: float) -> None:
-        """Counts one value, of a histogram without labels."""
+        """Counts one value in a histogram without labels."""
         self.labels().observe(value)
 
 
@@ -219,7 +219,7 @@ class Registry:
         self._process = process
 
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:
-        """Adds a counter; its name is used as it is."""
+        """Adds a counter; its name is used unchanged."""
         return self._add(name, Counter(name, help, "counter", tuple(labels), Count))
 
     def gauge(self, name: str, help: str, labels: Sequence[str] = (), *, merge: Merge = "sum") -> Gauge:
@@ -247,7 +247,7 @@ class Registry:
             metric.label_names,
             metric.buckets,
         ):
-            raise ValueError(f"the metric {name} exists already and is another one")
+            raise ValueError(f"the metric {name} already exists with another type, other labels or buckets")
         return known
 
     def snapshot(self) -> Snapshot:
@@ -290,7 +290,7 @@ def _add_up(metric: dict[str, Any], one: Any, other: Any) -> Any:
 
 
 def render(snapshot: Snapshot) -> bytes:
-    """Renders the Prometheus text format 0.0.4, names as given."""
+    """Renders the Prometheus text format 0.0.4, with names as given."""
     lines: list[str] = []
     for metric in snapshot["metrics"]:
         name, names = metric["name"], metric["labels"]
@@ -339,7 +339,7 @@ def process_snapshot(process: str, pid: int | None = None) -> Snapshot:
     """Measures memory, CPU time, start and open files of a process (this one, or a child's `pid`), labelled with its
     name.
 
-    Empty where the process has gone or there is no /proc.
+    Returns nothing if the process has ended or /proc does not exist.
     """
     directory = Path("/proc") / ("self" if pid is None else str(pid))
     try:

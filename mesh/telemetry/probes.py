@@ -1,8 +1,8 @@
-"""The port that Kubernetes, Prometheus and `mesh` ask how a process is: `/ready`, `/live`, `/metrics`.
+"""The port on which Kubernetes, Prometheus and `mesh` ask for a process's state: `/ready`, `/live`, `/metrics`.
 
-It says what it is told by its owner's functions and decides nothing. A reason why a process is not ready goes out as
-text, so that `kubectl describe pod` shows it. On a port of its own because it must answer while the main port is full,
-and because it is not for clients.
+It answers what its owner's functions return and decides nothing. The reason why a process is not ready is sent as text,
+so that `kubectl describe pod` shows it. The port is separate because it must answer while the main port is full, and
+because it is not for clients.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from mesh.telemetry import logs, metrics
 log = logs.get(__name__)
 
 Question = Callable[[], str | None]
-"""None: yes. A text: no, and why."""
+"""Returns None for yes, or the reason for no."""
 
 _METRICS_TIMEOUT = 5.0  # seconds; Prometheus gives up after 10
 
@@ -39,7 +39,7 @@ class Probes:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
-        """Listens; returns the port. Raises OSError where it is taken."""
+        """Starts to listen; returns the port. Raises OSError if it is taken."""
         app = web.Application()
         app.router.add_get("/ready{slash:/?}", functools.partial(self._answer, self._ready))
         app.router.add_get("/live{slash:/?}", functools.partial(self._answer, self._live))
@@ -67,7 +67,7 @@ class Probes:
             reason = question()
         except Exception as error:
             log.exception("probe failed")
-            reason = f"cannot tell: {type(error).__name__}"
+            reason = f"the check failed: {type(error).__name__}"
         return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
 
     async def _give_metrics(self, _: web.Request) -> web.Response:

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol, V2: what its servers and its clients here have in common beyond the messages."""
+"""The Open Inference Protocol, V2: what Mesh's servers and clients of it share beyond the messages."""
 
 SERVICE = "inference.GRPCInferenceService"
 
 PREFIX = f"/{SERVICE}/".encode()
-"""Before the name of each method, as it travels."""
+"""Prefix of each method's name on the wire."""

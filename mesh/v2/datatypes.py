@@ -1,7 +1,7 @@
-"""V2's datatypes: how each is called, how its elements lie in raw contents, and which field its typed contents have.
+"""V2's datatypes: the name of each, the layout of its elements in raw contents, and the field of its typed contents.
 
-The one table of them, for the model server, REST, the command line and the demo. What a caller may send, and which
-errors there are, is theirs.
+The model server, REST, the command line and the demo all use this table, and each decides what callers may send and
+which errors they get.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ class Datatype:
     name: str
     dtype: np.dtype[Any]  # of arrays and raw contents, little-endian; BF16, which numpy lacks, as its 16 bits
     size: int  # bytes of an element; 0: it varies
-    plain: bool  # raw contents are the array as it is in memory
-    field: str  # of InferTensorContents; "": it has none, and neither has JSON a faithful form for it
-    packed: int  # the tag of that field, where packed contents are byte by byte the array; else 0
+    plain: bool  # raw contents equal the array in memory
+    field: str  # field of InferTensorContents; "": none, and JSON has no faithful form for it either
+    packed: int  # the tag of that field if its packed contents equal the array byte by byte; else 0
 
 
 def _datatype(name: str, dtype: Any, field: str, packed: int = 0) -> Datatype:

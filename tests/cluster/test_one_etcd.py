@@ -114,7 +114,7 @@ async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endp
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, prefix="third", userid="root", password="wrong"))
     mesh.helm("install", "mesh", over=SMALL)
-    await refused(mesh, lambda text: "etcd does not let us in" in text and "check user, password" in text)
+    await refused(mesh, lambda text: "etcd refuses this process" in text and "check the user, password" in text)
     (tmp_path / "password").write_text("wrong")
     address = first.kube.get("pod", "outside")["status"]["podIP"]  # this machine does not resolve the cluster's names
     where = ("--etcd", f"http://{address}:2379", "--etcd-user", "root", "--etcd-password-file")

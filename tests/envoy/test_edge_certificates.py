@@ -58,7 +58,8 @@ def test_a_certificate_that_has_expired_is_refused_at_the_start(tls: config.Tls,
     """An expired certificate is refused at the start, because Envoy would show it, and each client would report a
     different error."""
     put(tmp_path / "tls.pem", EXPIRED[1])
-    with pytest.raises(ValueError, match=r"tls\.pem has expired on 20.*put a new one there .*tls\.secretName"):
+    expected = r"tls\.pem has expired on 20.*replace the file with a valid one .*tls\.secretName"
+    with pytest.raises(ValueError, match=expected):
         Certificates(tls, tmp_path).start()
 
 
@@ -131,7 +132,7 @@ def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path:
         config.Tls(certificate=tls.certificate, private_key=tls.private_key, client_ca=str(ca)), tmp_path / "run"
     )
     edge.start()
-    for content, why in ((b"nothing", "no authority"), (chain(EXPIRED).encode(), "has expired")):
+    for content, why in ((b"nothing", "no certificate authority"), (chain(EXPIRED).encode(), "has expired")):
         put(ca, content)
         assert not edge.look()
         assert why in edge.refusal

@@ -54,7 +54,7 @@ async def test_nothing_is_said_where_nothing_was_waited_for() -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        pytest.param(EtcdDenied("get at http://x: authentication failed"), "check user, password", id="denied"),
+        pytest.param(EtcdDenied("get at http://x: authentication failed"), "check the user, password", id="denied"),
         pytest.param(EtcdClosed("this client is closed"), "closed", id="closed"),
         pytest.param(EtcdError("nonsense"), "nonsense", id="refused"),
     ],

@@ -125,7 +125,7 @@ async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> Non
         members.start("m1")
         if turn == "again":
             log = members.folder / "m1.log"
-            await until(lambda log=log: "they have no quorum" in log.read_text(), timeout=40, why=log.read_text)
+            await until(lambda log=log: "members have no quorum" in log.read_text(), timeout=40, why=log.read_text)
             assert not (members.folder / "m1" / "member" / "wal").exists()
             members.start("m2")
             await members.agree_to("late")

@@ -57,7 +57,7 @@ def test_a_certificate_says_that_it_is_tls(tmp_path, document, endpoints):
         ({}, "`endpoints` is missing"),
         ({"endpoints": " , "}, "`endpoints` is missing"),
         ({"endpoint": "http://a:1"}, "'endpoint' is not a known field"),
-        ({"endpoints": 7}, "`endpoints` is not a string"),
+        ({"endpoints": 7}, "`endpoints` must be a string"),
         ({"endpoints": "http://a:1", "client_key": "K"}, "needs its key"),
         ({"endpoints": "http://a:1", "certificate_file": "../x"}, "not a path"),
         ({"endpoints": "http://a:1", "certificate_file": "gone.crt"}, "gone.crt"),

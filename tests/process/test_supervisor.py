@@ -209,4 +209,4 @@ async def test_what_is_not_watched_any_more_is_not_kept(monkeypatch: pytest.Monk
         await until(lambda: one.ready == 1)
         monkeypatch.setattr(module.Watch, "failed", property(lambda watch: ValueError("a bad look")))
         await until(lambda: one.lost)
-        assert "kept is not watched any more" in one.lost[0]
+        assert "kept is no longer watched" in one.lost[0]

@@ -97,9 +97,9 @@ def test_series_are_bounded_whatever_clients_send():
 def test_same_name_is_the_same_metric_and_must_be_of_the_same_kind():
     registry = metrics.Registry()
     assert registry.counter("x", "", ["a"]) is registry.counter("x", "", ["a"])
-    with pytest.raises(ValueError, match="x exists already"):
+    with pytest.raises(ValueError, match="x already exists"):
         registry.gauge("x", "", ["a"])
-    with pytest.raises(ValueError, match="x exists already"):
+    with pytest.raises(ValueError, match="x already exists"):
         registry.counter("x", "", ["b"])
     with pytest.raises(ValueError, match="labels"):
         registry.counter("x", "", ["a"]).labels("1", "2")

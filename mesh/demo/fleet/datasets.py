@@ -20,7 +20,7 @@ ORIGINS = {
 }
 
 FEATURES = {"iris": 4, "wine": 13, "breast-cancer": 30, "digits": 64, "diabetes": 10}
-"""Number of columns of each, and so of its models' inputs."""
+"""Number of columns of each data set, which is the width of its models' inputs."""
 
 
 @dataclass(frozen=True, slots=True)

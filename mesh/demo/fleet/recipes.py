@@ -56,7 +56,7 @@ class Recipe:
 
 
 def recipe(number: int) -> Recipe:
-    """Returns the recipe of the model with that number, from 0. The same number always gives the same recipe."""
+    """Returns the recipe of the model with that number, from 0. A number always gives the same recipe."""
     drawn = random.Random(number)
     if number < len(_FIRST):
         dataset, kind = _FIRST[number]
@@ -81,7 +81,7 @@ def _settings(kind: str, drawn: random.Random) -> dict[str, Any]:
         case "logistic":
             return {"C": round(10 ** drawn.uniform(-2, 2), 4)}
         case "forest" | "extra-trees":
-            # Mostly small; now and then one of half a megabyte.
+            # Most are small; a few take half a megabyte.
             trees, deepest = drawn.choice([(5, 12), (8, 12), (12, 12), (20, 12), (30, 12), (50, 8), (80, 8), (150, 6)])
             return {"n_estimators": trees, "max_depth": drawn.choice([d for d in (4, 6, 8, 12) if d <= deepest])}
         case "tree":

@@ -25,13 +25,13 @@ class Reference:
     """Sessions of the models used last. Not thread-safe."""
 
     def __init__(self, *, sessions: int = 256) -> None:
-        import onnxruntime  # an extra, which listing a fleet does not need
+        import onnxruntime  # part of an extra, which is not needed to list a fleet
 
         self._runtime = onnxruntime
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = self._options.inter_op_num_threads = 1
         self._options.log_severity_level = 3
-        self._options.enable_cpu_mem_arena = False  # with it, a session takes a megabyte from its first call on
+        self._options.enable_cpu_mem_arena = False  # with the arena, a session takes a megabyte from its first call on
         self._sessions: cachetools.LRUCache[Path, Any] = cachetools.LRUCache(sessions)
 
     def prepare(self, samples: Iterable[Sample]) -> None:

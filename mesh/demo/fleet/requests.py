@@ -12,7 +12,7 @@ from mesh.demo.fleet.catalogue import Sample
 from mesh.v2.datatypes import OF_NAME
 
 BATCHES = (1, 1, 1, 1, 1, 1, 2, 4, 8, 16)
-"""Numbers of rows of a request, equally likely: most requests have one row."""
+"""Numbers of rows in a request, each drawn with the same probability: most requests have one row."""
 
 
 def sample_inputs(sample: Sample, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:

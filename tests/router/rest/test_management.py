@@ -114,7 +114,7 @@ async def test_a_key_may_be_an_object(http, path, worker):
         ("models/m", b'{"type": "t", "load": 1}', "load must be true or false"),
         ("models/" + "x" * 1025, b'{"type": "t"}', "longer than 1024 bytes"),
         ("models/%FF", b'{"type": "t"}', "not UTF-8"),
-        ("models/a%00b", b'{"type": "t"}', "a key cannot have"),
+        ("models/a%00b", b'{"type": "t"}', "a key cannot hold"),
     ],
 )
 async def test_wrong_registrations_are_refused(http, path, rest, body, says):

@@ -151,7 +151,8 @@ async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.QUARANTINED
     assert outcome.text == (
-        "model m is quarantined, servers died of it: one; two. Release it (`mesh release m`) or register it again"
+        "model m is quarantined because servers died of it: one; two. "
+        "Release it (`mesh release m`) or register it again"
     )
     await pod.nothing_left("m")
 
