@@ -1,4 +1,4 @@
-"""The frame of commands that talk to etcd directly: those for admins, who may see and change everything.
+"""The frame of commands that talk to etcd directly. They are for admins, who may see and change everything.
 
 They take the options of routers and runtime pods (`mesh.options.etcd`), so they run with a pod's own environment
 as well as through a port-forward. etcd's errors become the command line's, with advice.

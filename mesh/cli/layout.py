@@ -1,4 +1,4 @@
-"""The models of a folder, for `mesh import`: which files and folders are a model each, as pods will read them.
+"""The models of a folder, for `mesh import`: which files and folders each count as a model, as pods will read them.
 
 A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnx.onnxfile`). The
 folder is registered if a model is more than one file: if it keeps tensors in other files (ONNX calls that external
@@ -91,7 +91,7 @@ def _onnx(folder: Path) -> list[Path]:
 
 
 def _has_versions(folder: Path, names: list[str]) -> bool:
-    """Tells whether one of the folders is a version of a model: a number, with exactly one choice of model file."""
+    """Returns whether one of the folders is a version of a model: a number, with exactly one choice of model file."""
     for name in names:
         if not (name.isascii() and name.isdigit()):
             continue
@@ -108,8 +108,8 @@ def _has_versions(folder: Path, names: list[str]) -> bool:
 
 
 def _has_external_data(file: Path) -> bool:
-    """Tells whether the model names a file beside it that holds its tensors. It searches the bytes, as a model may have
-    gigabytes; bytes that only look like such a name are not the name of an existing file."""
+    """Returns whether the model names a file next to it that holds its tensors. It searches the bytes, as a model may
+    have gigabytes; bytes that only look like such a name do not name an existing file."""
     with file.open("rb", buffering=0) as stream:
         kept = b""
         while block := stream.read(_BLOCK):
@@ -126,7 +126,7 @@ def _has_external_data(file: Path) -> bool:
 
 
 def _is_file_beside(file: Path, text: bytes) -> bool:
-    """Tells whether the text, a string in protobuf's encoding, names a file in or below the model's folder."""
+    """Returns whether the text, a string in protobuf's encoding, names a file in or below the model's folder."""
     if not text:
         return False
     length, start = text[0], 1

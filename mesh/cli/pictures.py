@@ -1,4 +1,4 @@
-"""Pictures of simulations, drawn by matplotlib, which nothing else needs (extra `pictures`)."""
+"""Pictures of simulations, drawn by matplotlib, which only this module needs (extra `pictures`)."""
 
 from collections.abc import Sequence
 from pathlib import Path

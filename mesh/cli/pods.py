@@ -108,7 +108,7 @@ def _cut_off(lives: list[dict[str, Any]]) -> Any:
 
 
 def _oldest(pod: dict[str, Any]) -> str:
-    """Tells when the copy that is next to be evicted was last used. A copy never called has an age, but no use."""
+    """Says when the next copy to be evicted was last used. A copy that was never called has an age, but no last use."""
     if not pod.get("oldest_idle_ms"):
         return ""
     return "not used yet" if pod.get("oldest_unused") else f"{output.duration(pod['oldest_idle_ms'])} ago"
@@ -151,7 +151,7 @@ def _show(pod: dict[str, Any]) -> None:
 
 
 def was_used(copy: dict[str, Any]) -> bool:
-    """Tells whether a copy has been called since it was loaded."""
+    """Returns whether a copy has been called since it was loaded."""
     return bool(number(copy, "calls") or number(copy, "in_flight"))
 
 

@@ -1,9 +1,9 @@
 """`mesh prefix`: shows, hands over and removes a mesh's prefix in an etcd that others use too.
 
-An etcd of its own is deleted with the mesh, and with it everything registered. In a shared etcd the prefix and all that
-is registered below it keep belonging to the mesh (`mesh.schema.owner`) until an admin transfers or removes them here.
-Both are for a mesh that is gone, so these commands first check what still runs: the keys of routers and pods have a
-lease, and vanish with them.
+A mesh's own etcd is deleted with the mesh, together with all registrations. In a shared etcd the prefix and everything
+registered below it belong to the mesh (`mesh.schema.owner`) until an admin transfers or removes them here. Both
+commands are for a mesh that no longer runs, so they first check for routers and pods, whose keys have a lease and
+vanish with them.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def add(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The content of a prefix."""
+    """The content of a mesh's prefix."""
 
     owner: str  # the mesh's id; "": none
     raw: bytes | None  # the owner's record; None: there is none
@@ -196,7 +196,7 @@ def remove(
 def _keys(base: str) -> "Keys":
     from mesh.schema.keys import Keys
 
-    if not base:  # that would be the whole etcd
+    if not base:  # an empty prefix would mean the whole etcd
         raise CommandError("the prefix is empty: set it with --base", code=Exit.USAGE)
     return Keys(base)
 

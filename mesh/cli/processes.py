@@ -1,6 +1,6 @@
 """Commands that start processes on this machine: `up`, `demo`, `router`, `runtime`.
 
-The router and the runtime are other programs with options of their own. This process is replaced by them, with the same
+The router and the runtime are separate programs with their own options. They replace this process, with the same
 arguments, so signals, exit codes and `--help` are theirs.
 """
 

@@ -8,7 +8,7 @@ from placement.simulator.run import Result
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One simulation. `result` is None for the clairvoyant, of which only counts are known."""
+    """One simulation. `result` is None for the clairvoyant, which only has counts."""
 
     policy: str
     pods: int

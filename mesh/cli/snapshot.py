@@ -72,8 +72,8 @@ def snapshot(
 ) -> None:
     """Takes a snapshot of etcd's whole database, and removes the oldest ones.
 
-    Use it for an etcd of the mesh's own: a snapshot holds all of the database. `mesh restore` registers the models of a
-    snapshot, `etcdutl snapshot restore` recreates the etcd. If registrations are enough, `mesh backup` is smaller.
+    Use it for an etcd that only the mesh uses: a snapshot holds the whole database. `mesh restore` registers the models
+    of a snapshot, `etcdutl snapshot restore` recreates the etcd. If registrations are enough, `mesh backup` is smaller.
 
     If the folder has snapshots of another etcd, as after a new installation, the newest of them is kept.
 
@@ -121,7 +121,7 @@ async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept
 def _whole(path: Path) -> Iterator[BinaryIO]:
     """Yields a file that only gets its name when all of it is on the disk, and is removed otherwise."""
     temporary = path.with_name(f".{path.name}.part")
-    # For its owner only: it holds all that etcd holds, such as storage keys.
+    # Readable by its owner only: it holds everything in etcd, such as storage keys.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:

@@ -1,7 +1,7 @@
 """Tensors of the V2 protocol as numpy arrays: from a request's JSON, from .npy files, generated, and to and from gRPC.
 
-They do what a client needs: any answer of the mesh can be shown, and any input of a user is either sent or refused with
-a text that says what is wrong with it.
+Any answer of the mesh can be shown, and any input of a user is either sent or refused with a text that says what is
+wrong with it.
 """
 
 from collections.abc import Mapping, Sequence

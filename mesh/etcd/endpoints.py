@@ -132,7 +132,7 @@ def check(settings: EtcdSettings) -> None:
             ssl.create_default_context(cadata=settings.ca.decode("ascii"))
         except (ssl.SSLError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"the certificate authority for etcd cannot be read ({error}): give certificates in PEM"
+                f"the certificate authority for etcd is not in PEM ({error}): give certificates as PEM text"
             ) from error
     if settings.certificate is not None and settings.private_key is not None:
         try:

@@ -48,7 +48,7 @@ class Revisions:
         return deltas
 
 
-_KINDS = (ChangeKind.PUT, ChangeKind.DELETE)  # fragments' revisions, by number
+_KINDS = (ChangeKind.PUT, ChangeKind.DELETE)  # by etcd's numbers
 
 
 class Watch:

@@ -23,7 +23,7 @@ class Whole:
 
 
 def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> Whole | None:
-    """Returns the memory that exists in total, used or not; None if it is unknown."""
+    """Returns the total memory of the machine or its container, whichever is less; None if it is unknown."""
     found = [Whole(limit, "the container") for limit in _limits(root, membership)]
     if (total := _told("MemTotal", meminfo)) is not None:
         found.append(Whole(total, "the machine"))
@@ -31,8 +31,7 @@ def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Pat
 
 
 def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
-    """Returns how much this process and its children may still take: the smaller of the machine's and container's
-    rest."""
+    """Returns how much this process and its children may still take, of the machine's memory and the container's."""
     known = _told("MemAvailable", meminfo)
     free = _GUESS if known is None else known
     container = container_bytes(cgroup=cgroup)

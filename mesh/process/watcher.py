@@ -111,9 +111,8 @@ class Watch:
         # The threads are examined only if it matters: a server may have a hundred.
         runnable = now - heard > _FRESH and proc.runnable(self._child.pid)
         if seen is None:
-            return hang.Observation(
-                now, "", 0.0, True, heard
-            )  # no observation: the child has just ended, or /proc does not show it
+            # Counts for nothing: the child has just ended, or /proc does not show it.
+            return hang.Observation(now, "", 0.0, True, heard)
         return hang.Observation(now, seen.state, seen.cpu, runnable, heard)
 
 

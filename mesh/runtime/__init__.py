@@ -1,6 +1,6 @@
 """One runtime pod: an agent and the model server that it starts.
 
-Its rooms; each imports only those below it (a contract of import-linter):
+Its packages; each imports only those below it (a contract of import-linter):
 
     agent/         assembly, start, description and end of one pod; the service that routers call
     cache/         what is in the model server's memory: `loads` bring models in, `evictions` copies out, by the `books`
@@ -15,5 +15,6 @@ Its rooms; each imports only those below it (a contract of import-linter):
 Read first: `agent.assembly` (the parts), `cache.assembly` and then `cache.loads.flights` (what happens when
 a router asks for a model).
 
-The agent alone decides what is in its pod's memory. It carries no inference calls: they go directly to the data port.
+Only the agent decides what is in its pod's memory. It carries no inference calls: routers send those directly to the
+data port.
 """

@@ -25,7 +25,7 @@ from mesh.telemetry import logs
 log = logs.get("mesh.runtime")
 
 _SERVER_GRACE = 8.0  # seconds for the model server to end
-_STOPPING = 20.0  # seconds on top of those, for an orderly end of a pod that cannot continue
+_STOPPING = 20.0  # seconds beyond those, for the orderly end of a pod that cannot continue
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -149,7 +149,8 @@ async def serve(settings: RuntimeSettings) -> int:
 
 
 async def _until(work: Coroutine[Any, Any, None], *ends: asyncio.Future[Any]) -> bool:
-    """Does the work, or cancels it once one of `ends` is done. Returns whether it was finished; raises its errors."""
+    """Does the work, or cancels it once one of `ends` is done. Returns whether the work was finished; raises its
+    errors."""
     task = asyncio.ensure_future(work)
     await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():

@@ -32,7 +32,7 @@ AGENT = (
     LONG_PULLS,
 )
 
-BEAT = Duty("beat", "the agent takes the server for hung, and replaces it", turns=30)
+BEAT = Duty("beat", "the agent considers the server hung, and replaces it", turns=30)
 SERVER_CERTIFICATES = Duty("follow certificates", "routers are shown a certificate until it expires", turns=30)
 TLS_MEMORY = Duty("memory of connections", "TLS connections take memory from models", turns=30)
 

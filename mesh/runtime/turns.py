@@ -1,12 +1,12 @@
 """The turns of loads at the model server: `placement.queue`, with tasks that wait in it.
 
-A long load lends its place to the next one and runs beside it: a few models whose warm-up call does not end would
-otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. The number of
-places lent at once is limited, since each such load keeps a processor busy. The agent and the model server both count
-this way, in step.
+A long load lends its place to the next one and runs concurrently with it: a few models whose warm-up call does not end
+would otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. The number
+of places lent at once is limited, since each such load keeps a processor busy. The agent and the model server both
+count this way, in step.
 
-A load that must run apart holds the others up, but only for the length of a normal turn: not while another load is
-long, for which it would have to wait, and no more once it is long itself.
+A load that must run alone holds the others up, but only for the length of a normal turn: not while it would have to
+wait for a long load, and no longer once it is long itself.
 """
 
 import asyncio
@@ -19,20 +19,21 @@ LONG = 5.0
 """Seconds after which a load lends its place."""
 
 APART = 60.0
-"""Seconds that a load which must run apart waits for a long one without holding the others up. Then it does."""
+"""Seconds for which a load that must run alone waits for a long one without holding up the others. After that it does
+hold them up."""
 
 LENT = 8
-"""Places that may be lent at once."""
+"""Maximum number of places lent at once."""
 
 
 class _Turn:
-    """A turn that was taken."""
+    """A turn under way."""
 
     __slots__ = ("lent", "on_long")
 
     def __init__(self, on_long: Callable[[], None] | None) -> None:
         self.on_long = on_long
-        self.lent = False  # its place was lent
+        self.lent = False  # set once its place is lent
 
 
 class Turns:
@@ -48,13 +49,13 @@ class Turns:
         self._queue: LoadQueue[str] = LoadQueue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._lasting: set[_Turn] = set()  # turns that are long
-        self._apart = asyncio.Lock()  # held by the load that must run apart
+        self._apart = asyncio.Lock()  # held by the load that must run alone
         self._held = False  # no other load gets a turn
         self._changed = asyncio.Event()  # a turn has ended, or become long
 
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
-        """Holds one turn that begins while no other load has one: it waits for those, and later ones wait for its
+        """Holds one turn that begins while no other load has one: it waits for the others, and later ones wait for its
         end."""
         loop = asyncio.get_running_loop()
         async with self._apart, self._turn(model_id, idle_ms) as own:
@@ -100,7 +101,7 @@ class Turns:
             self._end(turn)
 
     def lift(self, model_id: str) -> None:
-        """Makes a queued load as urgent as any other: a caller has come for it."""
+        """Makes a queued load as urgent as any other, because a caller now waits for it."""
         if model_id in self._queue:
             self._queue.push(model_id, waiting=True)
 
@@ -129,7 +130,7 @@ class Turns:
         except asyncio.CancelledError:
             self._queue.cancel(model_id)
             if future.done() and not future.cancelled():
-                self._give()  # its turn had just come
+                self._give()  # its turn had just begun
             raise
         finally:
             if self._waiting.get(model_id) is future:

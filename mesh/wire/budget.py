@@ -1,14 +1,16 @@
-"""The bytes of bodies that one process holds, requests and replies, of all its connections together.
+"""The total bytes of bodies, requests and replies, that one process holds for all its connections.
 
 The limits on one message and on connections bound memory only by their product: 16 MiB times thousands. So code that is
-about to hold a body first asks here, with the size that its head or prefix announces, before any of it is read.
+about to hold a body asks this budget first, with the size that the head or prefix announces, before it reads any of the
+body.
 
-A caller must not be able to use up what others need, so the total is shared by rank: large requests stop being
-admitted at half of it, large replies at seven eighths (their requests were admitted, and they have been computed), and
-requests of ordinary size only at the whole. Large bodies that stall, or are not read, cannot stop small calls.
+One caller must not use up what others need, so the total is shared by rank. Large requests are no longer admitted once
+half of it is used, large replies once seven eighths are (their requests were admitted, and they have been computed),
+and requests of ordinary size only once all of it is. Large bodies that stall, or that nobody reads, cannot stop small
+calls.
 
-Bytes that are already in memory are counted without asking: `add`. Servers cut bodies that come or go too slowly, and
-are stricter while the budget is `short`.
+Bytes that are already in memory are counted without asking: `add`. Servers end bodies that arrive or leave too slowly,
+and are stricter while the budget is `short`.
 """
 
 from dataclasses import dataclass
@@ -17,18 +19,18 @@ from types import TracebackType
 from mesh.statuses import MeshError, Reason
 
 SMALL = 64 * 1024
-"""Bytes up to which a request is of ordinary size."""
+"""Maximum bytes of a request of ordinary size."""
 
 OPTION = "--max-body-bytes"
 
 _UNBOUNDED = 1 << 62
 _RETRY = 1.0  # seconds
-_TRIM = 64 << 20  # bytes that must have been given back before the heap is worth trimming
+_TRIM = 64 << 20  # bytes that must have been returned before the heap is worth trimming
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatistics:
-    """Bytes that a budget holds, and requests that it has refused so far."""
+    """The bytes that a budget holds, and the number of requests that it has refused so far."""
 
     limit: int
     held: int
@@ -36,7 +38,7 @@ class BudgetStatistics:
 
 
 class Budget:
-    """Bytes of bodies. For the thread of one event loop."""
+    """A budget for the bytes of bodies, used only in the thread of one event loop."""
 
     __slots__ = ("_highest", "_lately", "held", "large", "limit", "refused", "replies", "short")
 
@@ -47,12 +49,12 @@ class Budget:
         self.replies = limit - limit // 8  # the same for large replies
         self.held = 0
         self.refused = 0
-        self.short = False  # something was refused in this second or the one before
+        self.short = False  # a body was refused in this second or the one before
         self._lately = False
         self._highest = 0
 
     def take(self, size: int, most: int) -> bool:
-        """Reserves `size` bytes, unless more than `most` would be held then: one of the three bounds."""
+        """Reserves `size` bytes, unless that would exceed `most`, which is one of the three bounds."""
         held = self.held + size
         if held > most:
             self.refused += 1
@@ -64,7 +66,7 @@ class Budget:
         return True
 
     def most(self, size: int) -> int:
-        """Returns the bound for a request of so many bytes."""
+        """Returns the bound for a request of `size` bytes."""
         return self.limit if size <= SMALL else self.large
 
     def add(self, size: int) -> None:
@@ -74,11 +76,11 @@ class Budget:
             self._highest = self.held
 
     def give(self, size: int) -> None:
-        """Returns reserved or counted bytes."""
+        """Gives back reserved or counted bytes."""
         self.held -= size
 
     def settle(self) -> bool:
-        """Ends a second. Returns whether so much was given back that the heap is worth trimming."""
+        """Ends a second. Returns whether enough was returned to make trimming the heap worthwhile."""
         self.short, self._lately = self._lately, False
         if self._highest - self.held < _TRIM or self.held > self._highest // 2:
             return False
@@ -90,8 +92,10 @@ class Budget:
         return Hold(self)
 
     def refusal(self, what: str) -> MeshError:
-        """Returns the error for a body that finds no room; `what` names the body."""
-        text = f"{what} has to wait: the bodies in flight fill {self.limit} bytes (set by {OPTION})"
+        """Returns the error for a body without room; `what` names the body."""
+        text = (
+            f"{what} was refused: bodies in flight fill the budget of {self.limit} bytes (set by {OPTION}); try again"
+        )
         return MeshError(Reason.OVERLOADED, text, retry_after=_RETRY, details={"option": OPTION})
 
     def statistics(self) -> BudgetStatistics:
@@ -100,7 +104,7 @@ class Budget:
 
 
 class Hold:
-    """Bytes that one call holds in its stages; all of them are given back at its end. A context manager."""
+    """The bytes that one call holds, whatever its stage. As a context manager, it returns all of them at the end."""
 
     __slots__ = ("_budget", "size")
 
@@ -109,7 +113,7 @@ class Hold:
         self.size = 0
 
     def request(self, size: int) -> None:
-        """Holds so many bytes of a request in all, at least. Raises MeshError if there is no room for them."""
+        """Holds at least this many bytes of a request in total. Raises MeshError if there is no room for them."""
         more = size - self.size
         if more <= 0:
             return
@@ -118,7 +122,7 @@ class Hold:
         self.size = size
 
     def counts(self, size: int) -> None:
-        """Holds exactly so many bytes from now on: they are already in memory."""
+        """Holds exactly this many bytes from now on: they are already in memory."""
         self._budget.add(size - self.size)
         self.size = size
 
@@ -132,4 +136,4 @@ class Hold:
 
 
 UNBOUNDED = Budget()
-"""The budget of connections that are given no other."""
+"""The default budget of connections."""

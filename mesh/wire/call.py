@@ -1,12 +1,11 @@
-"""One gRPC call as its handler sees it, whatever carried it here.
+"""One gRPC call as its handler sees it, whatever its transport.
 
-The HTTP/1.1 server, the `grpc.aio` edge and REST (a call made in the process itself) each bring a subclass; handlers
-know only this. Messages travel as *frames*, the 5-byte prefix (compressed flag, big-endian length) and the bytes as
-they came, because most of them are only forwarded.
+The HTTP/1.1 server, the `grpc.aio` edge and REST (a call made in the process itself) each have a subclass; handlers
+only use this class. Messages travel as *frames*: the 5-byte prefix (compressed flag, big-endian length) and the bytes
+as received, because most messages are only forwarded.
 
-The unary case is the fast one: `frame` is there when the handler is called, the handler answers with `reply()` or
-`fail()` from plain callbacks, and no task is made. Everything else goes message by message through `read()` and
-`write()`.
+Unary calls are the fast case: `frame` is set when the handler is called, the handler answers with `reply()` or `fail()`
+from plain callbacks, and no task is created. All other calls use `read()` and `write()`, message by message.
 """
 
 from abc import ABC, abstractmethod
@@ -25,20 +24,20 @@ class Call(ABC):
     """Full name with its leading slash: b"/inference.GRPCInferenceService/ModelInfer"."""
 
     headers: list[Header]
-    """The metadata: lower-case names; values of `-bin` names in base64, as on the wire. What belongs to the transport
-    (`content-type`, `te`, `content-length`, `host`, `grpc-timeout`, `grpc-encoding`, ...) is not in it."""
+    """The metadata: lower-case names; values of `-bin` names in base64, as on the wire. The transport's own
+    (`content-type`, `te`, `content-length`, `host`, `grpc-timeout`, `grpc-encoding`, ...) are left out."""
 
     frame: bytes | None
-    """The whole request, if it was one message and has ended; None: use `read()`."""
+    """The whole request, if it is a single message and has ended; None: use `read()`."""
 
     encoding: bytes
-    """What `grpc-encoding` names, b"" for identity: how a frame with flag 1 is compressed."""
+    """The value of `grpc-encoding`, b"" for identity: how a frame with flag 1 is compressed."""
 
     deadline: float | None
     """When the caller gives up, on the event loop's clock; None: never."""
 
     peer: str
-    """Who called, for logs."""
+    """The caller's address, for logs."""
 
     def header(self, name: bytes) -> bytes | None:
         """Returns the first value of that name."""
@@ -50,21 +49,22 @@ class Call(ABC):
     @property
     @abstractmethod
     def cancelled(self) -> bool:
-        """True if the caller has gone. Answering then is allowed and does nothing."""
+        """True if the caller has disconnected or given up. Answering is then allowed and does nothing."""
 
     @abstractmethod
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Sets the one callback for when the caller goes away before the call is answered; None removes it.
+        """Sets the one callback for a caller that disconnects or gives up before the call is answered; None removes it.
 
-        Called at most once, from the event loop; at once, if the caller has gone already."""
+        It is called at most once, from the event loop; immediately, if the caller has already gone."""
 
     @abstractmethod
     async def read(self) -> bytes | None:
-        """Returns the next frame of the request, or None at its end; also `frame`, once. Raises `CallCancelled`."""
+        """Returns the next frame of the request, or None at its end; `frame`, if set, is returned once. Raises
+        `CallCancelled`."""
 
     @abstractmethod
     def reply(self, frame: bytes, headers: Headers = (), trailers: Headers = ()) -> None:
-        """Answers a unary call with OK, in one write."""
+        """Answers a unary call with OK and one message, in one write."""
 
     @abstractmethod
     def fail(self, code: int, text: str, headers: Headers = (), trailers: Headers = ()) -> None:
@@ -73,7 +73,7 @@ class Call(ABC):
 
     @abstractmethod
     def start(self, headers: Headers = ()) -> None:
-        """Sends the initial metadata of a reply that comes message by message."""
+        """Sends the initial metadata of a reply that is sent message by message."""
 
     @abstractmethod
     async def write(self, frame: bytes) -> None:
@@ -85,8 +85,9 @@ class Call(ABC):
 
 
 class CallCancelled(Exception):
-    """The other side of this call has gone: its client cancelled, its connection broke, or its deadline passed."""
+    """The end of a call by its other side: the client cancelled, the connection broke, or the deadline passed."""
 
 
 Handler = Callable[[Call], None]
-"""Takes a call and returns at once; it answers then or later. An exception out of it becomes INTERNAL, logged."""
+"""Takes a call and returns at once; it may answer before or after returning. An exception is logged and becomes
+INTERNAL."""

@@ -1,11 +1,11 @@
 """The client end: a pool of connections to one address, and calls on them.
 
-HTTP/1.1 carries one call at a time on a connection, so each call in flight needs its own. The last one used is
-used again first: the rest goes cold and is closed. A call never waits for another one's end: beyond `max_connections`
-it is lost unsent at once, and its sender decides what to do; it waits only for a connection being made, and takes
-whichever becomes free first. Nothing is tried again here.
+HTTP/1.1 carries one call at a time on a connection, so each call in flight needs its own. The most recently used
+connection is used again first, so that the others become idle and are closed. A call never waits for the end of
+another: beyond `max_connections` it is lost unsent at once, and its sender decides what to do. It waits only while a
+connection is being made, and takes whichever becomes free first. The pool never retries.
 
-`exchange` is one call, `clientconnection` reads replies, `streams` are for messages that come one by one.
+`exchange` is one call, `clientconnection` reads replies, `streams` handles messages that are sent one by one.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ _PREFIX = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/grpc\r\nte
 _METHOD = re.compile(rb"/[\x21-\x7e]*")
 _VALUE = re.compile(rb"[\x21-\x7e]+")
 _MAX_PREFIXES = 1024
-_TICKS = 8  # parts of the idle time, in which it is counted: a clock is not read for each call
-_GOODBYE = 2.0  # seconds that TLS has to end in good order
-_PATIENCE = (6, 8)  # ticks after which a connection is closed: they differ, so that not all end at once
+_TICKS = 8  # ticks in which idle time is counted, so that no call has to read a clock
+_GOODBYE = 2.0  # seconds that TLS gets for an orderly shutdown
+_PATIENCE = (6, 8)  # ticks after which a connection is closed; the numbers differ, so that not all close at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class PoolStatistics:
 
 
 class Pool:
-    """Connections to one address."""
+    """A pool of connections to one address."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Pool:
         """Makes a pool; `address` is "host:port" or "unix:/path", times are in seconds, `max_message` (of replies) is
         in bytes. With an `identity`, TCP connections use mutual TLS, which `connect_timeout` covers too.
 
-        Replies count in `budget` while they come. Connections are made when there is something to send. Raises
+        Replies count in `budget` while they arrive. Connections are opened when there is something to send. Raises
         ValueError for an invalid address.
         """
-        if re.fullmatch(r"[\x21-\x7e]+", address) is None:  # it is copied into heads unchanged
-            raise ValueError(f"{address!r} is not an address")
+        if re.fullmatch(r"[\x21-\x7e]+", address) is None:  # the address is copied into heads unchanged
+            raise ValueError(f"{address!r} is not an address: write HOST:PORT or unix:/PATH")
         self.address = address
         self.budget = budget
         self.heads: heads.Memo[tuple[list[call.Header], bytes]] = heads.Memo()  # metadata and encoding
@@ -80,7 +80,7 @@ class Pool:
         self._idle_timeout = idle_timeout
         self._identity = identity
         self._connections: set[clientconnection.ClientConnection] = set()
-        self._idle: list[clientconnection.ClientConnection] = []  # the last one is used next
+        self._idle: list[clientconnection.ClientConnection] = []  # the last one in the list is used next
         self._connecting: set[asyncio.Task[None]] = set()
         self._waiting: deque[Exchange] = deque()  # never more than connections being made
         self._tick = 0
@@ -98,9 +98,9 @@ class Pool:
         timeout: bytes | None = None,
         encoding: bytes = b"",
     ) -> Exchange:
-        """Sends a unary request; its outcome comes to `sink`, later.
+        """Sends a unary request; `sink` gets the outcome later.
 
-        `timeout` is a `grpc-timeout` for the server's information; nothing is timed here. Raises ValueError for a
+        `timeout` is a `grpc-timeout` for the server's information; the pool times nothing. Raises ValueError for a
         `method`, `timeout` or `encoding` that is not valid in a head.
         """
         head = b"%bcontent-length: %d\r\n%b\r\n" % (
@@ -134,7 +134,7 @@ class Pool:
             sink.exchange.cancel()  # no effect after the end
 
     def close(self) -> None:
-        """Takes no more calls, closes idle connections. Calls in flight continue; those without a connection are
+        """Stops taking calls and closes idle connections. Calls in flight continue; those without a connection are
         lost."""
         if self._closed:
             return
@@ -152,7 +152,7 @@ class Pool:
             self._lose(owner, "the pool was closed by us")
 
     def abort(self) -> None:
-        """Closes everything; calls in flight are lost."""
+        """Closes all connections; calls in flight are lost."""
         self.close()
         for connection in tuple(self._connections):
             connection.transport.abort()
@@ -170,7 +170,7 @@ class Pool:
     # --- for exchanges and connections ---
 
     def release(self, connection: clientconnection.ClientConnection) -> None:
-        """Takes back a connection that is idle again."""
+        """Takes back a connection that has become idle."""
         if self._waiting:
             connection.begin(self._waiting.popleft())
         elif self._closed:
@@ -180,14 +180,14 @@ class Pool:
             self._idle.append(connection)
 
     def left(self, connection: clientconnection.ClientConnection) -> None:
-        """Notes that a connection is gone, or about to be."""
+        """Notes that a connection has closed, or is about to close."""
         if connection in self._connections:
             self._connections.discard(connection)
             if connection in self._idle:
                 self._idle.remove(connection)
 
     def forget(self, owner: Exchange) -> None:
-        """Forgets a call that waits for a connection and no longer needs one."""
+        """Removes a waiting call that no longer needs a connection."""
         if owner in self._waiting:
             self._waiting.remove(owner)
 
@@ -223,7 +223,7 @@ class Pool:
         return owner
 
     async def _connect(self) -> None:
-        """Makes one connection for the call that has waited longest, or tells it why there is none."""
+        """Opens one connection for the call that has waited longest, or fails that call with the reason."""
         loop = asyncio.get_running_loop()
         why = ""
         connection = None
@@ -278,7 +278,7 @@ class Pool:
 
 
 def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> bytes:
-    """Returns the lines of a request's head that differ from call to call."""
+    """Returns the lines of a request's head that vary between calls."""
     lines = metadata.encode_headers(headers)
     for name, value in ((b"grpc-timeout", timeout), (b"grpc-encoding", encoding)):
         if value:
@@ -289,14 +289,14 @@ def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> byt
 
 
 async def _whole(stream: ReplyStream) -> Reply:
-    """Returns the reply to a unary call that came as a stream."""
+    """Returns the reply to a unary call that arrived as a stream."""
     frame = await stream.read()
     if frame is not None and await stream.read() is not None:
         stream.cancel()
-        return Reply(int(statuses.Code.INTERNAL), "several messages came in reply to a unary call")
+        return Reply(int(statuses.Code.INTERNAL), "a unary call was answered with several messages")
     reply = await stream.result()
     if reply.code == statuses.Code.OK and frame is None:
-        return Reply(int(statuses.Code.INTERNAL), "no message came in reply to a unary call")
+        return Reply(int(statuses.Code.INTERNAL), "a unary call was answered without a message")
     if reply.code == statuses.Code.OK:
         reply.frame = frame
     return reply

@@ -1,8 +1,8 @@
-"""One connection of a pool: writes one request, reads its reply, and gives itself back or ends.
+"""One connection of a pool: writes one request, reads its reply, and then returns to the pool or closes.
 
-Replies are judged as gRPC clients must: one that is not gRPC at all gets a status from its HTTP code, one that breaks
-the framing or is too large becomes a failure with a text, and a connection that ends without a status is reported as
-lost, with how far the call had come. A connection is used again only after a reply that left nothing open.
+Replies are judged as gRPC clients must: a reply that is not gRPC gets a status from its HTTP code, one that breaks the
+framing or is too large becomes a failure with a text, and a connection that ends without a status is reported as lost,
+together with the progress of the call. A connection is only used again after a complete reply.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _HTTP_OK = int(http.HTTPStatus.OK)
 
 
 class Owner(Protocol):
-    """The keeper of connections, with the settings that those to one address share."""
+    """The pool, as its connections see it, with the settings that they share."""
 
     address: str
     budget: budgets.Budget
@@ -38,10 +38,10 @@ class Owner(Protocol):
     tails: Memo[list[call.Header]]
 
     def release(self, connection: "ClientConnection") -> None:
-        """Takes back a connection that is idle again."""
+        """Takes back a connection that has become idle."""
 
     def left(self, connection: "ClientConnection") -> None:
-        """Notes that a connection is gone, or about to be."""
+        """Notes that a connection has closed, or is about to close."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -81,8 +81,8 @@ class ClientConnection(asyncio.Protocol):
         self._limit = limit
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: exchange.Exchange | None = None
-        self.idle_since = 0  # tick of the pool
-        self.patience = patience  # ticks of being idle after which the pool closes it
+        self.idle_since = 0  # the pool's tick when it became idle
+        self.patience = patience  # idle ticks after which the pool closes it
         self.stalled = False  # the peer does not take what is written
         self._paused = False
         self._reader: largebody.LargeBody | None = None  # what reads in its place
@@ -100,10 +100,10 @@ class ClientConnection(asyncio.Protocol):
         self._trailers: list[call.Header] = []
         self._body: bytes | bytearray = b""
         self._box: inbox.Inbox | None = None  # set once the reply is a stream
-        self._refusal: replies.Reply | None = None  # what an unacceptable reply is replaced by
-        self._heard = False  # a byte of the reply has come
+        self._refusal: replies.Reply | None = None  # the failure that replaces an unacceptable reply
+        self._heard = False  # a byte of the reply has arrived
         self._head_done = False
-        self._interim = False  # an informational head (1xx) was passed over
+        self._interim = False  # an informational head (1xx) was skipped
         self._complete = False
         self._keep = False
         self._overhead = 0  # bytes since the last whole head or piece of the body
@@ -112,16 +112,16 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """True if a request can be written, as far as is known."""
+        """True if a request can be written, as far as this end knows."""
         return not self.transport.is_closing()
 
     @property
     def how_far(self) -> replies.LostKind:
-        """The kind of loss that a call in flight here has if the connection ends now."""
+        """The kind of loss for the call in flight if the connection ends now."""
         return replies.LostKind.STARTED if self._heard else replies.LostKind.SENT
 
     def begin(self, owner: exchange.Exchange) -> None:
-        """Writes the request of a call; the connection belongs to the call until it is over."""
+        """Writes the request of a call; the connection belongs to the call until the call is over."""
         self._exchange = owner
         owner.connection = self
         request, owner.request = owner.request, ()
@@ -133,7 +133,7 @@ class ClientConnection(asyncio.Protocol):
             owner.let_write()
 
     def drop(self) -> None:
-        """Closes at once, without telling the call."""
+        """Closes the connection at once, without notifying the call."""
         self._exchange = None
         self._body = b""
         if self._reader is not None:
@@ -143,7 +143,7 @@ class ClientConnection(asyncio.Protocol):
             self._pool.budget.give(self._held)
             self._held = 0
         self._pool.left(self)
-        if self.stalled:  # closing would wait for bytes that the peer does not take: reset
+        if self.stalled:  # an ordinary close would wait for bytes that the peer does not take
             connected = self.transport.get_extra_info("socket")
             if connected is not None:
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -152,11 +152,11 @@ class ClientConnection(asyncio.Protocol):
     # --- transport callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the transport; the pool takes it from there."""
+        """Keeps the transport; the pool does the rest."""
         self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
 
     def data_received(self, data: bytes) -> None:
-        """Parses, and tells the call the result."""
+        """Parses the bytes, and passes the result to the call."""
         owner = self._exchange
         if owner is None:  # no request is in flight
             self.drop()
@@ -185,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
                 owner = self._exchange
                 assert owner is not None
                 self.drop()
-                self._lose(owner, f"what {self._pool.address} answered is not HTTP/1.1: {error}")
+                self._lose(owner, f"the answer of {self._pool.address} is not HTTP/1.1: {error}")
                 return False
             self._extra = True
         return True
@@ -249,11 +249,11 @@ class ClientConnection(asyncio.Protocol):
             self._parsed(owner)
 
     def eof_received(self) -> bool:
-        """Treats the connection as ended: the peer will answer no more."""
+        """Treats the connection as ended, because the peer will not answer any more."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells the call in flight about the end."""
+        """Notifies the call in flight of the end."""
         self._pool.left(self)
         self._reader = None
         if self._held:
@@ -282,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Notes the first byte of a reply."""
-        if self._complete:  # of a second, unsolicited one: parse no further
+        if self._complete:  # a second, unsolicited reply: parse no further
             raise ValueError("more than one reply")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -296,13 +296,13 @@ class ClientConnection(asyncio.Protocol):
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Judges whether this is gRPC."""
+        """Checks whether the reply is gRPC."""
         self._overhead = 0
         status = self._parser.get_status_code()
         special = self._special
         if status == _HTTP_OK and refusals.is_grpc(special.get(b"content-type", b"")):
             self._head_done = True
-        elif status < _HTTP_OK:  # informational: the reply is still to come
+        elif status < _HTTP_OK:  # informational: the actual reply follows
             self._interim = True
             self._special = {}
             self._headers = []
@@ -311,7 +311,7 @@ class ClientConnection(asyncio.Protocol):
             self._refusal = self._not_grpc(status)
 
     def on_body(self, data: bytes) -> None:
-        """Takes a piece of the body, independent of its chunks."""
+        """Takes a piece of the body; chunk boundaries do not matter."""
         self._overhead = 0
         if self._refusal is not None:
             return
@@ -332,7 +332,7 @@ class ClientConnection(asyncio.Protocol):
                 self._count(max(len(self._body), framing.announced(self._body, self._limit)))
 
     def _count(self, size: int) -> None:
-        """Counts so many bytes of a large reply in the budget, or refuses it."""
+        """Counts `size` bytes of a large reply in the budget, or refuses the reply."""
         budget = self._pool.budget
         if size <= budgets.SMALL:
             return
@@ -354,8 +354,8 @@ class ClientConnection(asyncio.Protocol):
     # --- outcomes of a reply ---
 
     def _begin(self, owner: exchange.Exchange) -> None:
-        """Makes the reply a stream when its head has come and its end has not, unless it is within its first
-        message."""
+        """Turns the reply into a stream if its head has arrived and its end has not, unless its first message is
+        incomplete."""
         body = self._body
         try:
             if body and framing.frame_end(body, 0, self._limit) > len(body):
@@ -398,7 +398,7 @@ class ClientConnection(asyncio.Protocol):
         owner.answered(reply, box)
 
     def _inbox(self) -> inbox.Inbox:
-        """Makes an inbox for the messages of a stream; it counts them in the budget itself."""
+        """Makes an inbox for the messages of a stream; the inbox counts them in the budget."""
         budget = self._pool.budget
         if self._held:
             budget.give(self._held)
@@ -432,7 +432,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _learn(self, seen: heads.Answer) -> None:
-        """Keeps the parser's result for a read that brought one whole reply: one message and OK, nothing unusual."""
+        """Caches the parser's result for a read that brought exactly one ordinary reply: one message and OK."""
         special = self._special
         head, body, tail = seen
         if (
@@ -451,7 +451,7 @@ class ClientConnection(asyncio.Protocol):
                 pool.tails.keep(tail, self._trailers.copy())
 
     def _reply(self) -> replies.Reply:
-        """Returns status and metadata of the bytes that have come."""
+        """Returns the status and metadata of the bytes received so far."""
         special = self._special
         status = special.get(b"grpc-status")
         raw = special.get(b"grpc-message", b"")
@@ -462,7 +462,8 @@ class ClientConnection(asyncio.Protocol):
         return replies.Reply(code, text, None, self._headers, self._trailers, special.get(b"grpc-encoding", b""), raw)
 
     def _not_grpc(self, status: int) -> replies.Reply:
-        """Returns the reply that stands for an answer which is not gRPC; a gRPC status in it prevails over HTTP's."""
+        """Returns the reply that stands for an answer that is not gRPC; a gRPC status in it takes precedence over
+        HTTP's."""
         if b"grpc-status" in self._special:
             return self._reply()
         code = statuses.code_of_http(status)
@@ -476,7 +477,7 @@ class ClientConnection(asyncio.Protocol):
         owner.lost(lost)
 
     def _refuse(self, owner: exchange.Exchange, reply: replies.Reply) -> None:
-        """Ends the call with this reply in place of what came, and the connection."""
+        """Ends the call with this reply instead of the received one, and closes the connection."""
         box = self._box
         if box is not None:
             box.end(whole=False)
@@ -485,7 +486,7 @@ class ClientConnection(asyncio.Protocol):
         owner.answered(reply)
 
     def _hold(self, holding: bool) -> None:
-        """Stops reading while the reader of the stream wants no more, and resumes it later."""
+        """Pauses reading while the reader of the stream wants no more, and resumes it later."""
         if holding != self._paused and not self.transport.is_closing():
             self._paused = holding
             if holding:
@@ -496,7 +497,7 @@ class ClientConnection(asyncio.Protocol):
 
 def _broken(error: framing.FrameError) -> replies.Reply:
     """Returns the reply that stands for one with broken framing."""
-    if error.reason is statuses.Reason.BAD_REQUEST:  # as a request it would be; in a reply the fault is the server's
+    if error.reason is statuses.Reason.BAD_REQUEST:  # the reason for requests; in a reply the server is at fault
         return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
     text = f"of the reply, {error.text}"
     return _failed(statuses.MeshError(error.reason, text, details=error.details, retry_after=error.retry_after))

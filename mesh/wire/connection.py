@@ -1,8 +1,8 @@
 """One connection of a server: bytes in, calls out in order, one at a time; and what keeps it alive or ends it.
 
 httptools (llhttp) parses; it cannot be stopped between two requests, so everything that one read brings is parsed, and
-requests that came before their turn wait in a queue, bounded by pausing reading. No task and no timer is made for a
-call: everything happens in `data_received` or in the handler's own callbacks.
+requests that arrive before their turn wait in a queue, which is bounded by pausing reading. A call creates no task and
+no timer: everything happens in `data_received` or in the handler's own callbacks.
 
 What a head means, and how a request is refused, differs: gRPC is in `serverconnection`, plain HTTP in
 `plainconnection`. Bad input is answered if there is a caller to answer, and ends the connection: after an error the
@@ -26,7 +26,7 @@ from mesh.wire.servercall import ANSWERED, STARTED
 
 log = logs.get(__name__)
 
-_WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
+_WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer above which write() waits
 _PATIENT = 2 * _WRITE_HIGH
 _LINGER = 2.0  # seconds that the peer has to read the last answer
 _WITH_HEAD = 1024  # bytes of a read that may bring a head and the beginning of a large message
@@ -91,7 +91,7 @@ K = TypeVar("K")  # the parser's result for a head that may come again
 
 
 class Owner(Protocol[M, K]):
-    """The keeper of connections: the bounds that they all obey, and what is counted over all of them."""
+    """The server, as its connections see it: their common bounds, and what is counted over all of them."""
 
     handler: Callable[[M], None]
     budget: budgets.Budget
@@ -110,10 +110,10 @@ class Owner(Protocol[M, K]):
         """Removes a closed connection."""
 
     def watch(self, connection: "Connection[M, K]", unread: bool) -> None:
-        """Notes that a connection is not read for now, or is read again."""
+        """Notes that reading of a connection was paused or resumed."""
 
     def guard(self, connection: "Connection[M, K]") -> float:
-        """Watches how fast the peer of a connection is; returns the bytes by which it may fall behind."""
+        """Watches the rate of a connection's peer; returns how many bytes it may fall behind."""
 
 
 class Connection(asyncio.Protocol, Generic[M, K]):
@@ -167,16 +167,16 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: list[call.Header] = []
-        self._incoming: M | None = None  # its head has come, its end has not
-        self._queue: deque[M] = deque()  # in the order they came, not yet handed out
-        self._active: M | None = None  # handed out, not yet answered
+        self._incoming: M | None = None  # its head has arrived, its end has not
+        self._queue: deque[M] = deque()  # in order of arrival, not yet passed to the handler
+        self._active: M | None = None  # passed to the handler, not yet answered
         self._between = True  # the parser has seen the end of a request and no byte of the next
         self._reader: largebody.LargeBody | None = None  # what reads in its place
         self._memo = owner.memo
         self._overhead = 0  # bytes read since the last whole head or wanted piece of a body
         self._holding = False  # the reader of a stream wants no more for now
         self._paused = False  # reading is paused
-        self._closing = False  # no further request is handed out
+        self._closing = False  # no further request is passed to the handler
         self._deaf = False  # further input is discarded
         self._lingering: asyncio.TimerHandle | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for room
@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parses, then hands out ready calls."""
+        """Parses the bytes, then passes ready calls to the handler."""
         if self._deaf:
             return
         seen: heads.Request | None = None
@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             log.exception("parser callback failed", peer=self.peer)
             self._malformed("this request could not be taken")
         except httptools.HttpParserUpgrade:
-            self._malformed("no protocol but HTTP/1.1 is spoken here", upgrade=True)
+            self._malformed("only HTTP/1.1 is spoken here", upgrade=True)
         except httptools.HttpParserError as error:
             self._malformed(f"not valid HTTP/1.1: {error}")
         if self._overhead > self._max_headers:
@@ -253,11 +253,11 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._watch()
 
     def eof_received(self) -> bool:
-        """Treats the peer as gone, as if it had closed: a cancel arrives like this."""
+        """Treats the peer as disconnected: this is how a cancel arrives."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leaves the server and tells the call in flight."""
+        """Leaves the server and notifies the call in flight."""
         self._closing = self._deaf = True
         self._forget_queue()
         self._incoming = self._reader = None
@@ -271,7 +271,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._server.left(self)
 
     def pause_writing(self) -> None:
-        """Makes writers wait, and hands out no further request: the peer is slow."""
+        """Makes writers wait, and passes on no further request: the peer is slow."""
         self.stalled = True
         self._count_unsent(self.transport.get_write_buffer_size())
         if not self._guarded:
@@ -301,7 +301,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._headers.append((name.lower(), value))
 
     def on_body(self, data: bytes) -> None:
-        """Takes a piece of the body, independent of its chunks."""
+        """Takes a piece of the body; chunk boundaries do not matter."""
         made = self._incoming
         if made is not None and made.phase < ANSWERED:
             self._overhead = 0
@@ -365,11 +365,11 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         raise NotImplementedError
 
     def _recognised(self, seen: heads.Request, known: K) -> bool:
-        """Hands out a request whose head is known; returns False if the parser must judge it."""
+        """Passes on a request whose head is known; returns False if the parser must judge it."""
         raise NotImplementedError
 
     def _learn(self, seen: heads.Request) -> None:
-        """Keeps the parser's result for a read that brought one whole request."""
+        """Caches the parser's result for a read that brought exactly one request."""
         raise NotImplementedError
 
     def _broken(self) -> M:
@@ -397,12 +397,12 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         if not made.keep_alive or self._server.closing:
             self._close(made.ended)
         elif self._queue:
-            self._loop.call_soon(self._advance)  # not at once: we are in the handler's stack
+            self._loop.call_soon(self._advance)  # deferred, because this runs in the handler's stack
         elif self._paused:
             self._throttle()
 
     def hold(self, holding: bool) -> None:
-        """Stops reading while the reader of the stream in flight wants no more, and resumes it later."""
+        """Pauses reading while the reader of the stream in flight wants no more, and resumes it later."""
         self._holding = holding
         self._throttle()
 
@@ -427,12 +427,12 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return descriptor
 
     def retire(self) -> None:
-        """Closes as soon as calls in flight are answered: at once, if there are none."""
+        """Closes the connection once calls in flight are answered: at once, if there are none."""
         if self._active is None and not self._queue and self._incoming is None:
             self._close(True)
 
     def stuck(self) -> object:
-        """Returns at which point it waits for its peer, None if it does not. Two equal answers: nothing has
+        """Returns where the connection waits for its peer, None if it does not. Two equal answers mean that nothing has
         happened."""
         if self._closing:
             return "closing"
@@ -446,7 +446,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return None if self._between else ("head", self._overhead)
 
     def fast_enough(self, least: int, grace: int) -> bool | None:
-        """Judges a peer that owes bytes, or reading, once a second; returns None when it owes nothing any more.
+        """Judges, once a second, a peer that has bytes to send or to read; returns None once it has none.
 
         Peers may fall behind `least` bytes a second by `grace` bytes in all."""
         owes = self._incoming is not None and self._incoming.partial
@@ -459,15 +459,15 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._count_unsent(unsent)
             active = self._active
             if active is not None and active.phase == STARTED and unsent <= _PATIENT and not self.budget.short:
-                self._moved += least  # a stream's reader may pause: little is held for it
-        elif self._paused:  # by this side
+                self._moved += least  # a stream's reader may pause, as little memory is held for it
+        elif self._paused:  # paused by this side
             self._moved += least
         self._credit = min(self._credit + self._moved - least, grace)
         self._moved = 0
         return self._credit >= 0
 
     def end_slow(self, least: int) -> None:
-        """Ends the body that the peer is too slow for: a request with an answer, a reply without."""
+        """Ends the body for which the peer is too slow: a request with an answer, a reply without one."""
         made = self._incoming
         if self.stalled or made is None:
             self.transport.abort()
@@ -496,7 +496,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- order ---
 
     def _advance(self) -> None:
-        """Hands out ready calls, in order, while nothing is in flight."""
+        """Passes ready calls to the handler, in order, while none is in flight."""
         queue = self._queue
         while queue and self._active is None and not self._closing and not self.stalled:
             made = queue[0]
@@ -523,7 +523,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._failed(made)
 
     def _throttle(self) -> None:
-        """Pauses reading while a reader has enough, or while requests wait for their turn; else resumes it."""
+        """Pauses reading while a reader has enough, or while requests wait for their turn; otherwise resumes it."""
         pause = self._holding or (bool(self._queue) and (self._active is not None or self.stalled))
         if pause != self._paused and not self.transport.is_closing():
             self._paused = pause
@@ -542,7 +542,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- refusing, closing ---
 
     def _excess(self) -> None:
-        """Bounds input that is neither a whole head nor wanted: an endless head, chunk extensions, trailers, a body
+        """Bounds input that is no whole head and no wanted body: an endless head, chunk extensions, trailers, a body
         whose call is already answered."""
         if self._incoming is not None and self._incoming.phase >= ANSWERED:
             self._close(False)
@@ -550,8 +550,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._malformed(f"more than {self._max_headers} bytes of headers", large=True)
 
     def _malformed(self, why: str, *, large: bool = False, upgrade: bool = False) -> None:
-        """Gives up on the input: nothing more on this connection can be understood. Earlier requests are still
-        answered."""
+        """Gives up on the input: nothing more on this connection can be parsed. Earlier requests are still answered."""
         self._deaf = True
         broken = self._queue[-1] if upgrade and self._queue else self._incoming
         if broken is None:
@@ -564,7 +563,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             broken.stop(refusals.of_bytes(why, grpc=True))
 
     def _close(self, clean: bool) -> None:
-        """Ends the connection once the output is on its way; not `clean`: bytes of the peer are left unread."""
+        """Ends the connection once the output is sent; not `clean`: some of the peer's bytes are left unread."""
         if self._closing:
             return
         self._closing = self._deaf = True
@@ -577,7 +576,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             return
         self._holding = False
         self._throttle()
-        if not self._secure:  # TLS has no half-close: the peer ends it, once it has read an answer that says so
+        if not self._secure:  # TLS has no half-close: the peer closes after an answer that says `connection: close`
             self.transport.write_eof()
         self._lingering = self._loop.call_later(_LINGER, self.transport.abort)
 
@@ -586,6 +585,6 @@ def _peer(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple):
         connected = transport.get_extra_info("socket")
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else a dead host is never noticed
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # otherwise a dead host is never noticed
         return f"{name[0]}:{name[1]}"
     return "unix"

@@ -1,17 +1,18 @@
-"""Protobuf's wire format, as far as messages are cut and written by hand here."""
+"""The part of protobuf's wire format that Mesh reads and writes by hand."""
 
 from collections.abc import Iterator
 
 MAX_FIELDS = 10_000
-"""Fields that are looked at one by one. A field costs 1 us, so a message of nothing but fields costs 10 ms."""
+"""Maximum number of fields that are examined. A field costs 1 us, so no message costs more than 10 ms."""
 
-_MAX_DEPTH = 100  # of groups in each other, as protobuf's own
+_MAX_DEPTH = 100  # nested groups, the same limit as protobuf's
 
 
 def fields(message: memoryview, *, limit: int = MAX_FIELDS) -> Iterator[tuple[int, int, int]]:
-    """Yields tag, begin and end of the value of each field of an encoded message.
+    """Yields the tag of each field of an encoded message, and the start and end of its value.
 
-    A group, which no message here has, is one field. Raises ValueError if malformed, or for more than `limit` fields.
+    A group, which no message of Mesh has, counts as one field. Raises ValueError for malformed input, or for more than
+    `limit` fields.
     """
     at, end = 0, len(message)
     left = limit
@@ -39,7 +40,7 @@ def fields(message: memoryview, *, limit: int = MAX_FIELDS) -> Iterator[tuple[in
 
 
 def _skip_group(message: memoryview, at: int, tag: int, left: int) -> tuple[int, int]:
-    """Finds the end of a group; also returns how many fields are left to be looked at."""
+    """Finds the end of a group; also returns how many fields may still be examined."""
     open_groups = [tag]
     end = len(message)
     while open_groups:

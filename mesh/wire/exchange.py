@@ -1,8 +1,8 @@
-"""One call of the client, from `send()` or `open()` to its one outcome.
+"""One call of the client, from `send()` or `open()` to its single outcome.
 
-It connects three parties with lives of their own: the caller's sink, the connection that carries the call (none while
-one is being made), and, if the reply is a stream, that stream. The first event that ends the call wins; later ones
-find it over.
+It connects three objects with different lifetimes: the caller's sink, the connection that carries the call (none while
+one is being made), and the reply's stream, if it is one. The first event that ends the call wins; later ones have no
+effect.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from mesh.wire import reply as replies
 
 log = logs.get(__name__)
 
-BIG = 64 * 1024  # bytes of a frame above which handing parts to the transport is cheaper than joining them
-_ENDED = replies.Lost(replies.LostKind.STARTED, "the reply has ended")  # never raised itself
+BIG = 64 * 1024  # bytes of a frame above which passing parts to the transport is cheaper than joining them
+_ENDED = replies.Lost(replies.LostKind.STARTED, "the reply has ended")  # only copies of it are raised
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -29,11 +29,11 @@ class Sink(Protocol):
         """Takes the whole reply: OK with one message, or a failure without any."""
 
     def on_stream(self, stream: streams.ReplyStream) -> None:
-        """Takes a reply that has begun, to be read message by message: several, none at all with OK, or one whose end
-        has not come yet."""
+        """Takes a reply that has begun, to be read message by message: several messages, OK with none, or one whose end
+        has not arrived yet."""
 
     def on_lost(self, lost: replies.Lost) -> None:
-        """Learns that there will be no reply."""
+        """Takes the news that there will be no reply."""
 
 
 class Carrier(Protocol):
@@ -44,10 +44,10 @@ class Carrier(Protocol):
 
     @property
     def how_far(self) -> replies.LostKind:
-        """The kind of loss that the call has if its connection ends now."""
+        """The kind of loss for the call if its connection ends now."""
 
     def drop(self) -> None:
-        """Closes at once, without telling the call."""
+        """Closes the connection at once, without notifying the call."""
 
 
 class Line(Protocol):
@@ -58,7 +58,7 @@ class Line(Protocol):
 
 
 class Exchange:
-    """A call in flight, or over."""
+    """A call in flight, or one that has ended."""
 
     __slots__ = ("_pool", "_rooms", "_sink", "_stream", "connection", "ended", "over", "request")
 
@@ -68,12 +68,12 @@ class Exchange:
         self._stream: streams.ReplyStream | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for a connection or for room
         self.connection: Carrier | None = None
-        self.request = request  # written as soon as there is a connection
-        self.ended = ended  # the whole request is written, or will be with `request`
-        self.over: replies.Lost | None = None  # why nothing can be written any more
+        self.request = request  # to be written as soon as there is a connection
+        self.ended = ended  # all of the request is written, or will be with `request`
+        self.over: replies.Lost | None = None  # the reason why nothing more can be written
 
     def cancel(self) -> None:
-        """Closes the connection of this call; no callback comes after this. Does nothing once the call is over."""
+        """Closes the connection of this call; no callback follows. Does nothing once the call is over."""
         if self.over is not None:
             return
         connection = self.connection
@@ -92,15 +92,15 @@ class Exchange:
     # --- called by its connection and its pool: each at most once, and none after the call is over ---
 
     def begun(self, headers: list[call.Header], encoding: bytes, box: inbox.Inbox) -> None:
-        """Passes the stream on: the reply is one."""
+        """Passes the stream to the sink: the reply is a stream."""
         self._stream = stream = streams.ReplyStream(self, box, headers, encoding)
         sink, self._sink = self._sink, None
         if not _tell(sink, "on_stream", stream):
             self.cancel()  # the sink did not take the stream, so nothing else would cancel it
 
     def answered(self, reply: replies.Reply, box: inbox.Inbox | None = None) -> None:
-        """Passes on the complete reply. `box`: its messages, if there is not exactly one and it was no stream
-        before."""
+        """Passes the complete reply to the sink. `box` has its messages, if there is not exactly one and it was not a
+        stream."""
         stream, sink = self._stream, self._sink
         self._finish(_ENDED)
         if stream is not None:
@@ -113,7 +113,7 @@ class Exchange:
             _tell(sink, "on_reply", reply)
 
     def lost(self, lost: replies.Lost) -> None:
-        """Passes on that there will be no reply, or no more of it."""
+        """Tells the sink that there will be no reply, or no more of it."""
         if self.over is not None:
             return
         stream, sink = self._stream, self._sink
@@ -124,14 +124,15 @@ class Exchange:
             _tell(sink, "on_lost", lost)
 
     def let_write(self) -> None:
-        """Wakes writers: there is a connection now, or room on it, or there will never be any."""
+        """Wakes writers: there is a connection or room on it, or there never will be."""
         rooms, self._rooms = self._rooms, []
         for waiter in rooms:
             if not waiter.done():
                 waiter.set_result(None)
 
     def _finish(self, over: replies.Lost) -> None:
-        """Drops all references: sinks often hold their exchange, and a cycle per call is work for the collector."""
+        """Drops all references: sinks often hold their exchange, and a cycle for each call would burden the garbage
+        collector."""
         self.over = over
         self.connection = None
         self.request = ()

@@ -1,8 +1,8 @@
 """The 5-byte prefix of gRPC messages: a flag (0 plain, 1 compressed) and the length, big-endian.
 
-A *frame* is a prefix and its message. Most frames are only forwarded, so only `unpack` looks into a message. Input from
-a peer is checked against a limit before memory is allocated for it: the length in a prefix, and the size of a
-decompressed message. `inbox` cuts a byte stream into frames.
+A *frame* is a prefix and its message. Most frames are only forwarded, so only `unpack` looks into a message. A peer's
+input, that is the length in a prefix and the size of a decompressed message, is checked against a limit before memory
+is allocated for it. `inbox` splits a byte stream into frames.
 """
 
 import struct
@@ -43,12 +43,14 @@ def pack(message: bytes) -> bytes:
 def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
     """Returns the message of one whole frame, decompressed if its flag says so.
 
-    `encoding` is what `grpc-encoding` named: b"gzip", b"deflate", or b"" and b"identity" for none. `limit` is in bytes
-    and holds for the message after decompression; no more than that is ever allocated. Raises `FrameError`.
+    `encoding` is the value of `grpc-encoding`: b"gzip", b"deflate", or b"" and b"identity" for none. `limit` is the
+    maximum size of the message in bytes, after decompression; no more is ever allocated. Raises `FrameError`.
     """
     end = frame_end(frame, 0, limit)
     if end != len(frame):
-        raise FrameError(statuses.Reason.BAD_REQUEST, f"a frame of {end} bytes was announced, {len(frame)} came")
+        raise FrameError(
+            statuses.Reason.BAD_REQUEST, (f"a frame of {end} bytes was announced, but {len(frame)} bytes arrived")
+        )
     message = frame[PREFIX:]
     return _decompress(message, encoding, limit) if frame[0] else message
 
@@ -59,7 +61,7 @@ def is_compressed(frame: bytes) -> bool:
 
 
 def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
-    """Returns where the frame that begins at `start` ends; beyond the buffer if more of it is to come.
+    """Returns the end of the frame that begins at `start`, which is beyond the buffer if the frame is incomplete.
 
     Raises `FrameError` for a bad flag or a message above `limit`. An incomplete prefix counts as a frame that is at
     least a prefix long.
@@ -70,21 +72,21 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
     length: int
     flag, length = _prefix(buffer, start)
     if flag > 1:
-        raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {flag}: not gRPC framing")
+        raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {flag}, which is not gRPC framing")
     if length > limit:
         raise FrameError.above(f"a message of {length} bytes", limit)
     return start + PREFIX + length
 
 
 def announced(buffer: bytes | bytearray, limit: int) -> int:
-    """Returns the bytes of the frame that begins the buffer, as far as known, and no more than a frame can have."""
+    """Returns the length of the frame at the start of the buffer, as far as known and at most what a frame can have."""
     if len(buffer) < PREFIX:
         return PREFIX
     return PREFIX + min(int.from_bytes(buffer[1:PREFIX], "big"), limit)
 
 
 def is_frame(data: bytes, limit: int) -> bool:
-    """Returns whether this is one whole frame of a message within the limit."""
+    """Returns whether this is exactly one frame, of a message within the limit."""
     if len(data) < PREFIX:
         return False
     flag, length = _prefix(data)
@@ -94,7 +96,7 @@ def is_frame(data: bytes, limit: int) -> bool:
 def beginning(frame: bytes, encoding: bytes, size: int) -> bytes:
     """Returns the first `size` bytes of a compressed frame's message, or fewer if it is shorter. Raises FrameError.
 
-    The cost is that of unpacking those bytes, however long the message is.
+    Only those bytes are unpacked, however long the message is.
     """
     try:
         return inflate.beginning(memoryview(frame)[PREFIX:], _window(encoding), size)
@@ -115,7 +117,10 @@ def _window(encoding: bytes) -> int:
     window = _WINDOW.get(encoding)
     if window is None:
         name = encoding[:60].decode("ascii", "backslashreplace") or "nothing"
-        raise FrameError(statuses.Reason.BAD_REQUEST, f"a compressed message came, and {name} as its encoding")
+        raise FrameError(
+            statuses.Reason.BAD_REQUEST,
+            (f"a message is compressed, but its encoding is given as {name}: use gzip, deflate or none"),
+        )
     return window
 
 

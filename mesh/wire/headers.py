@@ -1,7 +1,7 @@
 """Names of the metadata that Mesh reads and adds, as lower-case bytes on the wire.
 
-Names that begin with `mesh-` are internal: the edge strips them from clients' requests, so no outsider can address a
-copy or claim that a model is not here.
+Names that begin with `mesh-` are internal: the edge removes them from clients' requests, so that no client can address
+a copy or claim that a pod lacks a model.
 """
 
 import urllib.parse
@@ -16,12 +16,12 @@ COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy th
 VERIFIED = b"mesh-verified"  # request: the router has read the model's record within the last second; it is unchanged
 ETCD_AWAY = b"mesh-etcd-away"  # request: the router could not read it, because etcd does not answer
 VERIFY_FIRST = (
-    b"mesh-verify-first"  # reply: the pod answers this call only with one of the two above; it has run nothing
+    b"mesh-verify-first"  # reply: the pod serves this call only with one of the two headers above; no model has run
 )
-NOT_HERE = b"mesh-not-here"  # reply: this pod holds no such copy; the call was not given to any model
+NOT_HERE = b"mesh-not-here"  # reply: this pod does not hold the copy; no model got the call
 AS = b"mesh-as"  # request: the alias by which the model is called, and its version, for the reply (`named_as`)
 VERSIONS = b"mesh-versions"  # request: the versions for a reply that lists them (`listed`)
-LOAD = b"mesh-load"  # reply: calls in flight in the pod, this one left out
+LOAD = b"mesh-load"  # reply: calls in flight in the pod, not counting this one
 
 MODEL_ID = b"mm-model-id"
 MODEL_ID_BIN = b"mm-model-id-bin"
@@ -29,12 +29,12 @@ VMODEL_ID = b"mm-vmodel-id"
 VMODEL_ID_BIN = b"mm-vmodel-id-bin"
 LEGACY_MODEL_ID = b"tas-model-id"
 
-# On the SPI: metadata for our own model server, beyond the SPI's messages. Others ignore it.
+# On the SPI: metadata for Mesh's own model server, beyond the SPI's messages. Other servers ignore it.
 SPI_COPY = "mesh-copy"
 SPI_SLOT = "mesh-slot"
-SPI_OPTIMISED = "mesh-optimised"  # path of the model as onnxruntime's graph optimisers leave it
+SPI_OPTIMISED = "mesh-optimised"  # path of the model as optimised by onnxruntime
 SPI_NOTE = "mesh-note-bin"  # reply: a note for people about a model that was loaded
-SPI_STUCK = "mesh-stuck"  # reply: the failed load is still running, and cannot be ended
+SPI_STUCK = "mesh-stuck"  # reply: the failed load still runs and cannot be ended
 
 
 def named_as(alias: str, version: str) -> bytes:
@@ -63,7 +63,7 @@ def _quoted(text: str) -> str:
 
 
 def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:
-    """Returns the metadata of each call to one copy: the copy that is meant, and the model's id as runtimes read it."""
+    """Returns the metadata of each call to one copy: the copy's token, and the model's id as runtimes read it."""
     raw = model_id.encode("utf-8", "surrogatepass")
     added = [(COPY, token), (MODEL_ID_BIN, encode_bin(raw))]
     if model_id and all(" " <= character <= "~" for character in model_id):

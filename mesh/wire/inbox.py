@@ -1,8 +1,8 @@
-"""Messages of one direction of one call, between the connection that reads them and the coroutine that takes them.
+"""The messages of one direction of a call, between the connection that reads them and the coroutine that takes them.
 
-Bytes go in as they come, whole frames come out in order. The inbox asks its connection to stop reading while it holds
-more than a slow reader should make it hold, and learns how the stream ended: normally, or by an error, which the reader
-gets. The server's calls and the client's reply streams are alike in this, so both use it.
+Bytes enter as they arrive, and whole frames leave in order. The inbox asks its connection to stop reading while it
+holds too much for a slow reader, and records how the stream ended: normally, or by an error, which the reader gets.
+Both the server's calls and the client's reply streams use it.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from mesh import statuses
 from mesh.wire import budget as budgets
 from mesh.wire import framing
 
-HIGH = 256 * 1024  # bytes of whole frames held, above which reading pauses: about what one read of a socket brings
+HIGH = 256 * 1024  # bytes of whole frames above which reading pauses: about as much as one read of a socket brings
 LOW = HIGH // 4
-_COST = 128  # bytes that a frame costs beside its own, so that a flood of empty messages counts too
+_COST = 128  # overhead of each frame in bytes, so that a flood of empty messages counts too
 
 
 class Inbox:
-    """Frames of a byte stream, for one feeder and one reader at a time."""
+    """The frames of a byte stream, for one feeder and one reader at a time."""
 
     __slots__ = (
         "_budget",
@@ -48,13 +48,13 @@ class Inbox:
         self._hold = hold
         self._holding = False
         self._frames: deque[bytes] = deque()
-        self._held = 0  # bytes, as the frames' cost
-        self._buffer = bytearray()  # the beginning of a frame that has not all come
+        self._held = 0  # bytes, including the overhead of frames
+        self._buffer = bytearray()  # the beginning of an incomplete frame
         self._budget = budget
         self._most = most
         self._counted = 0  # bytes of the budget
-        self._taken = 0  # bytes of the frame taken last: its reader holds it until it takes the next
-        self._need = framing.PREFIX  # bytes that the buffer must have before anything can be done
+        self._taken = 0  # bytes of the frame taken last, which its reader holds until it takes the next
+        self._need = framing.PREFIX  # bytes that the buffer must have before the next step
         self._ended = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -74,7 +74,7 @@ class Inbox:
         if self._error is not None:
             return
         buffer = self._buffer
-        if not buffer and framing.frame_end(data, 0, self._limit) == len(data):  # as most peers write it
+        if not buffer and framing.frame_end(data, 0, self._limit) == len(data):  # most peers write whole frames
             self._add(data)
         else:
             buffer += data
@@ -89,15 +89,16 @@ class Inbox:
             self._wake()
 
     def end(self, *, whole: bool = True) -> None:
-        """Ends the stream. Raises `framing.FrameError` if that is within a message and `whole` is asked for."""
+        """Ends the stream. Raises `framing.FrameError` if a message is incomplete and `whole` is set."""
         if whole and self._buffer:
             raise framing.FrameError(statuses.Reason.BAD_REQUEST, "the stream ended in the middle of a message")
         self._ended = True
-        self._release()  # nothing more will come: the connection may serve another call from now on
+        self._release()  # no more input follows: the connection may now serve another call
         self._wake()
 
     def fail(self, error: Exception, *, drop: bool) -> None:
-        """Breaks the stream. With `drop` the reader gets `error` next, else after the frames that came before it."""
+        """Breaks the stream. With `drop` the reader gets `error` next, otherwise after the frames that arrived before
+        it."""
         if self._error is None and not self._ended:
             self._error = error
         if drop:
@@ -132,7 +133,7 @@ class Inbox:
                 self._count()
                 return None
             if self._waiter is not None:
-                raise RuntimeError("two tasks read the messages of one call")
+                raise RuntimeError("two tasks read the messages of one call: only one may")
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -151,7 +152,7 @@ class Inbox:
         del buffer[:start]
 
     def close(self) -> None:
-        """Drops the frames that were not taken: nothing will read them."""
+        """Drops the frames that were not taken, as nothing will read them."""
         self._frames.clear()
         self._buffer.clear()
         self._need = framing.PREFIX
@@ -159,12 +160,12 @@ class Inbox:
         self._count()
 
     def __del__(self) -> None:
-        """Returns the bytes to the budget if a stream is dropped without being closed."""
+        """Returns the bytes to the budget if a stream is dropped without a close."""
         if self._counted:
             self._budget.give(self._counted)
 
     def _count(self) -> None:
-        """Counts all that is held here in the budget, including the rest of a message that has begun."""
+        """Counts everything held here in the budget, including the rest of a message that has begun."""
         size = self._held + self._taken + (max(self._need, len(self._buffer)) if self._buffer else 0)
         more = size - self._counted
         if more > 0 and not self._budget.take(more, self._most or self._budget.most(size)):

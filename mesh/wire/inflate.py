@@ -1,29 +1,29 @@
-"""Decompression of what peers send: gzip with all of its members, and zlib, within bounds.
+"""Bounded decompression of peers' input: gzip with all of its members, and zlib.
 
 A gzip stream is a series of members (RFC 1952, 2.2): log shippers, `cat a.gz b.gz` and parallel compressors write
-several, and dropping all but the first would lose data in silence. Python's zlib stops at the end of each member, so
-the series is kept here, for whole messages and for streams alike.
+several, and dropping all but the first would silently lose data. Python's zlib stops at the end of each member, so this
+module handles the series, for whole messages and streams alike.
 
-Input is not trusted: output comes in pieces, so no more is ever produced than a caller wants, and the members of a
-whole message are bounded, because each costs 0.8 us of CPU for 20 bytes. Input goes to zlib in small slices: zlib
-copies the bytes behind a member's end, which would be quadratic otherwise.
+Input is not trusted: output is produced in pieces, never more than a caller wants, and the number of members in a whole
+message is bounded, because each costs 0.8 us of CPU for 20 bytes. zlib gets its input in small slices, because it
+copies the bytes after a member's end, which would otherwise be quadratic.
 """
 
 import zlib
 from collections.abc import Iterator
 
 GZIP, ZLIB = 31, 15
-"""zlib's own names for the containers. What HTTP and gRPC call deflate is zlib."""
+"""zlib's names for the containers. HTTP and gRPC call zlib's container deflate."""
 
 MAX_MEMBERS = 4096
-"""Members of one whole message: block compressors (64 KiB a member) need 256 for 16 MiB."""
+"""Maximum number of members in one message: block compressors (64 KiB in each member) need 256 for 16 MiB."""
 
 _SLICE = 16 * 1024  # bytes of input
 _PIECE = 256 * 1024  # bytes of output: 0.5 ms
 
 
 class InflateError(ValueError):
-    """Data that does not fit its container; the text says why."""
+    """Invalid compressed data; the text says why."""
 
 
 class TooLong(ValueError):
@@ -31,16 +31,16 @@ class TooLong(ValueError):
 
 
 class Inflater:
-    """One compressed stream, unpacked as it comes."""
+    """One compressed stream, unpacked as it arrives."""
 
     def __init__(self, window: int) -> None:
         self._window = window
         self._unpacking = zlib.decompressobj(window)
-        self._begun = False  # a byte of the current member has come
+        self._begun = False  # a byte of the current member has arrived
         self.members = 0  # members that have ended
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """Yields the unpacked next bytes, in pieces of bounded size, none of them empty. Raises InflateError.
+        """Unpacks more input, and yields non-empty pieces of bounded size. Raises InflateError.
 
         The same stream may be fed again once the iterator is exhausted."""
         view = memoryview(data)
@@ -60,7 +60,7 @@ class Inflater:
                 if self._unpacking.eof:
                     self.members += 1
                     rest = self._unpacking.unused_data
-                # After a full piece zlib may hold more output, although it has taken all input.
+                # After a full piece zlib may hold more output, although it has consumed all input.
                 if not rest and (self._unpacking.eof or len(piece) < _PIECE):
                     break
 
@@ -71,7 +71,7 @@ class Inflater:
 
     def _next(self) -> None:
         if self._window != GZIP:
-            raise InflateError("bytes are left over behind its end")
+            raise InflateError("extra bytes follow its end")
         self._unpacking = zlib.decompressobj(self._window)
 
 

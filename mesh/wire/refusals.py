@@ -1,8 +1,8 @@
-"""Answers of the server itself to requests that no handler should see: the reason, and its form.
+"""The server's own answers to requests that no handler should see: the reason, and its encoding.
 
-A request that is gRPC by its content type gets a gRPC status, trailers-only; anything else gets plain HTTP, with a line
-of text for people who try a browser or curl on the port. This module decides which requests those are;
-`serverconnection` decides what happens to their connection.
+A request with gRPC's content type gets a gRPC status, trailers-only; any other gets plain HTTP, with a line of text for
+people who try a browser or curl on the port. This module decides which requests are refused; `serverconnection` decides
+what happens to their connection.
 """
 
 import http
@@ -17,14 +17,14 @@ MAX_HEADERS = 256  # header lines of one request
 
 _GRPC = b"application/grpc"
 
-# `allow` belongs to 405 and does no harm elsewhere.
+# `allow` is for 405, and harmless with other codes.
 _HTTP = (
     b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nallow: POST\r\nconnection: close\r\n\r\n%b\n"
 )
 
 
 class Refusal(NamedTuple):
-    """The reason why a request is refused; with `http` if it is not even a gRPC request."""
+    """The reason why a request is refused; `http` is set if it is not a gRPC request."""
 
     reason: statuses.Reason
     text: str
@@ -48,14 +48,15 @@ def _plain(text: str, status: http.HTTPStatus) -> Refusal:
     return Refusal(statuses.Reason.BAD_REQUEST, text, status)
 
 
-NO_POST = _plain("gRPC uses POST", http.HTTPStatus.METHOD_NOT_ALLOWED)
+NO_POST = _plain("the method is not POST, which gRPC requires", http.HTTPStatus.METHOD_NOT_ALLOWED)
 NO_GRPC = _plain("the content type is not application/grpc", http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
 NO_PATH = _plain("the request target is not a path", http.HTTPStatus.BAD_REQUEST)
-OLD_HTTP = _plain("HTTP/1.1 is needed", http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+OLD_HTTP = _plain("the protocol is not HTTP/1.1, which is required", http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
 
 
 def is_grpc(content_type: bytes) -> bool:
-    """Returns whether this is gRPC: with or without `+proto` and the like, but not `application/grpc-web`."""
+    """Returns whether the content type is gRPC, with or without `+proto` and the like, but not
+    `application/grpc-web`."""
     return content_type == _GRPC or content_type.startswith((_GRPC + b"+", _GRPC + b";"))
 
 
@@ -65,16 +66,16 @@ def of_error(error: statuses.MeshError) -> Refusal:
 
 
 def too_slow(rate: int) -> Refusal:
-    """Refuses a body that comes too slowly; `rate` is the least rate, in bytes a second."""
-    text = f"the rest of the message came at less than {rate} bytes a second: send it faster, or in smaller parts"
+    """Refuses a body that arrives too slowly; `rate` is the minimum, in bytes a second."""
+    text = f"the message arrived at less than {rate} bytes a second: send it faster, or in smaller parts"
     return Refusal(statuses.Reason.TOO_SLOW, text)
 
 
 def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int) -> Refusal | None:
-    """Refuses a head that is too large: `limit` is in bytes, `read` how many at most were read for it, or with it."""
+    """Refuses a head that is too large. `limit` is in bytes; `read` is an upper bound of the head's bytes."""
     if len(headers) > MAX_HEADERS:
         return Refusal(statuses.Reason.TOO_LARGE, f"more than {MAX_HEADERS} headers")
-    # Counted exactly only if it may be too much, which is rare.
+    # Counted exactly only if the head may be too large, which is rare.
     if read > limit and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
         return Refusal(
             statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes", details={"limit_bytes": str(limit)}
@@ -83,7 +84,7 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
 
 
 def of_bytes(why: str, *, grpc: bool, large: bool = False) -> Refusal:
-    """Refuses bytes that cannot be understood; `grpc`: within a request that was valid gRPC until then."""
+    """Refuses bytes that cannot be parsed; `grpc`: they are part of a request that was valid gRPC so far."""
     if grpc:
         return Refusal(statuses.Reason.BAD_REQUEST, why)
     return _plain(why, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if large else http.HTTPStatus.BAD_REQUEST)

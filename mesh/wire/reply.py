@@ -1,7 +1,7 @@
-"""The outcome of a call for its caller: a reply, or the loss of the call, with how far it had come by then.
+"""The outcome of a call for its caller: a reply, or the loss of the call together with its progress.
 
-That decides whether a call may be retried: before any byte was written, always; after that, only if the method is
-known to be safe; once the reply has begun, never. The client reports it and decides nothing.
+The progress decides whether a call may be retried: always, before any byte was written; after that, only if the method
+is known to be safe; never, once the reply has begun. The client only reports it.
 """
 
 import enum
@@ -12,27 +12,27 @@ from mesh.wire import call
 
 @dataclass(slots=True)
 class Reply:
-    """One complete reply. `frame` is its message if it had exactly one and was not taken as a stream."""
+    """One complete reply. `frame` is its message, if it had exactly one and was not read as a stream."""
 
     code: int
     text: str = ""
     frame: bytes | None = None
     headers: list[call.Header] = field(default_factory=list)  # without the transport's own
-    trailers: list[call.Header] = field(default_factory=list)  # empty in a trailers-only reply: all is in `headers`
-    encoding: bytes = b""  # what `grpc-encoding` said: how a frame with flag 1 is compressed
-    raw_text: bytes = b""  # `grpc-message` as it came
+    trailers: list[call.Header] = field(default_factory=list)  # trailers-only: empty, all is in `headers`
+    encoding: bytes = b""  # the value of `grpc-encoding`: how a frame with flag 1 is compressed
+    raw_text: bytes = b""  # `grpc-message`, undecoded
 
 
 class LostKind(enum.Enum):
     """The progress of a call when its connection was lost."""
 
     UNSENT = "unsent"  # no byte of the request was written
-    SENT = "sent"  # some of it was written, no byte of the reply came
+    SENT = "sent"  # some of it was written, no byte of the reply arrived
     STARTED = "started"  # the reply had begun
 
 
 class Lost(Exception):
-    """A call that ended without a status, because of its connection; `why` says what happened to that."""
+    """A call that ended without a status because of its connection; `why` says what happened to the connection."""
 
     def __init__(self, kind: LostKind, why: str) -> None:
         super().__init__(kind, why)
@@ -40,7 +40,7 @@ class Lost(Exception):
         self.why = why
 
     def again(self) -> "Lost":
-        """Returns a fresh one to raise: one exception raised by several tasks would mix up their tracebacks."""
+        """Returns a new exception to raise: one that several tasks raise would mix up their tracebacks."""
         return Lost(self.kind, self.why)
 
     def __str__(self) -> str:

@@ -1,14 +1,15 @@
-"""The server end: listens, keeps its connections, and closes them in good order.
+"""The server end: listens, keeps its connections, and closes them in an orderly way.
 
 `connection` says what a connection does, `serverconnection` what it does with gRPC, `servercall` what a handler sees of
 a call. One sweep, twice a minute, bounds waiting for peers: a connection is cut at the second look if its request has
 stopped in the middle, or if it does not take its last answer. Connections that are merely idle are left alone: their
 owner, Envoy or a pool of ours, closes them.
 
-Bodies hold memory while they come and go, so their peers must keep up a least rate, checked once a second; if the
-budget for bodies is short, a sixteenth of the patience is left.
+Bodies hold memory while they arrive and leave, so peers must keep up a minimum rate, which is checked once a second;
+while the budget for bodies is short, they may fall behind by only a sixteenth as much.
 
-A connection that is not read, because its handler does not take more, would not show that its peer is gone.
+The sweep also finds peers that have disconnected from connections whose reading is paused, because their handler takes
+no more.
 """
 
 import asyncio
@@ -32,17 +33,18 @@ log = logs.get(__name__)
 MAX_MESSAGE = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
 MIN_RATE = 32 * 1024
-"""Bytes a second. At this rate 16 MiB may take eight minutes, and half a minute if others wait for room."""
+"""Minimum rate of a body, in bytes a second: 16 MiB may take eight minutes, or half a minute if others wait for
+room."""
 
 PATIENCE = 10
 """Seconds by which a body may fall behind."""
 
 HASTE = 16
-"""Factor of the least rate while others are refused for lack of room."""
+"""Factor by which the minimum rate rises while others are refused for lack of room."""
 
 
-_HANDSHAKE = 5.0  # seconds that a client has for TLS
-_GOODBYE = 2.0  # seconds that TLS has to end in good order
+_HANDSHAKE = 5.0  # seconds that a client gets for the TLS handshake
+_GOODBYE = 2.0  # seconds that TLS gets for an orderly shutdown
 _BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own limit
 _SWEEP = 30.0  # seconds
 _LOOK = 1.0  # seconds
@@ -56,8 +58,8 @@ class ServerStatistics:
     connections: int
     calls_in_flight: int
     calls: int  # handed to the handler so far
-    errors: int  # of those, the ones whose handler raised
-    refused: int  # requests that no handler saw, or that were refused in their middle: malformed, above a limit
+    errors: int  # calls of those whose handler raised
+    refused: int  # requests refused before a handler saw them, or midway: malformed, or above a limit
     slow: int  # bodies ended because their peers were too slow
 
 
@@ -74,7 +76,7 @@ class Listener(Generic[M, K]):
         min_rate: int = MIN_RATE,
     ) -> None:
         """Makes a server that does not listen yet. `max_message`: bytes of one message; `max_headers`: bytes of one
-        request's head; `budget`: counts all bodies; `min_rate`: least bytes a second of a body, 0: any."""
+        request's head; `budget`: counts all bodies; `min_rate`: minimum bytes a second of a body, 0: any."""
         self.handler = handler
         self.budget = budget
         self.min_rate = min_rate
@@ -89,8 +91,8 @@ class Listener(Generic[M, K]):
         self._listeners: list[asyncio.Server] = []
         self._paths: list[tuple[str, int]] = []  # of unix sockets, with their inodes
         self._connections: set[Connection[M, K]] = set()
-        self._unread: set[Connection[M, K]] = set()  # connections that are not read for now
-        self._owing: set[Connection[M, K]] = set()  # connections whose peers owe bytes, or reading
+        self._unread: set[Connection[M, K]] = set()  # connections whose reading is paused
+        self._owing: set[Connection[M, K]] = set()  # connections whose peers have bytes to send or to read
         self._guard: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -99,8 +101,8 @@ class Listener(Generic[M, K]):
     async def listen_unix(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
         """Listens on a unix socket, which it creates, and removes when it closes.
 
-        An existing socket, stale or not, is replaced without a moment in which there is none: so a worker's successor
-        takes over its path. Raises OSError if something else is at the path, or it is too long for a socket.
+        An existing socket, stale or not, is replaced atomically, so a worker's successor can take over its path. Raises
+        OSError if the path holds anything else, or is too long for a socket.
         """
         loop = self._started()
         path = os.fspath(path)
@@ -116,8 +118,7 @@ class Listener(Generic[M, K]):
         self._paths.append((path, os.lstat(path).st_ino))
 
     async def listen_on(self, listening: socket.socket) -> None:
-        """Listens on a socket that listens already and was made elsewhere: it is closed at the end, and no path is
-        removed."""
+        """Serves a socket that already listens. The socket is closed at the end, and no path is removed."""
         loop = self._started()
         if listening.family == socket.AF_UNIX:
             listener = await loop.create_unix_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
@@ -126,8 +127,8 @@ class Listener(Generic[M, K]):
         self._listeners.append(listener)
 
     async def listen_tcp(self, host: str, port: int, *, identity: Identity | None = None) -> int:
-        """Listens on a TCP port, 0 for any that is free; returns the port. With an `identity`, mutual TLS is required:
-        a client without a matching certificate gets no connection."""
+        """Listens on a TCP port, 0 for any free one; returns the port. An `identity` makes mutual TLS mandatory:
+        clients without a matching certificate are refused."""
         loop = self._started()
         if identity is None:
             listener = await loop.create_server(lambda: self._connection(loop), host, port, backlog=_BACKLOG)
@@ -145,13 +146,13 @@ class Listener(Generic[M, K]):
         return int(listener.sockets[0].getsockname()[1])
 
     async def close(self, grace: float) -> None:
-        """Stops listening, lets calls in flight be answered for up to `grace` seconds, then cuts them."""
+        """Stops listening, gives calls in flight up to `grace` seconds, and then cuts them."""
         self.closing = True
         for listener in self._listeners:
             listener.close()
         for path, inode in self._paths:
             with contextlib.suppress(FileNotFoundError):
-                if os.lstat(path).st_ino == inode:  # else a successor has it
+                if os.lstat(path).st_ino == inode:  # otherwise the path belongs to a successor
                     os.unlink(path)
         self._listeners.clear()
         self._paths.clear()
@@ -199,7 +200,7 @@ class Listener(Generic[M, K]):
             self._empty.set()
 
     def watch(self, connection: Connection[M, K], unread: bool) -> None:
-        """Notes that a connection is not read for now, or is read again."""
+        """Notes that reading of a connection was paused or resumed."""
         if unread:
             self._unread.add(connection)
             if self._looker is None:
@@ -208,7 +209,8 @@ class Listener(Generic[M, K]):
             self._unread.discard(connection)
 
     def guard(self, connection: Connection[M, K]) -> float:
-        """Notes that a connection's peer owes bytes, or reading. Returns the bytes by which it may fall behind."""
+        """Watches the rate of a connection whose peer has bytes to send or to read. Returns how many bytes it may fall
+        behind."""
         if self.min_rate:
             self._owing.add(connection)
             if self._guard is None:
@@ -235,7 +237,7 @@ class Listener(Generic[M, K]):
             self._guard = asyncio.get_running_loop().call_later(_LOOK, self._judge) if self._owing else None
 
     def _look(self) -> None:
-        """Ends connections that are not read and whose peer has gone."""
+        """Ends connections whose reading is paused and whose peer has disconnected."""
         self._looker = asyncio.get_running_loop().call_later(_LOOK, self._look) if self._unread else None
         poller = select.poll()
         unread = {connection.descriptor: connection for connection in self._unread}
@@ -260,13 +262,13 @@ class Listener(Generic[M, K]):
         for connection in tuple(self._connections):
             place = connection.stuck()
             if place is not None and place == connection.mark:
-                log.info("connection cut: its peer does not go on", peer=connection.peer, at=place)
+                log.info("connection cut: its peer has stalled", peer=connection.peer, at=place)
                 connection.transport.abort()
             connection.mark = place
 
 
 class Server(Listener[servercall.ServerCall, serverconnection.Known]):
-    """Hands every gRPC call that arrives to one handler."""
+    """A server that passes every gRPC call to one handler."""
 
     def _connection(
         self, loop: asyncio.AbstractEventLoop, *, secure: bool = False
@@ -275,14 +277,14 @@ class Server(Listener[servercall.ServerCall, serverconnection.Known]):
 
 
 def _bind(path: str, fresh: str, mode: int) -> socket.socket:
-    """Returns a socket at `fresh`, to be moved to `path` once it listens."""
+    """Creates a socket at `fresh`, to be moved to `path` once it listens."""
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(f"{path} is there already and is no socket")
+        raise FileExistsError(f"{path} exists and is not a socket: remove it, or use another path")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(fresh)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        before = os.umask(0o777 & ~mode)  # others must not be able to connect even for a moment
+        before = os.umask(0o777 & ~mode)  # other users must never be able to connect
         try:
             listening.bind(fresh)
         finally:

@@ -1,11 +1,11 @@
 """One call in the HTTP/1.1 server: `call.Call` on top of a connection.
 
-It builds the bytes of the answer and keeps the order of its parts; `serverconnection` decides when and in which order
-calls are handed out, and what happens to the connection afterwards.
+It builds the bytes of the answer and enforces the order of its parts; `serverconnection` decides when and in which
+order handlers get calls, and what happens to the connection afterwards.
 
 A unary answer is one write: head, one chunk with the frame, the last chunk, trailers. A failure is trailers-only: a
-head and nothing else. Every answer says `connection: close` if the connection will not be used again, so the peer does
-not send its next request into it.
+head and nothing else. Every answer says `connection: close` if the connection will not be used again, so that the peer
+does not send another request on it.
 """
 
 import asyncio
@@ -19,18 +19,19 @@ from mesh.wire import call, framing, inbox, metadata, refusals
 
 log = logs.get(__name__)
 
-_BIG = 64 * 1024  # bytes of a frame above which handing parts to the transport is cheaper than joining them
+_BIG = 64 * 1024  # bytes of a frame above which passing parts to the transport is cheaper than joining them
 
 _OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n"
 _CLOSE = b"connection: close\r\n"
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _EMPTY = b"content-length: 0\r\n"
-# The common case, one unary answer without metadata on a connection that stays, in three parts around length and frame.
+# The common case: a unary answer without metadata on a connection that stays open, in three parts around length and
+# frame.
 _REPLY = _OK + _CHUNKED + b"\r\n%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n"
 _REPLY_HEAD = _OK + _CHUNKED + b"%b\r\n%x\r\n"
 _REPLY_TAIL = b"\r\n0\r\ngrpc-status: 0\r\n%b\r\n"
 
-# Progress of the answer. GONE: what the handler does now has no effect.
+# Progress of the answer. GONE: nothing that the handler does has an effect.
 OPEN, STARTED, ANSWERED, GONE = range(4)
 
 
@@ -44,13 +45,13 @@ class Connection(Protocol):
     stalled: bool  # the peer does not take what is written
 
     def keeps(self, made: "ServerCall") -> bool:
-        """Returns whether it can be used again once this call is answered."""
+        """Returns whether the connection can be used again once this call is answered."""
 
     def answered(self, made: "ServerCall") -> None:
         """Notes that the last byte of the answer was written."""
 
     def hold(self, holding: bool) -> None:
-        """Stops reading while the reader of the call's messages wants no more, and resumes it later."""
+        """Pauses reading while the reader of the call's messages wants no more, and resumes it later."""
 
     async def room(self) -> None:
         """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
@@ -85,13 +86,13 @@ class ServerCall(call.Call):
         self.peer = connection.peer
         self.frame = None
         self.deadline = None
-        self.size: int | None = None  # bytes of the body as its head says; None: chunked
-        self.body: bytes | bytearray = b""  # the part of it that has come, until the handler is called
-        self.held = 0  # bytes of the budget, until it is answered; the inbox holds a stream's
-        self.ended = False  # the whole request has come
+        self.size: int | None = None  # bytes of the body by its head; None: chunked
+        self.body: bytes | bytearray = b""  # the part of the body that has arrived, until the handler is called
+        self.held = 0  # bytes of the budget, held until the answer; the inbox holds those of a stream
+        self.ended = False  # the whole request has arrived
         self.keep_alive = True  # the peer may send its next request on this connection
         self.phase = OPEN
-        self.refusal: refusals.Refusal | None = None  # set: no handler sees this call
+        self.refusal: refusals.Refusal | None = None  # if set, no handler sees this call
         self._connection = connection
         self._inbox: inbox.Inbox | None = None
         self._on_cancel: Callable[[], None] | None = None
@@ -99,10 +100,11 @@ class ServerCall(call.Call):
     # --- for the connection ---
 
     def ready(self, limit: int) -> bool:
-        """Returns whether its turn can begin: all of it is here, or it is a stream and not within its first message.
+        """Returns whether the handler may get the call: all of it has arrived, or it is a stream and its first message
+        is not incomplete.
 
-        A client in the middle of a message sends the rest of it in any case, so waiting for that is safe; a client that
-        has sent a whole message or none may be waiting for us.
+        A client in the middle of a message will send the rest, so waiting for that is safe; a client that has sent a
+        whole message or none may be waiting for an answer.
         """
         if self.ended or self.refusal is not None:
             return True
@@ -117,7 +119,7 @@ class ServerCall(call.Call):
             return True
 
     def prepare(self, limit: int) -> None:
-        """Makes `frame` of a body that is one whole message, else the stream that `read` serves."""
+        """Sets `frame` if the body is exactly one message, otherwise the stream that `read` serves."""
         body = self.body
         try:
             if self.ended and body and framing.frame_end(body, 0, limit) == len(body):
@@ -134,7 +136,7 @@ class ServerCall(call.Call):
             self.refusal = refusals.of_error(error)
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes of the body. After a refusal nothing is parsed: those bytes may begin anywhere."""
+        """Takes the next bytes of the body. After a refusal nothing is parsed, as those bytes may begin anywhere."""
         if self.refusal is not None:
             return
         box = self._inbox
@@ -143,7 +145,7 @@ class ServerCall(call.Call):
                 box.feed(data)
             except framing.FrameError as error:
                 self.refusal = refusals.of_error(error)
-        elif self.phase:  # answered: the rest is not needed
+        elif self.phase:  # the call is answered, so the rest is not needed
             return
         else:
             if not self.body:
@@ -158,7 +160,7 @@ class ServerCall(call.Call):
                     self.body = b""
 
     def reserve(self, size: int) -> bool:
-        """Holds at least so many bytes of the budget; if they are not available, the call is refused."""
+        """Holds at least `size` bytes of the budget; if they are not available, the call is refused."""
         more = size - self.held
         if more > 0:
             budget = self._connection.budget
@@ -169,7 +171,7 @@ class ServerCall(call.Call):
         return True
 
     def release(self) -> None:
-        """Returns this call's bytes to the budget."""
+        """Gives this call's bytes back to the budget."""
         if self.held:
             self._connection.budget.give(self.held)
             self.held = 0
@@ -207,7 +209,7 @@ class ServerCall(call.Call):
 
     @property
     def partial(self) -> bool:
-        """True if the peer owes the rest of a message."""
+        """True if the peer has sent only part of a message."""
         if self.ended or self.phase >= ANSWERED:
             return False
         return self._inbox is None or self._inbox.partial
@@ -222,7 +224,7 @@ class ServerCall(call.Call):
                 self.refusal = refusals.of_error(error)
 
     def refused(self, refusal: refusals.Refusal) -> bytes:
-        """Returns the bytes that answer this call in the handler's place, as far as it is not answered yet."""
+        """Returns the bytes that answer this call in place of the handler, as far as it is not answered yet."""
         code = refusal.reason.code
         if self.phase == STARTED:
             return b"0\r\n%b%b\r\n" % (_status(code, refusal.text), refusal.trailers())
@@ -231,7 +233,7 @@ class ServerCall(call.Call):
         return b"".join((_OK, _EMPTY, _CLOSE, _status(code, refusal.text), refusal.trailers(), b"\r\n"))
 
     def cut(self, why: str) -> None:
-        """Tells the handler that there is no caller left to answer."""
+        """Notifies the handler that the caller has gone."""
         if self.phase >= ANSWERED:
             return
         self.phase = GONE
@@ -243,7 +245,7 @@ class ServerCall(call.Call):
             try:
                 callback()
             except Exception:
-                log.exception("handler failed on a cancel", method=self.method, peer=self.peer)
+                log.exception("handler failed to handle a cancelled call", method=self.method, peer=self.peer)
 
     # --- for the handler ---
 
@@ -253,7 +255,7 @@ class ServerCall(call.Call):
         return self.phase == GONE
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Sets the callback for a caller that goes away before the answer."""
+        """Sets the callback for a caller that disconnects or gives up before the answer."""
         if callback is not None and self.phase == GONE:
             callback()
         else:
@@ -349,7 +351,7 @@ class ServerCall(call.Call):
             if code:
                 self.fail(code, text, trailers=trailers)
                 return
-            self.start()  # OK without a message is no failure: its metadata are trailers
+            self.start()  # OK without a message is not a failure, so its metadata are sent as trailers
         if self.phase != STARTED:
             self._too_late("finish")
             return
@@ -359,7 +361,7 @@ class ServerCall(call.Call):
         self._connection.answered(self)
 
     def _discard_input(self) -> None:
-        """Returns the bytes that the request still holds to the budget: nothing reads more of it."""
+        """Gives the request's bytes back to the budget, as nothing reads more of it."""
         if self.held:
             self._connection.budget.held -= self.held
             self.held = 0

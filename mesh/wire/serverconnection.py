@@ -16,7 +16,7 @@ _HEAD_ENDS = b"\r\n\r\n"
 
 
 class Known(NamedTuple):
-    """The parser's result for a head that may come again."""
+    """The parser's result for a head that may be seen again."""
 
     method: bytes
     headers: list[call.Header]
@@ -41,7 +41,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
         self._special: dict[bytes, bytes] = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Takes one header, or one trailer: gRPC gives trailers of requests no meaning."""
+        """Takes one header, or ignores one trailer: gRPC gives trailers of requests no meaning."""
         if self._incoming is not None:
             return
         name = name.lower()
@@ -51,7 +51,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Makes a call of the head."""
+        """Creates the call from its head."""
         special = self._special
         parser = self._parser
         made = servercall.ServerCall(self, self._url, self._headers, special.get(b"grpc-encoding", b""))
@@ -80,7 +80,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
             if made.size and made.refusal is None:
                 made.reserve(min(made.size, self.limit + framing.PREFIX))
             if b"expect" in special and made.refusal is None and self._active is None and not self._queue:
-                self.transport.write(connection.CONTINUE)  # harmless at the end, when the peer needs it no more
+                self.transport.write(connection.CONTINUE)  # harmless at the end, when the peer no longer needs it
         self._overhead = 0
         self._incoming = made
         self._queue.append(made)
@@ -108,13 +108,13 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
     # --- heads seen before ---
 
     def _recognised(self, seen: heads.Request, known: Known) -> bool:
-        """Hands out a request whose head is known; returns False if the parser must judge it."""
+        """Passes on a request whose head is known; returns False if the parser must judge it."""
         _, sized, timeout, body = seen
         if known.sized is not sized or not framing.is_frame(body, self.limit):
             return False
         budget = self.budget
         held = budget.held + len(body)
-        if held > budget.large:  # the long way decides whether it is admitted
+        if held > budget.large:  # the parser's path decides whether it is admitted
             return False
         self._memo.missed = 0
         made = servercall.ServerCall(self, known.method, known.headers.copy(), known.encoding)
@@ -130,7 +130,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
         return True
 
     def _learn(self, seen: heads.Request) -> None:
-        """Keeps the parser's result for a read that brought one whole request."""
+        """Caches the parser's result for a read that brought exactly one request."""
         if len(self._queue) != 1 or not self._between:
             return
         head, sized, _, body = seen
@@ -148,7 +148,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
             made.fail(statuses.Reason.INTERNAL.code, "the handler of this method failed")
 
     def _refuse(self, made: servercall.ServerCall) -> None:
-        """Answers in the handler's place, tells the handler if it was called, and ends the connection."""
+        """Answers in place of the handler, notifies the handler if it was called, and ends the connection."""
         refusal = made.refusal
         assert refusal is not None
         log.debug("request refused", peer=self.peer, method=made.method, why=refusal.text)

@@ -1,7 +1,7 @@
-"""The streaming side of the client: a reply read message by message, and a request sent that way.
+"""The client's streams: a reply that is read message by message, and a request that is sent message by message.
 
-Both are thin: messages wait in an `inbox`, bytes go to the exchange, which knows the connection. An error of the
-connection is raised as `reply.Lost` from each waiting method.
+Both are thin: messages wait in an `inbox`, and bytes are passed to the exchange, which knows the connection. An error
+of the connection is raised as `reply.Lost` from each waiting method.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from mesh.wire import reply as replies
 class Request(Protocol):
     """The call that a stream belongs to."""
 
-    over: replies.Lost | None  # why nothing can be written any more
+    over: replies.Lost | None  # the reason why nothing more can be written
 
     async def write(self, frame: bytes) -> None:
         """Sends one message, once there is a connection and room. Raises `Lost`."""
@@ -23,11 +23,11 @@ class Request(Protocol):
         """Ends the request."""
 
     def cancel(self) -> None:
-        """Ends the call: closes its connection."""
+        """Ends the call by closing its connection."""
 
 
 class ReplyStream:
-    """A reply that has begun. Take it to its end, or cancel it: its connection is held until then."""
+    """A reply that has begun. Read it to its end, or cancel it: its connection is held until then."""
 
     __slots__ = ("_box", "_exchange", "_result", "_waiters", "encoding", "headers")
 
@@ -35,7 +35,7 @@ class ReplyStream:
     """The initial metadata."""
 
     encoding: bytes
-    """What `grpc-encoding` said."""
+    """The value of `grpc-encoding`."""
 
     def __init__(self, owner: Request, box: inbox.Inbox, headers: list[call.Header], encoding: bytes) -> None:
         self.headers = headers
@@ -46,7 +46,7 @@ class ReplyStream:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def read(self) -> bytes | None:
-        """Returns the next frame; None at the end, also of a reply that failed. Raises `Lost`, after earlier frames."""
+        """Returns the next frame; None at the end, even of a reply that failed. Raises `Lost`, after earlier frames."""
         return await self._box.read()
 
     async def result(self) -> replies.Reply:
@@ -61,13 +61,13 @@ class ReplyStream:
         return self._result
 
     def cancel(self) -> None:
-        """Ends the call: closes its connection, unless the reply has ended. Waiting readers get `Lost`."""
+        """Ends the call by closing its connection, unless the reply has ended. Waiting readers get `Lost`."""
         self._exchange.cancel()
 
     # --- for the connection ---
 
     def ended(self, result: replies.Reply | replies.Lost, *, drop: bool = False) -> None:
-        """Ends the stream; with `drop` frames that have come are not served either."""
+        """Ends the stream; with `drop`, frames that have arrived are dropped too."""
         if drop and isinstance(result, replies.Lost):
             self._box.fail(result, drop=True)
         if self._result is None:
@@ -78,12 +78,12 @@ class ReplyStream:
 
 
 class RequestStream:
-    """A request that is sent message by message; the reply may begin before it has ended."""
+    """A request that is sent message by message; the reply may begin before the request has ended."""
 
     __slots__ = ("_answer", "_waiters", "exchange")
 
     def __init__(self) -> None:
-        self.exchange: Request  # set by the pool immediately
+        self.exchange: Request  # the pool sets it immediately
         self._answer: replies.Reply | ReplyStream | replies.Lost | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -93,11 +93,12 @@ class RequestStream:
         await self.exchange.write(frame)
 
     def end(self) -> None:
-        """Ends the request: there are no more messages."""
+        """Ends the request, after its last message."""
         self.exchange.end()
 
     async def first(self) -> replies.Reply | ReplyStream:
-        """Returns the reply: whole if it is one message or a failure and has ended, else its stream. Raises `Lost`."""
+        """Returns the complete reply if it is one message or a failure and has ended, otherwise its stream. Raises
+        `Lost`."""
         while self._answer is None:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -107,7 +108,7 @@ class RequestStream:
         return self._answer
 
     def cancel(self) -> None:
-        """Ends the call: closes its connection. Waiting readers get `Lost`."""
+        """Ends the call by closing its connection. Waiting readers get `Lost`."""
         self.exchange.cancel()
         if self.exchange.over is not None:
             self._set(self.exchange.over)
@@ -123,7 +124,7 @@ class RequestStream:
         self._set(stream)
 
     def on_lost(self, lost: replies.Lost) -> None:
-        """Learns that there will be no reply."""
+        """Takes the news that there will be no reply."""
         self._set(lost)
 
     def _set(self, answer: "replies.Reply | ReplyStream | replies.Lost") -> None:

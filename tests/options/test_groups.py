@@ -68,7 +68,7 @@ def test_what_is_wrong_is_named(argv: list[str], named: str) -> None:
 def test_help_describes_the_fields() -> None:
     status, output = run("--help")
     assert status == 0
-    for text in ("--user", "TEST_USER", "--attempts", "Does it."):
+    for text in ("--user", "TEST_USER", "--attempts", "Takes the options and does its work."):
         assert text in output
 
 

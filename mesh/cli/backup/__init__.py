@@ -1,6 +1,6 @@
 """`mesh backup` and `mesh restore`: registrations in a file, and back.
 
-Both talk to etcd rather than to a router: they are an admin's, work at one revision, and need no running router. The
+Both talk to etcd rather than to a router: they are for admins, work at one revision, and need no running router. The
 file format is in `file`, reading a mesh in `saving`, restoring in `restoring`, and a snapshot of etcd as its source in
 `fromsnapshot`; this module has options, progress and summaries.
 """
@@ -51,7 +51,8 @@ def backup(
     """Writes all registrations to a file: models, virtual models, settings.
 
     It reads etcd at one revision while the mesh runs. Pods, copies and other state that the mesh recreates are left
-    out. The file has the models' storage keys as they were registered: only you can read it, and it should stay so.
+    out. The file contains the models' storage keys as they were registered, so it is readable only by you: keep it that
+    way.
 
     Examples: `mesh backup registry.backup --etcd-config etcd_connection`,
     `kubectl exec deploy/mesh-router -- mesh backup - > registry.backup`
@@ -155,7 +156,7 @@ def _writing(target: str) -> Iterator[BinaryIO]:
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - otherwise Python complains at exit that it cannot flush
-            raise CommandError("the reader of standard output has gone: the backup is incomplete") from error
+            raise CommandError("the reader of standard output closed it: the backup is incomplete") from error
         return
     path = Path(target)
     temporary: Path | None = None

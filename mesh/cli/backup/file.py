@@ -5,7 +5,7 @@ record, `["registry", "fraud/de", "{...}"]`: its kind, the rest of its key, and 
 written as `{"base64": "..."}`. The last line has the SHA-256 of all lines before it. A backup can be streamed, since
 etcd tells beforehand how many records there are at a revision.
 
-This module knows nothing of etcd or of the meaning of records.
+This module knows neither etcd nor the meaning of records.
 """
 
 import base64
@@ -86,7 +86,7 @@ class Writer:
 
 
 def verify(stream: BinaryIO) -> Header:
-    """Reads all of the file, checks that it is complete, and returns its header. Raises BackupError."""
+    """Reads the whole file, checks that it is complete, and returns its header. Raises BackupError."""
     lines = _lines(stream)
     first = next(lines, b"")
     digest = hashlib.sha256(first)

@@ -1,7 +1,7 @@
 """Snapshots of etcd's database as a source for a restore: their registry as a backup.
 
-Only etcd can read a snapshot. So `etcdutl` makes a temporary etcd from it, on loopback, in a folder beside the
-snapshot, where there is room for such a file; it is read like any other etcd, and then deleted. Leases, pods and other
+Only etcd can read a snapshot. So `etcdutl` makes a temporary etcd from it, on loopback, in a folder next to the
+snapshot, where a file of that size has room; this etcd is read like any other, and then deleted. Leases, pods and other
 keys in the snapshot, which mean nothing in another etcd, are not copied.
 """
 

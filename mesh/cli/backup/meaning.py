@@ -20,7 +20,7 @@ class Difference(enum.Enum):
 
 
 def difference(there: bytes, wanted: bytes) -> Difference:
-    """Compares what was registered. What was measured, counted or noted since does not count as a difference."""
+    """Compares what was registered. Anything measured, counted or noted since then makes no difference."""
     if there == wanted:
         return Difference.NONE
     try:
@@ -33,12 +33,12 @@ def difference(there: bytes, wanted: bytes) -> Difference:
 
 
 def fresh(value: bytes) -> tuple[bytes, bool]:
-    """Returns the record to create, and whether it has limits. References of vmodels and failed loads are removed; that
-    servers died of the model is kept, as it would kill here too."""
+    """Returns the record to create, and whether it has limits. References of vmodels and failed loads are removed;
+    deaths of servers are kept, as the model would kill servers here too."""
     try:
         record = ModelRecord.decode(value)
     except ValueError:
-        return value, False  # unreadable, but it is what the mesh had
+        return value, False  # unreadable, but the mesh had it like this
     return replace(record, refs=0, failures=()).encode(), record.limits != UNLIMITED
 
 

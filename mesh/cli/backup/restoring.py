@@ -79,7 +79,7 @@ class Restorer:
         self._wait = wait
         self._prefixes = saving.prefixes(keys)
         self._met = dry_run  # the last batch had existing models: then read the next one before creating it
-        self._waiting: list[file.BackupEntry] = []  # to be created when copies of earlier registrations are unloaded
+        self._waiting: list[file.BackupEntry] = []  # to be created once copies of earlier registrations are unloaded
         self._deleted: set[bytes] = set()  # models that were deleted to be created again
         self.outcome = Outcome()
 
@@ -189,7 +189,7 @@ class Restorer:
             elif kv is None:
                 (self._waiting if lingering else left).append(entry)
             elif (difference := meaning.difference(kv.value, entry.value)) is meaning.Difference.NONE:
-                # This also finds a write of ours that timed out but succeeded.
+                # This also finds our own write if it timed out but succeeded.
                 counted = self.outcome.overwritten if entry.name in self._deleted else self.outcome.existing
                 counted[entry.kind] += 1
             elif not self._overwrite:
@@ -237,7 +237,7 @@ class Restorer:
         looked, present = await self._look([entry for entry, _ in stale])
         compares = [etcds.modified(kv.key, kv.mod_revision) for _, kv in stale]
         deletions: list[etcds.Op] = []
-        burials: list[tuple[etcds.Compare, etcds.Op]] = []  # of models for which no pod answers, as far as is known
+        burials: list[tuple[etcds.Compare, etcds.Op]] = []  # of models for which no pod is known to answer
         for (entry, kv), (_, lingering) in zip(stale, looked, strict=True):
             deletions += [etcds.delete_op(key) for key in (kv.key, self._want(entry), self._reload(entry))]
             burial = etcds.put_op(self._copies(entry) + TOMBSTONE.encode(), _tombstone(kv.value).encode())
@@ -322,7 +322,7 @@ class Restorer:
         self._fail([entry], "others keep changing it")
 
     async def _write(self, compares: Sequence[etcds.Compare], puts: Sequence[etcds.Op]) -> bool:
-        """Tells whether the write succeeded. An unknown outcome counts as failed; the next read shows the truth."""
+        """Returns whether the write succeeded. An unknown outcome counts as failed; the next read shows the truth."""
         if self._dry_run:
             return True
         try:

@@ -1,4 +1,4 @@
-"""The making of a backup: every record of a mesh at one revision of etcd, read page by page."""
+"""Creation of a backup: every record of a mesh at one revision of etcd, read page by page."""
 
 import datetime
 from collections.abc import Callable

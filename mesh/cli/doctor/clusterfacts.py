@@ -1,7 +1,7 @@
 """Facts about one namespace, from Kubernetes. `clusterchecks` judges them.
 
 All requests are allowed to the namespace's role `admin`. Only Secrets that the mesh's workloads mount are read, by
-name: others in the namespace are none of our business, and Helm's are large.
+name: the others belong to somebody else, and Helm's are large.
 """
 
 import asyncio

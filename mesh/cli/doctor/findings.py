@@ -9,9 +9,9 @@ class Level(enum.Enum):
 
     OK = "ok"
     WARN = "warn"
-    """Works but needs attention; or one model of many does not work."""
+    """A thing that works but needs attention; or one model of many that does not work."""
     FAIL = "FAIL"
-    """Does not work, or soon will not."""
+    """A thing that does not work, or will soon stop working."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ _LIBRARIES = ("scikit-learn", "skl2onnx", "onnx", "numpy")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Environment of workers: one thread in each, so that sums have a fixed order."""
 
-_LICENCE = "Apache-2.0"  # the project's root, from which workers import this package
+_LICENCE = "Apache-2.0"  # of the models trained here
 
 console = Console(stderr=True)
 

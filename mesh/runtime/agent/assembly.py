@@ -1,7 +1,7 @@
 """The parts of one pod's agent, each made from those below it.
 
-A part never knows those that are made after it. Events below that concern a part above (a server dies, a copy's
-registration is gone, another pod takes the name) go up through callbacks, and all callbacks are bound here.
+A part never knows those that are made after it. Events that concern such a later part (a server dies, a copy's
+registration is gone, another pod takes the name) reach it through callbacks, all of which are bound here.
 """
 
 import functools
@@ -168,7 +168,7 @@ class Pod:
         self.cache.deaths.happened(death, self.board.at_work)
 
     def _on_usurped(self, why: str) -> None:
-        self.fence.close()  # once another incarnation has its place, the mesh takes this one for ended
+        self.fence.close()  # once another incarnation has this pod's place, the mesh considers this one ended
         self._cannot_go_on(why)
 
 

@@ -1,4 +1,4 @@
-"""The gRPC service that routers call on a pod: mesh.agent.v1.Agent. Thin: it only puts answers into messages."""
+"""The gRPC service that routers call on a pod: mesh.agent.v1.Agent. It only translates answers into messages."""
 
 import time
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ _OPTIONS = (
     # pings without data in 5 minutes, then ends the connection, and all loads on it: "Too many pings".
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_send_message_length", 64 << 20),  # a description of thousands of copies
+    ("grpc.max_send_message_length", 64 << 20),  # for a description of thousands of copies
 )
 
 
@@ -58,7 +58,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address} (--control): {error}") from error
         if not port:
-            raise OSError(f"cannot listen on {address} (--control): is the port taken?")
+            raise OSError(f"cannot listen on {address} (--control): check whether another process uses the port")
         await server.start()
         self._server = server
         return format_address(host, port)
@@ -85,7 +85,9 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             generation=request.generation,
         )
         if not want.model_id or want.revision <= 0:
-            refused = pb.LoadReply.Refused(reason=Reason.BAD_REQUEST.name, text="no model id, or no create revision")
+            refused = pb.LoadReply.Refused(
+                reason=Reason.BAD_REQUEST.name, text=("the request names no model id, or no create revision")
+            )
             return pb.LoadReply(refused=refused)
         return _reply(await self._loads.load(want), self._standing.incarnation)
 

@@ -27,7 +27,7 @@ _LOOK_AGAIN = 1.0  # seconds between two checks that another pod can take the co
 _ASK = 2.0  # seconds for etcd to answer a leaving pod
 _KEYS_WAIT = 2.0  # seconds for a leaving pod's keys to be deleted
 _WHY = "this pod is leaving"
-_HAND_OVER_SHARE = 0.8  # of the time to leave, in which copies are loaded elsewhere
+_HAND_OVER_SHARE = 0.8  # share of the time to leave in which copies are loaded elsewhere
 
 
 class Leaving:
@@ -59,15 +59,15 @@ class Leaving:
             await asyncio.sleep(_QUIET)
 
     async def fall_silent(self, patience: float) -> None:
-        """Shuts the fence, then deletes the copies' keys, so that other pods may load these models. Waits for that, at
-        most 2 s or `patience`."""
+        """Shuts the fence, then deletes the copies' keys, so that other pods may load these models. Waits at most 2 s,
+        or `patience`."""
         self._cache.loads.close(_WHY)
         self._fence.close()
         held = [entry.model_id for entry in self._cache.ledger.entries.values() if entry.state is EntryState.LOADED]
         for model_id in held:
             self._presence.drop(model_id)
         if not self._presence.published:
-            return  # the lease took them along
+            return  # they were deleted with the lease
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(_KEYS_WAIT, patience)):
                 for model_id in held:
@@ -79,7 +79,7 @@ class Leaving:
 
     async def _hand_over(self, end: float) -> None:
         """Waits while the leader has this pod's copies loaded elsewhere and withdraws them one by one; until then they
-        are called. Skipped if no pod could take them, and never for all of the time: calls in flight need some too."""
+        answer calls. It does not wait if no pod could take them, and always leaves some time for calls in flight."""
         copies = self._copies
         if not copies or not await self._successors():
             return
@@ -90,7 +90,7 @@ class Leaving:
             left = self._copies
             if time.monotonic() - looked > _LOOK_AGAIN:
                 looked = time.monotonic()
-                if not await self._successors():  # the others leave too, as when the whole mesh is stopped
+                if not await self._successors():  # the other pods leave too, as when the whole mesh is stopped
                     break
         log.info("handed over", copies=copies - left, left=left)
 

@@ -1,7 +1,7 @@
 """The agent of a runtime pod from its start to its end; `assembly` makes its parts.
 
-Order of the start: the model server and the control port come before the pod is published, so that it can be used at
-once. Order of the end: `leaving`, then the model server ends, and presence last.
+At the start, the model server and the control port come up before the pod is published, so that it can be used at once.
+At the end, the pod leaves the mesh (`leaving`), then its model server ends, and its presence is deleted last.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _SERVER_GRACE = 8.0  # seconds for the model server to end: its own grace is 5
 
 
 class Agent:
-    """One runtime pod. `start`, then `drain` or not, then `close`."""
+    """One runtime pod. Call `start`, optionally `drain`, then `close`."""
 
     def __init__(self, settings: RuntimeSettings) -> None:
         """Makes the parts of the pod. Raises OSError, ValueError."""
@@ -67,7 +67,7 @@ class Agent:
         except (NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         standing.known = True
-        pod.fence.look()  # at once: a published pod may be called
+        pod.fence.look()  # started at once, as a published pod may be called
         self._begin_duties()
         log.info(
             "pod ready",

@@ -77,7 +77,7 @@ class Memory:
     def check(self) -> None:
         """Raises BadParameter for an unknown device or policy."""
         if self.device not in ("auto", "cpu", "cuda"):
-            raise typer.BadParameter(f"{self.device!r} is neither auto, cpu nor cuda", param_hint="--device")
+            raise typer.BadParameter(f"{self.device!r} is not a device: use auto, cpu or cuda", param_hint="--device")
         try:
             policies.check(self.eviction)
         except ValueError as error:
@@ -112,7 +112,7 @@ class Storage:
         Path | None,
         typer.Option(
             envvar="MESH_MODEL_DIR",
-            help="Folder for pulled files, for this pod only; complete files in it are used again after a restart.",
+            help="Folder for the pulled files of this pod only; complete files in it are used again after a restart.",
         ),
     ] = None
     file_root: Annotated[
@@ -178,7 +178,7 @@ class Work:
     ] = 0
     threads: Annotated[
         int,
-        typer.Option(envvar="MESH_THREADS", min=0, help="Threads for long calls; 0: one for each CPU."),
+        typer.Option(envvar="MESH_THREADS", min=0, help="Number of threads for long calls; 0: one for each CPU."),
     ] = 0
     max_message: Annotated[
         str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply, in bytes.")
@@ -196,8 +196,8 @@ class Work:
         typer.Option(
             envvar="MESH_HANG_TIMEOUT",
             min=1.0,
-            help="Silence of the model server after which it is replaced, in seconds; at least 3. A stopped one is "
-            "replaced after 3 seconds.",
+            help="Silence of the model server after which it is replaced, in seconds; less than 3 counts as 3. A "
+            "server that a signal has stopped is replaced after 3 seconds.",
         ),
     ] = 12.0
     server_module: Annotated[

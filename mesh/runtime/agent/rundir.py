@@ -1,10 +1,11 @@
-"""A private folder of this process, with a short path, for sockets and the use board.
+"""The private folder of this process, with a short path, for sockets and the use board.
 
-Short, because the path of a unix socket has at most 107 bytes; for this user only, because a writer in it controls the
-model server. It is removed at the end of the process. A folder left by an agent that SIGKILL ended is recognised by its
-lock, which ended with that process. The next life of the same pod (the same `whose`) reads and removes it. Other agents
-keep its files for an hour, as pods that share a machine may start together, but remove its folders, with the models, at
-once. A folder without an owner is removed by the first agent that finds it.
+Its path is short because that of a unix socket has at most 107 bytes, and only this user may use it because anyone who
+can write into it controls the model server. It is removed at the end of the process. A folder left by an agent that was
+killed with SIGKILL is recognised by its lock, which ended with that process. The next life of the same pod (the same
+`whose`) reads and removes the folder. Other agents keep its files for an hour, as pods that share a machine may start
+together, but remove its subfolders, which hold the models, at once. A folder without an owner is removed by the first
+agent that finds it.
 """
 
 import contextlib
@@ -32,13 +33,13 @@ class RunDir:
     def __init__(
         self, parent: Path | None = None, *, whose: str = "", on_left: Callable[[Path], None] = lambda folder: None
     ) -> None:
-        """Makes the folder. `on_left` is called with each folder that an earlier life of the same `whose` left; "" is
-        no owner."""
+        """Creates the folder. `on_left` is called with each folder that an earlier life of the same `whose` left; ""
+        means no owner."""
         if parent is None:
             parent = Path(tempfile.gettempdir())
             parent = parent if len(os.fsencode(parent)) <= 60 else Path("/tmp")
         _sweep(parent, whose, on_left)
-        # Locked before it gets a name that sweeps look for: otherwise another agent might sweep it in between.
+        # Locked before it gets a name that sweeps look for, or another agent might remove it in between.
         fresh = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
         self._lock = os.open(fresh / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,20 +51,20 @@ class RunDir:
         (self.path / _WHOSE).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Removes it."""
+        """Removes the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
 def _sweep(parent: Path, whose: str, on_left: Callable[[Path], None]) -> None:
     for left in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # of a live agent, of another user, or being removed already
+        with contextlib.suppress(OSError):  # it belongs to a live agent or another user, or is already being removed
             if left.is_symlink() or left.stat().st_uid != os.getuid():
                 continue
             lock = os.open(left / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 _take(lock, _PATIENCE if whose and _read(left / _WHOSE) == whose else 0.0)
-                owner = _read(left / _WHOSE)  # read again: it may have been disowned during the wait
+                owner = _read(left / _WHOSE)  # read again, as it may have been disowned during the wait
                 if owner and owner != whose and _is_fresh(left):
                     continue
                 if owner and owner == whose:

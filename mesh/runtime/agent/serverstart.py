@@ -15,11 +15,11 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_PORT_TRIES = 3  # with a port of our choice that another process took meanwhile
+_PORT_TRIES = 3  # attempts if another process takes the chosen port meanwhile
 
 
 class StartError(Exception):
-    """A pod cannot start; the text says what to do."""
+    """A failed start of a pod; the text says what to do."""
 
 
 class ServerStart:
@@ -56,8 +56,8 @@ class ServerStart:
                     raise StartError(str(error)) from error
                 continue
             device = status.told.get("mesh-device", "")
-            # The device that "auto" has found stays this pod's: a server that no longer finds its GPU has failed. It
-            # must not continue as a slow one whose memory is counted on a device.
+            # The pod keeps the device that "auto" has found: a server that no longer finds its GPU has failed. It must
+            # not continue as a slow one whose memory is counted on a device.
             self._server.plan = self._plan(data, device or settings.device)
             self._optimising.server(status.version, device)
             self._equip(*status.device_memory)

@@ -11,7 +11,7 @@ from puller.proxies import DIRECT, Proxies
 
 MIB = 1 << 20
 SERVER = "mesh.runtime.server"
-"""Our ONNX server. A replacement must take the same command line."""
+"""Mesh's own ONNX server. A replacement must take the same command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class RuntimeSettings:
     pull_connections: int = 32
     load_timeout: float = 90.0  # for one load in the model server
     load_concurrency: int = 2
-    threads: int = 2  # of the model server, for calls that are not short
+    threads: int = 2  # threads of the model server for long calls
     device: str = "auto"
     device_capacity: int = 0  # for models, of the device's memory; 0: most of what is free there
     lease_ttl: int = 10

@@ -50,7 +50,7 @@ class AgentStanding:
         self.name = settings.name
         self.incarnation = incarnation
         self.phase = STARTING  # starting, ready or leaving, independent of the model server
-        self.known = False  # to the mesh: it has been published
+        self.known = False  # known to the mesh, as it has been published
         self.addresses = ("", "", "")  # data, control, probe, as published
         self.labels = settings.labels
         self.rate = Rate(self.calls)
@@ -71,7 +71,7 @@ class AgentStanding:
 
     @property
     def state(self) -> str:
-        """starting, ready, leaving or server-down."""
+        """The state: starting, ready, leaving or server-down."""
         return SERVER_DOWN if self.phase == READY and not self._server.serves else self.phase
 
     # --- for the mesh
@@ -109,7 +109,7 @@ class AgentStanding:
     # --- for the probes
 
     def why_not_ready(self) -> str | None:
-        """Returns why the pod is not ready, if so. A pod without etcd serves its models, and stays ready."""
+        """Returns why the pod is not ready, None if it is. A pod without etcd serves its models, and stays ready."""
         state = self.state
         if state == READY:
             if (trouble := self._server.trouble) is not None:

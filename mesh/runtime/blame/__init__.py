@@ -1,1 +1,1 @@
-"""Evidence about models that kill their server: those that were at work, and what earlier lives saw."""
+"""Evidence about models that kill their server: the models at work when it died, and traces of earlier lives."""

@@ -2,15 +2,15 @@
 
 A container that takes too much memory is killed whole on most nodes of Kubernetes (`memory.oom.group`): the agent dies
 with its model server and cannot write anything down. The use board outlives both, since a pod's /tmp outlives its
-containers. So the next agent reads it, and writes into the models' records what the last one could not.
+containers. So the next agent reads it, and writes into the models' records what the former agent could not.
 
 A pod killed by hand leaves the same traces, so no model is blamed if memory was left at the last looks
 (`lastlooks`).
 
 The board identifies a model only by its record's create revision, which is enough to find the record again. A board is
 read only if it belongs to the same pod and registry and to the same boot of the machine: no model is to blame for a
-power failure. An agent that leaves in order has no suspects: it disowns the folder first. Nor has one that was stopped
-from outside and therefore replaced (`mesh up` says so), whatever its models were doing.
+power failure. An agent that leaves in order has no suspects, because it first disowns the folder. An agent that was
+stopped from outside and therefore replaced (`mesh up` says so) has none either, whatever its models were doing.
 """
 
 import os
@@ -34,7 +34,8 @@ BOARD = "board"
 
 
 def owner(*, base: str, pod: str, boot: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """Returns what identifies the lives of one pod during one boot. Empty, as for no owner, if the boot is unknown."""
+    """Returns a text that identifies the lives of one pod during one boot; empty, which means no owner, if the boot is
+    unknown."""
     try:
         return f"{boot.read_text().strip()} {base} {pod}"
     except OSError:

@@ -1,4 +1,4 @@
-"""This pod's writes to models' records: sizes, load times, failures, and work that was under way when a server died.
+"""This pod's writes to models' records: sizes, load times, failures, and the work under way when a server died.
 
 Records are shared, so each write is a compare-and-set that keeps unknown fields, and has no effect if the id has been
 registered again. No call waits for it, except one whose load failed: the model's status must show the failure as soon
@@ -30,8 +30,8 @@ PATIENCE = 3.0
 
 _SIZE_SHARE = 0.10  # sizes that differ by less count as equal
 _LOAD_SHARE, _LOAD_MS = 0.5, 50  # load times vary with the load of the machine
-_AT_ONCE = 8  # writes under way; a burst of cold starts must not become a burst of transactions
-_LINGER = 0.1  # seconds that a success waits, so that the calls that waited for the load go first
+_AT_ONCE = 8  # concurrent writes: a burst of cold starts must not become a burst of transactions
+_LINGER = 0.1  # seconds before a success is written, so that the calls that waited for the load run first
 _ATTEMPTS = 5
 _PAUSE = 2.0  # seconds, growing
 _TEXT = 2000  # characters kept of a text
@@ -196,7 +196,7 @@ class History:
     async def _write(self, model_id: str, revision: int, change: Callable[[ModelRecord], ModelRecord]) -> None:
         def decide(kv: KeyValue | None) -> bytes | None:
             if kv is None or kv.create_revision != revision:
-                return None if kv is None else kv.value  # another registration: not ours to change
+                return None if kv is None else kv.value  # another registration, which this pod must not change
             before = ModelRecord.decode(kv.value)
             after = change(before)
             return kv.value if after == before else after.encode()

@@ -1,4 +1,4 @@
-"""The last looks at the memory that this pod might still take, in a file that outlives its processes.
+"""The last measurements of the memory that this pod might still take, in a file that outlives its processes.
 
 A container that runs out of memory is killed whole on most nodes, and nothing tells its successor why; a pod killed by
 hand leaves the same traces. So the agent notes ten times a second how much memory is left, and the next life judges by

@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
-    """Returns what each copy at work was doing. `held` are the copies in memory: the owner, slot and use of each. Call
-    it before the board is reset."""
+    """Returns what each copy at work was doing. `held` has the owner, slot and use of each copy in memory. Call this
+    before the board is reset."""
     found: list[Work[T]] = []
-    unaccounted: list[T] = []  # run once more than the threads show
+    unaccounted: list[T] = []  # one more runs than the threads show
     threads = at_work.threads()
     for whose, slot, use in held:
         if (doing := _doing(use)) is None:
@@ -39,7 +39,7 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """Returns the same if nothing is known about threads."""
+    """Returns what each copy at work was doing if nothing is known about threads."""
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 

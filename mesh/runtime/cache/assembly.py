@@ -1,7 +1,8 @@
 """The cache of one pod: all parts that bring models into the model server's memory and out of it.
 
-`Cache` makes the parts of this room from those below it: the server, the use board, this pod's presence in etcd, the
-writes to models' records, and the pulled files. Each part gets what it uses when it is made, and nothing calls back.
+`Cache` makes the parts of this package from those below it: the server, the use board, this pod's presence in etcd, the
+writes to models' records, and the pulled files. Each part gets what it uses when it is made, and there are no
+callbacks.
 """
 
 from collections.abc import Callable

@@ -47,7 +47,7 @@ class Deaths:
         self._history = history
 
     def happened(self, death: Death, at_work: AtWork) -> None:
-        """Cleans up after a death. Call it while the use board still tells what was loading and running."""
+        """Cleans up after a death. Call this while the use board still shows what was loading and running."""
         self._meters.server_deaths.inc()
         gone = [entry for entry in self._ledger.entries.values() if entry.state in _GONE]
         self._accuse(death, gone, at_work)
@@ -55,7 +55,7 @@ class Deaths:
         for entry in gone:
             self._ledger.remove(entry)
             self._presence.drop(entry.model_id)
-            if entry.state is not EntryState.LOADING:  # for those, the load itself removes the files
+            if entry.state is not EntryState.LOADING:  # a load removes its own files
                 self._files.discard(entry.model_id)
         self._space.freed()
         self._presence.changed()

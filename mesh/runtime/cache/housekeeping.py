@@ -3,8 +3,8 @@ withdrawn.
 
 A router that unregisters a model informs the agents that hold it. This check catches the rest: an agent was cut off, or
 the router died in between. Copies are compared a hundred at a time, in one transaction that usually finds no
-difference. Now and then the pod's keys in etcd are compared with its copies too: a claim that timed out may have been
-executed afterwards.
+difference. From time to time the pod's keys in etcd are also compared with its copies, because a claim that timed out
+may have been executed afterwards.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ OWN_KEYS_EVERY = 10
 
 
 class Housekeeping:
-    """The check, every `interval` seconds, more or less."""
+    """The check, which runs about every `interval` seconds."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Housekeeping:
         self._loads = loads
 
     async def run(self) -> None:
-        """Checks again and again until cancelled."""
+        """Checks periodically until cancelled."""
         for round_ in itertools.count(1):
-            # Not all pods at the same moment.
+            # Spreads the checks of all pods over time.
             await asyncio.sleep(self._interval * random.uniform(0.75, 1.25))
             turned()
             try:
@@ -58,7 +58,7 @@ class Housekeeping:
                 if round_ % OWN_KEYS_EVERY == 0:
                     await self._presence.tidy()
             except EtcdError as error:
-                log.info("housekeeping put off", error=error.detail)
+                log.info("housekeeping was postponed", error=error.detail)
 
     async def check(self) -> int:
         """Does one round. Returns the number of copies withdrawn. Raises EtcdError."""

@@ -26,8 +26,8 @@ class Batch:
         self._checked: list[tuple[str, int]] = []
 
     def add_copies(self, checked: Mapping[str, bool], wanted: Mapping[str, CopyRecord]) -> None:
-        """Adds a write or deletion of each model's key; if `checked` says so, it requires that the copy is still of the
-        current registration."""
+        """Adds a write or deletion of each model's key. If `checked` says so, the copy must still be of the current
+        registration."""
         for model_id, check in checked.items():
             key, record = self._keys.copy(model_id, self._pod), wanted.get(model_id)
             if record is None:
@@ -46,12 +46,12 @@ class Batch:
         self.success.append(put_op(self._keys.pod(self._pod), record.encode(), self._lease))
 
     def unguarded(self, result: TxnResult) -> bool:
-        """Returns whether it failed because `pods/<pod>` is no longer under the lease."""
+        """Returns whether the transaction failed because `pods/<pod>` is no longer under the lease."""
         pods = result.responses[0]
         return not (isinstance(pods, tuple) and pods and pods[0].lease == self._lease)
 
     def outdated(self, result: TxnResult) -> list[str]:
-        """Returns the models that made it fail: registered again, or no longer registered."""
+        """Returns the models that made the transaction fail: registered again, or no longer registered."""
         return [
             model_id
             for (model_id, revision), found in zip(self._checked, result.responses[1:], strict=True)

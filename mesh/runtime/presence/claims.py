@@ -48,11 +48,11 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 TIMEOUT = 3.0
-"""Seconds. A caller waits for the claim, and a fast no is worth more than a late yes."""
+"""Time limit, in seconds. A caller waits for the claim, and a fast no is worth more than a late yes."""
 
 _TRIES = 4
 _HOLDERS = 16  # holders that are read if a claim fails
-_SPARES = 3  # copies read of a possible victim: more than one other is as good as one
+_SPARES = 3  # copies read of a possible victim: it only matters whether there is another
 
 
 class Claims:
@@ -235,5 +235,5 @@ def _loaded(kv: KeyValue) -> bool:
 
 
 def _best(copies: Sequence[KeyValue], keys: Keys) -> str:
-    """Returns the pod to ask instead: rather one that has a copy than one that is loading it."""
+    """Returns the pod to ask instead, preferring one that has a copy to one that is loading it."""
     return keys.copy_of(max(copies, key=_loaded).key)[1]

@@ -1,10 +1,10 @@
-"""The keys of this pod's copies: those that should be in etcd, and those that differ.
+"""The keys of this pod's copies: which should be in etcd, and which differ from that.
 
-Other parts note what should be there and continue; `publishing` writes the difference, a batch at a time. With one
+Other parts note which keys should exist and continue; `publishing` writes the difference, a batch at a time. With one
 writer, a put and a deletion of the same key cannot overtake each other. The one exception is a claim, which etcd must
 decide: it takes its key from the writer while it runs.
 
-Nothing here does I/O.
+This module does no I/O.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class CopyKeys:
     """The keys of one pod's copies. `on_change` is called if there may be something to write."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
-        self.wanted: dict[str, CopyRecord] = {}  # the keys that should be there, by model
+        self.wanted: dict[str, CopyRecord] = {}  # the keys that should exist, by model
         self._on_change = on_change
         self._dirty: dict[str, bool] = {}  # ids whose key differs -> whether to check the registration first
         self._unkeyed: set[str] = set()  # ids of copies that may answer and may have no key under the lease
@@ -52,28 +52,28 @@ class CopyKeys:
         return news
 
     def drop(self, model_id: str) -> None:
-        """Drops a model's key: it has no copy, or none that still answers."""
+        """Drops a model's key, because the model has no copy, or none that still answers."""
         self._unkeyed.discard(model_id)
         if self.wanted.pop(model_id, None) is not None:
             self.touch(model_id)
 
     def touch(self, model_id: str) -> None:
-        """Marks a model's key, which may differ."""
+        """Marks a model's key as possibly different."""
         self._dirty.setdefault(model_id, False)
         self._on_change()
 
     def missing(self, model_ids: Iterable[str]) -> None:
-        """Marks keys that are missing."""
+        """Marks keys that are missing in etcd."""
         for model_id in model_ids:
             self._rewrite(model_id)
         self._on_change()
 
     def lost(self) -> None:
-        """Marks all keys as lost: the lease has ended."""
+        """Marks all keys as lost, because the lease has ended."""
         self._unkeyed |= self.wanted.keys()
 
     def renew(self) -> None:
-        """Has all keys written again, each if its copy is still of the current registration."""
+        """Has all keys written again whose copies are still of the current registration."""
         for model_id in self.wanted:
             self._dirty[model_id] = True
 
@@ -109,7 +109,7 @@ class CopyKeys:
         return [model_id for model_id in self.wanted if model_id not in self._dirty]
 
     def stray(self, model_ids: Iterable[str]) -> list[str]:
-        """Returns those of the models that should have no key."""
+        """Returns those of `models` that should have no key."""
         return [one for one in model_ids if one not in self.wanted and one not in self._claiming]
 
     async def settled(self, model_id: str, timeout: float) -> bool:
@@ -129,7 +129,7 @@ class CopyKeys:
         """Leaves a model's key to a claim. `lease` returns the id of the lease that is held."""
         while model_id in self._writing:
             await self._written.wait()
-        left = self._dirty.pop(model_id, None) is not None  # a deletion, needless if the claim is won
+        left = self._dirty.pop(model_id, None) is not None  # a deletion, which is unnecessary if the claim is won
         self._claiming.add(model_id)
         claim = Claiming(lease())
         try:
@@ -167,13 +167,13 @@ class CopyKeys:
         written.set()
 
     def stand(self, model_ids: Iterable[str]) -> bool:
-        """Notes keys that are under the lease. Returns whether any of them was not known to be."""
+        """Notes keys that are under the lease. Returns whether that is news for any of them."""
         if not self._unkeyed:
             return False
         self._unkeyed.difference_update(model_ids)
         return True
 
     def skip(self, model_ids: Iterable[str]) -> None:
-        """Takes keys from those to write: they ended with the lease."""
+        """Removes keys from those to write, because they ended with the lease."""
         for model_id in model_ids:
             self._dirty.pop(model_id, None)

@@ -64,7 +64,7 @@ class Fence:
         self._probe: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Renews the permission again and again, until cancelled. The pod cannot work without it."""
+        """Renews the permission periodically, until cancelled. The pod cannot work without it."""
         try:
             while True:
                 self.look()
@@ -87,7 +87,7 @@ class Fence:
         if self._permission.until and now >= self._permission.until and not self._lapsed:
             self._lapsed = True
             self._reached = None
-            if self._probe is not None:  # it is from before the pause, which may have made it fail
+            if self._probe is not None:  # the request is from before the pause, which may have made it fail
                 self._probe.cancel()
                 self._probe = None
             log.warning("the permission to answer expired: the agent was stopped, or is starved of CPU")
@@ -99,7 +99,7 @@ class Fence:
                 self._lapsed = False
         else:
             if self._reached and proof is not None:
-                self._reached = None  # it did so a while ago
+                self._reached = None  # etcd answered a while ago
             if self._probe is None and now - self._asked >= SECOND:
                 self._asked = now
                 self._probe = asyncio.get_running_loop().create_task(self._ask(), name="fence: ask etcd")
@@ -119,13 +119,13 @@ class Fence:
         self._grant(fence.permit(standing) if self._last_proof else self._permission)
 
     def wake(self) -> None:
-        """Decides again at once: the pod's state has changed."""
+        """Decides again at once, because the pod's state has changed."""
         self._news.set()
 
     def why_silent(self) -> str:
-        """Says why the pod answers no calls at present; empty if it answers some."""
+        """Returns why the pod answers no calls at present; empty if it answers some."""
         if self._clock() >= self._permission.until:
-            self.look()  # this process has paused, and may know more now
+            self.look()  # this process was paused, and may know more now
         return "" if self._clock() < self._permission.until else self._permission.why
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The changes of a pod's figures that are worth publishing to the whole mesh.
 
-Every router gets every change, so small ones are kept back: placement ranks in coarse buckets anyway. The thresholds
-are of the predecessor's kind, but tighter: its cluster of dozens of instances had to save, a watch of ours need not.
+Every router gets every change, so small ones are held back: placement ranks in coarse buckets anyway. The thresholds
+are like the predecessor's, but tighter, because Mesh's watches are cheap.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _LOADS = 3
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The record in etcd, and since when it is there (monotonic seconds)."""
+    """The record in etcd, and when it was written (monotonic seconds)."""
 
     record: PodRecord
     at: float
@@ -40,7 +40,7 @@ def coarse_age_ms(seconds: float) -> int:
 
 
 def urgent(before: PodRecord, now: PodRecord) -> bool:
-    """Returns whether the change affects where calls and loads may go at all."""
+    """Returns whether the change affects where calls and loads may be sent at all."""
     return (
         before.state,
         before.data_address,

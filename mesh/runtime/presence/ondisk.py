@@ -1,4 +1,4 @@
-"""The models with files on this pod's disk, as text for the mesh that is rebuilt only when read.
+"""The models with files on this pod's disk, as a text for the mesh that is only rebuilt when it is read.
 
 Every load changes the set, and every removal may, but the pod's figures are read once a second and written every few
 seconds: so a change only sets a mark.

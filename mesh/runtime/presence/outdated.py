@@ -1,4 +1,4 @@
-"""The withdrawal of copies whose registration has ended, or whose content a reload has replaced.
+"""Withdrawal of copies whose registration has ended, or whose content a reload has replaced.
 
 Until then such a copy may answer without a key, so the pod does not count as keyed.
 """
@@ -64,7 +64,7 @@ class Outdated:
         await self.wait()
 
     async def wait(self) -> bool:
-        """Waits for withdrawals under way, and returns whether there were any. Their keys ended with the lease."""
+        """Waits for withdrawals under way, whose keys ended with the lease, and returns whether there were any."""
         if not self._going:
             return False
         self._copies.skip(self._going)

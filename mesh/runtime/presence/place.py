@@ -4,7 +4,7 @@ In the same transaction the pod writes its *life* (`mesh.schema.lives`), which h
 
 A name is taken by compare-and-set, so only one of two pods with the same name gets it. A record found at the start
 belongs to a dead pod (a crash, a container restarted under the same name: the common case), or to a live one (the
-operator gave a name twice). The agent asks it: a pod that answers with that incarnation lives, one whose address
+operator gave a name twice). The agent asks the pod: one that answers with that incarnation lives, one whose address
 refuses the connection is dead and is replaced at once, and in doubt its lease decides.
 """
 
@@ -22,16 +22,16 @@ log = logs.get(__name__)
 
 _POLL = 1.0  # seconds between two looks at a record while waiting for its lease to end
 _TRIES = 5
-_LEASES = 3  # of our lease times: how long to wait for the end of an unknown lease
+_LEASES = 3  # lease times of this pod to wait for the end of an unknown lease
 
 
 class NameTaken(Exception):
-    """Another live pod has this name. The text says what to do."""
+    """A name that another live pod has. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The place, just taken."""
+    """A place that was just taken."""
 
     lease: Lease
     record: PodRecord
@@ -62,17 +62,17 @@ class Place:
         self._is_alive = is_alive
 
     async def wait(self) -> KeyValue | None:
-        """Waits until no live pod has the name. Returns the record that is there then. Raises NameTaken, EtcdError."""
+        """Waits until no live pod has the name. Returns the record that then exists. Raises NameTaken, EtcdError."""
         deadline = time.monotonic() + _LEASES * self._ttl
         while True:
             present = await self._etcd.get(self._key)
             other = _decode(present)
-            if other is None or other.incarnation == self._incarnation:  # ours: an unconfirmed write
+            if other is None or other.incarnation == self._incarnation:  # our own, unconfirmed write
                 return present
             alive = await self._is_alive(other)
             if alive or (alive is None and time.monotonic() > deadline):
                 raise NameTaken(
-                    f"a live pod has this name already (incarnation {other.incarnation}, control address "
+                    f"a live pod already has this name (incarnation {other.incarnation}, control address "
                     f"{other.control_address}): give each pod its own --name"
                 )
             if alive is not None:
@@ -98,7 +98,10 @@ class Place:
         present = await self._etcd.get(self._key)
         other = _decode(present)
         if other is not None and other.incarnation != self._incarnation:
-            raise NameTaken(f"this pod's name belongs to {other.incarnation} at {other.control_address} now")
+            raise NameTaken(
+                f"this pod's name now belongs to {other.incarnation} at {other.control_address}: give each pod its "
+                "own --name"
+            )
         return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
 
     async def publish(self, lease: Lease, revision: int) -> Taken | None:
@@ -117,8 +120,8 @@ class Place:
         return Taken(lease, record) if done else None
 
     async def leave(self, timeout: float) -> None:
-        """Deletes the pod's life and its presence, if still there, in one transaction: presence without a life would
-        hide another pod's open life from a reader that counts both. Raises EtcdError."""
+        """Deletes the pod's life and its presence, if they still exist, in one transaction: presence without a life
+        would hide another pod's open life from a reader that counts both. Raises EtcdError."""
         for _ in range(_TRIES):
             present = await self._etcd.get(self._key, timeout=timeout)
             mine = (record := _decode(present)) is not None and record.incarnation == self._incarnation

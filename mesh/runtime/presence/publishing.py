@@ -5,11 +5,11 @@ many keys per transaction (`batch`), and retries as long as etcd is unavailable.
 seconds, an empty transaction checks that `pods/<pod>` is still under our lease: a pod that has lost its place must stop
 answering.
 
-A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
-again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
-registration that it was loaded from, and its content was not replaced in the meantime by a reload; for the others
-`on_stale` is called. The copies come first and the pod's record last: if the pod is published, each copy that answers
-has its key. The fence (`placement.fence`) and unregistering rely on that.
+A lost lease is an ordinary event: when etcd stalls, every lease of the mesh may end at once. Then everything is
+published again, after a random pause so that the pods do not all do it at the same moment. A copy is only published if
+its model still has the registration that it was loaded from, and no reload has replaced its content meanwhile; for the
+others `on_stale` is called. The copies come first and the pod's record last: if the pod is published, each copy that
+answers has its key. The fence (`placement.fence`) and unregistering rely on that.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, so changes close together share one
+_LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, so changes in quick succession share one
 _TICK = 1.0  # seconds between two looks at the pod's figures
-_ASSURED = 4.0  # seconds, half a lease time at most, without a write until the pod checks that its presence is its own
+_ASSURED = 4.0  # seconds without a write, at most half a lease time, until the pod checks its presence
 _JITTER = 1.0  # seconds over which the pods of a mesh spread their return
 _PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is unavailable
 
@@ -175,7 +175,7 @@ class Presence:
     # --- what should be there ---
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
-        """Notes a copy of this pod. It is written a moment later: answers to waiters for the copy go first."""
+        """Notes a copy of this pod. The key is written a moment later, after the answers to waiters for the copy."""
         if self._copies.put(model_id, record):
             self._tell()
         asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
@@ -193,7 +193,8 @@ class Presence:
         return self._copies.wanted.get(model_id)
 
     def lease_gone(self, lease: int, why: str) -> None:
-        """Gives up a lease: etcd has answered that it, or our presence under it, is gone. A newer lease stays."""
+        """Gives up a lease, because etcd has answered that the lease, or this pod's presence under it, is gone. A newer
+        lease stays."""
         if self.published and self._lease is not None and self._lease.id == lease:
             log.warning("presence lost", why=why)
             self._forget_lease()
@@ -258,8 +259,8 @@ class Presence:
     async def _write_batch(
         self, batch: list[str], lease: int, guard: Compare, record: records.PodRecord | None = None
     ) -> bool:
-        """Writes the keys of those models as they should be. Returns whether that is done; if not, they must be written
-        again."""
+        """Writes the keys of these models as they should be. Returns whether that succeeded; if not, they must be
+        written again."""
         checked = self._copies.begin(batch)
         done = False
         try:
@@ -378,14 +379,14 @@ class Presence:
             try:
                 model_id, pod = self._keys.copy_of(kv.key)
             except ValueError:
-                continue  # not ours to judge; routers log it
+                continue  # invalid keys are left to routers, which log them
             if pod == self.pod:
                 found.append(model_id)
         return found
 
     async def tidy(self) -> None:
-        """Deletes needless keys of this pod, late results of claims that timed out, and rewrites missing ones: etcd may
-        have been restored from a snapshot. Reads the keys of all copies in the mesh."""
+        """Deletes superfluous keys of this pod, which are late results of claims that timed out, and rewrites missing
+        ones, as etcd may have been restored from a snapshot. Reads the keys of all copies in the mesh."""
         expected = self._copies.as_wanted
         found = set(await self.own_keys())
         for model_id in self._copies.stray(found):

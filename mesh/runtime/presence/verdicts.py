@@ -11,7 +11,7 @@ class Claimed:
 
     record: ModelRecord
     spares: dict[str, int] = field(default_factory=dict)  # copies elsewhere of the models asked about
-    modified: int = 0  # mod revision of the record; 0: it is unreadable, and must not be written
+    modified: int = 0  # mod revision of the record; 0: the record is unreadable and must not be written
 
 
 @dataclass(frozen=True, slots=True)

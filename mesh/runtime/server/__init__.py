@@ -1,8 +1,8 @@
 """The ONNX model server: a process that holds models in memory and answers V2 inference for them.
 
-It is a separate process because models are in effect other people's code: a model that crashes it or takes all memory
-must not take down the agent, which decides what is in this pod's memory. Like any model server, it is driven over the
-SPI.
+It is a separate process because models are in effect other people's code: a model that crashes its server or takes all
+memory must not take down the agent, which decides what is in this pod's memory. Like any model server, it is driven
+over the SPI.
 
 From the outside in:
 

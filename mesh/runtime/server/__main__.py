@@ -1,4 +1,4 @@
-"""`python -m mesh.runtime.server`: `settings` has its command line, `process` what it does."""
+"""`python -m mesh.runtime.server`: the entry point. `settings` has the command line, `process` the process itself."""
 
 import faulthandler
 import logging
@@ -26,7 +26,7 @@ def main(loading: "type[Loader] | None" = None) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     faulthandler.enable()  # a model that crashes the process leaves at least the stacks of its threads in the log
     logs.configure(level=given.log_level, fmt=given.log_format, process="model-server")
-    from mesh.runtime.server import process  # importing onnxruntime is slow: not for a wrong command line
+    from mesh.runtime.server import process  # imports onnxruntime, too slow for a wrong command line
 
     status = 0
     try:
@@ -34,7 +34,7 @@ def main(loading: "type[Loader] | None" = None) -> None:
     except process.CannotStart as error:
         log.error("the model server cannot start", why=str(error))
         status = 1
-    # Not through the interpreter's own exit: a thread may be in a model that never returns.
+    # The interpreter's own exit would wait for threads, and one may be in a model that never returns.
     logging.shutdown()
     sys.stderr.flush()
     os._exit(status)

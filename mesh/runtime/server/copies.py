@@ -55,7 +55,7 @@ class ServedCopy:
         self.session = session
         self.host_bytes = host_bytes
         self.device_bytes = device_bytes
-        self.note = ""  # a remark on it, for people
+        self.note = ""  # a note about the load, for people
         self.warm = False  # its warm-up call succeeded
         self.pace = Pace()
         self.shortcuts = Shortcuts()
@@ -66,7 +66,7 @@ class ServedCopy:
         self._answers: dict[tuple[tensors.Tensor, ...], ReplyWriter] = {}
 
     def answered(self) -> None:
-        """Counts a call in flight as done; after the last one, a waiting unload goes on."""
+        """Counts a call in flight as done; after the last one, a waiting unload continues."""
         if self.drained is not None and not self.row.in_flight and not self.drained.done():
             self.drained.set_result(None)
 
@@ -109,16 +109,14 @@ class Copies:
 
     def __init__(self) -> None:
         self._by_id: dict[bytes, ServedCopy] = {}
-        self._newer: dict[
-            bytes, ServedCopy
-        ] = {}  # beside one of `_by_id`: the next generation of the same registration
+        self._newer: dict[bytes, ServedCopy] = {}  # next generations of registrations in `_by_id`
 
     def __iter__(self) -> Iterator[ServedCopy]:
         yield from self._by_id.values()
         yield from self._newer.values()
 
     def add(self, copy: ServedCopy) -> None:
-        """Adds a copy, beside the one with the same id if there is one."""
+        """Adds a copy, in addition to one with the same id if there is one."""
         (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
     def get(self, model_id: str) -> ServedCopy | None:

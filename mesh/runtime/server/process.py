@@ -40,8 +40,8 @@ from mesh.wire.server import Server
 
 log = logs.get(__name__)
 
-_GRACE = 5.0  # seconds that calls in flight have at SIGTERM
-_STOPPING = 5.0  # further seconds for an orderly end of a server that cannot go on
+_GRACE = 5.0  # seconds that calls in flight get at SIGTERM
+_STOPPING = 5.0  # further seconds for the orderly end of a server that cannot continue
 _BEAT = 1.0  # seconds
 _SWITCH = 0.001
 """Seconds after which the loop yields the GIL to a thread that has finished its run. With Python's default of 5 ms,
@@ -49,13 +49,14 @@ results would reach callers that much later whenever the loop is busy."""
 
 
 class CannotStart(Exception):
-    """The server cannot start; the text says what to do."""
+    """A failed start of the server; the text says what to do."""
 
 
 async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -> int:
-    """Serves until SIGTERM, or until it cannot go on. Returns the exit status; raises `CannotStart`.
+    """Serves until SIGTERM, or until the process cannot continue. Returns the exit status; raises `CannotStart`.
 
-    `loading` makes models from files instead of onnxruntime: it is all that the tests' fake server replaces."""
+    `loading` makes models from files in place of onnxruntime, and is the only part that the tests' fake server
+    replaces."""
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
@@ -71,7 +72,7 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
         used = (loading or Loader).find_device(settings.device)
     except device.DeviceError as error:
         raise CannotStart(str(error)) from error
-    # On a device, a call mostly waits, and that would hold up the loop as well.
+    # On a device, a call mostly waits, which would also hold up the loop.
     clock = time.thread_time_ns if used.name == "cpu" else time.monotonic_ns
     copies, watch = Copies(), CallWatch()
     runs = Runs(board, threads=settings.threads, clock=clock, device=used.name)

@@ -49,7 +49,8 @@ Context = grpc.aio.ServicerContext[object, object]
 
 
 class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
-    """Answers the agent. `predictModelSize` is UNIMPLEMENTED: the agent can read the file as well."""
+    """The service that answers the agent. `predictModelSize` is UNIMPLEMENTED, as the agent can read the file
+    itself."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def loadModel(
         self, request: modelruntime_pb2.LoadModelRequest, context: Context
     ) -> modelruntime_pb2.LoadModelResponse:
-        """Loads a model; answers when the copy can serve."""
+        """Loads a model; answers once the copy can serve."""
         async with _answered(context):
             sent = _metadata(context)
             slot = sent.get(headers.SPI_SLOT)
@@ -96,7 +97,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def unloadModel(
         self, request: modelruntime_pb2.UnloadModelRequest, context: Context
     ) -> modelruntime_pb2.UnloadModelResponse:
-        """Unloads a model; answers when nothing of it is left."""
+        """Unloads a model; answers once nothing of it is left."""
         async with _answered(context):
             token = _metadata(context).get(headers.SPI_COPY, "").encode()
             left = context.time_remaining()
@@ -142,7 +143,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
 
 @contextlib.asynccontextmanager
 async def _answered(context: Context) -> AsyncIterator[None]:
-    """Answers exceptions of its body with their status."""
+    """Turns exceptions of the body into answers with their status."""
     try:
         yield
     except MeshError as error:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Workers:
-    """A number of threads on one queue, first come, first served. `put` and `call` are for the event loop's thread."""
+    """Threads on one queue, first come, first served. `put` and `call` are for the event loop's thread."""
 
     def __init__(self, name: str, count: int) -> None:
         self._name = name
@@ -63,14 +63,14 @@ class Lone(Generic[T]):
 
     def __init__(self, name: str, work: Callable[[], T]) -> None:
         self.future, run = _promise(work)
-        """What the work returns or raises. Cancelling it does not stop the work."""
+        """The future for what the work returns or raises. Cancelling it does not stop the work."""
         self._thread = threading.Thread(target=run, name=name, daemon=True)
         self._thread.start()
 
     def make_way(self) -> None:
         """Lowers the priority of the thread, if the system can do that for a single thread."""
         if self._thread.native_id is not None and self._thread.is_alive():
-            with contextlib.suppress(OSError):  # it has ended just now
+            with contextlib.suppress(OSError):  # the thread has just ended
                 os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _LOWER)
 
 

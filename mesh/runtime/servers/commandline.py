@@ -1,4 +1,4 @@
-"""The command line of our ONNX server, or of a module that takes the same one."""
+"""The command line of Mesh's ONNX server, or of a module that takes the same one."""
 
 from dataclasses import dataclass
 from pathlib import Path

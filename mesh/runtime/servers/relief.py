@@ -1,4 +1,4 @@
-"""Replacement of a model server that has lost threads: loads and calls that were ended but still run.
+"""Replacement of a model server that has lost threads to loads and calls that were ended but still run.
 
 Each keeps a processor busy and its memory in use as long as the process lives. A few are tolerated; a server with more
 takes no more loads, gets time to answer its calls, and is replaced. The models were recorded when they were detected
@@ -15,7 +15,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MOST = 3
-"""Lost threads that are tolerated."""
+"""Number of lost threads that are tolerated."""
 
 GRACE = 10.0
 """Seconds for the server's calls in flight. Its own grace is 5; calls that remain then cannot be ended."""
@@ -27,7 +27,7 @@ class Server(Protocol):
     """The model server, as `Relief` needs it."""
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends the server in order, so that another one is started."""
+        """Ends the server in order, so that another is started."""
 
 
 class Relief:

@@ -5,9 +5,9 @@ before anything else, while the use board still tells what was loading and runni
 once the first time, and after a growing pause while it keeps dying young. After repeated failures to start it is given
 up: a missing resource, such as a GPU, may come back with a new pod.
 
-A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its heartbeat on the board shows it,
-which its event loop writes every second, so a look costs nothing. A server stopped from outside (SIGSTOP) is replaced
-like any other, but reported as such: no model is the cause.
+A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its event loop writes a heartbeat to
+the board every second, so checking it costs nothing. A server stopped from outside (SIGSTOP) is replaced like any
+other, but reported as such: no model is the cause.
 
 The cause of an end is reported as far as it is known (`placement.suspects.EndCause`): a crash with its thread, which
 Python's fault handler writes; a SIGKILL is for lack of memory if the kernel has counted another such kill, otherwise
@@ -101,7 +101,7 @@ class ServerProcess:
         self._on_given_up = on_given_up
         self._pass_on = on_line or _pass_on
         self._crashed_in = 0  # thread named by the fault handler of this life
-        self._oom_kills = 0  # of this machine, at the last look; -1: unknown
+        self._oom_kills = 0  # kills for memory on this machine, at the last look; -1: unknown
         self._supervisor = Supervisor(
             Program(
                 "model-server",
@@ -123,8 +123,8 @@ class ServerProcess:
         self._tasks = Tasks(on_given_up)
         self._ready = asyncio.Event()
         self._dead = asyncio.Event()  # replaced at each death
-        self._ended_for: tuple[str, EndCause] | None = None  # why we ended it ourselves
-        self._opening: Spi | None = None  # to a life that is not ready yet
+        self._ended_for: tuple[str, EndCause] | None = None  # why the agent ended it
+        self._opening: Spi | None = None  # the connection to a life that is not ready yet
         self.state = State.STARTING
         self.spi: Spi | None = None
         self.status: Status | None = None  # the server's, when it became ready
@@ -194,14 +194,14 @@ class ServerProcess:
             await spi.close()
 
     def kill(self, why: str) -> None:
-        """Kills the server at once; the rest is as after any death."""
+        """Kills the server at once; what follows is the same as after any death."""
         if self.pid:
             self._ended_for = why, EndCause.REPLACED
             self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends the server in order: it takes no more calls and has `grace` seconds to answer those in flight. The rest
-        is as after any death."""
+        """Ends the server in order: it takes no more calls and gets `grace` seconds to answer those in flight. What
+        follows is the same as after any death."""
         child = self._supervisor.child
         if child is not None and child.returncode is None:
             self._ended_for = why, EndCause.REPLACED
@@ -325,6 +325,6 @@ def _private_bytes(pid: int) -> int:
 
 
 def _pass_on(line: str) -> None:
-    """Passes on a line of the server, which is a log line in our format already."""
+    """Passes on a line of the server, which is already a log line in Mesh's format."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

@@ -1,8 +1,8 @@
 """The client of a model server's SPI, mmesh.ModelRuntime.
 
 There is one object per life of a server: each life has another socket, so no call meant for a dead server reaches the
-next one. Our server gets a little more than the SPI's messages hold, in metadata (the copy that a load makes, and its
-slot on the use board), and returns measured sizes in trailers; any other server ignores the first and lacks the second.
+next one. Mesh's own server gets additional metadata (the copy that a load makes, and its slot on the use board) and
+returns measured sizes in trailers; other servers ignore the metadata and send no such trailers.
 
 The caller sets the deadlines of loads and unloads. Cancelling a load ends it at the server as well; the SPI requires
 that an unload of the same id follows, which is left to the caller.
@@ -39,13 +39,13 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class SpiError(Exception):
-    """A refusal, a failure, or no answer of the server."""
+    """A refusal or failure of the server, or its failure to answer."""
 
     def __init__(self, code: Code, text: str, *, stuck: bool = False) -> None:
         super().__init__(f"{code.name}: {text}")
         self.code = code
         self.text = text
-        self.stuck = stuck  # a load that still runs and cannot be ended
+        self.stuck = stuck  # the load still runs and cannot be ended
 
     @property
     def lost(self) -> bool:
@@ -64,12 +64,12 @@ class Status:
     load_timeout: float  # seconds
     default_bytes: int
     version: str
-    told: dict[str, str]  # metadata of ours: "mesh-device", "mesh-data", ...
+    told: dict[str, str]  # Mesh's own metadata: "mesh-device", "mesh-data", ...
 
     @property
     def device_memory(self) -> tuple[int, int]:
-        """Returns the bytes in use on its device before any model, and in all; zeros if there is none, or it is
-        unknown."""
+        """Returns the bytes in use on the server's device before any model, and in total; zeros if there is none, or it
+        is unknown."""
         return _number(self.told.get(DEVICE_USED)), _number(self.told.get(DEVICE_TOTAL))
 
 
@@ -139,11 +139,11 @@ class Spi:
         except SpiError as error:
             if error.lost:
                 raise
-            return Size(NOTHING)  # it serves; the prediction stays
+            return Size(NOTHING)  # the model serves; the prediction stays
         return _told_size(told) or Size(Footprint(reply.sizeInBytes))
 
     async def holds(self, model_id: str, *, timeout: float) -> bool:
-        """Returns False if the server says that it lacks that model; True if it has it, or does not say."""
+        """Returns False if the server says that it lacks the model; True if it has the model, or does not say."""
         try:
             await self._call(self._stub.modelSize, pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
         except SpiError as error:

@@ -28,9 +28,9 @@ _KEPT_AT = _HEADER + THREADS * _ENTRY
 LENGTH = _KEPT_AT + requestdigest.KEPT
 """Bytes of the whole part."""
 
-_THREAD = struct.Struct("Q")  # the event loop's, at the beginning
+_THREAD = struct.Struct("Q")  # the event loop's header, at the beginning
 _WHO = struct.Struct("2Q")  # thread, slot + 1
-_LOAD = bytes(requestdigest.SIZE)  # instead of a request's digest
+_LOAD = bytes(requestdigest.SIZE)  # marks a load instead of a request's digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class AtWork:
         return entry
 
     def end(self, entry: int) -> None:
-        """Notes that the thread has come back."""
+        """Notes that the thread has returned."""
         if entry >= 0:
             _WHO.pack_into(self._map, self._entry(entry), 0, 0)
             self._free.append(entry)

@@ -1,13 +1,13 @@
 """The use board: what is loaded and used in a pod, in shared memory, readable after its writer's death.
 
-From it the agent learns which copies were used last (LRU order) and how much (rates, load), which may be evicted (none
+The agent reads from it which copies were used last (LRU order) and how much (rates, load), which may be evicted (none
 with a call in flight), and after a crash which are suspect: those loading or running at that moment. The process that
-answers on the data port writes it: our model server, or the agent's relay beside a foreign one. It sees every call,
+answers on the data port writes it: Mesh's model server, or the agent's relay for a foreign one. It sees every call,
 from whichever router.
 
-A file, mapped by both, rather than messages: a call costs the writer two stores of a few words, reading costs it
-nothing, and the last state outlives a `kill -9`. Measured: begin, end and histogram of a call 1.8 us with the clock and
-Python's own call overhead, where `words[i] += 1` through a memoryview took 3.0 us.
+It is a file that both map, because messages would cost more: a call costs the writer two stores of a few words, reading
+costs it nothing, and the last state outlives a `kill -9`. Measured: start, end and histogram of a call take 1.8 us,
+including the clock and Python's own call overhead; `words[i] += 1` through a memoryview took 3.0 us.
 
 The file holds unsigned 64-bit words in the machine's own byte order and alignment. A word is stored at once (CPython's
 `struct` copies 8 bytes in native mode, but byte by byte in the standard ones), so a reader never sees half of one, but
@@ -21,8 +21,8 @@ The header also holds the fence: until when the server may answer, and which cal
 that no reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which continues while the machine sleeps, with
 the mode in the two lowest bits. The agent writes it; a new board is closed.
 
-Only one thread writes. This module decides nothing: the agent chooses the slot of a copy, and draws conclusions from
-the board.
+Only one thread writes. The agent chooses the slot of a copy, and draws conclusions from the board; this module decides
+nothing.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ class Board:
         """
         path = Path(path)
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # an earlier server may still have the old file mapped: never write into that
+            path.unlink()  # an earlier server may still have the old file mapped, so that file must not be written
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, _length(slots))
@@ -264,7 +264,7 @@ class Board:
         """Counts a call in the histogram: `method` is an index into METHODS, `code` the gRPC code of its answer."""
         key = method * _CODES + (code if 0 <= code < _CODES else 2)
         series = self._series.get(key)
-        if series is None:  # counters only grow, even over a restart of the server
+        if series is None:  # counters only grow, even across a restart of the server
             at = _CALLS_AT + key * _SERIES
             series = self._series[key] = self._words[at : at + _SERIES].tolist()
         series[bisect_left(BUCKETS_NS, elapsed_ns)] += 1

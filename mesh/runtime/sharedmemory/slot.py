@@ -1,4 +1,4 @@
-"""One slot of the use board: its words, their reading and their writing.
+"""One slot of the use board: its words, and how they are read and written.
 
 The process that answers on the data port writes a slot through a `Row`, which keeps the numbers itself, so that it
 never reads the map. A word is stored at once, so a reader never sees half of one, but two words may be a moment apart.
@@ -72,7 +72,7 @@ class Row:
         return self._calls > self._failed
 
     def loading(self, revision: int, now_ns: int) -> None:
-        """Notes the begin of the load. Call it before the load touches the file: it may never return."""
+        """Notes the start of the load. Call this before the load touches the file, as the load may never return."""
         self._last_use_ns = now_ns
         struct.pack_into("8Q", self._map, self._at, SlotState.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
 
@@ -81,14 +81,15 @@ class Row:
         struct.pack_into("Q", self._map, self._at, state)
 
     def begin(self, now_ns: int, *, runs: int = 0) -> None:
-        """Counts a call that was taken; with `runs=1` the model runs for it at once. Call it before the model runs."""
+        """Counts a call that was taken; with `runs=1` the model runs for it at once. Call this before the model
+        runs."""
         self.in_flight += 1
         self._running += runs
         self._last_use_ns = now_ns
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, now_ns)
 
     def run(self) -> None:
-        """Notes that the model begins to run for a call taken before."""
+        """Notes that the model begins to run for a call that was taken earlier."""
         self._running += 1
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 

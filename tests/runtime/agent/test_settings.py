@@ -21,7 +21,7 @@ def test_addresses_that_others_can_reach() -> None:
     [
         ("--capacity", "lots", "is not a size"),
         ("--data", "nowhere", "is not an address"),
-        ("--device", "tpu", "neither auto, cpu nor cuda"),
+        ("--device", "tpu", "use auto, cpu or cuda"),
         ("--lease-ttl", "1", "greater than or equal"),
         ("--etcd-ca", "/no/such/file", "No such file"),
         ("--log-level", "loud", "not a log level"),

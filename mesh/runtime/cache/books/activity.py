@@ -1,7 +1,7 @@
-"""The call rate of each copy, from a look at the use board every few seconds.
+"""The call rate of each copy, from readings of the use board every few seconds.
 
-Rates are over the last look or two, so a model that has just become hot shows within seconds; a peak is remembered
-for some minutes, so that a lull does not look like the end of the traffic.
+Rates cover the last reading or two, so a model that has just become hot shows within seconds; a peak is remembered for
+some minutes, so that a lull does not look like the end of the traffic.
 
 How long calls wait before they run follows from the number seen waiting and the number answered a second (Little's
 law), so the board, which is written at every call, need not record it.
@@ -47,7 +47,7 @@ class Activity:
                 continue
             calls[entry] = use.calls
             made = use.calls - self._before.get(entry, 0)
-            # Average with the previous rate: a dozen calls in one look of 3 s are no rate yet.
+            # Averaged with the previous rate, as a dozen calls in 3 s are not yet a rate.
             entry.rate = round((entry.rate + made * 60 / elapsed) / 2) if made else entry.rate // 2
             entry.peak_rate = max(entry.rate, int(entry.peak_rate * fade))
             waiting = max(0, use.in_flight - use.running)

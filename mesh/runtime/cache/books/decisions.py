@@ -1,6 +1,7 @@
 """The latest decisions of this pod, each with its reason, so that `describe` and `mesh explain` can say why.
 
-Bounded: a pod under pressure decides thousands of times a minute, and only the last ones help.
+Their number is bounded, because a pod under pressure decides thousands of times a minute, and only the latest decisions
+help.
 """
 
 import json

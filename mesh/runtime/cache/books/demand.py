@@ -1,8 +1,8 @@
-"""The memory that this pod's models in use need, in pods: the figure that scales a pool of pods.
+"""The memory that this pod's models in use need, counted in pods: the figure that scales a pool of pods.
 
-A cache that works well is full, so its fill says nothing. The *working set* does: copies called within a window of
-time, and evicted copies whose last call lies within it. As long as it fits, more pods would only hold models that are
-not called; if it does not fit, models in use evict each other.
+A cache that works well is full, so its fill level says nothing. The *working set* is a better measure: copies called
+within a window of time, and evicted copies whose last call lies within it. As long as it fits, more pods would only
+hold models that are not called; if it does not fit, models in use evict each other.
 
 The sum over the pods of a pool is the number of pods that the pool needs. A model evicted here and loaded in another
 pod since counts in both for the rest of the window; so a pool that is far too small asks for more than it will need,
@@ -17,7 +17,8 @@ from mesh.runtime.cache.books.ledger import Ledger
 from placement.footprint import Footprint, total
 
 WINDOW = 600.0
-"""Seconds. A shorter window means fewer pods, and more models that must be loaded again for their next call."""
+"""The window, in seconds. A shorter one means fewer pods, and more models that must be loaded again for their next
+call."""
 
 _MOST = 20_000  # evicted copies that are remembered
 
@@ -54,5 +55,6 @@ class Demand:
         return total(sizes)
 
     def pods(self) -> float:
-        """Returns how many pods such as this one it would fill, by the memory that it fills more of."""
+        """Returns how many pods like this one the working set would fill, in the kind of memory of which it needs
+        more."""
         return self.working_set().share_of(self._ledger.capacity)

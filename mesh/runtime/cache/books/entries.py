@@ -10,7 +10,7 @@ class EntryState(enum.Enum):
 
     QUEUED = "queued"
     PULLING = "pulling"
-    WAITING = "waiting"  # for space, or for its turn
+    WAITING = "waiting"  # it waits for space, or for its turn
     LOADING = "loading"
     LOADED = "loaded"
     UNLOADING = "unloading"
@@ -51,22 +51,23 @@ class CacheEntry:
 
     def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int, aside: bool = False) -> None:
         self.model_id = model_id
-        self.revision = revision  # create revision of the registration that it is a copy of
-        self.generation = 0  # of that registration's content
+        self.revision = revision  # create revision of its registration
+        self.generation = 0  # generation of that registration's content
         self.digest = ""  # hex, of the content that it was loaded from
-        self.aside = aside  # the copy of the id here is another generation of the same registration
+        self.aside = aside  # set: the id's other copy here is another generation of the same registration
         self.idle_ms = idle_ms  # since the model's last use, when its load was asked for; 0: a caller waits
         self.state = EntryState.QUEUED
         self.since_ns = now_ns  # when the state was entered
-        self.loaded_ns = now_ns  # before that: when it was asked for; counts as its last use until it is called
-        self.begun = False  # whether it counts as physical, even if it still waits for its turn
+        # When it was loaded, and before that, when its load was asked for. Counts as its last use until its first call.
+        self.loaded_ns = now_ns
+        self.begun = False  # it counts as physical, even if it still waits for its turn
         self.footprint = NOTHING  # its size in each memory: predicted, then measured; none until room is reserved
-        self.disk_bytes = 0  # of its files, once they are here
+        self.disk_bytes = 0  # bytes of its files, once they are here
         self.slot: int | None = None
         self.load_ms = 0
         self.usual_ms = 0  # duration of an earlier load, including pull and waiting; 0: unknown
-        self.blamed = False  # servers have died in calls of it
-        self.suspect = False  # at work when its server died
+        self.blamed = False  # servers have died in calls of this model
+        self.suspect = False  # it was at work when its server died
         self.model_type = ""
         self.reason = ""  # why it was loaded here
         self.pinned = False  # never a victim

@@ -1,17 +1,17 @@
 """The books of this pod's memory: bytes by model, reserved and in use, and the order in which copies would be evicted.
 
 Two sums are kept. *Committed* is everything that is here or will be: copies, and loads from the moment their room is
-reserved. Copies being unloaded are not in it, because their space is reserved for a load already. *Physical* is what
-the server's memory holds or may hold now: copies, loads that have begun, and copies being unloaded until they are
-really gone. Decisions use the first (`victims`), and a load begins only when it fits into the second; so memory is
+reserved. It excludes copies being unloaded, whose space is already reserved for a load. *Physical* is what the server's
+memory holds or may hold now: copies, loads that have begun, and copies being unloaded until they are really gone.
+Decisions use the committed sum (`victims`), and a load begins only when it fits into the physical one; so memory is
 never reserved twice, and every reservation fits once the unloads are done.
 
 Memory is of two kinds, the host's and, where the pod has one, a device's. Both sums are kept for each, and neither may
 overflow. In a pod without a device, what a model takes of a device elsewhere counts as host memory.
 
 An eviction policy (`placement.policies`) orders the copies: by default least recently used first, according to the use
-board, which sees every call. Reading a slot costs microseconds and a pod has thousands, so a policy reads only those of
-copies that come up. Nothing here waits, does I/O or decides.
+board, which sees every call. Reading a slot costs microseconds and a pod has thousands, so a policy reads only the
+slots of copies that it considers. The ledger does not wait, do I/O or decide.
 """
 
 import time
@@ -62,7 +62,7 @@ class Ledger:
         self.entries: dict[str, CacheEntry] = {}
         self._uses = uses
         self._clock = clock
-        self._slots = deque(range(slots))  # free ones; first in, first out, so that a late write hits no fresh copy
+        self._slots = deque(range(slots))  # free slots; first in, first out, so that a late write hits no fresh copy
         self._counts = dict.fromkeys(EntryState, 0)
         self.policy: Policy[str] = named(eviction, self._uses_of)  # of the loaded copies
 
@@ -77,17 +77,18 @@ class Ledger:
         one."""
         entry = CacheEntry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock(), aside=aside)
         if entry.key in self.entries:
-            raise ValueError(f"{model_id!r} is in the ledger already: {self.entries[entry.key]!r}")
+            raise ValueError(f"{model_id!r} is already in the ledger: {self.entries[entry.key]!r}")
         self.entries[entry.key] = entry
         self._counts[entry.state] += 1
         return entry
 
     def aside_of(self, model_id: str) -> CacheEntry | None:
-        """Returns the entry that is kept aside of the model's."""
+        """Returns the entry that is kept aside for the model; None if there is none."""
         return self.entries.get(model_id + "\0")
 
     def swap(self, entry: CacheEntry) -> CacheEntry | None:
-        """Makes an entry that is kept aside the one of its id. Returns the former one, which is now kept aside."""
+        """Makes an entry that is kept aside the main one of its id. Returns the former main entry, which is now kept
+        aside."""
         del self.entries[entry.key]
         former = self.entries.pop(entry.model_id, None)
         if former is not None:
@@ -104,7 +105,7 @@ class Ledger:
     def enter(self, entry: CacheEntry, state: EntryState, *, evicted: bool = False) -> None:
         """Sets the state of an entry. UNLOADING makes its space available, LOADED puts it into the order of use.
 
-        `evicted`: it is evicted for another, which some policies learn from."""
+        `evicted`: the copy is evicted for another, which some policies learn from."""
         if entry.state is EntryState.LOADED:
             self.policy.remove(entry.key, evicted_at=self._clock() if evicted else None)
         self._count(entry, -1)
@@ -149,7 +150,7 @@ class Ledger:
         return total(entry.footprint for entry in self.entries.values() if entry.state is EntryState.WAITING)
 
     def take_slot(self, entry: CacheEntry) -> bool:
-        """Assigns a slot of the use board to an entry; False: all are taken."""
+        """Assigns a slot of the use board to an entry; returns False if all are taken."""
         if entry.slot is None and self._slots:
             entry.slot = self._slots.popleft()
         return entry.slot is not None
@@ -167,7 +168,7 @@ class Ledger:
             self._slots.append(entry.slot)
 
     def _count(self, entry: CacheEntry, sign: int) -> None:
-        if entry not in self:  # its server has died; late news about it changes no sum
+        if entry not in self:  # its server has died, so late news about it changes no sum
             return
         change = entry.footprint if sign > 0 else NOTHING - entry.footprint
         if entry.state is not EntryState.UNLOADING:
@@ -192,11 +193,11 @@ class Ledger:
 
     @property
     def fullness(self) -> float:
-        """Returns the share of the fuller memory that is taken."""
+        """Returns the share that is taken of whichever memory is fuller."""
         return self.committed.share_of(self.capacity)
 
     def fits(self, size: Footprint) -> bool:
-        """Returns whether this much is free, in both memories."""
+        """Returns whether this much is free in both memories."""
         return size.on(device=self.has_device).within(self.free)
 
     def holds(self, size: Footprint) -> bool:
@@ -212,11 +213,11 @@ class Ledger:
         return None if entry.slot is None else self._uses.read(entry.slot)
 
     def idle_ms(self, entry: CacheEntry) -> int:
-        """Returns the time since its last use: the begin or end of a call, or its load."""
+        """Returns the time since the last use of an entry: the start or end of a call, or its load."""
         return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
 
     def used(self, entry: CacheEntry) -> bool:
-        """Returns whether a call of it has begun since its load."""
+        """Returns whether a call has begun since the entry was loaded."""
         use = self.use(entry)
         return use is not None and bool(use.calls or use.in_flight)
 
@@ -225,7 +226,7 @@ class Ledger:
         return max(0, (self._clock() - entry.loaded_ns) // 1_000_000)
 
     def age(self, entry: CacheEntry) -> float:
-        """Returns the seconds since its state was entered."""
+        """Returns the seconds since the entry got its present state."""
         return (self._clock() - entry.since_ns) / 1e9
 
     def order(self, enough: Callable[[CacheEntry], bool] = lambda entry: False) -> list[CacheEntry]:

@@ -32,8 +32,8 @@ class Rate:
 
     @property
     def per_minute(self) -> int:
-        """The rate over the last minute. The first seconds count as a quarter of it, so that a few calls make no high
-        rate."""
+        """The rate over the last minute. The first quarter of a minute counts in full, so that a few calls do not
+        look like a high rate."""
         if len(self._readings) < 2:
             return 0
         (start, before), (end, now) = self._readings[0], self._readings[-1]

@@ -1,10 +1,10 @@
-"""The news that memory has become free, for all loads that wait for some."""
+"""Notification of all loads that wait for memory once some has become free."""
 
 import asyncio
 
 
 class Space:
-    """The news of one pod. `news` is an event for the next time that memory becomes free."""
+    """The notifier of one pod. `news` is an event that is set the next time memory becomes free."""
 
     __slots__ = ("news",)
 

@@ -1,4 +1,4 @@
-"""The pulled files of this pod's models: one folder per model, and no removal that hits the next pull.
+"""The pulled files of this pod's models: one folder for each model, whose removal never overlaps the next pull.
 
 The puller fetches and removes at once when asked; a model may be loaded again while a thread still removes the files of
 its former copy. So a pull here first waits for that removal.
@@ -55,7 +55,7 @@ class Files:
             del self._removals[into]
 
     async def watch(self) -> None:
-        """Logs each pull that takes long, now and then, until cancelled."""
+        """Logs each long pull periodically, until cancelled."""
         while True:
             await asyncio.sleep(_LONG)
             for into, pull in self._puller.statistics().progress.items():

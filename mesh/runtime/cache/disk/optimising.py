@@ -36,8 +36,8 @@ MAX_BYTES = 64 << 20
 
 _MEMORY = 256 << 20  # bytes that must be free in addition to several times the files
 _TIMEOUT = 60.0  # seconds
-_WAITING = 64  # models that may wait; beyond that a slow load is looked at next time
-_REMEMBERED = 4096  # contents already looked at
+_WAITING = 64  # models that may wait; beyond that, a slow load is examined next time
+_REMEMBERED = 4096  # contents already examined
 
 
 class Keeping(Protocol):
@@ -63,7 +63,7 @@ class Optimising:
     """The optimising of one pod. `free_bytes` returns the memory that the machine or container has left."""
 
     def __init__(self, keeping: Keeping, *, free_bytes: Callable[[], int]) -> None:
-        self.tag = ""  # of the forms made now; empty: none are made
+        self.tag = ""  # tag of the forms made now; empty: none are made
         self._keeping = keeping
         self._free_bytes = free_bytes
         self._waiting: OrderedDict[str, tuple[str, Pulled]] = OrderedDict()  # digest -> model, files
@@ -72,7 +72,7 @@ class Optimising:
         self._made = self._in_vain = 0
 
     def server(self, version: str, device: str) -> None:
-        """Notes the running model server. Only ours on a processor can use optimised forms."""
+        """Notes the running model server. Only Mesh's own server on a CPU can use optimised forms."""
         engine = re.search(r"onnxruntime [^;]+", version)
         self.tag = f"{engine[0]} on {processor()}" if engine is not None and device == "cpu" else ""
 
@@ -99,7 +99,7 @@ class Optimising:
                 _, (model_id, pulled) = self._waiting.popitem(last=False)
                 try:
                     await self._look_at(model_id, pulled)
-                except OSError as error:  # a full disk, too many processes
+                except OSError as error:  # for example a full disk, or too many processes
                     self._in_vain += 1
                     log.warning("no optimised form", model=model_id, why=str(error))
 
@@ -155,7 +155,7 @@ def _size(path: Path) -> int:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Returns what graph optimisers look at: equal for processors with equal instructions."""
+    """Returns a text that is equal for processors with equal instructions, which is what graph optimisers depend on."""
     features = ""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(errors="replace").splitlines():

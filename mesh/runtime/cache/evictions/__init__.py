@@ -4,5 +4,5 @@
 - `memory`: the copies to evict because the server takes more than it may
 - `eviction`: carries both out, counts them, keeps the reasons
 - `unloads`: one copy out of memory, until nothing of it is left
-- `capacity`: how much memory there is for models in the first place
+- `capacity`: how much memory models may take in total
 """

@@ -3,11 +3,11 @@
 A full cache is the normal state, so the model server must have room beyond its capacity for itself, for running
 calls and for memory that malloc cannot give back; `limit` is the sum of it all, and the hard limit of the process.
 
-A capacity larger than the container, or the machine if there is none, is refused at the start rather than cut to fit: a
-rollout then stops at its first pod while the others serve, and the operator learns of the error, where a smaller cache
-would only show as misses. A pod that planned with more memory than there is would be killed, with all its models, once
-its cache is full. A capacity that fits but leaves little room is accepted, and the model server limited to what there
-is.
+A capacity larger than the container's memory, or the machine's if there is no container, is refused at the start rather
+than reduced: a rollout then stops at its first pod while the others serve, and the operator learns of the error,
+whereas a smaller cache would only show as misses. A pod that planned with more memory than exists would be killed, with
+all its models, once its cache is full. A capacity that fits but leaves little room is accepted, and the model server
+limited to the existing memory.
 """
 
 from mesh.host.memory import Whole
@@ -24,14 +24,14 @@ HEADROOM_LEAST = 512 << 20
 """The server itself takes about 100 MB; the data port alone may hold 256 MiB of inputs."""
 
 AUTO_LEAST = 64 << 20
-"""The least automatic capacity, in bytes: a pod without enough memory for it does not start."""
+"""Minimum automatic capacity, in bytes: a pod without enough memory for it does not start."""
 
 AUTO_SHARE = 0.75  # of the available memory, if the operator names no capacity
 DEVICE_SHARE = 0.85  # of the device's free memory, for models, likewise
 
 
 def limit(capacity_bytes: int) -> int:
-    """Returns what the server's process may take in all."""
+    """Returns the bytes that the server's process may take in total."""
     return capacity_bytes + max(int(capacity_bytes * HEADROOM_SHARE), HEADROOM_LEAST)
 
 

@@ -77,7 +77,7 @@ class MemoryWatch:
         self._high = high
         if not high:
             return
-        # Copies being unloaded will free their memory: it counts as released.
+        # The memory of copies being unloaded counts as released.
         excess = used - int(evict * self.limit_bytes) - self._leaving()
         victims: list[CacheEntry] = []
 

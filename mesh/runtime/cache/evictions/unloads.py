@@ -1,9 +1,9 @@
 """Unloads: a copy stops answering, then its key is deleted, its memory freed and its files removed.
 
 New calls must get *not here* before the mesh learns that the copy is gone, and the mesh learns it before the memory is
-free, because calls in flight may take long. The steps: the agent asks the server to unload (from then on it answers
-*not here*, and marks the slot so); as soon as the board shows that, the key is deleted; the server's answer means that
-the last call has ended and the memory is free; only then do the bytes count as free and the slot is released.
+free, because calls in flight may take long. First the agent asks the server to unload, which from then on answers *not
+here* and marks the slot; as soon as the board shows the mark, the key is deleted. The server's answer means that the
+last call has ended and the memory is free; only then do the bytes count as free, and the slot is released.
 
 If a call in flight cannot be ended, the server says so; the copy then stays on the books, as memory in use, until the
 server's next life. If etcd is unavailable the key is deleted later; the unload itself continues.
@@ -44,7 +44,7 @@ class _Going:
 
     def __init__(self, entry: CacheEntry) -> None:
         self.entry = entry
-        self.silent = asyncio.Event()  # set once no call is answered and the key is deleted, or etcd is unavailable
+        self.silent = asyncio.Event()  # set once no call is answered, and the key is deleted or etcd is unavailable
         self.task: asyncio.Task[None] | None = None
 
 
@@ -81,8 +81,8 @@ class Unloads:
             self._decisions.note("unload", entry.model_id, why=why)
 
     def begin(self, entry: CacheEntry, *, evicted: bool = False) -> bool:
-        """Begins to unload a copy, and leaves it to the caller to note why. Returns False if that is under way already.
-        `evicted`: it is evicted for another, which some policies learn from."""
+        """Begins to unload a copy; the caller notes the reason. Returns False if that is already under way. `evicted`:
+        the copy is evicted for another, which some policies learn from."""
         if entry in self._going or entry not in self._ledger:
             return False
         self._ledger.enter(entry, EntryState.UNLOADING, evicted=evicted)
@@ -91,12 +91,12 @@ class Unloads:
         return True
 
     async def take_out(self, entry: CacheEntry) -> bool:
-        """Takes a load that will begin again out of the server: its entry, key and files stay. Makes one attempt, and
+        """Removes a load that will begin again from the server; its entry, key and files stay. Makes one attempt, and
         returns whether nothing is left in the server."""
         return await self._free(entry)
 
     async def silent(self, model_id: str) -> None:
-        """Waits until the model's copies that are being unloaded answer no more calls."""
+        """Waits until the model's copies that are being unloaded no longer answer calls."""
         for going in self._of(model_id):
             await going.silent.wait()
 
@@ -150,7 +150,7 @@ class Unloads:
                 self._space.freed()
 
     async def _free(self, entry: CacheEntry) -> bool:
-        """Makes one attempt. Returns whether nothing of it is left in the server."""
+        """Makes one attempt to unload a copy. Returns whether nothing of it is left in the server."""
         life = self._server.lives
         spi = await self._server.ready(0.0)
         if spi is None:

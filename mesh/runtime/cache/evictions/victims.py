@@ -24,7 +24,7 @@ class Victims:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.questions: deque[tuple[Question, room.RoomDecision]] = deque(maxlen=QUESTIONS)  # the latest, for room
+        self.questions: deque[tuple[Question, room.RoomDecision]] = deque(maxlen=QUESTIONS)  # the latest, about room
 
     def candidates(self, need: Footprint) -> list[str]:
         """Returns the models whose other copies matter if room is made for this much; none if it fits anyway."""
@@ -128,14 +128,15 @@ class Victims:
         return found
 
     def _look(self, spares: Mapping[str, int] | None, keep: Collection[str]) -> Callable[[str], room.ResidentCopy]:
-        """Returns a function that looks at a copy's present state."""
+        """Returns a function that reads a copy's present state."""
         ledger, now = self._ledger, self._ledger.now_ns()
 
         def look(key: str) -> room.ResidentCopy:
             entry = ledger.entries[key]
             use = ledger.use(entry)
             others = spares.get(key, 0) if spares else 0
-            awaited = not entry.idle_ms and (use is None or not use.calls)  # by the caller that it was loaded for
+            # The caller that it was loaded for has not called it yet.
+            awaited = not entry.idle_ms and (use is None or not use.calls)
             return room.ResidentCopy(
                 key,
                 entry.footprint.host_bytes,

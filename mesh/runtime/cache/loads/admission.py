@@ -1,9 +1,10 @@
 """A model's way into memory: room on the books, which may evict; its turn; the server's part; and room for the measured
 size, which may evict more.
 
-A size measured before comes with the request. Otherwise the size is predicted from the file once it is here, by
-experience with models of its type (`placement.sizes`), and low on purpose: a high prediction evicts models needlessly,
-a low one is corrected by the measurement a moment later, and the server's memory has headroom for it.
+A size that was measured before is part of the request. Otherwise the size is predicted from the file once it is here,
+from experience with models of its type (`placement.sizes`), and deliberately low: a high prediction evicts models
+needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has headroom for
+it.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ class Ticket:
     entry: CacheEntry
     pulled: Pulled
     spares: Mapping[str, int]  # copies elsewhere of possible victims
-    place: int  # in the line for room
+    place: int  # its place in the line for room
     since: float  # monotonic seconds, when it began to wait
     apart: bool  # a server may have died of its load, so no other load runs beside it
 
@@ -77,7 +78,8 @@ class Admission:
         self._sizes = Sizes()
 
     def lift(self, entry: CacheEntry) -> None:
-        """Makes a load that may have begun without a caller as urgent as any other: a caller has come."""
+        """Makes a load that may have begun without a caller as urgent as any other, because a caller now waits for
+        it."""
         entry.idle_ms = 0
         self._turns.lift(entry.model_id)
 
@@ -125,7 +127,7 @@ class Admission:
             if (refused := await self._reserve(ticket)) is not None:
                 return refused
             if not await self._wait_for_space(entry):
-                text = f"{entry.footprint} not free after {_SPACE_WAIT:g} s: victims have calls in flight"
+                text = f"{entry.footprint} did not become free within {_SPACE_WAIT:g} s: victims have calls in flight"
                 return Refused(Reason.NO_ROOM, text)
             if entry.begun:
                 known = await self._take_turn(ticket)
@@ -207,7 +209,7 @@ class Admission:
         """Puts the measured size on the books if there is room for it."""
         want, entry, ledger = ticket.want, ticket.entry, self._ledger
         here = took if ledger.has_device else Footprint(took.total_bytes)
-        if not ledger.holds(here):  # a model that fits nowhere says nothing about others of its type
+        if not ledger.holds(here):  # a model that fits nowhere is no evidence about others of its type
             return Refused(Reason.NOWHERE, f"it takes {here}, this pod's capacity is {ledger.capacity}", took)
         self._sizes.learn(
             want.type,

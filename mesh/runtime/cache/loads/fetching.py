@@ -1,6 +1,6 @@
-"""The files of a load: pulled, if the disk is full only after copies have been evicted.
+"""The files of a load, which are pulled; if the disk is full, copies are evicted first.
 
-The puller limits the number of pulls at once, from one store and in all.
+The puller limits the number of concurrent pulls, in total and from each store.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _ROOM_WAIT = 120.0  # seconds in which a pull may repeatedly lose its room to ot
 
 
 class NotFetched(Exception):
-    """Files could not be fetched. `outcome` is the load's."""
+    """A failure to fetch files. `outcome` is the outcome of the load."""
 
     def __init__(self, outcome: Refused | Failed) -> None:
         super().__init__(outcome.text)
@@ -34,7 +34,7 @@ class NotFetched(Exception):
 
 
 class Fetching:
-    """The fetching of files, a task per load."""
+    """The fetching of files, in one task for each load."""
 
     def __init__(self, ledger: Ledger, files: Files, rooms: Rooms, optimising: Optimising, meters: Meters) -> None:
         self._ledger = ledger
@@ -56,7 +56,7 @@ class Fetching:
                 short = functools.partial(self._files.short, error.needs)
             refused = await self._rooms.disk(entry, short, place=place, spares=await granted)
             if refused is None and time.monotonic() - began > _ROOM_WAIT:
-                text = f"the pod's disk: others have taken its room for {_ROOM_WAIT:g} s"
+                text = f"the pod's disk: other loads have taken its room for {_ROOM_WAIT:g} s"
                 refused = Refused(Reason.NO_ROOM, text)
             if refused is not None:
                 raise NotFetched(refused)
@@ -83,7 +83,7 @@ def _outcome(error: PullError) -> Refused | Failed:
     return Failed(Reason.LOAD_FAILED, error.text, _KINDS[error.nature], asked_ms)
 
 
-# Includes bad content that was not even pulled: another look is cheap, and a corrected file is found at once.
+# Includes bad content that was not even pulled: another check is cheap, and finds a corrected file at once.
 _KINDS = {
     Nature.PASSING: FailureKind.PASSING,
     Nature.NOT_FOUND: FailureKind.NOT_FOUND,

@@ -30,7 +30,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MAX_LOADS = 1024
-"""Loads in this pod, waiting ones included; beyond that another pod is the better choice."""
+"""Maximum number of loads in this pod, including waiting ones; beyond it, another pod is the better choice."""
 
 _ASK = 2.0  # seconds for the model server to say whether it has a model
 
@@ -46,14 +46,14 @@ class _LoadFlight:
         self.future = future
         self.task: asyncio.Task[None] | None = None
         self.withdrawn = ""  # why it must end
-        self.stale = False  # because its registration is not the current one
+        self.stale = False  # withdrawn because its registration is not the current one
 
     def withdraw(self, why: str, *, stale: bool = False) -> None:
         """Ends the load, whose outcome is then withdrawn, or stale."""
         if not self.withdrawn and self.task is not None:
             self.withdrawn = why
             self.stale = stale
-            # Later: a task that is cancelled before its first step does nothing, not even its clean-up.
+            # Cancelled later, because a task that is cancelled before its first step does not even clean up.
             asyncio.get_running_loop().call_soon(self.task.cancel)
 
 
@@ -124,7 +124,7 @@ class Loads:
                 if entry not in self._ledger or entry.state is not EntryState.LOADED or entry.aside:
                     continue
                 if held and _will_do(entry, want):
-                    # If this said that it is here, routers would send calls, get *not here*, and ask again.
+                    # If the answer were that the copy is here, routers would send calls, get *not here*, and ask again.
                     if (silent := self._silent()) is not None:
                         return self._note(want, silent)
                     entry.pinned = want.pinned
@@ -164,7 +164,7 @@ class Loads:
         return await self.withdraw(model_id, revision, "it is no longer registered, or registered again", stale=True)
 
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
-        """Takes a copy, or a load, of that registration (0: any) out, and waits until no call is answered from it.
+        """Removes a copy, or a load, of that registration (0: any), and waits until it answers no call.
 
         Returns whether there was one; a copy being unloaded does not count."""
         had = False
@@ -189,7 +189,7 @@ class Loads:
                 flight.withdraw(why)
 
     async def settle(self, timeout: float) -> None:
-        """Waits for the loads under way, at most `timeout` seconds, then ends them."""
+        """Waits at most `timeout` seconds for the loads under way, then ends them."""
         if self._flights:
             await asyncio.wait({flight.future for flight in self._flights.values()}, timeout=timeout)
         for flight in list(self._flights.values()):
@@ -213,7 +213,7 @@ class Loads:
             return None
         keep = (want.model_id,)
         room = self._victims.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id)
-        # A caller's load waits for passing conditions, once its files are here.
+        # A caller's load waits for conditions that will pass, once its files are here.
         return None if room.passes and not want.idle_ms else no_room(room)
 
     def _silent(self) -> Refused | None:

@@ -12,7 +12,7 @@ from mesh.statuses import Reason
 
 
 class Gate:
-    """The gate, asked when a load comes and before each step that takes a resource."""
+    """The gate, which is asked at each request for a load and before each step that takes a resource."""
 
     def __init__(
         self, presence: Presence, server: ServerProcess, relief: Relief, watches: Sequence[MemoryWatch]

@@ -1,18 +1,18 @@
-"""The steps of one load, and the undoing of each.
+"""The steps of one load, and how each is undone.
 
-First the claim and the pull, concurrently: one is a round trip to etcd, the other to a store. Then the way into memory
-(`admission`), which may evict; then the `publication`. The claim comes before the room, so a pod that loses it has
-evicted nothing. The answer is sent as soon as the model can serve.
+The claim and the pull come first and run concurrently, as one is a round trip to etcd and the other to a store. Then
+the model is admitted to memory (`admission`), which may evict others, and then published (`publication`). The claim
+comes before the room, so a pod that loses it has evicted nothing. The answer is sent as soon as the model can serve.
 
 All copies of a registration have the same content: content whose digest differs from the record's is refused before the
 model server sees it, and the very first load writes its digest before it answers (`claims.publish`).
 
-A *reload* brings new content into a pod that has a copy of the old: it is loaded aside, as another generation, and
-takes the old one's place once it is published; until then, and if that fails, the old one answers.
+A *reload* brings new content into a pod that has a copy of the old content: it is loaded aside, as another generation,
+and replaces the old copy once it is published. Until then, and if the reload fails, the old copy answers.
 
-Any end but success restores the state before: key, room, slot, files, and the server's memory, in which nothing of a
-failed load may remain. That comes before the answer, because the router will ask another pod next, which must not find
-our claim.
+Any outcome but success restores the former state: key, room, slot, files, and the server's memory, in which nothing of
+a failed load may remain. This happens before the answer, because the router then asks another pod, which must not find
+this pod's claim.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class Loading:
             return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
         former = self._ledger.entries.get(want.model_id)
         if entry.aside and former is not None and former.generation >= record.generation:
-            return Stale()  # the request names a generation that the registry does not have
+            return Stale()  # the registry does not have the generation that the request names
 
         if not want.footprint.total_bytes:  # the router's record may be older than its size
             want = want.of_size(Footprint(record.host_bytes, record.device_bytes))
@@ -142,7 +142,7 @@ class Loading:
         pull.cancel()
         await asyncio.wait({pull})
         if not pull.cancelled():
-            pull.exception()  # reported already, or no longer of interest
+            pull.exception()  # already reported, or no longer of interest
         if entry in self._ledger and entry.state in (EntryState.LOADING, EntryState.LOADED):
             self._unloads.start(entry, "its load failed")
             await self._unloads.silent(want.model_id)
@@ -170,7 +170,7 @@ class Loading:
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Does all of the work, even if cancelled meanwhile; the cancellation takes effect afterwards.
+    """Completes the work even if cancelled meanwhile; the cancellation takes effect afterwards.
 
     A load that has lost its claim undoes itself, and may be withdrawn just then: half undone, its entry would stay in
     the ledger, and waiters for its removal would wait without end."""

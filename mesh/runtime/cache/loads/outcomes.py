@@ -21,12 +21,12 @@ class Want:
     footprint: Footprint = NOTHING  # measured by an earlier load; none: unknown
     idle_ms: int = 0  # since the model's last use; 0: a caller waits
     expected_copies: int = 0
-    reason: str = ""  # why it is loaded, and why here, for operators
+    reason: str = ""  # why it is loaded, and why in this pod, for operators
     pinned: bool = False  # no copy of it is evicted
     generation: int = 0  # a copy of an older one is replaced, once the new one can answer; 0: any generation
 
     def of_size(self, footprint: Footprint) -> "Want":
-        """Returns the same with a known size."""
+        """Returns the request with a known size."""
         return replace(self, footprint=footprint)
 
 
@@ -57,9 +57,9 @@ class Failed:
     reason: Reason
     text: str
     kind: FailureKind = FailureKind.LASTING
-    asked_ms: int = 0  # how long the store asks us to wait
+    asked_ms: int = 0  # how long the store asks for a pause
     digest: str = ""  # of the files that cannot be loaded
-    again: bool = False  # nothing was tried: by its record, the same files have failed here before
+    again: bool = False  # nothing was tried, because the record says that the same files have failed here before
 
 
 Outcome = Loaded | Elsewhere | Refused | Failed | Stale

@@ -2,8 +2,8 @@
 
 The key of a loaded copy is written after the load's answer, as it already exists as a claim. The first copy of a
 registration's content is published before the answer, in a transaction that writes the content's digest
-(`claims.publish`): of two first loads, one learns that the other was first. So is a copy loaded aside of one whose key
-has been deleted meanwhile.
+(`claims.publish`), so that of two first loads one learns that the other was first. A copy that replaces one whose key
+has been deleted meanwhile is also published before the answer.
 """
 
 import time
@@ -61,7 +61,7 @@ class Publication:
         """Claims the model, or reads its record if there is nothing to claim."""
         if entry.aside:
             return await self._claims.look(want.model_id, want.revision)
-        # The claim also asks about possible victims; for an unknown size, only if the pod is nearly full.
+        # The claim also reads about possible victims; for an unknown size, only if the pod is nearly full.
         capacity = self._ledger.capacity
         tenth = Footprint(capacity.host_bytes // 10, capacity.device_bytes // 10)
         likely = want.footprint if want.footprint.total_bytes else tenth
@@ -84,7 +84,7 @@ class Publication:
         if first or self._unclaimed(want, entry):
             publication = await self._publish(want, entry, claimed)
             if not isinstance(publication, ModelRecord):
-                return publication  # its size may be that of other content than the registration's
+                return publication  # the measured size may belong to other content than the registration's
             record, published = publication, True
             if self._unclaimed(want, entry):
                 outcome = Refused(Reason.UNAVAILABLE, "the copy to be replaced was unloaded in the meantime")

@@ -40,19 +40,19 @@ LOOK = 0.05
 
 _LOOK_SHARE = 0.1  # of the event loop's time that looks may take
 
-_NOT_ASKED = Refused(Reason.NO_ROOM, "earlier loads that need no more are waiting for room")
+_NOT_ASKED = Refused(Reason.NO_ROOM, "earlier loads that need no more memory are waiting for room")
 
 
 @dataclass(frozen=True, slots=True)
 class GivesWay:
-    """An order to a load: leave the model server, so that others in memory get the room they need, and begin again with
-    a known size."""
+    """An order to a load to leave the model server, so that others in memory get the room they need, and to begin again
+    with a known size."""
 
     why: str
 
 
 Answer = Refused | GivesWay | None
-"""None: the room is on the books."""
+"""The answer to a load; None: the room is on the books."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class _Waiting:
         self.ask = ask
         self.take = take
         self.why_not = why_not
-        self.answer: Answer = _NOT_ASKED  # as of the latest look
-        self.done = asyncio.Event()  # the answer is final
+        self.answer: Answer = _NOT_ASKED  # refusal by the latest look
+        self.done = asyncio.Event()  # set once the answer is final
 
 
 class Rooms:
@@ -99,7 +99,7 @@ class Rooms:
         self._looking: asyncio.Task[None] | None = None
 
     def place(self) -> int:
-        """Returns the last place in the line. A load that begins again keeps its place."""
+        """Returns a new place at the end of the line. A load that begins again keeps its place."""
         return next(self._places)
 
     async def reserve(
@@ -112,7 +112,7 @@ class Rooms:
     ) -> Refused | None:
         """Reserves room for a load; victims begin to unload. Returns why not if there is none, or loads are refused."""
         need = prediction.footprint
-        keep = (entry.model_id, entry.key)  # a copy that it may replace stays until then
+        keep = (entry.model_id, entry.key)  # a copy that it may replace stays until the load is done
 
         def ask() -> RoomDecision:
             nonlocal need
@@ -171,7 +171,7 @@ class Rooms:
         took = RoomDecision(RoomVerdict.FITS, (), "")
 
         def ask() -> RoomDecision:
-            if (bytes_short := short()) <= 0:  # another pull has ended
+            if (bytes_short := short()) <= 0:  # another pull has ended meanwhile
                 return RoomDecision(RoomVerdict.FITS, (), "the disk has room now")
             if not entry.idle_ms and bytes_short <= self._victims.leaving_disk_bytes(self._going):
                 return RoomDecision(
@@ -237,7 +237,7 @@ class Rooms:
         return waiting.answer
 
     async def _look(self) -> None:
-        """Looks again and again while loads wait."""
+        """Looks for room periodically while loads wait."""
         try:
             while self._waiting:
                 began, news = time.monotonic(), self._space.news

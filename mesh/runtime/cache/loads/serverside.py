@@ -1,4 +1,4 @@
-"""The model server's part of a load: one call over the SPI, and the meaning of its failures."""
+"""The model server's part of a load: one call over the SPI, and the interpretation of its failures."""
 
 import time
 from dataclasses import replace
@@ -18,7 +18,7 @@ from placement.failures import FailureKind
 from puller.puller import Pulled
 
 _WAIT = 5.0  # seconds to wait for a server that died after the load had begun; another pod may be quicker
-_SLACK = 15.0  # seconds after which the server must have given up on its own
+_SLACK = 15.0  # seconds beyond the limit after which the server must have given up by itself
 _DEATH_WAIT = 2.0  # seconds in which a lost connection proves to be a death
 
 
@@ -79,7 +79,7 @@ class ServerSide:
                 optimised=str(pulled.derived or ""),
             )
         except SpiError as error:
-            # Callers need not learn where the files are in this pod.
+            # The text is for callers, who must not learn where the pod keeps its files.
             error.text = error.text.replace(f"{pulled.path.parent}/", "")
             outcome = await self._not_loaded(entry, error, life)
             if isinstance(outcome, Failed) and pulled.skipped:  # the missing file may be among them
@@ -91,7 +91,7 @@ class ServerSide:
         self._meters.load_ms.observe(took_ms)
         self.mean_ms += (took_ms - self.mean_ms) / (8 if self.mean_ms else 1)
         self._optimising.loaded(want.model_id, pulled, took_ms)
-        # A server that does not measure: the prediction stays.
+        # The server does not measure, so the prediction stays.
         return size if size.footprint.total_bytes else Size(entry.footprint)
 
     async def _not_loaded(self, entry: CacheEntry, error: SpiError, life: int) -> Refused | Failed:

@@ -21,12 +21,12 @@ def load(in_flight: int) -> Headers:
 
 
 _MAX_TEXT = 1500
-"""Longest text of an error, in bytes. It is sent twice, percent-encoded and in base64, and clients limit all trailers
-to 8 KiB."""
+"""Maximum length of an error's text, in bytes. It is sent twice, percent-encoded and in base64, and clients limit all
+trailers to 8 KiB."""
 
 
 def fail(call: Call, error: MeshError) -> None:
-    """Answers with that error; shortens a text that is too long for clients."""
+    """Answers with an error; shortens a text that is too long for clients."""
     if len(error.text) * 4 > _MAX_TEXT and len(encoded := error.text.encode(errors="replace")) > _MAX_TEXT:
         text = encoded[:_MAX_TEXT].decode(errors="ignore") + "..."
         error = MeshError(error.reason, text, retry_after=error.retry_after, details=error.details)
@@ -37,13 +37,13 @@ def fail(call: Call, error: MeshError) -> None:
 
 
 def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
-    """Answers that this pod holds no such copy: the router's view is outdated, and it tries another pod."""
+    """Answers that this pod does not hold the copy. The router's view is outdated, and it tries another pod."""
     call.fail(Reason.NOT_HERE.code, "this pod does not hold the copy that the call is meant for", _NOT_HERE)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)
 
 
 def verify_first(call: Call, board: Board, method: int, started_ns: int) -> None:
-    """Answers that the router must read the model's record before this pod may answer; nothing was run."""
+    """Answers that the router must read the model's record before this pod may answer; no model has run."""
     text = "this pod cannot reach etcd and answers only calls whose router has verified the model's record"
     call.fail(Reason.NOT_HERE.code, text, _VERIFY_FIRST)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)

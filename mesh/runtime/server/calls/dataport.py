@@ -1,8 +1,8 @@
 """The data port: V2 inference for the copies in this pod.
 
-If the model is known to be quick (`pace`), a call is parsed, run and answered in one go, without a task, a thread or an
-await: so a call of a small model costs little more than the model itself. Longer ones go to `runs`, and `watch` stops
-those in the loop that were wrongly expected to be quick.
+If the model is known to be quick (`pace`), a call is parsed, run and answered at once, without a task, a thread or an
+await, so that a call of a small model costs little more than the model itself. Longer calls are passed to `runs`, and
+`watch` stops those in the loop that were wrongly expected to be quick.
 
 Every call is answered: bad input with INVALID_ARGUMENT and a text, a copy that is not here with *not here*. Once the
 agent's permission has run out, every call is answered *not here*; and while the agent cannot reach etcd, a call is only
@@ -46,7 +46,7 @@ _INFER, _METADATA, _READY, _OTHER = range(4)
 
 
 class DataPort:
-    """Handles the calls of the data port. For the event loop's thread alone."""
+    """The handler of the data port's calls. Used only in the event loop's thread."""
 
     def __init__(self, copies: Copies, board: Board, runs: Runs, watch: CallWatch, *, max_message: int) -> None:
         self._copies = copies
@@ -158,7 +158,7 @@ class DataPort:
             answers.not_here(call, self._board, method, started_ns)
             return None
         fence = self._board.fence
-        # The mode is in the lowest bits: a few nanoseconds make no difference.
+        # The mode is in the lowest bits, where a few nanoseconds make no difference.
         if fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME):
             return copy
         return copy if self._permitted(call, fence, method, started_ns) else None
@@ -186,7 +186,7 @@ class DataPort:
         started_ns = time.monotonic_ns()
         model_id, token, named_as = self._named(call)
         copy = asked = request = later = None
-        if model_id is None:  # the message has it
+        if model_id is None:  # the message has the model's name
             request = requests.light(frame, call.encoding, limit=self._max_message)
             model_id = requests.name(request)
         copy = self._copy(call, model_id, token, _INFER, started_ns)
@@ -238,7 +238,7 @@ class DataPort:
             else:
                 call.reply(reply, answers.load(self._runs.count))
                 ended_ns = time.monotonic_ns()
-                took_ns = ended_ns - started_ns  # all of it kept the loop busy, not the model alone
+                took_ns = ended_ns - started_ns  # everything here kept the loop busy, not only the model
                 copy.pace.note(size, took_ns)
                 row.end(ended_ns, runs=1, busy_ns=took_ns, failed=False)
                 self._observe(_INFER, 0, took_ns)
@@ -250,8 +250,8 @@ class DataPort:
         self._runs.submit(Run(call, copy, sent=frame, held=held, asked=asked, read=later, started_ns=started_ns))
 
     def _refused(self, call: Call, copy: ServedCopy, error: MeshError, started_ns: int) -> None:
-        """Answers a call that the model never saw. It still counts as a use: a caller with a bad request tries
-        again."""
+        """Answers a call that the model never saw. The call still counts as a use, because a caller with a bad request
+        tries again."""
         copy.row.begin(started_ns)
         answers.fail(call, error)
         now = time.monotonic_ns()
@@ -280,7 +280,7 @@ class DataPort:
 
     def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> ServedCopy | None:
         """Returns the copy that a status or metadata request is about; None if it was answered *not here*. Such
-        requests are no uses."""
+        requests do not count as uses."""
         started_ns = time.monotonic_ns()
         model_id, token, _ = self._named(call)
         if model_id is None:

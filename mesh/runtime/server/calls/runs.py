@@ -1,6 +1,6 @@
 """Calls that run in threads: their order, their deadlines and their cancellation.
 
-There is one thread more than one model may use, so that a model whose calls do not end leaves a thread for the others.
+There is one more thread than one model may use, so that a model whose calls do not end leaves a thread for the others.
 Models with waiting calls take turns. Waiting calls are bounded in number and bytes; further ones are refused.
 
 A run is ended through its RunOptions: when its caller cancels, when its deadline passes (one timer checks all runs),
@@ -75,11 +75,11 @@ class Run:
         self.deadline = 0.0
         self.options: Any = None
         self.running = False
-        self.ended_by: MeshError | None = None  # why it must not go on
+        self.ended_by: MeshError | None = None  # why it must not continue
         self.stopped_at = 0.0  # when it was told to end while it ran
         self.stuck = False
         self.runs: Runs | None = None
-        self.line: Line | None = None  # where it waits, or has waited
+        self.line: Line | None = None  # the line in which it waits, or has waited
         # Results of the thread.
         self.frame = b""
         self.error: MeshError | None = None
@@ -129,7 +129,7 @@ class Line:
 
 
 class Runs:
-    """The threads and the calls in them. For the event loop's thread alone."""
+    """The threads and the calls in them. Used only in the event loop's thread."""
 
     def __init__(
         self, board: Board, *, threads: int, clock: Callable[[], int] = time.thread_time_ns, device: str = "cpu"
@@ -149,7 +149,7 @@ class Runs:
         self._live: set[Run] = set()
         self._waiting = 0
         self._bytes = 0
-        self._endless = 0  # calls that were told to end and go on
+        self._endless = 0  # calls that were told to end and still run
         self._spare = 0  # threads that came back after they were replaced
         self._timer: asyncio.TimerHandle | None = None
 
@@ -178,7 +178,7 @@ class Runs:
         return None
 
     def submit(self, run: Run) -> None:
-        """Takes a call that is on the board as taken and not running, and answers it in the end."""
+        """Takes a call that the board counts as taken and not running, and eventually answers it."""
         deadline = run.call.deadline
         run.deadline = self._loop.time() + MAX_SECONDS if deadline is None else deadline
         run.runs = self
@@ -202,7 +202,7 @@ class Runs:
         if run.ended_by is not None or run not in self._live:
             return
         run.ended_by = why
-        if run.running:  # the caller need not wait for onnxruntime, but the copy is freed only after it returns
+        if run.running:  # the caller need not wait for onnxruntime, but the copy is freed only afterwards
             run.stopped_at = self._loop.time()
             run.options.terminate = True
             run.call.on_cancel(None)
@@ -218,7 +218,7 @@ class Runs:
                 self.stop(
                     run, MeshError(Reason.UNAVAILABLE, "the model was unloaded and the call did not finish in time")
                 )
-            else:  # the model never saw it: the router may send it elsewhere
+            else:  # the model never saw the call, so the router may send it elsewhere
                 self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before the call could run"))
 
     async def close(self) -> None:

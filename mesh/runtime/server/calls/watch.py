@@ -1,4 +1,4 @@
-"""Supervision of calls that run in the event loop, from a thread of its own.
+"""Supervision of calls that run in the event loop, from a separate thread.
 
 How long a model takes may depend on the values in its input, not only on their number: eight bytes can make a Loop run
 a million rounds. Such a call would hold up all others. So a thread checks the loop every few milliseconds and ends a
@@ -15,7 +15,7 @@ from typing import Any
 from mesh.runtime.server.onnx import session
 
 LIMIT_NS = 50_000_000
-"""Longest run in the loop: 50 times what a call is expected to take there, so that a busy machine ends none."""
+"""Longest run in the loop: 50 times the expected duration, so that a busy machine ends no call."""
 
 _LOOK = 0.02  # seconds
 _ROUNDS = 50  # looks without a run after which the watcher sleeps

@@ -36,9 +36,10 @@ STUCK = "stuck"
 """A detail of the error for a load that cannot be ended: its thread runs until the process ends."""
 
 MAX_STUCK = 4
-"""Number of loads that cannot be ended at which further ones are refused: each holds a processor and its memory."""
+"""Number of loads that cannot be ended at which further loads are refused: each keeps a processor busy and its memory
+in use."""
 
-_STOPPING = 5.0  # seconds that onnxruntime gets to return from what was ended
+_STOPPING = 5.0  # seconds that onnxruntime gets to return from a call or load that was ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class _Load:
         self.lone: Lone[making.Made] | None = None
         self.thread: asyncio.Future[making.Made] | None = None  # its result
         self.turn: making.Turn | None = None
-        self.waiting = False  # for its turn
+        self.waiting = False  # its wait for a turn
         self.lasts = False
 
     def end(self) -> None:
@@ -84,7 +85,7 @@ class _Load:
 
 
 class Loader:
-    """The loads and unloads of copies. For the event loop's thread alone."""
+    """The loads and unloads of copies. Used only in the event loop's thread."""
 
     engine = f"onnxruntime {session.VERSION}"
     """The name of what runs the models, for the server's version."""
@@ -181,7 +182,7 @@ class Loader:
             async with self._turns.turn(order.model_id, on_long=load.make_way), self._meter.turn() as turn:
                 load.waiting = False
                 load.turn = turn
-                if load.lasts:  # it has waited for too long already
+                if load.lasts:  # it has already waited for too long
                     turn.give_up()
                 load.lone = Lone(f"load {order.model_id}", lambda: self._made(load, turn, row.slot))
                 load.thread = load.lone.future
@@ -266,7 +267,7 @@ class Loader:
         """Clears up after a load that has failed and no longer runs."""
         if load.thread is not None:
             _look_at(load.thread)
-            load.thread = None  # and with it a session without a use
+            load.thread = None  # this also drops a session that nothing uses
         row.mark(SlotState.FREE)
         self._ended(load)
         self.trimmer.soon()
@@ -302,7 +303,7 @@ class Loader:
             if name == model_id and (token in (b"", own) or not own)
         ]
         for task in tasks:
-            await asyncio.shield(task)  # it goes on even if the caller is cancelled
+            await asyncio.shield(task)  # it continues even if the caller is cancelled
 
     async def _unload(self, copy: ServedCopy, grace: float) -> None:
         self._copies.remove(copy)
@@ -316,7 +317,7 @@ class Loader:
                 self._runs.stop_copy(copy)
                 await asyncio.wait({copy.drained}, timeout=_STOPPING)
             if row.in_flight:
-                # The slot stays a suspect's: no other model may have it while that call can write to it.
+                # The slot stays taken: no other model may have it while that call can write to it.
                 text = f"a call of {copy.model_id!r} cannot be ended: its memory stays in use until the server restarts"
                 raise MeshError(Reason.DEADLINE, text)
             copy.session.close()

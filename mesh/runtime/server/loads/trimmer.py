@@ -1,4 +1,4 @@
-"""Return of freed memory to the system: once for several unloads, and when calls have left much of it behind.
+"""Return of freed memory to the system, once for several unloads, and when calls have left much of it behind.
 
 `memory` explains why glibc must be asked to. The effect shows in resident memory, which the agent watches.
 """
@@ -24,7 +24,7 @@ class Trimmer:
         self._trimming: asyncio.Future[None] | None = None
         self._again = False
         self._looked = 0.0
-        self._base = memory.private() - memory.in_use()  # what is resident and not from malloc: Python, stacks
+        self._base = memory.private() - memory.in_use()  # resident and not from malloc: Python's objects, stacks
         self.count = 0
 
     def soon(self) -> None:

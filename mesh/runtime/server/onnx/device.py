@@ -2,10 +2,10 @@
 
 A provider in onnxruntime's list only means that the wheel was built with it: without a driver, or with another CUDA
 than the wheel's, sessions silently fall back to the processor. So a tiny session is made and run before the server
-reports a GPU, on which the pod's labels and the placement of models depend.
+reports a GPU, because the pod's labels and the placement of models depend on it.
 
-The bytes that a model takes on the device are the difference in the device's free memory, as CUDA reports it. Other
-processes may use the same device, so they are not as exact as the host's bytes.
+A model's bytes on the device are the difference in the device's free memory, as CUDA reports it. Other processes may
+use the same device, so the figure is less exact than that for the host.
 
 Besides its weights, a session takes memory of the CUDA libraries: by default 73 MiB for the smallest model, and as much
 again for calls (H200, onnxruntime 1.31); cuBLAS alone keeps 32 MiB of workspace for each of its handles there. With the
@@ -80,7 +80,8 @@ CUDA = Device(
         (
             _CUDA,
             {
-                # By default the arena of each session doubles when it grows, on a device that thousands share.
+                # By default the arena of each session doubles when it grows, but thousands of sessions share the
+                # device.
                 "arena_extend_strategy": "kSameAsRequested",
                 # By default every algorithm is tried on each new shape: seconds of a first call, and much workspace.
                 "cudnn_conv_algo_search": "HEURISTIC",

@@ -1,8 +1,8 @@
-"""The number of operators of a model once its functions are expanded, which ONNX Runtime does first.
+"""The number of operators of a model after the expansion of its functions, which ONNX Runtime does first.
 
-Functions that each call the next one twice can make a file of 2 KB a model of 33 million operators, and the making of
-its session cannot be ended. So operators are counted first, without expanding anything. Measured with onnxruntime 1.32:
-16,384 operators in 15 functions take 6 s, 32,768 in 16 take 50 s.
+Functions that each call the next one twice can turn a file of 2 KB into a model of 33 million operators, and the
+creation of its session cannot be interrupted. So operators are counted first, without any expansion. Measured with
+onnxruntime 1.32: 16,384 operators in 15 functions take 6 s, 32,768 in 16 take 50 s.
 
 For a model without functions, which is the usual case, only a few bytes are read.
 """
@@ -31,14 +31,14 @@ _Key = tuple[str, str, str]
 
 
 def too_many(path: Path) -> str | None:
-    """Returns why a file has too many operators; None if it has not, or is not a model. Raises OSError."""
+    """Returns why a file has too many operators; None if it does not, or is not a model. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
             parts = _parts(view)
             model = outline.Model.FromString(parts) if parts else None
         except (DecodeError, ValueError):
-            return None  # ONNX Runtime says what is wrong with it
+            return None  # ONNX Runtime will report what is wrong with the file
         finally:
             view.release()
     return None if model is None else _judge(model)

@@ -33,7 +33,7 @@ LEAST = 32 << 10
 """Smallest size of a session, in bytes: the smallest one takes 33 KB of resident memory."""
 
 _LONG_NS = 20_000_000
-"""After a first call that takes longer there is no second: the model's calls will run in threads anyway."""
+"""Duration of a first call above which there is no second: the model's calls will run in threads anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class MemoryMeter:
             self.unmeasured -= 1
 
     def next(self) -> None:
-        """Lets the next load be measured; the present one goes on unmeasured."""
+        """Lets the next load be measured; the present one continues unmeasured."""
         self.unmeasured += 1
         gc.enable()
         self._lock.release()
@@ -127,7 +127,7 @@ def make(
         device_bytes = max(device.least, device.used() - meter.others_device - before_device)
         after = memory.in_use() - meter.others
     if not turn.measured:
-        # On a device, the weights are there; loads and unloads by others are measured as well.
+        # On a device, the weights are on the device; the measurement also includes loads and unloads by others.
         host, on_device = (LEAST, estimate + device.least) if device.least else (estimate, 0)
         meter.others += host
         meter.others_device += on_device
@@ -151,7 +151,7 @@ def _nothing_collected(turn: Turn) -> Iterator[None]:
     try:
         yield
     finally:
-        if turn.measured:  # else the next load is measured and has disabled the collector itself
+        if turn.measured:  # otherwise the next load is being measured and has itself disabled the collector
             gc.enable()
 
 

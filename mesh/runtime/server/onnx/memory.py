@@ -1,15 +1,15 @@
 """This process's memory: its use to the byte, its limit, and the return of freed memory to the system.
 
-Sizes of models rest on glibc's `mallinfo2`: bytes in use in all of malloc's arenas (`uordblks`) and in separate
-mappings for large blocks (`hblkhd`). It takes 0.4 us to read and gives 75 KB for a small regression at every load,
-while resident memory says 0 for the first few. It does not contain Python's own objects: they come from pymalloc, which
-does not use malloc. If the C library is not glibc, resident memory is used instead, coarse as it is.
+Sizes of models are measured with glibc's `mallinfo2`: bytes in use in all of malloc's arenas (`uordblks`) and in
+separate mappings for large blocks (`hblkhd`). It takes 0.4 us to read and gives 75 KB for a small regression at every
+load, while resident memory says 0 for the first few. It does not contain Python's own objects: they come from pymalloc,
+which does not use malloc. If the C library is not glibc, resident memory is used instead, coarse as it is.
 
 glibc keeps freed memory: deleting 60 sessions returned almost nothing of 1.2 GB, `malloc_trim(0)` nearly all. It holds
 locks that allocations wait for (60 ms for that much), so it is called in a thread, and once for several unloads.
 
-The limit is RLIMIT_DATA: an allocation beyond it fails where it is made, and the process goes on. A model of 101 bytes
-that asks for gigabytes gets an error, and the machine keeps its memory.
+The limit is RLIMIT_DATA: an allocation beyond it fails where it is made, and the process continues. A model of 101
+bytes that asks for gigabytes gets an error, and the machine keeps its memory.
 """
 
 import ctypes
@@ -91,7 +91,9 @@ def limit(maximum: int) -> int:
                 fields[name] = int(value.split()[0]) * 1024
     held = fields.get("RssAnon", 0)
     if held >= maximum:
-        raise ValueError(f"a memory limit of {maximum} bytes is below the {held} that the server itself needs")
+        raise ValueError(
+            f"a memory limit of {maximum} bytes is below the {held} that the server itself needs: raise --capacity"
+        )
     data = maximum + max(0, fields.get("VmData", 0) - held)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:

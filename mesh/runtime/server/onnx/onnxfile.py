@@ -67,7 +67,7 @@ def _find(path: Path) -> ModelFile:
         if not stat.S_ISDIR(mode):
             raise _unusable(f"{path} is neither a file nor a folder")
         names = sorted(os.listdir(path))
-        # Names that begin with a dot are left there by other programs: `._model.onnx`.
+        # Other programs leave files whose names begin with a dot, such as `._model.onnx`.
         models = [name for name in names if _suffix(name) and not name.startswith(".") and (path / name).is_file()]
         versions = [name for name in names if name.isascii() and name.isdigit() and (path / name).is_dir()]
         inside = next((name for name in names if name.lower() == INSIDE and (path / name).is_dir()), "")

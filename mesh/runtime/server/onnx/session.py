@@ -170,7 +170,7 @@ _OF_LOAD = {
     "InvalidProtobuf": Reason.BAD_REQUEST,
     "InvalidGraph": Reason.BAD_REQUEST,
     "InvalidArgument": Reason.BAD_REQUEST,
-    "NotImplemented": Reason.BAD_REQUEST,  # an operator that this onnxruntime lacks
+    "NotImplemented": Reason.BAD_REQUEST,  # this onnxruntime lacks an operator of the model
     "NoModel": Reason.BAD_REQUEST,
     "Fail": Reason.BAD_REQUEST,
 }

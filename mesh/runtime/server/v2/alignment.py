@@ -4,8 +4,8 @@ ONNX Runtime computes on an array in place, and some kernels sum the elements be
 register separately: the last bits of an answer would then depend on the contents' offset in the message, for instance
 on the length of the request's `id`. So every input begins at a boundary.
 
-A run in the event loop ends before the next request is read, so all of them share one `Scratch`: writing into it costs
-less than making an array with its own memory (0.1 us instead of 1.6). Inputs that are needed later are copied (`own`).
+A run in the event loop ends before the next request is read, so all such runs share one `Scratch`: writing into it
+takes 0.1 us, whereas an array with its own memory takes 1.6. Inputs that are needed later are copied (`own`).
 """
 
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ _array = np.ndarray
 
 
 def put(contents: Raw, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
-    """Does the same as `Scratch.put`, in newly allocated memory."""
+    """Returns an array of that shape over a copy of `contents`, like `Scratch.put`, in newly allocated memory."""
     array = empty(shape, dtype)
     if array.size:
         array.reshape(-1).view(np.uint8)[:] = np.frombuffer(contents, np.uint8)

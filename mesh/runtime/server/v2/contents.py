@@ -1,8 +1,8 @@
 """The conversion of an input's typed contents, numbers or texts, into an array.
 
-Protobuf has read those of a small request with it (`fill`, `texts`). Those of a large one are decoded here (`read`),
-64 KiB at a time: a single piece of 16 MB would hold the interpreter's lock for 300 ms. The input's shape limits the
-number of elements before the first is read.
+Protobuf has already read the contents of a small request (`fill`, `texts`). Those of a large one are decoded here
+(`read`), 64 KiB at a time: a single piece of 16 MB would hold the interpreter's lock for 300 ms. The input's shape
+limits the number of elements before the first is read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from mesh.statuses import MeshError
 from mesh.wire import encoding
 
 _PIECE = 65536  # bytes
-_SLACK = 1000  # unknown or empty fields that are allowed beside those of the elements
+_SLACK = 1000  # unknown or empty fields that are allowed in addition to those of the elements
 
 _FIELDS = {field.number: field for field in inference_pb2.InferTensorContents.DESCRIPTOR.fields}
 _NUMBERS = {field.name: number for number, field in _FIELDS.items()}

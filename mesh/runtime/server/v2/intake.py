@@ -65,7 +65,7 @@ class Intake:
                 _refuse_elsewhere(inputs)
                 raise bad(f"{count} inputs have {len(raws)} raw contents: send one for each input, in order")
             if typed is not None and any(len(one) for one in typed):
-                raise bad("an input has typed contents beside raw ones")
+                raise bad("an input has both typed and raw contents: send only one kind")
             known = self._known
             for index in range(count):
                 sent = inputs[index]
@@ -110,7 +110,7 @@ class Intake:
         for sent in inputs[: len(self.tensors) + 1]:
             name = self._tensor(sent).name
             if name in found:
-                raise bad(f"input {brief(name)!r} is given twice")
+                raise bad(f"input {brief(name)!r} is given twice: send it once")
             found.add(name)
 
     def _tensor(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> Tensor:
@@ -128,7 +128,7 @@ class Intake:
         of elements."""
         tensor = self._tensor(sent)
         if sent.HasField("contents") and sent.contents.ListFields():
-            raise bad(f"input {brief(sent.name)!r} has typed contents beside raw ones")
+            raise bad(f"input {brief(sent.name)!r} has both typed and raw contents: send only one kind")
         if sent.parameters:
             _refuse_extensions(f"input {brief(sent.name)!r}", sent.parameters)
         shape = _shape(sent)
@@ -179,7 +179,7 @@ def from_raw(tensor: Tensor, raw: Raw, count: int, shape: tuple[int, ...]) -> Ar
             f"shape {list(shape)} of {kind.name} takes {wanted}"
         )
     array = alignment.empty(shape, kind.dtype)
-    if kind.dtype.kind == "b":  # any byte may be sent, but only 0 and 1 are booleans in memory
+    if kind.dtype.kind == "b":  # callers may send any byte, but only 0 and 1 are booleans in memory
         np.not_equal(np.frombuffer(raw, np.uint8).reshape(shape), 0, out=array)
     elif count:
         array[...] = np.frombuffer(raw, kind.dtype).reshape(shape)
@@ -247,7 +247,7 @@ def requested(
                 raise bad(f"output {brief(sent.name)!r} is {unsupported[sent.name]}, which V2 cannot carry")
             raise bad(f"the model has no output {brief(sent.name)!r}; it has {names(tensors)}")
         if tensor in found:
-            raise bad(f"output {brief(sent.name)!r} is asked for twice")
+            raise bad(f"output {brief(sent.name)!r} is requested twice: request it once")
         if sent.parameters:
             _refuse_extensions(f"output {brief(sent.name)!r}", sent.parameters)
         found.append(tensor)

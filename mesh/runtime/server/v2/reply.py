@@ -131,7 +131,7 @@ def _check(tensor: Tensor, array: Array) -> None:
     if array.dtype != tensor.kind.dtype:
         raise MeshError(
             Reason.INTERNAL,
-            f"output {tensor.name!r} came as {array.dtype}, the model's file declares {tensor.datatype}",
+            f"the model returned output {tensor.name!r} as {array.dtype}, but its file declares {tensor.datatype}",
         )
 
 

@@ -1,4 +1,4 @@
-"""The reading of a ModelInferRequest, with work in proportion to what the model can use.
+"""Reading of a ModelInferRequest, with effort in proportion to what the model can use.
 
 Protobuf reads anything that a message holds: four million empty texts, a shape of three million dimensions, a hundred
 thousand inputs. Those are a few MB to send and take seconds to read, with the interpreter's lock held, while every
@@ -51,7 +51,7 @@ class Heavy:
 
 
 def light(frame: bytes, encoding_: bytes, *, limit: int) -> Request | Heavy:
-    """Reads a request if that is quick, else returns a `Heavy`. Raises `MeshError`."""
+    """Reads a request if that is quick, otherwise returns a `Heavy`. Raises `MeshError`."""
     try:
         if len(frame) <= SMALL:
             message: bytes | None = frame[5:] if not frame[0] else _unfolded(frame, encoding_, limit)

@@ -1,9 +1,8 @@
 """Recognition of requests that differ from an earlier one only in their numbers.
 
-A client sends similar requests again and again: the same names, datatype and shape, with other contents and maybe
-another `id`. If all other bytes are equal, and at the same offsets, parsing would tell nothing new. Comparing them
-takes 1 us, parsing and checking 6 (one input of 64 floats); that is half of what the server itself adds to a small
-model.
+A client keeps sending similar requests: the same names, datatype and shape, with other contents and maybe another `id`.
+If all other bytes are equal, and at the same offsets, parsing would yield nothing new. Comparing them takes 1 us,
+parsing and checking 6 (one input of 64 floats); that is half of what the server itself adds to a small model.
 
 Only the plainest requests are recognised: uncompressed, one input of a numeric type, raw contents at the end. All
 others are always parsed.

@@ -21,7 +21,7 @@ MAX_COUNT = 1 << 40
 """Largest number of elements of a tensor: far above any message, far below overflows in numpy or ONNX Runtime."""
 
 MAX_TEXTS = 1 << 18
-"""Largest number of texts in a request. ONNX Runtime reads each while it holds the interpreter's lock: 20 ms in all."""
+"""Maximum number of texts in a request. ONNX Runtime reads them with the interpreter's lock held: 20 ms for all."""
 
 MAX_SHAPES = 64
 """Shapes remembered per tensor. For further shapes, heads are computed each time, in 2 us."""

@@ -1,8 +1,8 @@
 """Runs of models with BF16 inputs or outputs, for which numpy has no type.
 
-Their 16 bits are passed in onnxruntime's own values, and then all of a run's inputs must be such values. Python cannot
-make such a value of texts, but a session can return one: so texts are written into a tiny model that answers them,
-which takes 0.5 ms a call.
+Their 16 bits are passed in onnxruntime's own values, and then all inputs of the run must be such values. Python cannot
+make such a value from texts, but a session can return one. So texts are written into a tiny model that returns them,
+which takes 0.5 ms for each call.
 """
 
 import ctypes

@@ -234,7 +234,7 @@ VALUES = pb.InferTensorContents(fp32_contents=[0] * 4)
         pytest.param([an_input()], [RAW, RAW], "1 inputs have 2 raw contents", id="two-raws"),
         pytest.param([an_input(), an_input()], [RAW], "'x' is given twice", id="surplus"),
         pytest.param([an_input(), an_input()], [RAW, RAW], "'x' is given twice", id="twice"),
-        pytest.param([an_input(contents=VALUES)], [RAW], "typed contents beside raw ones", id="both"),
+        pytest.param([an_input(contents=VALUES)], [RAW], "has both typed and raw contents", id="both"),
         pytest.param([an_input()], [], "no contents, shape [1, 4] of FP32 takes 4 fp32_contents", id="no-contents"),
         pytest.param(
             [an_input(contents=pb.InferTensorContents(fp32_contents=[0] * 3))], [], "3 fp32_contents", id="typed-few"
@@ -334,7 +334,7 @@ def test_requested_outputs_come_in_the_order_of_the_request():
     ("outputs", "says"),
     [
         pytest.param(outputs_of("z"), "no output 'z'; it has 'a', 'b'", id="unknown"),
-        pytest.param(outputs_of("a", "a"), "'a' is asked for twice", id="twice"),
+        pytest.param(outputs_of("a", "a"), "'a' is requested twice", id="twice"),
         pytest.param(outputs_of("maps"), "'maps' is seq(map), which V2 cannot carry", id="not-a-tensor"),
     ],
 )
@@ -383,7 +383,7 @@ def test_a_model_that_answers_another_type_than_it_says_is_internal():
     """A model that answers another type than it declares gets INTERNAL rather than a reply that contradicts itself."""
     answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for raw in (True, False):
-        with pytest.raises(MeshError, match="came as int32") as error:
+        with pytest.raises(MeshError, match="as int32, but its file") as error:
             answer.encode([np.zeros(3, np.int32)], b"", raw=raw)
         assert error.value.reason is Reason.INTERNAL
 
