@@ -1,1 +1,1 @@
-"""Deploying Mesh: the image, and a Kubernetes on this machine to test on. No part of what is installed."""
+"""Deployment of Mesh: the image, and a Kubernetes on this machine for tests. Not part of an installation."""

@@ -4,8 +4,8 @@ People who may register a model name URLs that the pod then opens from inside th
 the public internet are allowed. `allow_private` adds loopback and private networks, which a store in the cluster needs;
 link-local addresses, at which clouds serve credentials, need `allow_link_local`.
 
-The check is made on the address of the socket about to be connected, not on the name: a name may resolve to another
-address the next time. IPv6 forms that carry an IPv4 address mean that address.
+The address of the socket about to connect is checked, not the name, which may resolve to another address the next time.
+IPv6 forms that carry an IPv4 address count as that address.
 """
 
 import ipaddress
@@ -38,7 +38,7 @@ def _meant(address: _Address) -> list[_Address]:
         return [address]
     inner: list[_Address] = []
     if address.ipv4_mapped is not None:
-        # Only the inner one: Python versions differ in how they classify the wrapper.
+        # Only the inner address is returned: Python versions classify the wrapper differently.
         return [address.ipv4_mapped]
     if address.sixtofour is not None:
         inner.append(address.sixtofour)
@@ -53,7 +53,7 @@ def _meant(address: _Address) -> list[_Address]:
 
 
 def _site_local(address: _Address) -> bool:
-    # Deprecated, but still private; `is_global` says yes.
+    # Deprecated but still private, although `is_global` is True for it.
     return isinstance(address, ipaddress.IPv6Address) and address.is_site_local
 
 

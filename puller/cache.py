@@ -1,27 +1,28 @@
-"""The whole files on a pod's disk: each kept once, however many models use it, while there is room.
+"""The complete files on a pod's disk, each kept once for all models that use it, while there is room.
 
-A file is a *blob*. It *is* its SHA-256, computed here from its bytes: two files with equal ones are kept as one. It is
-*found* by names that providers make up (`provider`): which version of a file, at which place, for whom. A name leads
-to one blob, a blob may have many. Models' folders are hard links to blobs, so two models, or two revisions, with an
-equal file share it, and a model that comes back finds its files here. The model server sees plain files.
+A file is a *blob*. It is identified by its SHA-256, computed here from its bytes, so files with equal digests are kept
+as one. It is *found* by names that providers compose (`provider`): which version of a file, at which place, for whom. A
+name leads to one blob, and a blob may have many names. Models' folders contain hard links to blobs, so two models, or
+two revisions, with an equal file share it, and a model that is loaded again finds its files here. The model server sees
+plain files.
 
-Others may damage files on a disk. So a blob is checked whenever it is found, and no longer found if its size or time of
-change is not as this module left it. Blobs of an earlier process must be read and digested before they are used
-(`sound`), and callers who want more certainty may ask for that at any time.
+Other programs may damage files on a disk. So a blob is checked whenever it is found, and is no longer found once its
+size or time of change differs from what this module left. Blobs of an earlier process must be read and digested before
+they are used (`sound`), and callers who want more certainty may ask for that at any time.
 
-Only blobs that no model's folder uses and no pull has picked may be removed, the longest unused first. Blobs count
-against the budget whether used or not; used ones are never removed to meet it, so a pull that does not fit beside them
-is refused.
+Only blobs that no model's folder uses and no pull has picked may be removed, least recently used first. All blobs count
+against the budget, used or not; used ones are never removed to meet it, so a pull that does not fit next to them is
+refused.
 
-A blob is usable at once and made safe afterwards: a model need not wait for the disk (an fsync takes 2 ms here, a pull
-of a small model less than one). Until then it has a temporary name, which the next start sweeps; its name in `.blobs`
-appears once its bytes are on disk. So after any crash the files in `.blobs` are whole. The order of use survives in
-the files' times, roughly.
+A blob is usable at once and written to disk afterwards, so that no model waits for the disk (an fsync takes 2 ms here,
+a pull of a small model less than one). Until then it has a temporary name, which the next start sweeps; its name in
+`.blobs` appears once its bytes are on disk. So the files in `.blobs` are complete after any crash. The order of use
+roughly survives in the files' times.
 
     .blobs/s-<SHA-256>   a whole file
     .blobs/i-<hash>      a name of one: a hard link to it, or, without links, a file that holds its `s-` name
 
-All methods may be called from any thread. Those whose docstring says so block for as long as the disk takes.
+All methods may be called from any thread. Those whose docstrings say so block for as long as the disk takes.
 """
 
 import contextlib
@@ -46,11 +47,11 @@ _CONTENT = re.compile(r"s-[0-9a-f]{64}")
 _NAME = re.compile(r"i-[0-9a-f]{64}")
 _MAX_NAMES = 64  # of one blob; a file that is written again and again with equal bytes gets a new one each time
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP})
-_IDLE_MOST = 10 * 2**30  # bytes kept free of unused blobs, at most, if no budget is set
+_IDLE_MOST = 10 * 2**30  # maximum bytes kept free of unused blobs if no budget is set
 
 
 class Blob:
-    """A whole file. All of its fields belong to the cache."""
+    """A complete file. All of its fields belong to the cache."""
 
     __slots__ = ("memories", "names", "path", "pins", "read", "safe", "sha256", "size", "stamp", "users")
 
@@ -58,8 +59,8 @@ class Blob:
         self.path: Path | None = path  # None: removed
         self.size = size  # bytes
         self.sha256 = sha256  # hex
-        self.stamp = stamp  # its time of change as this module left it, in nanoseconds
-        self.names: dict[str, None] = {}  # in `.blobs`, now or soon; the oldest first
+        self.stamp = stamp  # time of change as this module left it, in nanoseconds
+        self.names: dict[str, None] = {}  # names in `.blobs`, existing or to be written, the oldest first
         self.safe = safe  # its names are on disk
         self.read = read  # this process has digested its bytes
         self.users: set[str] = set()  # models whose folders hold it
@@ -68,43 +69,43 @@ class Blob:
 
 
 class DiskReservation:
-    """Bytes set aside for files that are coming. Must be closed."""
+    """Bytes reserved for expected files. Must be closed."""
 
     __slots__ = ("_cache", "_left", "_size")
 
     def __init__(self, cache: "Cache", size: int) -> None:
         self._cache = cache
         self._size = size  # of the budget
-        self._left = size  # the part of it that is not on disk yet
+        self._left = size  # the part of the reservation that is not yet on disk
 
     def grow(self, size: int) -> None:
-        """Sets more aside, for a file whose size was not known. Blocks. Raises PullError(DISK_FULL)."""
+        """Reserves more, for a file whose size was unknown. Blocks. Raises PullError(DISK_FULL)."""
         self._cache._set_aside(size, had=self._size)
         self._size += size
         self._left += size
 
     def split(self, size: int) -> "DiskReservation":
-        """Returns a part of it, to be closed separately; all that is left if that is less."""
+        """Splits off a part, to be closed separately; at most what is left."""
         part = DiskReservation(self._cache, min(size, self._left))
         self._size -= part._size
         self._left -= part._left
         return part
 
     def arrived(self, count: int) -> None:
-        """Notes that so many bytes are on disk now, and no longer free there. They still count against the budget."""
+        """Notes that `size` bytes are now on disk, and no longer free there. They still count against the budget."""
         count = min(count, self._left)
         self._left -= count
         self._cache._give_back(count, 0)
 
     def close(self) -> None:
-        """Ends the reservation. Blobs that came of it have been added before."""
+        """Ends the reservation. Blobs that were made from it must be added before."""
         self._cache._give_back(self._left, self._size)
         self._size = self._left = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """The files on disk, and counts of what happened to them."""
+    """The files on disk, and counts of events."""
 
     blobs: int
     bytes: int
@@ -112,13 +113,14 @@ class CacheStatistics:
     hits: int
     misses: int
     evictions: int
-    damaged: int  # blobs that others had changed, which are fetched again
-    unsafe: int  # blobs that are not yet sure to survive a crash
+    damaged: int  # blobs that another program had changed, which are fetched again
+    unsafe: int  # blobs that might not yet survive a crash
     leftovers: int  # files that could not be removed
 
 
 class Cache:
-    """The blobs of one directory. `on_change` is called, from any thread, for models remembered or no longer."""
+    """The blobs of one directory. `on_change` is called, from any thread, for models that become remembered or
+    forgotten."""
 
     def __init__(
         self,
@@ -135,18 +137,18 @@ class Cache:
         self._lock = threading.RLock()
         self._named: dict[str, Blob] = {}
         self._contents: dict[str, Blob] = {}  # by SHA-256
-        self._idle: OrderedDict[Blob, None] = OrderedDict()  # removable; the longest unused first
+        self._idle: OrderedDict[Blob, None] = OrderedDict()  # removable ones, least recently used first
         self._made_of: dict[str, tuple[Blob, ...]] = {}  # model -> the blobs that it uses, or used last
         self._bytes = self._used_bytes = 0
-        self._coming = 0  # bytes set aside that are not on disk yet
-        self._reserved = 0  # bytes set aside that are no blobs yet, on disk or not
+        self._coming = 0  # reserved bytes that are not yet on disk
+        self._reserved = 0  # reserved bytes that are not yet blobs, on disk or not
         self.links = True  # whether the file system has hard links: without them, each use of a file is a copy
         self._doomed: deque[Path] = deque()  # names of removed blobs, to be unlinked outside the lock: it may take time
         self._blobs = self._unsafe = self._hits = self._misses = 0
         self._evictions = self._damaged = self._leftovers = 0
 
     def load(self) -> None:
-        """Finds the blobs that an earlier process left. Blocks, for a second if there are a hundred thousand."""
+        """Finds the blobs that an earlier process left. Blocks, for a second with a hundred thousand blobs."""
         self.links = self._disk.links()
         found: dict[tuple[int, int], Blob] = {}
         names: list[tuple[os.DirEntry[str], os.stat_result]] = []
@@ -175,7 +177,8 @@ class Cache:
         self._unlink()
 
     def pick(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
-        """Returns a blob that has one of these names; it stays until `drop`. None: it must be fetched."""
+        """Picks and returns a blob that has one of these names, which then stays until `drop`; None if it must be
+        fetched."""
         blob = self.look_up(identities, size=size)
         if blob is None:
             self._misses += 1
@@ -184,7 +187,7 @@ class Cache:
         return blob
 
     def look_up(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
-        """Does the same as `pick` without counting a hit or miss."""
+        """Picks a blob like `pick`, without counting a hit or miss."""
         picked = None
         with self._lock:
             for identity in identities:
@@ -198,13 +201,13 @@ class Cache:
         return picked
 
     def add(self, path: Path, *, sha256: str, identities: Iterable[str] = ()) -> Blob:
-        """Takes over a whole file, whose bytes have that SHA-256, in hex, under these names. Returns its blob, already
-        picked; an earlier one with equal bytes replaces the file. To be followed by `secure`."""
+        """Takes over a complete file under these names; `sha256` is its digest in hex. Returns its blob, already
+        picked; an earlier blob with equal bytes replaces the file. Call `secure` afterwards."""
         os.chmod(path, FILE_MODE)
         info = os.stat(path)
         with self._lock:
             blob = self._contents.get(sha256)
-            # One that was not read since the start may be damaged, and this one is not.
+            # A blob that was not read since the start may be damaged; the new file is not.
             if blob is not None and (not blob.read or not self._untouched(blob)):
                 self._disown(blob)
                 blob = None
@@ -237,7 +240,7 @@ class Cache:
         finally:
             os.close(descriptor)
         with self._lock:
-            if blob.path is None or blob.safe:  # it was removed meanwhile, or needs no more names
+            if blob.path is None or blob.safe:  # the blob was removed meanwhile, or needs no more names
                 return
             target = self._disk.blobs / f"s-{blob.sha256}"
             os.rename(blob.path, target)
@@ -253,7 +256,7 @@ class Cache:
             os.close(directory)
 
     def sound(self, blob: Blob) -> bool:
-        """Returns whether its bytes are unchanged. Blocks while all of it is read.
+        """Returns whether the blob's bytes are unchanged. Blocks while all of it is read.
 
         If not, it will not be found any more."""
         with self._lock:
@@ -273,7 +276,8 @@ class Cache:
         return blob.read
 
     def link(self, blob: Blob, target: Path) -> None:
-        """Makes the file appear at the target too. Blocks if the file system has no links, and it is copied."""
+        """Makes the file appear at the target too. Blocks if the file system has no links, because the file is then
+        copied."""
         with self._lock:
             path = self._there(blob)
             try:
@@ -289,14 +293,14 @@ class Cache:
                 offset += count
 
     def warm(self, blobs: Iterable[Blob]) -> None:
-        """Asks the kernel to read them into memory, for a load that follows. May block for the disk's queue."""
+        """Asks the kernel to read blobs into memory, for a load that follows. May block for the disk's queue."""
         for blob in blobs:
             try:
                 with self._lock:
                     if blob.path is None:
                         continue
                     descriptor = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # it was removed; the user of it will notice
+            except OSError:  # the file was removed, which its user will notice
                 continue
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
@@ -304,7 +308,7 @@ class Cache:
                 os.close(descriptor)
 
     def drop(self, blobs: Iterable[Blob]) -> None:
-        """Undoes as many `pick`s, `pin`s and `add`s."""
+        """Undoes one `pick`, `pin` or `add` for each of these blobs."""
         with self._lock:
             for blob in blobs:
                 blob.pins -= 1
@@ -312,13 +316,13 @@ class Cache:
         self._unlink()
 
     def lost(self, blob: Blob) -> None:
-        """Makes it unfindable: its file no longer exists."""
+        """Makes a blob unfindable, because its file no longer exists."""
         with self._lock:
             self._damage(blob)
         self._unlink()
 
     def use(self, into: str, blobs: Iterable[Blob]) -> None:
-        """Notes that a model's folder uses these blobs now, and no longer those it used before."""
+        """Notes that a model's folder now uses these blobs instead of its former ones."""
         with self._lock:
             made_of = tuple(dict.fromkeys(blobs))
             former = self._made_of.pop(into, ())
@@ -339,8 +343,7 @@ class Cache:
         self._on_change(into, True)
 
     def leave(self, into: str) -> None:
-        """Notes that the model's folder was removed; its blobs are kept while there is room. To be followed by
-        `trim`."""
+        """Notes that the model's folder was removed; its blobs are kept while there is room. Call `trim` afterwards."""
         with self._lock:
             for blob in self._made_of.get(into, ()):
                 if into in blob.users:
@@ -352,18 +355,17 @@ class Cache:
         return into in self._made_of
 
     def remembered(self) -> list[str]:
-        """Returns all models for which that is so, longest unused first."""
+        """Returns all models whose last used blobs are all still here, least recently used first."""
         with self._lock:
             return list(self._made_of)
 
     def room(self, size: int) -> DiskReservation:
-        """Sets bytes aside for files to come, and evicts unused blobs if needed: then it blocks. Raises
-        PullError(DISK_FULL)."""
+        """Reserves bytes for files to come. Blocks if unused blobs must be evicted. Raises PullError(DISK_FULL)."""
         self._set_aside(size)
         return DiskReservation(self, size)
 
     def crowded(self, size: int = 0) -> bool:
-        """Returns whether blobs must be evicted for so many more bytes: then `room` and `trim` block for a while."""
+        """Returns whether blobs must be evicted for `size` more bytes; `room` and `trim` then block for a while."""
         with self._lock:
             return bool(self._idle) and self._excess(size) > 0
 
@@ -389,13 +391,13 @@ class Cache:
             )
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of blobs in use, or set aside, are in the way of so many more at this moment."""
+        """Returns how many bytes of blobs in use, or of reservations, prevent `size` more bytes at this moment."""
         with self._lock:
             over_budget = 0 if self._budget is None else self._used_bytes + self._reserved + needs - self._budget
             return max(0, over_budget, needs - self._most())
 
     def _set_aside(self, size: int, *, had: int = 0) -> None:
-        """Sets bytes aside. `had`: what the same pull has set aside already, and gives back if this fails."""
+        """Reserves bytes. `had`: what the same pull has already reserved, and gives back if this fails."""
         while True:
             with self._lock:
                 try:
@@ -405,7 +407,10 @@ class Cache:
                     raise
                 if not self._evict(self._excess(size, hard=True)):
                     if size and size > (free := self._disk.free()) - self._coming:
-                        text = f"{size} bytes are needed, {max(free - self._coming, 0)} are free on the pod's disk"
+                        text = (
+                            f"{size} bytes are needed, but only {max(free - self._coming, 0)} are free on the "
+                            "pod's disk"
+                        )
                         short = self._short(size - free + self._coming)
                         raise PullError(PullErrorKind.DISK_FULL, text, short=short, needs=had + size)
                     self._coming += size
@@ -414,7 +419,7 @@ class Cache:
             self._unlink()
 
     def _refuse(self, size: int) -> None:
-        """Raises PullError if the room can never be had: nothing is evicted for a pull that will not happen."""
+        """Raises PullError if the room can never exist, so that nothing is evicted for a pull that cannot happen."""
         if self._budget is not None and self._used_bytes + self._reserved + size > self._budget:
             text = (
                 f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
@@ -426,7 +431,8 @@ class Cache:
         most = self._most()
         if size and size > most:
             text = (
-                f"{size} bytes are needed and {max(most, 0)} can be freed on the pod's disk; give the pod a larger one"
+                f"{size} bytes are needed, but only {max(most, 0)} can be freed on the pod's disk; give the pod a "
+                "larger one"
             )
             raise PullError(PullErrorKind.DISK_FULL, text, short=self._short(size - most))
 
@@ -436,7 +442,7 @@ class Cache:
         return self._disk.free() - self._coming + self._bytes - self._used_bytes
 
     def _short(self, size: int) -> int:
-        """Returns how many bytes of blobs in use are in the way; 0 if all of them together are fewer."""
+        """Returns how many bytes of blobs in use are in the way; 0 if even all of them would not be enough."""
         return size if size <= self._used_bytes else 0
 
     def _give_back(self, coming: int, reserved: int) -> None:
@@ -445,8 +451,8 @@ class Cache:
             self._reserved -= reserved
 
     def _excess(self, size: int, *, hard: bool = False) -> int:
-        """Returns the bytes to evict for `size` more; `hard`: as the disk itself demands, not as we would like to keep
-        free."""
+        """Returns the bytes to evict for `size` more; `hard`: only what the disk itself demands, without the part to
+        keep free."""
         if self._budget is not None:
             over = self._bytes + self._reserved + size - self._budget
             if over > 0:
@@ -456,7 +462,7 @@ class Cache:
         return self._coming + size + wish - self._disk.free()
 
     def _evict(self, excess: int) -> bool:
-        """Evicts the longest unused until so many bytes are free. Returns whether any was evicted."""
+        """Evicts the least recently used blobs until `size` bytes are free. Returns whether any was evicted."""
         freed = 0
         while self._idle and freed < excess:
             blob = next(iter(self._idle))
@@ -471,7 +477,7 @@ class Cache:
         self._bytes += blob.size
 
     def _name(self, blob: Blob, identities: Iterable[str]) -> None:
-        """Makes it findable by these names, which led elsewhere or nowhere before."""
+        """Makes the blob findable by these names, which led to other blobs or none before."""
         for name in map(_file_name, identities):
             former = self._named.get(name)
             if former is blob:
@@ -485,7 +491,7 @@ class Cache:
             if blob.safe and blob.path is not None:
                 try:
                     self._link_name(blob, name)
-                except OSError:  # findable by it until the next start
+                except OSError:  # the blob is findable by this name until the next start
                     self._leftovers += 1
 
     def _unname(self, blob: Blob, name: str) -> None:
@@ -496,7 +502,7 @@ class Cache:
             self._doom(self._disk.blobs / name)
 
     def _untouched(self, blob: Blob) -> bool:
-        """Returns whether it looks as this module left it. If not, it will not be found any more."""
+        """Returns whether the blob's file looks as this module left it. If not, the blob will no longer be found."""
         try:
             info = os.stat(self._there(blob), follow_symlinks=False)
         except OSError:
@@ -527,12 +533,12 @@ class Cache:
             return
         self._idle[blob] = None
         with contextlib.suppress(OSError):
-            if os.stat(blob.path).st_mtime_ns == blob.stamp:  # else it was changed, which must be noticed later
+            if os.stat(blob.path).st_mtime_ns == blob.stamp:  # if not, it was changed, which must be noticed later
                 os.utime(blob.path)
                 blob.stamp = os.stat(blob.path).st_mtime_ns
 
     def _disown(self, blob: Blob) -> None:
-        """Makes it unfindable; it is removed once unused."""
+        """Makes the blob unfindable; it is removed once unused."""
         if self._contents.get(blob.sha256) is not blob:
             return
         del self._contents[blob.sha256]
@@ -547,7 +553,7 @@ class Cache:
             self._remove(blob)
 
     def _withdraw(self, blob: Blob) -> None:
-        """Frees its name in `.blobs`: an equal file may be on its way."""
+        """Frees the blob's name in `.blobs`, as an equal file may arrive."""
         former, blob.path = self._there(blob), self._disk.new()
         try:
             os.rename(former, blob.path)
@@ -573,7 +579,7 @@ class Cache:
         blob.memories.clear()
 
     def _link_name(self, blob: Blob, name: str) -> None:
-        """Gives it that name in `.blobs`."""
+        """Gives the blob this name in `.blobs`."""
         path = self._there(blob)
         target = self._disk.blobs / name
         try:
@@ -601,7 +607,7 @@ class Cache:
         return blob.path
 
     def _doom(self, path: Path) -> None:
-        """Marks a file to be unlinked soon. Its name in `.blobs` is free at once: an equal file may be on its way."""
+        """Marks a file to be unlinked soon. Its name in `.blobs` is free at once, as an equal file may arrive."""
         if path.parent == self._disk.blobs:
             target = self._disk.new()
             try:

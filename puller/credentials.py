@@ -1,14 +1,14 @@
-"""The store that is meant, and the credentials for it: the storage secret, and a registration's additions.
+"""The choice of a store and its credentials, from the storage secret and a registration's additions.
 
 The secret is a directory, as Kubernetes mounts one: each file is a named store, a JSON object such as
 `{"type": "s3", "access_key_id": …, "endpoint_url": …}`. A registration names one (`storage_key`), or gets
 `default_<type>` or `default`, and may override single values (`storage_params`, dotted paths into nested objects).
 Names and precedence are those of ModelMesh, so its secrets work unchanged.
 
-It is read again for each pull: a rotated secret counts from the next load on. Its content stays in `StoreSettings`,
-which shows nothing of it, neither as text nor pickled.
+The secret is read again for each pull, so a rotated one applies from the next load on. Its content stays in
+`StoreSettings`, which never reveals it, neither as text nor pickled.
 
-Registrations are written by other people than secrets, so the origin of each value is remembered: credentials of the
+Registrations and secrets are written by different people, so the origin of each value is remembered: credentials of the
 operator must not be sent to a host that a registration chose (`StoreSettings.overridden`).
 
 Unlike in ModelMesh, a default that exists but cannot be read is an error here, since continuing without credentials
@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from puller.errors import PullError, PullErrorKind
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}")  # no leading dot: Kubernetes keeps its own links there
-_MAX_BYTES = 2**20  # a whole Kubernetes secret has no more
+_MAX_BYTES = 2**20  # the maximum of a whole Kubernetes secret
 
 _NO_CREDENTIALS = frozenset(
     {
@@ -52,12 +52,12 @@ class StoreSettings:
         self._overridden = frozenset(overridden)
 
     def text(self, name: str) -> str:
-        """Returns a setting, "" if there is none. Raises PullError if it is not a string."""
+        """Returns a setting, "" if it is missing. Raises PullError if it is not a string."""
         value = self._values.get(name, "")
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise self.error(f"{name} is not a string")
+            raise self.error(f"{name} must be a string")
         return value
 
     def texts(self, name: str) -> dict[str, list[str]]:
@@ -66,30 +66,30 @@ class StoreSettings:
         value = self._values.get(name) or {}
         found: dict[str, list[str]] = {}
         if not isinstance(value, dict):
-            raise self.error(f"{name} is not an object")
+            raise self.error(f"{name} must be an object")
         for key, item in value.items():
             items = item if isinstance(item, list) else [item]
             if not all(isinstance(one, str) for one in items):
-                raise self.error(f"{name} holds something that is not a string")
+                raise self.error(f"{name} must hold strings or lists of strings")
             found[key] = items
         return found
 
     def has(self, *names: str) -> bool:
-        """Returns whether one of these is set."""
+        """Returns whether one of these settings is set."""
         return any(self._values.get(name) for name in names)
 
     def overridden(self, *names: str) -> bool:
-        """Returns whether a registration, not the operator, set one of these."""
+        """Returns whether a registration, not the operator, set one of these settings."""
         return not self._overridden.isdisjoint(names)
 
     def fingerprint(self) -> str:
-        """Returns a text that is equal for equal settings, and reveals nothing of them."""
+        """Returns a text that is equal for equal settings and does not reveal them."""
         text = json.dumps([self.type, self._values, sorted(self._overridden)], sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def credentials(self) -> str:
-        """Returns a text that is equal for equal credentials and reveals nothing: of all settings not known to be
-        something else."""
+        """Returns a text that is equal for equal credentials and does not reveal them. Every setting counts that is not
+        known to be something else."""
         values = {name: value for name, value in self._values.items() if name not in _NO_CREDENTIALS and value}
         text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -161,9 +161,9 @@ class Secrets:
             origin, values = "", {}
         elif wanted and isinstance(values.get("type"), str) and values["type"] != wanted:
             text = (
-                f"key {origin} of the storage secret is a store of type {values['type']}, and the path needs {wanted}"
+                f"key {origin} of the storage secret is a store of type {values['type']}, but the path needs {wanted}"
             )
-            raise PullError(PullErrorKind.SETTINGS, f"{text}; name another storage_key")
+            raise PullError(PullErrorKind.SETTINGS, f"{text}; name the storage_key of such a store")
         if values.get("default_bucket") and "bucket" not in values:
             values["bucket"] = values["default_bucket"]
         if bucket and "bucket" in values:
@@ -181,7 +181,7 @@ class Secrets:
             raise PullError(PullErrorKind.BAD_REQUEST, f"storage_key {key[:100]!r} cannot be a key of a secret")
         if self._directory is None:
             if needed:
-                text = f"storage_key {key} names a store, and this pod has no storage secret (--storage-config)"
+                text = f"storage_key {key} names a store, but this pod has no storage secret (--storage-config)"
                 raise PullError(PullErrorKind.SETTINGS, text)
             return None
         try:
@@ -207,7 +207,7 @@ class Secrets:
 
 
 def _override(values: dict[str, Any], path: str, value: object) -> bool:
-    """Sets a string at a dotted path; returns whether that changed it. Raises PullError if the old value is no
+    """Sets a string at a dotted path; returns whether that changed it. Raises PullError if the old value is not a
     string."""
     *parents, last = path.split(".")
     for name in parents:
@@ -217,7 +217,7 @@ def _override(values: dict[str, Any], path: str, value: object) -> bool:
                 PullErrorKind.BAD_REQUEST, f"storage_params: {path} leads through {name}, which is not an object"
             )
     if not isinstance(value, str):
-        raise PullError(PullErrorKind.BAD_REQUEST, f"storage_params: {path} is not a string")
+        raise PullError(PullErrorKind.BAD_REQUEST, f"storage_params: {path} must be a string")
     if not isinstance(values.get(last, ""), str):
         raise PullError(
             PullErrorKind.BAD_REQUEST, f"storage_params: {path} would replace something that is not a string"

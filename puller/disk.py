@@ -6,8 +6,8 @@
     <directory>/.partial-<n>/    a model's folder being put together, or being removed
     <directory>/<name>/<file>    a model's folder; it appears whole, by a rename
 
-A model's `<name>` is made from an id such that no id can name another's folder or anything outside: percent-encoded, no
-leading dot, and cut with a hash if it is too long for a file system.
+A model's `<name>` is derived from its id, so that no id can name another's folder or anything outside: it is
+percent-encoded, has no leading dot, and is cut and given a hash if it is too long for a file system.
 
 At start everything but the blobs is swept: it belongs to models that are no longer loaded, and may be incomplete. A
 non-empty directory that this module did not make is refused rather than swept, so a wrong option cannot empty
@@ -27,7 +27,7 @@ from puller.errors import PullError, PullErrorKind
 
 BLOBS = ".blobs"
 FILE_MODE = 0o440
-"""Mode of whole files: the model server reads them, as the same user or group, and nothing writes them again."""
+"""Mode of complete files: the model server reads them, as the same user or group, and nothing writes them again."""
 FOLDER_MODE = 0o750
 _LOCK = ".lock"
 _NEW = ".new-"
@@ -37,7 +37,7 @@ _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, e
 
 
 def folder_name(text: str) -> str:
-    """Returns a name for files that is safe, one to one, and readable for ordinary ids."""
+    """Returns a file name that is safe, unique to the id, and readable for ordinary ids."""
     # quote() leaves "." and "~" alone; the former must not lead, the latter marks a cut name.
     name = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     if name.startswith("."):
@@ -49,7 +49,7 @@ def folder_name(text: str) -> str:
 
 
 def write_error(error: OSError) -> PullError | None:
-    """Returns the error for a write that the disk refused; None if it was something else."""
+    """Returns the error for a write that the disk refused; None for any other error."""
     if error.errno not in _WRITE_ERRNOS:
         return None
     return PullError(PullErrorKind.DISK_FULL, f"the pod's disk cannot be written: {error.strerror}")
@@ -88,12 +88,14 @@ class Disk:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
-            raise ValueError(f"{self._directory} is used by another process: every pod needs its own") from error
+            raise ValueError(
+                f"{self._directory} is used by another process: give every pod a directory of its own"
+            ) from error
         self._lock = descriptor
         if self.blobs.is_symlink() or (self.blobs.exists() and not self.blobs.is_dir()):
             self.blobs.unlink()
         self.blobs.mkdir(FOLDER_MODE, exist_ok=True)
-        self.blobs.chmod(FOLDER_MODE)  # an earlier version made it with more rights
+        self.blobs.chmod(FOLDER_MODE)  # an earlier version made it with wider permissions
 
     def close(self) -> None:
         """Releases the directory; the files stay."""
@@ -102,7 +104,7 @@ class Disk:
             self._lock = None
 
     def sweep(self) -> None:
-        """Removes everything that an earlier process left, except its whole files."""
+        """Removes everything that an earlier process left, except its complete files."""
         self.open()
         for entry in os.scandir(self._directory):
             if entry.name not in (_LOCK, BLOBS):
@@ -140,7 +142,7 @@ class Disk:
         return self._directory / folder_name(into)
 
     def withdraw(self, into: str) -> Path | None:
-        """Moves the folder of `into` out of sight, to be removed later; returns None if there is none."""
+        """Moves the folder of `into` to a hidden name, to be removed later; returns None if there is none."""
         withdrawn = self._next(_PARTIAL)
         try:
             self.path(into).rename(withdrawn)
@@ -169,7 +171,7 @@ class Disk:
         return True
 
     def free(self) -> int:
-        """Returns the bytes that may still be written, without the reserve; negative if that is touched."""
+        """Returns the bytes that may still be written, without the reserve; negative if the reserve is in use."""
         self.open()
         found = os.statvfs(self._directory)
         return found.f_bavail * found.f_frsize - self._reserve_bytes

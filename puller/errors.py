@@ -1,11 +1,11 @@
-"""The errors between a store and the disk, in a handful of kinds.
+"""The errors of pulls, in a handful of kinds.
 
 The text is for the person who registered the model: it names what was asked for, what happened, and what to do. It
-holds no credentials: URLs are shown without user, password and query.
+contains no credentials: URLs are shown without user, password and query.
 
-A kind answers two questions. Is it worth trying the same again a moment later, from here? Then the puller does, by
-itself (`retry`). And what has to happen before a later pull can succeed (`Nature`)? By that, the caller decides how
-soon to ask again.
+A kind answers two questions. Is it worth trying the same again a moment later, in this pod? If so, the puller does that
+by itself (`retry`). And what has to happen before a later pull can succeed (`Nature`)? That tells the caller how soon
+to ask again.
 """
 
 import enum
@@ -15,15 +15,15 @@ class Nature(enum.Enum):
     """The event that must happen before the same pull can succeed."""
 
     PASSING = "passing"
-    """Nothing but time: the store is unreachable, busy or being written to."""
+    """Only time has to pass: the store is unreachable, busy or being written to."""
     NOT_FOUND = "not found"
-    """The files must be put there. They may be on their way."""
+    """The files must be put into the store, and may be on their way."""
     FORBIDDEN = "forbidden"
     """Credentials, permissions or settings of the store must be corrected."""
     CONTENT = "bad content"
     """The registration or the files must be changed: the same request fails again."""
     POD = "of this pod"
-    """The pod's own disk: another pod may succeed now, this one later."""
+    """The pod's disk needs room: another pod may succeed now, this one later."""
 
 
 class PullErrorKind(enum.Enum):
@@ -31,7 +31,7 @@ class PullErrorKind(enum.Enum):
 
     NOT_FOUND = ("not found", False, Nature.NOT_FOUND)
     NO_BUCKET = ("no such bucket", False, Nature.NOT_FOUND)
-    """Bucket, container or repository: the place of the objects does not exist."""
+    """The bucket, container or repository of the objects does not exist."""
     EMPTY = ("nothing to pull", False, Nature.NOT_FOUND)
     """The place exists and holds no files."""
     FORBIDDEN = ("forbidden", False, Nature.FORBIDDEN)
@@ -51,14 +51,14 @@ class PullErrorKind(enum.Enum):
     SLOW = ("too slow", True, Nature.PASSING)
     """The store sends next to nothing."""
     DISK_FULL = ("disk full", False, Nature.POD)
-    """The pod's disk has too little space or refuses writes: another pod's may not."""
+    """The pod's disk has too little space or refuses writes; another pod's disk may not."""
     TOO_LARGE = ("too large", False, Nature.CONTENT)
     INTEGRITY = ("incomplete", True, Nature.PASSING)
-    """The bytes that arrived are not those announced: truncated."""
+    """Fewer bytes arrived than were announced."""
     CHANGED = ("changed meanwhile", False, Nature.PASSING)
     """The file changed since it was listed: it is listed and fetched again."""
     CHECKSUM = ("checksum", False, Nature.CONTENT)
-    """All of the file arrived, and it is not the one that the registration or the store announced."""
+    """The whole file arrived, but it is not the one that the registration or the store announced."""
 
     def __init__(self, title: str, retried: bool, nature: Nature) -> None:
         self.title = title

@@ -1,9 +1,9 @@
-"""One download of a file for all pulls that want it, for as long as one of them does.
+"""Downloads of files, each shared by all pulls that want the file, for as long as one of them does.
 
 A flight begins with the first pull that misses a file and is joined by others that miss the same. It retries passing
-failures (`retry`), continuing where it broke off. When the last pull that waits for it is cancelled, so is the flight;
-when it fails, pulls that joined from another location must try their own, since the failure may have been about the
-other's credentials.
+failures (`retry`), and continues where it broke off. When the last pull that waits for it is cancelled, so is the
+flight; when it fails, pulls that joined from another location must try their own, since the failure may have been
+caused by the first one's credentials.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from puller.threads import Threads
 
 log = logging.getLogger(__name__)
 
-_SMALL = 2**20  # bytes that are digested on the event loop, in a millisecond
-_LARGE = 64 * 2**20  # bytes; unlinking more takes file systems longer than the event loop should wait
+_SMALL = 2**20  # maximum bytes that are digested on the event loop, in a millisecond
+_LARGE = 64 * 2**20  # bytes; unlinking larger files takes longer than the event loop should wait
 
 
 class FileFlight:
-    """A file on its way."""
+    """A file that is being fetched."""
 
     __slots__ = ("left", "location", "meter", "name", "size", "task", "waiting")
 
     def __init__(self, name: str | None, location: Location, size: int | None) -> None:
-        self.name = name  # None: no pull can join
+        self.name = name  # None: no other pull can join
         self.location = location
         self.size = size  # bytes, as announced
         self.meter = PullMeter()
@@ -100,9 +100,9 @@ class Flights:
         return flight
 
     async def wait(self, flight: FileFlight) -> Blob:
-        """Waits for the file and returns it, picked for the caller. Raises PullError.
+        """Waits for the file and returns its blob, picked for the caller. Raises PullError.
 
-        If cancelled, it ends the flight if no other pull waits, and returns once nothing is left of it."""
+        If cancelled, it ends the flight unless another pull waits, and returns once nothing is left of it."""
         task = flight.task
         assert task is not None
         flight.waiting += 1
@@ -174,7 +174,7 @@ class Flights:
                 sha256=file.sha256,
                 md5=file.md5,
             )
-            # For every file: the store's name for it proves nothing, and a second reading would cost more.
+            # Computed for every file: the store's name for it proves nothing, and a second reading would cost more.
             sink.compute("sha256")
             proof, _, expected = file.proof.partition(" ")
             if proof and not file.settled:

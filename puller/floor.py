@@ -1,7 +1,7 @@
-"""The least rate at which a store must send: one that drips is as bad as one that hangs.
+"""The minimum rate at which a store must send: one that only trickles is as bad as one that hangs.
 
-Only waiting for the store counts, not the handling of its bytes meanwhile: the operator's own bandwidth and the pod's
-disk may be slow.
+Only the time spent waiting for the store counts, not the handling of its bytes, because the operator's bandwidth limit
+and the pod's disk may be slow.
 """
 
 import time
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from puller.errors import PullError, PullErrorKind
 
-LEAST_RATE = 1024  # bytes per second, over a whole read time-out: slower than any link that a pod could work with
+LEAST_RATE = 1024  # bytes per second, over a whole read time-out: slower than any usable link
 
 _Piece = TypeVar("_Piece", bytes, memoryview)
 
@@ -23,7 +23,7 @@ async def kept(
     least: int = LEAST_RATE,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[_Piece]:
-    """Passes pieces of a body on. Raises PullError(SLOW) after `window` seconds of waiting that brought too little."""
+    """Yields the pieces of a body. Raises PullError(SLOW) after `window` seconds of waiting that brought too little."""
     waited, came = 0.0, 0
     while True:
         began = clock()
@@ -40,6 +40,6 @@ async def kept(
 
 
 def too_slow(shown: str, what: str) -> PullError:
-    """Returns the error for a store that drips."""
+    """Returns the error for a store that sends too slowly."""
     text = f"{shown} is sent too slowly ({what}): check the store, and the network between it and the pods"
     return PullError(PullErrorKind.SLOW, text)

@@ -1,12 +1,12 @@
 """`http:` and `https:` URLs: one URL, one file.
 
-Two errors of the predecessor are caught here: an answer other than 200 is an error and not a model, and a body shorter
-than announced is noticed. `http_client` decides where requests may go.
+This module avoids two errors of the predecessor: an answer other than 200 is an error and not a model, and a body
+shorter than announced is noticed. `http_client` decides where requests may be sent.
 
-One request a pull, if possible: a GET of which only the headers are read at first. They show whether the file is on
-disk already, by ETag, date of change or digest; the body waits meanwhile. A file of a known version is requested
-with a condition, so no body is sent if it is unchanged. If the server sends parts, a large file comes in several at
-once, and a broken transfer continues where it ended; each part only if the file is still the same one.
+A pull takes one request if possible: a GET of which only the headers are read at first. The ETag, date of change or
+digest shows whether the file is already on disk; the body waits meanwhile. A file of a known version is requested with
+a condition, so that no body is sent if the file is unchanged. If the server supports ranges, a large file is fetched in
+several at once, and a broken transfer continues where it ended, provided that the file is still the same.
 
 Compression is declined, since the announced length must be that of the file. Credentials in the URL (`user:password@`),
 and the headers and certificates of an http store of the storage secret, are used for the URL's own origin only; neither
@@ -36,9 +36,9 @@ from puller.sink import Sink
 from puller.source import Location
 
 _KNOWN = 4096  # URLs whose version is remembered, for conditional requests
-_TRUSTED = 64  # stores with TLS settings of their own
+_TRUSTED = 64  # stores with their own TLS settings
 _SETTLED = timedelta(seconds=60)
-_RANGES = " ranges"  # ends the key of a file that the server sends in parts
+_RANGES = " ranges"  # suffix of the key of a file whose server supports ranges
 
 
 class HttpProvider:
@@ -55,7 +55,7 @@ class HttpProvider:
     async def listing(self, location: Location) -> Listing:
         """Requests the file and reads the headers. The body waits for `read`.
 
-        That makes a pull one request. A HEAD first would be a second, and signed URLs allow only one method."""
+        So a pull takes one request. A HEAD first would be a second one, and signed URLs allow only one method."""
         if parse(location.uri).path.endswith("/"):
             raise _no_file(location, "ends with a slash")
         async with self._client.translated(location.shown):
@@ -137,7 +137,7 @@ class HttpProvider:
         try:
             now = _described(held.response, location, "")
             if (now.size, now.validator) != (file.size, file.validator):
-                # The remembered version did not tell them apart: the next listing asks without it.
+                # The remembered version did not distinguish the contents, so the next listing asks without it.
                 self._known.pop(_place(location), None)
                 raise _changed(location)
         except BaseException:
@@ -146,7 +146,7 @@ class HttpProvider:
         return held
 
     async def _read_ranges(self, location: Location, file: RemoteFile, sink: Sink, held: OpenAnswer | None) -> None:
-        """Reads the missing ranges in parts; the answer that is open already brings the first."""
+        """Reads the missing ranges in parts; the already open answer brings the first."""
 
         async def fetch(start: int, end: int) -> None:
             if held is not None and not start:
@@ -180,18 +180,20 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
     headers = response.headers
     encoding = headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
-        text = f"{location.shown} is sent compressed ({encoding}) although that was declined"
+        text = (
+            f"{location.shown} is sent compressed ({encoding}) although that was declined; let the server send it plain"
+        )
         raise PullError(PullErrorKind.BAD_REQUEST, text)
     if _page(response, location):
         raise _no_file(location, f"is answered with a page ({headers.get('Content-Type', '')})")
     size = response.content_length
     validator, settled = _validator(headers)
     sha256, md5 = digests(headers)
-    # All that it says, since one of them may stay the same while another changes. The bytes that arrive are checked
-    # against the digests, so with one of them two versions certainly differ.
+    # All validators count, since one may stay the same while another changes. The bytes that arrive are checked against
+    # the digests, so versions with different digests certainly differ.
     said = [validator, headers.get("Last-Modified", ""), sha256, md5]
     identity = version(_store(location), location.uri, " ".join(said), size) if validator or sha256 or md5 else None
-    # Otherwise parts of two versions with one name could be put together.
+    # Otherwise parts of two versions with one name could be combined.
     ranges = validator and settled and headers.get("Accept-Ranges", "").lower() == "bytes"
     return RemoteFile(
         "",
@@ -220,7 +222,7 @@ def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
 
 
 def _store(location: Location) -> str:
-    """Names the origin, and the caller: by user and password, query, headers or certificate."""
+    """Returns a name of the origin and the caller, who is known by user and password, query, headers or certificate."""
     url = parse(location.uri)
     secret = f"{url.raw_user}\0{url.raw_password}\0{url.raw_query_string}"
     hashed = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -315,12 +317,12 @@ def trust(settings: StoreSettings, policy: HttpPolicy) -> ssl.SSLContext | None:
         if authority:
             context.load_verify_locations(cadata=authority)
         if certificate:
-            with tempfile.NamedTemporaryFile("w") as file:  # the library reads files only; this one is ours alone
+            with tempfile.NamedTemporaryFile("w") as file:  # the library reads only files; only this user can read it
                 file.write(f"{certificate}\n{settings.text('client_key')}\n")
                 file.flush()
                 context.load_cert_chain(file.name)
     except (ssl.SSLError, ValueError, OSError):
         # `from None`: no part of a key may be shown.
-        text = "certificate, client_certificate and client_key must be PEM, and the latter two belong together"
+        text = "certificate, client_certificate and client_key must be PEM, and the latter two must be given together"
         raise settings.error(text) from None
     return context

@@ -1,11 +1,11 @@
-"""HTTP requests of a pod that fetches URLs named by others: bounded, guarded, explained.
+"""HTTP requests for URLs that other people name: bounded in time, guarded, and with clear errors.
 
-People who may register a model choose the URLs, so `addresses` decides which addresses may be connected to, for each
-socket before it connects: neither redirects nor name servers lead elsewhere. A redirect is followed only to where
-the URL itself might have pointed, and credentials go to the origin they are meant for and no further. If the
-operator has proxies (`proxies`), they resolve names; addresses that can be resolved here must be allowed all the same.
+People who may register a model choose the URLs, so `addresses` decides, for each socket before it connects, which
+addresses are allowed; neither redirects nor name servers can lead elsewhere. A redirect is only followed to places that
+the URL itself might have named, and credentials are only sent to the origin that they are meant for. If the operator
+has proxies (`proxies`), they resolve names; addresses that can be resolved here must nevertheless be allowed.
 
-Which files are fetched, and in which version, is decided by the users of this: `http` for plain URLs, `huggingface`.
+Its users decide which files are fetched, and in which version: `http` for plain URLs, and `huggingface`.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from puller.threads import Threads
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
-_SMALL = 2**20  # bytes; up to this, a body is written at once on the event loop: the disk is the pod's own
+_SMALL = 2**20  # maximum bytes of a body that is written at once on the event loop, as the disk is local
 _BATCH = 2 * 2**20  # bytes collected for one hop to a thread
 _WRITERS = 4
 
@@ -46,7 +46,7 @@ class HttpPolicy:
 
     allow_private: bool = False  # loopback and private networks
     allow_link_local: bool = False
-    ca: bytes | None = None  # PEM, trusted besides the system's
+    ca: bytes | None = None  # PEM, trusted in addition to the system's
     connect_timeout: float = 10.0
     read_timeout: float = 30.0  # between two pieces
     total_timeout: float = 900.0
@@ -58,7 +58,7 @@ class HttpPolicy:
 
 
 class _AddressRefused(OSError):
-    """A refusal to make a socket."""
+    """A refusal to create a socket."""
 
 
 class OpenAnswer:
@@ -70,7 +70,7 @@ class OpenAnswer:
         self._store = store
 
     def release(self) -> None:
-        """Ends it; a connection that was read to the end is used again, any other is closed."""
+        """Ends the answer. A connection that was read to the end is used again, any other is closed."""
         if self._limits is not None:
             self.response.release()
             self._limits.release(self._store)
@@ -83,7 +83,8 @@ class HttpClient:
     def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         self.policy = policy
         self.limits = limits
-        # Made on first use: they belong to the running loop. One connects by itself, one to the operator's proxies.
+        # Created on first use, as they belong to the running loop. One connects directly, one to the operator's
+        # proxies.
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._threads = Threads(_WRITERS, "puller-write")  # for large bodies
 
@@ -102,7 +103,7 @@ class HttpClient:
                 yield
         # `from None`: aiohttp's message may quote the URL's query, and a traceback shows causes.
         except TimeoutError:
-            text = f"{shown} did not answer in time; is the server up, and reachable from the pods?"
+            text = f"{shown} did not answer in time; check that the server is up and reachable from the pods"
             raise PullError(PullErrorKind.TIMEOUT, text) from None
         except aiohttp.ClientPayloadError:
             raise PullError(PullErrorKind.INTEGRITY, f"{shown} ended before all of it had arrived") from None
@@ -111,7 +112,7 @@ class HttpClient:
         except OSError as error:
             raise write_error(error) or _os_error(error, shown) from None
         except ValueError:  # of a host's name, or of a header
-            text = f"{shown} cannot be requested: its host, or a header of its store's settings, is not valid"
+            text = f"{shown} cannot be requested; correct its host, or the headers in its store's settings"
             raise PullError(PullErrorKind.BAD_REQUEST, text) from None
 
     async def send(
@@ -138,7 +139,7 @@ class HttpClient:
                 proxy = self.policy.proxies.of_url(url.scheme, url.host or "", url.port)
                 if proxy is not None:
                     await self._check(url.host or "")
-                # In a head that comes byte by byte, each byte comes in time.
+                # A total limit, because a head that arrives byte by byte never exceeds the limit between bytes.
                 async with asyncio.timeout(self.policy.connect_timeout + self.policy.read_timeout):
                     response = await self._opened(proxied=proxy is not None).request(
                         "GET" if json is None else "POST",
@@ -153,7 +154,10 @@ class HttpClient:
                     return OpenAnswer(response, self.limits, store)
                 response.release()
                 url = _follow(url, response, shown)
-            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} redirects more than {_MAX_REDIRECTS} times")
+            raise PullError(
+                PullErrorKind.BAD_REQUEST,
+                (f"{shown} redirects more than {_MAX_REDIRECTS} times; register the URL of the file itself"),
+            )
         except BaseException:
             self.limits.release(store)
             raise
@@ -176,7 +180,7 @@ class HttpClient:
                 context.load_verify_locations(cadata=self.policy.ca.decode())
             guard = None if proxied else _guard(self.policy.refusal)
             self._sessions[proxied] = aiohttp.ClientSession(
-                # No limit here: `limits` has one for all stores.
+                # No limit here, because `limits` has one for all stores.
                 connector=aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=guard),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self.policy.connect_timeout, sock_read=self.policy.read_timeout
@@ -191,7 +195,7 @@ class HttpClient:
     async def receive(
         self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, shown: str, stop_at: int | None = None
     ) -> None:
-        """Writes the body, whose first byte is number `start`; not beyond `stop_at`, from where others fetch the
+        """Writes the body, whose first byte has the offset `start`, up to `stop_at`, from where others fetch the
         rest."""
         body = self.pieces(response, shown)
         announced = response.content_length
@@ -216,7 +220,7 @@ class HttpClient:
         await self._pace(pending)
 
     def pieces(self, response: aiohttp.ClientResponse, shown: str) -> AsyncIterator[bytes]:
-        """Yields the body as it comes, and fails if that is too slow."""
+        """Yields the body as it arrives. Raises PullError if that is too slow."""
         return floor.kept(aiter(response.content.iter_any()), shown=shown, window=self.policy.read_timeout)
 
     async def _pace(self, count: int) -> None:
@@ -246,7 +250,7 @@ def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], 
 def parse(text: str, base: URL | None = None) -> URL:
     """Returns a URL that can be requested, taken literally, relative to `base`. Raises PullError(BAD_REQUEST)."""
     try:
-        # Taken literally if a request line can hold it: a signed URL must not be quoted again.
+        # Used literally if a request line can hold it, because a signed URL must not be quoted again.
         url = URL(text, encoded=text.isascii() and " " not in text)
         if base is not None:
             url = base.join(url)
@@ -262,12 +266,12 @@ def parse(text: str, base: URL | None = None) -> URL:
 def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
     to = response.headers.get("Location")
     if not to:
-        text = f"{shown} answered with a redirect ({response.status}) that does not say where to; "
+        text = f"{shown} answered with a redirect ({response.status}) without a target; "
         text += 'check its URL, and for a bucket of S3 register s3://bucket/path, with "region" in the storage secret'
         raise PullError(PullErrorKind.BAD_REQUEST, text)
     following = parse(to, url).with_user(None)
     if url.scheme == "https" and following.scheme != "https":
-        text = f"{shown} redirects from https to {redact(str(following))}, which is not"
+        text = f"{shown} redirects from https to {redact(str(following))}, which is not https; register an https URL"
         raise PullError(PullErrorKind.FORBIDDEN, text)
     return following
 
@@ -279,7 +283,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return float(text)
     try:
         at = parsedate_to_datetime(text)
-        # By the server's own clock if it sends the time, since ours may differ.
+        # By the server's own clock if it sends the time, since this machine's may differ.
         now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
         return max(0.0, (at - now).total_seconds())
     except (TypeError, ValueError, OverflowError):
@@ -293,17 +297,23 @@ def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
         case HTTPStatus.NOT_FOUND | HTTPStatus.GONE:
             kind, hint = PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            kind, hint = PullErrorKind.CREDENTIALS, "it wants credentials, or others than it was given"
+            kind, hint = (
+                PullErrorKind.CREDENTIALS,
+                ("it requires credentials, or rejects the given ones; check the storage secret"),
+            )
         case HTTPStatus.FORBIDDEN:
-            kind, hint = PullErrorKind.FORBIDDEN, "reading is not allowed; a signed URL may have expired"
+            kind, hint = (
+                PullErrorKind.FORBIDDEN,
+                ("access is forbidden; check the permissions, or whether a signed URL has expired"),
+            )
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.GATEWAY_TIMEOUT:
-            kind, hint = PullErrorKind.TIMEOUT, "it took too long"
+            kind, hint = PullErrorKind.TIMEOUT, "the server gave up waiting; try again"
         case HTTPStatus.TOO_MANY_REQUESTS:
-            kind, hint = PullErrorKind.BUSY, "it has too many requests now"
+            kind, hint = PullErrorKind.BUSY, "it has too many requests now; try again later"
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            kind, hint = PullErrorKind.UNREACHABLE, "the server itself failed"
+            kind, hint = PullErrorKind.UNREACHABLE, "the server failed; check it, and try again"
         case _:
-            kind, hint = PullErrorKind.BAD_REQUEST, "a model only comes with status 200"
+            kind, hint = PullErrorKind.BAD_REQUEST, "only status 200 brings a model; check the URL"
     after = retry_after(response.headers) if kind.nature is Nature.PASSING else None
     return PullError(kind, f"{shown} answered with HTTP status {status}: {hint}", retry_after=after)
 
@@ -311,31 +321,37 @@ def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
 def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
     match error:
         case aiohttp.ClientHttpProxyError():
-            text = f"{shown}: the proxy of the pod's environment does not connect to it (HTTP status {error.status})"
+            text = f"{shown}: the proxy of the pod's environment refuses to connect to it (HTTP status {error.status})"
             refused = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
             return PullError(PullErrorKind.CREDENTIALS if refused else PullErrorKind.UNREACHABLE, text)
         case aiohttp.ClientProxyConnectionError():
             return PullError(
-                PullErrorKind.UNREACHABLE, f"{shown}: the proxy of the pod's environment cannot be reached"
+                PullErrorKind.UNREACHABLE,
+                (f"{shown}: the proxy of the pod's environment cannot be reached; check HTTPS_PROXY and HTTP_PROXY"),
             )
         case aiohttp.ClientConnectorDNSError():
             text = f"{shown}: the name of its host cannot be resolved; check its spelling, and the pods' name server"
             return PullError(PullErrorKind.DNS, text)
         case aiohttp.ClientConnectorCertificateError():
             why = error.certificate_error
-            text = f"{shown}: its certificate is not trusted ({why}); a private authority is --storage-ca"
+            text = f"{shown}: its certificate is not trusted ({why}); name a private authority with --storage-ca"
             return PullError(PullErrorKind.TLS, text)
         case aiohttp.ClientSSLError():
-            text = f"{shown}: no TLS connection ({error.os_error}); does the server speak TLS on that port?"
+            text = f"{shown}: no TLS connection ({error.os_error}); check that the server speaks TLS on that port"
             return PullError(PullErrorKind.TLS, text)
         case aiohttp.ClientConnectorError():
             return _os_error(error.os_error, shown)
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
-            return PullError(PullErrorKind.UNREACHABLE, f"{shown}: the connection was lost")
+            return PullError(
+                PullErrorKind.UNREACHABLE,
+                (f"{shown}: the connection was lost; check the network between the store and the pods"),
+            )
         case aiohttp.InvalidURL():
             return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL")
         case aiohttp.ClientResponseError():
-            return PullError(PullErrorKind.UNREACHABLE, f"{shown} did not answer with valid HTTP")
+            return PullError(
+                PullErrorKind.UNREACHABLE, (f"{shown} did not answer with valid HTTP; check the host and port")
+            )
     return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be fetched ({type(error).__name__})")
 
 
@@ -343,5 +359,8 @@ def _os_error(error: OSError, shown: str) -> PullError:
     # With several addresses, all refused, the connector raises a new error with the errno that they share.
     if isinstance(error, _AddressRefused) or error.errno == errno.EACCES:
         return PullError(PullErrorKind.FORBIDDEN, f"{shown}: {error.strerror}")
-    text = f"{shown} cannot be connected to: {error.strerror or error}; is the server up, and reachable from the pods?"
+    text = (
+        f"{shown} cannot be connected to: {error.strerror or error}; check that the server is up and reachable "
+        "from the pods"
+    )
     return PullError(PullErrorKind.UNREACHABLE, text)

@@ -1,12 +1,12 @@
 """`hf:` repositories of the Hugging Face hub, or of another endpoint with its API.
 
-A revision is a branch, a tag or a commit. It is first resolved to a commit, and everything is read at that, so a push
-in the middle of a pull cannot mix two versions. Files in large-file storage have a SHA-256, which is checked as they
-come; one that this hub has delivered for this token is not fetched again, whichever repository it is in. The others
-have git's own digest of their contents, which counts if the bytes match it.
+A revision is a branch, a tag or a commit. It is first resolved to a commit, and everything is read at that commit, so
+that a push during a pull cannot mix two versions. Files in large-file storage have a SHA-256, which is checked as they
+arrive; a file that this hub has already delivered for this token is not fetched again, whichever repository it is in.
+Other files have git's own digest of their contents, which counts if the bytes match it.
 
-The hub sends large files from other hosts, by redirects with signed URLs: the token stays at the hub (`http_client`). A
-token comes from the storage secret (type `hf`, `token`), else from the environment, which is the operator's.
+The hub sends large files from other hosts, by redirects with signed URLs, which never get the token (`http_client`).
+The token is that of the storage secret (type `hf`, `token`), or else the operator's from the environment.
 
 The API: https://huggingface.co/docs/hub/api, as of 2026: `revision`, `paths-info`, `tree` (paged by Link headers),
 `resolve`.
@@ -46,7 +46,7 @@ class HuggingFaceProvider:
         self._limits = limits
 
     async def listing(self, location: Location) -> Listing:
-        """Lists the file at the path, or everything below it, at the commit that the revision stands for now."""
+        """Lists the file at the path, or everything below it, at the commit that the revision points to now."""
         async with self._client.translated(location.shown):
             repository, revision = _repository(location)
             commit = await self._commit(location, repository, revision)
@@ -132,11 +132,17 @@ class HuggingFaceProvider:
         async for piece in self._client.pieces(response, location.shown):
             body += piece
             if len(body) > _MAX_ANSWER:
-                raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub's answer is too long")
+                raise PullError(
+                    PullErrorKind.UNREACHABLE,
+                    (
+                        f"{location.shown}: the hub's answer has more than {_MAX_ANSWER} bytes; check that HF_ENDPOINT "
+                        "or endpoint_url is a hub"
+                    ),
+                )
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
-            text = f"{location.shown}: the hub's answer is not JSON; is HF_ENDPOINT or endpoint_url a hub?"
+            text = f"{location.shown}: the hub's answer is not JSON; check that HF_ENDPOINT or endpoint_url is a hub"
             raise PullError(PullErrorKind.UNREACHABLE, text) from None
 
     async def _send(self, location: Location, url: URL, headers: dict[str, str], body: Any = None) -> OpenAnswer:
@@ -161,7 +167,9 @@ def _token(location: Location) -> str:
     chosen = settings.overridden("endpoint_url")
     token = settings.text("token")
     if chosen and token and not settings.overridden("token"):
-        raise settings.error("endpoint_url is the registration's, and the token is not", PullErrorKind.FORBIDDEN)
+        raise settings.error(
+            ("the registration sets endpoint_url but not the token; set both, or neither"), PullErrorKind.FORBIDDEN
+        )
     return token or ("" if chosen else os.environ.get("HF_TOKEN", ""))
 
 
@@ -175,14 +183,20 @@ def _refusal(response: aiohttp.ClientResponse, location: Location) -> PullError:
             text = f"{location.shown} does not exist, or is private and needs a token (`token` in the storage secret)"
             return PullError(PullErrorKind.CREDENTIALS, text)
         case HTTPStatus.FORBIDDEN:
-            text = f"{location.shown} may not be read with this token: for a gated model, accept its terms on the hub"
+            text = f"{location.shown} may not be read with this token; for a gated model, accept its terms on the hub"
             return PullError(PullErrorKind.FORBIDDEN, text)
     return status_error(response, location.shown)
 
 
 def _items(found: Any, location: Location) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub's answer is not a list of files")
+        raise PullError(
+            PullErrorKind.UNREACHABLE,
+            (
+                f"{location.shown}: the hub's answer is not a list of files; check that HF_ENDPOINT or endpoint_url is "
+                "a hub"
+            ),
+        )
     return found
 
 
@@ -211,7 +225,7 @@ def _remote(path: str, item: dict[str, Any], commit: str, location: Location) ->
 
 
 def _store(location: Location) -> str:
-    """Names the hub, and the caller."""
+    """Returns a name of the hub and the caller."""
     token = hashlib.blake2b(_token(location).encode(), digest_size=16).hexdigest()
     return f"hf {_endpoint(location)} {location.settings.credentials()} {token}"
 

@@ -1,12 +1,12 @@
-"""The bounds of a pod's use of the network: bytes a second, and connections at once, in all and to each store.
+"""The bounds of a pod's use of the network: bytes a second, and concurrent connections, in total and to each store.
 
-A pod that starts fetches many models; the same link carries its calls. The bandwidth is a bucket that is asked after
-bytes have come: a pull that took too many waits until they are paid for, which slows the sender through TCP. It serves
-event loop and threads alike, so it says how long to wait and leaves the waiting to them.
+A starting pod fetches many models over the link that also carries its calls. The bandwidth is a token bucket that is
+asked after bytes have arrived: a pull that took too many waits until they are paid for, which slows the sender through
+TCP. Both the event loop and threads use it, so it returns the time to wait and leaves the waiting to them.
 
-Large files come in several ranges at a time, since one connection is bounded by one core's TLS and one store's
-machine. Measured for 1 GiB from a local S3 server: one stream 1,542 MB/s, eight of 128 MiB each 2,006 MB/s; over TLS
-110 MB/s and 412 MB/s.
+Large files are fetched in several concurrent ranges, since one connection is bounded by one core's TLS and one machine
+of the store. Measured for 1 GiB from a local S3 server: one stream 1,542 MB/s, eight of 128 MiB each 2,006 MB/s; over
+TLS 110 MB/s and 412 MB/s.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from typing import Any
 
 from puller.shares import Shares
 
-_LEAST = 4  # connections that a store may have regardless of others
+_LEAST = 4  # connections that a store may always have, regardless of others
 _BEYOND = 128  # connections for that, in all
-_BURST = 0.1  # seconds' worth of bytes that may come at once after a pause
+_BURST = 0.1  # seconds' worth of bytes that may arrive at once after a pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class LimitsStatistics:
 
 
 class PullLimits:
-    """Bounds shared by all pulls of a pod. `connection` is for one event loop; `take` for any thread."""
+    """The bounds that all pulls of a pod share. `connection` is for one event loop, `take` for any thread."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class PullLimits:
         range_bytes: int = 128 * 2**20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Makes the bounds; `bytes_per_second` 0 is no limit. Files of more than `range_bytes` come in up to `ranges`
-        parts at once."""
+        """Makes the bounds; `bytes_per_second` 0 means no limit. Files of more than `range_bytes` are fetched in up to
+        `ranges` parts at once."""
         if bytes_per_second < 0 or connections < 1 or ranges < 1 or range_bytes < 1:
             raise ValueError("a limit of the puller is out of range: connections and ranges are 1 or more")
         self.connections = connections
@@ -59,7 +59,7 @@ class PullLimits:
         self._slots = Shares(total=connections, each=each, least=min(_LEAST, each), most=connections + _BEYOND)
 
     def take(self, count: int) -> float:
-        """Notes that `count` bytes have come; returns the seconds to wait before asking for more."""
+        """Notes that `count` bytes have arrived; returns the seconds to wait before asking for more."""
         if not self._rate:
             return 0.0
         with self._lock:
@@ -68,7 +68,7 @@ class PullLimits:
             return max(0.0, self._paid_at - now)
 
     async def acquire(self, store: str) -> None:
-        """Takes one of the pod's connections, to that host. A caller must not ask for a second one while holding the
+        """Takes one of the pod's connections, for this host. A caller must not ask for a second one while holding the
         first."""
         await self._slots.acquire(store)
 
@@ -85,7 +85,7 @@ class PullLimits:
     async def in_parts(
         self, missing: list[tuple[int, int]], fetch: Callable[[int, int], Coroutine[Any, Any, None]]
     ) -> None:
-        """Fetches ranges (first byte, one after the last), several parts at a time. Raises the first error of one.
+        """Fetches ranges (first byte, one after the last), several parts at a time. Raises the first error of a part.
 
         `fetch` takes its connection itself."""
         queue = iter(self.parts(missing))
@@ -99,7 +99,7 @@ class PullLimits:
                 for _ in range(min(self.ranges, len(self.parts(missing)))):
                     group.create_task(work())
         except BaseExceptionGroup as errors:
-            # `from None`: the others failed likewise, and a cause may quote secrets.
+            # `from None`: the others failed similarly, and a cause may quote secrets.
             raise errors.exceptions[0] from None
 
     def parts(self, missing: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -108,7 +108,7 @@ class PullLimits:
         for start, end in missing:
             length = end - start
             pieces = -(-length // self.range_bytes)
-            # Of equal length: 129 MiB as 65 and 64, not as 128 and 1.
+            # Parts of equal length: 129 MiB as 65 and 64, not as 128 and 1.
             step = -(-length // max(pieces, 1))
             parts.extend((at, min(at + step, end)) for at in range(start, end, max(step, 1)))
         return parts

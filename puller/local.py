@@ -1,18 +1,19 @@
 """`file:` paths: only under the folders that the operator named.
 
-A path is resolved, links included, and must then lie under a root. The same holds for each link inside a folder, else
-it is skipped, like everything else in it that cannot be read: volumes hold things that belong to no model. Between that
-check and the opening a folder may be exchanged for a link, so the check is repeated on the file as opened (the kernel
-says its path). Only regular files are read: opening a pipe would wait, and a device may never end.
+A path is resolved, including links, and must then lie under a root. The same holds for each link inside a folder; other
+links are skipped, like everything else that cannot be read, because volumes hold things that belong to no model.
+Between the check and the opening, a folder may be exchanged for a link, so the check is repeated on the opened file,
+whose path the kernel tells. Only regular files are read: opening a pipe would wait, and a device may never end.
 
 The files are copied, not linked: the model server maps them, and a file that is rewritten under it must not change a
-loaded model or end its process. A file whose size or times differ after the copy is refused. Those, with the inode,
-also distinguish versions of a file.
+loaded model or end its process. A file whose size or times differ after the copy is refused. Size, times and inode also
+distinguish versions of a file.
 
-All of it happens in threads, because a root may be a network mount, and one that hangs must stop neither the agent's
-event loop (its lease would lapse) nor the files of another mount: each root has threads of its own, and so has each
-volume. A pull that sees no progress for a minute gives up, and leaves the thread to the kernel. A hop costs 0.35 ms
-and the whole pull of a small file one (measured, 2 shared cores), so there is one: listing a small file reads it.
+All of this happens in threads, because a root may be a network mount, and one that hangs must block neither the agent's
+event loop (its lease would lapse) nor the files of another mount: each root and each volume has its own threads. A pull
+that sees no progress for a minute gives up, and abandons the thread to the kernel. A switch to a thread costs 0.35 ms
+and the whole pull of a small file 1 ms (measured, 2 shared cores), so there is only one switch: listing a small file
+reads it.
 """
 
 import asyncio
@@ -41,9 +42,9 @@ from puller.tree import MAX_FILES, stray, told
 THREADS = 8  # of each root and each volume
 MAX_DEPTH = 32
 _SMALL = 128 * 2**10  # bytes
-_CHUNK = 2 * 2**20  # between two looks at whether the pull was cancelled
+_CHUNK = 2 * 2**20  # between two checks whether the pull was cancelled
 _CANCEL_WAIT = 1.0  # seconds
-_PATIENCE = 60.0  # seconds in which not one file was listed and not one chunk copied
+_PATIENCE = 60.0  # seconds in which no file was listed and no chunk copied
 _TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the latter if stamps are whole seconds
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ _SKIPPED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errn
 
 
 class _Stop(threading.Event):
-    """A request to a thread to stop, and a count of how often it has looked: while it looks, it makes progress."""
+    """A request to a thread to stop, and a count of the thread's checks for it, which show its progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class _Tree:
         self.files: list[RemoteFile] = []
         self.folders: list[str] = []
         self.skipped: list[str] = []
-        self.forbidden = False  # something was skipped that others may be allowed to read
+        self.forbidden = False  # an entry was skipped that others may be allowed to read
 
     def skip(self, name: str, why: str, *, forbidden: bool = False) -> None:
         self.skipped.append(f"{name[:200]!r} {why}")
@@ -113,7 +114,7 @@ class LocalProvider:
         self._executors.clear()
 
     def _mount(self, path: str) -> str:
-        """Returns the key of the threads for a path. Touches no mount, only the folder that volumes are mounted in."""
+        """Returns the key of the threads for a path. Touches no mount, only the parent folder of volumes' mounts."""
         path = os.path.normpath(path)
         named = max(
             (name for name in self._named if f"{path}/".startswith(f"{name.rstrip('/')}/")), key=len, default=""
@@ -147,13 +148,13 @@ class LocalProvider:
             stop.set()
             await asyncio.wait([work], timeout=_CANCEL_WAIT)
             if work.done() and not work.cancelled():
-                work.exception()  # the caller has gone: nothing else will retrieve it
+                work.exception()  # the caller has gone, so nothing else will retrieve the result
             raise
 
     def _list(self, stop: threading.Event, path: str, shown: str) -> Listing:
         try:
             real = os.path.realpath(path)
-            # Before revealing whether it exists: outside the roots a caller must not learn that.
+            # Checked first: outside the roots, a caller must not learn whether a path exists.
             self._check(real, path, shown)
             found = os.stat(real)
             if stat.S_ISREG(found.st_mode):
@@ -179,7 +180,8 @@ class LocalProvider:
             raise PullError(PullErrorKind.BAD_REQUEST, f"{shown!r} is not a path: {error}") from error
 
     def _check(self, real: str, path: str, shown: str) -> None:
-        """Raises PullError for paths outside the roots. The text does not list the roots: they are the operator's."""
+        """Raises PullError for paths outside the roots. The text does not list the roots, which only concern the
+        operator."""
         for root in self._roots:
             if real == root or real.startswith(root.rstrip("/") + "/"):
                 return
@@ -225,7 +227,7 @@ class LocalProvider:
                     raise
                 tree.skip(prefix + name, "leads out of the folders that models may be read from", forbidden=True)
             except OSError as error:
-                # A failure of the mount itself may pass, and the tree would lack a file until then.
+                # A failure of the mount itself may pass; until then, the tree would lack a file.
                 if error.errno not in _SKIPPED:
                     raise
                 why = "leads nowhere" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror}"
@@ -233,9 +235,9 @@ class LocalProvider:
 
     @contextmanager
     def _opened(self, shown: str, file: RemoteFile) -> Iterator[int]:
-        """Opens the listed file for the block. Raises PullError, also at the end if it is not the file that was
+        """Opens the listed file for the block. Raises PullError, even at the end, if it is not the file that was
         listed."""
-        # O_NONBLOCK: if it became a pipe since it was listed, opening must not wait for a writer.
+        # O_NONBLOCK: if the path has become a pipe since the listing, opening it must not wait for a writer.
         source = os.open(file.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             before = os.fstat(source)
@@ -288,7 +290,7 @@ def _remote(path: str, real: str, found: os.stat_result) -> RemoteFile:
         path,
         key=real,
         size=found.st_size,
-        # With its path: another volume may be mounted under the numbers of this one.
+        # Includes the path, as another volume may later have the same device numbers.
         identity=version("file", real, tag, found.st_size),
         settled=time.time_ns() - found.st_ctime_ns > tick,
         validator=tag,
@@ -324,7 +326,7 @@ def _copy_bytes(source: int, target: int, size: int, sink: Sink, stopped: Callab
                 raise
             return _copy_by_hand(source, size, sink, stopped)
         if not count:
-            # Some network and FUSE mounts answer 0 to say that they cannot.
+            # Some network and FUSE mounts return 0 if they do not support this call.
             return copied if copied or not size else _copy_by_hand(source, size, sink, stopped)
         sink.wrote(copied, min(count, size - copied))
         sink.pace(count)

@@ -1,19 +1,20 @@
 """S3, Google Cloud Storage and Azure Blob Storage, and other stores with their APIs.
 
-Such stores have keys and no folders. A location without "/" at its end is the object of that key if there is one, else
-everything below it; with "/" it is everything below. Both are the predecessor's rules, except that an empty location is
-an error here, and so is one with more objects than a model can have.
+Such stores have keys and no folders. A location without "/" at its end is the object with that key if it exists,
+otherwise everything below it; with "/" it is always everything below. Both are the predecessor's rules, except that an
+empty location is an error here, and so is one with more objects than a model can have.
 
 Consoles mark folders by empty objects whose key ends in "/"; obstore lists them without it. To tell them from empty
 files, the shorter key is requested: if no object has it, it becomes a folder.
 
-Large objects come in several ranges, each with If-Match, so that all are of one version; the answer's ETag is compared
-too, for servers that ignore the condition. Streams are awaited on the event loop, which a cancelled pull leaves at once
-(obstore then closes the socket), and written in threads. A thread for each range, as with obstore's own synchronous
-streams, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only be left when the store sends again.
+Large objects are fetched in several ranges, each with If-Match, so that all are of one version; the answer's ETag is
+compared too, for servers that ignore the condition. Streams are awaited on the event loop, so that a cancelled pull
+ends at once (obstore then closes the socket), and written in threads. A thread for each range, as with obstore's own
+synchronous streams, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only end when the store sends again.
 
-Versions: an ETag and the time of change, of an object at its key. Some servers give every object the same ETag, so an
-object changed within the last minute counts only if its ETag is the MD5 of the bytes that arrive.
+A version is identified by the object's key, ETag and time of change. Some servers give every object the same ETag, so
+the version of an object that changed within the last minute counts only if its ETag is the MD5 of the bytes that
+arrive.
 """
 
 import asyncio
@@ -41,15 +42,15 @@ from puller.source import Location
 from puller.tree import MAX_FILES
 from puller.tunnel import Tunnel
 
-_CHUNK = 64 * 2**10  # bytes that a stream has to bring within a time-out: 2 KiB per second and more
+_CHUNK = 64 * 2**10  # minimum bytes of a stream within a time-out: at least 2 KiB per second
 _BATCH = 4 * 2**20  # bytes collected for one hop to a thread
-_SMALL = 256 * 2**10  # bytes; up to this a body comes in one piece, and is written at once on the event loop
+_SMALL = 256 * 2**10  # maximum bytes of a body that is read in one piece and written at once on the event loop
 _WRITERS = 4
-_CLIENT_LIFE = 3600.0  # seconds since its last use, as the predecessor had it
+_CLIENT_LIFE = 3600.0  # seconds since its last use, the predecessor's value
 _MAX_CLIENTS = 256
 _PROBES = 16  # empty objects asked for at a time
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_SETTLED = timedelta(seconds=60)  # since its last change, by two clocks; times in listings are whole seconds
+_SETTLED = timedelta(seconds=60)  # age by two clocks; times in listings are whole seconds
 
 _Errors = (obstore.exceptions.BaseError, OSError, ValueError)
 
@@ -90,7 +91,7 @@ class ObjectProvider:
                 status, _ = objects_errors.code_of(error)
                 if not isinstance(error, FileNotFoundError) and not 400 <= status < 500:
                     raise objects_errors.translated(error, location.shown, target) from None
-                # An answer to HEAD has no body, so gives no reason; the listing's answer does.
+                # An answer to HEAD has no body and thus no reason; the listing's answer has one.
                 refused = error
         found = await self._everything(location, target, key)
         if not found and refused is not None:
@@ -115,7 +116,7 @@ class ObjectProvider:
             await self._limits.in_parts(sink.missing(), fetch)
 
     async def close(self) -> None:
-        """Forgets its clients; obstore closes their connections."""
+        """Drops the clients; obstore closes their connections."""
         self._clients.clear()
         if self._tunnel is not None:
             tunnel, self._tunnel = self._tunnel, None
@@ -146,13 +147,14 @@ class ObjectProvider:
             )
             held = _Client(target, now)
         held.used = now
-        self._clients[name] = held  # last: the first are those not used for longest
+        self._clients[name] = held  # moved to the end, so that the least recently used come first
         while len(self._clients) > _MAX_CLIENTS:
             del self._clients[next(iter(self._clients))]
         return held.target
 
     async def _check(self, endpoint: str, shown: str) -> None:
-        """Refuses endpoints that registrations must not reach. For names this holds only at the moment of asking."""
+        """Refuses endpoints that registrations must not reach. For names, that only holds at the moment of the
+        check."""
         if not endpoint:
             return
         host = re.sub(r"^https?://|/.*$", "", endpoint)
@@ -192,7 +194,7 @@ class ObjectProvider:
         return found
 
     async def _by_hand(self, location: Location, lister: Lister, key: str) -> list[Any]:
-        """Lists everything itself, if one of the keys is not a path."""
+        """Lists everything without obstore, because one of the keys is not a path."""
         settings = location.settings
         # The operator's own endpoints may be anywhere; redirects are not followed.
         client = self._guarded if objects_client.chosen(settings) else self._free
@@ -271,7 +273,7 @@ class ObjectProvider:
             if answer.range != (start, end) or meta["size"] != file.size:
                 raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed its size while it was fetched")
             if end - start <= _SMALL:
-                # A few bytes come at once, or not in time.
+                # A few bytes arrive at once, or not in time.
                 async with self._answered(location):
                     body = memoryview(await answer.bytes_async())
                 sink.write(body, start)
@@ -289,7 +291,7 @@ class ObjectProvider:
                     pieces.append(piece)
                     pending += len(piece)
                 if piece is None or pending >= _BATCH:
-                    # If a cancelled pull leaves it, the thread still ends by itself: the sink waits for it.
+                    # If a cancelled pull abandons the thread, it still ends by itself, and the sink waits for it.
                     await loop.run_in_executor(self._executor, _write, sink, at, pieces)
                     await self._pace(pending)
                     at, pending, pieces = at + pending, 0, []
@@ -300,7 +302,8 @@ class ObjectProvider:
 
     @asynccontextmanager
     async def _answered(self, location: Location, *, pages: int = 1) -> AsyncIterator[None]:
-        """Bounds a wait for the store: its client only bounds the pauses between two bytes. Raises PullError(SLOW)."""
+        """Bounds a wait for the store, whose client only bounds the pauses between two bytes. Raises
+        PullError(SLOW)."""
         seconds = pages * (self._policy.connect_timeout + self._policy.read_timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -339,7 +342,7 @@ def _remote(path: str, key: str, meta: Any, target: Target, location: Location) 
 
 
 def _store(target: Target, location: Location) -> str:
-    """Names the bucket at its endpoint, and the caller."""
+    """Returns a name of the bucket at its endpoint and the caller."""
     settings = location.settings
     place = settings.text("bucket") or settings.text("container")
     return f"{location.scheme} {target.endpoint} {place} {settings.credentials()} {target.ambient}"
@@ -352,7 +355,7 @@ def _validator(meta: Any) -> str:
 
 
 async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
-    """Returns their results; the first error ends the others."""
+    """Returns the results of all; the first error ends the others."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
@@ -362,7 +365,7 @@ async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
 
 
 async def _on_google() -> bool:
-    """Returns whether this is a Google machine: only there the name of its metadata service exists."""
+    """Returns whether this is a Google machine, as only there the name of the metadata service exists."""
     try:
         async with asyncio.timeout(2.0):
             await asyncio.get_running_loop().getaddrinfo("metadata.google.internal.", 80)

@@ -1,25 +1,26 @@
-"""The way from a store's settings to an obstore client, and all that must be known about that library.
+"""Creation of obstore clients from a store's settings, and everything that must be known about that library.
 
 obstore was chosen for its speed (a third of boto3's CPU) and for speaking all three clouds. Its peculiarities, and the
 remedies:
 
-- Its constructors read the environment even if they are given settings: `AWS_SESSION_TOKEN` would join the keys of a
-  secret, `AWS_ENDPOINT_URL_S3` beats an endpoint, an account key in the environment beats an explicit signature. Keys
-  therefore go through a `credential_provider`, which nothing else can join, and every setting that the environment has
-  a name for is given explicitly. Google's cannot be kept out wholly: see `_google_environment`.
+- Its constructors read the environment even if they are given settings: `AWS_SESSION_TOKEN` would be added to the keys
+  of a secret, `AWS_ENDPOINT_URL_S3` overrides an endpoint, an account key in the environment overrides an explicit
+  signature. Keys are therefore passed through a `credential_provider`, to which nothing is added, and every setting
+  that the environment has a name for is given explicitly. Google's cannot be kept out entirely: see
+  `_google_environment`.
 - `timeout` (30 s) covers the whole body: a large object would never arrive. It is a day here; `read_timeout` ends a
   stalled transfer. Never 0, which fails at once.
-- It retries by itself ten times, refused connections and wrong names too, counted from the first request. Off: retrying
-  is `retry`'s business, which knows what is on disk already. Two remain for tokens of the pod's own identity.
+- By itself it retries ten times, even refused connections and wrong names, counted from the first request. This is
+  switched off, because `retry` knows what is already on disk. Two retries remain for tokens of the pod's own identity.
 - `.config`, `repr` and pickles of a client hold its secrets: clients stay inside `objects`.
-- It resolves names and follows redirects by itself, with no way to look at an address. So all of its connections are
-  made by a proxy of ours, `tunnel`.
-- Forked after its first use, the child hangs in it. Nothing here forks; starting programs is fine.
+- It resolves names and follows redirects by itself, with no way to check an address. So all of its connections are made
+  by Mesh's own proxy, `tunnel`.
+- A child that is forked after the first use hangs in it. Mesh never forks without exec.
 
-Identity of a pod. Without credentials in the settings the pod's own is used (instance role, workload identity,
-environment), found by obstore. For S3 always, as that is the purpose of a role; for GCS and Azure only if there is a
-trace of one, and else none, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"`
-or `"ambient"` in the settings decides otherwise.
+Identity of a pod: without credentials in the settings, obstore uses the pod's own (instance role, workload identity,
+environment). For S3 this is always so, as that is the purpose of a role; for GCS and Azure only if there is a trace of
+an identity, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"` or `"ambient"` in the
+settings overrides this.
 """
 
 import hashlib
@@ -93,9 +94,9 @@ class Target:
     client: Client
     endpoint: str  # for identities and errors; holds no credentials
     anonymous: bool
-    lister: Lister | None = field(default=None, repr=False)  # if the caller's identity is known here
+    lister: Lister | None = field(default=None, repr=False)  # the caller's identity is known here
     grant: Grant = field(default_factory=Grant, repr=False)  # of its connections
-    ambient: str = ""  # which identity of the pod's own is used, as far as its environment tells
+    ambient: str = ""  # the pod's own identity that is used, as far as its environment tells
 
     @property
     def host(self) -> str:
@@ -119,17 +120,17 @@ def endpoint_of(settings: StoreSettings) -> str:
 
 
 def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
-    """Makes a client for the bucket that settings name; it opens no connection yet. Raises PullError.
+    """Makes a client for the bucket that settings name, without opening a connection. Raises PullError.
 
     `on_google` says whether this is a Google machine, on which an instance has an identity. All connections of the
     client are made by the `tunnel`."""
     if chosen(settings):
         if not policy.allow_private:
-            why = "its endpoint is the registration's; name it in the secret, or allow it (--http-allow-private)"
+            why = "the registration sets its endpoint; name it in the secret, or allow it (--http-allow-private)"
             raise settings.error(why, PullErrorKind.FORBIDDEN)
         if settings.type != "s3" and not _own(settings):
             # Unlike S3's signatures, the tokens of the others would serve anyone who gets them.
-            why = "the endpoint is the registration's, and the credentials are not; name the endpoint in the secret"
+            why = "the registration sets the endpoint but not the credentials; name the endpoint in the secret"
             raise settings.error(why, PullErrorKind.FORBIDDEN)
     endpoint = endpoint_of(settings)
     options: ClientConfig = {
@@ -142,7 +143,7 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
     pem = settings.text("certificate") + (("\n" + policy.ca.decode()) if policy.ca else "")
     if pem.strip():
         if "-----BEGIN CERTIFICATE-----" not in pem:
-            raise settings.error("certificate is not PEM")
+            raise settings.error("certificate must be PEM")
         options["root_certificate"] = pem
     grant = Grant(identity_urls=identity_urls(os.environ))
     if tunnel is not None:
@@ -156,15 +157,14 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
             case "azure":
                 return _granted(_azure(settings, endpoint, options), settings, grant)
     except (obstore.exceptions.BaseError, ValueError, FileNotFoundError):
-        # Its text may quote a key or a path of the environment.
-        raise settings.error(
-            "a value in it, or in the pod's environment, is not accepted by the store's client"
-        ) from None
+        # The error's text may quote a key or a path of the environment.
+        raise settings.error("the store's client rejects a value in it, or in the pod's environment") from None
     raise settings.error("there is no client for that type")
 
 
 def _granted(target: Target, settings: StoreSettings, grant: Grant) -> Target:
-    """Lets the client connect to the places that the operator named, not a registration; and ask for its identity."""
+    """Allows the client to connect to places named by the operator, but not by a registration, and to ask for an
+    identity."""
     if not chosen(settings):
         named = [target.endpoint, settings.text("authority_host"), *map(os.environ.get, _ENDPOINTS)]
         splits = [urlsplit(url) for url in named if url]
@@ -195,7 +195,7 @@ def _s3(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> Targ
         settings.text("bucket"),
         config={
             "endpoint": endpoint,
-            "aws_endpoint_url_s3": endpoint,  # would beat `endpoint` if it came from the environment
+            "aws_endpoint_url_s3": endpoint,  # would override `endpoint` if it came from the environment
             "region": region,
             "virtual_hosted_style_request": False,
             "s3_express": False,
@@ -246,7 +246,7 @@ def _azure(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> T
     parts = [settings.text(name) for name in ("client_id", "client_secret", "tenant_id")]
     principal = all(parts)
     if settings.has("client_secret") and not principal:
-        raise settings.error("client_id, client_secret and tenant_id are needed together")
+        raise settings.error("client_id, client_secret and tenant_id must be given together")
     if not endpoint:
         suffix = said.get("endpointsuffix") or "core.windows.net"
         endpoint = f"https://{account}.blob.{suffix}"
@@ -257,7 +257,7 @@ def _azure(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> T
     config: dict[str, Any] = {
         "account_name": account,
         "endpoint": endpoint,
-        "use_emulator": False,  # it would ignore the endpoint
+        "use_emulator": False,  # the client would ignore the endpoint
         "skip_signature": not explicit and not ambient,
     }
     provider = None
@@ -291,8 +291,8 @@ def _azure(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> T
 
 
 def _ambient(*prefixes: str) -> str:
-    """Returns a text that is equal for equal environments, as far as they decide the pod's identity, and reveals
-    nothing."""
+    """Returns a text that is equal for environments that decide the pod's identity equally, and does not reveal
+    them."""
     found = sorted((name, value) for name, value in os.environ.items() if name.startswith(prefixes))
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=16).hexdigest()
 
@@ -305,9 +305,9 @@ def _retries(count: int) -> "RetryConfig":
 def _identity(settings: StoreSettings) -> str:
     identity = settings.text("identity")
     if identity not in ("", "ambient", "anonymous"):
-        raise settings.error('identity is neither "ambient" nor "anonymous"')
+        raise settings.error('identity must be "ambient" or "anonymous"')
     if settings.type != "s3" and chosen(settings):
-        return "anonymous"  # the pod's tokens go to no endpoint that a registration chose, whatever else is set
+        return "anonymous"  # the pod's tokens are never sent to an endpoint that a registration chose
     return identity
 
 
@@ -328,7 +328,7 @@ def _own(settings: StoreSettings) -> bool:
 def _both(settings: StoreSettings, one: str, other: str) -> tuple[str, str]:
     pair = settings.text(one), settings.text(other)
     if bool(pair[0]) != bool(pair[1]):
-        raise settings.error(f"{one} and {other} are needed together")
+        raise settings.error(f"{one} and {other} must be given together")
     return pair
 
 
@@ -351,4 +351,4 @@ def _google_environment(settings: StoreSettings) -> None:
     """Raises PullError if the environment would replace explicit credentials, which obstore allows."""
     for name in ("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"):
         if os.environ.get(name):
-            raise settings.error(f"{name} in the pod's environment would take its place; remove one of them")
+            raise settings.error(f"{name} in the pod's environment would override it; remove one of them")

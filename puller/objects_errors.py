@@ -1,8 +1,8 @@
-"""Meaning of an object store's refusal, and the remedy.
+"""The meaning of an object store's refusal, and the remedy.
 
 obstore has few classes of errors, and names the cause only in a text that quotes requests, signatures and bodies. So
-nothing of that text is passed on: it is searched for the HTTP status, the store's own code and some names of Rust
-errors, and these are translated. Those names were found by provoking each error on real servers.
+that text is never passed on: it is searched for the HTTP status, the store's own code and some names of Rust errors,
+and these are translated. Those names were found by provoking each error on real servers.
 """
 
 import re
@@ -41,7 +41,7 @@ _IDENTITY = re.compile(
 
 
 def code_of(error: BaseException) -> tuple[int, str]:
-    """Returns HTTP status and the store's own code; 0 and "" if there are none."""
+    """Returns the HTTP status and the store's own code; 0 and "" if the text has none."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     return (
@@ -53,7 +53,7 @@ def code_of(error: BaseException) -> tuple[int, str]:
 def translated(error: BaseException, shown: str, target: Target) -> PullError:
     """Returns the error for people. Raise it `from None`: a traceback would show the cause's text."""
     status, _ = code_of(error)
-    # A refusal by our own proxy looks like a failure of the store.
+    # A refusal by Mesh's own proxy looks like a failure of the store.
     if status in (0, 403, 502) and (trouble := target.grant.trouble()) is not None:
         kind, why = trouble.kind, trouble.text
     elif (refused := tunnel.refusal_in(str(error))) is not None:
@@ -82,20 +82,24 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
             f'the bucket is in another region ({code or status or "redirect"}); set "region" in the storage secret',
         )
     if code == "RequestTimeTooSkewed":
-        return PullErrorKind.CREDENTIALS, "the clock of this pod's machine is wrong (RequestTimeTooSkewed)"
+        return PullErrorKind.CREDENTIALS, (
+            "the clock of this pod's machine is wrong (RequestTimeTooSkewed); synchronise it"
+        )
     if not status and "uri" in text and _IDENTITY.search(text):
         why = "the pod's own identity is not available; give credentials in the storage secret"
         return PullErrorKind.CREDENTIALS, f'{why}, or "identity": "anonymous" for a public bucket'
     if isinstance(error, FileNotFoundError) or status == 404:
         return PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
     if isinstance(error, obstore.exceptions.UnauthenticatedError) or status == 401:
-        return PullErrorKind.CREDENTIALS, f"the store does not know who is asking (401); {_whose(target)}"
+        return PullErrorKind.CREDENTIALS, f"the store does not recognise the caller (401); {_whose(target)}"
     if isinstance(error, obstore.exceptions.PermissionDeniedError) or status == 403:
-        return PullErrorKind.FORBIDDEN, f"reading is not allowed ({code or 403}), or nothing is there; {_whose(target)}"
+        return PullErrorKind.FORBIDDEN, (
+            f"access is forbidden ({code or 403}), or the object does not exist; {_whose(target)}"
+        )
     if code in _BUSY or status == 429:
-        return PullErrorKind.BUSY, f"the store has too many requests now ({code or status})"
+        return PullErrorKind.BUSY, f"the store has too many requests now ({code or status}); try again later"
     if code in _FAILING or status == 408 or status >= 500:
-        return PullErrorKind.UNREACHABLE, f"the store itself failed ({code or status})"
+        return PullErrorKind.UNREACHABLE, f"the store failed ({code or status}); check it, and try again"
     if status:
         return PullErrorKind.BAD_REQUEST, f"the store does not accept the request ({code or status})"
     return _connection(text)
@@ -108,18 +112,20 @@ def _connection(text: str) -> tuple[PullErrorKind, str]:
             "the name of its host cannot be resolved; check its spelling, and the pods' name server",
         )
     if "InvalidCertificate" in text or "certificate" in text.lower():
-        return PullErrorKind.TLS, 'its certificate is not trusted; a private authority is "certificate" in the secret'
+        return PullErrorKind.TLS, 'its certificate is not trusted; give its authority as "certificate" in the secret'
     if "InvalidMessage" in text or "HandshakeFailure" in text or "AlertReceived" in text:
-        return PullErrorKind.TLS, "no TLS connection; does the server speak TLS on that port?"
-    # Before the others: a body that a timeout ended is reported as incomplete too.
+        return PullErrorKind.TLS, "no TLS connection; check that the server speaks TLS on that port"
+    # Checked before the others, because a body that a timeout ended is reported as incomplete too.
     if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
-        return PullErrorKind.TIMEOUT, "it did not answer in time"
+        return PullErrorKind.TIMEOUT, "it did not answer in time; check that it is up and reachable from the pods"
     if "ConnectionRefused" in text:
-        return PullErrorKind.UNREACHABLE, "the connection is refused; is the server up, and reachable from the pods?"
+        return PullErrorKind.UNREACHABLE, (
+            "the connection is refused; check that the server is up and reachable from the pods"
+        )
     if "IncompleteBody" in text or "IncompleteMessage" in text or "UnexpectedEof" in text:
         return PullErrorKind.INTEGRITY, "it ended before all of it had arrived"
     if "Connect" in text and "ConnectionReset" not in text:
-        return PullErrorKind.UNREACHABLE, "it cannot be connected to; is it reachable from the pods?"
+        return PullErrorKind.UNREACHABLE, "it cannot be connected to; check that it is reachable from the pods"
     if "path segment" in text or "parse path" in text:
         name = re.search(r'Path "(.{1,200}?)" contain', text)
         which = f" ({name[1]!r})" if name else ""
@@ -127,7 +133,7 @@ def _connection(text: str) -> tuple[PullErrorKind, str]:
             PullErrorKind.BAD_REQUEST,
             f'it holds a key with "//", "." or ".."{which}, which no file can have; rename it',
         )
-    return PullErrorKind.UNREACHABLE, "the connection was lost"
+    return PullErrorKind.UNREACHABLE, "the connection was lost; check the network between the store and the pods"
 
 
 def _whose(target: Target) -> str:

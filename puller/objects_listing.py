@@ -1,11 +1,11 @@
 """Listings that obstore cannot read: those with a key that is not a path, such as `a//b` or `a/./b`.
 
-obstore gives up a whole listing for one such key, and anybody may have made it: consoles and scripts do by accident.
-Then the listing is requested once more, here, by the store's own API, and `tree` skips keys that cannot be names of
-files. S3 and Google Cloud Storage have one API for it (ListObjectsV2), Azure another (List Blobs).
+obstore gives up a whole listing for one such key, which consoles and scripts create by accident. Then this module
+requests the listing once more by the store's own API, and `tree` skips keys that cannot be names of files. S3 and
+Google Cloud Storage have one API for it (ListObjectsV2), Azure another (List Blobs).
 
-Requests are signed here, with the keys of an account, or carry proof of the caller. A pod's own identity is obstore's
-business, and with one the key has to be renamed.
+Requests are signed here, with the keys of an account, or carry proof of the caller. Only obstore can use a pod's own
+identity, so with one the key has to be renamed.
 """
 
 import base64
@@ -27,13 +27,13 @@ from yarl import URL
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpClient, status_error
 
-_MAX_PAGE = 16 * 2**20  # bytes; a thousand keys of the longest kind take a few
+_MAX_PAGE = 16 * 2**20  # bytes; a thousand keys of maximum length take a few MiB
 _EMPTY = hashlib.sha256(b"").hexdigest()
 _GOOGLE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
-_AZURE_VERSION = "2021-12-02"  # of the API: names that XML cannot hold come encoded since 2021-02-12
+_AZURE_VERSION = "2021-12-02"  # version of the API: since 2021-02-12, names that XML cannot hold are encoded
 
 Page = tuple[list[dict[str, Any]], str]
-"""What obstore's listing has for each object, and the token of the next page, "" after the last."""
+"""The objects of a page, as obstore's listing describes them, and the token of the next page, "" after the last."""
 
 
 class Lister(Protocol):
@@ -48,7 +48,7 @@ class Lister(Protocol):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Account:
-    """The caller and the place: the keys of an account, or none."""
+    """The bucket, and the caller: the keys of an account, or none."""
 
     region: str
     access_key: str = ""
@@ -94,7 +94,7 @@ class GoogleLister:
 
     def _token(self, now: datetime) -> str:
         """Returns a token that the account signs itself (https://google.aip.dev/auth/4111)."""
-        from cryptography.hazmat.primitives import hashes, serialization  # a tenth of a second, which few pods need
+        from cryptography.hazmat.primitives import hashes, serialization  # takes 0.1 s, and few pods need it
         from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
         key = serialization.load_pem_private_key(self.private_key.encode(), None)
@@ -155,7 +155,7 @@ class AzureLister:
 async def everything(
     client: HttpClient, lister: Lister, *, prefix: str, most: int, shown: str, trust: ssl.SSLContext | None
 ) -> list[dict[str, Any]]:
-    """Returns what obstore's listing has for each object below the prefix. Raises PullError."""
+    """Returns the objects below the prefix, as obstore's listing describes them. Raises PullError."""
     found: list[dict[str, Any]] = []
     token = ""
     while True:
@@ -171,7 +171,10 @@ async def everything(
                 async for piece in client.pieces(held.response, shown):
                     body += piece
                     if len(body) > _MAX_PAGE:
-                        raise PullError(PullErrorKind.UNREACHABLE, f"{shown}: a page of the listing is too long")
+                        raise PullError(
+                            PullErrorKind.UNREACHABLE,
+                            (f"{shown}: a page of the listing is too long; check that the endpoint is such a store"),
+                        )
             finally:
                 held.release()
         page, token = parsed(lister, bytes(body), shown)
@@ -217,7 +220,10 @@ def parsed(lister: Lister, body: bytes, shown: str) -> Page:
             raise ValueError
         return lister.page(ElementTree.fromstring(body))
     except (ElementTree.ParseError, ValueError, TypeError):
-        raise PullError(PullErrorKind.UNREACHABLE, f"{shown}: the store's listing cannot be understood") from None
+        raise PullError(
+            PullErrorKind.UNREACHABLE,
+            (f"{shown}: the store's listing cannot be read; check that the endpoint is such a store"),
+        ) from None
 
 
 def _objects(root: ElementTree.Element) -> Page:
@@ -262,7 +268,7 @@ def _web_base64(data: bytes) -> bytes:
 
 
 def _name(item: ElementTree.Element) -> str:
-    return item.tag.rpartition("}")[2]  # without its namespace, which some servers leave out
+    return item.tag.rpartition("}")[2]  # without the namespace, which some servers leave out
 
 
 def _text(item: ElementTree.Element, name: str) -> str:

@@ -12,13 +12,13 @@ class Progress:
     """Progress of one pull."""
 
     done_bytes: int  # on disk, fetched now or before
-    total_bytes: int | None  # None: the store has not named it
-    bytes_per_second: float  # the current rate; 0 while nothing comes
+    total_bytes: int | None  # None: the store has not announced it
+    bytes_per_second: float  # the current rate; 0 while nothing arrives
     seconds: float  # since it began
 
 
 class PullMeter:
-    """Counts bytes, and knows their recent rate. `add` may be called from several threads: a rate may be a bit off."""
+    """A counter of bytes and their recent rate. Several threads may call `add`, so a rate may be slightly off."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.bytes = 0
@@ -28,16 +28,16 @@ class PullMeter:
         self._mark: tuple[float, int] = (self._since, 0)
 
     def add(self, count: int) -> None:
-        """Notes that so many bytes have come."""
+        """Notes that `count` bytes have arrived."""
         self.bytes += count
         now = self._clock()
         if now - self._mark[0] >= _WINDOW / 2:
             self._before, self._mark = self._mark, (now, self.bytes)
 
     def rate(self) -> float:
-        """Returns bytes a second, over the last one to two seconds, or since it began."""
+        """Returns the bytes a second, over the last one to two seconds, or since the pull began."""
         now = self._clock()
         at, count = self._before
         if now - self._mark[0] >= _WINDOW:
-            at, count = self._mark  # nothing has come since
+            at, count = self._mark  # nothing has arrived since
         return (self.bytes - count) / max(now - at, 1e-3)

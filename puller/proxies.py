@@ -1,10 +1,12 @@
 """The operator's own proxies, from the usual environment variables.
 
-`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, or in lower case, which wins. `NO_PROXY` is a list of hosts,
-domains (with or without a leading dot, meaning everything below them), addresses, networks (`10.0.0.0/8`), any of them
-with a port; `*` is everything. This machine's own addresses are never requested through a proxy.
+These are `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`; their lower-case forms take precedence. `NO_PROXY` is
+a list of hosts, domains (with or without a leading dot, meaning everything below them), addresses and networks
+(`10.0.0.0/8`), any of them with a port; `*` means everything. This machine's own addresses are never requested through
+a proxy.
 
-Only `http:` proxies are supported: the scheme is that of the proxy itself; the TLS of `https:` URLs is with the store.
+Only `http:` proxies are supported. The scheme is that of the proxy itself; the TLS connection of an `https:` URL is
+with the store.
 """
 
 import contextlib
@@ -64,7 +66,7 @@ def _proxy(environment: Mapping[str, str], *names: str) -> URL | None:
         except ValueError:
             valid = False
         if not valid:
-            # Not shown: it may hold a password.
+            # The value is not shown, as it may contain a password.
             raise ValueError(f"{name} is not the URL of an http proxy, such as http://proxy.example.com:3128")
         return url
     return None

@@ -1,10 +1,11 @@
-"""The front of the package: a registration's path and key go in, a folder on the pod's disk comes out.
+"""The package's entry point: turns a registration's path and key into a folder on the pod's disk.
 
-The store is asked each time, even if everything is on disk: so a changed object is noticed, and a caller who may no
-longer read it gets no copy of it. `pulling` is one pull.
+The store is asked each time, even if everything is on disk, so that a changed object is noticed, and a caller who may
+no longer read it gets no copy of it. `pulling` is one pull.
 
-The caller decides how a folder is named (`into`), pulls into one name one at a time, and removes it when no longer
-needed. `remembers` then still says whether all of its files are here, so it may be loaded again cheaply.
+The caller names the folder (`into`), runs only one pull into a name at a time, and removes the folder when it is no
+longer needed. `remembers` then still tells whether all of its files are here, so that the model may be loaded again
+cheaply.
 """
 
 import asyncio
@@ -41,12 +42,11 @@ from puller.threads import Threads
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**30
-"""Bytes of one pull, unless set otherwise: larger than any model that a pod holds, small enough to stop an endless
-body."""
+"""Default limit of one pull, in bytes: larger than any model that a pod holds, small enough to stop an endless body."""
 
-_TURNS = {"total": 16, "each": 12, "least": 4, "most": 64}  # pulls at once, from all stores and from one
+_TURNS = {"total": 16, "each": 12, "least": 4, "most": 64}  # concurrent pulls, from all stores and from one
 _REMOVE_WAIT = 10.0  # seconds
-_SECURE_WAIT = 5.0  # seconds, when it closes
+_SECURE_WAIT = 5.0  # seconds for the end of pulls when the puller closes
 _THREADS = 4
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -61,10 +61,10 @@ class Pulled:
     key: str  # the modelKey for the model server: local schema path and size, no store
     schema: Path | None = None
     digest: str = ""  # of model and schema, computed from the bytes, in hex (`pulling`)
-    skipped: tuple[str, ...] = ()  # entries beside the files that were left out, with the reasons
-    derived: Path | None = None  # the file that `keep` got for these files under the requested tag
+    skipped: tuple[str, ...] = ()  # entries that were left out, with the reasons
+    derived: Path | None = None  # the file that `keep` was given for these files under the requested tag
     number: int = 0  # of the pull, in this process
-    fetched_bytes: int = 0  # that came from the store for it, its schema included; the rest was on disk
+    fetched_bytes: int = 0  # fetched from the store for it, including its schema; the rest was on disk
     seconds: float = 0.0
 
 
@@ -107,7 +107,7 @@ class Puller:
         name, `secrets` the mounted storage secret. `providers` are further ones by scheme, which take precedence over
         built-in ones.
 
-        `budget_bytes` bounds all files on disk; without it unused ones stay while the disk has room (`cache`)."""
+        `budget_bytes` bounds all files on disk; without it, unused ones stay while the disk has room (`cache`)."""
         self._disk = Disk(directory)
         self._limits = limits or PullLimits()
         retries = retries or retry.RetryPolicy()
@@ -128,7 +128,7 @@ class Puller:
         self._max_bytes = max_bytes
         self._cache = Cache(self._disk, budget_bytes=budget_bytes, on_change=self._changed)
         self._threads = Threads(_THREADS, "puller-disk")
-        # Only one: each fsync of many small files is quick after the first, and loads need the disk too.
+        # Only one thread: each fsync of many small files is quick after the first, and loads need the disk too.
         self._securer = Threads(1, "puller-secure")
         self._flights = Flights(
             disk=self._disk,
@@ -177,13 +177,13 @@ class Puller:
         self._cache.load()
 
     def listen(self, listener: Callable[[str, bool], None]) -> None:
-        """Registers a listener, called on the event loop with each `into` that is remembered from now on or no
-        longer."""
+        """Registers a listener, which is called on the event loop with each `into` that becomes remembered or
+        forgotten."""
         self._loop = asyncio.get_running_loop()
         self._listener = listener
 
     def remembered(self) -> list[str]:
-        """Returns the names that are remembered, longest unused first."""
+        """Returns the names that are remembered, least recently used first."""
         return self._cache.remembered()
 
     def remembers(self, into: str) -> bool:
@@ -192,8 +192,8 @@ class Puller:
         return self._cache.remembers(into)
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of models in use must be evicted from the disk before so many find room there: at this
-        moment, and counting those that other pulls have set aside."""
+        """Returns how many bytes of models in use must be evicted from the disk to make room for this many, at this
+        moment and counting the reservations of other pulls."""
         return self._cache.short(needs)
 
     def progress(self, into: str) -> Progress | None:
@@ -219,7 +219,7 @@ class Puller:
         for location in names:
             self._provider(location)
         pull = self._pulls_now[into] = Pulling(self._tools, names, into=into, sha256=source.sha256.lower(), tag=tag)
-        # Local files never wait for remote ones; `local` decides which of them wait for others.
+        # Local files never wait for remote ones; `local` decides which local files wait for others.
         turn = self._turns.turn(request.model.store) if request.model.scheme != "file" else nullcontext()
         try:
             async with turn:
@@ -286,7 +286,7 @@ class Puller:
                 blob = await self._threads.run(
                     self._adopt, target, identity, undo=lambda blob: self._cache.drop([blob])
                 )
-                room.close()  # its bytes are counted as a blob now
+                room.close()  # its bytes are now counted as a blob
                 self._secure(blob)
             self._cache.drop([blob])
         except OSError:
@@ -304,18 +304,18 @@ class Puller:
         """Removes the folder of that name, if it exists. Its files must no longer be needed there.
 
         They stay in the cache for as long as there is room."""
-        # At once, so a late removal hits no later pull into the same name.
+        # Done at once, so that a late removal does not hit a later pull into the same name.
         self._latest.pop(into, None)
         withdrawn = self._disk.withdraw(into)
         self._cache.leave(into)
-        # In a thread: unlinking may take a file system a second. Continues if the caller is cancelled.
+        # In a thread, because unlinking may take a second. Continues if the caller is cancelled.
         work = self._threads.begin(self._remove_folder, withdrawn)
         await asyncio.wait([work], timeout=_REMOVE_WAIT)
         if work.done() and not work.cancelled():
             work.result()
 
     async def close(self) -> None:
-        """Closes connections and releases the directory; pulls should have been cancelled before."""
+        """Closes connections and releases the directory. Cancel all pulls before."""
         for provider in dict.fromkeys(self._providers.values()):
             await provider.close()
         if self._securing:
@@ -325,7 +325,7 @@ class Puller:
         self._disk.close()
 
     def statistics(self) -> PullerStatistics:
-        """Returns counts since it was made."""
+        """Returns counts since the puller was made."""
         cache = self._cache.statistics()
         return PullerStatistics(
             in_progress=len(self._pulls_now),
@@ -344,14 +344,14 @@ class Puller:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            text = f"it has {size} bytes or more, the limit is {self._max_bytes}"
+            text = f"it has at least {size} bytes, but the limit is {self._max_bytes}; register a smaller model"
             raise PullError(PullErrorKind.TOO_LARGE, text)
 
     def _provider(self, location: Location) -> Provider:
         provider = self._providers.get(location.scheme)
         if provider is None:
             known = ", ".join(f"{scheme}:" for scheme in self._providers)
-            text = f"store not supported by this version: {location.shown} ({known} are)"
+            text = f"this version does not support the store of {location.shown}; it supports {known}"
             raise PullError(PullErrorKind.BAD_REQUEST, text)
         return provider
 

@@ -1,7 +1,8 @@
 """One pull under way.
 
-It lists the model, takes files that are on disk already from the cache, fetches the rest, several files at a time, and
-puts the folder together under a temporary name. Failed or cancelled, it leaves nothing but whole files in the cache.
+It lists the model, takes files that are already on disk from the cache, fetches the rest, several files at a time, and
+assembles the folder under a temporary name. If it fails or is cancelled, it leaves nothing but complete files in the
+cache.
 """
 
 import asyncio
@@ -27,10 +28,11 @@ from puller.threads import Threads
 log = logging.getLogger(__name__)
 
 DERIVED = ".derived"
-"""Name in a model's folder of the file made of its files; no file of a model begins with a dot (`folder_name`)."""
+"""Name in a model's folder of the file that was made from its files; no file of a model begins with a dot
+(`folder_name`)."""
 
 _CHANGES = 3  # times that a model is listed again because one of its files changed meanwhile
-_FILES = 32  # of one pull at once
+_FILES = 32  # concurrent fetches of one pull
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class Pulling:
         self.sizes: dict[Location, int] = {}  # bytes
         self.fetched = 0  # bytes
         self.digest = ""  # of the files, computed here: the SHA-256 of a file, or `tree_digest`
-        self.skipped: tuple[str, ...] = ()  # entries that are left out, with the reasons
-        self.derived = False  # whether the file made of them under the tag is in the folder
+        self.skipped: tuple[str, ...] = ()  # entries that were left out, with the reasons
+        self.derived = False  # whether the file made from them under the tag is in the folder
         self._tools = tools
         self._names = names
         self._into = into
@@ -93,7 +95,7 @@ class Pulling:
                     raise
                 self._tools.on_retry(error)
             except FileNotFoundError:
-                # Files of the cache were removed from outside: the second time round they are fetched.
+                # Files of the cache were removed from outside; in the second round they are fetched.
                 if attempt >= _CHANGES:
                     raise
             finally:
@@ -102,7 +104,7 @@ class Pulling:
         raise AssertionError
 
     async def _once(self) -> Path:
-        """Lists, fetches, and puts the folder together."""
+        """Lists and fetches the files, and assembles the folder."""
         self._total, self._here = 0, 0
         self.derived = False
         self.sizes = {}
@@ -111,7 +113,7 @@ class Pulling:
         folders: list[PurePosixPath] = []
         digests: list[str] = []
         for location, name in self._names.items():
-            wanted = self._sha256 if not self.sizes else ""  # it is of the model, the first
+            wanted = self._sha256 if not self.sizes else ""  # the location is the model's, the first one
             files, below = await self._fetch(location, name, wanted)
             self.sizes[location] = sum(blob.size for _, blob in files)
             digests.append(_digest(files, PurePosixPath(name)))
@@ -138,7 +140,7 @@ class Pulling:
             if partial is not None:
                 try:
                     await self._tools.threads.run(self._tools.disk.remove, partial)
-                except OSError:  # the error of the pull itself matters more; the next start sweeps
+                except OSError:  # the error of the pull itself matters more; the next start sweeps the folder
                     self._tools.on_leftover()
         self._tools.cache.use(self._into, [blob for _, blob in placed])
         return folder
@@ -168,7 +170,7 @@ class Pulling:
             listing, paths, folders = self._laid_out(listing, location, PurePosixPath(name))
             if sha256 and not listing.is_file:
                 text = (
-                    f"{location.shown} is a folder of {len(paths)} files, and a sha256 is of one file: "
+                    f"{location.shown} is a folder of {len(paths)} files, but a sha256 is for one file: "
                     "register the file itself, or without sha256"
                 )
                 raise PullError(PullErrorKind.BAD_REQUEST, text)
@@ -199,7 +201,7 @@ class Pulling:
         missing = [index for index, blob in enumerate(blobs) if blob is None]
         if not missing:
             return here
-        # Files that are equal, or on their way already, need no further room.
+        # Files that are equal, or already being fetched, need no further room.
         needed = {
             _flight_name(files[index]) or str(index): files[index].size or 0
             for index in missing
@@ -214,7 +216,7 @@ class Pulling:
 
         async def work() -> None:
             for index in queue:
-                # One at a time and noted at once, so a failure of another leaves no pick behind.
+                # Taken one at a time and noted at once, so that a failure of another leaves no pick behind.
                 blobs[index] = blob = await self._bring(provider, location, listing, files[index], room, sha256)
                 self._here += blob.size
 
@@ -254,7 +256,7 @@ class Pulling:
         if blob is None:
             return None
         self._blobs.append(blob)
-        # A file with a registered digest is read each time; any other once after the start.
+        # A file with a registered digest is read each time, any other only once after the start.
         if (sha256 or not blob.read) and not await self._tools.threads.run(cache.sound, blob):
             return None
         return blob if sha256 in ("", blob.sha256) else None
@@ -268,7 +270,7 @@ class Pulling:
         room: DiskReservation,
         sha256: str,
     ) -> Blob:
-        """Fetches one file, by a flight of its own or of another pull."""
+        """Fetches one file, by its own flight or that of another pull."""
         name = _flight_name(file)
         while True:
             flight = self._tools.flights.find(name)
@@ -276,7 +278,7 @@ class Pulling:
             if flight is None:
                 known = [file.identity] if file.identity is not None else []
                 blob = self._tools.cache.look_up(known, size=file.size)
-                if blob is not None:  # it has come since the last look
+                if blob is not None:  # the file has arrived since the last look
                     self._blobs.append(blob)
                     if blob.read:
                         return blob
@@ -304,7 +306,7 @@ def _verify(blob: Blob, sha256: str, location: Location) -> None:
     if blob.sha256 != sha256:
         text = (
             f"{location.shown} is not the file that was registered: its sha256 is {blob.sha256}, "
-            f"registered is {sha256}; put the right file there, or register the digest that it has"
+            f"but {sha256} is registered; upload the right file, or register the digest that it has"
         )
         raise PullError(PullErrorKind.CHECKSUM, text)
 
@@ -317,7 +319,7 @@ def _digest(files: list[tuple[PurePosixPath, Blob]], name: PurePosixPath) -> str
 
 
 def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
-    """Returns the digest of a folder, in hex: the SHA-256 of a line for each file, sorted, of its path below the
+    """Returns the digest of a folder, in hex: the SHA-256 of sorted lines, one for each file, with its path below the
     folder, its size and its SHA-256, separated by NUL.
 
     `files` are (path, bytes, SHA-256 in hex)."""
@@ -326,15 +328,15 @@ def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
 
 
 def derived_identity(tag: str, digest: str) -> str:
-    """Returns the name under which the cache keeps the file made of files with that digest."""
+    """Returns the name under which the cache keeps the file that was made from files with that digest."""
     return f"derived {tag} {digest}"
 
 
 def _alike(one: Location, other: Location) -> bool:
-    """Returns whether a failure of the one would be one of the other: the same place, with the same credentials."""
+    """Returns whether a failure of one location is also one of the other: the same place with the same credentials."""
     return one == other and one.settings.fingerprint() == other.settings.fingerprint()
 
 
 def _flight_name(file: RemoteFile) -> str | None:
-    # A file that may have changed since another pull listed it is not taken over from its download.
+    # A file that may have changed since another pull listed it is not taken from that pull's download.
     return file.identity if file.settled or file.proof else None

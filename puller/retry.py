@@ -1,10 +1,10 @@
-"""Retries: an operation that may succeed a moment later is tried a few times, any other is not.
+"""Retries of operations that may succeed a moment later; any other failure is final.
 
-Pauses double, and are drawn at random below that, so a fleet whose store had a hiccup does not come back all at once.
-Both the number of attempts and their time are bounded; a transfer that makes progress is not counted against either,
-since each time it has less to do.
+Pauses double, and each is drawn at random below its bound, so that a fleet whose store had a hiccup does not return all
+at once. Both the number of attempts and their time are bounded; a transfer that makes progress is not counted against
+either, since it has less to do each time.
 
-A store that says how long to wait (`Retry-After`) is obeyed: a short wait happens here, a longer one ends the attempts
+A store that says how long to wait (`Retry-After`) is obeyed: a short wait happens here; a longer one ends the attempts
 at once, and the error carries it to the caller, who decides when to ask again.
 """
 
@@ -24,11 +24,11 @@ _T = TypeVar("_T")
 class RetryPolicy:
     """The number of attempts, and their time. Times in seconds."""
 
-    attempts: int = 4  # in all, without progress in between
+    attempts: int = 4  # in total, without progress in between
     first_pause: float = 0.2
     longest_pause: float = 5.0
-    total: float = 60.0  # since the last progress; after it no attempt begins
-    longest_told: float = 10.0  # wait asked for by a store that still happens here
+    total: float = 60.0  # since the last progress; no attempt begins later
+    longest_told: float = 10.0  # longest wait requested by a store that still happens here
 
 
 async def retried(
@@ -52,7 +52,7 @@ async def retried(
             return await operation()
         except PullError as error:
             now = clock()
-            # A drip progresses too, and would never end.
+            # A trickle makes progress too, and would never end.
             if (reached := progress()) > best and error.kind is not PullErrorKind.SLOW:
                 best, since, failures = reached, now, 0
             failures += 1

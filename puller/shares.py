@@ -1,8 +1,8 @@
-"""Turns shared by many stores, so that one that hangs takes them from no other.
+"""Turns shared by many stores, so that one that hangs does not take them from others.
 
-A store may have `each` turns. All of them together have `total`; beyond that each may still have `least`, up to `most`
-in all. So a store that holds its turns for as long as its time-outs allow leaves others their share, however many of
-its models are wanted. Waiters are served in the order of arrival, as far as their store may have one more turn.
+A store may have `each` turns, and all together `total`; beyond that, each may still have `least`, up to `most` in
+total. So a store that holds its turns for as long as its time-outs allow leaves others their share, however many of its
+models are wanted. Waiters are served in the order of arrival, provided that their store may have another turn.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 
 class Shares:
-    """Turns by store. For one event loop."""
+    """The turns of all stores, for one event loop."""
 
     def __init__(self, *, total: int, each: int, least: int, most: int) -> None:
         self._total, self._each, self._least, self._most = total, each, least, most
@@ -40,7 +40,7 @@ class Shares:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release(store)  # it was granted at the same moment
+                self.release(store)  # the turn was granted at the same moment
             raise
         finally:
             self._waiting.pop(turn, None)

@@ -1,12 +1,12 @@
-"""The destination of one file's bytes: a temporary file, filled from one stream or from several at once.
+"""The destination of one file's bytes: a temporary file, filled from one stream or several concurrent ones.
 
-It knows which bytes have arrived, so a broken transfer continues where it ended; and it digests them as they come, so a
-checksum costs no second reading. Parts that arrive ahead of the digest are read back from the page cache, by the next
-writer, a few megabytes at a time.
+It knows which bytes have arrived, so that a broken transfer continues where it ended, and digests them as they arrive,
+so that a checksum needs no second reading. The next writer reads parts that arrived ahead of the digest back from the
+page cache, a few megabytes at a time.
 
-Writing blocks for as long as the page cache takes it, and may be done from any thread. A sink that is stopped refuses
-further writes; its file is closed when the last writer has left, so no late thread ever writes to a descriptor that
-has become another file.
+Writes block for as long as the page cache takes, and may be made from any thread. A stopped sink refuses further
+writes; its file is closed once the last writer has left, so that no late thread writes to a descriptor that has become
+another file.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Stopped(Exception):
-    """The bytes are not wanted any more: the thread should end."""
+    """The end of a sink whose bytes are no longer wanted: the thread should end."""
 
 
 class Sink:
@@ -75,8 +75,8 @@ class Sink:
     def expect(self, *, size: int | None = None, sha256: str = "", md5: str = "") -> None:
         """Takes the store's description of the file (digests in hex), before its first byte. Raises PullError.
 
-        Earlier expectations, of the registration or the listing, stand: a store that now announces something else has a
-        changed file, or a wrong one."""
+        Earlier expectations, from the registration or the listing, still apply: a store that now announces something
+        else has a changed file, or a wrong one."""
         if size is not None:
             if self.size is not None and size != self.size:
                 text = f"{self._shown} changed: {self.size} bytes were announced at first, then {size}"
@@ -92,15 +92,16 @@ class Sink:
             self.compute(name)
 
     def compute(self, name: str) -> None:
-        """Has that digest (`sha256`, `md5`, or `git`: git's of a file, which needs its size) computed, for `digest`."""
+        """Has a digest computed, for `digest`: `sha256`, `md5`, or `git` (git's digest of a file, which needs its
+        size)."""
         if name not in self._digests:
             with self._digesting:
-                # Digests that have begun begin again with it: usually nothing has arrived yet.
+                # All digests start over together; usually nothing has arrived yet.
                 self._digests = {known: self._new(known) for known in (*self._digests, name)}
                 self._frontier = 0
 
     def digest(self, name: str) -> str:
-        """Returns that digest of the finished file, in hex; "" if it was not computed."""
+        """Returns a digest of the finished file, in hex; "" if it was not computed."""
         return self._digests[name].hexdigest() if name in self._digests else ""
 
     @property
@@ -115,7 +116,7 @@ class Sink:
 
     @property
     def stopped(self) -> bool:
-        """True if the file is not wanted any more."""
+        """True if the file is no longer wanted."""
         return self._stop.is_set()
 
     def missing(self) -> list[tuple[int, int]]:
@@ -132,7 +133,7 @@ class Sink:
         return gaps
 
     def restart(self) -> None:
-        """Discards what has arrived: it comes from the beginning again."""
+        """Discards what has arrived, because the file is sent from the beginning again."""
         with self.hold() as descriptor, self._digesting, self._lock:
             os.ftruncate(descriptor, 0)
             self._there = []
@@ -141,7 +142,7 @@ class Sink:
 
     @contextmanager
     def hold(self) -> Iterator[int]:
-        """Yields the file's descriptor, for as long as the block lasts. Raises Stopped.
+        """Yields the file's descriptor for the duration of the block. Raises Stopped.
 
         It is for copying inside the kernel; report the written bytes to `wrote`."""
         with self._lock:
@@ -156,8 +157,8 @@ class Sink:
                 self._close_if_left()
 
     def write(self, data: Buffer, offset: int) -> None:
-        """Writes all of the bytes at the offset. Blocks; from any thread. Raises Stopped, PullError, OSError of the
-        disk."""
+        """Writes all bytes at the offset. Blocks; may be called from any thread. Raises Stopped, PullError, and OSError
+        of the disk."""
         view = memoryview(data)
         if not len(view):
             return
@@ -184,7 +185,7 @@ class Sink:
                 self._digesting.release()
 
     def pace(self, count: int) -> None:
-        """Notes that so many bytes have come, and waits, in a thread, as the bandwidth demands. Raises Stopped."""
+        """Notes that `count` bytes have arrived, and waits, in a thread, as the bandwidth demands. Raises Stopped."""
         delay = self.limits.take(count)
         if delay and self._stop.wait(delay):
             raise Stopped
@@ -214,7 +215,7 @@ class Sink:
         return size
 
     def close(self) -> None:
-        """Refuses further writes; closes the file once nobody is writing. The file itself stays."""
+        """Refuses further writes, and closes the file once no thread writes. The file itself stays."""
         self._stop.set()
         with self._lock:
             self._close_if_left()
@@ -228,7 +229,7 @@ class Sink:
         if self.size is None:
             self._grow(end)
         elif end > self.size:
-            text = f"{self._shown} announced {self.size} bytes and sent more"
+            text = f"{self._shown} announced {self.size} bytes but sent more; check the store"
             raise PullError(PullErrorKind.INTEGRITY, text)
 
     def _grow(self, size: int) -> None:
@@ -249,7 +250,7 @@ class Sink:
         self._frontier += len(data)
 
     def _read_back(self, most: int) -> None:
-        """Digests bytes beyond the frontier, at most `most` and up to the first gap."""
+        """Digests at most `most` bytes beyond those digested so far, up to the first gap."""
         while most > 0:
             with self._lock:
                 end = next((end for start, end in self._there if start <= self._frontier < end), 0)
@@ -264,8 +265,8 @@ class Sink:
 
     def _mismatch(self, name: str, found: str, who: str) -> str:
         return (
-            f"{self._shown} is not the file that was meant: its {name} should be {self._expected[name]}, "
-            f"{who} {found}; put the right file there, or register it with the digest that it has"
+            f"{self._shown} is not the expected file: its {name} should be {self._expected[name]}, "
+            f"{who} {found}; upload the right file, or register it with the digest that it has"
         )
 
 

@@ -1,4 +1,4 @@
-"""Resolution of a registration's path and key: one location in one store, perhaps a second one for its schema.
+"""Resolution of a registration's path and key to one location in one store, and possibly a second one for its schema.
 
 Two forms mean the same. The path may be a URI, as in KServe's `storageUri`:
 
@@ -7,12 +7,12 @@ Two forms mean the same. The path may be a URI, as in KServe's `storageUri`:
     pvc://claim/path               hf://owner/repository[:revision or @revision][/path]
     https://host/path              file:///path, or an absolute path
 
-Or it is a path inside a store, which `key`, the predecessor's JSON object, names: `storage_key`, `storage_params`, the
-old `bucket`. Both go through `credentials`, and both end as a `Location`, whose scheme chooses the provider. A schema
-(`schema_path`) is in the same store as its model, unless it is a URI itself.
+Or it is a path inside a store that `key`, the predecessor's JSON object, names: `storage_key`, `storage_params`, the
+old `bucket`. `credentials` reads the settings of both forms, and both become a `Location`, whose scheme chooses the
+provider. A schema (`schema_path`) is in the same store as its model, unless it is a URI itself.
 
-Paths inside stores are taken literally, without decoding. Those that no tree of files can have are refused: `..`, empty
-elements, control characters. A path with "/" at its end means everything below it and no single file.
+Paths inside stores are used literally, without decoding. Those that no tree of files can have are refused: `..`, empty
+elements, control characters. A path with "/" at its end means everything below it, never a single file.
 """
 
 import json
@@ -31,7 +31,7 @@ _STORE_ATTRIBUTES = ("storage_key", "storage_params", "bucket")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _BLOB_HOST = re.compile(r"([a-z0-9]{3,24})\.blob\.core\.windows\.net", re.IGNORECASE)
-_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._:-]{0,254}")  # the widest of all stores' rules; "$": Azure's $root
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._:-]{0,254}")  # permissive enough for all stores; "$": Azure's $root
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -54,16 +54,16 @@ class Location:
     """A place of a model, or of its schema, in a store."""
 
     scheme: str  # lower case; chooses the provider
-    uri: str  # as registered, or made from it; may hold credentials
+    uri: str  # as registered, or derived from that; may hold credentials
     name: str  # the last element of its path, decoded; may be anything, or empty
-    path: str = ""  # inside the store, for those that have settings; a "/" at its end means only what is below
+    path: str = ""  # path inside a store with settings; a "/" at its end means only what is below
     settings: StoreSettings = field(default=NO_SETTINGS, compare=False)
-    told: str = ""  # for people, if the URI holds in this pod only
+    told: str = ""  # for people, if the URI is only valid in this pod
 
     @property
     def store(self) -> str:
-        """The host that it is fetched from, as far as it is known before the request; if settings name no host, the
-        kind of store. For what stores share."""
+        """The host to fetch from, if known before the request; if settings name no host, the kind of store. Used for
+        the shares of stores."""
         try:
             if self.scheme in ("http", "https"):
                 return urlsplit(self.uri).netloc.rpartition("@")[2]
@@ -88,7 +88,7 @@ class PullRequest:
 
 
 def redact(uri: str) -> str:
-    """Returns a URI without its possible secrets: signed URLs carry theirs in the query."""
+    """Returns a URI without possible secrets, which signed URLs have in their query."""
     head = re.split(r"[?#]", uri, maxsplit=1)[0]
     text = re.sub(r"(//)[^/]*@", r"\1", head)
     return text + "?…" if "?" in uri else text
@@ -101,7 +101,7 @@ def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | No
     key = _parse_key(source.key)
     schema = key.get("schema_path")
     if schema is not None and not isinstance(schema, str):
-        raise PullError(PullErrorKind.BAD_REQUEST, "schema_path in modelKey is not a string")
+        raise PullError(PullErrorKind.BAD_REQUEST, "schema_path in modelKey must be a string")
     store = _Store(key, secrets, claims)
     model = store.locate(source.path)
     return PullRequest(model, store.locate(schema, beside=model) if schema else None, key)
@@ -122,19 +122,19 @@ def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -
 
 
 class _Store:
-    """A key's description of the store, and what of the pod it takes to find it."""
+    """A key's description of the store, and the pod's settings that are needed to find it."""
 
     def __init__(self, key: Mapping[str, Any], secrets: Secrets, claims: Path | None) -> None:
         self._key = _text(key, "storage_key")
         self._bucket = _text(key, "bucket")
         self._parameters = key.get("storage_params") or {}
         if not isinstance(self._parameters, dict):
-            raise PullError(PullErrorKind.BAD_REQUEST, "storage_params in modelKey is not a JSON object")
+            raise PullError(PullErrorKind.BAD_REQUEST, "storage_params in modelKey must be a JSON object")
         self._secrets = secrets
         self._claims = claims
 
     def locate(self, path: str, *, beside: Location | None = None) -> Location:
-        """Returns the location of a path; a schema's is `beside` its model's."""
+        """Returns the location of a path. `beside` is the model's, for the path of a schema."""
         if _CONTROL.search(path):
             raise PullError(PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters")
         named = bool(self._key or self._bucket or self._parameters)
@@ -148,7 +148,7 @@ class _Store:
         if path.startswith("/") and not named:
             return Location("file", path, _last(path))
         if not path and not named:
-            raise PullError(PullErrorKind.BAD_REQUEST, "the model has no path")
+            raise PullError(PullErrorKind.BAD_REQUEST, "the model has no path; register it with one")
         settings = self._secrets.settings(key=self._key, parameters=self._parameters, bucket=self._bucket)
         if settings is not None:
             return _in_store(settings, path, self._claims)
@@ -165,11 +165,11 @@ class _Store:
             split = urlsplit(uri)
             host = split.hostname or ""
             name = unquote(_last(split.path))
-        except ValueError:  # its text may quote the part with the password
+        except ValueError:  # the error's text may quote the part with the password
             raise PullError(PullErrorKind.BAD_REQUEST, f"{redact(uri)!r} is not a valid URI") from None
         if scheme == "file":
             if named:
-                text = f"{redact(uri)!r} is a local path, and modelKey names a store; give one of them"
+                text = f"{redact(uri)!r} is a local path, but modelKey names a store; give only one of them"
                 raise PullError(PullErrorKind.BAD_REQUEST, text)
             return Location(scheme, uri, name)
         if scheme in ("http", "https") and not (_BLOB_HOST.fullmatch(host) and not split.query and not split.username):
@@ -195,7 +195,9 @@ class _Store:
         secret = settings.has("headers", "client_certificate", "client_key")
         if secret and (not settings.text("url") or settings.overridden("url")):
             if self._key:
-                raise settings.error("its credentials are only for the url that it names", PullErrorKind.FORBIDDEN)
+                raise settings.error(
+                    ("its credentials may only be used for the url that it names"), PullErrorKind.FORBIDDEN
+                )
             settings = NO_SETTINGS
         return Location(scheme, uri, name, settings=settings if settings.origin else NO_SETTINGS)
 
@@ -214,7 +216,7 @@ def _parse_uri(uri: str, scheme: str) -> tuple[dict[str, str], str]:
         case "azure":
             container, _, path = path.partition("/")
             return {"type": "azure", "account_name": first, "container": container}, path
-        case "http" | "https":  # of Azure: a URL, so its path is encoded
+        case "http" | "https":  # an Azure URL, so its path is encoded
             container, _, path = unquote(path.partition("#")[0]).partition("/")
             account = first.partition(".")[0].lower()
             return {"type": "azure", "account_name": account, "container": container}, path
@@ -262,7 +264,7 @@ def _in_store(settings: StoreSettings, path: str, claims: Path | None) -> Locati
                 raise PullError(PullErrorKind.BAD_REQUEST, text)
             mounted = os.path.join(claims, name, path).rstrip("/")
             return Location("file", mounted, last or name, told=f"pvc://{name}/{path}")
-    text = f"type {settings.type[:50]!r} is none of s3, gcs, azure, http, pvc, hf ({settings.where})"
+    text = f"type {settings.type[:50]!r} is not one of s3, gcs, azure, http, pvc, hf ({settings.where})"
     raise PullError(PullErrorKind.BAD_REQUEST, f"store not supported by this version: {text}")
 
 
@@ -275,9 +277,12 @@ def _below_url(settings: StoreSettings, path: str) -> Location:
     except ValueError:
         valid = False
     if not valid:
-        raise settings.error("url is not an http or https URL") from None
+        raise settings.error("url must be an http or https URL") from None
     if settings.overridden("url") and settings.has("headers", "client_certificate", "client_key"):
-        raise settings.error("url is the registration's, and the credentials are not", PullErrorKind.FORBIDDEN)
+        raise settings.error(
+            ("the registration sets url, but the store has credentials; name the url in the storage secret"),
+            PullErrorKind.FORBIDDEN,
+        )
     below = f"{split.path.rstrip('/')}/{quote(_checked(path.removeprefix('/'), settings))}" if path else split.path
     return Location(
         split.scheme.lower(), split._replace(path=below).geturl(), _last(path or split.path), settings=settings
@@ -289,7 +294,7 @@ def _account(settings: StoreSettings) -> str:
         return _needed(settings, "account_name", _ACCOUNT)
     match = re.search(r"(?:^|;)\s*AccountName=([^;]*)", settings.text("connection_string"), re.IGNORECASE)
     if match is None or not _ACCOUNT.fullmatch(match[1].strip()):
-        raise settings.error("account_name is missing")
+        raise settings.error("account_name is missing; give it in the secret or in storage_params")
     return match[1].strip()
 
 
@@ -331,7 +336,7 @@ def _last(path: str) -> str:
 def _text(key: Mapping[str, Any], name: str) -> str:
     value = key.get(name) or ""
     if not isinstance(value, str):
-        raise PullError(PullErrorKind.BAD_REQUEST, f"{name} in modelKey is not a string")
+        raise PullError(PullErrorKind.BAD_REQUEST, f"{name} in modelKey must be a string")
     return value
 
 
@@ -341,7 +346,7 @@ def _parse_key(text: str) -> dict[str, Any]:
     try:
         key = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PullError(PullErrorKind.BAD_REQUEST, "modelKey is not JSON") from error
+        raise PullError(PullErrorKind.BAD_REQUEST, "modelKey must be JSON") from error
     if not isinstance(key, dict):
-        raise PullError(PullErrorKind.BAD_REQUEST, "modelKey is not a JSON object")
+        raise PullError(PullErrorKind.BAD_REQUEST, "modelKey must be a JSON object")
     return key

@@ -1,4 +1,4 @@
-"""Work on the pod's own disk, away from the event loop."""
+"""Threads for work on the pod's own disk, which must not block the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,8 +17,8 @@ class Threads:
     async def run(
         self, function: Callable[..., _T], *arguments: object, undo: Callable[[_T], None] | None = None
     ) -> _T:
-        """Runs the function to its end, even if the caller is cancelled meanwhile; the cancellation comes then, and
-        `undo` gets the result that the caller does not take."""
+        """Runs the function to its end, even if the caller is cancelled meanwhile; the cancellation takes effect
+        afterwards, and `undo` gets the result that the caller does not take."""
         work = self.begin(function, *arguments)
         cancelled: asyncio.CancelledError | None = None
         while not work.done():
@@ -33,9 +33,9 @@ class Threads:
         return work.result()
 
     def begin(self, function: Callable[..., _T], *arguments: object) -> "asyncio.Future[_T]":
-        """Has the function run, whether or not the caller waits for it."""
+        """Starts the function, which runs whether or not the caller waits for it."""
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self, *, drop: bool = False) -> None:
-        """Ends the threads; with `drop`, without the work that has not begun. Does not wait."""
+        """Ends the threads, without waiting; `drop` discards work that has not begun."""
         self._executor.shutdown(wait=False, cancel_futures=drop)

@@ -1,9 +1,9 @@
 """Names on disk for a store's files.
 
-A store's keys are arbitrary text: `../../etc/passwd`, `a//b`, `a` beside `a/b`. Here each of them becomes one path
-below the model's folder, spelled as in the store, or is skipped, with the reason. Volumes and buckets hold things that
-were never part of a model, so only a model that misses one of its files fails, when it is loaded; its error then names
-the reasons, too.
+A store's keys are arbitrary text: `../../etc/passwd`, `a//b`, `a` next to `a/b`. Each of them becomes one path below
+the model's folder, spelled as in the store, or is skipped with a reason. Volumes and buckets hold things that were
+never part of a model, so a model only fails if it misses one of its files when it is loaded; its error then names the
+reasons too.
 """
 
 import os
@@ -17,22 +17,22 @@ from puller.errors import PullError, PullErrorKind
 MAX_FILES = 100_000
 MAX_DEPTH = 64
 _MAX_ELEMENT = 255  # bytes, of every common file system
-_MAX_PATH = 2048  # bytes, of the 4096 that the kernel takes; the rest is for the path before it
+_MAX_PATH = 2048  # bytes, of the kernel's limit of 4096; the rest is for the path before it
 _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
 _TOLD = 10  # skipped entries named in one text
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The places of a listing's files."""
+    """The paths of a listing's files."""
 
     files: tuple[tuple[int, PurePosixPath], ...]  # numbers in the listing, and paths below the model's folder
-    folders: tuple[PurePosixPath, ...]  # all needed ones, parents first
+    folders: tuple[PurePosixPath, ...]  # all folders needed, parents first
     skipped: tuple[str, ...]  # entries left out, each with the reason
 
 
 def stray(name: str) -> str:
-    """Returns why an element of a path belongs to no model, "" if it may."""
+    """Returns why an element of a path cannot belong to a model, "" if it can."""
     if name.startswith("._"):
         return "holds what macOS keeps beside a file"
     if name.startswith(".nfs"):
@@ -65,10 +65,10 @@ def fault(path: str) -> str:
 
 
 def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
-    """Gives each file its own path. Raises PullError for two files of one name, more than a model can have, or none
-    left.
+    """Gives each file its own path. Raises PullError for two files with one name, for more than a model can have, or if
+    none is left.
 
-    A file in the place of a needed folder is skipped."""
+    A file whose path is needed for a folder is skipped."""
     skipped: list[str] = []
 
     def usable(name: str) -> bool:
@@ -83,7 +83,7 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
             continue
         path = PurePosixPath(file)
         if path in paths:
-            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} holds two files of the name {file!r}; remove one")
+            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} holds two files with the name {file!r}; remove one")
         paths[path] = number
         if len(paths) > MAX_FILES:
             raise PullError(
@@ -96,7 +96,7 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
                 break
             needed.add(parent)
     for path in sorted(paths.keys() & needed):
-        skipped.append(f"{str(path)!r} is a file, and a folder of that name holds others")
+        skipped.append(f"{str(path)!r} is a file, but a folder with that name holds others")
         del paths[path]
     if not paths:
         raise PullError(PullErrorKind.EMPTY, f"{shown} holds no file that can be part of a model: {told(skipped)}")

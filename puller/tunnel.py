@@ -1,18 +1,18 @@
-"""The guard of a library's own connections: a proxy on loopback, which connects for it.
+"""The guard of a library's own connections: a proxy on loopback that connects for the library.
 
-obstore resolves names and follows redirects without asking. So its clients get this as their proxy, and each of their
-connections, for whatever purpose, is made here: names are resolved, and each address is checked before a socket
-connects to it (`addresses`). A client has a grant, identified by the proxy's user and password: the endpoint that the
-operator named for it, which may be at any address, and whether it may ask the cloud's metadata service for the pod's
-identity. That service is at a link-local address; a request to it that does not ask for an identity is refused, since
-a store could redirect there.
+obstore resolves names and follows redirects without asking. So its clients use this proxy, which makes each of their
+connections, for whatever purpose: it resolves names, and checks each address before a socket connects to it
+(`addresses`). A client has a grant, identified by the proxy's user and password: the endpoint that the operator named
+for it, which may be at any address, and whether it may ask the cloud's metadata service for the pod's identity. That
+service is at a link-local address; a request to it that does not ask for an identity is refused, since a store could
+redirect there.
 
-HTTPS passes through unchanged (CONNECT). Of plain HTTP the heads of requests are read and passed on; bodies and answers
-pass through unchanged. The operator's own proxies (`proxies`) are asked in turn, if the environment names some: then
-they resolve names, and addresses that can be resolved here must be allowed all the same.
+HTTPS passes through unchanged (CONNECT). In plain HTTP, the heads of requests are read and passed on, while bodies and
+answers pass through unchanged. If the environment names proxies of the operator (`proxies`), connections are made
+through them: they then resolve names, and addresses that can be resolved here must nevertheless be allowed.
 
-It runs in a thread with its own event loop, so stores' bytes and the agent's own loop do not wait for each other. 1 GiB
-over loopback took 1.7 s of CPU in all, 1.6 without it, and no longer (2 shared cores).
+It runs in a thread with its own event loop, so that stores' bytes and the agent's loop do not wait for each other. 1
+GiB over loopback took 1.7 s of CPU in total instead of 1.6 without it, and the same time (2 shared cores).
 """
 
 import asyncio
@@ -41,27 +41,27 @@ _MAX_HEAD = 64 * 2**10  # bytes
 _HEAD_WAIT = 300.0  # seconds for the next request of a client, which keeps idle connections for less
 _PAUSE = 0.1  # seconds
 _TOLD = 60.0  # seconds for which the last failure is kept
-_MARK = "\u2042"  # around the text of our own answers
+_MARK = "\u2042"  # marks the text of this proxy's own answers
 _MAX_GRANTS = 4096  # the oldest are dropped: their clients are no longer used
 _ASKS_WHO = frozenset(
     {"x-aws-ec2-metadata-token", "x-aws-ec2-metadata-token-ttl-seconds", "metadata-flavor", "metadata"}
 )
 _SIGNED = frozenset({"x-amz-content-sha256", "x-goog-content-sha256", "x-ms-version"})
-"""Headers of requests to stores, which stay when a client follows a redirect."""
+"""Headers of requests to stores, which a client keeps when it follows a redirect."""
 
 
 @dataclass(slots=True)
 class Grant:
-    """The destinations of one client beyond those open to all, and its last failure."""
+    """The destinations that one client may reach beyond those open to all, and its last failure."""
 
     home: frozenset[tuple[str, int]] = frozenset()  # hosts and ports that the operator named
-    identity: bool = False  # it may ask the metadata service
+    identity: bool = False  # the client may ask the metadata service
     identity_urls: tuple[str, ...] = ()  # further places that the environment names for it
     failed: PullError | None = field(default=None, repr=False)
     failed_at: float = 0.0
 
     def trouble(self) -> PullError | None:
-        """Returns the last failure, once, if it was just now."""
+        """Returns the last failure, once, if it is recent."""
         failed, self.failed = self.failed, None
         return failed if time.monotonic() - self.failed_at < _TOLD else None
 
@@ -140,7 +140,7 @@ class Tunnel:
                 while True:
                     try:
                         client, _ = await self._loop.sock_accept(self._listener)
-                    except OSError:  # too many files are open: until some are closed
+                    except OSError:  # too many files are open; some will be closed
                         await asyncio.sleep(_PAUSE)
                         continue
                     client.setblocking(False)
@@ -168,7 +168,7 @@ class Tunnel:
                 return
             try:
                 if grant is None:
-                    # A redirected request over plain HTTP comes without its client's grant, and gets none.
+                    # A redirected request over plain HTTP arrives without its client's grant, and gets none.
                     await self._forward(client, reader, head, Grant())
                 elif head.method == "CONNECT":
                     await self._connect(client, head, grant)
@@ -188,7 +188,7 @@ class Tunnel:
         return None
 
     async def _connect(self, client: socket.socket, head: _Head, grant: Grant) -> None:
-        """Serves an HTTPS connection: bytes both ways from now on."""
+        """Serves an HTTPS connection, carrying bytes both ways from now on."""
         host, _, port = head.target.rpartition(":")
         host = host.strip("[]")
         proxy = self._proxies.of_url("https", host, int(port))
@@ -228,7 +228,7 @@ class Tunnel:
                     now = urlsplit(again.target)
                     same = (now.scheme, now.hostname, now.port or 80) == ("http", host, port)
                     if not same or self._asks_who(again, grant) != asks:
-                        return  # the client comes again, on a connection of its own
+                        return  # the client will open another connection
                     await self._pass_on(server, reader, again, proxy)
             finally:
                 for task in begun:
@@ -237,7 +237,7 @@ class Tunnel:
                     await asyncio.gather(*begun, return_exceptions=True)
 
     def _asks_who(self, head: _Head, grant: Grant) -> bool:
-        """Returns whether a request asks for the pod's own identity, and may."""
+        """Returns whether a request asks for the pod's own identity and is allowed to."""
         if not grant.identity or head.names & _SIGNED:
             return False
         return bool(head.names & _ASKS_WHO) or self._named(head, grant)
@@ -320,27 +320,31 @@ class Tunnel:
         what = "no connection in time" if timed_out else (problem and problem.strerror) or "no address"
         kind = PullErrorKind.TIMEOUT if timed_out else PullErrorKind.UNREACHABLE
         raise _ConnectionRefused(
-            kind, f"{host}:{port} cannot be connected to ({what}); is it up, and reachable from the pods?"
+            kind, f"{host}:{port} cannot be connected to ({what}); check that it is up and reachable from the pods"
         )
 
     async def _ask(self, server: socket.socket, proxy: URL, target: str) -> None:
-        """Has the operator's proxy connect."""
+        """Asks the operator's proxy to connect."""
         authorization = _authorization(proxy)
         more = f"Proxy-Authorization: {authorization}\r\n" if authorization else ""
         await self._loop.sock_sendall(server, f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{more}\r\n".encode())
         answer = b""
         async with asyncio.timeout(self._timeout):
             while not answer.endswith(b"\r\n\r\n"):
-                # By bytes: what follows comes from the store.
+                # Read byte by byte, as what follows is the store's.
                 byte = await self._loop.sock_recv(server, 1)
                 if not byte or len(answer) > _MAX_HEAD:
-                    raise _ConnectionRefused(PullErrorKind.UNREACHABLE, f"the proxy {proxy.host} ended the connection")
+                    raise _ConnectionRefused(
+                        PullErrorKind.UNREACHABLE, (f"the proxy {proxy.host} ended the connection; check the proxy")
+                    )
                 answer += byte
         status = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
         if status is None or not status[1].startswith(b"2"):
             code = status[1].decode() if status else "no HTTP"
             kind = PullErrorKind.CREDENTIALS if code == "407" else PullErrorKind.UNREACHABLE
-            raise _ConnectionRefused(kind, f"the proxy {proxy.host} does not connect to {target} ({code})")
+            raise _ConnectionRefused(
+                kind, (f"the proxy {proxy.host} refuses to connect to {target} ({code}); check its rules, or NO_PROXY")
+            )
 
     async def _both(self, client: socket.socket, server: socket.socket) -> None:
         """Carries bytes both ways until either side ends."""
@@ -384,7 +388,7 @@ class _Reader:
         return _Head(method, target, tuple((name.strip(), value.strip()) for name, _, value in pairs))
 
     async def some(self, most: int) -> bytes:
-        """Returns bytes of a body."""
+        """Returns the next bytes of a body."""
         if not self._held:
             return await self._loop.sock_recv(self._source, min(most, _CHUNK))
         piece, self._held = self._held[:most], self._held[most:]
@@ -412,7 +416,7 @@ def _answer(refused: _ConnectionRefused, method: str) -> bytes:
 
 
 def refusal_in(text: str) -> tuple[PullErrorKind, str] | None:
-    """Returns what this proxy refused, if an error quotes one of its answers."""
+    """Returns this proxy's refusal, if an error quotes one of its answers."""
     match = re.search(rf"{_MARK}([A-Z_]+): ([^{_MARK}]*){_MARK}", text)
     return (PullErrorKind[match[1]], match[2]) if match and match[1] in PullErrorKind.__members__ else None
 

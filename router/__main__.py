@@ -26,7 +26,7 @@ def main(
     workers: Annotated[
         str, typer.Option(envvar="MESH_WORKERS", help="Number of worker processes; auto: one for every two CPUs.")
     ] = "auto",
-    name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Name of this router; default: the host's.")] = "",
+    name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Name of this router; default: the host name.")] = "",
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
     install_id: etcdoptions.InstallId = "",
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
@@ -96,4 +96,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="mesh router")

@@ -1,4 +1,4 @@
-"""`python -m deploy.cluster`: see `lifecycle`."""
+"""`python -m deploy.cluster`: the entry point of `lifecycle`."""
 
 import sys
 

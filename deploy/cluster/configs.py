@@ -1,4 +1,4 @@
-"""The configuration of each part of the cluster, as command lines and documents. Nothing here reads or writes a file.
+"""The configuration of each part of the cluster, as command lines and documents. This module does no I/O.
 
 Documents are JSON, which every YAML reader accepts; only containerd needs TOML.
 """
@@ -13,7 +13,7 @@ _ADMIN = str(layout.KUBECONFIG)
 
 
 def etcd() -> list[str]:
-    """Starts the control plane's store. Nothing in it outlives the cluster, so it need not reach the disk."""
+    """Starts the control plane's store. Its data need not reach the disk, as nothing in it outlives the cluster."""
     client, peer = (f"http://127.0.0.1:{layout.ETCD_PORT + step}" for step in (0, 1))
     return [
         str(layout.BIN / "etcd"),
@@ -48,7 +48,7 @@ def apiserver() -> list[str]:
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
-        # Names of nodes resolve nowhere: logs and exec reach the kubelet by address.
+        # Names of nodes do not resolve, so logs and exec reach the kubelet by address.
         "--kubelet-preferred-address-types=InternalIP",
         f"--kubelet-client-certificate={pki / 'admin.crt'}",
         f"--kubelet-client-key={pki / 'admin.key'}",
@@ -57,7 +57,7 @@ def apiserver() -> list[str]:
 
 
 def manager() -> list[str]:
-    """Starts the controllers. `--secure-port=0`: nothing asks them, and their ports may be in use by others."""
+    """Starts the controllers. `--secure-port=0`: nothing connects to them, and other programs may use their ports."""
     pki = layout.PKI
     return [
         _KUBE,
@@ -95,7 +95,7 @@ def containerd() -> list[str]:
 def containerd_file(plugins: Path) -> str:
     """Returns the container runtime's configuration; `plugins` is the folder of the network plugins.
 
-    restrict_oom_score_adj: without CAP_SYS_RESOURCE, as in many a container, runc may not lower a score, and dies.
+    restrict_oom_score_adj: without CAP_SYS_RESOURCE, as in many containers, runc may not lower a score, and fails.
     """
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     return f"""version = 2
@@ -150,7 +150,7 @@ def kubelet() -> list[str]:
 
 
 def kubelet_file() -> dict[str, Any]:
-    """Returns the kubelet's configuration. Each folder that it would use of the machine's own is one of ours."""
+    """Returns the kubelet's configuration. The cluster's own folders replace those of the machine."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -166,7 +166,7 @@ def kubelet_file() -> dict[str, Any]:
         "tlsPrivateKeyFile": str(layout.PKI / "kubelet.key"),
         "clusterDNS": [layout.DNS_IP],
         "clusterDomain": layout.DOMAIN,
-        "resolvConf": "",  # pods know the cluster's names, and no others
+        "resolvConf": "",  # pods resolve the cluster's names, and no others
         "containerRuntimeEndpoint": f"unix://{layout.CONTAINERD_SOCKET}",
         "podLogsDir": str(layout.RUN / "pods"),
         "volumePluginDir": str(layout.KUBELET / "volume-plugins"),
@@ -174,10 +174,10 @@ def kubelet_file() -> dict[str, Any]:
         "cgroupDriver": "cgroupfs",
         "failCgroupV1": False,
         "failSwapOn": False,
-        "oomScoreAdj": 0,  # lower ones take CAP_SYS_RESOURCE
+        "oomScoreAdj": 0,  # lower ones require CAP_SYS_RESOURCE
         "crashLoopBackOff": {"maxContainerRestartPeriod": "10s"},  # five minutes, by default
         "syncFrequency": "10s",  # the delay of changed Secrets and ConfigMaps in pods; a minute, by default
-        # This cluster judges neither a full disk nor the images that tests bring.
+        # This cluster neither reacts to a full disk nor removes the images of tests.
         "evictionHard": {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
     }
@@ -191,8 +191,8 @@ def proxy() -> list[str]:
 def proxy_file() -> dict[str, Any]:
     """Returns kube-proxy's configuration.
 
-    masqueradeAll: pods share one bridge, and if bridged packets do not pass iptables, an answer would go straight to
-    the caller, from an address that it never called.
+    masqueradeAll: pods share one bridge. If bridged packets do not pass iptables, an answer would otherwise be sent
+    directly to the caller, from an address that it never called.
     """
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",

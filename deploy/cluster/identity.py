@@ -1,7 +1,7 @@
-"""Identities: an authority of the cluster's own, certificates for its parts, and kubeconfigs that hold them.
+"""Identities: the cluster's own authority, certificates for its parts, and kubeconfigs that hold them.
 
-Made again at most once a fortnight and valid for a month, so a cluster that is left running does not see them expire.
-The kubeconfigs are self-contained: one file can be passed around.
+They are renewed at most once a fortnight and valid for a month, so they do not expire in a cluster that is left
+running. Each kubeconfig is a self-contained file that can be passed around.
 """
 
 import base64
@@ -20,7 +20,7 @@ _VALID = "30"  # days
 
 
 def make() -> None:
-    """Makes sure that there are fresh certificates, and kubeconfigs with them."""
+    """Makes sure that fresh certificates exist, and kubeconfigs with them."""
     authority = layout.PKI / "ca.crt"
     marker = layout.PKI / "complete"
     if not marker.exists() or time.time() - marker.stat().st_mtime > _FRESH:

@@ -1,9 +1,9 @@
 """Images without a registry: the cluster's own, the bases of the Containerfile, and Mesh's.
 
 They are in buildah's storage in `.cache/cluster`, separate from the machine's own, because some have names of other
-projects: a Debian from `debootstrap` stands in for the Python image that the Containerfile names, and the etcd built
-here for its project's. So the Containerfile is tried with its own defaults, and no other build on this machine confuses
-the two. The results go to containerd as an archive.
+projects: a Debian from `debootstrap` replaces the Python image that the Containerfile names, and the etcd built here
+replaces the official one. So the Containerfile is tested with its own defaults, and no other build on this machine
+confuses the two. The results are passed to containerd as an archive.
 """
 
 import os
@@ -19,14 +19,15 @@ MESH = "localhost/mesh"
 _BUILDING = 1800.0
 _RELEASE = "bookworm"  # whose Python is 3.11
 _NEEDED = "python3,python3-venv,ca-certificates"
-# Useless in containers, and more than half of debootstrap's output.
+# Not needed in containers, and more than half of debootstrap's output.
 _SUPERFLUOUS = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
 # The sources of the image, as .containerignore lists them.
 INGREDIENTS = ("LICENSE", "README.md", "pyproject.toml", ".containerignore", "mesh", "placement", "puller", "router")
 
 
 def environment() -> dict[str, str]:
-    """Returns buildah's environment. Chroot: a container engine inside a container is often allowed no more."""
+    """Returns buildah's environment. It isolates by chroot, as an engine inside a container is often allowed no
+    more."""
     return building.environment(
         {
             **os.environ,
@@ -42,7 +43,7 @@ def engine() -> str:
 
 
 def prepare(tell: Callable[[str], None]) -> None:
-    """Makes all images except Mesh's own that are missing or not of these programs, and tells which."""
+    """Makes all images, except Mesh's own, that are missing or of other programs, and reports which."""
     tell("programs")
     _from_programs(layout.PAUSE_IMAGE, {"pause": "/pause"}, entrypoint="/pause")
     _from_programs(layout.DNS_IMAGE, {"coredns": "/coredns"}, entrypoint="/coredns")
@@ -59,8 +60,7 @@ def prepare(tell: Callable[[str], None]) -> None:
 
 
 def tidy() -> None:
-    """Removes the leftovers of builds, above all of killed ones: containers, and mounts. Not while another build
-    runs."""
+    """Removes containers and mounts that builds left, above all killed ones. Must not be called while a build runs."""
     if layout.STORAGE.exists():
         _run([*engine().split(), "rm", "--all"])
         node.unmount(layout.STORAGE, layout.BUILDING)
@@ -68,7 +68,7 @@ def tidy() -> None:
 
 
 def tag() -> str:
-    """Returns the name of Mesh's image for the current tree: another tree, another name."""
+    """Returns the name of Mesh's image for the current tree, which differs between trees."""
     files = []
     for name in INGREDIENTS:
         path = layout.ROOT / name
@@ -90,14 +90,14 @@ def build() -> str:
         options=["--pull-never"],
     )
     _run(argv, cwd=layout.ROOT)
-    for other in _names(MESH):  # of earlier trees; their layers make up most of the next one's
+    for other in _names(MESH):  # images of earlier trees, whose layers make up most of the next one
         if other != name:
             _run([*engine().split(), "rmi", other])
     return name
 
 
 def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """Makes another image, of that repository, by changing the files of one of Mesh's. Returns its name."""
+    """Makes another image, in that repository, by changing files of one of Mesh's images. Returns its name."""
     made = f"{repository}:{name.rpartition(':')[2]}"
     container = _run([*engine().split(), "from", "--pull-never", name]).strip()
     try:
@@ -112,7 +112,7 @@ def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
 
 
 def load(name: str) -> None:
-    """Gives an image to the running cluster, unless it has it; of Mesh's images, only that one is kept."""
+    """Imports an image into the running cluster, unless it is there. Only this one of Mesh's images is kept."""
     there = node.images()
     if name not in there:
         archive = layout.CACHE / "image.tar"
@@ -130,7 +130,7 @@ def load(name: str) -> None:
 
 
 def _from_programs(name: str, files: dict[str, str], entrypoint: str = "") -> None:
-    """Makes an image of programs, with a new name for each of their sources."""
+    """Makes an image of programs, with a new name for each version of their sources."""
     total = programs.checksum([program.sum() for program in programs.ALL if program.name in files], [])
     stamp = layout.STORAGE.with_name(f".image-{name.replace('/', '-')}")
     if _exists(name) and stamp.exists() and stamp.read_text() == total:

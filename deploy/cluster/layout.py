@@ -1,4 +1,4 @@
-"""The cluster's folders, its addresses, and the versions that it is made of.
+"""The cluster's folders and addresses, and the versions of its parts.
 
 Files that take minutes to make stay in `.cache/cluster`. Files that live as long as the cluster are in /run: there is
 one cluster on a machine, because its addresses are fixed, and paths of sockets must be short.
@@ -11,12 +11,12 @@ SOURCES = Path(__file__).resolve().parent
 
 CACHE = ROOT / ".cache" / "cluster"
 BIN = CACHE / "bin"  # kube, kubectl, helm, etcd, etcdctl, coredns, pause
-STORAGE = CACHE / "storage"  # buildah's: separate from the machine's own, so names in it can stand in for others
+STORAGE = CACHE / "storage"  # buildah's, separate from the machine's own, so that names in it can replace others
 CONTAINERS = CACHE / "containerd"  # containerd's: images survive from one start to the next
 PKI = CACHE / "pki"
 LOGS = CACHE / "log"
 KUBECONFIG = CACHE / "admin.kubeconfig"
-HOME = CACHE / "home"  # of kubectl and helm, which without a home keep their caches in the current folder
+HOME = CACHE / "home"  # home of kubectl and helm, which would otherwise keep their caches in the current folder
 
 RUN = Path("/run/mesh-cluster")
 OWNER = RUN / "owner"  # names the CACHE of the tree that the cluster was started from
@@ -29,7 +29,7 @@ NET = RUN / "net.d"
 BUILDING = Path("/run/mesh-cluster-build")  # buildah's, while it works
 BEFORE = RUN / "sysctl.json"  # former kernel settings, to restore them
 
-# Private addresses. A bridge carries each range, with a route to it, so nothing sent to them leaves the machine.
+# Private addresses. A bridge carries each range, with a route to it, so nothing sent there leaves the machine.
 NODE = "node-1"
 NODE_IP = "10.200.0.1"
 NODE_BRIDGE = "mesh-node"
@@ -42,12 +42,12 @@ DOMAIN = "cluster.local"
 API_PORT = 6443
 ETCD_PORT = 12379
 
-KUBERNETES = "v1.35.4"  # as in programs/kube/go.mod; kubectl refuses to run without a version inside
+KUBERNETES = "v1.35.4"  # as in programs/kube/go.mod; kubectl refuses to run without an embedded version
 HELM = "v3.19.5"
 ETCD_VERSION = "v3.6.16"  # as in programs/etcd/go.mod
 
 PAUSE_IMAGE = "localhost/pause:1"
 DNS_IMAGE = "localhost/coredns:1"
-# The Containerfile's defaults, so it is tried unchanged.
+# The Containerfile's defaults, so that it is tested unchanged.
 BASE_IMAGE = "docker.io/library/python:3.11-slim"
 ETCD_IMAGE = f"quay.io/coreos/etcd:{ETCD_VERSION}"

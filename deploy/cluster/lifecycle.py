@@ -1,8 +1,8 @@
-"""Up and down: every part in order, from any state that an earlier run left.
+"""Start and stop of the cluster: every part in order, from any state that an earlier run left.
 
-Going up begins with going down, so it makes no difference whether the last cluster was taken down, killed, or died with
-the machine. Going down kills the control plane instead of asking: its store is discarded, and an API server that is
-asked holds its port for up to a minute. Parts that wait for each other by themselves are started together.
+A start first stops everything, so it makes no difference whether the last cluster was stopped, killed, or died with the
+machine. A stop kills the control plane instead of asking it to end, because its store is discarded, and an API server
+that is asked keeps its port for up to a minute. Parts that wait for each other by themselves are started together.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _READY = 90.0  # for the node and the names; 5 to 8
 
 
 class OccupiedError(Exception):
-    """Another tree's cluster runs on this machine. The text says whose."""
+    """A cluster of another tree that runs on this machine. The text says whose."""
 
 
 _FIRST = (
@@ -33,7 +33,7 @@ _FIRST = (
 
 
 def build(more: int = 0) -> Steps:
-    """Makes everything for the start that does not exist yet. Returns its steps, with room for `more`."""
+    """Makes everything that a start needs and that does not exist yet. Returns its steps, with room for `more`."""
     unbuilt, missing = programs.unbuilt(), needs.missing_packages()
     steps = Steps(bool(missing) + len(unbuilt) + 1 + more)
     if unbuilt:
@@ -51,15 +51,16 @@ def build(more: int = 0) -> Steps:
 
 
 def unbuilt() -> str:
-    """Returns what must be built or obtained before the cluster can start, with the command; empty: nothing."""
+    """Returns what must be built or obtained before the cluster can start, with the command; empty if nothing is
+    missing."""
     if found := needs.obstacles():
         return "; ".join(found)
     missing = [program.name for program in programs.unbuilt()] or needs.missing_packages()
-    return f"{', '.join(missing)} are not here yet: make cluster" if missing else ""
+    return f"not built yet: {', '.join(missing)}; run make cluster" if missing else ""
 
 
 def image() -> str:
-    """Makes the image of this tree, gives it to a running cluster, and returns its name."""
+    """Makes the image of this tree, imports it into a running cluster, and returns its name."""
     try:
         name = images.build()
         if is_up():
@@ -70,7 +71,8 @@ def image() -> str:
 
 
 def image_changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """Does the same as `image` for one that is made of it: see `images.changed`."""
+    """Makes an image from this tree's image (see `images.changed`), imports it into a running cluster, and returns its
+    name."""
     try:
         made = images.changed(name, repository, change)
         images.load(made)
@@ -85,8 +87,8 @@ def is_up() -> bool:
 
 
 def up(tell: Callable[[str], None] = lambda _: None) -> None:
-    """Starts the cluster, again if it runs already, and tells what it waits for. Everything must be built."""
-    tell("ending the previous one")
+    """Starts or restarts the cluster, and reports what it waits for. Everything must already be built."""
+    tell("stopping the previous cluster")
     down()
     for folder in (layout.RUN, layout.CONTAINERD, layout.NET, layout.KUBELET):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -136,19 +138,19 @@ def down() -> None:
     owner = _owner()
     if owner is not None and owner != layout.CACHE and owner.exists():
         raise OccupiedError(
-            f"The cluster of another folder is on this machine, and its addresses are the same.\n"
-            f"Take it down first: make -C {owner.parent.parent} cluster-down"
+            f"A cluster of another folder runs on this machine with the same addresses.\n"
+            f"Stop it first: make -C {owner.parent.parent} cluster-down"
         )
     processes = parts.running((owner or layout.CACHE) / "bin")
     if owner is None and not processes:
         return
     runtime = [pid for pid, argv in processes.items() if Path(argv[0]).name.startswith("containerd")]
-    # The kubelet first: it would make the pods again.
+    # The kubelet first, as it would create the pods again.
     parts.end([pid for pid in processes if pid not in runtime], signal.SIGKILL)
     node.kill_pods()
     try:
         node.forget_pods()
-    except (RuntimeError, subprocess.TimeoutExpired):  # containerd is not there to forget them: its state is removed
+    except (RuntimeError, subprocess.TimeoutExpired):  # containerd has ended, so its state is removed
         shutil.rmtree(layout.CONTAINERS, ignore_errors=True)
     parts.end([*parts.running((owner or layout.CACHE) / "bin")])
     network.remove()
@@ -208,7 +210,7 @@ def describe() -> str:
         f"The cluster is up.\n"
         f"  export KUBECONFIG={layout.KUBECONFIG}\n"
         f"  export PATH={layout.BIN}:$PATH    # kubectl, helm, etcdctl\n"
-        f"make cluster-down ends it."
+        f"make cluster-down stops it."
     )
 
 

@@ -1,7 +1,7 @@
 """Requirements of the machine for building and starting, and the ways to meet them.
 
-Debian packages are installed if possible; everything else is only named. Asking whether something is missing changes
-nothing, so tests can ask whether trying makes sense.
+Debian packages are installed if possible; everything else is only named. The check changes nothing, so tests can use it
+to decide whether to run.
 """
 
 import os
@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-GO = (1, 26)  # CoreDNS' module needs it, the newest of them
+GO = (1, 26)  # required by CoreDNS' module, the most recent of the versions
 _INSTALLING = 600.0
 
-# Program -> Debian package. All of them are started by name.
+# Program -> Debian package. All are started by name.
 _PACKAGES = {
     "containerd": "containerd",
     "ctr": "containerd",
@@ -29,7 +29,7 @@ _PACKAGES = {
     "debootstrap": "debootstrap",
 }
 _PLUGINS = ("bridge", "host-local", "portmap", "loopback")
-_PLUGIN_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's, and everyone else's
+_PLUGIN_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # the folders of Debian, and of all others
 _PLUGIN_PACKAGE = "containernetworking-plugins"
 
 
@@ -54,7 +54,7 @@ def missing_packages() -> list[str]:
 
 
 def obstacles() -> list[str]:
-    """Returns all obstacles that this program does not remove: a line each, with the way out."""
+    """Returns all obstacles that this program does not remove, each as a line with the way out."""
     found = []
     if sys.platform != "linux":
         return ["Linux is needed for containers"]

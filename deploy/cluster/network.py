@@ -1,7 +1,7 @@
 """Bridges, routes, iptables and kernel settings of the cluster, and their removal.
 
-A bridge serves as the node's address, since not every kernel has `dummy` links. The range of services is routed to it
-too: an address that no rule turns into a pod's is looked for on an empty bridge, and not on the machine's network.
+A bridge carries the node's address, since not every kernel has `dummy` links. The range of services is routed to it
+too, so that an address that no rule maps to a pod is looked up on an empty bridge instead of the machine's network.
 """
 
 import json
@@ -12,9 +12,9 @@ from pathlib import Path
 from deploy.cluster import layout
 
 CHAIN = "MESH-CLUSTER"
-# Chains of kubelet, kube-proxy and the portmap plugin, and ours.
+# Chains of kubelet, kube-proxy and the portmap plugin, and the cluster's own.
 _THEIRS = re.compile(rf"(^:|\s)(KUBE-|CNI-|{CHAIN}\b)|\s{layout.POD_BRIDGE}\b")
-# Settings that the cluster needs, and those that kubelet and kube-proxy set: restored afterwards.
+# Settings that the cluster needs, and those that kubelet and kube-proxy change. All are restored afterwards.
 _SETTINGS = (
     "net/ipv4/ip_forward",
     "net/ipv4/conf/all/route_localnet",
@@ -30,7 +30,7 @@ _SYSCTL = Path("/proc/sys")
 
 
 def make() -> None:
-    """Makes the node's bridge and routes; pods get theirs from the plugin. Refuses pods' traffic to anywhere else."""
+    """Makes the node's bridge and routes; the plugin makes those of pods. Refuses pods' traffic to anywhere else."""
     if not layout.BEFORE.exists():
         values = {name: (_SYSCTL / name).read_text().strip() for name in _SETTINGS if (_SYSCTL / name).exists()}
         layout.BEFORE.write_text(json.dumps(values))

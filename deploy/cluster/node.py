@@ -1,7 +1,7 @@
-"""The node's containers: requests to containerd, and the leftovers of pods once the kubelet has stopped.
+"""The node's containers: requests to containerd, and removal of what pods leave once the kubelet has stopped.
 
-Pods are not asked to end: the cluster is for tests, and a test that wants an orderly end waits for it before. So a
-cluster whose parts were killed is cleaned up in the same way as one that is taken down.
+Pods are killed rather than asked to end: the cluster is for tests, and a test that needs an orderly end waits for it.
+So a cluster whose parts were killed is cleaned up in the same way as one that is stopped.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _OURS = (layout.RUN, layout.CONTAINERS)
 
 
 def ctr(*argv: str, timeout: float = 300.0) -> str:
-    """Asks containerd, in the namespace that the kubelet uses."""
+    """Runs a command of containerd's client, in the namespace that the kubelet uses."""
     done = subprocess.run(
         ["ctr", "--address", str(layout.CONTAINERD_SOCKET), "--namespace", "k8s.io", *argv],
         capture_output=True,
@@ -48,9 +48,9 @@ def kill_pods() -> None:
 
 
 def forget_pods() -> None:
-    """Has containerd forget all pods, keeping images, so that it starts with none the next time."""
+    """Removes all pods from containerd, but not images, so that it starts without pods the next time."""
     for name in ctr("tasks", "list", "--quiet").split():
-        with contextlib.suppress(RuntimeError):  # it ended and is gone by itself
+        with contextlib.suppress(RuntimeError):  # it has ended and was removed
             ctr("tasks", "delete", "--force", name)
     for name in ctr("containers", "list", "--quiet").split():
         ctr("containers", "delete", name)
@@ -68,12 +68,12 @@ def clean() -> None:
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and link.readlink().is_relative_to(layout.RUN):
             link.unlink()
-    for note in _RESULTS.glob("mesh-pods-*"):  # the plugins' notes of each pod's address, and of its loopback
+    for note in _RESULTS.glob("mesh-pods-*"):  # the plugins' records of each pod's address and loopback
         pod = note.name.removeprefix("mesh-pods-").rpartition("-")[0]
         for other in (note, _RESULTS / f"cni-loopback-{pod}-lo"):
             other.unlink(missing_ok=True)
-    for folder in (_DEVICES, _DEVICES.parent):  # the one folder of the kubelet that cannot be set
-        with contextlib.suppress(OSError):  # not ours, and in use
+    for folder in (_DEVICES, _DEVICES.parent):  # the kubelet's only folder that cannot be configured
+        with contextlib.suppress(OSError):  # in use by something else
             (folder / "kubelet.sock").unlink(missing_ok=True)
             folder.rmdir()
     shutil.rmtree(layout.RUN, ignore_errors=True)

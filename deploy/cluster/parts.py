@@ -1,7 +1,7 @@
-"""The cluster's processes: starting them, and finding the running ones.
+"""The cluster's processes: how they are started, and how running ones are found.
 
-No file records them, since one would be wrong after a killed run: a process is the cluster's if it runs one of its
-programs as one of its parts, or has the cluster's own folder on its command line. /proc shows that.
+No file records them, since it would be wrong after a killed run. A process belongs to the cluster if /proc shows that
+it runs one of the cluster's programs as one of its parts, or has the cluster's own folder on its command line.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ _ENDING = 10.0  # seconds from SIGTERM to SIGKILL
 
 
 class StartError(Exception):
-    """A part that did not start. The text has the end of its log."""
+    """A part that did not start. The text includes the end of its log."""
 
 
 def start(name: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts a part, which outlives this process. Its output goes to a log of that name."""
+    """Starts a part, which outlives this process. Its output is written to a log with that name."""
     layout.LOGS.mkdir(parents=True, exist_ok=True)
     with (layout.LOGS / f"{name}.log").open("wb") as log:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -42,7 +42,7 @@ def until(
             if child.poll() is not None:
                 raise StartError(f"{name} ended with {child.returncode}:\n{tail(name)}")
         if time.monotonic() > end:
-            raise StartError(f"{what}: not within {timeout:g} s; logs are in {layout.LOGS}")
+            raise StartError(f"still not true after {timeout:g} s: {what}; logs are in {layout.LOGS}")
         time.sleep(0.1)
 
 
@@ -56,7 +56,7 @@ def tail(name: str) -> str:
 def is_part(argv: Sequence[str], bin_folder: Path = layout.BIN) -> bool:
     """Returns whether a process with this command line is part of the cluster of that folder's programs.
 
-    kubectl is not: a person runs it.
+    kubectl does not belong to it, because people run it.
     """
     if not argv:
         return False
@@ -72,7 +72,7 @@ def running(bin_folder: Path = layout.BIN) -> dict[int, list[str]]:
 
 
 def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
-    """Ends processes; those that still exist after a while with SIGKILL."""
+    """Ends processes; sends SIGKILL to those that still exist after a while."""
     for attempt in (number, signal.SIGKILL):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -87,9 +87,9 @@ def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Returns whether it runs; a zombie, which its parent has not reaped yet, does not."""
+    """Returns whether a process runs; a zombie, which its parent has not reaped yet, does not."""
     with contextlib.suppress(OSError, ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # one of our own
+        os.waitpid(pid, os.WNOHANG)  # a child of this process
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:

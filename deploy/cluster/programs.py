@@ -1,8 +1,8 @@
-"""The Go programs of the cluster: built once, kept in `.cache/cluster/bin`, built again when their sources change.
+"""The Go programs of the cluster: built once, kept in `.cache/cluster/bin`, and rebuilt when their sources change.
 
 Each folder below `programs/` is a module with its own go.mod: Kubernetes, CoreDNS and etcd need different versions of
-the same libraries. On two idle cores the first build takes about 12 minutes, most of them for Kubernetes; Go caches
-its results, so another tree on the same machine takes seconds.
+the same libraries. On two idle cores the first build takes about 12 minutes, most of it for Kubernetes; Go caches its
+results, so another tree on the same machine takes seconds.
 """
 
 import collections
@@ -36,7 +36,7 @@ class Program:
 
     @property
     def stamp(self) -> Path:
-        """The file that records the sources it was built from."""
+        """The file that records from which sources it was built."""
         return layout.BIN / f".{self.name}"
 
     @property
@@ -52,7 +52,7 @@ class Program:
         return ["go", "build", "-trimpath", f"-ldflags={self.flags}", "-o", str(self.path), package]
 
     def sum(self) -> str:
-        """Returns a checksum of all of its inputs that this tree decides."""
+        """Returns a checksum of all build inputs that this tree determines."""
         return checksum(self.command(), sorted(self.module.rglob("*")) if self.module else [])
 
     def is_built(self) -> bool:
@@ -90,24 +90,24 @@ def checksum(words: Iterable[str], files: Iterable[Path]) -> str:
 
 
 def unbuilt() -> list[Program]:
-    """Returns the programs that are missing, or not of these sources."""
+    """Returns the programs that are missing, or of other sources."""
     return [program for program in ALL if not program.is_built()]
 
 
 def build(steps: Steps) -> None:
-    """Builds missing and outdated programs, each in a step."""
+    """Builds missing and outdated programs, one in each step."""
     layout.BIN.mkdir(parents=True, exist_ok=True)
     for program in unbuilt():
         with steps.step(f"building {program.name}") as tell:
             _go(program.command(), program.module or layout.BIN, tell)
         program.stamp.write_text(program.sum())
-    kubectl = layout.BIN / "kubectl"  # the program looks at its own name
+    kubectl = layout.BIN / "kubectl"  # the program's behaviour depends on its name
     kubectl.unlink(missing_ok=True)
     kubectl.symlink_to("kube")
 
 
 def _go(argv: list[str], folder: Path, tell: Callable[[str], None]) -> None:
-    """Runs Go, and tells how many packages it has compiled. Raises RuntimeError with its last output."""
+    """Runs Go, and reports how many packages it has compiled. Raises RuntimeError with its last output."""
     environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(layout.BIN)}
     environment["GOFLAGS"] = f"{os.environ.get('GOFLAGS', '')} -v".strip()  # names each package on standard error
     with subprocess.Popen(

@@ -1,6 +1,6 @@
-"""Progress messages of `make cluster`: the step, its number, the time so far, and no long silence.
+"""Progress messages of `make cluster`: the step, its number and the time so far, without long silences.
 
-They go to standard error: standard output has only the answer, such as an image's name.
+They are written to standard error, because standard output has only the answer, such as an image's name.
 """
 
 import contextlib
@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 SILENCE = 10.0
-"""Seconds after which a step reports that it is still at work; on a terminal its line is renewed each second."""
+"""Seconds after which a step reports that it still works; on a terminal its line is updated each second."""
 
 
 class Steps:
-    """The steps of one run, each a context. A line has number, time since the start, and the current work."""
+    """The steps of one run, each a context manager. A line has the number, the time since the start, and the current
+    work."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""Building of the image: the engine, its arguments and secrets.
+"""The build of the image: the engine, its arguments and secrets.
 
 buildah, podman and docker build from the same Containerfile and hardly differ in their options; this module knows the
-differences. The build also gets the trust and configuration of the machine's pip: behind a proxy with certificates of
-its own, an image can be built wherever `make up` works.
+differences. The build also gets the certificates and configuration of the machine's pip, so that an image can be built
+wherever `make up` works, even behind a proxy with its own certificates.
 
 Needs only the standard library. The Containerfile defines the content.
 """
@@ -19,15 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = Path("deploy/image/Containerfile")  # relative to ROOT
 
 ENGINES = ("docker", "podman", "buildah")
-_PROBE = 20.0  # seconds for an engine to answer; Docker's client waits for a missing daemon
+_PROBE = 20.0  # seconds for an engine to answer, as Docker's client waits for a missing daemon
 
 _ARGUMENTS = ("BASE", "ETCD_IMAGE", "LOCK", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # predefined, to engines
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # engines predefine them
 _CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # in the order in which pip looks
 
 
 class NoEngineError(Exception):
-    """No engine here can build an image. The text says what was tried and what to do."""
+    """The lack of an engine that can build an image. The text says what was tried and what to do."""
 
 
 def engine(asked: str = "") -> str:
@@ -49,7 +49,7 @@ def engine(asked: str = "") -> str:
         # Docker's client reports a missing daemon and still ends with 0.
         if done.returncode == 0 and "Cannot connect" not in done.stdout + done.stderr:
             return name
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
         tried.append(f"{name} does not work here ({lines[-1].strip()})")
     raise NoEngineError(
         f"No engine to build an image with: {'; '.join(tried)}.\n"
@@ -58,9 +58,10 @@ def engine(asked: str = "") -> str:
 
 
 def default_tag(lock: str = "") -> str:
-    """Returns the image's default name: by the hardware that runs its models, and by version.
+    """Returns the image's default name, which depends on the hardware that runs models and on the version.
 
-    GPU images have their own repository, not a tag: a tool that sets one tag for one repository (kustomize) suits both.
+    GPU images have their own repository rather than a tag, so that a tool that sets one tag for each repository
+    (kustomize) works for both.
     """
     return f"localhost/mesh{lock.removeprefix('image')}:{version()}"
 
@@ -80,7 +81,7 @@ def revision() -> str:
 
 
 def arguments(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the build arguments: those set in the environment, and the labels' values."""
+    """Returns the build arguments: those set in the environment, and the values of labels."""
     given = {name: environ[name] for name in (*_ARGUMENTS, *_PROXIES) if environ.get(name)}
     return {**given, "VERSION": version(), "REVISION": revision()}
 
@@ -107,10 +108,10 @@ def command(
     secrets: Mapping[str, Path],
     options: Sequence[str] = (),
 ) -> list[str]:
-    """Returns the command line that builds the image; to be run in ROOT."""
+    """Returns the command line that builds the image, which must run in ROOT."""
     argv = [*shlex.split(engine), "build"]
     if Path(shlex.split(engine)[0]).name == "buildah":
-        argv.append("--layers")  # the others keep layers by themselves
+        argv.append("--layers")  # the other engines cache layers by default
     argv += ["--file", str(CONTAINERFILE), "--tag", tag, *options]
     for name, value in arguments.items():
         argv += ["--build-arg", f"{name}={value}"]

@@ -42,7 +42,8 @@ def set_context(
         str | None, typer.Option("--key", metavar="FILE", help="PEM file of the private key of --cert.")
     ] = None,
 ) -> None:
-    """Creates a context, or changes the given parts of one; '' removes a file. The first one becomes the current one.
+    """Creates a context, or changes the given parts of one; '' removes a file. The first context becomes the current
+    one.
 
     Example: `mesh context set prod --endpoint https://mesh.example:8033 --ca ca.crt`
     """

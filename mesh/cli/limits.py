@@ -28,10 +28,11 @@ def set_limits(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Sets how many copies a model has. `none` removes a limit; then that of the model's type applies, if any.
+    """Sets how many copies a model has.
 
-    Missing copies are loaded within seconds, if there is room. Without limits a model gets a copy when it is called,
-    and further copies while it is hot.
+    The value `none` removes a limit, so that the limit of the model's type applies, if it has one. Missing copies are
+    loaded within seconds, if there is room. Without limits a model gets a copy when it is called, and further copies
+    while it is hot.
 
     Examples: `mesh set fraud/de --min 2 --max 4`, `mesh set fraud/de --pinned yes`
     """

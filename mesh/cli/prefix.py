@@ -34,9 +34,7 @@ Force = Annotated[
 ]
 Wait = Annotated[
     float,
-    typer.Option(
-        "--wait", metavar="SECONDS", min=0.0, help="Longest wait for the end of routers and pods, in seconds."
-    ),
+    typer.Option("--wait", metavar="SECONDS", min=0.0, help="Longest wait for routers and pods to end, in seconds."),
 ]
 
 

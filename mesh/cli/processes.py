@@ -66,7 +66,7 @@ def up(
         str, typer.Option("--workers", metavar="N|auto", help="Number of router workers.")
     ] = _DEFAULT.workers,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="Threads of each model server; 0 for its default.")
+        int, typer.Option("--threads", min=0, help="Number of threads of each model server; 0 for its default.")
     ] = 0,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Device that models run on.")] = (
         _DEFAULT.device

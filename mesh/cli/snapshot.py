@@ -64,7 +64,8 @@ def snapshot(
         int, typer.Option("--keep", metavar="N", min=1, help="Number of newest snapshots of this etcd to keep.")
     ] = 8,
     idle: Annotated[
-        float, typer.Option("--idle", metavar="SECONDS", min=1.0, help="Longest silence of etcd, in seconds.")
+        float,
+        typer.Option("--idle", metavar="SECONDS", min=1.0, help=("Longest time without data from etcd, in seconds.")),
     ] = 60.0,
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
     login: etcdoptions.Login,

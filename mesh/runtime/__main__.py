@@ -163,4 +163,4 @@ async def _until(work: Coroutine[Any, Any, None], *ends: asyncio.Future[Any]) ->
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="mesh runtime")

@@ -1,4 +1,4 @@
-"""Attributes of records in JSON. Reading whatever stands in etcd raises `ValueError`, or one of `BAD`."""
+"""Attributes of records in JSON. Reading an invalid record raises `ValueError`, or one of `BAD`."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def integer(value: Any) -> int:
-    """Returns a number that fits into 64 bits, as all fields and messages require. 1e999 does not."""
+    """Returns the number if it fits into 64 bits, as all fields and messages require (1e999 does not)."""
     number = value if type(value) is int else int(value)
     if not -(2**63) <= number < 2**63:
         raise ValueError("a number is out of range")
@@ -17,7 +17,7 @@ def integer(value: Any) -> int:
 
 
 def text_of(value: Any) -> str:
-    """Returns a text without lone surrogates, which JSON can hold but UTF-8 cannot."""
+    """Returns the text if it has no lone surrogates, which JSON can hold but UTF-8 cannot."""
     text = value if type(value) is str else str(value)
     if not text.isascii():  # a router reads hundreds of thousands of records at its start, most of them ASCII
         text.encode()
@@ -40,5 +40,5 @@ def write_object(data: Mapping[str, Any]) -> bytes:
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # unknown attributes may hold text that only JSON's escapes can write
+    except UnicodeEncodeError:  # unknown attributes may hold text that can only be written with JSON's escapes
         return json.dumps(data, separators=(",", ":")).encode()

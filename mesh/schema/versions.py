@@ -1,8 +1,8 @@
-"""The version of a model that is registered under no alias.
+"""The version of a model that no alias names.
 
 V2 lets a caller name a version, and existing model repositories keep versions in numbered folders. So a model's own
-version is the number of the folder in its path, and `1` if there is none. An alias names the versions of its models
-itself.
+version is the number of the folder in its path, and `1` if there is none. An alias names the versions of its own
+models.
 """
 
 import urllib.parse
@@ -10,14 +10,14 @@ import urllib.parse
 ONLY = "1"
 """The version of a model whose path has no numbered folder."""
 
-_MAX_DIGITS = 18  # of a version: longer numbers in paths are digests or times
+_MAX_DIGITS = 18  # maximum length of a version; longer numbers in paths are digests or times
 
 
 def own(path: str) -> str:
-    """Returns the version of a model with that path: the path's last component of digits alone, else `ONLY`."""
+    """Returns the version of a model with this path: the last component that consists of digits, or else `ONLY`."""
     scheme, separator, rest = path.partition("://")
     if separator:
-        _, _, path = rest.partition("/")  # a host or a bucket is no folder
+        _, _, path = rest.partition("/")  # a host or bucket does not count as a folder
         if scheme in ("http", "https"):
             path = path.partition("?")[0]
     for component in reversed(path.split("/")):

@@ -1,13 +1,13 @@
-"""One connection of a server: bytes in, calls out in order, one at a time; and what keeps it alive or ends it.
+"""One connection of a server: turns bytes into calls, in order and one at a time, and decides when it ends.
 
 httptools (llhttp) parses; it cannot be stopped between two requests, so everything that one read brings is parsed, and
 requests that arrive before their turn wait in a queue, which is bounded by pausing reading. A call creates no task and
 no timer: everything happens in `data_received` or in the handler's own callbacks.
 
-What a head means, and how a request is refused, differs: gRPC is in `serverconnection`, plain HTTP in
-`plainconnection`. Bad input is answered if there is a caller to answer, and ends the connection: after an error the
-next request's beginning is unknown. The connection is then not closed at once, because a close with unread bytes can
-destroy the answer on its way; it lingers, deaf, for a bounded time.
+Subclasses define what a head means and how a request is refused: `serverconnection` for gRPC, `plainconnection` for
+plain HTTP. Bad input is answered if there is a caller to answer, and ends the connection, because after an error the
+beginning of the next request is unknown. The connection is not closed at once, because a close with unread bytes can
+destroy the answer in transit; it stays open for a bounded time and ignores its input.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Inbound(Protocol):
-    """A request on its way in, until it is answered."""
+    """A request, from its head until it is answered."""
 
-    ended: bool  # the whole request has come
+    ended: bool  # the whole request has arrived
     keep_alive: bool  # the peer may send its next request on this connection
     phase: int
-    refusal: refusals.Refusal | None  # set: no handler sees it
+    refusal: refusals.Refusal | None  # if set, no handler sees it
 
     @property
     def name(self) -> bytes:
@@ -47,7 +47,7 @@ class Inbound(Protocol):
 
     @property
     def received(self) -> int:
-        """Bytes that have come of its body, while it waits for its turn."""
+        """Bytes of the body that have arrived while it waits for its turn."""
 
     @property
     def missing(self) -> int:
@@ -62,13 +62,13 @@ class Inbound(Protocol):
 
     @property
     def partial(self) -> bool:
-        """True if the peer owes the rest of a message."""
+        """True if the peer has sent only part of a message."""
 
     def ready(self, limit: int) -> bool:
-        """Returns whether its turn can begin."""
+        """Returns whether the handler may get the request."""
 
     def prepare(self, limit: int) -> None:
-        """Makes what its handler sees, or refuses it."""
+        """Prepares the request for its handler, or refuses it."""
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of the body."""
@@ -77,17 +77,17 @@ class Inbound(Protocol):
         """Notes the end of the request."""
 
     def stop(self, refusal: refusals.Refusal) -> None:
-        """Refuses the request at once: the rest of it is not waited for."""
+        """Refuses the request at once, without waiting for the rest."""
 
     def release(self) -> None:
-        """Returns its bytes to the budget."""
+        """Gives the request's bytes back to the budget."""
 
     def cut(self, why: str) -> None:
-        """Tells the handler that there is no caller left to answer."""
+        """Notifies the handler that the caller has gone."""
 
 
 M = TypeVar("M", bound=Inbound)
-K = TypeVar("K")  # the parser's result for a head that may come again
+K = TypeVar("K")  # the parser's result for a head that may be seen again
 
 
 class Owner(Protocol[M, K]):
@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._deaf = False  # further input is discarded
         self._lingering: asyncio.TimerHandle | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for room
-        self.stalled = False  # the peer does not take what we write
+        self.stalled = False  # the peer does not take what is written
         self._unsent = 0  # bytes not taken yet, which count in the budget
         self._guarded = False  # the server watches how fast the peer is
         self._credit = 0.0  # bytes by which the peer may still fall behind
@@ -231,7 +231,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
             log.exception("parser callback failed", peer=self.peer)
-            self._malformed("this request could not be taken")
+            self._malformed("internal error: this request could not be parsed")
         except httptools.HttpParserUpgrade:
             self._malformed("only HTTP/1.1 is spoken here", upgrade=True)
         except httptools.HttpParserError as error:
@@ -353,7 +353,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._parse(rest)
         self._parsed()
 
-    # --- what a subclass says ---
+    # --- for subclasses ---
 
     def _large(self, data: bytes) -> bool:
         """Has the chunks of a large message that begins in this read taken past the parser; returns False if there are
@@ -361,7 +361,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return False
 
     def on_headers_complete(self) -> None:
-        """Makes a call of the head, and puts it into the queue."""
+        """Creates a call from the head, and puts it into the queue."""
         raise NotImplementedError
 
     def _recognised(self, seen: heads.Request, known: K) -> bool:
@@ -373,11 +373,11 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         raise NotImplementedError
 
     def _broken(self) -> M:
-        """Returns a call that stands for a request whose head cannot be read."""
+        """Returns a call that represents a request whose head cannot be read."""
         raise NotImplementedError
 
     def _refuse(self, made: M) -> None:
-        """Answers in the handler's place."""
+        """Answers in place of the handler."""
         raise NotImplementedError
 
     def _failed(self, made: M) -> None:

@@ -1,9 +1,9 @@
-"""One connection of the server for plain HTTP/1.1: what `connection` leaves open.
+"""One connection of the server for plain HTTP/1.1, which completes `connection`.
 
-A request's turn begins once all of it is here. A refused one is read to its end, within limits, and then answered: the
-connection outlives it. The form of a refusal belongs to the server's owner.
+The handler gets a request once all of it has arrived. A refused request is read to its end, within limits, and then
+answered, so that the connection outlives it. The server's owner decides the form of a refusal.
 
-The server stands behind Envoy, so HTTP/1.0 need not be served well, and no protocol can be switched to.
+The server is behind Envoy, so HTTP/1.0 need not be served well, and upgrades to other protocols are not supported.
 """
 
 from typing import Protocol
@@ -16,14 +16,14 @@ from mesh.wire.plainrequest import Answer, Head, PlainRequest
 
 log = logs.get(__name__)
 
-_SILENCE = 1.0  # seconds without further bytes of a refused body, after which it is answered: its client waits for that
+_SILENCE = 1.0  # seconds without bytes of a refused body after which it is answered: its client waits
 _DROPPING = 20.0  # seconds for all of a refused body
 
 _FRAMING = frozenset({b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"transfer-encoding"})
 
 
 class Owner(connection.Owner[PlainRequest, Head], Protocol):
-    """The keeper of connections, which also knows the form of refusals."""
+    """The server, as its connections see it, which also defines the form of refusals."""
 
     def refusal(self, error: MeshError) -> Answer:
         """Returns the answer to a request that no handler sees."""
@@ -39,7 +39,7 @@ class PlainConnection(Connection[PlainRequest, Head]):
     # --- parser callbacks ---
 
     def on_headers_complete(self) -> None:
-        """Makes a request of the head."""
+        """Creates a request from the head."""
         parser = self._parser
         framing = dict(self._headers)
         fields = [field for field in self._headers if field[0] not in _FRAMING]
@@ -108,10 +108,10 @@ class PlainConnection(Connection[PlainRequest, Head]):
 
     def _failed(self, made: PlainRequest) -> None:
         if not made.phase:
-            self._answer(made, MeshError(Reason.INTERNAL, "internal error, see the router's log"))
+            self._answer(made, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
 
     def _refuse(self, made: PlainRequest) -> None:
-        """Answers in the handler's place. The connection stays open if the whole request was read."""
+        """Answers in place of the handler. The connection stays open if the whole request was read."""
         refusal = made.refusal
         assert refusal is not None
         log.debug("request refused", peer=self.peer, target=made.head.target, why=refusal.text)

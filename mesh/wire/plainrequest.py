@@ -1,11 +1,12 @@
-"""One request of plain HTTP/1.1, from its head until it is answered: what a handler sees instead of a gRPC call.
+"""One request of plain HTTP/1.1, from its head until it is answered, which a handler sees instead of a gRPC call.
 
-A handler gets a request when all of it has arrived, and answers it once, in one write; it is told if the client goes
-away before that. A refused request (too large, no room) is read to its end and dropped before it is answered: simple
-clients write all of a request before they look for an answer. That has its limits in bytes and time.
+A handler gets a request when all of it has arrived, and answers it once, in one write; a callback tells it if the
+client disconnects before that. A refused request (too large, no room) is read to its end and dropped before it is
+answered, because simple clients write all of a request before they look for an answer. Bytes and time for that are
+limited.
 
-A `Head` may belong to many requests: clients repeat themselves, and a head that is recognised (`heads`) is not parsed
-again. The handler keeps there what it has read from the head.
+A `Head` may belong to many requests, because clients repeat their heads, and a known head (`heads`) is not parsed
+again. The handler stores what it has read from the head there.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from mesh.wire.servercall import ANSWERED, GONE, OPEN
 log = logs.get(__name__)
 
 _DROPPED = 64 << 20  # bytes of a refused body that are read and discarded
-_JOINED = 64 * 1024  # bytes of an answer above which handing parts to the transport is cheaper than joining them
+_JOINED = 64 * 1024  # bytes of an answer above which passing parts to the transport is cheaper than joining them
 
 _CLOSE = b"connection: close\r\n"
 _LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
@@ -39,12 +40,12 @@ class Head:
     __slots__ = ("fields", "method", "note", "target")
 
     def __init__(self, method: bytes, target: bytes, fields: list[call.Header]) -> None:
-        """Stores its parts. `fields`: lower-case names, without those of the message's framing."""
+        """Stores the parts. `fields` have lower-case names, and exclude those of the message's framing."""
         self.method = method
         self.target = target
         self.fields = fields
         self.note: object = None
-        """The handler's own result of reading this head, kept for the next request that has it."""
+        """The handler's own result of reading this head, kept for the next request with the same head."""
 
 
 class Connection(Protocol):
@@ -85,14 +86,14 @@ class PlainRequest:
 
     def __init__(self, connection: Connection, head: Head) -> None:
         self.head = head
-        self.size = 0  # bytes of the body that have come
+        self.size = 0  # bytes of the body that have arrived
         self.held = 0  # bytes of the budget, until the request is answered
-        self.ended = False  # the whole request has come
+        self.ended = False  # the whole request has arrived
         self.keep_alive = True  # the client may send its next request on this connection
         self.phase = OPEN
-        self.refusal: refusals.Refusal | None = None  # set: no handler sees this request
+        self.refusal: refusals.Refusal | None = None  # if set, no handler sees this request
         self.dropped = 0  # bytes read since it was refused
-        self.abandoned = False  # it is refused, and the rest of it is not waited for
+        self.abandoned = False  # it is refused without waiting for the rest
         self._connection = connection
         self._pieces: list[bytes] = []
         self._on_cancel: Callable[[], object] | None = None
@@ -106,7 +107,7 @@ class PlainRequest:
 
     @property
     def received(self) -> int:
-        """Bytes that have come of its body."""
+        """Bytes of the body that have arrived."""
         return self.size + self.dropped
 
     @property
@@ -125,14 +126,14 @@ class PlainRequest:
         self.size += len(body)
 
     def ready(self, limit: int) -> bool:
-        """Returns whether its turn can begin: all of it is here, or no more of it is waited for."""
+        """Returns whether the handler may get the request: all of it has arrived, or the rest is not awaited."""
         return self.ended or self.abandoned
 
     def prepare(self, limit: int) -> None:
-        """Does nothing: a whole request is ready for its handler."""
+        """Does nothing, as a whole request is ready for its handler."""
 
     def whole(self, body: bytes) -> None:
-        """Takes the body in one piece, which the budget has room for."""
+        """Takes the body in one piece, for which the budget has room."""
         self._pieces.append(body)
         self.size = self.held = len(body)
         self.ended = True
@@ -150,8 +151,7 @@ class PlainRequest:
         self._pieces.append(data)
 
     def reserve(self, size: int) -> bool:
-        """Holds at least so many bytes of the budget. If they are too many, or not available, the request is
-        refused."""
+        """Holds at least `size` bytes of the budget. If they are too many, or not available, the request is refused."""
         connection = self._connection
         if size > connection.limit:
             self.refuse(refusals.of_error(too_large(f"the body of {size} bytes or more", connection.limit)))
@@ -166,7 +166,7 @@ class PlainRequest:
         return True
 
     def refuse(self, refusal: refusals.Refusal) -> None:
-        """Refuses the request once the rest of it has come and was dropped."""
+        """Refuses the request once the rest of it has arrived and was dropped."""
         self.refusal = refusal
         self._pieces.clear()
         self.release()
@@ -174,21 +174,21 @@ class PlainRequest:
             self._connection.drops(self)
 
     def stop(self, refusal: refusals.Refusal) -> None:
-        """Refuses the request at once: the rest of it is not waited for."""
+        """Refuses the request at once, without waiting for the rest."""
         self.refusal = refusal
         self.abandoned = True
         self._pieces.clear()
         self.release()
 
     def release(self) -> None:
-        """Returns the request's bytes to the budget."""
+        """Gives the request's bytes back to the budget."""
         if self.held:
             self._connection.budget.give(self.held)
             self.held = 0
 
     @property
     def partial(self) -> bool:
-        """True if the client owes the rest of a request that is wanted."""
+        """True if the client has sent only part of a request that was not refused."""
         return not self.ended and self.refusal is None
 
     def end(self) -> None:
@@ -196,7 +196,7 @@ class PlainRequest:
         self.ended = True
 
     def cut(self, why: str) -> None:
-        """Tells the handler that there is no client left to answer."""
+        """Notifies the handler that the client has gone."""
         if self.phase >= ANSWERED:
             return
         self.phase = GONE
@@ -208,7 +208,10 @@ class PlainRequest:
                 callback()
             except Exception:
                 log.exception(
-                    "handler failed on a cancel", target=self.head.target, peer=self._connection.peer, why=why
+                    ("handler failed to handle a cancelled request"),
+                    target=self.head.target,
+                    peer=self._connection.peer,
+                    why=why,
                 )
 
     # --- for the handler ---
@@ -220,21 +223,21 @@ class PlainRequest:
 
     @property
     def pieces(self) -> list[bytes]:
-        """The body, in the pieces in which it came."""
+        """The body, in the pieces in which it arrived."""
         return self._pieces
 
     def take(self) -> list[bytes]:
-        """Returns the pieces and forgets them."""
+        """Returns the pieces of the body and drops them."""
         pieces, self._pieces = self._pieces, []
         return pieces
 
     def hand_over(self, hold: budgets.Hold) -> None:
-        """Leaves the request's bytes of the budget to a holder."""
+        """Transfers the request's bytes of the budget to a holder."""
         hold.size += self.held
         self.held = 0
 
     def on_cancel(self, callback: Callable[[], object] | None) -> None:
-        """Sets the callback for a client that goes away before the answer; None removes it."""
+        """Sets the callback for a client that disconnects before the answer; None removes it."""
         if callback is not None and self.phase == GONE:
             callback()
         else:

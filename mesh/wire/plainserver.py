@@ -1,7 +1,7 @@
 """The server end of plain HTTP/1.1: `server`'s listeners, with connections that carry requests instead of gRPC calls.
 
-It takes inference over REST from Envoy. Everything else over REST goes to an aiohttp application: pages, management,
-what must also be served where there is no Envoy.
+It takes inference over REST from Envoy. An aiohttp application serves everything else over REST, such as pages and
+management, which must also work without Envoy.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from mesh.wire.plainrequest import Answer, Head, PlainRequest
 
 
 class PlainServer(server.Listener[PlainRequest, Head]):
-    """Hands every request that arrives to one handler."""
+    """A server that passes every request to one handler."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class PlainServer(server.Listener[PlainRequest, Head]):
         min_rate: int,
     ) -> None:
         """Makes a server that does not listen yet. `refusal` gives the form of an answer to a request that `handler`
-        does not see. `max_message`: bytes of a body; `min_rate`: least bytes a second of a body, 0: any."""
+        does not see. `max_message`: bytes of a body; `min_rate`: minimum bytes a second of a body, 0: any."""
         super().__init__(handler, max_message=max_message, budget=budget, min_rate=min_rate)
         self.refusal = refusal
 

@@ -42,7 +42,7 @@ class Edge:
         Path | None,
         typer.Option(
             envvar="MESH_TLS_CLIENT_CA",
-            help="PEM file with the authorities that sign clients' certificates; clients need one.",
+            help="PEM file with the authorities that sign clients' certificates; clients must present one.",
         ),
     ] = None
     tls_client_auth: Annotated[
@@ -149,7 +149,9 @@ class RouterLimits:
     ] = 2_000
     max_waiting_bytes: Annotated[
         str,
-        typer.Option(envvar="MESH_MAX_WAITING_BYTES", help="Bytes of all calls of one worker that wait for loads."),
+        typer.Option(
+            envvar="MESH_MAX_WAITING_BYTES", help=("Total bytes of the calls of one worker that wait for loads.")
+        ),
     ] = "256MiB"
     reregister_after: Annotated[
         str,

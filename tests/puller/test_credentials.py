@@ -141,7 +141,7 @@ def test_headers_of_an_http_store_stay_on_its_host(secrets):
         with pytest.raises(PullError) as caught:
             settings(store, elsewhere, storage_key="web")
         assert caught.value.kind is PullErrorKind.FORBIDDEN
-    with pytest.raises(PullError, match="url is the registration's"):
+    with pytest.raises(PullError, match="the registration sets url"):
         settings(store, storage_key="web", storage_params={"url": "https://evil.example"})
     model = resolve(Source("sub/a b.onnx", '{"storage_key": "web"}'), secrets=store).model
     assert (model.scheme, model.uri) == ("https", "https://models.example/base/sub/a%20b.onnx")

@@ -155,13 +155,13 @@ def test_a_schema_is_beside_its_model():
     [
         ("/a", '{"storage_key": "mine"}', "no storage secret"),
         ("/a", '{"storage_params": {"type": "s3"}}', "bucket is missing"),
-        ("/a", '{"storage_params": {"type": "ftp"}}', "none of s3"),
+        ("/a", '{"storage_params": {"type": "ftp"}}', "not one of s3"),
         ("/a", '{"bucket": "b"}', "no known type"),
         ("/a", '{"storage_params": []}', ""),
-        ("/a", '{"storage_params": [1]}', "not a JSON object"),
-        ("/a", '{"storage_key": 7}', "not a string"),
-        ("a", '{"storage_params": {"type": 7}}', "not a string"),
-        ("file:///a", '{"storage_key": "mine"}', "give one of them"),
+        ("/a", '{"storage_params": [1]}', "must be a JSON object"),
+        ("/a", '{"storage_key": 7}', "must be a string"),
+        ("a", '{"storage_params": {"type": 7}}', "must be a string"),
+        ("file:///a", '{"storage_key": "mine"}', "give only one of them"),
     ],
 )
 def test_stores_that_are_not_named_well(path, key, text):

@@ -93,7 +93,10 @@ def restore(
         bool,
         typer.Option(
             "--overwrite",
-            help="Replace models registered with other attributes; each is absent until pods have unloaded its copies.",
+            help=(
+                "Replace models registered with other attributes; each is unregistered until pods have unloaded "
+                "its copies."
+            ),
         ),
     ] = False,
     wait: Annotated[
