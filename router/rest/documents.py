@@ -5,16 +5,15 @@ tensor extension). `router.rest.tensors` converts single tensors; HTTP is in `ro
 """
 
 import functools
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing
-from router.rest import tensors
+from router.rest import jsontext, tensors
 from router.rest.tensors import bad
 
 _BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor's REST proxy accepts both
@@ -45,27 +44,8 @@ class Costly(Exception):
     """A body that takes too long for an event loop."""
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise bad(f"{name} is not valid JSON: send tensors that contain it as binary data")
-
-
-def load_object(
-    text: bytes | memoryview, what: str = "the body", *, parse_float: Callable[[str], Any] | None = None
-) -> dict[str, Any]:
-    """Returns a JSON object. Raises MeshError for anything else."""
-    try:
-        loaded = json.loads(str(text, "utf-8"), parse_constant=_no_constant, parse_float=parse_float)
-    except UnicodeDecodeError as error:
-        raise bad(f"{what} is not UTF-8 at byte {error.start}") from error
-    except RecursionError as error:
-        raise bad(f"{what} is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise bad(f"{what} is not JSON: {error}") from error
-    except ValueError as error:  # the text of Python's error names a Python function
-        raise bad(f"{what} cannot be read: it contains a whole number with thousands of digits") from error
-    if not isinstance(loaded, dict):
-        raise bad(f"{what} is not a JSON object")
-    return loaded
+class _Unsure(Exception):
+    """A float that may stand for an integer beyond 64 bits: only strictly read JSON tells."""
 
 
 Raw = bytes | memoryview
@@ -103,100 +83,145 @@ def _varint(value: int) -> bytes:
 def decode_parts(
     model: str, version: str, body: bytes | memoryview, header_length: int | None, *, bound: int | None = None
 ) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
-    """Returns the message without raw contents, the raw contents, and the form of the reply. Raises MeshError, and
-    Costly if strings of more than `bound` bytes would have to be checked one by one."""
+    """Returns the message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly if
+    strings of more than `bound` bytes would have to be examined one by one."""
     if header_length is not None and header_length > len(body):
         raise bad(f"Inference-Header-Content-Length is {header_length}, but the body has only {len(body)} bytes")
     view = memoryview(body)
-    head = view if header_length is None else view[:header_length]
-    document = load_object(head)
+    head = bytes(body if header_length is None else view[:header_length])
     blobs = None if header_length is None else view[header_length:]
-    exactly: list[dict[str, Any]] = []  # the inputs, parsed again if needed, and then only once
-
-    def exact(index: int) -> object:
-        if not exactly:
-            exactly.extend(load_object(head, parse_float=tensors.whole)["inputs"])
-        return exactly[index]["data"]
-
-    request = pb.ModelInferRequest(model_name=model, model_version=version, id=_text(document, "id", "the request"))
-    parameters = _parameters(document, "the request")
-    everything = parameters.pop("binary_data_output", False)
-    if not isinstance(everything, bool):
-        raise bad("the request: binary_data_output must be true or false")
-    _set_parameters(request.parameters, parameters, "the request")
-    taken = 0
-    raws: list[Raw] = []
-    names: set[str] = set()
-    for index, item in enumerate(_objects(document, "inputs", required=True)):
-        taken = _add_input(request, raws, item, blobs, taken, names, functools.partial(exact, index), bound)
-    if blobs is not None and taken != len(blobs):
-        raise bad(f"{len(blobs) - taken} bytes of binary data are left over: no input's binary_data_size covers them")
-    return request, raws, Form(binary=everything, outputs=_add_outputs(request, document))
+    try:
+        return _Decoding(jsontext.load(head), head, blobs, bound).message(model, version)
+    except _Unsure:
+        return _Decoding(jsontext.load_strictly(head), head, blobs, bound).message(model, version)
 
 
-def _add_input(
-    request: pb.ModelInferRequest,
-    raws: list[Raw],
-    item: dict[str, Any],
-    blobs: memoryview | None,
-    taken: int,
-    names: set[str],
-    exact: Callable[[], object],
-    bound: int | None,
-) -> int:
-    """Adds one input and its contents; returns how many bytes of the blobs are used so far."""
-    name = _name(item, "an input")
-    what = f"input {name!r:.100}"
-    if name in names:
-        raise bad(f"{what} occurs twice")
-    names.add(name)
-    datatype = tensors.check_datatype(what, item.get("datatype"))
-    shape = tensors.check_shape(what, item.get("shape"))
-    parameters = _parameters(item, what)
-    size = parameters.pop("binary_data_size", None)
-    _no_shared_memory(parameters, what)
-    if size is None:
-        if "data" not in item:
-            raise bad(f"{what} has neither data nor the parameter binary_data_size")
-        encoded = datatype == "BYTES" and parameters.get("content_type") in _BASE64
-        if encoded:  # the contents are the bytes themselves from here on
-            del parameters["content_type"]
-        raw: Raw = tensors.raw_from_json(what, datatype, shape, item["data"], exact=exact, base64=encoded)
-    else:
-        if "data" in item:
-            raise bad(f"{what} has both data and the parameter binary_data_size")
+class _Decoding:
+    """The decoding of one body."""
+
+    __slots__ = ("_blobs", "_bound", "_exactly", "_head", "_loaded", "_names", "_raws", "_taken")
+
+    def __init__(self, loaded: jsontext.Loaded, head: bytes, blobs: memoryview | None, bound: int | None) -> None:
+        self._loaded = loaded
+        self._head = head
+        self._blobs = blobs
+        self._bound = bound
+        self._exactly: list[dict[str, Any]] = []  # the inputs, parsed once more: at most once, and only for some
+        self._names: set[str] = set()
+        self._raws: list[Raw] = []
+        self._taken = 0  # bytes of the blobs that are used up
+
+    def message(self, model: str, version: str) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
+        """Returns what `decode_parts` does. Raises MeshError, Costly, _Unsure."""
+        document = self._loaded.members
+        request = pb.ModelInferRequest(model_name=model, model_version=version, id=_text(document, "id", "the request"))
+        parameters = _parameters(document, "the request")
+        everything = parameters.pop("binary_data_output", False)
+        if not isinstance(everything, bool):
+            raise bad("the request: binary_data_output must be true or false")
+        self._set_parameters(request.parameters, parameters, "the request")
+        for index, item in enumerate(_objects(document, "inputs", required=True)):
+            self._add_input(request, index, item)
+        if self._blobs is not None and self._taken != len(self._blobs):
+            left = len(self._blobs) - self._taken
+            raise bad(f"{left} bytes of binary data are left over: no input's binary_data_size covers them")
+        return request, self._raws, Form(binary=everything, outputs=self._add_outputs(request))
+
+    def _add_input(self, request: pb.ModelInferRequest, index: int, item: dict[str, Any]) -> None:
+        name = _name(item, "an input")
+        what = f"input {name!r:.100}"
+        if name in self._names:
+            raise bad(f"{what} occurs twice")
+        self._names.add(name)
+        datatype = tensors.check_datatype(what, item.get("datatype"))
+        shape = tensors.check_shape(what, item.get("shape"))
+        parameters = _parameters(item, what)
+        size = parameters.pop("binary_data_size", None)
+        _no_shared_memory(parameters, what)
+        if size is None:
+            if "data" not in item:
+                raise bad(f"{what} has neither data nor the parameter binary_data_size")
+            encoded = datatype == "BYTES" and parameters.get("content_type") in _BASE64
+            if encoded:  # the contents are the bytes themselves from here on
+                del parameters["content_type"]
+            raw: Raw = tensors.raw_from_json(
+                what,
+                datatype,
+                shape,
+                item["data"],
+                exact=functools.partial(self._exact, index),
+                base64=encoded,
+                careful=self._loaded.careful,
+            )
+        else:
+            if "data" in item:
+                raise bad(f"{what} has both data and the parameter binary_data_size")
+            raw = self._blob(what, datatype, shape, size)
+        added = request.inputs.add(name=name, datatype=datatype, shape=shape)
+        self._set_parameters(added.parameters, parameters, what)
+        self._raws.append(raw)
+
+    def _blob(self, what: str, datatype: str, shape: tuple[int, ...], size: object) -> Raw:
+        """Returns the next blob, of so many bytes."""
+        if type(size) is float:
+            self._demand_strictness()
         if type(size) is not int or size < 0:
             raise bad(f"{what}: binary_data_size must be a whole number from 0")
+        blobs, taken = self._blobs, self._taken
         if blobs is None:
             raise bad(f"{what} has a binary_data_size, but the header Inference-Header-Content-Length is missing")
         if taken + size > len(blobs):
             raise bad(f"{what}: its binary data has {len(blobs) - taken} bytes, not the {size} announced")
         blob = blobs[taken : taken + size]
-        taken += size
-        if bound is not None and size > bound and datatype == "BYTES":
+        self._taken += size
+        if self._bound is not None and size > self._bound and datatype == "BYTES":
             raise Costly
         tensors.check_raw(what, datatype, shape, blob)
-        raw = blob
-    added = request.inputs.add(name=name, datatype=datatype, shape=shape)
-    _set_parameters(added.parameters, parameters, what)
-    raws.append(raw)
-    return taken
+        return blob
 
+    def _exact(self, index: int) -> object:
+        """Returns an input's data with its literals read exactly."""
+        if not self._exactly:
+            self._exactly = jsontext.load_object(self._head, parse_float=tensors.whole)["inputs"]
+        return self._exactly[index]["data"]
 
-def _add_outputs(request: pb.ModelInferRequest, document: dict[str, Any]) -> dict[str, bool]:
-    chosen: dict[str, bool] = {}
-    for item in _objects(document, "outputs", required=False):
-        name = _name(item, "a requested output")
-        what = f"requested output {name!r:.100}"
-        parameters = _parameters(item, what)
-        binary = parameters.pop("binary_data", None)
-        if binary is not None:
-            if not isinstance(binary, bool):
-                raise bad(f"{what}: binary_data must be true or false")
-            chosen[name] = binary
-        _no_shared_memory(parameters, what)
-        _set_parameters(request.outputs.add(name=name).parameters, parameters, what)
-    return chosen
+    def _add_outputs(self, request: pb.ModelInferRequest) -> dict[str, bool]:
+        chosen: dict[str, bool] = {}
+        for item in _objects(self._loaded.members, "outputs", required=False):
+            name = _name(item, "a requested output")
+            what = f"requested output {name!r:.100}"
+            parameters = _parameters(item, what)
+            binary = parameters.pop("binary_data", None)
+            if binary is not None:
+                if not isinstance(binary, bool):
+                    raise bad(f"{what}: binary_data must be true or false")
+                chosen[name] = binary
+            _no_shared_memory(parameters, what)
+            self._set_parameters(request.outputs.add(name=name).parameters, parameters, what)
+        return chosen
+
+    def _set_parameters(self, target: Any, parameters: dict[str, Any], what: str) -> None:
+        for name, value in parameters.items():
+            parameter = target[_encodable(name, f"{what}: a parameter's name")]
+            if isinstance(value, bool):
+                parameter.bool_param = value
+            elif isinstance(value, str):
+                parameter.string_param = _encodable(value, f"{what}: parameter {name!r:.100}")
+            elif isinstance(value, float):
+                if abs(value) >= 1 << 63:
+                    self._demand_strictness()
+                parameter.double_param = value
+            elif isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+                parameter.int64_param = value
+            elif isinstance(value, int) and 0 <= value < 1 << 64:
+                parameter.uint64_param = value
+            else:
+                raise bad(f"{what}: parameter {name!r:.100} must be a string, a 64-bit number, true or false")
+
+    def _demand_strictness(self) -> None:
+        """Ends the decoding of loosely read JSON at a float that may stand for an integer beyond 64 bits."""
+        if not self._loaded.strict:
+            raise _Unsure
 
 
 def raw_request(
@@ -276,8 +301,7 @@ def encode_parts(response: pb.ModelInferResponse, form: Form) -> tuple[list[byte
     if response.parameters:
         document["parameters"] = _show_parameters(response.parameters)
     document["outputs"] = outputs
-    # ASCII, because some clients count the JSON part in characters, others in bytes.
-    head = json.dumps(document, separators=(",", ":")).encode()
+    head = jsontext.dump(document)
     return ([head, *blobs], len(head)) if any_binary else ([head], None)
 
 
@@ -347,23 +371,6 @@ def _no_shared_memory(parameters: dict[str, Any], what: str) -> None:
         if name.startswith("shared_memory_"):
             text = f"{what}: {name:.60}: the shared memory extensions are not supported, send the tensor's data"
             raise MeshError(Reason.UNSUPPORTED, text)
-
-
-def _set_parameters(target: Any, parameters: dict[str, Any], what: str) -> None:
-    for name, value in parameters.items():
-        parameter = target[_encodable(name, f"{what}: a parameter's name")]
-        if isinstance(value, bool):
-            parameter.bool_param = value
-        elif isinstance(value, str):
-            parameter.string_param = _encodable(value, f"{what}: parameter {name!r:.100}")
-        elif isinstance(value, float):
-            parameter.double_param = value
-        elif isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
-            parameter.int64_param = value
-        elif isinstance(value, int) and 0 <= value < 1 << 64:
-            parameter.uint64_param = value
-        else:
-            raise bad(f"{what}: parameter {name!r:.100} must be a string, a 64-bit number, true or false")
 
 
 def _show_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mesh.telemetry import logs
 from router.management import operations, statistics, tuning
 from router.management.operations import Operation
 from router.management.requests import Load, Register
-from router.rest import aliasdocuments, bulk, documents, modeldocuments, v2
+from router.rest import aliasdocuments, bulk, jsontext, modeldocuments, v2
 from router.rest.asked import decoded
 from router.rest.parts import Parts
 
@@ -335,7 +335,7 @@ async def _object(request: web.Request, *, optional: bool = False) -> dict[str, 
         raise too_large("the body", _MAX_BODY, "")
     if optional and not body:
         return {}
-    return documents.load_object(body)
+    return jsontext.load_object(body)
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:

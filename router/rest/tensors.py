@@ -11,9 +11,11 @@ may be another number (9007199254740993.0), so for integers these literals are r
 """
 
 import binascii
+import contextlib
 import decimal
 import itertools
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,12 +29,21 @@ from mesh.v2.datatypes import DATATYPES, OF_NAME
 DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.field and kind.size}
 """The datatypes that JSON can express as numbers, in raw form: little-endian, without padding."""
 
+_CODES = {kind: np.dtype(dtype).char for kind, dtype in DTYPES.items() if dtype.kind in "iuf"}
+_CODES |= {"INT64": "q", "UINT64": "Q"}
+"""The codes of `struct` for datatypes of numbers. It takes numbers only, tells integers from others, and refuses those
+out of range, without an array (64 numbers: 1.0 us instead of 5.4; 600,000: 40 ms instead of 97)."""
+
 _BINARY_ONLY = frozenset(kind.name for kind in DATATYPES if not kind.field)
 _MAX_DIMENSION = (1 << 63) - 1  # int64 in the protocol
 _EXACT = 1 << 53  # up to here a float holds every integer
 _MAX_DIGITS = 30  # more than any integer datatype has
 _BEYOND: int = 10**_MAX_DIGITS
 _MAX_RANK = 64  # NumPy's; it also keeps the product of all dimensions, which Python does not bound, cheap
+
+
+Data = list[Any] | npt.NDArray[Any]
+"""JSON data, for a writer that knows arrays: they need no object for each element."""
 
 
 def bad(text: str) -> MeshError:
@@ -96,17 +107,22 @@ def raw_from_json(
     *,
     exact: Callable[[], object] | None = None,
     base64: bool = False,
+    careful: bool = True,
 ) -> bytes:
     """Returns raw contents of nested or flat JSON data. Raises MeshError.
 
     `exact` returns the same data with `whole` applied to literals with a point or an exponent; it is called only if
-    such a literal stands for an integer. `base64`: the strings of a BYTES tensor are in base64.
+    such a literal stands for an integer. `base64`: the strings of a BYTES tensor are in base64. Not `careful`: the data
+    holds neither booleans nor infinite numbers, which must be told from numbers one by one.
     """
     if datatype in _BINARY_ONLY:
         raise bad(f"{what}: {datatype} cannot be sent as JSON: send it as binary data")
     items = _flatten(what, shape, data if isinstance(data, list) or shape else [data])
     if datatype == "BYTES":
         return _pack_encoded(what, items) if base64 else _pack_strings(what, items)
+    if not careful and (code := _CODES.get(datatype)) is not None:
+        with contextlib.suppress(struct.error, OverflowError):  # not all are numbers of that datatype: see below
+            return struct.pack(f"<{len(items)}{code}", *items)
     kinds = set(map(type, items))
     kind = DTYPES[datatype].kind
     if float in kinds and kind in "iu" and exact is not None:
@@ -137,27 +153,27 @@ def width_of(datatype: str) -> int:
     return OF_NAME[datatype].size
 
 
-def json_from_raw(what: str, datatype: str, raw: bytes) -> list[Any]:
+def json_from_raw(what: str, datatype: str, raw: bytes | memoryview) -> Data:
     """Returns flat JSON data of raw contents. Raises MeshError: INTERNAL if the contents are broken, BAD_REQUEST if
     JSON cannot express them."""
     if datatype in _BINARY_ONLY:
         raise _binary_only(what, f"{datatype} cannot be sent as JSON")
     if datatype == "BYTES":
-        return [_utf8(what, item) for item in _unpack_strings(what, raw)]
+        return [_utf8(what, item) for item in _unpack_strings(what, bytes(raw))]
     try:
         array = np.frombuffer(raw, DTYPES[datatype])
     except (KeyError, ValueError) as error:
         raise MeshError(Reason.INTERNAL, f"{what}: the model server's contents are broken: {error}") from error
-    return _to_list(what, array)
+    return _shown(what, array)
 
 
-def json_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> list[Any]:
+def json_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> Data:
     """Returns flat JSON data of typed contents. Raises MeshError as `json_from_raw` does."""
     values = _typed(what, datatype, contents)
     if datatype == "BYTES":
         return [_utf8(what, item) for item in values]
     if datatype in ("FP32", "FP64"):
-        return _to_list(what, np.array(values, DTYPES[datatype]))
+        return _shown(what, np.array(values, DTYPES[datatype]))
     return list(values)
 
 
@@ -307,11 +323,13 @@ def _unpack_strings(what: str, raw: bytes) -> list[bytes]:
 # --- arrays to JSON ---
 
 
-def _to_list(what: str, array: npt.NDArray[Any]) -> list[Any]:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _binary_only(what, "it contains NaN or infinite values, which JSON cannot express")
-    values: list[Any] = array.tolist()
-    return values
+def _shown(what: str, array: npt.NDArray[Any]) -> Data:
+    kind = array.dtype.kind
+    if kind == "f":
+        if not np.isfinite(array).all():
+            raise _binary_only(what, "it holds NaN or infinite values, which JSON cannot express")
+        return array.astype(np.float64, copy=False)  # as 64 bits all digits of a FP32 are written, as ever
+    return array != 0 if kind == "b" else array  # a byte other than 0 is true, and is written so
 
 
 def _utf8(what: str, item: bytes) -> str:

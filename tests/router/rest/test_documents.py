@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing
-from router.rest import documents
+from router.rest import documents, jsontext
 
 FP32 = np.array([1, 2, 3], "<f4").tobytes()
 
@@ -318,6 +318,6 @@ def test_a_body_without_json_that_fits_no_shape_is_refused(inputs, body):
 
 def test_a_number_of_thousands_of_digits_is_refused_in_words_for_the_caller():
     with pytest.raises(MeshError, match="a whole number with thousands of digits") as caught:
-        documents.load_object(b'{"a": ' + b"1" * 5000 + b"}")
+        jsontext.load_object(b'{"a": ' + b"1" * 5000 + b"}")
     assert caught.value.reason is Reason.BAD_REQUEST
     assert "sys." not in caught.value.text

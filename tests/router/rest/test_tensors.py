@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import OF_NAME
-from router.rest import tensors
+from router.rest import jsontext, tensors
 
 NUMBERS = sorted(tensors.DTYPES)
 
@@ -26,25 +26,60 @@ def arrays(draw):
     return datatype, draw(npst.arrays(dtype, shape, elements=npst.from_dtype(dtype, **(elements or {}))))
 
 
-@given(arrays(), st.booleans())
-def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, nested):
+def read(data):
+    """The numbers of flat JSON data, after its way through a JSON text."""
+    return json.loads(jsontext.dump({"data": data}))["data"]
+
+
+@given(arrays(), st.booleans(), st.booleans())
+def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, nested, careful):
+    """An array survives its way into raw contents and back, whether it is sent flat or nested."""
     datatype, array = pair
     data = json.loads(json.dumps(array.tolist() if nested else array.ravel().tolist()))
-    raw = tensors.raw_from_json("x", datatype, array.shape, data)
+    raw = tensors.raw_from_json("x", datatype, array.shape, data, careful=careful)
     assert raw == array.tobytes()
     tensors.check_raw("x", datatype, array.shape, raw)
-    back = tensors.json_from_raw("x", datatype, raw)
-    assert np.array(json.loads(json.dumps(back)), array.dtype).tobytes() == raw
+    back = read(tensors.json_from_raw("x", datatype, raw))
+    assert back == array.ravel().tolist(), "a client that reads 64 bits reads all digits"
+    assert np.array(back, array.dtype).tobytes() == raw
 
 
 @given(arrays())
 def test_typed_contents_say_the_same_as_raw(pair):
+    """Typed contents and raw ones of one array have the same JSON data, and the same bytes."""
     datatype, array = pair
     contents = pb.InferTensorContents()
     getattr(contents, OF_NAME[datatype].field).extend(array.ravel().tolist())
     contents = pb.InferTensorContents.FromString(contents.SerializeToString())
     assert tensors.raw_from_typed("x", datatype, contents) == array.tobytes()
-    assert tensors.json_from_typed("x", datatype, contents) == tensors.json_from_raw("x", datatype, array.tobytes())
+    typed, raw = tensors.json_from_typed("x", datatype, contents), tensors.json_from_raw("x", datatype, array.tobytes())
+    assert read(typed) == read(raw)
+
+
+def test_any_byte_but_zero_is_true():
+    """BOOL contents of a model server that writes other bytes than 0 and 1 are written as booleans."""
+    assert read(tensors.json_from_raw("x", "BOOL", b"\0\1\2\xff")) == [False, True, True, True]
+
+
+NUMBER = st.one_of(
+    st.integers(-(1 << 70), 1 << 70),
+    st.sampled_from([0, 127, 128, 255, 256, -128, -129, 65535, 65536, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 64]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([1.0, 3.4028235677973366e38, 3.4028235677973362e38, 1e39, -0.0, 5e-324]),
+)
+
+
+@given(st.sampled_from(NUMBERS), st.lists(NUMBER | st.none() | st.text(max_size=2) | st.just([]), max_size=5))
+def test_the_short_way_takes_and_refuses_what_the_careful_one_does(datatype, items):
+    """Numbers that are not looked at one by one become the same bytes, or get the same refusal, as those that are."""
+
+    def outcome(careful):
+        try:
+            return tensors.raw_from_json("x", datatype, (len(items),), items, careful=careful)
+        except MeshError as error:
+            return error.reason, error.text
+
+    assert outcome(careful=False) == outcome(careful=True)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"))))

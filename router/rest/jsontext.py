@@ -1,0 +1,87 @@
+"""The text of JSON bodies, read and written: orjson where it is as strict as it must be, else Python's `json`.
+
+orjson reads a request of 64 numbers in 6 us where `json` takes 60, and writes arrays without an object for each element
+(600,000 numbers: 0.09 s instead of 2.8). Also measured: msgspec is as fast a reader; pysimdjson makes arrays of 10 MB
+in half of the time, but of two members with one name it finds the first, and it checks no nesting; and NumPy's parser
+of text is slower than `json`.
+
+What orjson refuses, `json` judges: it says why a text is no JSON, and it reads what orjson does not (halves of
+surrogate pairs, integers of hundreds of digits). Of what both read, one thing differs: integers beyond 64 bits are
+floats to orjson. A reader who minds asks for the strict form.
+"""
+
+import codecs
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import orjson
+
+from router.rest.tensors import bad
+
+
+class Loaded(NamedTuple):
+    """A JSON object that has been read."""
+
+    members: dict[str, Any]
+    careful: bool  # it may hold booleans or infinite numbers
+    strict: bool  # an integer beyond 64 bits is an integer
+
+
+def load(text: bytes) -> Loaded:
+    """Returns a request's JSON object. Raises MeshError for anything else."""
+    try:
+        loaded = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return load_strictly(text)
+    if type(loaded) is not dict:
+        raise bad("the body is not a JSON object")
+    return Loaded(loaded, careful=b"true" in text or b"false" in text, strict=False)
+
+
+def load_strictly(text: bytes) -> Loaded:
+    """Returns a request's JSON object as `json` reads it. Raises MeshError for anything else."""
+    return Loaded(load_object(text), careful=True, strict=True)
+
+
+def load_object(
+    text: bytes, what: str = "the body", *, parse_float: Callable[[str], Any] | None = None
+) -> dict[str, Any]:
+    """Returns a JSON object, read strictly. Raises MeshError for anything else."""
+    try:
+        loaded = json.loads(str(text, "utf-8"), parse_constant=_no_constant, parse_float=parse_float)
+    except UnicodeDecodeError as error:
+        raise bad(f"{what} is not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise bad(f"{what} is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise bad(f"{what} is not JSON: {error}") from error
+    except ValueError as error:  # the text of Python's error names a Python function
+        raise bad(f"{what} cannot be read: it contains a whole number with thousands of digits") from error
+    if not isinstance(loaded, dict):
+        raise bad(f"{what} is not a JSON object")
+    return loaded
+
+
+def dump(document: dict[str, Any]) -> bytes:
+    """Returns the text of an object, whose members may be arrays. Its floats must be finite.
+
+    It is ASCII: clients count the JSON part of a body in characters or in bytes, and both are right."""
+    text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text if text.isascii() else text.decode().encode("ascii", _ESCAPE)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise bad(f"{name} is not valid JSON: send tensors that contain it as binary data")
+
+
+_ESCAPE = "mesh-json-escape"
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Returns what stands for characters beyond ASCII, which only the strings of a JSON text contain."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_ESCAPE, _escaped)
