@@ -40,6 +40,10 @@ class Form:
         return cls(*dumped)
 
 
+ALL_JSON = Form()
+"""The form of replies to most requests."""
+
+
 class Costly(Exception):
     """A body that takes too long for an event loop."""
 
@@ -81,17 +85,23 @@ def _varint(value: int) -> bytes:
 
 
 def decode_parts(
-    model: str, version: str, body: bytes | memoryview, header_length: int | None, *, bound: int | None = None
+    model: str,
+    version: str,
+    body: bytes | memoryview,
+    header_length: int | None,
+    *,
+    bound: int | None = None,
+    loaded: jsontext.Loaded | None = None,
 ) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
     """Returns the message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly if
-    strings of more than `bound` bytes would have to be examined one by one."""
+    strings of more than `bound` bytes would have to be examined one by one. `loaded`: the JSON, if it has been read."""
     if header_length is not None and header_length > len(body):
         raise bad(f"Inference-Header-Content-Length is {header_length}, but the body has only {len(body)} bytes")
     view = memoryview(body)
     head = bytes(body if header_length is None else view[:header_length])
     blobs = None if header_length is None else view[header_length:]
     try:
-        return _Decoding(jsontext.load(head), head, blobs, bound).message(model, version)
+        return _Decoding(loaded or jsontext.load(head), head, blobs, bound).message(model, version)
     except _Unsure:
         return _Decoding(jsontext.load_strictly(head), head, blobs, bound).message(model, version)
 

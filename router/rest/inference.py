@@ -15,7 +15,7 @@ from mesh.wire import framing, inflate
 from mesh.wire.budget import Hold
 from router.inference.localcall import LocalAnswer
 from router.inference.models import Caller, Models
-from router.rest import documents
+from router.rest import documents, jsontext, shortcuts
 from router.rest.asked import HEADER_LENGTH, Asked, Body, Target
 from router.rest.conversions import Conversions
 
@@ -53,6 +53,8 @@ class Inference:
         self._models = models
         self._conversions = conversions
         self._max_message = max_message
+        self._requests = shortcuts.Requests()
+        self._replies = shortcuts.Replies()
 
     async def infer(self, asked: Asked, target: Target, hold: Hold, read: Read, send: Send[R]) -> R:
         """Reads the request, carries it out, sends the reply. Returns the result of `send`. Raises
@@ -69,7 +71,7 @@ class Inference:
         del frame
         assert answer.frame is not None
         hold.counts(len(answer.frame))
-        return await self.conclude(answer, form, caller, hold, send)
+        return await self.conclude(target.model, answer, form, caller, hold, send)
 
     def quick(self, target: Target, body: Body, header_length: int | None) -> tuple[bytes, documents.Form] | None:
         """Returns the framed gRPC message for a body, and the form of the reply; None if that would take the event loop
@@ -77,9 +79,17 @@ class Inference:
         if header_length == 0 or (body.size if header_length is None else header_length) > SMALL:
             return None
         whole = body.joined()
+        model, version = target.model, target.version
+        loaded = None
+        if header_length is None:
+            loaded = jsontext.load(whole)
+            frame = None if loaded.careful else self._requests.encode(model, version, loaded.members)
+            if frame is not None:
+                self._check(frame)
+                return frame, documents.ALL_JSON
         try:
             message, raws, form = documents.decode_parts(
-                target.model, target.version, whole, header_length, bound=SMALL
+                model, version, whole, header_length, bound=SMALL, loaded=loaded
             )
         except documents.Costly:
             body.pieces = [whole]
@@ -88,14 +98,22 @@ class Inference:
         self._check(frame)
         return frame, form
 
-    def quick_answer(self, answer: LocalAnswer, form: documents.Form) -> Parts | None:
+    def quick_answer(self, model: str, answer: LocalAnswer, form: documents.Form) -> Parts | None:
         """Returns the body for a reply, and the length of its JSON part if binary data follows; None if that would
         take the event loop too long. Raises MeshError."""
         frame = answer.frame or b""
         if framing.is_compressed(frame):
             return None
         if len(frame) <= SMALL:
-            return documents.encode_parts(self._models.response(answer), form)
+            if form is not documents.ALL_JSON:
+                return documents.encode_parts(self._models.response(answer), form)
+            text = self._replies.write(model, frame)
+            if text is not None:
+                return (text,), None
+            response = self._models.response(answer)
+            parts = documents.encode_parts(response, form)
+            self._replies.learn(model, frame, response)
+            return parts
         if form.binary:
             response = self._models.response(answer)
             if documents.all_binary(response, form):
@@ -132,9 +150,11 @@ class Inference:
         body.pieces, body.size = [plain], len(plain)
         return body
 
-    async def conclude(self, answer: LocalAnswer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]) -> R:
+    async def conclude(
+        self, model: str, answer: LocalAnswer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]
+    ) -> R:
         """Sends the REST form of a reply."""
-        if (quick := self.quick_answer(answer, form)) is not None:
+        if (quick := self.quick_answer(model, answer, form)) is not None:
             return await _sent(send, *quick)
         frame = answer.frame or b""
         async with _in_time(caller):

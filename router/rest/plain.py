@@ -77,19 +77,21 @@ class PlainInference:
 
     def _begin(self, request: PlainRequest, note: _Note, frame: bytes, form: documents.Form) -> None:
         caller = Caller(asyncio.get_running_loop().time() + note.timeout, note.metadata, _PEER)
-        call = self._models.begin(frame, caller, partial(self._answered, request, caller, form))
+        call = self._models.begin(frame, caller, partial(self._answered, request, note.target.model, caller, form))
         if not request.phase:
             request.on_cancel(call.cancel)
 
-    def _answered(self, request: PlainRequest, caller: Caller, form: documents.Form, answer: LocalAnswer) -> None:
+    def _answered(
+        self, request: PlainRequest, model: str, caller: Caller, form: documents.Form, answer: LocalAnswer
+    ) -> None:
         """Sends the outcome of a call."""
         try:
             if answer.code != Code.OK or answer.frame is None:
                 self._fail(request, errors.of_answer(answer))
-            elif (quick := self._inference.quick_answer(answer, form)) is not None:
+            elif (quick := self._inference.quick_answer(model, answer, form)) is not None:
                 _send(request, *quick)
             else:
-                self._run(request, self._conclude(request, caller, form, answer))
+                self._run(request, self._conclude(request, model, caller, form, answer))
         except MeshError as error:
             self._fail(request, errors.of_error(error))
         except Exception:
@@ -100,10 +102,14 @@ class PlainInference:
         task = self._tasks.start(work, "inference over REST")
         request.on_cancel(task.cancel)
 
-    async def _conclude(self, request: PlainRequest, caller: Caller, form: documents.Form, answer: LocalAnswer) -> None:
+    async def _conclude(
+        self, request: PlainRequest, model: str, caller: Caller, form: documents.Form, answer: LocalAnswer
+    ) -> None:
         with self._budget.hold() as hold:
             request.hand_over(hold)
-            await self._guarded(request, self._inference.conclude(answer, form, caller, hold, partial(_sent, request)))
+            await self._guarded(
+                request, self._inference.conclude(model, answer, form, caller, hold, partial(_sent, request))
+            )
 
     async def _long(self, request: PlainRequest, note: _Note) -> None:
         with self._budget.hold() as hold:

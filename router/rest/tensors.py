@@ -29,8 +29,8 @@ from mesh.v2.datatypes import DATATYPES, OF_NAME
 DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.field and kind.size}
 """The datatypes that JSON can express as numbers, in raw form: little-endian, without padding."""
 
-_CODES = {kind: np.dtype(dtype).char for kind, dtype in DTYPES.items() if dtype.kind in "iuf"}
-_CODES |= {"INT64": "q", "UINT64": "Q"}
+CODES = {kind: np.dtype(dtype).char for kind, dtype in DTYPES.items() if dtype.kind in "iuf"}
+CODES |= {"INT64": "q", "UINT64": "Q"}
 """The codes of `struct` for datatypes of numbers. It takes numbers only, tells integers from others, and refuses those
 out of range, without an array (64 numbers: 1.0 us instead of 5.4; 600,000: 40 ms instead of 97)."""
 
@@ -117,17 +117,17 @@ def raw_from_json(
     """
     if datatype in _BINARY_ONLY:
         raise bad(f"{what}: {datatype} cannot be sent as JSON: send it as binary data")
-    items = _flatten(what, shape, data if isinstance(data, list) or shape else [data])
+    items = flattened(what, shape, data if isinstance(data, list) or shape else [data])
     if datatype == "BYTES":
         return _pack_encoded(what, items) if base64 else _pack_strings(what, items)
-    if not careful and (code := _CODES.get(datatype)) is not None:
+    if not careful and (code := CODES.get(datatype)) is not None:
         with contextlib.suppress(struct.error, OverflowError):  # not all are numbers of that datatype: see below
             return struct.pack(f"<{len(items)}{code}", *items)
     kinds = set(map(type, items))
     kind = DTYPES[datatype].kind
     if float in kinds and kind in "iu" and exact is not None:
         data = exact()
-        items = _flatten(what, shape, data if isinstance(data, list) or shape else [data])
+        items = flattened(what, shape, data if isinstance(data, list) or shape else [data])
         kinds = set(map(type, items))
     array = _BUILDERS[kind](what, datatype, items, kinds)
     return array.tobytes()
@@ -199,7 +199,7 @@ def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents
 # --- JSON to arrays ---
 
 
-def _flatten(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
+def flattened(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
     """Returns the elements in row-major order, of data that is flat or nested exactly as the shape."""
     if not isinstance(data, list):
         raise bad(f"{what}: data must be a list")
@@ -324,12 +324,17 @@ def _unpack_strings(what: str, raw: bytes) -> list[bytes]:
 
 
 def _shown(what: str, array: npt.NDArray[Any]) -> Data:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _binary_only(what, "it holds NaN or infinite values, which JSON cannot express")
+    return widened(array)
+
+
+def widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns an array of the same values in a form that is written right."""
     kind = array.dtype.kind
     if kind == "f":
-        if not np.isfinite(array).all():
-            raise _binary_only(what, "it holds NaN or infinite values, which JSON cannot express")
-        return array.astype(np.float64, copy=False)  # as 64 bits all digits of a FP32 are written, as ever
-    return array != 0 if kind == "b" else array  # a byte other than 0 is true, and is written so
+        return array.astype(np.float64, copy=False)  # all digits of a FP32's value, not the fewest that tell it apart
+    return array != 0 if kind == "b" else array  # a byte other than 0 is true
 
 
 def _utf8(what: str, item: bytes) -> str:
