@@ -26,7 +26,17 @@ from mesh.runtime.server.v2.tensors import Tensor
 from mesh.runtime.sharedmemory.board import OPEN_ENDED, Board
 from mesh.telemetry import metrics
 from mesh.v2.datatypes import DATATYPES
-from mesh.wire import client, clientconnection, framing, headers, server, serverconnection
+from mesh.wire import (
+    budget,
+    client,
+    clientconnection,
+    framing,
+    headers,
+    plainconnection,
+    plainserver,
+    server,
+    serverconnection,
+)
 from mesh.wire.call import Call
 from mesh.wire.client import Reply
 from placement.fence import Mode
@@ -34,8 +44,12 @@ from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
 from router.calls.routes import Routes
+from router.inference.models import Models
 from router.loads.coldstart import ColdStart
 from router.rest import documents
+from router.rest.conversions import Conversions
+from router.rest.inference import Inference
+from router.rest.plain import PlainInference
 from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.vmodels import Vmodels
@@ -282,6 +296,30 @@ async def rest_reply(folder: Path, *, values: np.ndarray, binary: bool) -> Async
     yield lambda: documents.encode_parts(message, form)
 
 
+@asynccontextmanager
+async def rest_call(folder: Path) -> AsyncIterator[Operation]:
+    """Yields an operation that reads a request of 64 numbers from the wire, dispatches it, and writes its reply: both
+    differ from earlier ones only in their numbers."""
+    message = pb.ModelInferResponse(model_name="m", model_version="1")
+    message.outputs.add(name="y", datatype="FP32", shape=[1, 3])
+    message.raw_output_contents.append(np.array([0.25, 0.5, 0.25], np.float32).tobytes())
+    answer = framing.pack(message.SerializeToString())
+    models_ = Models(lambda call: call.reply(answer), max_message=LIMIT)
+    conversions = Conversions(max_message=LIMIT)
+    handler = PlainInference(models_, Inference(models_, conversions, max_message=LIMIT), budget.UNBOUNDED)
+    serving = plainserver.PlainServer(
+        handler.serve, handler.refusal, max_message=LIMIT, budget=budget.UNBOUNDED, min_rate=0
+    )
+    connection = plainconnection.PlainConnection(serving, asyncio.get_running_loop())
+    connection.connection_made(_Sink())  # type: ignore[arg-type]
+    one = {"name": "x", "datatype": "FP32", "shape": [1, 64], "data": SMALL.ravel().tolist()}
+    body = json.dumps({"inputs": [one]}).encode()
+    data = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    for _ in range(3):  # a head is known from its third time on
+        connection.data_received(data)
+    yield lambda: connection.data_received(data)
+
+
 Maker = Callable[[Path], Any]
 
 OPERATIONS: dict[str, Maker] = {
@@ -298,6 +336,7 @@ OPERATIONS: dict[str, Maker] = {
     "server, call to be parsed": lambda folder: data_port(folder, alike=False),
     "server, intake of 100 KiB": intake,
     "server, reply of 100 KiB": reply,
+    "REST, call like the last": rest_call,
     "REST, request of 64 numbers": lambda folder: rest_request(folder, values=SMALL, binary=False),
     "REST, request of 100 KiB as JSON": lambda folder: rest_request(folder, values=LARGE, binary=False),
     "REST, request of 100 KiB as binary": lambda folder: rest_request(folder, values=LARGE, binary=True),
