@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack test-onnx test-clients check cost bench image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## prints this list
@@ -83,10 +83,11 @@ test-onnx: $(DEV)  ## runs the ONNX project's node tests through a mesh, and com
 cost: $(DEV)  ## compares instructions and memory of hot functions with the stored figures (ARGS=--accept: stores new ones)
 	@$(RUN) tests.cost $(ARGS)
 
-bench: $(DEV)  ## measures calls/s, CPU per call and latency, next to a plain grpc.aio server
+bench: $(DEV)  ## measures calls/s, CPU per call and latency beside other servers, installed first (1.5 GB; 20 minutes)
 	@$(RUN) tests.bench $(ARGS)
 
-format: $(DEV)  ## formats the sources
+performance: $(DEV)  ## writes docs/performance.md and its pictures from the results of the last make bench
+	@$(RUN) tests.bench.page $(ARGS)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
@@ -101,8 +102,10 @@ environment-gpu: $(GPU)
 environment: $(DEV)  ## creates only the environment, for an editor
 
 # The larger lock first: the smaller one takes its versions from it, so `make test` after `make up` replaces nothing.
-COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	--no-emit-index-url --no-emit-find-links pyproject.toml requirements/build.in
+LOCK = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links
+COMPILE = $(LOCK) pyproject.toml requirements/build.in
+PEERS = mlserver kserve ray
 
 lock: $(VENV)/.made  ## updates the lock files, keeping versions that still fit (ARGS=--upgrade: the newest)
 	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
@@ -112,6 +115,7 @@ lock: $(VENV)/.made  ## updates the lock files, keeping versions that still fit 
 	$(COMPILE) --extra gpu --extra cuda --extra local --extra demo --extra dev --constraints requirements/dev.txt \
 		--output-file requirements/gpu.txt $(ARGS)
 	$(COMPILE) --extra gpu --extra cuda --extra edge --constraints requirements/dev.txt --output-file requirements/image-gpu.txt $(ARGS)
+	for peer in $(PEERS); do $(LOCK) requirements/peer-$$peer.in --output-file requirements/peer-$$peer.txt $(ARGS) || exit 1; done
 
 clean:  ## removes everything made here, including the environment and the local mesh's data
 	@test ! -e /run/mesh-cluster/owner || $(PYTHON) -m deploy.cluster down

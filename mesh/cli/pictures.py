@@ -1,6 +1,7 @@
 """Pictures of simulations, drawn by matplotlib, which only this module needs (extra `pictures`)."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,42 @@ from placement.simulator.run import hit_rate
 
 def simulated(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """Draws hit rates, over the room if there are several, else over time. Raises CommandError."""
+    with drawing(path) as ((axes,), ticker):
+        if len({round(row.room, 6) for row in rows}) > 1:
+            _over_room(axes, rows)
+            axes.set_xlabel("memory of all pods, as a share of what all models take")
+            axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        else:
+            _over_time(axes, rows)
+            axes.set_xlabel("hours")
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        axes.set_ylabel("requests that find their model loaded")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+@contextlib.contextmanager
+def drawing(
+    path: Path, *, panels: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4.5)
+) -> Iterator[tuple[list[Any], Any]]:
+    """Gives the axes of a picture, a panel each, and `matplotlib.ticker`; writes the picture at the end. Raises
+    CommandError. `size` is in inches."""
     try:
         import matplotlib
     except ImportError:
         text = "--picture needs matplotlib: pip install 'mesh-serving[pictures]'"
         raise CommandError(text, code=Exit.USAGE) from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib import pyplot, ticker
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=110, layout="constrained")
-    if len({round(row.room, 6) for row in rows}) > 1:
-        _over_room(axes, rows)
-        axes.set_xlabel("memory of all pods, as a share of what all models take")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    else:
-        _over_time(axes, rows)
-        axes.set_xlabel("hours")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylabel("requests that find their model loaded")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    rows = -(-panels // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, dpi=110, layout="constrained", squeeze=False)
+    axes = [one for row in grid for one in row]
+    for unused in axes[panels:]:
+        unused.set_axis_off()
     try:
+        yield axes[:panels], ticker
         figure.savefig(path, format="png", metadata={"Software": None})
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}", code=Exit.USAGE) from error

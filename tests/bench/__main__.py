@@ -1,38 +1,53 @@
-"""`make bench`: measures a mesh of real processes on this machine and prints ratios; asserts nothing.
+"""`make bench`: measures a mesh of real processes on this machine, beside other servers; asserts nothing.
 
-    python -m tests.bench [chain] [large] [coldstart] [storm] [registry] [pull] [tls] [memory]
+    python -m tests.bench [PART...]      the parts below; without any, those of DEFAULT; `all` for all of them
 
-Absolute times depend on the machine: compare the ratios, which are taken in one run.
+Absolute times depend on the machine: compare the ratios, which are taken in one run. All results go to a JSON file too,
+from which `make performance` writes docs/performance.md.
 """
 
+import argparse
 import asyncio
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from tests.bench import chain, coldstart, footprint, large, pull, registry, storm, tls
+from tests.bench.peers import comparison
+from tests.bench.plan import QUICK, Plan
+from tests.bench.results import BUSY, Results
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh
 
-PARTS = ("chain", "large", "coldstart", "storm", "registry", "pull", "tls", "memory")
+PARTS = {
+    "chain": "the whole chain beside a plain grpc.aio server, by process",
+    "peers": "the mesh beside MLServer, KServe and Ray Serve, in environments that it makes (1.5 GB)",
+    "large": "tensors of 100 KB and 4 MB beside a plain server, and the memory that they take",
+    "coldstart": "first calls of models that are not loaded",
+    "storm": "a hot model during 200 cold loads",
+    "registry": "registrations, and the start of a router beside them",
+    "pull": "the puller beside boto3",
+    "tls": "the cost of TLS",
+    "memory": "the memory of small models",
+}
+
+DEFAULT = ("chain", "peers", "large")
+"""What docs/performance.md shows."""
 
 _OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint}
 """Parts that make meshes of their own."""
 
+OUTPUT = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "results.json"
 
-async def main() -> None:
-    """Runs the named parts, or all."""
-    wanted = sys.argv[1:] or list(PARTS)
-    if unknown := set(wanted) - set(PARTS):
-        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    console = Console(width=110)
-    console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}, every process and the load on them")
+
+async def main(wanted: list[str], results: Results, plan: Plan) -> None:
+    """Runs the named parts."""
+    console = results.console
     for part in wanted:
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory(prefix="mesh-") as name:
             folder = Path(name)
             if part == "pull":
                 await pull.run(folder, console)
@@ -44,9 +59,11 @@ async def main() -> None:
                 async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
                     match part:
                         case "chain":
-                            await chain.run(mesh, folder, console)
+                            await chain.run(mesh, folder, results, plan.chain)
+                        case "peers":
+                            await comparison.run(mesh, folder, results, plan)
                         case "large":
-                            await large.run(mesh, folder, console)
+                            await large.run(mesh, folder, results, plan.large)
                         case "coldstart":
                             await coldstart.run(mesh, console)
                         case "registry":
@@ -54,4 +71,24 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parts = "\n".join(f"  {name:10} {text}" for name, text in PARTS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description="Measures a mesh on this machine beside other servers.",
+        epilog=f"parts:\n{parts}\n\nwithout any: {' '.join(DEFAULT)} (about 15 minutes)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, "all", []], help="Part to run, or all.")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file for the results.")
+    parser.add_argument("--quick", action="store_true", help="Take one short round of each: to see that all works.")
+    chosen = parser.parse_args()
+    console = Console(width=None if os.isatty(1) else 130)
+    console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}, every process and the load on them")
+    results = Results(console)
+    if (busy := results.machine["busy"]) > BUSY:
+        text = f"{busy * (os.cpu_count() or 1):.1f} other tasks run now: latencies will say little"
+        console.print(f"[bold yellow]this machine is not quiet: {text}")
+    names = list(PARTS) if "all" in chosen.parts else chosen.parts or list(DEFAULT)
+    asyncio.run(main(names, results, QUICK if chosen.quick else Plan()))
+    results.write(chosen.output)
+    console.print(f"results: {chosen.output}; docs/performance.md from them: make performance")

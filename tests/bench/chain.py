@@ -1,31 +1,26 @@
 """Calls a second, CPU a call by process, and one caller's latency: the whole chain beside a plain server."""
 
-import asyncio
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from mesh.process import free_port
 from tests.bench.load import generator, latency, percentile, throughput
 from tests.bench.processes import Meter, resident_bytes
+from tests.bench.results import OURS, Comparison, Results, Row
 from tests.support import models
 from tests.support.localmesh import Client, LocalMesh, Program, children, command, infer_request
 from tests.support.waiting import until
 
 CALLS = 10_000
-ROUNDS = 7
-"""Short rounds, each with a ratio of its own, because the machine's speed drifts more within a minute than within a
-round."""
+PLAIN = "plain grpc.aio"
 
 
-async def run(mesh: LocalMesh, folder: Path, console: Console) -> None:
-    """Measures both in turn, several rounds, and prints medians, of ratios too."""
+async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> None:
+    """Measures both in turn, several rounds."""
     content = models.logistic_regression(0, features=64)
     await mesh.register("regression", content, load=True)
     path = folder / "plain.onnx"
@@ -65,7 +60,7 @@ async def run(mesh: LocalMesh, folder: Path, console: Console) -> None:
     costs: dict[str, dict[str, list[float]]] = {which: {name: [] for name in groups[which]} for which in groups}
     medians: dict[str, list[float]] = {"mesh": [], "plain": []}
     tails: dict[str, list[float]] = {"mesh": [], "plain": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for which, address in addresses.items():
             await throughput(address, message, calls=2_000, folder=folder)  # warm
             meter = Meter.begin(groups[which])
@@ -76,33 +71,36 @@ async def run(mesh: LocalMesh, folder: Path, console: Console) -> None:
             medians[which].append(percentile(times, 0.5) * 1e3)
             tails[which].append(percentile(times, 0.99) * 1e3)
 
-    middle = statistics.median
+    comparison = Comparison("chain", "The whole chain beside a plain grpc.aio server", [OURS, PLAIN], PLAIN)
 
-    def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-        return f"{middle(a / b for a, b in zip(ours, theirs, strict=True)):.2f}"
+    def row(
+        what: str,
+        unit: str,
+        ours: Sequence[float],
+        theirs: Sequence[float],
+        *,
+        reach: str = "",
+        more: bool = False,
+        part: bool = False,
+    ) -> None:
+        figures = {OURS: list(ours), PLAIN: list(theirs)}
+        comparison.rows.append(Row(what, unit, figures, more_is_better=more, reach=reach, judged=not part))
 
     yardstick = costs["plain"]["server"]
     routing = [envoy + worker for envoy, worker in zip(costs["mesh"]["Envoy"], costs["mesh"]["worker"], strict=True)]
-    table = Table(title=f"The whole chain beside a plain grpc.aio + onnxruntime server (load: {generator()})")
-    for heading in ("what", "mesh", "plain server", "ratio", "reach"):
-        table.add_column(heading, justify="left" if heading == "what" else "right")
-
-    def row(what: str, ours: Sequence[float], theirs: Sequence[float], digits: int, reach: str = "") -> None:
-        figures = f"{middle(ours):,.{digits}f}", f"{middle(theirs):,.{digits}f}"
-        table.add_row(what, *figures, ratio(ours, theirs), reach)
-
-    row("calls/s", rates["mesh"], rates["plain"], 0, ">= 2.5")
-    row("CPU a call, routing, us", routing, yardstick, 1, "<= 0.35")
+    row("calls a second", "calls/s", rates["mesh"], rates["plain"], reach=">= 3.5", more=True)
+    row("CPU of a call, routing", "us", routing, yardstick, reach="<= 0.25", part=True)
     for tier, values in costs["mesh"].items():
-        row(f"  {tier}", values, yardstick, 1, "<= 0.15" if tier == "server" else "")
-    row("one caller, p50 ms", medians["mesh"], medians["plain"], 3, "<= 1.1")
-    row("one caller, p99 ms", tails["mesh"], tails["plain"], 3)
+        row(f"CPU of a call, {tier}", "us", values, yardstick, reach="<= 0.10" if tier == "server" else "", part=True)
+    row("one caller, p50", "ms", medians["mesh"], medians["plain"], reach="<= 1.05")
+    row("one caller, p99", "ms", tails["mesh"], tails["plain"], reach="<= 1.2")
     for tier, pids in tiers.items():
-        table.add_row(f"resident, {tier}, MB", f"{sum(map(resident_bytes, pids)) / 1e6:.0f}", "", "", "")
-    console.print(table)
+        row(f"resident, {tier}", "MB", [sum(map(resident_bytes, pids)) / 1e6], [], part=True)
+    comparison.notes = [
+        f"a logistic regression of 64 floats over gRPC; {rounds} rounds of {CALLS:,} calls, 64 at once, alternating; "
+        f"generator: {generator()}; one caller: grpc.aio",
+    ]
     if generator() != "h2load":
-        console.print(
-            "[yellow]h2load (nghttp2-client) is not on PATH: calls/s above are bounded by the load generator."
-        )
+        comparison.notes.append("h2load (nghttp2-client) is not on PATH: calls/s are bounded by the generator")
+    results.add(comparison)
     plain.kill9()
-    await asyncio.sleep(0)

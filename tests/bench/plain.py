@@ -1,12 +1,18 @@
 """The yardstick: a plain `grpc.aio` server that answers ModelInfer with onnxruntime, and nothing else.
 
-    python -m tests.bench.plain PORT MODEL.onnx
+    python -m tests.bench.plain PORT MODEL.onnx...
 
+<<<<<<< HEAD
 The server has one model, no router and no registry, as a user would write it by hand in twenty lines. It parses and
 answers the same V2 messages as the mesh does.
+=======
+No router, no registry: what somebody would write by hand in twenty lines. A model's name is that of its file; if there
+is only one, it answers to any name. The server parses and answers the same V2 messages as the mesh does.
+>>>>>>> 65b2c15 (draft2)
 """
 
 import sys
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -15,18 +21,28 @@ import uvloop
 
 from mesh.pb import inference_pb2
 
+Model = tuple[onnxruntime.InferenceSession, list[str]]
+"""A session and the names of its outputs."""
 
-async def serve(port: int, path: str) -> None:
-    """Serves until killed."""
+
+def model(path: str) -> Model:
+    """Loads a model, for one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    return session, [output.name for output in session.get_outputs()]
+
+
+async def serve(port: int, paths: list[str]) -> None:
+    """Serves until killed."""
+    models = {Path(path).stem: model(path) for path in paths}
+    (only,) = models.values() if len(models) == 1 else (None,)
     datatypes = {"float32": "FP32", "int64": "INT64"}
 
     async def infer(
         request: inference_pb2.ModelInferRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.ModelInferResponse:
+        session, names = only or models[request.model_name]
         feed = {
             tensor.name: np.frombuffer(raw, np.float32).reshape(tensor.shape)
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -51,4 +67,4 @@ async def serve(port: int, path: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), sys.argv[2]))
+    uvloop.run(serve(int(sys.argv[1]), sys.argv[2:]))

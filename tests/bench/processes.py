@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.localmesh import children
+
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -28,6 +30,11 @@ def peak_bytes(pid: int) -> int:
     """Returns the largest resident memory of a process since `reset_peak`."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def family(pid: int) -> list[int]:
+    """Returns a process and all processes below it."""
+    return [pid, *(each for child in children(pid) for each in family(child))]
 
 
 @dataclass(frozen=True, slots=True)

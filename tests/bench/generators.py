@@ -1,0 +1,106 @@
+"""Load for calls a second: by h2load (gRPC) and wrk (REST), which cost less than what they measure.
+
+Without them, `client` does it: its Python costs more than the servers', so calls a second are then too low for all, and
+the output says so. It does so wherever a generator is kept from sending more by its own CPU. Large messages are always
+sent by `client`: h2load takes 40 ms to upload 4 MB, longer than the servers take to answer.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.client import Order, Outcome, call
+from tests.bench.door import Door
+
+BOUND = 0.9
+"""Share of one core from which on a generator with one thread bounds the result."""
+
+_LARGE = 64 * 1024  # bytes of a request
+
+
+def named(door: Door) -> str:
+    """Returns the name of the generator for a door."""
+    if len(door.body) <= _LARGE:
+        if door.kind == "grpc" and shutil.which("h2load"):
+            return "h2load"
+        if door.kind == "rest" and shutil.which("wrk"):
+            return "wrk"
+    return "grpcio" if door.kind == "grpc" else "http.client"
+
+
+def throughput(door: Door, *, seconds: float, callers: int) -> Outcome:
+    """Calls for so long, each caller one call at a time. Raises RuntimeError if a call fails."""
+    match named(door):
+        case "h2load":
+            return _h2load(door, seconds, callers)
+        case "wrk":
+            return _wrk(door, seconds, callers)
+    return call(Order(door, seconds, callers))
+
+
+def _run(argv: list[str], seconds: float) -> tuple[str, float, float]:
+    """Runs a generator. Returns its output, the seconds that it ran, and its CPU seconds."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out:
+        child = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        text = out.read()
+    if child.returncode:
+        raise RuntimeError(f"{argv[0]} ended with {child.returncode}: {text[-2000:]}")
+    return text, time.perf_counter() - began, used.ru_utime + used.ru_stime
+
+
+def _h2load(door: Door, seconds: float, callers: int) -> Outcome:
+    """Calls over up to 8 connections, the callers of each as streams."""
+    connections = min(callers, 8)
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(door.framed)
+        body.flush()
+        argv = ["h2load", "-D", f"{seconds:.0f}", "-t", "1", "-c", str(connections), "-m", str(callers // connections)]
+        argv += ["-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers"]
+        for name, value in door.headers.items():
+            argv += ["-H", f"{name}: {value}"]
+        text, took, cpu = _run([*argv, door.url], seconds)
+    rate = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", text)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", text)
+    traffic = re.search(r"\((\d+)\) data", text)
+    bad = counts is None or not int(counts[1]) or any(int(counts[n]) for n in (2, 3, 4))
+    if rate is None or counts is None or traffic is None or bad:
+        raise RuntimeError(f"h2load: {text[-2000:]}")
+    done = int(counts[1])
+    # It looks at HTTP's status alone, which is 200 for a gRPC error: such an answer has no data.
+    if int(traffic[1]) < done * door.answer:
+        raise RuntimeError(f"h2load: answers of {int(traffic[1]) / max(done, 1):.0f} bytes, {door.answer} were due")
+    return Outcome(done, done / float(rate[1]), cpu * (done / float(rate[1])) / took)
+
+
+_LUA = """
+wrk.method = "POST"
+local file = io.open("{body}", "rb")
+wrk.body = file:read("*a")
+file:close()
+{headers}
+"""
+
+
+def _wrk(door: Door, seconds: float, callers: int) -> Outcome:
+    """Calls on one connection a caller."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "body").write_bytes(door.body)
+        headers = "\n".join(f'wrk.headers["{key}"] = "{value}"' for key, value in door.headers.items())
+        (folder / "post.lua").write_text(_LUA.format(body=folder / "body", headers=headers))
+        argv = ["wrk", "-t", "1", "-c", str(callers), "-d", f"{seconds:.0f}s", "--timeout", "30s"]
+        text, took, cpu = _run([*argv, "-s", str(folder / "post.lua"), door.url], seconds)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    done = re.search(r"(\d+) requests in", text)
+    if rate is None or done is None or not float(rate[1]) or "Non-2xx" in text or "Socket errors" in text:
+        raise RuntimeError(f"wrk: {text[-2000:]}")
+    elapsed = int(done[1]) / float(rate[1])
+    return Outcome(int(done[1]), elapsed, cpu * elapsed / took)

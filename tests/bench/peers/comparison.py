@@ -1,0 +1,233 @@
+"""The mesh beside other servers: calls a second in a closed loop, latency in an open one, and CPU of a call.
+
+All servers run during the whole part, each with the same two models; rounds alternate between them. A closed loop sends
+the next call when the last is answered, so it finds the most calls a second. An open loop sends at given times, whether
+the server is ready or not, and counts the time of a call from when it was due (`client`).
+"""
+
+import asyncio
+import random
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tests.bench import generators
+from tests.bench.client import PERCENTILES, Order, Outcome, call
+from tests.bench.door import Door, Kind
+from tests.bench.peers import starting
+from tests.bench.peers.servers import PAYLOADS, Server
+from tests.bench.plan import Plan
+from tests.bench.processes import Meter
+from tests.bench.results import Comparison, Results, Row
+from tests.support.localmesh import LocalMesh
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A row of the closed loop."""
+
+    kind: Kind
+    payload: str
+    callers: int
+    binary: bool = False
+
+    @property
+    def what(self) -> str:
+        """The row's name."""
+        form = "gRPC" if self.kind == "grpc" else "REST, binary tensors" if self.binary else "REST, JSON"
+        return f"{form}, {self.payload}, {self.callers} {'caller' if self.callers == 1 else 'callers'}"
+
+
+CLOSED = (
+    (Closed("grpc", "1 KB", 64), Closed("rest", "1 KB", 16)),
+    (Closed("grpc", "100 KB", 8), Closed("rest", "100 KB", 8), Closed("rest", "100 KB", 8, binary=True)),
+    (Closed("grpc", "4 MB", 8), Closed("rest", "4 MB", 1), Closed("rest", "4 MB", 8, binary=True)),
+)
+"""In groups, whose rows take turns too. With few callers where a call takes long: a queue would only lengthen it."""
+
+KINDS: tuple[Kind, ...] = ("grpc", "rest")
+PAUSE = 1.0  # seconds between two loads: generators start and connect
+FAILED = "calls failed in a round, which does not count"
+
+
+class Bar:
+    """The progress of the part: one bar, by expected seconds; lines where the output is no terminal."""
+
+    def __init__(self, progress: Progress, seconds: float) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=seconds)
+        self._lines = not progress.console.is_terminal
+        self._total, self._passed = seconds, 0.0
+        self._last = ""
+
+    def doing(self, stage: str, what: str) -> None:
+        """Shows what is measured now; lines are written for each stage."""
+        self._progress.update(self._task, description=what)
+        if self._lines and stage != self._last:
+            self._progress.console.print(f"{self._passed:4.0f} of {self._total:.0f} s: {stage}", highlight=False)
+        self._last = stage
+
+    def failed(self, what: str, system: str, error: Exception) -> None:
+        """Says that a round of a system failed, which does not end the others."""
+        self._progress.console.print(f"[bold red]{what}: {system} FAILED: {error}")
+
+    def done(self, seconds: float) -> None:
+        """Moves on by the seconds that were planned for this."""
+        self._passed += seconds
+        self._progress.advance(self._task, seconds)
+
+
+async def run(mesh: LocalMesh, folder: Path, results: Results, plan: Plan) -> None:
+    """Makes the environments, starts the peers, measures, and adds the comparisons."""
+    columns = (TextColumn("{task.description:48}"), BarColumn(30), TimeElapsedColumn(), TextColumn("left:"))
+    with Progress(*columns, TimeRemainingColumn(), console=results.console) as progress:
+        async with starting.running(mesh, folder, results, progress) as running:
+            loads = sum(_takes(server, row) for rows in CLOSED for row in rows for server in running)
+            opens = sum(len(server.doors) for server in running) * len(plan.rates)
+            bar = Bar(
+                progress,
+                loads * plan.closed * (plan.closed_seconds + PAUSE) + opens * plan.open * (plan.open_seconds + PAUSE),
+            )
+            closed = [pair for rows in CLOSED for pair in await _closed(rows, running, plan, bar)]
+            opened = [
+                row for kind in KINDS for rate in plan.rates for row in await _open(kind, rate, running, plan, bar)
+            ]
+    names = [server.name for server in running]
+    base = "MLServer" if "MLServer" in names else names[-1]
+    rates, costs = [rate for rate, _ in closed], [cost for _, cost in closed]
+    rounds = f"{plan.closed} rounds of {plan.closed_seconds:.0f} s, alternating"
+    payloads = (
+        "100 KB and 4 MB are bytes of a tensor that is sent and returned; 1 KB is a logistic regression of 64 floats, "
+        "1 KB as JSON and 0.3 KB as a gRPC message"
+    )
+    ours = running[0]
+    doors = [ours.door(row.kind, PAYLOADS[row.payload], binary=row.binary) for rows in CLOSED for row in rows]
+    notes = [payloads, rounds, f"generators: {', '.join(dict.fromkeys(map(generators.named, doors)))}"]
+    if base != "MLServer":
+        for row in rates:
+            row.reach = ""  # it is a ratio to MLServer
+    results.add(Comparison("throughput", "Calls a second, closed loop", names, base, rates, notes))
+    more = ["all processes of a server: for the mesh Envoy, router, agent and model server", "in the same rounds"]
+    results.add(Comparison("cpu", "CPU of a call", names, base, costs, more))
+    results.add(_forms(rates, rounds))
+    notes = [
+        f"each call is timed from when it was due; {plan.open} rounds of {plan.open_seconds:.0f} s, alternating, with "
+        "calls at random times, the same for each server; generators: grpc.aio, and our HTTP/1.1 client for REST",
+        "p99.9: one call in a thousand takes longer",
+    ]
+    results.add(Comparison("latency", "Latency, open loop, 1 KB", names, base, opened, notes))
+
+
+def _forms(rates: Sequence[Row], rounds: str) -> Comparison:
+    """Returns our REST beside our gRPC, from the rounds of both."""
+    grpc, rest, binary = "Mesh, gRPC", "Mesh, REST as JSON", "Mesh, REST as binary"
+    found = Comparison("forms", "REST beside gRPC", [rest, binary, grpc], grpc, [], [rounds])
+    ours = {row.what: row.figures["Mesh"] for row in rates}
+    for rows in CLOSED:
+        names = {(row.kind, row.binary): row.what for row in rows}
+        figures = {
+            system: ours.get(names.get(form, ""), [])
+            for system, form in ((rest, ("rest", False)), (binary, ("rest", True)), (grpc, ("grpc", False)))
+        }
+        goal = ">= 0.6" if rows is CLOSED[0] else ""
+        found.rows.append(Row(rows[0].payload, "calls/s", figures, more_is_better=True, reach=goal, judged=False))
+    return found
+
+
+def _takes(server: Server, row: Closed) -> bool:
+    return row.kind in server.doors and (server.binary_rest or not row.binary)
+
+
+async def _closed(rows: Sequence[Closed], running: Sequence[Server], plan: Plan, bar: Bar) -> list[tuple[Row, Row]]:
+    """Measures a group of rows: calls a second and CPU of a call, of each."""
+    measured = [
+        (
+            Row(row.what, "calls/s", {server.name: [] for server in running}, more_is_better=True, reach=_goal(row)),
+            Row(row.what, "us", {server.name: [] for server in running}),
+        )
+        for row in rows
+    ]
+    for row, pair in zip(rows, measured, strict=True):
+        for server in running:
+            if not _takes(server, row):
+                lacks = "has no REST" if row.kind not in server.doors else "has no binary tensors in REST"
+                for one in pair:
+                    one.remarks[server.name] = lacks
+    turns = [
+        (row, rates, costs, server)
+        for row, (rates, costs) in zip(rows, measured, strict=True)
+        for server in running
+        if _takes(server, row)
+    ]
+    order = random.Random(rows[0].what)
+    for number in range(plan.closed):
+        order.shuffle(turns)  # nobody always comes after the same one
+        for row, rates, costs, server in turns:
+            bar.doing(f"{row.payload}, round {number + 1}", f"{row.what}: {server.name}")
+            door = server.door(row.kind, PAYLOADS[row.payload], binary=row.binary)
+            try:
+                if not number:
+                    await asyncio.to_thread(generators.throughput, door, seconds=1.0, callers=row.callers)
+                meter = Meter.begin({"all": server.pids()})
+                done = await asyncio.to_thread(
+                    generators.throughput, door, seconds=plan.closed_seconds, callers=row.callers
+                )
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                bar.failed(row.what, server.name, error)
+                rates.remarks[server.name] = costs.remarks[server.name] = FAILED
+            else:
+                rates.figures[server.name].append(done.rate)
+                costs.figures[server.name].append(meter.spent()["all"] / done.calls * 1e6)
+                if done.share > generators.BOUND:
+                    rates.remarks[server.name] = _bounded(door, done)
+            bar.done(plan.closed_seconds + PAUSE)
+    return measured
+
+
+def _goal(row: Closed) -> str:
+    """Returns what our ratio to MLServer is to reach."""
+    return ">= 5" if (row.kind, row.payload) == ("rest", "1 KB") else ""
+
+
+def _bounded(door: Door, done: Outcome) -> str:
+    return f"bounded by the generator: {generators.named(door)} took {done.share:.0%} of a core"
+
+
+async def _open(kind: Kind, rate: int, running: Sequence[Server], plan: Plan, bar: Bar) -> list[Row]:
+    """Measures a row for each percentile."""
+    form = "gRPC" if kind == "grpc" else "REST, JSON"
+    rows = [
+        Row(f"{form}, {rate:,} calls/s, p{share * 100:g}", "ms", {server.name: [] for server in running})
+        for share in PERCENTILES
+    ]
+    takes = [server for server in running if kind in server.doors]
+    for number in range(plan.open):
+        for server in takes:
+            bar.doing(f"{form}, {rate:,} calls/s", f"{form}, {rate:,} calls/s: {server.name}")
+            door = server.door(kind, PAYLOADS["1 KB"])
+            try:
+                done = await asyncio.to_thread(call, Order(door, plan.open_seconds, rate=rate, seed=number))
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                bar.failed(f"{form}, {rate:,} calls/s", server.name, error)
+                for row in rows:
+                    row.remarks[server.name] = FAILED
+                bar.done(plan.open_seconds + PAUSE)
+                continue
+            for row, value in zip(rows, done.percentiles or (None,) * len(rows), strict=True):
+                if value is not None:
+                    row.figures[server.name].append(value * 1e3)
+                if done.behind:
+                    row.remarks[server.name] = "does not keep up: the time grows for as long as the calls come"
+                elif done.share > generators.BOUND:
+                    row.remarks[server.name] = f"bounded by the generator: it took {done.share:.0%} of a core"
+                elif done.lag * 1e3 > 1.0 and server.name not in row.remarks:
+                    row.remarks[server.name] = f"includes lateness of the generator, p99 {done.lag * 1e3:.1f} ms"
+            bar.done(plan.open_seconds + PAUSE)
+    for server in running:
+        if server not in takes:
+            for row in rows:
+                row.remarks[server.name] = "has no REST"
+    return rows
