@@ -119,6 +119,21 @@ def test_a_vmodel_counts_once_in_each_model_that_it_names_in_any_role(admin: Adm
     assert json.loads(found[b"vmodels/alias"])["mesh"] == more
 
 
+def test_a_model_that_is_created_again_keeps_its_references(admin: Admin, saved: Path, other: Keys) -> None:
+    """A model that is overwritten is counted by the vmodels that name it, also by one that the backup does not hold."""
+    theirs = {
+        other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs", refs=2).encode(),
+        other.vmodel("alias"): b'{"o":"me","amid":"one","tmid":"one"}',
+        other.vmodel("theirs"): b'{"amid":"one","tmid":"one"}',
+    }
+    admin.put(theirs)
+    result = restored(admin, saved, other, "--overwrite", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["recounted"] == 1
+    record = ModelRecord.decode(admin.all(other)[b"registry/one"])
+    assert (record.path, record.refs) == ("s3://b/one", 2)
+
+
 def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) -> None:
     """Records of every kind that differ are named and left, the rest is restored, and the command reports that not all
     were."""

@@ -277,6 +277,7 @@ def _tell_restored(header: "Header", base: str, outcome: "Outcome", *, dry_run: 
                 "overwritten": dict(outcome.overwritten),
                 "differing": [{"kind": kind, "id": name} for kind, name in outcome.differing],
                 "failed": [{"kind": kind, "id": name, "why": why} for kind, name, why in outcome.failed],
+                "recounted": outcome.recounted,
                 "dangling": outcome.dangling,
             }
         )
@@ -291,6 +292,8 @@ def _tell_restored(header: "Header", base: str, outcome: "Outcome", *, dry_run: 
     ):
         if counts.total():
             screen.print(f"{text}: {_counted(counts)}")
+    if outcome.recounted:
+        screen.print(f"references of vmodels counted again: {outcome.recounted} models")
     remarks = output.remarks()
     if outcome.differing:
         hint = "--overwrite replaces them" if not dry_run else "unchanged without --overwrite"

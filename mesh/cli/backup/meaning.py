@@ -51,6 +51,14 @@ def counted(value: bytes, more: int) -> bytes:
     return replace(record, refs=max(0, record.refs + more)).encode()
 
 
+def references(value: bytes) -> int | None:
+    """Returns the number of vmodels that a model's record says name it; None if the record cannot be read."""
+    try:
+        return ModelRecord.decode(value).refs
+    except ValueError:
+        return None
+
+
 def of(value: bytes) -> Any:
     """Returns the JSON document in a value, or the bytes if it is not JSON."""
     try:

@@ -59,6 +59,7 @@ class Outcome:
     overwritten: Counter[str] = field(default_factory=Counter)
     differing: list[tuple[str, str]] = field(default_factory=list)  # kind and id
     failed: list[tuple[str, str, str]] = field(default_factory=list)  # kind, id, and why
+    recounted: int = 0  # models whose count of references was wrong
     dangling: list[str] = field(default_factory=list)  # vmodels that name a model which is not registered
 
     @property
@@ -117,6 +118,8 @@ class Restorer:
             for entry in itertools.chain.from_iterable(batches):
                 await (self._vmodel(entry) if kind == "vmodels" else self._setting(entry))
                 progress(self.outcome.done)
+        if not self._dry_run:
+            await self._recount()
         return self.outcome
 
     # --- models ---
@@ -304,6 +307,39 @@ class Restorer:
                 (self.outcome.created if kv is None else self.outcome.overwritten)[entry.kind] += 1
                 return
         self._fail([entry], "others keep changing it")
+
+    async def _recount(self) -> None:
+        """Corrects the references of the models that vmodels name: a vmodel that stayed as it was may name a model that
+        was created again.
+
+        Each write that changes which vmodels name a model writes the model's record too. So if a record is unchanged
+        since before the vmodels were read, its count is what they say."""
+        for _ in range(_ROUNDS):
+            names = sorted(await self._named())
+            read: dict[str, KeyValue] = {}
+            for start in range(0, len(names), BATCH):
+                part = names[start : start + BATCH]
+                ops = [etcds.get_op(self._keys.model(name)) for name in part]
+                for name, response in zip(part, (await self._etcd.txn((), ops)).responses, strict=True):
+                    if kvs := etcds.found(response):
+                        read[name] = kvs[0]
+            counts = await self._named()
+            wrong = {name: kv for name, kv in read.items() if meaning.references(kv.value) not in (None, counts[name])}
+            left = False
+            for name, kv in wrong.items():
+                value = meaning.counted(kv.value, counts[name] - (meaning.references(kv.value) or 0))
+                done = await self._write([etcds.modified(kv.key, kv.mod_revision)], [etcds.put_op(kv.key, value)])
+                self.outcome.recounted += done
+                left |= not done
+            if not left:
+                return
+
+    async def _named(self) -> Counter[str]:
+        """Returns the models that vmodels name now, with the number of those vmodels."""
+        named: Counter[str] = Counter()
+        async for kv in self._etcd.scan(self._keys.vmodels):
+            named.update(meaning.named(kv.value))
+        return named
 
     async def _setting(self, entry: file.BackupEntry) -> None:
         key = self._key(entry)
