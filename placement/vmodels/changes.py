@@ -13,8 +13,8 @@ model has. The vmodel switches to it in the same write only if nothing is lost b
 copies or the target has as many; or if the caller insists (`force`).
 
 **Versions.** The versions of a vmodel are in the order in which they were set. A new one goes to the end; the version
-that it replaces is put right before it, so that going back leads to what served before. The last `keep` before the
-present one are kept.
+that it replaces is put right before it, so that going back leads to what served before. One that could not be loaded,
+and was given up, goes to the front. The last `keep` before the present one are kept.
 """
 
 import enum
@@ -259,6 +259,8 @@ def _additions(vmodel_id: str, before: VModelRecord | None, request: SetVModel, 
     new = before is None or target != before.target
     if new:
         more = replace(more, wait=request.ready, why="", weights=MappingProxyType({}))
+        if before is not None and before.moving and before.failed and (bad := more.version_of(before.target)):
+            more = replace(more, versions=MappingProxyType({bad: before.target, **more.versions}))
         if more.mirror is not None and more.mirror.target == target:
             more = replace(more, mirror=None)
     elif request.force:

@@ -238,6 +238,17 @@ def test_a_version_after_going_back_follows_the_one_that_served():
     assert changed(record, {"m7": LOADED}, back=True).target == "m7"
 
 
+def test_a_version_that_could_not_be_loaded_is_the_first_to_be_dropped():
+    """A version that failed and was given up is no version to go back to: it is dropped before those that served."""
+    models = {f"m{number}": LOADED for number in (1, 2, 3, 4)}
+    record = changed(rolled_out("1", "2"), models | {"m3": IDLE}, target="m3", version="3")
+    record = changed(replace(record, failed=True), models, version="2")
+    assert (list(record.more.versions), record.target) == (["3", "1", "2"], "m2")
+    assert changed(record, models, back=True).target == "m1"
+    record = changed(record, models, target="m4", version="4", force=True)
+    assert list(record.more.versions) == ["1", "2", "4"]
+
+
 def test_a_version_names_one_model():
     """A version names one model for good, because a client may have written the version's name down."""
     record = rolled_out("7", "8")
