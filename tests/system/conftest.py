@@ -5,6 +5,14 @@ import pytest
 from tests.support.localmesh import LocalMesh
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options of `make test-vmodels`."""
+    group = parser.getgroup("vmodels")
+    group.addoption("--vmodel-calls", type=int, default=800, help="Random calls of the vmodel API.")
+    group.addoption("--vmodel-moves", type=int, default=24, help="Moves of a vmodel under constant traffic.")
+    group.addoption("--vmodel-seed", type=int, help="Seed of the random calls; by default another one each time.")
+
+
 @pytest.fixture
 def a_mesh(tmp_path, etcd_server):
     """Makes a mesh of real processes on the session's etcd: `async with a_mesh(pods=2) as mesh`."""
