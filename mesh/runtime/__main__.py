@@ -55,6 +55,7 @@ def main(
     memory: options.Memory,
     storage: options.Storage,
     work: options.Work,
+    server: options.ModelServer,
     membership: options.Membership,
     logging: Logging,
 ) -> None:
@@ -63,7 +64,8 @@ def main(
     with startup.refusals(log):
         memory.check()
         reached, base = login.reach(etcd, base=base)
-        models, limit = memory.split()
+        address = server.address()
+        models, limit = memory.split(foreign=bool(address or server.server_command))
         device, disk, rate = memory.device_capacity, storage.disk_budget, storage.pull_bandwidth
         settings = RuntimeSettings(
             name=name or socket.gethostname(),
@@ -103,6 +105,8 @@ def main(
             max_body_bytes=work.body_bytes(),
             hang_timeout=work.hang_timeout,
             server_module=work.server_module,
+            server=address,
+            server_command=server.server_command,
             check_interval=membership.check_interval,
             log_format=logging.log_format,
             log_level=logging.log_level,

@@ -1,12 +1,14 @@
-"""The long-lived tasks of an agent and of its ONNX server, and what happens without each."""
+"""The long-lived tasks of an agent, its ONNX server and its relay, and what happens without each."""
 
 from mesh.process.tasks import Duty
 
 SERVER = Duty("keep the model server", "a server that dies or hangs is not replaced", turns=60)
+FOREIGN_SERVER = Duty("keep the server of --server-command", "one that dies is not started again", turns=60)
 PRESENCE = Duty("presence", "the mesh's view of this pod is out of date", turns=300)
 FENCE = Duty("fence", "the server falls silent once its permission runs out", turns=30)
 MEMORY = Duty("memory watch", "models may take more memory than there is", turns=30)
 DEVICE_MEMORY = Duty("device memory watch", "models may take more of the device's memory than there is", turns=30)
+LOSSES = Duty("lost copies", "copies that the model server has lost look as if they were here", turns=30)
 RELIEF = Duty("relief", "a server that has lost all its threads is not replaced", turns=120)
 LAST_LOOKS = Duty("last looks at the memory", "a death for lack of memory is blamed on a model", turns=30)
 HOUSEKEEPING = Duty("housekeeping", "copies of deleted models stay, and perhaps keys of this pod", turns=300)
@@ -22,6 +24,7 @@ AGENT = (
     FENCE,
     MEMORY,
     DEVICE_MEMORY,
+    LOSSES,
     RELIEF,
     LAST_LOOKS,
     HOUSEKEEPING,
@@ -37,3 +40,11 @@ SERVER_CERTIFICATES = Duty("follow certificates", "routers are shown a certifica
 TLS_MEMORY = Duty("memory of connections", "TLS connections take memory from models", turns=30)
 
 SERVERS = (BEAT, SERVER_CERTIFICATES, TLS_MEMORY)
+
+LINK = Duty("follow the server", "nobody notices that the model server has gone")
+LINK_WATCH = Duty("watch the server", "nobody notices that the model server hangs, or has lost a model", turns=60)
+
+BESIDE_FOREIGN = (FOREIGN_SERVER,)
+"""What an agent does besides if it starts a server that is not ours."""
+
+RELAYS = (BEAT, SERVER_CERTIFICATES, LINK, LINK_WATCH)

@@ -53,6 +53,11 @@ class Turns:
         self._held = False  # no other load gets a turn
         self._changed = asyncio.Event()  # a turn has ended, or become long
 
+    def resize(self, count: int) -> None:
+        """Sets the number of turns at once. Call it before the first one."""
+        self._free += count - self.count
+        self.count = count
+
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
         """Holds one turn that begins while no other load has one: it waits for the others, and later ones wait for its

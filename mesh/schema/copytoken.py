@@ -24,6 +24,12 @@ def read(token: bytes) -> tuple[bytes, int, int] | None:
     return incarnation, int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
 
 
+def revision(token: bytes) -> int:
+    """Returns the create revision in a token; 0 if there is none."""
+    found = read(token)
+    return 0 if found is None else found[1]
+
+
 def supersedes(held: bytes, meant: bytes) -> bool:
     """Returns whether the copy `held` is a newer generation of the copy `meant`."""
     one, other = read(held), read(meant)

@@ -130,7 +130,8 @@ class GrpcCall(wire.Call):
 
     def fail(self, code: int, text: str, headers: wire.Headers = (), trailers: wire.Headers = ()) -> None:
         """Answers with a status other than OK."""
-        self._settle(_End(code, text, None, headers, trailers))
+        # Without a message, headers and trailers are one block, which clients read as trailing metadata.
+        self._settle(_End(code, text, None, (), (*headers, *trailers)))
 
     def start(self, headers: wire.Headers = ()) -> None:
         """Sends the initial metadata."""

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mesh.pb import inference_pb2 as pb
+from mesh.runtime.port.copies import Copies
 from mesh.runtime.server.calls.dataport import DataPort
 from mesh.runtime.server.calls.runs import Runs
 from mesh.runtime.server.calls.watch import CallWatch
-from mesh.runtime.server.copies import Copies
 from mesh.runtime.server.loads.loader import Loader, Order
 from mesh.runtime.server.onnx import device
 from mesh.runtime.server.v2.intake import Intake

@@ -251,6 +251,7 @@ class FakePod:
             optimising=self.optimising,
             resident_bytes=lambda: 0,
             device_bytes=lambda: 0,
+            lost=lambda: 0,
         )
         self.cache = Cache(self.ledger, below, Limits(0, concurrency, 30.0, demand.WINDOW))
         self.cache.gate.why_refused = lambda: self.refusal

@@ -32,8 +32,10 @@ from mesh.runtime.cache.housekeeping import Housekeeping
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence
+from mesh.runtime.servers.endings import Death
+from mesh.runtime.servers.foreign import BadCommand, ForeignServer, words_of
 from mesh.runtime.servers.relief import Relief
-from mesh.runtime.servers.serverprocess import Death, ServerProcess
+from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.keys import Keys
 from mesh.telemetry.probes import Probes
@@ -67,12 +69,14 @@ class Pod:
         self.last_looks = LastLooks(self.run_dir.path, memory.available_bytes, there.bytes if there else 0)
         self.history = History(self.etcd, self.keys, pod=settings.name, secrets=lambda: self.puller.secrets)
 
+        self.foreign, address = _foreign(settings, self.run_dir, on_given_up=cannot_go_on)
         self.server = ServerProcess(
             board,
             on_death=self._on_death,
             on_ready=lambda: self.presence.changed(),
             on_given_up=cannot_go_on,
             on_hung=lambda: self.cache.meters.server_hangs.inc(),
+            foreign=self.foreign,
         )
         self.relief = Relief(lambda: board.stuck, self.server)
         self.presence = Presence(
@@ -111,9 +115,10 @@ class Pod:
                 optimising=self.optimising,
                 resident_bytes=lambda: self.server.resident_bytes,
                 device_bytes=lambda: board.device_bytes,
+                lost=lambda: board.lost,
             ),
             Limits(
-                memory_bytes=settings.memory_limit or capacity.limit(settings.capacity),
+                memory_bytes=0 if settings.foreign else settings.memory_limit or capacity.limit(settings.capacity),
                 load_concurrency=settings.load_concurrency,
                 load_timeout=settings.load_timeout,
                 demand_window=settings.demand_window,
@@ -150,6 +155,8 @@ class Pod:
             self.optimising,
             incarnation=incarnation,
             run_dir=self.run_dir.path,
+            foreign=self.foreign,
+            address=address,
         )
         self.leaving = Leaving(
             self.etcd, self.keys, self.cache, self.presence, self.fence, board, incarnation=incarnation
@@ -170,6 +177,20 @@ class Pod:
     def _on_usurped(self, why: str) -> None:
         self.fence.close()  # once another incarnation has this pod's place, the mesh considers this one ended
         self._cannot_go_on(why)
+
+
+def _foreign(
+    settings: RuntimeSettings, run_dir: RunDir, *, on_given_up: Callable[[str], None]
+) -> tuple[ForeignServer | None, str]:
+    """Returns the server of --server-command, if there is one, and the address of any server that is not ours. Raises
+    ValueError."""
+    if not settings.server_command:
+        return None, settings.server
+    try:
+        words, address = words_of(settings.server_command, address=settings.server, run_dir=run_dir.path)
+    except BadCommand as error:
+        raise ValueError(f"--server-command {error}") from error
+    return ForeignServer(words, on_given_up=on_given_up), address
 
 
 def _puller(settings: RuntimeSettings, run_dir: RunDir) -> Puller:

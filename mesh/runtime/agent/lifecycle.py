@@ -96,6 +96,7 @@ class Agent:
             (duties.FENCE, pod.fence.run),
             (duties.MEMORY, pod.cache.memory.run),
             (duties.DEVICE_MEMORY, pod.cache.device_memory.run),
+            (duties.LOSSES, pod.cache.losses.run),
             (duties.RELIEF, pod.relief.run),
             (duties.LAST_LOOKS, pod.last_looks.run),
             (check, pod.housekeeping.run),
@@ -120,6 +121,8 @@ class Agent:
         await self._tasks.close()
         await pod.cache.loads.settle(0.0)
         await pod.server.stop(grace)
+        if pod.foreign is not None:
+            await pod.foreign.stop(grace)
         await pod.presence.close(revoke=True)
         await pod.control.close(0.2)
         await pod.cache.unloads.close()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mesh.host import memory
-from mesh.options import checked, tls
+from mesh.options import checked, servers, tls
 from mesh.options.values import format_bytes
 from mesh.runtime.agent.settings import SERVER
 from mesh.runtime.cache.books import demand
@@ -46,7 +46,11 @@ class Memory:
     """The memory for models, and the policy that makes room in it."""
 
     capacity: Annotated[
-        str, typer.Option(envvar="MESH_CAPACITY", help="Memory for models; auto: most of what is available.")
+        str,
+        typer.Option(
+            envvar="MESH_CAPACITY",
+            help="Memory for models; auto: most of what is available, or what the server of --server reports.",
+        ),
     ] = "auto"
     device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="Device that models run on: auto, cpu or cuda.")] = (
         "auto"
@@ -83,8 +87,11 @@ class Memory:
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
-    def split(self) -> tuple[int, int]:
-        """Returns the bytes for models and for the whole model server. Raises BadParameter if there is too little."""
+    def split(self, *, foreign: bool) -> tuple[int, int]:
+        """Returns the bytes for models and for the whole model server; 0 if a foreign server decides. Raises
+        BadParameter if there is too little."""
+        if foreign:
+            return 0 if self.capacity == "auto" else checked.size(self.capacity, "--capacity"), 0
         there = memory.whole()
         try:
             if self.capacity == "auto":
@@ -217,6 +224,37 @@ class Work:
     def body_bytes(self) -> int:
         """Returns the bytes of bodies that the model server may hold. Raises BadParameter if a message does not fit."""
         return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelServer:
+    """A model server that is not ours."""
+
+    server: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVER",
+            metavar="ADDRESS",
+            help="Address of a model server that speaks mmesh.ModelRuntime, HOST:PORT or unix:/PATH; default: our ONNX "
+            "server.",
+        ),
+    ] = ""
+    server_command: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVER_COMMAND",
+            metavar="COMMAND",
+            help="Command that starts such a server as a child of this pod. {socket} in it becomes the path of a unix "
+            "socket to listen on, {port} a free port; without either, --server is its address.",
+        ),
+    ] = ""
+
+    def address(self) -> str:
+        """Returns the address as gRPC names it; "": none is given. Raises BadParameter."""
+        try:
+            return servers.target(self.server) if self.server else ""
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--server") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class RuntimeSettings:
     probe: str = "127.0.0.1:0"  # /ready, /live, /metrics
     internal_tls: Path | None = None  # folder of this process's identity in the mesh; None: routers use no TLS
     advertise: str = ""  # host by which others reach this pod; empty: that of `data`, or this host's own address
-    capacity: int = 1024 * MIB  # for models
+    capacity: int = 1024 * MIB  # for models; 0: what the model server reports
     memory_limit: int = 0  # of the whole model server; 0: derived from the capacity
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     labels: tuple[str, ...] = ()
@@ -54,15 +54,22 @@ class RuntimeSettings:
     max_message: int = 16 * MIB
     max_body_bytes: int = 512 * MIB  # of requests and replies that the model server holds, together
     server_module: str = SERVER  # run as the model server
+    server: str = ""  # address of a model server that is not ours, as gRPC names it
+    server_command: str = ""  # starts that server; {socket} and {port} are filled in
     hang_timeout: float = 12.0  # silence of the model server after which it is killed
     check_interval: float = 30.0  # between two comparisons with the registry
     log_format: str = "text"
     log_level: str = "info"
 
     @property
+    def foreign(self) -> bool:
+        """True if the model server is not ours."""
+        return bool(self.server or self.server_command)
+
+    @property
     def slots(self) -> int:
         """The number of slots of the use board: as many as the capacity holds of the smallest models, within limits."""
-        return min(max(self.capacity // (32 << 10), 1024), 32768)
+        return min(max(self.capacity // (32 << 10), 1024), 32768) if self.capacity else 8192
 
     def reachable(self, address: str) -> str:
         """Returns the host by which others reach one of our addresses."""

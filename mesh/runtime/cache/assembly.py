@@ -29,6 +29,7 @@ from mesh.runtime.cache.loads.loading import Loading
 from mesh.runtime.cache.loads.publication import Publication
 from mesh.runtime.cache.loads.rooms import Rooms
 from mesh.runtime.cache.loads.serverside import ServerSide
+from mesh.runtime.cache.losses import Losses
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence
@@ -61,6 +62,7 @@ class Below:
     optimising: Optimising
     resident_bytes: Callable[[], int]  # of the model server
     device_bytes: Callable[[], int]  # in use on its device, by any process
+    lost: Callable[[], int]  # copies that it has lost so far without dying
 
 
 class Cache:
@@ -90,7 +92,7 @@ class Cache:
         watches = (self.memory, self.device_memory)
         self.gate = gate = Gate(below.presence, below.server, below.relief, watches)
         self.rooms = Rooms(ledger, self.victims, self.eviction, gate, space)
-        server = ServerSide(
+        self.server_side = server = ServerSide(
             ledger,
             below.server,
             gate,
@@ -152,4 +154,11 @@ class Cache:
             presence=below.presence,
             history=below.history,
         )
+        self.losses = Losses(ledger, self.unloads, below.lost)
         meters.follow_loads(self.admission.queued, self.admission.sizes)
+
+    def adopt(self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float) -> None:
+        """Takes over what a model server reports about itself. Call it before the first load."""
+        self.ledger.resize(capacity_bytes)
+        self.admission.resize(load_concurrency)
+        self.server_side.load_timeout = load_timeout

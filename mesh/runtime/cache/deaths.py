@@ -14,7 +14,7 @@ from mesh.runtime.cache.books.space import Space
 from mesh.runtime.cache.disk.files import Files
 from mesh.runtime.cache.evictions.unloads import Unloads
 from mesh.runtime.presence.publishing import Presence
-from mesh.runtime.servers.serverprocess import Death
+from mesh.runtime.servers.endings import Death
 from mesh.runtime.sharedmemory.atwork import AtWork
 from mesh.telemetry import logs
 from placement.suspects import suspects as judge

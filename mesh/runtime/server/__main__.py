@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from mesh.runtime.port.boards import CannotStart
 from mesh.runtime.server import settings
 from mesh.telemetry import logs
 
@@ -31,7 +32,7 @@ def main(loading: "type[Loader] | None" = None) -> None:
     status = 0
     try:
         status = uvloop.run(process.serve(given, loading))
-    except process.CannotStart as error:
+    except CannotStart as error:
         log.error("the model server cannot start", why=str(error))
         status = 1
     # The interpreter's own exit would wait for threads, and one may be in a model that never returns.

@@ -1,16 +1,7 @@
-"""The loaded copies, and the match between a call and the copy that it is meant for.
-
-Another pod may get the same address, and an id may be registered again for another model. So a call names the copy that
-it is meant for (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy
-of the same id answers it. A copy that was loaded without a token, by an agent that does not send them, is matched by
-its id alone.
-
-While a registration's content is reloaded it has two copies, told apart by their tokens (`mesh.schema.copytoken`).
-Until the older one is unloaded, the newer one answers only the calls that name it.
-"""
+"""A copy as our server holds it: the session, its size, and what its answers look like."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mesh.pb import inference_pb2
 from mesh.runtime.server.onnx.session import Session
@@ -19,7 +10,6 @@ from mesh.runtime.server.v2 import tensors
 from mesh.runtime.server.v2.reply import ReplyWriter
 from mesh.runtime.server.v2.shortcuts import Shortcuts
 from mesh.runtime.sharedmemory.slot import Row
-from mesh.schema import copytoken
 
 _PLATFORM = "onnx_onnxv1"
 
@@ -100,52 +90,3 @@ class ServedCopy:
             ).SerializeToString()
         named = inference_pb2.ModelMetadataResponse(name=name or self.model_id, versions=versions)
         return named.SerializeToString() + self._metadata  # protobuf reads two messages in a row as one
-
-
-class Copies:
-    """All copies, by id as encoded on the wire."""
-
-    __slots__ = ("_by_id", "_newer")
-
-    def __init__(self) -> None:
-        self._by_id: dict[bytes, ServedCopy] = {}
-        self._newer: dict[bytes, ServedCopy] = {}  # next generations of registrations in `_by_id`
-
-    def __iter__(self) -> Iterator[ServedCopy]:
-        yield from self._by_id.values()
-        yield from self._newer.values()
-
-    def add(self, copy: ServedCopy) -> None:
-        """Adds a copy, in addition to one with the same id if there is one."""
-        (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
-
-    def get(self, model_id: str) -> ServedCopy | None:
-        """Returns the copy of that id with any token; the older of two."""
-        return self._by_id.get(model_id.encode())
-
-    def all_of(self, model_id: str) -> list[ServedCopy]:
-        """Returns the copies of that id, at most two."""
-        name = model_id.encode()
-        return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
-
-    def find(self, model_id: bytes, token: bytes | None) -> ServedCopy | None:
-        """Returns the copy that a call is meant for; None if it is not here."""
-        copy = self._by_id.get(model_id)
-        if copy is None or not copy.token or copy.token == token:
-            return copy
-        newer = self._newer.get(model_id)
-        if newer is not None and newer.token == token:
-            return newer
-        return copy if token is not None and copytoken.supersedes(copy.token, token) else None
-
-    def remove(self, copy: ServedCopy) -> None:
-        """Removes a copy; a newer one of the same id takes its place."""
-        name = copy.model_id.encode()
-        if self._newer.get(name) is copy:
-            del self._newer[name]
-        elif self._by_id.get(name) is copy:
-            newer = self._newer.pop(name, None)
-            if newer is not None:
-                self._by_id[name] = newer
-            else:
-                del self._by_id[name]

@@ -9,7 +9,6 @@ session of a process takes 1.4 MB that are never freed; trying the device has ma
 """
 
 import asyncio
-import contextlib
 import functools
 import gc
 import os
@@ -17,18 +16,18 @@ import signal
 import sys
 import time
 
-import grpc
-
 from mesh.identity import Identity, IdentityError
 from mesh.options.values import format_address, format_bytes
-from mesh.pb import modelruntime_pb2_grpc
 from mesh.process.ending import Ending
 from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
+from mesh.runtime.port.boards import CannotStart, open_board
+from mesh.runtime.port.copies import Copies
+from mesh.runtime.port.spi import listen
 from mesh.runtime.server.calls.dataport import DataPort
 from mesh.runtime.server.calls.runs import Runs
 from mesh.runtime.server.calls.watch import CallWatch
-from mesh.runtime.server.copies import Copies
+from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.loads.loader import Loader
 from mesh.runtime.server.onnx import device, memory
 from mesh.runtime.server.settings import ServerSettings
@@ -48,10 +47,6 @@ _SWITCH = 0.001
 results would reach callers that much later whenever the loop is busy."""
 
 
-class CannotStart(Exception):
-    """A failed start of the server; the text says what to do."""
-
-
 async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -> int:
     """Serves until SIGTERM, or until the process cannot continue. Returns the exit status; raises `CannotStart`.
 
@@ -63,7 +58,7 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH)
 
-    board = _board(settings)
+    board = open_board(settings.board, settings.incarnation)
     try:
         identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
     except IdentityError as error:
@@ -74,7 +69,8 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
         raise CannotStart(str(error)) from error
     # On a device, a call mostly waits, which would also hold up the loop.
     clock = time.thread_time_ns if used.name == "cpu" else time.monotonic_ns
-    copies, watch = Copies(), CallWatch()
+    copies: Copies[ServedCopy] = Copies()
+    watch = CallWatch()
     runs = Runs(board, threads=settings.threads, clock=clock, device=used.name)
     loader = (loading or Loader)(
         copies,
@@ -88,16 +84,11 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
     port = DataPort(copies, board, runs, watch, max_message=settings.max_message)
     budget = Budget(settings.max_body_bytes)
     data = Server(port.handle, max_message=settings.max_message, budget=budget)
-    spi = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     try:
         bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
         address = format_address(settings.host, bound)
         servicer = Spi(settings, loader, copies, used, data_address=address, pid=os.getpid())
-        modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(servicer, spi)
-        with contextlib.suppress(FileNotFoundError):
-            settings.spi.unlink()  # left by a former process that was killed
-        spi.add_insecure_port(f"unix:{settings.spi}")
-        await spi.start()
+        spi = await listen(servicer, settings.spi)
     except (OSError, RuntimeError) as error:
         raise CannotStart(f"cannot listen on {settings.spi} or {settings.host}:{settings.port}: {error}") from error
     limit = 0
@@ -137,20 +128,6 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
         board.beat(time.monotonic_ns())
 
     return await ending.close(close(), within=_GRACE + _STOPPING)
-
-
-def _board(settings: ServerSettings) -> Board:
-    if settings.board is None:
-        return Board.private(0)
-    try:
-        board = Board.open(settings.board)
-    except (OSError, ValueError) as error:
-        raise CannotStart(f"cannot open the use board: {error}") from error
-    if board.incarnation != settings.incarnation:
-        raise CannotStart(
-            f"the use board {settings.board} belongs to agent {board.incarnation!r}, not to {settings.incarnation!r}"
-        )
-    return board
 
 
 async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device, budget: Budget) -> None:

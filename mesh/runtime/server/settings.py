@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mesh.options.values import parse_address, parse_bytes
+from mesh.runtime.port import commandline
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,11 @@ class ServerSettings:
 
 def parse(argv: Sequence[str]) -> ServerSettings:
     """Parses a command line. Like argparse, ends the process with a message if it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mesh.runtime.server", description="The ONNX model server. Normally started by its agent."
+    parser = commandline.parser(
+        "python -m mesh.runtime.server", "The ONNX model server. Normally started by its agent."
     )
-    add = parser.add_argument
-    add("--spi", type=Path, required=True, metavar="PATH", help="Unix socket of mmesh.ModelRuntime.")
-    add(
-        "--data",
-        type=_address,
-        default=("127.0.0.1", 0),
-        metavar="HOST:PORT",
-        help="Address of the data port; port 0: any free one.",
-    )
-    add("--incarnation", default="", help="Incarnation of the agent; must equal the board's.")
-    add("--board", type=Path, metavar="PATH", help="Use board made by the agent; default: none.")
-    add("--capacity", type=_bytes, default=1 << 30, metavar="BYTES", help="Memory for models, in bytes.")
+    add, size = parser.add_argument, commandline.size
+    add("--capacity", type=size, default=1 << 30, metavar="BYTES", help="Memory for models, in bytes.")
     add("--threads", type=_positive, default=2, metavar="N", help="Number of threads for long calls.")
     add(
         "--load-timeout",
@@ -58,41 +48,10 @@ def parse(argv: Sequence[str]) -> ServerSettings:
     )
     add("--load-concurrency", type=_positive, default=2, metavar="N", help="Maximum number of concurrent loads.")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Device that models run on.")
-    add(
-        "--max-message",
-        type=_bytes,
-        default=16 << 20,
-        metavar="BYTES",
-        help=("Size of the largest request or reply, in bytes."),
-    )
-    add(
-        "--max-body-bytes",
-        type=_bytes,
-        default=512 << 20,
-        metavar="BYTES",
-        help="Total of requests and replies held at once, in bytes.",
-    )
-    add("--internal-tls", type=Path, metavar="DIR", help="Folder of ca.crt, tls.crt, tls.key for mutual TLS.")
-    add("--memory-limit", type=_bytes, default=0, metavar="BYTES", help="Hard limit of the process, in bytes; 0: none.")
-    add("--log-format", choices=("text", "json"), default="text")
-    add("--log-level", default="info")
+    add("--memory-limit", type=size, default=0, metavar="BYTES", help="Hard limit of the process, in bytes; 0: none.")
     given = vars(parser.parse_args(argv))
     host, port = given.pop("data")
     return ServerSettings(host=host, port=port, **given)
-
-
-def _address(text: str) -> tuple[str, int]:
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _bytes(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -19,33 +19,23 @@ means that a call or load of the model cannot be stopped: only a restart frees i
 probe. For that, read the use board's `beat_ns`.
 """
 
-import contextlib
-from collections.abc import AsyncIterator, Iterable
-
-import grpc
-
 from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
+from mesh.runtime.port import spi
+from mesh.runtime.port.copies import Copies
 from mesh.runtime.server.calls import dataport
-from mesh.runtime.server.copies import Copies, ServedCopy
+from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.loads import loader
 from mesh.runtime.server.onnx.device import Device
 from mesh.runtime.server.settings import ServerSettings
 from mesh.statuses import MeshError, Reason
-from mesh.telemetry import logs
 from mesh.v2 import SERVICE
 from mesh.wire import headers
-
-log = logs.get(__name__)
 
 DEFAULT_SIZE = 1 << 20
 """Assumed size of a model of which nothing is known. A small one takes a tenth of it."""
 
 _ID_FIELD = 1  # of all three messages
 _METHODS = ("ModelInfer", "ModelMetadata", "ModelReady")
-_ANSWERING = 2.0  # seconds of an unload's deadline reserved for ending calls and answering
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-
-Context = grpc.aio.ServicerContext[object, object]
 
 
 class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
@@ -56,7 +46,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         self,
         settings: ServerSettings,
         loader: loader.Loader,
-        copies: Copies,
+        copies: Copies[ServedCopy],
         device: Device,
         *,
         data_address: str,
@@ -70,24 +60,18 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         self._device = device
 
     async def loadModel(
-        self, request: modelruntime_pb2.LoadModelRequest, context: Context
+        self, request: modelruntime_pb2.LoadModelRequest, context: spi.Context
     ) -> modelruntime_pb2.LoadModelResponse:
         """Loads a model; answers once the copy can serve."""
-        async with _answered(context):
-            sent = _metadata(context)
-            slot = sent.get(headers.SPI_SLOT)
-            if not request.modelId:
-                raise MeshError(Reason.BAD_REQUEST, "loadModel needs a model id")
-            if slot is not None and not slot.isdigit():
-                raise MeshError(
-                    Reason.BAD_REQUEST, f"metadata {headers.SPI_SLOT} is {slot!r}, not the number of a slot"
-                )
+        async with spi.answered(context):
+            told = spi.sent(context)
+            slot = spi.slot_of(request, told)
             order = loader.Order(
                 model_id=request.modelId,
                 path=request.modelPath,
-                token=sent.get(headers.SPI_COPY, "").encode(),
-                slot=None if slot is None else int(slot),
-                optimised=sent.get(headers.SPI_OPTIMISED, ""),
+                token=told.get(headers.SPI_COPY, "").encode(),
+                slot=slot,
+                optimised=told.get(headers.SPI_OPTIMISED, ""),
             )
             copy = await self._loader.load(order)
         note: tuple[tuple[str, str | bytes], ...] = ((headers.SPI_NOTE, copy.note.encode()),) if copy.note else ()
@@ -95,21 +79,20 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         return modelruntime_pb2.LoadModelResponse(sizeInBytes=copy.host_bytes + copy.device_bytes)
 
     async def unloadModel(
-        self, request: modelruntime_pb2.UnloadModelRequest, context: Context
+        self, request: modelruntime_pb2.UnloadModelRequest, context: spi.Context
     ) -> modelruntime_pb2.UnloadModelResponse:
         """Unloads a model; answers once nothing of it is left."""
-        async with _answered(context):
-            token = _metadata(context).get(headers.SPI_COPY, "").encode()
-            left = context.time_remaining()
-            grace = loader.UNLOAD_GRACE if left is None else max(0.0, min(left - _ANSWERING, loader.UNLOAD_GRACE))
+        async with spi.answered(context):
+            token = spi.sent(context).get(headers.SPI_COPY, "").encode()
+            grace = spi.unload_grace(context, loader.UNLOAD_GRACE)
             await self._loader.unload(request.modelId, token=token, grace=grace)
         return modelruntime_pb2.UnloadModelResponse()
 
     async def modelSize(
-        self, request: modelruntime_pb2.ModelSizeRequest, context: Context
+        self, request: modelruntime_pb2.ModelSizeRequest, context: spi.Context
     ) -> modelruntime_pb2.ModelSizeResponse:
         """Answers the size that was measured at the load."""
-        async with _answered(context):
+        async with spi.answered(context):
             copy = self._copies.get(request.modelId)
             if copy is None:
                 raise MeshError(Reason.UNKNOWN_MODEL, f"{request.modelId!r} is not loaded")
@@ -117,10 +100,10 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         return modelruntime_pb2.ModelSizeResponse(sizeInBytes=copy.host_bytes + copy.device_bytes)
 
     async def runtimeStatus(
-        self, request: modelruntime_pb2.RuntimeStatusRequest, context: Context
+        self, request: modelruntime_pb2.RuntimeStatusRequest, context: spi.Context
     ) -> modelruntime_pb2.RuntimeStatusResponse:
         """Unloads all models and answers READY."""
-        async with _answered(context):
+        async with spi.answered(context):
             await self._loader.purge()
         context.set_trailing_metadata((*self._about, *self._device_memory()))
         kind = modelruntime_pb2.RuntimeStatusResponse
@@ -139,26 +122,6 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     def _device_memory(self) -> tuple[tuple[str, str], ...]:
         used, total = self._device.memory()
         return (("mesh-device-total", str(total)), ("mesh-device-used", str(used))) if total else ()
-
-
-@contextlib.asynccontextmanager
-async def _answered(context: Context) -> AsyncIterator[None]:
-    """Turns exceptions of the body into answers with their status."""
-    try:
-        yield
-    except MeshError as error:
-        stuck = ((headers.SPI_STUCK, "1"),) if loader.STUCK in error.details else ()
-        await context.abort(_CODES[int(error.reason.code)], error.text, stuck)
-    except Exception:
-        log.exception("SPI call failed in the model server's own code")
-        await context.abort(
-            _CODES[int(Reason.INTERNAL.code)], "internal error in the model server; its log has the cause"
-        )
-
-
-def _metadata(context: Context) -> dict[str, str]:
-    sent: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
-    return {key: value if isinstance(value, str) else value.decode("latin-1") for key, value in sent}
 
 
 def _sizes(copy: ServedCopy) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""The command line of Mesh's ONNX server, or of a module that takes the same one."""
+"""The command lines of the processes that answer on a data port: our ONNX server, and the relay to another server."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,9 @@ class CommandLine:
     data: str  # the address to answer on
     incarnation: str  # of the agent
     board: Path
-    capacity: int
-    threads: int
-    load_timeout: float
-    load_concurrency: int
-    device: str
     max_message: int
     max_body_bytes: int
     internal_tls: Path | None
-    memory_limit: int
     log_format: str
     log_level: str
 
@@ -32,18 +26,56 @@ class CommandLine:
             "data": self.data,
             "incarnation": self.incarnation,
             "board": str(self.board),
-            "capacity": str(self.capacity),
-            "threads": str(self.threads),
-            "load-timeout": f"{self.load_timeout:g}",
-            "load-concurrency": str(self.load_concurrency),
-            "device": self.device,
             "max-message": str(self.max_message),
             "max-body-bytes": str(self.max_body_bytes),
-            "memory-limit": str(self.memory_limit),
             "log-format": self.log_format,
             "log-level": self.log_level,
+            **self._own(),
         }
         if self.internal_tls is not None:
             options["internal-tls"] = str(self.internal_tls)
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return tuple(process.python(self.module, *words))
+
+    def _own(self) -> dict[str, str]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxLine(CommandLine):
+    """The command line of our ONNX server, or of a module that takes the same one."""
+
+    capacity: int
+    threads: int
+    load_timeout: float
+    load_concurrency: int
+    device: str
+    memory_limit: int
+
+    def _own(self) -> dict[str, str]:
+        return {
+            "capacity": str(self.capacity),
+            "threads": str(self.threads),
+            "load-timeout": f"{self.load_timeout:g}",
+            "load-concurrency": str(self.load_concurrency),
+            "device": self.device,
+            "memory-limit": str(self.memory_limit),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayLine(CommandLine):
+    """The command line of the relay."""
+
+    server: str  # as gRPC names it
+    journal: Path
+    load_timeout: float  # 0: as the server says
+    hang_timeout: float
+
+    def _own(self) -> dict[str, str]:
+        return {
+            "server": self.server,
+            "journal": str(self.journal),
+            "load-timeout": f"{self.load_timeout:g}",
+            "hang-timeout": f"{self.hang_timeout:g}",
+        }

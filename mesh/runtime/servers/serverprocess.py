@@ -17,8 +17,6 @@ from outside.
 import asyncio
 import contextlib
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +28,9 @@ from mesh.process.restarts import RestartPolicy
 from mesh.process.supervisor import ChildLife, Ended, Program, StartFailed, State, Supervisor
 from mesh.process.tasks import Tasks
 from mesh.runtime import duties
+from mesh.runtime.port.outcomes import GONE, HUNG
+from mesh.runtime.servers.endings import Death, death_of
+from mesh.runtime.servers.foreign import ForeignServer, pass_on
 from mesh.runtime.servers.spi import Spi, SpiError, Status
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
@@ -49,7 +50,6 @@ START_TIMEOUT = 120.0
 
 _LEAST_SILENCE = 3.0  # seconds; its loop beats once a second
 _STATUS_TIMEOUT = 10.0
-_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal.SIGILL}
 _CRASHED_IN = "Current thread 0x"  # a line of Python's fault handler, at each of those signals
 
 
@@ -65,15 +65,8 @@ class Plan:
     argv: tuple[str, ...]
     run_dir: Path
     hang_timeout: float  # seconds of silence after which it is killed
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """The end of a server."""
-
-    how: str  # for operators: "ended with status 1"
-    cause: EndCause
-    thread: int = 0  # the one that crashed, by its `threading.get_ident`; 0: unknown
+    relays: bool = False  # the models are in another process, which survives the death of this one
+    name: str = "model-server"
 
 
 class ServerProcess:
@@ -91,15 +84,17 @@ class ServerProcess:
         on_given_up: Callable[[str], None],
         on_hung: Callable[[], None] = lambda: None,
         on_line: Callable[[str], None] | None = None,
+        foreign: ForeignServer | None = None,
     ) -> None:
         """Takes callbacks: `on_death` gets the end of a server, `on_ready` is called at each start, the first included,
         `on_given_up` gets the reason why no other server will be started, `on_hung` is called before one that hangs is
-        killed."""
+        killed. `foreign` is the server behind a relay, if it is this pod's child as well."""
         self._board = board
         self._on_death = on_death
         self._on_ready = on_ready
         self._on_given_up = on_given_up
-        self._pass_on = on_line or _pass_on
+        self._pass_on = on_line or pass_on
+        self._foreign = foreign
         self._crashed_in = 0  # thread named by the fault handler of this life
         self._oom_kills = 0  # kills for memory on this machine, at the last look; -1: unknown
         self._supervisor = Supervisor(
@@ -115,7 +110,7 @@ class ServerProcess:
                 explain=self._explain,
             ),
             on_ready=self._started,
-            on_death=lambda ended: self._died(self._death(ended)),
+            on_death=self._ended,
             on_hung=on_hung,
             on_given_up=lambda why: on_given_up(f"the model server no longer starts: {why}"),
             on_turn=self._count_kills,
@@ -234,7 +229,8 @@ class ServerProcess:
         if self._opening is not None:  # of a failed start
             self._tasks.start(self._opening.close(), "close spi")
         self._opening = Spi(socket)
-        return await process.spawn([*self.plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line)
+        argv = [*self.plan.argv, "--spi", str(socket)]
+        return await process.spawn(argv, name=self.plan.name, on_line=self._on_line)
 
     async def _missing(self) -> str:
         assert self._opening is not None
@@ -270,21 +266,9 @@ class ServerProcess:
 
     def _death(self, ended: Ended) -> Death:
         """Returns how a ready server ended, and the cause."""
-        code, how = ended.code, ended.how
-        if ended.hung is not None:
-            return Death(f"{how} and was killed", EndCause.STOPPED if ended.hung.stopped else EndCause.HANG)
-        if self._ended_for is not None:
+        if ended.hung is None and self._ended_for is not None:
             return Death(*self._ended_for)
-        if code >= 0:
-            return Death(how, EndCause.EXIT)
-        if -code in _CRASHES:
-            return Death(f"was {how}", EndCause.CRASH, self._crashed_in)
-        if -code != signal.SIGKILL:
-            return Death(f"was {how}", EndCause.KILLED)
-        kills = oom_kills()
-        if kills == self._oom_kills >= 0:
-            return Death(f"was {how} from outside", EndCause.KILLED)
-        return Death(f"was {how}{', as the machine ran out of memory' if kills >= 0 else ''}", EndCause.MEMORY)
+        return death_of(ended, crashed_in=self._crashed_in, kills=(self._oom_kills, oom_kills()))
 
     def _on_line(self, line: str) -> None:
         if line.startswith(_CRASHED_IN):
@@ -297,21 +281,44 @@ class ServerProcess:
         beat."""
         return self._board.beat_ns / 1e9
 
+    def _ended(self, ended: Ended) -> None:
+        """Cleans up after the end of a ready server, or of the relay to one."""
+        if not self.plan.relays:
+            self._died(self._death(ended))
+        elif ended.code in (GONE, HUNG):
+            self._died(self._death_behind(ended.code))
+        else:
+            log.warning("relay died; the model server keeps its models", how=ended.how)
+            self._down(f"the relay to the model server {ended.how}")
+            self._wake()
+
+    def _death_behind(self, status: int) -> Death:
+        """Returns how the server behind a relay ended."""
+        if self._foreign is not None:
+            return self._foreign.ended(hung=status == HUNG)
+        return Death("does not answer", EndCause.HANG) if status == HUNG else Death("has gone", EndCause.EXIT)
+
     def _died(self, death: Death) -> None:
-        self.state = State.DOWN
-        self.why_down = f"the model server {death.how}"
-        self._down_since = time.monotonic()
-        self._ready.clear()
-        spi, self.spi = self.spi, None
         log.warning("model server died", how=death.how, cause=death.cause.value)
-        if spi is not None:
-            self._tasks.start(spi.close(), "close spi")
+        self._down(f"the model server {death.how}")
         try:
             self._on_death(death)
         finally:
             self._board.reset()
-            dead, self._dead = self._dead, asyncio.Event()
-            dead.set()
+            self._wake()
+
+    def _down(self, why: str) -> None:
+        self.state = State.DOWN
+        self.why_down = why
+        self._down_since = time.monotonic()
+        self._ready.clear()
+        spi, self.spi = self.spi, None
+        if spi is not None:
+            self._tasks.start(spi.close(), "close spi")
+
+    def _wake(self) -> None:
+        dead, self._dead = self._dead, asyncio.Event()
+        dead.set()
 
 
 def _private_bytes(pid: int) -> int:
@@ -322,9 +329,3 @@ def _private_bytes(pid: int) -> int:
     except (OSError, ValueError):
         return 0
     return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _pass_on(line: str) -> None:
-    """Passes on a line of the server, which is already a log line in Mesh's format."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()

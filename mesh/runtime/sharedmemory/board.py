@@ -30,7 +30,7 @@ import mmap
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ _HEADER = 64
 # Words of the header.
 _H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE, _H_FENCE = range(7)
 _H_INCARNATION, _INCARNATION_WORDS = 8, 8
-_H_STUCK = 16
+_H_STUCK, _H_LOST = 16, 17
 
 MODE_BITS = 3
 """The bits of the fence's word that hold the mode."""
@@ -188,6 +188,11 @@ class Board:
         return self._words[_H_STUCK]
 
     @property
+    def lost(self) -> int:
+        """The copies that the writer has found lost so far (`SlotState.LOST`). Never decreases within its life."""
+        return self._words[_H_LOST]
+
+    @property
     def fence(self) -> int:
         """The fence as one word: `fence & ~MODE_BITS` is its end in ns of CLOCK_BOOTTIME, `fence & MODE_BITS` the
         mode."""
@@ -241,17 +246,20 @@ class Board:
         for word in range(at, at + WORDS):
             self._words[word] = 0
 
-    def reset(self) -> None:
-        """Frees every slot after the server's death. Call counts are kept, calls in flight are not."""
+    def reset(self, *, keep: Collection[int] = ()) -> None:
+        """Frees every slot after the server's death, but for those to `keep`. Call counts are kept, calls in flight are
+        not."""
         for slot in range(self.slots + 1):
-            self.clear(slot)
+            if slot not in keep:
+                self.clear(slot)
         self._words[_H_PID] = self._words[_H_BEAT] = self._words[_H_DEVICE] = self._words[_H_STUCK] = 0
 
     # -- writing: the process that answers on the data port
 
-    def attach(self, pid: int) -> None:
-        """Makes a process the writer, and frees the slots that a former one left."""
-        self.reset()
+    def attach(self, pid: int, *, keep: Collection[int] = ()) -> None:
+        """Makes a process the writer, and frees the slots that a former one left, but for those to `keep`: the copies
+        there have outlived their former writer."""
+        self.reset(keep=keep)
         self.at_work.attach()
         self._words[_H_PID] = pid
         self._words[_H_LIVES] += 1
@@ -269,6 +277,10 @@ class Board:
             series = self._series[key] = self._words[at : at + _SERIES].tolist()
         series[bisect_left(BUCKETS_NS, elapsed_ns)] += 1
         series[_SUM] += elapsed_ns
+
+    def lose(self) -> None:
+        """Counts a copy whose slot has become LOST."""
+        self._words[_H_LOST] += 1
 
     def beat(self, now_ns: int, *, device_bytes: int = 0, stuck: int = 0) -> None:
         """Writes the event loop's heartbeat and the histogram. Call it every second, and at the end."""

@@ -26,6 +26,7 @@ class SlotState(enum.IntEnum):
     LOADING = 1  # written before the load touches the file
     LOADED = 2
     UNLOADING = 3  # answers *not here* already; calls in flight may still run
+    LOST = 4  # answers *not here*: its server no longer has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,18 @@ class Row:
         """Notes the start of the load. Call this before the load touches the file, as the load may never return."""
         self._last_use_ns = now_ns
         struct.pack_into("8Q", self._map, self._at, SlotState.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
+
+    def resume(self, use: Use) -> None:
+        """Goes on with the numbers of a copy that has outlived its former writer, without that one's calls in
+        flight."""
+        self._last_use_ns, self._calls, self._failed, self._busy_ns = (
+            use.last_use_ns,
+            use.calls,
+            use.failed,
+            use.busy_ns,
+        )
+        numbers = (SlotState.LOADED, use.revision, 0, 0, use.last_use_ns, use.calls, use.failed, use.busy_ns)
+        struct.pack_into("8Q", self._map, self._at, *numbers)
 
     def mark(self, state: SlotState) -> None:
         """Sets the copy's state: LOADED, UNLOADING, FREE."""

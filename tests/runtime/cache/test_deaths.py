@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from mesh.runtime.cache.loads.outcomes import Loaded, Refused
-from mesh.runtime.servers.serverprocess import Death
+from mesh.runtime.servers.endings import Death
 from mesh.runtime.sharedmemory.board import Board
 from placement.suspects import EndCause
 from tests.runtime.pod_of_fakes import FakePod

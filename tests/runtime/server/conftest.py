@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mesh.pb import inference_pb2 as pb
+from mesh.runtime.port.copies import Copies
 from mesh.runtime.server.calls.dataport import DataPort
 from mesh.runtime.server.calls.runs import Runs
 from mesh.runtime.server.calls.watch import CallWatch
-from mesh.runtime.server.copies import Copies, ServedCopy
+from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.loads.loader import Loader, Order
 from mesh.runtime.server.onnx import device
 from mesh.runtime.sharedmemory.board import Board
@@ -30,7 +31,7 @@ class Parts:
 
     folder: Path
     board: Board
-    copies: Copies
+    copies: Copies[ServedCopy]
     watch: CallWatch
     runs: Runs
     loader: Loader

@@ -11,7 +11,7 @@ from mesh import process
 from mesh.host import oomkills as tally
 from mesh.process.supervisor import Ended
 from mesh.runtime.servers import serverprocess
-from mesh.runtime.servers.commandline import CommandLine
+from mesh.runtime.servers.commandline import OnnxLine
 from mesh.runtime.servers.serverprocess import Plan, ServerFailed, ServerProcess
 from mesh.runtime.sharedmemory.board import Board
 from placement.suspects import EndCause
@@ -73,7 +73,7 @@ async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypa
     monkeypatch.setattr(serverprocess, "PAUSE_FIRST", 0.001)
     monkeypatch.setattr(serverprocess, "GIVE_UP", 3)
     board = Board.create(tmp_path / "board", 4, incarnation="life")
-    line = CommandLine(
+    line = OnnxLine(
         module="mesh.runtime.server",
         data=f"127.0.0.1:{process.free_port('127.0.0.1')}",
         incarnation="life",

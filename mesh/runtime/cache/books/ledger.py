@@ -66,6 +66,10 @@ class Ledger:
         self._counts = dict.fromkeys(EntryState, 0)
         self.policy: Policy[str] = named(eviction, self._uses_of)  # of the loaded copies
 
+    def resize(self, capacity_bytes: int) -> None:
+        """Sets the host's memory for models, as the model server reports it. Call it before the first load."""
+        self.capacity = Footprint(capacity_bytes, self.capacity.device_bytes)
+
     def equip(self, device_capacity_bytes: int) -> None:
         """Adds a device with this much memory for models. Call it before the first load."""
         self.capacity = Footprint(self.capacity.host_bytes, device_capacity_bytes)

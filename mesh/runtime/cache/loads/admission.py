@@ -77,6 +77,15 @@ class Admission:
         self._turns = Turns(concurrency)
         self._sizes = Sizes()
 
+    @property
+    def concurrency(self) -> int:
+        """The number of loads in the model server at once."""
+        return self._turns.count
+
+    def resize(self, concurrency: int) -> None:
+        """Sets the number of loads at once. Call it before the first load."""
+        self._turns.resize(concurrency)
+
     def lift(self, entry: CacheEntry) -> None:
         """Makes a load that may have begun without a caller as urgent as any other, because a caller now waits for
         it."""

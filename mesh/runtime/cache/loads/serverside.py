@@ -45,7 +45,7 @@ class ServerSide:
         self._optimising = optimising
         self._meters = meters
         self._incarnation = incarnation
-        self._load_timeout = load_timeout
+        self.load_timeout = load_timeout
         self.mean_ms = 0.0  # mean time of the last loads
 
     @property
@@ -75,7 +75,7 @@ class ServerSide:
                 pulled.key,
                 copy=copytoken.make(self._incarnation, want.revision, entry.generation),
                 slot=entry.slot,
-                timeout=self._load_timeout + _SLACK,
+                timeout=self.load_timeout + _SLACK,
                 optimised=str(pulled.derived or ""),
             )
         except SpiError as error:

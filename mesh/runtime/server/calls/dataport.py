@@ -10,7 +10,6 @@ served if its router has verified the record (`placement.fence`).
 """
 
 import asyncio
-import binascii
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -21,10 +20,12 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server.calls import answers
+from mesh.runtime.port import answers
+from mesh.runtime.port.copies import Copies
+from mesh.runtime.port.permission import named, permitted
 from mesh.runtime.server.calls.runs import Run, Runs
 from mesh.runtime.server.calls.watch import CallWatch
-from mesh.runtime.server.copies import Copies, ServedCopy
+from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.v2 import alignment, intake, requests
 from mesh.runtime.server.v2.shortcuts import Asked
 from mesh.runtime.server.v2.tensors import bad, brief
@@ -34,8 +35,7 @@ from mesh.telemetry import logs
 from mesh.v2 import PREFIX
 from mesh.wire import framing, headers
 from mesh.wire.call import Call, CallCancelled
-from mesh.wire.metadata import decode_bin
-from placement.fence import CallVerdict, Mode, Said, judge
+from placement.fence import Mode
 
 log = logs.get(__name__)
 
@@ -48,7 +48,9 @@ _INFER, _METADATA, _READY, _OTHER = range(4)
 class DataPort:
     """The handler of the data port's calls. Used only in the event loop's thread."""
 
-    def __init__(self, copies: Copies, board: Board, runs: Runs, watch: CallWatch, *, max_message: int) -> None:
+    def __init__(
+        self, copies: Copies[ServedCopy], board: Board, runs: Runs, watch: CallWatch, *, max_message: int
+    ) -> None:
         self._copies = copies
         self._observe = board.observe
         self._inline = board.at_work.inline
@@ -128,25 +130,6 @@ class DataPort:
                 raise bad(f"a request for a model's status or metadata has at most {requests.SMALL} bytes") from error
             raise
 
-    def _named(self, call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Returns model id, copy token, and the names for the reply from the metadata."""
-        model_id = token = binary = named_as = None
-        for key, value in call.headers:
-            if key == headers.COPY:
-                token = value
-            elif key == headers.MODEL_ID:
-                model_id = value
-            elif key == headers.MODEL_ID_BIN:
-                binary = value
-            elif key == headers.AS:
-                named_as = value
-        if model_id is None and binary is not None:
-            try:
-                model_id = decode_bin(binary)
-            except (binascii.Error, ValueError):
-                raise bad("metadata mm-model-id-bin is not base64") from None
-        return model_id, token, named_as
-
     def _copy(
         self, call: Call, model_id: bytes, token: bytes | None, method: int, started_ns: int
     ) -> ServedCopy | None:
@@ -161,30 +144,13 @@ class DataPort:
         # The mode is in the lowest bits, where a few nanoseconds make no difference.
         if fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME):
             return copy
-        return copy if self._permitted(call, fence, method, started_ns) else None
-
-    def _permitted(self, call: Call, fence: int, method: int, started_ns: int) -> bool:
-        """Returns whether this pod may serve a call without proof from its agent; if not, the call has been
-        answered."""
-        said = Said.NOTHING
-        for key, _ in call.headers:
-            if key == headers.VERIFIED:
-                said = Said.VERIFIED
-                break
-            if key == headers.ETCD_AWAY:
-                said = Said.AWAY
-        verdict = judge(Mode(fence & MODE_BITS), fence & ~MODE_BITS, clock_gettime_ns(CLOCK_BOOTTIME), said)
-        if verdict is CallVerdict.NOT_HERE:
-            answers.not_here(call, self._board, method, started_ns)
-        elif verdict is CallVerdict.VERIFY_FIRST:
-            answers.verify_first(call, self._board, method, started_ns)
-        return verdict is CallVerdict.ANSWER
+        return copy if permitted(call, self._board, fence, method, started_ns) else None
 
     # -- the methods
 
     def _infer(self, call: Call, frame: bytes) -> None:
         started_ns = time.monotonic_ns()
-        model_id, token, named_as = self._named(call)
+        model_id, token, named_as = named(call)
         copy = asked = request = later = None
         if model_id is None:  # the message has the model's name
             request = requests.light(frame, call.encoding, limit=self._max_message)
@@ -282,7 +248,7 @@ class DataPort:
         """Returns the copy that a status or metadata request is about; None if it was answered *not here*. Such
         requests do not count as uses."""
         started_ns = time.monotonic_ns()
-        model_id, token, _ = self._named(call)
+        model_id, token, _ = named(call)
         if model_id is None:
             try:
                 model_id = kind.FromString(self._message(call, frame)).name.encode()

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mesh.runtime.server.calls import answers
+from mesh.runtime.port import answers
 from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.onnx import session
 from mesh.runtime.server.v2.shortcuts import Asked

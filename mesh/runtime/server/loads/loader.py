@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mesh.runtime.port.copies import Copies
+from mesh.runtime.port.spi import STUCK
 from mesh.runtime.server.calls.runs import Runs
-from mesh.runtime.server.copies import Copies, ServedCopy
+from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.loads.trimmer import Trimmer
 from mesh.runtime.server.onnx import device, making, session
 from mesh.runtime.server.onnx.device import Device
@@ -31,9 +33,6 @@ log = logs.get(__name__)
 
 UNLOAD_GRACE = 30.0
 """Seconds that calls in flight are given before they are ended."""
-
-STUCK = "stuck"
-"""A detail of the error for a load that cannot be ended: its thread runs until the process ends."""
 
 MAX_STUCK = 4
 """Number of loads that cannot be ended at which further loads are refused: each keeps a processor busy and its memory
@@ -95,7 +94,7 @@ class Loader:
 
     def __init__(
         self,
-        copies: Copies,
+        copies: Copies[ServedCopy],
         board: Board,
         runs: Runs,
         device: Device,
@@ -176,7 +175,7 @@ class Loader:
         order = load.order
         started = time.monotonic()
         row = self._board.row(self._board.nobody if order.slot is None else order.slot)
-        row.loading(_revision(order.token), time.monotonic_ns())
+        row.loading(copytoken.revision(order.token), time.monotonic_ns())
         try:
             load.waiting = True
             async with self._turns.turn(order.model_id, on_long=load.make_way), self._meter.turn() as turn:
@@ -349,9 +348,3 @@ def _look_at(future: "asyncio.Future[Any]") -> None:
     """Retrieves its result, so that asyncio does not complain when there is no waiter left."""
     if not future.cancelled():
         future.exception()
-
-
-def _revision(token: bytes) -> int:
-    """Returns the create revision in a copy's token; 0 if there is none."""
-    found = copytoken.read(token)
-    return 0 if found is None else found[1]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mesh.runtime.cache.books.entries import EntryState
 from mesh.runtime.cache.loads import rooms
 from mesh.runtime.cache.loads.outcomes import Loaded, Outcome, Refused
-from mesh.runtime.servers.serverprocess import Death
+from mesh.runtime.servers.endings import Death
 from mesh.runtime.servers.spi import Size, Spi, SpiError
 from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.records import ModelRecord

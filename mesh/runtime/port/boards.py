@@ -1,0 +1,23 @@
+"""The agent's use board, opened by the process that answers on the data port."""
+
+from pathlib import Path
+
+from mesh.runtime.sharedmemory.board import Board
+
+
+class CannotStart(Exception):
+    """The process cannot start; the text says what to do."""
+
+
+def open_board(path: Path | None, incarnation: str) -> Board:
+    """Returns the board at `path`, which must belong to that agent; None: a private one that nothing reads. Raises
+    `CannotStart`."""
+    if path is None:
+        return Board.private(0)
+    try:
+        board = Board.open(path)
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"cannot open the use board: {error}") from error
+    if board.incarnation != incarnation:
+        raise CannotStart(f"the use board {path} belongs to agent {board.incarnation!r}, not to {incarnation!r}")
+    return board

@@ -1,0 +1,50 @@
+"""The options of each process that answers on a data port. They read no environment variables."""
+
+import argparse
+from pathlib import Path
+
+from mesh.options.values import parse_address, parse_bytes
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Returns a parser with the options that every such process has. `data` becomes a host and a port."""
+    made = argparse.ArgumentParser(prog=prog, description=description)
+    add = made.add_argument
+    add("--spi", type=Path, required=True, metavar="PATH", help="Unix socket of mmesh.ModelRuntime.")
+    add(
+        "--data",
+        type=address,
+        default=("127.0.0.1", 0),
+        metavar="HOST:PORT",
+        help="Address of the data port; port 0: any free one.",
+    )
+    add("--incarnation", default="", help="Incarnation of the agent; must equal the board's.")
+    add("--board", type=Path, metavar="PATH", help="Use board made by the agent; default: none.")
+    add("--max-message", type=size, default=16 << 20, metavar="BYTES", help="Largest message, in bytes.")
+    add(
+        "--max-body-bytes",
+        type=size,
+        default=512 << 20,
+        metavar="BYTES",
+        help="Total of requests and replies, in bytes.",
+    )
+    add("--internal-tls", type=Path, metavar="DIR", help="Folder of ca.crt, tls.crt, tls.key for mutual TLS.")
+    add("--log-format", choices=("text", "json"), default="text")
+    add("--log-level", default="info")
+    return made
+
+
+def address(text: str) -> tuple[str, int]:
+    """Parses HOST:PORT."""
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def size(text: str) -> int:
+    """Parses a number of bytes."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

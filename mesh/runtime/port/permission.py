@@ -1,0 +1,56 @@
+"""The copy that a call says it is for, and whether this pod may answer for it."""
+
+import binascii
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+
+from mesh.runtime.port import answers
+from mesh.runtime.sharedmemory.board import MODE_BITS, Board
+from mesh.statuses import MeshError, Reason
+from mesh.wire import headers
+from mesh.wire.call import Call
+from mesh.wire.metadata import decode_bin
+from placement.fence import CallVerdict, Mode, Said, judge
+
+
+def named(call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """Returns model id, copy token, and the names for the reply from the metadata. Raises MeshError."""
+    model_id = token = binary = named_as = None
+    for key, value in call.headers:
+        if key == headers.COPY:
+            token = value
+        elif key == headers.MODEL_ID:
+            model_id = value
+        elif key == headers.MODEL_ID_BIN:
+            binary = value
+        elif key == headers.AS:
+            named_as = value
+    if model_id is None and binary is not None:
+        try:
+            model_id = decode_bin(binary)
+        except (binascii.Error, ValueError):
+            raise MeshError(Reason.BAD_REQUEST, "metadata mm-model-id-bin is not base64") from None
+    return model_id, token, named_as
+
+
+def proven(fence: int) -> bool:
+    """Returns whether the agent's proof is fresh, so that any call may be answered."""
+    # The mode is in the lowest bits: a few nanoseconds make no difference.
+    return fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME)
+
+
+def permitted(call: Call, board: Board, fence: int, method: int, started_ns: int) -> bool:
+    """Returns whether this pod may serve a call without proof from its agent; if not, the call has been answered.
+    `method` and `started_ns` are for the histogram."""
+    said = Said.NOTHING
+    for key, _ in call.headers:
+        if key == headers.VERIFIED:
+            said = Said.VERIFIED
+            break
+        if key == headers.ETCD_AWAY:
+            said = Said.AWAY
+    verdict = judge(Mode(fence & MODE_BITS), fence & ~MODE_BITS, clock_gettime_ns(CLOCK_BOOTTIME), said)
+    if verdict is CallVerdict.NOT_HERE:
+        answers.not_here(call, board, method, started_ns)
+    elif verdict is CallVerdict.VERIFY_FIRST:
+        answers.verify_first(call, board, method, started_ns)
+    return verdict is CallVerdict.ANSWER

@@ -1,0 +1,74 @@
+"""The SPI's server side, as far as it is the same for each process that an agent drives."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import grpc
+
+from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import headers
+
+log = logs.get(__name__)
+
+STUCK = "stuck"
+"""Key in the details of an error: the load still runs, and cannot be ended."""
+
+ANSWERING = 2.0
+"""Seconds of an unload's deadline that are reserved for ending calls and answering."""
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+@contextlib.asynccontextmanager
+async def answered(context: Context) -> AsyncIterator[None]:
+    """Answers exceptions of its body with their status."""
+    try:
+        yield
+    except MeshError as error:
+        stuck = ((headers.SPI_STUCK, "1"),) if STUCK in error.details else ()
+        await context.abort(_CODES[int(error.reason.code)], error.text, stuck)
+    except grpc.aio.AioRpcError as error:
+        await context.abort(error.code(), error.details() or "")
+    except Exception:
+        log.exception("SPI call failed in this process's own code")
+        await context.abort(_CODES[int(Reason.INTERNAL.code)], "internal error in the pod; its log has the cause")
+
+
+def sent(context: Context) -> dict[str, str]:
+    """Returns the metadata of a call."""
+    pairs: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
+    return {key: value if isinstance(value, str) else value.decode("latin-1") for key, value in pairs}
+
+
+def slot_of(request: modelruntime_pb2.LoadModelRequest, told: dict[str, str]) -> int | None:
+    """Returns the slot of the use board that a load names. Raises MeshError for a load without an id or with a bad
+    slot."""
+    if not request.modelId:
+        raise MeshError(Reason.BAD_REQUEST, "loadModel needs a model id")
+    slot = told.get(headers.SPI_SLOT)
+    if slot is not None and not slot.isdigit():
+        raise MeshError(Reason.BAD_REQUEST, f"metadata {headers.SPI_SLOT} is {slot!r}, not the number of a slot")
+    return None if slot is None else int(slot)
+
+
+def unload_grace(context: Context, most: float) -> float:
+    """Returns the seconds that calls in flight get before an unload ends them, by the unload's own deadline."""
+    left = context.time_remaining()
+    return most if left is None else max(0.0, min(left - ANSWERING, most))
+
+
+async def listen(servicer: modelruntime_pb2_grpc.ModelRuntimeServicer, path: Path) -> grpc.aio.Server:
+    """Serves the SPI on a unix socket, in place of one that a killed process left. Raises OSError, RuntimeError."""
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(servicer, server)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    return server

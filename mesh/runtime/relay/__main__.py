@@ -1,0 +1,35 @@
+"""`python -m mesh.runtime.relay`: `settings` has its command line, `process` what it does."""
+
+import faulthandler
+import logging
+import os
+import sys
+
+import uvloop
+
+from mesh.runtime.port.boards import CannotStart
+from mesh.runtime.relay import process, settings
+from mesh.telemetry import logs
+
+log = logs.get("mesh.runtime.relay")
+
+
+def main() -> None:
+    """Relays until SIGTERM. Exit status 0; 1 if it cannot start, 2 if the command line is wrong, those of
+    `mesh.runtime.port.outcomes` once the model server has gone."""
+    given = settings.parse(sys.argv[1:])
+    faulthandler.enable()
+    logs.configure(level=given.log_level, fmt=given.log_format, process="relay")
+    status = 0
+    try:
+        status = uvloop.run(process.serve(given))
+    except CannotStart as error:
+        log.error("the relay cannot start", why=str(error))
+        status = 1
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

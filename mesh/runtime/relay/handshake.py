@@ -1,0 +1,39 @@
+"""The beginning of an HTTP/2 connection, which tells a frozen server from a busy one.
+
+The kernel accepts connections for a stopped process, and a server whose threads are all busy answers no call. But
+HTTP/2 begins with settings of both sides, which gRPC's transport sends without any of the server's own threads. So a
+server that sends none within seconds does not run. gRPC's own pings would do, but servers close connections that ping
+more often than every five minutes.
+"""
+
+import asyncio
+import contextlib
+
+from mesh.options.values import parse_address
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of settings
+
+
+async def runs(server: str, *, within: float) -> bool:
+    """Returns whether a server answers, or refuses, a connection within so many seconds. A refusal is an answer: that
+    the server has gone is for its connections to show."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(within):
+            if server.startswith("unix:"):
+                reader, writer = await asyncio.open_unix_connection(server.removeprefix("unix:"))
+            else:
+                reader, writer = await asyncio.open_connection(*parse_address(server))
+            writer.write(_PREFACE + _SETTINGS)
+            await reader.read(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+    return True

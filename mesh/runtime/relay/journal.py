@@ -1,0 +1,76 @@
+"""The legacy of a relay to the next one of the same pod: the server's status, and the copies that it holds.
+
+A server must drop all its models before it reports that it is ready, so a relay that takes over from a dead one must
+not ask; it reads this file instead. Each change is appended as one line, which the kernel keeps although its writer is
+killed. The file is removed once the server itself has gone.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mesh.pb import modelruntime_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A copy that the server holds."""
+
+    model_id: str
+    token: str
+    slot: int
+    concurrency: int = 0  # calls at once; 0: no limit
+
+
+class Journal:
+    """One relay's journal; without a path, nothing is kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def read(self) -> tuple[pb.RuntimeStatusResponse, list[Held]] | None:
+        """Returns what the former relay left; None: nothing that can be relied on."""
+        if self._path is None:
+            return None
+        held: dict[str, Held] = {}
+        try:
+            first, *lines = self._path.read_text().splitlines()
+            status = pb.RuntimeStatusResponse.FromString(bytes.fromhex(json.loads(first)["status"]))
+            for line in lines:
+                entry = json.loads(line)
+                if "gone" in entry:
+                    held.pop(entry["gone"], None)
+                else:
+                    held[entry["token"]] = Held(**entry)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return status, list(held.values())
+
+    def begin(self, status: pb.RuntimeStatusResponse, held: list[Held]) -> None:
+        """Begins the file with the server's status and the copies that it holds."""
+        if self._path is None:
+            return
+        fresh = self._path.with_name(self._path.name + ".new")
+        lines = [json.dumps({"status": status.SerializeToString().hex()}), *(json.dumps(asdict(one)) for one in held)]
+        fresh.write_text("".join(f"{line}\n" for line in lines))
+        self._descriptor = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        fresh.replace(self._path)
+
+    def add(self, copy: Held) -> None:
+        """Notes a copy that was loaded."""
+        self._append(asdict(copy))
+
+    def remove(self, token: str) -> None:
+        """Notes that the server no longer has a copy."""
+        self._append({"gone": token})
+
+    def discard(self) -> None:
+        """Removes the file: the server has gone."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _append(self, entry: dict[str, object]) -> None:
+        if self._descriptor >= 0:
+            os.write(self._descriptor, f"{json.dumps(entry)}\n".encode())

@@ -1,0 +1,192 @@
+"""The connection to the foreign server, and whether the server behind it is still the same one.
+
+A server may end, hang, or be replaced by a fresh one at the same address, and gRPC hides all of that: it connects again
+and fails single calls. But a fresh server holds no models and wants to be asked for its status. So once a connection is
+lost, calls and loads wait while this module finds out: a refused connection means that the server has gone; an accepted
+one, that its copies must be looked for. If they are there, it was the same server, and nothing happened. Otherwise it
+has gone, this process ends with a status that says so, and the agent begins again with an empty server.
+
+In between, one copy after the other is asked for, because a server may also lose a model and keep running.
+"""
+
+import asyncio
+from typing import Protocol
+
+import grpc
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.pb import modelruntime_pb2_grpc
+from mesh.process.tasks import turned
+from mesh.runtime.port.outcomes import GONE, HUNG
+from mesh.runtime.relay import handshake
+from mesh.statuses import Code
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+LOOK = 5.0
+"""Seconds between two questions to the server."""
+
+_ANSWER = 3.0  # seconds for an answer, after which it is looked at more closely
+_AT_ONCE = 16  # copies asked for at a time
+
+
+class Holding(Protocol):
+    """The copies that the server should hold."""
+
+    def ids(self) -> list[str]:
+        """Returns their ids."""
+
+    def lost(self, model_id: str, why: str) -> None:
+        """Notes that the server no longer has one."""
+
+
+class Link:
+    """The connection. `up` waits until the server can be used; `ended` gets the exit status once it has gone."""
+
+    def __init__(self, server: str, holding: Holding, *, hang_timeout: float, max_message: int) -> None:
+        self.channel = grpc.aio.insecure_channel(
+            server,
+            options=(
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.enable_retries", 0),  # what may be sent twice is decided by routers
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 1000),
+                ("grpc.max_reconnect_backoff_ms", 500),
+                ("grpc.max_receive_message_length", max_message),
+                ("grpc.max_send_message_length", -1),
+            ),
+        )
+        self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(self.channel)
+        self.epoch = 0  # connections lost so far
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.why = ""
+        self._server = server
+        self._holding = holding
+        self._hang_timeout = hang_timeout
+        self._up = asyncio.Event()
+        self._next = 0
+
+    async def up(self) -> bool:
+        """Waits until the server can be used. Returns False once it has gone."""
+        if not self._up.is_set():
+            await self._up.wait()
+        return not self.ended.done()
+
+    def broken(self, epoch: int) -> bool:
+        """Returns whether the connection was lost since `epoch`."""
+        return self.epoch != epoch or self.channel.get_state() is not grpc.ChannelConnectivity.READY
+
+    async def connected(self) -> None:
+        """Waits for the first connection."""
+        while (state := self.channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            await self.channel.wait_for_state_change(state)
+
+    async def run(self, *, resumed: bool = False) -> None:
+        """Follows the connection until the server has gone. Call it once the server has reported that it is ready;
+        `resumed`: it did so to a former relay, of which the copies are."""
+        ready = grpc.ChannelConnectivity.READY
+        while True:
+            if not resumed and self.channel.get_state() is ready:
+                self._up.set()
+                await self.channel.wait_for_state_change(ready)
+                self.epoch += 1
+                self._up.clear()
+                log.warning("connection to the model server lost", server=self._server)
+            try:
+                async with asyncio.timeout(self._hang_timeout):
+                    why = await self._look(trusting=resumed)
+            except TimeoutError:
+                self._end(HUNG, f"does not answer for {self._hang_timeout:g} s")
+                return
+            if why:
+                self._end(GONE, why)
+                return
+            resumed = False
+            log.info("connected to the same model server again", server=self._server)
+
+    async def watch(self) -> None:
+        """Asks the server every few seconds whether it still has a copy, and notices when it hangs."""
+        while True:
+            await asyncio.sleep(LOOK)
+            turned()
+            if not self._up.is_set():
+                continue
+            if await self._asked() or await handshake.runs(self._server, within=self._hang_timeout):
+                continue
+            if self._up.is_set():
+                self._end(HUNG, f"does not answer for {self._hang_timeout:g} s")
+
+    async def survey(self) -> bool:
+        """Looks for every copy, and notes those that are lost. Returns whether the server has any of them, or does not
+        say."""
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def held(model_id: str) -> tuple[str, bool | None]:
+            async with limit:
+                return model_id, await self.holds(model_id)
+
+        found = await asyncio.gather(*(held(model_id) for model_id in self._holding.ids()))
+        missing = [model_id for model_id, there in found if there is False]
+        if found and len(missing) == len(found):
+            return False
+        for model_id in missing:
+            self._holding.lost(model_id, "the model server does not have it")
+        return True
+
+    async def holds(self, model_id: str, *, timeout: float | None = None) -> bool | None:
+        """Returns whether the server has a model; None if it does not say. Raises AioRpcError if the connection is
+        lost."""
+        try:
+            await self.stub.modelSize(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            code = error.code().value[0]
+            if code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED):
+                raise
+            return False if code == Code.NOT_FOUND else None
+        return True
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self.channel.close(None)
+
+    async def _look(self, *, trusting: bool) -> str:
+        """Returns why the server behind the address is not the one that was connected; "" if it is. `trusting`: one
+        that does not say what it holds is taken for the same."""
+        states = grpc.ChannelConnectivity
+        while (state := self.channel.get_state(try_to_connect=True)) is not states.READY:
+            if state is states.TRANSIENT_FAILURE:
+                return "has gone: it accepts no connection"
+            await self.channel.wait_for_state_change(state)
+        ids = self._holding.ids()
+        try:
+            # One that holds nothing has nothing to lose, and may be a fresh one that waits for the agent.
+            silent = not ids or await self.holds(ids[0]) is None
+            if (silent and not trusting) or not await self.survey():
+                return "was started again: its models are gone"
+        except grpc.aio.AioRpcError:
+            return "has gone: the connection was lost again"
+        return ""
+
+    async def _asked(self) -> bool:
+        """Asks about the next copy. Returns whether there was an answer."""
+        ids = self._holding.ids()
+        if not ids:
+            return False
+        self._next = (self._next + 1) % len(ids)
+        model_id = ids[self._next]
+        try:
+            there = await self.holds(model_id, timeout=_ANSWER)
+        except grpc.aio.AioRpcError:
+            return False
+        if there is False:
+            self._holding.lost(model_id, "the model server does not have it")
+        return True
+
+    def _end(self, status: int, why: str) -> None:
+        if not self.ended.done():
+            self.why = why
+            log.error("the model server cannot be used any more", server=self._server, why=why)
+            self.ended.set_result(status)
+            self._up.set()

@@ -1,0 +1,116 @@
+"""The relay's process: its parts, its start and its end.
+
+It ends at SIGTERM, or with a status that says so once the server has gone (`port.outcomes`). The server itself is not
+its child: it has been started by others, or is a child of the agent, so that it outlives a relay that dies.
+"""
+
+import asyncio
+import os
+import signal
+import time
+
+from mesh.identity import Identity, IdentityError
+from mesh.options.values import format_address
+from mesh.process.ending import Ending
+from mesh.process.tasks import Tasks, turned
+from mesh.runtime import duties
+from mesh.runtime.port.boards import CannotStart, open_board
+from mesh.runtime.port.spi import listen
+from mesh.runtime.relay.calls import RelayPort
+from mesh.runtime.relay.journal import Journal
+from mesh.runtime.relay.link import Link
+from mesh.runtime.relay.settings import RelaySettings
+from mesh.runtime.relay.spi import RelaySpi
+from mesh.runtime.relay.table import Table
+from mesh.runtime.sharedmemory.board import Board
+from mesh.telemetry import logs
+from mesh.wire.budget import Budget
+from mesh.wire.server import Server
+
+log = logs.get(__name__)
+
+_GRACE = 5.0  # seconds that calls in flight have at SIGTERM
+_STOPPING = 5.0  # further seconds for an orderly end of a relay that cannot go on
+_BEAT = 1.0  # seconds
+_LAST_WORDS = 0.05  # seconds in which calls that were never sent are answered once the server has gone
+
+
+async def serve(settings: RelaySettings) -> int:
+    """Relays until SIGTERM, or until the server has gone. Returns the exit status; raises `CannotStart`."""
+    loop = asyncio.get_running_loop()
+    leave = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, leave.set)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the agent ends this process
+    board = open_board(settings.board, settings.incarnation)
+    try:
+        identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
+    except IdentityError as error:
+        raise CannotStart(str(error)) from error
+    journal = Journal(settings.journal)
+    table = Table(board, journal)
+    link = Link(settings.server, table, hang_timeout=settings.hang_timeout, max_message=settings.max_message)
+    port = RelayPort(table, board, link, max_message=settings.max_message)
+    data = Server(port.handle, max_message=settings.max_message, budget=(budget := Budget(settings.max_body_bytes)))
+    ending = Ending()
+    tasks = Tasks(ending.because)
+    left = journal.read()
+    if left is not None and not left[1]:
+        left = None  # nothing would be lost if the server dropped its models
+    board.attach(os.getpid(), keep=() if left is None else [one.slot for one in left[1]])
+    tasks.run(duties.BEAT, lambda: _beat(board, budget))
+    try:
+        bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
+        address = format_address(settings.host, bound)
+        servicer = RelaySpi(settings, link, table, port, data_address=address, pid=os.getpid())
+        if left is not None:
+            status, held = left
+            table.resume(status, held)
+            servicer.resume(status)
+            log.info("relay goes on with the copies of the former one", copies=len(held))
+        server = await listen(servicer, settings.spi)
+    except (OSError, RuntimeError) as error:
+        raise CannotStart(f"cannot listen on {settings.spi} or {settings.host}:{settings.port}: {error}") from error
+    if identity is not None:
+        tasks.run(duties.SERVER_CERTIFICATES, identity.run)
+
+    async def follow() -> None:
+        await servicer.ready.wait()
+        await link.run(resumed=left is not None)
+
+    tasks.run(duties.LINK, follow)
+    tasks.run(duties.LINK_WATCH, link.watch)
+    log.info("relay ready", data=address, server=settings.server)
+    link.ended.add_done_callback(lambda _: leave.set())
+    ends, leaving = asyncio.ensure_future(ending.wait()), asyncio.ensure_future(leave.wait())
+    try:
+        await asyncio.wait({ends, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ends.cancel()
+        leaving.cancel()
+    if link.ended.done():
+        journal.discard()
+        await asyncio.sleep(_LAST_WORDS)
+        return link.ended.result()
+
+    async def close() -> None:
+        log.info("relay is shutting down", calls=port.in_flight)
+        await data.close(_GRACE)
+        await server.stop(1.0)
+        await tasks.close()
+        await link.close()
+        board.beat(time.monotonic_ns())
+
+    return await ending.close(close(), within=_GRACE + _STOPPING)
+
+
+async def _beat(board: Board, budget: Budget) -> None:
+    refused = 0
+    while True:
+        turned()
+        board.beat(time.monotonic_ns())
+        budget.settle()
+        if budget.refused != refused:
+            count = budget.refused - refused
+            log.warning("requests are refused: the bodies in flight fill --max-body-bytes", count=count)
+            refused = budget.refused
+        await asyncio.sleep(_BEAT)

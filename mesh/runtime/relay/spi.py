@@ -1,0 +1,168 @@
+"""The SPI towards the agent, answered by the foreign server's own.
+
+The relay adds what the agent's own server would do: copies have tokens and slots of the use board, a copy that is
+unloaded first answers no more calls, then has its calls in flight ended, and only then is unloaded at the server.
+
+A server must drop its models before it reports READY, so it is asked for its status until it does, and not again: a
+relay that takes over from a dead one answers from the journal.
+"""
+
+import asyncio
+import time
+
+import grpc
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.pb import modelruntime_pb2_grpc
+from mesh.runtime.port import spi
+from mesh.runtime.relay.calls import RelayPort
+from mesh.runtime.relay.link import Link
+from mesh.runtime.relay.methods import Methods
+from mesh.runtime.relay.settings import RelaySettings
+from mesh.runtime.relay.table import RelayedCopy, Table
+from mesh.runtime.sharedmemory.slot import SlotState
+from mesh.schema import copytoken
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import headers
+
+log = logs.get(__name__)
+
+UNLOAD_GRACE = 30.0  # seconds that calls in flight get at most
+
+_STATUS_TIMEOUT = 8.0  # seconds
+_PREDICT_TIMEOUT = 0.5  # seconds, the predecessor's
+_CLEAN_UP = 30.0  # seconds for the unload after a load that took too long
+
+
+class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
+    """Answers the agent. `ready` is set once the server can be used."""
+
+    def __init__(
+        self, settings: RelaySettings, link: Link, table: Table, port: RelayPort, *, data_address: str, pid: int
+    ) -> None:
+        self.ready = asyncio.Event()
+        self._settings = settings
+        self._link = link
+        self._table = table
+        self._port = port
+        self._told = (("mesh-data", data_address), ("mesh-pid", str(pid)))
+        self._status: pb.RuntimeStatusResponse | None = None
+        self._asking = asyncio.Lock()
+        self._connected = False
+
+    def resume(self, status: pb.RuntimeStatusResponse) -> None:
+        """Goes on with a server that reported its status to a former relay."""
+        self._status = status
+        self._port.methods = Methods(status)
+        self.ready.set()
+
+    async def runtimeStatus(self, request: pb.RuntimeStatusRequest, context: spi.Context) -> pb.RuntimeStatusResponse:
+        """Answers with the server's status; asks for it until it is READY."""
+        async with spi.answered(context), self._asking:
+            status = self._status
+            if status is None:
+                status = await self._ask()
+        context.set_trailing_metadata(self._told)
+        return status
+
+    async def _ask(self) -> pb.RuntimeStatusResponse:
+        await self._reach()
+        status: pb.RuntimeStatusResponse = await self._link.stub.runtimeStatus(
+            pb.RuntimeStatusRequest(), timeout=_STATUS_TIMEOUT
+        )
+        if status.status == pb.RuntimeStatusResponse.READY:
+            log.info("model server ready", server=self._settings.server, version=status.runtimeVersion)
+            self._table.begin(status)
+            self.resume(status)
+        return status
+
+    async def _reach(self) -> None:
+        """Waits for a connection to the server. Raises MeshError."""
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT):
+                await self._link.connected()
+        except TimeoutError:
+            text = f"nothing listens at the model server's address {self._settings.server}"
+            raise MeshError(Reason.UNAVAILABLE, text) from None
+
+    async def loadModel(self, request: pb.LoadModelRequest, context: spi.Context) -> pb.LoadModelResponse:
+        """Loads a model at the server; answers when the copy can serve."""
+        async with spi.answered(context):
+            told = spi.sent(context)
+            slot = spi.slot_of(request, told)
+            token = told.get(headers.SPI_COPY, "").encode()
+            if self._table.copies.get(request.modelId) is not None:
+                text = "this model server holds one copy of an id at a time: register the new content under another id"
+                raise MeshError(Reason.PRECONDITION, text)
+            copy = RelayedCopy(request.modelId, token, self._table.row(slot))
+            copy.row.loading(copytoken.revision(token), time.monotonic_ns())
+            loaded = False
+            try:
+                response = await self._load(request)
+                loaded = True
+            finally:
+                if not loaded:
+                    copy.row.mark(SlotState.FREE)
+            limits = self._status is not None and self._status.limitModelConcurrency
+            self._table.loaded(copy, slot=slot, concurrency=response.maxConcurrency if limits else 0)
+        return response
+
+    async def _load(self, request: pb.LoadModelRequest) -> pb.LoadModelResponse:
+        own = self._status.modelLoadingTimeoutMs / 1000 if self._status is not None else 0.0
+        timeout = self._settings.load_timeout or own
+        epoch = self._link.epoch
+        try:
+            response: pb.LoadModelResponse = await self._link.stub.loadModel(request, timeout=timeout or None)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and self._link.broken(epoch):
+                await self._link.up()  # if the server has gone, this process ends, which the agent understands
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            # The predecessor's contract: a load that was cancelled is followed by an unload.
+            await self._link.stub.unloadModel(pb.UnloadModelRequest(modelId=request.modelId), timeout=_CLEAN_UP)
+            raise MeshError(Reason.DEADLINE, f"loading took longer than {timeout:g} s and was ended") from None
+        return response
+
+    async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
+        """Unloads a model at the server; answers when nothing of it is left."""
+        async with spi.answered(context):
+            token = spi.sent(context).get(headers.SPI_COPY, "").encode()
+            copy = self._table.withdraw(request.modelId, token)
+            if copy is not None:
+                await copy.drain(spi.unload_grace(context, UNLOAD_GRACE))
+            if self._table.copies.get(request.modelId) is None:  # else another copy of it has been loaded since
+                try:
+                    await self._link.stub.unloadModel(request, timeout=context.time_remaining())
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.NOT_FOUND:
+                        raise
+            if copy is not None:
+                self._table.unloaded(copy)
+        return pb.UnloadModelResponse()
+
+    async def modelSize(self, request: pb.ModelSizeRequest, context: spi.Context) -> pb.ModelSizeResponse:
+        """Asks the server for the size of a copy that is here."""
+        async with spi.answered(context):
+            copy = self._table.copies.get(request.modelId)
+            if copy is None:
+                raise MeshError(Reason.UNKNOWN_MODEL, f"{request.modelId!r} is not loaded")
+            try:
+                response: pb.ModelSizeResponse = await self._link.stub.modelSize(
+                    request, timeout=context.time_remaining()
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    self._table.lose(copy, "the model server does not have it")
+                raise
+        return response
+
+    async def predictModelSize(
+        self, request: pb.PredictModelSizeRequest, context: spi.Context
+    ) -> pb.PredictModelSizeResponse:
+        """Asks the server how large a model will be."""
+        async with spi.answered(context):
+            response: pb.PredictModelSizeResponse = await self._link.stub.predictModelSize(
+                request, timeout=_PREDICT_TIMEOUT
+            )
+        return response

@@ -1,0 +1,135 @@
+"""The copies that the foreign server holds, as the relay knows them: their slots, their calls, and what was lost."""
+
+import asyncio
+import contextlib
+import time
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.port.copies import Copies
+from mesh.runtime.relay.journal import Held, Journal
+from mesh.runtime.sharedmemory.board import Board
+from mesh.runtime.sharedmemory.slot import Row, SlotState
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_AGAIN = 60.0
+"""Seconds after a loss in which the same answer about the same model is taken for the model's own: to load it once more
+would change nothing."""
+
+_MAX_LOSSES = 1000  # remembered
+
+
+class RelayedCopy:
+    """One copy, from its load until its unload."""
+
+    __slots__ = ("calls", "drained", "gate", "model_id", "row", "token")
+
+    def __init__(self, model_id: str, token: bytes, row: Row, *, concurrency: int = 0) -> None:
+        self.model_id = model_id
+        self.token = token
+        self.row = row
+        self.gate: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
+        self.calls: set[asyncio.Task[None]] = set()
+        self.limit(concurrency)
+
+    def limit(self, concurrency: int) -> None:
+        """Limits the calls that the server gets at once; 0: no limit."""
+        if concurrency:
+            self.gate = asyncio.Semaphore(concurrency)
+
+    async def drain(self, grace: float) -> None:
+        """Waits for the calls in flight, and ends those that remain after `grace` seconds."""
+        if self.calls:
+            await asyncio.wait(self.calls, timeout=grace)
+        for task in tuple(self.calls):
+            task.cancel()
+        if self.calls:
+            await asyncio.wait(self.calls, timeout=1.0)
+
+
+class Table:
+    """All copies. `copies` are those that answer calls."""
+
+    def __init__(self, board: Board, journal: Journal) -> None:
+        self.copies: Copies[RelayedCopy] = Copies()
+        self.going: dict[bytes, RelayedCopy] = {}  # by token: being unloaded, or lost
+        self._board = board
+        self._journal = journal
+        self._losses: dict[str, float] = {}  # monotonic times, by id
+
+    def row(self, slot: int | None) -> Row:
+        """Returns the writer of a slot. Without one, uses are counted where nobody reads them."""
+        return self._board.row(self._board.nobody if slot is None else slot)
+
+    def resume(self, status: pb.RuntimeStatusResponse, held: list[Held]) -> None:
+        """Takes over the copies of a relay that died. Call it after `Board.attach`."""
+        for one in held:
+            row = self.row(one.slot if one.slot >= 0 else None)
+            if one.slot >= 0:
+                row.resume(self._board.read(one.slot))
+            self.copies.add(RelayedCopy(one.model_id, one.token.encode(), row, concurrency=one.concurrency))
+        self._journal.begin(status, held)
+
+    def begin(self, status: pb.RuntimeStatusResponse) -> None:
+        """Begins with a server that holds nothing."""
+        self._journal.begin(status, [])
+
+    def loaded(self, copy: RelayedCopy, *, slot: int | None, concurrency: int) -> None:
+        """Adds a copy that can serve."""
+        copy.limit(concurrency)
+        copy.row.mark(SlotState.LOADED)
+        self.copies.add(copy)
+        token = copy.token.decode()
+        self._journal.add(Held(copy.model_id, token, -1 if slot is None else slot, concurrency))
+
+    def withdraw(self, model_id: str, token: bytes) -> RelayedCopy | None:
+        """Takes a copy out for its unload, so that it answers no more calls; None: it is not here. An empty token means
+        any."""
+        if token in self.going:
+            return self.going[token]
+        for copy in self.copies.all_of(model_id):
+            if not token or copy.token == token:
+                self.copies.remove(copy)
+                copy.row.mark(SlotState.UNLOADING)
+                self.going[copy.token] = copy
+                self._journal.remove(copy.token.decode())  # at once: a later relay must not answer for it again
+                return copy
+        return None
+
+    def unloaded(self, copy: RelayedCopy) -> None:
+        """Frees the slot of a copy that the server has unloaded."""
+        self.going.pop(copy.token, None)
+        copy.row.mark(SlotState.FREE)
+
+    def lose(self, copy: RelayedCopy, why: str) -> bool:
+        """Withdraws a copy that the server no longer has. Returns False if the model was lost a moment ago and has been
+        loaded again since: then its server says *not found* for another reason."""
+        now = time.monotonic()
+        lately = self._losses.get(copy.model_id)
+        if lately is not None and now - lately < _AGAIN and not copy.row.succeeded:
+            return False
+        if copy not in self.copies.all_of(copy.model_id):
+            return True
+        self._losses.pop(copy.model_id, None)
+        self._losses[copy.model_id] = now
+        while len(self._losses) > _MAX_LOSSES:
+            del self._losses[next(iter(self._losses))]
+        self.copies.remove(copy)
+        self.going[copy.token] = copy  # the agent will ask for its unload
+        copy.row.mark(SlotState.LOST)
+        self._board.lose()
+        self._journal.remove(copy.token.decode())
+        log.warning("copy withdrawn", model=copy.model_id, why=why)
+        return True
+
+    # --- for the link
+
+    def ids(self) -> list[str]:
+        """Returns the ids of the copies."""
+        return [copy.model_id for copy in self.copies]
+
+    def lost(self, model_id: str, why: str) -> None:
+        """Withdraws the copies of an id that the server no longer has."""
+        for copy in self.copies.all_of(model_id):
+            self.lose(copy, why)

@@ -1,0 +1,26 @@
+"""The meaning of a foreign server's failure: the model's own error, or a model that the server no longer has.
+
+The three forms of *not found* are those of the predecessor: the code NOT_FOUND, Triton's text and MLServer's.
+"""
+
+from mesh.statuses import Code
+
+_TRITON_BEGINS, _TRITON_ENDS = "Request for unknown model", (" is not found", " has no available versions")
+_MLSERVER_BEGINS, _MLSERVER_ENDS = "Model ", " not found"
+
+
+def model_is_lost(code: int, text: str) -> bool:
+    """Returns whether an answer says that the server does not have the model."""
+    if code == Code.UNAVAILABLE:
+        return text.startswith(_TRITON_BEGINS) and text.endswith(_TRITON_ENDS)
+    if code == Code.INVALID_ARGUMENT:
+        return text.startswith(_MLSERVER_BEGINS) and text.endswith(_MLSERVER_ENDS)
+    return code == Code.NOT_FOUND
+
+
+def to_client(code: int, text: str, method: str) -> tuple[int, str]:
+    """Returns the status that the client gets. A server's UNAVAILABLE becomes INTERNAL, as at the predecessor: the
+    model's server has answered, so no other copy is tried or loaded for it."""
+    if code == Code.UNAVAILABLE:
+        return int(Code.INTERNAL), f"ModelRuntime UNAVAILABLE: {method}: UNAVAILABLE: {text}"
+    return code, text

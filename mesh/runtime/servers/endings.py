@@ -1,0 +1,36 @@
+"""Ends of model servers, and their causes as far as they are known."""
+
+import signal
+from dataclasses import dataclass
+
+from mesh.process.supervisor import Ended
+from placement.suspects import EndCause
+
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal.SIGILL}
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The end of a server."""
+
+    how: str  # for operators: "ended with status 1"
+    cause: EndCause
+    thread: int = 0  # the one that crashed, by its `threading.get_ident`; 0: unknown
+
+
+def death_of(ended: Ended, *, crashed_in: int, kills: tuple[int, int]) -> Death:
+    """Returns how a process ended, and the cause. `crashed_in`: the thread that the fault handler named, 0 if none;
+    `kills`: the kernel's count of kills for lack of memory before and after, -1 if it does not count."""
+    code, how = ended.code, ended.how
+    if ended.hung is not None:
+        return Death(f"{how} and was killed", EndCause.STOPPED if ended.hung.stopped else EndCause.HANG)
+    if code >= 0:
+        return Death(how, EndCause.EXIT)
+    if -code in _CRASHES:
+        return Death(f"was {how}", EndCause.CRASH, crashed_in)
+    if -code != signal.SIGKILL:
+        return Death(f"was {how}", EndCause.KILLED)
+    before, after = kills
+    if after == before >= 0:
+        return Death(f"was {how} from outside", EndCause.KILLED)
+    return Death(f"was {how}{', as the machine ran out of memory' if after >= 0 else ''}", EndCause.MEMORY)

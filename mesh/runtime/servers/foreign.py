@@ -1,0 +1,114 @@
+"""A model server that is not ours, as a child of this pod: `--server-command`.
+
+It is a child of the agent, not of the relay, so that it keeps its models while a relay dies and is started again. Here
+it is only kept running. Whether it is ready, answers, or was started again is for the relay to find out, as for a
+server that others start; if the relay says that it does not answer, it is killed.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mesh import process
+from mesh.host.oomkills import oom_kills
+from mesh.process.restarts import RestartPolicy
+from mesh.process.supervisor import ChildLife, Ended, Program, Supervisor
+from mesh.process.tasks import Tasks
+from mesh.runtime import duties
+from mesh.runtime.servers.endings import Death, death_of
+from mesh.telemetry import logs
+from placement.suspects import EndCause
+
+log = logs.get(__name__)
+
+_POLICY = RestartPolicy(first=0.5, longest=30.0, steady=60.0, at_once=1, spread=0.0)
+_SOCKET, _PORT = "{socket}", "{port}"
+
+
+class BadCommand(ValueError):
+    """A command that cannot be run; the text says why."""
+
+
+def words_of(command: str, *, address: str, run_dir: Path) -> tuple[tuple[str, ...], str]:
+    """Returns the words of a command, and the address of the server that it starts, as gRPC names it.
+
+    `{socket}` stands for the path of a unix socket of this pod, `{port}` for a free port on loopback. Without either,
+    the server listens on `address`. Raises BadCommand."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise BadCommand(f"cannot be read: {error}") from error
+    if not words:
+        raise BadCommand("names no program")
+    if any(_SOCKET in word for word in words):
+        path = run_dir / "server.sock"
+        return tuple(word.replace(_SOCKET, str(path)) for word in words), f"unix:{path}"
+    if any(_PORT in word for word in words):
+        port = process.free_port("127.0.0.1")
+        return tuple(word.replace(_PORT, str(port)) for word in words), f"127.0.0.1:{port}"
+    if not address:
+        raise BadCommand("says nowhere where the server listens: use {socket} or {port} in it, or --server ADDRESS")
+    return tuple(words), address
+
+
+class ForeignServer:
+    """The server's process."""
+
+    def __init__(self, words: tuple[str, ...], *, on_given_up: Callable[[str], None]) -> None:
+        self._words = words
+        self._last: Ended | None = None
+        self._kills = (0, 0)  # for lack of memory, before and after the last end
+        self._hung = False  # killed, because the relay got no answer
+        self._supervisor = Supervisor(
+            Program("server-command", self._spawn, policy=_POLICY),
+            on_death=self._died,
+            on_given_up=on_given_up,
+            on_turn=self._count_kills,
+        )
+        self._tasks = Tasks(on_given_up)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server; 0: none."""
+        return self._supervisor.pid or 0
+
+    async def start(self) -> None:
+        """Starts it. Raises StartFailed."""
+        self._count_kills()
+        await self._supervisor.start()
+        self._tasks.run(duties.FOREIGN_SERVER, self._supervisor.run)
+        log.info("model server started", pid=self.pid, command=self._words[0])
+
+    async def stop(self, grace: float) -> None:
+        """Asks it to end, and kills it after `grace` seconds."""
+        await self._supervisor.stop(grace)
+        await self._tasks.close()
+
+    def ended(self, *, hung: bool) -> Death:
+        """Returns how it ended, after the relay has found that it has. One that hangs is killed."""
+        if hung:
+            self._hung = True
+            self._supervisor.kill()
+            return Death("did not answer and was killed", EndCause.HANG)
+        if self._last is None:
+            return Death("has lost its models", EndCause.REPLACED)
+        last, self._last = self._last, None
+        return death_of(last, crashed_in=0, kills=self._kills)
+
+    async def _spawn(self, life: ChildLife) -> process.Process:
+        return await process.spawn(self._words, name="server-command", on_line=pass_on)
+
+    def _died(self, ended: Ended) -> None:
+        self._kills = (self._kills[1], oom_kills())
+        self._last = None if self._hung else ended
+        self._hung = False
+
+    def _count_kills(self) -> None:
+        self._kills = (self._kills[1], oom_kills())
+
+
+def pass_on(line: str) -> None:
+    """Passes on a line of a server to this process's own error output."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

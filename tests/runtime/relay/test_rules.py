@@ -1,0 +1,151 @@
+"""The relay's rules: methods, lost models, metadata, and what a killed relay leaves to the next one."""
+
+from pathlib import Path
+
+import pytest
+
+from mesh.options.servers import target
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.relay import metadata, verdicts
+from mesh.runtime.relay.journal import Held, Journal
+from mesh.runtime.relay.methods import Methods
+from mesh.runtime.relay.table import RelayedCopy, Table
+from mesh.runtime.sharedmemory.board import Board
+from mesh.runtime.sharedmemory.slot import SlotState
+from mesh.statuses import Code, MeshError
+
+STATUS = pb.RuntimeStatusResponse(
+    methodInfos={"a.B/c": pb.RuntimeStatusResponse.MethodInfo(idInjectionPath=[3, 1]), "a.B/d": {}}
+)
+
+
+def test_listed_methods_pass_and_get_the_id_where_they_want_it() -> None:
+    methods = Methods(STATUS)
+    assert methods.path(b"a.B/c") == (3, 1)
+    assert methods.path(b"a.B/d") == ()
+    with pytest.raises(MeshError, match=r"Method not found or not permitted: a\.B/e"):
+        methods.path(b"a.B/e")
+
+
+@pytest.mark.parametrize("status", [pb.RuntimeStatusResponse(), pb.RuntimeStatusResponse(allowAnyMethod=True)])
+def test_any_method_passes_where_the_server_lists_none_or_says_so(status: pb.RuntimeStatusResponse) -> None:
+    assert Methods(status).path(b"x.Y/z") == ()
+
+
+@pytest.mark.parametrize("service", [b"mmesh.ModelRuntime", b"com.ibm.watson.tas.internal.proto.ModelServer"])
+def test_no_client_reaches_the_servers_management(service: bytes) -> None:
+    with pytest.raises(MeshError):
+        Methods(pb.RuntimeStatusResponse(allowAnyMethod=True)).path(service + b"/unloadModel")
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "lost"),
+    [
+        (Code.NOT_FOUND, "whatever", True),
+        (Code.UNAVAILABLE, "Request for unknown model: 'm' is not found", True),
+        (Code.UNAVAILABLE, "Request for unknown model: 'm' has no available versions", True),
+        (Code.UNAVAILABLE, "too busy", False),
+        (Code.UNAVAILABLE, "the cat is not found", False),
+        (Code.INVALID_ARGUMENT, "Model m not found", True),
+        (Code.INVALID_ARGUMENT, "Model m has no input x", False),
+        (Code.INTERNAL, "Model m not found", False),
+    ],
+)
+def test_three_forms_say_that_a_model_is_lost(code: Code, text: str, lost: bool) -> None:
+    assert verdicts.model_is_lost(code, text) is lost
+
+
+def test_unavailability_of_the_server_is_told_as_the_predecessor_tells_it() -> None:
+    told = verdicts.to_client(Code.UNAVAILABLE, "too busy", "a.B/c")
+    assert told == (Code.INTERNAL, "ModelRuntime UNAVAILABLE: a.B/c: UNAVAILABLE: too busy")
+    assert verdicts.to_client(Code.ABORTED, "no", "a.B/c") == (Code.ABORTED, "no")
+
+
+def test_the_server_gets_the_clients_metadata_and_the_id_and_nothing_of_the_meshs() -> None:
+    received = [
+        (b"own", b"1"),
+        (b"own-bin", b"AP8"),
+        (b"mesh-copy", b"x.1"),
+        (b"mm-vmodel-id", b"v"),
+        (b"mm-model-id", b"other"),
+        (b"grpc-trace-bin", b"AA"),
+        (b"user-agent", b"u"),
+    ]
+    sent = metadata.to_server(received, "m")
+    assert sent == (("mm-model-id-bin", b"m"), ("mm-model-id", "m"), ("own", "1"), ("own-bin", b"\0\xff"))
+    assert metadata.to_server([], "é") == (("mm-model-id-bin", "é".encode()),)
+
+
+def test_no_server_can_claim_that_a_model_is_not_here() -> None:
+    received = (("mesh-not-here", "1"), ("own", "2"), ("own-bin", b"\0\xff"))
+    assert metadata.from_server(received) == [(b"own", b"2"), (b"own-bin", b"AP8")]
+
+
+def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:
+    """Loads and losses are in the journal the moment they happen; without one, or with a broken one, nothing is relied
+    on."""
+    path = tmp_path / "journal"
+    assert Journal(path).read() is None
+    writer = Journal(path)
+    writer.begin(STATUS, [])
+    writer.add(Held("a", "x.1", 3, 2))
+    writer.add(Held("b", "x.2", 4))
+    writer.remove("x.1")
+    assert Journal(path).read() == (STATUS, [Held("b", "x.2", 4)])
+    path.write_text(path.read_text() + "{")
+    assert Journal(path).read() is None
+    writer.discard()
+    assert not path.exists()
+
+
+def test_a_resumed_copy_keeps_its_numbers_and_none_of_its_calls(tmp_path: Path) -> None:
+    """The slot of a copy goes on where the killed relay left it, without that one's calls in flight."""
+    board = Board.create(tmp_path / "board", 4, incarnation="x")
+    first = Table(board, Journal(None))
+    board.attach(1)
+    copy = RelayedCopy("a", b"x.1", first.row(2))
+    copy.row.loading(1, 5)
+    first.loaded(copy, slot=2, concurrency=0)
+    copy.row.begin(10)
+    copy.row.end(20, runs=0, busy_ns=7, failed=False)
+    copy.row.begin(30, runs=1)
+
+    board.attach(2, keep=[2])
+    second = Table(board, Journal(None))
+    second.resume(STATUS, [Held("a", "x.1", 2)])
+    use = board.read(2)
+    assert (use.state, use.revision, use.in_flight, use.running) == (SlotState.LOADED, 1, 0, 0)
+    assert (use.calls, use.last_use_ns, use.busy_ns) == (1, 30, 7)
+    assert second.copies.find(b"a", b"x.1") is not None
+
+
+def test_a_lost_copy_answers_no_more_and_its_unload_frees_the_slot() -> None:
+    board = Board.private(4)
+    table = Table(board, Journal(None))
+    copy = RelayedCopy("a", b"x.1", table.row(1))
+    copy.row.loading(1, 5)
+    table.loaded(copy, slot=1, concurrency=0)
+    assert table.lose(copy, "the test says so")
+    assert (table.copies.find(b"a", b"x.1"), board.lost, board.read(1).state) == (None, 1, SlotState.LOST)
+    assert table.withdraw("a", b"x.1") is copy
+    table.unloaded(copy)
+    assert board.read(1).state is SlotState.FREE
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("unix:/run/s", "unix:/run/s"),
+        ("unix:///run/s", "unix:/run/s"),
+        ("tcp://127.0.0.1:8085", "127.0.0.1:8085"),
+        ("localhost:8085", "localhost:8085"),
+    ],
+)
+def test_an_address_may_be_written_as_the_predecessor_wrote_it(text: str, address: str) -> None:
+    assert target(text) == address
+
+
+@pytest.mark.parametrize("text", ["unix:run/s", "unix:", "host:port"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        target(text)

@@ -1,0 +1,90 @@
+"""Ids put into encoded messages, compared with what protobuf itself reads."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.pb import inference_pb2
+from mesh.runtime.relay.splice import SpliceError, append, splice
+from tests.support.exampleproto import PredictRequest
+
+TEXTS = st.text(max_size=200).filter(lambda text: text.isprintable())
+INNER = st.builds(lambda name, note: {"model_name": name, "note": note}, TEXTS, TEXTS)
+REQUESTS = st.fixed_dictionaries(
+    {}, optional={"model_name": TEXTS, "text": TEXTS, "inner": INNER, "texts": st.lists(TEXTS, max_size=4)}
+)
+
+
+def encoded(parts: list[dict]) -> bytes:
+    """Returns several encoded messages in a row, which protobuf reads as one."""
+    return b"".join(PredictRequest(**part).SerializeToString() for part in parts)
+
+
+@given(st.lists(REQUESTS, max_size=3), TEXTS)
+def test_a_field_of_the_message_reads_as_set(parts: list[dict], model_id: str) -> None:
+    """A spliced message reads as the original one with that field set, whatever it held before, repeated or not."""
+    message = encoded(parts)
+    expected = PredictRequest.FromString(message)
+    expected.model_name = model_id
+    assert PredictRequest.FromString(splice(message, (1,), model_id.encode())) == expected
+
+
+@given(st.lists(REQUESTS, max_size=3), TEXTS)
+def test_a_field_of_an_embedded_message_reads_as_set(parts: list[dict], model_id: str) -> None:
+    """An embedded message is merged from its occurrences, or made, and only its id changes."""
+    message = encoded(parts)
+    expected = PredictRequest.FromString(message)
+    expected.inner.model_name = model_id
+    spliced = splice(message, (3, 7), model_id.encode())
+    assert PredictRequest.FromString(spliced) == expected
+    assert spliced.count(b"\x1a") == 0 or PredictRequest.FromString(spliced).inner.model_name == model_id
+
+
+@given(st.lists(REQUESTS, min_size=1, max_size=3), TEXTS)
+def test_only_one_occurrence_is_left(parts: list[dict], model_id: str) -> None:
+    """No former id stays in the message, not even where only a parser that reads the first occurrence would find it."""
+    once = splice(encoded(parts), (3, 7), model_id.encode())
+    assert splice(once, (3, 7), model_id.encode()) == splice(
+        splice(once, (3, 7), b"x" * 300), (3, 7), model_id.encode()
+    )
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(1, 40), min_size=1, max_size=3))
+def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> None:
+    """Bytes that are no message are refused with an error of ours; others are spliced."""
+    try:
+        spliced = splice(message, path, b"id")
+    except SpliceError:
+        return
+    assert splice(spliced, path, b"id") == splice(spliced, path, b"id")
+    assert b"id" in spliced
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        pytest.param(b"\x08\x01", "neither a text", id="a number at the path"),
+        pytest.param(b"\x0d\0\0\0\0", "neither a text", id="a fixed number at the path"),
+        pytest.param(b"\x12\x05ab", "beyond its message", id="cut off"),
+        pytest.param(b"\xff\xff", "does not end", id="an endless number"),
+        pytest.param(b"\x13\x0c", "was not begun", id="another group ends"),
+        pytest.param(b"\x07", "field 0", id="field 0"),
+        pytest.param(b"\x17", "wire type 7", id="an unknown wire type"),
+    ],
+)
+def test_what_is_wrong_is_said(message: bytes, why: str) -> None:
+    """The error names what cannot be read."""
+    with pytest.raises(SpliceError, match=why):
+        splice(message, (1,), b"id")
+
+
+def test_groups_and_unknown_fields_stay() -> None:
+    """Fields that nobody knows, groups among them, are kept as they are."""
+    group = b"\x2b\x30\x05\x2c"  # field 5, a group with field 6
+    assert splice(group + b"\x0a\x01a", (1,), b"id") == group + b"\x0a\x02id"
+
+
+def test_values_are_added_to_a_repeated_field() -> None:
+    """Versions are added to a reply's own."""
+    message = inference_pb2.ModelMetadataResponse(name="m", versions=["1"]).SerializeToString()
+    assert inference_pb2.ModelMetadataResponse.FromString(append(message, 2, [b"2", b"3"])).versions == ["1", "2", "3"]

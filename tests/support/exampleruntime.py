@@ -1,0 +1,260 @@
+"""A model server that is not ours: `python -m tests.support.exampleruntime --listen unix:/tmp/s`.
+
+It behaves as the example runtime that the predecessor was tested with, and speaks real gRPC through `grpc.aio`: the
+SPI, and a service of its own, `mmesh.ExamplePredictor` (`exampleproto`). It knows nothing of copies, slots and the use
+board. What a model does is said by the last element of its path, what a call does by its text.
+
+| path | the model |
+| --- | --- |
+| `SIZE_<bytes>_<load ms>_<unload ms>` | has that size, and takes so long to be loaded and unloaded |
+| `FAIL_<text>` | fails its first load with INTERNAL and that text, and is loaded by later ones |
+| `HANG` | is never loaded: its load does not end |
+| `CRASH` | kills the server when it is loaded |
+
+| text of a call | the answer |
+| --- | --- |
+| `fail CODE TEXT` | that status, with details and a trailer |
+| `sleep SECONDS` | a prediction, so much later; a cancelled one is noted |
+| `crash` | none: the server ends |
+| anything else | a prediction: that text, under the model's id |
+
+`predict` takes and gives one message; `predictEach` answers each text of `texts` with a message, `predictAll` answers a
+stream of requests with one message, `converse` answers each request of a stream with a message, in step.
+
+Each thing that it is asked is a line in the file of `--diary`: `load m`, `unload m`, `status`, `predict m`.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from mesh.pb import details_pb2, modelruntime_pb2_grpc
+from mesh.pb import modelruntime_pb2 as pb
+from tests.support.exampleproto import SERVICE, PredictRequest, PredictResponse
+
+MODULE = "tests.support.exampleruntime"
+
+CAPACITY = 1 << 30
+DEFAULT_SIZE = 50 << 20
+SIZE = 64 << 20
+"""Bytes of a model whose path says none."""
+
+_FORMS = {
+    "plain": (grpc.StatusCode.NOT_FOUND, "model {} is not loaded"),
+    "triton": (grpc.StatusCode.UNAVAILABLE, "Request for unknown model: '{}' is not found"),
+    "mlserver": (grpc.StatusCode.INVALID_ARGUMENT, "Model {} not found"),
+}
+
+
+class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
+    """The SPI and the predictor of one server."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.models: dict[str, str] = {}  # id -> last element of the path
+        self.failed: set[str] = set()
+        self.running: dict[str, int] = {}
+        self.most: dict[str, int] = {}  # calls at once, by id
+        self.asked_for_status = 0
+
+    def note(self, line: str) -> None:
+        if self.options.diary:
+            with self.options.diary.open("a") as diary:
+                diary.write(line + "\n")
+
+    # --- the SPI
+
+    async def runtimeStatus(self, request: Any, context: Any) -> Any:
+        self.asked_for_status += 1
+        self.note("status")
+        kind = pb.RuntimeStatusResponse
+        if self.asked_for_status <= self.options.starting:
+            return kind(status=kind.STARTING)
+        self.models.clear()
+        status = kind(
+            status=kind.READY,
+            capacityInBytes=self.options.capacity,
+            maxLoadingConcurrency=self.options.loading,
+            modelLoadingTimeoutMs=self.options.load_timeout_ms,
+            defaultModelSizeInBytes=DEFAULT_SIZE,
+            runtimeVersion="example 1",
+            limitModelConcurrency=bool(self.options.concurrency),
+            allowAnyMethod=self.options.allow_any,
+        )
+        for method in self.options.method:
+            name, _, path = method.partition("=")
+            status.methodInfos[name].idInjectionPath.extend(int(number) for number in path.split(".") if number)
+        return status
+
+    async def loadModel(self, request: Any, context: Any) -> Any:
+        self.note(f"load {request.modelId}")
+        what = unquote(Path(request.modelPath).name)
+        if what.startswith("FAIL_") and request.modelId not in self.failed:
+            self.failed.add(request.modelId)
+            await context.abort(grpc.StatusCode.INTERNAL, what.removeprefix("FAIL_"))
+        if what == "HANG":
+            await asyncio.Event().wait()
+        if what == "CRASH":
+            os.abort()
+        await asyncio.sleep(_sizes(what)[1] / 1000)
+        self.models[request.modelId] = what
+        return pb.LoadModelResponse(
+            sizeInBytes=0 if self.options.model_size else _sizes(what)[0], maxConcurrency=self.options.concurrency
+        )
+
+    async def unloadModel(self, request: Any, context: Any) -> Any:
+        self.note(f"unload {request.modelId}")
+        what = self.models.pop(request.modelId, None)
+        if what is None and self.options.strict_unload:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+        await asyncio.sleep(_sizes(what or "")[2] / 1000)
+        return pb.UnloadModelResponse()
+
+    async def modelSize(self, request: Any, context: Any) -> Any:
+        if not self.options.model_size:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "sizes come with loads")
+        if request.modelId not in self.models:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.modelId} is not loaded")
+        return pb.ModelSizeResponse(sizeInBytes=_sizes(self.models[request.modelId])[0])
+
+    # --- the predictor
+
+    async def predict(self, request: Any, context: Any) -> Any:
+        model_id = _model_id(context)
+        self.note(f"predict {model_id}")
+        self.running[model_id] = self.running.get(model_id, 0) + 1
+        self.most[model_id] = max(self.most.get(model_id, 0), self.running[model_id])
+        try:
+            return await self._answer(model_id, request, context)
+        except asyncio.CancelledError:
+            self.note(f"cancelled {model_id}")
+            raise
+        finally:
+            self.running[model_id] -= 1
+
+    async def _answer(self, model_id: str, request: Any, context: Any) -> Any:
+        if model_id not in self.models:
+            code, text = _FORMS[self.options.not_found]
+            await context.abort(code, text.format(model_id))
+        words = request.text.split(maxsplit=2)
+        match words:
+            case ["fail", code, *text]:
+                failure = details_pb2.Status(code=3, message="details of the example")
+                context.set_trailing_metadata(
+                    (
+                        ("grpc-status-details-bin", failure.SerializeToString()),
+                        ("example-trailer", "told"),
+                    )
+                )
+                await context.abort(getattr(grpc.StatusCode, code), " ".join(text))
+            case ["sleep", seconds, *_]:
+                await asyncio.sleep(float(seconds))
+            case ["crash"]:
+                os._exit(9)
+        sent = sorted(key for key, _ in context.invocation_metadata())
+        await context.send_initial_metadata((("example-header", "of the server"),))
+        context.set_trailing_metadata(
+            (
+                ("example-trailer", "of the server"),
+                ("example-names", ",".join(sent)),
+                ("example-most", str(self.most[model_id])),
+                ("example-bin", bytes(dict(context.invocation_metadata()).get("client-bin", b""))),
+            )
+        )
+        return PredictResponse(
+            results={model_id: request.text},
+            model_name=request.model_name,
+            inner_model_name=request.inner.model_name,
+        )
+
+    async def predict_each(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        model_id = _model_id(context)
+        for text in request.texts:
+            if text == "wait":
+                await asyncio.Event().wait()
+            yield PredictResponse(results={model_id: text}, model_name=request.model_name)
+
+    async def predict_all(self, requests: Any, context: Any) -> Any:
+        texts = [request.text async for request in requests]
+        return PredictResponse(results={_model_id(context): " ".join(texts)})
+
+    async def converse(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        model_id = _model_id(context)
+        try:
+            async for request in requests:
+                if request.text.startswith("fail"):
+                    context.set_trailing_metadata((("example-trailer", "told"),))
+                    await context.abort(grpc.StatusCode.DATA_LOSS, "as wanted")
+                yield PredictResponse(results={model_id: request.text}, model_name=request.model_name)
+            context.set_trailing_metadata((("example-trailer", "of the server"),))
+        except asyncio.CancelledError:
+            self.note(f"cancelled {model_id}")
+            raise
+
+
+def _model_id(context: Any) -> str:
+    raw = dict(context.invocation_metadata()).get("mm-model-id-bin")
+    return raw.decode() if raw is not None else ""
+
+
+def _sizes(what: str) -> tuple[int, float, float]:
+    """Returns a model's size in bytes, and the milliseconds of its load and unload."""
+    found = re.fullmatch(r"SIZE_(\d+)_(\d+)_(\d+)", what)
+    return (int(found[1]), float(found[2]), float(found[3])) if found else (SIZE, 0.0, 0.0)
+
+
+def argv(listen: str, *options: str) -> list[str]:
+    """Returns the command line of a server."""
+    return [sys.executable, "-m", MODULE, "--listen", listen, *options]
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Serves until it is ended."""
+    runtime = ExampleRuntime(options)
+    server = grpc.aio.server()
+    modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(runtime, server)
+    read, write = PredictRequest.FromString, PredictResponse.SerializeToString
+    handlers = {
+        "predict": grpc.unary_unary_rpc_method_handler(runtime.predict, read, write),
+        "predictEach": grpc.unary_stream_rpc_method_handler(runtime.predict_each, read, write),
+        "predictAll": grpc.stream_unary_rpc_method_handler(runtime.predict_all, read, write),
+        "converse": grpc.stream_stream_rpc_method_handler(runtime.converse, read, write),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    if options.listen.startswith("unix:"):
+        Path(options.listen.removeprefix("unix:")).unlink(missing_ok=True)
+    server.add_insecure_port(options.listen)
+    await server.start()
+    print(f"example runtime listens on {options.listen}", flush=True)
+    await server.wait_for_termination()
+
+
+def main() -> None:
+    """Runs the server of the command line."""
+    parser = argparse.ArgumentParser()
+    add = parser.add_argument
+    add("--listen", required=True)
+    add("--capacity", type=int, default=CAPACITY)
+    add("--loading", type=int, default=6)
+    add("--load-timeout-ms", type=int, default=90_000)
+    add("--starting", type=int, default=0, help="Number of questions for its status that it answers STARTING.")
+    add("--method", action="append", default=[], help="Method that it lists, NAME=1.2.")
+    add("--allow-any", action="store_true")
+    add("--concurrency", type=int, default=0)
+    add("--not-found", choices=sorted(_FORMS), default="plain")
+    add("--no-model-size", dest="model_size", action="store_false")
+    add("--strict-unload", action="store_true")
+    add("--diary", type=Path)
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""A model server that is not ours, behind a relay, as a client of a whole mesh sees it."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mesh.pb import modelmesh_pb2, modelruntime_pb2_grpc
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.process import free_port
+from tests.support import exampleruntime
+from tests.support.exampleproto import PREDICT, PredictRequest, PredictResponse
+from tests.support.localmesh import LocalMesh, Program, children, command
+from tests.support.waiting import until
+
+INJECTED = ("--method", "mmesh.ExamplePredictor/predict=1")
+
+
+class Foreign:
+    """A mesh whose pods have an example runtime each, and a client of its predictor."""
+
+    def __init__(self, mesh: LocalMesh, diary: Path, servers: list[Program]) -> None:
+        self.mesh = mesh
+        self.diary = diary
+        self.servers = servers  # neighbours; none if they are the pods' children
+        self.predict = mesh.channel().unary_unary(
+            PREDICT,
+            request_serializer=PredictRequest.SerializeToString,
+            response_deserializer=PredictResponse.FromString,
+        )
+
+    async def register(self, model_id: str, what: str = "model", *, now: bool = False) -> Any:
+        """Registers a model of the example runtime by the last element of its path."""
+        path = self.mesh.write(f"{model_id}.{os.urandom(3).hex()}/{what}", b"an example")
+        return await self.mesh._register(model_id, "example", path, load=now, sync=now, router=0)
+
+    async def ask(self, model_id: str, text: str = "hello", *, timeout: float = 20.0, **request: Any) -> Any:
+        """Makes one prediction, and returns the response."""
+        metadata = (("mm-model-id", model_id),)
+        return await self.predict(PredictRequest(text=text, **request), timeout=timeout, metadata=metadata)
+
+    def noted(self, line: str) -> int:
+        """Returns how often the runtimes have been asked that."""
+        return self.diary.read_text().splitlines().count(line) if self.diary.exists() else 0
+
+
+def child_of(mesh: LocalMesh, module: str, pod: int = 0) -> int:
+    """Returns the process id of a pod's child that runs a module; 0: none runs."""
+    found = [pid for pid in children(mesh.pods[pod].pid) if module in command(pid).split()]
+    return found[0] if found else 0
+
+
+@pytest.fixture
+def foreign(a_mesh, tmp_path):
+    """Makes a mesh of example runtimes: `async with foreign(edge="grpc", way="child-socket") as it`."""
+
+    class Made:
+        def __init__(
+            self, *options: str, edge: str = "envoy", way: str = "child-socket", pods: int = 1, **more: Any
+        ) -> None:
+            self.diary = tmp_path / "diary"
+            said = [*(options or INJECTED), "--diary", str(self.diary)]
+            self.servers: list[Program] = []
+            options_of = {}
+            for number in range(1, pods + 1):
+                if way.startswith("child"):
+                    listen = "unix:{socket}" if way == "child-socket" else "127.0.0.1:{port}"
+                    line = " ".join(exampleruntime.argv(listen, *said))
+                    options_of[f"pod-{number}"] = ["--server-command", line]
+                else:
+                    path = f"/tmp/mesh-example-{os.urandom(4).hex()}"
+                    listen = f"unix:{path}" if way == "neighbour-socket" else f"127.0.0.1:{free_port()}"
+                    self.servers.append(Program(f"server-{number}", exampleruntime.argv(listen, *said), tmp_path))
+                    options_of[f"pod-{number}"] = ["--server", listen]
+            self.mesh = a_mesh(pods=pods, edge=edge, capacity="auto", options_of=options_of, **more)
+
+        async def __aenter__(self) -> Foreign:
+            for server in self.servers:
+                server.start()
+            await self.mesh.__aenter__()
+            return Foreign(self.mesh, self.diary, self.servers)
+
+        async def __aexit__(self, *error: Any) -> None:
+            try:
+                await self.mesh.__aexit__(*error)
+            finally:
+                for server in self.servers:
+                    print(f"--- {server.name}\n{server.tail()}")
+                    server.kill9()
+
+    return Made
+
+
+@pytest.mark.parametrize("way", ["child-socket", "child-port", "neighbour-socket", "neighbour-port"])
+async def test_a_foreign_server_is_served_through_the_mesh(foreign, edge, way):
+    """Models of a server that speaks the SPI are registered, loaded and called through a mesh, wherever that server
+    listens and whether a pod or something else starts it: ids, metadata, trailers, errors and deadlines pass."""
+    async with foreign(edge=edge, way=way) as it:
+        status = await it.register("a", "SIZE_1000000_0_0", now=True)
+        assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED
+        for name in ("b", "c é"):
+            await it.register(name, "SIZE_2000000_5_0")
+        assert (await it.mesh.status("a"))["copies"][0]["bytes"] == 1_000_000
+        for name in ("a", "b"):
+            response = await it.ask(name, "text", model_name="what the client says")
+            assert dict(response.results) == {name: "text"}
+            assert response.model_name == name, "the id is spliced into the request"
+        bin_id = (("mm-model-id-bin", "c é".encode()),)
+        response = await it.predict(PredictRequest(text="x"), metadata=bin_id, timeout=20)
+        assert (dict(response.results), response.model_name) == ({"c é": "x"}, "c é")
+
+        call = it.predict(
+            PredictRequest(text="x"),
+            metadata=(("mm-model-id", "a"), ("own-header", "1"), ("client-bin", b"\0\xff"), ("mm-balanced", "true")),
+            timeout=20,
+        )
+        await call
+        initial, trailing = dict(await call.initial_metadata()), dict(await call.trailing_metadata())
+        assert initial["example-header"] == "of the server"
+        assert trailing["example-trailer"] == "of the server"
+        assert trailing["example-bin"] == b"\0\xff"
+        names = set(trailing["example-names"].split(","))
+        assert {"own-header", "client-bin", "mm-model-id", "mm-model-id-bin"} <= names
+        assert not [name for name in names if name.startswith(("mesh-", "mm-balanced", "mm-vmodel"))]
+
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await it.ask("a", "fail INVALID_ARGUMENT no such feature")
+        assert (failed.value.code(), failed.value.details()) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "no such feature",
+        )
+        trailers = dict(failed.value.trailing_metadata())
+        assert trailers["example-trailer"] == "told"
+        assert b"details of the example" in trailers["grpc-status-details-bin"]
+
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await it.ask("a", "sleep 30", timeout=0.5)
+        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: it.noted("cancelled a"), why="the server sees that the caller has gone")
+
+        other = it.mesh.channel().unary_unary("/mmesh.ExamplePredictor/other")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await other(b"", metadata=(("mm-model-id", "a"),), timeout=20)
+        assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert failed.value.details() == "Method not found or not permitted: mmesh.ExamplePredictor/other"
+        assert it.noted("load a") == it.noted("load b") == it.noted("load c é") == it.noted("status") == 1
+
+
+async def test_a_servers_own_unavailability_loads_no_further_copy(foreign, edge):
+    """A model whose server answers UNAVAILABLE is loaded nowhere else: the caller gets INTERNAL with the predecessor's
+    text, and the copy stays."""
+    async with foreign(edge=edge, pods=2) as it:
+        await it.register("a", now=True)
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await it.ask("a", "fail UNAVAILABLE too busy")
+            text = "ModelRuntime UNAVAILABLE: mmesh.ExamplePredictor/predict: UNAVAILABLE: too busy"
+            assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.INTERNAL, text)
+        assert (await it.mesh.status("a"))["status"] == "LOADED"
+        assert len((await it.mesh.status("a"))["copies"]) == it.noted("load a") == 1
+
+
+async def test_a_load_that_fails_is_told_and_passes_by_itself(foreign):
+    """A failed load's text is the server's, exactly one copy has failed, and nothing is left in the server."""
+    async with foreign(pods=1) as it:
+        status = await it.register("bad", "FAIL_no such layer", now=True)
+        kind = modelmesh_pb2.ModelStatusInfo
+        assert status.status == kind.LOADING_FAILED
+        assert len(status.errors) == 1
+        assert status.errors[0].endswith("no such layer")
+        (copy,) = status.modelCopyInfos
+        assert copy.copyStatus == kind.LOADING_FAILED
+        assert copy.location
+        assert it.noted("unload bad") == 1
+
+
+@pytest.mark.parametrize("form", ["plain", "triton", "mlserver"])
+async def test_a_model_that_the_server_has_lost_is_loaded_again(foreign, form):
+    """A server that has dropped a model answers *not found* in one of three forms: the next call is answered all the
+    same, after another load."""
+    async with foreign(*INJECTED, "--not-found", form, way="neighbour-socket") as it:
+        await it.register("a", now=True)
+        await it.register("b", now=True)
+        async with grpc.aio.insecure_channel(it.servers[0].argv[4]) as channel:
+            stub = modelruntime_pb2_grpc.ModelRuntimeStub(channel)
+            for number in (1, 2):
+                await stub.unloadModel(pb.UnloadModelRequest(modelId="a"))
+                assert dict((await it.ask("a")).results) == {"a": "hello"}
+                assert it.noted("load a") == 1 + number
+        assert it.noted("load b") == 1
+
+
+async def test_a_model_that_is_lost_unseen_is_withdrawn(foreign):
+    """A model that its server has dropped is withdrawn from the mesh without any call."""
+    async with foreign(way="neighbour-socket") as it:
+        await it.register("a", now=True)
+        async with grpc.aio.insecure_channel(it.servers[0].argv[4]) as channel:
+            await modelruntime_pb2_grpc.ModelRuntimeStub(channel).unloadModel(pb.UnloadModelRequest(modelId="a"))
+
+        async def withdrawn() -> bool:
+            return (await it.mesh.status("a"))["status"] == "NOT_LOADED"
+
+        await until(withdrawn, timeout=30, why="the copy is withdrawn")
+
+
+async def test_a_models_own_not_found_reaches_the_caller(foreign):
+    """A model that answers NOT_FOUND by itself is loaded once more and then believed: callers get its answer, and loads
+    come to an end."""
+    async with foreign(way="neighbour-socket") as it:
+        await it.register("a", now=True)
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await it.ask("a", "fail NOT_FOUND no such user")
+            assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.NOT_FOUND, "no such user")
+        assert it.noted("load a") == 2
+
+
+@pytest.mark.parametrize("way", ["child-socket", "neighbour-port"])
+async def test_a_killed_server_comes_back_with_its_models(foreign, way):
+    """A server that is killed is empty when it returns: its models are withdrawn, and loaded by the next call."""
+    async with foreign(way=way) as it:
+        await it.register("a", now=True)
+        await it.register("b", now=True)
+        relay = child_of(it.mesh, "mesh.runtime.relay")
+        if it.servers:
+            it.servers[0].kill9()
+            await until(lambda: child_of(it.mesh, "mesh.runtime.relay") not in (0, relay), why="another relay")
+            it.servers[0].start()
+        else:
+            os.kill(child_of(it.mesh, exampleruntime.MODULE), signal.SIGKILL)
+        assert dict((await answered(it, "a")).results) == {"a": "hello"}
+        assert dict((await answered(it, "b")).results) == {"b": "hello"}
+        assert (it.noted("load a"), it.noted("status")) == (2, 2)
+        assert "quarantined" not in {key for key, value in (await it.mesh.status("a")).items() if value}
+
+
+async def test_a_server_that_restarts_at_once_is_noticed(foreign):
+    """A neighbour that is replaced by an empty one within moments is asked for its status again."""
+    async with foreign(way="neighbour-socket") as it:
+        await it.register("a", now=True)
+        it.servers[0].kill9()
+        it.servers[0].start()
+        assert dict((await answered(it, "a")).results) == {"a": "hello"}
+        assert it.noted("load a") == it.noted("status") == 2
+
+
+@pytest.mark.parametrize("way", ["child-socket", "neighbour-port"])
+async def test_a_frozen_server_is_given_up_within_seconds(foreign, way):
+    """A server that is stopped is noticed although the kernel takes its connections; a child is replaced, and a
+    neighbour is begun with again once it runs."""
+    async with foreign(way=way, runtime_options=["--hang-timeout", "3"]) as it:
+        await it.register("a", now=True)
+        pid = it.servers[0].pid if it.servers else child_of(it.mesh, exampleruntime.MODULE)
+        relay = child_of(it.mesh, "mesh.runtime.relay")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await until(
+                lambda: child_of(it.mesh, "mesh.runtime.relay") not in (0, relay), timeout=40, why="another relay"
+            )
+        finally:
+            if it.servers:
+                os.kill(pid, signal.SIGCONT)
+        assert dict((await answered(it, "a")).results) == {"a": "hello"}
+        assert it.noted("load a") == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--no-model-size",)], ids=["sizes", "no-sizes"])
+async def test_a_relay_that_is_killed_takes_no_model_with_it(foreign, options):
+    """A relay that is killed is started again and goes on with the copies: the server is not asked to load anything."""
+    async with foreign(*INJECTED, *options) as it:
+        for name in ("a", "b"):
+            await it.register(name, now=True)
+        for number in range(2):
+            relay = child_of(it.mesh, "mesh.runtime.relay")
+            os.kill(relay, signal.SIGKILL)
+            for name in ("a", "b"):
+                assert dict((await answered(it, name)).results) == {name: "hello"}
+            await it.register(f"c{number}", now=True)
+            assert dict((await it.ask(f"c{number}")).results) == {f"c{number}": "hello"}
+        assert it.noted("load a") == it.noted("load b") == it.noted("load c0") == it.noted("status") == 1
+        assert it.noted("unload a") == 0
+
+
+async def test_an_agent_that_is_killed_begins_again(foreign):
+    """An agent that is killed ends its relay and its server; a neighbour stays, and drops its models for the next
+    agent."""
+    async with foreign(way="neighbour-socket") as it:
+        await it.register("a", now=True)
+        it.mesh.pods[0].kill9()
+        it.mesh.pods[0].start()
+        assert dict((await answered(it, "a")).results) == {"a": "hello"}
+        assert (it.noted("load a"), it.noted("status")) == (2, 2)
+
+
+async def answered(it: Foreign, model_id: str) -> Any:
+    """Returns the first answer of a model whose pod is coming back."""
+    answer = None
+
+    async def asked() -> bool:
+        nonlocal answer
+        try:
+            answer = await it.ask(model_id, timeout=5)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.FAILED_PRECONDITION,
+            ), error
+            return False
+        return True
+
+    await until(asked, timeout=60, interval=0.2, why=f"{model_id} answers again")
+    return answer
