@@ -2,13 +2,8 @@
 
     python -m tests.bench.plain PORT MODEL.onnx...
 
-<<<<<<< HEAD
-The server has one model, no router and no registry, as a user would write it by hand in twenty lines. It parses and
-answers the same V2 messages as the mesh does.
-=======
-No router, no registry: what somebody would write by hand in twenty lines. A model's name is that of its file; if there
-is only one, it answers to any name. The server parses and answers the same V2 messages as the mesh does.
->>>>>>> 65b2c15 (draft2)
+There is no router and no registry: it is what a user would write by hand in twenty lines. A model has its file's name;
+a single model answers to any name. The server parses and answers the same V2 messages as the mesh does.
 """
 
 import sys
