@@ -85,7 +85,8 @@ def call(order: Order) -> Outcome:
     argv = [sys.executable, "-m", "tests.bench.client"]
     done = subprocess.run(argv, input=pickle.dumps(order), capture_output=True, timeout=order.seconds + 120)
     if done.returncode:
-        raise RuntimeError(f"calls to {order.door.url}: {done.stderr.decode(errors='replace')[-2000:]}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(f"calls to {order.door.url}: {lines[-1] if lines else done.returncode}")
     return Outcome(**json.loads(done.stdout))
 
 

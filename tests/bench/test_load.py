@@ -16,7 +16,7 @@ from mesh.process import free_port
 from tests.bench import bodies, client, generators
 from tests.bench.client import Order
 from tests.bench.door import Door
-from tests.bench.peers import environments
+from tests.bench.peers import comparison, environments
 from tests.bench.peers.servers import PEERS
 from tests.support import models
 from tests.support.localmesh import Program
@@ -171,3 +171,16 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, monk
     with pytest.raises(environments.CannotMake, match="mesh-of-no-such-name"):
         environments.environment("x", Progress(console=Console(quiet=True)))
     assert list((tmp_path / "peers").iterdir()) == []
+
+
+def test_rounds_are_left_out_when_time_is_up(monkeypatch):
+    """The first round of a row is always taken; later ones are not, and the comparison says so."""
+    progress = Progress(console=Console(quiet=True))
+    assert comparison.Bar(progress, 1.0).more(1)
+    monkeypatch.setattr(comparison, "LIMIT", -1.0)
+    bar = comparison.Bar(progress, 1.0)
+    assert bar.more(0)
+    assert not bar.cut
+    assert not bar.more(1)
+    assert bar.cut
+    assert bar.more(0)
