@@ -1,5 +1,6 @@
-"""The cost of processes: CPU seconds and resident memory, from /proc."""
+"""The cost of processes: CPU seconds and resident memory, from /proc. A process that has ended costs nothing."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,26 +11,36 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+def _read(pid: int, name: str) -> str:
+    """Returns a file of a process; nothing once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def cpu_seconds(pid: int) -> float:
     """Returns user and system time of a process so far, its threads included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
 
 
 def resident_bytes(pid: int) -> int:
     """Returns the resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    fields = _read(pid, "statm").split()
+    return int(fields[1]) * _PAGE if fields else 0
 
 
 def reset_peak(pid: int) -> None:
     """Begins a new peak of resident memory at what the process takes now."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def peak_bytes(pid: int) -> int:
-    """Returns the largest resident memory of a process since `reset_peak`."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    """Largest resident memory of a process since `reset_peak`."""
+    _, found, rest = _read(pid, "status").partition("VmHWM:")
+    return int(rest.split()[0]) * 1024 if found else 0
 
 
 def family(pid: int) -> list[int]:
