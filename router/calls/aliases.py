@@ -230,10 +230,10 @@ class Aliases:
         self.divert(alias.target(model), MeshError(Reason.UNAVAILABLE, "it is not loaded"))
         return other
 
-    def warm(self, model: str) -> None:
-        """Has a model loaded that calls by an alias would otherwise wait for."""
+    def warm(self, model: str, pause: float = _WARM) -> None:
+        """Has a model loaded that no caller waits for, at most once within `pause` seconds."""
         now = self._now()
-        if now - self._warmed.get(model, -_WARM) >= _WARM and not self._coldstart.loading(model):
+        if now - self._warmed.get(model, -pause) >= pause and not self._coldstart.loading(model):
             self._warmed[model] = now
             self._start(self._load(model), f"load {model}")
 

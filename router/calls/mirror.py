@@ -1,9 +1,9 @@
 """Calls of a shadow: a share of an alias's calls is sent to a second model too, whose answers are dropped and counted.
 
-Callers come first. A shadow's call is sent once its caller has been answered, to a copy that is loaded, in a pod that
-is not busy with callers' calls. It never waits, is never sent again, and never causes more than one load at a time. All
-that does not fit into a few calls in flight and a bounded amount of memory is shed, and counted as such. A shadow that
-hangs or kills its server gets no calls for a while.
+Callers come first. A shadow's call is sent a moment after its caller has been answered, to a copy that is loaded, in a
+pod that is not busy with callers' calls. It never waits, is never sent again, and never causes more than one load at a
+time. What does not fit into a few calls in flight and a bounded amount of memory is shed, as is what would slow callers
+down (`placement.shadowing`), and counted as such. A shadow that hangs or kills its server gets no calls for a while.
 
 Answers are compared by their outputs: all fields of a V2 reply but the model's name, its version and the `id`, to the
 byte.
@@ -11,6 +11,8 @@ byte.
 
 import asyncio
 import random
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -20,6 +22,7 @@ from mesh.wire import headers as names
 from mesh.wire.budget import Budget
 from mesh.wire.call import Header, Headers
 from mesh.wire.client import Exchange, Lost, LostKind, Pool, Reply, ReplyStream
+from placement.shadowing import Shadowing
 from router.calls import replies
 from router.calls.aliases import Alias
 from router.calls.routes import Method
@@ -44,9 +47,16 @@ BUSY = 4
 TIMEOUT = 10.0
 """Seconds that a shadow has for an answer."""
 
+LOADS = 10.0
+"""Seconds between two requests of one worker to load a shadow."""
+
+LATER = 0.002
+"""Seconds after a caller's answer at which the shadow's call is sent: sooner, both would want the processors."""
+
 PAUSE = 30.0
 """Seconds without calls for a shadow that has hung, or whose server was lost in its call."""
 
+_REMEMBERED = 32  # calls of shadows that have ended: callers' calls in flight may have begun beside them
 _NAMES = frozenset((0x0A, 0x12, 0x1A))  # tags of a ModelInferResponse's fields that are not compared
 
 
@@ -88,6 +98,7 @@ class Mirrored(NamedTuple):
     encoding: bytes
     code: int
     answer: bytes | None  # the frame of the reply
+    began: float  # by `time.perf_counter`
 
     @property
     def size(self) -> int:
@@ -98,10 +109,11 @@ class Mirrored(NamedTuple):
 class _Counts:
     """The series of one alias and its shadow."""
 
-    __slots__ = ("different", "equal", "failed", "ms", "shed")
+    __slots__ = ("different", "equal", "failed", "ms", "part", "shed")
 
-    def __init__(self, ms: metrics.Distribution, outcome: Callable[[str], metrics.Count]) -> None:
+    def __init__(self, ms: metrics.Distribution, part: metrics.Level, outcome: Callable[[str], metrics.Count]) -> None:
         self.ms = ms
+        self.part = part
         self.equal, self.different = outcome("equal"), outcome("different")
         self.failed, self.shed = outcome("failed"), outcome("shed")
 
@@ -109,11 +121,12 @@ class _Counts:
 class _Shadow:
     """The state of one alias's shadow in this worker."""
 
-    __slots__ = ("counts", "in_flight", "model", "paused_until")
+    __slots__ = ("counts", "in_flight", "model", "paused_until", "shadowing")
 
     def __init__(self, model: str, counts: _Counts) -> None:
         self.model = model
         self.counts = counts
+        self.shadowing = Shadowing()
         self.in_flight = 0
         self.paused_until = 0.0
 
@@ -121,7 +134,7 @@ class _Shadow:
 class _ShadowCall:
     """One call of a shadow: the sink of its exchange."""
 
-    __slots__ = ("_began", "_mirrors", "_timer", "copy", "exchange", "mirrored", "pool", "shadow")
+    __slots__ = ("_mirrors", "_timer", "began", "copy", "exchange", "mirrored", "pool", "shadow")
 
     def __init__(self, mirrors: "Mirrors", shadow: _Shadow, mirrored: Mirrored, copy: Copy, pool: Pool) -> None:
         self._mirrors = mirrors
@@ -130,9 +143,8 @@ class _ShadowCall:
         self.copy = copy
         self.pool = pool
         self.exchange: Exchange | None = None
-        loop = asyncio.get_running_loop()
-        self._began = loop.time()
-        self._timer = loop.call_later(TIMEOUT, self._late)
+        self.began = time.perf_counter()
+        self._timer = mirrors.calls.loop.call_later(TIMEOUT, self._late)
 
     def on_reply(self, reply: Reply) -> None:
         """Compares the answers."""
@@ -144,7 +156,7 @@ class _ShadowCall:
                 self._mirrors.view.drop(self.copy)
             counts.shed.inc()
             return
-        counts.ms.observe((asyncio.get_running_loop().time() - self._began) * 1000)
+        counts.ms.observe((time.perf_counter() - self.began) * 1000)
         if reply.code and not self.mirrored.code:
             counts.failed.inc()
         elif same(self.mirrored, reply):
@@ -188,7 +200,8 @@ class _ShadowCall:
 
 
 class Mirrors:
-    """The shadows of one worker. `warm` has a model loaded; `uniform` returns random numbers."""
+    """The shadows of one worker. `warm` has a model loaded, once within so many seconds; `uniform` returns random
+    numbers."""
 
     def __init__(
         self,
@@ -196,7 +209,7 @@ class Mirrors:
         vmodels: Vmodels,
         registry: metrics.Registry,
         *,
-        warm: Callable[[str], None],
+        warm: Callable[[str, float], None],
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self.calls = calls
@@ -208,9 +221,17 @@ class Mirrors:
         self._in_flight: dict[Pod, int] = {}  # shadows' calls, by pod
         self._running: set[_ShadowCall] = set()
         self._held = 0  # bytes kept
+        self._ran: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # begin and end of shadows' calls
+        self._closed = False
         labels = ("alias", "model")
         self._ms = registry.histogram(
             "mesh_mirror_milliseconds", "Answered calls of shadows, by alias and shadow.", metrics.BUCKETS_MS, labels
+        )
+        self._part = registry.gauge(
+            "mesh_mirror_part",
+            "Part of its calls that a shadow gets without slowing callers down.",
+            labels,
+            merge="min",
         )
         self._outcomes = registry.counter(
             "mesh_mirror_calls",
@@ -223,12 +244,19 @@ class Mirrors:
         """Takes a call that has just been answered, if it is in the share; sends it to the shadow in a moment, or sheds
         it."""
         mirror = alias.mirror
-        if mirror is None or not mirrored.method.infers or self._uniform() * 100 >= mirror.percent:
+        if mirror is None or not mirrored.method.infers:
             return
         shadow = self._shadow(alias.name, mirror.target)
+        shadowing = shadow.shadowing
+        shadowing.noted(time.perf_counter() - mirrored.began, beside=self._ran_at(mirrored.began))
+        shadow.counts.part.set(shadowing.part)
+        if self._uniform() * 100 >= mirror.percent:
+            return
         size = mirrored.size
         if (
-            shadow.in_flight >= EACH
+            shadowing.pauses
+            or (shadowing.part < 1 and self._uniform() >= shadowing.part)
+            or shadow.in_flight >= EACH
             or len(self._running) >= MOST
             or self._held + size > MAX_BYTES
             or self.calls.budget.held + size > self.calls.budget.large
@@ -239,12 +267,12 @@ class Mirrors:
         shadow.in_flight += 1
         self._held += size
         self.calls.budget.add(size)
-        # The caller's answer is on its way first.
-        self.calls.loop.call_soon(self._send, shadow, mirrored)
+        self.calls.loop.call_later(LATER, self._send, shadow, mirrored)
 
     def ended(self, call: _ShadowCall) -> None:
         """Frees what a call has held."""
         self._running.discard(call)
+        self._ran.append((call.began, time.perf_counter()))
         pod = call.copy.pod
         left = self._in_flight.pop(pod) - 1
         if left:
@@ -258,12 +286,19 @@ class Mirrors:
         log.warning("a shadow gets no calls for a while", model=shadow.model, seconds=PAUSE, why=why)
 
     def close(self) -> None:
-        """Ends all calls."""
+        """Ends all calls, and sends no more."""
+        self._closed = True
         for call in tuple(self._running):
             call.cancel()
 
+    def _ran_at(self, moment: float) -> bool:
+        """Returns whether a shadow's call was in flight when a caller's began."""
+        if any(call.began <= moment for call in self._running):
+            return True
+        return any(began <= moment < ended for began, ended in self._ran)
+
     def _send(self, shadow: _Shadow, mirrored: Mirrored) -> None:
-        copy = self._copy(shadow.model)
+        copy = None if self._closed else self._copy(shadow.model)
         pool = None if copy is None else copy.pod.pool
         if copy is None or pool is None or len(self._running) >= MOST:
             self._shed(shadow, mirrored)
@@ -287,7 +322,7 @@ class Mirrors:
         calls = self.calls
         copies = self.view.copies.get(model)
         if copies is None:
-            self._warm(model)
+            self._warm(model, LOADS)
             return None
         copy = calls.pick(copies)
         if copy is None or calls.must_verify(copy) or not calls.has_room(copy):
@@ -308,7 +343,9 @@ class Mirrors:
         found = self._shadows.get(alias)
         if found is None:
             counts = _Counts(
-                self._ms.labels(alias, model), lambda outcome: self._outcomes.labels(alias, model, outcome)
+                self._ms.labels(alias, model),
+                self._part.labels(alias, model),
+                lambda outcome: self._outcomes.labels(alias, model, outcome),
             )
             found = self._shadows[alias] = _Shadow(model, counts)
         return found
@@ -320,6 +357,7 @@ class Mirrors:
         if shadow is not None and (mirror is None or mirror.target != shadow.model):
             del self._shadows[alias]
             self._ms.forget(alias, shadow.model)
+            self._part.forget(alias, shadow.model)
             for outcome in ("equal", "different", "failed", "shed"):
                 self._outcomes.forget(alias, shadow.model, outcome)
 

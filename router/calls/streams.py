@@ -31,7 +31,6 @@ _KEPT = 64 * 1024  # bytes of messages kept besides the first, to be sent again
 
 async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method) -> None:
     """Carries one call to its end."""
-    began = time.perf_counter()
     stream = _Stream(forwarder, call, method)
     code = int(Code.INTERNAL)
     task = asyncio.current_task()
@@ -60,7 +59,7 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
         call.on_cancel(None)
         stream.hold.counts(0)
         forwarder.in_flight -= 1
-        ms = (time.perf_counter() - began) * 1000
+        ms = (time.perf_counter() - stream.began) * 1000
         forwarder.meter.call(method.label, code, ms, stream.sent, stream.received)
         (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
         if stream.target is not None:
@@ -106,6 +105,7 @@ class _Stream:
         self._keeping = True  # the reply has not begun
         self._whole = True  # everything that was read is kept
         self._ended = False
+        self.began = time.perf_counter()
         self.cold = False  # the call has waited for a load
         self.target: Target | None = None  # of the alias that the call names
         self._mirrored: tuple[bytes, tuple[Header, ...]] | None = None  # frame and headers of a call with a shadow
@@ -293,5 +293,6 @@ class _Stream:
         if self._mirrored is None or self.target is None:
             return
         frame, headers = self._mirrored
-        call = Mirrored(self._method, headers, frame, self._call.encoding, answer.code, answer.frame)
+        encoding = self._call.encoding
+        call = Mirrored(self._method, headers, frame, encoding, answer.code, answer.frame, self.began)
         self._forwarder.mirrors.offer(self.target.alias, call)

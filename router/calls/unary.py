@@ -314,9 +314,9 @@ class UnaryCall:
         target = self._target
         if target is not None and target.alias.mirror is not None:
             named = target.headers(copy, self._method) if self._asked[1] == NAME else ()
+            sent, encoding = self._headers + named, self._call.encoding
             self._forwarder.mirrors.offer(
-                target.alias,
-                Mirrored(self._method, self._headers + named, self._frame, self._call.encoding, reply.code, frame),
+                target.alias, Mirrored(self._method, sent, self._frame, encoding, reply.code, frame, self._began)
             )
 
     def on_stream(self, stream: ReplyStream) -> None:

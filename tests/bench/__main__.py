@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import chain, coldstart, footprint, large, pull, registry, storm, tls
+from tests.bench import alias, chain, coldstart, footprint, large, pull, registry, storm, tls
 from tests.bench.peers import comparison
 from tests.bench.plan import QUICK, Plan
 from tests.bench.results import BUSY, Results
@@ -32,12 +32,13 @@ PARTS = {
     "pull": "the puller beside boto3",
     "tls": "the cost of TLS",
     "memory": "the memory of small models",
+    "alias": "calls by alias beside calls by id, with shadows, and the share of a canary",
 }
 
 DEFAULT = ("chain", "peers", "large")
 """What docs/performance.md shows."""
 
-_OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint}
+_OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias}
 """Parts that make meshes of their own."""
 
 OUTPUT = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "results.json"
