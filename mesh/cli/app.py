@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mesh.cli import (
+    aliases,
     backup,
     bulk,
     certificates,
@@ -24,6 +25,7 @@ from mesh.cli import (
     snapshot,
     top,
     version,
+    versions,
 )
 from mesh.cli.exits import EXPLAINED
 from mesh.cli.trust import Trust
@@ -36,7 +38,7 @@ Thousands of models behind one endpoint.
 
 
 _MODULES = (
-    *(processes, certificates, registry, bulk, serving, limits, infer, pods, top),
+    *(processes, certificates, registry, bulk, versions, aliases, serving, limits, infer, pods, top),
     *(simulate, replay, backup, snapshot, prefix, doctor, context),
 )
 """The modules of commands, in the order of the help's panels."""

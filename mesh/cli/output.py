@@ -15,7 +15,7 @@ from rich.table import Table
 from mesh.cli.exits import CommandError
 from mesh.local.lines import one_line
 from mesh.options.values import format_bytes
-from mesh.schema.modelstatus import ModelStatus
+from mesh.schema.modelstatus import ModelStatus, VModelStatus
 
 PIPE_WIDTH = 4000
 """Columns without a terminal: wider than any line, because rich would cut at 80."""
@@ -26,6 +26,9 @@ STATUS_STYLES = {
     ModelStatus.NOT_LOADED: "dim",
     ModelStatus.LOADING_FAILED: "red",
     ModelStatus.NOT_FOUND: "red",
+    VModelStatus.DEFINED: "green",
+    VModelStatus.TRANSITIONING: "yellow",
+    VModelStatus.TRANSITION_FAILED: "red",
     "UNKNOWN": "yellow",
     "ready": "green",
     "leaving": "yellow",

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mesh.cli import options, output
+from mesh.cli import options, output, versions
 from mesh.cli.client import PAGE, Client, model_path
 from mesh.cli.exits import CommandError, Exit
+from mesh.cli.moves import Patience
 from mesh.cli.serving import LOAD_SECONDS, show_status
 from mesh.local.lines import one_line
 from mesh.schema.modelstatus import ModelStatus
@@ -36,31 +37,53 @@ def register(
     sha256: Annotated[
         str, typer.Option("--sha256", metavar="HEX", help="Digest that the model's file must have.")
     ] = "",
+    version: Annotated[
+        str,
+        typer.Option(
+            "--version", metavar="VERSION", help="Version of the model: MODEL becomes an alias, which moves to it."
+        ),
+    ] = "",
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", metavar="N", min=0, help="Number of earlier versions to keep for going back. Default: 2."
+        ),
+    ] = None,
     load: Annotated[bool, typer.Option("--load", help="Load the model now instead of on its first call.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Load the model now, and wait until it is loaded.")] = False,
+    wait: Annotated[
+        bool | None,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Load the model now, and wait until it is loaded. Default: with --version only.",
+            show_default=False,
+        ),
+    ] = None,
     timeout: options.Timeout = LOAD_SECONDS,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
     """Registers a model. It takes no memory until it is called.
 
-    Registering it again with the same attributes changes nothing. To change attributes, unregister it first.
+    Registering it again with the same attributes changes nothing. To replace the file of a model that is being called,
+    give the new one a version: it is registered as MODEL@VERSION and loaded, and then the alias MODEL moves to it. No
+    call fails meanwhile, and `mesh rollback` goes back.
 
-    Example: `mesh register fraud/de ./fraud-de.onnx --load --wait`
+    Examples: `mesh register fraud/de ./fraud-de.onnx --load --wait`, `mesh register fraud ./new.onnx --version 8`
     """
+    if keep is not None and not version:
+        raise typer.BadParameter("it counts versions: give --version too", param_hint="--keep")
 
     async def command(client: Client) -> None:
         named = _key(key)
         inside = isinstance(named, dict) and not {"storage_key", "storage_params", "bucket"}.isdisjoint(named)
-        body = {
-            "type": kind,
-            "path": path if inside else located(path),
-            "key": named,
-            "load": load or wait,
-            "sync": wait,
-        }
+        described = {"type": kind, "path": path if inside else located(path), "key": named}
         if sha256:
-            body["sha256"] = sha256
+            described["sha256"] = sha256
+        if version:
+            patience = Patience(wait is not False, timeout, as_json)
+            await versions.register(client, model, version, described, keep, patience)
+            return
+        body = described | {"load": load or bool(wait), "sync": bool(wait)}
         answer = await client.request("PUT", model_path(model), body=body, timeout=timeout)
         show_status(answer, as_json=as_json)
         if wait and answer.get("status") != ModelStatus.LOADED:

@@ -1,0 +1,256 @@
+"""Aliases and versions from the command line: `alias`, `register --version`, `rollback`, `versions`."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from aiohttp import web
+
+from mesh.process import tethered
+from tests.cli.conftest import failure
+from tests.support.waiting import until
+
+FRAUD = "/mesh/v1/aliases/fraud"
+
+
+def alias(active="fraud@7", target=None, status=None, **more):
+    """Returns an alias as the mesh answers it."""
+    target = target or active
+    return {
+        "id": "fraud",
+        "owner": "",
+        "status": status or ("DEFINED" if active == target else "TRANSITIONING"),
+        "active": active,
+        "target": target,
+        "version": active.partition("@")[2],
+        "target_version": target.partition("@")[2],
+        "versions": {"7": "fraud@7", "8": "fraud@8"},
+        "keep": 2,
+        "weights": {},
+        "sticky": "",
+        "mirror": None,
+        "models": [{"id": active, "status": "LOADED", "errors": [], "copies": 1}],
+    } | more
+
+
+def answers(mesh, path, *documents):
+    """Sets the answers for a path: each document in turn, and then the last one."""
+    rest = list(documents)
+
+    def answer():
+        document = rest.pop(0) if len(rest) > 1 else rest[0]
+        return document() if callable(document) else web.json_response(document)
+
+    mesh.answer(path, make=answer)
+
+
+def registered(mesh, *models):
+    for model in models:
+        mesh.models[model] = {"type": "onnx", "path": f"/models/{model}.onnx", "key": ""}
+
+
+def missing():
+    """Returns the answer for an alias that does not exist."""
+    return failure(404, "UNKNOWN_MODEL", "there is no alias fraud")
+
+
+def sent(mesh, method, path):
+    return [body for verb, raw, body in mesh.requests if (verb, raw) == (method, path)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        (["fraud@8"], {"target": "fraud@8", "weights": {}}),
+        (["fraud@8", "--force"], {"target": "fraud@8", "weights": {}, "force": True}),
+        (["a=b@8"], {"target": "a=b@8", "weights": {}}),
+        (["fraud@7=90", "fraud@8=10"], {"weights": {"fraud@7": 90, "fraud@8": 10}}),
+        (["a=1=2"], {"weights": {"a=1": 2}}),
+        (["--sticky", "X-User"], {"sticky": "x-user"}),
+        (["--sticky", "none"], {"sticky": ""}),
+        (["--mirror", "fraud@9=2.5"], {"mirror": {"target": "fraud@9", "share": 2.5}}),
+        (["--mirror", "a=b"], {"mirror": {"target": "a=b", "share": 100}}),
+        (["--mirror", "none"], {"mirror": None}),
+        (["fraud@8", "--version", "8", "--keep", "0"], {"target": "fraud@8", "weights": {}, "version": "8", "keep": 0}),
+    ],
+)
+def test_alias_set_sends_what_is_asked_for(mesh, run, arguments, body):
+    """`mesh alias set` sends targets, weights, header and mirror in the form of REST; ids may contain `=`."""
+    mesh.answer(FRAUD, alias())
+    result = run("alias", "set", "fraud", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert sent(mesh, "PUT", FRAUD) == [{"force": False, "ready": True, "load": False} | body]
+    assert "fraud@7 (version 7)" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["a=1", "b"], ["a=1", "a=2"]], ids=["nothing", "no-weight", "twice"])
+def test_alias_set_refuses_half_a_split(mesh, run, arguments):
+    """`mesh alias set` refuses a call without anything to set, a target without a weight, and one named twice."""
+    result = run("alias", "set", "fraud", *arguments)
+    assert result.exit_code == 2
+    assert mesh.requests == []
+
+
+def test_a_version_is_registered_and_waited_for(mesh, run):
+    """`mesh register --version` registers the version, says which model gets the calls meanwhile, once for each stage,
+    and ends with the alias that has moved."""
+    moving = alias("fraud@7", "fraud@8")
+    answers(mesh, FRAUD, alias(), moving, moving, moving, alias("fraud@8"))
+    registered(mesh, "fraud@8")
+    result = run("register", "fraud", "/new.onnx", "--version", "8", "--keep", "3", "--sha256", "ab")
+    assert result.exit_code == 0, result.stderr
+    model = {"type": "onnx", "path": "/new.onnx", "key": "", "sha256": "ab"}
+    assert sent(mesh, "PUT", FRAUD) == [{"version": "8", "model": model, "keep": 3}]
+    assert result.stderr.count("calls go to fraud@7 until fraud@8 is loaded") == 1
+    assert "fraud@8 (version 8)" in result.stdout
+    assert sent(mesh, "POST", "/mesh/v1/models/fraud%408/load") == [{"sync": True}]
+
+
+def test_a_registered_model_becomes_the_first_version(mesh, run):
+    """`mesh register --version` of a model that is registered without versions makes that one a version first, so that
+    its calls stay there until the new one is loaded."""
+    registered(mesh, "fraud", "fraud@8")
+    mesh.models["fraud"]["path"] = "/models/fraud/3/model.onnx"
+    answers(mesh, FRAUD, missing, alias("fraud"), alias("fraud@8"))
+    result = run("register", "fraud", "/new.onnx", "--version", "8", "--json")
+    assert result.exit_code == 0, result.stderr
+    first, second = sent(mesh, "PUT", FRAUD)
+    assert first == {"target": "fraud", "version": "3", "expected_target": "fraud"}
+    assert second["version"] == "8"
+    assert json.loads(result.stdout)["active"] == "fraud@8"
+
+
+def test_the_version_of_a_registered_model_is_not_given_away(mesh, run):
+    """`mesh register --version` refuses the version that a registered model answers to, and changes nothing."""
+    registered(mesh, "fraud")
+    answers(mesh, FRAUD, missing)
+    result = run("register", "fraud", "/new.onnx", "--version", "1")
+    assert result.exit_code == 1
+    assert "answers as version 1: give the new one another version" in result.stderr
+    assert {method for method, _, _ in mesh.requests} == {"GET"}
+
+
+def test_keep_needs_a_version(mesh, run):
+    """`mesh register --keep` without --version is wrong usage."""
+    assert run("register", "fraud", "/new.onnx", "--keep", "1").exit_code == 2
+    assert mesh.requests == []
+
+
+def test_a_new_alias_whose_model_cannot_be_loaded_is_an_error(mesh, run):
+    """`mesh register --version` ends with the load's error if the first version cannot be loaded."""
+    broken = [{"id": "fraud@8", "status": "LOADING_FAILED", "errors": ["no such file"], "copies": 0}]
+    answers(mesh, FRAUD, missing, alias("fraud@8", models=broken))
+    mesh.answer("/mesh/v1/models/fraud%408/load", make=lambda: failure(500, "LOAD_FAILED", "no such file"))
+    result = run("register", "fraud", "/new.onnx", "--version", "8")
+    assert result.exit_code == 5
+    assert "fraud is set, but fraud@8 is not loaded: no such file" in result.stderr
+
+
+def test_a_move_whose_target_cannot_be_loaded_says_so(mesh, run):
+    """A command that waits for a move ends with why the target could not be loaded, and how to give the move up."""
+    failed = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file: /new.onnx")
+    answers(mesh, FRAUD, alias("fraud@7", "fraud@8"), failed)
+    result = run("alias", "set", "fraud", "fraud@8", "--json")
+    assert result.exit_code == 5
+    assert "calls of fraud still go to fraud@7, because fraud@8 could not be loaded: no such file" in result.stderr
+    assert "`mesh alias set fraud fraud@7` gives the move up" in result.stderr
+    assert json.loads(result.stdout)["status"] == "TRANSITION_FAILED"  # one document only
+
+
+def test_a_move_that_takes_long_goes_on(mesh, run):
+    """A command whose time is over before the move's end says that the mesh goes on moving the alias."""
+    mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
+    result = run("alias", "set", "fraud", "fraud@8", "--timeout", "0.01")
+    assert result.exit_code == 6
+    assert "the mesh goes on moving it" in result.stderr
+    assert run("alias", "set", "fraud", "fraud@8", "--no-wait").exit_code == 0
+
+
+def test_a_move_to_elsewhere_ends_the_wait(mesh, run):
+    """A command ends if another request moves the alias to another model meanwhile."""
+    answers(mesh, FRAUD, alias("fraud@7", "fraud@8"), alias("fraud@7", "fraud@9"))
+    result = run("alias", "set", "fraud", "fraud@8")
+    assert result.exit_code == 1
+    assert "fraud now moves to fraud@9: another request has changed it" in result.stderr
+
+
+async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
+    """Ctrl-C ends the command but not the move, and the command says so."""
+    mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
+    argv = ["env", "--default-signal=INT"]  # tests that run in a shell's background ignore it
+    argv += [sys.executable, "-P", "-m", "mesh", "-e", mesh.endpoint, "alias", "set", "fraud", "fraud@8"]
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        tethered(argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        await until(lambda: len(mesh.requests) > 3, timeout=60, why="the command waits")
+        process.send_signal(signal.SIGINT)
+        _, said = await asyncio.to_thread(process.communicate, timeout=30)
+    assert process.returncode == 130
+    assert "only this command ends; the mesh goes on moving fraud to fraud@8: `mesh alias show fraud`" in said
+
+
+def test_rollback_goes_back(mesh, run):
+    """`mesh rollback` asks for the version before, or the one that it names, and shows the alias."""
+    mesh.answer(f"{FRAUD}/rollback", alias("fraud@7"))
+    result = run("rollback", "fraud")
+    assert result.exit_code == 0, result.stderr
+    assert "fraud@7 (version 7)" in result.stdout
+    run("rollback", "fraud", "--version", "6", "--force")
+    assert sent(mesh, "POST", f"{FRAUD}/rollback") == [{"force": False}, {"force": True, "version": "6"}]
+
+
+def test_versions_are_listed_with_who_gets_the_calls(mesh, run):
+    """`mesh versions` lists the versions with the status of their models and their share of the calls."""
+    registered(mesh, "fraud@7")
+    mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
+    rows = [line.split() for line in run("versions", "fraud").stdout.splitlines()]
+    assert rows[1:] == [["7", "fraud@7", "NOT_LOADED", "all"], ["8", "fraud@8", "NOT_FOUND", "next"]]
+    mesh.answer(FRAUD, alias("fraud@7", weights={"fraud@7": 3, "fraud@8": 1}))
+    listed = json.loads(run("versions", "fraud", "--json").stdout)
+    assert [one["calls"] for one in listed["versions"]] == ["75 %", "25 %"]
+
+
+def test_versions_of_what_is_no_alias(mesh, run):
+    """`mesh versions` shows the one version of a plain model, says that an alias has none, and ends with 3 for an
+    unknown name."""
+    answers(mesh, FRAUD, missing)
+    assert run("versions", "fraud").exit_code == 3
+    registered(mesh, "fraud")
+    assert "1        fraud  NOT_LOADED  all" in run("versions", "fraud").stdout
+    mesh.answer(FRAUD, alias(versions={}))
+    assert "fraud has no versions; its calls go to fraud@7" in run("versions", "fraud").stderr
+
+
+def test_aliases_are_listed_page_by_page(mesh, run):
+    """`mesh alias ls` lists all aliases with splits, mirrors, and moves that do not go on."""
+    stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file")
+    split = alias(id="g", weights={"a": 90, "b": 10}, sticky="x-user", mirror={"target": "c", "share": 5.0})
+    answers(mesh, "/mesh/v1/aliases", {"aliases": [stuck], "next": "fraud"}, {"aliases": [split], "next": None})
+    result = run("alias", "ls", "f")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[1].split() == ["fraud", "fraud@7", "(version", "7)", "fraud@8", "no", "such", "file"]
+    assert "90 % a, 10 % b, by x-user" in lines[2]
+    assert "5 % c" in lines[2]
+    assert mesh.requests[-1][1] == "/mesh/v1/aliases?prefix=f&after=fraud&limit=1000"
+    answers(mesh, "/mesh/v1/aliases", {"aliases": [], "next": None})
+    assert "no aliases whose names begin with x" in run("alias", "ls", "x").stderr
+
+
+def test_an_alias_is_shown_and_deleted(mesh, run):
+    """`mesh alias show` shows a stuck move with its reason and ends with 5; `mesh alias rm` ends with 3 for a missing
+    alias."""
+    mesh.answer(FRAUD, alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file"))
+    shown = run("alias", "show", "fraud")
+    assert shown.exit_code == 5
+    assert "no such file" in shown.stdout
+    mesh.answer(FRAUD, {"id": "fraud", "existed": True})
+    assert "deleted alias fraud" in run("alias", "rm", "fraud").stdout
+    mesh.answer(FRAUD, {"id": "fraud", "existed": False})
+    assert run("alias", "rm", "fraud").exit_code == 3
+    assert run("alias", "rm", "fraud", "--missing-ok").exit_code == 0
