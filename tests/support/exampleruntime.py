@@ -186,18 +186,19 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         texts = [request.text async for request in requests]
         return PredictResponse(results={_model_id(context): " ".join(texts)})
 
-    async def converse(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+    async def converse(self, _: Any, context: Any) -> None:
         model_id = _model_id(context)
+        while (request := await context.read()) is not grpc.aio.EOF:
+            if request.text.startswith("fail"):
+                context.set_trailing_metadata((("example-trailer", "told"),))
+                await context.abort(grpc.StatusCode.DATA_LOSS, "as wanted")
+            await context.write(PredictResponse(results={model_id: request.text}, model_name=request.model_name))
         try:
-            async for request in requests:
-                if request.text.startswith("fail"):
-                    context.set_trailing_metadata((("example-trailer", "told"),))
-                    await context.abort(grpc.StatusCode.DATA_LOSS, "as wanted")
-                yield PredictResponse(results={model_id: request.text}, model_name=request.model_name)
-            context.set_trailing_metadata((("example-trailer", "of the server"),))
+            await asyncio.sleep(0.05)  # the end of a cancelled stream arrives before its cancellation
         except asyncio.CancelledError:
             self.note(f"cancelled {model_id}")
             raise
+        context.set_trailing_metadata((("example-trailer", "of the server"),))
 
 
 def _model_id(context: Any) -> str:
@@ -219,7 +220,7 @@ def argv(listen: str, *options: str) -> list[str]:
 async def serve(options: argparse.Namespace) -> None:
     """Serves until it is ended."""
     runtime = ExampleRuntime(options)
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
     modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(runtime, server)
     read, write = PredictRequest.FromString, PredictResponse.SerializeToString
     handlers = {

@@ -12,7 +12,7 @@ gone; if it has, this process ends, and routers see the connection break, as the
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -136,11 +136,12 @@ class RelayPort:
         left = None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
         epoch = self._link.epoch
         one, several = self._method(call.method)
+        feeding = None
         if call.frame is not None:
             rpc = one(self._read(carried, call.frame), metadata=sent, timeout=left)
         else:
-            rpc = several(self._requests(carried), metadata=sent, timeout=left)
-        carried.rpc = rpc
+            rpc = several(metadata=sent, timeout=left)
+            feeding = self._loop.create_task(self._feed(carried, rpc))
         try:
             return await self._reply(carried, rpc)
         except grpc.aio.AioRpcError as error:
@@ -151,6 +152,9 @@ class RelayPort:
             raise
         finally:
             rpc.cancel()  # no effect after the end
+            if feeding is not None:
+                feeding.cancel()
+                await asyncio.wait({feeding})
 
     async def _reply(self, carried: "_Carried", rpc: Any) -> int:
         """Passes a reply on. Raises AioRpcError for any status but OK."""
@@ -196,14 +200,17 @@ class RelayPort:
         call.fail(code, text, returned, metadata.from_server(error.trailing_metadata()))
         return code
 
-    async def _requests(self, carried: "_Carried") -> AsyncIterator[bytes]:
-        """Yields the messages of a request that comes as a stream; one that cannot be sent ends the call."""
+    async def _feed(self, carried: "_Carried", rpc: Any) -> None:
+        """Sends the messages of a request that comes as a stream; one that cannot be sent ends the call."""
         try:
             while (frame := await carried.call.read()) is not None:
-                yield self._read(carried, frame)
+                await rpc.write(self._read(carried, frame))
+            await rpc.done_writing()
         except (MeshError, CallCancelled) as error:
             carried.refused = error
-            carried.rpc.cancel()
+            rpc.cancel()
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            pass  # the call has ended, and its reply says how
 
     def _read(self, carried: "_Carried", frame: bytes) -> bytes:
         """Returns a message for the server, with the model's id in it. Raises MeshError."""
@@ -235,7 +242,7 @@ def _cancel(task: "asyncio.Task[None]") -> None:
 class _Carried:
     """One call on its way."""
 
-    __slots__ = ("_alias", "_version", "began_ns", "begun", "call", "copy", "path", "refused", "rpc")
+    __slots__ = ("_alias", "_version", "began_ns", "begun", "call", "copy", "path", "refused")
 
     def __init__(self, call: Call, copy: RelayedCopy, path: tuple[int, ...], named_as: bytes | None) -> None:
         self.call = call
@@ -244,7 +251,6 @@ class _Carried:
         self.began_ns = 0  # when the server got it
         self.begun = False  # the reply is passed on message by message
         self.refused: MeshError | CallCancelled | None = None  # why the rest of its request cannot be sent
-        self.rpc: Any = None
         self._alias = self._version = ""
         if named_as is not None:
             self._alias, self._version = headers.read_as(named_as)

@@ -1,0 +1,117 @@
+"""A whole mesh whose pods have an example runtime each, as their child or a neighbour, and a client of its models."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from mesh.process import free_port
+from tests.support import exampleruntime
+from tests.support.etcd import EtcdServer
+from tests.support.exampleproto import PREDICT, PredictRequest, PredictResponse
+from tests.support.localmesh import LocalMesh, Program, children, command
+from tests.support.waiting import until
+
+INJECTED = ("--method", "mmesh.ExamplePredictor/predict=1")
+
+
+class Foreign:
+    """A mesh of example runtimes, once it is started, and a client of their predictor."""
+
+    def __init__(self, mesh: LocalMesh, diary: Path, servers: list[Program]) -> None:
+        self.mesh = mesh
+        self.diary = diary
+        self.servers = servers  # neighbours; none if they are the pods' children
+        self.predict = mesh.channel().unary_unary(
+            PREDICT,
+            request_serializer=PredictRequest.SerializeToString,
+            response_deserializer=PredictResponse.FromString,
+        )
+
+    async def register(self, model_id: str, what: str = "model", *, now: bool = False) -> Any:
+        """Registers a model of the example runtime by the last element of its path."""
+        path = self.mesh.write(f"{model_id}.{os.urandom(3).hex()}/{what}", b"an example")
+        return await self.mesh._register(model_id, "example", path, load=now, sync=now, router=0)
+
+    async def ask(self, model_id: str, text: str = "hello", *, timeout: float = 20.0, **request: Any) -> Any:
+        """Makes one prediction, and returns the response."""
+        metadata = (("mm-model-id", model_id),)
+        return await self.predict(PredictRequest(text=text, **request), timeout=timeout, metadata=metadata)
+
+    def noted(self, line: str) -> int:
+        """Returns how often the runtimes have been asked that."""
+        return self.diary.read_text().splitlines().count(line) if self.diary.exists() else 0
+
+
+def child_of(mesh: LocalMesh, module: str, pod: int = 0) -> int:
+    """Returns the process id of a pod's child that runs a module; 0: none runs."""
+    found = [pid for pid in children(mesh.pods[pod].pid) if module in command(pid).split()]
+    return found[0] if found else 0
+
+
+class ForeignMesh:
+    """The mesh before its start: `async with ForeignMesh(folder, etcd, edge="grpc", way="child-socket") as it`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        etcd: EtcdServer,
+        *options: str,
+        edge: str = "envoy",
+        way: str = "child-socket",
+        pods: int = 1,
+        **more: Any,
+    ) -> None:
+        """Takes `options` of the servers, and the `way` in which they are started and reached: child-socket,
+        child-port, neighbour-socket or neighbour-port."""
+        self.diary = folder / "diary"
+        said = [*(options or INJECTED), "--diary", str(self.diary)]
+        self.servers: list[Program] = []
+        options_of = {}
+        for number in range(1, pods + 1):
+            if way.startswith("child"):
+                listen = "unix:{socket}" if way == "child-socket" else "127.0.0.1:{port}"
+                line = " ".join(exampleruntime.argv(listen, *said))
+                options_of[f"pod-{number}"] = ["--server-command", line]
+            else:
+                path = f"/tmp/mesh-example-{os.urandom(4).hex()}"
+                listen = f"unix:{path}" if way == "neighbour-socket" else f"127.0.0.1:{free_port()}"
+                self.servers.append(Program(f"server-{number}", exampleruntime.argv(listen, *said), folder))
+                options_of[f"pod-{number}"] = ["--server", listen]
+        self.mesh = LocalMesh(folder, etcd, pods=pods, edge=edge, capacity="auto", options_of=options_of, **more)
+
+    async def __aenter__(self) -> Foreign:
+        for server in self.servers:
+            server.start()
+        await self.mesh.__aenter__()
+        return Foreign(self.mesh, self.diary, self.servers)
+
+    async def __aexit__(self, *error: Any) -> None:
+        try:
+            await self.mesh.__aexit__(*error)
+        finally:
+            for server in self.servers:
+                print(f"--- {server.name}\n{server.tail()}")
+                server.kill9()
+
+
+async def answered(it: Foreign, model_id: str) -> Any:
+    """Returns the first answer of a model whose pod is coming back."""
+    answer = None
+
+    async def asked() -> bool:
+        nonlocal answer
+        try:
+            answer = await it.ask(model_id, timeout=5)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.FAILED_PRECONDITION,
+            ), error
+            return False
+        return True
+
+    await until(asked, timeout=60, interval=0.2, why=f"{model_id} answers again")
+    return answer

@@ -1,0 +1,174 @@
+"""Calls of a model server that is not ours, of every shape and by every rule for methods and ids, over both edges."""
+
+import asyncio
+import os
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from tests.support.exampleproto import SERVICE, PredictRequest, PredictResponse
+from tests.support.foreign import ForeignMesh
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RULES = (
+    *("--method", f"{SERVICE}/predict=3.7"),  # within an embedded message
+    *("--method", f"{SERVICE}/predictEach=1"),
+    *("--method", f"{SERVICE}/converse=1"),
+    *("--method", f"{SERVICE}/predictAll"),  # allowed, without an id
+    "--allow-any",
+    *("--concurrency", "2"),
+)
+M = (("mm-model-id", "m"),)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+async def it(request, tmp_path_factory, etcd_server):
+    """A mesh of one example runtime, which limits the calls of each model, with a model m."""
+    async with ForeignMesh(tmp_path_factory.mktemp("calls"), etcd_server, *RULES, edge=request.param) as it:
+        await it.register("m", now=True)
+        yield it
+
+
+def method(it, name: str, shape: str):
+    """Returns a method of the predictor for a client, of the shape that `grpc.aio` calls it by."""
+    return getattr(it.mesh.channel(), shape)(
+        f"/{SERVICE}/{name}",
+        request_serializer=PredictRequest.SerializeToString,
+        response_deserializer=PredictResponse.FromString,
+    )
+
+
+def text_of(response) -> str:
+    """Returns the only result of a response, which must be of model m."""
+    (text,) = dict(response.results).values()
+    assert list(response.results) == ["m"]
+    return text
+
+
+async def test_an_id_is_put_into_an_embedded_message(it):
+    """The path of a method may lead into embedded messages, which are made where the client sent none."""
+    assert (await it.ask("m")).inner_model_name == "m"
+    response = await it.ask("m", inner={"model_name": "of the client", "note": "n"}, model_name="untouched")
+    assert (response.inner_model_name, response.model_name) == ("m", "untouched")
+
+
+async def test_a_method_that_is_not_listed_passes_unchanged_if_any_is_allowed(it):
+    """With `allowAnyMethod`, methods that the server does not list reach it; its management never does."""
+    other = it.mesh.channel().unary_unary("/example.Unlisted/method")
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await other(b"", metadata=M, timeout=20)
+    assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "not permitted" not in (unknown.value.details() or ""), "the server's own answer"
+    unload = it.mesh.channel().unary_unary("/mmesh.ModelRuntime/unloadModel")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await unload(b"", metadata=M, timeout=20)
+    assert refused.value.details() == "Method not found or not permitted: mmesh.ModelRuntime/unloadModel"
+
+
+async def test_a_model_gets_no_more_calls_at_once_than_its_server_allows(it):
+    """Calls beyond the limit of a copy wait in the relay, and all are answered."""
+    calls = [it.predict(PredictRequest(text="sleep 0.2"), metadata=M, timeout=30) for _ in range(7)]
+    assert [text_of(response) for response in await asyncio.gather(*calls)] == ["sleep 0.2"] * 7
+    told = [int(dict(await call.trailing_metadata())["example-most"]) for call in calls]
+    assert max(told) == 2
+
+
+async def test_a_server_stream_arrives_message_by_message(it):
+    """A reply of several messages keeps its order, and its first message does not wait for a later one."""
+    each = method(it, "predictEach", "unary_stream")
+    texts = [str(number) for number in range(300)]
+    call = each(PredictRequest(texts=texts), metadata=M, timeout=30)
+    assert [text_of(response) async for response in call] == texts
+
+    call = each(PredictRequest(texts=["first", "wait"]), metadata=M, timeout=30)
+    first = await call.read()
+    assert (text_of(first), first.model_name) == ("first", "m")
+    call.cancel()
+
+
+async def test_a_client_stream_is_read_to_its_end(it):
+    """A request of several messages is half-closed at the server when the client ends it."""
+    call = method(it, "predictAll", "stream_unary")(metadata=M, timeout=30)
+    for number in range(50):
+        await call.write(PredictRequest(text=str(number)))
+    await call.done_writing()
+    assert text_of(await call) == " ".join(str(number) for number in range(50))
+
+
+async def test_both_sides_converse_in_step(it):
+    """In a stream both ways each message is answered before the next one is sent, every one with the id in it, and the
+    trailers come at the end."""
+    call = method(it, "converse", "stream_stream")(metadata=M, timeout=30)
+    for number in range(50):
+        await call.write(PredictRequest(text=str(number), model_name="of the client"))
+        response = await call.read()
+        assert (text_of(response), response.model_name) == (str(number), "m")
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+    assert dict(await call.trailing_metadata())["example-trailer"] == "of the server"
+
+
+async def test_a_stream_that_fails_in_its_middle_says_why(it):
+    """The status, text and trailers of a stream that fails arrive after the messages before."""
+    call = method(it, "converse", "stream_stream")(metadata=M, timeout=30)
+    await call.write(PredictRequest(text="hello"))
+    assert text_of(await call.read()) == "hello"
+    await call.write(PredictRequest(text="fail"))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call.read()
+    assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.DATA_LOSS, "as wanted")
+    assert dict(await call.trailing_metadata())["example-trailer"] == "told"
+
+
+async def test_a_stream_ends_at_the_server_when_its_client_goes(it):
+    """A client that cancels a stream, or whose deadline passes, is noticed by the server."""
+    before = it.noted("cancelled m")
+    call = method(it, "converse", "stream_stream")(metadata=M, timeout=30)
+    await call.write(PredictRequest(text="hello"))
+    await call.read()
+    call.cancel()
+    await until(lambda: it.noted("cancelled m") == before + 1, why="the server sees the cancelled stream")
+    call = method(it, "converse", "stream_stream")(metadata=M, timeout=0.5)
+    await call.write(PredictRequest(text="hello"))
+    await call.read()
+    with pytest.raises(grpc.aio.AioRpcError) as passed:
+        await call.read()
+    assert passed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: it.noted("cancelled m") == before + 2, why="the server sees the deadline")
+
+
+async def test_a_stream_of_a_lost_model_is_answered_after_a_load(it):
+    """The first message of a stream to a model that the server has lost is sent again once the model is loaded."""
+    name = f"n{os.urandom(3).hex()}"
+    await it.register(name)
+    call = method(it, "converse", "stream_stream")(metadata=(("mm-model-id", name),), timeout=30)
+    await call.write(PredictRequest(text="hello"))
+    assert dict((await call.read()).results) == {name: "hello"}
+    call.cancel()
+
+
+async def test_a_message_that_cannot_be_read_is_refused_and_not_sent(it):
+    """Bytes that are no message, or a number where the id belongs, never reach the server."""
+    before = it.noted("predict m")
+    raw = it.mesh.channel().unary_unary(f"/{SERVICE}/predict")
+    for message in (b"\x1a\x05ab", b"\x18\x01"):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await raw(message, metadata=M, timeout=20)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "the model id cannot be put into the request" in refused.value.details()
+    assert it.noted("predict m") == before
+
+
+async def test_a_large_message_passes(it):
+    """A message of several megabytes passes in both directions, compressed by the client or not."""
+    channel = grpc.aio.insecure_channel(it.mesh.grpc_address(), options=(("grpc.max_receive_message_length", -1),))
+    it.mesh.channels.append(channel)
+    predict = channel.unary_unary(f"/{SERVICE}/predict", PredictRequest.SerializeToString, PredictResponse.FromString)
+    text = "x" * (5 << 20)
+    assert text_of(await predict(PredictRequest(text=text), metadata=M, timeout=30)) == text
+    call = predict(PredictRequest(text=text), metadata=M, timeout=30, compression=grpc.Compression.Gzip)
+    assert text_of(await call) == text
