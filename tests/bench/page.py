@@ -10,6 +10,7 @@ import argparse
 import json
 import operator
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,15 @@ COLOURS = ("#1f6f5c", "#8a8a8a", "#d08c2f", "#4b78b5", "#b5544b")
 
 def text(document: dict[str, Any]) -> str:
     """Returns the page."""
-    return "\n".join(_lines(document)) + "\n"
+    return "".join(f"{_wrapped(line)}\n" for line in _lines(document))
+
+
+def _wrapped(line: str) -> str:
+    """Returns a line of at most 120 columns, except for those of tables."""
+    if line.startswith(("|", "!", "#")):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _lines(document: dict[str, Any]) -> Iterator[str]:
@@ -50,7 +59,7 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield (
         "Absolute figures are those of one machine, on which the servers and the generators of load share the cores. "
         "The ratios are what to compare: each is the median of the ratios of rounds that alternated between the "
-        "systems. Nothing here is a test: no figure makes a build fail. How much work a call is allowed to be is "
+        "systems. Nothing here is a test: no figure makes a build fail. How much work a call may be is "
         "guarded by [`make check`](../CONTRIBUTING.md#the-cost-of-the-hot-functions)."
     )
     yield ""
@@ -204,6 +213,8 @@ def _latency(comparison: Comparison, path: Path) -> None:
                     color=COLOURS[comparison.systems.index(system) % len(COLOURS)],
                 )
             axes.set_yscale("log")
+            axes.set_ylim(bottom=0.1)
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
             axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
             middle = 0.4 - width / 2
             axes.set_xticks(
@@ -213,8 +224,9 @@ def _latency(comparison: Comparison, path: Path) -> None:
             axes.set_title(load, fontsize=9)
             axes.tick_params(labelsize=8)
             axes.grid(axis="y", alpha=0.3)
-            axes.legend(fontsize=7)
             axes.spines[["top", "right"]].set_visible(False)
+        bars, names = panels[0].get_legend_handles_labels()
+        panels[0].figure.legend(bars, names, loc="outside lower center", ncols=len(names), fontsize=8)
 
 
 PICTURES = {"throughput": _throughput, "cpu": _throughput, "latency": _latency}
