@@ -64,21 +64,6 @@ class Target(NamedTuple):
     operation: str  # "": the model itself
 
 
-class Body:
-    """A body, in the pieces in which it arrived."""
-
-    __slots__ = ("pieces", "size")
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.size = 0
-
-    def joined(self) -> bytes:
-        """Returns the whole body and releases the pieces."""
-        pieces, self.pieces = self.pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 class Asked:
     """One request."""
 

@@ -20,7 +20,7 @@ from mesh.statuses import MeshError, Reason, too_large
 from mesh.telemetry import logs
 from mesh.wire import server
 from mesh.wire.budget import SMALL, Budget, Hold
-from router.rest.asked import Body
+from router.rest.pieces import Body
 
 log = logs.get(__name__)
 
@@ -65,11 +65,10 @@ class Bodies:
                 raise MeshError(Reason.TOO_SLOW, text) from error
             if not piece:
                 return body
-            body.size += len(piece)
+            body.add(piece)
             if body.size > self._limit:
                 raise too_large("the body", self._limit)
             hold.request(body.size)  # a chunked body announces no size
-            body.pieces.append(piece)
             pace.moved(len(piece))
 
     async def answer(

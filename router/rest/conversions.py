@@ -14,6 +14,7 @@ from mesh import process
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from router.rest import documents, papers
+from router.rest.pieces import Piece
 
 log = logs.get(__name__)
 
@@ -45,7 +46,7 @@ class Conversions:
         return None if self._process is None else self._process.pid
 
     async def to_message(
-        self, model: str, version: str, body: Iterable[bytes], header_length: int | None
+        self, model: str, version: str, body: Iterable[Piece], header_length: int | None
     ) -> tuple[bytes, documents.Form]:
         """Returns the framed gRPC message for a REST body, as `documents.decode_request` does. Raises MeshError."""
         head = {"to": "message", "model": model, "version": version, "header_length": header_length}
@@ -66,7 +67,7 @@ class Conversions:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._end()
 
-    async def _convert(self, head: dict[str, Any], body: Iterable[bytes]) -> papers.Paper:
+    async def _convert(self, head: dict[str, Any], body: Iterable[Piece]) -> papers.Paper:
         await self._turn.acquire()
         # If a caller goes away, the process still finishes its body before it gets the next one.
         task = asyncio.get_running_loop().create_task(self._exchange(head, body))
@@ -88,7 +89,7 @@ class Conversions:
         self._tasks.discard(task)
         self._turn.release()
 
-    async def _exchange(self, head: dict[str, Any], body: Iterable[bytes]) -> papers.Paper:
+    async def _exchange(self, head: dict[str, Any], body: Iterable[Piece]) -> papers.Paper:
         try:
             connection = await self._connected()
             papers.send(connection, head, body)

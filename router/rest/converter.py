@@ -9,6 +9,7 @@ memory, the kernel kills this process first.
 """
 
 import contextlib
+import itertools
 import resource
 import signal
 import socket
@@ -23,18 +24,20 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing
 from router.rest import documents, papers
+from router.rest.pieces import Body, Contents
 
 _LARGE = 1 << 20  # bytes of a body, after which the heap is trimmed
 
 
-def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], list[bytes]]:
+def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Contents]:
     """Converts one body; returns head and body of the result. Raises MeshError."""
     if head["to"] == "message":
-        request, raws, form = documents.decode_parts(head["model"], head["version"], body, head["header_length"])
-        frame = documents.framed(request, raws)
-        for raw in raws:
-            if isinstance(raw, memoryview):
-                raw.release()  # the paper's memory is freed when the last view of it is released
+        whole = Body([body])
+        request, raws, form = documents.decode_parts(head["model"], head["version"], whole, head["header_length"])
+        frame = documents.framed(request.SerializeToString(), raws)
+        for piece in (*whole.pieces, *itertools.chain.from_iterable(raws)):
+            if isinstance(piece, memoryview):
+                piece.release()  # the paper's memory is freed once no view of it is left
         return {"form": form.dump()}, [frame]
     try:
         response = pb.ModelInferResponse.FromString(
@@ -64,7 +67,7 @@ def serve(connection: socket.socket, memory: int) -> None:
             heap.trim()
 
 
-def _converted(paper: papers.Paper, memory: int) -> tuple[dict[str, Any], list[bytes]]:
+def _converted(paper: papers.Paper, memory: int) -> tuple[dict[str, Any], Contents]:
     try:
         return convert(paper.head, paper.body)
     except MeshError as error:

@@ -12,8 +12,9 @@ from typing import Any
 
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
-from mesh.wire import framing
+from mesh.wire import encoding, framing
 from router.rest import jsontext, tensors
+from router.rest.pieces import Body, Contents, Piece
 from router.rest.tensors import bad
 
 _BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor's REST proxy accepts both
@@ -52,54 +53,44 @@ class _Unsure(Exception):
     """A float that may stand for an integer beyond 64 bits: only strictly read JSON tells."""
 
 
-Raw = bytes | memoryview
-"""One input's raw contents."""
-
 _RAW_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents, of length-delimited type
+_RAW_OUTPUT = 0x32  # ModelInferResponse.raw_output_contents
 
 
 def decode_request(
-    model: str, version: str, body: bytes | memoryview, header_length: int | None
+    model: str, version: str, body: bytes, header_length: int | None
 ) -> tuple[pb.ModelInferRequest, Form]:
     """Returns the message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError."""
-    request, raws, form = decode_parts(model, version, body, header_length)
-    request.raw_input_contents.extend(map(bytes, raws))
+    request, raws, form = decode_parts(model, version, Body([body]), header_length)
+    request.raw_input_contents.extend(map(b"".join, raws))
     return request, form
 
 
-def framed(request: pb.ModelInferRequest, raws: Sequence[Raw]) -> bytes:
-    """Returns the gRPC frame of a message and its raw contents, copied once: protobuf would copy them twice."""
-    parts: list[Raw] = [request.SerializeToString()]
+def framed(encoded: bytes, raws: Sequence[Contents]) -> bytes:
+    """Returns the gRPC frame of an encoded message and its raw contents, copied once: protobuf would copy them
+    twice."""
+    parts: Contents = [encoded]
     for raw in raws:
-        parts += [_RAW_TAG + _varint(len(raw)), raw]
+        parts.append(_RAW_TAG + encoding.varint(sum(map(len, raw))))
+        parts += raw
     return b"".join((framing.prefix(sum(map(len, parts))), *parts))
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 def decode_parts(
     model: str,
     version: str,
-    body: bytes | memoryview,
+    body: Body,
     header_length: int | None,
     *,
     bound: int | None = None,
     loaded: jsontext.Loaded | None = None,
-) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
+) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
     """Returns the message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly if
     strings of more than `bound` bytes would have to be examined one by one. `loaded`: the JSON, if it has been read."""
-    if header_length is not None and header_length > len(body):
-        raise bad(f"Inference-Header-Content-Length is {header_length}, but the body has only {len(body)} bytes")
-    view = memoryview(body)
-    head = bytes(body if header_length is None else view[:header_length])
-    blobs = None if header_length is None else view[header_length:]
+    if header_length is not None and header_length > body.size:
+        raise bad(f"Inference-Header-Content-Length is {header_length}, but the body has only {body.size} bytes")
+    head = body.joined() if header_length is None else body.beginning(header_length)
+    blobs = None if header_length is None else body
     try:
         return _Decoding(loaded or jsontext.load(head), head, blobs, bound).message(model, version)
     except _Unsure:
@@ -111,17 +102,18 @@ class _Decoding:
 
     __slots__ = ("_blobs", "_bound", "_exactly", "_head", "_loaded", "_names", "_raws", "_taken")
 
-    def __init__(self, loaded: jsontext.Loaded, head: bytes, blobs: memoryview | None, bound: int | None) -> None:
+    def __init__(self, loaded: jsontext.Loaded, head: bytes, blobs: Body | None, bound: int | None) -> None:
+        """Begins. `head` is the JSON, `blobs` the body with what follows it, None if nothing can."""
         self._loaded = loaded
         self._head = head
         self._blobs = blobs
         self._bound = bound
         self._exactly: list[dict[str, Any]] = []  # the inputs, parsed once more: at most once, and only for some
         self._names: set[str] = set()
-        self._raws: list[Raw] = []
-        self._taken = 0  # bytes of the blobs that are used up
+        self._raws: list[Contents] = []
+        self._taken = len(head)  # bytes of the body that are used up
 
-    def message(self, model: str, version: str) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
+    def message(self, model: str, version: str) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
         """Returns what `decode_parts` does. Raises MeshError, Costly, _Unsure."""
         document = self._loaded.members
         request = pb.ModelInferRequest(model_name=model, model_version=version, id=_text(document, "id", "the request"))
@@ -132,8 +124,8 @@ class _Decoding:
         self._set_parameters(request.parameters, parameters, "the request")
         for index, item in enumerate(_objects(document, "inputs", required=True)):
             self._add_input(request, index, item)
-        if self._blobs is not None and self._taken != len(self._blobs):
-            left = len(self._blobs) - self._taken
+        if self._blobs is not None and self._taken != self._blobs.size:
+            left = self._blobs.size - self._taken
             raise bad(f"{left} bytes of binary data are left over: no input's binary_data_size covers them")
         return request, self._raws, Form(binary=everything, outputs=self._add_outputs(request))
 
@@ -154,7 +146,7 @@ class _Decoding:
             encoded = datatype == "BYTES" and parameters.get("content_type") in _BASE64
             if encoded:  # the contents are the bytes themselves from here on
                 del parameters["content_type"]
-            raw: Raw = tensors.raw_from_json(
+            contents = tensors.raw_from_json(
                 what,
                 datatype,
                 shape,
@@ -163,6 +155,7 @@ class _Decoding:
                 base64=encoded,
                 careful=self._loaded.careful,
             )
+            raw: Contents = [contents]
         else:
             if "data" in item:
                 raise bad(f"{what} has both data and the parameter binary_data_size")
@@ -171,7 +164,7 @@ class _Decoding:
         self._set_parameters(added.parameters, parameters, what)
         self._raws.append(raw)
 
-    def _blob(self, what: str, datatype: str, shape: tuple[int, ...], size: object) -> Raw:
+    def _blob(self, what: str, datatype: str, shape: tuple[int, ...], size: object) -> Contents:
         """Returns the next blob, of so many bytes."""
         if type(size) is float:
             self._demand_strictness()
@@ -180,9 +173,9 @@ class _Decoding:
         blobs, taken = self._blobs, self._taken
         if blobs is None:
             raise bad(f"{what} has a binary_data_size, but the header Inference-Header-Content-Length is missing")
-        if taken + size > len(blobs):
-            raise bad(f"{what}: its binary data has {len(blobs) - taken} bytes, not the {size} announced")
-        blob = blobs[taken : taken + size]
+        if taken + size > blobs.size:
+            raise bad(f"{what}: its binary data has {blobs.size - taken} bytes, not the {size} announced")
+        blob = blobs.cut(taken, taken + size)
         self._taken += size
         if self._bound is not None and size > self._bound and datatype == "BYTES":
             raise Costly
@@ -235,8 +228,8 @@ class _Decoding:
 
 
 def raw_request(
-    model: str, version: str, body: bytes, metadata: pb.ModelMetadataResponse
-) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
+    model: str, version: str, body: Body, metadata: pb.ModelMetadataResponse
+) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
     """Returns the frame for a body that is only the bytes of the one input, whose shape follows from the metadata.
 
     A BYTES input is one string, without the length before it. Raises MeshError if the shape cannot be determined.
@@ -246,24 +239,25 @@ def raw_request(
     expected = metadata.inputs[0]
     what = f"input {expected.name!r:.100}"
     datatype = tensors.check_datatype(what, expected.datatype)
+    contents = list(body.pieces)
     shape = list(expected.shape)
     unknown = [index for index, size in enumerate(shape) if size < 0]
     if datatype == "BYTES":
         if any(size != 1 for size in shape if size >= 0):
             raise bad(f"{what} takes more than one string: a body without JSON can hold only one")
         shape = [1] * len(shape)
-        body = len(body).to_bytes(4, "little") + body
+        contents = [body.size.to_bytes(4, "little"), *body.pieces]
     elif unknown:
         if len(unknown) > 1:
             raise bad(f"{what} has the shape {shape}: with more than one variable dimension the body needs a JSON part")
         row = tensors.width_of(datatype) * math.prod(size for size in shape if size >= 0)
-        if not row or len(body) % row:
-            raise bad(f"{what}: {len(body)} bytes are not a multiple of {row}, the bytes of a row")
-        shape[unknown[0]] = len(body) // row
-    tensors.check_raw(what, datatype, tuple(shape), body)
+        if not row or body.size % row:
+            raise bad(f"{what}: {body.size} bytes are not a multiple of {row}, the bytes of a row")
+        shape[unknown[0]] = body.size // row
+    tensors.check_raw(what, datatype, tuple(shape), contents)
     request = pb.ModelInferRequest(model_name=model, model_version=version)
     request.inputs.add(name=expected.name, datatype=datatype, shape=shape)
-    return request, [body], Form(binary=True)
+    return request, [contents], Form(binary=True)
 
 
 def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes, int | None]:
@@ -272,20 +266,37 @@ def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes,
     return b"".join(parts), json_length
 
 
-def all_binary(response: pb.ModelInferResponse, form: Form) -> bool:
+def split(frame: bytes) -> tuple[bytes, list[memoryview]]:
+    """Cuts the raw contents, uncopied, out of a framed ModelInferResponse; returns the rest of the message and those.
+    Raises ValueError if it is malformed."""
+    message = memoryview(frame)[framing.PREFIX :]
+    rest = []
+    raws = []
+    before = 0
+    for tag, start, end in encoding.fields(message):
+        if tag == _RAW_OUTPUT:
+            raws.append(message[start:end])
+        else:
+            rest.append(message[before:end])
+        before = end
+    return b"".join(rest), raws
+
+
+def all_binary(response: pb.ModelInferResponse, raws: Sequence[Piece], form: Form) -> bool:
     """Returns whether the body needs no conversion: every output follows the JSON unchanged."""
-    return len(response.raw_output_contents) == len(response.outputs) and all(
-        form.is_binary(output.name) for output in response.outputs
-    )
+    return len(raws) == len(response.outputs) and all(form.is_binary(output.name) for output in response.outputs)
 
 
-def encode_parts(response: pb.ModelInferResponse, form: Form) -> tuple[list[bytes], int | None]:
-    """Returns the body in parts: the JSON, then each output's binary data. Raises MeshError."""
-    raw = response.raw_output_contents
+def encode_parts(
+    response: pb.ModelInferResponse, form: Form, raws: Sequence[Piece] | None = None
+) -> tuple[Contents, int | None]:
+    """Returns the body in parts: the JSON, then each output's binary data. `raws`: the raw contents, if they are not in
+    the message. Raises MeshError."""
+    raw: Sequence[Piece] = response.raw_output_contents if raws is None else raws
     if raw and len(raw) != len(response.outputs):
         raise MeshError(Reason.INTERNAL, f"the model server answered {len(response.outputs)} outputs, {len(raw)} raw")
     outputs: list[dict[str, Any]] = []
-    blobs: list[bytes] = []
+    blobs: Contents = []
     any_binary = False
     for index, output in enumerate(response.outputs):
         what = f"output {output.name!r:.100}"

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from mesh.pb import inference_pb2 as pb
-from mesh.statuses import MeshError, Reason, too_large
+from mesh.statuses import Code, MeshError, Reason, too_large
 from mesh.wire import framing, inflate
 from mesh.wire.budget import Hold
 from router.inference.localcall import LocalAnswer
 from router.inference.models import Caller, Models
 from router.rest import documents, jsontext, shortcuts
-from router.rest.asked import HEADER_LENGTH, Asked, Body, Target
+from router.rest.asked import HEADER_LENGTH, Asked, Target
 from router.rest.conversions import Conversions
+from router.rest.pieces import Body, Piece
 
 SMALL = 64 * 1024
 """Bytes of JSON that are converted in the event loop: about 3 ms."""
@@ -26,7 +27,7 @@ _UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 M
 _EXPANSION = 1032  # the most that zlib achieves
 _WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 
-Parts = tuple[Sequence[bytes | memoryview], int | None]
+Parts = tuple[Sequence[Piece], int | None]
 """A reply's body, and the length of its JSON part if binary data follows."""
 
 R_co = TypeVar("R_co", covariant=True)
@@ -39,9 +40,7 @@ Read = Callable[[Hold], Awaitable[Body]]
 class Send(Protocol[R_co]):
     """A sender of a reply's body."""
 
-    def __call__(
-        self, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
-    ) -> Awaitable[R_co]:
+    def __call__(self, pieces: Sequence[Piece], *, content_type: str, headers: dict[str, str]) -> Awaitable[R_co]:
         """Sends the body. Raises ConnectionResetError if the client does not take it."""
 
 
@@ -54,6 +53,7 @@ class Inference:
         self._conversions = conversions
         self._max_message = max_message
         self._requests = shortcuts.Requests()
+        self._heads = shortcuts.Heads()
         self._replies = shortcuts.Replies()
 
     async def infer(self, asked: Asked, target: Target, hold: Hold, read: Read, send: Send[R]) -> R:
@@ -78,23 +78,25 @@ class Inference:
         too long, or needs more than the body. Raises MeshError."""
         if header_length == 0 or (body.size if header_length is None else header_length) > SMALL:
             return None
-        whole = body.joined()
         model, version = target.model, target.version
         loaded = None
         if header_length is None:
-            loaded = jsontext.load(whole)
+            loaded = jsontext.load(body.joined())
             frame = None if loaded.careful else self._requests.encode(model, version, loaded.members)
-            if frame is not None:
-                self._check(frame)
-                return frame, documents.ALL_JSON
-        try:
-            message, raws, form = documents.decode_parts(
-                model, version, whole, header_length, bound=SMALL, loaded=loaded
-            )
-        except documents.Costly:
-            body.pieces = [whole]
-            return None
-        frame = documents.framed(message, raws)
+            form: documents.Form | None = documents.ALL_JSON
+        else:
+            frame, form = self._heads.encode(model, version, body, header_length)
+        if frame is None or form is None:
+            try:
+                message, raws, form = documents.decode_parts(
+                    model, version, body, header_length, bound=SMALL, loaded=loaded
+                )
+            except documents.Costly:
+                return None
+            encoded = message.SerializeToString()
+            frame = documents.framed(encoded, raws)
+            if header_length is not None:
+                self._heads.learn(model, version, body, header_length, message, encoded, raws, form)
         self._check(frame)
         return frame, form
 
@@ -115,9 +117,14 @@ class Inference:
             self._replies.learn(model, frame, response)
             return parts
         if form.binary:
-            response = self._models.response(answer)
-            if documents.all_binary(response, form):
-                return documents.encode_parts(response, form)
+            try:
+                rest, raws = documents.split(frame)
+            except ValueError:  # the long way says that the message cannot be read
+                return None
+            if len(rest) <= SMALL:
+                response = self._models.response(LocalAnswer(Code.OK, frame=framing.pack(rest)))
+                if documents.all_binary(response, raws, form):
+                    return documents.encode_parts(response, form, raws)
         return None
 
     def _check(self, frame: bytes) -> None:
@@ -131,8 +138,8 @@ class Inference:
         model, version = target.model, target.version
         if header_length == 0:
             expected = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), caller)
-            message, raws, form = documents.raw_request(model, version, body.joined(), expected)
-            frame = documents.framed(message, raws)
+            message, raws, form = documents.raw_request(model, version, body, expected)
+            frame = documents.framed(message.SerializeToString(), raws)
         else:
             async with _in_time(caller):
                 frame, form = await self._conversions.to_message(model, version, body.pieces, header_length)
@@ -147,8 +154,7 @@ class Inference:
         else:  # zlib releases the interpreter lock
             plain = await asyncio.to_thread(decompress, body.joined(), encoding, self._max_message)
         hold.counts(len(plain))
-        body.pieces, body.size = [plain], len(plain)
-        return body
+        return Body([plain])
 
     async def conclude(
         self, model: str, answer: LocalAnswer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]
@@ -164,7 +170,7 @@ class Inference:
         return await _sent(send, [paper.body], json_length)
 
 
-async def _sent(send: Send[R], pieces: Sequence[bytes | memoryview], json_length: int | None) -> R:
+async def _sent(send: Send[R], pieces: Sequence[Piece], json_length: int | None) -> R:
     if json_length is None:
         return await send(pieces, content_type="application/json", headers={})
     return await send(pieces, content_type="application/octet-stream", headers={HEADER_LENGTH: str(json_length)})

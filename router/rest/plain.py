@@ -19,8 +19,9 @@ from mesh.wire.plainrequest import Answer, PlainRequest
 from router.inference.localcall import LocalAnswer
 from router.inference.models import Caller, CallFailed, Models
 from router.rest import documents, errors
-from router.rest.asked import HEADER_LENGTH, MODELS, Asked, Body, PlainFields, Target
+from router.rest.asked import HEADER_LENGTH, MODELS, Asked, PlainFields, Target
 from router.rest.inference import Inference
+from router.rest.pieces import Body
 
 log = logs.get(__name__)
 
@@ -63,13 +64,10 @@ class PlainInference:
             if not isinstance(note, _Note):
                 note = request.head.note = _read(request)
             if note.plain:
-                body = Body()
-                body.pieces, body.size = request.take(), request.size
-                quick = self._inference.quick(note.target, body, note.header_length)
+                quick = self._inference.quick(note.target, Body(request.pieces), note.header_length)
                 if quick is not None:
                     self._begin(request, note, *quick)
                     return
-                request.pieces.extend(body.pieces)
         except MeshError as error:
             self._fail(request, errors.of_error(error))
             return
@@ -158,9 +156,7 @@ def _read(request: PlainRequest) -> _Note:
 
 async def _body(request: PlainRequest, _: Hold) -> Body:
     """Returns the request's body, which has arrived."""
-    body = Body()
-    body.pieces, body.size = request.take(), request.size
-    return body
+    return Body(request.take())
 
 
 async def _sent(

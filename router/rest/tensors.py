@@ -25,6 +25,7 @@ import numpy.typing as npt
 from mesh.pb import inference_pb2
 from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import DATATYPES, OF_NAME
+from router.rest import pieces
 
 DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.field and kind.size}
 """The datatypes that JSON can express as numbers, in raw form: little-endian, without padding."""
@@ -133,18 +134,18 @@ def raw_from_json(
     return array.tobytes()
 
 
-def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> None:
+def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: pieces.Contents) -> None:
     """Checks that the bytes are a tensor of that datatype and shape. Raises MeshError."""
     elements = math.prod(shape)
     if datatype == "BYTES":
-        found = _count_strings(what, raw)
+        found = _count_strings(what, raw[0] if len(raw) == 1 else b"".join(raw))
         if found != elements:
             raise bad(f"{what}: the data has {found} strings, but the shape {list(shape)} has {elements} elements")
         return
-    width = width_of(datatype)
-    if len(raw) != elements * width:
+    width, size = width_of(datatype), sum(map(len, raw))
+    if size != elements * width:
         raise bad(
-            f"{what}: the data has {len(raw)} bytes, but {datatype} of the shape {list(shape)} takes {elements * width}"
+            f"{what}: the data has {size} bytes, but {datatype} of the shape {list(shape)} takes {elements * width}"
         )
 
 

@@ -49,6 +49,7 @@ from router.loads.coldstart import ColdStart
 from router.rest import documents
 from router.rest.conversions import Conversions
 from router.rest.inference import Inference
+from router.rest.pieces import Body
 from router.rest.plain import PlainInference
 from router.settings import RouterSettings
 from router.state.registry import Registry
@@ -280,8 +281,8 @@ async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> Asy
         body, length = json.dumps({"id": "42", "inputs": [one]}).encode(), None
 
     def run() -> None:
-        message, raws, _ = documents.decode_parts("m", "", body, length)
-        documents.framed(message, raws)
+        message, raws, _ = documents.decode_parts("m", "", Body([body]), length)
+        documents.framed(message.SerializeToString(), raws)
 
     yield run
 

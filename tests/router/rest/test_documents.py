@@ -9,6 +9,7 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing
 from router.rest import documents, jsontext
+from router.rest.pieces import Body
 
 FP32 = np.array([1, 2, 3], "<f4").tobytes()
 
@@ -98,7 +99,9 @@ def test_shared_memory_is_refused_by_its_name(where, name):
 
 def framed(message, raws):
     """Returns the message that a model server finds in the frame of these parts."""
-    return pb.ModelInferRequest.FromString(framing.unpack(documents.framed(message, raws), limit=1 << 30))
+    return pb.ModelInferRequest.FromString(
+        framing.unpack(documents.framed(message.SerializeToString(), raws), limit=1 << 30)
+    )
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
@@ -107,7 +110,7 @@ def test_raw_contents_are_framed_as_protobuf_would(size):
     body, length = request(
         tensor("a", "UINT8", (size,), parameters={"binary_data_size": size}), tensor("b", data=[1, 2, 3]), blobs=raw
     )
-    message, raws, _ = documents.decode_parts("m", "2", body, length)
+    message, raws, _ = documents.decode_parts("m", "2", Body([body]), length)
     assert framed(message, raws) == documents.decode_request("m", "2", body, length)[0]
 
 
@@ -289,7 +292,7 @@ def metadata(*inputs):
     ],
 )
 def test_a_body_without_json_takes_its_shape_from_the_metadata(datatype, declared, body, shape, raw):
-    message, raws, form = documents.raw_request("m", "1", body, metadata(("x", datatype, declared)))
+    message, raws, form = documents.raw_request("m", "1", Body([body]), metadata(("x", datatype, declared)))
     message = framed(message, raws)
     assert (message.inputs[0].name, message.inputs[0].datatype) == ("x", datatype)
     assert list(message.inputs[0].shape) == shape
@@ -312,7 +315,7 @@ def test_a_body_without_json_takes_its_shape_from_the_metadata(datatype, declare
 )
 def test_a_body_without_json_that_fits_no_shape_is_refused(inputs, body):
     with pytest.raises(MeshError) as caught:
-        documents.raw_request("m", "", body, metadata(*inputs))
+        documents.raw_request("m", "", Body([body]), metadata(*inputs))
     assert caught.value.reason is Reason.BAD_REQUEST
 
 

@@ -38,7 +38,7 @@ def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, ne
     data = json.loads(json.dumps(array.tolist() if nested else array.ravel().tolist()))
     raw = tensors.raw_from_json("x", datatype, array.shape, data, careful=careful)
     assert raw == array.tobytes()
-    tensors.check_raw("x", datatype, array.shape, raw)
+    tensors.check_raw("x", datatype, array.shape, [raw])
     back = read(tensors.json_from_raw("x", datatype, raw))
     assert back == array.ravel().tolist(), "a client that reads 64 bits reads all digits"
     assert np.array(back, array.dtype).tobytes() == raw
@@ -85,7 +85,7 @@ def test_the_short_way_takes_and_refuses_what_the_careful_one_does(datatype, ite
 @given(st.lists(st.text(st.characters(codec="utf-8"))))
 def test_strings_survive(strings):
     raw = tensors.raw_from_json("x", "BYTES", (len(strings),), strings)
-    tensors.check_raw("x", "BYTES", (len(strings),), raw)
+    tensors.check_raw("x", "BYTES", (len(strings),), [raw])
     assert tensors.json_from_raw("x", "BYTES", raw) == strings
     contents = pb.InferTensorContents(bytes_contents=[text.encode() for text in strings])
     assert tensors.raw_from_typed("x", "BYTES", contents) == raw
@@ -264,7 +264,7 @@ def test_wrong_shapes_are_refused(shape, says):
 )
 def test_a_blob_that_is_not_the_tensor_declared_is_refused(datatype, shape, raw):
     with pytest.raises(MeshError) as caught:
-        tensors.check_raw("x", datatype, shape, raw)
+        tensors.check_raw("x", datatype, shape, [raw[:1], raw[1:]])
     assert caught.value.reason is Reason.BAD_REQUEST
 
 

@@ -1,0 +1,94 @@
+"""Bodies in pieces: cut as if they were whole, and copied once on their way into a message."""
+
+import itertools
+import json
+import tracemalloc
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.pb import inference_pb2 as pb
+from mesh.wire import framing
+from router.inference.localcall import LocalAnswer
+from router.inference.models import Models
+from router.rest import documents
+from router.rest.asked import Target
+from router.rest.conversions import Conversions
+from router.rest.inference import Inference
+from router.rest.pieces import Body
+
+SIZE = 1 << 20
+
+
+def pieces_of(data, places):
+    """The data, cut at those places."""
+    places = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
+    return [data[start:stop] for start, stop in itertools.pairwise(places)]
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 100), max_size=5), st.integers(0, 70), st.integers(0, 70))
+def test_a_cut_is_that_of_the_whole(data, places, start, stop):
+    """A part of a body is the same bytes however the body came."""
+    body = Body(pieces_of(data, places))
+    assert body.size == len(data)
+    stop = min(max(start, stop), len(data))
+    assert b"".join(body.cut(start, stop)) == data[start:stop]
+    assert body.beginning(stop) == data[:stop]
+    assert body.joined() == data
+
+
+def request(size, *, text=False):
+    """A body with two binary inputs, and the length of its JSON."""
+    inputs = [
+        {"name": "x", "shape": [size], "datatype": "UINT8", "parameters": {"binary_data_size": size}},
+        {"name": "s", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}},
+    ][: 1 + text]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    return head + bytes(range(256)) * (size // 256) + (b"\2\0\0\0ab" if text else b""), len(head)
+
+
+@given(st.lists(st.integers(0, 1000), max_size=5), st.booleans())
+def test_a_body_in_pieces_becomes_the_message_of_the_whole(places, text):
+    """Tensors that were cut in the middle are whole in the message, on the short way and on the long one."""
+    data, length = request(512, text=text)
+    expected, _ = documents.decode_request("m", "", data, length)
+    models = Models(lambda call: None, max_message=SIZE)
+    inference = Inference(models, Conversions(max_message=SIZE), max_message=SIZE)
+
+    for _ in range(2):
+        frame, form = inference.quick(Target("m", "", "infer"), Body(pieces_of(data, places)), length)
+        assert pb.ModelInferRequest.FromString(framing.unpack(frame, limit=SIZE)) == expected
+        assert form.is_binary("anything")
+
+
+def test_binary_tensors_are_copied_once_into_the_message_and_never_out_of_a_reply():
+    """The frame is all that a large binary request takes, whether its JSON is known or not; a reply takes nothing."""
+    data, length = request(SIZE)
+    pieces = pieces_of(data, [1000, SIZE // 3])
+    inference = Inference(
+        Models(lambda call: None, max_message=2 * SIZE), Conversions(max_message=2 * SIZE), max_message=2 * SIZE
+    )
+    target = Target("m", "", "infer")
+    inference.quick(Target("other", "", "infer"), Body(pieces), length)  # what is made once
+    for _ in range(2):
+        tracemalloc.start()
+        quick = inference.quick(target, Body(pieces), length)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert quick is not None
+        assert SIZE <= peak < SIZE + SIZE // 8
+        del quick
+
+    response = pb.ModelInferResponse(model_name="m")
+    for name in ("y", "z"):
+        response.outputs.add(name=name, datatype="UINT8", shape=[SIZE // 2])
+        response.raw_output_contents.append(np.arange(SIZE // 2, dtype=np.uint8).tobytes())
+    frame = framing.pack(response.SerializeToString())
+    tracemalloc.start()
+    (head, *blobs), json_length = inference.quick_answer("m", LocalAnswer(0, frame=frame), documents.Form(binary=True))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(head) == json_length
+    assert [bytes(blob) for blob in blobs] == list(response.raw_output_contents)
+    assert peak < SIZE // 8
