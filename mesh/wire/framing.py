@@ -55,7 +55,7 @@ def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
     return _decompress(message, encoding, limit) if frame[0] else message
 
 
-def is_compressed(frame: bytes) -> bool:
+def is_compressed(frame: bytes | memoryview) -> bool:
     """Returns whether the message of this frame must be decompressed before it can be read."""
     return frame[:1] == b"\1"
 
@@ -85,7 +85,7 @@ def announced(buffer: bytes | bytearray, limit: int) -> int:
     return PREFIX + min(int.from_bytes(buffer[1:PREFIX], "big"), limit)
 
 
-def is_frame(data: bytes, limit: int) -> bool:
+def is_frame(data: bytes | memoryview, limit: int) -> bool:
     """Returns whether this is exactly one frame, of a message within the limit."""
     if len(data) < PREFIX:
         return False

@@ -50,12 +50,14 @@ class Conversions:
     ) -> tuple[bytes, documents.Form]:
         """Returns the framed gRPC message for a REST body, as `documents.decode_request` does. Raises MeshError."""
         head = {"to": "message", "model": model, "version": version, "header_length": header_length}
-        with await self._convert(head, body) as paper:
-            return bytes(paper.body), documents.Form.load(paper.head["form"])
+        paper = await self._convert(head, body)
+        frame = bytes(paper.body)
+        paper.close()
+        return frame, documents.Form.load(paper.head["form"])
 
     async def to_body(self, frame: bytes, encoding: bytes, form: documents.Form) -> "tuple[papers.Paper, int | None]":
-        """Returns the REST body for a framed reply, as `documents.encode_response` does; the receiver closes it.
-        Raises MeshError."""
+        """Returns the REST body for a framed reply, as `documents.encode_response` does, and the length of its JSON
+        part. Raises MeshError."""
         head = {"to": "body", "form": form.dump(), "limit": self._limit, "encoding": encoding[:60].decode("latin-1")}
         paper = await self._convert(head, (frame,))
         return paper, paper.head["json_length"]
@@ -92,7 +94,10 @@ class Conversions:
     async def _exchange(self, head: dict[str, Any], body: Iterable[Piece]) -> papers.Paper:
         try:
             connection = await self._connected()
-            papers.send(connection, head, body)
+            # Slice by slice, so that other calls run in between.
+            with contextlib.closing(papers.sending(connection, head, body)) as slices:
+                for _ in slices:
+                    await asyncio.sleep(0)
             async with asyncio.timeout(self._timeout):
                 paper = await _received(connection)
         except BaseException as error:

@@ -9,8 +9,9 @@ memory, the kernel kills this process first.
 """
 
 import contextlib
-import itertools
+import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -26,45 +27,53 @@ from mesh.wire import framing
 from router.rest import documents, papers
 from router.rest.pieces import Body, Contents
 
+_NICE = 5  # calls that are small come first
+_IDLE = 1.0  # seconds
 _LARGE = 1 << 20  # bytes of a body, after which the heap is trimmed
 
 
 def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Contents]:
-    """Converts one body; returns head and body of the result. Raises MeshError."""
+    """Does one conversion; returns the head and the body of the result. Raises MeshError."""
     if head["to"] == "message":
-        whole = Body([body])
-        request, raws, form = documents.decode_parts(head["model"], head["version"], whole, head["header_length"])
-        frame = documents.framed(request.SerializeToString(), raws)
-        for piece in (*whole.pieces, *itertools.chain.from_iterable(raws)):
-            if isinstance(piece, memoryview):
-                piece.release()  # the paper's memory is freed once no view of it is left
-        return {"form": form.dump()}, [frame]
-    try:
-        response = pb.ModelInferResponse.FromString(
-            framing.unpack(bytes(body), head["encoding"].encode("latin-1"), limit=head["limit"])
+        request, raws, form = documents.decode_parts(
+            head["model"], head["version"], Body([body]), head["header_length"]
         )
+        return {"form": form.dump()}, [documents.framed(request.SerializeToString(), raws)]
+    try:
+        rest, outputs = _split(head, body)
+        response = pb.ModelInferResponse.FromString(rest)
     except framing.FrameError as error:
         text = f"the model server's answer: {error.text}"
         raise MeshError(error.reason, text, details=error.details) from error
-    except DecodeError as error:
+    except (DecodeError, ValueError) as error:
         raise MeshError(Reason.INTERNAL, f"the model server's answer cannot be read: {error}") from error
-    parts, json_length = documents.encode_parts(response, documents.Form.load(head["form"]))
+    parts, json_length = documents.encode_parts(response, documents.Form.load(head["form"]), outputs)
     return {"json_length": json_length}, parts
 
 
+def _split(head: dict[str, Any], frame: memoryview) -> tuple[bytes, list[memoryview]]:
+    """Returns a framed reply without its raw contents, and those. Raises FrameError, ValueError."""
+    limit = head["limit"]
+    if not framing.is_frame(frame, limit) or framing.is_compressed(frame):
+        frame = memoryview(framing.pack(framing.unpack(bytes(frame), head["encoding"].encode("latin-1"), limit=limit)))
+    return documents.split(frame)
+
+
 def serve(connection: socket.socket, memory: int) -> None:
-    """Converts all bodies that arrive, until the worker closes its end."""
+    """Converts what comes, until the other side closes its end."""
+    untrimmed = False
     while True:
+        # The next body often follows: what it needs would only be taken from the system again.
+        if untrimmed and not select.select([connection], [], [], _IDLE)[0]:
+            heap.trim()
+            untrimmed = False
         try:
-            with papers.receive(connection) as paper:
-                size = len(paper.body)
-                head, body = _converted(paper, memory)
-            papers.send(connection, head, body)
+            paper = papers.receive(connection)
+            untrimmed |= len(paper.body) > _LARGE
+            papers.send(connection, *_converted(paper, memory))
         except papers.Gone:
             return
-        del body
-        if size > _LARGE:
-            heap.trim()
+        del paper
 
 
 def _converted(paper: papers.Paper, memory: int) -> tuple[dict[str, Any], Contents]:
@@ -90,6 +99,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
+        os.nice(_NICE)
         Path("/proc/self/oom_score_adj").write_text("1000")
     connection = socket.socket(fileno=descriptor)
     connection.setblocking(True)

@@ -266,7 +266,7 @@ def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes,
     return b"".join(parts), json_length
 
 
-def split(frame: bytes) -> tuple[bytes, list[memoryview]]:
+def split(frame: Piece) -> tuple[bytes, list[memoryview]]:
     """Cuts the raw contents, uncopied, out of a framed ModelInferResponse; returns the rest of the message and those.
     Raises ValueError if it is malformed."""
     message = memoryview(frame)[framing.PREFIX :]

@@ -239,9 +239,9 @@ class FakeManagement:
 
 @dataclass
 class FakeWorker:
+    settings: RouterSettings
     dispatcher: FakeDispatcher = field(default_factory=FakeDispatcher)
     management: FakeManagement = field(default_factory=FakeManagement)
-    settings: RouterSettings = field(default_factory=lambda: RouterSettings(name="t", max_message=1 << 20, workers=2))
     view: object = field(
         default_factory=lambda: types.SimpleNamespace(
             copies={}, pods={"pod-0": types.SimpleNamespace(record=types.SimpleNamespace(state="ready"))}
@@ -249,7 +249,7 @@ class FakeWorker:
     )
     registry: metrics.Registry = field(default_factory=metrics.Registry)
     reason: str | None = None
-    budget: Budget = field(default_factory=lambda: Budget(64 << 20))
+    budget: Budget = field(default_factory=lambda: Budget(256 << 20))
 
     plain: PlainServer | None = None
 
@@ -270,8 +270,14 @@ class FakeWorker:
 
 
 @pytest.fixture
-async def worker():
-    worker = FakeWorker()
+def max_message():
+    """The largest message, in bytes."""
+    return 1 << 20
+
+
+@pytest.fixture
+async def worker(max_message):
+    worker = FakeWorker(settings=RouterSettings(name="t", max_message=max_message, workers=2))
     yield worker
     await worker.conversions.close()
 

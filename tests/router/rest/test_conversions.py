@@ -1,6 +1,7 @@
 """Large JSON converted in a process beside the worker: the result is the same, and a failure there affects one call."""
 
 import asyncio
+import collections
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import pytest
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import framing
-from router.rest import conversions, documents
+from router.rest import conversions, documents, inference, jsontext, papers
 from tests.support.localmesh import freeze, thaw
 from tests.support.waiting import until
 
@@ -79,8 +80,7 @@ async def test_replies_become_bodies_as_in_the_worker(converter, binary):
     response.raw_output_contents.extend([np.arange(100_000, dtype="<f4").tobytes(), b"\2\0\0\0ab\0\0\0\0"])
     form = documents.Form(outputs={"a": binary})
     paper, json_length = await converter.to_body(framing.pack(response.SerializeToString()), b"", form)
-    with paper:
-        assert (bytes(paper.body), json_length) == documents.encode_response(response, form)
+    assert (bytes(paper.body), json_length) == documents.encode_response(response, form)
     with pytest.raises(MeshError) as caught:
         await converter.to_body(framing.pack(b"\xff\xff"), b"", form)
     assert caught.value.reason is Reason.INTERNAL
@@ -190,6 +190,68 @@ async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, wh
     thaw(worker.conversions.pid)
     async with await waiting as answer:
         assert (await answer.json())["outputs"][0]["data"] == values
+
+
+@pytest.mark.parametrize("max_message", [64 << 20])
+@pytest.mark.parametrize("carrier", ["aiohttp", "plain"])
+@pytest.mark.parametrize("which", ["body", "reply"])
+async def test_no_turn_of_the_loop_reads_large_json_or_copies_more_than_a_slice(served, worker, monkeypatch, which):
+    """The worker's loop neither reads nor writes JSON above the bound, and between two of its turns it copies no more
+    than one slice of a body into the converter's memory."""
+    turn = 0
+    copied = collections.Counter()
+    write, loop = papers._write, asyncio.get_running_loop()
+
+    def tick():
+        nonlocal turn, ticking
+        turn += 1
+        ticking = loop.call_soon(tick)
+
+    def counted(descriptor, data):
+        copied[turn] += len(data)
+        write(descriptor, data)
+
+    def bounded(function, size):
+        def checked(*args, **kwargs):
+            found = function(*args, **kwargs)
+            assert size(args, found) <= inference.SMALL
+            return found
+
+        return checked
+
+    monkeypatch.setattr(papers, "_write", counted)
+    for name in ("load", "load_object"):
+        monkeypatch.setattr(jsontext, name, bounded(getattr(jsontext, name), lambda args, _: len(args[0])))
+    monkeypatch.setattr(jsontext, "dump", bounded(jsontext.dump, lambda _, found: len(found)))
+
+    size = 1_000_000
+    raw = np.linspace(0, 1, size, dtype="<f8").tobytes()
+    response = pb.ModelInferResponse(model_name="m")
+    response.outputs.add(name="y", datatype="FP64", shape=[size])
+    response.raw_output_contents.append(raw)
+    if which == "reply":
+        worker.dispatcher.ModelInfer = lambda _: response
+        body = json.dumps({"inputs": [tensor("x", "INT8", [1], data=[1])]}).encode()
+    else:
+        worker.dispatcher.ModelInfer = lambda _: pb.ModelInferResponse(model_name="m")
+        body = json.dumps({"inputs": [tensor("x", "FP64", [size], data=np.frombuffer(raw).tolist())]}).encode()
+    ticking = loop.call_soon(tick)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served)
+    writer.write(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), len(body)))
+    writer.write(body)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    answer = await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+    writer.close()
+    ticking.cancel()
+    assert b" 200 " in head, answer
+    whole = len(raw) if which == "reply" else len(body)
+    assert sum(copied.values()) >= whole
+    assert max(copied.values()) <= papers.SLICE + 1000, "a slice, and the head of the paper"
+    assert len(copied) >= whole // papers.SLICE
+    if which == "reply":
+        assert len(answer) > 10_000_000
+    else:
+        assert worker.dispatcher.request().raw_input_contents[0] == raw
 
 
 async def test_a_conversion_is_waited_for_no_longer_than_the_callers_deadline(http, worker):
