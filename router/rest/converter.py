@@ -101,6 +101,7 @@ def main() -> None:
     with contextlib.suppress(OSError):
         os.nice(_NICE)
         Path("/proc/self/oom_score_adj").write_text("1000")
+    heap.keep()
     connection = socket.socket(fileno=descriptor)
     connection.setblocking(True)
     serve(connection, memory)
