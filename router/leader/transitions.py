@@ -11,6 +11,7 @@ later; sooner if the target's registration changes, since somebody may have repa
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.etcd import EtcdError
@@ -62,6 +63,16 @@ _Names = tuple[str, str, str]
 """A move: vmodel, active model, target."""
 
 
+@dataclass(frozen=True, slots=True)
+class TransitionsStatistics:
+    """The numbers of moves."""
+
+    moving: int  # now
+    parked: int  # now: their targets could not be loaded
+    moved: int  # so far
+    failures: int  # so far, each attempt
+
+
 class Parked:
     """A move whose target could not be loaded."""
 
@@ -87,11 +98,16 @@ class Transitions:
         self._moves: dict[str, asyncio.Task[None]] = {}
         self._parked: dict[_Names, Parked] = {}
         self._tasks = Tasks()
+        self._moved = self._failures = 0
         records.listen(self._on_change)
 
     def moving(self) -> list[str]:
         """Returns the vmodels being moved now."""
         return list(self._moves)
+
+    def statistics(self) -> TransitionsStatistics:
+        """Returns the present numbers."""
+        return TransitionsStatistics(len(self._moves), len(self._parked), self._moved, self._failures)
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -196,12 +212,14 @@ class Transitions:
 
         change, _ = await self._store.change(vmodel_id, decide)
         if not change.nothing:
+            self._moved += 1
             log.info("a vmodel has moved", vmodel=vmodel_id, before=record.active, after=record.target)
         self._parked.pop((vmodel_id, record.active, record.target), None)
         await self._seen(vmodel_id, record)
 
     async def _park(self, vmodel_id: str, record: VModelRecord, target: Registration | None, why: str) -> None:
         """Notes why the target could not be loaded, and starts a back-off."""
+        self._failures += 1
         names = (vmodel_id, record.active, record.target)
         before = self._parked.get(names)
         pause = min(REST if before is None else max(REST, 2 * before.pause), REST_MOST)

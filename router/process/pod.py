@@ -164,6 +164,16 @@ class RouterPod:
         gauge("mesh_planned_unloads", "Copies that the leader had unloaded.", merge="max").follow(
             lambda: carrying.statistics().unloads
         )
+        transitions = self._rounds.transitions
+        gauge("mesh_alias_moves_under_way", "Aliases that the leader is moving to a new target.", merge="max").follow(
+            lambda: transitions.statistics().moving
+        )
+        gauge("mesh_alias_moves_parked", "Aliases whose new target could not be loaded.", merge="max").follow(
+            lambda: transitions.statistics().parked
+        )
+        gauge("mesh_alias_moves", "Moves of aliases that this router, as leader, has ended.", merge="max").follow(
+            lambda: transitions.statistics().moved
+        )
         gauge("mesh_open_lives", "Pods that are cut off from etcd and may still answer.", merge="max").follow(
             lambda: self._closing.statistics().open
         )

@@ -111,6 +111,7 @@ def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
         "host_bytes": record.host_bytes if record else 0,
         "device_bytes": record.device_bytes if record else 0,
         "load_ms": record.load_ms if record else 0,
+        "references": record.refs if record else 0,  # aliases that name it, so that it cannot be unregistered
         "quarantined": record.quarantined if record else False,
         "killed": list(record.killed) if record else [],
     }

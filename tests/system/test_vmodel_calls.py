@@ -18,7 +18,7 @@ from mesh.etcd import Etcd
 from mesh.pb import modelmesh_pb2 as pb
 from mesh.pb import modelmesh_pb2_grpc
 from mesh.schema import vmodels
-from mesh.schema.keys import Keys
+from mesh.schema.keys import TOMBSTONE, Keys
 from mesh.schema.records import ModelRecord
 from tests.support import twin
 from tests.support.localmesh import LocalMesh, Program
@@ -258,6 +258,10 @@ async def judge(world: World, etcd: Etcd, callers: list[Caller]) -> list[str]:
             wrong.append(f"{model} has {models[model].refs} references, but {named[model]} vmodels name it")
         if not named[model] and models[model].auto_delete:
             wrong.append(f"{model} should have gone with its last reference")
+    async for kv in etcd.scan(world.keys.all_copies):
+        model, pod = world.keys.copy_of(kv.key)
+        if model not in models:
+            wrong.append(f"{model} is not registered, but {pod} has a copy, or it has a tombstone ({TOMBSTONE})")
     return wrong
 
 

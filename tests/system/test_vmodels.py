@@ -1,14 +1,17 @@
 """The predecessor's own tests of virtual models (VModelsTest), with its client's calls, against a whole mesh."""
 
 import asyncio
+import json
 
 import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
 
+from mesh.etcd import Etcd
 from mesh.pb import inference_pb2
 from mesh.pb import modelmesh_pb2 as pb
+from mesh.schema.keys import Keys
 from tests.support import models
 from tests.support.localmesh import LocalMesh, infer_request
 from tests.support.waiting import until
@@ -24,6 +27,30 @@ async def mesh(request, tmp_path_factory, etcd_server):
     """A mesh behind each edge, with one pod."""
     async with LocalMesh(tmp_path_factory.mktemp("vmodels"), etcd_server, pods=1, edge=request.param) as mesh:
         yield mesh
+
+
+async def test_a_move_that_the_predecessor_has_begun_is_ended(tmp_path, etcd_server):
+    """A mesh that starts on records of the predecessor, with a vmodel in the middle of a move, ends that move."""
+    mesh = LocalMesh(tmp_path, etcd_server, pods=1)
+    keys = Keys(mesh.base)
+    async with Etcd(etcd_server.settings) as etcd:
+        for name, value in (("old", 1.0), ("new", 2.0)):
+            path = mesh.write(f"{name}.onnx", models.constant(value)).as_uri()
+            record = {"type": "onnx", "mPath": path, "lu": 1, "refs": 1, "autoDel": True, "instanceIds": {"gone": 5}}
+            await etcd.put(keys.model(name), json.dumps(record).encode())
+        await etcd.put(keys.vmodel("begun"), b'{"o":"ksp","amid":"old","tmid":"new"}')
+        async with mesh:
+            service = Service(mesh)
+
+            async def moved() -> bool:
+                return (await service.status("begun", "ksp")).activeModelId == "new"
+
+            await until(moved, timeout=30, interval=0.1, why="the vmodel has moved")
+            assert await service.predict("begun") == 2.0
+            assert await service.model_status("old") == NOT_FOUND
+            kv = await etcd.get(keys.vmodel("begun"))
+            assert kv is not None
+            assert kv.value == b'{"o":"ksp","amid":"new","tmid":"new"}'
 
 
 class Service:

@@ -20,7 +20,7 @@ from router.fencing.withdrawal import Withdrawal
 from router.leader import moving, transitions
 from router.leader.moving import Loads
 from router.leader.orders import Orders
-from router.leader.transitions import Transitions
+from router.leader.transitions import Transitions, TransitionsStatistics
 from router.loads.agents import Unreachable
 from router.state.registry import Registry
 from router.state.view import View
@@ -192,6 +192,8 @@ async def test_a_vmodel_moves_once_its_target_is_loaded(mesh):
     await mesh.becomes(MOVED)
     assert (await mesh.refs("a"), await mesh.refs("b"), len(mesh.asked)) == (0, 1, 1)
     assert [request.idle_ms for request in mesh.requests] == [1000], "as urgent as the active model's use"
+    await until(lambda: not mesh.transitions.moving(), why="the move has ended")
+    assert mesh.transitions.statistics() == TransitionsStatistics(moving=0, parked=0, moved=1, failures=0)
 
 
 async def test_the_target_gets_as_many_copies_as_the_active_model(mesh):
@@ -276,6 +278,7 @@ async def test_a_failed_move_is_tried_again_when_the_target_is_repaired(mesh, mo
     await mesh.alias(amid="a", tmid="b")
     await until(lambda: (r := mesh.records.get("v")) is not None and r.failed, why="the move has failed")
     assert "quarantined" in (await mesh.record()).more.why
+    await until(lambda: mesh.transitions.statistics() == TransitionsStatistics(0, 1, 0, 1), why="the move is parked")
     assert mesh.asked == []
     await mesh.register("b")
     await mesh.becomes(MOVED)

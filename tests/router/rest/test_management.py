@@ -42,6 +42,7 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
             "host_bytes": 0,
             "device_bytes": 0,
             "load_ms": 0,
+            "references": 0,
             "quarantined": False,
             "killed": [],
         }
