@@ -215,7 +215,6 @@ class Transitions:
             self._moved += 1
             log.info("a vmodel has moved", vmodel=vmodel_id, before=record.active, after=record.target)
         self._parked.pop((vmodel_id, record.active, record.target), None)
-        await self._seen(vmodel_id, record)
 
     async def _park(self, vmodel_id: str, record: VModelRecord, target: Registration | None, why: str) -> None:
         """Notes why the target could not be loaded, and starts a back-off."""
@@ -229,11 +228,3 @@ class Transitions:
         )
         target = await self._registry.read(record.target, fresh=True) if target is not None else None
         self._parked[names] = Parked(pause, target)
-
-    async def _seen(self, vmodel_id: str, record: VModelRecord) -> None:
-        """Waits until the feed has reported the end of the move, bounded: it must not begin again."""
-        for _ in range(20):
-            now = self._records.get(vmodel_id)
-            if now is None or (now.active, now.target) != (record.active, record.target):
-                return
-            await asyncio.sleep(_LOOK)

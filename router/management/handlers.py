@@ -21,7 +21,7 @@ from router.management.vmodels import Listen, VModels
 from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import View
-from router.vmodels.store import VModelStore
+from router.vmodels.store import Note, VModelStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,11 @@ class Management:
         tombstones: Tombstones,
         settings: RouterSettings,
         listen: Listen = lambda _: None,
+        note: Note = lambda *_: None,
         wall: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> "Management":
-        """Creates the handlers. `listen` reports changes of vmodels, so that waits for them end at once; `wall` returns
-        ms since the epoch."""
+        """Creates the handlers. `listen` reports changes of vmodels, so that waits for them end at once; `note` is told
+        what was read or written of them; `wall` returns ms since the epoch."""
         status = Reporter(
             etcd=etcd, keys=keys, view=view, coldstart=coldstart, failure_expiry=settings.failure_expiry, wall=wall
         )
@@ -75,7 +76,9 @@ class Management:
             wait=settings.unload_wait,
             reregister_after=settings.reregister_after,
         )
-        store = VModelStore(etcd=etcd, keys=keys, registry=registry, withdrawal=withdrawal, tombstones=tombstones)
+        store = VModelStore(
+            etcd=etcd, keys=keys, registry=registry, withdrawal=withdrawal, tombstones=tombstones, note=note
+        )
         registration = Registrar(
             etcd=etcd,
             keys=keys,

@@ -113,6 +113,7 @@ class RouterPod:
                 wait=settings.unload_wait,
             ),
             tombstones=self._tombstones,
+            note=self._vmodels.read,
         )
         self._feed = FeedServer(self._snapshot, wanted=lambda range: self._following.want(range))
         self._following = Following(

@@ -128,6 +128,7 @@ class WorkerProcess:
             tombstones=Tombstones(self.etcd, keys, self.agents),
             settings=settings,
             listen=self.vmodels.listen,
+            note=self.vmodels.read,
         )
         self.dispatcher = Dispatcher(self.forwarder, Routes())
         self.prober = Prober(self.view, self.agents)

@@ -54,6 +54,10 @@ Decide = Callable[[VModelRecord | None, Models], Change | Refusal]
 """Decides a change of a vmodel from its record and the models that are named. Called again after each conflict."""
 
 
+Note = Callable[[str, KeyValue | None, int], None]
+"""Takes a vmodel's key as it is at a revision; None: there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewModel:
     """The model that a change may register. The transaction demands `compares` and does `ops` with it."""
@@ -82,18 +86,31 @@ class VModelStore:
     """The store of one process."""
 
     def __init__(
-        self, *, etcd: Etcd, keys: Keys, registry: Registry, withdrawal: Withdrawal, tombstones: Tombstones
+        self,
+        *,
+        etcd: Etcd,
+        keys: Keys,
+        registry: Registry,
+        withdrawal: Withdrawal,
+        tombstones: Tombstones,
+        note: Note = lambda *_: None,
     ) -> None:
+        """Stores its parts. `note` is told what was read or written, before the feed reports it: a call through this
+        process that follows a request goes where the request's reply says."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry
         self._withdrawal = withdrawal
         self._tombstones = tombstones
+        self._note = note
         self._tasks = Tasks()
 
     async def read(self, vmodel_id: str) -> VModelRecord | None:
         """Returns a vmodel's record as etcd has it now. Raises INTERNAL if it cannot be read, REGISTRY_AWAY."""
-        return self._decode(vmodel_id, await self._etcd.get(self._keys.vmodel(vmodel_id)))
+        found = await self._etcd.txn([], [etcds.get_op(self._keys.vmodel(vmodel_id))])
+        kv = next(iter(etcds.found(found.responses[0])), None)
+        self._note(vmodel_id, kv, found.revision)
+        return self._decode(vmodel_id, kv)
 
     async def page(self, *, prefix: str, after: str, limit: int) -> tuple[list[tuple[str, VModelRecord]], str | None]:
         """Returns the vmodels whose id begins with `prefix`, after the id `after`, at most `limit`; and the `after` of
@@ -262,6 +279,10 @@ class VModelStore:
         result = await self._etcd.txn(compares, ops)
         if not result.succeeded:
             return False
+        now = None
+        if change.after is not None:
+            now = KeyValue(key, vmodels.encode(change.after), 0, result.revision, 0, 0)
+        self._note(vmodel_id, now, result.revision)
         for model, record in written.items():
             former = known[model].registration
             created = result.revision if former is None else former.created

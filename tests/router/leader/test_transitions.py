@@ -72,7 +72,12 @@ class Mesh:
             wait=1.0,
         )  # fmt: skip
         self.store = VModelStore(
-            etcd=self.etcd, keys=self.keys, registry=self.registry, withdrawal=withdrawal, tombstones=tombstones
+            etcd=self.etcd,
+            keys=self.keys,
+            registry=self.registry,
+            withdrawal=withdrawal,
+            tombstones=tombstones,
+            note=self.records.read,
         )
         loads = Loads(
             view=self.view,

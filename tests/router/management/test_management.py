@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from mesh.etcd import Etcd
+from mesh.etcd import Etcd, KeyValue
 from mesh.pb import modelmesh_pb2 as pb
 from mesh.schema.keys import Keys
 from mesh.schema.records import LOADED, LOADING, CopyRecord, Failure, ModelRecord, PodRecord, Reload
@@ -49,6 +49,7 @@ class Desk:
     view: View
     dispatcher: Dispatcher
     listeners: list[Callable[[str], None]] = field(default_factory=list)  # of changes of vmodels
+    noted: list[tuple[str, KeyValue | None, int]] = field(default_factory=list)  # vmodels as read and written
 
     def changed(self, vmodel: str) -> None:
         """Reports a change of a vmodel, as the feed does."""
@@ -111,6 +112,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
     )
     dispatcher = Dispatcher(forwarder, Routes())
     listeners: list[Callable[[str], None]] = []
+    noted: list[tuple[str, KeyValue | None, int]] = []
     management = Management.of(
         etcd=etcd,
         keys=keys,
@@ -121,10 +123,11 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         tombstones=Tombstones(etcd, keys, agents),
         settings=settings,
         listen=listeners.append,
+        note=lambda *noted_: noted.append(noted_),
         wall=lambda: NOW,
     )
     dispatcher.serve(modelmesh.methods(management, meter.managed))
-    yield Desk(Asked(management), etcd, keys, agents, view, dispatcher, listeners)
+    yield Desk(Asked(management), etcd, keys, agents, view, dispatcher, listeners, noted)
     await management.vmodels.close()
     await coldstart.close()
     await forwarder.close()

@@ -105,7 +105,11 @@ async def test_a_vmodel_is_created_with_its_model(desk):
 INVALID = [
     ({"vModelId": "", "targetModelId": "a"}, Code.INVALID_ARGUMENT, "Must provide vModelId"),
     ({"vModelId": "v"}, Code.INVALID_ARGUMENT, "Must provide targetModelId"),
-    ({"vModelId": "v" * 2000, "targetModelId": "a"}, Code.INVALID_ARGUMENT, "vmodel id is longer than 1024 bytes"),
+    (
+        {"vModelId": "v" * 2000, "targetModelId": "a"},
+        Code.INVALID_ARGUMENT,
+        "vmodel id is longer than 1024 bytes: choose a shorter one",
+    ),
     (
         {"vModelId": "v", "targetModelId": "b", "modelInfo": pb.ModelInfo(path="/b")},
         Code.INVALID_ARGUMENT,
@@ -370,6 +374,20 @@ async def test_a_cancelled_call_ends_its_wait(desk):
     await until(lambda: desk.management.handlers.vmodels._waiting, why="the request waits")
     call.cancel()
     await until(lambda: not desk.management.handlers.vmodels._waiting, why="the wait ends")
+
+
+async def test_what_a_reply_says_is_known_to_its_worker_before_the_feed_reports_it(desk):
+    """A call that follows a reply through the same worker goes where the reply says, though the feed may lag."""
+    await register(desk, "a", "b")
+    await set_vmodel(desk, targetModelId="a")
+    name, kv, revision = desk.noted[-1]
+    assert (name, kv.value) == ("v", b'{"amid":"a","tmid":"a"}')
+    assert revision == (await desk.etcd.get(desk.keys.vmodel("v"))).mod_revision
+    await put(desk, "v", amid="b", tmid="b")
+    await status(desk)
+    assert vmodels.decode(desk.noted[-1][1].value).active == "b"
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v"), pb.DeleteVModelResponse)
+    assert desk.noted[-1][:2] == ("v", None)
 
 
 # --- versions, splits ---
