@@ -25,7 +25,7 @@ OPTION = "--max-body-bytes"
 
 _UNBOUNDED = 1 << 62
 _RETRY = 1.0  # seconds
-_TRIM = 64 << 20  # bytes that must have been returned before the heap is worth trimming
+_TRIM = 16 << 20  # bytes that must have been returned before the heap is worth trimming
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class BudgetStatistics:
 class Budget:
     """A budget for the bytes of bodies, used only in the thread of one event loop."""
 
-    __slots__ = ("_highest", "_lately", "held", "large", "limit", "refused", "replies", "short")
+    __slots__ = ("_highest", "_lately", "_peak", "held", "large", "limit", "refused", "replies", "short")
 
     def __init__(self, limit: int = _UNBOUNDED) -> None:
         """Makes an empty budget; `limit` is in bytes."""
@@ -51,7 +51,8 @@ class Budget:
         self.refused = 0
         self.short = False  # a body was refused in this second or the one before
         self._lately = False
-        self._highest = 0
+        self._highest = 0  # bytes held at most in this second
+        self._peak = 0  # and since the heap was trimmed
 
     def take(self, size: int, most: int) -> bool:
         """Reserves `size` bytes, unless that would exceed `most`, which is one of the three bounds."""
@@ -80,11 +81,13 @@ class Budget:
         self.held -= size
 
     def settle(self) -> bool:
-        """Ends a second. Returns whether enough was returned to make trimming the heap worthwhile."""
+        """Ends a second. Returns whether so much less was held in it than before that the heap is worth trimming."""
         self.short, self._lately = self._lately, False
-        if self._highest - self.held < _TRIM or self.held > self._highest // 2:
+        highest, self._highest = self._highest, self.held
+        self._peak = max(self._peak, highest)
+        if self._peak - highest < _TRIM or highest > self._peak // 2:
             return False
-        self._highest = self.held
+        self._peak = highest
         return True
 
     def hold(self) -> "Hold":

@@ -66,6 +66,14 @@ class Call(ABC):
     def reply(self, frame: bytes, headers: Headers = (), trailers: Headers = ()) -> None:
         """Answers a unary call with OK and one message, in one write."""
 
+    def reply_in_pieces(self, pieces: Sequence[bytes | memoryview], headers: Headers = ()) -> None:
+        """Answers as `reply` does with a frame in pieces, which must not change until they are freed."""
+        self.reply(b"".join(pieces), headers)
+
+    def forget(self) -> None:
+        """Frees the request: it has been read, and nothing needs its frame any more."""
+        self.frame = None
+
     @abstractmethod
     def fail(self, code: int, text: str, headers: Headers = (), trailers: Headers = ()) -> None:
         """Answers with a status other than OK and no message: trailers-only if nothing was sent yet, then `headers`

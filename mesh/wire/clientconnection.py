@@ -137,6 +137,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = None
         self._body = b""
         if self._reader is not None:
+            self._reader.drop()
             self._reader = None
             self.transport.set_protocol(self)
         if self._held:
@@ -222,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
         owner = self._exchange
         assert owner is not None
         size, left, skipped = begun
-        if self._head_done and self._refusal is None and b"transfer-encoding" in self._special:
+        if self._head_done and self._refusal is None and self._special.get(b"transfer-encoding") == b"chunked":
             self._count(size)
             if self._refusal is None:
                 self._reader = reader = largebody.LargeBody(self, size, left)

@@ -333,6 +333,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     def _read_again(self) -> None:
         """Reads by itself again."""
         if self._reader is not None:
+            self._reader.drop()
             self._reader = None
             self.transport.set_protocol(self)
 

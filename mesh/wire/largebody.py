@@ -82,10 +82,20 @@ class LargeBody(asyncio.BufferedProtocol):
         self._behind = 0  # bytes in it
         self.filled = 0  # bytes of the body
 
+    @property
+    def whole(self) -> bool:
+        """True if all of it has come, and only what ends its chunk has not."""
+        return self.filled == self._size
+
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Takes bytes that were read before: fewer than the size."""
         self._view[: len(data)] = data
         self._take(len(data))
+
+    def drop(self) -> None:
+        """Frees the memory: uvloop's transport refers to its former protocol until it gets another one like it."""
+        self._memory = b""
+        self._view = self._end = memoryview(b"")
 
     # --- as a protocol ---
 
@@ -167,10 +177,13 @@ class LargeBody(asyncio.BufferedProtocol):
             self._done(rest[len(_CRLF) :] if rest.startswith(_CRLF) else _INVALID)
 
     def _done(self, rest: bytes) -> None:
-        self._connection.body_ended(self._memory, rest, last=not self._chunked)
+        body = self._memory
+        self.drop()
+        self._connection.body_ended(body, rest, last=not self._chunked)
 
     def _give_up(self, rest: bytes) -> None:
         body = bytearray(self._view[: self.filled])
+        self.drop()
         self._connection.body_ended(body, rest[len(_CRLF) :] if rest.startswith(_CRLF) else _INVALID, last=False)
 
 

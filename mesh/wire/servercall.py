@@ -9,7 +9,7 @@ does not send another request on it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mesh import statuses
@@ -272,27 +272,44 @@ class ServerCall(call.Call):
 
     def reply(self, frame: bytes, headers: call.Headers = (), trailers: call.Headers = ()) -> None:
         """Answers with OK and one message, in one write."""
+        if len(frame) >= _BIG:
+            self._reply((frame,), len(frame), headers, trailers)
+            return
         if self.phase:
             self._too_late("reply")
             return
         self.phase = ANSWERED
         connection = self._connection
-        transport = connection.transport
         keep = connection.keeps(self)
-        if keep and not headers and not trailers and len(frame) < _BIG:
-            transport.write(_REPLY % (len(frame), frame))
+        if keep and not headers and not trailers:
+            connection.transport.write(_REPLY % (len(frame), frame))
         else:
-            head = _REPLY_HEAD % (
-                metadata.encode_headers(headers) if keep else _CLOSE + metadata.encode_headers(headers),
-                len(frame),
-            )
-            tail = _REPLY_TAIL % metadata.encode_headers(trailers)
-            if len(frame) < _BIG:
-                transport.write(b"".join((head, frame, tail)))
-            else:
-                transport.writelines((head, frame, tail))
+            head, tail = _around(len(frame), keep, headers, trailers)
+            connection.transport.write(b"".join((head, frame, tail)))
         self._discard_input()
         connection.answered(self)
+
+    def reply_in_pieces(self, pieces: Sequence[bytes | memoryview], headers: call.Headers = ()) -> None:
+        """Answers with OK and one message, whose pieces are not joined."""
+        self._reply(pieces, sum(map(len, pieces)), headers, ())
+
+    def _reply(
+        self, pieces: Sequence[bytes | memoryview], size: int, headers: call.Headers, trailers: call.Headers
+    ) -> None:
+        if self.phase:
+            self._too_late("reply")
+            return
+        self.phase = ANSWERED
+        connection = self._connection
+        head, tail = _around(size, connection.keeps(self), headers, trailers)
+        connection.transport.writelines((head, *pieces, tail))
+        self._discard_input()
+        connection.answered(self)
+
+    def forget(self) -> None:
+        """Frees the request, which is not read again. Its bytes stay in the budget until it is answered."""
+        self.frame = None
+        self.body = b""
 
     def fail(self, code: int, text: str, headers: call.Headers = (), trailers: call.Headers = ()) -> None:
         """Answers with a failure and no message."""
@@ -373,6 +390,12 @@ class ServerCall(call.Call):
             raise RuntimeError(
                 f"{what}() for {self.method!r}, which is {'begun' if self.phase == STARTED else 'answered'} already"
             )
+
+
+def _around(size: int, keep: bool, headers: call.Headers, trailers: call.Headers) -> tuple[bytes, bytes]:
+    """Returns the bytes before and after the frame of a unary answer."""
+    lines = metadata.encode_headers(headers)
+    return _REPLY_HEAD % (lines if keep else _CLOSE + lines, size), _REPLY_TAIL % metadata.encode_headers(trailers)
 
 
 _STATUS_LINES = {code: b"grpc-status: %d\r\n" % code for code in statuses.Code}

@@ -328,6 +328,7 @@ async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) ->
 
 def main() -> None:
     """Runs the process."""
+    heap.keep()
     settings = RouterSettings.read(Path(sys.argv[1]))
     index, *handed = map(int, sys.argv[2:])
     logs.configure(level=settings.log_level, fmt=settings.log_format, process=f"worker{index}")  # type: ignore[arg-type]

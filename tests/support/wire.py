@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from mesh.wire import client, framing
+from mesh.wire import client, framing, largebody
 
 T = TypeVar("T")
 
@@ -81,22 +81,34 @@ class Transport:
         return "" if name == "peername" else None
 
 
-def deliver(connection: Any, data: bytes) -> list[bytes]:
-    """Gives what a peer sent to whatever reads it for the connection, as an event loop does; returns each read."""
-    reads = []
-    while data and not (reads and connection.transport.closed):
-        reader = connection.transport.protocol or connection
-        if not isinstance(reader, asyncio.BufferedProtocol):
-            reader.data_received(data)
-            reads.append(data)
+def deliver(connection: Any, data: bytes) -> None:
+    """Gives what a peer sent to whatever reads it for the connection, as an event loop does."""
+    while data := data[deliver_one(connection, data) :]:
+        if connection.transport.closed:
             break
+
+
+def deliver_one(connection: Any, data: bytes, reads: list[bytes] | None = None) -> int:
+    """Makes one read of what a peer sent; returns its bytes.
+
+    `reads` becomes the reads that a connection would have to make whose parser reads everything, to see the same at the
+    same time: what ends the last chunk of a large message comes with its last bytes."""
+    reader = connection.transport.protocol or connection
+    behind = False
+    if isinstance(reader, largebody.LargeBody):
+        behind = reader.whole
         buffer = reader.get_buffer(-1)
         count = min(len(buffer), len(data))
         buffer[:count] = data[:count]
         reader.buffer_updated(count)
+    else:
+        count = len(data)
+        reader.data_received(data)
+    if reads is not None and behind:
+        reads[-1] += data[:count]
+    elif reads is not None:
         reads.append(data[:count])
-        data = data[count:]
-    return reads
+    return count
 
 
 @dataclass

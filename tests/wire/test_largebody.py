@@ -6,6 +6,7 @@ damaged bytes, it makes a difference whether a message and what follows it come 
 
 import asyncio
 import dataclasses
+import re
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,7 +24,7 @@ from mesh.wire import (
     serverconnection,
 )
 from mesh.wire.budget import Budget
-from tests.support.wire import ECHO, Outcome, Transport, cut, deliver, frames, request, run
+from tests.support.wire import ECHO, Outcome, Transport, cut, deliver, deliver_one, frames, request, run
 
 LIMIT = 2000
 
@@ -79,6 +80,21 @@ def damaged(data, damage):
     return data[:place] + bytes([byte]) + data[place + 1 :]
 
 
+def without_the_parsers_words(text):
+    """Returns an error's text, or an answer that bears it, without what the parser says of malformed bytes: where a
+    chunk does not end as it must, it is told something else."""
+    if isinstance(text, str):
+        return re.sub(r"not HTTP/1.1: .*", "not HTTP/1.1", text)
+    return re.sub(rb"not valid HTTP/1.1: [^\r]*\r\ngrpc-status-details-bin: [^\r]*", b"not valid HTTP/1.1", text)
+
+
+async def delivered(connected, data, made):
+    """Gives bytes to a connection, with a turn of the event loop after each read."""
+    while data and not (made and connected.transport.closed):
+        data = data[deliver_one(connected, data, made) :]
+        await asyncio.sleep(0)
+
+
 async def served(reads):
     """Returns the reads as they were made, what a handler sees of them, its answers, and how the connection ends."""
     made, seen, tasks, budget = [], [], set(), Budget(1 << 20)
@@ -101,7 +117,7 @@ async def served(reads):
     )
     connection.connection_made(transport := Transport())
     for read in reads:
-        made += deliver(connection, read)
+        await delivered(connection, read, made)
         await asyncio.sleep(0)
     before = None
     while before != (before := (len(transport.written), [len(taken) for _, taken in seen])):
@@ -112,7 +128,7 @@ async def served(reads):
     connection.connection_lost(None)
     await asyncio.gather(*tasks)
     assert budget.held == 0
-    return made, (seen, transport.written, ends)
+    return made, (seen, without_the_parsers_words(transport.written), ends)
 
 
 @settings(max_examples=300, deadline=None)
@@ -157,12 +173,12 @@ async def answered(reads):
                 taken.append(frame)
             taken.append(await stream.result())
         except client.Lost as lost:
-            taken.append((lost.kind, lost.why))
+            taken.append((lost.kind, without_the_parsers_words(lost.why)))
 
     task = None
     for read in reads:
         if connection._exchange is not None:
-            made += deliver(connection, read)
+            await delivered(connection, read, made)
         if task is None and outcome.done and isinstance(got := await outcome.get(), client.ReplyStream):
             task = asyncio.ensure_future(take(got))
         for _ in range(3):
@@ -176,7 +192,7 @@ async def answered(reads):
     elif isinstance(got, client.Reply) and got.frame is not None:  # as a stream it would be the same
         taken += [got.frame, dataclasses.replace(got, frame=None)]
     else:
-        taken.append((got.kind, got.why) if isinstance(got, client.Lost) else got)
+        taken.append((got.kind, without_the_parsers_words(got.why)) if isinstance(got, client.Lost) else got)
     assert budget.held == 0 or not idle[0]  # a stream that is lost counts the last message taken until it is dropped
     return made, (taken, idle)
 
@@ -185,6 +201,7 @@ async def answered(reads):
 @given(MESSAGES, SIZES, st.one_of(PLAIN, HEADS), CUTS, DAMAGE, st.integers(1, 60))
 @example([b"x" * 500], [], [b"%x"], [], None, 8)
 @example([b"x" * 500], [100, 100], [b"%x", b"%x;a=b"], [140], None, 8)
+@example([b"x" * 500], [], [b"%x"], [140], (67, ord("!")), 8)  # transfer-encoding:!chunked
 def test_however_a_reply_comes_a_client_sees_the_same(messages, sizes, heads, cuts, damage, least):
     """A client that reads large messages past its parser reports what one reports that does not, and keeps or ends its
     connection alike."""
@@ -215,6 +232,7 @@ def test_a_large_frame_is_neither_copied_nor_zeroed_but_its_bytes_are_those_that
         assert calls[0].frame is memory
         assert memory == frame
         assert connection.transport.protocol is connection
+        assert reader._memory == b""  # uvloop's transport still refers to the reader
 
     run(scenario())
 
@@ -233,7 +251,7 @@ async def posted(reads):
     connected = plainconnection.PlainConnection(serving, asyncio.get_running_loop())
     connected.connection_made(transport := Transport())
     for read in reads:
-        made += deliver(connected, read)
+        await delivered(connected, read, made)
         await asyncio.sleep(0)
     ends = transport.closed, transport.eof
     transport.closed = True

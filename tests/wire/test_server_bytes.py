@@ -271,6 +271,34 @@ async def test_a_unary_answer_is_one_reply_with_trailers():
     assert not served.ended
 
 
+async def test_an_answer_in_pieces_is_the_same_as_one_of_the_whole_frame():
+    """The bytes that a caller gets do not depend on whether a frame was given whole or in pieces, small or large."""
+    for size in (3, 200_000):
+        frame = frames(bytes(size))
+        written = []
+        for answer in (
+            lambda one, frame=frame: one.reply(frame, [(b"a", b"b")]),
+            lambda one, frame=frame: one.reply_in_pieces([frame[:2], memoryview(frame)[2:]], [(b"a", b"b")]),
+        ):
+            served = Served(answer)
+            await served.feed(GOOD)
+            written.append(served.transport.written)
+            served.lose()
+        assert written[0] == written[1]
+        assert parse_replies(written[0])[0].body == frame
+
+
+async def test_a_request_that_is_forgotten_still_counts_until_it_is_answered():
+    """Freeing a request's bytes early does not let more bodies in than the budget allows."""
+    served = Served(lambda one: one.forget())
+    await served.feed(request(frames(b"hello")))
+    assert served.given[0].frame is None
+    assert served.budget.held > 0
+    served.given[0].reply(frames(b"x"))
+    assert served.budget.held == 0
+    served.lose()
+
+
 async def test_a_failure_is_trailers_only_with_its_text_encoded():
     served = Served(
         lambda one: one.fail(Code.NOT_FOUND, "no such model: größe\r\nx: y", [(b"h", b"1")], [(b"t", b"2")])

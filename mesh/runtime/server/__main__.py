@@ -10,6 +10,7 @@ import uvloop
 
 from mesh.runtime.port.boards import CannotStart
 from mesh.runtime.server import settings
+from mesh.runtime.server.onnx import memory
 from mesh.telemetry import logs
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def main(loading: "type[Loader] | None" = None) -> None:
 
     `loading` replaces onnxruntime: see `process.serve`."""
     given = settings.parse(sys.argv[1:])
+    memory.share()  # before there are other threads
     # numpy's linear algebra is not used here; it would start threads, each with its own buffers.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     faulthandler.enable()  # a model that crashes the process leaves at least the stacks of its threads in the log

@@ -21,6 +21,7 @@ from mesh.runtime.port import answers
 from mesh.runtime.server.copies import ServedCopy
 from mesh.runtime.server.onnx import session
 from mesh.runtime.server.v2.shortcuts import Asked
+from mesh.runtime.server.v2.tensors import Raw
 from mesh.runtime.server.workers import Workers
 from mesh.runtime.sharedmemory.atwork import AtWork
 from mesh.runtime.sharedmemory.board import Board
@@ -47,8 +48,8 @@ class Run:
     """One call on its way through a thread."""
 
     __slots__ = (
-        "asked", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "frame", "held", "line", "options",
-        "read", "running", "runs", "sent", "size", "started_ns", "stopped_at", "stuck",
+        "asked", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "held", "line", "options",
+        "pieces", "read", "running", "runs", "sent", "size", "started_ns", "stopped_at", "stuck",
     )  # fmt: skip
 
     def __init__(
@@ -81,7 +82,7 @@ class Run:
         self.runs: Runs | None = None
         self.line: Line | None = None  # the line in which it waits, or has waited
         # Results of the thread.
-        self.frame = b""
+        self.pieces: list[Raw] = []  # of the reply's frame
         self.error: MeshError | None = None
         self.busy_ns = 0
 
@@ -91,18 +92,20 @@ class Run:
         """Runs the model and writes the reply, in the thread. Returns what the run took on `clock`, in ns."""
         started, busy = time.monotonic_ns(), 0
         noted = at_work.begin(self.copy.row.slot, self.sent)
+        self.sent = b""
         before = clock()
         try:
             asked = self.asked
             if asked is None:
                 assert self.read is not None
                 asked = self.read()
+                self.read = None  # and with it, the last reference to the request's bytes
                 before = clock()
             feed, self.size, answer, raw, request_id = asked
             arrays = self.copy.session.run(answer.names, feed, self.options)
             busy = clock() - before
             self.busy_ns = time.monotonic_ns() - started
-            self.frame = answer.encode(arrays, request_id, raw=raw)
+            self.pieces = answer.pieces(arrays, request_id, raw=raw)
         except Exception as error:
             self.busy_ns = time.monotonic_ns() - started
             busy = busy or clock() - before
@@ -259,6 +262,7 @@ class Runs:
         self._waiting -= 1
         line.threads += 1
         run.running = True
+        run.call.forget()
         run.options = session.run_options()
         run.copy.row.run()
 
@@ -295,7 +299,7 @@ class Runs:
         if not (ran and run.ended_by):
             run.call.on_cancel(None)
             if error is None:
-                run.call.reply(run.frame, answers.load(len(self._live)))
+                run.call.reply_in_pieces(run.pieces, answers.load(len(self._live)))
             else:
                 answers.fail(run.call, error)
         now = time.monotonic_ns()
@@ -303,7 +307,7 @@ class Runs:
         run.copy.row.end(now, runs=ran, busy_ns=run.busy_ns, failed=code != 0)
         self._board.observe(0, code, now - run.started_ns)
         run.copy.answered()
-        run.frame = b""
+        run.pieces = []
 
     def _sweep(self) -> None:
         """Ends calls that are past their deadline, and finds those that do not end."""

@@ -10,7 +10,7 @@ from mesh.runtime.server.onnx import memory
 from mesh.runtime.server.workers import Workers
 
 _DELAY = 0.3  # seconds to wait for further unloads
-_SLACK = 128 << 20  # freed bytes still held that cause a trim without an unload
+_SLACK = 64 << 20  # freed bytes still held that cause a trim without an unload
 _PAUSE = 10.0  # seconds between two trims without an unload
 
 

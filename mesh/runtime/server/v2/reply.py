@@ -56,6 +56,22 @@ class ReplyWriter:
         """Returns a framed ModelInferResponse. Raises `MeshError` if V2 cannot carry the model's answer."""
         if not raw and not self._raw_only:
             return self._typed(arrays, request_id)
+        parts, size = self._raw(arrays, request_id)
+        frame = b"".join(parts)
+        if len(frame) != size + 5:  # texts, or arrays of another type than the model's file declares
+            return self._unlike(arrays, request_id)
+        return frame
+
+    def pieces(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> list[Raw]:
+        """Returns the same in pieces: large contents are the arrays' own memory. Raises `MeshError`."""
+        if raw or self._raw_only:
+            parts, size = self._raw(arrays, request_id)
+            if size >= _LARGE and sum(map(len, parts)) == size + 5:
+                return parts
+        return [self.encode(arrays, request_id, raw=raw)]
+
+    def _raw(self, arrays: Sequence[Array], request_id: bytes) -> tuple[list[Raw], int]:
+        """Returns a raw reply in pieces, and the bytes of its message as they follow from the shapes."""
         shapes = tuple([array.shape for array in arrays])
         start, heads, tags, size = self._known.get(shapes) or self._learn(shapes, arrays)
         if request_id:
@@ -70,10 +86,7 @@ class ReplyWriter:
         else:
             for tag, array in zip(tags, arrays, strict=True):
                 parts += (tag, _memory(array))
-        frame = b"".join(parts)
-        if len(frame) != size + 5:  # texts, or arrays of another type than the model's file declares
-            return self._unlike(arrays, request_id)
-        return frame
+        return parts, size
 
     def _learn(
         self, shapes: tuple[tuple[int, ...], ...], arrays: Sequence[Array]

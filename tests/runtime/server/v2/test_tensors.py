@@ -105,6 +105,7 @@ def test_replies_say_what_the_model_answered(sample, raw, request_id):
     for _ in range(2):
         frame = answer.encode([array], request_id.encode(), raw=raw)
         assert frame[:5] == struct.pack(">BI", 0, len(frame) - 5)
+        assert b"".join(answer.pieces([array], request_id.encode(), raw=raw)) == frame
         reply = pb.ModelInferResponse.FromString(frame[5:])
         assert (reply.model_name, reply.id) == ("modèl", request_id)
         (output,) = reply.outputs
@@ -187,8 +188,17 @@ def test_a_large_output_is_written_whole():
     answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for request_id in (b"", b"id"):
         for sample in (array, array.T):
-            reply = pb.ModelInferResponse.FromString(answer.encode([sample], request_id, raw=True)[5:])
+            frame = answer.encode([sample], request_id, raw=True)
+            reply = pb.ModelInferResponse.FromString(frame[5:])
             assert reply.raw_output_contents[0] == sample.tobytes()
+            assert b"".join(answer.pieces([sample], request_id, raw=True)) == frame
+
+
+def test_the_pieces_of_a_large_reply_are_the_models_own_memory():
+    """A large contiguous output is not copied on its way into the pieces of a reply."""
+    array = np.arange(100_000, dtype=np.float32)
+    pieces = ReplyWriter("m", [tensor("FP32", name="y")]).pieces([array], b"id", raw=True)
+    assert np.shares_memory(np.frombuffer(pieces[-1], np.float32), array)
 
 
 # -- refusals
