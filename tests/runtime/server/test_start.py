@@ -36,7 +36,7 @@ def test_a_command_line_becomes_settings():
         pytest.param([], "--spi", id="no-socket"),
         pytest.param(["--capacity", "much"], "not a size", id="size"),
         pytest.param(["--data", "nowhere"], "not an address", id="address"),
-        pytest.param(["--threads", "0"], "at least 1", id="threads"),
+        pytest.param(["--threads", "0"], "a whole number of 1 or more", id="threads"),
         pytest.param(["--device", "tpu"], "tpu", id="device"),
     ],
 )
