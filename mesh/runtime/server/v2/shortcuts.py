@@ -21,7 +21,7 @@ MAX_BYTES = 16384
 """Largest frame that is compared. For larger ones the saving is negligible, and their contents are better not
 copied."""
 
-_MAX_KNOWN = 32  # lengths of frames that one model remembers
+_MAX_KNOWN = 32  # names and lengths of frames that one model remembers
 _MAX_TRIES = 256  # requests to learn from: a client whose requests are never plain must not pay for each of them
 
 Asked = tuple[dict[str, Array], int, ReplyWriter, bool, bytes]
@@ -45,17 +45,22 @@ class _Same(NamedTuple):
 class Shortcuts:
     """The requests that one model recognises."""
 
-    __slots__ = ("_known", "_tries")
+    __slots__ = ("_known", "_other_names", "_tries")
 
     def __init__(self) -> None:
         self._known: dict[int, _Same] = {}  # by length of the frame
+        self._other_names: dict[bytes, _Same] = {}  # of the same length, by the beginning of the frame
         self._tries = 0
 
     def find(self, frame: bytes) -> Asked | None:
         """Returns what a frame asks for, if it is like an earlier one; its input is in `alignment.LOOP`."""
         same = self._known.get(len(frame))
-        if same is None or not frame.startswith(same.head):
+        if same is None:
             return None
+        if not frame.startswith(same.head):
+            same = self._other_names.get(_kind(frame))
+            if same is None or not frame.startswith(same.head):
+                return None
         request_id = b""
         if same.id_end:
             request_id = frame[same.id_at : same.id_end]
@@ -67,7 +72,10 @@ class Shortcuts:
 
     def learn(self, frame: bytes, tensor: Tensor, shape: tuple[int, ...], answer: ReplyWriter) -> None:
         """Remembers a frame that was parsed and found good, if it is plain enough."""
-        if self._tries >= _MAX_TRIES or len(self._known) >= _MAX_KNOWN or len(frame) in self._known:
+        if self._tries >= _MAX_TRIES or len(self._known) + len(self._other_names) >= _MAX_KNOWN:
+            return
+        length, kind = len(frame), _kind(frame)
+        if kind in self._other_names or (length in self._known and _kind(self._known[length].head) == kind):
             return
         self._tries += 1
         if frame[0] or len(frame) > MAX_BYTES or not tensor.kind.plain:
@@ -84,7 +92,7 @@ class Shortcuts:
             if tag == _ID and stop > start:
                 id_at, id_end = start + 5, stop + 5
         memory = alignment.LOOP.memory[: end - raw_at]
-        self._known[len(frame)] = _Same(
+        same = _Same(
             head=frame[: id_at or raw_at],
             id_at=id_at,
             id_end=id_end,
@@ -95,8 +103,19 @@ class Shortcuts:
             size=end - raw_at,
             answer=answer,
         )
+        if length in self._known:
+            self._other_names[kind] = same
+        else:
+            self._known[length] = same
 
 
 # Tags of a ModelInferRequest's fields. The router has looked at name and version.
 _NAME, _VERSION, _ID, _INPUT, _OUTPUT, _RAW = 0x0A, 0x12, 0x1A, 0x2A, 0x32, 0x3A
 _PLAIN = frozenset((_NAME, _VERSION, _ID, _INPUT, _OUTPUT, _RAW))
+
+
+def _kind(frame: bytes) -> bytes:
+    """Returns the length and the name in a frame: a model may be called by its id and by aliases of the same length."""
+    if len(frame) > 6 and frame[5] == _NAME:
+        return frame[: 7 + frame[6]]
+    return frame[:5]

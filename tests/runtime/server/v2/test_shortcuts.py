@@ -40,6 +40,16 @@ def learnt(*requests: pb.ModelInferRequest, kind: str = "FP32") -> Shortcuts:
     return shortcuts
 
 
+def test_names_of_equal_length_are_recognised_beside_each_other():
+    """A model that is called by its id and by an alias recognises the requests of both, whichever came first."""
+    requests = [a_request(), a_request(), a_request()]
+    for request, name in zip(requests, ("m", "a", ""), strict=True):
+        request.model_name = name
+    shortcuts = learnt(*requests)
+    for request in requests:
+        assert shortcuts.find(frame_of(request)) is not None
+
+
 def test_a_version_does_not_make_a_request_costlier():
     """The router has looked at the version, so a request that names one is recognised like any other."""
     request = pb.ModelInferRequest.FromString(a_request().SerializeToString())
