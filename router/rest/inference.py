@@ -61,9 +61,10 @@ class Inference:
         CallFailed, MeshError."""
         header_length = asked.header_length()
         body = await read(hold)
-        if encoding := asked.encoding():
-            body = await self._decompressed(body, encoding, hold)
+        encoding = asked.encoding()
         caller = asked.caller()
+        if encoding:
+            body = await self._decompressed(body, encoding, hold)
         quick = self.quick(target, body, header_length)
         frame, form = quick or await self._message(target, body, header_length, caller)
         hold.counts(len(frame))
