@@ -30,6 +30,7 @@ from types import MappingProxyType
 from placement import rendezvous, words
 from placement.constraints import ANYWHERE, Constraint
 from placement.footprint import Footprint
+from placement.modeltypes import ANY, takes
 from placement.pod import Candidate
 
 QUIET_RATE = 600
@@ -180,6 +181,7 @@ def choose(
     *,
     excluded: Mapping[str, str] = NOTHING,
     idle_ms: int = 0,
+    model_type: str = "",
     constraint: Constraint = ANYWHERE,
     preferences: Mapping[frozenset[str], bool] | None = None,
     zones: Collection[str] = (),
@@ -188,7 +190,8 @@ def choose(
 
     `excluded` names pods not to use, each with the reason as it follows the pod's name ("holds a copy already").
     `idle_ms` is the time since the model's last use, 0 if a caller waits for it: a model never replaces copies that
-    were used more recently. `constraint` holds the labels that its type requires and prefers, `preferences` which
+    were used more recently. `model_type` is compared with the types that pods
+    take, "" with none; `constraint` holds the labels that the type requires and prefers, `preferences` which
     sets of labels are preferred if not by the constraint's own list (`Constraints.preferences`). `zones` lists the zone
     of each existing copy.
     """
@@ -196,6 +199,7 @@ def choose(
     host, device = footprint.host_bytes, footprint.device_bytes
     on_host, on_device = footprint.on(device=False), None
     bytes_on_host = on_host.host_bytes
+    served, taken = ANY, True  # types of the last pod, which most pods share, and whether the model's is among them
     candidates: list[tuple[Candidate, bool]] = []
     refused: list[Ineligible] = []
     for pod in pods:
@@ -208,8 +212,11 @@ def choose(
             need = on_host
             fit = bytes_on_host <= pod.capacity_bytes - pod.used_bytes or not bytes_on_host
             plain = fit or (not idle_ms and bytes_on_host <= pod.capacity_bytes)
-        if not plain or excluded or not pod.accepts or constraint is not ANYWHERE:
-            refusal = _refuse(pod, need, fit, excluded, idle_ms, constraint)
+        if pod.types is not served:
+            served = pod.types
+            taken = takes(served, model_type)
+        if not plain or excluded or not pod.accepts or constraint is not ANYWHERE or not taken:
+            refusal = _untaken(pod) if not taken else _refuse(pod, need, fit, excluded, idle_ms, constraint)
             if refusal is not None:
                 refused.append(refusal)
                 continue
@@ -241,6 +248,11 @@ def _has_free(pod: Candidate, need: Footprint) -> bool:
 
 def _holds(pod: Candidate, need: Footprint) -> bool:
     return need.host_bytes <= pod.capacity_bytes and need.device_bytes <= pod.device_capacity_bytes
+
+
+def _untaken(pod: Candidate) -> Ineligible:
+    why = f"takes only models of type {', '.join(sorted(pod.types))}"
+    return Ineligible(pod.name, IneligibilityCause.NOT_ALLOWED, why)
 
 
 def _refuse(

@@ -26,6 +26,7 @@ from placement import choice, words
 from placement.actions import Action, ActionKind, Plan, PlannedPods, Unmet
 from placement.constraints import NONE, Constraints
 from placement.footprint import Footprint
+from placement.modeltypes import takes
 from placement.pod import Candidate
 
 NOTHING: Mapping[str, str] = choice.NOTHING
@@ -186,7 +187,7 @@ def plan(
     for model in models:
         moving += sum(model.footprint.total_bytes for copy in model.copies if not copy.loaded)
         if model.model_type not in allowed_by:
-            allowed = PlannedPods(pod for pod in pods if constraints.allows(model.model_type, pod.labels))
+            allowed = PlannedPods(pod for pod in pods if _allowed(pod, model.model_type, constraints))
             allowed_by[model.model_type] = {pod.name for pod in allowed}, allowed.free_share
         names, free_share = allowed_by[model.model_type]
         want = wanted(model, len(names), free_share, settings)
@@ -215,6 +216,7 @@ def plan(
             room,
             excluded={**avoided, **full, **dict.fromkeys(holders, "holds a copy already")},
             idle_ms=wish.idle_ms,
+            model_type=model.model_type,
             constraint=constraints.of(model.model_type),
             preferences=room.preferences(model.model_type),
             zones=room.zones(holders),
@@ -285,12 +287,18 @@ def _drops(
             yield Action(ActionKind.UNLOAD, model.model_id, _least_wanted(loaded, room)[0].pod, superfluous)
 
 
+def _allowed(pod: Candidate, model_type: str, constraints: Constraints) -> bool:
+    """Tells whether a pod may hold models of a type, by its labels and by what its server takes."""
+    return constraints.allows(model_type, pod.labels) and takes(pod.types, model_type)
+
+
 def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constraints) -> Iterable[Action]:
     """Yields unloads on pods that the type may no longer use, if all allowed pods are full of models used more
     recently, where the copy would be the next victim."""
-    labels = {pod.name: pod.labels for pod in pods}
+    by_name = {pod.name: pod for pod in pods}
     for copy in model.copies:
-        if copy.loaded and copy.pod in labels and not constraints.allows(model.model_type, labels[copy.pod]):
+        pod = by_name.get(copy.pod)
+        if copy.loaded and pod is not None and not _allowed(pod, model.model_type, constraints):
             why = "its type may not use that pod, and elsewhere there is room only for what was used more recently"
             yield Action(ActionKind.UNLOAD, model.model_id, copy.pod, why)
 

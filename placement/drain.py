@@ -72,6 +72,7 @@ def plan(
                 room,
                 excluded={**avoided, leaving: "is leaving"},
                 idle_ms=copy.idle_ms,
+                model_type=copy.model_type,
                 constraint=constraints.of(copy.model_type),
                 preferences=room.preferences(copy.model_type),
             )

@@ -30,6 +30,7 @@ class Candidate:
     device_used_bytes: int = 0
     outgoing: bool = False  # being replaced by a rollout (`rollout`): its copies will move soon
     on_disk: bool = False  # has the files of the model in question
+    types: frozenset[str] = frozenset()  # of models that its server takes; none: any
 
     @property
     def free_bytes(self) -> int:
@@ -76,4 +77,5 @@ class Candidate:
             self.device_used_bytes + device_used_bytes,
             self.outgoing,
             self.on_disk,
+            self.types,
         )

@@ -61,6 +61,7 @@ def plan(
             room,
             excluded=excluded,
             idle_ms=model.idle_ms,
+            model_type=model.model_type,
             constraint=constraints.of(model.model_type),
             preferences=room.preferences(model.model_type),
         )

@@ -87,9 +87,15 @@ def overview(found: list[dict[str, Any]]) -> Any:
             str(pod.get("loading", "")),
             str(pod.get("rate", "")),
             _oldest(pod),
-            output.plain(" ".join([*(pod.get("labels") or ()), *([f"zone={pod['zone']}"] if pod.get("zone") else ())])),
+            output.plain(" ".join(_marks(pod))),
         )
     return made
+
+
+def _marks(pod: dict[str, Any]) -> list[str]:
+    """Returns the labels of a pod, its zone, and the types of models that it takes."""
+    zone = [f"zone={pod['zone']}"] if pod.get("zone") else []
+    return [*(pod.get("labels") or ()), *zone, *(f"type={one}" for one in pod.get("types") or ())]
 
 
 def _cut_off(lives: list[dict[str, Any]]) -> Any:

@@ -182,6 +182,8 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
             made.add_row(f"[dim]{name}[/]", value)
     for text in answer.get("errors") or ():
         made.add_row("[dim]error[/]", f"[red]{output.plain(str(text))}[/]")
+    for text in answer.get("notes") or ():
+        made.add_row("[dim]note[/]", f"[yellow]{output.plain(str(text))}[/]")
     for text in answer.get("killed") or ():
         made.add_row("[dim]a server died[/]", f"[red]{output.plain(str(text))}[/]")
     if answer.get("quarantined"):

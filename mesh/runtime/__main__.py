@@ -19,7 +19,7 @@ from mesh.process import begin_beating
 from mesh.runtime.agent import options
 from mesh.runtime.agent.lifecycle import Agent
 from mesh.runtime.agent.serverstart import StartError
-from mesh.runtime.agent.settings import RuntimeSettings
+from mesh.runtime.agent.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
 
 log = logs.get("mesh.runtime")
@@ -106,6 +106,7 @@ def main(
             hang_timeout=work.hang_timeout,
             server_module=work.server_module,
             server=address,
+            types=server.served(ours=not address and not server.server_command and work.server_module == SERVER),
             server_command=server.server_command,
             check_interval=membership.check_interval,
             log_format=logging.log_format,

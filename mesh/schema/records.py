@@ -317,6 +317,7 @@ class PodRecord:
     secrets: str = ""  # the version of its storage secret; "": none
     token: str = ""  # required by its control port; "": none
     oldest_unused: bool = False  # the next victim was never called: its idle time dates from its load
+    types: tuple[str, ...] = ()  # of models that its server takes; none: any
 
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
@@ -347,6 +348,7 @@ class PodRecord:
                 disk=text_of(data.get("disk", "")),
                 secrets=text_of(data.get("secrets", "")),
                 token=text_of(data.get("token", "")),
+                types=tuple(text_of(one) for one in data.get("types", ())),
             )
         except BAD as error:
             raise ValueError(f"not a pod record: {error!r}") from error
@@ -377,6 +379,7 @@ class PodRecord:
                 "disk": self.disk,
                 **({"secrets": self.secrets} if self.secrets else {}),
                 **({"token": self.token} if self.token else {}),
+                **({"types": list(self.types)} if self.types else {}),
             }
         )
 

@@ -230,6 +230,7 @@ class Rounds:
             pods,
             excluded={**self.carrying.avoided(), **excluded},
             idle_ms=idle_ms,
+            model_type=model_type,
             constraint=constraints.of(model_type),
             preferences=constraints.preferences(model_type, labels) if constraints is not NONE else None,
             zones=[pod.zone for pod in pods if pod.name in holders],

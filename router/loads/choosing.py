@@ -10,6 +10,7 @@ from placement import choice, footprint
 from placement.constraints import NONE
 from placement.debits import Debits
 from placement.footprint import Footprint
+from placement.modeltypes import untaken
 from placement.pod import Candidate
 from router.loads import asking
 from router.state.dynamic import Current
@@ -54,6 +55,7 @@ class Choosing:
                 pods,
                 excluded=excluded,
                 idle_ms=idle_ms,
+                model_type=record.type,
                 constraint=asked.of(record.type),
                 preferences=preferences,
                 zones=[pod.zone for pod in pods if pod.name in holders],
@@ -76,6 +78,12 @@ class Choosing:
             return ""
         chosen = self.choose(model_id, record, excluded={})
         return chosen.why if chosen.verdict is choice.ChoiceVerdict.NOWHERE else ""
+
+    def untaken(self, model_type: str) -> str:
+        """Returns why no pod takes models of that type; "" if one does, or if there is no pod."""
+        return untaken(
+            model_type, [frozenset(pod.record.types) for pod in self._view.pods.values() if pod.record is not None]
+        )
 
     def pinned(self, record: records.ModelRecord) -> bool:
         """Returns whether copies of the model are protected from eviction."""

@@ -21,6 +21,7 @@ class PodInfo:
     control: str
     probe: str
     labels: tuple[str, ...]
+    types: tuple[str, ...]  # of models that its server takes; none: any
     zone: str
     capacity: int
     used: int
@@ -107,6 +108,7 @@ def published(view: View) -> Iterable[PodInfo]:
             control=record.control_address,
             probe=record.probe_address,
             labels=tuple(record.labels),
+            types=record.types,
             zone=record.zone,
             capacity=record.capacity_bytes,
             used=record.used_bytes,

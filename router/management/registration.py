@@ -63,7 +63,7 @@ class Registrar:
             idle_ms = max(0, self._wall() - max(record.last_used_ms, registration.record.last_used_ms))
             return replace(await self._loading.load(model_id, idle_ms=idle_ms, sync=request.sync), created=created)
         if created:
-            return StatusInfo(ModelStatus.NOT_LOADED, record=record, created=True)
+            return StatusInfo(ModelStatus.NOT_LOADED, record=record, created=True, notes=self._status.notes(record))
         return await self._status.of(model_id)
 
     async def register_many(self, items: Sequence[Item]) -> list[Fate]:

@@ -44,6 +44,7 @@ class StatusInfo:
     record: ModelRecord | None = None
     created: bool = False  # by this call
     reload: Reload | None = None  # set while its copies move to new content
+    notes: tuple[str, ...] = ()  # what prevents a load, although nothing has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class Reporter:
         ):
             status = ModelStatus.LOADING_FAILED
         else:
-            return StatusInfo(ModelStatus.NOT_LOADED, record=record, reload=seen.reload)
+            return StatusInfo(ModelStatus.NOT_LOADED, record=record, reload=seen.reload, notes=self.notes(record))
         infos += [CopyInfo(failure.pod, ModelStatus.LOADING_FAILED, failure.at_ms) for failure in failures]
         infos.sort(key=lambda info: -info.time_ms)
         errors = self.errors(record)
@@ -159,6 +160,11 @@ class Reporter:
         ):
             errors = (nowhere, *errors)
         return StatusInfo(status, errors, tuple(infos), record, reload=seen.reload)
+
+    def notes(self, record: ModelRecord) -> tuple[str, ...]:
+        """Returns what prevents a load of the model now, although none has failed."""
+        untaken = self._coldstart.choosing.untaken(record.type)
+        return (untaken,) if untaken else ()
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
         """Returns why a model is not loaded, or not in some pod: the failures in its record that have not expired."""

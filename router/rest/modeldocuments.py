@@ -114,4 +114,5 @@ def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
         "references": record.refs if record else 0,  # aliases that name it, so that it cannot be unregistered
         "quarantined": record.quarantined if record else False,
         "killed": list(record.killed) if record else [],
+        **({"notes": list(status.notes)} if status.notes else {}),
     }

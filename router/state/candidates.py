@@ -1,5 +1,6 @@
 """The pods as `placement` sees them, for a load."""
 
+import functools
 from collections.abc import Container, Iterable
 
 import placement.pod
@@ -30,6 +31,12 @@ class Rollouts:
         before, self.outgoing = self.outgoing, rollout.outgoing(members)
         for name in self.outgoing.keys() - before.keys():
             log.info("a pod is being replaced: it gets loads only if no other has room", pod=name)
+
+
+@functools.lru_cache(maxsize=256)
+def _types(listed: tuple[str, ...]) -> frozenset[str]:
+    """Returns the types of a pod, the same object for equal ones: a choice compares them by identity."""
+    return frozenset(listed)
 
 
 def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str]) -> list[placement.pod.Candidate]:
@@ -67,6 +74,7 @@ def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str])
                 device_used_bytes=record.device_used_bytes,
                 outgoing=pod.name in outgoing,
                 on_disk=model in pod.disk,
+                types=_types(record.types),
             )
         )
     return found

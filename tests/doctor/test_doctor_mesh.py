@@ -107,6 +107,15 @@ def test_a_type_without_pods(doctor, fine: FakeMesh) -> None:
     assert "unused" not in text
 
 
+def test_a_type_that_no_server_takes(doctor, fine: FakeMesh) -> None:
+    """Models of a type that no pod's server takes are a finding, which names the types that there are."""
+    fine.answer("/mesh/v1/pods", {"pods": [{**POD, "types": ["onnx"]}, {**POD, "pod": "pod-2", "types": ["sklearn"]}]})
+    register(fine, "trees", type="xgboost")
+    text = looked(doctor, fine).said("fail", "mesh", "types")
+    assert "no pod takes models of type xgboost: the pods of this mesh take onnx, sklearn (1 registered)" in text
+    assert "type onnx" not in text
+
+
 def test_a_setting_that_nobody_understands(doctor, fine: FakeMesh) -> None:
     fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": "{", "type_limits": "["}})
     text = looked(doctor, fine).said("fail", "mesh", "settings")

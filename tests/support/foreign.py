@@ -61,25 +61,32 @@ class ForeignMesh:
         edge: str = "envoy",
         way: str = "child-socket",
         pods: int = 1,
+        onnx_pods: int = 0,
+        types: str = "any",
         **more: Any,
     ) -> None:
-        """Takes `options` of the servers, and the `way` in which they are started and reached: child-socket,
-        child-port, neighbour-socket or neighbour-port."""
+        """Takes `options` of the servers, the `way` in which they are started and reached (child-socket, child-port,
+        neighbour-socket, neighbour-port), the `types` that their pods take, and the number of `onnx_pods` besides."""
         self.diary = folder / "diary"
         said = [*(options or INJECTED), "--diary", str(self.diary)]
         self.servers: list[Program] = []
         options_of = {}
         for number in range(1, pods + 1):
+            options_of[f"pod-{number}"] = ["--types", types]
             if way.startswith("child"):
                 listen = "unix:{socket}" if way == "child-socket" else "127.0.0.1:{port}"
                 line = " ".join(exampleruntime.argv(listen, *said))
-                options_of[f"pod-{number}"] = ["--server-command", line]
+                options_of[f"pod-{number}"] += ["--server-command", line]
             else:
                 path = f"/tmp/mesh-example-{os.urandom(4).hex()}"
                 listen = f"unix:{path}" if way == "neighbour-socket" else f"127.0.0.1:{free_port()}"
                 self.servers.append(Program(f"server-{number}", exampleruntime.argv(listen, *said), folder))
-                options_of[f"pod-{number}"] = ["--server", listen]
-        self.mesh = LocalMesh(folder, etcd, pods=pods, edge=edge, capacity="auto", options_of=options_of, **more)
+                options_of[f"pod-{number}"] += ["--server", listen]
+        for number in range(pods + 1, pods + onnx_pods + 1):
+            options_of[f"pod-{number}"] = ["--capacity", "64MiB"]
+        self.mesh = LocalMesh(
+            folder, etcd, pods=pods + onnx_pods, edge=edge, capacity="auto", options_of=options_of, **more
+        )
 
     async def __aenter__(self) -> Foreign:
         for server in self.servers:

@@ -8,7 +8,7 @@ import pytest
 
 from mesh.pb import modelmesh_pb2, modelruntime_pb2_grpc
 from mesh.pb import modelruntime_pb2 as pb
-from tests.support import exampleruntime
+from tests.support import exampleruntime, models
 from tests.support.exampleproto import PredictRequest
 from tests.support.foreign import INJECTED, ForeignMesh, answered, child_of
 from tests.support.waiting import until
@@ -223,3 +223,25 @@ async def test_an_agent_that_is_killed_begins_again(foreign):
         it.mesh.pods[0].start()
         assert dict((await answered(it, "a")).results) == {"a": "hello"}
         assert (it.noted("load a"), it.noted("status")) == (2, 2)
+
+
+async def test_types_decide_which_pods_hold_a_model(foreign):
+    """In a mesh of an ONNX pod and a pod beside another server, each model goes to the pod that takes its type, and one
+    that none takes is registered with a note, and refused with the reason."""
+    async with foreign(onnx_pods=1, types="example") as it:
+        for number in range(3):
+            await it.register(f"example-{number}", now=True)
+            status = await it.mesh.register(f"net-{number}", models.constant(float(number)), load=True)
+            assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED
+        for number in range(3):
+            assert [copy["pod"] for copy in (await it.mesh.status(f"example-{number}"))["copies"]] == ["pod-1"]
+            assert [copy["pod"] for copy in (await it.mesh.status(f"net-{number}"))["copies"]] == ["pod-2"]
+        path = it.mesh.write("trees/model.json", b"{}")
+        body = {"type": "xgboost", "path": path.as_uri()}
+        reply = await it.mesh.rest("PUT", "/mesh/v1/models/trees", body)
+        note = "no pod takes models of type xgboost: the pods of this mesh take example, onnx"
+        assert (reply.status, reply.json["notes"]) == (201, [note])
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await it.ask("trees")
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "takes only models of type onnx" in refused.value.details()

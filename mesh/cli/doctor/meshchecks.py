@@ -9,7 +9,7 @@ from mesh.cli.doctor.findings import Area, Finding, some
 from mesh.cli.doctor.handshake import Trouble
 from mesh.cli.doctor.meshfacts import MeshFacts, Registered
 from mesh.options.values import format_bytes
-from placement import constraints, limits
+from placement import constraints, limits, modeltypes
 
 AREA = Area("mesh")
 
@@ -167,6 +167,13 @@ def _settings(facts: MeshFacts) -> Iterator[Finding]:
         labels = ", ".join(sorted(asked.of(kind).required))
         text = f"no pod may hold models of type {kind} ({count} registered): none has all the labels {labels}"
         yield AREA.fail("types", text, "give a pool these labels (pools[].labels), or change type_constraints")
+    served = [frozenset(str(one) for one in pod.get("types") or ()) for pod in facts.pods or () if _is_ready(pod)]
+    for kind in sorted(facts.registered.types.keys() - set(nowhere)):
+        if text := modeltypes.untaken(kind, served):
+            count = facts.registered.types[kind]
+            todo = "add a pool beside a server that takes them, or register them with the type that they have"
+            yield AREA.fail("types", f"{text} ({count} registered)", todo)
+            nowhere.append(kind)
     if not nowhere:
         yield AREA.ok("types", "every registered type has pods that may hold it")
 

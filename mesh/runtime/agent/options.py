@@ -18,6 +18,9 @@ from puller.proxies import Proxies
 
 log = logs.get("mesh.runtime")
 
+ONNX = "onnx"
+"""The type of models that our server takes."""
+
 _BODY_BYTES = 512 << 20  # large requests are admitted up to half of it, and may wait (`server.calls.runs`)
 
 
@@ -248,6 +251,22 @@ class ModelServer:
             "socket to listen on, {port} a free port; without either, --server is its address.",
         ),
     ] = ""
+
+    types: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_TYPES",
+            metavar="TYPE,...",
+            help="List of the model types that the server takes, NAME or NAME:VERSION, separated by commas, or 'any'; "
+            "default: onnx, or any beside a server that is not ours.",
+        ),
+    ] = ""
+
+    def served(self, *, ours: bool) -> tuple[str, ...]:
+        """Returns the types; none: any."""
+        if not self.types:
+            return (ONNX,) if ours else ()
+        return () if self.types == "any" else tuple(one.strip() for one in self.types.split(",") if one.strip())
 
     def address(self) -> str:
         """Returns the address as gRPC names it; "": none is given. Raises BadParameter."""

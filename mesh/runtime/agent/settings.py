@@ -30,6 +30,7 @@ class RuntimeSettings:
     memory_limit: int = 0  # of the whole model server; 0: derived from the capacity
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     labels: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()  # of models that the model server takes; none: any
     zone: str = ""
     model_dir: Path | None = None  # pulled files; None: within the run directory
     file_roots: tuple[Path, ...] = ()

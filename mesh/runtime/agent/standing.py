@@ -104,6 +104,7 @@ class AgentStanding:
             disk=self._on_disk.text,
             secrets=self._puller.secrets,
             token=self._token,
+            types=self._settings.types,
         )
 
     # --- for the probes

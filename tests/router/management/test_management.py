@@ -679,6 +679,22 @@ async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
     assert not any("9000" in line or "9500" in line or "because of 1." in line for line in lines)
 
 
+async def test_a_type_that_no_pod_takes_is_noted(desk):
+    """A model whose type no pod's server takes is registered, and its status and explanation say why nothing loads
+    it."""
+    desk.pod("a", types=("onnx",))
+    management = desk.management
+    status = await management.register("trees", "xgboost", "/m")
+    assert status.created
+    assert status.notes == ("no pod takes models of type xgboost: the pods of this mesh take onnx",)
+    assert (await management.register("trees", "xgboost", "/m")).notes == status.notes
+    lines = (await management.explain("trees")).lines
+    assert any("a takes only models of type onnx" in line for line in lines)
+    assert (await management.register("net", "onnx:1", "/m")).notes == ()
+    desk.pod("b", types=("xgboost",))
+    assert (await management.register("trees", "xgboost", "/m")).notes == ()
+
+
 async def test_pods_are_listed_and_described(desk):
     desk.pod("a", labels=("cpu",), zone="z")
     pods = desk.management.handlers.pods
