@@ -19,6 +19,7 @@ from mesh.cli import (
     prefix,
     processes,
     registry,
+    removal,
     replay,
     serving,
     simulate,
@@ -38,7 +39,7 @@ Thousands of models behind one endpoint.
 
 
 _MODULES = (
-    *(processes, certificates, registry, bulk, versions, aliases, serving, limits, infer, pods, top),
+    *(processes, certificates, registry, removal, bulk, versions, aliases, serving, limits, infer, pods, top),
     *(simulate, replay, backup, snapshot, prefix, doctor, context),
 )
 """The modules of commands, in the order of the help's panels."""

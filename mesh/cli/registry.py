@@ -1,4 +1,4 @@
-"""Commands that register models one by one, and list them: `register`, `unregister`, `ls`."""
+"""Commands that register models one by one, and list them: `register`, `ls`."""
 
 import json
 import re
@@ -22,7 +22,6 @@ _WHY = 160  # characters shown of a reason; `mesh status` shows all of it
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("register", rich_help_panel=options.MODELS)(register)
-    app.command("unregister", rich_help_panel=options.MODELS)(unregister)
     app.command("ls", rich_help_panel=options.MODELS)(ls)
 
 
@@ -90,34 +89,6 @@ def register(
             raise CommandError(
                 f"{model} is registered but not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
             )
-
-    options.run(context, command, endpoint=endpoint, as_json=as_json)
-
-
-def unregister(
-    context: typer.Context,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Ids of models.", show_default=False)],
-    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ignore ids that are not registered.")] = False,
-    endpoint: options.Endpoint = "",
-    as_json: options.Json = False,
-) -> None:
-    """Unregisters models and unloads their copies. Their files stay where they are.
-
-    Example: `mesh unregister fraud/de fraud/fr`
-    """
-
-    async def command(client: Client) -> None:
-        answers = [await client.request("DELETE", model_path(model)) for model in models]
-        missing = [model for model, answer in zip(models, answers, strict=True) if not answer.get("existed")]
-        if as_json:
-            output.print_json({"unregistered": [m for m in models if m not in missing], "missing": missing})
-        else:
-            for model in models:
-                if model not in missing:
-                    output.console().print(f"unregistered {output.plain(model)}")
-        if missing and not missing_ok:
-            text = f"not registered: {', '.join(missing)}"
-            raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
 

@@ -175,6 +175,11 @@ class ModelRecord:
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
 
+    def differences(self, asked: "ModelRecord") -> tuple[str, ...]:
+        """Returns the names of the attributes in which `asked` is another registration."""
+        names = [name for name in ("type", "path", "key") if getattr(self, name) != getattr(asked, name)]
+        return (*names, *(["sha256"] if asked.sha256 not in ("", self.sha256) else []))
+
     def contradiction(self, digest: str) -> str:
         """Returns why content with that digest is not loaded for this registration."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))

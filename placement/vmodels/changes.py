@@ -77,6 +77,7 @@ class RefusalCause(enum.Enum):
     NOT_FOUND = "not found"
     NO_VERSION = "no such version"
     CONFLICT = "conflict"
+    DIFFERENT = "registered with other attributes"
     PRECONDITION = "precondition"
     INVALID = "invalid"
 
@@ -220,7 +221,7 @@ def _unexpected(vmodel_id: str, before: VModelRecord | None, request: SetVModel,
 def _unknown(before: VModelRecord | None, models: Models, request: SetVModel, target: str) -> Refusal | None:
     found = models.get(target, MISSING)
     if request.create and found.registered and found.differs:
-        return Refusal(RefusalCause.CONFLICT, "Model already exists with different attribute values")
+        return Refusal(RefusalCause.DIFFERENT, f"model {target} is registered with other attributes")
     wanted = [] if request.create or (before is not None and target == before.target) else [target]
     wanted += [model for model in request.weights or () if model != target]
     wanted += [request.mirror.target] if request.mirror is not None else []

@@ -100,6 +100,10 @@ class Withdrawal:
             return True
         raise changed_all_the_time(model_id)
 
+    def idle(self, model_id: str) -> bool:
+        """Returns whether no copy of the model is known here, not even one in a suspect pod."""
+        return not self._view.known(model_id)
+
     async def withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str, *, created: int = 0) -> None:
         """Tells all agents that have copies to unload them, and waits for that, up to a limit. `created`: only copies
         of the registration of that create revision; 0: of any."""

@@ -19,6 +19,7 @@ from placement.copies import UNLIMITED
 from router.fencing.tombstones import Holder, Tombstones, waits
 from router.fencing.withdrawal import ROUNDS, Withdrawal
 from router.management.requests import Item
+from router.state.differing import DifferentError
 from router.state.registry import Registration, Registry, decode
 
 log = logs.get(__name__)
@@ -84,7 +85,7 @@ class Creation:
             if result.succeeded:
                 return self._created(model_id, record, result.revision), True
             if existing := etcds.found(result.responses[0]):
-                return self._existing(decode(model_id, existing[0]), record), False
+                return _existing(decode(model_id, existing[0]), record), False
             way = await self.make_way(model_id, record, deadline=deadline)
 
     async def make_way(self, model_id: str, record: ModelRecord, *, deadline: float | None = None) -> Way:
@@ -143,12 +144,6 @@ class Creation:
         if record.limits != UNLIMITED:
             puts.append(etcds.put_op(self._keys.want(model_id), b""))
         return puts
-
-    @staticmethod
-    def _existing(registration: Registration, record: ModelRecord) -> Registration:
-        if not registration.record.same_registration(record):
-            raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
-        return registration
 
     async def create_many(self, items: Sequence[Item], records: Sequence[ModelRecord | MeshError]) -> list[Fate]:
         """Creates the items that have a record. Returns the outcome of each item. Never raises."""
@@ -221,7 +216,7 @@ class Creation:
                 existing, lingering = etcds.found(seen[2 * place]), etcds.found(seen[2 * place + 1])
                 if existing:
                     try:
-                        self._existing(decode(items[index].model_id, existing[0]), values[index])
+                        _existing(decode(items[index].model_id, existing[0]), values[index])
                         fates[index] = EXISTING
                     except MeshError as error:
                         fates[index] = error
@@ -265,3 +260,10 @@ class Creation:
             fates[index] = error
             return error if error.reason is Reason.REGISTRY_AWAY else None
         return None
+
+
+def _existing(registration: Registration, record: ModelRecord) -> Registration:
+    """Returns the registration, if a request for that record means it. Raises DifferentError."""
+    if not registration.record.same_registration(record):
+        raise DifferentError(registration.model_id, registration.record, record)
+    return registration

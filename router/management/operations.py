@@ -39,6 +39,7 @@ class Operation:
 REGISTER = Operation("register", Verb.REGISTER, Noun.MODEL)
 IMPORT = Operation("import", Verb.REGISTER, Noun.MODELS)
 UNREGISTER = Operation("unregister", Verb.REGISTER, Noun.MODEL)
+UNREGISTER_MANY = Operation("unregister-many", Verb.REGISTER, Noun.MODELS)
 LIMIT = Operation("limit", Verb.REGISTER, Noun.MODEL)
 LOAD = Operation("load", Verb.REGISTER, Noun.MODEL)
 RELEASE = Operation("release", Verb.REGISTER, Noun.MODEL)

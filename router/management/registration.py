@@ -14,6 +14,7 @@ from mesh.schema.records import ModelRecord, Reload
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.copies import CopyLimits
+from router.fencing.removal import MISSING, Removal
 from router.fencing.withdrawal import ROUNDS, Withdrawal, changed_all_the_time
 from router.management.creation import Creation, Fate
 from router.management.loading import Loading
@@ -44,6 +45,7 @@ class Registrar:
         self._registry = registry
         self._creation = creation
         self._withdrawal = withdrawal
+        self._removal = Removal(etcd=etcd, keys=keys, registry=registry, withdrawal=withdrawal)
         self._loading = loading
         self._status = status
         self._wall = wall
@@ -82,6 +84,23 @@ class Registrar:
         REGISTRY_AWAY."""
         check_id(model_id)
         return await self._withdrawal.unregister(model_id)
+
+    async def unregister_many(self, model_ids: Sequence[str]) -> list[Fate]:
+        """Unregisters many models. Returns the outcome of each: None, MISSING, or the error. Never raises."""
+        bad: dict[str, MeshError] = {}
+        for model_id in model_ids:
+            try:
+                check_id(model_id)
+            except MeshError as error:
+                bad[model_id] = error
+        done = await self._removal.unregister(dict.fromkeys(one for one in model_ids if one not in bad))
+        fates: list[Fate] = []
+        for model_id in model_ids:
+            fate = bad.get(model_id) or done[model_id]
+            fates.append(fate)
+            if fate is None:
+                done[model_id] = MISSING  # named twice
+        return fates
 
     async def release(self, model_id: str) -> StatusInfo:
         """Removes a model's blames and failed loads from its record, so that it may be loaded again. Raises

@@ -1,6 +1,6 @@
 """Aliases (vmodels) as JSON documents: management's requests and results in the form of REST."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mesh.schema.modelstatus import VModelStatus
@@ -10,6 +10,7 @@ from placement.vmodels.record import Mirror, VModelRecord
 from router.management.requests import SYNC_WAIT, MoveVModel
 from router.management.vmodels import VModelInfo
 from router.rest import modeldocuments
+from router.state.differing import DifferentError
 
 MOVE = (
     *("target", "version", "model", "auto_delete", "load", "ready", "sync", "wait", "force", "update_only"),
@@ -19,7 +20,6 @@ MOVE = (
 
 ROLLBACK = ("version", "sync", "wait", "force", "ready", "load", "expected_target", "owner")
 
-_MODEL = ("type", "path", "key", "sha256", *modeldocuments.LIMITS)
 _MIRROR = ("target", "share")
 
 _MAX_WAIT = 3600.0  # seconds
@@ -29,13 +29,13 @@ def move_of(document: dict[str, Any], alias: str) -> MoveVModel:
     """Returns the request that a document makes. A `model` is registered as the target, which is named
     `ALIAS@VERSION` unless the document says otherwise, and goes with its last reference unless `auto_delete` is false.
     Raises MeshError."""
-    _known(document, MOVE, "an alias")
+    modeldocuments.check_names(document, MOVE, "an alias")
     target, version, model = _text(document, "target"), _text(document, "version"), document.get("model")
     item = None
     if model is not None:
         if not isinstance(model, dict):
             raise MeshError(Reason.BAD_REQUEST, "model must be an object: the target's type, path and key")
-        _known(model, _MODEL, "model")
+        modeldocuments.check_names(model, modeldocuments.MODEL, "an alias's model")
         if not target and not version:
             raise MeshError(Reason.BAD_REQUEST, "name the model to register: a target, a version, or both")
         target = target or f"{alias}@{version}"
@@ -68,7 +68,7 @@ def move_of(document: dict[str, Any], alias: str) -> MoveVModel:
 
 def rollback_of(document: dict[str, Any], alias: str) -> MoveVModel:
     """Returns the request to go back to the version before, or to the one that the document names. Raises MeshError."""
-    _known(document, ROLLBACK, "a rollback")
+    modeldocuments.check_names(document, ROLLBACK, "a rollback")
     version = _text(document, "version")
     change = SetVModel(
         version=version,
@@ -120,10 +120,9 @@ def status_of(info: VModelInfo) -> dict[str, Any]:
     }
 
 
-def _known(document: Mapping[str, Any], names: Collection[str], what: str) -> None:
-    if unknown := sorted(document.keys() - set(names)):
-        text = f"{', '.join(unknown)[:200]}: no such attribute of {what}; there are {', '.join(names)}"
-        raise MeshError(Reason.BAD_REQUEST, text)
+def different(error: DifferentError) -> MeshError:
+    """Returns the refusal to register the target of a move again, with the way out."""
+    return error.explained("Give the new one another version")
 
 
 def _text(document: Mapping[str, Any], name: str) -> str:
@@ -171,7 +170,7 @@ def _weights(value: object) -> dict[str, int]:
 def _mirror(value: object) -> Mirror:
     if not isinstance(value, dict) or not isinstance(value.get("target"), str):
         raise MeshError(Reason.BAD_REQUEST, 'mirror must be null or an object: {"target": "MODEL", "share": 10}')
-    _known(value, _MIRROR, "mirror")
+    modeldocuments.check_names(value, _MIRROR, "mirror")
     share = value.get("share", 100)
     if type(share) not in (int, float):
         raise MeshError(Reason.BAD_REQUEST, "share must be a percentage")

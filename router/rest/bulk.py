@@ -1,6 +1,7 @@
-"""Registration of many models at once: newline-delimited JSON in, newline-delimited JSON out, both as streams.
+"""Registration, or unregistration, of many models at once: newline-delimited JSON in, newline-delimited JSON out, both
+as streams.
 
-A million models are a body of 100 MB. It is read line by line and registered in batches, a few at a time, so that
+A million models are a body of 100 MB. It is read line by line and carried out in batches, a few at a time, so that
 memory does not grow and etcd is kept busy; while a batch waits for etcd, the next one is parsed. A bad line is reported
 and affects no other line.
 
@@ -8,19 +9,23 @@ A line may be a single byte, and a few kilobytes of gzip may hold millions of li
 bytes and concurrent imports are therefore limited, and after `SLICE` of work other calls run.
 """
 
+import abc
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mesh.statuses import MeshError, Reason
 from mesh.wire import inflate
 from router.management.requests import Item
 from router.rest import modeldocuments
+from router.state.differing import DifferentError
 
 if TYPE_CHECKING:
     from router.management.registration import Registrar
+
+T = TypeVar("T")
 
 MAX_LINE = 64 * 1024  # bytes
 MAX_LINES = 5_000_000
@@ -60,14 +65,14 @@ Write = Callable[[dict[str, Any]], Awaitable[None]]
 class Totals:
     """The number of lines by outcome."""
 
-    created: int = 0
-    existing: int = 0
+    changed: int = 0
+    unchanged: int = 0
     failed: int = 0
 
-    def document(self) -> dict[str, Any]:
-        """Returns the totals as reported to the caller."""
-        done = self.created + self.existing + self.failed
-        return {"done": done, "created": self.created, "existing": self.existing, "failed": self.failed}
+    def document(self, changed: str, unchanged: str) -> dict[str, Any]:
+        """Returns the totals as reported to the caller, under the names of the outcomes."""
+        done = self.changed + self.unchanged + self.failed
+        return {"done": done, changed: self.changed, unchanged: self.unchanged, "failed": self.failed}
 
 
 class ImportPace:
@@ -84,8 +89,11 @@ class ImportPace:
             self._until = self._loop.time() + SLICE
 
 
-class Import:
-    """One import. `write` sends one line of the answer."""
+class Bulk(abc.ABC, Generic[T]):
+    """One stream of lines, each of which names one model. `write` sends one line of the answer."""
+
+    outcomes: tuple[str, str]
+    """The names of the two good outcomes: a change, and no need for one."""
 
     def __init__(self, registration: "Registrar", write: Write) -> None:
         self._registration = registration
@@ -97,14 +105,14 @@ class Import:
         self._progress_at = 0.0
 
     async def run(self, lines: AsyncIterator[bytes]) -> None:
-        """Registers each line's model and writes the outcomes, with the totals last.
+        """Carries out each line and writes the outcomes, with the totals last.
 
-        Ends early if the registry cannot be reached: models registered until then remain, and the last line says
+        Ends early if the registry cannot be reached: what was done until then remains, and the last line says
         `"finished": false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
         pace = ImportPace()
-        batch: list[tuple[int, Item]] = []
+        batch: list[tuple[int, T]] = []
         number = size = 0
         try:
             async for line in lines:
@@ -116,7 +124,7 @@ class Import:
                 if not line or line.isspace():
                     continue
                 try:
-                    item = parse(line)
+                    item = self.parse(line)
                 except MeshError as error:
                     await self._fail(number, None, error)
                     self._bad += 1
@@ -131,25 +139,37 @@ class Import:
                     batch, size = [], 0
                     if loop.time() >= self._progress_at:
                         self._progress_at = loop.time() + _PROGRESS
-                        await self._write(self._totals.document())
+                        await self._write(self._totals.document(*self.outcomes))
             await self._submit(batch)
             await self._wait(0)
         except MeshError as error:
             await self._wait_quietly()
             await self._write({"error": {"line": None, "id": None, "reason": error.reason.name, "text": error.text}})
-            await self._write({"finished": False, **self._totals.document()})
+            await self._write({"finished": False, **self._totals.document(*self.outcomes)})
             return
         finally:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
-        await self._write({"finished": True, **self._totals.document()})
+        await self._write({"finished": True, **self._totals.document(*self.outcomes)})
 
-    async def _submit(self, batch: list[tuple[int, Item]]) -> None:
+    @abc.abstractmethod
+    def parse(self, line: bytes) -> T:
+        """Returns what a line asks for. Raises MeshError."""
+
+    @abc.abstractmethod
+    def model_of(self, asked: T) -> str:
+        """Returns the id of the model."""
+
+    @abc.abstractmethod
+    async def carry_out(self, asked: list[T]) -> Sequence[str | MeshError | None]:
+        """Does what several lines ask for. Returns None for a change, a text for no need of one, or the error."""
+
+    async def _submit(self, batch: list[tuple[int, T]]) -> None:
         if not batch:
             return
         await self._wait(IN_FLIGHT - 1)
-        self._running.add(asyncio.create_task(self._register(batch)))
+        self._running.add(asyncio.create_task(self._batch(batch)))
 
     async def _wait(self, most: int) -> None:
         """Waits until at most that many batches are under way. Raises the error of one that failed."""
@@ -165,18 +185,18 @@ class Import:
             if isinstance(result, BaseException) and not isinstance(result, MeshError):
                 raise result
 
-    async def _register(self, batch: list[tuple[int, Item]]) -> None:
-        fates = await self._registration.register_many([item for _, item in batch])
+    async def _batch(self, batch: list[tuple[int, T]]) -> None:
+        fates = await self.carry_out([item for _, item in batch])
         away: MeshError | None = None
         for (number, item), fate in zip(batch, fates, strict=True):
             if fate is None:
-                self._totals.created += 1
+                self._totals.changed += 1
             elif isinstance(fate, MeshError):
-                await self._fail(number, item.model_id, fate)
+                await self._fail(number, self.model_of(item), fate)
                 if fate.reason is Reason.REGISTRY_AWAY:
                     away = fate
             else:
-                self._totals.existing += 1
+                self._totals.unchanged += 1
         if away is not None:  # the rest would fail too, one timeout after another
             raise away
 
@@ -189,8 +209,56 @@ class Import:
         await self._write({"error": told})
 
 
+class Import(Bulk[Item]):
+    """One import of models."""
+
+    outcomes = ("created", "existing")
+
+    def parse(self, line: bytes) -> Item:
+        """Returns the model that a line describes. Raises MeshError."""
+        return parse(line)
+
+    def model_of(self, asked: Item) -> str:
+        """Returns the id of the model."""
+        return asked.model_id
+
+    async def carry_out(self, asked: list[Item]) -> Sequence[str | MeshError | None]:
+        """Registers models. Returns the outcome of each."""
+        fates = await self._registration.register_many(asked)
+        return [modeldocuments.different(fate) if isinstance(fate, DifferentError) else fate for fate in fates]
+
+
+class Removal(Bulk[str]):
+    """One removal of models."""
+
+    outcomes = ("unregistered", "missing")
+
+    def parse(self, line: bytes) -> str:
+        """Returns the id that a line names. Raises MeshError."""
+        document = _object(line)
+        modeldocuments.check_names(document, ("id",), "a removal")
+        model_id = document.get("id")
+        if not isinstance(model_id, str):
+            raise MeshError(Reason.BAD_REQUEST, "id must be a string")
+        return model_id
+
+    def model_of(self, asked: str) -> str:
+        """Returns the id of the model."""
+        return asked
+
+    async def carry_out(self, asked: list[str]) -> Sequence[str | MeshError | None]:
+        """Unregisters models. Returns the outcome of each."""
+        return await self._registration.unregister_many(asked)
+
+
 def parse(line: bytes) -> Item:
-    """Returns the model that a line names. Raises MeshError."""
+    """Returns the model that a line describes. Raises MeshError."""
+    document = _object(line)
+    modeldocuments.check_names(document, ("id", *modeldocuments.MODEL), modeldocuments.MODELS)
+    return modeldocuments.item_of(document, document.get("id"))
+
+
+def _object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise MeshError(Reason.BAD_REQUEST, f"the line is longer than {MAX_LINE} bytes")
     try:
@@ -199,7 +267,7 @@ def parse(line: bytes) -> Item:
         raise MeshError(Reason.BAD_REQUEST, f"not JSON: {error}") from error
     if not isinstance(item, dict):
         raise MeshError(Reason.BAD_REQUEST, "not a JSON object")
-    return modeldocuments.item_of(item, item.get("id"))
+    return item
 
 
 def _too_much(what: str) -> MeshError:

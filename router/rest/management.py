@@ -21,6 +21,7 @@ from router.management.requests import Load, Register
 from router.rest import aliasdocuments, bulk, jsontext, modeldocuments, v2
 from router.rest.asked import decoded
 from router.rest.parts import Parts
+from router.state.differing import DifferentError
 
 log = logs.get(__name__)
 
@@ -49,6 +50,7 @@ def _route(method: str, path: str, operation: Operation, handler: str) -> Route:
 ROUTES = (
     _route("GET", "models", operations.LIST, "list_models"),
     _route("POST", "models:import", operations.IMPORT, "import_models"),
+    _route("POST", "models:unregister", operations.UNREGISTER_MANY, "unregister_models"),
     _route("PUT", "models/{id}", operations.REGISTER, "register"),
     _route("GET", "models/{id}", operations.STATUS, "status"),
     _route("PATCH", "models/{id}", operations.LIMIT, "change"),
@@ -110,9 +112,13 @@ class ManagementApi:
         """Registers a model; 201 if it is new."""
         model_id = _id(request)
         body = await _object(request)
+        modeldocuments.check_names(body, (*modeldocuments.MODEL, "load", "sync"), modeldocuments.MODELS)
         item = modeldocuments.item_of(body, model_id)
         request_ = Register(item, load_now=_flag(body, "load"), sync=_flag(body, "sync"))
-        status = await self._management.registration.register(request_)
+        try:
+            status = await self._management.registration.register(request_)
+        except DifferentError as error:
+            raise modeldocuments.different(error) from error
         return web.json_response(modeldocuments.status_of(model_id, status), status=201 if status.created else 200)
 
     async def status(self, request: web.Request) -> web.Response:
@@ -148,6 +154,7 @@ class ManagementApi:
         """Has a model loaded; with `sync`, answers once the load has succeeded or failed."""
         model_id = _id(request)
         body = await _object(request, optional=True)
+        modeldocuments.check_names(body, ("sync",), "a load")
         status = await self._management.loading.ensure(Load(model_id, sync=_flag(body, "sync")))
         return web.json_response(modeldocuments.status_of(model_id, status))
 
@@ -185,7 +192,10 @@ class ManagementApi:
         """Creates or changes an alias; 201 if it is new."""
         alias = _id(request, "vmodel")
         wanted = aliasdocuments.move_of(await _object(request), alias)
-        info = await self._management.vmodels.set(wanted)
+        try:
+            info = await self._management.vmodels.set(wanted)
+        except DifferentError as error:
+            raise aliasdocuments.different(error) from error
         return web.json_response(aliasdocuments.status_of(info), status=201 if info.created else 200)
 
     async def roll_back(self, request: web.Request) -> web.Response:
@@ -207,6 +217,13 @@ class ManagementApi:
 
     async def import_models(self, request: web.Request) -> web.StreamResponse:
         """Registers many models from newline-delimited JSON."""
+        return await self._many(request, bulk.Import)
+
+    async def unregister_models(self, request: web.Request) -> web.StreamResponse:
+        """Unregisters many models, named by newline-delimited JSON."""
+        return await self._many(request, bulk.Removal)
+
+    async def _many(self, request: web.Request, kind: type[bulk.Bulk[Any]]) -> web.StreamResponse:
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not supported: use gzip")
@@ -215,11 +232,13 @@ class ManagementApi:
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
         self._imports += 1
         try:
-            return await self._import(request, gzipped=encoding == "gzip")
+            return await self._carry_out(request, kind, gzipped=encoding == "gzip")
         finally:
             self._imports -= 1
 
-    async def _import(self, request: web.Request, *, gzipped: bool) -> web.StreamResponse:
+    async def _carry_out(
+        self, request: web.Request, kind: type[bulk.Bulk[Any]], *, gzipped: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await response.prepare(request)
 
@@ -235,7 +254,7 @@ class ManagementApi:
         chunks = _chunks(request)
         lines = bulk.lines_of(bulk.bounded(bulk.gunzip(chunks) if gzipped else chunks))
         try:
-            await bulk.Import(self._management.registration, write).run(lines)
+            await kind(self._management.registration, write).run(lines)
         except ConnectionError:  # the client has gone
             raise
         except Exception:  # the answer has begun, so it is too late for an error status

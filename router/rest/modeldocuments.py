@@ -1,6 +1,7 @@
 """Models as JSON documents: management's requests and results in the form of REST."""
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,13 +12,36 @@ from mesh.statuses import MeshError, Reason
 from placement.copies import UNLIMITED, CopyLimits
 from router.management.requests import Item
 from router.management.status import StatusInfo
+from router.state.differing import DifferentError
 
 LIMITS = ("min_copies", "max_copies", "pinned")
 """The limits that a document may set for a model's copies."""
 
 _LIMITS = frozenset(LIMITS)
 
+MODEL = ("type", "path", "key", "sha256", *LIMITS)
+"""The attributes of a model."""
+
+MODELS = "a model"
+"""The word for what has these attributes, in refusals."""
+
 MAX_COPIES = 1000
+
+_HINTS = {
+    "version": "PUT /mesh/v1/aliases/NAME registers versions",
+    "labels": "labels belong to pods; the setting type_constraints says where a type may run",
+}
+"""Ways out for attributes that callers expect of a model."""
+
+
+def check_names(document: Mapping[str, Any], names: Collection[str], what: str) -> None:
+    """Checks that a document has no attributes but those; `what` has them. Raises MeshError."""
+    unknown = sorted(document.keys() - set(names))
+    if not unknown:
+        return
+    hints = "".join(f"; {_HINTS[name]}" for name in unknown if name in _HINTS and what == MODELS)
+    text = f"{', '.join(unknown)[:200]}: no such attribute of {what}; there are {', '.join(names)}{hints}"
+    raise MeshError(Reason.BAD_REQUEST, text)
 
 
 def item_of(item: dict[str, Any], model_id: object) -> Item:
@@ -116,3 +140,12 @@ def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
         "killed": list(record.killed) if record else [],
         **({"notes": list(status.notes)} if status.notes else {}),
     }
+
+
+def different(error: DifferentError) -> MeshError:
+    """Returns the refusal to register a model again, with the ways to change a model."""
+    return error.explained(
+        f"To replace it without a failed call, register a version (`mesh register {error.model_id} FILE --version N`, "
+        "or PUT /mesh/v1/aliases/NAME); for new content at the same path, reload it; to change anything else, "
+        "unregister it first"
+    )

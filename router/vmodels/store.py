@@ -28,6 +28,7 @@ from placement.vmodels.changes import Change, Models, NamedModel, Refusal, Refus
 from placement.vmodels.record import VModelRecord
 from router.fencing.tombstones import Tombstones
 from router.fencing.withdrawal import Withdrawal
+from router.state.differing import DifferentError
 from router.state.registry import Registration, Registry, decode
 
 log = logs.get(__name__)
@@ -46,6 +47,7 @@ _REASONS = {
     RefusalCause.NOT_FOUND: Reason.UNKNOWN_MODEL,
     RefusalCause.NO_VERSION: Reason.UNKNOWN_VERSION,
     RefusalCause.CONFLICT: Reason.CONFLICT,
+    RefusalCause.DIFFERENT: Reason.CONFLICT,
     RefusalCause.PRECONDITION: Reason.PRECONDITION,
     RefusalCause.INVALID: Reason.BAD_REQUEST,
 }
@@ -157,7 +159,7 @@ class VModelStore:
             models = {model: read.named for model, read in known.items()}
             decided = decide(before, models)
             if isinstance(decided, Refusal):
-                raise MeshError(_REASONS[decided.cause], decided.text)
+                raise _refused(decided, known, new)
             if decided.nothing:
                 return decided, models
             unsettled: etcds.EtcdUnavailable | None = None
@@ -313,6 +315,15 @@ class VModelStore:
             await self._tombstones.resolve(model_id)
         except etcds.EtcdError as error:
             log.info("a tombstone is left to the leader: etcd is unavailable", model=model_id, why=error.detail)
+
+
+def _refused(refusal: Refusal, known: dict[str, ReadModel], new: NewModel | None) -> MeshError:
+    """Returns the error for a refused change."""
+    if refusal.cause is RefusalCause.DIFFERENT and new is not None:
+        registration = known[new.model_id].registration
+        assert registration is not None
+        return DifferentError(new.model_id, registration.record, new.record)
+    return MeshError(_REASONS[refusal.cause], refusal.text)
 
 
 def _compared(read: ReadModel, record: ModelRecord) -> ReadModel:

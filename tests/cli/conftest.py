@@ -42,6 +42,8 @@ class FakeMesh:
             return self._list(request)
         if path == "/mesh/v1/models:import":
             return await self._import(request, text)
+        if path == "/mesh/v1/models:unregister":
+            return await self._remove(request, text)
         if path.startswith("/mesh/v1/models/"):
             encoded, _, action = path.removeprefix("/mesh/v1/models/").partition("/")
             return self._model(request.method, unquote(encoded), action, body)
@@ -68,6 +70,21 @@ class FakeMesh:
                 bad = {"error": {"line": number, "id": None, "reason": "BAD_REQUEST", "text": str(error)}}
                 await response.write(json.dumps(bad).encode() + b"\n")
             counts[outcome] += 1
+        await response.write(json.dumps({"finished": True, "done": sum(counts.values()), **counts}).encode() + b"\n")
+        return response
+
+    async def _remove(self, request: web.Request, text: str) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        counts = {"unregistered": 0, "missing": 0, "failed": 0}
+        for number, line in enumerate(text.splitlines(), 1):
+            model = json.loads(line)["id"]
+            if self.models.get(model, {}).get("named"):
+                told = {"line": number, "id": model, "reason": "PRECONDITION", "text": f"Model {model} has referents"}
+                await response.write(json.dumps({"error": told}).encode() + b"\n")
+                counts["failed"] += 1
+            else:
+                counts["missing" if self.models.pop(model, None) is None else "unregistered"] += 1
         await response.write(json.dumps({"finished": True, "done": sum(counts.values()), **counts}).encode() + b"\n")
         return response
 

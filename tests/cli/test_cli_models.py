@@ -102,6 +102,47 @@ def test_unregister_says_which_were_not_there(mesh, run):
     assert json.loads(again.stdout) == {"unregistered": [], "missing": ["a"]}
 
 
+def test_many_are_unregistered_after_they_are_counted(mesh, run, monkeypatch):
+    """`mesh unregister --prefix` and `--all-of-type` count the models that match both, and unregister them with --yes
+    only; those that stay are named, with exit code 1."""
+    register(mesh, "a/1", "a/2", "a/3", "b")
+    mesh.models["a/3"]["type"] = "other"
+    refused = run("unregister", "--prefix", "a/")
+    assert refused.exit_code == 2
+    assert "Unregister 3 models whose ids begin with a/? There is no terminal to ask: use --yes" in refused.stderr
+    assert len(mesh.models) == 4
+    monkeypatch.setattr("mesh.cli.removal.CHUNK", 1)
+    done = run("unregister", "--prefix", "a/", "--all-of-type", "onnx", "--yes")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == "unregistered 2 of 2 models of type onnx whose ids begin with a/\n"
+    assert list(mesh.models) == ["a/3", "b"]
+    mesh.models["b"]["named"] = True
+    stays = run("unregister", "--all-of-type", "onnx", "--yes", "--json")
+    assert stays.exit_code == 1
+    error = {"id": "b", "reason": "PRECONDITION", "text": "Model b has referents"}
+    assert json.loads(stays.stdout) == {"unregistered": 0, "missing": 0, "failed": 1, "errors": [error]}
+    assert "b: Model b has referents" in run("unregister", "--all-of-type", "onnx", "--yes").stderr
+    nothing = run("unregister", "--prefix", "x")
+    assert (nothing.exit_code, nothing.stdout) == (0, "unregistered 0 of 0 models whose ids begin with x\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "--prefix", "b"]], ids=["nothing", "both"])
+def test_unregister_takes_ids_or_what_they_have_alike(mesh, run, arguments):
+    """`mesh unregister` without ids and options, or with both, is wrong usage."""
+    assert run("unregister", *arguments).exit_code == 2
+    assert mesh.requests == []
+
+
+def test_a_removal_that_breaks_off_says_how_to_go_on(mesh, run):
+    """A removal that breaks off ends with the mesh's error, and the same command continues it."""
+    register(mesh, "a")
+    text = '{"error": {"line": null, "reason": "REGISTRY_AWAY", "text": "etcd is away"}}\n{"finished": false}\n'
+    mesh.answer("/mesh/v1/models:unregister", make=lambda: web.Response(text=text))
+    result = run("unregister", "--prefix", "a", "--yes")
+    assert result.exit_code == 6
+    assert "etcd is away (after 0 models; run the same command again to continue)" in result.stderr
+
+
 def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, monkeypatch):
     """A relative path becomes absolute if the file exists here; otherwise it must be in a store, or it is refused,
     because a pod has another current folder."""

@@ -19,6 +19,7 @@ class Asked:
         self.errors = management.status.errors
         self.status = management.status.of
         self.unregister = management.registration.unregister
+        self.unregister_many = management.registration.unregister_many
         self.release = management.registration.release
         self.reload = management.registration.reload
 

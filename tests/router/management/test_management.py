@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from mesh.etcd import Etcd, KeyValue
+from mesh.etcd.ranges import after_prefix
 from mesh.pb import modelmesh_pb2 as pb
 from mesh.schema.keys import Keys
 from mesh.schema.records import LOADED, LOADING, CopyRecord, Failure, ModelRecord, PodRecord, Reload
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
+from placement.copies import CopyLimits
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -153,6 +155,10 @@ async def test_other_attributes_are_a_conflict(desk, other):
         await desk.management.register("m", *other)
     assert error.value.reason is Reason.CONFLICT
     assert error.value.text == "Model already exists with different attribute values"
+    names = [
+        name for name, one, two in zip(("type", "path", "key"), ("onnx", "p", "k"), other, strict=True) if one != two
+    ]
+    assert error.value.details == {"differs": ",".join(names)}
 
 
 @pytest.mark.parametrize(
@@ -557,6 +563,77 @@ async def test_many_are_registered_in_few_transactions(desk, monkeypatch):
     assert await desk.management.register_many(items) == ["existing"] * 500
     assert count == 9 + 2 * 9, "a batch that fails is looked up in a transaction of its own"
     assert (await desk.record("m499")).path == "file:///499"
+
+
+async def test_many_are_unregistered_in_few_transactions(desk, monkeypatch):
+    """Models without copies are unregistered many at a time, with all of their keys, and other ids stay."""
+    names = [f"m/{number}" for number in range(100)]
+    await desk.management.register_many([Item(name, "onnx", limits=CopyLimits(1)) for name in names])
+    await desk.management.register("m", "onnx")
+    calls = []
+    transact = desk.etcd.txn
+
+    async def counted(*arguments, **more):
+        calls.append(arguments)
+        return await transact(*arguments, **more)
+
+    monkeypatch.setattr(desk.etcd, "txn", counted)
+    assert await desk.management.unregister_many([*names, "none", names[0]]) == [None] * 100 + ["missing"] * 2
+    assert len(calls) == 6  # three batches, each read and deleted
+    assert [model_id for model_id, _ in (await desk.management.page(limit=10)).models] == ["m"]
+    page = await desk.etcd.page(desk.keys.wanted, after_prefix(desk.keys.wanted), limit=10)
+    assert page.kvs == ()
+
+
+async def test_each_of_many_is_unregistered_by_its_own_rules(desk):
+    """Many models are unregistered each by its own rules: one with referents stays, one with copies has them unloaded,
+    one that a suspect pod may hold is withdrawn there, an id that cannot exist is refused, and the others go."""
+    desk.pod("a")
+    for name in ("free", "named", "loaded", "suspect"):
+        await desk.management.register(name, "onnx")
+    await desk.change("named", refs=1)
+    await desk.copy("loaded", "a")
+    copy = CopyRecord("i", await desk.created("suspect"), LOADED, 1000)
+    desk.view.delta(1, [(desk.keys.copy("suspect", "a"), copy.encode())])
+    named, loaded, suspect, bad, free = await desk.management.unregister_many(
+        ["named", "loaded", "suspect", "x" * 2000, "free"]
+    )
+    assert (named.reason, named.text) == (Reason.PRECONDITION, "Model named has referents")
+    assert (loaded, suspect, free) == (None, None, None)
+    assert bad.reason is Reason.BAD_REQUEST
+    assert sorted(model for _, model in desk.agents.unloads) == ["loaded", "suspect"]
+    assert [model_id for model_id, _ in (await desk.management.page(limit=10)).models] == ["named"]
+
+
+async def test_a_model_that_changes_while_many_are_unregistered_is_looked_at_alone(desk, monkeypatch):
+    """If another write comes between the read and the deletion of a batch, each of its models is removed alone."""
+    await desk.management.register_many([Item(name, "onnx") for name in ("a", "b")])
+    transact = desk.etcd.txn
+
+    async def disturbed(compares, ops, *more):
+        if len(compares) == 4:
+            await desk.change("b", refs=1)
+        return await transact(compares, ops, *more)
+
+    monkeypatch.setattr(desk.etcd, "txn", disturbed)
+    gone, stays = await desk.management.unregister_many(["a", "b"])
+    assert gone is None
+    assert stays.reason is Reason.PRECONDITION
+
+
+async def test_a_pod_that_is_cut_off_while_many_are_unregistered_leaves_tombstones(desk, monkeypatch):
+    """If a pod is cut off between the read and the deletion of a batch, a tombstone is left for each model."""
+    await desk.management.register_many([Item(name, "onnx") for name in ("a", "b")])
+    transact = desk.etcd.txn
+
+    async def disturbed(compares, ops, *more):
+        if len(compares) == 4:
+            await desk.etcd.put(desk.keys.lives + b"pod/1", b"{}")
+        return await transact(compares, ops, *more)
+
+    monkeypatch.setattr(desk.etcd, "txn", disturbed)
+    assert await desk.management.unregister_many(["a", "b"]) == [None, None]
+    assert [await desk.etcd.get(desk.keys.tombstone(name)) is not None for name in ("a", "b")] == [True, True]
 
 
 async def test_each_of_many_gets_its_own_answer(desk):

@@ -36,6 +36,7 @@ from router.rest.conversions import Conversions
 from router.rest.inference import Inference
 from router.rest.plain import PlainInference
 from router.settings import RouterSettings
+from router.state.differing import DifferentError
 
 METHOD = b"/inference.GRPCInferenceService/"
 
@@ -187,7 +188,7 @@ class FakeManagement:
         record = records.ModelRecord(type=type, path=path, key=key, sha256=sha256, limits=limits)
         known = self.models.get(model_id)
         if known is not None and not known.same_registration(record):
-            raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
+            raise DifferentError(model_id, known, record)
         self.models[model_id] = record
         if request.load_now:
             self.loaded.append((model_id, request.sync))
@@ -195,6 +196,14 @@ class FakeManagement:
 
     async def unregister(self, model_id):
         return self.models.pop(model_id, None) is not None
+
+    async def unregister_many(self, model_ids):
+        if self.error is not None:
+            raise self.error
+        referred = MeshError(Reason.PRECONDITION, "it has referents")
+        return [
+            referred if one == "referred" else None if self.models.pop(one, None) else "missing" for one in model_ids
+        ]
 
     def _known(self, model_id):
         if model_id not in self.models:

@@ -3,11 +3,13 @@
 import pytest
 from yarl import URL
 
+from mesh.schema.records import ModelRecord
 from mesh.statuses import MeshError, Reason
 from placement.vmodels.changes import SetVModel
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 from router.management.requests import Item, MoveVModel
 from router.rest import aliasdocuments
+from router.state.differing import DifferentError
 
 MOVING = VModelRecord(
     "fraud@7",
@@ -82,7 +84,7 @@ def test_a_document_is_a_request(document, request_):
         ({"targte": "m"}, "targte: no such attribute of an alias; there are target, version"),
         ({"model": {"type": "onnx"}}, "name the model to register"),
         ({"model": "m"}, "model must be an object"),
-        ({"version": "1", "model": {"type": "onnx", "nam": "x"}}, "nam: no such attribute of model"),
+        ({"version": "1", "model": {"type": "onnx", "nam": "x"}}, "nam: no such attribute of an alias's model"),
         ({"version": 8}, "version must be a string"),
         ({"target": "\ud800"}, "target is no valid text"),
         ({"force": 1}, "force must be true or false"),
@@ -157,3 +159,19 @@ async def test_an_alias_is_set_read_and_deleted(http, path, worker):
     async with http.get(path("aliases/none")) as answer:
         assert answer.status == 404
         assert "there is no alias none, or it has another owner" in (await answer.json())["error"]
+
+
+async def test_a_version_that_exists_with_another_file_is_refused_with_the_way_out(http, path, worker):
+    """A version whose model is registered with other attributes is refused with what differs and the way out."""
+    there, asked = ModelRecord(type="onnx", path="/7"), ModelRecord(type="onnx", path="/8")
+
+    async def conflict(_):
+        raise DifferentError("fraud@8", there, asked)
+
+    worker.management.vmodels.set = conflict
+    async with http.put(
+        path("aliases/fraud"), json={"version": "8", "model": {"type": "onnx", "path": "/8"}}
+    ) as answer:
+        assert answer.status == 409
+        text = "model fraud@8 is registered with path '/7', not '/8'. Give the new one another version"
+        assert (await answer.json())["error"] == text

@@ -54,6 +54,47 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
     assert list(worker.management.models) == ["a/b"]
 
 
+async def test_a_conflict_names_what_differs_and_the_ways_out(http, path, worker):
+    """A model that is registered with other attributes is refused with the attributes that differ, without secrets,
+    and with the ways to change it."""
+    async with http.put(path("models/m"), json={**MODEL, "key": '{"secret_access_key": "s"}'}) as answer:
+        assert answer.status == 201
+    async with http.put(path("models/m"), json={**MODEL, "path": "/b", "key": "k", "sha256": "a" * 64}) as answer:
+        document = await answer.json()
+    assert document["details"] == {"differs": "path,key,sha256"}
+    assert document["error"].startswith(f"model m is registered with path {MODEL['path']!r}, not '/b', key ")
+    assert "sha256 none, not 'aaaa" in document["error"]
+    assert '"s"' not in document["error"]
+    for way in ("mesh register m FILE --version N", "reload it", "unregister it first"):
+        assert way in document["error"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "names", "hint"),
+    [
+        ("models/m", {"version": 8}, "; PUT /mesh/v1/aliases/NAME registers versions"),
+        ("models/m", {"labels": []}, "; labels belong to pods"),
+        ("models/m", {"nam": 1, "id": "m"}, ""),
+    ],
+)
+async def test_unknown_attributes_of_a_model_are_refused_by_name(http, path, worker, rest, names, hint):
+    """Attributes that a model does not have are refused by name, and the refusal lists those that it has."""
+    async with http.put(path(rest), json={**MODEL, **names}) as answer:
+        document = await answer.json()
+    assert (answer.status, document["reason"]) == (400, "BAD_REQUEST")
+    assert document["error"].startswith(f"{', '.join(sorted(names))}: no such attribute of a model; there are type, ")
+    assert hint in document["error"]
+    assert worker.management.models == {}
+
+
+async def test_an_unknown_attribute_of_a_load_is_refused(http, path, worker):
+    """A load has one attribute, `sync`; others are refused by name."""
+    await worker.management.add("m", "t", "/m", "")
+    async with http.post(path("models/m/load"), json={"wait": True}) as answer:
+        assert answer.status == 400
+        assert "wait: no such attribute of a load" in (await answer.json())["error"]
+
+
 async def test_limits_are_set_at_registration_and_changed_later(http, path, worker):
     """Limits are set at registration and changed later: null removes one, an invalid one changes nothing, and other
     attributes cannot be changed."""
@@ -272,6 +313,34 @@ async def test_import_registers_and_reports_bad_lines_one_by_one(http, worker):
     assert errors[6] == {"line": 6, "id": "b", "reason": "CONFLICT", "text": "it is another one"}
     assert errors[2]["reason"] == "BAD_REQUEST"
     assert worker.management.models.keys() == {"a", "c"}
+
+
+async def test_import_refuses_unknown_attributes_by_name(http, worker):
+    """An import refuses a line with attributes that a model does not have, by name; other lines are registered."""
+    body = b'{"id": "a", "type": "t", "version": "8"}\n{"id": "b", "type": "t"}\n'
+    async with http.post(IMPORT, data=body) as answer:
+        bad, totals = [json.loads(line) for line in (await answer.text()).splitlines()]
+    assert bad["error"]["line"] == 1
+    assert bad["error"]["text"].startswith("version: no such attribute of a model; there are id, type")
+    assert totals == {"finished": True, "done": 2, "created": 1, "existing": 0, "failed": 1}
+
+
+async def test_many_are_unregistered(http, worker):
+    """A removal reports each line's outcome: models that are unregistered, missing, or stay, and lines that name
+    none."""
+    for name in ("a", "b", "referred"):
+        await worker.management.add(name, "t", "", "")
+    lines = ['{"id": "a"}', '{"id": "x"}', '{"id": "referred"}', '{"id": 1}', '{"name": "b"}', '{"id": "b"}']
+    async with http.post(IMPORT.replace("import", "unregister"), data="\n".join(lines)) as answer:
+        *bad, totals = [json.loads(line) for line in (await answer.text()).splitlines()]
+    assert totals == {"finished": True, "done": 6, "unregistered": 2, "missing": 1, "failed": 3}
+    told = {error["error"]["line"]: error["error"]["text"] for error in bad}
+    assert told == {
+        3: "it has referents",
+        4: "id must be a string",
+        5: "name: no such attribute of a removal; there are id",
+    }
+    assert list(worker.management.models) == ["referred"]
 
 
 async def test_import_takes_gzip_and_a_last_line_without_its_end(http, worker):
