@@ -133,6 +133,14 @@ def test_another_target_takes_the_place_of_one_that_was_not_reached():
     assert (change.after, change.refs, change.deleted) == (VModelRecord("a", "c"), {"c": 5}, ("b",))
 
 
+def test_a_model_that_others_refer_to_is_not_deleted_with_one_reference():
+    """A model that was registered to be deleted automatically stays as long as another vmodel names it."""
+    models = {"a": replace(LOADED, refs=2, auto_delete=True), "b": IDLE}
+    change = changes.set_vmodel("v", VModelRecord("a", "a"), models, SetVModel(target="b", force=True))
+    assert isinstance(change, Change)
+    assert (change.refs, change.deleted) == ({"a": 1, "b": 2}, ())
+
+
 def test_forcing_a_move_ends_it_with_one_reference():
     """Forcing a move ends it with one reference to the target; the predecessor counted the target again, so it could
     never be unregistered."""
@@ -349,7 +357,7 @@ class Registry(RuleBasedStateMachine):
         self.revision = 0
         self.pending: list[tuple[str, int, dict[str, int], Change]] = []  # decided and not written yet
 
-    def _decide(self, vmodel: str, decide) -> None:
+    def _decide(self, vmodel: str, decide, late: bool) -> None:
         revision, before = self.vmodels.get(vmodel, (0, None))
         models = {model: found for model, (_, found) in self.models.items()}
         decided = decide(before, models)
@@ -357,27 +365,31 @@ class Registry(RuleBasedStateMachine):
             return
         # A transaction compares the records that it writes; of other models the writer has only read that they exist.
         touched = {model: self.models.get(model, (0, None))[0] for model in (*decided.refs, *decided.deleted)}
-        self.pending.append((vmodel, revision, touched, decided))
+        if late:
+            self.pending.append((vmodel, revision, touched, decided))
+        else:
+            self._write(vmodel, revision, touched, decided)
 
-    @rule(vmodel=st.sampled_from(VMODELS), request=requests)
-    def set(self, vmodel, request) -> None:
-        self._decide(vmodel, lambda before, models: changes.set_vmodel(vmodel, before, models, request))
+    @rule(vmodel=st.sampled_from(VMODELS), request=requests, late=st.booleans())
+    def set(self, vmodel, request, late) -> None:
+        self._decide(vmodel, lambda before, models: changes.set_vmodel(vmodel, before, models, request), late)
 
-    @rule(vmodel=st.sampled_from(VMODELS))
-    def delete(self, vmodel) -> None:
-        self._decide(vmodel, lambda before, models: changes.delete_vmodel(before, models, ""))
+    @rule(vmodel=st.sampled_from(VMODELS), late=st.booleans())
+    def delete(self, vmodel, late) -> None:
+        self._decide(vmodel, lambda before, models: changes.delete_vmodel(before, models, ""), late)
 
-    @rule(vmodel=st.sampled_from(VMODELS))
-    def finish(self, vmodel) -> None:
+    @rule(vmodel=st.sampled_from(VMODELS), late=st.booleans())
+    def finish(self, vmodel, late) -> None:
         if vmodel in self.vmodels:
             _, record = self.vmodels[vmodel]
-            self._decide(vmodel, lambda now, models: changes.finish_move(now, models, record.active, record.target))
+            active, target = record.active, record.target
+            self._decide(vmodel, lambda now, models: changes.finish_move(now, models, active, target), late)
 
-    @rule(vmodel=st.sampled_from(VMODELS), why=st.sampled_from(["", "no room"]))
-    def park(self, vmodel, why) -> None:
+    @rule(vmodel=st.sampled_from(VMODELS), why=st.sampled_from(["", "no room"]), late=st.booleans())
+    def park(self, vmodel, why, late) -> None:
         if vmodel in self.vmodels:
             _, record = self.vmodels[vmodel]
-            self._decide(vmodel, lambda now, _: changes.park_move(now, record.active, record.target, why))
+            self._decide(vmodel, lambda now, _: changes.park_move(now, record.active, record.target, why), late)
 
     @rule(model=names, auto_delete=st.booleans(), copies=st.integers(0, 2), loaded=st.integers(0, 2))
     def register(self, model, auto_delete, copies, loaded) -> None:
@@ -398,7 +410,9 @@ class Registry(RuleBasedStateMachine):
         """Writes one of the decided changes, unless the reads behind it are outdated."""
         if not self.pending:
             return
-        vmodel, revision, touched, change = self.pending.pop(data.draw(st.integers(0, len(self.pending) - 1)))
+        self._write(*self.pending.pop(data.draw(st.integers(0, len(self.pending) - 1))))
+
+    def _write(self, vmodel: str, revision: int, touched: dict[str, int], change: Change) -> None:
         if self.vmodels.get(vmodel, (0, None))[0] != revision:
             return
         if any(self.models.get(model, (0, None))[0] != known for model, known in touched.items()):

@@ -46,6 +46,7 @@ class Mesh:
         self.asked: list[tuple[str, str]] = []
         self.requests: list[agent_pb2.LoadRequest] = []
         self.idle: int | None = 1000
+        self.unpublished = False  # agents answer before their copies are in etcd
         self.maximum: int | None = None
         self.fed = 0  # snapshots
         self.tasks = [
@@ -160,7 +161,8 @@ class Mesh:
         if isinstance(fate, agent_pb2.LoadReply):
             return fate
         copy = CopyRecord("i", request.create_revision, LOADED, MIB)
-        await self.etcd.put(self.keys.copy(request.model_id, pod.name), copy.encode())
+        if not self.unpublished:
+            await self.etcd.put(self.keys.copy(request.model_id, pod.name), copy.encode())
         return agent_pb2.LoadReply(loaded=agent_pb2.LoadReply.Loaded(incarnation="i", host_bytes=MIB))
 
     async def unload(self, pod, request, *, timeout):
@@ -199,6 +201,23 @@ async def test_a_vmodel_moves_once_its_target_is_loaded(mesh):
     assert [request.idle_ms for request in mesh.requests] == [1000], "as urgent as the active model's use"
     await until(lambda: not mesh.transitions.moving(), why="the move has ended")
     assert mesh.transitions.statistics() == TransitionsStatistics(moving=0, parked=0, moved=1, failures=0)
+
+
+async def test_a_copy_that_only_its_agent_knows_of_does_not_end_a_move(mesh, monkeypatch):
+    """A vmodel moves once the copy of its target is in etcd, where other routers learn of it."""
+    await mesh.pod("p")
+    await mesh.register("a", "b")
+    await mesh.copy("a", "p")
+    mesh.unpublished = True
+    await mesh.lead()
+    loads, looks = mesh.transitions._loads, []
+    look = loads.target
+    monkeypatch.setattr(loads, "target", lambda registration: looks.append(mesh.pods_of("b")) or look(registration))
+    await mesh.alias(amid="a", tmid="b")
+    await until(lambda: looks.count({"p"}) >= 4, why="the leader has looked again since the agent's answer")
+    assert await mesh.record() == VModelRecord("a", "b")
+    await mesh.copy("b", "p")
+    await mesh.becomes(MOVED)
 
 
 async def test_the_target_gets_as_many_copies_as_the_active_model(mesh):

@@ -1,0 +1,111 @@
+"""Writes of vmodels when etcd or other writers interfere: outcomes that are unknown, conflicts, ids that come back."""
+
+import asyncio
+
+import pytest
+
+from mesh.etcd import EtcdUnavailable
+from mesh.schema import vmodels
+from mesh.statuses import MeshError, Reason
+from placement.vmodels.changes import SetVModel
+from router.management.requests import Item, MoveVModel
+from router.vmodels import store
+from tests.router.management.test_management import Desk
+from tests.router.management.test_management import desk as desk
+from tests.support.waiting import until
+
+
+async def move(desk: Desk, item: Item | None = None, **change: object):
+    """Changes the vmodel `v`."""
+    return await desk.management.handlers.vmodels.set(MoveVModel("v", SetVModel(**change), item, auto_delete=True))
+
+
+def unconfirmed(desk: Desk, monkeypatch, times: int = 1) -> list[str]:
+    """Loses the answers to the next writes. Returns the list of what happened to each."""
+    txn, happened = desk.etcd.txn, []
+
+    async def failing(compares, success, failure=(), **more):
+        result = await txn(compares, success, failure, **more)
+        if compares and len(happened) < times:
+            happened.append("done" if result.succeeded else "refused")
+            raise EtcdUnavailable("no answer", ambiguous=True)
+        return result
+
+    monkeypatch.setattr(desk.etcd, "txn", failing)
+    return happened
+
+
+async def test_a_write_without_an_answer_counts_once(desk, monkeypatch):
+    """A write that etcd has done but not confirmed is found to be done, and neither repeated nor counted twice."""
+    happened = unconfirmed(desk, monkeypatch)
+    info = await move(desk, Item("m", "onnx", "/m"), target="m", version="1")
+    assert happened == ["done"]
+    assert (info.record.active, dict(info.record.more.versions)) == ("m", {"1": "m"})
+    assert (await desk.record("m")).refs == 1
+
+
+async def test_a_rollback_without_an_answer_is_an_error_and_not_two_rollbacks(desk, monkeypatch):
+    """A rollback leads to another version each time, so one of unknown outcome is left to its caller."""
+    for version in ("1", "2", "3"):
+        await move(desk, Item(f"m{version}", "onnx", f"/{version}"), target=f"m{version}", version=version)
+    unconfirmed(desk, monkeypatch)
+    with pytest.raises(MeshError) as error:
+        await move(desk, back=True)
+    assert error.value.reason is Reason.REGISTRY_AWAY
+    kv = await desk.etcd.get(desk.keys.vmodel("v"))
+    assert vmodels.decode(kv.value).target == "m2"
+
+
+async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch):
+    """A change whose every attempt meets another write fails with UNAVAILABLE, which says that a retry may help."""
+    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    await desk.management.register("m", "onnx", "/m")
+    txn, writes = desk.etcd.txn, 0
+
+    async def disturbed(compares, success, failure=(), **more):
+        nonlocal writes
+        if compares:
+            writes += 1
+            await desk.change("m", load_ms=writes)
+        return await txn(compares, success, failure, **more)
+
+    monkeypatch.setattr(desk.etcd, "txn", disturbed)
+    with pytest.raises(MeshError, match="being changed by other callers") as error:
+        await move(desk, target="m")
+    assert (error.value.reason, writes > 1) == (Reason.UNAVAILABLE, True)
+    assert await desk.etcd.get(desk.keys.vmodel("v")) is None
+
+
+async def test_a_late_withdrawal_spares_the_next_registration_of_the_id(desk, monkeypatch):
+    """Copies of a model that has gone are unloaded a moment later, but only those of that registration: by then its
+    id may be registered again."""
+    monkeypatch.setattr(store, "FAREWELL", 0.1)
+    requests = []
+    unload = desk.agents.unload
+
+    async def noting(pod, request, *, timeout):
+        requests.append(request)
+        return await unload(pod, request, timeout=timeout)
+
+    monkeypatch.setattr(desk.agents, "unload", noting)
+    await move(desk, Item("m", "onnx", "/m"), target="m")
+    await desk.management.register("n", "onnx", "/n")
+    desk.pod("p")
+    await desk.copy("m", "p")
+    created = await desk.created("m")
+    await move(desk, target="n", force=True)
+    await until(lambda: requests, why="the copy is unloaded")
+    assert [request.create_revision for request in requests] == [created]
+
+
+async def test_requests_for_one_vmodel_at_the_same_time_leave_one_record(desk):
+    """Twenty requests that create the same vmodel at the same time on four models leave one record and one count."""
+    names = [f"m{number}" for number in range(4)]
+    for name in names:
+        await desk.management.register(name, "onnx", f"/{name}")
+    await asyncio.gather(*(move(desk, target=names[number % 4], force=True) for number in range(20)))
+    record = vmodels.decode((await desk.etcd.get(desk.keys.vmodel("v"))).value)
+    assert not record.moving
+    assert {name: (await desk.record(name)).refs for name in names} == {
+        name: int(name == record.active) for name in names
+    }
