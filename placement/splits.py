@@ -1,14 +1,14 @@
 """The split of an alias's calls over several models by weight.
 
-A call goes to a target at random, in proportion to the weights; or, if the alias names a header, by the hash of that
-header's value, so that one user always sees the same version. The hash is weighted rendezvous: each target gets a score
-from the key and its own weight, and the best one wins. So a key keeps its target while the weights stay, in every
-router. If one weight rises, keys only move to that target; if a target is removed, only its keys move.
+A call goes to a model at random, in proportion to the weights; or, if the alias names a header, by the hash of that
+header's value, so that one user always sees the same version. The hash is weighted rendezvous: each model gets a score
+from the key and its own weight, and the best one wins. So a key keeps its model while the weights stay, in every
+router. If one weight rises, keys only move to that model; if a model is removed, only its keys move.
 
-Targets that cannot serve are passed as `without`: their calls go to the others, again in proportion to the weights.
+Models that cannot serve are passed as `without`: their calls go to the others, again in proportion to the weights.
 
 Scores by Schindelhauer and Schomaker, "Weighted distributed hash tables" (SPAA 2005): weight / -ln(uniform hash).
-Measured: 0.2 µs for a choice at random, 3 µs for one by a key among two targets.
+Measured: 0.2 µs for a choice at random, 3 µs for one by a key among two models.
 """
 
 import math
@@ -19,43 +19,43 @@ from itertools import accumulate
 
 
 class Split:
-    """Targets with their weights, of which only the ratios count."""
+    """Models with their weights, of which only the ratios count."""
 
-    __slots__ = ("_bounds", "_salts", "_total", "targets", "weights")
+    __slots__ = ("_bounds", "_salts", "_total", "models", "weights")
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        """Makes a split; targets without a positive weight get no call. Raises ValueError if none has one."""
-        positive = {target: float(weight) for target, weight in weights.items() if 0 < weight < math.inf}
+        """Makes a split; models without a positive weight get no call. Raises ValueError if none has one."""
+        positive = {model: float(weight) for model, weight in weights.items() if 0 < weight < math.inf}
         if not positive:
-            raise ValueError("a split needs a target with a positive weight")
-        self.targets = tuple(positive)
+            raise ValueError("a split needs a model with a positive weight")
+        self.models = tuple(positive)
         self.weights = tuple(positive.values())
         self._bounds = tuple(accumulate(self.weights))
         self._total = self._bounds[-1]
-        self._salts = tuple(blake2b(target.encode(), digest_size=16).digest() for target in positive)
+        self._salts = tuple(blake2b(model.encode(), digest_size=16).digest() for model in positive)
 
     def at(self, point: float, without: Collection[str] = ()) -> str | None:
-        """Returns the target at `point`, a uniform random number from 0 up to, but not including, 1. None: there is no
-        target besides those in `without`."""
+        """Returns the model at `point`, a uniform random number from 0 up to, but not including, 1. None: there is no
+        model besides those in `without`."""
         if without:
-            left = {target: weight for target, weight in self._items() if target not in without}
+            left = {model: weight for model, weight in self._items() if model not in without}
             return Split(left).at(point) if left else None
         # Rounding may lift a point just below 1 to the total.
-        return self.targets[min(bisect_right(self._bounds, point * self._total), len(self.targets) - 1)]
+        return self.models[min(bisect_right(self._bounds, point * self._total), len(self.models) - 1)]
 
     def of(self, key: bytes, without: Collection[str] = ()) -> str | None:
-        """Returns the key's target. None: there is no target besides those in `without`."""
+        """Returns the key's model. None: there is no model besides those in `without`."""
         best, found = -1.0, None
-        for (target, weight), salt in zip(self._items(), self._salts, strict=True):
-            if target in without:
+        for (model, weight), salt in zip(self._items(), self._salts, strict=True):
+            if model in without:
                 continue
             score = weight / -math.log(_uniform(key, salt))
             if score > best:
-                best, found = score, target
+                best, found = score, model
         return found
 
     def _items(self) -> "zip[tuple[str, float]]":
-        return zip(self.targets, self.weights, strict=True)
+        return zip(self.models, self.weights, strict=True)
 
 
 def _uniform(key: bytes, salt: bytes) -> float:

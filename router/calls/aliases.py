@@ -33,7 +33,7 @@ _WARM = 1.0  # seconds between two requests of one worker to load a model that i
 _SAID = 60.0  # seconds between two log lines about the same model of an alias
 
 
-class Target:
+class Destination:
     """One model of an alias: the headers of calls to it, and the series that counts them."""
 
     __slots__ = ("_headers", "alias", "meter", "model", "version")
@@ -59,39 +59,39 @@ class Target:
 class Alias:
     """An alias, prepared for calls. A changed record replaces the object."""
 
-    __slots__ = ("_meter", "_targets", "active", "mirror", "name", "record", "split", "sticky", "versions")
+    __slots__ = ("_destinations", "_meter", "active", "mirror", "name", "record", "split", "sticky", "versions")
 
     def __init__(self, name: str, record: VModelRecord, meter: AliasMeter) -> None:
         self.name = name
         self.record = record
         self.versions = tuple(record.more.versions)
         self._meter = meter
-        self._targets: dict[tuple[str, str], Target] = {}  # by model and version
-        self.active = self.target(record.active)
+        self._destinations: dict[tuple[str, str], Destination] = {}  # by model and version
+        self.active = self.destination(record.active)
         weighted = any(weight > 0 for weight in record.more.weights.values())
         self.split = Split(record.more.weights) if weighted else None
         self.mirror = record.more.mirror
         self.sticky = record.more.sticky.lower().encode()
 
-    def target(self, model: str, version: str = "") -> Target:
-        """Returns one of its models as the target of calls. `version`: the one that the call asks for, if the model
-        has several."""
-        found = self._targets.get((model, version))
+    def destination(self, model: str, version: str = "") -> Destination:
+        """Returns one of its models as a destination. `version`: the one that the call asks for, if the model has
+        several."""
+        found = self._destinations.get((model, version))
         if found is None:
-            found = Target(self, model, version or self.record.more.version_of(model), self._meter)
-            self._targets[model, version] = found
+            found = Destination(self, model, version or self.record.more.version_of(model), self._meter)
+            self._destinations[model, version] = found
         return found
 
-    def of_version(self, version: str) -> Target:
+    def of_version(self, version: str) -> Destination:
         """Returns the model of a version. Raises MeshError UNKNOWN_VERSION."""
         model = self.record.more.versions.get(version)
         if model is None:
             raise unknown_version(self.name, version, self.versions)
-        return self.target(model, version)
+        return self.destination(model, version)
 
     def models(self) -> Iterable[str]:
         """Returns the models that calls were sent to."""
-        return {model for model, _ in self._targets}
+        return {model for model, _ in self._destinations}
 
 
 class Aliases:
@@ -134,7 +134,7 @@ class Aliases:
                 found = self._aliases[name] = Alias(name, record, self._meter)
         return found
 
-    def target(self, alias: Alias, call: Call, version: str) -> Target:
+    def destination(self, alias: Alias, call: Call, version: str) -> Destination:
         """Returns the model that a call by an alias goes to. Raises MeshError UNKNOWN_VERSION."""
         if version and alias.versions:
             return alias.of_version(version)
@@ -150,11 +150,11 @@ class Aliases:
             if model not in self._view.copies:
                 model = self._instead(alias, split, model)
         assert model is not None
-        return alias.target(model)
+        return alias.destination(model)
 
-    def settled(self, call: Call, asked: Asked) -> tuple[str, Target | None] | None:
-        """Returns the model for a call, and its target in an alias; None if that takes a read: see `resolve`.
-        Raises MeshError UNKNOWN_VERSION."""
+    def settled(self, call: Call, asked: Asked) -> tuple[str, Destination | None] | None:
+        """Returns the model for a call, with the destination if the name is an alias's. Returns None if only a read can
+        tell: see `resolve`. Raises MeshError UNKNOWN_VERSION."""
         name, kind, version = asked
         if not kind or self._known(name) is None:
             if kind == VMODEL or (version and not self._is_version(name, version)):
@@ -162,13 +162,13 @@ class Aliases:
             return name, None
         alias = self._aliases.get(name) or self.find(name)
         assert alias is not None
-        target = self.target(alias, call, version) if version or alias.split is not None else alias.active
-        if version and not alias.versions and not self._is_version(target.model, version):
+        destination = self.destination(alias, call, version) if version or alias.split is not None else alias.active
+        if version and not alias.versions and not self._is_version(destination.model, version):
             return None
-        return target.model, target
+        return destination.model, destination
 
-    async def resolve(self, call: Call, asked: Asked) -> tuple[str, Target | None]:
-        """Returns the model for a call, and its target in an alias, reading etcd if necessary. Raises MeshError."""
+    async def resolve(self, call: Call, asked: Asked) -> tuple[str, Destination | None]:
+        """Returns what `settled` does, after a read of etcd if necessary. Raises MeshError."""
         found = self.settled(call, asked)
         if found is not None:
             return found
@@ -179,15 +179,15 @@ class Aliases:
                 raise MeshError(Reason.UNKNOWN_MODEL, "vmodel not found", details={"vmodel": name[:200]})
             return await self.resolve(call, asked)
         alias = self.find(name) if kind else None
-        model = name if alias is None else self.target(alias, call, version).model
+        model = name if alias is None else self.destination(alias, call, version).model
         registration = await self._registry.read(model)
         if registration is not None:
             if (own := versions.own(registration.record.path)) != version:
                 raise unknown_version(name, version, (own,))
-            return model, None if alias is None else alias.target(model)
+            return model, None if alias is None else alias.destination(model)
         if kind and alias is None and self.find(name) is not None:  # the read has found an alias of that name
             return await self.resolve(call, asked)
-        return model, None if alias is None else alias.target(model)  # a call to it gives the right error
+        return model, None if alias is None else alias.destination(model)  # a call to it gives the right error
 
     async def read(self, name: str) -> None:
         """Reads the alias of that name from etcd, so that `find` returns it as it was during the read or later. Raises
@@ -206,28 +206,28 @@ class Aliases:
         model = split.at(self._uniform(), tried) if key is None else split.of(key, tried)
         return alias.active.model if model is None and alias.active.model not in tried else model
 
-    def divert(self, target: Target, error: MeshError) -> None:
+    def divert(self, destination: Destination, error: MeshError) -> None:
         """Counts a call that is sent to another model of its alias, because this one cannot serve."""
-        target.meter.diverted.inc()
-        said, now = (target.alias.name, target.model), self._now()
+        destination.meter.diverted.inc()
+        said, now = (destination.alias.name, destination.model), self._now()
         if now - self._said.get(said, -_SAID) >= _SAID:
             self._said[said] = now
             log.warning(
                 "a model of an alias cannot serve; its calls go to others",
-                alias=target.alias.name,
-                model=target.model,
+                alias=destination.alias.name,
+                model=destination.model,
                 why=error.text,
             )
 
     def _instead(self, alias: Alias, split: Split, model: str) -> str:
         """Returns the model for a call whose drawn model is not loaded: a loaded one if there is any, while the drawn
         one is being loaded."""
-        missing = [one for one in split.targets if one not in self._view.copies]
+        missing = [one for one in split.models if one not in self._view.copies]
         other = split.at(self._uniform(), missing)
         if other is None:
             return model
         self.warm(model)
-        self.divert(alias.target(model), MeshError(Reason.UNAVAILABLE, "it is not loaded"))
+        self.divert(alias.destination(model), MeshError(Reason.UNAVAILABLE, "it is not loaded"))
         return other
 
     def warm(self, model: str, pause: float = _WARM) -> None:
@@ -260,10 +260,10 @@ class Aliases:
                 self._said.pop((name, model), None)
 
 
-def added(target: Target | None, copy: Copy, method: Method) -> tuple[Header, ...]:
-    """Returns the headers of a call by name that say which names its reply must have; without a target, a model's."""
-    if target is not None:
-        return target.headers(copy, method)
+def added(destination: Destination | None, copy: Copy, method: Method) -> tuple[Header, ...]:
+    """Returns the headers of a call that say which names its reply must have. No destination: a plain model's."""
+    if destination is not None:
+        return destination.headers(copy, method)
     return listed((copy.record.version,) if copy.record.version else ()) if method.describes else ()
 
 

@@ -11,7 +11,7 @@ MAX_PAIRS = 200
 """Pairs of alias and model that have series of their own."""
 
 
-class TargetMeter:
+class PairMeter:
     """The series of one alias and one of its models."""
 
     __slots__ = ("diverted", "errors", "ms")
@@ -47,14 +47,14 @@ class AliasMeter:
         )
         self._pairs: set[tuple[str, str]] = set()
 
-    def of(self, alias: str, model: str) -> TargetMeter:
+    def of(self, alias: str, model: str) -> PairMeter:
         """Returns the series of a pair."""
         pair = (alias, model)
         if len(self._pairs) < MAX_PAIRS:
             self._pairs.add(pair)
         if pair not in self._pairs:
             pair = (OTHER, OTHER)
-        return TargetMeter(self._ms.labels(*pair), self._errors.labels(*pair), self._diverted.labels(*pair))
+        return PairMeter(self._ms.labels(*pair), self._errors.labels(*pair), self._diverted.labels(*pair))
 
     def forget(self, alias: str, model: str) -> None:
         """Drops the series of a pair that is no longer in use."""

@@ -10,7 +10,7 @@ answer.
 
 from mesh.statuses import MeshError, Reason
 from mesh.wire.call import Call
-from router.calls.aliases import Aliases, Target
+from router.calls.aliases import Aliases, Destination
 from router.calls.routes import VMODEL, Asked
 
 REASONS = frozenset(
@@ -24,22 +24,22 @@ REASONS = frozenset(
 
 
 class Diversion:
-    """The diversions of one call. `target` is the one that it is sent to now; None: it names a model."""
+    """The diversions of one call. `destination` is the one that it is sent to now; None: it names a model."""
 
-    __slots__ = ("_aliases", "_asked", "_call", "_reread", "_tried", "target")
+    __slots__ = ("_aliases", "_asked", "_call", "_reread", "_tried", "destination")
 
-    def __init__(self, aliases: Aliases, call: Call, asked: Asked, target: Target | None) -> None:
+    def __init__(self, aliases: Aliases, call: Call, asked: Asked, destination: Destination | None) -> None:
         self._aliases = aliases
         self._call = call
         self._asked = asked
         self._tried: set[str] = set()
         self._reread = False
-        self.target = target
+        self.destination = destination
 
     @property
     def model(self) -> str:
         """The model that the call is sent to now."""
-        return self._asked[0] if self.target is None else self.target.model
+        return self._asked[0] if self.destination is None else self.destination.model
 
     def others(self) -> bool:
         """Returns whether there is another model that has not been tried."""
@@ -47,30 +47,30 @@ class Diversion:
 
     def at_once(self, error: MeshError) -> bool:
         """Sends the call to another model that is known without a read. Returns whether there is one."""
-        target = self.target
-        if target is None:  # a model is not registered; the read that has shown this may have found an alias
+        destination = self.destination
+        if destination is None:  # a model is not registered; the read that has shown this may have found an alias
             alias = self._aliases.find(self._asked[0]) if error.reason is Reason.UNKNOWN_MODEL else None
             if alias is None:
                 return False
-            self.target = self._aliases.target(alias, self._call, self._asked[2])
+            self.destination = self._aliases.destination(alias, self._call, self._asked[2])
             return True
         other = self._other()
         if other is None:
             return False
-        self._aliases.divert(target, error)
-        self._tried.add(target.model)
-        self.target = other
+        self._aliases.divert(destination, error)
+        self._tried.add(destination.model)
+        self.destination = other
         return True
 
     def must_read(self, error: MeshError) -> bool:
         """Returns whether the alias must be read again, with `read`, before the call fails."""
-        return self.target is not None and error.reason is Reason.UNKNOWN_MODEL
+        return self.destination is not None and error.reason is Reason.UNKNOWN_MODEL
 
     async def read(self) -> None:
         """Sends the call to the model that the alias now names. Raises MeshError if that does not help either."""
-        assert self.target is not None
+        assert self.destination is not None
         name, kind, version = self._asked
-        gone = self.target.model
+        gone = self.destination.model
         text = f"Target model {gone[:200]} of vmodel {name[:200]} not found"
         missing = MeshError(Reason.INTERNAL, text, details={"vmodel": name[:200], "model": gone[:200]})
         if self._reread:
@@ -81,23 +81,23 @@ class Diversion:
         if alias is None:
             if kind == VMODEL:
                 raise MeshError(Reason.UNKNOWN_MODEL, "vmodel not found", details={"vmodel": name[:200]})
-            self.target = None  # if there is a model of that name, the name now means the model
+            self.destination = None  # if there is a model of that name, the name now means the model
             return
         if version and alias.versions:
-            target = alias.of_version(version)
+            destination = alias.of_version(version)
         else:
             record = alias.record
-            target = alias.target(record.active if record.active != gone else record.target)
-        if target.model == gone:
+            destination = alias.destination(record.active if record.active != gone else record.target)
+        if destination.model == gone:
             raise missing
-        self.target = target
+        self.destination = destination
 
-    def _other(self) -> Target | None:
-        target = self.target
-        if target is None or self._asked[2]:  # a version that was asked for has one model
+    def _other(self) -> Destination | None:
+        destination = self.destination
+        if destination is None or self._asked[2]:  # a version that was asked for has one model
             return None
         alias = self._aliases.find(self._asked[0])
         if alias is None or alias.split is None:
             return None
-        model = self._aliases.other(alias, self._call, {*self._tried, target.model})
-        return None if model is None else alias.target(model)
+        model = self._aliases.other(alias, self._call, {*self._tried, destination.model})
+        return None if model is None else alias.destination(model)

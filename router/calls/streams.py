@@ -17,7 +17,7 @@ from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Lost, Reply, ReplyStream, RequestStream
 from placement.retry import MAX_TRIES, Decision
 from router.calls import aliases, answers, replies, routes
-from router.calls.aliases import Target
+from router.calls.aliases import Destination
 from router.calls.attempts import Attempts
 from router.calls.diversion import REASONS, Diversion
 from router.calls.forwarder import Forwarder
@@ -62,8 +62,8 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
         ms = (time.perf_counter() - stream.began) * 1000
         forwarder.meter.call(method.label, code, ms, stream.sent, stream.received)
         (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
-        if stream.target is not None:
-            stream.target.meter.call(code, ms)
+        if stream.destination is not None:
+            stream.destination.meter.call(code, ms)
 
 
 class _StreamPlace:
@@ -107,7 +107,7 @@ class _Stream:
         self._ended = False
         self.began = time.perf_counter()
         self.cold = False  # the call has waited for a load
-        self.target: Target | None = None  # of the alias that the call names
+        self.destination: Destination | None = None  # of the alias that the call names
         self._mirrored: tuple[bytes, tuple[Header, ...]] | None = None  # frame and headers of a call with a shadow
         self.sent = 0  # bytes of messages
         self.received = -1
@@ -117,10 +117,10 @@ class _Stream:
         call, method, forwarder = self._call, self._method, self._forwarder
         first = await self._read() if method.path else None
         asked = known.asked(call, method, first)
-        _, self.target = await forwarder.aliases.resolve(call, asked)
+        _, self.destination = await forwarder.aliases.resolve(call, asked)
         passes = routes.passes
         headers = tuple(header for header in call.headers if passes[header[0]])
-        diversion = Diversion(forwarder.aliases, call, asked, self.target)
+        diversion = Diversion(forwarder.aliases, call, asked, self.destination)
         while True:
             try:
                 return await self._call_model(diversion.model, headers, first, named=asked[1] == NAME)
@@ -131,7 +131,7 @@ class _Stream:
                     if not diversion.must_read(error):
                         raise
                     await diversion.read()
-                self.target = diversion.target
+                self.destination = diversion.destination
 
     async def _call_model(self, model_id: str, headers: tuple[Header, ...], first: bytes | None, *, named: bool) -> int:
         """Carries the call to one model and returns the code it ended with. `named`: the reply has the name that the
@@ -140,9 +140,9 @@ class _Stream:
         attempts = Attempts(forwarder, model_id, safe=self._method.safe, deadline=self._call.deadline)
         copy, said = await self._place(model_id, attempts, first)
         while True:
-            sent = headers + aliases.added(self.target if named else None, copy, self._method)
-            if first is not None and self._method.unary and self.target is not None:
-                self._mirrored = (first, sent) if self.target.alias.mirror is not None else None
+            sent = headers + aliases.added(self.destination if named else None, copy, self._method)
+            if first is not None and self._method.unary and self.destination is not None:
+                self._mirrored = (first, sent) if self.destination.alias.mirror is not None else None
             try:
                 outcome = await self._try(copy, sent, said, attempts)
             finally:
@@ -290,9 +290,9 @@ class _Stream:
 
     def _mirror(self, answer: Reply) -> None:
         """Offers a unary call, whose end only came late, to the shadow of its alias."""
-        if self._mirrored is None or self.target is None:
+        if self._mirrored is None or self.destination is None:
             return
         frame, headers = self._mirrored
         encoding = self._call.encoding
         call = Mirrored(self._method, headers, frame, encoding, answer.code, answer.frame, self.began)
-        self._forwarder.mirrors.offer(self.target.alias, call)
+        self._forwarder.mirrors.offer(self.destination.alias, call)

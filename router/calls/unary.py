@@ -21,7 +21,7 @@ from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Exchange, Lost, Pool, Reply, ReplyStream
 from placement.retry import Decision
 from router.calls import aliases, answers, replies, routes
-from router.calls.aliases import Target
+from router.calls.aliases import Destination
 from router.calls.attempts import Attempts
 from router.calls.diversion import REASONS, Diversion
 from router.calls.forwarder import Forwarder
@@ -45,6 +45,7 @@ class UnaryCall:
         "_call",
         "_cold",
         "_copy",
+        "_destination",
         "_diversion",
         "_done",
         "_exchange",
@@ -56,7 +57,6 @@ class UnaryCall:
         "_patience",
         "_pool",
         "_said",
-        "_target",
         "_waits_for",
         "deadline",
     )
@@ -68,7 +68,7 @@ class UnaryCall:
         frame: bytes,
         method: Method,
         asked: Asked,
-        found: tuple[str, Target | None],
+        found: tuple[str, Destination | None],
     ) -> None:
         """Stores its parts. `found` is the model behind the name that was `asked` for, as `Aliases` returns it."""
         self._forwarder = forwarder
@@ -76,7 +76,7 @@ class UnaryCall:
         self._frame = frame
         self._method = method
         self._asked = asked
-        self._model_id, self._target = found
+        self._model_id, self._destination = found
         passes = routes.passes
         self._headers: tuple[Header, ...] = tuple([header for header in call.headers if passes[header[0]]])
         self._copy: Copy | None = None
@@ -155,7 +155,7 @@ class UnaryCall:
         except MeshError as error:
             self._refused(error)
             return
-        if self.deadline and self._target is not None and self._diversions().others():
+        if self.deadline and self._destination is not None and self._diversions().others():
             loop = self._forwarder.loop
             self._patience = loop.call_later((self.deadline - loop.time()) / 2, self._impatient)
 
@@ -174,8 +174,8 @@ class UnaryCall:
         self._pool = pool
         self._said = said
         headers = self._headers + copy.headers + said
-        if self._target is not None and self._asked[1] == NAME:
-            headers += self._target.headers(copy, self._method)
+        if self._destination is not None and self._asked[1] == NAME:
+            headers += self._destination.headers(copy, self._method)
         elif self._method.describes:
             headers += aliases.added(None, copy, self._method)
         try:
@@ -219,10 +219,10 @@ class UnaryCall:
         self._waited()
         if self._done:
             return
-        if self._asked[1] == NAME and self._target is None:  # the read for the load may have found an alias
+        if self._asked[1] == NAME and self._destination is None:  # the read for the load may have found an alias
             found = self._forwarder.aliases.settled(self._call, self._asked)
             if found is not None:
-                self._model_id, self._target = found
+                self._model_id, self._destination = found
         self._next()
 
     def on_error(self, error: MeshError) -> None:
@@ -246,7 +246,7 @@ class UnaryCall:
     def _diversions(self) -> Diversion:
         diversion = self._diversion
         if diversion is None:
-            diversion = Diversion(self._forwarder.aliases, self._call, self._asked, self._target)
+            diversion = Diversion(self._forwarder.aliases, self._call, self._asked, self._destination)
             self._diversion = diversion
         return diversion
 
@@ -269,7 +269,7 @@ class UnaryCall:
         self._fail(error)
 
     def _divert(self, diversion: Diversion) -> None:
-        self._target, self._model_id, self._attempts = diversion.target, diversion.model, None
+        self._destination, self._model_id, self._attempts = diversion.destination, diversion.model, None
         self._next()
 
     async def _reread(self, diversion: Diversion) -> None:
@@ -311,12 +311,12 @@ class UnaryCall:
         else:
             self._call.fail(reply.code, reply.text, headers, trailers)
             self._ended(reply.code, -1)
-        target = self._target
-        if target is not None and target.alias.mirror is not None:
-            named = target.headers(copy, self._method) if self._asked[1] == NAME else ()
+        destination = self._destination
+        if destination is not None and destination.alias.mirror is not None:
+            named = destination.headers(copy, self._method) if self._asked[1] == NAME else ()
             sent, encoding = self._headers + named, self._call.encoding
             self._forwarder.mirrors.offer(
-                target.alias, Mirrored(self._method, sent, self._frame, encoding, reply.code, frame, self._began)
+                destination.alias, Mirrored(self._method, sent, self._frame, encoding, reply.code, frame, self._began)
             )
 
     def on_stream(self, stream: ReplyStream) -> None:
@@ -433,5 +433,5 @@ class UnaryCall:
         meter = forwarder.meter
         meter.call(self._method.label, code, ms, len(self._frame) - framing.PREFIX, size)
         (meter.cold if self._cold else meter.hits).observe(ms)
-        if self._target is not None:
-            self._target.meter.call(code, ms)
+        if self._destination is not None:
+            self._destination.meter.call(code, ms)

@@ -133,7 +133,7 @@ async def _shadow(mesh: LocalMesh, what: str, shadow: str, input: str, array: np
 
 
 async def _canary(mesh: LocalMesh, console: Console) -> None:
-    """Counts the calls that a canary at 10 % gets through two routers, and the targets of sticky keys."""
+    """Counts the calls that a canary at 10 % gets through two routers, and the models of sticky keys."""
     array = np.ones((1, 1), np.float32)
     weights = {"fraud@7": 90, "fraud@8": 10}
     await _alias(mesh, "canary", array, "x", weights=weights)
@@ -145,7 +145,7 @@ async def _canary(mesh: LocalMesh, console: Console) -> None:
         for router in range(2)
     ]
     got: Counter[str] = Counter()
-    targets: dict[int, set[str]] = {}
+    found: dict[int, set[str]] = {}
 
     async def caller(first: int) -> None:
         for number in range(first, CANARY, 32):
@@ -155,13 +155,13 @@ async def _canary(mesh: LocalMesh, console: Console) -> None:
                 answer = await call[number // 400 % 2](
                     infer_request("sticky", x=array), metadata=[("x-user", str(user))], timeout=30
                 )
-                targets.setdefault(user, set()).add(answer.model_version)
+                found.setdefault(user, set()).add(answer.model_version)
 
     await asyncio.gather(*(caller(first) for first in range(32)))
-    moved = sum(len(versions) > 1 for versions in targets.values())
+    moved = sum(len(versions) > 1 for versions in found.values())
     table = Table(title="A canary at 10 % over two routers")
     for heading in ("what", "is", "reach"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     table.add_row(f"share of {CANARY:,} calls, %", f"{got['8'] / CANARY * 100:.2f}", "9 to 11")
-    table.add_row(f"of {len(targets)} sticky keys, changed their target", str(moved), "0")
+    table.add_row(f"of {len(found)} sticky keys, changed their model", str(moved), "0")
     console.print(table)

@@ -1,4 +1,4 @@
-"""The split of calls by weight: shares, keys that keep their target, and targets that cannot serve."""
+"""The split of calls by weight: shares, keys that keep their model, and models that cannot serve."""
 
 import random
 from collections import Counter
@@ -17,7 +17,7 @@ CANARY = {"fraud@7": 90, "fraud@8": 10}
 
 
 def test_a_canary_at_ten_percent_gets_ten_percent_of_the_points():
-    """Evenly spread points fall on the targets exactly in proportion to the weights."""
+    """Evenly spread points fall on the models exactly in proportion to the weights."""
     split = Split(CANARY)
     got = Counter(split.at((number + 0.5) / 20_000) for number in range(20_000))
     assert got == {"fraud@7": 18_000, "fraud@8": 2_000}
@@ -32,7 +32,7 @@ def test_a_canary_at_ten_percent_gets_ten_percent_of_the_random_calls_of_two_rou
 
 
 def test_a_canary_at_ten_percent_gets_ten_percent_of_the_keys():
-    """20,000 different users are spread in proportion to the weights, although each one's target is fixed."""
+    """20,000 different users are spread in proportion to the weights, although each one's model is fixed."""
     split = Split(CANARY)
     got = Counter(split.of(b"user-%d" % number) for number in range(20_000))
     assert 0.09 <= got["fraud@8"] / 20_000 <= 0.11
@@ -46,23 +46,23 @@ def test_a_split_without_a_usable_weight_is_refused(weights):
 
 
 @given(TARGETS, POINTS)
-def test_a_target_without_weight_gets_no_call(weights, point):
-    """A weight of zero keeps a target in the record, but sends it nothing."""
-    split = Split({**weights, "idle-target": 0})
-    assert split.at(point) != "idle-target"
-    assert split.of(repr(point).encode()) != "idle-target"
+def test_a_model_without_weight_gets_no_call(weights, point):
+    """A weight of zero keeps a model in the record, but sends it nothing."""
+    split = Split({**weights, "idle-model": 0})
+    assert split.at(point) != "idle-model"
+    assert split.of(repr(point).encode()) != "idle-model"
 
 
 @given(TARGETS, KEYS)
-def test_a_key_has_the_same_target_in_every_router(weights, key):
-    """The target depends on names, weights and key alone, not on the order in which a record lists the targets."""
+def test_a_key_has_the_same_model_in_every_router(weights, key):
+    """The model depends on names, weights and key alone, not on the order in which a record lists the models."""
     backwards = dict(reversed(weights.items()))
     assert Split(weights).of(key) == Split(backwards).of(key)
 
 
 @given(TARGETS, KEYS, st.data())
-def test_a_weight_that_rises_moves_keys_to_its_target_alone(weights, key, data):
-    """A key either keeps its target, or moves to the target whose weight was raised."""
+def test_a_weight_that_rises_moves_keys_to_its_model_alone(weights, key, data):
+    """A key either keeps its model, or moves to the model whose weight was raised."""
     raised = data.draw(st.sampled_from(sorted(weights)))
     more = {**weights, raised: weights[raised] + data.draw(st.integers(1, 500))}
     before, after = Split(weights).of(key), Split(more).of(key)
@@ -70,32 +70,32 @@ def test_a_weight_that_rises_moves_keys_to_its_target_alone(weights, key, data):
 
 
 @given(TARGETS, KEYS, st.data())
-def test_a_target_that_cannot_serve_moves_its_own_keys_alone(weights, key, data):
-    """Keys of the other targets stay where they are, and its keys go where they would go without that target."""
+def test_a_model_that_cannot_serve_moves_its_own_keys_alone(weights, key, data):
+    """Keys of the other models stay where they are, and its keys go where they would go without that model."""
     split = Split(weights)
     down = data.draw(st.sampled_from(sorted(weights)))
     instead = split.of(key, without={down})
     if split.of(key) != down:
         assert instead == split.of(key)
-    rest = {target: weight for target, weight in weights.items() if target != down}
+    rest = {model: weight for model, weight in weights.items() if model != down}
     assert instead == (Split(rest).of(key) if rest else None)
 
 
 @given(TARGETS, POINTS)
-def test_every_target_is_tried_once_before_a_split_gives_up(weights, point):
-    """Excluding each answer in turn yields all targets, then None."""
+def test_every_model_is_tried_once_before_a_split_gives_up(weights, point):
+    """Excluding each answer in turn yields all models, then None."""
     split, tried = Split(weights), []
-    while (target := split.at(point, tried)) is not None:
-        tried.append(target)
+    while (model := split.at(point, tried)) is not None:
+        tried.append(model)
     assert sorted(tried) == sorted(weights)
     tried = []
-    while (target := split.of(b"key", tried)) is not None:
-        tried.append(target)
+    while (model := split.of(b"key", tried)) is not None:
+        tried.append(model)
     assert sorted(tried) == sorted(weights)
 
 
-def test_calls_of_a_target_that_cannot_serve_are_spread_by_the_other_weights():
-    """With one of three targets excluded, the other two share its calls in their own proportion."""
+def test_calls_of_a_model_that_cannot_serve_are_spread_by_the_other_weights():
+    """With one of three models excluded, the other two share its calls in their own proportion."""
     split = Split({"a": 50, "b": 30, "c": 10})
     got = Counter(split.at((number + 0.5) / 4000, {"a"}) for number in range(4000))
     assert got == {"b": 3000, "c": 1000}

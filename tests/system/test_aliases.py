@@ -106,10 +106,11 @@ async def mesh(request, tmp_path_factory, etcd_server):
         yield mesh
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def two_routers(tmp_path_factory, etcd_server):
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+async def two_routers(request, tmp_path_factory, etcd_server):
     """A mesh of two routers with two models."""
-    async with LocalMesh(tmp_path_factory.mktemp("aliases"), etcd_server, pods=1, routers=2) as mesh:
+    folder = tmp_path_factory.mktemp("aliases")
+    async with LocalMesh(folder, etcd_server, pods=1, routers=2, edge=request.param) as mesh:
         for version in ("7", "8"):
             await mesh.register(f"fraud@{version}", models.constant(float(version)), load=True)
         yield mesh
@@ -207,7 +208,7 @@ async def test_a_canary_gets_its_share_over_two_routers(two_routers):
     assert 26 <= got["8"] <= 94, got
 
 
-async def test_a_sticky_key_has_one_target_in_both_routers(two_routers):
+async def test_a_sticky_key_has_one_model_in_both_routers(two_routers):
     """A user's calls go to one model, through whichever router and over gRPC or REST; all users together get both."""
     await served(
         two_routers,

@@ -332,7 +332,7 @@ async def test_calls_are_split_by_weight(core):
     assert series(core, "mesh_alias_milliseconds") == {("fraud", model): count for model, count in got.items()}
 
 
-async def test_a_sticky_key_keeps_its_target(core):
+async def test_a_sticky_key_keeps_its_model(core):
     """Each user gets the same model each time, and all users together get both."""
     core.resident("fraud@7")
     core.resident("fraud@8")
@@ -345,7 +345,7 @@ async def test_a_sticky_key_keeps_its_target(core):
     assert len(set().union(*got.values())) == 2
 
 
-async def test_a_split_target_that_is_not_loaded_costs_no_wait(core):
+async def test_a_model_of_a_split_that_is_not_loaded_costs_no_wait(core):
     """Calls drawn for it go to the loaded one while it is loaded, once for all of them; the log says so once."""
     core.resident("fraud@7", "a")
     core.world.pod("b")
@@ -369,8 +369,8 @@ async def test_a_split_target_that_is_not_loaded_costs_no_wait(core):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-async def test_a_sticky_target_that_cannot_be_loaded_costs_no_call(core, stream):
-    """The callers of a key wait for their target's load; when it fails, another model answers them."""
+async def test_a_sticky_model_that_cannot_be_loaded_costs_no_call(core, stream):
+    """The callers of a key wait for their model's load; when it fails, another model answers them."""
     core.resident("fraud@7", "a")
     core.alias("fraud", "fraud@7", weights={"fraud@8": 99}, sticky="x-user")
     core.register("fraud@8")
