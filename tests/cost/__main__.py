@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 1 if something differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.cost", description=__doc__)
     parser.add_argument("--accept", action="store_true", help="Store what is measured as the figures of this Python.")
+    parser.add_argument("--keep", action="store_true", help="Keep all figures of other Pythons: of the same sources.")
     parser.add_argument("--figures", type=Path, default=figures.PATH, help=argparse.SUPPRESS)
     parser.add_argument("--show", action="store_true", help="List instructions and bytes of each operation.")
     chosen = parser.parse_args(arguments)
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, one in now.items():
             print(f"{name:45} {one.instructions:7,} instructions {one.memory:9,} bytes held at once")
     if chosen.accept:
-        result, lost = figures.accepted(stored, VERSION, now)
+        result, lost = figures.accepted(stored, VERSION, now, keep=chosen.keep)
         figures.save(result, chosen.figures)
         print(f"stored {len(now)} figures for Python {VERSION} in {chosen.figures}")
         for one in lost:

@@ -73,12 +73,16 @@ def differences(was: Figures, now: Figures) -> list[Difference]:
     return sorted(found, key=lambda one: one.operation)
 
 
-def accepted(stored: Mapping[str, Figures], version: str, now: Figures) -> tuple[dict[str, Figures], list[str]]:
-    """Returns the figures with those of a version replaced, and what other versions lose by it, as texts."""
-    changed = {one.operation for one in differences(stored.get(version, {}), now)}
-    if version not in stored:  # without stored figures no change is known
-        changed = set()
-    result = {version: {name: _settled(stored.get(version, {}).get(name), cost) for name, cost in now.items()}}
+def accepted(
+    stored: Mapping[str, Figures], version: str, now: Figures, *, keep: bool = False
+) -> tuple[dict[str, Figures], list[str]]:
+    """Returns the figures with those of a version replaced, and what other versions lose by it, as texts; nothing with
+    `keep`."""
+    was = stored.get(version, {})
+    changed = set()  # what has no stored figure here is not known to have changed
+    if not keep:
+        changed = {one.operation for one in differences(was, now) if one.operation in was}
+    result = {version: {name: _settled(was.get(name), cost) for name, cost in now.items()}}
     lost = []
     for other, figures in stored.items():
         if other != version:

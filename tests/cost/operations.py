@@ -222,6 +222,7 @@ async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncI
     """Yields an operation that answers a call of a regression, which equals the one before it or has a new length and
     is parsed; by its id, or by an alias."""
     board, copies, watch = Board.private(8), Copies(), CallWatch()
+    watch.close()  # while instructions are counted on a busy machine, it would end calls
     runs = Runs(board, threads=1)
     board.permit(OPEN_ENDED, Mode.PROVEN)
     loader = Loader(copies, board, runs, device.CPU, timeout=60.0, concurrency=1)
@@ -246,7 +247,6 @@ async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncI
     await runs.close()
     await loader.purge()
     loader.close()
-    watch.close()
 
 
 @asynccontextmanager

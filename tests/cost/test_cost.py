@@ -114,6 +114,13 @@ def test_accepting_takes_the_figures_that_changed_from_other_versions():
     result, lost = figures.accepted(stored, "3.11", {"x": grown, "y": replace(BEFORE, memory=2001)})
     assert result == {"3.11": {"x": grown, "y": BEFORE}, "3.12": {"y": BEFORE}}
     assert lost == ["Python 3.12: x"]
+    result, lost = figures.accepted(stored, "3.11", {"x": grown, "y": BEFORE}, keep=True)
+    assert result["3.12"] == stored["3.12"]
+    assert not lost
+    lacking = {"3.11": {"y": BEFORE}, "3.12": {"x": BEFORE, "y": BEFORE}}
+    result, lost = figures.accepted(lacking, "3.11", {"x": grown, "y": BEFORE})
+    assert result["3.12"] == lacking["3.12"]
+    assert not lost
     result, lost = figures.accepted(stored, "3.13", {"x": grown})
     assert result == {**stored, "3.13": {"x": grown}}
     assert not lost
