@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Service:
     """A service that answers as its methods' names say."""
 
     def __init__(self):
+        self.port = 0  # Envoy's
         self.calls = []
         self.whole = 0  # number of calls that were handed out together with their frame
         self.cancelled = []
@@ -74,7 +76,7 @@ async def edge():
         rest_sockets=(socket,),
     )
     envoy = minder.Minder(settings, run_dir=run_dir)
-    port = await envoy.start()
+    port = service.port = await envoy.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield service, channel
     await envoy.stop(0)
@@ -97,6 +99,19 @@ async def test_unary_calls_come_and_go_as_they_are(edge):
         assert headers.keys() == {b"mm-model-id", b"key-bin", b"user-agent"}
         assert headers[b"key-bin"].rstrip(b"=") == b"AP8"
         assert 5 < service.calls[-1].deadline - asyncio.get_running_loop().time() < 22  # the client rounds up
+
+
+async def test_clients_may_send_large_frames(edge):
+    """Envoy offers HTTP/2 clients frames of the size that its settings name, so that large messages take fewer."""
+    service, _ = edge
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04\x00" + bytes(4))  # no settings of ours
+    head = await reader.readexactly(9)
+    assert head[3] == 4  # SETTINGS
+    found = await reader.readexactly(int.from_bytes(head[:3], "big"))
+    offered = dict(struct.iter_unpack(">HI", found))
+    assert offered[5] == 256 * 1024  # SETTINGS_MAX_FRAME_SIZE
+    writer.close()
 
 
 async def test_small_unary_calls_arrive_whole(edge):
