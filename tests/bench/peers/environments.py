@@ -42,6 +42,8 @@ def environment(peer: str, progress: Progress) -> Path:
         shutil.rmtree(former, ignore_errors=True)
     total = len(set(_NAME.findall(text)))
     task = progress.add_task(f"environment of {peer} (once; a minute or two)", total=total + 10)
+    if not progress.console.is_terminal:
+        progress.console.print(f"making the environment of {peer}, once: {total} packages, a minute or two")
     last: deque[str] = deque(maxlen=8)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "bin" / "python")]
     for argv in (
