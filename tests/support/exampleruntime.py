@@ -107,7 +107,8 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         await asyncio.sleep(_sizes(what)[1] / 1000)
         self.models[request.modelId] = what
         return pb.LoadModelResponse(
-            sizeInBytes=0 if self.options.model_size else _sizes(what)[0], maxConcurrency=self.options.concurrency
+            sizeInBytes=_sizes(what)[0] if self.options.sizes and not self.options.model_size else 0,
+            maxConcurrency=self.options.concurrency,
         )
 
     async def unloadModel(self, request: Any, context: Any) -> Any:
@@ -119,11 +120,16 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         return pb.UnloadModelResponse()
 
     async def modelSize(self, request: Any, context: Any) -> Any:
-        if not self.options.model_size:
+        if not self.options.model_size or not self.options.sizes:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "sizes come with loads")
         if request.modelId not in self.models:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.modelId} is not loaded")
         return pb.ModelSizeResponse(sizeInBytes=_sizes(self.models[request.modelId])[0])
+
+    async def predictModelSize(self, request: Any, context: Any) -> Any:
+        if not self.options.predict:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not predicted")
+        return pb.PredictModelSizeResponse(sizeInBytes=self.options.predict)
 
     # --- the predictor
 
@@ -252,6 +258,8 @@ def main() -> None:
     add("--concurrency", type=int, default=0)
     add("--not-found", choices=sorted(_FORMS), default="plain")
     add("--no-model-size", dest="model_size", action="store_false")
+    add("--no-sizes", dest="sizes", action="store_false", help="Say no size at all.")
+    add("--predict", type=int, default=0, help="Size that it predicts; 0: it cannot predict.")
     add("--strict-unload", action="store_true")
     add("--diary", type=Path)
     asyncio.run(serve(parser.parse_args()))

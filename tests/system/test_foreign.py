@@ -1,5 +1,6 @@
 """A model server that is not ours, behind a relay, in a whole mesh: what is started, lost, killed and frozen."""
 
+import asyncio
 import os
 import signal
 
@@ -245,3 +246,58 @@ async def test_types_decide_which_pods_hold_a_model(foreign):
             await it.ask("trees")
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert "takes only models of type onnx" in refused.value.details()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param((), exampleruntime.SIZE, id="by modelSize"),
+        pytest.param(("--no-model-size",), exampleruntime.SIZE, id="with the load"),
+        pytest.param(("--no-sizes",), exampleruntime.DEFAULT_SIZE, id="the default"),
+        pytest.param(("--no-sizes", "--predict", "70000000"), 70_000_000, id="predicted"),
+    ],
+)
+async def test_a_models_size_is_what_its_server_knows(foreign, options, expected):
+    """The books have the size that the server reports, or else predicts, or else assumes; beyond its capacity, the
+    model used least recently is unloaded."""
+    room = 2 * expected + 1000
+    async with foreign(*INJECTED, *options, "--capacity", str(room)) as it:
+        for name in ("a", "b"):
+            await it.register(name, now=True)
+            assert (await it.mesh.status(name))["copies"][0]["bytes"] == expected
+        await it.ask("a")
+        await it.register("c", now=True)
+        assert (await it.mesh.status("b"))["status"] == "NOT_LOADED"
+        assert [(await it.mesh.status(name))["status"] for name in ("a", "c")] == ["LOADED", "LOADED"]
+        assert it.noted("unload b") == 1
+
+
+async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
+    """A load beyond the server's own limit is cancelled and cleaned up at the server; other models are served
+    meanwhile."""
+    async with foreign(*INJECTED, "--load-timeout-ms", "1500") as it:
+        await it.register("good", now=True)
+        loading = asyncio.ensure_future(it.register("endless", "HANG", now=True))
+        assert dict((await it.ask("good")).results) == {"good": "hello"}
+        status = await loading
+        assert status.status == modelmesh_pb2.ModelStatusInfo.LOADING_FAILED
+        assert "loading took longer than 1.5 s" in status.errors[0]
+        assert it.noted("unload endless") > 0
+        assert it.noted("load good") == 1
+
+
+async def test_a_model_that_kills_its_server_in_a_load_is_blamed_alone(foreign):
+    """A model whose load ends the server is noted as its killer, even though the relay ends as well; the others come
+    back without a blame."""
+    async with foreign() as it:
+        await it.register("good", now=True)
+        status = await it.register("killer", "CRASH", now=True)
+        assert status.status == modelmesh_pb2.ModelStatusInfo.LOADING_FAILED
+        assert "while it loaded this model" in status.errors[0]
+
+        async def accused() -> bool:
+            return bool((await it.mesh.status("killer"))["killed"])
+
+        await until(accused, timeout=20, why="the killer is noted")
+        assert dict((await answered(it, "good")).results) == {"good": "hello"}
+        assert not (await it.mesh.status("good"))["killed"]

@@ -133,7 +133,12 @@ class ServerStart:
             raise StartError(f"the model server at {self._address} reports no capacity: set --capacity")
         load_timeout = status.load_timeout or self._settings.load_timeout
         concurrency = max(1, status.load_concurrency)
-        self._cache.adopt(capacity_bytes=capacity_bytes, load_concurrency=concurrency, load_timeout=load_timeout)
+        self._cache.adopt(
+            capacity_bytes=capacity_bytes,
+            load_concurrency=concurrency,
+            load_timeout=load_timeout,
+            default_bytes=max(1, status.default_bytes),
+        )
         log.info("model server in use", version=status.version, capacity=format_bytes(capacity_bytes))
 
     def _equip(self, used: int, total: int) -> None:

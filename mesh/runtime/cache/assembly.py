@@ -157,8 +157,9 @@ class Cache:
         self.losses = Losses(ledger, self.unloads, below.lost)
         meters.follow_loads(self.admission.queued, self.admission.sizes)
 
-    def adopt(self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float) -> None:
+    def adopt(self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float, default_bytes: int) -> None:
         """Takes over what a model server reports about itself. Call it before the first load."""
         self.ledger.resize(capacity_bytes)
         self.admission.resize(load_concurrency)
         self.server_side.load_timeout = load_timeout
+        self.server_side.default_bytes = default_bytes

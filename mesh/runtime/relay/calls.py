@@ -187,10 +187,8 @@ class RelayPort:
         """Answers a call that failed at the server, or on the way. Returns its code."""
         call, copy = carried.call, carried.copy
         code, text = int(error.code().value[0]), error.details() or ""
-        if code == Code.UNAVAILABLE and self._link.broken(epoch):
-            if not await self._link.up():
-                # This process ends now, and its connections with it: what became of the call is not known.
-                await asyncio.Event().wait()
+        if code == Code.UNAVAILABLE and await self._link.broken(epoch, text):
+            await self._link.survived()
             raise MeshError(Reason.LOST, f"the connection to the model server was lost during the call: {text}")
         lost = not carried.begun and verdicts.model_is_lost(code, text)
         if lost and self._table.lose(copy, f"{Code(code).name}: {text}"):

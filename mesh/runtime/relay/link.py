@@ -10,6 +10,7 @@ In between, one copy after the other is asked for, because a server may also los
 """
 
 import asyncio
+import re
 from typing import Protocol
 
 import grpc
@@ -28,6 +29,10 @@ LOOK = 5.0
 """Seconds between two questions to the server."""
 
 _ANSWER = 3.0  # seconds for an answer, after which it is looked at more closely
+_NOTICING, _LOOKS = 0.01, 100  # seconds between looks at whether a lost connection was noticed, and their number
+_LOCAL = re.compile("closed|removed|reset|refused|failed to connect|pipe|GOAWAY|recvmsg|transport", re.IGNORECASE)
+"""Words in the texts of gRPC's own failures."""
+
 _AT_ONCE = 16  # copies asked for at a time
 
 
@@ -74,9 +79,24 @@ class Link:
             await self._up.wait()
         return not self.ended.done()
 
-    def broken(self, epoch: int) -> bool:
-        """Returns whether the connection was lost since `epoch`."""
-        return self.epoch != epoch or self.channel.get_state() is not grpc.ChannelConnectivity.READY
+    async def survived(self) -> None:
+        """Returns once it is known that the server outlived a lost connection. If it has not, this never returns: the
+        process ends, and the use board keeps the work that was under way, which shows what may have killed the
+        server."""
+        if not await self.up():
+            await asyncio.Event().wait()
+
+    async def broken(self, epoch: int, text: str) -> bool:
+        """Returns whether a call failed with UNAVAILABLE because its connection was lost, since `epoch`, and not by its
+        server's answer. `text` is the failure's: it may arrive before the channel's change of state."""
+        ready = grpc.ChannelConnectivity.READY
+        for _ in range(_LOOKS):
+            if self.epoch != epoch:
+                return True
+            if self.channel.get_state() is ready and not _LOCAL.search(text):
+                return False
+            await asyncio.sleep(_NOTICING)  # until `run` has noticed as well
+        return False
 
     async def connected(self) -> None:
         """Waits for the first connection."""

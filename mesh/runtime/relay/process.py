@@ -5,8 +5,10 @@ its child: it has been started by others, or is a child of the agent, so that it
 """
 
 import asyncio
+import logging
 import os
 import signal
+import sys
 import time
 
 from mesh.identity import Identity, IdentityError
@@ -90,7 +92,10 @@ async def serve(settings: RelaySettings) -> int:
     if link.ended.done():
         journal.discard()
         await asyncio.sleep(_LAST_WORDS)
-        return link.ended.result()
+        # At once: tasks that are cancelled would take their work from the use board, which shows it to the agent.
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(link.ended.result())
 
     async def close() -> None:
         log.info("relay is shutting down", calls=port.in_flight)

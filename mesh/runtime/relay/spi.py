@@ -115,8 +115,9 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         try:
             response: pb.LoadModelResponse = await self._link.stub.loadModel(request, timeout=timeout or None)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE and self._link.broken(epoch):
-                await self._link.up()  # if the server has gone, this process ends, which the agent understands
+            lost = error.code() is grpc.StatusCode.UNAVAILABLE
+            if lost and await self._link.broken(epoch, error.details() or ""):
+                await self._link.survived()
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
             # The predecessor's contract: a load that was cancelled is followed by an unload.

@@ -33,6 +33,7 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+_PREDICT_TIMEOUT = 0.5  # seconds, as in the predecessor
 _SIZE_TIMEOUT = 30.0  # seconds, the predecessor's value
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -107,6 +108,12 @@ class Spi:
             version=reply.runtimeVersion,
             told=told,
         )
+
+    async def predict(self, model_id: str, model_type: str, path: str, key: str) -> int:
+        """Returns the bytes that the server expects a model to take; 0: it cannot tell. Raises SpiError."""
+        request = pb.PredictModelSizeRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
+        reply, _ = await self._call(self._stub.predictModelSize, request, timeout=_PREDICT_TIMEOUT)
+        return int(reply.sizeInBytes)
 
     async def load(
         self,

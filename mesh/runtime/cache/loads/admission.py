@@ -29,7 +29,7 @@ from mesh.telemetry import logs
 from placement.failures import FailureKind
 from placement.footprint import NOTHING, Footprint
 from placement.queue import Forecast, QueueStatistics, forecast
-from placement.sizes import Sizes, SizesStatistics
+from placement.sizes import Prediction, Sizes, SizesStatistics, Source
 from puller.puller import Pulled
 
 log = logs.get(__name__)
@@ -201,6 +201,8 @@ class Admission:
             device=ledger.has_device,
             limit_bytes=largest,
         )
+        if not want.footprint.total_bytes and (said := await self._server.predicted(want, pulled)):
+            prediction = Prediction(Footprint(min(said, largest)), Source.TYPE, "its server predicts it", pulled.bytes)
         return await self._rooms.reserve(ticket.entry, prediction, place=ticket.place, spares=ticket.spares)
 
     async def _wait_for_space(self, entry: CacheEntry) -> bool:

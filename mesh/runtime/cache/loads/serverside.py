@@ -15,6 +15,7 @@ from mesh.runtime.servers.spi import Size, SpiError
 from mesh.schema import copytoken
 from mesh.statuses import Code, Reason
 from placement.failures import FailureKind
+from placement.footprint import Footprint
 from puller.puller import Pulled
 
 _WAIT = 5.0  # seconds to wait for a server that died after the load had begun; another pod may be quicker
@@ -46,12 +47,29 @@ class ServerSide:
         self._meters = meters
         self._incarnation = incarnation
         self.load_timeout = load_timeout
+        self.default_bytes = 0
+        """The size that a foreign server assumes for models of which it knows nothing; 0: the server measures all."""
+        self._mute = 0  # life of the server that cannot predict sizes
         self.mean_ms = 0.0  # mean time of the last loads
 
     @property
     def why_down(self) -> str:
         """The reason why the server is down, if it is."""
         return self._server.why_down
+
+    async def predicted(self, want: Want, pulled: Pulled) -> int:
+        """Returns the bytes that a foreign server expects a model to take; 0: it does not say, or is ours."""
+        if not self.default_bytes or self._mute == self._server.lives:
+            return 0
+        spi = await self._server.ready(0.0)
+        if spi is None:
+            return 0
+        try:
+            return await spi.predict(want.model_id, want.type, str(pulled.path), pulled.key)
+        except SpiError as error:
+            if error.code is Code.UNIMPLEMENTED:
+                self._mute = self._server.lives
+            return 0
 
     async def load(self, want: Want, entry: CacheEntry, pulled: Pulled) -> Size | Refused | Failed:
         """Loads a model whose room is on the books. Returns its measured size, or else the one on the books."""
@@ -92,7 +110,10 @@ class ServerSide:
         self.mean_ms += (took_ms - self.mean_ms) / (8 if self.mean_ms else 1)
         self._optimising.loaded(want.model_id, pulled, took_ms)
         # The server does not measure, so the prediction stays.
-        return size if size.footprint.total_bytes else Size(entry.footprint)
+        if size.footprint.total_bytes:
+            return size
+        least = await self.predicted(want, pulled) or self.default_bytes
+        return Size(Footprint(max(least, entry.footprint.total_bytes))) if least else Size(entry.footprint)
 
     async def _not_loaded(self, entry: CacheEntry, error: SpiError, life: int) -> Refused | Failed:
         if error.lost:
