@@ -91,6 +91,8 @@ bench: $(DEV)  ## measures calls/s, CPU per call and latency beside other server
 
 performance: $(DEV)  ## writes docs/performance.md and its pictures from the results of the last make bench
 	@$(RUN) tests.bench.page $(ARGS)
+
+format: $(DEV)  ## formats the sources
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
