@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mesh.cli import moves, options, output
-from mesh.cli.client import PAGE, Client
+from mesh.cli import aliasview, moves, options, output
+from mesh.cli.client import Client
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.moves import Patience
 from mesh.cli.serving import LOAD_SECONDS
@@ -122,7 +122,7 @@ def ls(
     """
 
     async def command(client: Client) -> None:
-        found = await listed(client, prefix)
+        found = [alias async for alias in aliasview.listed(client, prefix)]
         if as_json:
             output.print_json({"aliases": found})
             return
@@ -134,26 +134,15 @@ def ls(
             mirror = alias.get("mirror") or {}
             cells = (
                 str(alias.get("id", "")),
-                moves.calls(alias),
+                aliasview.calls(alias),
                 str(alias.get("target", "")) if alias.get("status") != VModelStatus.DEFINED else "",
                 f"{mirror['share']:g} % {mirror['target']}" if mirror else "",
-                moves.why(alias),
+                aliasview.why(alias),
             )
             table.add_row(*map(output.plain, cells))
         output.console().print(table)
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
-
-
-async def listed(client: Client, prefix: str = "") -> list[dict[str, Any]]:
-    """Returns all aliases whose name begins with `prefix`."""
-    found: list[dict[str, Any]] = []
-    after = ""
-    while True:
-        page = await client.get("/mesh/v1/aliases", prefix=prefix, after=after, limit=PAGE)
-        found += page["aliases"]
-        if not (after := page.get("next") or ""):
-            return found
 
 
 def show(context: typer.Context, name: Alias, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
@@ -163,8 +152,8 @@ def show(context: typer.Context, name: Alias, endpoint: options.Endpoint = "", a
     """
 
     async def command(client: Client) -> None:
-        answer = await client.get(moves.alias_path(name))
-        moves.show(answer, as_json=as_json)
+        answer = await client.get(aliasview.alias_path(name))
+        aliasview.show(answer, as_json=as_json)
         if answer.get("status") == VModelStatus.TRANSITION_FAILED:
             text = f"{answer.get('target')} cannot be loaded; calls still go to {answer.get('active')}"
             raise CommandError(text, code=Exit.LOAD_FAILED, reason=Reason.LOAD_FAILED.name, answered=True)
@@ -185,7 +174,7 @@ def remove(
     """
 
     async def command(client: Client) -> None:
-        answer = await client.request("DELETE", moves.alias_path(name))
+        answer = await client.request("DELETE", aliasview.alias_path(name))
         if as_json:
             output.print_json(answer)
         elif answer.get("existed"):

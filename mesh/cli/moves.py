@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
-from mesh.cli import output, serving
+from mesh.cli import aliasview, output, serving
 from mesh.cli.client import Client, model_path
 from mesh.cli.exits import CommandError, Exit, MeshRefusal
 from mesh.schema.modelstatus import ModelStatus, VModelStatus
@@ -28,21 +27,6 @@ class Patience:
     wait: bool
     timeout: float  # seconds
     as_json: bool = False
-
-
-def alias_path(alias: str, rest: str = "") -> str:
-    """Returns the path of an alias's resource; names are percent-encoded, slashes included."""
-    return f"/mesh/v1/aliases/{quote(alias, safe='')}{rest}"
-
-
-async def find(client: Client, alias: str) -> dict[str, Any] | None:
-    """Returns an alias; None if there is none."""
-    try:
-        return await client.get(alias_path(alias))
-    except MeshRefusal as error:
-        if error.reason == Reason.UNKNOWN_MODEL.name:
-            return None
-        raise
 
 
 async def carry_out(
@@ -62,7 +46,7 @@ async def carry_out(
     over.
     """
     end = time.monotonic() + patience.timeout
-    answer = await client.request(method, alias_path(alias, rest), body=body)
+    answer = await client.request(method, aliasview.alias_path(alias, rest), body=body)
     target = str(answer.get("target", ""))
     going_on = f"moving {alias} to {target}"
     if patience.wait:
@@ -75,7 +59,7 @@ async def carry_out(
             text = f"only this command ends; the mesh goes on {going_on}: `mesh alias show {alias}` shows how far"
             output.remarks().print(output.plain(text), soft_wrap=True)
             raise
-    show(answer, as_json=patience.as_json)
+    aliasview.show(answer, as_json=patience.as_json)
     if (error := _failure(alias, target, answer, patience, load=load)) is not None:
         raise error
 
@@ -86,7 +70,7 @@ async def _followed(client: Client, alias: str, target: str, answer: dict[str, A
         while _moves(answer, target) and time.monotonic() < end:
             say(*await _stage(client, alias, answer))
             await asyncio.sleep(_LOOK)
-            answer = await client.get(alias_path(alias))
+            answer = await client.get(aliasview.alias_path(alias))
     return answer
 
 
@@ -102,7 +86,7 @@ async def _loaded(client: Client, alias: str, answer: dict[str, Any], end: float
         say(stage, stage)
         left = max(1.0, end - time.monotonic())
         await client.request("POST", model_path(active, "/load"), body={"sync": True}, timeout=left)
-    return await client.get(alias_path(alias))
+    return await client.get(aliasview.alias_path(alias))
 
 
 async def _stage(client: Client, alias: str, answer: Mapping[str, Any]) -> tuple[str, str]:
@@ -151,10 +135,8 @@ def _failure(
         text = f"{alias} now moves to {answer.get('target')}: another request has changed it"
         return CommandError(text, reason=Reason.CONFLICT.name, answered=True)
     if status == VModelStatus.TRANSITION_FAILED:
-        text = (
-            f"calls of {alias} still go to {active}, because {target} could not be loaded: {why(answer)}. The mesh "
-            f"tries again; `mesh alias set {alias} {active}` gives the move up"
-        )
+        text = f"calls of {alias} still go to {active}, because {target} could not be loaded: {aliasview.why(answer)}. "
+        text += f"The mesh tries again; `mesh alias set {alias} {active}` gives the move up"
         return CommandError(text, code=Exit.LOAD_FAILED, reason=Reason.LOAD_FAILED.name, answered=True)
     if not patience.wait:
         return None
@@ -166,65 +148,6 @@ def _failure(
         return CommandError(text, code=Exit.TRY_AGAIN, reason=Reason.NOT_IN_TIME.name, answered=True)
     model: Mapping[str, Any] = next((one for one in answer.get("models") or () if one.get("id") == active), {})
     if load and model.get("status") != ModelStatus.LOADED:
-        text = f"{alias} is set, but {active} is not loaded: {why(answer) or model.get('status')}"
+        text = f"{alias} is set, but {active} is not loaded: {aliasview.why(answer) or model.get('status')}"
         return CommandError(text, code=Exit.LOAD_FAILED, reason=Reason.LOAD_FAILED.name, answered=True)
     return None
-
-
-def why(answer: Mapping[str, Any]) -> str:
-    """Returns why the target of an alias could not be loaded; "" if nothing is known."""
-    errors = [str(text) for model in answer.get("models") or () for text in model.get("errors") or ()]
-    return str(answer.get("why") or next(iter(errors), ""))
-
-
-# --- what an alias looks like ---
-
-
-def show(answer: Mapping[str, Any], *, as_json: bool) -> None:
-    """Prints an alias: where its calls go, its versions, and how its move goes on."""
-    if as_json:
-        output.print_json(answer)
-        return
-    made = output.table("", "")
-    made.show_header = False
-    mirror = answer.get("mirror")
-    rows = {
-        "alias": f"[bold]{output.plain(str(answer.get('id', '')))}[/]",
-        "owner": output.plain(str(answer.get("owner") or "")),
-        "status": output.status(str(answer.get("status", "UNKNOWN"))),
-        "calls": output.plain(calls(answer)),
-        "moves to": output.plain(_named(answer, "target")) if answer.get("active") != answer.get("target") else "",
-        "why not yet": f"[red]{output.plain(why(answer))}[/]" if why(answer) else "",
-        "mirror": output.plain(f"{mirror.get('share'):g} % also to {mirror.get('target')}") if mirror else "",
-        "versions": output.plain(", ".join(map(str, answer.get("versions") or {}))),
-    }
-    for name, value in rows.items():
-        if value:
-            made.add_row(f"[dim]{name}[/]", value)
-    output.console().print(made)
-    models = answer.get("models") or []
-    if models:
-        listed = output.table("MODEL", "STATUS", ">COPIES")
-        for model in models:
-            listed.add_row(
-                output.plain(str(model.get("id", ""))),
-                output.status(str(model.get("status", ""))),
-                str(model.get("copies", "")),
-            )
-        output.console().print()
-        output.console().print(listed)
-
-
-def calls(answer: Mapping[str, Any]) -> str:
-    """Returns where the calls of an alias go: `fraud@8 (version 8)`; `90 % fraud@7, 10 % fraud@8, by x-user`."""
-    weights = {str(model): int(weight) for model, weight in (answer.get("weights") or {}).items()}
-    total = sum(weights.values())
-    if not total:
-        return _named(answer, "active")
-    parts = ", ".join(f"{100 * weight / total:.4g} % {model}" for model, weight in weights.items() if weight)
-    return parts + (f", by {answer['sticky']}" if answer.get("sticky") else "")
-
-
-def _named(answer: Mapping[str, Any], role: str) -> str:
-    version = answer.get("version" if role == "active" else "target_version")
-    return f"{answer.get(role, '')}" + (f" (version {version})" if version else "")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mesh.cli import options, output, versions
+from mesh.cli import aliasview, options, output, versions
 from mesh.cli.client import PAGE, Client, model_path
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.moves import Patience
@@ -104,7 +104,8 @@ def ls(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists registered models by id, with the pods that hold them, or the reason why they cannot be loaded.
+    """Lists registered models by id, with the pods that hold them, or the reason why they cannot be loaded, and the
+    aliases that name them.
 
     Examples: `mesh ls fraud/`, `mesh ls --all --json | jq -r '.models[].id'`
     """
@@ -118,7 +119,7 @@ def ls(
             output.print_json(page)
             return
         if page["models"]:
-            _print(page["models"])
+            _print(page["models"], await _aliases_of(client))
         else:
             output.remarks().print("no models" + (f" whose ids begin with {output.plain(prefix)}" if prefix else ""))
         if page.get("next"):
@@ -137,29 +138,47 @@ async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -
         sys.stdout.write(("]" if separator.startswith(",") else '{"models": []') + ', "next": null}\n')
         return
     rows: list[dict[str, Any]] = []
+    aliases = await _aliases_of(client)
     async for model in client.models(prefix, after):
         rows.append(model)
         if len(rows) == PAGE:
-            _print(rows)
+            _print(rows, aliases)
             rows.clear()
     if rows:
-        _print(rows)
+        _print(rows, aliases)
 
 
-def _print(models: list[dict[str, Any]]) -> None:
+async def _aliases_of(client: Client) -> dict[str, list[str]]:
+    """Returns for each model the aliases that name it; nothing if there are more than a page of aliases."""
+    found: dict[str, list[str]] = {}
+    page = await client.get("/mesh/v1/aliases", limit=PAGE)
+    if page.get("next"):
+        output.remarks().print(f"[dim]there are more than {PAGE} aliases, which are not shown: see mesh alias ls[/]")
+        return found
+    for alias in page["aliases"]:
+        for model in aliasview.roles(alias):
+            found.setdefault(model, []).append(str(alias.get("id", "")))
+    return found
+
+
+def _print(models: list[dict[str, Any]], aliases: dict[str, list[str]]) -> None:
     """Prints plain aligned lines: rich's tables take over a minute for a hundred thousand rows."""
-    rows = [("MODEL", "TYPE", "PODS", "PATH", "WHY" if any(map(_trouble, models)) else "")]
+    named = any(str(model["id"]) in aliases for model in models)
+    header = ["MODEL", "TYPE", "PODS", *(["ALIASES"] if named else []), "PATH"]
+    rows = [[*header, "WHY" if any(map(_trouble, models)) else ""]]
     for model in models:
         trouble = _trouble(model)
         pods = ",".join(str(pod) for pod in model.get("pods", ())) or trouble.partition(":")[0] or "-"
         why = one_line(trouble)
         why = why if len(why) <= _WHY else why[: _WHY - 1] + "…"
-        rows.append((str(model["id"]), str(model.get("type", "")), pods, str(model.get("path", "")), why))
+        row = [str(model["id"]), str(model.get("type", "")), pods]
+        row += [",".join(aliases.get(str(model["id"]), ["-"]))] if named else []
+        rows.append([*row, str(model.get("path", "")), why])
     shown = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in shown) for column in range(4)]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(header))]
     for row in shown:
         aligned = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        sys.stdout.write("  ".join([*aligned, row[4]]).rstrip() + "\n")
+        sys.stdout.write("  ".join([*aligned, row[-1]]).rstrip() + "\n")
 
 
 def _trouble(model: dict[str, Any]) -> str:

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mesh.cli import options, output
+from mesh.cli import aliasview, options, output
 from mesh.cli.client import Client, model_path
-from mesh.cli.exits import CommandError, Exit
-from mesh.schema.modelstatus import ModelStatus
+from mesh.cli.exits import CommandError, Exit, MeshRefusal
+from mesh.schema.modelstatus import ModelStatus, VModelStatus
+from mesh.statuses import Reason
 
 _LOOK = 0.3  # seconds between two requests for the state of a reload
 
@@ -29,12 +30,17 @@ def add(app: typer.Typer) -> None:
 def status(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Shows a model: its registration, its copies, and why it cannot be loaded.
+    """Shows a model: its registration, its copies, and why it cannot be loaded. For an alias it shows where its calls
+    go, its versions, and why a move does not go on.
 
     The exit code is 5 if loading failed. Example: `mesh status fraud/de`
     """
 
     async def command(client: Client) -> None:
+        if (alias := await aliasview.find(client, model)) is not None:
+            aliasview.show(alias, as_json=as_json)
+            _end_with_alias(alias)
+            return
         answer = await client.get(model_path(model))
         show_status(answer, as_json=as_json)
         _end_with(answer)
@@ -125,30 +131,59 @@ def release(
 def explain(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Explains where a model is or would be loaded, and why.
+    """Explains where a model is or would be loaded, and why. For an alias it explains where its calls go, and the
+    models that it names.
 
     Example: `mesh explain fraud/de`
     """
 
     async def command(client: Client) -> None:
+        if (alias := await aliasview.find(client, model)) is not None:
+            await _explain_alias(client, alias, as_json=as_json)
+            return
         answer = await client.get(model_path(model, "/explain"))
         if as_json:
             output.print_json(answer)
-            return
-        screen = output.console()
-        for line in answer.get("lines", ()):
-            screen.print(output.plain(str(line)), soft_wrap=True)
-        ranking = answer.get("ranking") or []
-        if ranking:
-            made = output.table(">", "POD", "WHY")
-            for place, entry in enumerate(ranking, 1):
-                made.add_row(
-                    str(place), output.plain(str(entry.get("pod", ""))), output.plain(str(entry.get("why", "")))
-                )
-            screen.print()
-            screen.print(made)
+        else:
+            _show_explanation(answer)
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+async def _explain_alias(client: Client, alias: dict[str, Any], *, as_json: bool) -> None:
+    """Explains an alias, and then each model that it names for calls, as a target or as a shadow."""
+    explained: list[dict[str, Any]] = []
+    lines = aliasview.sentences(alias)
+    for name, roles in aliasview.roles(alias).items():
+        if all(role.startswith("version ") for role in roles):
+            continue  # kept for going back
+        try:
+            explained.append(await client.get(model_path(name, "/explain")))
+        except MeshRefusal as error:
+            if error.reason != Reason.UNKNOWN_MODEL.name:
+                raise
+            lines.append(f"It names {name} ({', '.join(roles)}), which is not registered.")
+    if as_json:
+        output.print_json({"alias": alias, "lines": lines, "models": explained})
+        return
+    for line in lines:
+        output.console().print(output.plain(line), soft_wrap=True)
+    for answer in explained:
+        output.console().print(f"\n[bold]{output.plain(str(answer.get('id', '')))}[/]", soft_wrap=True)
+        _show_explanation(answer)
+
+
+def _show_explanation(answer: dict[str, Any]) -> None:
+    screen = output.console()
+    for line in answer.get("lines", ()):
+        screen.print(output.plain(str(line)), soft_wrap=True)
+    ranking = answer.get("ranking") or []
+    if ranking:
+        made = output.table(">", "POD", "WHY")
+        for place, entry in enumerate(ranking, 1):
+            made.add_row(str(place), output.plain(str(entry.get("pod", ""))), output.plain(str(entry.get("why", ""))))
+        screen.print()
+        screen.print(made)
 
 
 def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
@@ -244,6 +279,18 @@ def pulling(pull: dict[str, Any] | None) -> str:
     if pull.get("of"):
         text += f" of {output.size(pull['of'])}"
     return text + (f", {output.size(pull['rate'])}/s" if pull.get("rate") else "")
+
+
+def _end_with_alias(alias: dict[str, Any]) -> None:
+    """Raises CommandError if the target of an alias, or the model that gets its calls, cannot be loaded."""
+    failed = alias.get("status") == VModelStatus.TRANSITION_FAILED
+    model = alias.get("target") if failed else alias.get("active")
+    broken = any(
+        one.get("id") == model and one.get("status") == ModelStatus.LOADING_FAILED for one in alias.get("models") or ()
+    )
+    if failed or broken:
+        text = f"{model} cannot be loaded" + (f"; calls still go to {alias.get('active')}" if failed else "")
+        raise CommandError(text, code=Exit.LOAD_FAILED, reason=Reason.LOAD_FAILED.name, answered=True)
 
 
 def _end_with(answer: dict[str, Any]) -> None:

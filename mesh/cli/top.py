@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -58,6 +58,7 @@ class Frame:
     resident: int
     pods: tuple[Mapping[str, Any], ...]
     hottest: tuple[tuple[str, float], ...]
+    aliases: tuple[tuple[str, str, float, float], ...] = ()  # alias, model, calls and errors a second; most calls first
 
     @property
     def hit_rate(self) -> float | None:
@@ -80,7 +81,7 @@ def top(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Shows calls, hits, latencies, pods and the hottest models, live. Press q or Ctrl-C to quit.
+    """Shows calls, hits, latencies, pods, and the hottest models and aliases, live. Press q or Ctrl-C to quit.
 
     Examples: `mesh top`, `mesh top --once --json`
     """
@@ -171,7 +172,22 @@ def compare(before: Sample, after: Sample) -> Frame:
         resident=number(dict(after.stats), "resident"),
         pods=after.pods,
         hottest=tuple(hottest),
+        aliases=_aliases(before.stats, after.stats, rate),
     )
+
+
+def _aliases(
+    before: Mapping[str, Any], after: Mapping[str, Any], rate: Callable[[float, float], float]
+) -> tuple[tuple[str, str, float, float], ...]:
+    """Returns the rates of the aliases that were called, for each of their models."""
+    old = {(one["alias"], one["model"]): one for one in before.get("aliases") or ()}
+    rates = []
+    for one in after.get("aliases") or ():
+        earlier = old.get((one["alias"], one["model"]), {})
+        calls, errors = (rate(earlier.get(name, 0), one[name]) for name in ("calls", "errors"))
+        if calls:
+            rates.append((str(one["alias"]), str(one["model"]), calls, errors))
+    return tuple(sorted(rates, key=lambda one: (-one[2], one[:2]))[:HOTTEST])
 
 
 def _outcomes(stats: Mapping[str, Any]) -> tuple[int, int]:
@@ -211,6 +227,11 @@ def draw(frame: Frame, endpoint: str, *, hint: str = "") -> RenderableType:
         for model, rate in frame.hottest:
             models.add_row(output.plain(model), f"{rate:,.1f}")
         parts += ["", models]
+    if frame.aliases:
+        named = output.table("ALIAS", "MODEL", ">CALLS/S", ">ERRORS/S")
+        for alias, model, calls, failed in frame.aliases:
+            named.add_row(output.plain(alias), output.plain(model), f"{calls:,.1f}", f"{failed:,.1f}" if failed else "")
+        parts += ["", named]
     return Group(*parts)
 
 
@@ -225,6 +246,10 @@ def _as_json(frame: Frame) -> dict[str, Any]:
         "resident": frame.resident,
         "pods": list(frame.pods),
         "hottest": [{"id": model, "calls_per_second": round(rate, 3)} for model, rate in frame.hottest],
+        "aliases": [
+            {"alias": alias, "model": model, "calls_per_second": round(calls, 3), "errors_per_second": round(failed, 3)}
+            for alias, model, calls, failed in frame.aliases
+        ],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mesh.cli import moves, options, output
+from mesh.cli import aliasview, moves, options, output
 from mesh.cli.client import Client, model_path
 from mesh.cli.exits import CommandError, Exit, MeshRefusal
 from mesh.cli.moves import Patience
@@ -33,7 +33,7 @@ async def register(
     client: Client, name: str, version: str, model: Mapping[str, Any], keep: int | None, patience: Patience
 ) -> None:
     """Registers a version of a model, and moves the alias to it once it is loaded. Raises CommandError."""
-    if await moves.find(client, name) is None:
+    if await aliasview.find(client, name) is None:
         await _adopt(client, name, version)
     body = {"version": version, "model": model} | ({} if keep is None else {"keep": keep})
     await moves.carry_out(client, name, body, patience, load=True)
@@ -53,7 +53,7 @@ async def _adopt(client: Client, name: str, version: str) -> None:
         text = f"model {name} is registered already and answers as version {first}: give the new one another version"
         raise CommandError(text, reason=Reason.CONFLICT.name)
     body = {"target": name, "version": first, "expected_target": name}
-    await client.request("PUT", moves.alias_path(name), body=body)
+    await client.request("PUT", aliasview.alias_path(name), body=body)
 
 
 def rollback(
@@ -92,7 +92,7 @@ def versions(
     """
 
     async def command(client: Client) -> None:
-        alias = await moves.find(client, name)
+        alias = await aliasview.find(client, name)
         if alias is None:
             alias = await _only(client, name)
         found: dict[str, str] = alias.get("versions") or {}
@@ -105,7 +105,7 @@ def versions(
             output.print_json({"id": name, "keep": alias.get("keep"), "versions": listed})
             return
         if not listed:
-            text = f"{name} has no versions; its calls go to {moves.calls(alias)}"
+            text = f"{name} has no versions; its calls go to {aliasview.calls(alias)}"
             output.remarks().print(output.plain(text), soft_wrap=True)
             return
         table = output.table("VERSION", "MODEL", "STATUS", "CALLS")

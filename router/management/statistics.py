@@ -6,7 +6,7 @@ from mesh.telemetry import metrics
 
 
 def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
-    """Returns calls, hits, cold starts and their latencies, from a snapshot of the workers' metrics."""
+    """Returns calls, hits, cold starts, latencies, and calls by alias, from a snapshot of the workers' metrics."""
     found = {metric["name"]: metric for metric in snapshot["metrics"]}
 
     def count(name: str) -> int:
@@ -24,6 +24,11 @@ def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
     for (method, code), value in found.get("modelmesh_api_request_milliseconds", {}).get("series", ()):
         calls.setdefault(method, {})[code] = sum(value[0])
     hit, cold = latency("mesh_hit_milliseconds"), latency("mesh_cold_milliseconds")
+    errors = dict(map(_pair, found.get("mesh_alias_errors", {}).get("series", ())))
+    aliases = [
+        {"alias": alias, "model": model, "calls": sum(value[0]), "errors": int(errors.get((alias, model), 0))}
+        for (alias, model), value in found.get("mesh_alias_milliseconds", {}).get("series", ())
+    ]
     return {
         "calls": calls,
         "hits": hit["count"],
@@ -31,4 +36,10 @@ def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
         "loads": count("mesh_loads"),
         "load_failures": count("mesh_load_failures"),
         "latency_ms": {"hit": hit, "cold": cold},
+        "aliases": aliases,
     }
+
+
+def _pair(series: Any) -> tuple[tuple[str, str], float]:
+    (alias, model), value = series
+    return (alias, model), value

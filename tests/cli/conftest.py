@@ -44,6 +44,10 @@ class FakeMesh:
             return await self._import(request, text)
         if path == "/mesh/v1/models:unregister":
             return await self._remove(request, text)
+        if path == "/mesh/v1/aliases":
+            return web.json_response({"aliases": [], "next": None})
+        if path.startswith("/mesh/v1/aliases/"):
+            return failure(404, "UNKNOWN_MODEL", "there is no such alias")
         if path.startswith("/mesh/v1/models/"):
             encoded, _, action = path.removeprefix("/mesh/v1/models/").partition("/")
             return self._model(request.method, unquote(encoded), action, body)

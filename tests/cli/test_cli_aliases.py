@@ -10,6 +10,7 @@ import sys
 import pytest
 from aiohttp import web
 
+from mesh.cli import top
 from mesh.process import tethered
 from tests.cli.conftest import failure
 from tests.support.waiting import until
@@ -254,3 +255,66 @@ def test_an_alias_is_shown_and_deleted(mesh, run):
     mesh.answer(FRAUD, {"id": "fraud", "existed": False})
     assert run("alias", "rm", "fraud").exit_code == 3
     assert run("alias", "rm", "fraud", "--missing-ok").exit_code == 0
+
+
+def test_status_and_explain_know_aliases(mesh, run):
+    """`mesh status` and `mesh explain` of an alias show where its calls go and why a move does not go on, and explain
+    its models, also one that is missing."""
+    stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file", mirror={"target": "x", "share": 5.0})
+    mesh.answer(FRAUD, stuck)
+    mesh.answer(
+        "/mesh/v1/models/fraud%407/explain", {"id": "fraud@7", "lines": ["It is loaded in pod-1."], "ranking": []}
+    )
+    mesh.answer("/mesh/v1/models/fraud%408/explain", make=lambda: failure(404, "UNKNOWN_MODEL", "model not found"))
+    mesh.answer("/mesh/v1/models/x/explain", {"id": "x", "lines": [], "ranking": [{"pod": "pod-2", "why": "free"}]})
+    status = run("status", "fraud")
+    assert status.exit_code == 5
+    assert "5 % also to x" in status.stdout
+    assert "fraud@8 cannot be loaded; calls still go to fraud@7" in status.stderr
+    explained = run("explain", "fraud")
+    assert explained.exit_code == 0, explained.stderr
+    assert explained.stdout.splitlines()[:8] == [
+        "fraud is an alias: its calls go to fraud@7 (version 7).",
+        "It has not moved to fraud@8 (version 8), because that could not be loaded: no such file.",
+        "The mesh tries again; `mesh alias set fraud fraud@7` gives the move up.",
+        "A copy of 5 % of its calls goes to x, as a shadow.",
+        "It has the versions 7, 8, and keeps 2 before the present one.",
+        "It names fraud@8 (target, version 8), which is not registered.",
+        "",
+        "fraud@7",
+    ]
+    document = json.loads(run("explain", "fraud", "--json").stdout)
+    assert [model["id"] for model in document["models"]] == ["fraud@7", "x"]
+    mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
+    assert "moves to" in run("status", "fraud").stdout
+    moving = "It moves to fraud@8 (version 8) once as many copies of that are loaded as of fraud@7."
+    assert moving in run("explain", "fraud").stdout
+
+
+def test_ls_names_the_aliases_of_models(mesh, run):
+    """`mesh ls` has a column of aliases if they name any of the listed models, and says if there are too many."""
+    registered(mesh, "a", "fraud@7")
+    assert "ALIASES" not in run("ls").stdout
+    mesh.answer("/mesh/v1/aliases", {"aliases": [alias(), alias(id="other")], "next": None})
+    rows = [line.split()[:4] for line in run("ls").stdout.splitlines()]
+    assert rows == [
+        ["MODEL", "TYPE", "PODS", "ALIASES"],
+        ["a", "onnx", "-", "-"],
+        ["fraud@7", "onnx", "-", "fraud,other"],
+    ]
+    assert "fraud,other" in run("ls", "--all").stdout
+    mesh.answer("/mesh/v1/aliases", {"aliases": [alias()], "next": "fraud"})
+    many = run("ls")
+    assert "ALIASES" not in many.stdout
+    assert "more than 1000 aliases" in many.stderr
+
+
+def test_top_shows_aliases_by_model():
+    """`mesh top` shows the calls and errors of aliases by model, those with most calls first."""
+    pairs = [{"alias": "f", "model": model, "calls": 10, "errors": 0} for model in ("a", "b", "idle")]
+    later = [
+        {**one, "calls": calls, "errors": errors}
+        for one, calls, errors in zip(pairs, (20, 50, 10), (5, 0, 0), strict=True)
+    ]
+    frame = top.compare(top.Sample(0.0, {"aliases": pairs}, ()), top.Sample(2.0, {"aliases": later}, ()))
+    assert frame.aliases == (("f", "b", 20.0, 0.0), ("f", "a", 5.0, 2.5))

@@ -96,6 +96,26 @@ def test_many_models_in_trouble_are_counted(doctor, fine: FakeMesh) -> None:
     assert "and 395 more" in text
 
 
+def alias(name: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "status": "DEFINED", "active": "good", "target": "good", **more}
+
+
+def test_aliases_that_are_stuck_or_name_nothing(doctor, fine: FakeMesh) -> None:
+    """A move that does not go on is reported with its reason, and a model that an alias names without being registered
+    with its role."""
+    fine.answer("/mesh/v1/aliases", {"aliases": [alias("fraud", versions={"1": "good"})], "next": None})
+    visit = looked(doctor, fine)
+    assert visit.bad == []
+    assert "1 aliases, 0 moving" in visit.said("ok", "mesh", "moves")
+    stuck = alias("fraud", target="gone", status="TRANSITION_FAILED", why="no such file")
+    split = alias("other", weights={"good": 90, "away": 10})
+    fine.answer("/mesh/v1/aliases", {"aliases": [stuck, split], "next": None})
+    visit = looked(doctor, fine)
+    assert "1 alias has not moved" in visit.said("warn", "mesh", "moves")
+    assert "fraud to gone: no such file" in visit.said("warn", "mesh", "moves")
+    assert "other (calls) names away; fraud (target) names gone" in visit.said("fail", "mesh", "aliases")
+
+
 def test_a_type_without_pods(doctor, fine: FakeMesh) -> None:
     """A type without pods is a finding only if models of it are registered."""
     register(fine, "large", type="big")

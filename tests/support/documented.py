@@ -29,6 +29,7 @@ class By:
 
 
 LOCAL = "tests/system/test_documented.py"
+CHANGING = "tests/system/test_changing_models.py"
 SIZING = "tests/cli/test_docs_sizing.py"
 INSTALL = "tests/cluster/test_install.py"
 THREE = "tests/cluster/test_three_etcd.py"
@@ -42,6 +43,12 @@ RUN_BY = {
     ("admin.md", "Back up and restore"): By(LOCAL),
     ("admin.md", "Snapshots of etcd"): By(LOCAL),
     ("admin.md", "Contexts"): By(LOCAL),
+    ("changing-models.md", "A new version"): By(CHANGING),
+    ("changing-models.md", "Back"): By(CHANGING),
+    ("changing-models.md", "A tenth of the calls first"): By(CHANGING),
+    ("changing-models.md", "A shadow"): By(CHANGING),
+    ("changing-models.md", "A move that does not go on"): By(CHANGING, but="to a file that is no model"),
+    ("changing-models.md", "The end"): By(CHANGING),
     ("gpu.md", "Two memories"): By(LOCAL, but="the pods that it shows have no GPU; tests/gpu has one"),
     ("gpu.md", "Which models go there"): By(LOCAL),
     ("admin.md", "A prefix in an etcd that others use"): By(LOCAL),

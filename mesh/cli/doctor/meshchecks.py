@@ -47,7 +47,7 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
             *found,
             AREA.fail("registry", text, "check etcd: loaded models are served, but loads and registrations fail"),
         ]
-    found += [*_registered(facts.registered), *_settings(facts)]
+    found += [*_registered(facts.registered), *_aliases(facts), *_settings(facts)]
     found += _storage(facts.registered, stored) if stored is not None else ()
     return found
 
@@ -143,6 +143,30 @@ def _registered(registered: Registered) -> Iterator[Finding]:
             yield AREA.warn(check, f"{count} {'model is' if count == 1 else 'models are'} {what}: {shown}", todo)
         elif registered.whole:
             yield AREA.ok(check, f"no model is {what}")
+
+
+def _aliases(facts: MeshFacts) -> Iterator[Finding]:
+    aliases, registered = facts.aliases, facts.registered
+    if aliases is None or registered is None or not aliases.count:
+        return
+    if aliases.stuck:
+        count = len(aliases.stuck)
+        lines = [f"{move.alias} to {move.target}: {move.why or 'no reason is recorded'}" for move in aliases.stuck]
+        shown = "; ".join(lines[:SHOWN]) + (f"; and {count - SHOWN} more" if count > SHOWN else "")
+        text = f"{count} {'alias has' if count == 1 else 'aliases have'} not moved to a target that cannot be loaded"
+        yield AREA.warn("moves", f"{text}: {shown}", "register a version that loads, or `mesh rollback ALIAS`")
+    else:
+        yield AREA.ok("moves", f"no alias is stuck ({aliases.count} aliases, {aliases.moving} moving)")
+    if not registered.whole:
+        return
+    if aliases.named:
+        count = len(aliases.named)
+        lines = [f"{alias} names {model}" for model, alias in sorted(aliases.named.items())]
+        shown = "; ".join(lines[:SHOWN]) + (f"; and {count - SHOWN} more" if count > SHOWN else "")
+        text = f"aliases name {count} {'model that is' if count == 1 else 'models that are'} not registered: {shown}"
+        yield AREA.fail("aliases", text, "register them, or move the aliases (`mesh alias set`)")
+    else:
+        yield AREA.ok("aliases", "every model that an alias names is registered")
 
 
 def _settings(facts: MeshFacts) -> Iterator[Finding]:

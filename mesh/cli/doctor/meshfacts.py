@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mesh.cli import aliasview
 from mesh.cli.client import Client
 from mesh.cli.doctor import handshake
 from mesh.cli.doctor.handshake import Handshake, Identity
 from mesh.cli.exits import CommandError
 from mesh.cli.trust import Trust
+from mesh.schema.modelstatus import VModelStatus
 
 MOST = 200
 """Number of failing models kept: a person reads a few, and a thousand have the same reason."""
@@ -61,6 +63,35 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
+class StuckMove:
+    """An alias that has not moved to its target."""
+
+    alias: str
+    target: str
+    why: str
+
+
+@dataclass(slots=True)
+class Aliases:
+    """The aliases, as far as they were read."""
+
+    count: int = 0
+    moving: int = 0
+    stuck: list[StuckMove] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)  # models that are not registered: an alias and role of each
+
+    def add(self, alias: Mapping[str, Any]) -> None:
+        """Counts an alias from the mesh's list."""
+        self.count += 1
+        name = str(alias.get("id", ""))
+        self.moving += alias.get("status") == VModelStatus.TRANSITIONING
+        if alias.get("status") == VModelStatus.TRANSITION_FAILED:
+            self.stuck.append(StuckMove(name, str(alias.get("target", "")), aliasview.why(alias)))
+        for model, roles in aliasview.roles(alias).items():
+            self.named.setdefault(model, f"{name} ({', '.join(roles)})")
+
+
+@dataclass(frozen=True, slots=True)
 class MeshFacts:
     """Facts about a mesh. None: they could not be read."""
 
@@ -71,6 +102,7 @@ class MeshFacts:
     pods: tuple[Mapping[str, Any], ...] | None = None
     settings: Mapping[str, str] | None = None
     registered: Registered | None = None
+    aliases: Aliases | None = None
     registry_error: str = ""
 
 
@@ -86,24 +118,34 @@ async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float)
             stats = await client.get("/mesh/v1/stats")
             pods = tuple((await client.get("/mesh/v1/pods")).get("pods") or ())
             facts = MeshFacts(endpoint, answer, stats=stats, pods=pods)
-            registered = Registered()
+            registered, aliases = Registered(), Aliases()
             try:
                 settings = (await client.get("/mesh/v1/settings")).get("settings") or {}
-                await _read(client, registered, reading)
+                await _read(client, registered, aliases, reading)
             except CommandError as error:
                 return MeshFacts(endpoint, answer, stats=stats, pods=pods, registry_error=error.text)
     except CommandError as error:
         return MeshFacts(endpoint, answer, error=error.text)
     return MeshFacts(
-        facts.endpoint, facts.answer, stats=facts.stats, pods=facts.pods, settings=settings, registered=registered
+        facts.endpoint,
+        facts.answer,
+        stats=facts.stats,
+        pods=facts.pods,
+        settings=settings,
+        registered=registered,
+        aliases=aliases,
     )
 
 
-async def _read(client: Client, registered: Registered, seconds: float) -> None:
+async def _read(client: Client, registered: Registered, aliases: Aliases, seconds: float) -> None:
+    """Reads aliases first, then models, so that a model registered meanwhile is not taken for missing."""
     try:
         async with asyncio.timeout(seconds):
+            async for alias in aliasview.listed(client):
+                aliases.add(alias)
             async for model in client.models():
                 registered.add(model)
+                aliases.named.pop(str(model.get("id", "")), None)
     except TimeoutError:
         registered.whole = False
 
