@@ -107,9 +107,9 @@ environment-gpu: $(GPU)
 environment: $(DEV)  ## creates only the environment, for an editor
 
 # The larger lock first: the smaller one takes its versions from it, so `make test` after `make up` replaces nothing.
-LOCK = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+RESOLVE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links
-COMPILE = $(LOCK) pyproject.toml requirements/build.in
+COMPILE = $(RESOLVE) pyproject.toml requirements/build.in
 PEERS = mlserver kserve ray
 
 lock: $(VENV)/.made  ## updates the lock files, keeping versions that still fit (ARGS=--upgrade: the newest)
@@ -120,7 +120,7 @@ lock: $(VENV)/.made  ## updates the lock files, keeping versions that still fit 
 	$(COMPILE) --extra gpu --extra cuda --extra local --extra demo --extra dev --constraints requirements/dev.txt \
 		--output-file requirements/gpu.txt $(ARGS)
 	$(COMPILE) --extra gpu --extra cuda --extra edge --constraints requirements/dev.txt --output-file requirements/image-gpu.txt $(ARGS)
-	for peer in $(PEERS); do $(LOCK) requirements/peer-$$peer.in --output-file requirements/peer-$$peer.txt $(ARGS) || exit 1; done
+	for peer in $(PEERS); do $(RESOLVE) requirements/peer-$$peer.in --output-file requirements/peer-$$peer.txt $(ARGS) || exit 1; done
 
 clean:  ## removes everything made here, including the environment and the local mesh's data
 	@test ! -e /run/mesh-cluster/owner || $(PYTHON) -m deploy.cluster down
