@@ -6,6 +6,7 @@ stopped, since models that are already registered stay unchanged. A bad line is 
 hold up the others.
 """
 
+import functools
 import json
 import sys
 import time
@@ -26,7 +27,7 @@ from mesh.cli.exits import CommandError, Exit, MeshRefusal
 IMPORT_PATH = "/mesh/v1/models:import"
 CHUNK_LINES = 2000
 CHUNK_BYTES = 2**20
-IN_FLIGHT = 4
+IN_FLIGHT = 2  # a worker takes no more at a time
 CHUNK_SECONDS = 120.0
 
 
@@ -143,7 +144,7 @@ async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, rep
 
     async def sender() -> None:
         for chunk in source:  # one shared iterator: each sender takes the next chunk when its own is sent
-            await _send(client, chunk, totals, report)
+            await parallel.admitted(functools.partial(_send, client, chunk, totals, report))
             progress()
 
     await parallel.run(sender, IN_FLIGHT, CommandError)

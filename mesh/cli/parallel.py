@@ -1,8 +1,17 @@
 """The same work by several tasks at once, such as batches that they take from one iterator."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+from mesh.cli.exits import MeshRefusal
+from mesh.statuses import Reason
+
+BUSY_SECONDS = 60.0
+"""Longest wait for a worker that has as many batches under way as it takes, also from other commands."""
+
+_PAUSE = 0.3  # seconds between two attempts
 
 
 async def run(work: Callable[[], Coroutine[Any, Any, None]], count: int, *errors: type[Exception]) -> None:
@@ -18,3 +27,17 @@ async def run(work: Callable[[], Coroutine[Any, Any, None]], count: int, *errors
         failure = several.exceptions[0]
     if failure is not None:  # raised here, because before 3.11.4 an error raised above comes in a group of its own
         raise failure
+
+
+async def admitted(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Sends a batch, again if the worker that got it has too many under way, for at most `BUSY_SECONDS`. Raises
+    MeshRefusal."""
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            await send()
+            return
+        except MeshRefusal as error:
+            if error.reason != Reason.OVERLOADED.name or time.monotonic() > end:
+                raise
+        await asyncio.sleep(_PAUSE)

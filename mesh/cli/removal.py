@@ -4,6 +4,7 @@ Many models are unregistered in chunks of a few thousand, as `import` registers 
 same command continues.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from mesh.cli.exits import CommandError, Exit, MeshRefusal
 
 REMOVAL_PATH = "/mesh/v1/models:unregister"
 CHUNK = 2000
-IN_FLIGHT = 4
+IN_FLIGHT = 2  # a worker takes no more at a time
 CHUNK_SECONDS = 120.0
 
 SHOWN = 20
@@ -119,7 +120,7 @@ async def _many(client: Client, ids: list[str]) -> Totals:
 
     async def sender() -> None:
         for chunk in chunks:  # one shared iterator: each sender takes the next chunk when its own is done
-            await _send(client, chunk, totals)
+            await parallel.admitted(functools.partial(_send, client, chunk, totals))
 
     try:
         await parallel.run(sender, IN_FLIGHT, CommandError)

@@ -133,6 +133,29 @@ def test_unregister_takes_ids_or_what_they_have_alike(mesh, run, arguments):
     assert mesh.requests == []
 
 
+@pytest.mark.parametrize("command", ["import", "unregister"])
+def test_batches_wait_for_a_busy_worker(mesh, run, monkeypatch, command):
+    """`mesh import` and `mesh unregister --prefix` send a batch again if a worker has too many under way, and end with
+    its refusal if that lasts."""
+    monkeypatch.setattr("mesh.cli.parallel._PAUSE", 0.0)
+    register(mesh, "a")
+    path, outcome = ("/mesh/v1/models:" + command), {"import": "created", "unregister": "unregistered"}[command]
+    arguments = {"import": ["-"], "unregister": ["--prefix", "a", "--yes"]}[command]
+    answers = ["busy", "busy", json.dumps({"finished": True, outcome: 1})]
+
+    def busy():
+        return failure(429, "OVERLOADED", "2 imports are under way in this worker", retry_after=5)
+
+    mesh.answer(path, make=lambda: busy() if (said := answers.pop(0)) == "busy" else web.Response(text=said))
+    result = run(command, *arguments, stdin='{"id": "a", "type": "t"}')
+    assert result.exit_code == 0, result.stderr
+    assert f"1 {outcome}" in result.stdout or f"{outcome} 1 of 1" in result.stdout
+    assert answers == []
+    monkeypatch.setattr("mesh.cli.parallel.BUSY_SECONDS", -1.0)
+    mesh.answer(path, make=busy)
+    assert run(command, *arguments, stdin='{"id": "a", "type": "t"}').exit_code == 6
+
+
 def test_a_removal_that_breaks_off_says_how_to_go_on(mesh, run):
     """A removal that breaks off ends with the mesh's error, and the same command continues it."""
     register(mesh, "a")
