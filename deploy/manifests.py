@@ -1,8 +1,8 @@
 """`make manifests`: the kustomize base and its components, rendered from the Helm chart.
 
-The chart is the one source. The base is the chart rendered with its default values. A component is the difference that
+The chart is the only source. The base is the chart rendered with its default values. A component is the difference that
 a file in `deploy/values/` makes: added objects, removed objects, and JSON patches for changed ones; an overlay is the
-base with one component. So several components can be combined over the base, and tests compare the outcome with the
+base with one component. So several components can be combined over the base, and tests compare the result with the
 chart rendered from the same files.
 
 Rendering needs Helm, which most contributors do not have. Freshness is therefore checked by checksums (`--check`): one
@@ -26,15 +26,15 @@ VALUES = ROOT / "values"
 KUSTOMIZE = ROOT / "kustomize"
 SUMS = "sums.txt"
 COMPONENTS = ("trial", "gpu", "external-etcd", "tls")
-"""Their order of application: a component changes what those before it have added."""
+"""The components, in their order of application: each may change what earlier ones have added."""
 
-KUBERNETES = "1.35.0"  # rendered for this version; nothing in the templates depends on it
-NAMESPACE = "mesh"  # appears only in the subject of the RoleBinding
+KUBERNETES = "1.35.0"  # the Kubernetes version to render for; no template depends on it
+NAMESPACE = "mesh"  # only appears in the subject of the RoleBinding
 HEADER = "# Made from deploy/chart by `make manifests`: change the chart, not this file.\n"
 
 Document = dict[str, Any]
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if there is libyaml
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
 
 
 class Failed(Exception):
@@ -71,15 +71,15 @@ def render(*files: Path, sets: Sequence[str] = (), namespace: str = NAMESPACE) -
 
 
 def documents(rendered: dict[str, list[Document]]) -> list[Document]:
-    """Returns all of them in one list."""
+    """Returns the objects of all templates in one list."""
     return [document for several in rendered.values() for document in several]
 
 
 def neutral(value: Any) -> Any:
-    """Returns the same without the marks of Helm's own objects, and without the namespace.
+    """Returns the objects without Helm's own labels, and without the namespace.
 
-    Kustomize puts the namespace into the subject of the RoleBinding too. If none is set there, the API server refuses a
-    subject without one: better than a binding to an account of another namespace.
+    Kustomize also sets the namespace in the subject of the RoleBinding. If none is set, the API server refuses a
+    subject without one, which is better than a binding to an account of another namespace.
     """
     if isinstance(value, list):
         return [neutral(one) for one in value]
@@ -101,8 +101,8 @@ def key(document: Document) -> tuple[str, str]:
 def difference(old: Any, new: Any, path: str = "") -> list[Document]:
     """Returns JSON patch operations (RFC 6902) that make new from old; lists of named items are compared by name.
 
-    Operations on such lists keep the positions of the old items and append new ones, so patches made against one base
-    can be applied one after the other.
+    Operations on such lists keep the positions of old items and append new ones, so that patches against one base can
+    be applied one after the other.
     """
     if old == new:
         return []
@@ -164,7 +164,7 @@ def _is_pool(document: Document) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style, multi-line texts as such, no anchors."""
+    """A YAML dumper with block style, literal multi-line texts, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -232,7 +232,7 @@ def sums(of: Iterable[tuple[str, bytes]]) -> str:
 
 
 def check() -> str | None:
-    """Returns None if the manifests are those of the chart, else what is wrong, and the way out."""
+    """Returns None if the manifests match the chart, otherwise what is wrong and the way out."""
     try:
         lines = (KUSTOMIZE / SUMS).read_text().splitlines()
         known = dict(line.split(" ", 1)[::-1] for line in lines if line and not line.startswith("#"))
@@ -246,7 +246,7 @@ def check() -> str | None:
 
 
 def write() -> None:
-    """Makes deploy/kustomize again."""
+    """Writes deploy/kustomize again."""
     files = manifests()
     shutil.rmtree(KUSTOMIZE, ignore_errors=True)
     for path, text in files.items():
@@ -257,7 +257,7 @@ def write() -> None:
 
 
 def main() -> int:
-    """Runs the command line: nothing, or --check."""
+    """Runs the command line: no argument, or --check."""
     if sys.argv[1:] == ["--check"]:
         why = check()
         if why:

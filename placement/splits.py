@@ -59,5 +59,5 @@ class Split:
 
 
 def _uniform(key: bytes, salt: bytes) -> float:
-    """Returns a hash between 0 and 1, neither of which it reaches."""
+    """Returns a hash strictly between 0 and 1."""
     return (int.from_bytes(blake2b(key, digest_size=6, key=salt).digest()) + 0.5) / 2.0**48

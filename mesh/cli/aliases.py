@@ -1,4 +1,4 @@
-"""`mesh alias`: names that point at models, are moved to others, and divide their calls among several."""
+"""`mesh alias`: names that point at models, and that can be moved to other models or divide calls among several."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from mesh.schema.modelstatus import VModelStatus
 from mesh.statuses import Reason
 
 NONE = "none"
-"""The value that removes a header or a mirror."""
+"""The value that removes a header or a shadow."""
 
 
 def add(app: typer.Typer) -> None:
@@ -35,7 +35,12 @@ def set_alias(
         typer.Argument(metavar="[TARGET[=WEIGHT]]...", help="Model to point at, or several with their weights."),
     ] = None,
     version: Annotated[
-        str, typer.Option("--version", metavar="VERSION", help="Version that the target is, or version to move to.")
+        str,
+        typer.Option(
+            "--version",
+            metavar="VERSION",
+            help=("Name of the target as a version; without a target, the version to move to."),
+        ),
     ] = "",
     keep: Annotated[
         int | None, typer.Option("--keep", metavar="N", min=0, help="Number of earlier versions to keep.")
@@ -43,7 +48,7 @@ def set_alias(
     sticky: Annotated[
         str | None,
         typer.Option(
-            "--sticky", metavar="HEADER|none", help="Header whose value determines the model; none: chosen at random."
+            "--sticky", metavar="HEADER|none", help="Header whose value determines the model; none: choose at random."
         ),
     ] = None,
     mirror: Annotated[
@@ -51,7 +56,7 @@ def set_alias(
         typer.Option(
             "--mirror",
             metavar="TARGET[=PERCENT]|none",
-            help="Model that gets a share of the calls too, without answering their callers; all of them by default.",
+            help="Model that also gets a share of the calls, in percent, without answering callers. Default: 100.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Switch at once, even if the target is not loaded.")] = False,
@@ -62,9 +67,9 @@ def set_alias(
 ) -> None:
     """Creates an alias, moves it to another model, or divides its calls among several.
 
-    Calls go to a new target once it is loaded, in as many copies as the present model has; none fails meanwhile. With
-    several targets, each call goes to one of them, by weight. A target that cannot serve costs no call: another one
-    answers. To end a split, name one target.
+    Calls go to a new target once it is loaded, in as many copies as the present model has, and none fails meanwhile.
+    With several targets, each call goes to one of them, by weight. If a target cannot serve, another one answers. To
+    end a split, name one target.
 
     Examples: `mesh alias set fraud fraud-2026-11`, `mesh alias set fraud fraud@7=90 fraud@8=10 --sticky x-user`,
     `mesh alias set fraud --mirror fraud@9=5`
@@ -116,7 +121,7 @@ def ls(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists aliases by name, with the models that get their calls, and moves that do not go on.
+    """Lists aliases by name, with the models that get their calls, and the reasons of moves that are stuck.
 
     Example: `mesh alias ls fraud`
     """
@@ -146,7 +151,7 @@ def ls(
 
 
 def show(context: typer.Context, name: Alias, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Shows an alias: where its calls go, its versions, and how its move goes on.
+    """Shows an alias: where its calls go, its versions, and the progress of its move.
 
     The exit code is 5 if its target cannot be loaded. Example: `mesh alias show fraud`
     """
@@ -164,7 +169,7 @@ def show(context: typer.Context, name: Alias, endpoint: options.Endpoint = "", a
 def remove(
     context: typer.Context,
     name: Alias,
-    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Succeed if there is no such alias.")] = False,
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Succeed even if the alias does not exist.")] = False,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:

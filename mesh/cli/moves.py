@@ -1,7 +1,7 @@
-"""Moves of aliases as a command carries them out: the request, the wait for the move's end, and the answer.
+"""Moves of aliases from a command's point of view: the request, the wait for the move's end, and the answer.
 
-The mesh moves an alias by itself, so a command that ends early, by Ctrl-C or its time limit, changes nothing about
-that. Commands that create or move aliases share this module; `aliases` and `versions` add them.
+The mesh moves an alias by itself, so a command that ends early, by Ctrl-C or its time limit, does not stop the move.
+The commands that create or move aliases (`aliases`, `versions`) share this module.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _LOOK = 0.3  # seconds between two requests for the state of a move
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """The time for which a command waits for the end of a move, and the form of its answer."""
+    """The time for which a command waits for the end of a move, and the form in which it shows the answer."""
 
     wait: bool
     timeout: float  # seconds
@@ -56,7 +56,10 @@ async def carry_out(
                 going_on = f"loading {answer.get('active')}"
                 answer = await _loaded(client, alias, answer, end)
         except asyncio.CancelledError:
-            text = f"only this command ends; the mesh goes on {going_on}: `mesh alias show {alias}` shows how far"
+            text = (
+                f"only this command ends, and the mesh continues {going_on}: `mesh alias show {alias}` shows the "
+                "progress"
+            )
             output.remarks().print(output.plain(text), soft_wrap=True)
             raise
     aliasview.show(answer, as_json=patience.as_json)
@@ -65,7 +68,7 @@ async def carry_out(
 
 
 async def _followed(client: Client, alias: str, target: str, answer: dict[str, Any], end: float) -> dict[str, Any]:
-    """Returns the alias once it has moved, could not, has another target, or the time is over."""
+    """Returns the alias once its move is complete or has failed, it has another target, or the time is over."""
     with _progress() as say:
         while _moves(answer, target) and time.monotonic() < end:
             say(*await _stage(client, alias, answer))
@@ -79,9 +82,9 @@ def _moves(answer: Mapping[str, Any], target: str) -> bool:
 
 
 async def _loaded(client: Client, alias: str, answer: dict[str, Any], end: float) -> dict[str, Any]:
-    """Has the model loaded that serves calls; returns the alias afterwards."""
+    """Loads the model that serves calls, and returns the alias afterwards."""
     active = str(answer.get("active", ""))
-    with _progress() as say, contextlib.suppress(MeshRefusal):  # the alias's models have the error
+    with _progress() as say, contextlib.suppress(MeshRefusal):  # the status of the alias's models has the error
         stage = f"{alias}: loading {active}"
         say(stage, stage)
         left = max(1.0, end - time.monotonic())
@@ -90,12 +93,12 @@ async def _loaded(client: Client, alias: str, answer: dict[str, Any], end: float
 
 
 async def _stage(client: Client, alias: str, answer: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns what a move waits for, in short and with the progress of its loads."""
+    """Returns what a move waits for, as a short text and as one with the progress of its loads."""
     active, target = answer.get("active"), answer.get("target")
     short = f"{alias}: calls go to {active} until {target} is loaded"
     try:
         copies = (await client.get(model_path(str(target)))).get("copies") or []
-    except MeshRefusal:  # it is shown again a moment later
+    except MeshRefusal:  # the state is shown again a moment later
         copies = []
     loads = [
         f"{copy.get('pod')}: {copy.get('status')}"
@@ -108,8 +111,8 @@ async def _stage(client: Client, alias: str, answer: Mapping[str, Any]) -> tuple
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, str], None]]:
-    """Yields a function that shows a stage of a move, given in short and with its progress: live on a terminal, else
-    as one line for each new stage."""
+    """Yields a function that shows a stage of a move, given as a short text and as one with progress: live on a
+    terminal, otherwise as a line for each new stage."""
     screen = output.remarks()
     said = ""
 
@@ -129,7 +132,8 @@ def _progress() -> Iterator[Callable[[str, str], None]]:
 def _failure(
     alias: str, target: str, answer: Mapping[str, Any], patience: Patience, *, load: bool
 ) -> CommandError | None:
-    """Returns the error with which the command ends; None if all is as it was asked for, or nobody waited for it."""
+    """Returns the error with which the command ends; None if the request was fulfilled, or the command does not
+    wait."""
     status, active = answer.get("status"), answer.get("active")
     if answer.get("target") != target:
         text = f"{alias} now moves to {answer.get('target')}: another request has changed it"
@@ -142,8 +146,8 @@ def _failure(
         return None
     if status == VModelStatus.TRANSITIONING:
         text = (
-            f"{alias} has not moved to {target} within {patience.timeout:g} s; the mesh goes on moving it, and "
-            f"`mesh alias show {alias}` shows how far"
+            f"{alias} has not moved to {target} within {patience.timeout:g} s; the mesh continues the move, and "
+            f"`mesh alias show {alias}` shows the progress"
         )
         return CommandError(text, code=Exit.TRY_AGAIN, reason=Reason.NOT_IN_TIME.name, answered=True)
     model: Mapping[str, Any] = next((one for one in answer.get("models") or () if one.get("id") == active), {})

@@ -40,8 +40,8 @@ async def register(
 
 
 async def _adopt(client: Client, name: str, version: str) -> None:
-    """Makes a model that is registered under the alias's name its first version: calls go there until the new one is
-    loaded."""
+    """Makes a model that is registered under the alias's name the first version, which gets the calls until the new one
+    is loaded."""
     try:
         registered = await client.get(model_path(name))
     except MeshRefusal as error:
@@ -50,7 +50,7 @@ async def _adopt(client: Client, name: str, version: str) -> None:
         raise
     first = plain.own(str(registered.get("path") or ""))
     if first == version:
-        text = f"model {name} is registered already and answers as version {first}: give the new one another version"
+        text = f"model {name} is already registered and answers as version {first}: give the new one another version"
         raise CommandError(text, reason=Reason.CONFLICT.name)
     body = {"target": name, "version": first, "expected_target": name}
     await client.request("PUT", aliasview.alias_path(name), body=body)
@@ -60,7 +60,7 @@ def rollback(
     context: typer.Context,
     name: Alias,
     version: Annotated[
-        str, typer.Option("--version", metavar="VERSION", help="Version to go back to. Default: the one before.")
+        str, typer.Option("--version", metavar="VERSION", help="Version to go back to. Default: the previous one.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Switch at once, even if that version is not loaded.")] = False,
     wait: Wait = True,
@@ -68,9 +68,9 @@ def rollback(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Moves an alias back to the version before. Calls go there once it is loaded, and none fails meanwhile.
+    """Moves an alias back to the previous version. Calls go there once it is loaded, and none fails meanwhile.
 
-    A move that is under way is given up: its calls have never left the version before.
+    A move in progress is given up; its calls have not left the previous version yet.
 
     Examples: `mesh rollback fraud`, `mesh rollback fraud --version 6`
     """
@@ -86,7 +86,7 @@ def rollback(
 def versions(
     context: typer.Context, name: Alias, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Lists the versions of a model, the latest last, and which of them serves calls.
+    """Lists the versions of a model, the latest last, and shows which of them serves calls.
 
     Example: `mesh versions fraud`
     """
@@ -118,13 +118,13 @@ def versions(
 
 
 async def _only(client: Client, name: str) -> dict[str, Any]:
-    """Returns a model that is no alias in the form of one: it has one version. Raises CommandError."""
+    """Returns a model that is not an alias in the form of one with a single version. Raises CommandError."""
     try:
         model = await client.get(model_path(name))
     except MeshRefusal as error:
         if error.reason != Reason.UNKNOWN_MODEL.name:
             raise
-        text = f"there is neither an alias nor a model {name}"
+        text = f"there is no alias and no model {name}"
         raise CommandError(text, code=Exit.NOT_FOUND, reason=error.reason) from error
     return {"active": name, "target": name, "versions": {plain.own(str(model.get("path") or "")): name}}
 
@@ -139,7 +139,7 @@ async def _status(client: Client, model: str) -> str:
 
 
 def _calls(alias: Mapping[str, Any], model: str) -> str:
-    """Returns the share of an alias's calls that a model gets, or that it is to get them."""
+    """Returns the share of an alias's calls that a model gets, or a text that it will get them."""
     weights = alias.get("weights") or {}
     if total := sum(weights.values()):
         return f"{100 * weights[model] / total:.4g} %" if weights.get(model) else ""

@@ -132,7 +132,7 @@ def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, 
         elif due is None:
             due = time.monotonic() + delay
             log.warning(
-                ("etcd is about to restart: it trusts a new authority only after a restart"), in_seconds=round(delay, 1)
+                "etcd is about to restart: it trusts a new authority only after a restart", in_seconds=round(delay, 1)
             )
         elif time.monotonic() >= due and not ending:
             child.terminate()

@@ -21,13 +21,14 @@ from placement.copies import UNLIMITED, CopyLimits
 from placement.failures import FailureKind
 
 PROTOCOL = 1
-"""Version of the router-agent protocol of this build, which also understands the one before."""
+"""Version of the protocol between router and agent in this build, which also understands the previous one."""
 
 SPOKEN = (PROTOCOL - 1, PROTOCOL)
-"""Lowest and highest version that pods of this build publish: routers of the version before can load models there."""
+"""Lowest and highest version that pods of this build publish, so that routers of the previous version can load models
+there."""
 
 MAX_ID_BYTES = 1024
-"""Maximum length of an id, which occurs in headers, and in etcd keys percent-encoded to up to three times its size."""
+"""Maximum length of an id. It occurs in headers, and in etcd keys, where percent-encoding can triple its size."""
 
 _LEGACY_TYPE = "NLCLASSIFIER"  # the type of the predecessor's oldest records, which name none
 
@@ -48,7 +49,7 @@ def check_id(model_id: str, what: str = "model") -> str:
 
 
 _PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
-"""Texts that headers can carry unchanged."""
+"""A text that headers can carry unchanged."""
 
 
 def _plain(value: Any) -> str:
@@ -67,7 +68,7 @@ def _address(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failed load, as the registry remembers it."""
+    """A failed load, as recorded in the registry."""
 
     pod: str
     at_ms: int  # epoch; the predecessor's records require times
@@ -75,7 +76,7 @@ class Failure:
     kind: FailureKind = FailureKind.LASTING
     since_ms: int = 0  # epoch: start of the unbroken series of failures; 0: this one
     asked_ms: int = 0  # pause that the store asked for
-    digest: str = ""  # of the files that cannot be loaded
+    digest: str = ""  # digest of the files that cannot be loaded
     secrets: str = ""  # the version of the storage secret that the pod pulled with (`PodRecord.secrets`)
 
     @classmethod
@@ -112,7 +113,7 @@ class ModelRecord:
     last_used_ms: int = 0  # epoch, coarse
     failures: tuple[Failure, ...] = ()  # newest first
     refs: int = 0  # vmodels that name it in any role
-    auto_delete: bool = False  # unregistered when the last vmodel that names it moves on or is deleted
+    auto_delete: bool = False  # unregistered once no vmodel names it any longer
     host_bytes: int = 0  # measured by an earlier load; 0: never
     device_bytes: int = 0
     load_ms: int = 0  # duration of the last load
@@ -151,7 +152,7 @@ class ModelRecord:
 
     def with_blame(self, one: Blame, line: str) -> "ModelRecord":
         """Adds the death of a server that the model may have caused, with `line` as the text for people. Drops expired
-        deaths, and the oldest beyond a bound."""
+        deaths, and the oldest ones beyond a limit."""
         if line in self.killed:  # the same death: an earlier write was of unknown outcome
             return self
         alive = blame.alive(self.blames, one.at_ms)
@@ -165,12 +166,13 @@ class ModelRecord:
         return replace(self, killed=(), blames=(), guilty="", failures=())
 
     def refuses(self, now_ms: int) -> frozenset[str]:
-        """Returns the digests, in hex, of the requests that the model is not sent: a server died in each recently."""
+        """Returns the digests, in hex, of the requests that are not sent to the model because a server recently died in
+        each."""
         return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
-        """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, as not every way of
-        registering can name one; nor do limits, which are changed in place, or later loads."""
+        """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, because not every
+        way of registering can name one. Nor do limits, which are changed in place, or the results of loads."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
@@ -181,7 +183,7 @@ class ModelRecord:
         return (*names, *(["sha256"] if asked.sha256 not in ("", self.sha256) else []))
 
     def contradiction(self, digest: str) -> str:
-        """Returns why content with that digest is not loaded for this registration."""
+        """Returns the error text for content with another digest, which is not loaded for this registration."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))
         return (
             f"its content has changed: this registration was first loaded at {when} with the digest {self.digest}, and "
@@ -200,7 +202,8 @@ class ModelRecord:
         return tuple(failure for failure in self.failures if now_ms - failure.at_ms < expiry_ms)
 
     def with_failure(self, failure: Failure, now_ms: int, expiry_ms: int) -> "ModelRecord":
-        """Adds a failure to the recorded series: one for each pod is kept, expired ones are dropped."""
+        """Returns the record with a failure added to the series: the latest of each pod is kept, expired ones are
+        dropped."""
         recent = self.recent_failures(now_ms, expiry_ms)
         since = min([f.since_ms or f.at_ms for f in recent] + [failure.at_ms])
         kept = (f for f in recent if f.pod != failure.pod)
@@ -304,7 +307,7 @@ class PodRecord:
     data_address: str  # host:port, gRPC over HTTP/1.1
     control_address: str  # host:port, gRPC
     state: str = READY
-    protocol: tuple[int, int] = SPOKEN  # lowest and highest spoken
+    protocol: tuple[int, int] = SPOKEN  # lowest and highest version
     labels: tuple[str, ...] = ()
     zone: str = ""
     capacity_bytes: int = 0
@@ -315,7 +318,7 @@ class PodRecord:
     copies: int = 0
     loads_in_progress: int = 0
     loading_threads: int = 1
-    rate: int = 0  # calls a minute
+    rate: int = 0  # calls per minute
     probe_address: str = ""
     age_ms: int = 0  # since the pod started, coarse
     disk: str = ""  # the models whose files are on its disk, an `idset`
@@ -403,21 +406,21 @@ class CopyRecord:
     """One model in one pod, under the pod's lease."""
 
     incarnation: str
-    create_revision: int  # of its registration
+    create_revision: int  # create revision of its registration
     state: str  # LOADING or LOADED
     host_bytes: int = 0
     device_bytes: int = 0
     age_ms: int = 0  # since its last use, when this was written
     type: str = ""  # the model's
-    generation: int = 0  # of the registration's content
-    digest: str = ""  # hex, of what it was loaded from
+    generation: int = 0  # generation of the registration's content
+    digest: str = ""  # hex, digest of the files that it was loaded from
     since_ms: int = 0  # epoch, start of this state; 0: unknown
-    blamed: bool = False  # servers have died in calls of the model: its record lists the requests that are refused
-    version: str = ""  # the model's own (`mesh.schema.versions`); "": its agent is older and does not say
+    blamed: bool = False  # servers have died in calls of the model, and its record lists the requests that are refused
+    version: str = ""  # the model's own version (`mesh.schema.versions`); "": its agent is older and does not report it
 
     @property
     def token(self) -> bytes:
-        """Returns the value of the header `mesh-copy`, with which a call reaches this copy or none."""
+        """Returns the value of the header `mesh-copy`, which lets a call reach only this copy."""
         return copytoken.make(self.incarnation, self.create_revision, self.generation)
 
     @classmethod

@@ -1,8 +1,8 @@
-"""One connection of a server: turns bytes into calls, in order and one at a time, and decides when it ends.
+"""One connection of a server: its bytes become calls, handled in order and one at a time, and it decides when to close.
 
-httptools (llhttp) parses; it cannot be stopped between two requests, so everything that one read brings is parsed, and
-requests that arrive before their turn wait in a queue, which is bounded by pausing reading. A call creates no task and
-no timer: everything happens in `data_received` or in the handler's own callbacks.
+httptools (llhttp) does the parsing. It cannot be stopped between two requests, so everything that one read brings is
+parsed, and requests that arrive before their turn wait in a queue, which is bounded by pausing reading. A call creates
+no task and no timer: everything happens in `data_received` or in the handler's own callbacks.
 
 Subclasses define what a head means and how a request is refused: `serverconnection` for gRPC, `plainconnection` for
 plain HTTP. Bad input is answered if there is a caller to answer, and ends the connection, because after an error the
@@ -26,10 +26,10 @@ from mesh.wire.servercall import ANSWERED, STARTED
 
 log = logs.get(__name__)
 
-_WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer above which write() waits
+_WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
 _PATIENT = 2 * _WRITE_HIGH
-_LINGER = 2.0  # seconds that the peer has to read the last answer
-_WITH_HEAD = 1024  # bytes of a read that may bring a head and the beginning of a large message
+_LINGER = 2.0  # seconds for the peer to read the last answer
+_WITH_HEAD = 1024  # minimum bytes of a read that may contain a head and the beginning of a large message
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -43,7 +43,7 @@ class Inbound(Protocol):
 
     @property
     def name(self) -> bytes:
-        """The name for logs."""
+        """The request's name in logs."""
 
     @property
     def received(self) -> int:
@@ -51,14 +51,14 @@ class Inbound(Protocol):
 
     @property
     def missing(self) -> int:
-        """Bytes of its body that are still to come and are wanted, if its head has said how many."""
+        """Bytes of the body that are still to come and wanted, if the head has announced their number."""
 
     @property
     def begun(self) -> bytes | bytearray:
-        """The part of the body that has come and belongs into one piece with what is missing."""
+        """The part of the body that has arrived, and that must form one piece with the missing part."""
 
     def fill(self, body: bytes | bytearray) -> None:
-        """Takes what `begun` was, and what has come since."""
+        """Takes a body that consists of `begun` and the part that was missing."""
 
     @property
     def partial(self) -> bool:
@@ -87,11 +87,11 @@ class Inbound(Protocol):
 
 
 M = TypeVar("M", bound=Inbound)
-K = TypeVar("K")  # the parser's result for a head that may be seen again
+K = TypeVar("K")  # the parser's result for a head, for requests with an equal head
 
 
 class Owner(Protocol[M, K]):
-    """The server, as its connections see it: their common bounds, and what is counted over all of them."""
+    """The server as its connections see it: their common limits, and the counters of all of them."""
 
     handler: Callable[[M], None]
     budget: budgets.Budget
@@ -117,7 +117,7 @@ class Owner(Protocol[M, K]):
 
 
 class Connection(asyncio.Protocol, Generic[M, K]):
-    """Parser callbacks and transport callbacks of one connection. Subclasses say what a head means."""
+    """The parser and transport callbacks of one connection. Subclasses define what a head means."""
 
     __slots__ = (
         "_active",
@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     transport: asyncio.Transport
 
     def __init__(self, owner: Owner[M, K], loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> None:
-        """Makes a connection; `secure`: over mutual TLS, and only for peers whose certificate bears the mesh's name."""
+        """Makes a connection; `secure`: over mutual TLS, only for peers whose certificate has the mesh's name."""
         self._server = owner
         self._secure = secure
         self._handler = owner.handler
@@ -171,22 +171,22 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._queue: deque[M] = deque()  # in order of arrival, not yet passed to the handler
         self._active: M | None = None  # passed to the handler, not yet answered
         self._between = True  # the parser has seen the end of a request and no byte of the next
-        self._reader: largebody.LargeBody | None = None  # what reads in its place
+        self._reader: largebody.LargeBody | None = None  # the protocol that reads instead of this one
         self._memo = owner.memo
-        self._overhead = 0  # bytes read since the last whole head or wanted piece of a body
+        self._overhead = 0  # bytes read since the last complete head or wanted piece of a body
         self._holding = False  # the reader of a stream wants no more for now
         self._paused = False  # reading is paused
         self._closing = False  # no further request is passed to the handler
         self._deaf = False  # further input is discarded
         self._lingering: asyncio.TimerHandle | None = None
-        self._rooms: list[asyncio.Future[None]] = []  # writers that wait for room
+        self._rooms: list[asyncio.Future[None]] = []  # writers that wait until the peer has taken more
         self.stalled = False  # the peer does not take what is written
         self._unsent = 0  # bytes not taken yet, which count in the budget
         self._guarded = False  # the server watches how fast the peer is
         self._credit = 0.0  # bytes by which the peer may still fall behind
         self._moved = 0  # bytes received, or taken by the peer, since the server last looked
         self.peer = ""
-        self.mark: object = None  # its progress when the server last looked for stuck ones
+        self.mark: object = None  # the progress when the server last looked for stuck connections
 
     # --- transport callbacks ---
 
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self.peer = _peer(self.transport)
         self._server.joined(self)
         if self._secure and not known(self.transport.get_extra_info("peercert")):
-            log.warning("connection refused: its certificate is not for this mesh's name", peer=self.peer)
+            log.warning("connection refused: the peer's certificate does not have this mesh's name", peer=self.peer)
             self._closing = self._deaf = True
             self.transport.abort()
 
@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._excess()
 
     def _parsed(self) -> None:
-        """Goes on after something was parsed."""
+        """Advances the queue, or pauses reading, after input was parsed."""
         active = self._active
         if active is None:
             if self._queue:
@@ -271,14 +271,14 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._server.left(self)
 
     def pause_writing(self) -> None:
-        """Makes writers wait, and passes on no further request: the peer is slow."""
+        """Makes writers wait and holds further requests back, because the peer is slow."""
         self.stalled = True
         self._count_unsent(self.transport.get_write_buffer_size())
         if not self._guarded:
             self._watch()
 
     def resume_writing(self) -> None:
-        """Resumes both: the peer has caught up."""
+        """Resumes writers and requests, because the peer has caught up."""
         self.stalled = False
         self._count_unsent(0)
         self._let_write()
@@ -318,20 +318,20 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- large bodies ---
 
     def _wants(self, made: M) -> bool:
-        """Returns whether the rest of a body is waited for, and by no other reader."""
+        """Returns whether the rest of a body is wanted, and no other reader waits for it."""
         wanted = made.refusal is None and not made.phase and made is not self._active
         return wanted and self._reader is None and not self._deaf
 
     def _let_read(self, reader: largebody.LargeBody, begun: bytes | bytearray | memoryview) -> None:
-        """Lets a large body be read past the parser."""
+        """Lets another protocol read a large body, bypassing the parser."""
         self._reader = reader
         self._overhead = 0
         reader.put(begun)
-        if self._reader is reader:  # it has not given up at once
+        if self._reader is reader:  # the reader has not ended at once
             self.transport.set_protocol(reader)
 
     def _read_again(self) -> None:
-        """Reads by itself again."""
+        """Takes over reading again."""
         if self._reader is not None:
             self._reader.drop()
             self._reader = None
@@ -342,7 +342,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._moved += count
 
     def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
-        """Takes a large body, and goes on reading by itself."""
+        """Takes a large body, and takes over reading again."""
         self._read_again()
         made = self._incoming
         assert made is not None
@@ -357,8 +357,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- for subclasses ---
 
     def _large(self, data: bytes) -> bool:
-        """Has the chunks of a large message that begins in this read taken past the parser; returns False if there are
-        none, and the read must be parsed."""
+        """Lets the chunks of a large message that begins in this read bypass the parser. Returns False if there are
+        none, so that the read must be parsed."""
         return False
 
     def on_headers_complete(self) -> None:
@@ -398,7 +398,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         if not made.keep_alive or self._server.closing:
             self._close(made.ended)
         elif self._queue:
-            self._loop.call_soon(self._advance)  # deferred, because this runs in the handler's stack
+            self._loop.call_soon(self._advance)  # deferred, because this runs inside the handler
         elif self._paused:
             self._throttle()
 
@@ -423,18 +423,18 @@ class Connection(asyncio.Protocol, Generic[M, K]):
 
     @property
     def descriptor(self) -> int:
-        """The file descriptor of its socket."""
+        """The file descriptor of the connection's socket."""
         descriptor: int = self.transport.get_extra_info("socket").fileno()
         return descriptor
 
     def retire(self) -> None:
-        """Closes the connection once calls in flight are answered: at once, if there are none."""
+        """Closes the connection once calls in flight are answered, or at once if there are none."""
         if self._active is None and not self._queue and self._incoming is None:
             self._close(True)
 
     def stuck(self) -> object:
-        """Returns where the connection waits for its peer, None if it does not. Two equal answers mean that nothing has
-        happened."""
+        """Returns where the connection waits for its peer, or None if it does not wait. Two equal results mean that
+        there was no progress in between."""
         if self._closing:
             return "closing"
         if self._active is not None:
@@ -447,7 +447,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return None if self._between else ("head", self._overhead)
 
     def fast_enough(self, least: int, grace: int) -> bool | None:
-        """Judges, once a second, a peer that has bytes to send or to read; returns None once it has none.
+        """Judges, once a second, a peer that has bytes to send or to read. Returns None once it has no more.
 
         Peers may fall behind `least` bytes a second by `grace` bytes in all."""
         owes = self._incoming is not None and self._incoming.partial
@@ -460,7 +460,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._count_unsent(unsent)
             active = self._active
             if active is not None and active.phase == STARTED and unsent <= _PATIENT and not self.budget.short:
-                self._moved += least  # a stream's reader may pause, as little memory is held for it
+                self._moved += least  # a stream's reader may pause, because it holds little memory
         elif self._paused:  # paused by this side
             self._moved += least
         self._credit = min(self._credit + self._moved - least, grace)
@@ -468,7 +468,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return self._credit >= 0
 
     def end_slow(self, least: int) -> None:
-        """Ends the body for which the peer is too slow: a request with an answer, a reply without one."""
+        """Ends the body for which the peer is too slow: answers a request, cuts off a reply."""
         made = self._incoming
         if self.stalled or made is None:
             self.transport.abort()
@@ -524,7 +524,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._failed(made)
 
     def _throttle(self) -> None:
-        """Pauses reading while a reader has enough, or while requests wait for their turn; otherwise resumes it."""
+        """Pauses reading while a reader has enough or requests wait for their turn; otherwise resumes it."""
         pause = self._holding or (bool(self._queue) and (self._active is not None or self.stalled))
         if pause != self._paused and not self.transport.is_closing():
             self._paused = pause
@@ -543,15 +543,16 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- refusing, closing ---
 
     def _excess(self) -> None:
-        """Bounds input that is no whole head and no wanted body: an endless head, chunk extensions, trailers, a body
-        whose call is already answered."""
+        """Ends the input if too much of it is neither a complete head nor a wanted body: an endless head, chunk
+        extensions, trailers, or the body of a call that is already answered."""
         if self._incoming is not None and self._incoming.phase >= ANSWERED:
             self._close(False)
         else:
             self._malformed(f"more than {self._max_headers} bytes of headers", large=True)
 
     def _malformed(self, why: str, *, large: bool = False, upgrade: bool = False) -> None:
-        """Gives up on the input: nothing more on this connection can be parsed. Earlier requests are still answered."""
+        """Ends the input, because nothing more on this connection can be parsed. Earlier requests are still
+        answered."""
         self._deaf = True
         broken = self._queue[-1] if upgrade and self._queue else self._incoming
         if broken is None:
@@ -564,7 +565,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             broken.stop(refusals.of_bytes(why, grpc=True))
 
     def _close(self, clean: bool) -> None:
-        """Ends the connection once the output is sent; not `clean`: some of the peer's bytes are left unread."""
+        """Closes the connection once the output is sent. Not `clean`: some of the peer's bytes were not read."""
         if self._closing:
             return
         self._closing = self._deaf = True
@@ -586,6 +587,6 @@ def _peer(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple):
         connected = transport.get_extra_info("socket")
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # otherwise a dead host is never noticed
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # otherwise a dead host would never be noticed
         return f"{name[0]}:{name[1]}"
     return "unix"

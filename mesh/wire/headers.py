@@ -12,12 +12,10 @@ from mesh.wire.metadata import encode_bin
 
 INTERNAL = b"mesh-"
 
-COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy that is meant
+COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy that the call is for
 VERIFIED = b"mesh-verified"  # request: the router has read the model's record within the last second; it is unchanged
-ETCD_AWAY = b"mesh-etcd-away"  # request: the router could not read it, because etcd does not answer
-VERIFY_FIRST = (
-    b"mesh-verify-first"  # reply: the pod serves this call only with one of the two headers above; no model has run
-)
+ETCD_AWAY = b"mesh-etcd-away"  # request: the router could not read the record, because etcd does not answer
+VERIFY_FIRST = b"mesh-verify-first"  # reply: the pod requires one of the two headers above; no model got the call
 NOT_HERE = b"mesh-not-here"  # reply: this pod does not hold the copy; no model got the call
 AS = b"mesh-as"  # request: the alias by which the model is called, and its version, for the reply (`named_as`)
 VERSIONS = b"mesh-versions"  # request: the versions for a reply that lists them (`listed`)
@@ -63,7 +61,7 @@ def _quoted(text: str) -> str:
 
 
 def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:
-    """Returns the metadata of each call to one copy: the copy's token, and the model's id as runtimes read it."""
+    """Returns the metadata of all calls to one copy: the copy's token, and the model's id as runtimes read it."""
     raw = model_id.encode("utf-8", "surrogatepass")
     added = [(COPY, token), (MODEL_ID_BIN, encode_bin(raw))]
     if model_id and all(" " <= character <= "~" for character in model_id):

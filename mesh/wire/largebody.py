@@ -38,7 +38,7 @@ _view.argtypes, _view.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
 _WRITABLE = 0x200  # PyBUF_WRITE
 
 
-class Connection(Protocol):
+class BodyConnection(Protocol):
     """A connection that lets a `LargeBody` read in its place."""
 
     def data_received(self, data: bytes) -> None:
@@ -69,7 +69,7 @@ class LargeBody(asyncio.BufferedProtocol):
 
     __slots__ = ("_behind", "_chunked", "_connection", "_end", "_left", "_memory", "_size", "_tail", "_view", "filled")
 
-    def __init__(self, connection: Connection, size: int, left: int | None = None) -> None:
+    def __init__(self, connection: BodyConnection, size: int, left: int | None = None) -> None:
         """Makes a reader of `size` bytes; `left` is how many come in the chunk that has begun, None without chunks."""
         self._connection = connection
         self._size = size

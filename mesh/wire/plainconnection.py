@@ -1,9 +1,9 @@
-"""One connection of the server for plain HTTP/1.1, which completes `connection`.
+"""One connection of the server for plain HTTP/1.1; `connection` has the parts that it shares with gRPC.
 
 The handler gets a request once all of it has arrived. A refused request is read to its end, within limits, and then
 answered, so that the connection outlives it. The server's owner decides the form of a refusal.
 
-The server is behind Envoy, so HTTP/1.0 need not be served well, and upgrades to other protocols are not supported.
+The server is behind Envoy, so it takes no special care of HTTP/1.0, and supports no protocol upgrades.
 """
 
 from typing import Protocol
@@ -16,13 +16,13 @@ from mesh.wire.plainrequest import Answer, Head, PlainRequest
 
 log = logs.get(__name__)
 
-_SILENCE = 1.0  # seconds without bytes of a refused body after which it is answered: its client waits
-_DROPPING = 20.0  # seconds for all of a refused body
+_SILENCE = 1.0  # seconds without bytes of a refused body, after which it is answered because its client seems to wait
+_DROPPING = 20.0  # seconds in all for a refused body
 
 _FRAMING = frozenset({b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"transfer-encoding"})
 
 
-class Owner(connection.Owner[PlainRequest, Head], Protocol):
+class PlainOwner(connection.Owner[PlainRequest, Head], Protocol):
     """The server, as its connections see it, which also defines the form of refusals."""
 
     def refusal(self, error: MeshError) -> Answer:
@@ -34,7 +34,7 @@ class PlainConnection(Connection[PlainRequest, Head]):
 
     __slots__ = ()
 
-    _server: Owner
+    _server: PlainOwner
 
     # --- parser callbacks ---
 
@@ -64,7 +64,7 @@ class PlainConnection(Connection[PlainRequest, Head]):
     # --- for the request ---
 
     def drops(self, made: PlainRequest) -> None:
-        """Watches a refused request whose rest is being read."""
+        """Limits the time for reading the rest of a refused request."""
         self._loop.call_later(_SILENCE, self._look, made, made.dropped, self._loop.time() + _DROPPING)
 
     def _look(self, made: PlainRequest, dropped: int, until: float) -> None:

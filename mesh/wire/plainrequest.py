@@ -1,4 +1,4 @@
-"""One request of plain HTTP/1.1, from its head until it is answered, which a handler sees instead of a gRPC call.
+"""One request of plain HTTP/1.1, from its head until its answer. Handlers see it instead of a gRPC call.
 
 A handler gets a request when all of it has arrived, and answers it once, in one write; a callback tells it if the
 client disconnects before that. A refused request (too large, no room) is read to its end and dropped before it is
@@ -48,7 +48,7 @@ class Head:
         """The handler's own result of reading this head, kept for the next request with the same head."""
 
 
-class Connection(Protocol):
+class RequestConnection(Protocol):
     """The connection that carries a request."""
 
     transport: asyncio.Transport
@@ -63,7 +63,7 @@ class Connection(Protocol):
         """Notes that the last byte of the answer was written."""
 
     def drops(self, made: "PlainRequest") -> None:
-        """Watches a refused request whose rest is being read."""
+        """Limits the time for reading the rest of a refused request."""
 
 
 class PlainRequest:
@@ -84,7 +84,7 @@ class PlainRequest:
         "size",
     )
 
-    def __init__(self, connection: Connection, head: Head) -> None:
+    def __init__(self, connection: RequestConnection, head: Head) -> None:
         self.head = head
         self.size = 0  # bytes of the body that have arrived
         self.held = 0  # bytes of the budget, until the request is answered
@@ -117,7 +117,7 @@ class PlainRequest:
 
     @property
     def begun(self) -> bytes:
-        """Nothing: what has come stays a piece of its own."""
+        """Nothing, because the body may stay in several pieces."""
         return b""
 
     def fill(self, body: bytes | bytearray) -> None:
@@ -126,7 +126,7 @@ class PlainRequest:
         self.size += len(body)
 
     def ready(self, limit: int) -> bool:
-        """Returns whether the handler may get the request: all of it has arrived, or the rest is not awaited."""
+        """Returns whether the handler may get the request: all of it has arrived, or the rest will not be read."""
         return self.ended or self.abandoned
 
     def prepare(self, limit: int) -> None:
@@ -166,7 +166,7 @@ class PlainRequest:
         return True
 
     def refuse(self, refusal: refusals.Refusal) -> None:
-        """Refuses the request once the rest of it has arrived and was dropped."""
+        """Refuses the request once its rest has arrived and been dropped."""
         self.refusal = refusal
         self._pieces.clear()
         self.release()
@@ -196,7 +196,7 @@ class PlainRequest:
         self.ended = True
 
     def cut(self, why: str) -> None:
-        """Notifies the handler that the client has gone."""
+        """Notifies the handler that the client has disconnected."""
         if self.phase >= ANSWERED:
             return
         self.phase = GONE
@@ -232,7 +232,7 @@ class PlainRequest:
         return pieces
 
     def hand_over(self, hold: budgets.Hold) -> None:
-        """Transfers the request's bytes of the budget to a holder."""
+        """Transfers the bytes that the request holds of the budget to another holder."""
         hold.size += self.held
         self.held = 0
 
@@ -251,11 +251,11 @@ class PlainRequest:
         content_type: bytes = b"application/json",
         fields: call.Headers = (),
     ) -> None:
-        """Answers, in one write. A large piece is not copied: it must not change until it is freed. Does nothing if the
-        client has gone."""
+        """Answers, in one write. A large piece is not copied, so it must not change until it is freed. Does nothing if
+        the client has disconnected."""
         if self.phase:
             if self.phase != GONE:
-                raise RuntimeError(f"{self.head.target!r} is answered already")
+                raise RuntimeError(f"{self.head.target!r} was already answered")
             return
         self.phase = ANSWERED
         self._on_cancel = None

@@ -1,7 +1,7 @@
-"""The server end of plain HTTP/1.1: `server`'s listeners, with connections that carry requests instead of gRPC calls.
+"""The server end of plain HTTP/1.1: the listeners of `server`, with connections that carry requests instead of calls.
 
-It takes inference over REST from Envoy. An aiohttp application serves everything else over REST, such as pages and
-management, which must also work without Envoy.
+It takes inference over REST from Envoy. An aiohttp application serves the rest of REST, such as pages and management,
+which must also work without Envoy.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ class PlainServer(server.Listener[PlainRequest, Head]):
         budget: budgets.Budget,
         min_rate: int,
     ) -> None:
-        """Makes a server that does not listen yet. `refusal` gives the form of an answer to a request that `handler`
-        does not see. `max_message`: bytes of a body; `min_rate`: minimum bytes a second of a body, 0: any."""
+        """Makes a server that does not listen yet. `refusal` makes the answers to requests that `handler` does not see.
+        `max_message`: bytes of a body; `min_rate`: minimum bytes a second of a body, 0: any."""
         super().__init__(handler, max_message=max_message, budget=budget, min_rate=min_rate)
         self.refusal = refusal
 

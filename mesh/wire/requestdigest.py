@@ -1,8 +1,8 @@
-"""A digest of a request's content, which identifies a request that brought a model server down.
+"""A digest of a request's content, which identifies a request that crashed a model server.
 
 The model's name and version and the request's `id` are left out: a caller that retries may send another id, and the
-same model may be called by an alias. Of a long request only the beginning and the length count, so the digest is cheap,
-and can be computed from the part of a request that is left in a dead server's shared memory.
+same model may be called by an alias. For a long request the digest covers only the beginning and the length, so it is
+cheap, and can be computed from the part of a request that is left in a dead server's shared memory.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ KEPT = 65536
 SIZE = 16
 """Bytes of a digest."""
 
-_HASHED = KEPT // 2  # the other half is more than the omitted fields take; longer ones count
-_FIELDS = 1000  # number of fields that are examined; the bytes after them count unchanged
+_HASHED = KEPT // 2  # the omitted fields fit into the other half; longer ones are not omitted
+_FIELDS = 1000  # number of fields that are examined; the bytes after them are digested unchanged
 _NAMES = (0x0A, 0x12, 0x1A)  # tags of a ModelInferRequest's fields
 
 
@@ -40,7 +40,7 @@ def digest(frame: bytes | memoryview, size: int = 0) -> bytes:
                     left -= len(piece)
                 before = end
         except ValueError:
-            pass  # the kept part ends here, or the bytes are no message
+            pass  # the kept part ends here, or the bytes are not a message
     hashed.update(body[before : before + left])
     hashed.update(b"%d" % size)
     return hashed.digest()

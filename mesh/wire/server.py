@@ -1,15 +1,14 @@
-"""The server end: listens, keeps its connections, and closes them in an orderly way.
+"""The server end: the listening sockets, their connections, and an orderly shutdown.
 
-`connection` says what a connection does, `serverconnection` what it does with gRPC, `servercall` what a handler sees of
-a call. One sweep, twice a minute, bounds waiting for peers: a connection is cut at the second look if its request has
-stopped in the middle, or if it does not take its last answer. Connections that are merely idle are left alone: their
-owner, Envoy or a pool of ours, closes them.
+`connection` defines what a connection does, `serverconnection` what it does with gRPC, `servercall` what a handler sees
+of a call. A sweep, twice a minute, limits how long peers are waited for: a connection is cut by the second sweep that
+finds its request stopped in the middle, or its last answer not taken. Idle connections are left alone, because their
+owner, Envoy or one of our pools, closes them.
 
-Bodies hold memory while they arrive and leave, so peers must keep up a minimum rate, which is checked once a second;
-while the budget for bodies is short, they may fall behind by only a sixteenth as much.
+Bodies hold memory while they arrive and leave, so peers must keep up a minimum rate, which is checked once a second.
+While the budget for bodies is short, peers may fall behind by only a sixteenth as much.
 
-The sweep also finds peers that have disconnected from connections whose reading is paused, because their handler takes
-no more.
+The sweep also finds disconnected peers of connections whose reading is paused because their handler takes no more.
 """
 
 import asyncio
@@ -33,18 +32,18 @@ log = logs.get(__name__)
 MAX_MESSAGE = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
 MIN_RATE = 32 * 1024
-"""Minimum rate of a body, in bytes a second: 16 MiB may take eight minutes, or half a minute if others wait for
-room."""
+"""Minimum rate of a body, in bytes a second: 16 MiB may take eight minutes, or half a minute while others wait for
+memory."""
 
 PATIENCE = 10
 """Seconds by which a body may fall behind."""
 
 HASTE = 16
-"""Factor by which the minimum rate rises while others are refused for lack of room."""
+"""Factor by which the minimum rate rises while requests are refused because the budget is exhausted."""
 
 
-_HANDSHAKE = 5.0  # seconds that a client gets for the TLS handshake
-_GOODBYE = 2.0  # seconds that TLS gets for an orderly shutdown
+_HANDSHAKE = 5.0  # seconds for a client's TLS handshake
+_GOODBYE = 2.0  # seconds for an orderly shutdown of TLS
 _BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own limit
 _SWEEP = 30.0  # seconds
 _LOOK = 1.0  # seconds
@@ -57,14 +56,14 @@ class ServerStatistics:
 
     connections: int
     calls_in_flight: int
-    calls: int  # handed to the handler so far
-    errors: int  # calls of those whose handler raised
-    refused: int  # requests refused before a handler saw them, or midway: malformed, or above a limit
-    slow: int  # bodies ended because their peers were too slow
+    calls: int  # calls passed to the handler so far
+    errors: int  # calls whose handler raised
+    refused: int  # requests refused, before or after a handler saw them, because they were malformed or above a limit
+    slow: int  # bodies cut off because their peers were too slow
 
 
 class Listener(Generic[M, K]):
-    """Listening sockets and their connections; `Server` and `plainserver.PlainServer` say which kind of connection."""
+    """Listening sockets and their connections; `Server` and `plainserver.PlainServer` define the kind of connection."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class Listener(Generic[M, K]):
         self.slow = 0
         self.max_message = max_message
         self.max_headers = max_headers
-        self.memo: heads.Memo[K] = heads.Memo()  # shared by all connections, as their clients are alike
+        self.memo: heads.Memo[K] = heads.Memo()  # shared by all connections, because their clients are alike
         self.closing = False
         self.calls = 0
         self.errors = 0
@@ -101,8 +100,8 @@ class Listener(Generic[M, K]):
     async def listen_unix(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
         """Listens on a unix socket, which it creates, and removes when it closes.
 
-        An existing socket, stale or not, is replaced atomically, so a worker's successor can take over its path. Raises
-        OSError if the path holds anything else, or is too long for a socket.
+        An existing socket, stale or not, is replaced atomically, so that a worker's successor can take over its path.
+        Raises OSError if the path holds anything else, or is too long for a socket.
         """
         loop = self._started()
         path = os.fspath(path)
@@ -146,7 +145,7 @@ class Listener(Generic[M, K]):
         return int(listener.sockets[0].getsockname()[1])
 
     async def close(self, grace: float) -> None:
-        """Stops listening, gives calls in flight up to `grace` seconds, and then cuts them."""
+        """Stops listening, gives calls in flight up to `grace` seconds to end, and then cuts them."""
         self.closing = True
         for listener in self._listeners:
             listener.close()
@@ -218,7 +217,7 @@ class Listener(Generic[M, K]):
         return float(self.min_rate * PATIENCE)
 
     def _judge(self) -> None:
-        """Ends the bodies whose peers are too slow."""
+        """Cuts off the bodies whose peers are too slow."""
         least = self.min_rate
         grace = least * PATIENCE
         if self.budget.short:
@@ -231,7 +230,7 @@ class Listener(Generic[M, K]):
                 elif not fast:
                     self._owing.discard(connection)
                     self.slow += 1
-                    log.info("body ended: its peer is too slow", peer=connection.peer, least=least)
+                    log.info("body cut off: its peer is too slow", peer=connection.peer, least=least)
                     connection.end_slow(least)
         finally:
             self._guard = asyncio.get_running_loop().call_later(_LOOK, self._judge) if self._owing else None

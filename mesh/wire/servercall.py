@@ -35,7 +35,7 @@ _REPLY_TAIL = b"\r\n0\r\ngrpc-status: 0\r\n%b\r\n"
 OPEN, STARTED, ANSWERED, GONE = range(4)
 
 
-class Connection(Protocol):
+class CallConnection(Protocol):
     """The connection that carries a call."""
 
     transport: asyncio.Transport
@@ -75,7 +75,7 @@ class ServerCall(call.Call):
 
     def __init__(
         self,
-        connection: Connection,
+        connection: CallConnection,
         method: bytes,
         headers: list[call.Header],
         encoding: bytes,

@@ -1,4 +1,4 @@
-"""Virtual models: the record of one, and the pure decisions about it.
+"""Virtual models: their record, and the pure decisions about it.
 
 | module | holds |
 | --- | --- |

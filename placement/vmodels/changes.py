@@ -1,20 +1,21 @@
-"""Changes of virtual models: from the present record and a request to the record, the reference counts and the models
-to create or delete.
+"""Changes of virtual models: a record and a request determine the new record, the reference counts, and the models to
+create or delete.
 
-The same functions decide for gRPC, for REST, and for the leader, which carries out moves; a transaction writes
-the result if nothing that it is based on has changed (`router.vmodels.store`).
+The same functions decide for gRPC, for REST, and for the leader, which carries out moves. A transaction writes the
+result if no record on which it is based has changed (`router.vmodels.store`).
 
-**References.** A model's count is the number of vmodels that name it in any role. A change of the count follows only
-from the sets of names before and after: no order or repetition of requests can make a count drift. A model that was
-registered to be deleted automatically is deleted with its last reference.
+**References.** A model's count is the number of vmodels that name it in any role. A change of the count depends only on
+the sets of names before and after, so no order or repetition of requests can make a count drift. A model that was
+registered with `auto_delete` is deleted with its last reference.
 
 **Moves.** A new target does not serve calls at once: the leader first has as many copies of it loaded as the active
-model has. The vmodel switches to it in the same write only if nothing is lost by that, because the active model has no
-copies or the target has as many; or if the caller insists (`force`).
+model has. The vmodel switches at once, in the same write, only if no call suffers from it (the active model has no
+copies, or the target has as many) or if the caller insists (`force`).
 
-**Versions.** The versions of a vmodel are in the order in which they were set. A new one goes to the end; the version
-that it replaces is put right before it, so that going back leads to what served before. One that could not be loaded,
-and was given up, goes to the front. The last `keep` before the present one are kept.
+**Versions.** The versions of a vmodel are in the order in which they were set. A new one is appended, and the version
+that it replaces is moved right before it, so that going back leads to the model that served before. A version that
+could not be loaded, and whose move was given up, is moved to the front. Of the versions before the present one, the
+last `keep` are kept.
 """
 
 import enum
@@ -25,29 +26,29 @@ from types import MappingProxyType
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 
 KEEP = 2
-"""Earlier versions kept for going back, where the vmodel names no number."""
+"""Number of earlier versions kept for going back, unless the vmodel sets another number."""
 
 MOST_WEIGHTS = 16
 MOST_KEPT = 10
-"""Bounds on what a vmodel names: all its models must fit into one transaction, even if it deletes them."""
+"""Limits on what a vmodel names, because all its models must fit into one transaction, even if it deletes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model that a vmodel names, or is to name."""
+    """A model that a vmodel names, or will name."""
 
     registered: bool = True
     refs: int = 0  # vmodels that name it
     auto_delete: bool = False
     copies: int = 0  # loaded or being loaded
     loaded: int = 0
-    differs: bool = False  # it is registered with other attributes than the request's
+    differs: bool = False  # it is registered, with attributes other than the request's
 
 
 MISSING = NamedModel(registered=False)
 
 Models = Mapping[str, NamedModel]
-"""The models that the record or the request names; one that is not in here is not registered."""
+"""The models that the record or the request names. A model that is missing here is not registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +56,15 @@ class SetVModel:
     """A request to create or change a vmodel. Attributes that are not given stay as they are."""
 
     target: str = ""  # the model to move to; "": as `version`, `back` or `weights` say, or the present one
-    create: bool = False  # the target is registered if it is not
-    version: str = ""  # name of the target as a version; without a target: the version to move to
+    create: bool = False  # register the target if it is not registered
+    version: str = ""  # the target's name as a version; without a target, the version to move to
     back: bool = False  # move to the version before the present target
     update_only: bool = False
     force: bool = False  # switch at once
     ready: bool = False  # wait for a loaded copy of the target even if the active model has none
     expected_target: str = ""
     owner: str = ""
-    default_owner: str = ""  # of a new vmodel, if `owner` is not given
+    default_owner: str = ""  # owner of a new vmodel if `owner` is empty
     keep: int | None = None
     weights: Mapping[str, int] | None = None  # by model id; empty: end the split
     sticky: str | None = None  # a header; "": remove it
@@ -72,7 +73,7 @@ class SetVModel:
 
 
 class RefusalCause(enum.Enum):
-    """The kind of reason why a change is refused."""
+    """The kinds of reasons for which a change is refused."""
 
     NOT_FOUND = "not found"
     NO_VERSION = "no such version"
@@ -92,7 +93,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The writes of a change; all of them are done, or none."""
+    """The writes of a change, of which all are done, or none."""
 
     before: VModelRecord | None
     after: VModelRecord | None  # None: the vmodel is deleted
@@ -140,8 +141,8 @@ def delete_vmodel(before: VModelRecord | None, models: Models, owner: str) -> Ch
 
 
 def finish_move(before: VModelRecord | None, models: Models, active: str, target: str) -> Change:
-    """Decides the end of a move: the target, which is ready, becomes the active model. Nothing changes if the vmodel
-    is no longer on that move."""
+    """Decides the end of a move: the target, which is ready, becomes the active model. Nothing changes if the vmodel is
+    no longer making that move."""
     if before is None or (before.active, before.target) != (active, target):
         return Change(before, before)
     more = replace(before.more, wait=False, why="")
@@ -149,17 +150,17 @@ def finish_move(before: VModelRecord | None, models: Models, active: str, target
 
 
 def park_move(before: VModelRecord | None, active: str, target: str, why: str) -> Change:
-    """Decides what to record of a move whose target could not be loaded: the reason `why`, or "" once it can be.
-    Nothing changes if the vmodel is no longer on that move."""
+    """Decides what to record about a move whose target could not be loaded: the reason `why`, or "" once it can be
+    loaded. Nothing changes if the vmodel is no longer making that move."""
     if before is None or (before.active, before.target) != (active, target):
         return Change(before, before)
     return Change(before, replace(before, failed=bool(why), more=replace(before.more, why=why)))
 
 
 def due(record: VModelRecord, active: NamedModel, target: NamedModel, most: int | None = None) -> bool:
-    """Tells whether a move may end: the target has as many loaded copies as the active model, or `most`, if no more
-    than that can be loaded. An active model without copies serves no calls, so a move from it does not wait, unless the
-    last load of the target failed, or the caller wanted to wait."""
+    """Returns whether a move may end: the target has as many loaded copies as the active model, or `most` if no more
+    can be loaded. An active model without copies serves no calls, so a move from it does not wait unless the last load
+    of the target failed, or the caller wanted to wait."""
     if not active.copies and not (record.failed or record.more.wait):
         return True
     needed = active.loaded if most is None else min(active.loaded, most)
@@ -174,7 +175,7 @@ def _target(vmodel_id: str, before: VModelRecord | None, request: SetVModel) -> 
     versions = before.more.versions if before is not None else {}
     if request.target:
         if (known := versions.get(request.version)) not in (None, request.target):
-            text = f"version {request.version} of {vmodel_id} is model {known} already: name another version"
+            text = f"version {request.version} of {vmodel_id} is already model {known}: name another version"
             return Refusal(RefusalCause.CONFLICT, text)
         return request.target
     if request.version:
@@ -242,7 +243,7 @@ def _unowned(vmodel_id: str, before: VModelRecord | None, owner: str) -> Refusal
 
 
 def _moved(before: VModelRecord, models: Models, request: SetVModel, target: str) -> VModelRecord:
-    """Returns the record with that target, switched to at once where nothing is lost by it."""
+    """Returns the record with a target, which becomes active at once if no call suffers from it."""
     after = before
     if target != before.target:
         after = replace(before, target=target, failed=False)
@@ -288,7 +289,7 @@ def _additions(vmodel_id: str, before: VModelRecord | None, request: SetVModel, 
 
 
 def _pruned(record: VModelRecord) -> VModelRecord:
-    """Returns the record without the versions that are too old to be kept, except for those in another role."""
+    """Returns the record without the versions that are too old to keep, unless their models have another role."""
     more = record.more
     version = more.version_of(record.target)
     if not version:
@@ -305,7 +306,7 @@ def _pruned(record: VModelRecord) -> VModelRecord:
 
 
 def _change(before: VModelRecord | None, after: VModelRecord | None, models: Models, created: str = "") -> Change:
-    """Returns the change with the reference counts and deletions that follow from the names."""
+    """Returns the change, including the reference counts and deletions that follow from the names."""
     named = before.names() if before is not None else frozenset()
     names = after.names() if after is not None else frozenset()
     refs: dict[str, int] = {}
@@ -315,7 +316,7 @@ def _change(before: VModelRecord | None, after: VModelRecord | None, models: Mod
         if model == created:
             refs[model] = 1
         elif not found.registered:
-            continue  # an earlier version of a program, or a restored backup, has left a name without a model
+            continue  # an earlier version of Mesh, or a restored backup, has left a name without a model
         elif model in names:
             refs[model] = found.refs + 1
         elif found.refs <= 1 and found.auto_delete:

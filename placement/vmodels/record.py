@@ -27,17 +27,17 @@ class VModelMore:
     weights: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by model id; empty: no split
     sticky: str = ""  # the header whose value determines the target of a split; "": chosen at random for each call
     mirror: Mirror | None = None
-    wait: bool = False  # the present move waits for a loaded copy even if the active model has none
-    why: str = ""  # reason why the target of the present move could not be loaded
+    wait: bool = False  # the current move waits for a loaded copy even if the active model has none
+    why: str = ""  # reason why the target of the current move could not be loaded
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # unknown attributes
 
     def names(self) -> frozenset[str]:
-        """Returns the models that it names in any role."""
+        """Returns all models that are named here, in any role."""
         names = {*self.versions.values(), *self.weights}
         return frozenset(names if self.mirror is None else names | {self.mirror.target})
 
     def version_of(self, model_id: str) -> str:
-        """Returns the version that a model is, the latest if it is several; "" if it is none."""
+        """Returns the version whose model this is, the latest of several; "" if it is no version."""
         return next((version for version, one in reversed(list(self.versions.items())) if one == model_id), "")
 
 
@@ -61,5 +61,5 @@ class VModelRecord:
         return self.active != self.target
 
     def names(self) -> frozenset[str]:
-        """Returns the models that it names in any role. Each counts it once in its `refs`."""
+        """Returns all models that the vmodel names, in any role. Each of these counts the vmodel once in its `refs`."""
         return self.more.names() | {self.active, self.target}

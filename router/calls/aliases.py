@@ -1,8 +1,8 @@
 """Resolution of names: models, aliases (vmodels), and their versions.
 
-`mm-model-id` names a model and `mm-vmodel-id` an alias. A name in a V2 message means an alias if there is one of that
-name, else a model. A hit by an alias only reads records that the feed has delivered (`router.state.vmodels`). If a name
-is neither there nor in the view, both of its keys are read from etcd at once before the call fails.
+`mm-model-id` names a model and `mm-vmodel-id` an alias. A name in a V2 message means an alias if one has that name,
+otherwise a model. A hit by an alias only reads records that the feed has delivered (`router.state.vmodels`). If the
+name is neither among those nor in the view, both of its keys are read from etcd together before the call fails.
 
 An alias sends its calls to its active model, or splits them over several (`placement.splits`). `diversion` decides what
 to do if a model cannot serve.
@@ -95,7 +95,7 @@ class Alias:
 
 
 class Aliases:
-    """The names that the calls of one worker may use."""
+    """The aliases of one worker, and the resolution of the names in its calls."""
 
     def __init__(
         self,
@@ -120,13 +120,13 @@ class Aliases:
         self._now = now
         self._start = start
         self._uniform = uniform
-        self._aliases: dict[str, Alias] = {}  # those that were called
+        self._aliases: dict[str, Alias] = {}  # those that have been called
         self._warmed: dict[str, float] = {}  # when a load was last requested, by model
         self._said: dict[tuple[str, str], float] = {}  # when a line was last logged, by alias and model
         vmodels.listen(self._changed)
 
     def find(self, name: str) -> Alias | None:
-        """Returns the alias of that name, as far as known without a read."""
+        """Returns the alias with that name if the feed has reported it, without a read."""
         found = self._aliases.get(name)
         if found is None:
             record = self._known(name)
@@ -190,8 +190,8 @@ class Aliases:
         return model, None if alias is None else alias.destination(model)  # a call to it gives the right error
 
     async def read(self, name: str) -> None:
-        """Reads the alias of that name from etcd, so that `find` returns it as it was during the read or later. Raises
-        MeshError REGISTRY_AWAY."""
+        """Reads an alias from etcd, so that `find` returns its record as of this read or later. Raises MeshError
+        REGISTRY_AWAY."""
         try:
             await self._registry.read(name, fresh=True)
         except MeshError as error:
@@ -199,7 +199,8 @@ class Aliases:
                 raise
 
     def other(self, alias: Alias, call: Call, tried: Collection[str]) -> str | None:
-        """Returns the model of a split that a call goes to if those `tried` cannot serve; None: there is none."""
+        """Returns the model of a split that gets a call if those in `tried` cannot serve it; None if no model is
+        left."""
         split = alias.split
         assert split is not None
         key = call.header(alias.sticky) if alias.sticky else None
@@ -231,7 +232,7 @@ class Aliases:
         return other
 
     def warm(self, model: str, pause: float = _WARM) -> None:
-        """Has a model loaded that no caller waits for, at most once within `pause` seconds."""
+        """Starts loading a model for later calls, at most once within `pause` seconds."""
         now = self._now()
         if now - self._warmed.get(model, -pause) >= pause and not self._coldstart.loading(model):
             self._warmed[model] = now
@@ -244,7 +245,7 @@ class Aliases:
             log.info("a model of an alias cannot be loaded", model=model, why=error.text)
 
     def _is_version(self, model: str, version: str) -> bool:
-        """Returns whether that is known to be the model's own version."""
+        """Returns whether a version is known to be the model's own."""
         return any(copy.record.version == version for copy in self._view.copies.get(model, ()))
 
     def _changed(self, name: str) -> None:
@@ -268,7 +269,7 @@ def added(destination: Destination | None, copy: Copy, method: Method) -> tuple[
 
 
 def listed(known: Sequence[str]) -> tuple[Header, ...]:
-    """Returns the header with the versions, for a reply that lists them; none if the versions are unknown."""
+    """Returns the header with the versions, for a reply that lists them; no header if they are unknown."""
     return ((names.VERSIONS, names.listed(known)),) if known else ()
 
 

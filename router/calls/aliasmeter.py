@@ -1,14 +1,14 @@
 """Counters of calls by alias and by the model that served them.
 
-Operators choose the names, and each release of a model adds one. The series of a model are therefore dropped when its
-alias no longer names it; and beyond a number of pairs, all others are counted together as `other`.
+Operators choose these names, and each release of a model adds one. The series of a model are therefore dropped when its
+alias no longer names it, and pairs beyond MAX_PAIRS are counted together as `other`.
 """
 
 from mesh.telemetry import metrics
 from router.calls.meter import OTHER
 
 MAX_PAIRS = 200
-"""Pairs of alias and model that have series of their own."""
+"""Maximum number of pairs of alias and model with their own series."""
 
 
 class PairMeter:

@@ -1,11 +1,11 @@
-"""The next model for a call by name whose model cannot serve.
+"""The choice of the next model for a call by alias whose model cannot serve.
 
-If a model of a split cannot serve, its calls do not fail: they are sent to the alias's other models, each tried once.
-If a resolved model is not registered, the alias has been moved: its record is read again, once. Texts are the
-predecessor's.
+If a model of a split cannot serve, its calls do not fail: they are sent to the alias's other models, each of which is
+tried once. If a resolved model is not registered, the alias has been moved, so its record is read again, once. Texts
+are the predecessor's.
 
-Only calls that no model has seen are diverted. If a server is lost in a call, or a model returns an error, that is the
-answer.
+Only calls that no model has seen are diverted. If a call's server is lost, or its model returns an error, the caller
+gets that error.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -42,7 +42,7 @@ class Diversion:
         return self._asked[0] if self.destination is None else self.destination.model
 
     def others(self) -> bool:
-        """Returns whether there is another model that has not been tried."""
+        """Returns whether another model is left that has not been tried."""
         return self._other() is not None
 
     def at_once(self, error: MeshError) -> bool:

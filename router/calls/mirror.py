@@ -1,12 +1,12 @@
-"""Calls of a shadow: a share of an alias's calls is sent to a second model too, whose answers are dropped and counted.
+"""Shadow calls: a share of an alias's calls is also sent to a second model, whose answers are compared and dropped.
 
-Callers come first. A shadow's call is sent a moment after its caller has been answered, to a copy that is loaded, in a
-pod that is not busy with callers' calls. It never waits, is never sent again, and never causes more than one load at a
-time. What does not fit into a few calls in flight and a bounded amount of memory is shed, as is what would slow callers
-down (`placement.shadowing`), and counted as such. A shadow that hangs or kills its server gets no calls for a while.
+Callers come first. A shadow call is sent a moment after its caller has been answered, to a loaded copy in a pod that is
+not busy with callers' calls. It never waits, is never retried, and never causes more than one load at a time. Shadow
+calls beyond a small number in flight or a bounded amount of memory are shed, and so are those that would slow callers
+down (`placement.shadowing`); they are counted as shed. A shadow that hangs or kills its server gets no calls for a
+while.
 
-Answers are compared by their outputs: all fields of a V2 reply but the model's name, its version and the `id`, to the
-byte.
+Answers are compared byte by byte, in all fields of a V2 reply except the model's name, its version and the `id`.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ MAX_BYTES = 8 << 20
 """Bytes of requests and answers kept for shadows in one worker."""
 
 BUSY = 4
-"""Callers' calls in flight in a pod beyond which it gets no shadow's."""
+"""Callers' calls in flight in a pod beyond which the pod gets no shadow calls."""
 
 TIMEOUT = 10.0
 """Seconds that a shadow has for an answer."""
@@ -51,17 +51,17 @@ LOADS = 10.0
 """Seconds between two requests of one worker to load a shadow."""
 
 LATER = 0.002
-"""Seconds after a caller's answer at which the shadow's call is sent: sooner, both would want the processors."""
+"""Seconds between a caller's answer and the shadow call. Without them the two would compete for processors."""
 
 PAUSE = 30.0
-"""Seconds without calls for a shadow that has hung, or whose server was lost in its call."""
+"""Seconds without calls for a shadow that has hung, or whose server was lost during a shadow call."""
 
-_REMEMBERED = 32  # calls of shadows that have ended: callers' calls in flight may have begun beside them
+_REMEMBERED = 32  # ended shadow calls that are kept, because callers' calls in flight may have run beside them
 _NAMES = frozenset((0x0A, 0x12, 0x1A))  # tags of a ModelInferResponse's fields that are not compared
 
 
 class Calls(Protocol):
-    """The calls of a worker, as far as shadows need them (`router.calls.forwarder`)."""
+    """The part of a worker's forwarder that shadows need (`router.calls.forwarder`)."""
 
     view: View
     budget: Budget
@@ -90,10 +90,10 @@ class Calls(Protocol):
 
 
 class Mirrored(NamedTuple):
-    """A call that was answered, for its shadow."""
+    """An answered call, kept for its shadow."""
 
     method: Method
-    headers: tuple[Header, ...]  # for the model server, with the names for the reply
+    headers: tuple[Header, ...]  # for the model server, including the names for the reply
     frame: bytes
     encoding: bytes
     code: int
@@ -102,12 +102,12 @@ class Mirrored(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes that are kept."""
+        """The size of what is kept, in bytes."""
         return len(self.frame) + len(self.answer or b"")
 
 
-class _Counts:
-    """The series of one alias and its shadow."""
+class _ShadowSeries:
+    """The metric series of one alias and its shadow."""
 
     __slots__ = ("different", "equal", "failed", "ms", "part", "shed")
 
@@ -123,7 +123,7 @@ class _Shadow:
 
     __slots__ = ("counts", "in_flight", "model", "paused_until", "shadowing")
 
-    def __init__(self, model: str, counts: _Counts) -> None:
+    def __init__(self, model: str, counts: _ShadowSeries) -> None:
         self.model = model
         self.counts = counts
         self.shadowing = Shadowing()
@@ -132,7 +132,7 @@ class _Shadow:
 
 
 class _ShadowCall:
-    """One call of a shadow: the sink of its exchange."""
+    """One shadow call: the sink of its exchange."""
 
     __slots__ = ("_mirrors", "_timer", "began", "copy", "exchange", "mirrored", "pool", "shadow")
 
@@ -165,13 +165,13 @@ class _ShadowCall:
             counts.different.inc()
 
     def on_stream(self, stream: ReplyStream) -> None:
-        """Drops a reply in parts: only whole ones are compared."""
+        """Drops a reply that arrives in parts, because only complete replies are compared."""
         self._end()
         stream.cancel()
         self.shadow.counts.failed.inc()
 
     def on_lost(self, lost: Lost) -> None:
-        """Counts a call that was not answered."""
+        """Counts a shadow call that was not answered."""
         self._end()
         self.shadow.counts.failed.inc()
         if lost.kind is LostKind.UNSENT:
@@ -193,7 +193,7 @@ class _ShadowCall:
         self._mirrors.ended(self)
 
     def cancel(self) -> None:
-        """Ends the call without counting it: the worker stops."""
+        """Ends the call without counting it, because the worker stops."""
         if self.exchange is not None:
             self.exchange.cancel()
         self._end()
@@ -241,8 +241,7 @@ class Mirrors:
         vmodels.listen(self._changed)
 
     def offer(self, alias: Alias, mirrored: Mirrored) -> None:
-        """Takes a call that has just been answered, if it is in the share; sends it to the shadow in a moment, or sheds
-        it."""
+        """Takes a call that has just been answered. If it is in the share, sends it to the shadow soon, or sheds it."""
         mirror = alias.mirror
         if mirror is None or not mirrored.method.infers:
             return
@@ -270,7 +269,7 @@ class Mirrors:
         self.calls.loop.call_later(LATER, self._send, shadow, mirrored)
 
     def ended(self, call: _ShadowCall) -> None:
-        """Frees what a call has held."""
+        """Frees what a call held."""
         self._running.discard(call)
         self._ran.append((call.began, time.perf_counter()))
         pod = call.copy.pod
@@ -281,7 +280,7 @@ class Mirrors:
         self._release(call.shadow, call.mirrored)
 
     def pause(self, shadow: _Shadow, why: str) -> None:
-        """Sends no more calls to a shadow for a while."""
+        """Pauses the calls to a shadow for a while."""
         shadow.paused_until = self.calls.loop.time() + PAUSE
         log.warning("a shadow gets no calls for a while", model=shadow.model, seconds=PAUSE, why=why)
 
@@ -313,12 +312,12 @@ class Mirrors:
             call.exchange = pool.send(
                 mirrored.method.name, headers, mirrored.frame, call, timeout=timeout, encoding=mirrored.encoding
             )
-        except ValueError as error:  # the call of its caller was sent with the same headers
+        except ValueError as error:  # the caller's own call was sent with the same headers
             log.error("a call cannot be sent to its shadow", model=shadow.model, error=str(error))
             call.on_lost(Lost(LostKind.UNSENT, str(error)))
 
     def _copy(self, model: str) -> Copy | None:
-        """Returns the copy of a shadow that may be called now; None: callers come first, or it is not loaded."""
+        """Returns the copy of a shadow that may be called now; None if callers need the pod, or no copy is loaded."""
         calls = self.calls
         copies = self.view.copies.get(model)
         if copies is None:
@@ -342,7 +341,7 @@ class Mirrors:
     def _shadow(self, alias: str, model: str) -> _Shadow:
         found = self._shadows.get(alias)
         if found is None:
-            counts = _Counts(
+            counts = _ShadowSeries(
                 self._ms.labels(alias, model),
                 self._part.labels(alias, model),
                 lambda outcome: self._outcomes.labels(alias, model, outcome),
@@ -351,7 +350,7 @@ class Mirrors:
         return found
 
     def _changed(self, alias: str) -> None:
-        """Drops a shadow, and its series, that its alias no longer names."""
+        """Drops a shadow that its alias no longer names, together with its series."""
         shadow, record = self._shadows.get(alias), self._vmodels.get(alias)
         mirror = None if record is None else record.more.mirror
         if shadow is not None and (mirror is None or mirror.target != shadow.model):
@@ -363,7 +362,7 @@ class Mirrors:
 
 
 def same(mirrored: Mirrored, reply: Reply) -> bool:
-    """Returns whether a shadow's reply has the outputs of the caller's."""
+    """Returns whether a shadow's reply has the same outputs as the caller's."""
     if mirrored.code or reply.code:
         return mirrored.code == reply.code
     ours, theirs = mirrored.answer, reply.frame

@@ -1,8 +1,8 @@
 """The loads of one vmodel's move: copies of its target, as many as the active model has, as far as they fit.
 
-The first copy is loaded alone, so that a model that cannot be loaded costs one pod's time; the others follow together.
-A pod that refuses, fails or does not answer leads to another one. Only if no copy can be loaded at all has the move
-failed; where fewer fit than the active model has, fewer are enough.
+The first copy is loaded alone, so that a model that cannot be loaded costs only one pod's time; the others follow
+together. If a pod refuses, fails or does not answer, another one is asked. The move fails only if no copy can be loaded
+at all; if fewer copies fit than the active model has, fewer are enough.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from router.state.registry import Registration
 from router.state.view import View
 
 Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
-"""Chooses a pod: registration, size, pods not to use and why, ms since its last use."""
+"""Chooses a pod, given the registration, its size, the excluded pods with the reasons, and ms since the last use."""
 
 PODS = 3
-"""Pods in which the load of a target fails before the move has failed."""
+"""Pods in which the load of a target must fail before the move counts as failed."""
 
 PATIENCE = 20.0
 """Seconds after which a move no longer waits for agents that do not answer. Two lease times."""
@@ -37,17 +37,18 @@ _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
 
 @dataclass(slots=True)
 class MoveNotes:
-    """The facts that the loads of one move have shown."""
+    """The findings of the loads of one move."""
 
     most: int | None = None  # copies of the target that fit; None: not known
     began: float = field(default_factory=time.monotonic)
     looks: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # pods in which a load failed, and why
     full: dict[str, str] = field(default_factory=dict)  # pods without room, and why
-    silent: dict[str, tuple[float, str]] = field(default_factory=dict)  # pods not to be asked: until when, and why
+    silent: dict[str, tuple[float, str]] = field(default_factory=dict)  # pods not asked, until when and why
 
     def pause(self) -> float:
-        """Returns the seconds until the next look: most loads take milliseconds, some minutes."""
+        """Returns the seconds until the next look, which grow because most loads take milliseconds, but some take
+        minutes."""
         self.looks += 1
         return min(_LOOK * 1.2**self.looks, _LOOK_MOST)
 
@@ -84,18 +85,19 @@ class Loads:
         self._maximum = maximum
 
     def active(self, model_id: str) -> NamedModel:
-        """Returns the copies of an active model: those that answer calls count, even if etcd has lost them."""
+        """Returns the number of copies of an active model, including those that answer calls although etcd has lost
+        them."""
         known = list(self._view.known(model_id))
         return NamedModel(copies=len(known), loaded=sum(copy.callable for copy in known))
 
     def target(self, registration: Registration) -> NamedModel:
-        """Returns the copies of a target: those that every router knows from etcd count."""
+        """Returns the number of copies of a target, counting only those that every router knows from etcd."""
         known = [c for c in self._view.known(registration.model_id) if c.record.create_revision == registration.created]
         loaded = sum(copy.callable and not copy.answered and not copy.suspect for copy in known)
         return NamedModel(copies=len(known), loaded=loaded)
 
     async def load(self, registration: Registration, active_id: str, notes: MoveNotes) -> str | None:
-        """Loads the missing copies, or the first one. Returns why no copy can be loaded; None: one is loaded, or will
+        """Loads the first copy, or all missing ones. Returns why no copy can be loaded; None if one is loaded or will
         be."""
         if registration.record.quarantined:
             return registration.record.quarantine(registration.model_id)
@@ -103,7 +105,7 @@ class Loads:
         if (maximum := self._maximum(registration)) is not None and maximum < goal:
             notes.most = goal = maximum
         wanted = 1 if not target.loaded else goal - target.copies
-        if target.copies > target.loaded:  # somebody loads it already, or its key is on the way
+        if target.copies > target.loaded:  # a copy is being loaded already, or its key is on the way
             wanted = 0
         pods: list[tuple[str, str]] = []
         why = ""
@@ -133,7 +135,7 @@ class Loads:
         return self._choose(registration, size, excluded, self._idle_ms(active_id, registration))
 
     def _idle_ms(self, active_id: str, registration: Registration) -> int:
-        """Returns the time since the active model's last use: its target takes its place among others."""
+        """Returns the time since the active model's last use, which the target takes over for evictions."""
         told = self._told_idle_ms(active_id)
         if told is not None:
             return told
@@ -163,7 +165,7 @@ class Loads:
                 notes.failed[name] = reply.refused.text
             case "failed":
                 notes.failed[name] = reply.failed.text
-        # Loaded elsewhere, or of another registration: the next look shows it.
+        # If it was loaded elsewhere, or is of another registration, the next look shows that.
 
 
 def _summary(notes: MoveNotes, why: str) -> str:

@@ -1,11 +1,11 @@
 """The moves of virtual models to their targets, without a failed call.
 
-A vmodel whose record names another target than its active model moves. The leader has copies of the target loaded
-(`moving`), then writes the target as the active model; until then the active model serves. All that a move needs stands
-in the record and in the view, so another leader continues where one has died.
+A vmodel moves while its record names a target other than its active model. The leader has copies of the target loaded
+(`moving`), then writes the target as the active model; until then the active model serves. The record and the view
+contain everything that a move needs, so if a leader dies, the next one continues.
 
-If the target cannot be loaded, calls stay where they are: the record says so and why, and the load is tried again
-later; sooner if the target's registration changes, since somebody may have repaired it, or if it gets a copy.
+If the target cannot be loaded, the active model keeps serving, and the record says why. The load is retried after a
+back-off, or sooner if the target's registration changes, since it may have been repaired, or if the target gets a copy.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from router.vmodels.store import VModelStore
 log = logs.get(__name__)
 
 INTERVAL = 0.5
-"""Seconds between two looks for moves whose back-off is over, if the feed reports no change."""
+"""Seconds between two checks for moves whose back-off is over, if the feed reports no change."""
 
 AT_ONCE = 32
-"""Vmodels moved at the same time."""
+"""Maximum number of vmodels moved at the same time."""
 
 REST = 10.0
 """Seconds of back-off for a move whose target could not be loaded; doubled after each further failure."""
@@ -39,9 +39,8 @@ REST = 10.0
 REST_MOST = 600.0
 
 CHECK = 5.0
-"""Seconds between two looks at the registrations of targets that could not be loaded."""
+"""Seconds between two reads of the registration of a target that could not be loaded."""
 
-_LOOK = 0.05  # seconds between two looks at a vmodel that is being moved
 _AGAIN = 1.0  # least seconds before a retry
 
 
@@ -50,7 +49,7 @@ class Records(Protocol):
 
     @property
     def get(self) -> Callable[[str], VModelRecord | None]:
-        """Returns the record of a vmodel; None if there is none."""
+        """Returns the record of a vmodel; None if it does not exist."""
 
     def names(self) -> list[str]:
         """Returns the names of all vmodels."""
@@ -112,7 +111,7 @@ class Transitions:
     async def run(self) -> None:
         """Runs until cancelled."""
         self._candidates.update(self._records.names())
-        self._parked.clear()  # another leader may have got further
+        self._parked.clear()  # another leader may have made progress
         while True:
             self._news.clear()
             self.round()
@@ -137,7 +136,7 @@ class Transitions:
         self._parked = {names: parked for names, parked in self._parked.items() if names in moves}
 
     async def close(self) -> None:
-        """Ends the moves under way; agents go on with their requests."""
+        """Ends the moves in progress; agents continue the loads that they were asked for."""
         await self._tasks.close()
 
     def _present(self) -> list[tuple[str, VModelRecord]]:
@@ -153,7 +152,7 @@ class Transitions:
         self._news.set()  # it may have been given another target meanwhile
 
     def _due(self, names: _Names) -> bool:
-        """Tells whether a move is to be tried now; has the target of a parked one checked from time to time."""
+        """Returns whether a move should be tried now. Has the target of a parked move checked from time to time."""
         parked = self._parked.get(names)
         now = time.monotonic()
         if parked is None or parked.until <= now:
@@ -180,7 +179,7 @@ class Transitions:
     # --- one move ---
 
     async def _move(self, vmodel_id: str, record: VModelRecord) -> None:
-        """Moves one vmodel, until it has moved, could not, or is on another move."""
+        """Works on the move of a vmodel until it is complete, has failed, or was replaced by another move."""
         notes = MoveNotes()
         active, target = record.active, record.target
         async with self._turns:
@@ -217,7 +216,7 @@ class Transitions:
         self._parked.pop((vmodel_id, record.active, record.target), None)
 
     async def _park(self, vmodel_id: str, record: VModelRecord, target: Registration | None, why: str) -> None:
-        """Notes why the target could not be loaded, and starts a back-off."""
+        """Records why the target could not be loaded, and starts a back-off."""
         self._failures += 1
         names = (vmodel_id, record.active, record.target)
         before = self._parked.get(names)

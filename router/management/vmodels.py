@@ -1,8 +1,8 @@
 """Creation, change, deletion and status of virtual models.
 
 Semantics and texts are the predecessor's wherever its clients can observe them. `placement.vmodels` decides what a
-request changes, `router.vmodels.store` writes it, and the leader carries moves out (`router.leader.transitions`); a
-request only waits for that if it says `sync`.
+request changes, `router.vmodels.store` writes it, and the leader carries out moves (`router.leader.transitions`). A
+request waits for its move only if it is `sync`.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ from router.vmodels.store import LingeringCopiesError, NewModel, VModelStore
 log = logs.get(__name__)
 
 MAX_WAITS = 1000
-"""Requests of one worker that may wait for moves."""
+"""Maximum number of one worker's requests that wait for moves."""
 
-_LOOK = 1.0  # seconds between two reads of a vmodel that a request waits for, if the feed reports nothing
+_LOOK = 1.0  # seconds between two reads of a vmodel that a request waits for, if the feed reports no change
 _WAIT_FOR_WAY = 10.0  # seconds for copies of a former registration of the target's id to be withdrawn
 
 Listen = Callable[[Callable[[str], None]], None]
-"""Has a function called with the id of each vmodel that is created, changed or deleted."""
+"""Registers a function, which is called with the id of each vmodel that is created, changed or deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class VModelInfo:
     """The status of a vmodel."""
 
     vmodel_id: str
-    record: VModelRecord | None  # None: there is none, or it has another owner
+    record: VModelRecord | None  # None: it does not exist, or has another owner
     active: StatusInfo
     target: StatusInfo | None = None  # while it moves
-    created: bool = False  # by this very request
+    created: bool = False  # by this request
 
     @property
     def status(self) -> VModelStatus:
-        """The status in the words of the API."""
+        """The status as the API names it."""
         if self.record is None:
             return VModelStatus.NOT_FOUND
         if not self.record.moving:
@@ -66,8 +66,8 @@ class VModelPage:
 
 
 class VModels:
-    """The vmodels through one worker. `wall` returns ms since the epoch; `default_owner` owns the vmodels that are
-    created without an owner."""
+    """The operations on vmodels in one worker. `wall` returns ms since the epoch; `default_owner` owns the vmodels that
+    are created without an owner."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class VModels:
         listen(self._on_change)
 
     async def set(self, request: MoveVModel) -> VModelInfo:
-        """Creates or changes a vmodel. A target that cannot be loaded is a status, not an error.
+        """Creates or changes a vmodel. That a target cannot be loaded is reported as a status, not raised as an error.
 
         Raises BAD_REQUEST; UNKNOWN_MODEL for a target, a version or, with `update_only`, a vmodel that does not exist;
         CONFLICT for another owner, or a target that is registered with other attributes; PRECONDITION for an
@@ -114,7 +114,7 @@ class VModels:
         return replace(info, created=change.before is None)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> bool:
-        """Deletes a vmodel, unless it has another owner; returns whether it did. Raises REGISTRY_AWAY."""
+        """Deletes a vmodel unless it has another owner; returns whether it was deleted. Raises REGISTRY_AWAY."""
 
         def decide(before: VModelRecord | None, models: Models) -> Change:
             return changes.delete_vmodel(before, models, owner)
@@ -125,7 +125,7 @@ class VModels:
         return not change.nothing
 
     async def status(self, vmodel_id: str, owner: str = "") -> VModelInfo:
-        """Returns a vmodel's status, that of a missing one if it has another owner. Raises REGISTRY_AWAY."""
+        """Returns a vmodel's status; NOT_FOUND if it has another owner. Raises REGISTRY_AWAY."""
         return await self._read(vmodel_id, None, owner)
 
     async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> VModelPage:
@@ -137,13 +137,14 @@ class VModels:
         return VModelPage(found, more)
 
     async def close(self) -> None:
-        """Ends the withdrawals under way; the leader does the rest."""
+        """Ends the withdrawals in progress; the leader completes them."""
         await self._store.close()
 
     # --- writes ---
 
     async def _change(self, request: MoveVModel) -> tuple[Change, Models]:
-        """Writes what a request changes, and registers the target with it if the request describes it."""
+        """Writes what a request changes. If the request describes its target, registers the target in the same
+        write."""
         wanted = replace(request.change, default_owner=self._default_owner, create=request.item is not None)
         new = None
         if (item := request.item) is not None:
@@ -176,7 +177,8 @@ class VModels:
             return change, models
 
     async def _load(self, request: MoveVModel, change: Change, models: Models) -> None:
-        """Begins the loads that are not the leader's: of a target that serves already, and of the parts of a split."""
+        """Begins the loads that the leader does not make: of a target that already serves, and of the models of a
+        split."""
         after, before = change.after, change.before
         assert after is not None
         served = before is not None and before.active in models and models[before.active].copies > 0
@@ -201,7 +203,8 @@ class VModels:
     # --- waits ---
 
     async def _moved(self, vmodel_id: str, target: str, wait: float) -> None:
-        """Waits until the vmodel has moved to that target, or could not, or moves elsewhere, or is deleted."""
+        """Waits until the vmodel has moved to a target, the move has failed, the target has changed, or the vmodel is
+        deleted."""
         event = asyncio.Event()
         self._waiting.setdefault(vmodel_id, set()).add(event)
         try:
@@ -211,7 +214,7 @@ class VModels:
                     try:
                         record = await self._store.read(vmodel_id)
                     except etcds.EtcdUnavailable:
-                        await asyncio.sleep(_LOOK)  # the move may go on meanwhile
+                        await asyncio.sleep(_LOOK)  # the move may continue meanwhile
                         continue
                     if record is None or record.target != target or not record.moving or record.failed:
                         return
@@ -236,10 +239,10 @@ class VModels:
     # --- reads ---
 
     async def _read(self, vmodel_id: str, record: VModelRecord | None, owner: str = "") -> VModelInfo:
-        """Returns the status of a vmodel, whose record was just written, or is read (None)."""
+        """Returns the status of a vmodel. `record` is what was just written; None: it is read."""
         record = await self._store.read(vmodel_id) if record is None else record
         active = StatusInfo(ModelStatus.NOT_FOUND)
-        for _ in range(2):  # between two reads the vmodel may have moved on and its former model be gone
+        for _ in range(2):  # between the reads the vmodel may have moved, and its former model been deleted
             if record is None or (owner and owner != record.owner):
                 return VModelInfo(vmodel_id, None, StatusInfo(ModelStatus.NOT_FOUND))
             active = await self._status.of(record.active)
@@ -251,7 +254,7 @@ class VModels:
         return VModelInfo(vmodel_id, record, active, await self._target(record) if record.moving else None)
 
     async def _target(self, record: VModelRecord) -> StatusInfo:
-        """Returns the status of a target on its way: loading, until it has become active or its load has failed."""
+        """Returns the status of a move's target: loading, until it becomes active or its load fails."""
         found = await self._status.of(record.target)
         why = record.more.why
         errors = found.errors if not why or any(why in error for error in found.errors) else (why, *found.errors)

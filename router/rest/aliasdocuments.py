@@ -26,9 +26,9 @@ _MAX_WAIT = 3600.0  # seconds
 
 
 def move_of(document: dict[str, Any], alias: str) -> MoveVModel:
-    """Returns the request that a document makes. A `model` is registered as the target, which is named
-    `ALIAS@VERSION` unless the document says otherwise, and goes with its last reference unless `auto_delete` is false.
-    Raises MeshError."""
+    """Returns the request that a document makes. A `model` is registered as the target, with the id `ALIAS@VERSION`
+    unless the document names another. It is deleted with its last reference unless `auto_delete` is false. Raises
+    MeshError."""
     modeldocuments.check_names(document, MOVE, "an alias")
     target, version, model = _text(document, "target"), _text(document, "version"), document.get("model")
     item = None
@@ -67,7 +67,8 @@ def move_of(document: dict[str, Any], alias: str) -> MoveVModel:
 
 
 def rollback_of(document: dict[str, Any], alias: str) -> MoveVModel:
-    """Returns the request to go back to the version before, or to the one that the document names. Raises MeshError."""
+    """Returns the request to move back to the previous version, or to the one that the document names. Raises
+    MeshError."""
     modeldocuments.check_names(document, ROLLBACK, "a rollback")
     version = _text(document, "version")
     change = SetVModel(
@@ -83,7 +84,7 @@ def rollback_of(document: dict[str, Any], alias: str) -> MoveVModel:
 
 
 def defined(alias: str, record: VModelRecord) -> dict[str, Any]:
-    """Returns what an alias points at, and how its move goes on."""
+    """Returns the models that an alias names, and the state of its move."""
     more = record.more
     status = VModelStatus.DEFINED
     if record.moving:
@@ -106,7 +107,7 @@ def defined(alias: str, record: VModelRecord) -> dict[str, Any]:
 
 
 def status_of(info: VModelInfo) -> dict[str, Any]:
-    """Returns an alias with the status of its models. Raises MeshError if there is none."""
+    """Returns an alias with the status of its models. Raises MeshError if the alias does not exist."""
     if info.record is None:
         raise MeshError(Reason.UNKNOWN_MODEL, f"there is no alias {info.vmodel_id}, or it has another owner")
     models = {info.record.active: info.active}
@@ -131,7 +132,7 @@ def _text(document: Mapping[str, Any], name: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise MeshError(Reason.BAD_REQUEST, f"{name} is no valid text") from error
+            raise MeshError(Reason.BAD_REQUEST, f"{name} is not valid text") from error
         return value
     if value is not None:
         raise MeshError(Reason.BAD_REQUEST, f"{name} must be a string")

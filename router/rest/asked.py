@@ -56,7 +56,7 @@ class PlainFields:
         return self._items
 
 
-class Target(NamedTuple):
+class ModelPath(NamedTuple):
     """The parts of a path below `/v2/models/`."""
 
     model: str
@@ -75,7 +75,7 @@ class Asked:
         self.peer = peer
         self._fields = fields
 
-    def target(self) -> Target:
+    def target(self) -> ModelPath:
         """Returns the parts of the path. Raises MeshError."""
         return split_path(self.path)
 
@@ -83,7 +83,7 @@ class Asked:
         """Returns the caller; its time starts now. Raises MeshError."""
         return Caller(asyncio.get_running_loop().time() + self.timeout(), self.metadata(), self.peer)
 
-    def inference(self) -> Target:
+    def inference(self) -> ModelPath:
         """Returns the parts of the path of an inference. Raises MeshError for the path of anything else."""
         target = self.target()
         if target.operation != "infer":
@@ -150,7 +150,7 @@ class Asked:
         return values[0]
 
 
-def split_path(raw_path: str) -> Target:
+def split_path(raw_path: str) -> ModelPath:
     """Returns model, version and operation of a path below `/v2/models/`. Raises MeshError."""
     segments = raw_path.removeprefix(MODELS).split("/")
     operation = segments.pop() if len(segments) > 1 and segments[-1] in ("infer", "ready") else ""
@@ -161,7 +161,7 @@ def split_path(raw_path: str) -> Target:
     model = decoded("/".join(segments))
     if not model:
         raise MeshError(Reason.BAD_REQUEST, "the path has no model id")
-    return Target(model, version, operation)
+    return ModelPath(model, version, operation)
 
 
 def decoded(text: str) -> str:

@@ -83,7 +83,7 @@ def decode_parts(
     header_length: int | None,
     *,
     bound: int | None = None,
-    loaded: jsontext.Loaded | None = None,
+    loaded: jsontext.JsonObject | None = None,
 ) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
     """Returns the message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly if
     strings of more than `bound` bytes would have to be examined one by one. `loaded`: the JSON, if it has been read."""
@@ -102,7 +102,7 @@ class _Decoding:
 
     __slots__ = ("_blobs", "_bound", "_exactly", "_head", "_loaded", "_names", "_raws", "_taken")
 
-    def __init__(self, loaded: jsontext.Loaded, head: bytes, blobs: Body | None, bound: int | None) -> None:
+    def __init__(self, loaded: jsontext.JsonObject, head: bytes, blobs: Body | None, bound: int | None) -> None:
         """Begins. `head` is the JSON, `blobs` the body with what follows it, None if nothing can."""
         self._loaded = loaded
         self._head = head

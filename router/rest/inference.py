@@ -16,7 +16,7 @@ from mesh.wire.budget import Hold
 from router.inference.localcall import LocalAnswer
 from router.inference.models import Caller, Models
 from router.rest import documents, jsontext, shortcuts
-from router.rest.asked import HEADER_LENGTH, Asked, Target
+from router.rest.asked import HEADER_LENGTH, Asked, ModelPath
 from router.rest.conversions import Conversions
 from router.rest.pieces import Body, Piece
 
@@ -56,7 +56,7 @@ class Inference:
         self._heads = shortcuts.Heads()
         self._replies = shortcuts.Replies()
 
-    async def infer(self, asked: Asked, target: Target, hold: Hold, read: Read, send: Send[R]) -> R:
+    async def infer(self, asked: Asked, target: ModelPath, hold: Hold, read: Read, send: Send[R]) -> R:
         """Reads the request, carries it out, sends the reply. Returns the result of `send`. Raises
         CallFailed, MeshError."""
         header_length = asked.header_length()
@@ -74,7 +74,7 @@ class Inference:
         hold.counts(len(answer.frame))
         return await self.conclude(target.model, answer, form, caller, hold, send)
 
-    def quick(self, target: Target, body: Body, header_length: int | None) -> tuple[bytes, documents.Form] | None:
+    def quick(self, target: ModelPath, body: Body, header_length: int | None) -> tuple[bytes, documents.Form] | None:
         """Returns the framed gRPC message for a body, and the form of the reply; None if that would take the event loop
         too long, or needs more than the body. Raises MeshError."""
         if header_length == 0 or (body.size if header_length is None else header_length) > SMALL:
@@ -133,7 +133,7 @@ class Inference:
             raise too_large(f"the body as a gRPC message of {size} bytes", self._max_message)
 
     async def _message(
-        self, target: Target, body: Body, header_length: int | None, caller: Caller
+        self, target: ModelPath, body: Body, header_length: int | None, caller: Caller
     ) -> tuple[bytes, documents.Form]:
         """Returns the same as `quick`, if that cannot."""
         model, version = target.model, target.version

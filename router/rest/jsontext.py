@@ -20,7 +20,7 @@ import orjson
 from router.rest.tensors import bad
 
 
-class Loaded(NamedTuple):
+class JsonObject(NamedTuple):
     """A JSON object that has been read."""
 
     members: dict[str, Any]
@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
     strict: bool  # an integer beyond 64 bits is an integer
 
 
-def load(text: bytes) -> Loaded:
+def load(text: bytes) -> JsonObject:
     """Returns a request's JSON object. Raises MeshError for anything else."""
     try:
         loaded = orjson.loads(text)
@@ -36,12 +36,12 @@ def load(text: bytes) -> Loaded:
         return load_strictly(text)
     if type(loaded) is not dict:
         raise bad("the body is not a JSON object")
-    return Loaded(loaded, careful=_holds(text, b"true", b"r") or _holds(text, b"false", b"l"), strict=False)
+    return JsonObject(loaded, careful=_holds(text, b"true", b"r") or _holds(text, b"false", b"l"), strict=False)
 
 
-def load_strictly(text: bytes) -> Loaded:
+def load_strictly(text: bytes) -> JsonObject:
     """Returns a request's JSON object as `json` reads it. Raises MeshError for anything else."""
-    return Loaded(load_object(text), careful=True, strict=True)
+    return JsonObject(load_object(text), careful=True, strict=True)
 
 
 def load_object(

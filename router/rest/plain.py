@@ -1,4 +1,4 @@
-"""Inference over REST by the plain HTTP server of `mesh.wire`: the hot path behind Envoy.
+"""Inference over REST on the plain HTTP server of `mesh.wire`: the hot path behind Envoy.
 
 A small request becomes a gRPC message, and its reply a body, in plain callbacks without a task or timer. Requests that
 take longer (large JSON, compressed bodies, bodies without JSON) run in tasks. Both use `inference`, as does the aiohttp
@@ -19,7 +19,7 @@ from mesh.wire.plainrequest import Answer, PlainRequest
 from router.inference.localcall import LocalAnswer
 from router.inference.models import Caller, CallFailed, Models
 from router.rest import documents, errors
-from router.rest.asked import HEADER_LENGTH, MODELS, Asked, PlainFields, Target
+from router.rest.asked import HEADER_LENGTH, MODELS, Asked, ModelPath, PlainFields
 from router.rest.inference import Inference
 from router.rest.pieces import Body
 
@@ -33,9 +33,9 @@ class _Note(NamedTuple):
     """The meaning of a head, which is parsed once for all requests with an equal head."""
 
     asked: Asked
-    target: Target
+    target: ModelPath
     header_length: int | None
-    plain: bool  # the body is neither compressed nor without JSON
+    plain: bool  # the body has JSON and is not compressed
     timeout: float  # seconds
     metadata: Sequence[Header]
 
@@ -54,7 +54,7 @@ class PlainInference:
         await self._tasks.close()
 
     def refusal(self, error: MeshError) -> Answer:
-        """Returns the answer to a request that failed here."""
+        """Returns the answer to a request that failed in this process."""
         return errors.encoded(*errors.of_error(error))
 
     def serve(self, request: PlainRequest) -> None:
@@ -82,7 +82,7 @@ class PlainInference:
     def _answered(
         self, request: PlainRequest, model: str, caller: Caller, form: documents.Form, answer: LocalAnswer
     ) -> None:
-        """Sends the outcome of a call."""
+        """Answers with the outcome of a call."""
         try:
             if answer.code != Code.OK or answer.frame is None:
                 self._fail(request, errors.of_answer(answer))
@@ -146,7 +146,7 @@ def _read(request: PlainRequest) -> _Note:
     except UnicodeDecodeError as error:
         raise MeshError(Reason.BAD_REQUEST, "the path is not UTF-8") from error
     if head.method != b"POST" or not path.startswith(MODELS):
-        raise MeshError(Reason.UNKNOWN_METHOD, f"{head.method.decode()} {path:.200}: this server takes inference only")
+        raise MeshError(Reason.UNKNOWN_METHOD, f"{head.method.decode()} {path:.200}: this server only takes inference")
     asked = Asked(path, PlainFields(head.fields), _PEER)
     target = asked.inference()
     header_length = asked.header_length()
@@ -155,7 +155,7 @@ def _read(request: PlainRequest) -> _Note:
 
 
 async def _body(request: PlainRequest, _: Hold) -> Body:
-    """Returns the request's body, which has arrived."""
+    """Returns the request's body, all of which has arrived."""
     return Body(request.take())
 
 

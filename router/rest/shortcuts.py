@@ -1,14 +1,14 @@
-"""The short way for requests and replies that are like earlier ones in all but their numbers.
+"""A short path for requests and replies that differ from earlier ones only in their numbers.
 
-A client sends the same names, datatypes and shapes again and again, and a model answers in the same form. So the
-encoded head of an input that was found good is kept under its name, datatype and shape, and the JSON around a reply's
-numbers under the reply's length: its other bytes are compared. Measured (one input of 64 floats, two small outputs): of
-the 78 us of CPU from the request's bytes to those of its reply, without the call between, 24 are left.
+A client sends the same names, datatypes and shapes repeatedly, and a model answers in the same form. So the encoded
+head of a valid input is cached by its name, datatype and shape, and the JSON around a reply's numbers by the reply's
+length, after which the other bytes are compared. Measured (one input of 64 floats, two small outputs): the CPU from the
+request's bytes to those of the reply, without the call in between, fell from 78 to 24 us.
 
 The JSON part of a body with binary tensors is recognised as a whole: nothing in it differs from call to call.
 
-Only the plainest are taken: numbers, no parameters, nothing binary in JSON. All others go the long way (`documents`),
-which also words every refusal.
+Only the simplest take this path: numbers, no parameters, no binary data. All others take the long path (`documents`),
+which also produces all refusals.
 """
 
 import math
@@ -25,15 +25,15 @@ from mesh.wire import encoding, framing
 from router.rest import documents, jsontext, tensors
 from router.rest.pieces import Body, Contents
 
-_MAX_KNOWN = 2048  # of each kind; some hundred bytes each
-_MAX_TRIES = 64  # replies to learn from, of one model: one whose replies are never alike must not pay for each of them
+_MAX_KNOWN = 2048  # cached entries of each kind, some hundred bytes each
+_MAX_TRIES = 64  # replies of one model to learn from: if none are alike, learning from each would cost too much
 _MAX_NAME = 256  # characters of names
 _MAX_RANK = 8
 _MAX_INPUTS = 16
 _MAX_ELEMENTS = 1 << 16  # of an input; the text of a longer one is read elsewhere
 _MAX_HEAD = 4096  # bytes of a JSON part
-_MAX_REPLY = 16384  # bytes: a longer reply gains little
-_FEW = 16  # numbers, up to which a tuple of them is written faster than an array
+_MAX_REPLY = 16384  # maximum bytes of a reply, because a longer one gains little
+_FEW = 16  # maximum numbers of which a tuple is written faster than an array
 
 _MODEL, _VERSION, _REQUEST_ID, _RAW_INPUT = 0x0A, 0x12, 0x1A, b"\x3a"  # tags of a ModelInferRequest's fields
 _ID, _RAW = 0x1A, 0x32  # of a ModelInferResponse's
@@ -41,7 +41,7 @@ _HEADS = frozenset((0x0A, 0x12, _ID, 0x2A, _RAW))  # with the names, the version
 
 
 class _Input(NamedTuple):
-    """An input that was found good."""
+    """The form of a valid input."""
 
     encoded: bytes  # its field of the message
     before: bytes  # tag and length of its contents
@@ -50,7 +50,7 @@ class _Input(NamedTuple):
 
 
 class Requests:
-    """The inputs that one worker recognises."""
+    """The forms of inputs that one worker recognises."""
 
     __slots__ = ("_known",)
 
@@ -58,7 +58,7 @@ class Requests:
         self._known: dict[tuple[object, ...], _Input] = {}
 
     def encode(self, model: str, version: str, members: dict[str, Any]) -> bytes | None:
-        """Returns the framed message of a request; None if it has to go the long way. The JSON must hold neither
+        """Returns the framed message of a request; None if it must take the long path. The JSON must contain neither
         booleans nor infinite numbers."""
         inputs = members.get("inputs")
         if type(inputs) is not list or not 0 < len(inputs) <= _MAX_INPUTS:
@@ -80,7 +80,7 @@ class Requests:
                 if len(item) != 4 or type(shape) is not list or type(data) is not list:
                     return None
                 for size in shape:
-                    if type(size) is not int:  # 1.0 and True would be found as 1
+                    if type(size) is not int:  # 1.0 and True are equal to 1 as keys
                         return None
                 key = (name, item["datatype"], *shape)
                 known = self._known.get(key) or self._learn(item, key)
@@ -189,7 +189,7 @@ class _Output(NamedTuple):
     start: int
     unpack: Callable[..., tuple[Any, ...]] | None  # None: there are more than a few
     dtype: "np.dtype[Any]"
-    size: int  # how many numbers
+    size: int  # number of numbers
 
 
 class _Same(NamedTuple):
@@ -204,7 +204,7 @@ class _Same(NamedTuple):
 
 
 class Replies:
-    """The replies that one worker recognises."""
+    """The forms of replies that one worker recognises."""
 
     __slots__ = ("_known", "_tries")
 
@@ -213,14 +213,14 @@ class Replies:
         self._tries: dict[str, int] = {}
 
     def write(self, model: str, frame: bytes) -> bytes | None:
-        """Returns the JSON of a reply, if it is like an earlier one of the model and its numbers are finite."""
+        """Returns the JSON of a reply if it has the form of an earlier one of the model and its numbers are finite."""
         same = self._known.get((model, len(frame)))
         if same is None or not frame.startswith(same.head):
             return None
         pieces = [same.text]
         if same.id_end:
             request_id = frame[same.id_at : same.id_end]
-            # Beyond ASCII it must be checked to be UTF-8, which parsing does.
+            # Text beyond ASCII must be verified as UTF-8, which the long path does.
             if not request_id.isascii() or not frame.startswith(same.middle, same.id_end):
                 return None
             pieces += (orjson.dumps(request_id.decode()), _OUTPUTS)
@@ -239,7 +239,7 @@ class Replies:
         return b"".join(pieces)
 
     def learn(self, model: str, frame: bytes, response: pb.ModelInferResponse) -> None:
-        """Remembers a reply that was written, if it is plain enough."""
+        """Caches the form of a reply that was written, if it is simple enough."""
         tries = self._tries.get(model, 0)
         if tries >= _MAX_TRIES or frame[0] or len(frame) > _MAX_REPLY or len(model) > _MAX_NAME:
             return

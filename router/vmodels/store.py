@@ -2,10 +2,10 @@
 
 One transaction writes the vmodel, the reference counts, the model that a request registers with it, and the deletions
 of models that nothing refers to any more. It succeeds only if none of these records has changed since the decision was
-made; otherwise the decision is made again, from what is there now. So counts are right whatever else is written.
+made; otherwise the decision is made again from the current records. So counts stay right whatever others write.
 
-A model that goes with its last reference is unregistered at once, but its copies answer for another moment: routers
-that have not heard of the vmodel's new target yet still send calls there, and none of them may fail.
+A model that is deleted with its last reference is unregistered at once, but its copies keep answering for a moment:
+routers that do not know the vmodel's new target yet still send calls there, and none of those may fail.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ from router.state.registry import Registration, Registry, decode
 log = logs.get(__name__)
 
 PATIENCE = 10.0
-"""Seconds for which a change is tried again while others keep changing the same records."""
+"""Seconds for which a change is retried while others keep changing the same records."""
 
 FAREWELL = 1.0
-"""Seconds for which copies of a model that went with its last reference still answer: routers hear of a vmodel's new
-target within milliseconds."""
+"""Seconds for which copies of a model that was deleted with its last reference still answer. Routers learn a vmodel's
+new target within milliseconds."""
 
 _BATCH = 60  # models in one read: each takes two operations, and etcd allows 128
 _PAUSE = 0.02  # most seconds before the second attempt; it grows with each
@@ -53,7 +53,8 @@ _REASONS = {
 }
 
 Decide = Callable[[VModelRecord | None, Models], Change | Refusal]
-"""Decides a change of a vmodel from its record and the models that are named. Called again after each conflict."""
+"""Decides a change of a vmodel from its record and the models that are named. It is called again after each
+conflict."""
 
 
 Note = Callable[[str, KeyValue | None, int], None]
@@ -62,7 +63,7 @@ Note = Callable[[str, KeyValue | None, int], None]
 
 @dataclass(frozen=True, slots=True)
 class NewModel:
-    """The model that a change may register. The transaction demands `compares` and does `ops` with it."""
+    """The model that a change may register. The same transaction requires `compares` and carries out `ops`."""
 
     model_id: str
     record: ModelRecord
@@ -71,13 +72,13 @@ class NewModel:
 
 
 class LingeringCopiesError(Exception):
-    """The new model may not be registered before the copies of its id's former registration are withdrawn, or not by
-    the transaction that the caller prepared."""
+    """The refusal to register a new model while copies of its id's former registration remain. The caller withdraws
+    them, or prepares another transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadModel:
-    """A model as it was read for a decision."""
+    """A model as read for a decision."""
 
     registration: Registration | None
     named: NamedModel
@@ -108,7 +109,7 @@ class VModelStore:
         self._tasks = Tasks()
 
     async def read(self, vmodel_id: str) -> VModelRecord | None:
-        """Returns a vmodel's record as etcd has it now. Raises INTERNAL if it cannot be read, REGISTRY_AWAY."""
+        """Returns a vmodel's current record from etcd. Raises INTERNAL if it cannot be decoded, REGISTRY_AWAY."""
         found = await self._etcd.txn([], [etcds.get_op(self._keys.vmodel(vmodel_id))])
         kv = next(iter(etcds.found(found.responses[0])), None)
         self._note(vmodel_id, kv, found.revision)
@@ -141,7 +142,7 @@ class VModelStore:
         new: NewModel | None = None,
         repeatable: bool = True,
     ) -> tuple[Change, Models]:
-        """Changes a vmodel. Returns what was written, and the models as they were before.
+        """Changes a vmodel. Returns the change that was written, and the models as they were before.
 
         `names`: models that the decision needs besides those that the vmodel names; `repeatable`: a write that etcd has
         not confirmed may be decided again. Raises the refusal as a MeshError, LingeringCopiesError, UNAVAILABLE if
@@ -180,7 +181,8 @@ class VModelStore:
             await asyncio.sleep(random.uniform(0, _PAUSE * attempt))
 
     async def close(self) -> None:
-        """Ends the withdrawals under way: pods find out by themselves, and the leader removes the tombstones."""
+        """Ends the withdrawals in progress: pods notice the deletion by themselves, and the leader removes
+        tombstones."""
         await self._tasks.close()
 
     # --- reads ---
@@ -216,8 +218,8 @@ class VModelStore:
         return ReadModel(registration, NamedModel(True, record.refs, record.auto_delete, len(states), loaded), copies)
 
     def _state(self, kv: KeyValue, created: int) -> str:
-        """Returns the state of a copy of that registration; "" for another's, a tombstone, or one that cannot be
-        read."""
+        """Returns the state of a copy of that registration; "" for a copy of another one, a tombstone, or an unreadable
+        record."""
         if self._keys.copy_of(kv.key)[1] == TOMBSTONE:
             return ""
         try:
@@ -246,7 +248,7 @@ class VModelStore:
         known: dict[str, ReadModel],
         new: NewModel | None,
     ) -> bool:
-        """Writes a change; returns False if it rests on something that has changed."""
+        """Writes a change; returns False if a record on which it is based has changed."""
         keys = self._keys
         key = keys.vmodel(vmodel_id)
         compares = [etcds.modified(key, 0 if kv is None else kv.mod_revision)]
@@ -298,8 +300,8 @@ class VModelStore:
 
     @staticmethod
     def _used_ms(change: Change, known: dict[str, ReadModel]) -> int:
-        """Returns when the model that is to be replaced was last used: the target takes over its place among others. 0:
-        nothing is replaced."""
+        """Returns when the model to be replaced was last used, which the target takes over for evictions; 0 if no model
+        is replaced."""
         if change.before is None or change.after is None or change.before.target == change.after.target:
             return 0
         active = known.get(change.before.active)
@@ -327,7 +329,7 @@ def _refused(refusal: Refusal, known: dict[str, ReadModel], new: NewModel | None
 
 
 def _compared(read: ReadModel, record: ModelRecord) -> ReadModel:
-    """Returns the model, compared with the attributes that a request names."""
+    """Returns the model for the decision, compared with the attributes that a request names."""
     if read.registration is None:
         return read
     return replace(read, named=replace(read.named, differs=not read.registration.record.same_registration(record)))

@@ -1,9 +1,9 @@
-"""`make bench`: measures a mesh of real processes on this machine, beside other servers; asserts nothing.
+"""`make bench`: measures a mesh of real processes on this machine, compared with other servers. It asserts nothing.
 
-    python -m tests.bench [PART...]      the parts below; without any, those of DEFAULT; `all` for all of them
+    python -m tests.bench [PART...]      some parts; without arguments, those of DEFAULT; `all`: all of them
 
-Absolute times depend on the machine: compare the ratios, which are taken in one run. All results go to a JSON file too,
-from which `make performance` writes docs/performance.md.
+Absolute times depend on the machine, so compare the ratios, which are taken within one run. All results are also
+written to a JSON file, from which `make performance` writes docs/performance.md.
 """
 
 import argparse
@@ -23,23 +23,23 @@ from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh
 
 PARTS = {
-    "chain": "the whole chain beside a plain grpc.aio server, by process",
-    "peers": "the mesh beside MLServer, KServe and Ray Serve, in environments that it makes (1.5 GB)",
-    "large": "tensors of 100 KB and 4 MB beside a plain server, and the memory that they take",
+    "chain": "the complete chain compared with a plain grpc.aio server, by process",
+    "peers": "the mesh compared with MLServer, KServe and Ray Serve, in environments that it makes (1.5 GB)",
+    "large": "tensors of 100 KB and 4 MB compared with a plain server, and the memory that they take",
     "coldstart": "first calls of models that are not loaded",
     "storm": "a hot model during 200 cold loads",
-    "registry": "registrations, and the start of a router beside them",
-    "pull": "the puller beside boto3",
+    "registry": "registrations, and the start of a router with many models",
+    "pull": "the puller compared with boto3",
     "tls": "the cost of TLS",
     "memory": "the memory of small models",
-    "alias": "calls by alias beside calls by id, with shadows, and the share of a canary",
+    "alias": "calls by alias compared with calls by id, with shadows, and the share of a canary",
 }
 
 DEFAULT = ("chain", "peers", "large")
-"""What docs/performance.md shows."""
+"""The parts that docs/performance.md shows."""
 
 _OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias}
-"""Parts that make meshes of their own."""
+"""The parts that start their own meshes."""
 
 OUTPUT = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "results.json"
 
@@ -75,13 +75,15 @@ if __name__ == "__main__":
     parts = "\n".join(f"  {name:10} {text}" for name, text in PARTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="Measures a mesh on this machine beside other servers.",
+        description="Measures a mesh on this machine and compares it with other servers.",
         epilog=f"parts:\n{parts}\n\nwithout any: {' '.join(DEFAULT)} (17 minutes, and a few more to install the peers)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="Part to run, or all.")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file for the results.")
-    parser.add_argument("--quick", action="store_true", help="Take one short round of each: to see that all works.")
+    parser.add_argument(
+        "--quick", action="store_true", help="Take one short round of each part, only to see that everything works."
+    )
     chosen = parser.parse_args()
     if unknown := set(chosen.parts) - {*PARTS, "all"}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}, all")

@@ -1,4 +1,4 @@
-"""The doors of servers that speak V2: what is sent to a model, over gRPC or REST."""
+"""The doors of servers that speak V2: the requests that are sent to a model, over gRPC or REST."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from tests.support.localmesh import infer_request
 
 
 def grpc(address: str, model: str, values: np.ndarray, answer: int, headers: Mapping[str, str] | None = None) -> Door:
-    """Returns a gRPC door, with raw contents."""
+    """Returns a gRPC door whose requests have raw contents."""
     return Door("grpc", address, METHOD, infer_request(model, x=values).SerializeToString(), answer, headers or {})
 
 
@@ -23,12 +23,12 @@ def rest(
     *,
     binary: bool,
 ) -> Door:
-    """Returns a REST door; its tensors are JSON both ways, or binary both ways. (KServe needs the optional id.)"""
+    """Returns a REST door whose tensors are JSON both ways, or binary both ways. (KServe needs the optional id.)"""
     headers = headers or {}
     one: dict[str, object] = {"name": "x", "shape": values.shape, "datatype": "FP32"}
     path = f"/v2/models/{model}/infer"
     if not binary:
-        # As many digits as a float needs: Python would print those of a double.
+        # Only as many digits as a float needs, because Python would print those of a double.
         one["data"] = [float(str(value)) for value in values.ravel()]
         body = json.dumps({"id": "42", "inputs": [one]}).encode()
         return Door("rest", address, path, body, answer, {"content-type": "application/json", **headers})

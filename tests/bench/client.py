@@ -1,11 +1,11 @@
-"""Callers in a process of their own, in Python: for large messages, for schedules, and where h2load or wrk is absent.
+"""Callers in Python, in a separate process: for large messages, for schedules, and for want of h2load or wrk.
 
     python -m tests.bench.client < ORDER
 
-runs one `Order` and prints what came of it as JSON. Callers are threads with a grpcio channel or an HTTP connection
-each, one call at a time (a closed loop), or one event loop that calls when a schedule says so (an open loop). In an
-open loop the time of a call begins when it was *due*, even if the generator or the server was late: a server that stops
-for a second makes all calls of that second late, not one.
+runs one `Order` and prints its outcome as JSON. Callers are threads, each with a grpcio channel or an HTTP connection
+and one call at a time (a closed loop), or one event loop that calls by a schedule (an open loop). In an open loop the
+time of a call begins when it was *due*, even if the generator or the server was late. So a server that stops for a
+second makes all calls of that second late, instead of only one.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-_TIMEOUT = 60.0  # seconds of a call
-_CHANNELS = 4  # of an open loop over gRPC
+_TIMEOUT = 60.0  # seconds for a call
+_CHANNELS = 4  # channels of an open loop over gRPC
 _BACKLOG = 2.0
-"""Seconds of the schedule that may be unanswered at once. A server that far behind does not keep up, and waiting for
-more would only measure how long the run was."""
+"""Seconds of the schedule that may be unanswered at once. A server that is further behind does not keep up, and its
+latency would only measure the length of the run."""
 
 PERCENTILES = (0.5, 0.99, 0.999)
 
@@ -53,9 +53,9 @@ class Order:
 
     door: Door
     seconds: float
-    callers: int = 1  # of a closed loop
-    rate: float = 0.0  # calls a second of an open loop; 0: a closed one
-    seed: int = 0  # of the schedule
+    callers: int = 1  # number of callers of a closed loop
+    rate: float = 0.0  # calls a second of an open loop; 0: a closed loop
+    seed: int = 0  # seed of the schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Outcome:
     calls: int
     seconds: float
     cpu: float  # seconds of CPU that the generator took
-    percentiles: tuple[float, ...] = ()  # of PERCENTILES, in seconds
-    lag: float = 0.0  # seconds by which the generator was late with a call, the 99th percentile
+    percentiles: tuple[float, ...] = ()  # the latencies at PERCENTILES, in seconds
+    lag: float = 0.0  # seconds by which the generator sent calls late, the 99th percentile
     behind: bool = False  # the server did not keep up with the schedule
 
     @property
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def call(order: Order) -> Outcome:
-    """Runs an order in a process of its own. Raises RuntimeError if a call fails."""
+    """Runs an order in a separate process. Raises RuntimeError if a call fails."""
     argv = [sys.executable, "-m", "tests.bench.client"]
     done = subprocess.run(argv, input=pickle.dumps(order), capture_output=True, timeout=order.seconds + 120)
     if done.returncode:
@@ -101,7 +101,7 @@ def _percentiles(times: list[float]) -> tuple[float, ...]:
 
 
 def _caller(door: Door) -> Callable[[], int]:
-    """Connects; returns a function that calls once and returns the answer's size in bytes, 0 for a bad one."""
+    """Connects; returns a function that calls once and returns the answer's size in bytes, or 0 for a bad answer."""
     if door.kind == "grpc":
         infer = grpc.insecure_channel(door.address, options=_OPTIONS).unary_unary(METHOD)
         metadata = list(door.headers.items())
@@ -125,7 +125,7 @@ def _closed(order: Order) -> Outcome:
 
     def caller() -> list[float]:
         call = _caller(order.door)
-        call()  # connects, and does not count
+        call()  # makes the connection, and is not counted
         ready.wait()
         times = []
         began = now = time.perf_counter()
@@ -133,7 +133,7 @@ def _closed(order: Order) -> Outcome:
             size = call()
             times.append(-now + (now := time.perf_counter()))
             if size < order.door.answer:
-                raise RuntimeError(f"an answer of {size} bytes where {order.door.answer} were due")
+                raise RuntimeError(f"an answer has {size} bytes instead of {order.door.answer}")
         return times
 
     cpu = time.process_time()
@@ -141,7 +141,7 @@ def _closed(order: Order) -> Outcome:
         found = [future.result() for future in [pool.submit(caller) for _ in range(order.callers)]]
     cpu = time.process_time() - cpu
     times = [seconds for each in found for seconds in each]
-    # Each caller by its own time: the last call of one may end long after those of the others.
+    # Each caller counts by its own time, because the last call of one may end long after those of the others.
     rate = sum(len(each) / sum(each) for each in found)
     return Outcome(len(times), len(times) / rate, cpu, _percentiles(times))
 
@@ -150,7 +150,7 @@ def _closed(order: Order) -> Outcome:
 
 
 class Alarm:
-    """A timer with the kernel's precision: event loops round to whole milliseconds, which is longer than a call."""
+    """A timer with the kernel's precision. Event loops round to whole milliseconds, which is longer than a call."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -165,24 +165,24 @@ class Alarm:
         self._ring()
 
     def set(self, when: float) -> None:
-        """Rings at that time of `time.monotonic()`, or at once if it has passed."""
+        """Rings at a time of `time.monotonic()`, or at once if it has passed."""
         nanoseconds = max(int(when * 1e9), 1)
         spec = struct.pack("qqqq", 0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
         if self._libc.timerfd_settime(self._descriptor, 1, spec, None):
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def close(self) -> None:
-        """Never rings again."""
+        """Stops the timer for good."""
         asyncio.get_running_loop().remove_reader(self._descriptor)
         os.close(self._descriptor)
 
 
 Send = Callable[[Callable[[int], None]], None]
-"""Sends one call; what it is given gets the answer's size in bytes, 0 for a bad one."""
+"""Sends one call. The function that it is given gets the answer's size in bytes, or 0 for a bad answer."""
 
 
 async def _open(order: Order) -> Outcome:
-    """Calls at random times, exponentially spaced as those of independent callers, the same times for each server."""
+    """Calls at random times, spaced exponentially like those of independent callers, and equal for each server."""
     sender = _GrpcSender(order.door) if order.door.kind == "grpc" else _RestSender(order.door)
     await sender.warm_up(64)
     draw = random.Random(order.seed)
@@ -221,7 +221,7 @@ async def _open(order: Order) -> Outcome:
 
     alarm = Alarm(ring)
     gc.collect()
-    gc.disable()  # a collection would make calls late
+    gc.disable()  # a garbage collection would make calls late
     cpu = time.process_time()
     alarm.set(began + due[0])
     try:
@@ -250,7 +250,7 @@ class _GrpcSender:
         self._turn = 0
 
     async def warm_up(self, calls: int) -> None:
-        """Calls on each channel."""
+        """Makes a first call on each channel."""
         for number in range(calls):
             await self._methods[number % _CHANNELS](self._door.body, metadata=self._metadata, timeout=_TIMEOUT)
 
@@ -270,13 +270,13 @@ class _GrpcSender:
             answered(0)
 
     def close(self) -> None:
-        """Ends what is in flight."""
+        """Ends the calls in flight."""
         for task in self._tasks:
             task.cancel()
 
 
 class _RestSender:
-    """Calls by a plain HTTP/1.1 client: as many connections as there are calls at once, the last used first."""
+    """Calls by a plain HTTP/1.1 client, on as many connections as there are calls at once, the last used first."""
 
     def __init__(self, door: Door) -> None:
         lines = [f"POST {door.path} HTTP/1.1", f"host: {door.address}", f"content-length: {len(door.body)}"]
@@ -287,7 +287,7 @@ class _RestSender:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def warm_up(self, calls: int) -> None:
-        """Makes some connections, and calls on each."""
+        """Makes some connections, and a first call on each."""
         loop = asyncio.get_running_loop()
         for _ in range(0, calls, 8):
             connection = await self._connect()
@@ -324,13 +324,13 @@ class _RestSender:
         return made
 
     def close(self) -> None:
-        """Ends what is in flight."""
+        """Ends the calls in flight."""
         for task in self._tasks:
             task.cancel()
 
 
 class _Connection(asyncio.Protocol):
-    """One call at a time."""
+    """One HTTP connection, with one call at a time."""
 
     def __init__(self) -> None:
         self._answered: Callable[[int], None] | None = None
@@ -363,7 +363,7 @@ class _Connection(asyncio.Protocol):
         self.usable = False
         answered, self._answered = self._answered, None
         if answered is not None:
-            print("the server closed a connection in a call", file=sys.stderr)
+            print("the server closed a connection during a call", file=sys.stderr)
             answered(0)
 
 

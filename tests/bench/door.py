@@ -1,4 +1,4 @@
-"""A way into a server: its address, its protocol, and the request that a benchmark sends there again and again."""
+"""A way into a server: its address, its protocol, and the request that a benchmark sends there repeatedly."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ class Door:
     kind: Kind
     address: str  # host:port
     path: str
-    body: bytes  # the message, for gRPC without its frame
-    answer: int  # bytes of a good answer, at least
+    body: bytes  # the message; for gRPC without the frame
+    answer: int  # minimum bytes of a good answer
     headers: Mapping[str, str] = field(default_factory=dict)  # for gRPC: metadata
 
     @property

@@ -1,8 +1,8 @@
-"""Load for calls a second: by h2load (gRPC) and wrk (REST), which cost less than what they measure.
+"""Load for measuring calls a second: h2load (gRPC) and wrk (REST), which cost less CPU than the servers they measure.
 
-Without them, `client` does it: its Python costs more than the servers', so calls a second are then too low for all, and
-the output says so. It does so wherever a generator is kept from sending more by its own CPU. Large messages are always
-sent by `client`: h2load takes 40 ms to upload 4 MB, longer than the servers take to answer.
+`client` replaces missing ones. As it costs more CPU than the servers, calls a second are then too low for all servers,
+and the output says so, as it does wherever a generator's own CPU limits the load. Large messages are always sent by
+`client`, because h2load takes 40 ms to upload 4 MB, longer than the servers take to answer.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.bench.client import Order, Outcome, call
 from tests.bench.door import Door
 
 BOUND = 0.9
-"""Share of one core from which on a generator with one thread bounds the result."""
+"""Share of one core above which a generator with one thread limits the result."""
 
 _LARGE = 64 * 1024  # bytes of a request
 
@@ -33,7 +33,7 @@ def named(door: Door) -> str:
 
 
 def throughput(door: Door, *, seconds: float, callers: int) -> Outcome:
-    """Calls for so long, each caller one call at a time. Raises RuntimeError if a call fails."""
+    """Calls for a number of seconds, each caller one call at a time. Raises RuntimeError if a call fails."""
     match named(door):
         case "h2load":
             return _h2load(door, seconds, callers)
@@ -43,7 +43,7 @@ def throughput(door: Door, *, seconds: float, callers: int) -> Outcome:
 
 
 def _run(argv: list[str], seconds: float) -> tuple[str, float, float]:
-    """Runs a generator. Returns its output, the seconds that it ran, and its CPU seconds."""
+    """Runs a generator. Returns its output, its duration in seconds, and its CPU seconds."""
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         child = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -57,7 +57,7 @@ def _run(argv: list[str], seconds: float) -> tuple[str, float, float]:
 
 
 def _h2load(door: Door, seconds: float, callers: int) -> Outcome:
-    """Calls over up to 8 connections, the callers of each as streams."""
+    """Calls over up to 8 connections, on which the callers are streams."""
     connections = min(callers, 8)
     with tempfile.NamedTemporaryFile() as body:
         body.write(door.framed)
@@ -74,9 +74,9 @@ def _h2load(door: Door, seconds: float, callers: int) -> Outcome:
     if rate is None or counts is None or traffic is None or bad:
         raise RuntimeError(f"h2load: {text[-2000:]}")
     done = int(counts[1])
-    # It looks at HTTP's status alone, which is 200 for a gRPC error: such an answer has no data.
+    # h2load only looks at HTTP's status, which is 200 for gRPC errors too; but their answers have no data.
     if int(traffic[1]) < done * door.answer:
-        raise RuntimeError(f"h2load: answers of {int(traffic[1]) / max(done, 1):.0f} bytes, {door.answer} were due")
+        raise RuntimeError(f"h2load: answers have {int(traffic[1]) / max(done, 1):.0f} bytes instead of {door.answer}")
     return Outcome(done, done / float(rate[1]), cpu * (done / float(rate[1])) / took)
 
 
@@ -90,7 +90,7 @@ file:close()
 
 
 def _wrk(door: Door, seconds: float, callers: int) -> Outcome:
-    """Calls on one connection a caller."""
+    """Calls on one connection for each caller."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "body").write_bytes(door.body)

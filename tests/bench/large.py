@@ -1,10 +1,10 @@
-"""Large tensors through the whole chain, over gRPC and binary REST, beside a plain server.
+"""Large tensors through the complete chain, over gRPC and binary REST, compared with a plain server.
 
-Each call sends one FP32 tensor and gets it back, so bytes move both ways. The callers are what users have, grpcio and a
-socket, each with a connection of its own and one call at a time (`client`).
+Each call sends one FP32 tensor and gets it back, so bytes move both ways. The callers are the clients that users have,
+grpcio and a socket, each with its own connection and one call at a time (`client`).
 
-Memory is the sum of each process's own peak during the load, less what all of them took before the first large call. So
-it includes what they keep afterwards, and peaks that did not coincide.
+Memory is the sum of each process's own peak during the load, minus what all of them took before the first large call.
+So it includes memory that they keep afterwards, and peaks that did not coincide.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ SIZES = {"100 KB": 25_000, "4 MB": 1_000_000}
 """Numbers of elements of 4 bytes."""
 
 _GOALS = {1: ">= 0.9", 8: ">= 1"}
-"""Of the rate of 4 MB, by callers."""
+"""Goals for the ratio of the rates of 4 MB, by number of callers."""
 
 
 class Memory:
-    """The memory that calls in flight take in some processes."""
+    """The memory that calls in flight take in a group of processes."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         """Notes what the processes take now, before any large call."""
@@ -49,12 +49,12 @@ class Memory:
             reset_peak(pid)
 
     def taken(self) -> int:
-        """Returns the bytes taken since the round began, at most."""
+        """Returns the most bytes taken since the round began."""
         return sum(map(peak_bytes, self._pids)) - self._idle
 
 
 async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> None:
-    """Measures the doors in turn, several rounds."""
+    """Measures the doors in turn, in several rounds."""
     content = models.identity(shape=(None,))
     await mesh.register("identity", content, load=True)
     path = folder / "plain.onnx"
@@ -95,7 +95,7 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> N
                     done = await asyncio.to_thread(call, Order(one, SECONDS, callers=callers))
                     if number:  # the first round only warms up
                         found[which].append(done)
-                        # The first call of each caller is not among those counted, but was paid for.
+                        # The first call of each caller is not counted, but its CPU is.
                         cost[which].append(meter.spent()[which] / (done.calls + callers) * 1e6)
                         taken[which].append(memory.taken() / tensor.nbytes / callers)
             what = f"{label}, {callers} {'caller' if callers == 1 else 'callers'}"

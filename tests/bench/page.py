@@ -2,8 +2,8 @@
 
     python -m tests.bench.page [RESULTS.json]      (`make performance`)
 
-takes the results of the last `make bench`, keeps them as docs/performance.json, and writes the page from that file and
-from nothing else; a test holds the two together. The page says where a peer is better, and which goals are missed.
+copies the results of the last `make bench` to docs/performance.json, and writes the page only from that file, which a
+test verifies. The page says where a peer is better, and which goals are missed.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
 
 
 def _worse(comparison: Comparison) -> Iterator[str]:
-    """Yields a line for each row in which ours is not the best, by more than `CLOSE`."""
+    """Yields a line for each row in which another system is better than Mesh by more than `CLOSE`."""
     ours = comparison.ours
     for row in comparison.rows:
         best = row.best()
@@ -230,7 +230,7 @@ def _latency(comparison: Comparison, path: Path) -> None:
 
 
 PICTURES = {"throughput": _throughput, "cpu": _throughput, "latency": _latency}
-"""By key of the comparison."""
+"""The drawing function of each comparison that has a picture, by the comparison's key."""
 
 
 def main(arguments: list[str] | None = None) -> int:

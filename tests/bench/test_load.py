@@ -1,4 +1,4 @@
-"""The generators of load: failed calls are noticed, and calls are late by as long as they waited."""
+"""Tests of the load generators: failed calls are noticed, and the times of late calls include their wait."""
 
 import asyncio
 import random
@@ -27,7 +27,7 @@ RATE = 2000.0
 
 
 class Http:
-    """A server of HTTP that answers once it has got `together` requests; nothing, if that is 0."""
+    """An HTTP server that answers once it has received `together` requests; if that is 0, it never answers."""
 
     def __init__(self, together: int, status: int = 200) -> None:
         self.together = together
@@ -60,7 +60,7 @@ class Http:
 
 
 async def test_time_counts_from_when_a_call_was_due(monkeypatch):
-    """A server that holds all answers until the last call makes each call late by as long as it was held."""
+    """If a server holds all answers until the last call, the time of each call includes the time that it was held."""
     monkeypatch.setattr(client, "_BACKLOG", 60.0)
     seconds = 0.2
     draw = random.Random(7)
@@ -103,7 +103,7 @@ async def test_a_server_that_does_not_answer_is_said_not_to_keep_up(monkeypatch)
 
 @pytest.mark.parametrize("size", [2, 1 << 17], ids=["small", "large"])
 async def test_rest_errors_are_noticed(size):
-    """An answer that is not 200 ends the load with an error, whichever generator sent the call."""
+    """An answer with a status other than 200 ends the load with an error, whichever generator sent the call."""
     async with Http(together=1).door() as good, Http(together=1, status=500).door() as bad:
         load = generators.throughput
         for door in (good, bad):
@@ -118,7 +118,7 @@ async def test_rest_errors_are_noticed(size):
 
 
 async def test_grpc_errors_are_noticed(tmp_path):
-    """HTTP's status is 200 for them too: a load on a model that is not there ends with an error."""
+    """A gRPC error, whose HTTP status is 200 too, is noticed: a load on an unknown model ends with an error."""
     for name in ("a", "b"):
         (tmp_path / f"{name}.onnx").write_bytes(models.logistic_regression(0))
     port = free_port()
@@ -153,7 +153,7 @@ async def test_grpc_errors_are_noticed(tmp_path):
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.key)
 def test_peers_have_locks_without_addresses(peer):
-    """Each peer's lock names what it is made of, by hash; where from is the business of the machine's pip."""
+    """Each peer's lock pins all its packages by hash, and leaves the package index to the machine's pip."""
     text = environments.lock_of(peer.key).read_text()
     assert f"\n{peer.package}" in text
     assert "--hash=sha256:" in text
@@ -162,7 +162,7 @@ def test_peers_have_locks_without_addresses(peer):
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, monkeypatch):
-    """The error has pip's reason, and the next run tries again."""
+    """If an environment cannot be installed, the error includes pip's reason, and the next run tries again."""
     lock = tmp_path / "peer-x.txt"
     lock.write_text(f"mesh-of-no-such-name==1.0 --hash=sha256:{'0' * 64}\n")
     monkeypatch.setattr(environments, "lock_of", lambda peer: lock)

@@ -1,4 +1,4 @@
-"""Figures of a run: what is compared, what the page says of it, and that the page in docs is that of its figures."""
+"""Tests of a run's figures: their comparison, the page about them, and that the page in docs matches its figures."""
 
 import json
 
@@ -17,7 +17,7 @@ def comparison(*rows: Row) -> Comparison:
 
 
 def rates(mesh: list[float], plain: list[float], other: list[float], **more: object) -> Row:
-    """Rates of the three."""
+    """Rates of the three systems."""
     return Row("gRPC", "calls/s", dict(zip(SYSTEMS, (mesh, plain, other), strict=True)), more_is_better=True, **more)
 
 
@@ -29,7 +29,7 @@ def document(*rows: Row, **absent: str) -> dict:
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_rounds():
-    """A machine that is slow in one round is so for both systems, which the ratio of the medians does not show."""
+    """The ratio is the median of the rounds' ratios, which a machine that is slow in one round does not change."""
     row = rates([100, 10, 100], [50, 5, 40], [])
     assert row.ratio("Mesh", "plain") == 2
     assert row.ratio("Mesh", "Other") is None
@@ -37,7 +37,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds():
 
 @pytest.mark.parametrize("more_is_better", [True, False])
 def test_the_best_system_has_the_best_median(more_is_better):
-    """The best has the most calls a second, but the least time; one system alone is not the best of anything."""
+    """The best system has the most calls a second, or the least time; a single system is not the best of anything."""
     row = Row("x", "ms", {"Mesh": [1, 9, 2], "plain": [3, 3, 3], "Other": []}, more_is_better=more_is_better)
     assert row.best() == ("plain" if more_is_better else "Mesh")
     assert Row("x", "ms", {"Mesh": [1.0], "Other": []}).best() is None
@@ -54,7 +54,7 @@ def test_results_survive_their_file(tmp_path):
 
 
 def test_the_page_says_where_another_server_is_better():
-    """A better peer stands in the section about that, an equal one does not."""
+    """The page lists rows in which a peer is better, but not those in which it is equal."""
     text = page.text(document(rates([90.0], [50.0], [120.0])))
     section = text.partition("## Where another server is better")[2].partition("##")[0]
     assert "gRPC: Other has 120 calls/s, Mesh 90.0 (ratio 0.75)" in section
@@ -64,7 +64,7 @@ def test_the_page_says_where_another_server_is_better():
 
 
 def test_the_page_says_which_goals_are_missed():
-    """A goal is a bound of the ratio to the base; one that is reached is not listed."""
+    """The page lists the goals for the ratio to the base that are missed, and not those that are reached."""
     text = page.text(document(rates([90.0], [50.0], [20.0], reach=">= 3.5")))
     assert "- Calls a second: gRPC: 1.80 of plain's, the goal is >= 3.5" in text
     assert "goals are missed" not in page.text(document(rates([90.0], [50.0], [20.0], reach=">= 1.8")))
@@ -72,7 +72,7 @@ def test_the_page_says_which_goals_are_missed():
 
 
 def test_the_page_says_what_bounds_a_figure_and_what_is_absent():
-    """A bounded figure has a mark and the text of it; a server that could not be installed is named."""
+    """A limited figure has a mark with a remark, and a server that could not be installed is named."""
     row = rates([90.0], [50.0], [20.0], remarks={"Mesh": "bounded by the generator"})
     text = page.text(document(row, MLServer="no index\nat all"))
     assert "**90.0 1)**" in text
@@ -81,7 +81,7 @@ def test_the_page_says_what_bounds_a_figure_and_what_is_absent():
 
 
 def test_the_page_says_when_the_machine_was_busy():
-    """Figures of a busy machine are not passed off as good ones."""
+    """The page warns about figures that were taken on a busy machine."""
     found = document(rates([90.0], [50.0], [20.0]))
     for busy, said in ((0.1, False), (2.0, True)):
         found["machine"]["busy"] = busy

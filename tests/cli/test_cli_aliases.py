@@ -163,11 +163,11 @@ def test_a_move_whose_target_cannot_be_loaded_says_so(mesh, run):
 
 
 def test_a_move_that_takes_long_goes_on(mesh, run):
-    """A command whose time is over before the move's end says that the mesh goes on moving the alias."""
+    """A command whose time is over before the end of the move says that the mesh continues the move."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     result = run("alias", "set", "fraud", "fraud@8", "--timeout", "0.01")
     assert result.exit_code == 6
-    assert "the mesh goes on moving it" in result.stderr
+    assert "the mesh continues the move" in result.stderr
     assert run("alias", "set", "fraud", "fraud@8", "--no-wait").exit_code == 0
 
 
@@ -192,7 +192,7 @@ async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = await asyncio.to_thread(process.communicate, timeout=30)
     assert process.returncode == 130
-    assert "only this command ends; the mesh goes on moving fraud to fraud@8: `mesh alias show fraud`" in said
+    assert "only this command ends, and the mesh continues moving fraud to fraud@8: `mesh alias show fraud`" in said
 
 
 def test_rollback_goes_back(mesh, run):

@@ -71,7 +71,7 @@ async def test_certificates_that_have_expired(namespace: Kube, image: str) -> No
         await namespace.until(lambda who=component, words=words: told(who, *words), f"the {component} says why")
 
     namespace.apply(internal(ours, hours=24))
-    words = ("/etc/mesh/tls/tls.crt has expired on", "Secret of tls.secretName")
+    words = ("/etc/mesh/tls/tls.crt has expired on", "Secret that tls.secretName names")
     await namespace.until(lambda: told("router", *words), "the router says why", timeout=120.0)
     assert not any(
         container["ready"] for one in mesh.pods("router") for container in one["status"]["containerStatuses"]

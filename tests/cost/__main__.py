@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         figures.save(result, chosen.figures)
         print(f"stored {len(now)} figures for Python {VERSION} in {chosen.figures}")
         for one in lost:
-            print(f"no figure any more for {one}: it changed here, and can only be measured by that Python")
+            print(f"removed the figure of {one}: it changed here, and only that Python can measure it")
         return 0
     was = stored.get(VERSION, {})
     lacking = [name for name in now if name not in was]
@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     for one in found:
         print(one)
     if found:
-        print(f"The cost of {len({one.operation for one in found})} operations is not what {chosen.figures.name} says.")
-        print("If that is meant, or a gain to keep: make cost ARGS=--accept, and commit the file with the change.")
+        print(f"The cost of {len({one.operation for one in found})} operations differs from {chosen.figures.name}.")
+        print("If the change is worth it, or is a gain: make cost ARGS=--accept, and commit the file with the change.")
     return 1 if found else 0
 
 

@@ -1,8 +1,8 @@
 """Instructions and memory of one operation.
 
-Instructions are the interpreter's, counted in our own packages alone: what asyncio, numpy and the fakes of tests
-execute is not ours. Work inside an extension is one instruction, however long it takes; large copies show in the
-memory.
+Instructions are the interpreter's bytecode instructions, counted only in the project's own packages, not in asyncio,
+numpy or the fakes of tests. Work inside an extension counts as one instruction, however long it takes; large copies
+show in the memory.
 """
 
 import functools
@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(f"{ROOT / name}/" for name in ("mesh", "placement", "puller", "router"))
 
 _WARM_UPS = 4
-"""Runs before the first count, which fill caches, known headers, and the interpreter's free lists."""
+"""Number of runs before the first count, which fill caches, known headers, and the interpreter's free lists."""
 
 _COUNTS = 5
-"""Number of counts, of which the least is taken, because a clock or a sweep adds instructions to some runs."""
+"""Number of counts, of which the lowest is taken, because a clock or a sweep adds instructions to some runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Cost:
 
     @property
     def instructions(self) -> int:
-        """The instructions of all functions."""
+        """The total of all functions."""
         return sum(self.functions.values())
 
 
 def cost(operation: Callable[[], object]) -> Cost:
-    """Returns the cost of an operation, which must do the same each time."""
+    """Returns the cost of an operation, which must do the same work each time."""
     for _ in range(_WARM_UPS):
         operation()
     counts = []
@@ -77,13 +77,13 @@ def _peaks(operation: Callable[[], object]) -> Iterator[int]:
 
 @functools.cache
 def _name(code: CodeType) -> str:
-    """Returns file and function; what is defined inside a function counts as part of that."""
+    """Returns file and function; a function defined inside another one counts as part of that."""
     return f"{Path(code.co_filename).relative_to(ROOT)} {code.co_qualname.partition('.<locals>')[0]}"
 
 
 @contextmanager
 def _tracing(executed: Counter[CodeType]) -> Iterator[None]:
-    """Counts the instructions that this thread executes in our packages."""
+    """Counts the instructions that this thread executes in the project's packages."""
     if sys.version_info >= (3, 12):
         with _monitoring(executed):
             yield
@@ -111,7 +111,7 @@ def _tracing(executed: Counter[CodeType]) -> Iterator[None]:
 
 @contextmanager
 def _monitoring(executed: Counter[CodeType]) -> Iterator[None]:
-    """Counts by `sys.monitoring`, which is not limited to a thread by itself."""
+    """Counts by `sys.monitoring`, which by itself is not limited to one thread."""
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
     tool = monitoring.PROFILER_ID
     here = threading.get_ident()

@@ -1,8 +1,8 @@
-"""The stored figures: `figures.json`, and the comparison of what is measured with what it says.
+"""The stored figures, `figures.json`, and their comparison with measured ones.
 
-Another minor version of Python compiles the same source into other instructions, so each has figures of its own. New
-ones can be measured only with the version at hand: the others lose their figures for the operations that changed, and
-say so until they are measured there too.
+Each minor version of Python compiles the same source into other instructions, so each has its own figures. Only the
+running version's can be measured. Other versions lose their figures for the operations that changed, and report that
+until they are measured too.
 """
 
 import json
@@ -15,19 +15,20 @@ from tests.cost.counting import Cost
 PATH = Path(__file__).with_name("figures.json")
 
 INSTRUCTIONS = 0.02
-"""Share by which instructions may differ. They repeat exactly with one Python; the share is for its patch releases, and
+"""Share by which instructions may differ. With one Python they repeat exactly; the share allows for patch releases, and
 for changes too small to be stored."""
 
 MEMORY, MEMORY_BYTES = 0.05, 512
-"""Share and bytes by which memory may differ. Runs differ by 200 bytes: free lists hold a few objects more or less."""
+"""Share and bytes by which memory may differ. Runs differ by 200 bytes because free lists hold a few objects more or
+less."""
 
 Figures = dict[str, Cost]
-"""Costs by operation."""
+"""The cost of each operation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A figure that is not what it was."""
+    """A difference from a stored figure."""
 
     operation: str
     text: str
@@ -48,7 +49,7 @@ def load(path: Path = PATH) -> dict[str, Figures]:
 
 
 def save(stored: Mapping[str, Figures], path: Path = PATH) -> None:
-    """Writes the figures, one a line, so that changes to different functions merge."""
+    """Writes the figures, each on its own line, so that changes to different functions merge."""
     plain = {
         version: {name: {"functions": one.functions, "memory": one.memory} for name, one in figures.items()}
         for version, figures in stored.items()
@@ -58,8 +59,9 @@ def save(stored: Mapping[str, Figures], path: Path = PATH) -> None:
 
 
 def differences(was: Figures, now: Figures) -> list[Difference]:
-    """Returns what differs by more than is allowed, in either direction, and operations that only one side has."""
-    found = [Difference(name, "is stored, but measured no more") for name in was.keys() - now.keys()]
+    """Returns the figures that differ by more than is allowed, in either direction, and operations that only one side
+    has."""
+    found = [Difference(name, "is stored, but no longer measured") for name in was.keys() - now.keys()]
     for name, cost in now.items():
         if name not in was:
             found.append(Difference(name, "has no stored figure"))
@@ -96,7 +98,8 @@ def _same_memory(was: Cost, now: Cost) -> bool:
 
 
 def _settled(was: Cost | None, now: Cost) -> Cost:
-    """Returns the figure to store: memory that differs by no more than is allowed stays, so that the file does."""
+    """Returns the figure to store. Memory that differs by no more than is allowed stays, so that the file rarely
+    changes."""
     return now if was is None or not _same_memory(was, now) else Cost(now.functions, was.memory)
 
 
@@ -106,7 +109,7 @@ def _change(was: int, now: int, what: str) -> str:
 
 
 def _functions(was: Cost, now: Cost) -> list[str]:
-    """Returns a line for each function that differs, the largest difference first."""
+    """Returns a line for each function that differs, with the largest differences first."""
     changes = {
         name: now.functions.get(name, 0) - was.functions.get(name, 0) for name in {**was.functions, **now.functions}
     }

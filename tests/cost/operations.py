@@ -1,6 +1,6 @@
-"""The operations whose cost is kept: what a call passes on its way, piece by piece, on the fakes of the tests.
+"""The operations whose cost is stored: the steps of a call, one by one, on the tests' fakes.
 
-Each yields a function that does the operation once, and the same each time it is called.
+Each yields a function that does the operation once, and does the same work in each call.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ FP32 = next(kind for kind in DATATYPES if kind.name == "FP32")
 
 
 class _Sink(Transport):
-    """A transport that forgets what is written."""
+    """A transport that discards what is written."""
 
     def write(self, data: bytes) -> None:
         pass
@@ -102,7 +102,7 @@ async def wire_request(folder: Path, *, known: bool) -> AsyncIterator[Operation]
 
 
 class _Outcome:
-    """A sink of replies that keeps none."""
+    """A sink that discards replies."""
 
     def on_reply(self, reply: Reply) -> None:
         assert reply.code == 0
@@ -190,7 +190,7 @@ async def choice(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def forward(folder: Path, *, copies: int, deadline: bool, name: str = "m") -> AsyncIterator[Operation]:
-    """Yields an operation that dispatches a call to a copy and passes the reply back. `name`: the model's, or an
+    """Yields an operation that dispatches a call to a copy and passes the reply back. `name`: a model's or an
     alias's."""
     async with _core(copies, "" if name == "m" else name) as (world, _, dispatcher):
         frame = framing.pack(request(name, x=SMALL))
@@ -209,7 +209,7 @@ async def forward(folder: Path, *, copies: int, deadline: bool, name: str = "m")
 
 
 class _Quick:
-    """A pace for which every call is quick, so that none goes to a thread because the machine is busy."""
+    """A pace for which every call is quick, so that none is moved to a thread because the machine is busy."""
 
     inline = (True,) * 64
 
@@ -219,8 +219,8 @@ class _Quick:
 
 @asynccontextmanager
 async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncIterator[Operation]:
-    """Yields an operation that answers a call of a regression, which equals the one before it or has a new length and
-    is parsed; by its id, or by an alias."""
+    """Yields an operation that answers a call of a regression, by its id or by an alias. The call is equal to the
+    previous one, or has a new length and is parsed."""
     board, copies, watch = Board.private(8), Copies(), CallWatch()
     watch.close()  # while instructions are counted on a busy machine, it would end calls
     runs = Runs(board, threads=1)
@@ -233,7 +233,7 @@ async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncI
     copy.pace = _Quick()  # type: ignore[assignment]
     message = pb.ModelInferRequest.FromString(request("m", x=SMALL))
     if not alike:
-        message.parameters["priority"].int64_param = 1  # such requests are always parsed
+        message.parameters["priority"].int64_param = 1  # requests like this are always parsed
     frame = framing.pack(message.SerializeToString())
     metadata = [*HEADERS, (headers.AS, headers.named_as("n", "1"))] if alias else HEADERS
 
@@ -251,7 +251,7 @@ async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncI
 
 @asynccontextmanager
 async def intake(folder: Path) -> AsyncIterator[Operation]:
-    """Yields an operation that makes the model's input of a parsed request with 100 KiB of raw contents."""
+    """Yields an operation that turns a parsed request with 100 KiB of raw contents into the model's input."""
     taken = Intake({"x": Tensor("x", FP32, [-1, LARGE.size])})
     message = pb.ModelInferRequest.FromString(request("m", x=LARGE))
     inputs, raws = message.inputs, list(message.raw_input_contents)
@@ -260,7 +260,7 @@ async def intake(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def reply(folder: Path) -> AsyncIterator[Operation]:
-    """Yields an operation that makes a reply's frame of an output of 100 KiB."""
+    """Yields an operation that turns an output of 100 KiB into a reply's frame."""
     writer = ReplyWriter("m", [Tensor("y", FP32, [-1, LARGE.size])])
     yield lambda: writer.encode([LARGE], b"42", raw=True)
 
@@ -270,7 +270,8 @@ async def reply(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that makes a message's frame of a body; its numbers are JSON, or follow it."""
+    """Yields an operation that turns a REST body into a message's frame; its numbers are JSON, or binary data after
+    it."""
     one: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": list(values.shape)}
     if binary:
         one["parameters"] = {"binary_data_size": values.nbytes}
@@ -289,7 +290,7 @@ async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> Asy
 
 @asynccontextmanager
 async def rest_reply(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that makes a body of a reply; its numbers are JSON, or follow it."""
+    """Yields an operation that turns a reply into a REST body; its numbers are JSON, or binary data after it."""
     message = pb.ModelInferResponse(model_name="m", id="42")
     message.outputs.add(name="y", datatype="FP32", shape=values.shape)
     message.raw_output_contents.append(values.tobytes())

@@ -1,4 +1,4 @@
-"""The counts repeat, and a function that grows is noticed and named."""
+"""Tests of the cost figures: counts repeat, and a function that grows is noticed and named."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ BEFORE = Cost({"mesh/a.py f": 100, "mesh/b.py g": 400}, 2000)
 
 
 def least(count: int) -> Cost:
-    """Returns the cost of choosing among that many copies."""
+    """Returns the cost of choosing among a number of copies."""
     world = World()
     for number in range(count):
         world.pod(f"pod-{number}")
@@ -27,8 +27,7 @@ def least(count: int) -> Cost:
 
 
 def test_a_count_repeats_and_grows_with_the_work():
-    """A count repeats, and grows with the work: the same loop over twice the copies takes equally many more
-    instructions each time."""
+    """A count repeats, and grows with the work: each doubling of the copies adds instructions in proportion."""
     two, four, eight = map(least, (2, 4, 8))
     assert set(four.functions) >= {"placement/balance.py least_loaded"}
     assert least(4).functions == four.functions
@@ -36,13 +35,13 @@ def test_a_count_repeats_and_grows_with_the_work():
 
 
 def test_only_our_own_packages_are_counted():
-    """Only our own packages are counted, not what fakes, libraries and tests execute."""
+    """Only the project's own packages are counted, not fakes, libraries and tests."""
     assert cost(FakeEtcd).functions == {}
 
 
 def test_memory_is_the_most_that_is_held_at_once():
-    """The memory of an operation is the most that is held at once: two buffers at the same time count together, one
-    after the other as one."""
+    """The memory of an operation is the most that it holds at once: two buffers held together count twice, two held one
+    after the other count once."""
     size = 1 << 20
     together = cost(lambda: (bytearray(size), bytearray(size))).memory
     in_turn = cost(lambda: [len(bytearray(size)) for _ in range(2)]).memory
@@ -51,7 +50,7 @@ def test_memory_is_the_most_that_is_held_at_once():
 
 
 def test_another_process_counts_the_same():
-    """Another process counts the same, whatever the hash seed, the imports and the code that ran before."""
+    """Another process counts the same, regardless of the hash seed, the imports and the code that ran before."""
     name = "router, choice among 4 copies"
     script = (
         "import asyncio, pathlib\n"
@@ -78,7 +77,7 @@ def test_another_process_counts_the_same():
 
 
 def test_growth_names_the_function():
-    """The text for a growth names the function, by how much it grew, from what to what."""
+    """The text about a growth names the function, the growth, and both figures."""
     now = Cost({"mesh/a.py f": 100, "mesh/b.py g": 390, "mesh/c.py h": 30}, 2000)
     (found,) = figures.differences({"x": BEFORE}, {"x": now})
     assert str(found).splitlines() == [

@@ -104,7 +104,7 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
     now = members.ctl("member", "list", of="m1")
     assert now.count("started") == 3
     assert len(set(first.split("\n")) & set(now.split("\n")) - {""}) == 2
-    assert "joins the others as a new one" in (members.folder / "m1.log").read_text()
+    assert "joins the others as a new member" in (members.folder / "m1.log").read_text()
 
 
 async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> None:

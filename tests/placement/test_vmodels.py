@@ -262,7 +262,7 @@ def test_a_version_names_one_model():
     record = rolled_out("7", "8")
     assert refused(record, {"x": IDLE}, target="x", version="7") == (
         "CONFLICT",
-        "version 7 of v is model m7 already: name another version",
+        "version 7 of v is already model m7: name another version",
     )
     assert changed(record, {"m7": LOADED, "m8": LOADED}, target="m7", version="7").target == "m7"
 

@@ -1,7 +1,8 @@
-"""Copies that the model server has lost without dying: withdrawn as soon as its relay has noticed.
+"""Copies that a running model server has lost, which are withdrawn as soon as its relay has noticed.
 
-A foreign server may unload a model at another's request, or forget it. Its relay then answers *not here* and marks the
-copy's slot; here the rest follows as for any unload: the key, what may be left in the server, the books, the files.
+A foreign server may unload a model at another program's request, or lose it. Its relay then answers *not here* and
+marks the copy's slot. This module does the rest, as for any unload: it removes the key, unloads what may be left in the
+server, and releases memory and files.
 """
 
 import asyncio
@@ -13,11 +14,11 @@ from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.evictions.unloads import Unloads
 from mesh.runtime.sharedmemory.slot import SlotState
 
-_LOOK = 0.25  # seconds between two looks at the number of losses
+_LOOK = 0.25  # seconds between two checks of the number of losses
 
 
 class Losses:
-    """The watch over lost copies of one pod. `count` returns how many there have been so far."""
+    """The watch over lost copies of one pod. `count` returns the number of losses so far."""
 
     def __init__(self, ledger: Ledger, unloads: Unloads, count: Callable[[], int]) -> None:
         self._ledger = ledger
@@ -25,7 +26,7 @@ class Losses:
         self._count = count
 
     async def run(self) -> None:
-        """Looks until cancelled."""
+        """Watches until cancelled."""
         seen = 0
         while True:
             turned()

@@ -7,7 +7,7 @@ from mesh.options.values import parse_address, parse_bytes
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Returns a parser with the options that every such process has. `data` becomes a host and a port."""
+    """Returns a parser with the options that all these processes have. `data` becomes a host and a port."""
     made = argparse.ArgumentParser(prog=prog, description=description)
     add = made.add_argument
     add("--spi", type=Path, required=True, metavar="PATH", help="Unix socket of mmesh.ModelRuntime.")
@@ -16,9 +16,9 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=address,
         default=("127.0.0.1", 0),
         metavar="HOST:PORT",
-        help="Address of the data port; port 0: any free one.",
+        help="Address of the data port, HOST:PORT; port 0: any free one.",
     )
-    add("--incarnation", default="", help="Incarnation of the agent; must equal the board's.")
+    add("--incarnation", default="", help="Incarnation of the agent, which must equal the board's.")
     add("--board", type=Path, metavar="PATH", help="Use board made by the agent; default: none.")
     add("--max-message", type=size, default=16 << 20, metavar="BYTES", help="Largest message, in bytes.")
     add(
@@ -26,9 +26,9 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=size,
         default=512 << 20,
         metavar="BYTES",
-        help="Total of requests and replies, in bytes.",
+        help="Total size of requests and replies in flight, in bytes.",
     )
-    add("--internal-tls", type=Path, metavar="DIR", help="Folder of ca.crt, tls.crt, tls.key for mutual TLS.")
+    add("--internal-tls", type=Path, metavar="DIR", help="Folder with ca.crt, tls.crt and tls.key for mutual TLS.")
     add("--log-format", choices=("text", "json"), default="text")
     add("--log-level", default="info")
     return made

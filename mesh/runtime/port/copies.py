@@ -1,11 +1,10 @@
-"""The copies in a pod, and the match between a call and the copy that it is meant for.
+"""The copies in a pod, and the match between a call and the copy that it is for.
 
-Another pod may get the same address, and an id may be registered again for another model. So a call names the copy that
-it is meant for (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy
-of the same id answers it. A copy that was loaded without a token, by an agent that does not send them, is matched by
-its id alone.
+Another pod may get the same address, and an id may be registered again for another model. So a call names its copy
+(`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy of the same id
+answers it. A copy that was loaded without a token, by an agent that does not send tokens, is matched only by its id.
 
-While a registration's content is reloaded it has two copies, told apart by their tokens (`mesh.schema.copytoken`).
+While a registration's content is reloaded, it has two copies with different tokens (`mesh.schema.copytoken`).
 Until the older one is unloaded, the newer one answers only the calls that name it.
 """
 
@@ -16,10 +15,10 @@ from mesh.schema import copytoken
 
 
 class Addressed(Protocol):
-    """A copy, as far as calls are matched with it."""
+    """A copy, with what is needed to match calls with it."""
 
     model_id: str
-    token: bytes  # b"": it answers any call with its id
+    token: bytes  # b"": the copy answers any call with its id
 
 
 C = TypeVar("C", bound=Addressed)
@@ -32,27 +31,27 @@ class Copies(Generic[C]):
 
     def __init__(self) -> None:
         self._by_id: dict[bytes, C] = {}
-        self._newer: dict[bytes, C] = {}  # beside one of `_by_id`: the next generation of the same registration
+        self._newer: dict[bytes, C] = {}  # second copies: the next generation of the same registration
 
     def __iter__(self) -> Iterator[C]:
         yield from self._by_id.values()
         yield from self._newer.values()
 
     def add(self, copy: C) -> None:
-        """Adds a copy, beside the one with the same id if there is one."""
+        """Adds a copy, next to one with the same id if there is one."""
         (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
     def get(self, model_id: str) -> C | None:
-        """Returns the copy of that id with any token; the older of two."""
+        """Returns the copy of an id with any token; the older one of two."""
         return self._by_id.get(model_id.encode())
 
     def all_of(self, model_id: str) -> list[C]:
-        """Returns the copies of that id, at most two."""
+        """Returns the copies of an id, at most two."""
         name = model_id.encode()
         return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
 
     def find(self, model_id: bytes, token: bytes | None) -> C | None:
-        """Returns the copy that a call is meant for; None if it is not here."""
+        """Returns the copy that a call is for; None if it is not here."""
         copy = self._by_id.get(model_id)
         if copy is None or not copy.token or copy.token == token:
             return copy

@@ -1,4 +1,4 @@
-"""The copy that a call says it is for, and whether this pod may answer for it."""
+"""The copy that a call names, and whether this pod may answer for it."""
 
 import binascii
 from time import CLOCK_BOOTTIME, clock_gettime_ns
@@ -34,7 +34,7 @@ def named(call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
 
 def proven(fence: int) -> bool:
     """Returns whether the agent's proof is fresh, so that any call may be answered."""
-    # The mode is in the lowest bits: a few nanoseconds make no difference.
+    # The mode is in the lowest bits, where a few nanoseconds make no difference.
     return fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME)
 
 

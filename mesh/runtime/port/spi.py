@@ -1,4 +1,4 @@
-"""The SPI's server side, as far as it is the same for each process that an agent drives."""
+"""The part of the SPI's server side that all processes driven by an agent share."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[object, object]
 
 @contextlib.asynccontextmanager
 async def answered(context: Context) -> AsyncIterator[None]:
-    """Answers exceptions of its body with their status."""
+    """Turns exceptions in the body into answers with their status."""
     try:
         yield
     except MeshError as error:
@@ -47,18 +47,18 @@ def sent(context: Context) -> dict[str, str]:
 
 
 def slot_of(request: modelruntime_pb2.LoadModelRequest, told: dict[str, str]) -> int | None:
-    """Returns the slot of the use board that a load names. Raises MeshError for a load without an id or with a bad
+    """Returns the slot of the use board that a load names. Raises MeshError if the load has no id or an invalid
     slot."""
     if not request.modelId:
         raise MeshError(Reason.BAD_REQUEST, "loadModel needs a model id")
     slot = told.get(headers.SPI_SLOT)
     if slot is not None and not slot.isdigit():
-        raise MeshError(Reason.BAD_REQUEST, f"metadata {headers.SPI_SLOT} is {slot!r}, not the number of a slot")
+        raise MeshError(Reason.BAD_REQUEST, f"metadata {headers.SPI_SLOT} is {slot!r} instead of the number of a slot")
     return None if slot is None else int(slot)
 
 
 def unload_grace(context: Context, most: float) -> float:
-    """Returns the seconds that calls in flight get before an unload ends them, by the unload's own deadline."""
+    """Returns the seconds for calls in flight before an unload ends them, from the unload's own deadline."""
     left = context.time_remaining()
     return most if left is None else max(0.0, min(left - ANSWERING, most))
 

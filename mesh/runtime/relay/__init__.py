@@ -1,14 +1,14 @@
-"""The relay: the process that answers on a pod's data port beside a model server that is not ours.
+"""The relay: the process that answers on a pod's data port for a foreign model server.
 
-To the agent it is a model server: the same SPI on a unix socket, with the same metadata. To routers it is the data
-port: it checks copies, obeys the fence and writes the use board. To the foreign server it is a client that speaks real
-gRPC. It is a process of its own, so that neither the agent's lease nor its fence wait for calls being carried.
+For the agent it is a model server, with the same SPI on a unix socket and the same metadata. For routers it is the data
+port: it checks copies, obeys the fence and writes the use board. For the foreign server it is a client that speaks real
+gRPC. It is a separate process, so that neither the agent's lease nor its fence waits while calls are passed on.
 
 - `process` assembles the parts, `settings` parses the command line;
-- `spi` answers the agent, by the server's own SPI; `table` has the copies, and `journal` what the next relay must know
-  about them: a relay that dies takes no model with it;
-- `calls` carries calls: `methods` knows which are allowed and where an id belongs, `splice` puts it there, `metadata`
-  converts headers, `verdicts` tells a lost model from a model's own error;
-- `link` is the connection to the server: it notices that the server has gone, hangs, or was restarted, `handshake`
-  tells a busy server from a frozen one.
+- `spi` answers the agent by calling the server's own SPI; `table` has the copies, and `journal` what the next relay
+  must know about them, so that the death of a relay loses no model;
+- `calls` passes calls on: `methods` knows which are allowed and where an id belongs, `splice` puts it there, `metadata`
+  converts headers, `verdicts` distinguishes a lost model from a model's own error;
+- `link` is the connection to the server, and notices if the server has ended, hangs, or was restarted; `handshake`
+  distinguishes a busy server from a stopped one.
 """

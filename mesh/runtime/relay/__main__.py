@@ -1,4 +1,4 @@
-"""`python -m mesh.runtime.relay`: `settings` has its command line, `process` what it does."""
+"""`python -m mesh.runtime.relay`: `settings` has the command line, `process` the work."""
 
 import faulthandler
 import logging
@@ -15,8 +15,8 @@ log = logs.get("mesh.runtime.relay")
 
 
 def main() -> None:
-    """Relays until SIGTERM. Exit status 0; 1 if it cannot start, 2 if the command line is wrong, those of
-    `mesh.runtime.port.outcomes` once the model server has gone."""
+    """Relays until SIGTERM. Exit status 0; 1 if the relay cannot start, 2 if the command line is wrong, those of
+    `mesh.runtime.port.outcomes` if the model server is lost."""
     given = settings.parse(sys.argv[1:])
     faulthandler.enable()
     logs.configure(level=given.log_level, fmt=given.log_format, process="relay")

@@ -1,13 +1,13 @@
-"""The data port beside a foreign server: each call is checked as our own server checks it, and carried to the server.
+"""The data port of a foreign server: each call is checked as the ONNX server checks it, and passed on to the server.
 
-A call is a task here: `grpc.aio` has no callbacks. Whatever its shape, it is a stream of messages to and from the
-server. A reply of one message, the usual case, is written at once with its trailers; if the second message, or the end,
-does not follow at once, the reply is passed on message by message.
+Each call is a task, because `grpc.aio` has no callbacks, and a stream of messages to and from the server, whatever its
+shape. A reply of one message, the usual case, is written in one piece with its trailers. If the end does not follow the
+first message at once, the reply is passed on message by message.
 
-The server's answer is the caller's, with metadata, trailers and rich errors, but for two cases. *Not found* means that
-the server has lost the model: the copy is withdrawn, and the router is told *not here*, so that it asks for a load. And
+The caller gets the server's answer with metadata, trailers and rich errors, except in two cases. *Not found* means that
+the server has lost the model: the copy is withdrawn, and the router gets *not here*, so that it asks for a load. And
 UNAVAILABLE becomes INTERNAL (`verdicts`). A call whose connection breaks waits until it is known whether the server has
-gone; if it has, this process ends, and routers see the connection break, as they would if our own server had died.
+ended. If it has, this process ends too, and routers see the connection break, as if the ONNX server had died.
 """
 
 import asyncio
@@ -34,20 +34,20 @@ from mesh.wire.call import Call, CallCancelled
 log = logs.get(__name__)
 
 _SOON = 0.005
-"""Seconds in which the end of a reply follows its only message, if it is to be written at once with it."""
+"""Seconds within which the end of a reply must follow its only message, for both to be written in one piece."""
 
 _METHODS = {PREFIX + name.encode(): index for index, name in enumerate(METHODS[:-1])}
 _OTHER = len(METHODS) - 1
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # missing in the stubs
-_MAX_METHODS = 1000  # remembered; their names come from clients
+_MAX_METHODS = 1000  # names of methods that are kept, as clients choose them
 
 
 class _NotHere(Exception):
-    """The call was not answered by any model, and another copy may answer it."""
+    """The case that no model has answered a call, so that another copy may."""
 
 
 class RelayPort:
-    """Handles the calls of the data port. For the event loop's thread alone."""
+    """The handler of the data port's calls. For use in the event loop's thread only."""
 
     def __init__(self, table: Table, board: Board, link: Link, *, max_message: int) -> None:
         self.methods: Methods | None = None  # None: the server has not reported its status yet
@@ -60,7 +60,7 @@ class RelayPort:
         self._calls: dict[bytes, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # by method
 
     def handle(self, call: Call) -> None:
-        """Takes one call. Does not raise."""
+        """Starts handling a call. Never raises."""
         started_ns = time.monotonic_ns()
         method = _METHODS.get(call.method, _OTHER)
         try:
@@ -105,7 +105,9 @@ class RelayPort:
         except (CallCancelled, asyncio.CancelledError):
             code = int(Code.CANCELLED)
             if not call.cancelled:
-                answers.fail(call, MeshError(Reason.UNAVAILABLE, "the call was ended: its copy is unloaded"))
+                answers.fail(
+                    call, MeshError(Reason.UNAVAILABLE, ("the call was ended because its copy is being unloaded"))
+                )
         except Exception:
             log.exception("call failed in the relay's own code", method=call.method)
             answers.fail(call, MeshError(Reason.INTERNAL, "internal error in the relay; its log has the cause"))
@@ -125,14 +127,14 @@ class RelayPort:
     # --- to the server and back
 
     async def _forward(self, carried: "_Carried") -> int:
-        """Carries a call and answers it. Returns the code that it ended with. Raises _NotHere, MeshError."""
+        """Passes a call on and answers it. Returns the code of the answer. Raises _NotHere, MeshError."""
         call = carried.call
         if not await self._link.up():
             raise _NotHere
         try:
             sent = metadata.to_server(call.headers, carried.copy.model_id)
         except ValueError as error:
-            raise MeshError(Reason.BAD_REQUEST, f"the metadata cannot be sent on: {error}") from None
+            raise MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}") from None
         left = None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
         epoch = self._link.epoch
         one, several = self._method(call.method)
@@ -157,7 +159,7 @@ class RelayPort:
                 await asyncio.wait({feeding})
 
     async def _reply(self, carried: "_Carried", rpc: Any) -> int:
-        """Passes a reply on. Raises AioRpcError for any status but OK."""
+        """Passes a reply on. Raises AioRpcError for any status except OK."""
         call = carried.call
         first = await rpc.read()
         if first is _EOF:
@@ -184,7 +186,7 @@ class RelayPort:
         return 0
 
     async def _failed(self, carried: "_Carried", error: grpc.aio.AioRpcError, epoch: int) -> int:
-        """Answers a call that failed at the server, or on the way. Returns its code."""
+        """Answers a call that failed at the server, or on the way there. Returns the code of the answer."""
         call, copy = carried.call, carried.copy
         code, text = int(error.code().value[0]), error.details() or ""
         if code == Code.UNAVAILABLE and await self._link.broken(epoch, text):
@@ -199,7 +201,7 @@ class RelayPort:
         return code
 
     async def _feed(self, carried: "_Carried", rpc: Any) -> None:
-        """Sends the messages of a request that comes as a stream; one that cannot be sent ends the call."""
+        """Sends the messages of a streamed request. One that cannot be sent ends the call."""
         try:
             while (frame := await carried.call.read()) is not None:
                 await rpc.write(self._read(carried, frame))
@@ -208,10 +210,10 @@ class RelayPort:
             carried.refused = error
             rpc.cancel()
         except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            pass  # the call has ended, and its reply says how
+            pass  # the call has ended, and its reply has the reason
 
     def _read(self, carried: "_Carried", frame: bytes) -> bytes:
-        """Returns a message for the server, with the model's id in it. Raises MeshError."""
+        """Returns a message for the server, with the model's id in its place. Raises MeshError."""
         message = framing.unpack(frame, carried.call.encoding, limit=self._max_message)
         if not carried.path:
             return message
@@ -222,7 +224,7 @@ class RelayPort:
             raise MeshError(Reason.BAD_REQUEST, text) from None
 
     def _method(self, name: bytes) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Returns a method for a request of one message, and for one of several."""
+        """Returns the client's method, for a request of one message and for a streamed one."""
         made = self._calls.get(name)
         if made is None:
             channel = self._link.channel
@@ -246,9 +248,9 @@ class _Carried:
         self.call = call
         self.copy = copy
         self.path = path
-        self.began_ns = 0  # when the server got it
+        self.began_ns = 0  # when the call was sent to the server
         self.begun = False  # the reply is passed on message by message
-        self.refused: MeshError | CallCancelled | None = None  # why the rest of its request cannot be sent
+        self.refused: MeshError | CallCancelled | None = None  # why the rest of the request cannot be sent
         self._alias = self._version = ""
         if named_as is not None:
             self._alias, self._version = headers.read_as(named_as)

@@ -1,9 +1,9 @@
-"""The beginning of an HTTP/2 connection, which tells a frozen server from a busy one.
+"""The beginning of an HTTP/2 connection, which distinguishes a stopped server from a busy one.
 
-The kernel accepts connections for a stopped process, and a server whose threads are all busy answers no call. But
-HTTP/2 begins with settings of both sides, which gRPC's transport sends without any of the server's own threads. So a
-server that sends none within seconds does not run. gRPC's own pings would do, but servers close connections that ping
-more often than every five minutes.
+The kernel accepts connections for a stopped process, and a server whose threads are all busy answers no calls. But
+HTTP/2 begins with the settings of both sides, which gRPC's transport sends without the server's own threads. So a
+server that does not send them within seconds is stopped. gRPC's own pings would show that too, but servers close
+connections that ping more often than every five minutes.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ import contextlib
 from mesh.options.values import parse_address
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of settings
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty SETTINGS frame
 
 
 async def runs(server: str, *, within: float) -> bool:
-    """Returns whether a server answers, or refuses, a connection within so many seconds. A refusal is an answer: that
-    the server has gone is for its connections to show."""
+    """Returns whether a server answers a connection, or refuses it, within some seconds. A refusal counts as an answer:
+    the link notices by itself that the server has ended."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(within):

@@ -1,8 +1,8 @@
-"""The legacy of a relay to the next one of the same pod: the server's status, and the copies that it holds.
+"""The record that a relay leaves to the next one of its pod: the server's status, and the copies that the server holds.
 
 A server must drop all its models before it reports that it is ready, so a relay that takes over from a dead one must
-not ask; it reads this file instead. Each change is appended as one line, which the kernel keeps although its writer is
-killed. The file is removed once the server itself has gone.
+not ask for that report; it reads this file instead. Each change is appended as one line, which the kernel keeps even if
+the writer is killed. The file is removed once the server itself has ended.
 """
 
 import json
@@ -20,18 +20,18 @@ class Held:
     model_id: str
     token: str
     slot: int
-    concurrency: int = 0  # calls at once; 0: no limit
+    concurrency: int = 0  # maximum calls at once; 0: no limit
 
 
 class Journal:
-    """One relay's journal; without a path, nothing is kept."""
+    """The journal of one relay. Without a path, nothing is recorded."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._descriptor = -1
 
     def read(self) -> tuple[pb.RuntimeStatusResponse, list[Held]] | None:
-        """Returns what the former relay left; None: nothing that can be relied on."""
+        """Returns what the former relay recorded; None if there is nothing reliable."""
         if self._path is None:
             return None
         held: dict[str, Held] = {}
@@ -59,15 +59,15 @@ class Journal:
         fresh.replace(self._path)
 
     def add(self, copy: Held) -> None:
-        """Notes a copy that was loaded."""
+        """Records a loaded copy."""
         self._append(asdict(copy))
 
     def remove(self, token: str) -> None:
-        """Notes that the server no longer has a copy."""
+        """Records that the server no longer has a copy."""
         self._append({"gone": token})
 
     def discard(self) -> None:
-        """Removes the file: the server has gone."""
+        """Removes the file, because the server has ended."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 

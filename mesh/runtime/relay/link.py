@@ -1,12 +1,14 @@
 """The connection to the foreign server, and whether the server behind it is still the same one.
 
-A server may end, hang, or be replaced by a fresh one at the same address, and gRPC hides all of that: it connects again
-and fails single calls. But a fresh server holds no models and wants to be asked for its status. So once a connection is
-lost, calls and loads wait while this module finds out: a refused connection means that the server has gone; an accepted
-one, that its copies must be looked for. If they are there, it was the same server, and nothing happened. Otherwise it
-has gone, this process ends with a status that says so, and the agent begins again with an empty server.
+A server may end, hang, or be replaced by a new one at the same address, and gRPC hides all of that: it reconnects, and
+only single calls fail. But a new server holds no models, and must be asked for its status. So when a connection is
+lost, calls and loads wait while this module finds out what happened. If a new connection is refused, the server has
+ended. If it is accepted, the server is asked for its copies. If it has them, it is the same server, and work continues.
+Otherwise the old one has ended, so this process exits with a status that says so, and the agent starts over with an
+empty server.
 
-In between, one copy after the other is asked for, because a server may also lose a model and keep running.
+While the connection lasts, the server is asked about one copy after the other, because it may lose a model and keep
+running.
 """
 
 import asyncio
@@ -26,7 +28,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 LOOK = 5.0
-"""Seconds between two questions to the server."""
+"""Seconds between two requests to the server."""
 
 _ANSWER = 3.0  # seconds for an answer, after which it is looked at more closely
 _NOTICING, _LOOKS = 0.01, 100  # seconds between looks at whether a lost connection was noticed, and their number
@@ -40,14 +42,14 @@ class Holding(Protocol):
     """The copies that the server should hold."""
 
     def ids(self) -> list[str]:
-        """Returns their ids."""
+        """Returns the ids of the copies."""
 
     def lost(self, model_id: str, why: str) -> None:
-        """Notes that the server no longer has one."""
+        """Takes note that the server no longer has a copy."""
 
 
 class Link:
-    """The connection. `up` waits until the server can be used; `ended` gets the exit status once it has gone."""
+    """The connection. `up` waits until the server can be used; `ended` gets the exit status once the server is lost."""
 
     def __init__(self, server: str, holding: Holding, *, hang_timeout: float, max_message: int) -> None:
         self.channel = grpc.aio.insecure_channel(
@@ -55,7 +57,7 @@ class Link:
             options=(
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.enable_http_proxy", 0),
-                ("grpc.enable_retries", 0),  # what may be sent twice is decided by routers
+                ("grpc.enable_retries", 0),  # no retries by gRPC, because routers decide which calls may be sent twice
                 ("grpc.initial_reconnect_backoff_ms", 50),
                 ("grpc.min_reconnect_backoff_ms", 1000),
                 ("grpc.max_reconnect_backoff_ms", 500),
@@ -64,7 +66,7 @@ class Link:
             ),
         )
         self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(self.channel)
-        self.epoch = 0  # connections lost so far
+        self.epoch = 0  # number of connections lost so far
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.why = ""
         self._server = server
@@ -74,7 +76,7 @@ class Link:
         self._next = 0
 
     async def up(self) -> bool:
-        """Waits until the server can be used. Returns False once it has gone."""
+        """Waits until the server can be used. Returns False if the server is lost."""
         if not self._up.is_set():
             await self._up.wait()
         return not self.ended.done()
@@ -104,8 +106,8 @@ class Link:
             await self.channel.wait_for_state_change(state)
 
     async def run(self, *, resumed: bool = False) -> None:
-        """Follows the connection until the server has gone. Call it once the server has reported that it is ready;
-        `resumed`: it did so to a former relay, of which the copies are."""
+        """Watches the connection until the server is lost. Call it once the server has reported that it is ready.
+        `resumed`: it reported that to a former relay, from which the copies come."""
         ready = grpc.ChannelConnectivity.READY
         while True:
             if not resumed and self.channel.get_state() is ready:
@@ -139,8 +141,8 @@ class Link:
                 self._end(HUNG, f"does not answer for {self._hang_timeout:g} s")
 
     async def survey(self) -> bool:
-        """Looks for every copy, and notes those that are lost. Returns whether the server has any of them, or does not
-        say."""
+        """Asks about every copy, and withdraws those that are lost. Returns True if the server has any of them, or does
+        not say."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def held(model_id: str) -> tuple[str, bool | None]:
@@ -156,8 +158,8 @@ class Link:
         return True
 
     async def holds(self, model_id: str, *, timeout: float | None = None) -> bool | None:
-        """Returns whether the server has a model; None if it does not say. Raises AioRpcError if the connection is
-        lost."""
+        """Returns whether the server has a model; None if the server does not say. Raises AioRpcError if the connection
+        is lost."""
         try:
             await self.stub.modelSize(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
         except grpc.aio.AioRpcError as error:
@@ -172,25 +174,25 @@ class Link:
         await self.channel.close(None)
 
     async def _look(self, *, trusting: bool) -> str:
-        """Returns why the server behind the address is not the one that was connected; "" if it is. `trusting`: one
-        that does not say what it holds is taken for the same."""
+        """Returns why the server at the address is not the one that was connected; "" if it is the same. `trusting`: a
+        server that does not say what it holds counts as the same."""
         states = grpc.ChannelConnectivity
         while (state := self.channel.get_state(try_to_connect=True)) is not states.READY:
             if state is states.TRANSIENT_FAILURE:
-                return "has gone: it accepts no connection"
+                return "has ended: it accepts no connection"
             await self.channel.wait_for_state_change(state)
         ids = self._holding.ids()
         try:
-            # One that holds nothing has nothing to lose, and may be a fresh one that waits for the agent.
+            # A server that holds no models has none to lose, and may be a new one that waits for the agent.
             silent = not ids or await self.holds(ids[0]) is None
             if (silent and not trusting) or not await self.survey():
-                return "was started again: its models are gone"
+                return "was restarted, and its models are lost"
         except grpc.aio.AioRpcError:
-            return "has gone: the connection was lost again"
+            return "has ended: the connection was lost again"
         return ""
 
     async def _asked(self) -> bool:
-        """Asks about the next copy. Returns whether there was an answer."""
+        """Asks about the next copy. Returns whether the server answered."""
         ids = self._holding.ids()
         if not ids:
             return False
@@ -207,6 +209,6 @@ class Link:
     def _end(self, status: int, why: str) -> None:
         if not self.ended.done():
             self.why = why
-            log.error("the model server cannot be used any more", server=self._server, why=why)
+            log.error("the model server can no longer be used", server=self._server, why=why)
             self.ended.set_result(status)
             self._up.set()

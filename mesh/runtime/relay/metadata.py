@@ -1,4 +1,4 @@
-"""Metadata between the wire, where binary values are base64, and `grpc.aio`, where they are bytes."""
+"""Conversion of metadata between the wire, where binary values are base64, and `grpc.aio`, where they are bytes."""
 
 from collections.abc import Iterable
 
@@ -16,8 +16,8 @@ _NAMES_NOT_SENT = frozenset({headers.LEGACY_MODEL_ID, b"content-type", b"user-ag
 
 
 def to_server(received: Iterable[Header], model_id: str) -> Pairs:
-    """Returns the metadata that a foreign server gets: the client's own, and the model's id. Raises ValueError for a
-    binary value that is not base64."""
+    """Returns the metadata that a foreign server gets: the client's, and the model's id. Raises ValueError for a binary
+    value that is not base64."""
     raw = model_id.encode("utf-8", "surrogatepass")
     sent: list[tuple[str, str | bytes]] = [("mm-model-id-bin", raw)]
     if all(" " <= character <= "~" for character in model_id):
@@ -33,8 +33,8 @@ def to_server(received: Iterable[Header], model_id: str) -> Pairs:
 
 
 def from_server(received: object) -> list[Header]:
-    """Returns the metadata that a client gets of a server's reply. Our own names are left out: no server can claim that
-    a model is not here."""
+    """Returns the metadata of a server's reply that the client gets. Mesh's own names are left out, so that no server
+    can claim that a model is not here."""
     returned: list[Header] = []
     for key, value in received or ():  # type: ignore[attr-defined]
         name = key.encode()

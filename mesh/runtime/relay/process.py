@@ -1,7 +1,7 @@
-"""The relay's process: its parts, its start and its end.
+"""The relay's process: its parts, its start and its shutdown.
 
-It ends at SIGTERM, or with a status that says so once the server has gone (`port.outcomes`). The server itself is not
-its child: it has been started by others, or is a child of the agent, so that it outlives a relay that dies.
+It ends at SIGTERM, or when the server is lost, with an exit status that says so (`port.outcomes`). The server is not
+its child: others have started it, or it is a child of the agent, so that it outlives a relay that dies.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ from mesh.wire.server import Server
 
 log = logs.get(__name__)
 
-_GRACE = 5.0  # seconds that calls in flight have at SIGTERM
-_STOPPING = 5.0  # further seconds for an orderly end of a relay that cannot go on
+_GRACE = 5.0  # seconds for calls in flight after SIGTERM
+_STOPPING = 5.0  # further seconds for an orderly end of a relay that cannot continue
 _BEAT = 1.0  # seconds
-_LAST_WORDS = 0.05  # seconds in which calls that were never sent are answered once the server has gone
+_LAST_WORDS = 0.05  # seconds for answers to calls that were never sent, once the server is lost
 
 
 async def serve(settings: RelaySettings) -> int:
-    """Relays until SIGTERM, or until the server has gone. Returns the exit status; raises `CannotStart`."""
+    """Relays until SIGTERM, or until the server is lost. Returns the exit status; raises `CannotStart`."""
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the agent ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group, but the agent ends this process
     board = open_board(settings.board, settings.incarnation)
     try:
         identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
@@ -57,7 +57,7 @@ async def serve(settings: RelaySettings) -> int:
     tasks = Tasks(ending.because)
     left = journal.read()
     if left is not None and not left[1]:
-        left = None  # nothing would be lost if the server dropped its models
+        left = None  # no copies would be lost if the server dropped its models
     board.attach(os.getpid(), keep=() if left is None else [one.slot for one in left[1]])
     tasks.run(duties.BEAT, lambda: _beat(board, budget))
     try:
@@ -68,7 +68,7 @@ async def serve(settings: RelaySettings) -> int:
             status, held = left
             table.resume(status, held)
             servicer.resume(status)
-            log.info("relay goes on with the copies of the former one", copies=len(held))
+            log.info("relay continues with the copies of the former one", copies=len(held))
         server = await listen(servicer, settings.spi)
     except (OSError, RuntimeError) as error:
         raise CannotStart(f"cannot listen on {settings.spi} or {settings.host}:{settings.port}: {error}") from error

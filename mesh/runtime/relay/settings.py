@@ -12,19 +12,19 @@ from mesh.runtime.port import commandline
 
 @dataclass(frozen=True, slots=True)
 class RelaySettings:
-    """Sizes in bytes, times in seconds."""
+    """The settings of a relay. Sizes are in bytes, times in seconds."""
 
     spi: Path  # the unix socket of mmesh.ModelRuntime for the agent
     server: str  # address of the foreign server, as gRPC names it: host:port or unix:/path
     host: str = "127.0.0.1"  # of the data port
     port: int = 0  # 0: any free one
-    incarnation: str = ""  # the agent's; must equal the board's
+    incarnation: str = ""  # the agent's, which must equal the board's
     board: Path | None = None  # None: a private board that nothing reads
-    journal: Path | None = None  # what a later relay of this pod goes on from
-    load_timeout: float = 0.0  # of one load; 0: the server's own
+    journal: Path | None = None  # file from which a later relay of this pod continues
+    load_timeout: float = 0.0  # time limit of one load; 0: the server's own
     hang_timeout: float = 12.0  # silence of the server after which it counts as hung
     max_message: int = 16 << 20
-    max_body_bytes: int = 512 << 20  # of all requests and replies in the data port
+    max_body_bytes: int = 512 << 20  # total of all requests and replies in the data port
     internal_tls: Path | None = None  # folder of the certificates; None: the data port has no TLS
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
@@ -33,17 +33,23 @@ class RelaySettings:
 def parse(argv: Sequence[str]) -> RelaySettings:
     """Parses a command line. Like argparse, ends the process with a message if it is wrong."""
     parser = commandline.parser(
-        "python -m mesh.runtime.relay", "The relay to a model server. Normally started by its agent."
+        "python -m mesh.runtime.relay", "Relays a pod's calls to a model server. Normally started by the pod's agent."
     )
     add = parser.add_argument
-    add("--server", type=_target, required=True, metavar="ADDRESS", help="Model server: HOST:PORT or unix:/PATH.")
-    add("--journal", type=Path, metavar="PATH", help="File from which a later relay goes on; default: none.")
+    add(
+        "--server",
+        type=_target,
+        required=True,
+        metavar="ADDRESS",
+        help=("Address of the model server, HOST:PORT or unix:/PATH."),
+    )
+    add("--journal", type=Path, metavar="PATH", help="File from which a later relay continues; default: none.")
     add(
         "--load-timeout",
         type=float,
         default=0.0,
         metavar="S",
-        help="Time limit of a load, in seconds; 0: the one that the server reports.",
+        help="Time limit of a load, in seconds; 0: the limit that the server reports.",
     )
     add(
         "--hang-timeout",

@@ -1,10 +1,10 @@
-"""The SPI towards the agent, answered by the foreign server's own.
+"""The SPI for the agent, whose requests the foreign server's own SPI answers.
 
-The relay adds what the agent's own server would do: copies have tokens and slots of the use board, a copy that is
-unloaded first answers no more calls, then has its calls in flight ended, and only then is unloaded at the server.
+The relay adds what the ONNX server does: copies have tokens, and slots of the use board. For an unload, the copy stops
+answering calls, calls in flight are ended, and only then is it unloaded at the server.
 
-A server must drop its models before it reports READY, so it is asked for its status until it does, and not again: a
-relay that takes over from a dead one answers from the journal.
+A server must drop its models before it reports READY, so it is asked for its status only until it does. A relay that
+takes over from a dead one answers from the journal.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from mesh.wire import headers
 
 log = logs.get(__name__)
 
-UNLOAD_GRACE = 30.0  # seconds that calls in flight get at most
+UNLOAD_GRACE = 30.0  # maximum seconds for calls in flight
 
 _STATUS_TIMEOUT = 8.0  # seconds
 _PREDICT_TIMEOUT = 0.5  # seconds, the predecessor's
@@ -36,7 +36,7 @@ _CLEAN_UP = 30.0  # seconds for the unload after a load that took too long
 
 
 class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
-    """Answers the agent. `ready` is set once the server can be used."""
+    """The SPI's methods. `ready` is set once the server can be used."""
 
     def __init__(
         self, settings: RelaySettings, link: Link, table: Table, port: RelayPort, *, data_address: str, pid: int
@@ -52,13 +52,13 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         self._connected = False
 
     def resume(self, status: pb.RuntimeStatusResponse) -> None:
-        """Goes on with a server that reported its status to a former relay."""
+        """Continues with a server that reported its status to a former relay."""
         self._status = status
         self._port.methods = Methods(status)
         self.ready.set()
 
     async def runtimeStatus(self, request: pb.RuntimeStatusRequest, context: spi.Context) -> pb.RuntimeStatusResponse:
-        """Answers with the server's status; asks for it until it is READY."""
+        """Answers with the server's status, after asking for it until it is READY."""
         async with spi.answered(context), self._asking:
             status = self._status
             if status is None:
@@ -87,7 +87,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             raise MeshError(Reason.UNAVAILABLE, text) from None
 
     async def loadModel(self, request: pb.LoadModelRequest, context: spi.Context) -> pb.LoadModelResponse:
-        """Loads a model at the server; answers when the copy can serve."""
+        """Loads a model at the server, and answers when the copy can serve."""
         async with spi.answered(context):
             told = spi.sent(context)
             slot = spi.slot_of(request, told)
@@ -122,17 +122,17 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
                 raise
             # The predecessor's contract: a load that was cancelled is followed by an unload.
             await self._link.stub.unloadModel(pb.UnloadModelRequest(modelId=request.modelId), timeout=_CLEAN_UP)
-            raise MeshError(Reason.DEADLINE, f"loading took longer than {timeout:g} s and was ended") from None
+            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         return response
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
-        """Unloads a model at the server; answers when nothing of it is left."""
+        """Unloads a model at the server, and answers when nothing of it is left."""
         async with spi.answered(context):
             token = spi.sent(context).get(headers.SPI_COPY, "").encode()
             copy = self._table.withdraw(request.modelId, token)
             if copy is not None:
                 await copy.drain(spi.unload_grace(context, UNLOAD_GRACE))
-            if self._table.copies.get(request.modelId) is None:  # else another copy of it has been loaded since
+            if self._table.copies.get(request.modelId) is None:  # otherwise another copy has been loaded since
                 try:
                     await self._link.stub.unloadModel(request, timeout=context.time_remaining())
                 except grpc.aio.AioRpcError as error:

@@ -1,8 +1,8 @@
-"""An id, or any other text, put into an encoded protobuf message at a path of field numbers.
+"""Insertion of an id, or any other text, into an encoded protobuf message at a path of field numbers.
 
-All elements of the path but the last name embedded messages, the last one a string. The result reads as the message
-with that field set: earlier occurrences are taken out, embedded messages are made where they are missing, and nothing
-else is parsed, copied twice or changed. The work grows with the number of fields, not with their bytes.
+All elements of the path except the last name embedded messages, and the last one a string. The result is the message
+with that field set: earlier occurrences are removed, missing embedded messages are added, and nothing else is parsed,
+copied twice or changed. The cost grows with the number of fields, not with their size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ _MAX_DEPTH = 100  # protobuf's own limit on nesting
 
 
 class SpliceError(ValueError):
-    """A message that cannot be read, or that has something else at the path."""
+    """A message that cannot be read, or that has another kind of field at the path."""
 
 
 def splice(message: bytes, path: Sequence[int], value: bytes) -> bytes:
@@ -43,7 +43,7 @@ def _spliced(message: bytes, start: int, end: int, path: tuple[int, ...], value:
     if not rest:
         parts.append(_field(number, value))
         return parts
-    # Several occurrences of an embedded message read as one, merged in order: they are merged here.
+    # Several occurrences of an embedded message mean one, merged in order, so they are merged here.
     if found:
         _, content, after, _ = found[-1]
         inner += _spliced(message, content, after, tuple(rest), value)
@@ -70,7 +70,7 @@ def _without(message: bytes, start: int, end: int, path: tuple[int, ...]) -> lis
 
 
 def _fields(message: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields where each occurrence of a field begins, where its content begins and ends, and its wire type."""
+    """Yields, for each occurrence of a field, where it begins, where its content begins and ends, and its wire type."""
     at = start
     while at < end:
         begin = at

@@ -1,4 +1,4 @@
-"""The copies that the foreign server holds, as the relay knows them: their slots, their calls, and what was lost."""
+"""The copies that the foreign server holds, as known to the relay: their slots, their calls, and lost copies."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,10 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 _AGAIN = 60.0
-"""Seconds after a loss in which the same answer about the same model is taken for the model's own: to load it once more
-would change nothing."""
+"""Seconds after a loss during which *not found* for the same model counts as the model's own answer, because another
+load would not change it."""
 
-_MAX_LOSSES = 1000  # remembered
+_MAX_LOSSES = 1000  # models whose losses are kept
 
 
 class RelayedCopy:
@@ -49,17 +49,17 @@ class RelayedCopy:
 
 
 class Table:
-    """All copies. `copies` are those that answer calls."""
+    """All copies. `copies` has those that answer calls."""
 
     def __init__(self, board: Board, journal: Journal) -> None:
         self.copies: Copies[RelayedCopy] = Copies()
         self.going: dict[bytes, RelayedCopy] = {}  # by token: being unloaded, or lost
         self._board = board
         self._journal = journal
-        self._losses: dict[str, float] = {}  # monotonic times, by id
+        self._losses: dict[str, float] = {}  # monotonic times of losses, by id
 
     def row(self, slot: int | None) -> Row:
-        """Returns the writer of a slot. Without one, uses are counted where nobody reads them."""
+        """Returns the writer of a slot. Without a slot, uses are counted where nothing reads them."""
         return self._board.row(self._board.nobody if slot is None else slot)
 
     def resume(self, status: pb.RuntimeStatusResponse, held: list[Held]) -> None:
@@ -72,7 +72,7 @@ class Table:
         self._journal.begin(status, held)
 
     def begin(self, status: pb.RuntimeStatusResponse) -> None:
-        """Begins with a server that holds nothing."""
+        """Starts with a server that holds no copies."""
         self._journal.begin(status, [])
 
     def loaded(self, copy: RelayedCopy, *, slot: int | None, concurrency: int) -> None:
@@ -84,8 +84,8 @@ class Table:
         self._journal.add(Held(copy.model_id, token, -1 if slot is None else slot, concurrency))
 
     def withdraw(self, model_id: str, token: bytes) -> RelayedCopy | None:
-        """Takes a copy out for its unload, so that it answers no more calls; None: it is not here. An empty token means
-        any."""
+        """Removes a copy for its unload, so that it answers no more calls, and returns it; None if it is not here. An
+        empty token matches any copy."""
         if token in self.going:
             return self.going[token]
         for copy in self.copies.all_of(model_id):
@@ -93,7 +93,7 @@ class Table:
                 self.copies.remove(copy)
                 copy.row.mark(SlotState.UNLOADING)
                 self.going[copy.token] = copy
-                self._journal.remove(copy.token.decode())  # at once: a later relay must not answer for it again
+                self._journal.remove(copy.token.decode())  # at once, because a later relay must not answer for it again
                 return copy
         return None
 
@@ -104,7 +104,7 @@ class Table:
 
     def lose(self, copy: RelayedCopy, why: str) -> bool:
         """Withdraws a copy that the server no longer has. Returns False if the model was lost a moment ago and has been
-        loaded again since: then its server says *not found* for another reason."""
+        loaded again since, because the server then answers *not found* for another reason."""
         now = time.monotonic()
         lately = self._losses.get(copy.model_id)
         if lately is not None and now - lately < _AGAIN and not copy.row.succeeded:

@@ -1,4 +1,4 @@
-"""The meaning of a foreign server's failure: the model's own error, or a model that the server no longer has.
+"""The meaning of a foreign server's error: the model's own error, or a model that the server no longer has.
 
 The three forms of *not found* are those of the predecessor: the code NOT_FOUND, Triton's text and MLServer's.
 """
@@ -19,8 +19,8 @@ def model_is_lost(code: int, text: str) -> bool:
 
 
 def to_client(code: int, text: str, method: str) -> tuple[int, str]:
-    """Returns the status that the client gets. A server's UNAVAILABLE becomes INTERNAL, as at the predecessor: the
-    model's server has answered, so no other copy is tried or loaded for it."""
+    """Returns the status that the client gets. A server's UNAVAILABLE becomes INTERNAL, as in the predecessor: the
+    model's server has answered, so no other copy is tried or loaded."""
     if code == Code.UNAVAILABLE:
         return int(Code.INTERNAL), f"ModelRuntime UNAVAILABLE: {method}: UNAVAILABLE: {text}"
     return code, text

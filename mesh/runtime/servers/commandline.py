@@ -1,4 +1,4 @@
-"""The command lines of the processes that answer on a data port: our ONNX server, and the relay to another server."""
+"""The command lines of the processes that answer on a data port: the ONNX server, and the relay to a foreign server."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,11 @@ from mesh import process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """The command line without the socket, which differs in each life. Times are in seconds, sizes in bytes."""
+    """A command line without the socket, which differs in each life. Times are in seconds, sizes in bytes."""
 
     module: str
     data: str  # the address to answer on
-    incarnation: str  # of the agent
+    incarnation: str  # incarnation of the agent
     board: Path
     max_message: int
     max_body_bytes: int
@@ -43,7 +43,7 @@ class CommandLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxLine(CommandLine):
-    """The command line of our ONNX server, or of a module that takes the same one."""
+    """The command line of the ONNX server, or of a module that takes the same options."""
 
     capacity: int
     threads: int
@@ -69,7 +69,7 @@ class RelayLine(CommandLine):
 
     server: str  # as gRPC names it
     journal: Path
-    load_timeout: float  # 0: as the server says
+    load_timeout: float  # 0: the server's own
     hang_timeout: float
 
     def _own(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Ends of model servers, and their causes as far as they are known."""
+"""The ends of model servers, and their causes where these are known."""
 
 import signal
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""A model server that is not ours, as a child of this pod: `--server-command`.
+"""A foreign model server as a child of this pod: `--server-command`.
 
-It is a child of the agent, not of the relay, so that it keeps its models while a relay dies and is started again. Here
-it is only kept running. Whether it is ready, answers, or was started again is for the relay to find out, as for a
-server that others start; if the relay says that it does not answer, it is killed.
+It is a child of the agent, not of the relay, so that it keeps its models if the relay dies and is restarted. This
+module only keeps it running. The relay finds out whether the server is ready, answers, or was restarted, as for a
+server that others start. If the relay reports that it does not answer, it is killed here.
 """
 
 import shlex
@@ -27,7 +27,7 @@ _SOCKET, _PORT = "{socket}", "{port}"
 
 
 class BadCommand(ValueError):
-    """A command that cannot be run; the text says why."""
+    """A command that cannot be run. The text says why."""
 
 
 def words_of(command: str, *, address: str, run_dir: Path) -> tuple[tuple[str, ...], str]:
@@ -48,17 +48,17 @@ def words_of(command: str, *, address: str, run_dir: Path) -> tuple[tuple[str, .
         port = process.free_port("127.0.0.1")
         return tuple(word.replace(_PORT, str(port)) for word in words), f"127.0.0.1:{port}"
     if not address:
-        raise BadCommand("says nowhere where the server listens: use {socket} or {port} in it, or --server ADDRESS")
+        raise BadCommand("does not say where the server listens: use {socket} or {port} in it, or add --server ADDRESS")
     return tuple(words), address
 
 
 class ForeignServer:
-    """The server's process."""
+    """The process of a foreign server."""
 
     def __init__(self, words: tuple[str, ...], *, on_given_up: Callable[[str], None]) -> None:
         self._words = words
         self._last: Ended | None = None
-        self._kills = (0, 0)  # for lack of memory, before and after the last end
+        self._kills = (0, 0)  # the kernel's kills for lack of memory, before and after the last end
         self._hung = False  # killed, because the relay got no answer
         self._supervisor = Supervisor(
             Program("server-command", self._spawn, policy=_POLICY),
@@ -74,19 +74,19 @@ class ForeignServer:
         return self._supervisor.pid or 0
 
     async def start(self) -> None:
-        """Starts it. Raises StartFailed."""
+        """Starts the server. Raises StartFailed."""
         self._count_kills()
         await self._supervisor.start()
         self._tasks.run(duties.FOREIGN_SERVER, self._supervisor.run)
         log.info("model server started", pid=self.pid, command=self._words[0])
 
     async def stop(self, grace: float) -> None:
-        """Asks it to end, and kills it after `grace` seconds."""
+        """Asks the server to end, and kills it after `grace` seconds."""
         await self._supervisor.stop(grace)
         await self._tasks.close()
 
     def ended(self, *, hung: bool) -> Death:
-        """Returns how it ended, after the relay has found that it has. One that hangs is killed."""
+        """Returns how the server ended, once the relay has found that it has. Kills a server that hangs."""
         if hung:
             self._hung = True
             self._supervisor.kill()
@@ -109,6 +109,6 @@ class ForeignServer:
 
 
 def pass_on(line: str) -> None:
-    """Passes on a line of a server to this process's own error output."""
+    """Passes a line of the server's output on to this process's standard error."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

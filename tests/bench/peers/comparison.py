@@ -1,8 +1,8 @@
-"""The mesh beside other servers: calls a second in a closed loop, latency in an open one, and CPU of a call.
+"""The mesh compared with other servers: calls a second in a closed loop, latency in an open loop, and CPU per call.
 
 All servers run during the whole part, each with the same two models; rounds alternate between them. A closed loop sends
-the next call when the last is answered, so it finds the most calls a second. An open loop sends at given times, whether
-the server is ready or not, and counts the time of a call from when it was due (`client`).
+the next call when the last one is answered, so it finds the maximum of calls a second. An open loop sends calls at
+given times, whether the server is ready or not, and counts a call's time from when it was due (`client`).
 """
 
 import asyncio
@@ -48,18 +48,18 @@ CLOSED = (
     (Closed("grpc", "100 KB", 8), Closed("rest", "100 KB", 8), Closed("rest", "100 KB", 8, binary=True)),
     (Closed("grpc", "4 MB", 8), Closed("rest", "4 MB", 1, rounds=3), Closed("rest", "4 MB", 4, binary=True, rounds=3)),
 )
-"""In groups, whose rows take turns too. With few callers where a call takes long: a queue would only lengthen it."""
+"""Groups of rows that take turns. Long calls have few callers, because a queue would only lengthen them."""
 
 KINDS: tuple[Kind, ...] = ("grpc", "rest")
 LIMIT = 15 * 60.0
-"""Seconds of the whole part, after which only the first round of each row is still taken. On two quiet cores the part
-takes 13 minutes."""
-PAUSE = 1.0  # seconds between two loads: generators start and connect
-FAILED = "calls failed in a round, which does not count"
+"""Seconds for the complete part, after which only the first round of each row is still taken. On two quiet cores the
+part takes 13 minutes."""
+PAUSE = 1.0  # seconds between two loads, in which generators start and connect
+FAILED = "calls failed in a round, which is not counted"
 
 
 class Bar:
-    """The progress of the part: one bar, by expected seconds; lines where the output is no terminal."""
+    """The progress of the part: one bar, by expected seconds, or lines if the output is not a terminal."""
 
     def __init__(self, progress: Progress, seconds: float) -> None:
         self._progress = progress
@@ -68,26 +68,26 @@ class Bar:
         self._total, self._passed = seconds, 0.0
         self._last = ""
         self._limit = time.monotonic() + LIMIT
-        self.cut = False  # rounds were left out, for lack of time
+        self.cut = False  # rounds were left out for lack of time
 
     def more(self, number: int) -> bool:
-        """Tells whether there is time for this round; the first is always taken."""
+        """Returns whether there is time for another round; the first one is always taken."""
         self.cut = self.cut or (number > 0 and time.monotonic() > self._limit)
         return not self.cut or not number
 
     def doing(self, stage: str, what: str) -> None:
-        """Shows what is measured now; lines are written for each stage."""
+        """Shows what is measured now."""
         self._progress.update(self._task, description=what)
         if self._lines and stage != self._last:
             self._progress.console.print(f"{self._passed:4.0f} of {self._total:.0f} s: {stage}", highlight=False)
         self._last = stage
 
     def failed(self, what: str, system: str, error: Exception) -> None:
-        """Says that a round of a system failed, which does not end the others."""
+        """Reports that a round of a system failed, which does not end the other rounds."""
         self._progress.console.print(f"[bold red]{what}: {system} FAILED: {error}")
 
     def done(self, seconds: float) -> None:
-        """Moves on by the seconds that were planned for this."""
+        """Advances the bar by the seconds that were planned for a load."""
         self._passed += seconds
         self._progress.advance(self._task, seconds)
 
@@ -125,12 +125,10 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, plan: Plan) -> No
     doors = [ours.door(row.kind, PAYLOADS[row.payload], binary=row.binary) for rows in CLOSED for row in rows]
     notes = [payloads, rounds, f"generators: {', '.join(dict.fromkeys(map(generators.named, doors)))}"]
     if bar.cut:
-        notes.append(
-            f"rounds were left out, because the machine was too slow for all of them in {LIMIT / 60:.0f} minutes"
-        )
+        notes.append(f"some rounds were left out, because the machine was too slow for all in {LIMIT / 60:.0f} minutes")
     if base != "MLServer":
         for row in rates:
-            row.reach = ""  # it is a ratio to MLServer
+            row.reach = ""  # the goals are ratios to MLServer
     results.add(Comparison("throughput", "Calls a second, closed loop", names, base, rates, notes))
     more = ["all processes of a server: for the mesh Envoy, router, agent and model server", "in the same rounds"]
     results.add(Comparison("cpu", "CPU of a call", names, base, costs, more))
@@ -144,7 +142,7 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, plan: Plan) -> No
 
 
 def _forms(rates: Sequence[Row], rounds: str) -> Comparison:
-    """Returns our REST beside our gRPC, from the rounds of both."""
+    """Returns the comparison of Mesh's REST with its gRPC, from the rounds of both."""
     grpc, rest, binary = "Mesh, gRPC", "Mesh, REST as JSON", "Mesh, REST as binary"
     found = Comparison("forms", "REST beside gRPC", [rest, binary, grpc], grpc, [], [rounds])
     ours = {row.what: row.figures["Mesh"] for row in rates}
@@ -164,7 +162,7 @@ def _takes(server: Server, row: Closed) -> bool:
 
 
 async def _closed(rows: Sequence[Closed], running: Sequence[Server], plan: Plan, bar: Bar) -> list[tuple[Row, Row]]:
-    """Measures a group of rows: calls a second and CPU of a call, of each."""
+    """Measures the calls a second and the CPU per call of a group of rows."""
     measured = [
         (
             Row(row.what, "calls/s", {server.name: [] for server in running}, more_is_better=True, reach=_goal(row)),
@@ -188,7 +186,7 @@ async def _closed(rows: Sequence[Closed], running: Sequence[Server], plan: Plan,
     for number in range(plan.closed):
         if not bar.more(number):
             break
-        order.shuffle(turns)  # nobody always comes after the same one
+        order.shuffle(turns)  # the order changes, so that no system always follows the same one
         for row, rates, costs, server in [turn for turn in turns if number < turn[0].rounds]:
             bar.doing(f"{row.payload}, round {number + 1}", f"{row.what}: {server.name}")
             door = server.door(row.kind, PAYLOADS[row.payload], binary=row.binary)
@@ -212,7 +210,7 @@ async def _closed(rows: Sequence[Closed], running: Sequence[Server], plan: Plan,
 
 
 def _goal(row: Closed) -> str:
-    """Returns what our ratio to MLServer is to reach."""
+    """Returns the goal for the ratio of Mesh to MLServer."""
     return ">= 5" if (row.kind, row.payload) == ("rest", "1 KB") else ""
 
 

@@ -1,7 +1,7 @@
-"""An environment for each peer, apart from ours: made by pip, by hash, from its lock in requirements/, once.
+"""A separate environment for each peer, which pip makes once, by hash, from the peer's lock in requirements/.
 
-They lie in `.cache/peers` and take 0.5 GB each. A changed lock makes a new one. Where one cannot be made, the benchmark
-says so and goes on without that peer.
+They are in `.cache/peers` and take 0.5 GB each. A changed lock leads to a new environment. If one cannot be made, the
+benchmark says so and continues without that peer.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _NAME = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", re.MULTILINE)
 
 
 class CannotMake(Exception):
-    """An environment that cannot be made; the text says why."""
+    """The failure to make an environment. The text says why."""
 
 
 def lock_of(peer: str) -> Path:
@@ -29,7 +29,7 @@ def lock_of(peer: str) -> Path:
 
 
 def environment(peer: str, progress: Progress) -> Path:
-    """Returns the folder of the peer's environment, and makes it if it is not there. Raises CannotMake."""
+    """Returns the folder of a peer's environment, and makes it if it does not exist. Raises CannotMake."""
     lock = lock_of(peer)
     text = lock.read_text()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

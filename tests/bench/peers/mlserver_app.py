@@ -1,4 +1,4 @@
-"""MLServer's side: a custom runtime that runs a model in onnxruntime, as MLServer's documentation shows."""
+"""A custom runtime of MLServer that runs a model in onnxruntime, as MLServer's documentation shows."""
 
 import onnxruntime
 from mlserver import MLModel

@@ -2,8 +2,9 @@
 
     python ray_app.py REST_PORT GRPC_PORT MODELS FOLDER
 
-A call names its model in the header `serve_multiplexed_model_id`; the replica loads `MODELS/NAME.onnx` when it is first
-called. Over gRPC the deployment serves V2 itself, with the messages of `proto/`. Ray's own files go to FOLDER.
+A call names its model in the header `serve_multiplexed_model_id`; the replica loads `MODELS/NAME.onnx` on the model's
+first call. Over gRPC the deployment serves V2 itself, with the messages of `proto/`. Ray's own files are written to
+FOLDER.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, where it listens, and what exactly it runs."""
+"""The compared servers: how each is started, where it listens, and what exactly it runs."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ from tests.bench.processes import family
 from tests.support.localmesh import LocalMesh, Program
 
 SMALL, LARGE = "regression", "identity"
-"""The models: a logistic regression of 64 features, and one that returns what it gets."""
+"""The models: a logistic regression of 64 features, and one that returns its input."""
 
 MODELS = (SMALL, LARGE)
 
@@ -34,49 +34,49 @@ class Payload:
 
 HERE = Path(__file__).parent
 
-_RAMP = (np.arange(1_000_000) % 1000).astype(np.float32) / 1000  # three digits each: 6 MB as JSON
+_RAMP = (np.arange(1_000_000) % 1000).astype(np.float32) / 1000  # three digits each, 6 MB as JSON
 PAYLOADS = {
     "1 KB": Payload("1 KB", SMALL, np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64), 20),
     "100 KB": Payload("100 KB", LARGE, _RAMP[:25_000].copy(), 100_000),
     "4 MB": Payload("4 MB", LARGE, _RAMP, 4_000_000),
 }
-"""By name. The first is 64 floats: 300 bytes as a gRPC message, 0.8 KB as JSON."""
+"""The payloads by name. The first has 64 floats: 300 bytes as a gRPC message, 0.8 KB as JSON."""
 
 
 @dataclass(slots=True)
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     name: str
     doors: dict[Kind, str]  # addresses
     program: Program | None = None
-    roots: Callable[[], list[int]] = list  # process ids whose families are the server
+    roots: Callable[[], list[int]] = list  # ids of processes that, with their descendants, are the server
     binary_rest: bool = False
     headers: Callable[[str, Kind], Mapping[str, str]] = field(default=lambda model, kind: {})
 
     def door(self, kind: Kind, payload: Payload, *, binary: bool = False) -> Door:
-        """Returns the door for a payload; `binary`: REST with binary tensors."""
+        """Returns the door for a payload. `binary`: REST with binary tensors."""
         address, headers = self.doors[kind], self.headers(payload.model, kind)
         if kind == "grpc":
             return bodies.grpc(address, payload.model, payload.values, payload.answer, headers)
-        # As JSON a value takes three bytes with its comma or more; the regression's answer has four values.
+        # A value takes at least three bytes as JSON, with its comma; the regression's answer has four values.
         answer = payload.answer if binary else payload.answer // 4 * 3
         return bodies.rest(address, payload.model, payload.values, answer, headers, binary=binary)
 
     def pids(self) -> list[int]:
-        """Returns all its processes at this moment."""
+        """Returns all current processes of the server."""
         return [pid for root in self.roots() for pid in family(root)]
 
 
 def write_models(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes the models for peers: NAME.onnx."""
+    """Writes the models for peers, as NAME.onnx."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / f"{name}.onnx").write_bytes(content)
 
 
 def of_mesh(mesh: LocalMesh) -> Server:
-    """Returns ours, which runs already."""
+    """Returns the mesh, which is already running."""
     rest = mesh.rest_url().partition("//")[2]
     return Server(
         "Mesh",
@@ -149,9 +149,9 @@ def ray(environment: Path, folder: Path, models: Path) -> Server:
         argv,
         folder,
         path=f"{ROOT}:{HERE / 'ray_path'}",
-        RAY_AUTH_MODE="disabled",  # else it writes a token to the home folder
+        RAY_AUTH_MODE="disabled",  # otherwise it writes a token to the home folder
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_worker_niceness="0",  # by default its workers yield to all others, the generator included
+        RAY_worker_niceness="0",  # by default its workers yield to all other processes, including the generator
     )
 
     def headers(model: str, kind: Kind) -> Mapping[str, str]:
@@ -164,13 +164,13 @@ def ray(environment: Path, folder: Path, models: Path) -> Server:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server that has to be installed."""
+    """A server that must be installed."""
 
-    name: str  # as in tables
-    key: str  # of its lock
+    name: str  # the name in tables
+    key: str  # the name of its lock
     start: Callable[[Path, Path, Path], Server]
     package: str
-    what: str  # {version} is the package's
+    what: str  # {version} is replaced by the package's version
 
 
 PEERS = (

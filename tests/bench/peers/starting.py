@@ -1,4 +1,4 @@
-"""Starting what is compared: all servers side by side, each answering every model before anything is measured."""
+"""The start of the compared servers: all run side by side, and answer for every model before measurements begin."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from tests.bench.results import Results
 from tests.support import models
 from tests.support.localmesh import LocalMesh
 
-START = 90.0  # seconds that a server has to answer its first call
+START = 90.0  # seconds for a server to answer its first call
 
 
 @contextlib.asynccontextmanager
 async def running(mesh: LocalMesh, folder: Path, results: Results, progress: Progress) -> AsyncIterator[list[Server]]:
-    """Starts all that can be started, and ends it."""
+    """Starts all servers that can be started, and ends them."""
     contents = {
         servers.SMALL: models.logistic_regression(0, features=64),
         servers.LARGE: models.identity(shape=(None,)),
@@ -34,7 +34,7 @@ async def running(mesh: LocalMesh, folder: Path, results: Results, progress: Pro
         await mesh.register(name, content, load=True)
     found = [servers.of_mesh(mesh)]
     results.described["Mesh"] = (
-        "the whole chain: Envoy, a router with one worker a core, one runtime pod with the ONNX server, etcd"
+        "the complete chain: Envoy, a router with one worker for each core, one runtime pod with the ONNX server, etcd"
     )
     results.described["plain grpc.aio"] = (
         "`tests/bench/plain.py`, a `grpc.aio` server on uvloop with onnxruntime: no router, no registry, gRPC only"
@@ -70,12 +70,12 @@ async def running(mesh: LocalMesh, folder: Path, results: Results, progress: Pro
 
 async def _stop(server: Server) -> None:
     assert server.program is not None
-    with contextlib.suppress(AssertionError):  # what does not end was killed
+    with contextlib.suppress(AssertionError):  # processes that did not end were killed
         await server.program.stop(10)
 
 
 async def _answers(server: Server) -> None:
-    """Waits until each door answers each model. Raises AssertionError."""
+    """Waits until each door answers for each model. Raises AssertionError."""
     for kind in server.doors:
         for payload in PAYLOADS.values():
             door = server.door(kind, payload)
@@ -84,7 +84,7 @@ async def _answers(server: Server) -> None:
 
 
 async def _answer(server: Server, door: Door) -> str:
-    """Waits until a door answers. Returns the error of the last attempt if it does not, else nothing."""
+    """Waits until a door answers. Returns the error of the last attempt if it does not answer, otherwise ""."""
     assert server.program is not None
     assert server.program.process is not None
     said = ""
@@ -97,7 +97,7 @@ async def _answer(server: Server, door: Door) -> str:
             said = str(error)
             await asyncio.sleep(0.5)
         else:
-            return "" if size >= door.answer else f"an answer of {size} bytes, {door.answer} were due"
+            return "" if size >= door.answer else f"an answer has {size} bytes instead of {door.answer}"
     return said
 
 

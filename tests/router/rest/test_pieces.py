@@ -13,7 +13,7 @@ from mesh.wire import framing
 from router.inference.localcall import LocalAnswer
 from router.inference.models import Models
 from router.rest import documents
-from router.rest.asked import Target
+from router.rest.asked import ModelPath
 from router.rest.conversions import Conversions
 from router.rest.inference import Inference
 from router.rest.pieces import Body
@@ -57,7 +57,7 @@ def test_a_body_in_pieces_becomes_the_message_of_the_whole(places, text):
     inference = Inference(models, Conversions(max_message=SIZE), max_message=SIZE)
 
     for _ in range(2):
-        frame, form = inference.quick(Target("m", "", "infer"), Body(pieces_of(data, places)), length)
+        frame, form = inference.quick(ModelPath("m", "", "infer"), Body(pieces_of(data, places)), length)
         assert pb.ModelInferRequest.FromString(framing.unpack(frame, limit=SIZE)) == expected
         assert form.is_binary("anything")
 
@@ -69,8 +69,8 @@ def test_binary_tensors_are_copied_once_into_the_message_and_never_out_of_a_repl
     inference = Inference(
         Models(lambda call: None, max_message=2 * SIZE), Conversions(max_message=2 * SIZE), max_message=2 * SIZE
     )
-    target = Target("m", "", "infer")
-    inference.quick(Target("other", "", "infer"), Body(pieces), length)  # what is made once
+    target = ModelPath("m", "", "infer")
+    inference.quick(ModelPath("other", "", "infer"), Body(pieces), length)  # what is made once
     for _ in range(2):
         tracemalloc.start()
         quick = inference.quick(target, Body(pieces), length)
