@@ -1,4 +1,4 @@
-"""The part of its calls that a shadow gets: all of them unless callers become slower."""
+"""Tests of the part of its calls that a shadow gets: all of them, unless callers become slower."""
 
 import random
 
@@ -61,7 +61,7 @@ def test_a_slowdown_that_no_client_notices_does_not_count():
 
 
 def test_nothing_is_concluded_from_a_few_calls():
-    """The first calls may be slow for any reason."""
+    """A few slow calls do not reduce the shadow's part, because the first calls may be slow for any reason."""
     shadowing = Shadowing()
     for _ in range(ENOUGH - 1):
         shadowing.noted(1.0, beside=False)
@@ -70,7 +70,7 @@ def test_nothing_is_concluded_from_a_few_calls():
 
 
 def test_a_shadow_that_every_call_begins_beside_has_to_pause():
-    """The pause ends with the first call that begins without it."""
+    """If every call begins during a shadow call, the shadow pauses until a call begins without one."""
     shadowing = Shadowing()
     for number in range(STALE):
         assert not shadowing.pauses, number
@@ -81,7 +81,7 @@ def test_a_shadow_that_every_call_begins_beside_has_to_pause():
 
 
 def test_a_time_of_zero_is_no_error():
-    """A clock may not have advanced within a call."""
+    """A call that took no time, because the clock did not advance, is not an error."""
     shadowing = Shadowing()
     for beside in (True, False) * ENOUGH:
         shadowing.noted(0.0, beside=beside)

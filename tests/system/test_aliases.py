@@ -142,7 +142,7 @@ async def test_versions_over_grpc(mesh):
 
 
 async def test_versions_over_rest(mesh):
-    """The same by `/versions/V` in paths."""
+    """Over REST, paths with `/versions/V` reach each version of an alias, and an unknown version is not found."""
     await served(mesh, "fraud", "fraud@8", versions=VERSIONS)
     for path, expected in (("fraud", "8"), ("fraud/versions/7", "7"), ("fraud/versions/8", "8")):
         reply = await mesh.rest("POST", f"/v2/models/{path}/infer", BODY)
@@ -176,7 +176,7 @@ async def test_a_plain_model_has_the_version_of_its_folder(mesh):
 
 
 async def test_a_name_that_is_neither_model_nor_alias_is_not_found(mesh):
-    """Texts and codes are the predecessor's."""
+    """A name that is neither a model nor an alias is refused with the predecessor's codes and texts."""
     caller = Caller(mesh)
     assert await caller.refused(caller.infer("nothing")) == (grpc.StatusCode.NOT_FOUND, "model not found")
     refused = await caller.refused(caller.infer("", metadata=[("mm-vmodel-id", "nothing")]))
@@ -186,7 +186,7 @@ async def test_a_name_that_is_neither_model_nor_alias_is_not_found(mesh):
 
 
 async def test_an_alias_is_callable_through_any_router_once_it_is_written(two_routers):
-    """The router that a call reaches need not have heard of the alias."""
+    """A call by a new alias succeeds through any router, even one whose feed has not delivered the alias yet."""
     callers = [Caller(two_routers, router) for router in range(2)]
     for number in range(20):
         await put(two_routers, f"alias-{number}", f"fraud@{7 + number % 2}")

@@ -1,4 +1,4 @@
-"""Names and the models behind them: aliases, versions, splits, and models that cannot serve."""
+"""Resolution of names to models: aliases, versions, splits, and models that cannot serve."""
 
 import asyncio
 from collections import Counter
@@ -76,7 +76,7 @@ async def test_a_name_in_a_message_is_the_alias_and_in_a_header_what_the_header_
 
 
 async def test_a_call_with_a_vmodel_header_is_answered_under_the_models_id(core):
-    """As in the predecessor: nothing of the alias reaches the model server, so the reply has the concrete id."""
+    """As in the predecessor, nothing of the alias reaches the model server, so the reply has the model's own id."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     by_header(core, "fraud")
@@ -88,7 +88,8 @@ async def test_a_call_with_a_vmodel_header_is_answered_under_the_models_id(core)
 
 
 async def test_an_alias_without_versions_answers_with_its_models_own(core):
-    """The predecessor's records name no versions; the folder of the active model does."""
+    """An alias of the predecessor names no versions, so the reply has the version that the active model's folder
+    names."""
     core.resident("m", path="s3://models/fraud/3/model.onnx")
     core.alias("fraud", "m")
     core.call("fraud")
@@ -133,7 +134,7 @@ async def test_a_name_that_is_neither_is_not_found_after_one_read_for_all(core, 
 
 
 async def test_a_vmodel_that_cannot_be_read_is_no_unknown_one(core):
-    """With etcd away nobody knows whether the vmodel exists."""
+    """While etcd is unavailable, an unread vmodel is not reported as unknown, because it may exist."""
     core.etcd.away = True
     call = await core.answered(by_header(core, "fraud"))
     assert call.code is Code.UNAVAILABLE
@@ -198,7 +199,7 @@ async def test_an_alias_whose_active_model_is_gone_is_served_by_its_target(core)
 
 @pytest.mark.parametrize("targets", [("fraud@7", "fraud@7"), ("fraud@7", "fraud@8")])
 async def test_an_alias_without_an_existing_model_is_an_internal_error(core, targets):
-    """The predecessor's code and text: the alias exists, and nothing behind it."""
+    """An alias without an existing model is answered with the predecessor's code and text."""
     core.world.pod("a")
     core.alias("fraud", targets[0], target=targets[1])
     call = await core.answered(core.call("fraud"))
@@ -207,7 +208,7 @@ async def test_an_alias_without_an_existing_model_is_an_internal_error(core, tar
 
 @pytest.mark.parametrize(("kind", "text"), [("message", "model not found"), ("header", "vmodel not found")])
 async def test_an_alias_that_was_deleted_unseen_is_not_found(core, kind, text):
-    """The feed still has the alias, whose model is gone; etcd has neither."""
+    """An alias that the feed still has, but that was deleted in etcd with its model, is not found."""
     core.world.pod("a")
     core.alias("fraud", "fraud@7")
     core.remove_alias("fraud", feed=False)
@@ -252,7 +253,7 @@ async def test_versions_may_share_a_model(core):
 
 
 async def test_a_version_that_does_not_exist_is_not_found_and_the_others_are_named(core):
-    """The text is what its caller needs to correct the call."""
+    """The error for an unknown version lists the existing ones, so that the caller can correct the call."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     call = core.call("fraud", version="99")
@@ -282,7 +283,7 @@ async def test_a_model_has_the_version_of_its_folder(core, alias, warm, path, ow
 
 
 async def test_a_hit_that_names_the_models_own_version_reads_nothing(core):
-    """The copy says which version it is."""
+    """A call that names the model's own version needs no read, because the copy's record has the version."""
     core.resident("m", path="s3://models/fraud/3/model.onnx")
     core.call("m", version="3")
     assert core.sent("a")[0].headers.get(b"mesh-as") is None
@@ -291,13 +292,13 @@ async def test_a_hit_that_names_the_models_own_version_reads_nothing(core):
 
 
 async def test_a_version_of_an_unknown_name_is_an_unknown_model(core):
-    """A name that does not exist has no versions to speak of."""
+    """A version of an unknown name is answered as an unknown model, not as an unknown version."""
     call = await core.answered(core.call("fraud", version="1"))
     assert (call.code, call.text) == (Code.NOT_FOUND, "model not found")
 
 
 async def test_a_version_of_an_alias_that_the_feed_has_not_delivered(core):
-    """The read that looks for a model of that name finds the alias."""
+    """A versioned call by an alias that the feed has not delivered succeeds: the read for a model finds the alias."""
     core.resident("fraud@7")
     core.alias("fraud", "fraud@8", versions=VERSIONS, feed=False)
     core.call("fraud", version="7")
@@ -333,7 +334,7 @@ async def test_calls_are_split_by_weight(core):
 
 
 async def test_a_sticky_key_keeps_its_model(core):
-    """Each user gets the same model each time, and all users together get both."""
+    """Each user gets the same model in every call, and all users together get both models."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7", weights={"fraud@7": 1, "fraud@8": 1}, sticky="X-User")
@@ -370,7 +371,7 @@ async def test_a_model_of_a_split_that_is_not_loaded_costs_no_wait(core):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 async def test_a_sticky_model_that_cannot_be_loaded_costs_no_call(core, stream):
-    """The callers of a key wait for their model's load; when it fails, another model answers them."""
+    """Callers of a sticky key wait for their model's load; if it fails, another model answers them."""
     core.resident("fraud@7", "a")
     core.alias("fraud", "fraud@7", weights={"fraud@8": 99}, sticky="x-user")
     core.register("fraud@8")
@@ -406,7 +407,7 @@ async def test_a_load_that_hangs_leaves_half_of_the_callers_time_to_another_mode
 
 
 async def test_a_split_whose_models_all_fail_answers_with_the_last_error(core):
-    """Each is tried once."""
+    """Each model of a split is tried once, and the error of the last one is the answer."""
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.failed("bad file")
     for model in ("fraud@7", "fraud@8"):
@@ -453,7 +454,8 @@ async def test_weights_that_change_apply_to_the_next_call(core):
 
 
 async def test_series_of_models_that_an_alias_no_longer_names_are_dropped(core):
-    """A year of weekly releases does not grow the metrics."""
+    """Series of models that an alias no longer names are dropped, so a year of weekly releases does not grow the
+    metrics."""
     for number in range(1, 10):
         core.resident(f"fraud@{number}")
         core.alias("fraud", f"fraud@{number}")

@@ -1,4 +1,4 @@
-"""Shadows: what they are sent, what is counted, and that callers notice nothing."""
+"""Tests of shadows: what they are sent, what is counted, and that callers are not affected."""
 
 import itertools
 
@@ -44,14 +44,14 @@ async def answered(core, frame=None, code=0, name="fraud", **more):
 
 
 async def mirrored(core, count=1):
-    """The calls of the shadow in flight, once there are so many."""
+    """The shadow's calls in flight, once their number is as expected."""
     open_ = lambda: [sent for sent in core.sent("s") if not sent.over]  # noqa: E731
     await until(lambda: len(open_()) >= count, interval=0.001, why=f"{count} calls reach the shadow")
     return open_()
 
 
 async def settled(core):
-    """No call of a shadow is about to be sent."""
+    """Waits until no shadow call is about to be sent."""
     await until(lambda: not core.forwarder.mirrors._held or core.forwarder.mirrors._running, interval=0.001)
 
 
@@ -62,7 +62,7 @@ def counts(core):
 
 
 def clean(core):
-    """Nothing is kept for shadows, and nothing counts as in flight."""
+    """Checks that no memory is held for shadows, and that no shadow call counts as in flight."""
     mirrors = core.forwarder.mirrors
     assert (mirrors._held, mirrors._running, mirrors._in_flight) == (0, set(), {})
     assert core.forwarder.budget.held == 0
@@ -70,8 +70,8 @@ def clean(core):
 
 
 async def test_a_shadow_gets_the_call_after_its_caller_was_answered(core):
-    """The same bytes and headers with the names of the caller's reply, but the shadow's copy; its answer is dropped,
-    compared and timed."""
+    """A shadow gets the caller's bytes and headers, addressed to the shadow's copy. Its answer is compared, timed and
+    dropped."""
     shadowed(core, versions={"8": "fraud@8"})
     call = core.call("fraud", headers=[(b"x-trace", b"1")])
     assert core.sent("s") == []
@@ -138,7 +138,8 @@ async def test_the_share_is_what_the_record_says(core):
 
 
 async def test_a_shadow_that_hangs_gets_a_few_calls_and_then_a_pause(core, monkeypatch):
-    """Callers are answered throughout; calls beyond the first few are shed; after the time-out, all are for a while."""
+    """If a shadow hangs, callers are answered throughout. Shadow calls beyond the first few are shed, and after the
+    time-out all are for a while."""
     monkeypatch.setattr(mirror, "TIMEOUT", 0.05)
     shadowed(core)
     for _ in range(EACH + 3):
@@ -167,7 +168,7 @@ async def test_a_shadow_whose_server_dies_gets_a_pause(core):
 
 
 async def test_a_shadow_that_cannot_be_reached_is_not_tried_again(core):
-    """A call that could not be sent has failed."""
+    """A shadow call that could not be sent counts as failed, and is not tried again."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)
@@ -257,7 +258,7 @@ async def test_shadows_give_way_when_bodies_fill_their_total(core, monkeypatch):
 
 @pytest.mark.parametrize("method", ["ModelMetadata", "ModelReady"])
 async def test_questions_about_a_model_are_not_mirrored(core, method):
-    """A shadow is sent what is to be inferred."""
+    """Only inference is mirrored, not requests for metadata or readiness."""
     shadowed(core)
     call = FakeCall(b"/inference.GRPCInferenceService/" + method.encode(), frame=core.frame("fraud"))
     core.dispatcher.dispatch(call)

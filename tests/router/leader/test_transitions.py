@@ -1,4 +1,4 @@
-"""The leader moves vmodels to their targets: a real etcd that feeds a real view, and agents of the test's own."""
+"""Tests of the leader's moves of vmodels, with a real etcd that feeds a real view, and simulated agents."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Ids put into encoded messages, compared with what protobuf itself reads."""
+"""Tests of ids that are inserted into encoded messages, compared with what protobuf itself reads."""
 
 import pytest
 from hypothesis import given
@@ -73,18 +73,18 @@ def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> No
     ],
 )
 def test_what_is_wrong_is_said(message: bytes, why: str) -> None:
-    """The error names what cannot be read."""
+    """The error about a message that cannot be read names the faulty part."""
     with pytest.raises(SpliceError, match=why):
         splice(message, (1,), b"id")
 
 
 def test_groups_and_unknown_fields_stay() -> None:
-    """Fields that nobody knows, groups among them, are kept as they are."""
+    """Unknown fields, including groups, are kept unchanged."""
     group = b"\x2b\x30\x05\x2c"  # field 5, a group with field 6
     assert splice(group + b"\x0a\x01a", (1,), b"id") == group + b"\x0a\x02id"
 
 
 def test_values_are_added_to_a_repeated_field() -> None:
-    """Versions are added to a reply's own."""
+    """Texts are appended to a repeated field, after those that the message already has."""
     message = inference_pb2.ModelMetadataResponse(name="m", versions=["1"]).SerializeToString()
     assert inference_pb2.ModelMetadataResponse.FromString(append(message, 2, [b"2", b"3"])).versions == ["1", "2", "3"]
