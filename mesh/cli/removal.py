@@ -27,8 +27,8 @@ SHOWN = 20
 
 
 @dataclass(slots=True)
-class Totals:
-    """Counts of a removal so far."""
+class Removals:
+    """Counts of models in a removal so far."""
 
     unregistered: int = 0
     missing: int = 0
@@ -68,10 +68,10 @@ def unregister(
     if bool(models) == bool(prefix or kind):
         raise typer.BadParameter("give the ids of models, or --prefix, --all-of-type or both", param_hint="MODEL")
 
-    async def command(client: Client) -> Totals:
+    async def command(client: Client) -> Removals:
         if models:
             await _each(client, models, missing_ok=missing_ok, as_json=as_json)
-            return Totals()
+            return Removals()
         ids = [str(m["id"]) async for m in client.models(prefix) if not kind or m.get("type") == kind]
         what = f"{len(ids)} {'model' if len(ids) == 1 else 'models'}" + _described(prefix, kind)
         if ids:
@@ -113,9 +113,9 @@ def _ask(question: str, *, yes: bool) -> None:
         raise CommandError("nothing was changed", reason="REFUSED")
 
 
-async def _many(client: Client, ids: list[str]) -> Totals:
+async def _many(client: Client, ids: list[str]) -> Removals:
     """Unregisters all in chunks, a few at a time. The first request that fails ends the removal."""
-    totals = Totals()
+    totals = Removals()
     chunks: Iterator[list[str]] = iter([ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)])
 
     async def sender() -> None:
@@ -130,7 +130,7 @@ async def _many(client: Client, ids: list[str]) -> Totals:
     return totals
 
 
-async def _send(client: Client, chunk: list[str], totals: Totals) -> None:
+async def _send(client: Client, chunk: list[str], totals: Removals) -> None:
     trouble: CommandError | None = CommandError("the mesh ended its answer in the middle of the removal")
     data = "".join(json.dumps({"id": model}) + "\n" for model in chunk).encode()
     async for line in client.lines(REMOVAL_PATH, data):
@@ -149,7 +149,7 @@ async def _send(client: Client, chunk: list[str], totals: Totals) -> None:
         raise trouble
 
 
-def _tell(totals: Totals, what: str, *, as_json: bool) -> None:
+def _tell(totals: Removals, what: str, *, as_json: bool) -> None:
     if as_json:
         answer = {"unregistered": totals.unregistered, "missing": totals.missing, "failed": totals.failed}
         output.print_json({**answer, "errors": totals.errors})
