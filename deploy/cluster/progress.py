@@ -15,8 +15,8 @@ SILENCE = 10.0
 
 
 class Steps:
-    """The steps of one run, each a context manager. A line has the number, the time since the start, and the current
-    work."""
+    """The steps of one run, each a context manager that prints a line: the step's number, the time since the start, and
+    the current work."""
 
     def __init__(
         self,

@@ -60,8 +60,10 @@ def text_or_file(text: str) -> str:
         return text
     try:
         return Path(text[1:]).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{text[1:]} cannot be read: {error}", code=Exit.USAGE) from error
+    except OSError as error:
+        raise CommandError(f"{text[1:]} cannot be read: {error.strerror}", code=Exit.USAGE) from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{text[1:]} cannot be read: it is not UTF-8 text", code=Exit.USAGE) from error
 
 
 def endpoint_of(context: typer.Context, endpoint: str) -> str:

@@ -35,8 +35,8 @@ def replay(
 ) -> None:
     """Repeats a pod's latest evictions and refusals, from the state that they were based on.
 
-    The same version decides the same; another may decide differently, and this shows where. The exit code is 1 if any
-    decision differs.
+    The same version of Mesh makes the same decisions; another version may not, and the output shows the differences.
+    The exit code is 1 if any decision differs.
 
     Examples: `mesh replay pod-1 --save decisions.ndjson`, `mesh replay decisions.ndjson`
     """
@@ -61,8 +61,10 @@ def replay(
 def _read(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path} cannot be read: {error}", code=Exit.USAGE) from error
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}", code=Exit.USAGE) from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} is not UTF-8 text: give a file written by --save", code=Exit.USAGE) from error
 
 
 def _report(lines: list[str], *, as_json: bool) -> None:

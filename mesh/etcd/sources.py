@@ -54,7 +54,7 @@ def _read(known: EtcdSettings) -> EtcdSettings:
     try:
         text = known.password if password is None else password.decode().strip()
     except UnicodeDecodeError as error:  # whose text would show a part of it
-        raise ValueError(f"{files.password} is not text") from error
+        raise ValueError(f"{files.password} is not UTF-8 text: write the password to it again") from error
     return replace(
         known,
         password=text,

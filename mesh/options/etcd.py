@@ -61,7 +61,7 @@ class Login:
         try:
             password = (checked.content(self.etcd_password_file, "--etcd-password-file") or b"").decode().strip()
         except UnicodeDecodeError as error:  # the error's own text would show a part of it
-            text = f"{self.etcd_password_file} is not text"
+            text = f"{self.etcd_password_file} is not UTF-8 text: write the password to it again"
             raise typer.BadParameter(text, param_hint="--etcd-password-file") from error
         if self.etcd_config is None:
             files = (self.etcd_password_file, self.etcd_ca, self.etcd_cert, self.etcd_key)

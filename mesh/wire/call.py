@@ -28,13 +28,13 @@ class Call(ABC):
     (`content-type`, `te`, `content-length`, `host`, `grpc-timeout`, `grpc-encoding`, ...) are left out."""
 
     frame: bytes | None
-    """The whole request, if it is a single message and has ended; None: use `read()`."""
+    """The whole request, if it is a single message and has ended; otherwise None, and `read()` returns the messages."""
 
     encoding: bytes
     """The value of `grpc-encoding`, b"" for identity: how a frame with flag 1 is compressed."""
 
     deadline: float | None
-    """When the caller gives up, on the event loop's clock; None: never."""
+    """The time at which the caller gives up, on the event loop's clock, or None if it waits forever."""
 
     peer: str
     """The caller's address, for logs."""

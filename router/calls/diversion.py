@@ -24,7 +24,7 @@ REASONS = frozenset(
 
 
 class Diversion:
-    """The diversions of one call. `destination` is the one that it is sent to now; None: it names a model."""
+    """The diversions of one call. `destination` is the one that it is sent to now, or None if it names a model."""
 
     __slots__ = ("_aliases", "_asked", "_call", "_reread", "_tried", "destination")
 

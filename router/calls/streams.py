@@ -192,7 +192,7 @@ class _Stream:
         raise MeshError(Reason.UNAVAILABLE, f"the copies of {model_id} keep moving", retry_after=1.0)
 
     async def _verified(self, copy: Copy, first: bytes | None, *, insist: bool) -> Said | None:
-        """Returns what the call may state about the copy's record; None: the copy is gone. Raises MeshError."""
+        """Returns what the call may state about the copy's record, or None if the copy is gone. Raises MeshError."""
         forwarder = self._forwarder
         if not insist:
             if not forwarder.must_verify(copy):

@@ -26,7 +26,7 @@ class V2Server:
     """One worker as V2's server."""
 
     def __init__(self, view: View, ready: Callable[[], str | None]) -> None:
-        """Stores its parts. `ready` returns why this router takes no calls; None: it does."""
+        """Stores its parts. `ready` returns why this router takes no calls, or None if it does."""
         self._view = view
         self._router = ready
 

@@ -237,7 +237,7 @@ class Rounds:
         )
 
     def _maximum(self, record: ModelRecord) -> int | None:
-        """Returns the most copies that a model may have; None: no limit."""
+        """Returns the most copies that a model may have, or None for no limit."""
         return self._settings().limits.of(record.type, record.limits).maximum
 
     def _remember(self, seen: Observation) -> None:

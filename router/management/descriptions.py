@@ -163,14 +163,14 @@ def _copy(copy: agent_pb2.CopyState) -> CopyDescription:
 
 
 def load(copy: agent_pb2.CopyState) -> LoadProgress | None:
-    """Returns the progress of a load; None: the copy is not being loaded."""
+    """Returns the progress of a load, or None if the copy is not being loaded."""
     if copy.state in ("loaded", "unloading"):
         return None
     return LoadProgress(copy.state, copy.ahead, copy.expected_ms)
 
 
 def pull(copy: agent_pb2.CopyState) -> PullProgress | None:
-    """Returns the progress of a pull; None: there is none."""
+    """Returns the progress of a pull, or None if none is under way."""
     if copy.state != "pulling":
         return None
     return PullProgress(copy.pulled_bytes, copy.pull_bytes, copy.pull_rate)

@@ -189,7 +189,7 @@ class RouterPod:
         )
 
     def why_not_ready(self) -> str | None:
-        """Returns why this router takes no calls; None: it does."""
+        """Returns why this router takes no calls, or None if it does."""
         if self._stopping:
             return "this router is stopping"
         if not self._following.read.is_set():

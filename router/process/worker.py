@@ -182,7 +182,7 @@ class WorkerProcess:
         self._gauges(bodies)
 
     def why_not_ready(self) -> str | None:
-        """Returns why this worker takes no calls; None: it does."""
+        """Returns why this worker takes no calls, or None if it does."""
         if self._draining:
             return "this router is stopping"
         if not self._listening:

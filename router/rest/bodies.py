@@ -125,7 +125,7 @@ class _BodyPace:
         self._credit = float(bodies._least * server.PATIENCE)
 
     def patience(self) -> float | None:
-        """Returns the seconds that may pass before the next piece; None: no limit."""
+        """Returns the seconds that may pass before the next piece, or None for no limit."""
         least = self._bodies._least
         if not least:
             return None

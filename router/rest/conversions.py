@@ -42,7 +42,7 @@ class Conversions:
 
     @property
     def pid(self) -> int | None:
-        """The id of the running process; None: there is none."""
+        """The id of the running process, or None if none runs."""
         return None if self._process is None else self._process.pid
 
     async def to_message(

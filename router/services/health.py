@@ -27,7 +27,7 @@ class Health:
     """The health of one worker."""
 
     def __init__(self, ready: Callable[[], str | None]) -> None:
-        """Stores its parts. `ready` returns why this router takes no calls; None: it does."""
+        """Stores its parts. `ready` returns why this router takes no calls, or None if it does."""
         self._ready = ready
         self.watches = 0  # calls of Watch in flight
 

@@ -22,7 +22,7 @@ TYPE_LIMITS = "type_limits"
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """The values in force."""
+    """The parsed settings that the router applies now."""
 
     constraints: Constraints = NONE
     limits: TypeLimits = TypeLimits()  # noqa: RUF009 - frozen

@@ -19,14 +19,14 @@ _TOMBSTONE = f"/{TOMBSTONE}".encode()
 
 
 class PodSaid(NamedTuple):
-    """The news that a pod published itself; None: its presence ended."""
+    """The news that a pod published itself, or None if its presence ended."""
 
     name: str
     record: records.PodRecord | None
 
 
 class CopySaid(NamedTuple):
-    """The news that a pod published a copy; None: the key was deleted."""
+    """The news that a pod published a copy, or None if the key was deleted."""
 
     model: str
     pod: str
@@ -34,7 +34,7 @@ class CopySaid(NamedTuple):
 
 
 class LifeSaid(NamedTuple):
-    """The news that a life began or changed (`mesh.schema.lives`); None: it is closed."""
+    """The news that a life began or changed (`mesh.schema.lives`), or None if it is closed."""
 
     pod: str
     incarnation: str

@@ -56,7 +56,7 @@ class Vmodels:
         self._passed(revision)
 
     def read(self, name: str, found: KeyValue | None, revision: int) -> None:
-        """Takes the result of a read of one vmodel at a revision; None: there is no such vmodel."""
+        """Takes the result of a read of one vmodel at a revision, or None if it does not exist."""
         if revision <= max(self._revision, self._read_at.get(name, 0)):
             return  # the feed has passed it, or a later read has
         changed = self._set(name, None if found is None else found.value)

@@ -58,7 +58,7 @@ conflict."""
 
 
 Note = Callable[[str, KeyValue | None, int], None]
-"""Takes a vmodel's key as it is at a revision; None: there is none."""
+"""Takes a vmodel's key as it is at a revision, or None if it does not exist."""
 
 
 @dataclass(frozen=True, slots=True)

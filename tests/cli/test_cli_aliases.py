@@ -196,7 +196,7 @@ async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
 
 
 def test_rollback_goes_back(mesh, run):
-    """`mesh rollback` asks for the version before, or the one that it names, and shows the alias."""
+    """`mesh rollback` asks for the previous version, or the one that it names, and shows the alias."""
     mesh.answer(f"{FRAUD}/rollback", alias("fraud@7"))
     result = run("rollback", "fraud")
     assert result.exit_code == 0, result.stderr

@@ -32,7 +32,7 @@ def test_each_command_is_one(line: str) -> None:
 
 
 def test_the_doctors_areas_are_those_that_it_takes() -> None:
-    """The page's table lists exactly the areas that the doctor's `--only` accepts."""
+    """The table of areas in docs/admin.md lists exactly the areas that the doctor's `--only` accepts."""
     text = PAGE.read_text()
     table = text[text.index("| area | checks |") :].partition("\n\n")[0].splitlines()[2:]
     assert [row.split("|")[1].strip() for row in table] == list(doctor.AREAS)

@@ -28,7 +28,7 @@ TENTH = {
     "--rate 300": "--rate 30",
     "--requests 200000": "--requests 20000",
 }
-"""The page's shell with a tenth of everything, including calls a second, because only proportions matter."""
+"""The shell of docs/sizing.md with a tenth of everything, including calls a second, because only proportions matter."""
 
 
 def table(heading: str) -> list[list[str]]:
@@ -87,7 +87,7 @@ def test_the_cliff_and_the_plateau(calls: Shell):
 
 
 def test_calls_of_ones_own(calls: Shell):
-    """The page's command for a CSV of calls and one of sizes works."""
+    """The command in docs/sizing.md that simulates a CSV of calls with a CSV of sizes works."""
     (command,) = [command for command in COMMANDS if "--sizes" in command.text]
     (calls.folder / "sizes.csv").write_text("".join(f"m{model:04d},20000000\n" for model in range(500)))
     rows = simulated(calls, command.text)
@@ -95,8 +95,8 @@ def test_calls_of_ones_own(calls: Shell):
 
 
 def test_a_smooth_popularity(calls: Shell):
-    """The page's second table has neither cliff nor plateau. Its numbers are for ten times as many models, of which a
-    smaller part is called often, so hits are fewer here."""
+    """The second table of docs/sizing.md has neither cliff nor plateau. Its numbers are for ten times as many models,
+    of which a smaller part is called often, so hits are fewer here."""
     (command,) = [command for command in COMMANDS if command.text.startswith("mesh simulate zipf")]
     rows = [row["hit_rate"] for row in simulated(calls, command.put(TENTH)) if row["policy"] == "lru"]
     line = re.search(r"^\| hits, `lru` \|(.*)\|$", TEXT, re.MULTILINE)
@@ -109,7 +109,7 @@ def test_a_smooth_popularity(calls: Shell):
 
 
 def test_containers():
-    """The page's table of containers has the result of `auto` to the digit, and the largest capacity that is
+    """The table of containers in docs/sizing.md has the result of `auto` to the digit, and the largest capacity that is
     accepted."""
     limits, sizes = table("Containers")
     for limit, size in zip(limits[1:], sizes[1:], strict=True):

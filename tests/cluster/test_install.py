@@ -159,7 +159,7 @@ async def test_connections_even_out(mesh: Installed) -> None:
 
 @pytest.mark.parametrize("force", [False, True], ids=["asked", "by force"])
 async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
-    """Loaded models are served while etcd is gone; afterwards the registrations are there again, and models can be
+    """Loaded models are served while etcd is gone. Once it is back, it still has all registrations, and models can be
     loaded."""
     async with Traffic(mesh) as traffic:
         await traffic.some()  # loads all models

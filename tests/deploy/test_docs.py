@@ -60,14 +60,14 @@ def test_objects():
 
 
 def test_json_examples():
-    """The page's examples of the Secret are valid JSON."""
+    """The examples of the Secret in docs/kubernetes.md are valid JSON."""
     (connection,) = blocks("json")
     assert "endpoints" in json.loads(connection)
 
 
 @installs.needs_helm
 def test_pools_example():
-    """The page's example of pools is accepted, and makes these pools."""
+    """The chart accepts the documented example of pools, and makes these pools."""
     (pools,) = [block for block in blocks("yaml") if block.startswith("pools:")]
     found = installs.rendered(f"pools={json.dumps(yaml.safe_load(pools)['pools'])}")
     big = installs.one(found, "Deployment", "mesh-runtime-big")["spec"]["template"]["spec"]
@@ -76,7 +76,7 @@ def test_pools_example():
 
 
 def test_kustomize_example():
-    """The page's kustomize example names existing folders, in the required order."""
+    """The documented kustomize example names existing folders, in the required order."""
     (text,) = [block for block in blocks("yaml") if block.startswith("namespace:")]
     example = yaml.safe_load(text)
     for folder in example["resources"] + example["components"]:

@@ -16,7 +16,7 @@ ONE = np.ones((1, 1), np.float32)
 
 
 async def test_a_changed_password(tmp_path, own_etcd):
-    """Loaded models are served between etcd's change of a password and the Secret's. Afterwards models are registered
+    """Loaded models are served while etcd has a new password and the Secret has the old one. Then models are registered
     and loaded, no pod has lost its lease, and a restarted worker of a router uses the Secret's new content."""
     own_etcd.etcdctl("role", "add", "root")
     for user in ("root", "mesh"):

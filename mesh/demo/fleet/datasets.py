@@ -48,5 +48,5 @@ def load(name: str) -> Dataset:
 
 
 def rows_file(directory: Path, dataset: str) -> Path:
-    """Returns the path of the rows for requests."""
+    """Returns the path of the file with the rows that requests send."""
     return directory / "rows" / f"{dataset}.npy"

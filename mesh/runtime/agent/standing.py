@@ -145,7 +145,7 @@ class AgentStanding:
         return sum(sum(series.buckets) for series in self._board.calls())
 
     def progress(self, model_id: str) -> Progress | None:
-        """Returns the progress of the pull of a model's files; None: there is none."""
+        """Returns the progress of the pull of a model's files, or None if none is under way."""
         return self._puller.progress(model_id)
 
     def decisions(self, model_id: str) -> Iterable[str]:

@@ -205,7 +205,7 @@ class Claims:
     def _lost(
         self, model_id: str, copy: records.CopyRecord, expected: int, result: TxnResult, lease: int
     ) -> Verdict | None:
-        """Returns why the claim failed; None: the reason no longer holds."""
+        """Returns why the claim failed, or None if the reason no longer holds."""
         pods, record, found = result.responses
         assert isinstance(pods, tuple)
         assert isinstance(record, tuple)

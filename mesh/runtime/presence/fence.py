@@ -26,7 +26,7 @@ class Presence(Protocol):
 
     @property
     def proof_ns(self) -> int | None:
-        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME; None: no lease is held."""
+        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a lease."""
 
     @property
     def keyed(self) -> bool:

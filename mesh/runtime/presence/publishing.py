@@ -141,7 +141,7 @@ class Presence:
 
     @property
     def proof_ns(self) -> int | None:
-        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME; None: no lease is held."""
+        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a lease."""
         return self._lease.proof_ns if self._lease is not None and not self._lease.lost.is_set() else None
 
     @property
@@ -156,7 +156,7 @@ class Presence:
 
     @property
     def lease(self) -> int | None:
-        """The lease under which the pod is published; None: under none."""
+        """The lease under which the pod is published, or None if the pod is not published."""
         return self._lease.id if self._lease is not None and self.published else None
 
     @property

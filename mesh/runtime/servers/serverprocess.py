@@ -153,7 +153,7 @@ class ServerProcess:
 
     @property
     def trouble(self) -> str | None:
-        """The reason why the running server is unreliable at present; None: no reason is known."""
+        """The reason why the running server is unreliable at present, or None if it is reliable."""
         return self._supervisor.trouble if self.state is State.READY else None
 
     @property

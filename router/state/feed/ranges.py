@@ -8,7 +8,7 @@ from mesh.etcd.ranges import after_prefix
 from mesh.schema.keys import Keys
 
 Item = tuple[bytes, bytes | None]
-"""A key and its value; None: deleted."""
+"""A key and its value, which is None if the key was deleted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ class FeedServer:
             peer.wake()
 
     def ready(self) -> dict[str, str | None]:
-        """Returns each connected worker, with the reason why it is not ready; None: it is."""
+        """Returns each connected worker, with the reason why it is not ready, or None if it is."""
         return {peer.name: peer.not_ready for peer in self._peers}
 
     def beat(self) -> None:

@@ -210,7 +210,7 @@ async def test_the_claim_of_a_dead_pod_is_waited_for(core):
 
 
 async def test_a_load_seen_in_etcd_ends_the_waiting(core):
-    """A load that etcd shows as finished ends the waiting, even if no agent has answered usefully."""
+    """A waiting call is sent once etcd shows the load as finished, even if no agent has given a usable answer."""
     core.rules(pause_ms=30000)
     core.register()
     core.world.pod("a")

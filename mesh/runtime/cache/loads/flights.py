@@ -100,7 +100,7 @@ class Loads:
         self._loads = self._failures = self._refusals = 0
 
     async def load(self, want: Want) -> Outcome:
-        """Loads a model, joins its load, or says why it is refused. Cancelling ends the waiting, not the load."""
+        """Loads a model, joins its load, or says why it is refused. Cancellation ends the wait, not the load."""
         model_id = want.model_id
         aside = False
         while True:

@@ -52,7 +52,7 @@ class GivesWay:
 
 
 Answer = Refused | GivesWay | None
-"""The answer to a load; None: the room is on the books."""
+"""The answer to a refused load, or None once the room is on the books."""
 
 
 @dataclass(frozen=True, slots=True)
