@@ -91,7 +91,10 @@ class HuggingFaceProvider:
         found = await self._ask(location, f"models/{repository}/revision/{quote(revision, safe='')}")
         commit = found.get("sha") if isinstance(found, dict) else None
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-            raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub names no commit for {revision}")
+            raise PullError(
+                PullErrorKind.UNREACHABLE,
+                f"{location.shown}: the hub's reply contains no commit for revision {revision}",
+            )
         return commit
 
     async def _tree(self, location: Location, repository: str, commit: str, path: str) -> list[RemoteFile]:

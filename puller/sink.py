@@ -120,7 +120,8 @@ class Sink:
         return self._stop.is_set()
 
     def missing(self) -> list[tuple[int, int]]:
-        """Returns the ranges (first byte, one after the last) that have not arrived. Needs the size."""
+        """Returns the ranges (first byte, one after the last) that have not arrived. Raises ValueError if the size is
+        unknown."""
         if self.size is None:
             raise ValueError("the size is not known")
         gaps: list[tuple[int, int]] = []

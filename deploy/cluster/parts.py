@@ -83,7 +83,7 @@ def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
             if not pids:
                 return
             time.sleep(0.05)
-    raise RuntimeError(f"these processes do not end: {pids}")
+    raise RuntimeError(f"processes that still run after SIGKILL: {pids}")
 
 
 def _lives(pid: int) -> bool:

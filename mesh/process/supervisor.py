@@ -51,7 +51,7 @@ class ChildLife:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of a life."""
+    """The way in which one process of a child ended."""
 
     how: str  # for people: "ended with status 1"
     code: int  # its exit status; -N if signal N ended it

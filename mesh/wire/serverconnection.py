@@ -145,7 +145,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
 
     def _failed(self, made: servercall.ServerCall) -> None:
         if made.phase < servercall.ANSWERED:
-            made.fail(statuses.Reason.INTERNAL.code, "the handler of this method failed")
+            made.fail(statuses.Reason.INTERNAL.code, "internal error; the server's log has the cause")
 
     def _refuse(self, made: servercall.ServerCall) -> None:
         """Answers in place of the handler, notifies the handler if it was called, and ends the connection."""

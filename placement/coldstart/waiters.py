@@ -36,7 +36,9 @@ class Place:
         if left_ms <= 0:
             return None  # the load takes longer than expected: its end is unknown
         due_ms = self.deadline_ms - now_ms
-        text = f"loading {self.model_id} takes {left_ms / 1000:.1f} s more, the deadline is in {due_ms / 1000:.1f} s"
+        text = (
+            f"loading {self.model_id} takes {left_ms / 1000:.1f} s more, but the deadline is in {due_ms / 1000:.1f} s"
+        )
         return Problem(ProblemReason.NOT_IN_TIME, text, left_ms)
 
     def expired(self, now_ms: int, rules: Rules) -> Problem:

@@ -57,7 +57,7 @@ PATHS = tuple(_PATHS)
 
 
 def of_method(label: str) -> str:
-    """Returns the refusal of a method of V2's service that names no model, by the part after the last slash."""
+    """Returns why a call of a V2 method without a model id is refused. `label`: what follows the last slash."""
     found = _METHODS.get(label)
     if found is None:
         return f"the V2 service here has no method {label}; to call a model's own server, name the model in mm-model-id"

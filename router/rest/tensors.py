@@ -293,7 +293,7 @@ def _pack_encoded(what: str, items: list[Any]) -> bytes:
         try:
             decoded = binascii.a2b_base64(item.encode("ascii"), strict_mode=True)
         except ValueError as error:  # binascii.Error, UnicodeEncodeError
-            raise bad(f"{what}: {item!r:.60} is not base64, as its content_type says") from error
+            raise bad(f"{what}: {item!r:.60} is not base64, although its content_type says so") from error
         parts.append(len(decoded).to_bytes(4, "little"))
         parts.append(decoded)
     return b"".join(parts)

@@ -141,8 +141,8 @@ def gone(mesh: Installed, *argv: str) -> dict[str, object]:
 async def test_what_a_mesh_has_left_is_handed_over_and_removed(
     first: Installed, namespace: Kube, endpoint: str, tmp_path: Path
 ) -> None:
-    """The prefix of an uninstalled mesh stays its own until the docs' pod hands it, with its models, to the mesh that
-    waits for it. Once that one is gone too, the same pod removes all of the prefix, and nothing else."""
+    """An uninstalled mesh keeps its prefix until the documented pod transfers it, with its models, to another mesh that
+    waits for it. Once that mesh is uninstalled too, the pod removes everything below the prefix, and nothing else."""
 
     def left(prefix: str) -> list[str]:
         words = ("etcdctl", "--user=root:right", "get", f"{prefix}/", "--prefix", "--keys-only")

@@ -1,5 +1,5 @@
-"""Faults of a mesh as its endpoint shows them. The mesh is a fake; the real one answers in
-tests/system/test_admin.py."""
+"""The doctor's checks of what a mesh's endpoint reports. The mesh is a fake; tests/system/test_admin.py checks a real
+one."""
 
 import asyncio
 import datetime

@@ -267,8 +267,8 @@ async def judge(world: World, etcd: Etcd, callers: list[Caller]) -> list[str]:
 
 @pytest.mark.timeout(1200)
 async def test_random_calls_leave_what_a_model_of_the_api_says(tmp_path, own_etcd, pytestconfig):
-    """Random calls of 20 callers through two routers, while the leader dies again and again, are answered as a model
-    of the API says, and leave the records, targets and reference counts that it says."""
+    """Random calls of 20 callers through two routers, while the leader dies again and again, are answered as a
+    reference implementation of the API predicts. Records, targets and reference counts agree with it too."""
     calls = pytestconfig.getoption("--vmodel-calls", 800)
     seed = pytestconfig.getoption("--vmodel-seed", None) or random.randrange(1 << 32)
     async with LocalMesh(

@@ -11,7 +11,7 @@ _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The end of a server."""
+    """The way in which a model server ended, and the cause."""
 
     how: str  # for operators: "ended with status 1"
     cause: EndCause

@@ -533,7 +533,7 @@ def test_callers_wait_for_their_turn_within_their_deadline():
 def test_a_deadline_before_the_expected_end_is_told_at_once_and_the_load_goes_on():
     carrier = asking("a", record=Record(7, load_ms=20_000), deadline_ms=5000)
     assert (reason(carrier), carrier.problems["w"].retry_ms) == (ProblemReason.NOT_IN_TIME, 20_000)
-    assert carrier.problems["w"].text == "loading m takes 20.0 s more, the deadline is in 5.0 s"
+    assert carrier.problems["w"].text == "loading m takes 20.0 s more, but the deadline is in 5.0 s"
     carrier.join("later", deadline_ms=6000)
     assert reason(carrier, "later") is ProblemReason.NOT_IN_TIME
     carrier.join("patient", deadline_ms=60_000)

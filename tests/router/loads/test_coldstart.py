@@ -292,7 +292,7 @@ async def test_a_model_that_fits_nowhere_is_tried_once(core):
     def answer(request):
         if not request.host_bytes:
             core.register(host_bytes=400 << 20)
-        return fakecalls.refused("NOWHERE", "it takes 400 MiB, this pod's capacity is 256 MiB")
+        return fakecalls.refused("NOWHERE", "it takes 400 MiB, but this pod's capacity is 256 MiB")
 
     for name in "abc":
         core.world.pod(name, capacity=256 << 20)

@@ -124,7 +124,7 @@ class Admission:
         need = want.footprint.on(device=ledger.has_device)
         if ledger.holds(need):
             return None
-        return Refused(Reason.NOWHERE, f"it takes {need}, this pod's capacity is {ledger.capacity}")
+        return Refused(Reason.NOWHERE, f"it takes {need}, but this pod's capacity is {ledger.capacity}")
 
     async def admit(
         self, want: Want, entry: CacheEntry, pulled: Pulled, *, spares: Mapping[str, int], apart: bool
@@ -190,7 +190,7 @@ class Admission:
         capacity = ledger.capacity
         largest = max(1, capacity.device_bytes or capacity.host_bytes)
         if pulled.bytes > largest:
-            text = f"its files take {format_bytes(pulled.bytes)}, this pod's capacity is {capacity}"
+            text = f"its files take {format_bytes(pulled.bytes)}, but this pod's capacity is {capacity}"
             return Refused(Reason.NOWHERE, text, None if want.footprint.total_bytes else Footprint(pulled.bytes))
         if (refused := self._gate.why_refused()) is not None:
             return refused
@@ -221,7 +221,7 @@ class Admission:
         want, entry, ledger = ticket.want, ticket.entry, self._ledger
         here = took if ledger.has_device else Footprint(took.total_bytes)
         if not ledger.holds(here):  # a model that fits nowhere is no evidence about others of its type
-            return Refused(Reason.NOWHERE, f"it takes {here}, this pod's capacity is {ledger.capacity}", took)
+            return Refused(Reason.NOWHERE, f"it takes {here}, but this pod's capacity is {ledger.capacity}", took)
         self._sizes.learn(
             want.type,
             predicted=entry.footprint,

@@ -167,7 +167,7 @@ def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, 
     what = ", ".join(f"{'some' if number < 0 else number} {field}" for field, number in given.items())
     return bad(
         f"input {name!r} has {'at least ' if more else ''}{what or 'no contents'}, "
-        f"shape {list(shape)} of {kind.name} takes {count} {kind.field}"
+        f"but shape {list(shape)} of {kind.name} takes {count} {kind.field}"
     )
 
 

@@ -120,7 +120,7 @@ class Intake:
             raise bad(f"the model has no input {brief(sent.name)!r}; it has {names(self.tensors)}")
         if sent.datatype != tensor.datatype:
             given = brief(sent.datatype) or "of no datatype"
-            raise bad(f"input {brief(sent.name)!r} is {given}, the model takes {tensor.datatype}")
+            raise bad(f"input {brief(sent.name)!r} is {given}, but the model takes {tensor.datatype}")
         return tensor
 
     def _learn(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> tuple[Tensor, tuple[int, ...], int]:
@@ -176,7 +176,7 @@ def from_raw(tensor: Tensor, raw: Raw, count: int, shape: tuple[int, ...]) -> Ar
     if len(raw) != wanted:
         raise bad(
             f"input {brief(tensor.name)!r} has {len(raw)} bytes of raw contents, "
-            f"shape {list(shape)} of {kind.name} takes {wanted}"
+            f"but shape {list(shape)} of {kind.name} takes {wanted}"
         )
     array = alignment.empty(shape, kind.dtype)
     if kind.dtype.kind == "b":  # callers may send any byte, but only 0 and 1 are booleans in memory
@@ -229,7 +229,7 @@ def _split_texts(tensor: Tensor, raw: Raw, count: int) -> list[bytes]:
         raise bad(f"input {name!r} has more elements in its raw contents than the {count} of its shape")
     if at != end:
         raise bad(f"input {name!r}: element {len(texts)} of its raw contents is truncated")
-    raise bad(f"input {name!r} has {len(texts)} elements in its raw contents, its shape takes {count}")
+    raise bad(f"input {name!r} has {len(texts)} elements in its raw contents, but its shape takes {count}")
 
 
 def requested(

@@ -76,7 +76,7 @@ class Tensor:
             if dims is not None and (
                 len(dims) != len(shape) or any(n not in (-1, m) for n, m in zip(dims, shape, strict=True))
             ):
-                raise bad(f"input {name!r} has shape {list(shape)}, the model takes {list(dims)}")
+                raise bad(f"input {name!r} has shape {list(shape)}, but the model takes {list(dims)}")
             if any(n < 0 for n in shape):
                 raise bad(f"input {name!r} has shape {list(shape)}: dimensions must not be negative")
             if math.prod(max(n, 1) for n in shape) > MAX_COUNT:
