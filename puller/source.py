@@ -97,7 +97,8 @@ def redact(uri: str) -> str:
 def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | None = None) -> PullRequest:
     """Reads path and key, and the storage secret. Raises PullError.
 
-    `claims` is the folder below which volume claims are mounted, each under its name; None: there are none."""
+    `claims` is the folder below which volume claims are mounted, each under its name, or None if there
+    are none."""
     key = _parse_key(source.key)
     schema = key.get("schema_path")
     if schema is not None and not isinstance(schema, str):

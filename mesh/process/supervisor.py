@@ -70,8 +70,8 @@ class Program:
     ask: Callable[[], Awaitable[bool]] | None = None
     """Returns whether the program answers, which are the signs of life of one without a heartbeat."""
     heard: Callable[[], float] | None = None
-    """Returns the time of the program's last sign of life, if it has its own kind; None: use its heartbeat, or
-    `ask`."""
+    """Returns the time of the program's last sign of life, if it has its own kind. If this is None, its
+    heartbeat or `ask` is used."""
     policy: restarts.RestartPolicy = restarts.RestartPolicy()  # noqa: RUF009 - frozen
     limits: hang.HangLimits = hang.HangLimits()  # noqa: RUF009 - frozen
     start_timeout: float = 60.0  # until the program is ready

@@ -65,7 +65,7 @@ class Closing:
         *,
         reregister_after: float | None,
     ) -> None:
-        """Stores its parts. `reregister_after` in seconds; None: a life stays open until it is known to have ended."""
+        """Stores its parts. `reregister_after` in seconds; if None, a life stays open until known to have ended."""
         self._view = view
         self._etcd = etcd
         self._keys = keys

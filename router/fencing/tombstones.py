@@ -78,8 +78,8 @@ class Holder:
     open: Open | None  # None: the pod is published, and its copy's key exists
 
     def left(self, reregister_after: float | None) -> float | None:
-        """Returns the seconds until the wait for this pod ends; None: there is no limit, or it will withdraw its copy
-        soon."""
+        """Returns the seconds until the wait for this pod ends, or None if the wait has no limit or the pod will
+        withdraw its copy soon."""
         if self.open is None or reregister_after is None:
             return None
         return max(0.0, reregister_after - self.open.life.open_seconds)

@@ -59,7 +59,7 @@ class Creation:
         reregister_after: float | None,
     ) -> None:
         """Stores its parts. `wait`: longest wait for copies of a former registration to be withdrawn, in seconds;
-        `reregister_after`: longest wait for a pod that is cut off, in seconds, named in errors; None: no limit."""
+        `reregister_after`: longest wait for a pod that is cut off, in seconds, named in errors; if None, no limit."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry
@@ -92,7 +92,7 @@ class Creation:
         """Waits until no copies of a former registration of the id are left, or only a tombstone that allows the same
         registration again. Returns what a transaction that creates the record has to demand, and to do besides.
 
-        `deadline`: on the loop's clock; None: the usual. Raises FORMER_LIFE, REGISTRY_AWAY."""
+        `deadline`: on the loop's clock; if None, the default. Raises FORMER_LIFE, REGISTRY_AWAY."""
         copies, tombstone = self._keys.copies(model_id), self._keys.tombstone(model_id)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait if deadline is None else deadline
@@ -238,7 +238,7 @@ class Creation:
         away: MeshError | None,
     ) -> None:
         """Creates items one by one. Stops if etcd is unavailable, because each of the rest would wait for the same
-        timeout. `away`: why etcd is unavailable already; None: it is not."""
+        timeout. `away`: why etcd is unavailable already, or None if it is available."""
         for index in indexes:
             if away is None:
                 away = await self._create_one(index, items, values, fates)

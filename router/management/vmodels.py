@@ -239,7 +239,7 @@ class VModels:
     # --- reads ---
 
     async def _read(self, vmodel_id: str, record: VModelRecord | None, owner: str = "") -> VModelInfo:
-        """Returns the status of a vmodel. `record` is what was just written; None: it is read."""
+        """Returns the status of a vmodel. `record` is what was just written; if None, it is read."""
         record = await self._store.read(vmodel_id) if record is None else record
         active = StatusInfo(ModelStatus.NOT_FOUND)
         for _ in range(2):  # between the reads the vmodel may have moved, and its former model been deleted

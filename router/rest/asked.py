@@ -93,8 +93,8 @@ class Asked:
         return target
 
     def header_length(self) -> int | None:
-        """Returns the length of the body's JSON part, if binary tensors follow it; None: all is JSON. Raises
-        MeshError."""
+        """Returns the length of the body's JSON part, if binary tensors follow it, or None if all of it is
+        JSON. Raises MeshError."""
         text = self._one(HEADER_LENGTH)
         if text is None:
             return None
