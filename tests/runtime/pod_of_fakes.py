@@ -124,6 +124,7 @@ class FakeFiles:
         self.held: dict[str, asyncio.Event] = {}
         self.stopping: dict[str, asyncio.Event] = {}  # by id, the event until which a cancelled pull takes to stop
         self.present: set[str] = set()
+        self.doomed: set[str] = set()
         self.digests: dict[str, str] = {}  # digests by path; "one" for other paths
         self.cancelled: list[str] = []
 
@@ -151,13 +152,20 @@ class FakeFiles:
     def short(self, needs: int) -> int:
         return 0 if self.budget is None else max(0, sum(self.sizes.values()) + needs - self.budget)
 
+    @property
+    def removing(self) -> bool:
+        return bool(self.doomed)
+
+    def doom(self, into: str) -> None:
+        self.doomed.add(into)
+
     def discard(self, into: str) -> None:
         self.present.discard(into)
+        self.doomed.discard(into)
         self.sizes.pop(into, None)
 
     async def remove(self, into: str) -> None:
-        self.present.discard(into)
-        self.sizes.pop(into, None)
+        self.discard(into)
 
 
 class FakeHistory:

@@ -55,7 +55,9 @@ class Deaths:
         for entry in gone:
             self._ledger.remove(entry)
             self._presence.drop(entry.model_id)
-            if entry.state is not EntryState.LOADING:  # a load removes its own files
+            if entry.state is EntryState.LOADING:  # a load removes its own files
+                self._files.doom(entry.model_id)
+            else:
                 self._files.discard(entry.model_id)
         self._space.freed()
         self._presence.changed()

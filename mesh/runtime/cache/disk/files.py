@@ -23,6 +23,7 @@ class Files:
     def __init__(self, puller: Puller) -> None:
         self._puller = puller
         self._removals: dict[str, asyncio.Task[None]] = {}
+        self._doomed: set[str] = set()
         self._tasks = Tasks()
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
@@ -34,6 +35,15 @@ class Files:
     def short(self, needs: int) -> int:
         """Returns how many bytes of files in use must be removed from the disk before `needs` bytes fit."""
         return self._puller.short(needs)
+
+    @property
+    def removing(self) -> bool:
+        """True while pulled files are being removed, or soon will be: the disk will have more room."""
+        return bool(self._removals or self._doomed)
+
+    def doom(self, into: str) -> None:
+        """Announces the removal of a model's pulled files by a load that first has other things to undo."""
+        self._doomed.add(into)
 
     async def remove(self, into: str) -> None:
         """Removes the pulled files; continues if the caller is cancelled."""
@@ -53,6 +63,7 @@ class Files:
             log.warning("files of a model not removed", model=into, error=str(error))
         finally:
             del self._removals[into]
+            self._doomed.discard(into)
 
     async def watch(self) -> None:
         """Logs each long pull periodically, until cancelled."""

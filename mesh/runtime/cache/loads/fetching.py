@@ -54,12 +54,16 @@ class Fetching:
                 if not error.short:
                     raise NotFetched(_outcome(error)) from error
                 short = functools.partial(self._files.short, error.needs)
-            refused = await self._rooms.disk(entry, short, place=place, spares=await granted)
+            removing, spares = self._removing, await granted
+            refused = await self._rooms.disk(entry, short, removing=removing, place=place, spares=spares)
             if refused is None and time.monotonic() - began > _ROOM_WAIT:
                 text = f"the pod's disk: other loads have taken its room for {_ROOM_WAIT:g} s"
                 refused = Refused(Reason.NO_ROOM, text)
             if refused is not None:
                 raise NotFetched(refused)
+
+    def _removing(self) -> bool:
+        return self._files.removing
 
     async def _pull(self, want: Want, entry: CacheEntry) -> Pulled:
         if entry.state is EntryState.QUEUED:

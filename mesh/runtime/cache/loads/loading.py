@@ -148,9 +148,11 @@ class Loading:
             await self._unloads.silent(want.model_id)
             return
         self._ledger.remove(entry)
+        if not (entry.aside and want.model_id in self._ledger.entries):  # the other generation removes the files
+            self._files.doom(want.model_id)
         self._space.freed()
         if entry.aside:
-            if want.model_id not in self._ledger.entries:  # otherwise the other generation removes the files
+            if want.model_id not in self._ledger.entries:
                 await self._files.remove(want.model_id)
             return
         await self._publication.withdraw(want)

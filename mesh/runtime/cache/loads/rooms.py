@@ -163,11 +163,17 @@ class Rooms:
         return await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
 
     async def disk(
-        self, entry: CacheEntry, short: Callable[[], int], *, place: int, spares: Mapping[str, int]
+        self,
+        entry: CacheEntry,
+        short: Callable[[], int],
+        *,
+        removing: Callable[[], bool],
+        place: int,
+        spares: Mapping[str, int],
     ) -> Refused | None:
         """Evicts copies until a model's files fit on the disk, by the same rules and in the same order as for memory.
         Returns once the victims' files are gone, or why that cannot be. `short` returns how many bytes of files in use
-        are too many."""
+        are too many; `removing` whether the files of loads that failed or died are still being removed."""
         took = RoomDecision(RoomVerdict.FITS, (), "")
 
         def ask() -> RoomDecision:
@@ -177,13 +183,16 @@ class Rooms:
                 return RoomDecision(
                     RoomVerdict.NO_ROOM, (), "files of copies being unloaded are removed first", passes=True
                 )
-            return self._victims.disk_room_for(
+            decision = self._victims.disk_room_for(
                 bytes_short,
                 idle_ms=entry.idle_ms,
                 spares=spares,
                 for_whom=entry.model_id,
                 without={other.entry.key for other in self._waiting.values() if other.waiter.least is None},
             )
+            if decision.verdict is RoomVerdict.NO_ROOM and removing():
+                return replace(decision, passes=True)
+            return decision
 
         def take(room: RoomDecision) -> None:
             nonlocal took

@@ -23,3 +23,19 @@ async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> No
     await files.remove("m")
     assert not pulled.path.exists()
     await files.close()
+
+
+async def test_files_are_being_removed_from_their_announcement_to_their_end(tmp_path: Path) -> None:
+    """A load that waits for room on the disk can see that files will be gone, also before their removal has begun."""
+    source = tmp_path / "m.onnx"
+    source.write_bytes(b"model")
+    files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))
+    await files.pull(Source(str(source)), into="m")
+    assert not files.removing
+    files.doom("m")
+    assert files.removing
+    removal = files.discard("m")
+    assert files.removing
+    await removal
+    assert not files.removing
+    await files.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mesh.runtime.cache.books.entries import EntryState
@@ -93,6 +93,8 @@ class Model:
     long: bool  # its call goes on until it is ended
     blamed: bool  # True if a server has died of the model, so that its load runs apart from others
 
+
+SMALL = Model(size=50_000, file=500, known=False, long=False, blamed=False)
 
 MODELS = st.builds(
     Model,
@@ -223,6 +225,13 @@ def looking_all_the_time() -> Iterator[None]:
     concurrency=st.sampled_from((1, 2, 4)),
     deaths=st.booleans(),
     disk=st.sampled_from((None, 5_000_000)),
+)
+@example(  # the files of a load that died with its server are still on the disk when the next one asks for room
+    models=[replace(SMALL, file=2_000_000), replace(SMALL, file=4_500_000), *4 * [SMALL]],
+    choices=[0, 0, 983],
+    concurrency=1,
+    deaths=True,
+    disk=5_000_000,
 )
 def test_nobody_waits_for_what_nobody_gives_back(
     models: list[Model], choices: list[int], concurrency: int, deaths: bool, disk: int | None
