@@ -1,4 +1,4 @@
-"""`python -m mesh`: the `mesh` command for environments whose scripts are not on PATH."""
+"""`python -m mesh`: the `mesh` command where installed scripts are not on PATH."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Certificates for TLS inside a mesh: made, renewed, and stored where its processes find them.
+"""Certificates for TLS inside a mesh: issuing them, renewing them, and storing them where the processes read them.
 
 `issuing` signs, `renewal` decides what is due, `folder` and `secret` store the result.
 """

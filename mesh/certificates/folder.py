@@ -1,7 +1,7 @@
 """The certificates in a folder, replaced as Kubernetes replaces a mounted Secret: all files at once, by one rename.
 
-The files are links through `..data` to a hidden folder; each version has a folder of its own. A lock keeps two
-processes from writing at once.
+The files are links through `..data` to a hidden folder, one for each version. A lock keeps two processes from writing
+at once.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _TURN = 0.05  # seconds between two attempts at the lock
 
 
 class Folder:
-    """A folder as a store. A missing folder is created, readable by this user only."""
+    """A store in a folder. A missing folder is created, readable by this user only."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class Folder:
         self._lock = -1
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """Takes the lock, and reads the existing files."""
+        """Locks the folder and reads the existing certificate files."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._hold()
@@ -38,7 +38,7 @@ class Folder:
             raise StoreError(f"{error.filename or self.path}: {error.strerror}") from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """Replaces the files."""
+        """Replaces the certificate files."""
         try:
             self._write(content)
         except OSError as error:
@@ -46,7 +46,7 @@ class Folder:
         return True
 
     def close(self) -> None:
-        """Releases the lock."""
+        """Unlocks the folder."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

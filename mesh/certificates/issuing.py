@@ -1,5 +1,6 @@
-"""Authorities and the certificates that they sign: elliptic-curve keys, one certificate for both servers and
-clients."""
+"""Authorities and the certificates that they sign. Keys are elliptic-curve keys, and one certificate serves both
+servers and clients.
+"""
 
 import datetime
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ _PEM = serialization.Encoding.PEM
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The properties of a wanted certificate."""
+    """The properties that a certificate should have."""
 
     names: tuple[str, ...]  # DNS names, the mesh's own first
     life: datetime.timedelta
@@ -59,7 +60,7 @@ class Pair:
 
 
 def authority(now: datetime.datetime) -> Pair:
-    """Creates an authority, signed by itself."""
+    """Creates a self-signed authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     # Authorities need different names: while both are trusted, OpenSSL finds the issuer by its name.
     name = _name(f"mesh authority {now:%Y-%m-%d} {x509.random_serial_number() & 0xFFFFFF:06x}")
@@ -75,7 +76,7 @@ def authority(now: datetime.datetime) -> Pair:
 
 
 def leaf(by: Pair, wanted: Wanted, now: datetime.datetime) -> Pair:
-    """Creates a certificate for the mesh's processes. The certificate does not outlive its authority."""
+    """Creates a certificate for the mesh's processes. The certificate expires no later than its authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = by.certificate.public_key()
     until = min(now + wanted.life, by.certificate.not_valid_after_utc)

@@ -1,4 +1,4 @@
-"""Renewal of a store's certificates: read, decide, write, and start over if another process wrote first."""
+"""Renewal of a store's certificates. If another process writes first, the renewal starts over."""
 
 import datetime
 from collections.abc import Callable, Mapping
@@ -11,14 +11,14 @@ ATTEMPTS = 8
 
 
 class StoreError(Exception):
-    """A store that cannot be read or written; the text says why and what to do."""
+    """A failure to read or write a store. The text says why and what to do."""
 
 
 class Store(Protocol):
     """A store of certificates and keys. Its methods raise StoreError."""
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """Reads the entries, and their version."""
+        """Returns the store's entries and their version."""
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
         """Replaces all entries; returns False if another process has changed them since `version`."""
@@ -28,12 +28,13 @@ class Store(Protocol):
 
 
 def now() -> datetime.datetime:
-    """Returns the time."""
+    """Returns the current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
 async def keep(store: Store, wanted: Wanted, clock: Callable[[], datetime.datetime] = now) -> Renewal:
-    """Renews what is due in the store, and closes it. Raises StoreError, and Foreign if it holds something else."""
+    """Renews the store's certificates that are due, and closes the store. Raises StoreError, and Foreign if Mesh did
+    not write the store's content."""
     try:
         for _ in range(ATTEMPTS):
             content, version = await store.read()

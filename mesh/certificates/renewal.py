@@ -1,15 +1,14 @@
-"""Renewal of certificates: a pure function from the current content and time to the wanted content.
+"""Renewal of certificates: a pure function that computes the new content from the current content and the time.
 
 The four entries are those of a Secret: `ca.crt` has the trusted authorities and `ca.key` their keys, both with the
-newest first; `tls.crt` and `tls.key` are the certificate that all processes of the mesh show.
+newest first. `tls.crt` and `tls.key` are the certificate, and its key, that all processes of the mesh present.
 
-An authority is replaced in steps, so that processes that are one step behind can still reach the others. A new
-authority is added early, while the old one keeps signing. The new one begins to sign once it has settled: Kubernetes
-delivers a changed Secret to pods within minutes, but an etcd that is not restarted for it (the chart's member restarts
-itself) trusts a new authority only after its next start, so settling takes days. The old one is removed when it has
-expired.
+An authority is replaced in steps. A process that is one step behind can still reach the others. A new authority is
+added early, while the old one keeps signing. The new one begins to sign once it has settled: Kubernetes delivers a
+changed Secret to pods within minutes, but an etcd that is not restarted for it (the chart's member restarts itself)
+trusts a new authority only after its next start, so settling takes days. The old one is removed when it has expired.
 
-Content that this code cannot have written is never replaced.
+Content that this module did not write is never replaced.
 """
 
 import datetime
@@ -32,12 +31,12 @@ _SETTLED = 0.5  # minimum age of a signing authority, as a share of the renewal 
 
 
 class Foreign(Exception):
-    """The content was written by something else; the text says why."""
+    """Content that this module did not write. The text says how that shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """The wanted content, and the reasons; `changed` is False if the current content is already right."""
+    """The content after the renewal, and the reason for each change. `changed` is False if nothing was due."""
 
     content: Mapping[str, bytes]
     why: tuple[str, ...]
@@ -46,12 +45,12 @@ class Renewal:
 
     @property
     def changed(self) -> bool:
-        """True if there is something to write."""
+        """True if the content changed and has to be written."""
         return bool(self.why)
 
 
 def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) -> Renewal:
-    """Examines the content, which may be empty, and renews what is due. Raises Foreign."""
+    """Returns the content with all that is due renewed. The content may be empty. Raises Foreign."""
     why: list[str] = []
     found = _authorities(content)
     authorities = [pair for pair in found if pair.certificate.not_valid_after_utc > now]
@@ -84,7 +83,7 @@ def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) 
 
 
 def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> Pair:
-    """Returns the newest authority that all processes trust by now; if there is only one, that one."""
+    """Returns the newest authority that all processes trust by now, or the oldest one if none has settled."""
     settled = wanted.renew_before * _SETTLED
     for pair in authorities:
         if now - (pair.certificate.not_valid_before_utc + SKEW) >= settled:
@@ -93,7 +92,7 @@ def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> 
 
 
 def _due(leaf: Pair | None, signer: Pair, authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> str:
-    """Returns why a new certificate is needed; empty if none is."""
+    """Returns why a new certificate is needed, "" if none is."""
     if leaf is None:
         return "there was none"
     certificate = leaf.certificate
@@ -129,7 +128,7 @@ def _names(certificate: x509.Certificate) -> set[str]:
 
 
 def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
-    """Returns the authorities, the newest first; none for empty content. Raises Foreign."""
+    """Returns the authorities, the newest first. Empty content has none. Raises Foreign."""
     filled = [name for name in ENTRIES if content.get(name)]
     others = sorted(name for name in content if name not in ENTRIES)
     if not filled:

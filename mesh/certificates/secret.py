@@ -1,8 +1,8 @@
-"""The certificates in a Secret, through the API of the cluster that this pod runs in, as its ServiceAccount.
+"""The certificates in a Kubernetes Secret, accessed with the ServiceAccount of this pod.
 
-It needs only three verbs on one existing Secret: it reads the Secret and writes it back with its resourceVersion, which
-Kubernetes refuses after a concurrent change. Temporary faults (no answer, an API server that is overloaded or being
-replaced) are retried for `timeout` seconds.
+The Secret must exist. It is read, and written back with its resourceVersion. Kubernetes refuses the write after a
+concurrent change. Temporary faults (no answer, an API server that is overloaded or being replaced) are retried for
+`timeout` seconds.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ _PASSES = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT}
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Access to the API. The token is read for each request, because Kubernetes replaces it."""
+    """Access to the Kubernetes API. The token is read for each request, because Kubernetes replaces it."""
 
     url: str  # https://HOST:PORT
     account: Path  # folder with token, ca.crt and namespace
 
     @classmethod
     def of_pod(cls, url: str = "", account: Path = ACCOUNT) -> "Cluster":
-        """Returns the access that Kubernetes gives to each pod, unless overridden. Raises StoreError outside a
+        """Returns the access that Kubernetes gives to each pod. The arguments override it. Raises StoreError outside a
         cluster."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
@@ -74,7 +74,7 @@ class Cluster:
 
 
 class Secret:
-    """A Secret as a store."""
+    """A store in a Secret."""
 
     def __init__(self, cluster: Cluster, name: str, *, namespace: str = "", timeout: float = 60.0) -> None:
         self._cluster = cluster
@@ -83,7 +83,7 @@ class Secret:
         self._timeout = timeout
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """Reads the Secret's entries; the whole Secret is the version."""
+        """Returns the Secret's entries and, as their version, the Secret itself."""
         found = await self._ask("GET", None)
         assert found is not None, "only a PUT can be in conflict"
         try:
@@ -93,16 +93,16 @@ class Secret:
             raise StoreError(f"the API's answer about the Secret {self.name} is not a Secret") from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """Writes the Secret with these entries; returns False if the Secret has changed meanwhile."""
+        """Writes these entries to the Secret. Returns False if the Secret has changed since it was read."""
         assert isinstance(version, dict)
         data = {key: base64.b64encode(value).decode() for key, value in content.items()}
         return await self._ask("PUT", {**version, "data": data}) is not None
 
     def close(self) -> None:
-        """Does nothing: no resource is held between requests."""
+        """Does nothing, because no connection stays open between requests."""
 
     async def _ask(self, method: str, body: Any) -> dict[str, Any] | None:
-        """Sends a request; returns the answer, None for a conflict. Raises StoreError."""
+        """Sends a request and returns the answer, or None after a conflict. Raises StoreError."""
         trust = self._cluster.trust()
         namespace = self._namespace or self._cluster.read("namespace")
         url = f"{self._cluster.url}/api/v1/namespaces/{quote(namespace, safe='')}/secrets/{quote(self.name, safe='')}"

@@ -1,4 +1,4 @@
-"""`mesh alias`: names that point at models, and that can be moved to other models or divide calls among several."""
+"""`mesh alias`: names for models, which can be moved to other models or divide calls among several."""
 
 from typing import Annotated, Any
 
@@ -89,7 +89,7 @@ def set_alias(
 
 
 def _targets(texts: list[str]) -> dict[str, Any]:
-    """Returns the target, or the weights of several. Raises BadParameter."""
+    """Returns the part of the request with one target, or with several and their weights. Raises BadParameter."""
     if not texts:
         return {}
     weights: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Aliases as commands find and show them: where the calls go, the versions, and how a move goes on."""
+"""Finding and showing aliases: the models that get their calls, their versions, and the progress of moves."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def alias_path(alias: str, rest: str = "") -> str:
 
 
 async def find(client: Client, alias: str) -> dict[str, Any] | None:
-    """Returns an alias; None if there is none."""
+    """Returns the alias of that name, or None."""
     try:
         return await client.get(alias_path(alias))
     except MeshRefusal as error:
@@ -59,7 +59,7 @@ def roles(alias: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def why(alias: Mapping[str, Any]) -> str:
-    """Returns why the target of an alias could not be loaded; "" if nothing is known."""
+    """Returns why the target of an alias could not be loaded, "" if no reason is known."""
     errors = [str(text) for model in alias.get("models") or () for text in model.get("errors") or ()]
     return str(alias.get("why") or next(iter(errors), ""))
 

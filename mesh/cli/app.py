@@ -1,4 +1,4 @@
-"""The tree of commands: the options before a command's name, and the modules that add the commands."""
+"""The application: its global options, and the modules that add the commands."""
 
 from pathlib import Path
 from typing import Annotated

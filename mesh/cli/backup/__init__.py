@@ -1,8 +1,8 @@
-"""`mesh backup` and `mesh restore`: registrations in a file, and back.
+"""`mesh backup` and `mesh restore`: saving registrations to a file and restoring them.
 
-Both talk to etcd rather than to a router: they are for admins, work at one revision, and need no running router. The
-file format is in `file`, reading a mesh in `saving`, restoring in `restoring`, and a snapshot of etcd as its source in
-`fromsnapshot`; this module has options, progress and summaries.
+Both talk to etcd rather than to a router. They are for admins, and need no running router. `file` defines the file
+format, `saving` reads a mesh, `restoring` writes to one, and `fromsnapshot` reads a snapshot of etcd. This module has
+the options, progress and summaries.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ def restore(
 
 @contextlib.contextmanager
 def _writing(target: str) -> Iterator[BinaryIO]:
-    """Yields the stream for a backup. A file only gets its name once it is complete."""
+    """Yields the stream to write a backup to. A file gets its name only once it is complete."""
     if target == "-":
         try:
             yield sys.stdout.buffer
@@ -184,7 +184,7 @@ def _writing(target: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _reading(source: str) -> Iterator[BinaryIO]:
-    """Yields a stream that can be read twice: the file, or a copy of standard input on disk."""
+    """Yields a stream that can be read twice: the file itself, or a copy of standard input on disk."""
     try:
         if source != "-":
             with open(source, "rb") as stream:
@@ -202,7 +202,7 @@ def _reading(source: str) -> Iterator[BinaryIO]:
 
 @contextlib.asynccontextmanager
 async def _opened(source: str, settings: EtcdSettings, base: str) -> AsyncIterator[BinaryIO]:
-    """Yields a backup that can be read twice, from any source."""
+    """Yields a stream of the backup in a file, in standard input or in a snapshot. It can be read twice."""
     from mesh.cli.backup import fromsnapshot
     from mesh.cli.version import installed
 
@@ -259,7 +259,7 @@ _NAMES = {"registry": ("model", "models"), "vmodels": ("vmodel", "vmodels"), "co
 
 
 def _counted(counts: Any) -> str:
-    """Returns counts in words: `3 models, 1 setting`; `nothing`."""
+    """Returns counts in words, such as `3 models, 1 setting` or `nothing`."""
     words = [f"{counts[kind]} {names[counts[kind] != 1]}" for kind, names in _NAMES.items() if counts.get(kind)]
     return ", ".join(words) or "nothing"
 

@@ -1,11 +1,11 @@
-"""The file of a backup: gzip around lines of JSON, so that `zcat` shows it.
+"""The file format of a backup: lines of JSON, compressed with gzip, so `zcat` shows them.
 
 The first line is the header: version, origin, time, and the number of records of each kind. Each further line is a
-record, `["registry", "fraud/de", "{...}"]`: its kind, the rest of its key, and its value; bytes that are not UTF-8 are
-written as `{"base64": "..."}`. The last line has the SHA-256 of all lines before it. A backup can be streamed, since
-etcd tells beforehand how many records there are at a revision.
+record, such as `["registry", "fraud/de", "{...}"]`: its kind, the rest of its key, and its value. Bytes that are not
+UTF-8 are written as `{"base64": "..."}`. The last line has the SHA-256 of all lines before it. A backup can be
+streamed, because etcd can count the records at a revision before they are read.
 
-This module knows neither etcd nor the meaning of records.
+This module does not depend on etcd or on the meaning of records.
 """
 
 import base64
@@ -29,7 +29,7 @@ _LEVEL = 6  # gzip's own default: 9 takes twice the time for 2 % of a million re
 
 
 class BackupError(Exception):
-    """An error in a backup, or the reason why it cannot be used; the text is for the admin."""
+    """A backup that is damaged or cannot be used. The text is for the admin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class BackupEntry:
-    """One record: its kind, the part of the key after that kind's prefix, and its value."""
+    """One record: its kind, its key without the prefix of that kind, and its value."""
 
     kind: str
     name: bytes
@@ -61,7 +61,7 @@ class BackupEntry:
 
 
 class Writer:
-    """The writer of a backup to a stream, which stays open. The backup is complete after `finish`."""
+    """A writer of a backup to a stream. The backup is complete after `finish`, which leaves the stream open."""
 
     def __init__(self, stream: BinaryIO, header: Header) -> None:
         self._zip = gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=_LEVEL, mtime=0)
@@ -75,7 +75,7 @@ class Writer:
             self._line([entry.kind, _to_json(entry.name), _to_json(entry.value)])
 
     def finish(self) -> None:
-        """Writes the last line."""
+        """Writes the last line, which has the checksum."""
         self._line({"end": True, "sha256": self._digest.hexdigest()})
         self._zip.close()
 

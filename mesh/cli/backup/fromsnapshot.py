@@ -1,8 +1,8 @@
-"""Snapshots of etcd's database as a source for a restore: their registry as a backup.
+"""Restoring from a snapshot of etcd's database, by converting its registrations to a backup.
 
-Only etcd can read a snapshot. So `etcdutl` makes a temporary etcd from it, on loopback, in a folder next to the
-snapshot, where a file of that size has room; this etcd is read like any other, and then deleted. Leases, pods and other
-keys in the snapshot, which mean nothing in another etcd, are not copied.
+Only etcd can read a snapshot. So `etcdutl` restores it to a folder next to the snapshot, where there is likely room for
+it. A temporary etcd on loopback serves the folder, and both are removed afterwards. Leases, pods and other keys that
+mean nothing in another etcd are not copied.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ _NAME = "mesh"
 
 
 def find(source: str) -> Path | None:
-    """Returns the snapshot at a path: the file itself, or the newest in a folder; None if the file is not a snapshot.
-    Raises OSError, and CommandError for a folder without snapshots."""
+    """Returns the snapshot at a path: the file itself, or the newest in a folder. Returns None if the file is no
+    snapshot. Raises OSError, and CommandError for a folder without snapshots."""
     path = Path(source)
     if path.is_dir():
         found = snapshots(path)
@@ -48,7 +48,8 @@ def find(source: str) -> Path | None:
 async def save(snapshot: Path, settings: EtcdSettings, base: str, stream: BinaryIO, *, by: str) -> None:
     """Writes the registrations below `base` in the snapshot to the stream, as a backup.
 
-    User and password are those of `settings`: a snapshot includes its etcd's users. Raises CommandError, EtcdError."""
+    The user and password of `settings` are used, because a snapshot includes the users of its etcd. Raises
+    CommandError, EtcdError."""
     with _folder(snapshot.parent) as folder:
         async with _etcd(snapshot, folder) as url, Etcd(_reaching(settings, url)) as etcd:
             keys = Keys(base)
@@ -70,7 +71,8 @@ def _reaching(settings: EtcdSettings, url: str) -> EtcdSettings:
 
 @contextlib.contextmanager
 def _folder(parent: Path) -> Iterator[Path]:
-    """Yields a folder that is locked while this run lives, so that a later run removes it if this one is killed."""
+    """Yields a temporary folder that this process locks. If the process is killed, the next run finds it unlocked and
+    removes it."""
     if not os.access(parent, os.W_OK):
         parent = Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix=WORK, dir=parent, ignore_cleanup_errors=True) as name:

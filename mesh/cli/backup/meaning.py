@@ -1,4 +1,4 @@
-"""Comparison of the records of a backup and of a mesh by their meaning: pure functions on their bytes."""
+"""Comparison of a backup's records with those of a mesh, by their meaning. All functions are pure."""
 
 import enum
 import json
@@ -12,7 +12,7 @@ from placement.vmodels.record import VModelRecord
 
 
 class Difference(enum.Enum):
-    """The difference between a registered model and that of the backup."""
+    """The difference between a registered model and the same model in the backup."""
 
     NONE = enum.auto()
     LIMITS = enum.auto()
@@ -20,7 +20,7 @@ class Difference(enum.Enum):
 
 
 def difference(there: bytes, wanted: bytes) -> Difference:
-    """Compares what was registered. Anything measured, counted or noted since then makes no difference."""
+    """Compares two registrations. Measurements, counts and notes that the mesh has added to a record are ignored."""
     if there == wanted:
         return Difference.NONE
     try:
@@ -33,8 +33,8 @@ def difference(there: bytes, wanted: bytes) -> Difference:
 
 
 def fresh(value: bytes) -> tuple[bytes, bool]:
-    """Returns the record to create, and whether it has limits. References of vmodels and failed loads are removed;
-    deaths of servers are kept, as the model would kill servers here too."""
+    """Returns the record to create, and whether it has limits. The count of references and the failed loads are
+    removed. Deaths of servers are kept, because the model would kill servers here too."""
     try:
         record = ModelRecord.decode(value)
     except ValueError:
@@ -43,7 +43,7 @@ def fresh(value: bytes) -> tuple[bytes, bool]:
 
 
 def counted(value: bytes, more: int) -> bytes:
-    """Returns a model's record after adding `more`, perhaps negative, to the number of vmodels that name it."""
+    """Returns a model's record with `more`, perhaps negative, added to the number of vmodels that name the model."""
     try:
         record = ModelRecord.decode(value)
     except ValueError:
@@ -52,7 +52,7 @@ def counted(value: bytes, more: int) -> bytes:
 
 
 def references(value: bytes) -> int | None:
-    """Returns the number of vmodels that a model's record says name it; None if the record cannot be read."""
+    """Returns the number of vmodels that name a model according to its record, or None if the record cannot be read."""
     try:
         return ModelRecord.decode(value).refs
     except ValueError:
@@ -75,7 +75,7 @@ def _vmodel(value: bytes) -> VModelRecord | None:
 
 
 def named(value: bytes) -> frozenset[str]:
-    """Returns the models that a vmodel names in any role, each of which counts it in its record."""
+    """Returns the models that a vmodel names in any role. The record of each of them counts the vmodel."""
     record = _vmodel(value)
     return frozenset() if record is None else record.names()
 

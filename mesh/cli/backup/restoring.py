@@ -1,14 +1,16 @@
-"""The restore of a backup's records into a mesh that may be in use.
+"""Restoring a backup's records into a mesh that may be in use.
 
-Existing records with the same meaning stay unchanged, so the same command continues where an earlier one stopped, and
-what the mesh has measured or noted since is not lost. Records that differ stay too, unless they are to be overwritten.
+Existing records with the same meaning stay unchanged, so running the command again continues an interrupted restore.
+What the mesh has measured or noted since the backup is kept. Records that differ also stay, unless the admin asks to
+overwrite them.
 
-Three things make this more than writing keys:
+Three things need more than writing keys:
 
 - A copy belongs to one registration, identified by the create revision of its record. So a record that differs is
-  deleted, with a tombstone if a pod may still answer for it (`mesh.schema.lives`), and created again once none may;
-  agents compare their copies about every 30 seconds. Until then the model is not registered: callers wait rather than
-  get another model's answer. If only limits differ, they are changed in place.
+  deleted and created again. If a pod may still answer for the old registration, a tombstone is left
+  (`mesh.schema.lives`), and the record is created only once no pod may. Agents compare their copies about every 30
+  seconds. Meanwhile the model is not registered, so that callers wait instead of getting another model's answer. If
+  only limits differ, they are changed in place.
 - A model's record counts the vmodels that name it. Models are created with a count of 0, and the transaction that
   writes a vmodel increments it.
 - The leader finds models with a set number of copies by the keys of `wanted/`, which this module writes with the record
@@ -52,7 +54,7 @@ _PAUSE = 0.5  # seconds between two checks for copies that are being unloaded
 
 @dataclass(slots=True)
 class Outcome:
-    """Counts of records by outcome and kind so far, and the list of those that were not restored."""
+    """Counts of the records so far, by outcome and kind, and the records that were not restored."""
 
     created: Counter[str] = field(default_factory=Counter)
     existing: Counter[str] = field(default_factory=Counter)
@@ -70,7 +72,7 @@ class Outcome:
 
 
 class Restorer:
-    """One restore. With `dry_run` it only reads. `wait` limits the wait for copies being unloaded, in seconds."""
+    """One restore. With `dry_run` it only reads. `wait` is how long it waits for copies to be unloaded, in seconds."""
 
     def __init__(self, etcd: Etcd, keys: Keys, *, overwrite: bool, dry_run: bool, wait: float) -> None:
         self._etcd = etcd
@@ -107,7 +109,7 @@ class Restorer:
             raise file.BackupError(f"{text}: correct it, or use another --base")
 
     async def run(self, entries: Iterable[file.BackupEntry], progress: Callable[[int], None]) -> Outcome:
-        """Restores all entries. `progress` is called with the number of records done. Raises EtcdError."""
+        """Restores all entries, calling `progress` with the number of records done. Raises EtcdError."""
         by_kind = itertools.groupby(entries, key=lambda entry: entry.kind)
         for kind, group in by_kind:
             batches = _batches(group)
@@ -159,7 +161,8 @@ class Restorer:
         self._fail(todo, "others keep changing it")
 
     async def _create(self, todo: Sequence[file.BackupEntry]) -> bool:
-        """Creates all, if none exists and none has copies left."""
+        """Creates all records, if none exists and no copies of earlier registrations are left. Returns whether it
+        did."""
         compares: list[etcds.Compare] = []
         puts: list[etcds.Op] = []
         for entry in todo:
@@ -177,7 +180,7 @@ class Restorer:
         return True
 
     async def _settle(self, todo: Sequence[file.BackupEntry]) -> list[file.BackupEntry]:
-        """Reads each entry's key, decides about those that exist, and returns those still to create."""
+        """Compares entries with existing records, handles those that exist, and returns the entries still to create."""
         left: list[file.BackupEntry] = []
         stale: list[tuple[file.BackupEntry, KeyValue]] = []
         found, present = await self._look(todo)
@@ -213,8 +216,8 @@ class Restorer:
     async def _look(
         self, todo: Sequence[file.BackupEntry]
     ) -> tuple[list[tuple[KeyValue | None, KeyValue | None]], bool]:
-        """Returns for each entry its key and the first of its copies, with the tombstone last; and whether each life of
-        a pod has presence."""
+        """Returns the existing record of each entry with one of its copies or else its tombstone, and whether all lives
+        of pods are present."""
         gets: list[etcds.Op] = census(self._keys)
         for entry in todo:
             copies = self._copies(entry)
@@ -227,7 +230,7 @@ class Restorer:
         return list(zip(found[::2], found[1::2], strict=True)), all_present(responses[:2])
 
     async def _limit(self, entry: file.BackupEntry, kv: KeyValue) -> list[file.BackupEntry]:
-        """Changes the limits in place; returns the entry if another write came first."""
+        """Changes a model's limits in place. Returns the entry if another write came first."""
         record = replace(ModelRecord.decode(kv.value), limits=ModelRecord.decode(entry.value).limits)
         puts = [etcds.put_op(self._key(entry), record.encode()), etcds.put_op(self._want(entry), b"")]
         if not (await self._etcd.txn([etcds.modified(self._key(entry), kv.mod_revision)], puts)).succeeded:
@@ -236,7 +239,8 @@ class Restorer:
         return []
 
     async def _delete(self, stale: Sequence[tuple[file.BackupEntry, KeyValue]]) -> list[file.BackupEntry]:
-        """Deletes records that are to be created again, all or none; returns them, to be read again."""
+        """Deletes records that are to be created again, all or none. Returns their entries, whose keys must be read
+        again."""
         looked, present = await self._look([entry for entry, _ in stale])
         compares = [etcds.modified(kv.key, kv.mod_revision) for _, kv in stale]
         deletions: list[etcds.Op] = []
@@ -259,7 +263,8 @@ class Restorer:
         return [entry for entry, _ in stale]
 
     async def _late(self, progress: Callable[[int], None]) -> None:
-        """Creates waiting entries as their copies are unloaded; those that still have copies after `wait` s fail."""
+        """Creates the waiting entries as their copies are unloaded. Entries that still have copies after `wait` seconds
+        fail."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait
         while self._waiting:
@@ -280,7 +285,7 @@ class Restorer:
     # --- vmodels and settings ---
 
     async def _vmodel(self, entry: file.BackupEntry) -> None:
-        """Writes a vmodel, and counts it in the records of the models that it names."""
+        """Writes a vmodel, and increments the counts in the records of the models that it names."""
         key = self._key(entry)
         for _ in range(_ROUNDS):
             kv = await self._etcd.get(key)
@@ -309,11 +314,11 @@ class Restorer:
         self._fail([entry], "others keep changing it")
 
     async def _recount(self) -> None:
-        """Corrects the references of the models that vmodels name: a vmodel that stayed as it was may name a model that
-        was created again.
+        """Corrects the number of references in models' records. An unchanged vmodel may name a model that was created
+        again.
 
-        Each write that changes which vmodels name a model writes the model's record too. So if a record is unchanged
-        since before the vmodels were read, its count is what they say."""
+        A write that changes which vmodels name a model also writes the model's record. So if a record has not changed
+        since the vmodels were read, the count from the vmodels is right."""
         for _ in range(_ROUNDS):
             names = sorted(await self._named())
             read: dict[str, KeyValue] = {}
@@ -335,7 +340,7 @@ class Restorer:
                 return
 
     async def _named(self) -> Counter[str]:
-        """Returns the models that vmodels name now, with the number of those vmodels."""
+        """Returns how many vmodels name each model now."""
         named: Counter[str] = Counter()
         async for kv in self._etcd.scan(self._keys.vmodels):
             named.update(meaning.named(kv.value))
@@ -358,7 +363,8 @@ class Restorer:
         self._fail([entry], "others keep changing it")
 
     async def _write(self, compares: Sequence[etcds.Compare], puts: Sequence[etcds.Op]) -> bool:
-        """Returns whether the write succeeded. An unknown outcome counts as failed; the next read shows the truth."""
+        """Writes if the compares hold, and returns whether it did. An unknown outcome counts as failed, because the
+        entry is then read again."""
         if self._dry_run:
             return True
         try:
@@ -398,7 +404,7 @@ def _shown(name: bytes) -> str:
 
 
 def _batches(entries: Iterator[file.BackupEntry]) -> Iterator[list[file.BackupEntry]]:
-    """Yields batches, bounded in number and bytes."""
+    """Yields batches of entries, bounded in number and bytes."""
     batch: list[file.BackupEntry] = []
     size = 0
     for entry in entries:

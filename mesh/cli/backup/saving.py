@@ -1,4 +1,4 @@
-"""Creation of a backup: every record of a mesh at one revision of etcd, read page by page."""
+"""Creating a backup from all records of a mesh at one revision of etcd, page by page."""
 
 import datetime
 from collections.abc import Callable
@@ -15,12 +15,12 @@ PAGE = 1000
 
 
 def prefixes(keys: Keys) -> dict[str, bytes]:
-    """Returns the prefix of the keys of each kind of record."""
+    """Returns the key prefix of each kind of record."""
     return dict(zip(file.KINDS, (keys.registry, keys.vmodels, keys.config), strict=True))
 
 
 async def header(etcd: Etcd, keys: Keys, *, by: str) -> file.Header:
-    """Counts the records at the current revision. Raises EtcdError."""
+    """Returns the header of a backup at the current revision, with the records counted. Raises EtcdError."""
     revision = 0
     counts: dict[str, int] = {}
     for kind, prefix in prefixes(keys).items():
@@ -38,7 +38,7 @@ async def header(etcd: Etcd, keys: Keys, *, by: str) -> file.Header:
 
 
 async def save(etcd: Etcd, keys: Keys, header: file.Header, stream: BinaryIO, progress: Callable[[int], None]) -> None:
-    """Writes all that the header counts to the stream. `progress` is called with the number of records written.
+    """Writes all records that the header counts to the stream, calling `progress` with the number written.
 
     Raises EtcdError, EtcdCompacted if etcd compacts the revision meanwhile, and OSError of the stream.
     """
