@@ -1,4 +1,5 @@
-"""Makers of whole meshes for the system tests: on the session's etcd, or on one that the test may break."""
+"""Fixtures that make complete meshes for the system tests, on the session's etcd or on an etcd that the test may
+break."""
 
 import pytest
 
@@ -35,5 +36,5 @@ def a_mesh_of_its_own(tmp_path, own_etcd):
 
 @pytest.fixture(params=["envoy", "grpc"])
 def edge(request):
-    """Each edge in turn: everything that a client sees is the same behind both."""
+    """The edge of the routers: Envoy, then grpc.aio, because clients must see the same behind both."""
     return request.param

@@ -1,4 +1,4 @@
-"""An administrator's commands against a real mesh: the doctor, and a restore while the mesh serves."""
+"""An administrator's commands against a real mesh: `mesh doctor`, and a restore while the mesh serves."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def etcd_options(mesh: LocalMesh) -> list[str]:
 
 
 async def doctor(mesh: LocalMesh) -> tuple[int, dict[tuple[str, str], str]]:
-    """Returns the doctor's exit code and its findings that are not ok, by area and check."""
+    """Returns the doctor's exit code and its findings other than `ok`, by area and check."""
     words = ["doctor", "--only", "mesh,etcd", "--endpoint", mesh.rest_url(), "--json", *etcd_options(mesh)]
     done = await mesh_command(mesh, *words)
     assert done.returncode in (0, 1), done.stderr
@@ -43,8 +43,8 @@ async def doctor(mesh: LocalMesh) -> tuple[int, dict[tuple[str, str], str]]:
 
 
 async def test_the_doctor_finds_what_is_planted(a_mesh) -> None:
-    """The doctor finds nothing in a healthy mesh of real processes, and then what the test plants: a type without pods,
-    a model that kills servers, no pods."""
+    """The doctor finds nothing in a healthy mesh of real processes, and then each fault that the test plants: a type
+    without pods, a model that kills servers, a mesh without pods."""
     async with a_mesh(pods=2, fake=True) as mesh:
         await mesh.register_fake("good", now=True)
         assert await doctor(mesh) == (0, {})
@@ -78,8 +78,8 @@ async def no_pods(mesh: LocalMesh) -> bool:
 
 
 async def test_a_restore_under_a_mesh_that_serves(a_mesh, tmp_path) -> None:
-    """A restore does not interrupt models that stay the same. A model that is replaced while loaded is never answered
-    by its id's former content: it is missing, then it is the backup's."""
+    """A restore does not interrupt models that the backup leaves unchanged. A changed model stays as it is without
+    `--overwrite`; with it, the model answers with the backup's content as soon as the restore is done."""
     async with a_mesh(pods=2, runtime_options=["--check-interval", "1"]) as mesh:
         client = Client(mesh.channel())
         await mesh.register("kept", models.constant(1.0))

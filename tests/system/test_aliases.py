@@ -1,5 +1,5 @@
 """Aliases as a client sees them: names and versions in calls and replies, splits over two routers, models that cannot
-be loaded. The records are written to etcd as the predecessor writes them."""
+be loaded. The tests write the records to etcd as the predecessor writes them."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def put(mesh: LocalMesh, alias: str, active: str, target: str = "", **more
 
 
 class Caller:
-    """A gRPC client of one router that looks at names in replies."""
+    """A gRPC client of one router that checks the names in replies."""
 
     def __init__(self, mesh: LocalMesh, router: int = 0) -> None:
         self._channel = mesh.channel(router)
@@ -62,7 +62,7 @@ class Caller:
 
 
 def value(answer: pb.ModelInferResponse) -> float:
-    """Returns the constant that the model has added to 0: each model has its own."""
+    """Returns the constant that the model has added to 0, which differs for each model."""
     return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[0])
 
 
@@ -71,7 +71,7 @@ def names(answer) -> tuple[str, str]:
 
 
 async def metric(mesh: LocalMesh, name: str, **labels: str) -> float:
-    """Returns the value of a counter of all routers, added up."""
+    """Returns the sum of a counter over all routers."""
     total = 0.0
     for router in range(len(mesh.routers)):
         page = (await mesh.get(f"{mesh.probe_url(router)}/metrics")).body.decode()
@@ -96,7 +96,7 @@ async def served(mesh: LocalMesh, alias: str, active: str, **more: object) -> No
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """Both ways into a mesh, which starts on a record of the predecessor."""
+    """A mesh that starts with a record of the predecessor, called over gRPC and REST."""
     mesh = LocalMesh(tmp_path_factory.mktemp("aliases"), etcd_server, pods=1, edge=request.param)
     await put(mesh, "predecessor's", "fraud__ksp-0123456789")
     async with mesh:
@@ -117,7 +117,8 @@ async def two_routers(request, tmp_path_factory, etcd_server):
 
 
 async def test_a_record_of_the_predecessor_is_served_from_the_start(mesh):
-    """A call by its name is answered under that name; one by `mm-vmodel-id` under the model's id."""
+    """A call by the name of the predecessor's vmodel is answered under that name; a call with `mm-vmodel-id` is
+    answered under the model's id."""
     caller = Caller(mesh)
     answer = await caller.infer("predecessor's")
     assert (value(answer), *names(answer)) == (5.0, "predecessor's", "1")
@@ -126,8 +127,8 @@ async def test_a_record_of_the_predecessor_is_served_from_the_start(mesh):
 
 
 async def test_versions_over_grpc(mesh):
-    """Each version of an alias answers under the alias's name and its own number; metadata lists them; another one is
-    not found."""
+    """Each version of an alias answers under the alias's name and its own number. Metadata lists the versions, and an
+    unknown version is not found."""
     await served(mesh, "fraud", "fraud@8", versions=VERSIONS)
     caller = Caller(mesh)
     for version, expected in (("", "8"), ("7", "7"), ("8", "8")):
@@ -159,7 +160,7 @@ async def test_versions_over_rest(mesh):
 
 
 async def test_a_plain_model_has_the_version_of_its_folder(mesh):
-    """A model without an alias has the number in its path as version, and is answered under its id alone."""
+    """A model without an alias has the number in its path as its version, and answers only to its id."""
     path = mesh.write("numbered/12/model.onnx", models.constant(1.0))
     await mesh._register("numbered", "onnx", path, load=False, sync=False, router=0)
     await mesh.register("single", models.constant(1.0))
@@ -176,7 +177,7 @@ async def test_a_plain_model_has_the_version_of_its_folder(mesh):
 
 
 async def test_a_name_that_is_neither_model_nor_alias_is_not_found(mesh):
-    """A name that is neither a model nor an alias is refused with the predecessor's codes and texts."""
+    """A name that is neither a model nor an alias is refused with the predecessor's status codes and texts."""
     caller = Caller(mesh)
     assert await caller.refused(caller.infer("nothing")) == (grpc.StatusCode.NOT_FOUND, "model not found")
     refused = await caller.refused(caller.infer("", metadata=[("mm-vmodel-id", "nothing")]))
@@ -196,8 +197,8 @@ async def test_an_alias_is_callable_through_any_router_once_it_is_written(two_ro
 
 
 async def test_a_canary_gets_its_share_over_two_routers(two_routers):
-    """A canary at 10 % gets 60 ± 34 of 600 calls, five deviations of a fair draw. Every reply names the version that it
-    is from."""
+    """A canary at 10 % gets 60 ± 34 of 600 calls, which is five standard deviations. Every reply names the version that
+    it comes from."""
     await served(two_routers, "canary", "fraud@7", versions=VERSIONS, weights={"fraud@7": 90, "fraud@8": 10})
     callers = [Caller(two_routers, router) for router in range(2)]
     got: Counter[str] = Counter()
@@ -209,7 +210,8 @@ async def test_a_canary_gets_its_share_over_two_routers(two_routers):
 
 
 async def test_a_sticky_key_has_one_model_in_both_routers(two_routers):
-    """A user's calls go to one model, through whichever router and over gRPC or REST; all users together get both."""
+    """All calls of one user reach the same model, through either router and over gRPC or REST. Both models have
+    users."""
     await served(
         two_routers,
         "sticky",
@@ -231,7 +233,8 @@ async def test_a_sticky_key_has_one_model_in_both_routers(two_routers):
 
 @pytest.mark.parametrize("sticky", ["", "x-user"])
 async def test_a_canary_that_cannot_be_loaded_costs_no_call(two_routers, sticky):
-    """All calls are answered although half of them were drawn for a file that is no model; the metrics count those."""
+    """Every call is answered although half of the calls are drawn for a file that is not a model. The metrics count
+    those calls."""
     name = f"broken-{sticky or 'random'}"
     await two_routers.register(f"{name}@9", b"this is no model")
     await served(
@@ -245,7 +248,7 @@ async def test_a_canary_that_cannot_be_loaded_costs_no_call(two_routers, sticky)
 
 
 async def test_a_shadow_gets_the_calls_and_its_answers_are_compared(two_routers):
-    """One shadow has the outputs of the model that serves, another one does not; callers see neither."""
+    """One shadow gives the same outputs as the model that serves, and another one does not. Callers notice neither."""
     await two_routers.register("fraud@7-again", models.constant(7.0), load=True)
     callers = [Caller(two_routers, router) for router in range(2)]
     for alias, shadow, outcome in (("same", "fraud@7-again", "equal"), ("other", "fraud@8", "different")):
@@ -267,8 +270,8 @@ SHADOWS = {"hang": {"call": "3600s"}, "refuse": {"error": "no answer today"}, "u
 
 @pytest.mark.parametrize("shadows", [SHADOWS, {"crash": {"error": "crash"}}], ids=" ".join)
 async def test_a_shadow_that_hangs_or_fails_leaves_callers_alone(a_mesh, shadows):
-    """Callers get their answers from the model that serves, whatever its shadow does: hang, fail, not load, or kill the
-    server of both. What is not sent to the shadow is counted as shed."""
+    """Callers get their answers from the model that serves, even if its shadow hangs, fails, cannot be loaded, or kills
+    the server of both. Calls that are not sent to the shadow are counted as shed."""
     async with a_mesh(pods=2, fake=True, capacity="64MiB") as mesh:
         await mesh.register_fake("fraud@7", value=7, now=True)
         for alias, words in shadows.items():

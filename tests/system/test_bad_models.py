@@ -1,4 +1,5 @@
-"""Bad models: the caller gets their status with the reason in the text, and the pod's other models answer."""
+"""Bad models: the caller gets the right status with the reason in the text, and the pod's other models keep
+answering."""
 
 import os
 
@@ -35,7 +36,7 @@ async def mesh(pod):
 
 
 async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.aio.AioRpcError:
-    """Returns the error of one call."""
+    """Returns the error of one failed call."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await Client(mesh.channel()).infer(model_id, **(inputs or {"x": ONE}))
     return error.value
@@ -53,8 +54,8 @@ async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.
     ],
 )
 async def test_a_model_that_cannot_be_loaded(mesh, content, says):
-    """A model that cannot be loaded gets INTERNAL with the loader's text, 500 over REST and LOADING_FAILED in its
-    status."""
+    """A model that cannot be loaded fails with INTERNAL and the loader's text, with 500 over REST, and with
+    LOADING_FAILED in its status."""
     name = f"bad-{os.urandom(3).hex()}"
     await mesh.register(name, content)
     error = await refused(mesh, name)
@@ -69,8 +70,8 @@ async def test_a_model_that_cannot_be_loaded(mesh, content, says):
 
 
 async def test_a_model_that_asks_for_gigabytes(mesh):
-    """A model that asks for gigabytes, whatever its file's size, gets RESOURCE_EXHAUSTED and 429 over REST, and no
-    other model is blamed."""
+    """A model that asks for gigabytes, however small its file, fails with RESOURCE_EXHAUSTED, and with 429 over REST.
+    No other model is blamed."""
     await mesh.register("glutton", models.huge_allocation(40 << 30))
     error = await refused(mesh, "glutton")
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
@@ -87,7 +88,7 @@ async def test_a_path_that_is_not_there(mesh):
 
 
 async def test_a_path_outside_the_roots(mesh):
-    """A path outside the roots that the operator has named is not read."""
+    """A path outside the roots that the operator has configured is not read."""
     await mesh.rest("PUT", "/mesh/v1/models/escape", {"type": "onnx", "path": f"file://{mesh.models}/../../etc/passwd"})
     error = await refused(mesh, "escape")
     assert error.code() is grpc.StatusCode.INTERNAL
@@ -95,7 +96,7 @@ async def test_a_path_outside_the_roots(mesh):
 
 
 async def test_a_model_larger_than_any_pod(mesh):
-    """A model larger than any pod gets FAILED_PRECONDITION, and 503 over REST."""
+    """A model larger than any pod fails with FAILED_PRECONDITION, and with 503 over REST."""
     await mesh.register("elephant", models.weights(0, mebibytes=100))
     error = await refused(mesh, "elephant")
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION, error
@@ -112,14 +113,14 @@ async def test_a_model_larger_than_any_pod(mesh):
     ],
 )
 async def test_wrong_inputs(mesh, inputs):
-    """Wrong inputs get INVALID_ARGUMENT, whatever is wrong with them."""
+    """Every kind of wrong input fails with INVALID_ARGUMENT."""
     error = await refused(mesh, "good", **inputs)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
     assert error.details()
 
 
 async def test_unknown_and_empty_ids(mesh):
-    """Unknown ids get NOT_FOUND and empty ones INVALID_ARGUMENT, over gRPC and REST."""
+    """Unknown ids fail with NOT_FOUND and empty ids with INVALID_ARGUMENT, over gRPC and REST."""
     assert (await refused(mesh, "stranger")).code() is grpc.StatusCode.NOT_FOUND
     assert (await refused(mesh, "")).code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await mesh.rest("POST", "/v2/models/stranger/infer", {"inputs": []})).status == 404
@@ -128,7 +129,7 @@ async def test_unknown_and_empty_ids(mesh):
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"inputs": 3}', b'{"inputs":[{"name":"x"}]}', b"\xff\xfe"])
 async def test_garbage_over_rest(mesh, body):
-    """Garbage over REST gets 400 and a text, never a traceback."""
+    """Garbage sent over REST gets status 400 and an error text, never a traceback."""
     reply = await mesh.rest("POST", "/v2/models/good/infer", body)
     assert reply.status == 400
     assert reply.json["error"]

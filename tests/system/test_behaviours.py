@@ -69,7 +69,7 @@ CONSTRAINTS = {"solo": {"required": ["a"]}, "odd": {"required": ["a"]}, "pref": 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pods(tmp_path_factory, etcd_server):
-    """One mesh for the whole module: three pods of 100 MiB that load one model at a time."""
+    """Three pods of 100 MiB, shared by the module's tests, that load one model at a time."""
     async with LocalMesh(
         tmp_path_factory.mktemp("behaviours"),
         etcd_server,
@@ -86,7 +86,8 @@ async def pods(tmp_path_factory, etcd_server):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def mesh(pods):
-    """The module's mesh, empty; after each test its models are unregistered, and soon no pod holds a copy or a byte."""
+    """The module's mesh, without models. After each test its models are unregistered, and the pods must become
+    empty."""
     yield pods
     listed = (await pods.rest("GET", "/mesh/v1/models?limit=1000")).json["models"]
     await asyncio.gather(*(pods.rest("DELETE", f"/mesh/v1/models/{model['id']}") for model in listed))
@@ -104,7 +105,7 @@ async def status(mesh: LocalMesh, model_id: str) -> pb.ModelStatusInfo:
 
 
 async def statuses(mesh: LocalMesh, names: Iterable[str]) -> dict[str, int]:
-    """Returns the status of each of these models."""
+    """Returns the status of each given model."""
     stub = mesh.management()
     names = list(names)
     replies = await asyncio.gather(*(stub.getModelStatus(pb.GetStatusRequest(modelId=name)) for name in names))
@@ -112,7 +113,7 @@ async def statuses(mesh: LocalMesh, names: Iterable[str]) -> dict[str, int]:
 
 
 async def loaded(mesh: LocalMesh, names: Iterable[str]) -> list[str]:
-    """Returns those of these models that are loaded."""
+    """Returns those of the given models that are loaded."""
     return [name for name, found in (await statuses(mesh, names)).items() if found == LOADED]
 
 
@@ -121,12 +122,12 @@ async def ensure(mesh: LocalMesh, model_id: str, *, sync: bool) -> pb.ModelStatu
 
 
 def hours_ago(hours: float) -> int:
-    """Returns the time so many hours ago, in milliseconds since the epoch."""
+    """Returns the time that many hours ago, in milliseconds since the epoch."""
     return int((time.time() - hours * 3600) * 1000)
 
 
 async def fill(mesh: LocalMesh, count: int, *, size: str = "10MiB") -> list[str]:
-    """Loads so many models into pod-1, last used half a day ago at intervals of a minute. (A model registered with a
+    """Loads that many models into pod-1, last used half a day ago, a minute apart. (A model that is registered with a
     load and without a time counts as used an hour ago.)"""
     names = [f"m{number:02}" for number in range(count)]
     for number, name in enumerate(names):
@@ -145,14 +146,14 @@ async def answer(mesh: LocalMesh, model_id: str) -> float:
 
 
 async def refused(mesh: LocalMesh, model_id: str) -> grpc.aio.AioRpcError:
-    """Returns the error of a call."""
+    """Returns the error of a failed call."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await Client(mesh.channel()).infer(model_id, x=ONE)
     return error.value
 
 
 def spi(mesh: LocalMesh) -> modelruntime_pb2_grpc.ModelRuntimeStub:
-    """A second client of pod-1's model server, of which its agent does not know."""
+    """A second client of pod-1's model server, which bypasses the agent."""
     words = command(mesh.server_pid(mesh.pods[0])).split()
     mesh.channels.append(grpc.aio.insecure_channel(f"unix:{words[words.index('--spi') + 1]}"))
     return modelruntime_pb2_grpc.ModelRuntimeStub(mesh.channels[-1])
@@ -162,8 +163,8 @@ def spi(mesh: LocalMesh) -> modelruntime_pb2_grpc.ModelRuntimeStub:
 
 
 async def test_a_full_pod_lets_go_of_the_oldest_and_of_no_other(mesh):
-    """A full pod holds as many models as fit; one more evicts one, whose status shows it at once, and a call protects
-    the oldest from eviction."""
+    """A full pod holds as many models as fit. One more model evicts exactly one, whose status shows that at once, and a
+    call protects the oldest model from eviction."""
     names = await fill(mesh, 10)
     assert await loaded(mesh, names) == names
     assert (await mesh.register_fake("n0", type="solo", size="10MiB", now=True)).status == LOADED
@@ -176,7 +177,7 @@ async def test_a_full_pod_lets_go_of_the_oldest_and_of_no_other(mesh):
 
 @pytest.mark.parametrize("type", ["solo", "odd"], ids=["predicted", "larger-than-predicted"])
 async def test_one_four_times_as_large_displaces_four(mesh, type):
-    """A model four times as large evicts four others, even if its size is known only after the load, as for the first
+    """A model four times as large evicts four others, even if its size is only known after the load, as for the first
     model of a type."""
     names = await fill(mesh, 10)
     before = await counters(mesh)
@@ -190,7 +191,7 @@ async def test_one_four_times_as_large_displaces_four(mesh, type):
 
 
 async def test_what_was_evicted_is_loading_when_it_is_asked_for(mesh):
-    """An evicted model is LOADING when `ensureLoaded` is called, LOADED when the load is done, and the oldest other
+    """An evicted model is LOADING once `ensureLoaded` is called, and LOADED when the load is done. The oldest other
     model is evicted for it."""
     gate = mesh.folder / "evicted"
     gate.touch()
@@ -208,8 +209,7 @@ async def test_what_was_evicted_is_loading_when_it_is_asked_for(mesh):
 
 @pytest.mark.parametrize("leaving", [0, 5], ids=["alone", "with-five-unregistered"])
 async def test_ten_at_once_evict_the_ten_oldest(mesh, leaving):
-    """Ten concurrent loads evict the ten oldest copies and not one more, even if some models are unregistered
-    meanwhile."""
+    """Ten concurrent loads evict exactly the ten oldest copies, even if some models are unregistered meanwhile."""
     names = await fill(mesh, 20, size="5MiB")
     news = [f"n{number}" for number in range(10)]
     replies, _ = await asyncio.gather(
@@ -221,7 +221,7 @@ async def test_ten_at_once_evict_the_ten_oldest(mesh, leaving):
 
 
 async def test_a_storm_of_cold_calls_is_served_in_turn(mesh):
-    """Concurrent cold calls of sixty models in a mesh with room for fifteen are all answered."""
+    """Concurrent cold calls of sixty models are all answered in a mesh with room for fifteen."""
     names = [f"cold{number:02}" for number in range(60)]
     await asyncio.gather(*(mesh.register_fake(name, size="20MiB", value=number) for number, name in enumerate(names)))
     answers = await asyncio.gather(*(answer(mesh, name) for name in names))
@@ -229,8 +229,8 @@ async def test_a_storm_of_cold_calls_is_served_in_turn(mesh):
 
 
 async def test_a_model_that_fits_nowhere_is_found_out_once(mesh):
-    """A model that fits nowhere is loaded once: the second call is refused without a load, no copy is evicted, and its
-    status has the size."""
+    """A model that fits nowhere is loaded once. The second call is refused without a load, no copy is evicted, and the
+    model's status has its size."""
     names = await fill(mesh, 9)
     await mesh.register_fake("huge", type="solo", size="400MiB")
     before = await counters(mesh)
@@ -250,8 +250,8 @@ async def test_a_model_that_fits_nowhere_is_found_out_once(mesh):
 
 @pytest.mark.parametrize("queued", [True, False], ids=["queued-already", "new"])
 async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
-    """In a pod that loads one model at a time, a model with a caller overtakes those without one, even if it is already
-    in the queue."""
+    """In a pod that loads one model at a time, a model that a caller waits for is loaded before those that nobody waits
+    for, even if it was already queued."""
     gate = mesh.folder / f"queue-{queued}"
     await mesh.register_fake("first", type="solo", gate=gate.name, now=True, sync=False)
     waiting = ["second", "third"]
@@ -272,8 +272,8 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
     call = asyncio.ensure_future(answer(mesh, "called"))
 
     async def wanted() -> bool:
-        """Returns whether the pod knows that a caller waits for the model; the others were last used an hour ago,
-        according to their registration."""
+        """Returns whether the pod knows that a caller waits for the model. According to their registrations, the other
+        models were last used an hour ago."""
         copy = (await copies()).get("called")
         return copy is not None and copy["state"] == "waiting" and copy["idle_ms"] < 1_800_000
 
@@ -300,9 +300,9 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
     ids=["text", "memory", "hang"],
 )
 async def test_a_load_that_fails(mesh, fail, says):
-    """A failed load shows in the status as one failed copy with its pod and text, the same when asked again. Callers
-    get INTERNAL with that text without a retry; other models of the pod are unaffected, and nothing of the load is
-    left."""
+    """A failed load appears in the status as one failed copy with its pod and error text, also when the status is read
+    again. Callers get INTERNAL with that text without a retry, other models of the pod are unaffected, and nothing of
+    the load remains."""
     await mesh.register_fake("good", type="solo", value=1, now=True)
     server, began = mesh.server_pid(mesh.pods[0]), time.time()
     reply = await mesh.register_fake("bad", type="solo", fail=fail, now=True)
@@ -326,7 +326,8 @@ async def test_a_load_that_fails(mesh, fail, says):
 
 
 async def test_a_model_that_fails_everywhere_is_tried_everywhere_once(mesh):
-    """A model that fails everywhere is tried once in each of three pods, and then its own error is the answer."""
+    """A model that cannot be loaded anywhere is tried once in each of three pods, and then the caller gets the model's
+    own error."""
     reply = await mesh.register_fake("bad", fail="no such layer", now=True)
     assert (reply.status, list(reply.errors)) == (LOADING_FAILED, ["no such layer"] * 3)
     assert {info.location for info in reply.modelCopyInfos} == {"pod-1", "pod-2", "pod-3"}
@@ -338,8 +339,8 @@ async def test_a_model_that_fails_everywhere_is_tried_everywhere_once(mesh):
 
 
 async def test_one_pod_that_can_load_it_is_enough(mesh):
-    """One pod that can load a model is enough: the two that fail are tried first, because the model's type prefers
-    them, and their failures are shown beside the copy."""
+    """One pod that can load a model is enough. Two pods that the model's type prefers fail first, and their failures
+    are shown along with the copy."""
     await mesh.register_fake("m", value=7, fail="not here", at="pod-2+pod-3")
     assert await answer(mesh, "m") == 7
     found = await status(mesh, "m")
@@ -367,7 +368,7 @@ async def test_a_failure_holds_until_it_expires(mesh):
 
 
 async def age_failures(mesh: LocalMesh, model_id: str, ms: int) -> None:
-    """Dates the failures in a model's record back by that time."""
+    """Moves the failures in a model's record back by that time."""
 
     def older(kv: KeyValue | None) -> bytes:
         assert kv is not None
@@ -380,8 +381,8 @@ async def age_failures(mesh: LocalMesh, model_id: str, ms: int) -> None:
 
 
 async def test_a_load_that_kills_its_server_gets_no_third(mesh):
-    """A load that kills two servers is quarantined and gets no third; the servers and their models come back by
-    themselves."""
+    """A model whose loads kill two servers is quarantined before it can kill a third. The servers and their other
+    models come back by themselves."""
     await mesh.register_fake("good", type="solo", value=1, now=True)
     lives = [(await counters(mesh, pod))["server_lives"] for pod in ("pod-1", "pod-2", "pod-3")]
     assert (await mesh.register_fake("bad", fail="crash", now=True)).status == LOADING_FAILED
@@ -398,8 +399,8 @@ async def test_a_load_that_kills_its_server_gets_no_third(mesh):
 
 
 async def test_errors_of_calls_are_the_callers_and_make_no_copies(mesh):
-    """Errors of calls are passed to the callers and make no further copies, not even UNAVAILABLE from a model that only
-    one pod may hold."""
+    """Errors of calls are passed to the callers and cause no further copies, not even UNAVAILABLE from a model that
+    only one pod may hold."""
     await mesh.register_fake("m", type="solo", error="try some other time", now=True)
     before = await mesh.stats()
     for _ in range(3):
@@ -414,8 +415,8 @@ async def test_errors_of_calls_are_the_callers_and_make_no_copies(mesh):
 
 @pytest.mark.parametrize("how", ["unloaded", "purged"])
 async def test_a_model_that_its_server_has_lost_is_loaded_again(mesh, how):
-    """A model that its server lost without the agent's knowledge, twice, is loaded again by the next call, and no
-    caller sees an error."""
+    """A model that its server has lost without the agent's knowledge is loaded again by the next call. The test does
+    this twice, and no caller sees an error."""
     await mesh.register_fake("m", type="solo", value=5, now=True)
     await mesh.register_fake("other", type="solo", value=6, now=True)
     stub = spi(mesh)
@@ -434,8 +435,8 @@ async def test_a_model_that_its_server_has_lost_is_loaded_again(mesh, how):
 
 
 async def test_a_preference_is_followed_as_long_as_there_is_room(mesh):
-    """A preference for certain pods is followed while they have room; then a model of that type goes to another pod
-    with room, and evicts nothing in a preferred one."""
+    """Models of a type go to the pods that the type prefers while these have room. After that a model goes to another
+    pod with room, and nothing is evicted from a preferred pod."""
     assert (await mesh.register_fake("one", type="pref", size="60MiB", now=True)).status == LOADED
     assert [info.location for info in (await status(mesh, "one")).modelCopyInfos] == ["pod-2"]
 

@@ -1,4 +1,5 @@
-"""docs/changing-models.md: its commands in order, in a mesh that `mesh up` starts, while callers call the alias."""
+"""The commands of docs/changing-models.md, run in order in a mesh that `mesh up` starts, while callers call the
+alias."""
 
 import json
 import threading
@@ -15,7 +16,7 @@ PAGE = "changing-models.md"
 
 
 class Caller:
-    """A client that calls the alias all the time, and keeps what it was answered."""
+    """A client that calls the alias all the time, and records the answers."""
 
     def __init__(self, up: Up) -> None:
         self._up = up
@@ -53,7 +54,7 @@ class Caller:
 
 @pytest.fixture
 def shell(tmp_path) -> Iterator[Shell]:
-    """A shell in a folder with the files of the page's versions."""
+    """A shell in a folder with the files of the versions that the page registers."""
     shell = Shell(tmp_path / "here")
     for version in (7, 8, 9):
         (shell.folder / f"fraud-{version}.onnx").write_bytes(models.constant(float(version)))
@@ -62,7 +63,7 @@ def shell(tmp_path) -> Iterator[Shell]:
 
 
 def typed(shell: Shell, heading: str, words: dict[str, str] | None = None, *, code: int = 0) -> list[str]:
-    """Types the commands below a heading. Returns their output, each from both streams."""
+    """Runs the commands below a heading. Returns the output of each, stdout and stderr together."""
     assert RUN_BY[PAGE, heading].test == CHANGING
     said = []
     for command in documented.block(PAGE, heading):
@@ -75,8 +76,8 @@ def typed(shell: Shell, heading: str, words: dict[str, str] | None = None, *, co
 
 @pytest.mark.timeout(600)
 async def test_the_page_from_mesh_up_on(shell, tmp_path):
-    """The page's commands do what it says, in a mesh that `mesh up` has just started, and no call of the alias fails
-    from its first version to its end."""
+    """The page's commands do what the page says in a mesh that `mesh up` has just started. No call of the alias fails
+    from its first version until its removal."""
     up = await Up(tmp_path, "--file-root", str(shell.folder)).ready()
     shell.environment["MESH_ENDPOINT"] = f"http://127.0.0.1:{up.port}"
     words = {"http://127.0.0.1:8033": shell.environment["MESH_ENDPOINT"], "/models/": f"{shell.folder}/"}

@@ -1,4 +1,4 @@
-"""One content per registration, with real processes: replaced files, and reloads while callers call."""
+"""One content per registration, with real processes: files that are replaced, and reloads while clients call."""
 
 import asyncio
 
@@ -12,7 +12,8 @@ ONE = np.ones((1, 1), np.float32)
 
 
 class Callers:
-    """Callers that call a model one after the other until the test ends them, and keep each answer and each failure."""
+    """Concurrent callers that call a model again and again until the test ends them, and record each answer and each
+    failure."""
 
     def __init__(self, mesh: LocalMesh, width: int = 4) -> None:
         self.answers: list[float] = []  # answers in the order of their arrival
@@ -39,7 +40,7 @@ class Callers:
             await asyncio.sleep(0.005)
 
     async def only(self, value: float) -> None:
-        """Waits until that value is answered, and checks that nothing else is from then on."""
+        """Waits until calls return that value, and checks that they return nothing else afterwards."""
         self.answers.clear()
         await until(lambda: len(self.answers) > 4 * self._width, why=lambda: f"answers; {self.errors[:3]}")
         # One call of each caller may have been answered before.
@@ -47,9 +48,9 @@ class Callers:
 
 
 async def test_copies_of_one_registration_hold_one_content_until_it_is_reloaded(a_mesh):
-    """A file replaced after the first load is not used before a reload; reloads then go to two pods, to something
-    broken, with a pod killed in the middle, and to the one pod left. No call fails, and every answer is of the old or
-    the new content."""
+    """A file that is replaced after the first load is not used before a reload. The test then reloads a model in two
+    pods, with a broken file, while a pod is killed, and in the one pod left. No call fails, and every answer is of the
+    old or the new content."""
     async with a_mesh(pods=2) as mesh:
         path = mesh.write("m.onnx", models.constant(1.0))
         await mesh.rest("PUT", "/mesh/v1/models/m", {"type": "onnx", "path": str(path)})

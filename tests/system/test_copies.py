@@ -1,4 +1,5 @@
-"""The slow loops with real processes: copies by traffic, by limits and by type, and pods that leave or are killed."""
+"""The slow background loops with real processes: copies by traffic, by limits and by type, and pods that leave or are
+killed."""
 
 import asyncio
 import signal
@@ -32,7 +33,7 @@ async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40)
 
 
 class Traffic:
-    """Calls of several models, one after the other, each answer checked, until the test ends them."""
+    """Sequential calls of several models until the test ends them, each answer checked."""
 
     def __init__(self, mesh: LocalMesh, values: dict[str, float], *, width: int = 4, pause: float = PAUSE) -> None:
         self.calls = 0
@@ -67,8 +68,8 @@ class Traffic:
 
 
 async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
-    """A hot model gets another copy within seconds; a minimum is kept without traffic, copies above a maximum are
-    evicted, and `explain` says why."""
+    """A hot model gets another copy within seconds. A minimum of copies is kept without traffic, copies above a maximum
+    are evicted, and `explain` says why."""
     async with a_mesh(pods=3) as mesh:
         await mesh.register("hot", models.constant(1.0))
         await mesh.register("calm", models.constant(2.0))
@@ -86,8 +87,8 @@ async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
 
 
 async def test_constraints_move_copies_and_forbid_pods(a_mesh):
-    """When constraints change while the mesh runs, copies on pods that are no longer allowed are loaded elsewhere, then
-    evicted."""
+    """When constraints change in a running mesh, copies on pods that are no longer allowed are first loaded elsewhere,
+    then evicted."""
     async with a_mesh(pods=2, labels={"pod-1": "red", "pod-2": "blue"}) as mesh:
         for name in ("a", "b", "c"):
             await mesh.register(name, models.constant(1.0), load=True)
@@ -116,8 +117,8 @@ async def test_constraints_move_copies_and_forbid_pods(a_mesh):
 
 
 async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a_mesh):
-    """A pod that ends on SIGTERM under traffic costs no failed call and no cold start, and copies of a killed pod are
-    loaded elsewhere without a call."""
+    """A pod that ends on SIGTERM under traffic causes no failed call and no cold start. Copies of a killed pod are
+    loaded elsewhere before anyone calls them."""
     async with a_mesh(pods=2, runtime_options=["--drain-timeout", "30"]) as mesh:
         values = {f"m{number}": float(number) for number in range(12)}
         for name, value in values.items():
@@ -148,8 +149,8 @@ async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a
 
 
 async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
-    """A mesh that was stopped, routers first, loads the models used last without a call when it is back, up to seven
-    eighths of the one pod that returns."""
+    """A mesh that was stopped, routers first, and comes back with one pod loads the most recently used models without
+    being called. They fill up to seven eighths of that pod."""
     async with a_mesh(pods=2) as mesh:
         client = Client(mesh.channel())
         names = [f"m{number}" for number in range(8)]
@@ -159,7 +160,7 @@ async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
             await client.infer(name, x=ONE)
 
         async def old() -> bool:
-            """Returns whether the uses are older than the time it takes to ask the pods one after the other."""
+            """Returns whether the models' last uses are longer ago than it takes to ask all pods."""
             told = [(await mesh.rest("GET", f"/mesh/v1/pods/{pod.name}")).json["copies"] for pod in mesh.pods]
             return all(copy["idle_ms"] > 500 for copies in told for copy in copies if copy["model_id"] in names[:4])
 

@@ -1,6 +1,6 @@
 """GPU pods beside CPU pods, with a fake device: accounting, evictions, and the placement of models that may not fit.
 
-For the same with a real device see tests/gpu.
+tests/gpu has the same tests with a real device.
 """
 
 import grpc
@@ -18,8 +18,8 @@ MIB = 1 << 20
 
 
 async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
-    """A device's memory is separate from the host's: when full, it evicts for models that need it and leaves the others
-    to CPU pods."""
+    """A device's memory is accounted separately from the host's. A full device evicts for models that need it, and
+    leaves the others to CPU pods."""
     async with a_mesh(pods=2, fake=True, capacity="200MiB", edge="grpc", options_of=GPU) as mesh:
         assert (await mesh.rest("PUT", "/mesh/v1/settings/type_constraints", CONSTRAINTS)).status == 200
         client = Client(mesh.channel())
@@ -85,7 +85,7 @@ async def _would_go(mesh, model_id: str, pod: str) -> bool:
 
 
 async def _used(mesh, number: int) -> bool:
-    """Returns whether the pods have published the copies up to that one, with their sizes."""
+    """Returns whether the pods have published all copies up to that number, with their sizes."""
     on_gpu, on_cpu = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
     held = on_gpu["device_used"] == min(number + 1, 2) * 40 * MIB and on_cpu["copies"] == (number == 2)
     return held and not on_gpu["loading"] and not on_cpu["loading"]
@@ -96,7 +96,7 @@ async def _pods(mesh, count: int) -> bool:
 
 
 async def test_more_is_asked_of_a_device_than_it_has(a_mesh):
-    """A pod whose capacity exceeds its device's memory does not start, and says so."""
+    """A pod whose capacity exceeds its device's memory does not start, and reports both sizes."""
     mesh = a_mesh(pods=1, fake=True, options_of={"pod-1": ["--device", "cuda", "--device-capacity", "2TiB"]})
     (pod,) = mesh.pods
     pod.start()

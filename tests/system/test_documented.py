@@ -1,7 +1,7 @@
 """The commands of the docs, typed as they are written there, in a mesh of real processes.
 
-This file runs all blocks that `documented.RUN_BY` gives to it. Placeholders of an example (an endpoint, a folder, a
-port) are replaced, and each test names them; every command has to end with 0.
+This file runs all blocks that `documented.RUN_BY` assigns to it. Each test replaces the placeholders of its examples,
+such as an endpoint, a folder or a port. Every command must exit with status 0.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ PREFIX = "team-a"  # root_prefix of the file with the connection
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalMesh]:
-    """One router and one pod for all of the docs; the pod's storage secret is empty at first."""
+    """One router and one pod for all documented commands. The pod's storage secret is empty at first."""
     folder = tmp_path_factory.mktemp("documented")
     (folder / "stores").mkdir()
     options = ["--storage-config", str(folder / "stores")]
@@ -45,7 +45,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalMesh]:
 
 @pytest.fixture
 def shell(mesh: LocalMesh, tmp_path: Path) -> Shell:
-    """A shell whose user has configured `mesh` with the mesh's address, and has the file with etcd's connection."""
+    """A shell whose user has configured `mesh` with the mesh's address, and has a file with the connection to etcd."""
     shell = Shell(tmp_path / "here", MESH_ENDPOINT=mesh.rest_url())
     connection = {"endpoints": mesh.etcd.endpoint, "root_prefix": PREFIX}
     (shell.folder / "etcd_connection").write_text(json.dumps(connection))
@@ -53,20 +53,20 @@ def shell(mesh: LocalMesh, tmp_path: Path) -> Shell:
 
 
 def typed(shell: Shell, command: str) -> str:
-    """Types a command, and returns its output from both streams."""
+    """Runs a command, and returns its stdout and stderr together."""
     done = shell.run(command)
     assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
 
 def texts(page: str, heading: str, words: Mapping[str, str] | None = None) -> list[str]:
-    """Returns the commands of one of this file's blocks, with the placeholders replaced."""
+    """Returns the commands of one block that this file runs, with the placeholders replaced."""
     assert RUN_BY[page, heading].test == LOCAL
     return [command.put(words or {}) for command in documented.block(page, heading)]
 
 
 def rest(shell: Shell, method: str, path: str, body: object = None) -> Any:
-    """Does other work than the docs' commands without starting `mesh`, which takes a second."""
+    """Makes a REST call, to set up what the documented commands need without starting `mesh`, which takes a second."""
     endpoint = shell.environment["MESH_ENDPOINT"]
     url = f"{endpoint if '://' in endpoint else f'http://{endpoint}'}/{path}"
     data = None if body is None else json.dumps(body).encode()
@@ -113,7 +113,7 @@ def test_doctor(shell):
 
 
 def test_a_backup(shell, mesh):
-    """The documented backup brings back a registration that somebody has removed."""
+    """The documented backup restores a registration that somebody has removed."""
     register(shell, mesh, "lost")
     save, plan, restore = texts("admin.md", "Back up and restore")
     assert "registry.backup" in typed(shell, save)
@@ -125,8 +125,8 @@ def test_a_backup(shell, mesh):
 
 
 def test_a_backup_from_within_a_routers_pod(shell, mesh):
-    """The documented backup from a router's pod works with the commands that the cluster is asked to run there; `-` is
-    the stream through kubectl."""
+    """The documented backup from a router's pod works with the commands that kubectl runs there. `-` stands for
+    kubectl's stream."""
     shell.environment |= {"MESH_ETCD": mesh.etcd.endpoint, "MESH_BASE": mesh.base}
     register(shell, mesh, "lost")
     there = {f"kubectl -n team-a exec {option}deploy/mesh-router -- ": "" for option in ("", "-i ")}
@@ -138,8 +138,8 @@ def test_a_backup_from_within_a_routers_pod(shell, mesh):
 
 
 def test_snapshots(shell, mesh, tmp_path):
-    """Documented snapshots are made, and restored in both ways, from the newest of the folder and by name, and into an
-    etcd of their own."""
+    """The documented commands make a snapshot and restore it from the newest file of the folder, by file name, and into
+    a separate etcd."""
     folder = tmp_path / "snapshots"
     words = {"/var/backups/etcd": str(folder)}
     register(shell, mesh, "lost")
@@ -158,8 +158,8 @@ def test_snapshots(shell, mesh, tmp_path):
 
 
 def test_a_prefix_that_a_mesh_has_left(shell, mesh):
-    """The prefix of a mesh that is gone, beside the one that runs, is shown, handed over and removed by the documented
-    commands."""
+    """The documented commands show, hand over and remove the prefix of a mesh that no longer exists, while another mesh
+    runs."""
     words = {"team-a/mm/modelmesh-serving": "gone", "mm/modelmesh-serving": "gone"}
     shown, transfer, remove = texts("admin.md", "A prefix in an etcd that others use", words)
     shell.environment["MESH_ETCD"] = mesh.etcd.endpoint
@@ -173,7 +173,7 @@ def test_a_prefix_that_a_mesh_has_left(shell, mesh):
 
 
 def test_contexts(shell, mesh):
-    """The documented contexts work with several meshes, of which one exists."""
+    """The documented contexts work for several meshes, of which only one exists."""
     del shell.environment["MESH_ENDPOINT"]
     (shell.folder / "ca.crt").write_bytes(Authority().pem)
     certificate, key = Authority().issue("me")
@@ -227,7 +227,7 @@ def test_a_simulation(shell):
 
 @pytest.fixture(scope="module")
 def store(mesh: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
-    """An S3 store that is the pods' default and is also named minio, with a file in its bucket `models`."""
+    """An S3 store that is the pods' default, is also named `minio`, and has a file in its bucket `models`."""
     moto, content = Moto(tmp_path_factory.mktemp("moto")), models.constant(7.0)
 
     async def fill() -> None:
@@ -244,8 +244,8 @@ def store(mesh: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_paths(shell, store):
-    """The documented paths work: one in a bucket, loaded at once, and one on the hub, of which nothing is fetched
-    before the first call."""
+    """The documented paths work: one in a bucket, which is loaded at once, and one on the hub, from which nothing is
+    fetched before the first call."""
     bucket, hub = texts("storage.md", "Paths")
     assert "LOADED" in typed(shell, bucket)
     assert "hf://owner/repository@v2/onnx/model.onnx" in typed(shell, hub)
@@ -255,7 +255,7 @@ def test_paths(shell, store):
 
 @pytest.mark.parametrize("heading", ["Keys", "Checksums"])
 def test_a_registration_that_says_more(shell, store, heading):
-    """The documented registration that names its store and its file's digest works."""
+    """The documented registration with a store's name and a file's digest works."""
     (shell.folder / "de.onnx").write_bytes(store)
     (command,) = texts("storage.md", heading)
     typed(shell, command)
@@ -280,7 +280,8 @@ async def ready(probe: int) -> None:
 
 
 async def test_tls_for_clients(shell, mesh, tmp_path):
-    """The documented TLS for clients works with a second router of the mesh and both ways of the command line."""
+    """The documented TLS for clients works with a second router of the mesh, and with both documented ways to call it
+    from the command line."""
     register(shell, mesh, "seen")
     authority, folder = Authority(), tmp_path / "tls"
     folder.mkdir()
@@ -305,8 +306,8 @@ async def test_tls_for_clients(shell, mesh, tmp_path):
 
 
 async def test_tls_inside(shell, mesh):
-    """The documented TLS within a mesh works in one whose certificates are made by the page's command: a model is
-    registered and called."""
+    """The documented TLS between pods works with certificates made by the page's command: a model is registered and
+    called."""
     port, probe = free_port(), free_port()
     shell.environment |= {"MESH_ETCD": mesh.etcd.endpoint, "MESH_BASE": "inside", "MESH_ENDPOINT": f"127.0.0.1:{port}"}
     certificates, router, runtime = texts("tls.md", "Inside the mesh", {" ...": ""})

@@ -1,5 +1,5 @@
-"""Essential duties of every process: each is killed in turn, and its process ends, says why in its last line, and is
-replaced, and its successor serves calls. The test restarts what Kubernetes or `mesh up` would restart."""
+"""Essential duties of every process. When one dies, its process gives the reason in its last log line and ends, and a
+new process serves calls. The test restarts what Kubernetes or `mesh up` would restart."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ WHICH = {"follow etcd": ("presence", "config"), "keep worker": ("0",)}
 
 
 def essential(table: Iterable[Duty]) -> list[tuple[str, str]]:
-    """Returns the names of a table's essential duties, each with one of the ways to die."""
+    """Returns the names of a table's essential duties, each paired with one of the ways to die."""
     names = [
         f"{duty.name} {which}".rstrip() for duty in table if duty.essential for which in WHICH.get(duty.name, ("",))
     ]
@@ -41,7 +41,7 @@ def essential(table: Iterable[Duty]) -> list[tuple[str, str]]:
 
 
 class Mesh:
-    """A mesh with TLS inside and at its edge, so that every duty runs, whose duties obey orders."""
+    """A mesh whose duties obey the test's orders. It uses TLS inside and at its edge, so that every duty runs."""
 
     def __init__(self, local: LocalMesh, orders: Path, client: Client) -> None:
         self.local = local
@@ -69,17 +69,17 @@ class Mesh:
 
     @property
     def worker(self) -> int:
-        """Returns the process id of the only worker, or 0 if none runs."""
+        """The process id of the only worker, or 0 if none runs."""
         return next((pid for pid in children(self.local.routers[0].pid) if "process.worker" in command(pid)), 0)
 
     @property
     def server(self) -> int:
-        """Returns the process id of the only model server, or 0 if none runs."""
+        """The process id of the only model server, or 0 if none runs."""
         return next((pid for pid in children(self.local.pods[0].pid) if "twin" in command(pid)), 0)
 
 
 def obey(orders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes processes started from now on take orders from that folder."""
+    """Makes processes that start from now on take orders from that folder."""
     orders.mkdir()
     monkeypatch.setenv("MESH_SABOTAGE", str(orders))
     former = os.environ.get("PYTHONPATH", "")
@@ -110,13 +110,13 @@ async def mesh_of_duties(a_mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def last_line(program: Program, process: str) -> str:
-    """Returns the last log line of a process from the output of the one that passes on its children's lines."""
+    """Returns the last log line of a process. `program` is the process or the parent that passes on its output."""
     lines = [line for line in program.tail(200).splitlines() if re.match(rf"\S+ \w+ +{process}:", line)]
     return lines[-1]
 
 
 async def ended(program: Program, process: str, name: str, how: str) -> None:
-    """Waits until that process has ended for that reason, and starts it again."""
+    """Waits until the process has ended and given that reason, and starts it again."""
     assert program.process is not None
     assert await asyncio.to_thread(program.process.wait, 40) == 1, program.tail()
     says_why(last_line(program, process), name, how)
@@ -131,8 +131,8 @@ def says_why(line: str, name: str, how: str) -> None:
 
 @pytest.mark.timeout(300)
 async def test_the_end_of_any_essential_duty_ends_its_process(mesh_of_duties: Mesh) -> None:
-    """The end of any essential duty ends its process: each duty of the router pod and of the agent dies in turn, then
-    each duty of their children."""
+    """When any essential duty ends, its process ends. The test ends each duty of the router pod and of the agent in
+    turn, then each duty of their children."""
     mesh, local = mesh_of_duties, mesh_of_duties.local
     agents = essential(AGENT)
     routers = essential(POD)
@@ -161,7 +161,7 @@ async def test_the_end_of_any_essential_duty_ends_its_process(mesh_of_duties: Me
 
 
 async def test_what_a_process_can_do_without_is_started_again(mesh_of_duties: Mesh) -> None:
-    """Expendable duties of an agent are started again, and a leader's duty that ends costs its term, not its
+    """An agent restarts its expendable duties. A duty of the leader that ends costs the leader its term, not its
     process."""
     mesh, local = mesh_of_duties, mesh_of_duties.local
     pids = local.pods[0].pid, local.routers[0].pid
@@ -188,7 +188,8 @@ async def test_what_a_process_can_do_without_is_started_again(mesh_of_duties: Me
 
 @pytest.mark.timeout(180)
 async def test_a_duty_that_hangs_ends_its_process(mesh_of_duties: Mesh) -> None:
-    """A duty that hangs ends its process, even while the process's own loop runs and its heartbeat continues."""
+    """A duty that hangs ends its process, even while the process's event loop still runs and its heartbeat
+    continues."""
     mesh, local = mesh_of_duties, mesh_of_duties.local
     before = mesh.worker
     mesh.order("worker", "tick", "hang")
@@ -199,7 +200,8 @@ async def test_a_duty_that_hangs_ends_its_process(mesh_of_duties: Mesh) -> None:
 
 
 async def test_mesh_up_ends_where_it_keeps_a_part_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mesh up` ends when it cannot keep a part running, leaves nothing behind, and tells its parent why."""
+    """`mesh up` ends when it cannot keep one of its processes running, leaves nothing behind, and tells its parent
+    why."""
     orders = tmp_path / "orders"
     obey(orders, monkeypatch)
     argv = [sys.executable, "-P", "-m", "mesh", "up", "--listen", f"127.0.0.1:{free_port()}", "--pods", "1"]

@@ -1,4 +1,4 @@
-"""Changes of the Secret with the connection to etcd under a running mesh: all of its processes go on."""
+"""Changes of the Secret with the connection to etcd in a running mesh, none of whose processes may end."""
 
 import json
 import os
@@ -16,8 +16,9 @@ ONE = np.ones((1, 1), np.float32)
 
 
 async def test_a_changed_password(tmp_path, own_etcd):
-    """Loaded models are served while etcd has a new password and the Secret has the old one. Then models are registered
-    and loaded, no pod has lost its lease, and a restarted worker of a router uses the Secret's new content."""
+    """Loaded models are served while etcd has a new password and the Secret still has the old one. Once the Secret has
+    the new password, models are registered and loaded, no pod has lost its lease, and a restarted worker uses the
+    Secret's new content."""
     own_etcd.etcdctl("role", "add", "root")
     for user in ("root", "mesh"):
         own_etcd.etcdctl("user", "add", f"{user}:secret")

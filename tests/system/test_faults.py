@@ -1,5 +1,5 @@
-"""Deaths of processes and of etcd: resident models continue to be served, lost copies are loaded again, and no answer
-is wrong."""
+"""Deaths of processes and of etcd: resident models are still served, lost copies are loaded again, and no answer is
+wrong."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ ONE = np.ones((1, 1), np.float32)
 
 
 class Traffic:
-    """Calls of models that answer their own number, for as long as the block lasts; every answer is checked."""
+    """Calls of models that each answer their own number, made until the block ends; every answer is checked."""
 
     def __init__(self, mesh: LocalMesh, count: int, *, prefix: str = "m", callers: int = 4) -> None:
         self.mesh = mesh
@@ -55,7 +55,7 @@ class Traffic:
             await asyncio.sleep(PAUSE)
 
     async def some(self, answers: int = 200, why: str = "traffic goes on") -> None:
-        """Waits for so many more answers."""
+        """Waits for that many more answers."""
         goal = self.answers + answers
         await until(lambda: self.answers >= goal, timeout=40, why=f"{why}; errors {self.errors}")
 
@@ -66,7 +66,7 @@ class Traffic:
 
 
 async def loads(mesh: LocalMesh) -> dict[str, float]:
-    """Returns the loads done, by pod and life."""
+    """Returns the number of loads, by pod and life."""
     found = {}
     for pod in (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
         text = (await mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
@@ -101,7 +101,7 @@ async def test_a_pod_killed_is_replaced_by_the_others(a_mesh):
 
 
 async def single_copies(mesh):
-    """Prevents further copies of hot models, so that every counted load is one that should not have happened."""
+    """Prevents further copies of hot models, so that every counted load is an unwanted one."""
     reply = await mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
     assert reply.status == 200
 
@@ -113,7 +113,7 @@ async def single_copies(mesh):
 
 
 async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
-    """While etcd is killed and restarted no call of a resident model fails and nothing is loaded again; registration
+    """No call of a resident model fails and nothing is loaded again while etcd is killed and restarted. Registration
     works as soon as etcd is back."""
     async with a_mesh_of_its_own(pods=2) as mesh, Traffic(mesh, 8) as traffic:
         await single_copies(mesh)
@@ -141,8 +141,8 @@ async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
 
 
 async def test_etcd_frozen_for_three_lease_times(a_mesh_of_its_own):
-    """When etcd freezes for three lease times and all leases end as it continues, no call fails, nothing is loaded
-    again, and presence comes back."""
+    """When etcd freezes for three lease times, all leases expire as soon as it continues. No call fails, nothing is
+    loaded again, and the pods publish themselves again."""
     async with a_mesh_of_its_own(pods=3) as mesh, Traffic(mesh, 9) as traffic:
         await single_copies(mesh)
         await traffic.some()
@@ -181,7 +181,7 @@ async def test_the_model_server_killed(a_mesh):
 
 
 async def test_the_only_worker_killed(a_mesh):
-    """When the only worker is killed its calls in flight may be lost, and calls that arrive before its successor starts
+    """When the only worker is killed, its calls in flight may be lost. Calls that arrive before its successor starts
     wait for it."""
     async with a_mesh(pods=1, router_options=["--workers", "1"]) as mesh, Traffic(mesh, 4) as traffic:
         await traffic.some()
@@ -223,8 +223,8 @@ async def test_nothing_outlives_a_router_killed(a_mesh):
 
 
 async def test_a_frozen_model_server_is_replaced(a_mesh):
-    """A model server that hangs is distinguished from a slow one, killed and replaced, and callers with a deadline get
-    its successor's answer."""
+    """A model server that hangs is told apart from a slow one, killed and replaced. Callers with a deadline get the new
+    server's answer."""
     async with a_mesh(pods=1) as mesh:
         await mesh.register("m", models.constant(5.0), load=True)
         old = mesh.server_pid(mesh.pods[0])
@@ -249,7 +249,7 @@ async def test_a_frozen_model_server_is_replaced(a_mesh):
 
 
 async def test_a_model_that_kills_servers_is_quarantined(a_mesh):
-    """A request in which a server dies is not sent again by anybody, and the third deadly request is the last: the
+    """A request during which a server dies is never sent again, and the third one that kills a server is the last. The
     model is quarantined, its callers are told why, and other models are unaffected."""
     async with a_mesh(pods=2) as mesh:
         await mesh.register("good", models.constant(1.0), load=True)

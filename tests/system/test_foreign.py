@@ -1,4 +1,5 @@
-"""A model server that is not ours, behind a relay, in a whole mesh: what is started, lost, killed and frozen."""
+"""A foreign model server behind a relay, in a complete mesh: the server or the relay is started, loses models, is
+killed, or hangs."""
 
 import asyncio
 import os
@@ -28,7 +29,7 @@ def foreign(tmp_path, etcd_server):
 @pytest.mark.parametrize("way", ["child-socket", "child-port", "neighbour-socket", "neighbour-port"])
 async def test_a_foreign_server_is_served_through_the_mesh(foreign, edge, way):
     """Models of a server that speaks the SPI are registered, loaded and called through a mesh, wherever that server
-    listens and whether a pod or something else starts it: ids, metadata, trailers, errors and deadlines pass."""
+    listens, and whether or not a pod starts it. Ids, metadata, trailers, errors and deadlines are passed on."""
     async with foreign(edge=edge, way=way) as it:
         status = await it.register("a", "SIZE_1000000_0_0", now=True)
         assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED
@@ -81,7 +82,7 @@ async def test_a_foreign_server_is_served_through_the_mesh(foreign, edge, way):
 
 
 async def test_a_servers_own_unavailability_loads_no_further_copy(foreign, edge):
-    """A model whose server answers UNAVAILABLE is loaded nowhere else: the caller gets INTERNAL with the predecessor's
+    """A model whose server answers UNAVAILABLE is not loaded elsewhere. The caller gets INTERNAL with the predecessor's
     text, and the copy stays."""
     async with foreign(edge=edge, pods=2) as it:
         await it.register("a", now=True)
@@ -95,7 +96,8 @@ async def test_a_servers_own_unavailability_loads_no_further_copy(foreign, edge)
 
 
 async def test_a_load_that_fails_is_told_and_passes_by_itself(foreign):
-    """A failed load's text is the server's, exactly one copy has failed, and nothing is left in the server."""
+    """After a failed load the caller gets the server's text, exactly one copy has failed, and nothing is left in the
+    server."""
     async with foreign(pods=1) as it:
         status = await it.register("bad", "FAIL_no such layer", now=True)
         kind = modelmesh_pb2.ModelStatusInfo
@@ -110,8 +112,8 @@ async def test_a_load_that_fails_is_told_and_passes_by_itself(foreign):
 
 @pytest.mark.parametrize("form", ["plain", "triton", "mlserver"])
 async def test_a_model_that_the_server_has_lost_is_loaded_again(foreign, form):
-    """A server that has dropped a model answers *not found* in one of three forms: the next call is answered all the
-    same, after another load."""
+    """A server that has dropped a model answers *not found* in one of three forms. The next call loads the model again,
+    and succeeds."""
     async with foreign(*INJECTED, "--not-found", form, way="neighbour-socket") as it:
         await it.register("a", now=True)
         await it.register("b", now=True)
@@ -125,7 +127,7 @@ async def test_a_model_that_the_server_has_lost_is_loaded_again(foreign, form):
 
 
 async def test_a_model_that_is_lost_unseen_is_withdrawn(foreign):
-    """A model that its server has dropped is withdrawn from the mesh without any call."""
+    """A model that its server has dropped is withdrawn from the mesh, even if nobody calls it."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         async with grpc.aio.insecure_channel(it.servers[0].argv[4]) as channel:
@@ -138,8 +140,8 @@ async def test_a_model_that_is_lost_unseen_is_withdrawn(foreign):
 
 
 async def test_a_models_own_not_found_reaches_the_caller(foreign):
-    """A model that answers NOT_FOUND by itself is loaded once more and then believed: callers get its answer, and loads
-    come to an end."""
+    """A model that answers NOT_FOUND itself is loaded once more and then believed. Callers get its answer, and no
+    further loads follow."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         for _ in range(3):
@@ -151,7 +153,7 @@ async def test_a_models_own_not_found_reaches_the_caller(foreign):
 
 @pytest.mark.parametrize("way", ["child-socket", "neighbour-port"])
 async def test_a_killed_server_comes_back_with_its_models(foreign, way):
-    """A server that is killed is empty when it returns: its models are withdrawn, and loaded by the next call."""
+    """A killed server is empty when it returns. Its models are withdrawn, and the next call of each loads it."""
     async with foreign(way=way) as it:
         await it.register("a", now=True)
         await it.register("b", now=True)
@@ -169,7 +171,7 @@ async def test_a_killed_server_comes_back_with_its_models(foreign, way):
 
 
 async def test_a_server_that_restarts_at_once_is_noticed(foreign):
-    """A neighbour that is replaced by an empty one within moments is asked for its status again."""
+    """A neighbour that is killed and replaced by an empty one within moments is asked for its status again."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         it.servers[0].kill9()
@@ -180,8 +182,8 @@ async def test_a_server_that_restarts_at_once_is_noticed(foreign):
 
 @pytest.mark.parametrize("way", ["child-socket", "neighbour-port"])
 async def test_a_frozen_server_is_given_up_within_seconds(foreign, way):
-    """A server that is stopped is noticed although the kernel takes its connections; a child is replaced, and a
-    neighbour is begun with again once it runs."""
+    """A server that is stopped (SIGSTOP) is detected although the kernel still accepts its connections. A child is
+    replaced, and a neighbour is used again once it continues."""
     async with foreign(way=way, runtime_options=["--hang-timeout", "3"]) as it:
         await it.register("a", now=True)
         pid = it.servers[0].pid if it.servers else child_of(it.mesh, exampleruntime.MODULE)
@@ -200,7 +202,7 @@ async def test_a_frozen_server_is_given_up_within_seconds(foreign, way):
 
 @pytest.mark.parametrize("options", [(), ("--no-model-size",)], ids=["sizes", "no-sizes"])
 async def test_a_relay_that_is_killed_takes_no_model_with_it(foreign, options):
-    """A relay that is killed is started again and goes on with the copies: the server is not asked to load anything."""
+    """A killed relay is started again and keeps the copies: the server is not asked to load anything."""
     async with foreign(*INJECTED, *options) as it:
         for name in ("a", "b"):
             await it.register(name, now=True)
@@ -216,8 +218,7 @@ async def test_a_relay_that_is_killed_takes_no_model_with_it(foreign, options):
 
 
 async def test_an_agent_that_is_killed_begins_again(foreign):
-    """An agent that is killed ends its relay and its server; a neighbour stays, and drops its models for the next
-    agent."""
+    """A killed agent's relay and child server end too. A neighbour stays, and drops its models for the next agent."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         it.mesh.pods[0].kill9()
@@ -227,8 +228,8 @@ async def test_an_agent_that_is_killed_begins_again(foreign):
 
 
 async def test_types_decide_which_pods_hold_a_model(foreign):
-    """In a mesh of an ONNX pod and a pod beside another server, each model goes to the pod that takes its type, and one
-    that none takes is registered with a note, and refused with the reason."""
+    """In a mesh of an ONNX pod and a pod with a foreign server, each model goes to the pod that takes its type. A model
+    whose type no pod takes is registered with a note, and calls of it are refused with the reason."""
     async with foreign(onnx_pods=1, types="example") as it:
         for number in range(3):
             await it.register(f"example-{number}", now=True)
@@ -258,8 +259,8 @@ async def test_types_decide_which_pods_hold_a_model(foreign):
     ],
 )
 async def test_a_models_size_is_what_its_server_knows(foreign, options, expected):
-    """The books have the size that the server reports, or else predicts, or else assumes; beyond its capacity, the
-    model used least recently is unloaded."""
+    """A model's recorded size is the one that its server reports, else the one that it predicts, else its default. When
+    the server is full, the least recently used model is unloaded."""
     room = 2 * expected + 1000
     async with foreign(*INJECTED, *options, "--capacity", str(room)) as it:
         for name in ("a", "b"):
@@ -273,8 +274,8 @@ async def test_a_models_size_is_what_its_server_knows(foreign, options, expected
 
 
 async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
-    """A load beyond the server's own limit is cancelled and cleaned up at the server; other models are served
-    meanwhile."""
+    """A load that exceeds the server's own time limit is cancelled and cleaned up at the server. Other models are
+    served meanwhile."""
     async with foreign(*INJECTED, "--load-timeout-ms", "1500") as it:
         await it.register("good", now=True)
         loading = asyncio.ensure_future(it.register("endless", "HANG", now=True))
@@ -287,8 +288,8 @@ async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
 
 
 async def test_a_model_that_kills_its_server_in_a_load_is_blamed_alone(foreign):
-    """A model whose load ends the server is noted as its killer, even though the relay ends as well; the others come
-    back without a blame."""
+    """A model whose load ends the server is blamed for it, even though the relay ends as well. The other models come
+    back without blame."""
     async with foreign() as it:
         await it.register("good", now=True)
         status = await it.register("killer", "CRASH", now=True)

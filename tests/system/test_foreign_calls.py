@@ -1,4 +1,5 @@
-"""Calls of a model server that is not ours, of every shape and by every rule for methods and ids, over both edges."""
+"""Calls of a foreign model server over both edges: unary calls and every kind of stream, and the rules for methods and
+ids."""
 
 import asyncio
 import os
@@ -26,14 +27,14 @@ M = (("mm-model-id", "m"),)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def it(request, tmp_path_factory, etcd_server):
-    """A mesh of one example runtime, which limits the calls of each model, with a model m."""
+    """A mesh of one example runtime, which limits the concurrent calls of each model, with the model `m`."""
     async with ForeignMesh(tmp_path_factory.mktemp("calls"), etcd_server, *RULES, edge=request.param) as it:
         await it.register("m", now=True)
         yield it
 
 
 def method(it, name: str, shape: str):
-    """Returns a method of the predictor for a client, of the shape that `grpc.aio` calls it by."""
+    """Returns a method of the predictor for a client. `shape` is grpc.aio's name of its kind, such as `unary_unary`."""
     return getattr(it.mesh.channel(), shape)(
         f"/{SERVICE}/{name}",
         request_serializer=PredictRequest.SerializeToString,
@@ -49,14 +50,14 @@ def text_of(response) -> str:
 
 
 async def test_an_id_is_put_into_an_embedded_message(it):
-    """The path of a method may lead into embedded messages, which are made where the client sent none."""
+    """A method's rule may place the id in an embedded message, which is created if the client sent none."""
     assert (await it.ask("m")).inner_model_name == "m"
     response = await it.ask("m", inner={"model_name": "of the client", "note": "n"}, model_name="untouched")
     assert (response.inner_model_name, response.model_name) == ("m", "untouched")
 
 
 async def test_a_method_that_is_not_listed_passes_unchanged_if_any_is_allowed(it):
-    """With `allowAnyMethod`, methods that the server does not list reach it; its management never does."""
+    """With `allowAnyMethod`, methods that the server does not list reach it, except those of its management API."""
     other = it.mesh.channel().unary_unary("/example.Unlisted/method")
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
         await other(b"", metadata=M, timeout=20)
@@ -69,7 +70,7 @@ async def test_a_method_that_is_not_listed_passes_unchanged_if_any_is_allowed(it
 
 
 async def test_a_model_gets_no_more_calls_at_once_than_its_server_allows(it):
-    """Calls beyond the limit of a copy wait in the relay, and all are answered."""
+    """Calls beyond a copy's limit wait in the relay, and all are answered."""
     calls = [it.predict(PredictRequest(text="sleep 0.2"), metadata=M, timeout=30) for _ in range(7)]
     assert [text_of(response) for response in await asyncio.gather(*calls)] == ["sleep 0.2"] * 7
     told = [int(dict(await call.trailing_metadata())["example-most"]) for call in calls]
@@ -77,7 +78,7 @@ async def test_a_model_gets_no_more_calls_at_once_than_its_server_allows(it):
 
 
 async def test_a_server_stream_arrives_message_by_message(it):
-    """A reply of several messages keeps its order, and its first message does not wait for a later one."""
+    """A reply of several messages keeps their order, and the first message does not wait for later ones."""
     each = method(it, "predictEach", "unary_stream")
     texts = [str(number) for number in range(300)]
     call = each(PredictRequest(texts=texts), metadata=M, timeout=30)
@@ -90,7 +91,7 @@ async def test_a_server_stream_arrives_message_by_message(it):
 
 
 async def test_a_client_stream_is_read_to_its_end(it):
-    """A request of several messages is half-closed at the server when the client ends it."""
+    """The server sees the end of a request of several messages when the client half-closes it."""
     call = method(it, "predictAll", "stream_unary")(metadata=M, timeout=30)
     for number in range(50):
         await call.write(PredictRequest(text=str(number)))
@@ -99,8 +100,8 @@ async def test_a_client_stream_is_read_to_its_end(it):
 
 
 async def test_both_sides_converse_in_step(it):
-    """In a stream both ways each message is answered before the next one is sent, every one with the id in it, and the
-    trailers come at the end."""
+    """In a bidirectional stream, each message is answered before the client sends the next one. Every message carries
+    the id, and the trailers come last."""
     call = method(it, "converse", "stream_stream")(metadata=M, timeout=30)
     for number in range(50):
         await call.write(PredictRequest(text=str(number), model_name="of the client"))
@@ -113,7 +114,7 @@ async def test_both_sides_converse_in_step(it):
 
 
 async def test_a_stream_that_fails_in_its_middle_says_why(it):
-    """The status, text and trailers of a stream that fails arrive after the messages before."""
+    """When a stream fails, the client gets the messages before the failure, then the status, text and trailers."""
     call = method(it, "converse", "stream_stream")(metadata=M, timeout=30)
     await call.write(PredictRequest(text="hello"))
     assert text_of(await call.read()) == "hello"
@@ -125,7 +126,7 @@ async def test_a_stream_that_fails_in_its_middle_says_why(it):
 
 
 async def test_a_stream_ends_at_the_server_when_its_client_goes(it):
-    """A client that cancels a stream, or whose deadline passes, is noticed by the server."""
+    """The server notices when a client cancels a stream or its deadline passes."""
     before = it.noted("cancelled m")
     call = method(it, "converse", "stream_stream")(metadata=M, timeout=30)
     await call.write(PredictRequest(text="hello"))
@@ -142,7 +143,7 @@ async def test_a_stream_ends_at_the_server_when_its_client_goes(it):
 
 
 async def test_a_stream_of_a_lost_model_is_answered_after_a_load(it):
-    """The first message of a stream to a model that the server has lost is sent again once the model is loaded."""
+    """When the server has lost a stream's model, the stream's first message is sent again once the model is loaded."""
     name = f"n{os.urandom(3).hex()}"
     await it.register(name)
     call = method(it, "converse", "stream_stream")(metadata=(("mm-model-id", name),), timeout=30)
@@ -152,7 +153,7 @@ async def test_a_stream_of_a_lost_model_is_answered_after_a_load(it):
 
 
 async def test_a_message_that_cannot_be_read_is_refused_and_not_sent(it):
-    """Bytes that are no message, or a number where the id belongs, never reach the server."""
+    """Bytes that are not a message, or that have a number in place of the id, never reach the server."""
     before = it.noted("predict m")
     raw = it.mesh.channel().unary_unary(f"/{SERVICE}/predict")
     for message in (b"\x1a\x05ab", b"\x18\x01"):
@@ -164,7 +165,7 @@ async def test_a_message_that_cannot_be_read_is_refused_and_not_sent(it):
 
 
 async def test_a_large_message_passes(it):
-    """A message of several megabytes passes in both directions, compressed by the client or not."""
+    """A message of several megabytes passes in both directions, with and without compression by the client."""
     channel = grpc.aio.insecure_channel(it.mesh.grpc_address(), options=(("grpc.max_receive_message_length", -1),))
     it.mesh.channels.append(channel)
     predict = channel.unary_unary(f"/{SERVICE}/predict", PredictRequest.SerializeToString, PredictResponse.FromString)

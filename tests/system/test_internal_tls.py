@@ -1,4 +1,4 @@
-"""Mutual TLS inside the mesh, with real processes: calls, cold starts, management, refused strangers, and a change of
+"""Mutual TLS inside the mesh, with real processes: calls, cold starts, management, unknown clients, and a change of the
 authority during calls."""
 
 import asyncio
@@ -27,7 +27,7 @@ PLAIN = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
 async def records(mesh: LocalMesh) -> list[PodRecord]:
-    """Returns what the pods have published."""
+    """Returns the records that the pods have published."""
     etcd = Etcd(mesh.etcd.settings)
     try:
         keys = Keys(mesh.base)
@@ -37,7 +37,7 @@ async def records(mesh: LocalMesh) -> list[PodRecord]:
 
 
 async def why_no_call(address: str, identity: Identity | None) -> str:
-    """Returns the error of a call to a data port on a new connection, or an empty text if it was answered."""
+    """Returns the error of a call to a data port on a new connection, or an empty text if the call was answered."""
     pool = Pool(address, identity=identity, connect_timeout=5)
     try:
         await pool.call(b"/inference.GRPCInferenceService/ServerLive", (), b"\0\0\0\0\0", timeout=10)
@@ -49,7 +49,8 @@ async def why_no_call(address: str, identity: Identity | None) -> str:
 
 
 async def why_no_answer(address: str, identity: Identity | None) -> str:
-    """Returns the error of a call to a control port, which demands more than TLS, on a new connection."""
+    """Returns the error of a call to a control port on a new connection, or an empty text if TLS succeeded and only the
+    token was missing."""
     async with rpc.channel(address, PLAIN, identity) as channel:
         try:
             await agent_pb2_grpc.AgentStub(channel).Describe(agent_pb2.DescribeRequest(), timeout=10)
@@ -71,9 +72,9 @@ def authority() -> Authority:
 
 
 async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
-    """With certificates of `mesh certificates` registration, a cold start, calls by gRPC and REST and an explanation
-    from the pods work over TLS. Clients without TLS, without a certificate or of another authority reach neither port
-    of a pod."""
+    """With certificates from `mesh certificates`, registration, a cold start, calls over gRPC and REST and an
+    explanation from the pods work over TLS. Clients without TLS, without a certificate or with one of another authority
+    reach neither port of a pod."""
     folder = tmp_path / "tls"
     argv = [sys.executable, "-m", "mesh", "certificates", "--dir", str(folder)]
     made = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
@@ -110,8 +111,8 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
 
 
 async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
-    """An authority changes in three steps of `mesh certificates`, each taken by every process while calls and loads
-    continue: none fails. In the end the old authority grants no access."""
+    """An authority is replaced in three steps of `mesh certificates`, each taken by every process. No call or load
+    fails meanwhile. In the end the old authority's certificates are refused."""
     folders = {name: Mounted.of(tmp_path / name, authority) for name in ("router", "runtime")}
     new = Authority("new")
     async with a_mesh(
@@ -178,8 +179,7 @@ async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
 
 
 async def test_files_that_do_not_work_end_the_start(a_mesh, tmp_path, authority):
-    """Certificate files that do not work, or a missing folder, end the start of either kind of process with the
-    reason."""
+    """Invalid certificate files or a missing folder stop a router or a pod at its start, with the reason."""
     folder = Mounted.of(tmp_path / "tls", authority, trust=Authority("other").pem)
     mesh = a_mesh(pods=1, router_options=["--internal-tls", str(folder.path)], runtime_options=["--internal-tls", "no"])
     for program, words in ((mesh.routers[0], "signed by"), (mesh.pods[0], "no/ca.crt")):

@@ -1,4 +1,4 @@
-"""One prefix in etcd for one mesh: a second one with another id does not start, and names the owner."""
+"""One prefix in etcd for one mesh: a mesh with another id does not start on it, and its error names the owner."""
 
 import asyncio
 import sys
@@ -11,8 +11,7 @@ from tests.support.waiting import until
 
 
 async def test_the_first_one_has_it(etcd, keys):
-    """All processes of the first mesh own the prefix, and another mesh gets an error with both names and the way
-    out."""
+    """All processes of the first mesh share its prefix. Another mesh gets an error with both names and the way out."""
     await asyncio.gather(*(owner.claim(etcd, keys, "ns-one/mesh") for _ in range(5)))
     with pytest.raises(owner.OwnedByAnother) as error:
         await owner.claim(etcd, keys, "ns-two/mesh")
@@ -26,7 +25,7 @@ async def test_the_first_one_has_it(etcd, keys):
     [(b"{", "cannot be read"), (b"[]", "cannot be read"), (b'{"install":"a","schema":99}', "version 99")],
 )
 async def test_what_is_not_understood_is_left_alone(etcd, keys, value, says):
-    """An owner's record that is not understood is left alone, because a mesh of a later version may have written it."""
+    """An owner's record that cannot be read is left unchanged, because a later version of Mesh may have written it."""
     await etcd.put(keys.owner, value)
     with pytest.raises(owner.OwnedByAnother, match=says):
         await owner.claim(etcd, keys, "a")

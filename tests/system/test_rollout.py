@@ -1,8 +1,8 @@
 """Pods that are replaced under traffic, with models whose loads take a while, unnoticed by callers
 (`tests.support.twin`).
 
-A copy must be loaded elsewhere before it is evicted. Whether it was shows in the waiting of callers: the router counts
-a call that finds no copy as a cold start, whatever its outcome.
+A copy must be loaded elsewhere before it is evicted. If it is not, a caller has to wait, and the router counts a cold
+start, whatever the outcome of the call.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ VALUES = {f"m{number}": float(number) for number in range(9)}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory, etcd_server):
-    """Three pods, each with room for all models, which have been called."""
+    """Three pods, each with room for all models. All models have been called."""
     folder = tmp_path_factory.mktemp("rollout")
     options = ["--drain-timeout", "30", "--load-concurrency", "3"]
     async with LocalMesh(
@@ -40,7 +40,7 @@ async def mesh(tmp_path_factory, etcd_server):
 
 
 class Traffic:
-    """Calls of all models, one after the other; each answer is checked, and no call may have waited for a load."""
+    """Sequential calls of all models. Each answer is checked, and no call may have waited for a load."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self.rounds = 0
@@ -72,7 +72,7 @@ class Traffic:
             self.rounds += 1
 
     async def some(self) -> None:
-        """Waits until all models have been called a few times more."""
+        """Waits until every model has been called a few more times."""
         end = self.rounds + 3
         await until(lambda: self.rounds >= end, timeout=30, why="traffic goes on")
 
@@ -95,8 +95,7 @@ async def holders(mesh: LocalMesh) -> dict[str, list[str]]:
 
 
 async def test_a_rolling_restart_is_not_noticed(mesh):
-    """A rolling restart, in which one pod after the other ends and returns as another once it is gone, is not noticed
-    by callers."""
+    """Callers do not notice a rolling restart, in which each pod ends before its replacement starts."""
     async with Traffic(mesh) as traffic:
         for pod in mesh.pods:
             pod.signal(signal.SIGTERM)
@@ -113,8 +112,8 @@ async def test_a_rolling_restart_is_not_noticed(mesh):
 
 
 async def test_several_pods_that_leave_at_once_are_not_noticed(mesh):
-    """Callers do not notice several pods leaving at once: all models move to the pod that stays, none of them through
-    another that leaves."""
+    """Callers do not notice several pods leaving at once: all models move straight to the pod that stays, none of them
+    to another leaving pod."""
     async with Traffic(mesh) as traffic:
         for pod in mesh.pods[:2]:
             pod.signal(signal.SIGTERM)

@@ -24,20 +24,20 @@ FEATURES = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """A mesh behind each edge in turn: everything that a client sees is the same."""
+    """A mesh behind Envoy, then behind grpc.aio, because clients must see the same behind both."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, edge=request.param) as mesh:
         yield mesh
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def two_routers(tmp_path_factory, etcd_server):
-    """A mesh of two routers, where whatever one has accepted must be true at the other."""
+    """A mesh of two routers: what one router has acknowledged must hold at the other."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, routers=2) as mesh:
         yield mesh
 
 
 async def test_a_model_is_served_over_every_way_in(mesh):
-    """gRPC raw and typed, REST JSON and REST binary give one answer, through either edge."""
+    """Raw and typed gRPC, REST JSON and REST binary give the same answer, through either edge."""
     status = await mesh.register("plus", models.constant(7.0))
     assert status.status == modelmesh_pb2.ModelStatusInfo.NOT_LOADED
     client = Client(mesh.channel())
@@ -124,8 +124,8 @@ async def test_a_registration_is_callable_through_any_router_at_once(two_routers
 
 
 async def test_the_least_recently_used_goes_and_comes_back(a_mesh):
-    """One pod with room for a few models serves many, evicting the least recently used, and each answer is the model's
-    own."""
+    """One pod with room for a few models serves many by evicting the least recently used one. Each answer comes from
+    the called model."""
     big = [models.weights(number, mebibytes=4) for number in range(8)]
     async with a_mesh(pods=1, capacity="24MiB") as mesh:
         for number, content in enumerate(big):
@@ -143,7 +143,7 @@ async def test_the_least_recently_used_goes_and_comes_back(a_mesh):
 
 
 async def test_management_over_grpc(mesh):
-    """The four calls of the predecessor's management API work, with its texts."""
+    """The four calls of the predecessor's management API work, with the predecessor's texts."""
     stub = mesh.management()
     path = mesh.write("a.onnx", models.constant(1.0))
     info = modelmesh_pb2.ModelInfo(type="onnx", path=f"file://{path}")
@@ -173,8 +173,8 @@ async def test_management_over_grpc(mesh):
 
 
 async def test_bulk_registration_and_paged_listing(two_routers):
-    """A bulk registration of thousands names the bad lines and registers the good ones, which are listed page by
-    page."""
+    """A bulk registration of thousands of lines registers the good ones and names the bad ones. The models are then
+    listed page by page."""
     mesh = two_routers
     path = mesh.write("one.onnx", models.constant(3.0))
     lines = [
@@ -197,8 +197,8 @@ async def test_bulk_registration_and_paged_listing(two_routers):
 
 
 async def test_a_hundred_callers_of_two_routers_load_a_cold_model_once(a_mesh):
-    """A hundred callers of two routers load a cold model once in a full mesh, and no more room is taken than one load
-    needs."""
+    """When a hundred callers of two routers call a cold model in a full mesh, it is loaded once, and room is made for
+    one load only."""
     async with a_mesh(pods=3, routers=2, capacity="24MiB") as mesh:
         fillers = [f"filler-{number}" for number in range(12)]
         for number, name in enumerate(fillers):
@@ -224,8 +224,8 @@ async def test_a_hundred_callers_of_two_routers_load_a_cold_model_once(a_mesh):
 
 
 async def test_an_id_registered_anew_never_answers_from_its_former_life(two_routers):
-    """An id that is unregistered and registered with another file, under traffic through two routers, never answers
-    from its former registration."""
+    """An id that is unregistered and registered again with another file, under traffic through two routers, never
+    answers from its former registration."""
     mesh = two_routers
     clients = [Client(mesh.channel(0)), Client(mesh.channel(1))]
     wrong: list[tuple[float, float]] = []
@@ -260,8 +260,8 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(two_rout
 
 
 async def test_an_id_in_metadata_wins_over_nothing_and_internal_headers_are_stripped(mesh):
-    """The id in the message names the model, and internal headers are stripped: a client can neither address a copy nor
-    see the mesh's own metadata, and a call without any id is refused."""
+    """The id in the message names the model, and internal headers are removed: a client can neither address a copy nor
+    see the mesh's own metadata. A call without an id is refused."""
     await mesh.register("plain", models.constant(2.0))
     infer = mesh.channel().unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",

@@ -1,4 +1,4 @@
-"""A mesh with room for a third of its models, under traffic, while pods die, come and leave and the rules change."""
+"""A mesh with room for a third of its models, under traffic, while pods die, join and leave, and constraints change."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ ALLOWED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
 
 
 class Skewed:
-    """Calls of all models, the lower numbers far more often, each answer checked."""
+    """Calls of all models, with low numbers called far more often; each answer is checked."""
 
     def __init__(self, mesh) -> None:
         self.calls = 0
@@ -57,15 +57,15 @@ class Skewed:
             await asyncio.sleep(PAUSE)  # a third of the calls load a model and leave no turn to others
 
     async def some(self, count: int) -> None:
-        """Waits for so many more answers."""
+        """Waits for that many more answers."""
         end = self.calls + count
         await until(lambda: self.calls >= end, timeout=90, why=f"{count} calls")
 
 
 @pytest.mark.timeout(240)
 async def test_it_settles(a_mesh):
-    """The mesh settles: no answer is wrong, no error is of a kind not allowed, copies end where they may be, and
-    `explain` says where they are."""
+    """After the changes the mesh settles. No answer is wrong, no call fails with an unexpected kind of error, copies
+    are only on pods that may hold them, and `explain` says where they are."""
     labels = {"pod-1": "old", "pod-2": "new", "pod-3": "old", "pod-4": "new"}
     options = ["--drain-timeout", "25"]
     async with a_mesh(pods=3, capacity=CAPACITY, labels=labels, runtime_options=options, log_level="info") as mesh:

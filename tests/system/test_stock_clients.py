@@ -1,7 +1,7 @@
-"""Stock V2 clients, unchanged and each in a process of its own, against the one port.
+"""Unmodified V2 clients, each in a separate process, against the router's one port.
 
-In one process they would clash with each other: tritonclient and the kserve SDK both put `inference.*` messages into
-protobuf's default pool.
+They cannot share a process, because tritonclient and the kserve SDK both put `inference.*` messages into protobuf's
+default pool.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ async def mesh(a_mesh, edge):
 
 
 async def test_stock_clients(mesh):
-    """Each of the stock clients checks health, reads metadata and infers, at the same time as the others."""
+    """Each of the stock clients checks health, reads metadata and infers, concurrently with the others."""
 
     async def run(name: str, source: str) -> None:
         argv = [sys.executable, "-c", source, mesh.grpc_address(), mesh.rest_url().removeprefix("http://")]

@@ -1,4 +1,5 @@
-"""Models in stores, through a whole mesh: from a secret and a path to an answer, and what a user is told on the way."""
+"""Models in stores, through a complete mesh: from a secret and a path to an answer, including what a user sees on the
+way."""
 
 import hashlib
 import json
@@ -43,8 +44,8 @@ async def pod_of(mesh: LocalMesh) -> dict:
 
 
 async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, bucket):
-    """A model folder with a schema is loaded from S3 by the predecessor's `modelPath` and `modelKey`; the same file by
-    URI is not fetched again, nor after an eviction, and errors have the URI and the way out."""
+    """A model folder with a schema is loaded from S3 by the predecessor's `modelPath` and `modelKey`. The same file
+    named by its URI is not fetched again, even after an eviction. Errors have the URI and the way out."""
     name, secret = bucket
     content = models.constant(4.0)
     await moto.put(name, {"fraud/de/model.onnx": content, "fraud/de/_schema.json": b"{}"})
@@ -77,8 +78,8 @@ async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, 
 
 
 async def test_a_digest_that_the_registration_names(a_mesh):
-    """The digest in a registration is shown in the status and checked at the load; the error for a wrong one names both
-    digests."""
+    """The digest in a registration is shown in the status and checked at each load. The error for a wrong digest names
+    both digests."""
     async with a_mesh(pods=1) as mesh:
         content = models.constant(7.0)
         path = mesh.write("seven.onnx", content).as_uri()
@@ -123,8 +124,8 @@ async def test_a_pull_shows_how_far_it_is(a_mesh, moto, bucket):
 
 
 async def test_the_next_load_finds_files_and_optimised_form_on_disk(a_mesh):
-    """A slow model's optimised form is made in the background; after an eviction the next load uses it and answers the
-    same, and the routers know what a pod has on disk."""
+    """A slow model's optimised form is made in the background. After an eviction, the next load uses that form and
+    gives the same answers, and the routers know which files a pod has on disk."""
     async with a_mesh(pods=1) as mesh:
         client = Client(mesh.channel())
         path = mesh.write("intricate.onnx", models.intricate(6.0))

@@ -1,4 +1,4 @@
-"""TLS for clients, with real processes: REST, gRPC and the command line, mutual TLS, and a certificate that changes."""
+"""TLS for clients, with real processes: REST, gRPC and the command line, mutual TLS, and a changed certificate."""
 
 import asyncio
 import http.client
@@ -33,8 +33,8 @@ def command_line(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_mesh, tmp_path):
-    """Existing connections continue when the certificate changes, new ones see the new certificate, and calls without
-    TLS are not answered."""
+    """Existing connections continue when the certificate changes, new connections get the new certificate, and calls
+    without TLS are not answered."""
     folder = tmp_path / "tls"
     folder.mkdir()
     authority, server = certificate("127.0.0.1")
@@ -101,7 +101,7 @@ async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_me
 
 
 async def test_clients_show_who_they_are(a_mesh, tmp_path):
-    """With an authority for clients, only clients with a certificate that it has signed are answered."""
+    """With an authority for clients, only clients with a certificate signed by it are answered."""
     authority, both = certificate("127.0.0.1")
     put(tmp_path / "ca.crt", authority)
     put(tmp_path / "both.pem", both)
@@ -120,8 +120,8 @@ async def test_clients_show_who_they_are(a_mesh, tmp_path):
 
 
 async def test_clients_may_show_who_they_are(a_mesh, tmp_path):
-    """With optional client certificates, clients without one are answered, and clients with one of another authority
-    are not."""
+    """When client certificates are optional, clients without one are answered, and clients with a certificate of
+    another authority are not."""
     authority, both = certificate("127.0.0.1")
     _, strange = certificate("127.0.0.1")
     put(tmp_path / "ca.crt", authority)
@@ -143,7 +143,7 @@ async def test_clients_may_show_who_they_are(a_mesh, tmp_path):
 
 
 async def test_options_that_do_not_go_together_are_refused(tmp_path):
-    """TLS options that contradict each other are refused before anything starts; the text names the option."""
+    """TLS options that contradict each other are refused before anything starts, and the error names the option."""
     pem = str(tmp_path / "tls.pem")
     cases = (
         (["--tls-client-auth", "require"], "--tls-client-ca"),
@@ -158,7 +158,8 @@ async def test_options_that_do_not_go_together_are_refused(tmp_path):
 
 
 async def test_a_certificate_that_cannot_work_is_told_at_the_start(a_mesh, tmp_path):
-    """A certificate that cannot work ends the start with the file's name; the router does not wait for a better one."""
+    """An unusable certificate stops the router at its start with the file's name; the router does not wait for a better
+    one."""
     (tmp_path / "tls.crt").write_text("no certificate")
     argv = [sys.executable, "-m", "router", "--listen", "127.0.0.1:0", "--probe", "127.0.0.1:0"]
     argv += ["--etcd", a_mesh(pods=0).etcd.endpoint, "--base", "test/tls"]

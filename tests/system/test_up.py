@@ -1,4 +1,4 @@
-"""`mesh up` as a user runs it: it serves, says how to try it, keeps its state, and leaves nothing behind."""
+"""`mesh up` as a user runs it: it serves, shows commands to try, keeps its state, and leaves nothing behind."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ class Up:
         return self.log.read_text(errors="replace")
 
     async def ready(self) -> "Up":
-        """Waits for the lines to try."""
+        """Waits until the commands to try are printed."""
 
         def shown() -> bool:
             assert self.process.poll() is None, f"mesh up ended:\n{self.text()}"
@@ -50,7 +50,7 @@ class Up:
         return self
 
     def descendants(self) -> list[int]:
-        """Returns every process below it."""
+        """Returns every process below the process of `mesh up`."""
         found, todo = [], [self.process.pid]
         while todo:
             below = children(todo.pop())
@@ -59,7 +59,7 @@ class Up:
         return found
 
     async def end(self, number: int) -> int:
-        """Sends a signal, and waits until the process and everything below it have ended."""
+        """Sends a signal, and waits until `mesh up` and every process below it have ended."""
         below = self.descendants()
         assert len(below) >= 7, [command(pid) for pid in below]  # etcd, 2 x (agent, server), router, worker(s), Envoy
         self.process.send_signal(number)
@@ -84,9 +84,9 @@ class Up:
 
 @pytest.mark.timeout(240)
 async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
-    """`mesh up` survives the user's session: start, try the printed line, `kill -9`, start again on the same data, stop
-    most of it, Ctrl-C. It runs in the folder of a project whose modules have the names of ours and end any process that
-    imports them."""
+    """`mesh up` survives a user's session: start, run the printed command, `kill -9`, start again on the same data,
+    stop most processes, Ctrl-C. It runs in the folder of a project whose modules have the same names as Mesh's and exit
+    when imported."""
     for name in ("router", "placement", "puller", "mesh", "proto"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
     up = await Up(tmp_path).ready()

@@ -1,8 +1,8 @@
-"""Random calls of the vmodel API by many callers, through two routers, of which the leading one dies again and again.
+"""Random calls of the vmodel API by many callers through two routers, while the leading router is killed repeatedly.
 
-Twenty callers own one vmodel each, and move it among three models that all of them share. A model of the API, a few
-lines for each call, says what every reply may be, and what must be in etcd at the end: records, targets, and reference
-counts. `make test-vmodels` makes 10,000 calls; `make test` makes fewer.
+Twenty callers own one vmodel each, and move it among three models that all of them share. A reference model of the API,
+a few lines per call, says which replies are possible, and which records, targets and reference counts etcd must have at
+the end. `make test-vmodels` makes 10,000 calls; `make test` makes fewer.
 """
 
 import asyncio
@@ -35,18 +35,18 @@ UNKNOWN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCo
 
 @dataclass(frozen=True)
 class Expected:
-    """A vmodel as its calls so far say."""
+    """The state that a vmodel must have after the calls so far."""
 
     target: str
     owner: str = ""
 
 
 class Wrong(AssertionError):
-    """A reply, or a state, that the model of the API excludes."""
+    """A reply or a state that the reference model excludes."""
 
 
 class World:
-    """The mesh, and the shared models."""
+    """The mesh and the shared models."""
 
     def __init__(self, mesh: LocalMesh, rng: random.Random) -> None:
         self.mesh, self.rng = mesh, rng
@@ -62,13 +62,13 @@ class World:
         self.deaths = 0
 
     def stub(self) -> modelmesh_pb2_grpc.ModelMeshStub:
-        """Returns the service of one of the routers that run."""
+        """Returns the management service of one of the running routers."""
         pairs = zip(self.stubs, self.mesh.routers, strict=True)
         return self.rng.choice([stub for stub, router in pairs if router not in self.down])
 
 
 class Caller:
-    """The owner of one vmodel: its calls follow each other, so that each reply can be predicted."""
+    """The owner of one vmodel. Its calls are sequential, so that each reply can be predicted."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
@@ -110,7 +110,7 @@ class Caller:
         self._seen(reply)
 
     def _after_set(self, request: pb.SetVModelRequest) -> Expected | grpc.StatusCode:
-        """Returns the state after a request, or its error, if the target exists."""
+        """Returns the expected state after a request whose target exists, or the expected error."""
         before, target = self.expected, request.targetModelId
         if request.expectedTargetModelId:
             if before is None and request.expectedTargetModelId != target:
@@ -157,7 +157,7 @@ class Caller:
         await self._settle({self.expected}, once=True)
 
     async def _unregister(self) -> None:
-        """Tries to unregister a model: refused for one that this vmodel, at least, names."""
+        """Tries to unregister a model, which is refused if this vmodel names the model."""
         model = self.world.rng.choice(TARGETS)
         try:
             await self.world.stub().unregisterModel(pb.UnregisterModelRequest(modelId=model), timeout=40)
@@ -170,7 +170,7 @@ class Caller:
                 raise Wrong(f"{model} was unregistered, but {self.name} names it")
 
     async def _settle(self, possible: set[Expected | None], *, once: bool = False) -> None:
-        """Reads the vmodel, and goes on with what it is, which must be one of `possible`."""
+        """Reads the vmodel and adopts its state, which must be one of `possible`."""
         self.world.unknown += not once
         deadline = time.monotonic() + 60
         while True:
@@ -201,7 +201,7 @@ class Caller:
 
 
 async def kill_leaders(world: World, etcd: Etcd, done: asyncio.Event) -> None:
-    """Kills the leading router and starts it again; then the next one, once it leads."""
+    """Kills the leading router and starts it again, then does the same to each next leader."""
     killed = 0  # revision at which the last victim became the leader
     while not done.is_set():
         leader = await etcd.get(world.keys.leader)
@@ -220,7 +220,8 @@ async def kill_leaders(world: World, etcd: Etcd, done: asyncio.Event) -> None:
 
 
 async def settled(world: World, etcd: Etcd, callers: list[Caller]) -> None:
-    """Waits until the mesh is as the callers' models say; raises what is wrong if that takes too long."""
+    """Waits until etcd agrees with what the callers expect. Raises Wrong with the differences if that takes too
+    long."""
     wrong: list[str] = []
 
     async def judged() -> bool:
@@ -234,7 +235,7 @@ async def settled(world: World, etcd: Etcd, callers: list[Caller]) -> None:
 
 
 async def judge(world: World, etcd: Etcd, callers: list[Caller]) -> list[str]:
-    """Returns what in etcd is not as it must be."""
+    """Returns the differences between etcd and what the callers expect."""
     wrong = []
     prefix = world.keys.vmodels
     records = {kv.key[len(prefix) :].decode(): vmodels.decode(kv.value) async for kv in etcd.scan(prefix)}
@@ -267,8 +268,8 @@ async def judge(world: World, etcd: Etcd, callers: list[Caller]) -> list[str]:
 
 @pytest.mark.timeout(1200)
 async def test_random_calls_leave_what_a_model_of_the_api_says(tmp_path, own_etcd, pytestconfig):
-    """Random calls of 20 callers through two routers, while the leader dies again and again, are answered as a
-    reference implementation of the API predicts. Records, targets and reference counts agree with it too."""
+    """Random calls of 20 callers through two routers, while the leader is killed repeatedly, are answered as a
+    reference model of the API predicts. Records, targets and reference counts agree with it too."""
     calls = pytestconfig.getoption("--vmodel-calls", 800)
     seed = pytestconfig.getoption("--vmodel-seed", None) or random.randrange(1 << 32)
     async with LocalMesh(

@@ -1,8 +1,9 @@
-"""Moves of vmodels under constant traffic: no call fails, whatever is moved to and from.
+"""Moves of vmodels under constant traffic: no call fails, wherever a vmodel moves.
 
-A vmodel moves through versions as `mesh register --version` makes them, each a file of its own whose model is deleted
-when it is too old; some are rolled back, some cannot be loaded, some are changed in the middle. Callers call it without
-a pause through two routers. `make test-vmodels` makes 200 moves, `make test` fewer.
+A vmodel moves through versions as `mesh register --version` makes them. Each version has its own file, and its model is
+deleted once it is too old. Some versions are rolled back, some cannot be loaded, and some are replaced before they
+serve. Callers call the vmodel without a pause through two routers. `make test-vmodels` makes 200 moves, `make test`
+fewer.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ CALLERS = 4
 
 
 class Traffic:
-    """Callers that call one vmodel until they are stopped, and keep what they were answered."""
+    """Callers that call one vmodel until they are stopped, and record the answers."""
 
     def __init__(self, mesh: LocalMesh, name: str) -> None:
         self._name = name
@@ -49,7 +50,7 @@ class Traffic:
 
 
 class Versions:
-    """The versions of one alias over REST, numbered from 1; each model answers its number."""
+    """The versions of one alias over REST, numbered from 1. Each version's model answers its number."""
 
     def __init__(self, mesh: LocalMesh, name: str, rng: random.Random) -> None:
         self._mesh, self._name, self._rng = mesh, name, rng
@@ -80,7 +81,7 @@ class Versions:
         await self.release(load="0.2s")
 
     async def release_bad(self) -> None:
-        """Tries to move to a version that cannot be loaded, and goes back to the one that serves."""
+        """Tries to move to a version that cannot be loaded, and goes back to the one that served before."""
         self._number += 1
         self._bad.add(self._number)
         found = await self._put(version=str(self._number), model=self._model(self._number, fail="bad"), sync=True)
@@ -89,13 +90,14 @@ class Versions:
         await self.back(to=self.active)
 
     async def release_two(self) -> None:
-        """Moves to a version, and to the next one before the first serves."""
+        """Starts a move to a version, and moves to the next one before the first serves."""
         self._number += 1
         await self._put(version=str(self._number), model=self._model(self._number, load="0.3s"))
         await self.release()
 
     async def back(self, to: int = 0) -> None:
-        """Goes back to a version, or to the one before, if there is one and it can be loaded."""
+        """Rolls back to version `to`, or to the previous one if there is one. If the previous one cannot be loaded,
+        returns to the active one."""
         body: dict[str, object] = {"sync": True, "wait": 60} | ({"version": str(to)} if to else {})
         reply = await self._mesh.rest("POST", f"/mesh/v1/aliases/{self._name}/rollback", body)
         if reply.status == 412 and not to:
@@ -108,15 +110,15 @@ class Versions:
             self.active = int(reply.json["version"])
 
     async def move(self) -> None:
-        """Makes one of these moves, at random."""
+        """Makes a random kind of move."""
         kinds = (self.release, self.release, self.release_slow, self.release_bad, self.release_two, self.back)
         await self._rng.choice(kinds)()
 
 
 @pytest.mark.timeout(1200)
 async def test_no_call_fails_while_a_vmodel_moves(tmp_path, etcd_server, pytestconfig):
-    """No call of four callers fails during many moves of the vmodel that they call: releases, rollbacks, versions that
-    cannot be loaded, and moves that are overtaken by the next one."""
+    """No call of four callers fails while the vmodel that they call moves many times: releases, rollbacks, versions
+    that cannot be loaded, and moves that the next one overtakes."""
     moves = pytestconfig.getoption("--vmodel-moves", 24)
     seed = pytestconfig.getoption("--vmodel-seed", None) or random.randrange(1 << 32)
     options = {"pods": 2, "routers": 2, "fake": True, "log_level": "info"}

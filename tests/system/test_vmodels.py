@@ -1,4 +1,4 @@
-"""The predecessor's own tests of virtual models (VModelsTest), with its client's calls, against a whole mesh."""
+"""The predecessor's own tests of virtual models (VModelsTest), with its client's calls, against a complete mesh."""
 
 import asyncio
 import json
@@ -24,13 +24,13 @@ DEFINED, TRANSITIONING = pb.VModelStatusInfo.DEFINED, pb.VModelStatusInfo.TRANSI
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """A mesh behind each edge, with one pod."""
+    """A mesh with one pod, behind each kind of edge in turn."""
     async with LocalMesh(tmp_path_factory.mktemp("vmodels"), etcd_server, pods=1, edge=request.param) as mesh:
         yield mesh
 
 
 async def test_a_move_that_the_predecessor_has_begun_is_ended(tmp_path, etcd_server):
-    """A mesh that starts on records of the predecessor, with a vmodel in the middle of a move, ends that move."""
+    """A mesh that starts on the predecessor's records, with a vmodel in the middle of a move, completes that move."""
     mesh = LocalMesh(tmp_path, etcd_server, pods=1)
     keys = Keys(mesh.base)
     async with Etcd(etcd_server.settings) as etcd:
@@ -54,7 +54,7 @@ async def test_a_move_that_the_predecessor_has_begun_is_ended(tmp_path, etcd_ser
 
 
 class Service:
-    """The predecessor's service, with short names for its calls."""
+    """The predecessor's management service, with short names for its calls."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self.mesh = mesh
@@ -98,14 +98,14 @@ class Service:
 
 
 async def refused(call) -> tuple[grpc.StatusCode, str]:
-    """Returns code and text of a call that fails."""
+    """Returns the status code and text of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     return error.value.code(), error.value.details()
 
 
 def without_copies(info: pb.VModelStatusInfo) -> pb.VModelStatusInfo:
-    """Returns a status without the copies of the target, which come and go while it is loaded."""
+    """Returns a status without the copies of the target, which change while the target is loaded."""
     copy = pb.VModelStatusInfo()
     copy.CopyFrom(info)
     del copy.targetModelStatus.modelCopyInfos[:]
@@ -113,8 +113,8 @@ def without_copies(info: pb.VModelStatusInfo) -> pb.VModelStatusInfo:
 
 
 async def test_the_life_of_a_vmodel(mesh):
-    """A vmodel is created on a registered model, moved with and without waiting, and deleted; models that were
-    registered for it go with it, others stay."""
+    """A vmodel is created on a registered model, moved with and without waiting, and deleted. Models that were
+    registered for the vmodel are deleted with it; others stay."""
     service = Service(mesh)
     await service.delete("no-such-vmodel")
     await service.register("first", 1.0)
@@ -176,7 +176,7 @@ async def test_the_life_of_a_vmodel(mesh):
 
 
 async def test_owners(mesh):
-    """A vmodel has no owner by default; requests may repeat or leave out a recorded one, but not name another."""
+    """A vmodel has no owner by default. Requests may repeat or omit a recorded owner, but not name another one."""
     service = Service(mesh)
     await service.register("owned", 1.0)
     assert (await service.set("free", "owned")).owner == ""
@@ -198,8 +198,8 @@ async def test_owners(mesh):
 
 
 async def test_a_target_that_cannot_be_loaded_leaves_calls_where_they_are(mesh):
-    """A move to a file that is no model fails with its reason, and calls stay with the active model; going back ends
-    the attempt."""
+    """A move to a file that is not a model fails with the reason, and calls still reach the active model. Going back
+    ends the failed move."""
     service = Service(mesh)
     await service.register("good", 1.0)
     await service.set("tried", "good")
@@ -216,7 +216,8 @@ async def test_a_target_that_cannot_be_loaded_leaves_calls_where_they_are(mesh):
 
 
 async def test_an_alias_over_rest(mesh):
-    """A version is registered, moved to once it is loaded, and left again; what is not known is refused by name."""
+    """Over REST, an alias moves to new versions once they are loaded, and back. Unknown versions and attributes are
+    named in the error."""
     for version in ("7", "8", "9"):
         path = mesh.write(f"rest/{version}.onnx", models.constant(float(version)))
         body = {"version": version, "model": {"type": "onnx", "path": path.as_uri()}, "sync": True}
@@ -240,7 +241,7 @@ async def test_an_alias_over_rest(mesh):
 
 
 async def test_a_client_that_leaves_does_not_end_the_move(mesh):
-    """A request that waits is cancelled; its move goes on."""
+    """When a client cancels a request that waits for a move, the move continues."""
     service = Service(mesh)
     await service.register("stays", 1.0)
     await service.register("comes", 2.0)
