@@ -123,10 +123,14 @@ async def outputs(call: Caller) -> None:
 
 
 async def versions(call: Caller) -> None:
-    assert list((await call.infer(model_version="3")).raw_output_contents) == [RAW]
-    for operation in ("", "/ready"):
-        await call.rest("GET", f"{ECHO}/versions/3{operation}")
-    await call.rest("POST", f"{ECHO}/versions/3/infer", {"inputs": [JSON]})
+    assert list((await call.infer(model_version="1")).raw_output_contents) == [RAW]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call.infer(model_version="3")
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+    for version, status in (("1", 200), ("3", 404)):
+        for operation in ("", "/ready"):
+            await call.rest("GET", f"{ECHO}/versions/{version}{operation}", status=status)
+        await call.rest("POST", f"{ECHO}/versions/{version}/infer", {"inputs": [JSON]}, status=status)
 
 
 async def parameters(call: Caller) -> None:

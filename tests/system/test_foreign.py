@@ -282,7 +282,7 @@ async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
         assert dict((await it.ask("good")).results) == {"good": "hello"}
         status = await loading
         assert status.status == modelmesh_pb2.ModelStatusInfo.LOADING_FAILED
-        assert "loading took longer than 1.5 s" in status.errors[0]
+        assert "the load took longer than 1.5 s" in status.errors[0]
         assert it.noted("unload endless") > 0
         assert it.noted("load good") == 1
 
