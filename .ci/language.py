@@ -97,7 +97,8 @@ class Finding:
 
 
 def files(paths: list[str]) -> list[Path]:
-    """Returns the files under version control, or only those under `paths`; without git, all files."""
+    """Returns the project's files, optionally only those below `paths`. Files that git ignores are left out if git
+    works here."""
     try:
         done = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "--", *paths],
@@ -122,7 +123,7 @@ def _walk() -> Iterator[str]:
 
 
 def check(path: Path, text: str) -> Iterator[Finding]:
-    """Yields the findings in one file."""
+    """Yields all findings in one file."""
     if path.suffix not in TEXT and path.name not in ("Makefile", "Containerfile"):
         return
     if not str(path).startswith(GENERATED_OR_FOREIGN):
@@ -134,7 +135,7 @@ def check(path: Path, text: str) -> Iterator[Finding]:
 
 
 def banned(path: Path, text: str) -> Iterator[Finding]:
-    """Yields the banned words; a phrase may continue on the next line."""
+    """Yields a finding for each banned word or phrase. A phrase may be wrapped over two lines."""
     lines = text.splitlines()
     for word, instead in BANNED.items():
         pattern = r"\b" + word.replace(" ", r"[\s#*]+") + r"\b"
@@ -145,7 +146,8 @@ def banned(path: Path, text: str) -> Iterator[Finding]:
 
 
 def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
-    """Yields docstrings with a wrong beginning. Those of tests are sentences of any form that stand alone."""
+    """Yields a finding for each docstring that begins wrongly. A test's docstring may be any sentence that stands
+    alone."""
     in_tests = path.parts[0] == "tests"
     if found := _first(tree):
         yield from _noun_phrase(path, 1, "a module", found)
@@ -171,7 +173,7 @@ def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
 
 
 def helps(path: Path, tree: ast.Module) -> Iterator[Finding]:
-    """Yields helps of options with a wrong beginning, and of numbers without a unit."""
+    """Yields a finding for each option help that begins wrongly, or that describes a number without naming its unit."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or _called(node) not in ("Option", "Argument", "_option", "_size"):
             continue
@@ -199,7 +201,7 @@ def _noun_phrase(path: Path, line: int, what: str, first: str) -> Iterator[Findi
 
 
 def _first(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
-    """Returns the first word of a docstring; None if there is none."""
+    """Returns the first word of a docstring, or None without a docstring."""
     text = ast.get_docstring(node)
     return _word(text) if text and text.strip() else None
 
@@ -218,7 +220,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _literal(node: ast.expr) -> str | None:
-    """Returns the text of a string in the source, with X in place of expressions; None for anything else."""
+    """Returns the text of a string in the source, with X for each expression in it, or None for anything else."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -228,7 +230,7 @@ def _literal(node: ast.expr) -> str | None:
 
 
 def main() -> int:
-    """Checks the paths on the command line; returns the exit status."""
+    """Checks the paths from the command line and returns the exit status."""
     found = [
         finding
         for path in files(sys.argv[1:])

@@ -29,7 +29,7 @@ def blocks(heading: str) -> list[str]:
 
 
 class Up:
-    """The first command, whose output is passed on."""
+    """The running `make up`, whose output is passed on."""
 
     def __init__(self, command: str) -> None:
         print(f"$ {command}", flush=True)
@@ -64,7 +64,7 @@ class Up:
 
 
 def main() -> None:
-    """Runs the README's commands. Exits with an error if anything is not as the README says."""
+    """Runs the README's commands, and exits with an error if one of them does not do what the README says."""
     first, second = blocks("Two commands")
     if second.strip() != "make test":
         sys.exit("the README's second command is not `make test`, which .ci/run runs")

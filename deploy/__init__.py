@@ -1,1 +1,2 @@
-"""Deployment of Mesh: the image, and a Kubernetes on this machine for tests. Not part of an installation."""
+"""Tools to build Mesh's image, and to run a Kubernetes on this machine for tests. They are not part of an
+installation."""

@@ -1,8 +1,8 @@
-"""A real one-node Kubernetes on this machine, for tests: control plane, kubelet, containerd, names, Pod Security.
+"""A real one-node Kubernetes on this machine, for tests: control plane, kubelet, containerd, DNS and Pod Security.
 
-`make cluster` builds and starts it, `make cluster-down` leaves the machine as it was. It is made only from Go modules
-and Debian packages and pulls no image, so it works without access to a container registry. Its addresses only lead to
-this machine, and its pods' traffic to anywhere else is refused.
+`make cluster` builds and starts the cluster; `make cluster-down` stops it and leaves the machine as it was. The cluster
+is built only from Go modules and Debian packages, so it needs no container registry. Its addresses are reachable only
+from this machine, and its pods cannot reach anything outside it.
 
 Where to find what:
 
@@ -11,5 +11,6 @@ Where to find what:
 - `identity`: certificates and kubeconfigs; `network`: bridge, routes, iptables; `parts`: the processes; `node`:
   leftovers of containers; `lifecycle`: up and down, in order.
 
-It needs only the standard library, since it runs before anything is installed. It does not enforce NetworkPolicies.
+This package needs only the standard library, since it runs before anything is installed. The cluster does not enforce
+NetworkPolicies.
 """

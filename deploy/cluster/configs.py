@@ -13,7 +13,7 @@ _ADMIN = str(layout.KUBECONFIG)
 
 
 def etcd() -> list[str]:
-    """Starts the control plane's store. Its data need not reach the disk, as nothing in it outlives the cluster."""
+    """Returns etcd's command line. etcd does not sync to disk, because none of its data outlives the cluster."""
     client, peer = (f"http://127.0.0.1:{layout.ETCD_PORT + step}" for step in (0, 1))
     return [
         str(layout.BIN / "etcd"),
@@ -29,7 +29,7 @@ def etcd() -> list[str]:
 
 
 def apiserver() -> list[str]:
-    """Starts the API, on the node's address only."""
+    """Returns the API server's command line. It listens only on the node's address."""
     pki = layout.PKI
     return [
         _KUBE,
@@ -57,7 +57,8 @@ def apiserver() -> list[str]:
 
 
 def manager() -> list[str]:
-    """Starts the controllers. `--secure-port=0`: nothing connects to them, and other programs may use their ports."""
+    """Returns the controllers' command line. `--secure-port=0`: nothing connects to them, and others may use their
+    ports."""
     pki = layout.PKI
     return [
         _KUBE,
@@ -73,7 +74,7 @@ def manager() -> list[str]:
 
 
 def scheduler() -> list[str]:
-    """Starts the scheduler."""
+    """Returns the scheduler's command line."""
     return [_KUBE, "scheduler", *_as_admin()]
 
 
@@ -88,14 +89,15 @@ def _as_admin() -> list[str]:
 
 
 def containerd() -> list[str]:
-    """Starts the container runtime, separate from one that the machine may have."""
+    """Returns the command line of the cluster's own containerd, which does not affect one that the machine may run."""
     return ["containerd", "--config", str(layout.CONTAINERD / "config.toml")]
 
 
 def containerd_file(plugins: Path) -> str:
-    """Returns the container runtime's configuration; `plugins` is the folder of the network plugins.
+    """Returns containerd's configuration; `plugins` is the folder of the network plugins.
 
-    restrict_oom_score_adj: without CAP_SYS_RESOURCE, as in many containers, runc may not lower a score, and fails.
+    `restrict_oom_score_adj` is set because many containers lack CAP_SYS_RESOURCE, and runc fails if it may not lower a
+    score.
     """
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     return f"""version = 2
@@ -116,7 +118,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 
 def pod_network() -> dict[str, Any]:
-    """Describes the pods' network: one bridge, nothing masqueraded, since nothing leaves the machine."""
+    """Returns the configuration of the pods' network: one bridge. Nothing is masqueraded, since nothing leaves the
+    machine."""
     bridge = {
         "type": "bridge",
         "bridge": layout.POD_BRIDGE,
@@ -137,7 +140,7 @@ def pod_network() -> dict[str, Any]:
 
 
 def kubelet() -> list[str]:
-    """Starts the kubelet."""
+    """Returns the kubelet's command line."""
     return [
         _KUBE,
         "kubelet",
@@ -150,7 +153,7 @@ def kubelet() -> list[str]:
 
 
 def kubelet_file() -> dict[str, Any]:
-    """Returns the kubelet's configuration. The cluster's own folders replace those of the machine."""
+    """Returns the kubelet's configuration, with the cluster's own folders instead of the machine's."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -184,15 +187,15 @@ def kubelet_file() -> dict[str, Any]:
 
 
 def proxy() -> list[str]:
-    """Starts kube-proxy."""
+    """Returns kube-proxy's command line."""
     return [_KUBE, "proxy", f"--config={layout.RUN / 'proxy.json'}"]
 
 
 def proxy_file() -> dict[str, Any]:
     """Returns kube-proxy's configuration.
 
-    masqueradeAll: pods share one bridge. If bridged packets do not pass iptables, an answer would otherwise be sent
-    directly to the caller, from an address that it never called.
+    `masqueradeAll` is set because pods share one bridge. If bridged packets bypass iptables, a pod would otherwise
+    answer the caller directly, from an address that the caller never called.
     """
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -210,7 +213,7 @@ def proxy_file() -> dict[str, Any]:
 
 
 def dns_objects() -> list[dict[str, Any]]:
-    """Returns CoreDNS behind the address that the kubelet gives every pod."""
+    """Returns the objects that run CoreDNS at the address that the kubelet gives every pod."""
     names = {"name": "coredns", "namespace": "kube-system"}
     corefile = f".:53 {{\n errors\n ready\n kubernetes {layout.DOMAIN} in-addr.arpa {{\n  ttl 5\n }}\n}}\n"
     container = {

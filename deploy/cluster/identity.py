@@ -1,7 +1,7 @@
 """Identities: the cluster's own authority, certificates for its parts, and kubeconfigs that hold them.
 
-They are renewed at most once a fortnight and valid for a month, so they do not expire in a cluster that is left
-running. Each kubeconfig is a self-contained file that can be passed around.
+Certificates are valid for a month and renewed after a fortnight at the next start. A cluster can therefore run for at
+least two weeks before they expire. Each kubeconfig is a self-contained file that can be passed around.
 """
 
 import base64
@@ -20,7 +20,7 @@ _VALID = "30"  # days
 
 
 def make() -> None:
-    """Makes sure that fresh certificates exist, and kubeconfigs with them."""
+    """Makes certificates unless fresh ones exist, and writes the kubeconfigs."""
     authority = layout.PKI / "ca.crt"
     marker = layout.PKI / "complete"
     if not marker.exists() or time.time() - marker.stat().st_mtime > _FRESH:
@@ -49,7 +49,8 @@ def make() -> None:
 
 
 def kubeconfig(authority: bytes, *, user: dict[str, Any], namespace: str = "default") -> dict[str, Any]:
-    """Returns a kubeconfig for this cluster; `user` is a user in its format: a token, or a certificate with its key."""
+    """Returns a kubeconfig for this cluster. `user` has a token, or a certificate with its key, in the format of
+    kubeconfigs."""
     cluster = {
         "server": f"https://{layout.NODE_IP}:{layout.API_PORT}",
         "certificate-authority-data": base64.b64encode(authority).decode(),
@@ -67,7 +68,7 @@ def kubeconfig(authority: bytes, *, user: dict[str, Any], namespace: str = "defa
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Writes a document that only its owner may read."""
+    """Writes a document that only the current user may read."""
     path.touch(mode=0o600)
     path.write_text(json.dumps(document, indent=1))
 

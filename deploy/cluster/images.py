@@ -1,9 +1,9 @@
-"""Images without a registry: the cluster's own, the bases of the Containerfile, and Mesh's.
+"""Container images without a registry: the bases of the Containerfile, those of the cluster's pods, and Mesh's own.
 
-They are in buildah's storage in `.cache/cluster`, separate from the machine's own, because some have names of other
-projects: a Debian from `debootstrap` replaces the Python image that the Containerfile names, and the etcd built here
-replaces the official one. So the Containerfile is tested with its own defaults, and no other build on this machine
-confuses the two. The results are passed to containerd as an archive.
+The images are kept in a buildah storage of the cluster's own, in `.cache/cluster`, because some have the names of other
+projects' images. A Debian from `debootstrap` replaces the Python image that the Containerfile names, and the etcd built
+here replaces the official one. The Containerfile can thus be tested with its defaults, and other builds on this machine
+never see these replacements. Finished images are passed to containerd as an archive.
 """
 
 import os
@@ -26,8 +26,8 @@ INGREDIENTS = ("LICENSE", "README.md", "pyproject.toml", ".containerignore", "me
 
 
 def environment() -> dict[str, str]:
-    """Returns buildah's environment. It isolates by chroot, as an engine inside a container is often allowed no
-    more."""
+    """Returns buildah's environment. Isolation is by chroot, because engines inside containers are often allowed
+    nothing else."""
     return building.environment(
         {
             **os.environ,
@@ -38,12 +38,12 @@ def environment() -> dict[str, str]:
 
 
 def engine() -> str:
-    """Returns the command line of buildah on the cluster's storage."""
+    """Returns the command line of buildah with the cluster's storage."""
     return f"buildah --root {layout.STORAGE} --runroot {layout.BUILDING}"
 
 
 def prepare(tell: Callable[[str], None]) -> None:
-    """Makes all images, except Mesh's own, that are missing or of other programs, and reports which."""
+    """Makes all images except Mesh's own, unless they exist and are up to date, and reports progress."""
     tell("programs")
     _from_programs(layout.PAUSE_IMAGE, {"pause": "/pause"}, entrypoint="/pause")
     _from_programs(layout.DNS_IMAGE, {"coredns": "/coredns"}, entrypoint="/coredns")
@@ -60,7 +60,7 @@ def prepare(tell: Callable[[str], None]) -> None:
 
 
 def tidy() -> None:
-    """Removes containers and mounts that builds left, above all killed ones. Must not be called while a build runs."""
+    """Removes containers and mounts left by builds, mostly killed ones. Must not be called while a build runs."""
     if layout.STORAGE.exists():
         _run([*engine().split(), "rm", "--all"])
         node.unmount(layout.STORAGE, layout.BUILDING)
@@ -68,7 +68,7 @@ def tidy() -> None:
 
 
 def tag() -> str:
-    """Returns the name of Mesh's image for the current tree, which differs between trees."""
+    """Returns the name of Mesh's image for the current tree; each content of the tree has its own name."""
     files = []
     for name in INGREDIENTS:
         path = layout.ROOT / name
@@ -78,7 +78,7 @@ def tag() -> str:
 
 
 def build() -> str:
-    """Builds Mesh's image from the tree, unless it exists. Returns its name."""
+    """Builds Mesh's image from the tree unless it exists, and returns its name."""
     name = tag()
     if _exists(name):
         return name
@@ -97,7 +97,7 @@ def build() -> str:
 
 
 def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """Makes another image, in that repository, by changing files of one of Mesh's images. Returns its name."""
+    """Makes an image in another repository from one of Mesh's images with changed files, and returns its name."""
     made = f"{repository}:{name.rpartition(':')[2]}"
     container = _run([*engine().split(), "from", "--pull-never", name]).strip()
     try:
@@ -112,7 +112,8 @@ def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
 
 
 def load(name: str) -> None:
-    """Imports an image into the running cluster, unless it is there. Only this one of Mesh's images is kept."""
+    """Imports an image into the running cluster unless it is there, and removes other versions of Mesh's image from
+    it."""
     there = node.images()
     if name not in there:
         archive = layout.CACHE / "image.tar"

@@ -1,7 +1,7 @@
 """The cluster's folders and addresses, and the versions of its parts.
 
-Files that take minutes to make stay in `.cache/cluster`. Files that live as long as the cluster are in /run: there is
-one cluster on a machine, because its addresses are fixed, and paths of sockets must be short.
+Files that take minutes to make stay in `.cache/cluster`. Files that live as long as the cluster are in /run, because
+paths of sockets must be short. A machine can run only one cluster, because the addresses are fixed.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Start and stop of the cluster: every part in order, from any state that an earlier run left.
+"""Start and stop of the cluster, whatever state an earlier run left.
 
-A start first stops everything, so it makes no difference whether the last cluster was stopped, killed, or died with the
-machine. A stop kills the control plane instead of asking it to end, because its store is discarded, and an API server
-that is asked keeps its port for up to a minute. Parts that wait for each other by themselves are started together.
+A start first stops everything, so it does not matter how the last cluster ended. A stop kills the control plane instead
+of shutting it down: its store is discarded anyway, and an API server that shuts down keeps its port for up to a minute.
+Parts that wait for each other by themselves are started together.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _READY = 90.0  # for the node and the names; 5 to 8
 
 
 class OccupiedError(Exception):
-    """A cluster of another tree that runs on this machine. The text says whose."""
+    """A running cluster on this machine that belongs to another tree. The text says which."""
 
 
 _FIRST = (
@@ -33,7 +33,8 @@ _FIRST = (
 
 
 def build(more: int = 0) -> Steps:
-    """Makes everything that a start needs and that does not exist yet. Returns its steps, with room for `more`."""
+    """Builds everything that a start needs and that is missing. Returns its steps, which leave room for `more`
+    steps."""
     unbuilt, missing = programs.unbuilt(), needs.missing_packages()
     steps = Steps(bool(missing) + len(unbuilt) + 1 + more)
     if unbuilt:
@@ -51,7 +52,7 @@ def build(more: int = 0) -> Steps:
 
 
 def unbuilt() -> str:
-    """Returns what must be built or obtained before the cluster can start, with the command; empty if nothing is
+    """Returns what must be built or obtained before the cluster can start, and how. An empty text means that nothing is
     missing."""
     if found := needs.obstacles():
         return "; ".join(found)
@@ -60,7 +61,7 @@ def unbuilt() -> str:
 
 
 def image() -> str:
-    """Makes the image of this tree, imports it into a running cluster, and returns its name."""
+    """Builds the image of this tree, imports it into the cluster if that runs, and returns its name."""
     try:
         name = images.build()
         if is_up():
@@ -71,8 +72,8 @@ def image() -> str:
 
 
 def image_changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """Makes an image from this tree's image (see `images.changed`), imports it into a running cluster, and returns its
-    name."""
+    """Makes a changed image from this tree's (see `images.changed`), imports it into the running cluster, and returns
+    its name."""
     try:
         made = images.changed(name, repository, change)
         images.load(made)
@@ -87,7 +88,7 @@ def is_up() -> bool:
 
 
 def up(tell: Callable[[str], None] = lambda _: None) -> None:
-    """Starts or restarts the cluster, and reports what it waits for. Everything must already be built."""
+    """Starts or restarts the cluster, and reports what it is waiting for. Everything must already be built."""
     tell("stopping the previous cluster")
     down()
     for folder in (layout.RUN, layout.CONTAINERD, layout.NET, layout.KUBELET):
@@ -134,7 +135,7 @@ def up(tell: Callable[[str], None] = lambda _: None) -> None:
 
 
 def down() -> None:
-    """Stops this tree's cluster, if it runs, and leaves the machine as it was before. Logs and built files stay."""
+    """Stops this tree's cluster if it runs, and restores the machine's state. Logs and built files stay."""
     owner = _owner()
     if owner is not None and owner != layout.CACHE and owner.exists():
         raise OccupiedError(
@@ -205,7 +206,7 @@ def _names_are_served() -> bool:
 
 
 def describe() -> str:
-    """Returns how to use the running cluster."""
+    """Returns a text that says how to use the running cluster."""
     return (
         f"The cluster is up.\n"
         f"  export KUBECONFIG={layout.KUBECONFIG}\n"

@@ -1,7 +1,7 @@
-"""Requirements of the machine for building and starting, and the ways to meet them.
+"""Requirements of the machine for building and starting the cluster, and how to meet them.
 
-Debian packages are installed if possible; everything else is only named. The check changes nothing, so tests can use it
-to decide whether to run.
+Missing Debian packages are installed if possible; other missing requirements are only reported. Checking changes
+nothing, so tests can check to decide whether to run.
 """
 
 import os
@@ -34,7 +34,7 @@ _PLUGIN_PACKAGE = "containernetworking-plugins"
 
 
 class MissingError(Exception):
-    """A missing requirement. The text says what, and how to get it."""
+    """A missing requirement. The text names it and says how to get it."""
 
 
 def plugins() -> Path | None:
@@ -54,7 +54,7 @@ def missing_packages() -> list[str]:
 
 
 def obstacles() -> list[str]:
-    """Returns all obstacles that this program does not remove, each as a line with the way out."""
+    """Returns all obstacles that this program cannot remove, each as a line that says what to do."""
     found = []
     if sys.platform != "linux":
         return ["Linux is needed for containers"]
@@ -72,8 +72,7 @@ def obstacles() -> list[str]:
 
 
 def obtain() -> None:
-    """Makes sure that all requirements are met; installs Debian packages. Raises MissingError for those it cannot
-    meet."""
+    """Installs missing Debian packages. Raises MissingError if a requirement cannot be met."""
     found = obstacles()
     if found:
         raise MissingError("The cluster cannot run here:\n" + "\n".join(f"- {line}" for line in found))
@@ -93,7 +92,7 @@ def obtain() -> None:
 
 
 def parse_go_version(text: str) -> tuple[int, int] | None:
-    """Returns major and minor from the output of `go version`."""
+    """Returns the major and minor version from the output of `go version`."""
     match = re.search(r"\bgo(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else None
 

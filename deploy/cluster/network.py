@@ -1,7 +1,7 @@
 """Bridges, routes, iptables and kernel settings of the cluster, and their removal.
 
-A bridge carries the node's address, since not every kernel has `dummy` links. The range of services is routed to it
-too, so that an address that no rule maps to a pod is looked up on an empty bridge instead of the machine's network.
+A bridge has the node's address, since not every kernel has `dummy` links. The range of services is routed to it too. A
+service address that no rule maps to a pod is therefore looked up on an empty bridge, not on the machine's network.
 """
 
 import json
@@ -30,7 +30,8 @@ _SYSCTL = Path("/proc/sys")
 
 
 def make() -> None:
-    """Makes the node's bridge and routes; the plugin makes those of pods. Refuses pods' traffic to anywhere else."""
+    """Creates the node's bridge and routes, and refuses pods' traffic to other networks. The plugin creates pods'
+    routes."""
     if not layout.BEFORE.exists():
         values = {name: (_SYSCTL / name).read_text().strip() for name in _SETTINGS if (_SYSCTL / name).exists()}
         layout.BEFORE.write_text(json.dumps(values))
@@ -46,7 +47,7 @@ def make() -> None:
 
 
 def remove() -> None:
-    """Removes everything, no matter which run made it, and restores settings."""
+    """Removes everything that this or an earlier run created, and restores settings."""
     for link in (layout.NODE_BRIDGE, layout.POD_BRIDGE):
         subprocess.run(["ip", "link", "delete", link], capture_output=True, timeout=10.0)
     for family in ("iptables", "ip6tables"):
@@ -65,7 +66,7 @@ def remove() -> None:
 
 
 def without_ours(saved: str) -> str:
-    """Returns the output of `iptables-save` without the cluster's chains and rules; others' keep their order."""
+    """Returns the output of `iptables-save` without the cluster's chains and rules, in the same order."""
     return "".join(line for line in saved.splitlines(keepends=True) if not _THEIRS.search(line))
 
 

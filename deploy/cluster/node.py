@@ -1,7 +1,7 @@
-"""The node's containers: requests to containerd, and removal of what pods leave once the kubelet has stopped.
+"""The node's containers: requests to containerd, and cleanup after pods once the kubelet has stopped.
 
-Pods are killed rather than asked to end: the cluster is for tests, and a test that needs an orderly end waits for it.
-So a cluster whose parts were killed is cleaned up in the same way as one that is stopped.
+Pods are killed rather than shut down, since tests that need an orderly end wait for it. A stopped cluster is therefore
+cleaned up in the same way as one whose parts were killed.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def ctr(*argv: str, timeout: float = 300.0) -> str:
 
 
 def images() -> set[str]:
-    """Returns the names of the images that pods can be made from."""
+    """Returns the names of the images that containerd has."""
     return set(ctr("images", "list", "--quiet").split())
 
 
@@ -48,7 +48,7 @@ def kill_pods() -> None:
 
 
 def forget_pods() -> None:
-    """Removes all pods from containerd, but not images, so that it starts without pods the next time."""
+    """Removes all pods from containerd, so that it starts without pods the next time. Images stay."""
     for name in ctr("tasks", "list", "--quiet").split():
         with contextlib.suppress(RuntimeError):  # it has ended and was removed
             ctr("tasks", "delete", "--force", name)
@@ -57,7 +57,7 @@ def forget_pods() -> None:
 
 
 def clean() -> None:
-    """Removes what pods leave on the machine: mounts, network namespaces, cgroups, log links."""
+    """Removes what pods leave on the machine: mounts, network namespaces, cgroups, links to logs."""
     unmount(*_OURS)
     for network in Path("/run/netns").glob("cni-*"):
         subprocess.run(["ip", "netns", "delete", network.name], capture_output=True, timeout=30.0)
@@ -80,7 +80,7 @@ def clean() -> None:
 
 
 def unmount(*folders: Path) -> None:
-    """Unmounts everything in these folders."""
+    """Unmounts everything below these folders."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for point in reversed(mounts):  # the innermost first
         if any(Path(point).is_relative_to(folder) for folder in folders):
@@ -88,5 +88,5 @@ def unmount(*folders: Path) -> None:
 
 
 def _pod_cgroups() -> list[Path]:
-    """Returns the kubelet's folders: one for each controller in cgroups version 1, one in version 2."""
+    """Returns the kubelet's cgroup folders: one for each controller in version 1, a single one in version 2."""
     return [folder for folder in (*_CGROUPS.glob("*/kubepods"), _CGROUPS / "kubepods") if folder.is_dir()]

@@ -1,7 +1,7 @@
-"""The cluster's processes: how they are started, and how running ones are found.
+"""The cluster's processes: starting them, and finding those that run.
 
-No file records them, since it would be wrong after a killed run. A process belongs to the cluster if /proc shows that
-it runs one of the cluster's programs as one of its parts, or has the cluster's own folder on its command line.
+No file lists the processes, since the list would be wrong after a killed run. Instead /proc is searched: a process
+belongs to the cluster if it runs one of the programs as a part, or has the cluster's folder on its command line.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ _ENDING = 10.0  # seconds from SIGTERM to SIGKILL
 
 
 class StartError(Exception):
-    """A part that did not start. The text includes the end of its log."""
+    """A failure of a part to start. The text includes the end of its log."""
 
 
 def start(name: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts a part, which outlives this process. Its output is written to a log with that name."""
+    """Starts a part, which outlives this process and writes its output to a log of that name."""
     layout.LOGS.mkdir(parents=True, exist_ok=True)
     with (layout.LOGS / f"{name}.log").open("wb") as log:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -35,7 +35,7 @@ def until(
     timeout: float,
     started: dict[str, subprocess.Popen[bytes]],
 ) -> None:
-    """Waits until a condition holds. Raises StartError if it does not within `timeout` s, or if a started part ends."""
+    """Waits until a condition holds. Raises StartError after `timeout` s, or if a started part ends first."""
     end = time.monotonic() + timeout
     while not condition():
         for name, child in started.items():
@@ -54,9 +54,9 @@ def tail(name: str) -> str:
 
 
 def is_part(argv: Sequence[str], bin_folder: Path = layout.BIN) -> bool:
-    """Returns whether a process with this command line is part of the cluster of that folder's programs.
+    """Returns whether a process with this command line is a part of the cluster whose programs are in `folder`.
 
-    kubectl does not belong to it, because people run it.
+    kubectl is not a part, because people run it themselves.
     """
     if not argv:
         return False
@@ -67,12 +67,12 @@ def is_part(argv: Sequence[str], bin_folder: Path = layout.BIN) -> bool:
 
 
 def running(bin_folder: Path = layout.BIN) -> dict[int, list[str]]:
-    """Returns the running processes of the cluster: their command lines by process id."""
+    """Returns the command lines of the cluster's running processes by process id."""
     return {pid: argv for pid, argv in _processes() if is_part(argv, bin_folder)}
 
 
 def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
-    """Ends processes; sends SIGKILL to those that still exist after a while."""
+    """Ends processes, with SIGKILL if they do not end soon."""
     for attempt in (number, signal.SIGKILL):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -87,7 +87,7 @@ def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Returns whether a process runs; a zombie, which its parent has not reaped yet, does not."""
+    """Returns whether a process runs. A zombie, which its parent has not reaped yet, does not."""
     with contextlib.suppress(OSError, ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # a child of this process
     try:

@@ -31,21 +31,21 @@ class Program:
 
     @property
     def path(self) -> Path:
-        """The executable."""
+        """The path of the executable."""
         return layout.BIN / self.name
 
     @property
     def stamp(self) -> Path:
-        """The file that records from which sources it was built."""
+        """The file that records the sources of the built executable."""
         return layout.BIN / f".{self.name}"
 
     @property
     def module(self) -> Path | None:
-        """The module's folder; None for a package that is built as published."""
+        """The module's folder, or None for a package that is built as published."""
         return None if "@" in self.source else layout.SOURCES / "programs" / self.source.split("/")[0]
 
     def command(self) -> list[str]:
-        """Returns the command that builds it, in the module's folder."""
+        """Returns the command that builds the program in the module's folder."""
         if self.module is None:
             return ["go", "install", "-trimpath", f"-ldflags={self.flags}", self.source]
         package = "./" + "/".join(self.source.split("/")[1:])
@@ -56,7 +56,7 @@ class Program:
         return checksum(self.command(), sorted(self.module.rglob("*")) if self.module else [])
 
     def is_built(self) -> bool:
-        """Returns whether it exists, built from these sources."""
+        """Returns whether the program was built from these sources."""
         return self.path.exists() and self.stamp.exists() and self.stamp.read_text() == self.sum()
 
 
@@ -90,12 +90,12 @@ def checksum(words: Iterable[str], files: Iterable[Path]) -> str:
 
 
 def unbuilt() -> list[Program]:
-    """Returns the programs that are missing, or of other sources."""
+    """Returns the programs that are missing or outdated."""
     return [program for program in ALL if not program.is_built()]
 
 
 def build(steps: Steps) -> None:
-    """Builds missing and outdated programs, one in each step."""
+    """Builds missing and outdated programs, each in a step."""
     layout.BIN.mkdir(parents=True, exist_ok=True)
     for program in unbuilt():
         with steps.step(f"building {program.name}") as tell:
@@ -107,7 +107,8 @@ def build(steps: Steps) -> None:
 
 
 def _go(argv: list[str], folder: Path, tell: Callable[[str], None]) -> None:
-    """Runs Go, and reports how many packages it has compiled. Raises RuntimeError with its last output."""
+    """Runs Go, and reports how many packages it has compiled. Raises RuntimeError with the end of Go's output if it
+    fails."""
     environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(layout.BIN)}
     environment["GOFLAGS"] = f"{os.environ.get('GOFLAGS', '')} -v".strip()  # names each package on standard error
     with subprocess.Popen(

@@ -1,6 +1,6 @@
 """Progress messages of `make cluster`: the step, its number and the time so far, without long silences.
 
-They are written to standard error, because standard output has only the answer, such as an image's name.
+Messages are written to standard error. Standard output has only the result, such as an image's name.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ SILENCE = 10.0
 
 
 class Steps:
-    """The steps of one run, each a context manager that prints a line: the step's number, the time since the start, and
-    the current work."""
+    """The steps of one run. Each is a context manager that prints its number, the time since the start, and the current
+    work."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Runs one step. It yields a function that takes the step's progress."""
+        """Runs one step. Yields a function that reports the step's progress."""
         self._number += 1
         number, began = self._number, self._clock()
         detail, over = "", threading.Event()
@@ -69,5 +69,5 @@ class Steps:
 
 
 def minutes(seconds: float) -> str:
-    """Formats a span as `12:05`."""
+    """Formats a duration as `12:05`."""
     return f"{int(seconds) // 60:02}:{int(seconds) % 60:02}"

@@ -1,6 +1,6 @@
-"""`python -m deploy.image`, which is `make image`: builds the image with an available engine.
+"""`python -m deploy.image`, which `make image` runs: builds the image with an available engine.
 
-Its parameters are in the environment, as `make image NAME=value` sets it: TAG, ENGINE, and the build arguments of
+Parameters are environment variables, which `make image NAME=value` sets: TAG, ENGINE, and the build arguments of
 `Containerfile`.
 """
 
@@ -12,7 +12,7 @@ from deploy.image import building
 
 
 def main() -> int:
-    """Builds the image, and prints its name."""
+    """Builds the image and prints its name."""
     try:
         engine = building.engine(os.environ.get("ENGINE", ""))
     except building.NoEngineError as error:

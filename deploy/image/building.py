@@ -1,10 +1,10 @@
 """The build of the image: the engine, its arguments and secrets.
 
-buildah, podman and docker build from the same Containerfile and hardly differ in their options; this module knows the
-differences. The build also gets the certificates and configuration of the machine's pip, so that an image can be built
-wherever `make up` works, even behind a proxy with its own certificates.
+buildah, podman and docker build from the same Containerfile; this module handles the few options in which they differ.
+The build also gets the certificates and configuration of the machine's pip, so it works wherever `make up` works, even
+behind a proxy with its own certificates.
 
-Needs only the standard library. The Containerfile defines the content.
+This module needs only the standard library. The Containerfile defines the image's content.
 """
 
 import os
@@ -27,11 +27,12 @@ _CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # in the or
 
 
 class NoEngineError(Exception):
-    """The lack of an engine that can build an image. The text says what was tried and what to do."""
+    """An error because no engine can build an image. The text says what was tried and what to do."""
 
 
 def engine(asked: str = "") -> str:
-    """Returns the engine to build with: the requested one (a command line with options), else the first that works."""
+    """Returns the engine to build with: the requested one, as a command line with options, or the first one that
+    works."""
     if asked:
         if shutil.which(shlex.split(asked)[0]) is None:
             raise NoEngineError(f"There is no {shlex.split(asked)[0]!r} on PATH: name another with ENGINE=.")
@@ -58,10 +59,9 @@ def engine(asked: str = "") -> str:
 
 
 def default_tag(lock: str = "") -> str:
-    """Returns the image's default name, which depends on the hardware that runs models and on the version.
+    """Returns the image's default name, which depends on the version and on whether models run on CPUs or GPUs.
 
-    GPU images have their own repository rather than a tag, so that a tool that sets one tag for each repository
-    (kustomize) works for both.
+    GPU images have their own repository rather than their own tag, because kustomize sets one tag for each repository.
     """
     return f"localhost/mesh{lock.removeprefix('image')}:{version()}"
 
@@ -72,7 +72,7 @@ def version() -> str:
 
 
 def revision() -> str:
-    """Returns the commit that is built, and whether the tree differs from it; "unknown" outside a repository."""
+    """Returns the current commit, marked if the tree differs from it, or "unknown" outside a repository."""
     argv = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -81,7 +81,7 @@ def revision() -> str:
 
 
 def arguments(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the build arguments: those set in the environment, and the values of labels."""
+    """Returns the build arguments that are set in the environment, and those for the labels."""
     given = {name: environ[name] for name in (*_ARGUMENTS, *_PROXIES) if environ.get(name)}
     return {**given, "VERSION": version(), "REVISION": revision()}
 
@@ -108,7 +108,7 @@ def command(
     secrets: Mapping[str, Path],
     options: Sequence[str] = (),
 ) -> list[str]:
-    """Returns the command line that builds the image, which must run in ROOT."""
+    """Returns the command line that builds the image. It must run in ROOT."""
     argv = [*shlex.split(engine), "build"]
     if Path(shlex.split(engine)[0]).name == "buildah":
         argv.append("--layers")  # the other engines cache layers by default
@@ -121,5 +121,5 @@ def command(
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment of the engine's process: Docker takes secrets only when it builds with BuildKit."""
+    """Returns the engine's environment, with BuildKit switched on, because Docker takes secrets only with it."""
     return {**environ, "DOCKER_BUILDKIT": "1"}

@@ -1,4 +1,4 @@
-"""The command line against a real etcd, as an admin uses it."""
+"""Fixtures that run commands against a real etcd, as an admin does."""
 
 import asyncio
 import threading
@@ -15,14 +15,14 @@ from tests.support.etcd import EtcdServer
 
 
 class Admin:
-    """Commands against one etcd, and access to its keys."""
+    """A way to run commands against one etcd, and to access its keys."""
 
     def __init__(self, server: EtcdServer) -> None:
         self.server = server
         self.app = build()
 
     def run(self, *arguments: str, stdin: bytes | None = None):
-        """Runs `mesh ARGS...`; the result has exit_code, stdout, stderr."""
+        """Runs `mesh ARGS...`. The result has `exit_code`, `stdout` and `stderr`."""
         return CliRunner().invoke(self.app, [*arguments, "--etcd", self.server.endpoint], input=stdin)
 
     def put(self, values: Mapping[bytes, bytes]) -> None:
@@ -34,7 +34,7 @@ class Admin:
         asyncio.run(work())
 
     def put_aside(self, values: Mapping[bytes, bytes]) -> None:
-        """Writes keys from within a command, whose event loop is running."""
+        """Writes keys while a command runs in this thread, whose event loop is busy."""
         thread = threading.Thread(target=self.put, args=(values,))
         thread.start()
         thread.join()
@@ -47,7 +47,7 @@ class Admin:
         asyncio.run(work())
 
     def all(self, keys: Keys) -> dict[bytes, bytes]:
-        """Returns everything below a mesh's prefix, by the rest of the key."""
+        """Returns all values below a mesh's prefix by the rest of their keys."""
         prefix = keys.base.encode() + b"/"
 
         async def work() -> dict[bytes, bytes]:
@@ -59,5 +59,5 @@ class Admin:
 
 @pytest.fixture
 def admin(etcd_server: EtcdServer) -> Admin:
-    """An admin of the session's etcd; each test has a prefix of its own."""
+    """An admin of the session's etcd. Each test has its own prefix."""
     return Admin(etcd_server)

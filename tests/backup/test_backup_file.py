@@ -1,4 +1,4 @@
-"""The format of backup files: written ones can be read, and damaged ones are refused with the reason."""
+"""The format of backup files: intact ones can be read, and damaged ones are refused with the reason."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ def written(header: Header = HEADER, entries: list[BackupEntry] = ENTRIES) -> by
 
 
 def test_what_is_written_is_read() -> None:
-    """A written backup is read with its content, bytes that are not UTF-8 included."""
+    """Reading a backup returns exactly what was written, even bytes that are not UTF-8."""
     raw = written()
     assert file.verify(io.BytesIO(raw)) == HEADER
     assert list(file.entries(io.BytesIO(raw))) == ENTRIES
@@ -52,7 +52,7 @@ def test_any_record_survives(records: list[tuple[bytes, bytes]]) -> None:
 
 
 def test_an_admin_can_look_into_it() -> None:
-    """An admin can look into a backup, because `zcat` shows lines of JSON."""
+    """An admin can inspect a backup with `zcat`, which shows lines of JSON."""
     first, *_, last = gzip.decompress(written()).splitlines()
     assert json.loads(first)["base"] == "mm/mesh"
     assert json.loads(last)["end"] is True
@@ -66,7 +66,8 @@ def test_one_that_is_cut_off_is_refused(kept: int) -> None:
 
 @given(st.data())
 def test_no_damage_goes_unnoticed(data: st.DataObject) -> None:
-    """One changed byte is an error, or changes nothing relevant, as some bytes of gzip's header have no meaning."""
+    """One changed byte either makes the backup invalid or changes no content, since some bytes of gzip's header are
+    unused."""
     raw = bytearray(written())
     place = data.draw(st.integers(0, len(raw) - 1))
     raw[place] ^= data.draw(st.integers(1, 255))
@@ -79,7 +80,7 @@ def test_no_damage_goes_unnoticed(data: st.DataObject) -> None:
 
 
 def test_a_changed_line_does_not_fit_the_checksum() -> None:
-    """A line that a person has edited does not fit the checksum, although gzip's own does."""
+    """The backup's own checksum detects a line that a person has edited, even if gzip's checksum is right."""
     text = gzip.decompress(written()).replace(b'"a"', b'"b"')
     with pytest.raises(BackupError, match="checksum"):
         file.verify(io.BytesIO(gzip.compress(text)))

@@ -1,4 +1,4 @@
-"""`mesh prefix`: the keys of a mesh that is gone, in a shared etcd."""
+"""`mesh prefix`: the keys that a removed mesh has left in a shared etcd."""
 
 import json
 
@@ -13,7 +13,7 @@ FIRST = {"install": "team-a/mesh", "schema": owner.SCHEMA}
 
 @pytest.fixture
 def two(admin: Admin, request: pytest.FixtureRequest) -> tuple[Admin, Keys, Keys]:
-    """Two meshes in one etcd; the base of the first is a prefix of the other's."""
+    """Two meshes in one etcd. The first's prefix is the beginning of the second's."""
     keys = Keys(f"prefix/{request.node.name}"), Keys(f"prefix/{request.node.name}2")
     for one, who in zip(keys, ("team-a/mesh", "team-b/mesh"), strict=True):
         admin.put(
@@ -43,8 +43,8 @@ def test_what_there_is_is_shown(two: tuple[Admin, Keys, Keys]) -> None:
 
 
 def test_a_prefix_is_removed_and_nothing_beside_it(two: tuple[Admin, Keys, Keys]) -> None:
-    """A prefix is removed, and nothing beside it; a dry run and a missing confirmation change nothing, and a second
-    time nothing is left to remove."""
+    """Only keys below the given prefix are removed. A dry run and a missing confirmation remove nothing. A second run
+    finds nothing to remove."""
     admin, keys, other = two
     before, theirs = admin.all(keys), admin.all(other)
     told = admin.run("prefix", "remove", "--base", keys.base, "--dry-run")
@@ -67,8 +67,8 @@ def test_a_prefix_is_removed_and_nothing_beside_it(two: tuple[Admin, Keys, Keys]
 @pytest.mark.parametrize("command", [["remove"], ["transfer", "--to", "team-c/mesh"]], ids=["remove", "transfer"])
 @pytest.mark.parametrize("what", ["router", "pod"])
 def test_a_mesh_that_runs_is_left_alone(two: tuple[Admin, Keys, Keys], command: list[str], what: str) -> None:
-    """The prefix of a running mesh is left alone unless forced; the command waits for processes that have just
-    ended."""
+    """The prefix of a running mesh is removed or handed over only with --force. The command waits for processes that
+    have just ended."""
     admin, keys, _ = two
     key = keys.router("r1") if what == "router" else keys.pod("pod-9")
     admin.put({key: b"{}"})
@@ -85,7 +85,7 @@ def test_a_mesh_that_runs_is_left_alone(two: tuple[Admin, Keys, Keys], command: 
 
 
 def test_a_prefix_is_handed_over(two: tuple[Admin, Keys, Keys]) -> None:
-    """A prefix is handed over to a named mesh, or to the first mesh that uses it, and registrations stay."""
+    """A prefix is handed over to a named mesh, or to the first mesh that uses it. Registrations stay."""
     admin, keys, _ = two
     before = admin.all(keys)
     done = admin.run("prefix", "transfer", "--to", "team-c/mesh", "--base", keys.base, "--yes", "--json")
@@ -100,7 +100,7 @@ def test_a_prefix_is_handed_over(two: tuple[Admin, Keys, Keys]) -> None:
 
 
 def test_an_owner_who_comes_meanwhile_stops_it(two: tuple[Admin, Keys, Keys], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removal stops if another mesh has taken the prefix between the question and the answer."""
+    """The command changes nothing if another mesh takes over the prefix between the question and the answer."""
     admin, keys, _ = two
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for command in (["remove"], ["transfer", "--to", "x"]):

@@ -1,4 +1,4 @@
-"""Backup and restore on a real etcd: what is restored, what stays unchanged, what is printed."""
+"""Backup and restore with a real etcd: what is restored, what stays unchanged, what is printed."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def content(keys: Keys) -> dict[bytes, bytes]:
 
 @pytest.fixture
 def saved(admin: Admin, keys: Keys, tmp_path: Path) -> Path:
-    """A backup of that registry."""
+    """A backup of the small registry."""
     admin.put(content(keys))
     target = tmp_path / "registry.backup"
     result = admin.run("backup", str(target), "--base", keys.base)
@@ -56,8 +56,8 @@ def restored(admin: Admin, saved: Path, keys: Keys, *arguments: str):
 
 
 def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, other: Keys) -> None:
-    """A restore gives an empty mesh, under another prefix, all that was registered, with the keys that the leader uses
-    and without those that the mesh recreates."""
+    """Restoring into an empty mesh under another prefix brings back all registrations. It also creates the keys that
+    the leader uses, but not those that the mesh recreates by itself."""
     result = restored(admin, saved, other)
     assert result.exit_code == 0, result.stderr
     assert "created: 2 models, 1 vmodel, 1 setting" in result.stdout
@@ -75,7 +75,7 @@ def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, o
 
 
 def test_again_changes_nothing(admin: Admin, saved: Path, other: Keys) -> None:
-    """A repeated restore after a failure creates missing records and leaves existing ones."""
+    """Repeating a restore that failed creates the missing records and leaves existing ones unchanged."""
     restored(admin, saved, other)
     admin.delete(other.model("two/ü"))
     before = admin.all(other)
@@ -87,7 +87,7 @@ def test_again_changes_nothing(admin: Admin, saved: Path, other: Keys) -> None:
 
 
 def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys) -> None:
-    """A record that differs only in the mesh's own notes, such as measured sizes, is the same registration, and the
+    """A record that differs only in the mesh's own notes, such as measured sizes, is the same registration. The mesh's
     notes stay."""
     used = ModelRecord(
         type="onnx", path="s3://b/one", key='{"storage_key": "minio"}', host_bytes=5, last_used_ms=9, killed=("x",)
@@ -101,8 +101,8 @@ def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys)
 
 
 def test_a_vmodel_counts_once_in_each_model_that_it_names_in_any_role(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """A vmodel counts once in each model that it names as target, version, weight or mirror, so that none of them can
-    be unregistered while in use."""
+    """A restored vmodel adds one reference to each model that it names as target, version, weight or mirror, so none of
+    them can be unregistered while in use."""
     more = {"versions": {"1": "one", "2": "two"}, "weights": {"one": 9, "three": 1}, "mirror": {"target": "four"}}
     records = {
         keys.model(name): ModelRecord(type="onnx", path=name).encode() for name in ("one", "two", "three", "four")
@@ -120,7 +120,8 @@ def test_a_vmodel_counts_once_in_each_model_that_it_names_in_any_role(admin: Adm
 
 
 def test_a_model_that_is_created_again_keeps_its_references(admin: Admin, saved: Path, other: Keys) -> None:
-    """A model that is overwritten is counted by the vmodels that name it, also by one that the backup does not hold."""
+    """The references of an overwritten model are counted from all vmodels that name it, even those that are not in the
+    backup."""
     theirs = {
         other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs", refs=2).encode(),
         other.vmodel("alias"): b'{"o":"me","amid":"one","tmid":"one"}',
@@ -135,8 +136,8 @@ def test_a_model_that_is_created_again_keeps_its_references(admin: Admin, saved:
 
 
 def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) -> None:
-    """Records of every kind that differ are named and left, the rest is restored, and the command reports that not all
-    were."""
+    """Records that differ are named and left unchanged. The others are restored, and the command reports that some were
+    not."""
     theirs = {
         other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
         other.vmodel("alias"): b'{"o":"them","amid":"x","tmid":"x"}',
@@ -157,8 +158,8 @@ def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) 
 
 
 def test_overwriting_makes_a_new_registration(admin: Admin, saved: Path, other: Keys) -> None:
-    """Overwriting makes a new registration with a create revision of its own, as copies belong to one; vmodels are
-    counted where they point now."""
+    """Overwriting makes a new registration with its own create revision, because copies belong to one registration.
+    References are counted for the models that vmodels name now."""
     admin.put(
         {
             other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
@@ -179,7 +180,7 @@ def test_overwriting_makes_a_new_registration(admin: Admin, saved: Path, other: 
 
 
 def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> None:
-    """Limits are changed in place while the model is served."""
+    """Limits are changed without a new registration, while the model is served."""
     admin.put({other.model("two/ü"): ModelRecord(type="onnx", path="s3://b/two", key="minio", host_bytes=7).encode()})
     admin.put({other.copy("two/ü", "pod-1"): b"{}"})
     assert restored(admin, saved, other).exit_code == 1
@@ -192,7 +193,7 @@ def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> 
 
 
 def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, other: Keys) -> None:
-    """A model is not restored while a pod still has a copy of the former registration of its id."""
+    """A model is not restored while a pod still has a copy of an earlier registration with the same id."""
     admin.put(
         {
             other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
@@ -222,8 +223,8 @@ def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, 
 def test_a_model_waits_for_pods_that_may_answer_for_its_former_life(
     admin: Admin, saved: Path, other: Keys, holder: str
 ) -> None:
-    """A model is not restored while a pod that is cut off, and so has no keys, may answer for its former registration.
-    A tombstone marks the id, because a pod with a copy may be cut off next."""
+    """A model is not restored while a pod that is cut off, whose keys have expired, may answer for its former
+    registration. A tombstone marks the id, because a pod with a copy may be cut off next."""
     life = {other.life("pod-1", "i"): b'{"data":"h:1","control":"h:2"}'}
     copy = {other.copy("one", "pod-1"): b"{}", other.pod("pod-1"): b"{}"}
     admin.put({other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(), **life})
@@ -247,8 +248,8 @@ def test_a_model_waits_for_pods_that_may_answer_for_its_former_life(
 
 
 def test_what_nobody_holds_leaves_no_tombstone(admin: Admin, saved: Path, other: Keys) -> None:
-    """A former registration without copies leaves no tombstone and no requested reload, for many ids too, though a
-    transaction takes few."""
+    """Overwriting models without copies leaves neither tombstones nor requested reloads, even for more models than fit
+    into one transaction."""
     names = [f"many-{number}" for number in range(100)]
     admin.put({other.model(name): ModelRecord(type="onnx", path="s3://b/new").encode() for name in names})
     target = saved.with_name("many.backup")
@@ -274,7 +275,7 @@ def test_a_dry_run_says_all_and_does_nothing(admin: Admin, saved: Path, other: K
 
 
 def test_it_goes_through_pipes(admin: Admin, saved: Path, keys: Keys, other: Keys) -> None:
-    """`mesh backup -` writes nothing but the backup to its output, and `mesh restore -` reads it."""
+    """`mesh backup -` writes only the backup to standard output, and `mesh restore -` reads it from standard input."""
     result = admin.run("backup", "-", "--base", keys.base)
     assert result.exit_code == 0, result.stderr
     assert "saved 2 models" in result.stderr
@@ -284,8 +285,8 @@ def test_it_goes_through_pipes(admin: Admin, saved: Path, keys: Keys, other: Key
 
 
 def test_only_its_owner_may_read_it(saved: Path) -> None:
-    """Only its owner may read a backup, because registrations may contain credentials, and no partial file is left
-    beside it."""
+    """Only its owner may read a backup, because registrations may contain credentials. No partial file is left beside
+    it."""
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert os.listdir(saved.parent) == [saved.name]
 
@@ -301,7 +302,7 @@ def test_a_backup_that_fails_leaves_the_former_one(own_etcd, saved: Path, keys: 
 
 
 def test_nothing_to_save_is_remarked(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """An empty backup causes a remark, because the prefix is most likely wrong."""
+    """An empty backup is remarked on, because the prefix is most likely wrong."""
     result = admin.run("backup", str(tmp_path / "b"), "--base", keys.base + "-no")
     assert result.exit_code == 0
     assert "check that --base" in result.stderr
@@ -349,8 +350,8 @@ def test_a_folder_that_is_not_there_is_said(admin: Admin) -> None:
 
 @pytest.mark.parametrize("named", ["file", "folder"])
 def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_path: Path, named: str) -> None:
-    """A restore from a snapshot takes its registrations and nothing else, from a folder the newest snapshot, and leaves
-    no files over."""
+    """Only registrations are restored from a snapshot. In a folder the newest snapshot is used. No temporary files are
+    left."""
     folder = tmp_path / "snapshots"
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(folder)).exit_code == 0
@@ -368,7 +369,7 @@ def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_
 
 
 def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys, other: Keys, tmp_path: Path) -> None:
-    """A damaged snapshot and one of another mesh are reported, and nothing is written."""
+    """A damaged snapshot, or one of another mesh, is reported and nothing is written."""
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(tmp_path / "snapshots")).exit_code == 0
     (made,) = (tmp_path / "snapshots").iterdir()
@@ -388,8 +389,8 @@ def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys,
 
 
 def test_the_content_of_a_registration_is_restored_with_it(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """Digest and generation of a registration are restored, so that other content is refused as before; a later
-    generation in the mesh is no difference, and stays."""
+    """A registration is restored with its digest and generation, so other content is still refused. A later generation
+    in the mesh is not a difference and is kept."""
     loaded = ModelRecord(type="onnx", path="/m", digest="ab" * 32, digest_ms=5, generation=2)
     admin.put({keys.model("m"): loaded.encode()})
     target = tmp_path / "registry.backup"

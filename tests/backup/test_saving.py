@@ -1,4 +1,4 @@
-"""Backups of one revision, regardless of changes while they are made."""
+"""Backups show one revision, whatever changes while they are made."""
 
 import io
 
@@ -11,14 +11,14 @@ from tests.support.etcd import EtcdServer
 
 
 async def filled(etcd: Etcd, keys: Keys) -> file.Header:
-    """Three models, and the header of their backup."""
+    """Three models in etcd, and the header of their backup."""
     for name in "abc":
         await etcd.put(keys.model(name), b"before")
     return await saving.header(etcd, keys, by="test")
 
 
 async def test_what_changes_meanwhile_is_not_in_it(etcd: Etcd, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes, removals and additions after the beginning of a backup are in none of its pages."""
+    """A backup contains no changes that are made after its beginning, on any of its pages."""
     monkeypatch.setattr(saving, "PAGE", 1)
     header = await filled(etcd, keys)
     await etcd.put(keys.model("a"), b"after")
@@ -39,7 +39,7 @@ async def test_what_changes_meanwhile_is_not_in_it(etcd: Etcd, keys: Keys, monke
 
 
 async def test_a_revision_that_etcd_forgets_ends_it(own_etcd: EtcdServer, keys: Keys) -> None:
-    """A backup whose revision etcd compacts away ends with an error, rather than mixing two revisions."""
+    """A backup ends with an error if etcd compacts its revision, rather than mixing two revisions."""
     async with Etcd(own_etcd.settings) as etcd:
         header = await filled(etcd, keys)
         await etcd.put(keys.model("a"), b"after")

@@ -1,4 +1,4 @@
-"""Snapshots of a real etcd, and the number that is kept."""
+"""Snapshots of a real etcd, and how many are kept."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from tests.support.etcd import EtcdServer
 
 
 def test_etcd_starts_from_it(own_etcd: EtcdServer, tmp_path: Path) -> None:
-    """etcd's own program restores a snapshot and its digest, and every key is there."""
+    """etcd's own tool accepts a snapshot and its digest, and restores every key."""
     admin = Admin(own_etcd)
     admin.put({b"k%d" % number: b"v" * 5000 for number in range(300)})
     result = admin.run("snapshot", "--dir", str(tmp_path / "snapshots"), "--json")
@@ -43,8 +43,8 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
-    """The newest `--keep` snapshots of this etcd are kept, the last one of another etcd, and all other files in the
-    folder."""
+    """The newest `--keep` snapshots of this etcd are kept. So are the last one of another etcd and all other files in
+    the folder."""
     cluster = json.loads(admin.run("snapshot", "--dir", str(tmp_path / "x"), "--json").stdout)["cluster"]
     folder = tmp_path / "snapshots"
     mine = [f"etcd-{cluster}-{number}-2020010{number}T000000Z.db" for number in range(1, 5)]
@@ -59,7 +59,7 @@ def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_has_left_is_removed(admin: Admin, tmp_path: Path) -> None:
-    """The leftovers of a killed run are removed, but not a file that another run is writing."""
+    """Leftovers of a killed run are removed, but not a file that another run is writing."""
     (tmp_path / ".restore-a" / "data").mkdir(parents=True)
     make(tmp_path, ".etcd-a-1-20200101T000000Z.db.part", ".etcd-b-1-20200101T000000Z.db.part")
     with (tmp_path / ".etcd-b-1-20200101T000000Z.db.part").open("rb") as held:
@@ -75,7 +75,7 @@ def test_what_a_killed_run_has_left_is_removed(admin: Admin, tmp_path: Path) -> 
 def test_a_full_disk_leaves_the_old_ones(
     admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """A full disk leaves the old snapshots and nothing of the new one, with an error."""
+    """If the disk is full, the command fails, keeps the old snapshots and leaves no part of the new one."""
     old = "etcd-abc-9-20190101T000000Z.db"
     make(tmp_path, old)
 
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_old_ones(
 def test_a_snapshot_that_is_not_whole_is_not_kept(
     admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """An incomplete snapshot, detected by the digest at its end, is not kept."""
+    """An incomplete snapshot is detected by the digest at its end and not kept."""
     whole = Etcd.database
 
     async def damaged(self: Etcd, *, idle: float):

@@ -1,4 +1,4 @@
-"""The due dates of renewals: no files, no network, and a clock that the tests set."""
+"""The renewal of certificates and authorities, tested without files, network or a real clock."""
 
 import datetime
 import ssl
@@ -23,7 +23,7 @@ def authorities(content) -> list[x509.Certificate]:
 
 
 def signer(content) -> int:
-    """Returns which of the authorities, the newest first, has signed the certificate."""
+    """Returns the index of the authority that has signed the certificate; 0 is the newest."""
     leaf = certificate(content)
     (found,) = [number for number, one in enumerate(authorities(content)) if one.subject == leaf.issuer]
     leaf.verify_directly_issued_by(authorities(content)[found])
@@ -36,8 +36,8 @@ def first():
 
 
 def test_nothing_becomes_all(first):
-    """An empty folder gets all files: for the mesh's name and the others, for clients and servers, valid from a moment
-    before now."""
+    """All files are made for an empty folder. Certificates hold all names, suit clients and servers, and are valid from
+    a moment before now."""
     assert first.changed
     assert set(first.content) == set(ENTRIES)
     leaf = certificate(first.content)
@@ -60,7 +60,7 @@ def test_what_is_not_due_stays(first):
 
 
 def test_a_certificate_is_renewed_and_its_authority_is_kept(first):
-    """A certificate is renewed within the days before its end, and also after it, and its authority is kept."""
+    """A certificate is renewed in the days before its expiry, and also after it. Its authority stays."""
     for days in (305.1, 364, 400):
         later = renew(first.content, WANTED, START + days * DAY)
         assert later.changed
@@ -79,8 +79,8 @@ def test_a_name_that_is_wanted_is_added_and_one_that_is_not_stays(first):
 
 
 def test_an_authority_is_changed_with_an_overlap():
-    """An authority is changed with an overlap: in daily runs over eleven years, processes with the content of a day or
-    a month before and those with the present content can verify each other at each moment."""
+    """Old and new authorities overlap. In daily runs over eleven years, processes with today's files can verify those
+    with files a day or a month old, and the other way round."""
     content, history = {}, []
     moments = {"added": [], "signs": [], "dropped": []}
     for days in range(11 * 365):
@@ -118,7 +118,8 @@ def verifies(trusted: list[x509.Certificate], leaf: x509.Certificate) -> bool:
 
 
 def test_a_run_that_was_missed_for_years_begins_anew(first):
-    """A run after years in which the authority has expired, with all it has signed, begins from the start."""
+    """If no run happened for years and everything has expired, the next run makes a new authority and new
+    certificates."""
     late = renew(first.content, WANTED, START + 4000 * DAY)
     assert len(authorities(late.content)) == 1
     assert authorities(late.content)[0].subject != authorities(first.content)[0].subject
@@ -127,8 +128,8 @@ def test_a_run_that_was_missed_for_years_begins_anew(first):
 
 
 def test_no_certificate_outlives_its_authority(first):
-    """No certificate outlives its authority, even if runs were missed until shortly before its end; the next run then
-    changes nothing, because nothing is gained."""
+    """No certificate outlives its authority, even if runs were missed until shortly before the authority's expiry. The
+    next run changes nothing, because it would gain nothing."""
     late = renew(first.content, WANTED, START + 3600 * DAY)
     assert len(authorities(late.content)) == 2
     assert signer(late.content) == 1
@@ -139,7 +140,7 @@ def test_no_certificate_outlives_its_authority(first):
 
 
 def test_an_authority_of_ones_own_is_used(first):
-    """An authority of one's own, given as ca.crt and ca.key, is used, and the rest is made."""
+    """An admin's own authority, given as ca.crt and ca.key, is used, and the other files are made."""
     own = {name: first.content[name] for name in (AUTHORITIES, AUTHORITY_KEYS)}
     done = renew(own, WANTED, START + DAY)
     assert done.content[AUTHORITIES] == own[AUTHORITIES]
@@ -206,7 +207,7 @@ def test_what_cannot_be_is_said(names, days, before):
 
 
 def test_pythons_own_tls_takes_them(tmp_path):
-    """Python's own TLS accepts the files strictly, with the checks that are off by default in most versions."""
+    """Python's TLS accepts the files even with the strict checks that most versions leave off."""
     now = datetime.datetime.now(datetime.UTC)
     content = renew({}, WANTED, now).content
     (tmp_path / "tls.pem").write_bytes(content[CERTIFICATE] + content[KEY])

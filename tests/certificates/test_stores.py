@@ -1,5 +1,5 @@
-"""The stores of certificates: a folder of real files, and a Secret behind an API of Kubernetes over HTTPS; and the
-command, as the chart's Job runs it."""
+"""Stores of certificates: a folder of real files, and a Secret behind a Kubernetes API over HTTPS. The command is run
+as the chart's Job runs it."""
 
 import asyncio
 import os
@@ -45,8 +45,8 @@ def secret(api):
 
 
 async def test_a_folder_is_filled_and_works_for_the_mesh(tmp_path):
-    """A folder is filled for this user alone and works for the mesh; a second run changes nothing, and a renewal is one
-    change of all files."""
+    """A folder is filled with files that only this user may read and that a mesh can use. A second run changes nothing,
+    and a renewal replaces all files in one step."""
     folder = tmp_path / "deep" / "tls"
     assert (await keeping.keep(Folder(folder), WANTED, later(-310))).changed
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -64,7 +64,7 @@ async def test_a_folder_is_filled_and_works_for_the_mesh(tmp_path):
 
 
 async def test_plain_files_in_a_folder_become_links(tmp_path):
-    """Plain files in a folder, such as were copied there by hand, become links."""
+    """Plain files in a folder, for instance copied there by hand, become links."""
     await keeping.keep(Folder(tmp_path / "made"), WANTED, later(-310))
     copied = tmp_path / "copied"
     copied.mkdir()
@@ -100,7 +100,8 @@ async def test_a_folder_that_cannot_be_is_named(tmp_path):
 
 
 async def test_etcd_takes_them(tmp_path):
-    """etcd accepts the files as its own certificate and as its clients', known by the mesh's name, wherever it is."""
+    """etcd accepts the files as its own certificate and as its clients'. Clients expect the mesh's name, whatever
+    etcd's address."""
     folder = tmp_path / "tls"
     made = (await keeping.keep(Folder(folder), WANTED)).content
     extra = [
@@ -123,7 +124,7 @@ async def test_etcd_takes_them(tmp_path):
 
 
 async def test_a_secret_is_filled_and_renewed(api, secret):
-    """A Secret is filled and renewed; everything else in it stays, and files that are not due are not written."""
+    """A Secret is filled and renewed. Its other keys stay, and files that are not due are not written."""
     assert (await keeping.keep(secret, WANTED)).changed
     assert set(api.content(NAME)) == set(ENTRIES)
     assert api.secrets[NAME]["metadata"]["labels"] == {"app.kubernetes.io/name": "mesh"}
@@ -136,7 +137,7 @@ async def test_a_secret_is_filled_and_renewed(api, secret):
 
 
 async def test_who_was_quicker_prevails(api, secret):
-    """If another process writes its certificates between our look and our write, those stay and ours are dropped."""
+    """If another process writes certificates between our read and our write, its certificates stay."""
     theirs = dict((await keeping.keep(secret, WANTED)).content)
     api.put(NAME)
     api.before_put = lambda: api.store(NAME, theirs)
@@ -210,7 +211,7 @@ async def test_content_of_somebody_else_stays(api, secret):
 
 
 async def command(*words: str, **environment: str) -> tuple[int, str]:
-    """Returns exit code and output of `mesh certificates`."""
+    """Runs `mesh certificates` and returns its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mesh", "certificates", *words),
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment},
@@ -223,7 +224,7 @@ async def command(*words: str, **environment: str) -> tuple[int, str]:
 
 
 async def test_the_command_as_the_chart_runs_it(api):
-    """The command finds the API as each pod of a cluster does, and a second run finds nothing to do."""
+    """The command finds the API in the way that every pod of a cluster does. A second run has nothing to do."""
     host, port = api.url.removeprefix("https://").split(":")
     words = [
         *(f"--secret={NAME}", "--days=365", "--renew-before=60"),
@@ -261,8 +262,8 @@ async def test_the_command_says_what_is_wrong(api, tmp_path):
 
 
 async def test_the_command_ends_at_once_when_interrupted(api):
-    """The command ends at once when interrupted while it waits for an API that does not serve. A shell without job
-    control makes background commands ignore interrupts, so the test sets the default disposition."""
+    """An interrupt ends the command at once, even while it waits for an API that does not answer. A shell without job
+    control makes background commands ignore interrupts, so the test resets that."""
     api.failures = [503] * 10_000
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mesh", "certificates", "--secret", NAME),

@@ -1,4 +1,4 @@
-"""The check of our English: it finds what breaks its rules, at the right line, and nothing else."""
+"""Tests of the language check: it finds what breaks its rules, on the right line, and nothing else."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def language() -> ModuleType:
-    """The check, which is a script and no module of a package."""
+    """The check, loaded from its script, which is not in a package."""
     path = Path(__file__).parents[2] / ".ci" / "language.py"
     spec = importlib.util.spec_from_file_location("language", path)
     assert spec is not None
@@ -75,7 +75,7 @@ def test_words_are_looked_for_in_pages_too(language: ModuleType) -> None:
 @pytest.mark.parametrize("name", ["test_x", "helper"])
 @pytest.mark.parametrize("text", ["Of both kinds.", "It goes there too.", "And the others stay."])
 def test_docstrings_of_tests_stand_alone(language: ModuleType, name: str, text: str) -> None:
-    """The docstring of a test or of its helper does not continue the name, or the docstring before it."""
+    """The docstring of a test or a test's helper must not continue the function's name or the docstring before it."""
     (finding,) = found(language, f'def {name}():\n    """{text}"""\n', "tests/x.py")
     assert finding[0] == 2
     assert "stands alone" in finding[1]
