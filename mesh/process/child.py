@@ -5,14 +5,14 @@ A parent that is killed with SIGKILL cleans nothing up, so each child asks the k
 pid and no process remains in between. `preexec_fn` would need no tether, but it runs Python between fork and exec, when
 gRPC's threads may hold any lock. The tether costs 13 ms (11 of them the interpreter's own start).
 
-The kernel sends that signal when the *thread* that started the child ends: start children from a thread that lives as
-long as the process, which the event loop's does.
+The kernel sends that signal when the *thread* that started the child ends. So start children from a thread that lives
+as long as the process, as the event loop's thread does.
 
 Each child leads its own session: Ctrl-C in a terminal reaches only the top process, which ends the rest in order; and
 processes that a child leaves in its session are killed when it ends.
 
-The event loops' own subprocesses are not used: uvloop forks and runs Python in the child, asyncio of Python 3.11 keeps
-a thread for each. `subprocess` starts without either, and a pidfd reports the end.
+The event loops' own subprocess support is not used: uvloop forks and runs Python in the child, and asyncio in Python
+3.11 keeps a thread for each child. `subprocess` does neither, and a pidfd reports the end.
 
 Callers decide what to start, when to start it again, and what its lines mean.
 """
@@ -116,7 +116,8 @@ class Process:
         """Waits until the child has ended and its output is read; returns its exit status. Raises TimeoutError after
         `timeout` seconds.
 
-        May be cancelled: the child continues."""
+        If the wait is cancelled, the child continues.
+        """
         done, _ = await asyncio.wait({self._ended}, timeout=timeout)
         if not done:
             raise TimeoutError(f"{self.name} (pid {self.pid}) did not end within {timeout:g} s")
@@ -163,8 +164,8 @@ class Process:
             self._loop.call_soon_threadsafe(self._reap)
 
     def _reap(self) -> None:
-        """Kills the rest of the ended child's session: until the child is reaped, its pid and session belong to no
-        other."""
+        """Kills the rest of the ended child's session, then reaps the child. Until then, its pid and session id cannot
+        belong to another process."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._child.wait()
@@ -209,11 +210,11 @@ async def spawn(
 ) -> Process:
     """Starts a child with an empty standard input and both its outputs passed line by line to `on_line`.
 
-    `argv[0]` is a path or a name on PATH; `env` is the whole environment (None: this process's own). `on_exit` is
-    called once, with the exit status, after the last line. Callbacks come from the event loop and must be quick; one
-    that raises is logged. A program that cannot be executed ends with status 127 and a line that says why (OSError
-    without the tether). A cancelled call leaves no child. `beats`: the child gets a page for signs of life
-    (`heartbeat`).
+    `argv[0]` is a path or a name on PATH; `env` is the child's complete environment; None means a copy of this
+    process's. `on_exit` is called once, with the exit status, after the last line. Callbacks come from the event loop
+    and must be quick; one that raises is logged. A program that cannot be executed ends with status 127 and a line that
+    says why (OSError without the tether). A cancelled call leaves no child. With `beats`, the child gets a page for
+    signs of life (`heartbeat`).
     """
     page = heartbeat.Heartbeat() if beats else None
     if page is not None:

@@ -1,8 +1,8 @@
 """The end of a process that cannot continue: orderly, bounded in time, with the reason as the last line of its log.
 
 A process that cannot continue may not be able to end in order either. So if there is a reason, an orderly end is given
-a time limit, after which the process exits; its children die with it (`child`). An ordinary end, by a signal, is
-bounded by its sender.
+a time limit, after which the process exits; its children die with it (`child`). For an ordinary end, the sender of the
+signal sets the limit.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class Ending:
         self._known = asyncio.Event()
 
     def because(self, why: str) -> None:
-        """Takes a reason, unless the process is already ending, when its tasks may end for any reason."""
+        """Notes the reason, unless the process is already ending: its tasks may then end for any reason."""
         if not self.why and not self._leaving:
             self.why = why
             self._known.set()
@@ -38,8 +38,8 @@ class Ending:
         return self.why
 
     async def close(self, closing: Awaitable[None], *, within: float) -> int:
-        """Awaits the end of the process's parts, at most `within` seconds if there is a reason. Returns the exit
-        status, 1 if there is a reason; if the parts do not end in time, the process does."""
+        """Waits until the process's parts have ended. Returns the exit status, which is 1 if there is a reason. In that
+        case the wait is limited to `within` seconds, after which the process exits."""
         self._leaving = True
         if not self.why:
             await closing

@@ -9,10 +9,11 @@ the process could have ended it:
   on a free machine has all of it, a starved process little;
 - while it waits for a disk, a quarter counts: it may be paging. (SIGKILL would wait for the disk as well.)
 
-A gap of seconds between two looks means that the watcher was stopped, as all of a mesh is by Ctrl-Z, a debugger or a
-suspended machine: everything is forgotten, and processes that continue with the watcher have the time of a fresh start.
+A gap of several seconds between two looks means that the watcher itself was stopped. Ctrl-Z, a debugger or a suspended
+machine stops all of a mesh. Everything is then forgotten, and processes that continue with the watcher get as much time
+as after a start.
 
-A process under a debugger (state `t`) is silent rather than stopped: tracers stop it for moments at a time.
+A process under a debugger (state `t`) counts as silent, not as stopped, because tracers stop it for moments at a time.
 """
 
 import enum

@@ -33,7 +33,7 @@ class Heartbeat:
     __slots__ = ("_map", "descriptor")
 
     def __init__(self) -> None:
-        """Creates the page. Raises OSError without free descriptors or memory."""
+        """Creates the page. Raises OSError if no descriptor or memory is free."""
         self.descriptor = os.memfd_create(_NAME)
         try:
             os.ftruncate(self.descriptor, _WORD.size)
@@ -43,7 +43,7 @@ class Heartbeat:
             raise
 
     def last(self) -> float:
-        """Returns when the child's loop last turned, in seconds of the monotonic clock; 0: it has not begun."""
+        """Returns when the child's loop last turned, in seconds of the monotonic clock, or 0 if it has not begun."""
         return float(_WORD.unpack_from(self._map, 0)[0] / 1e9)
 
     def release(self) -> None:

@@ -50,8 +50,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     The port is bound but not listened on, so no other process gets it before that server has started. The server can
     still listen on it, because servers set SO_REUSEADDR; searches for a free port, such as this one, do not.
 
-    It is below the ephemeral range, whose ports are also taken by outgoing connections: a client that keeps connecting
-    to a dead server's port there can be connected to itself.
+    The port is below the ephemeral range, whose ports are also used by outgoing connections: a client that keeps
+    connecting to a dead server's port there can be connected to itself.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(64):

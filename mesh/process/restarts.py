@@ -1,8 +1,8 @@
 """Decisions on restarts of processes and tasks: a state machine without clock or I/O, fed with events.
 
 A life consists of a start, which may fail, and the time from being ready to the end. The first end in a row is followed
-by the shortest pause, each further one by twice the former pause, up to a maximum; a steady life ends the row. A limit
-on failed starts in a row is optional; at the limit, restarts stop.
+by the shortest pause, and each further end by twice the previous pause, up to a maximum. A steady life ends the row.
+The number of failed starts in a row can be limited; at the limit, restarts stop.
 
 `supervisor` applies the decisions to processes, `tasks` to tasks.
 """
@@ -74,7 +74,7 @@ class Restarts:
         self._failed = 0
 
     def ended(self, now: float, *, luck: float = 0.5) -> Again | GivenUp:
-        """Records the end of a start or of a life, and returns the decision. `luck`: a random number from 0 to 1."""
+        """Records the end of a start or of a life, and returns the decision. `luck` is a random number from 0 to 1."""
         served = self.phase is Phase.READY
         self._move("ended", now, Phase.STARTING, Phase.READY, to=Phase.ENDED)
         policy = self.policy

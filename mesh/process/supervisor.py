@@ -1,8 +1,8 @@
 """A supervisor of one child process: starts it, waits for it, watches it, and restarts it when it dies or hangs.
 
 A first start that fails is reported to its caller (`start`): a retry would repeat the fault, and hide it. After a later
-death another child is started, after the pause that `restarts` decides on. A child that hangs is killed by its `Watch`,
-by the rules in `hang`, and then counts as dead.
+death, another child is started once the pause that `restarts` chooses is over. A child that hangs is killed by its
+`Watch`, by the rules in `hang`, and then counts as dead.
 
 `run` is a duty of the process (`tasks`), and essential: without it, a death would be permanent. A `Program` and
 callbacks say what to run, how to see that it is ready, and what its death means. The event loop calls the callbacks,
@@ -166,7 +166,7 @@ class Supervisor:
             await asyncio.sleep(decided.pause)
 
     def leave(self) -> None:
-        """Notes that the child's end is wanted from now on; the caller bounds the time that it takes."""
+        """Notes that the child is meant to end from now on. The caller limits the time that this takes."""
         self._leaving = True
         self.state = State.STOPPED
         self._unwatch()
@@ -180,12 +180,12 @@ class Supervisor:
             await self.child.terminate(grace)
 
     def kill(self) -> None:
-        """Kills the child; what follows is the same as after any death."""
+        """Kills the child. This is then handled like any other death."""
         if self.child is not None:
             self.child.kill()
 
     async def _launch(self, missing: Callable[[], Awaitable[str]] | None) -> None:
-        """Starts a child and waits until it is ready. Raises StartFailed, in which case no child is left."""
+        """Starts a child and waits until it is ready. Raises StartFailed, after which no child is left."""
         program = self.program
         turned()
         await self._unless_leaving()

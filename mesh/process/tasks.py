@@ -7,8 +7,9 @@ that reason; its parent, or Kubernetes, starts it again. An expendable duty that
 a growing pause.
 
 A duty may hang rather than end: it awaits an event that never comes. A loop that runs periodically reports each turn
-(`turned`); a duty without one for its `turns` seconds counts as ended. Silence is counted as for processes (`hang`):
-time in which this process was stopped or delayed does not count. A loop that waits for events has no such limit.
+(`turned`); a duty that reports none for its `turns` seconds counts as ended. Silence is counted as for processes
+(`hang`): time in which this process was stopped or delayed does not count. A loop that waits for events has no such
+limit.
 """
 
 import asyncio
@@ -117,7 +118,7 @@ class Tasks:
         return self._hold(task)
 
     async def settle(self, timeout: float) -> None:
-        """Waits at most `timeout` seconds until all current tasks have ended; those that have not continue."""
+        """Waits at most `timeout` seconds until all current tasks have ended. Tasks that have not ended continue."""
         if self._held:
             await asyncio.wait(set(self._held), timeout=timeout)
 
@@ -165,7 +166,7 @@ class Tasks:
             self._on_lost(f"the task '{task.get_name()}', which this process cannot do without, {how}")
 
     async def _again(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Does the work of an expendable duty until it is done."""
+        """Runs an expendable duty until it is done, and starts it again whenever it fails."""
         lives = restarts.Restarts(AGAIN)
         while True:
             lives.began(time.monotonic())

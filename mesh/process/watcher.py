@@ -43,8 +43,8 @@ class Watched(Protocol):
 class Watch:
     """A watch over one life of a child, from the watch's creation until the child has ended or `close` is called.
 
-    `heard` returns when the child last gave a sign of life, in seconds of the monotonic clock, 0 for never. `on_hung`
-    is called once, before the child is killed.
+    `heard` returns the time of the child's last sign of life, in seconds of the monotonic clock, or 0 if there was
+    none. `on_hung` is called once, before the child is killed.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Answers:
     """Signs of life of a program without a heartbeat: the program is asked, and each answer counts as one."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], *, name: str, interval: float = 1.0) -> None:
-        """Takes the question; `ask` has its own time limit, and returns True for any answer of the program."""
+        """Takes `ask`, which puts a question to the program. It has its own time limit, and returns True for any answer."""
         self._ask = ask
         self._interval = interval
         self._last = 0.0

@@ -1,8 +1,8 @@
-"""The token of a copy: routers send it to address a copy, model servers compare it.
+"""The token of a copy. Routers send it to address a copy, and model servers compare it with their own.
 
 Its form is `<incarnation>.<create revision>`: the pod's incarnation and the model record's create revision.
-`.<generation>` follows once the registration's content was reloaded; before the first reload the generation is 0 and
-left out, which is also the form that earlier versions know.
+`.<generation>` follows once the registration's content has been reloaded. Before the first reload, the generation is 0
+and is left out, which is also the form that earlier versions know.
 
 During a reload a pod holds two generations of one registration. A call for the older one may be answered by either:
 both belong to the same registration. A call for the newer one is never answered by the older.
@@ -17,7 +17,7 @@ def make(incarnation: str, revision: int, generation: int = 0) -> bytes:
 
 
 def read(token: bytes) -> tuple[bytes, int, int] | None:
-    """Returns incarnation, create revision and generation; None for an invalid token."""
+    """Returns the incarnation, create revision and generation in a token, or None if the token is invalid."""
     incarnation, *numbers = token.split(b".")
     if len(numbers) not in (1, 2) or not all(number.isdigit() and len(number) < 20 for number in numbers):
         return None
@@ -25,7 +25,7 @@ def read(token: bytes) -> tuple[bytes, int, int] | None:
 
 
 def revision(token: bytes) -> int:
-    """Returns the create revision in a token; 0 if there is none."""
+    """Returns the create revision in a token, or 0 if the token has none."""
     found = read(token)
     return 0 if found is None else found[1]
 

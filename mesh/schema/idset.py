@@ -2,7 +2,8 @@
 
 A pod uses it to publish which models' files are on its disk, so that a load can be sent to a pod that need not pull
 them. The set is part of the pod's record, which every router reads at every change: 4,000 ids take 5 KB as text. One in
-a hundred other ids is found wrongly; its load is then sent to a pod that must pull the files, like any other pod.
+a hundred other ids is a false positive. A load of that model may be sent to a pod that must pull the files, which is no
+worse than any other pod.
 
 The positions of bits come from one BLAKE2b digest by double hashing (Kirsch and Mitzenmacher, 2006).
 """
@@ -42,7 +43,7 @@ class IdSet:
 
     @classmethod
     def decode(cls, text: str) -> "IdSet":
-        """Decodes the result of `encode`; "" is the empty set. Raises ValueError."""
+        """Decodes the result of `encode`; "" is the empty set. Raises ValueError for an invalid text."""
         if not text:
             return EMPTY
         try:

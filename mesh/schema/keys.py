@@ -1,8 +1,8 @@
 """Keys in etcd: one base prefix for each mesh, one function for each kind of key.
 
 The layout is `<root>/<prefix>/<service>/` as in the predecessor, so that a mesh can be started on its data. Ids are
-literal in `registry/` and `vmodels/`, because the predecessor and its Kubernetes controller read them so; in keys of
-Mesh's own they are percent-encoded, so that no id is a prefix of another's range.
+literal in `registry/` and `vmodels/`, because the predecessor and its Kubernetes controller read them that way. In
+Mesh's own keys they are percent-encoded, so the keys of one id never fall into the range of another.
 """
 
 from dataclasses import dataclass
@@ -94,9 +94,9 @@ class Keys:
     def presence_range(self) -> tuple[bytes, bytes]:
         """The range that holds `copies/` and `pods/` but not `config/` and `registry/`.
 
-        In one range, a lease's end shows as one batch of deletions at one revision, which distinguishes a pod that
-        vanished from one that withdrew a copy. `lives/` is inside too, for the same reason; so are `leader` and
-        `owner`, which are few and ignored.
+        Within one range, the end of a lease appears as one batch of deletions at one revision. This distinguishes a pod
+        that vanished from one that withdrew a copy. `lives/` is inside for the same reason. `leader` and `owner` are
+        inside too, but they are few and ignored.
         """
         return self.all_copies, after_prefix(self.pods)
 
@@ -105,7 +105,8 @@ class Keys:
         return self.config + quote(name, safe="").encode()
 
     def setting_of(self, key: bytes) -> str:
-        """Returns the setting of a key in `config/`; an unused name for a key that no setting can have."""
+        """Returns the setting of a key in `config/`. For a key that no setting can have, returns a name that no setting
+        has."""
         return unquote(key[len(self.config) :].decode(errors="replace"))
 
     def model(self, model_id: str) -> bytes:
@@ -143,8 +144,8 @@ class Keys:
 
     def tombstone(self, model_id: str) -> bytes:
         """Returns the key of a tombstone, which marks a model that was unregistered while a pod might still answer for
-        it. It sorts after all copies of the model, within their prefix, so a check for no copies also checks for no
-        tombstone."""
+        it. It sorts after all copies of the model, within their prefix, so a check that the model has no copies also
+        checks that it has no tombstone."""
         return self.copies(model_id) + TOMBSTONE.encode()
 
     def copies(self, model_id: str) -> bytes:
@@ -164,7 +165,8 @@ class Keys:
         return self.wanted + quote(model_id, safe="").encode()
 
     def want_of(self, key: bytes) -> str:
-        """Returns the model of a key in `wanted/`; an unregistered id for a key that no model can have."""
+        """Returns the model of a key in `wanted/`. For a key that no model can have, returns an id that is not
+        registered."""
         return unquote(key[len(self.wanted) :].decode(errors="replace"))
 
     def reload(self, model_id: str) -> bytes:
@@ -184,6 +186,6 @@ class Keys:
         return unquote(key[len(self.pods) :].decode())
 
     def copy_of(self, key: bytes) -> tuple[str, str]:
-        """Returns the model id and the pod of a key in `copies/`; TOMBSTONE instead of the pod for a tombstone."""
+        """Returns the model id and the pod of a key in `copies/`. The pod of a tombstone is TOMBSTONE."""
         model, _, pod = key[len(self.all_copies) :].decode().partition("/")
         return unquote(model), unquote(pod)

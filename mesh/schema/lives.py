@@ -21,13 +21,13 @@ from mesh.schema.records import ModelRecord
 
 
 def census(keys: Keys) -> list[Op]:
-    """Returns operations for a transaction of the caller's; `all_present` reads their responses."""
+    """Returns operations to add to the caller's transaction. `all_present` reads their responses."""
     return [count_op(keys.lives, after_prefix(keys.lives)), count_op(keys.pods, after_prefix(keys.pods))]
 
 
 def all_present(responses: Sequence[object]) -> bool:
-    """Returns whether no life is open. Each published pod has one, so the numbers are then equal; fewer lives than
-    pods, which must not happen, prove nothing."""
+    """Returns whether no life is open. Each published pod has a life, so the two counts are then equal. Fewer lives
+    than pods should never occur, and prove nothing."""
     lives, pods = responses
     return counted(lives) == counted(pods)
 
@@ -45,7 +45,7 @@ class Life:
 
     @classmethod
     def decode(cls, value: bytes) -> "Life":
-        """Decodes its JSON. Raises ValueError for anything else."""
+        """Decodes the record from JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             return cls(
@@ -60,7 +60,7 @@ class Life:
             raise ValueError(f"not a life: {error!r}") from error
 
     def encode(self) -> bytes:
-        """Encodes it as JSON."""
+        """Encodes the record as JSON."""
         data: dict[str, Any] = {"data": self.data_address, "control": self.control_address}
         if self.ended_revision:
             data["ended"] = self.ended_revision
@@ -88,18 +88,18 @@ class Tombstone:
         return cls(record.type, record.path, record.key, record.sha256)
 
     def allows(self, record: ModelRecord) -> bool:
-        """Returns whether the id may be registered with these attributes while a pod may still answer for it: only if
-        they are the same, because then either registration may answer."""
+        """Returns whether the id may be registered with these attributes while a pod may still answer for the former
+        registration. They must be the same, because then either registration may answer."""
         return (self.type, self.path, self.key, self.sha256) == (record.type, record.path, record.key, record.sha256)
 
     @classmethod
     def decode(cls, value: bytes) -> "Tombstone":
-        """Decodes its JSON. Raises ValueError for anything else."""
+        """Decodes the record from JSON. Raises ValueError for anything else."""
         data = read_object(value)
         return cls(*(str(data.get(name, "")) for name in ("type", "path", "key", "sha256")))
 
     def encode(self) -> bytes:
-        """Encodes it as JSON."""
+        """Encodes the record as JSON."""
         named = {"type": self.type, "path": self.path, "key": self.key, "sha256": self.sha256}
         return json.dumps({name: value for name, value in named.items() if value}, separators=(",", ":")).encode()
 
@@ -115,7 +115,7 @@ class RouterRecord:
 
     @classmethod
     def decode(cls, value: bytes) -> "RouterRecord":
-        """Decodes its JSON. Raises ValueError for anything else."""
+        """Decodes the record from JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             low, high = data["protocol"]
@@ -124,7 +124,7 @@ class RouterRecord:
             raise ValueError(f"not a router's record: {error!r}") from error
 
     def encode(self) -> bytes:
-        """Encodes it as JSON."""
+        """Encodes the record as JSON."""
         return json.dumps(
             {
                 "address": self.address,

@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 class OwnedByAnother(Exception):
-    """A prefix that belongs to another mesh, or may; the text says what to do."""
+    """The error for a prefix that belongs, or may belong, to another mesh. The text says what to do."""
 
 
 def record(install_id: str, schema: int = SCHEMA) -> bytes:

@@ -1,8 +1,8 @@
 """Frozen records of models, pods and copies in etcd.
 
-A model's record is the predecessor's JSON (attributes at their default are left out, unknown ones survive a rewrite),
-with Mesh's additions under the single attribute `mesh`. Records of pods and copies are Mesh's own. Nothing here reads a
-clock or does I/O. An invalid record raises `ValueError`; readers of a range skip it and log that.
+A model's record is the predecessor's JSON (attributes at their default are left out, and unknown ones survive a
+rewrite), with Mesh's additions under the single attribute `mesh`. Records of pods and copies are Mesh's own. Nothing
+here reads a clock or does I/O. An invalid record raises `ValueError`; readers of a range skip it and log that.
 """
 
 import re
@@ -151,8 +151,8 @@ class ModelRecord:
         return f"model {model_id[:200]} is quarantined because {why}: {history}. {way_out}"
 
     def with_blame(self, one: Blame, line: str) -> "ModelRecord":
-        """Adds the death of a server that the model may have caused, with `line` as the text for people. Drops expired
-        deaths, and the oldest ones beyond a limit."""
+        """Adds the death of a server that the model may have caused, with `line` as the text that people read. Drops
+        expired deaths, and the oldest ones beyond a limit."""
         if line in self.killed:  # the same death: an earlier write was of unknown outcome
             return self
         alive = blame.alive(self.blames, one.at_ms)
@@ -166,24 +166,25 @@ class ModelRecord:
         return replace(self, killed=(), blames=(), guilty="", failures=())
 
     def refuses(self, now_ms: int) -> frozenset[str]:
-        """Returns the digests, in hex, of the requests that are not sent to the model because a server recently died in
-        each."""
+        """Returns the digests, in hex, of requests that are not sent to the model, because a server recently died while
+        running them."""
         return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
         """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, because not every
-        way of registering can name one. Nor do limits, which are changed in place, or the results of loads."""
+        way of registering can name one. Neither do limits, which are changed in place, nor the results of loads."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
 
     def differences(self, asked: "ModelRecord") -> tuple[str, ...]:
-        """Returns the names of the attributes in which `asked` is another registration."""
+        """Returns the names of the attributes that make `asked` a different registration."""
         names = [name for name in ("type", "path", "key") if getattr(self, name) != getattr(asked, name)]
         return (*names, *(["sha256"] if asked.sha256 not in ("", self.sha256) else []))
 
     def contradiction(self, digest: str) -> str:
-        """Returns the error text for content with another digest, which is not loaded for this registration."""
+        """Returns the error text for content whose digest differs from this registration's, and which is therefore not
+        loaded."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))
         return (
             f"its content has changed: this registration was first loaded at {when} with the digest {self.digest}, and "
@@ -214,7 +215,7 @@ class ModelRecord:
 
     @classmethod
     def decode(cls, value: bytes) -> "ModelRecord":
-        """Decodes its JSON. Raises ValueError for anything else."""
+        """Decodes the record from JSON. Raises ValueError for anything else."""
         data = read_object(value)
         mesh = data.get("mesh") or {}
         try:
@@ -252,7 +253,7 @@ class ModelRecord:
             raise ValueError(f"not a model record: {error}") from error
 
     def encode(self) -> bytes:
-        """Encodes it as JSON."""
+        """Encodes the record as JSON."""
         mesh: dict[str, Any] = dict(self.other_mesh)
         for name, number in (
             ("hostBytes", self.host_bytes),
@@ -329,7 +330,7 @@ class PodRecord:
 
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
-        """Decodes its JSON. Raises ValueError for anything else."""
+        """Decodes the record from JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             low, high = data.get("protocol", (PROTOCOL, PROTOCOL))
@@ -362,7 +363,7 @@ class PodRecord:
             raise ValueError(f"not a pod record: {error!r}") from error
 
     def encode(self) -> bytes:
-        """Encodes it as JSON."""
+        """Encodes the record as JSON."""
         device = {"deviceCapacity": self.device_capacity_bytes, "deviceUsed": self.device_used_bytes}
         return write_object(
             {
@@ -425,7 +426,7 @@ class CopyRecord:
 
     @classmethod
     def decode(cls, value: bytes) -> "CopyRecord":
-        """Decodes its JSON. Raises ValueError for anything else."""
+        """Decodes the record from JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             return cls(
@@ -446,7 +447,7 @@ class CopyRecord:
             raise ValueError(f"not a copy record: {error!r}") from error
 
     def encode(self) -> bytes:
-        """Encodes it as JSON."""
+        """Encodes the record as JSON."""
         return write_object(
             {
                 "incarnation": self.incarnation,
@@ -474,7 +475,7 @@ class Reload:
 
     @classmethod
     def decode(cls, value: bytes) -> "Reload":
-        """Decodes its JSON. Raises ValueError for anything else."""
+        """Decodes the record from JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             return cls(integer(data["generation"]), text_of(data.get("why", "")))
@@ -482,5 +483,5 @@ class Reload:
             raise ValueError(f"not a reload: {error!r}") from error
 
     def encode(self) -> bytes:
-        """Encodes it as JSON."""
+        """Encodes the record as JSON."""
         return write_object({"generation": self.generation, **({"why": self.why} if self.why else {})})

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, V2: what Mesh's servers and clients of it share beyond the messages."""
+"""The parts of the Open Inference Protocol (V2) that Mesh's servers and clients share, besides its messages."""
 
 SERVICE = "inference.GRPCInferenceService"
 

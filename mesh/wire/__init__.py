@@ -5,5 +5,5 @@ Envoy terminates HTTP/2 at the edge, and behind it gRPC travels as HTTP/1.1: `PO
 headers, the usual 5-byte prefix before each message, status and trailing metadata as HTTP trailers.
 
 `call` defines what a handler sees, `server` and `client` are the two ends, and both use `framing` and `metadata`. This
-package does not know models, pods or placement.
+package knows nothing about models, pods or placement.
 """

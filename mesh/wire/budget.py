@@ -1,13 +1,13 @@
-"""The total bytes of bodies, requests and replies, that one process holds for all its connections.
+"""A limit on the bytes of bodies, of requests and replies, that one process holds for all its connections.
 
 The limits on one message and on connections bound memory only by their product: 16 MiB times thousands. So code that is
 about to hold a body asks this budget first, with the size that the head or prefix announces, before it reads any of the
 body.
 
-One caller must not use up what others need, so the total is shared by rank. Large requests are no longer admitted once
-half of it is used, large replies once seven eighths are (their requests were admitted, and they have been computed),
-and requests of ordinary size only once all of it is. Large bodies that stall, or that nobody reads, cannot stop small
-calls.
+One caller must not use up what others need, so the bound depends on the kind of body. Large requests are refused once
+half of the budget is used. Large replies, which have already been computed, are refused once seven eighths are used.
+Requests of ordinary size are refused only when all of it is used. So large bodies that stall, or that nobody reads,
+cannot stop small calls.
 
 Bytes that are already in memory are counted without asking: `add`. Servers end bodies that arrive or leave too slowly,
 and are stricter while the budget is `short`.
@@ -81,7 +81,8 @@ class Budget:
         self.held -= size
 
     def settle(self) -> bool:
-        """Ends a second. Returns whether so much less was held in it than before that the heap is worth trimming."""
+        """Ends one second. Returns whether far fewer bytes were held in it than before, so that trimming the heap is
+        worthwhile."""
         self.short, self._lately = self._lately, False
         highest, self._highest = self._highest, self.held
         self._peak = max(self._peak, highest)
@@ -107,7 +108,7 @@ class Budget:
 
 
 class Hold:
-    """The bytes that one call holds, whatever its stage. As a context manager, it returns all of them at the end."""
+    """The bytes that one call holds, whatever its stage. As a context manager, it gives all of them back at the end."""
 
     __slots__ = ("_budget", "size")
 
@@ -125,7 +126,7 @@ class Hold:
         self.size = size
 
     def counts(self, size: int) -> None:
-        """Holds exactly this many bytes from now on: they are already in memory."""
+        """Sets the number of bytes held; they are already in memory."""
         self._budget.add(size - self.size)
         self.size = size
 

@@ -40,7 +40,7 @@ class Call(ABC):
     """The caller's address, for logs."""
 
     def header(self, name: bytes) -> bytes | None:
-        """Returns the first value of that name."""
+        """Returns the value of the first header of that name."""
         for key, value in self.headers:
             if key == name:
                 return value
@@ -67,7 +67,7 @@ class Call(ABC):
         """Answers a unary call with OK and one message, in one write."""
 
     def reply_in_pieces(self, pieces: Sequence[bytes | memoryview], headers: Headers = ()) -> None:
-        """Answers as `reply` does with a frame in pieces, which must not change until they are freed."""
+        """Answers like `reply`, with a frame in pieces. The pieces must not change until they are freed."""
         self.reply(b"".join(pieces), headers)
 
     def forget(self) -> None:
@@ -76,8 +76,8 @@ class Call(ABC):
 
     @abstractmethod
     def fail(self, code: int, text: str, headers: Headers = (), trailers: Headers = ()) -> None:
-        """Answers with a status other than OK and no message: trailers-only if nothing was sent yet, then `headers`
-        and `trailers` travel together. After `start()`, the same as `finish()`."""
+        """Answers with a status other than OK and no message. If nothing was sent yet, the answer is trailers-only, and
+        `headers` and `trailers` travel together. After `start()`, this does the same as `finish()`."""
 
     @abstractmethod
     def start(self, headers: Headers = ()) -> None:

@@ -1,9 +1,9 @@
 """The client end: a pool of connections to one address, and calls on them.
 
 HTTP/1.1 carries one call at a time on a connection, so each call in flight needs its own. The most recently used
-connection is used again first, so that the others become idle and are closed. A call never waits for the end of
-another: beyond `max_connections` it is lost unsent at once, and its sender decides what to do. It waits only while a
-connection is being made, and takes whichever becomes free first. The pool never retries.
+connection is used again first, so that the others become idle and are closed. A call never waits for another to end:
+beyond `max_connections` it is lost at once, unsent, and its sender decides what to do. It waits only while a connection
+is being opened, and takes the first one that becomes free. The pool never retries.
 
 `exchange` is one call, `clientconnection` reads replies, `streams` handles messages that are sent one by one.
 """
@@ -100,8 +100,8 @@ class Pool:
     ) -> Exchange:
         """Sends a unary request; `sink` gets the outcome later.
 
-        `timeout` is a `grpc-timeout` for the server's information; the pool times nothing. Raises ValueError for a
-        `method`, `timeout` or `encoding` that is not valid in a head.
+        `timeout` is a `grpc-timeout`, which is only sent to the server; the pool does not enforce it. Raises ValueError
+        for a `method`, `timeout` or `encoding` that is not valid in a head.
         """
         head = b"%bcontent-length: %d\r\n%b\r\n" % (
             self._prefixes.get(method) or self._prefix(method),

@@ -1,8 +1,8 @@
 """One connection of a pool: writes one request, reads its reply, and then returns to the pool or closes.
 
-Replies are judged as gRPC clients must: a reply that is not gRPC gets a status from its HTTP code, one that breaks the
-framing or is too large becomes a failure with a text, and a connection that ends without a status is reported as lost,
-together with the progress of the call. A connection is only used again after a complete reply.
+Replies are judged as gRPC requires of clients. A reply that is not gRPC gets a status from its HTTP code. A reply that
+breaks the framing or is too large becomes a failure with a text. If the connection ends without a status, the call is
+reported as lost, together with its progress. A connection is used again only after a complete reply.
 """
 
 import asyncio
@@ -192,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _parsed(self, owner: exchange.Exchange, seen: heads.Answer | None = None) -> None:
-        """Tells the call what a read has brought."""
+        """Passes what one read has brought to the call."""
         if self._complete:
             if seen is not None:
                 self._learn(seen)
@@ -209,8 +209,8 @@ class ClientConnection(asyncio.Protocol):
     # --- large replies ---
 
     def _large(self, data: bytes) -> bool:
-        """Has the chunks of a large message that begins in this read taken by a `LargeBody`; returns False if there are
-        none, and the read must be parsed."""
+        """Hands a large message that begins in this read to a `LargeBody`. Returns False if none begins, and the read
+        must be parsed."""
         at = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         if at < len(_HEAD_ENDS):
             return False
@@ -237,10 +237,10 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def body_moved(self, count: int) -> None:
-        """Notes the progress of a large reply, which is not judged here."""
+        """Does nothing: the progress of a large reply is not judged here."""
 
     def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
-        """Takes a large message, and goes on reading by itself."""
+        """Takes a large message, and resumes reading."""
         self._reader = None
         self.transport.set_protocol(self)
         owner = self._exchange
@@ -250,7 +250,7 @@ class ClientConnection(asyncio.Protocol):
             self._parsed(owner)
 
     def eof_received(self) -> bool:
-        """Treats the connection as ended, because the peer will not answer any more."""
+        """Treats the connection as ended, because the peer will send no more answers."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -463,15 +463,15 @@ class ClientConnection(asyncio.Protocol):
         return replies.Reply(code, text, None, self._headers, self._trailers, special.get(b"grpc-encoding", b""), raw)
 
     def _not_grpc(self, status: int) -> replies.Reply:
-        """Returns the reply that stands for an answer that is not gRPC; a gRPC status in it takes precedence over
-        HTTP's."""
+        """Returns the reply to report for an answer that is not gRPC. A gRPC status in it takes precedence over the
+        HTTP status."""
         if b"grpc-status" in self._special:
             return self._reply()
         code = statuses.code_of_http(status)
         return replies.Reply(int(code), f"{self._pool.address} answered with HTTP status {status}, not with gRPC")
 
     def _lose(self, owner: exchange.Exchange, why: str) -> None:
-        """Ends the call before or within its reply."""
+        """Reports the call as lost, before or during its reply."""
         lost = replies.Lost(self.how_far, why)
         if self._box is not None:
             self._box.fail(lost, drop=False)
@@ -497,7 +497,7 @@ class ClientConnection(asyncio.Protocol):
 
 
 def _broken(error: framing.FrameError) -> replies.Reply:
-    """Returns the reply that stands for one with broken framing."""
+    """Returns the reply to report for one with broken framing."""
     if error.reason is statuses.Reason.BAD_REQUEST:  # the reason for requests; in a reply the server is at fault
         return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
     text = f"of the reply, {error.text}"

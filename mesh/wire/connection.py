@@ -1,13 +1,13 @@
-"""One connection of a server: its bytes become calls, handled in order and one at a time, and it decides when to close.
+"""One connection of a server. It turns bytes into calls, handled in order and one at a time, and decides when to close.
 
 httptools (llhttp) does the parsing. It cannot be stopped between two requests, so everything that one read brings is
-parsed, and requests that arrive before their turn wait in a queue, which is bounded by pausing reading. A call creates
-no task and no timer: everything happens in `data_received` or in the handler's own callbacks.
+parsed. Requests that arrive before their turn wait in a queue, and reading pauses when the queue is full. A call
+creates no task and no timer: everything happens in `data_received` or in the handler's own callbacks.
 
 Subclasses define what a head means and how a request is refused: `serverconnection` for gRPC, `plainconnection` for
 plain HTTP. Bad input is answered if there is a caller to answer, and ends the connection, because after an error the
 beginning of the next request is unknown. The connection is not closed at once, because a close with unread bytes can
-destroy the answer in transit; it stays open for a bounded time and ignores its input.
+destroy the answer in transit. It stays open for a limited time and ignores its input.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Inbound(Protocol):
 
     @property
     def begun(self) -> bytes | bytearray:
-        """The part of the body that has arrived, and that must form one piece with the missing part."""
+        """The part of the body that has arrived, to be joined with the missing part in one piece."""
 
     def fill(self, body: bytes | bytearray) -> None:
         """Takes a body that consists of `begun` and the part that was missing."""
@@ -156,7 +156,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     transport: asyncio.Transport
 
     def __init__(self, owner: Owner[M, K], loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> None:
-        """Makes a connection; `secure`: over mutual TLS, only for peers whose certificate has the mesh's name."""
+        """Makes a connection. A `secure` one uses mutual TLS, and only serves peers whose certificate has the mesh's
+        name."""
         self._server = owner
         self._secure = secure
         self._handler = owner.handler
@@ -318,7 +319,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- large bodies ---
 
     def _wants(self, made: M) -> bool:
-        """Returns whether the rest of a body is wanted, and no other reader waits for it."""
+        """Returns whether the rest of a body is wanted and has no other reader yet."""
         wanted = made.refusal is None and not made.phase and made is not self._active
         return wanted and self._reader is None and not self._deaf
 
@@ -331,7 +332,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self.transport.set_protocol(reader)
 
     def _read_again(self) -> None:
-        """Takes over reading again."""
+        """Makes this connection the reader again."""
         if self._reader is not None:
             self._reader.drop()
             self._reader = None
@@ -342,7 +343,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._moved += count
 
     def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
-        """Takes a large body, and takes over reading again."""
+        """Takes a large body, and resumes reading."""
         self._read_again()
         made = self._incoming
         assert made is not None
@@ -357,8 +358,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- for subclasses ---
 
     def _large(self, data: bytes) -> bool:
-        """Lets the chunks of a large message that begins in this read bypass the parser. Returns False if there are
-        none, so that the read must be parsed."""
+        """Hands a large message that begins in this read to a `LargeBody`, bypassing the parser. Returns False if none
+        begins, and the read must be parsed."""
         return False
 
     def on_headers_complete(self) -> None:
@@ -433,8 +434,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._close(True)
 
     def stuck(self) -> object:
-        """Returns where the connection waits for its peer, or None if it does not wait. Two equal results mean that
-        there was no progress in between."""
+        """Returns where the connection waits for its peer, or None if it does not wait. Two equal results mean that no
+        progress was made in between."""
         if self._closing:
             return "closing"
         if self._active is not None:
@@ -449,7 +450,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     def fast_enough(self, least: int, grace: int) -> bool | None:
         """Judges, once a second, a peer that has bytes to send or to read. Returns None once it has no more.
 
-        Peers may fall behind `least` bytes a second by `grace` bytes in all."""
+        A peer may fall behind `least` bytes a second by `grace` bytes in total.
+        """
         owes = self._incoming is not None and self._incoming.partial
         if self._closing or not (owes or self.stalled):
             self._guarded = False
@@ -565,7 +567,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             broken.stop(refusals.of_bytes(why, grpc=True))
 
     def _close(self, clean: bool) -> None:
-        """Closes the connection once the output is sent. Not `clean`: some of the peer's bytes were not read."""
+        """Closes the connection once the output is sent. `clean` is false if some of the peer's bytes were not read."""
         if self._closing:
             return
         self._closing = self._deaf = True

@@ -1,8 +1,8 @@
 """One call of the client, from `send()` or `open()` to its single outcome.
 
 It connects three objects with different lifetimes: the caller's sink, the connection that carries the call (none while
-one is being made), and the reply's stream, if it is one. The first event that ends the call wins; later ones have no
-effect.
+one is being opened), and the stream of a reply that has one. The first event that ends the call wins; later ones have
+no effect.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Sink(Protocol):
-    """A receiver of a reply: exactly one method is called, once, from the event loop, never from within `send()`.
+    """A receiver of a reply. Exactly one method is called, once, from the event loop and never from within `send()`.
 
-    After `Exchange.cancel()` none is called.
+    After `Exchange.cancel()`, no method is called.
     """
 
     def on_reply(self, reply: replies.Reply) -> None:
         """Takes the whole reply: OK with one message, or a failure without any."""
 
     def on_stream(self, stream: streams.ReplyStream) -> None:
-        """Takes a reply that has begun, to be read message by message: several messages, OK with none, or one whose end
-        has not arrived yet."""
+        """Takes a reply that is read message by message: it has several messages, it is OK without any, or its end has
+        not arrived yet."""
 
     def on_lost(self, lost: replies.Lost) -> None:
-        """Takes the news that there will be no reply."""
+        """Learns that there will be no reply."""
 
 
 class Carrier(Protocol):
@@ -92,15 +92,15 @@ class Exchange:
     # --- called by its connection and its pool: each at most once, and none after the call is over ---
 
     def begun(self, headers: list[call.Header], encoding: bytes, box: inbox.Inbox) -> None:
-        """Passes the stream to the sink: the reply is a stream."""
+        """Passes the stream of a reply that has begun to the sink."""
         self._stream = stream = streams.ReplyStream(self, box, headers, encoding)
         sink, self._sink = self._sink, None
         if not _tell(sink, "on_stream", stream):
             self.cancel()  # the sink did not take the stream, so nothing else would cancel it
 
     def answered(self, reply: replies.Reply, box: inbox.Inbox | None = None) -> None:
-        """Passes the complete reply to the sink. `box` has its messages, if there is not exactly one and it was not a
-        stream."""
+        """Passes the complete reply to the sink. `box` has the messages of a reply that was not a stream and does not
+        have exactly one."""
         stream, sink = self._stream, self._sink
         self._finish(_ENDED)
         if stream is not None:
@@ -124,7 +124,7 @@ class Exchange:
             _tell(sink, "on_lost", lost)
 
     def let_write(self) -> None:
-        """Wakes writers: there is a connection or room on it, or there never will be."""
+        """Wakes writers, because there is a connection or room on it, or because there never will be."""
         rooms, self._rooms = self._rooms, []
         for waiter in rooms:
             if not waiter.done():

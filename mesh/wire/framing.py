@@ -79,7 +79,8 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
 
 
 def announced(buffer: bytes | bytearray, limit: int) -> int:
-    """Returns the length of the frame at the start of the buffer, as far as known and at most what a frame can have."""
+    """Returns the length of the frame at the start of the buffer, as far as it is known. The result is never longer
+    than the longest valid frame."""
     if len(buffer) < PREFIX:
         return PREFIX
     return PREFIX + min(int.from_bytes(buffer[1:PREFIX], "big"), limit)

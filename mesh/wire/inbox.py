@@ -124,7 +124,8 @@ class Inbox:
         return frame
 
     async def read(self) -> bytes | None:
-        """Returns the next frame; None at the end. Raises what `fail` was given. A cancelled read loses nothing."""
+        """Returns the next frame; None at the end. Raises the error passed to `fail`. A cancelled read loses
+        nothing."""
         while (frame := self.take()) is None:
             if self._error is not None:
                 raise self._error

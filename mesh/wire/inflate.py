@@ -6,7 +6,7 @@ module handles the series, for whole messages and streams alike.
 
 Input is not trusted: output is produced in pieces, never more than a caller wants, and the number of members in a whole
 message is bounded, because each costs 0.8 us of CPU for 20 bytes. zlib gets its input in small slices, because it
-copies the bytes after a member's end, which would otherwise be quadratic.
+copies the bytes after a member's end, which would otherwise take quadratic time.
 """
 
 import zlib

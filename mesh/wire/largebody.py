@@ -1,14 +1,14 @@
-"""The bytes of a large message on their way from the socket straight into the memory of its frame, past the parser.
+"""Reading of large messages from the socket straight into the memory of their frames, bypassing the parser.
 
 A parser in Python copies a body four times: a read becomes an object, the object a piece of the body, the pieces a
-buffer, and the buffer the frame. For 4 MB that is 3 of the 4 ms that a worker spends on a request. So once a head has
-been parsed, and the body turns out to be long, the connection lets a `LargeBody` read in its place: as an
-`asyncio.BufferedProtocol`, it has the kernel write into the frame. The chunks' heads that come with the bytes are taken
-out in place; they are all that is moved.
+buffer, and the buffer the frame. For 4 MB, this takes 3 of the 4 ms that a worker spends on a request. So if a parsed
+head announces a long body, the connection lets a `LargeBody` read in its place. As an `asyncio.BufferedProtocol`, it
+has the kernel write into the frame. The heads of chunks are then removed in place, by moving the bytes that follow
+them.
 
-There is no second opinion on HTTP here: only the plainest form of a chunk's head is understood, and everything else is
-given to the parser, which has seen the head of the message and none of the chunks that were taken out, and goes on from
-there. The end of a body is the parser's too.
+This is not a second HTTP parser. It only understands the plainest form of a chunk's head, and leaves everything else to
+the parser, including the end of a body. The parser has seen the head of the message but none of the chunks read here,
+and continues from there.
 """
 
 import asyncio
@@ -42,26 +42,26 @@ class BodyConnection(Protocol):
     """A connection that lets a `LargeBody` read in its place."""
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes that its parser reads."""
+        """Parses bytes that were read from the socket."""
 
     def eof_received(self) -> bool:
-        """Learns that the peer has ended its output."""
+        """Notes that the peer has ended its output."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Learns that the connection has ended."""
+        """Notes that the connection has ended."""
 
     def pause_writing(self) -> None:
-        """Learns that the peer takes nothing for now."""
+        """Notes that the peer is slow to read."""
 
     def resume_writing(self) -> None:
-        """Learns that the peer goes on."""
+        """Notes that the peer has caught up."""
 
     def body_moved(self, count: int) -> None:
-        """Notes that so many bytes have come."""
+        """Notes that `count` bytes have arrived."""
 
     def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
-        """Takes the body, as much of it as has come, and reads by itself again: at first the `rest` of what was read,
-        which begins with a chunk's head. `last`: nothing else belongs to the message, because it has no chunks."""
+        """Takes the part of the body that has arrived, and resumes reading with `rest`, which was read after it and
+        begins with a chunk's head. `last` means that the message is complete, because it has no chunks."""
 
 
 class LargeBody(asyncio.BufferedProtocol):
@@ -70,7 +70,8 @@ class LargeBody(asyncio.BufferedProtocol):
     __slots__ = ("_behind", "_chunked", "_connection", "_end", "_left", "_memory", "_size", "_tail", "_view", "filled")
 
     def __init__(self, connection: BodyConnection, size: int, left: int | None = None) -> None:
-        """Makes a reader of `size` bytes; `left` is how many come in the chunk that has begun, None without chunks."""
+        """Makes a reader of `size` bytes. `left` is the number of bytes left in the current chunk, or None if the body
+        has no chunks."""
         self._connection = connection
         self._size = size
         self._chunked = left is not None
@@ -84,16 +85,17 @@ class LargeBody(asyncio.BufferedProtocol):
 
     @property
     def whole(self) -> bool:
-        """True if all of it has come, and only what ends its chunk has not."""
+        """True if all of the message has arrived; only the end of its chunk is missing."""
         return self.filled == self._size
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes bytes that were read before: fewer than the size."""
+        """Takes bytes of the message that were read before, but not all of it."""
         self._view[: len(data)] = data
         self._take(len(data))
 
     def drop(self) -> None:
-        """Frees the memory: uvloop's transport refers to its former protocol until it gets another one like it."""
+        """Frees the memory, because uvloop's transport keeps a reference to this protocol until it gets another
+        buffered one."""
         self._memory = b""
         self._view = self._end = memoryview(b"")
 
@@ -104,7 +106,7 @@ class LargeBody(asyncio.BufferedProtocol):
         return self._view[self.filled :] if self.filled < self._size else self._end[self._behind :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Takes what was read into it."""
+        """Takes the bytes of one read, which are already in the buffer."""
         if self.filled < self._size:
             self._connection.body_moved(nbytes)
             self._take(nbytes)
@@ -113,25 +115,26 @@ class LargeBody(asyncio.BufferedProtocol):
             self._finish()
 
     def eof_received(self) -> bool:
-        """Passes it on."""
+        """Passes the event on to the connection."""
         return self._connection.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Passes it on."""
+        """Passes the event on to the connection."""
         self._connection.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Passes it on."""
+        """Passes the event on to the connection."""
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """Passes it on."""
+        """Passes the event on to the connection."""
         self._connection.resume_writing()
 
     # --- chunks ---
 
     def _take(self, count: int) -> None:
-        """Takes so many bytes as they were read, which lie behind those of the body."""
+        """Takes `count` bytes that were read into the buffer after the body so far, and removes the chunk heads from
+        them."""
         view, size = self._view, self._size
         filled = at = self.filled
         end = at + count
@@ -171,7 +174,7 @@ class LargeBody(asyncio.BufferedProtocol):
                 self._finish()
 
     def _finish(self) -> None:
-        """Ends with the chunk whose end was the message's."""
+        """Ends once the line break that ends the last chunk of the message has arrived."""
         if self._behind >= len(_CRLF):
             rest = bytes(self._end[: self._behind])
             self._done(rest[len(_CRLF) :] if rest.startswith(_CRLF) else _INVALID)
@@ -188,8 +191,8 @@ class LargeBody(asyncio.BufferedProtocol):
 
 
 def begins(data: memoryview, limit: int) -> tuple[int, int, int] | None:
-    """Returns whether a body's first chunk begins a large message that is not all here: its size as a frame, the bytes
-    of the chunk, and where in `data` they begin."""
+    """Returns the size of the frame, the bytes of the chunk, and where in `data` they begin, if a body's first chunk
+    begins a large message that has not arrived completely. Returns None otherwise."""
     head = _CHUNK.match(data)
     if head is None:
         return None

@@ -6,7 +6,7 @@ answered, because simple clients write all of a request before they look for an 
 limited.
 
 A `Head` may belong to many requests, because clients repeat their heads, and a known head (`heads`) is not parsed
-again. The handler stores what it has read from the head there.
+again. The handler stores its own reading of the head in it.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Head:
     __slots__ = ("fields", "method", "note", "target")
 
     def __init__(self, method: bytes, target: bytes, fields: list[call.Header]) -> None:
-        """Stores the parts. `fields` have lower-case names, and exclude those of the message's framing."""
+        """Stores the parts. `fields` have lower-case names, and do not include the headers of the framing."""
         self.method = method
         self.target = target
         self.fields = fields
@@ -67,7 +67,7 @@ class RequestConnection(Protocol):
 
 
 class PlainRequest:
-    """One request."""
+    """One request of plain HTTP/1.1."""
 
     __slots__ = (
         "_connection",
@@ -112,12 +112,13 @@ class PlainRequest:
 
     @property
     def missing(self) -> int:
-        """Bytes of the body that are still to come, if the head has said how many: they have been reserved."""
+        """Bytes of the body that are still to come, if the head has announced their number. The budget has reserved
+        them."""
         return self.held - self.size
 
     @property
     def begun(self) -> bytes:
-        """Nothing, because the body may stay in several pieces."""
+        """Nothing, because the body need not be in one piece."""
         return b""
 
     def fill(self, body: bytes | bytearray) -> None:
@@ -151,7 +152,7 @@ class PlainRequest:
         self._pieces.append(data)
 
     def reserve(self, size: int) -> bool:
-        """Holds at least `size` bytes of the budget. If they are too many, or not available, the request is refused."""
+        """Holds at least `size` bytes of the budget. Refuses the request if that is too much or not available."""
         connection = self._connection
         if size > connection.limit:
             self.refuse(refusals.of_error(too_large(f"the body of {size} bytes or more", connection.limit)))
@@ -223,7 +224,7 @@ class PlainRequest:
 
     @property
     def pieces(self) -> list[bytes]:
-        """The body, in the pieces in which it arrived."""
+        """The body, in pieces as it arrived."""
         return self._pieces
 
     def take(self) -> list[bytes]:
@@ -251,7 +252,7 @@ class PlainRequest:
         content_type: bytes = b"application/json",
         fields: call.Headers = (),
     ) -> None:
-        """Answers, in one write. A large piece is not copied, so it must not change until it is freed. Does nothing if
+        """Answers in one write. A large piece is not copied, so it must not change until it is freed. Does nothing if
         the client has disconnected."""
         if self.phase:
             if self.phase != GONE:

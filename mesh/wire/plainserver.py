@@ -28,7 +28,8 @@ class PlainServer(server.Listener[PlainRequest, Head]):
         min_rate: int,
     ) -> None:
         """Makes a server that does not listen yet. `refusal` makes the answers to requests that `handler` does not see.
-        `max_message`: bytes of a body; `min_rate`: minimum bytes a second of a body, 0: any."""
+        `max_message` is the largest body in bytes, and `min_rate` the lowest rate of a body in bytes a second (0 for no
+        minimum)."""
         super().__init__(handler, max_message=max_message, budget=budget, min_rate=min_rate)
         self.refusal = refusal
 

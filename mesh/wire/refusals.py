@@ -84,7 +84,7 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
 
 
 def of_bytes(why: str, *, grpc: bool, large: bool = False) -> Refusal:
-    """Refuses bytes that cannot be parsed; `grpc`: they are part of a request that was valid gRPC so far."""
+    """Refuses bytes that cannot be parsed; `grpc` is true if they are part of a request that was valid gRPC so far."""
     if grpc:
         return Refusal(statuses.Reason.BAD_REQUEST, why)
     return _plain(why, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if large else http.HTTPStatus.BAD_REQUEST)

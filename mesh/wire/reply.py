@@ -1,7 +1,7 @@
 """The outcome of a call for its caller: a reply, or the loss of the call together with its progress.
 
-The progress decides whether a call may be retried: always, before any byte was written; after that, only if the method
-is known to be safe; never, once the reply has begun. The client only reports it.
+The progress decides whether a call may be retried. Before any byte was written, it may always be retried. After that,
+only a method known to be safe may be. Once the reply has begun, no call may be. The client only reports the progress.
 """
 
 import enum
@@ -40,7 +40,7 @@ class Lost(Exception):
         self.why = why
 
     def again(self) -> "Lost":
-        """Returns a new exception to raise: one that several tasks raise would mix up their tracebacks."""
+        """Returns a copy to raise. If several tasks raised the same exception, their tracebacks would be mixed up."""
         return Lost(self.kind, self.why)
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """The server end: the listening sockets, their connections, and an orderly shutdown.
 
 `connection` defines what a connection does, `serverconnection` what it does with gRPC, `servercall` what a handler sees
-of a call. A sweep, twice a minute, limits how long peers are waited for: a connection is cut by the second sweep that
-finds its request stopped in the middle, or its last answer not taken. Idle connections are left alone, because their
+of a call. A sweep twice a minute limits how long the server waits for a peer. A connection is cut by the second sweep
+that finds its request stopped in the middle, or its last answer unread. Idle connections are left alone, because their
 owner, Envoy or one of our pools, closes them.
 
 Bodies hold memory while they arrive and leave, so peers must keep up a minimum rate, which is checked once a second.
@@ -74,8 +74,9 @@ class Listener(Generic[M, K]):
         budget: budgets.Budget = budgets.UNBOUNDED,
         min_rate: int = MIN_RATE,
     ) -> None:
-        """Makes a server that does not listen yet. `max_message`: bytes of one message; `max_headers`: bytes of one
-        request's head; `budget`: counts all bodies; `min_rate`: minimum bytes a second of a body, 0: any."""
+        """Makes a server that does not listen yet. `max_message` is the largest message and `max_headers` the largest
+        head of a request, in bytes. `budget` counts all bodies. `min_rate` is the lowest rate of a body, in bytes a
+        second (0 for no minimum)."""
         self.handler = handler
         self.budget = budget
         self.min_rate = min_rate

@@ -100,11 +100,11 @@ class ServerCall(call.Call):
     # --- for the connection ---
 
     def ready(self, limit: int) -> bool:
-        """Returns whether the handler may get the call: all of it has arrived, or it is a stream and its first message
-        is not incomplete.
+        """Returns whether the handler may get the call: all of it has arrived, or it is a stream that has not stopped
+        within its first message.
 
-        A client in the middle of a message will send the rest, so waiting for that is safe; a client that has sent a
-        whole message or none may be waiting for an answer.
+        A client in the middle of a message will send the rest, so waiting for the rest is safe. A client that has sent
+        a whole message or none may be waiting for an answer.
         """
         if self.ended or self.refusal is not None:
             return True
@@ -183,12 +183,12 @@ class ServerCall(call.Call):
 
     @property
     def received(self) -> int:
-        """Bytes that have come of its body, while it waits for its turn."""
+        """Bytes of the body that have arrived while the call waits for its turn."""
         return len(self.body)
 
     @property
     def missing(self) -> int:
-        """Bytes of its body that are still to come, if its head has said how many; 0 for a stream."""
+        """Bytes of the body that are still to come, if the head has announced their number; 0 for a stream."""
         size = self.size
         if size is None or size > self._connection.limit + framing.PREFIX:
             return 0
@@ -196,7 +196,7 @@ class ServerCall(call.Call):
 
     @property
     def begun(self) -> bytes | bytearray:
-        """The part of the body that has come."""
+        """The part of the body that has arrived."""
         return self.body
 
     def fill(self, body: bytes | bytearray) -> None:
@@ -224,7 +224,8 @@ class ServerCall(call.Call):
                 self.refusal = refusals.of_error(error)
 
     def refused(self, refusal: refusals.Refusal) -> bytes:
-        """Returns the bytes that answer this call in place of the handler, as far as it is not answered yet."""
+        """Returns the bytes that refuse this call in place of the handler; after the answer has begun, those that end
+        it."""
         code = refusal.reason.code
         if self.phase == STARTED:
             return b"0\r\n%b%b\r\n" % (_status(code, refusal.text), refusal.trailers())

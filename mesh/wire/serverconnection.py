@@ -1,6 +1,6 @@
-"""One connection of the gRPC server: what `connection` leaves open, for gRPC over HTTP/1.1.
+"""One connection of the gRPC server: the parts of a `connection` that are specific to gRPC.
 
-A request whose head is refused gets a gRPC status if it is gRPC by its content type, else an answer of HTTP.
+A request whose head is refused gets a gRPC status if its content type is gRPC, and a plain HTTP answer otherwise.
 """
 
 import asyncio
@@ -36,7 +36,8 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
         *,
         secure: bool = False,
     ) -> None:
-        """Makes a connection; `secure`: over mutual TLS, and only for peers whose certificate bears the mesh's name."""
+        """Makes a connection. A `secure` one uses mutual TLS, and only serves peers whose certificate has the mesh's
+        name."""
         super().__init__(owner, loop, secure=secure)
         self._special: dict[bytes, bytes] = {}
 

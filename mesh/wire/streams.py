@@ -124,7 +124,7 @@ class RequestStream:
         self._set(stream)
 
     def on_lost(self, lost: replies.Lost) -> None:
-        """Takes the news that there will be no reply."""
+        """Learns that there will be no reply."""
         self._set(lost)
 
     def _set(self, answer: "replies.Reply | ReplyStream | replies.Lost") -> None:
