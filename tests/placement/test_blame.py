@@ -1,4 +1,4 @@
-"""Blame for deaths of servers: what adds up to a quarantine, which requests are refused, what is forgotten."""
+"""Blame for deaths of servers: what leads to a quarantine, which requests are refused, and when evidence expires."""
 
 import pytest
 from hypothesis import given
@@ -82,8 +82,8 @@ def test_whether_a_pod_that_was_killed_whole_had_run_out_of_memory(left, fallen,
     )
 )
 def test_no_model_is_quarantined_by_one_death_or_by_old_ones(blames):
-    """A quarantine takes two deaths that count for loads and three for calls, whatever happened before; expired
-    evidence changes nothing."""
+    """A quarantine takes two deaths during loads or three during calls, whatever happened before. Expired evidence
+    changes nothing."""
     recent = alive(blames, NOW)
     assert quarantine(blames, NOW) == quarantine(recent, NOW)
     assert refused(blames, NOW) <= {digest for blame in recent for digest in blame.digests}
@@ -96,8 +96,8 @@ def test_no_model_is_quarantined_by_one_death_or_by_old_ones(blames):
 
 @given(st.integers(1, 200), st.sampled_from("ab"))
 def test_a_busy_model_is_never_quarantined_for_one_pods_deaths(deaths, pod):
-    """A busy model that runs each time one pod's servers die, beside others and with another request each time, is
-    never quarantined."""
+    """A busy model is never quarantined for the deaths of one pod's servers, although it runs at each death. Other
+    models run too, and the request differs each time."""
     blames = [call(str(number), pod=pod, ago=number, sure=False) for number in range(deaths)]
     assert not quarantine(blames, NOW)
     assert not refused(blames, NOW)

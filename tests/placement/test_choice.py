@@ -1,4 +1,4 @@
-"""The choice of the pod that loads a model: refusals, preferences, and no herding by outdated views."""
+"""The choice of the pod that loads a model: refusals, preferences, and no herding on outdated views."""
 
 import math
 import os
@@ -48,7 +48,7 @@ exclusions = st.dictionaries(st.sampled_from("abcdefgh"), st.just("failed there"
 
 @given(pods=pods, size=st.integers(0, 150), excluded=exclusions, idle_ms=st.integers(0, 1200))
 def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excluded, idle_ms):
-    """A chosen pod may hold the model and has room; each pod is either ranked or refused; equal inputs give equal
+    """A chosen pod may hold the model and has room. Each pod is either ranked or refused, and equal inputs give equal
     choices."""
     choice = choose("m", size, pods, excluded=excluded, idle_ms=idle_ms)
     by_name = {pod.name: pod for pod in pods}
@@ -69,22 +69,22 @@ def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excl
 
 @given(pods=pods, size=st.integers(0, 150))
 def test_a_waiting_caller_is_refused_only_for_what_the_text_says(pods, size):
-    """A load with a waiting caller, with idle_ms 0, is never refused for age: some pod accepts it, or none is large
-    enough."""
+    """A load with a waiting caller (idle_ms 0) is never refused for its age: either some pod accepts it, or none is
+    large enough."""
     choice = choose("m", size, pods)
     assert (choice.verdict is ChoiceVerdict.CHOSEN) == any(pod.accepts and size <= pod.capacity_bytes for pod in pods)
     assert choice.verdict is not ChoiceVerdict.NO_ROOM
 
 
 def test_no_pods_at_all():
-    """The refusal in an empty mesh has a sentence of its own."""
+    """The refusal in an empty mesh says that there is no runtime pod."""
     choice = choose("m", 1, [])
     assert choice.verdict is ChoiceVerdict.NO_PODS
     assert choice.why == "there is no runtime pod"
 
 
 def test_larger_than_every_pod_is_nowhere_even_if_one_is_leaving():
-    """A model larger than every pod fits nowhere, even if a pod is draining, because waiting does not help."""
+    """A model larger than every pod fits nowhere. A draining pod makes no difference, because waiting does not help."""
     choice = choose("m", 2 * GIB, [a_pod("a"), a_pod("b", accepts=False, why_not="is leaving")])
     assert choice.verdict is ChoiceVerdict.NOWHERE
     assert {refused.cause for refused in choice.refused} == {IneligibilityCause.TOO_SMALL}
@@ -93,14 +93,14 @@ def test_larger_than_every_pod_is_nowhere_even_if_one_is_leaving():
 
 
 def test_large_enough_but_leaving_is_worth_a_retry():
-    """A pod that is large enough but does not accept loads now makes the refusal worth a retry."""
+    """If a large enough pod does not accept loads now, the refusal is worth a retry."""
     choice = choose("m", GIB, [a_pod("a", capacity_bytes=MIB), a_pod("b", accepts=False, why_not="is leaving")])
     assert choice.verdict is ChoiceVerdict.NO_PODS
     assert "b is leaving" in choice.why
 
 
 def test_exclusions_are_named_with_their_reasons():
-    """The sentence of a choice names the reason for each excluded pod."""
+    """The text of a choice gives the reason for each excluded pod."""
     choice = choose("m", 1, [a_pod("a")], excluded={"a": "failed to load it 3 s ago"})
     assert choice.verdict is ChoiceVerdict.NO_PODS
     assert choice.refused[0].cause is IneligibilityCause.EXCLUDED
@@ -131,7 +131,7 @@ def test_older_than_everything_in_full_pods_has_no_room():
     ],
 )
 def test_what_is_preferred_is_preferred_for_every_model(better, worse):
-    """A pod of a better kind is chosen whatever the draw says and whatever the pods are called."""
+    """A pod of a better kind is chosen regardless of the draw and of the pods' names."""
     for names in (("a", "b"), ("b", "a")):
         pair = [Candidate(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
         assert {choose(f"m{i}", MIB, pair).pod for i in range(50)} == {names[0]}
@@ -151,7 +151,7 @@ def _fields(pod: Candidate) -> dict:
     ],
 )
 def test_small_differences_do_not_decide(one, other):
-    """Pods that differ by less than a view's lag share the models between them."""
+    """Two pods share the models between them if they differ by less than a view's lag."""
     counts = Counter(choose(f"m{i}", MIB, [one, other]).pod for i in range(400))
     assert 120 < counts["a"] < 280
 
@@ -168,14 +168,14 @@ def test_no_herd_among_equal_pods_on_one_stale_view(count):
 
 
 def test_the_draw_is_weighted_by_free_space():
-    """The draw is weighted by free space: a pod with three times as much gets three times the models."""
+    """The draw is weighted by free space: a pod with three times the free space gets three times the models."""
     pods = [a_pod("a", used_bytes=GIB * 3 // 4), a_pod("b", used_bytes=GIB // 4)]
     counts = Counter(choose(f"m{i}", MIB, pods).pod for i in range(1000))
     assert 2.3 < counts["b"] / counts["a"] < 3.9
 
 
 def test_a_new_pod_takes_only_its_share():
-    """A new pod takes its share of models from the others, and none moves between the old pods."""
+    """A new pod takes its share of models from the old pods, and no model moves between those."""
     pods = [a_pod(f"pod-{i}") for i in range(7)]
     before = {f"m{i}": choose(f"m{i}", MIB, pods).pod for i in range(500)}
     after = {model: choose(model, MIB, [*pods, a_pod("new")]).pod for model in before}
@@ -206,7 +206,7 @@ def test_routers_in_other_processes_choose_the_same():
 
 
 def test_ids_with_odd_characters_can_be_drawn():
-    """An id that is no valid Unicode can be drawn; whether it is valid is the registry's business."""
+    """The draw accepts an id that is not valid Unicode, because the registry decides which ids are valid."""
     assert choose("\ud800 / \0", 1, [a_pod()]).pod == "a"
 
 
@@ -245,8 +245,8 @@ def gpu_pod(name: str, **changes) -> Candidate:
     idle_ms=st.integers(0, 1200),
 )
 def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
-    """The chosen pod may hold the model, and no pod of a better kind was passed over, for all labels, memories, zones
-    and rollouts."""
+    """The chosen pod may hold the model, and no pod of a better kind was passed over. This holds for all labels,
+    memories, zones and rollouts."""
     choice = choose("m", size, pods, constraint=constraint, zones=zones, idle_ms=idle_ms)
     by_name = {pod.name: pod for pod in pods}
     may_hold = [
@@ -272,8 +272,8 @@ def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
 
 
 def test_a_required_label_is_never_traded_for_room():
-    """A required label is never traded for room: a full pod with the label is chosen before an empty one without, and
-    without any such pod the model is refused for good."""
+    """A required label is never traded for room. A full pod with the label is chosen before an empty one without it. If
+    no pod has the label, the model is refused for good."""
     choice = choose("m", MIB, [full("a", 1000, labels=frozenset({"gpu"})), a_pod("b")], constraint=GPU)
     assert choice.pod == "a"
     assert choice.refused[0].cause is IneligibilityCause.NOT_ALLOWED
@@ -283,7 +283,8 @@ def test_a_required_label_is_never_traded_for_room():
 
 
 def test_a_device_is_preferred_and_done_without():
-    """A type that prefers GPUs gets a device with room, or else a CPU pod, where its weights count in host memory."""
+    """A type that prefers GPUs gets a device with room. Otherwise it gets a CPU pod, where its weights count in host
+    memory."""
     size = Footprint(10 * MIB, 500 * MIB)
     assert choose("m", size, [gpu_pod("g"), a_pod("c")], constraint=LIKES_GPU).pod == "g"
     busy = gpu_pod("g", device_used_bytes=GIB, copies=3, oldest_idle_ms=0)
@@ -294,7 +295,7 @@ def test_a_device_is_preferred_and_done_without():
 
 
 def test_device_memory_is_a_capacity_of_its_own():
-    """Device memory is a capacity of its own: free host memory does not make room on the device."""
+    """Device memory is a separate capacity: free host memory does not make room on the device."""
     size = Footprint(MIB, 2 * GIB)
     choice = choose("m", size, [gpu_pod("g")])
     assert choice.verdict is ChoiceVerdict.NOWHERE
@@ -304,8 +305,8 @@ def test_device_memory_is_a_capacity_of_its_own():
 
 
 def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
-    """A model known from CPU pods is expected to have its weights on a device: a full device evicts for it though host
-    memory is free, and a small one does not get it."""
+    """A model known from CPU pods is expected to have its weights on a device. A full device evicts for it although
+    host memory is free, and a small device does not get it."""
     size = Footprint(500 * MIB)
     assert choose("m", size, [gpu_pod("g", device_used_bytes=GIB)]).ranking[0].evicts
     assert not choose("m", size, [gpu_pod("g", used_bytes=GIB - MIB)]).ranking[0].evicts
@@ -315,8 +316,8 @@ def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
 
 
 def test_gpu_pods_are_drawn_by_their_devices():
-    """GPU pods are drawn by their devices: of two with equal host memory, the one with four times the device gets about
-    four of five models."""
+    """GPU pods are drawn by their device memory. Of two pods with equal host memory, the one with four times the device
+    memory gets about four of five models."""
     pods = [
         gpu_pod("large"),
         a_pod("small", labels=frozenset({"gpu"}), device_capacity_bytes=GIB // 4),
@@ -341,7 +342,7 @@ def test_gpu_pods_are_drawn_by_their_devices():
     ],
 )
 def test_what_kind_of_place_is_preferred(better, worse):
-    """Zone, rollout, preference and disk rank pods in this fixed order, whatever the draw says."""
+    """Pods are ranked by zone, rollout, preference and disk, in this order, whatever the draw says."""
     for names in (("a", "b"), ("b", "a")):
         pair = [Candidate(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
         found = {choose(f"m{i}", MIB, pair, constraint=LIKES_GPU, zones=["z"]).pod for i in range(30)}
@@ -349,13 +350,13 @@ def test_what_kind_of_place_is_preferred(better, worse):
 
 
 def test_zones_that_nobody_knows_are_shared_with_nobody():
-    """Pods without a zone do not count as being in one zone."""
+    """Two pods without a zone do not count as being in the same zone."""
     pods = [a_pod("a"), a_pod("b", loads_in_progress=5)]
     assert choose("m", MIB, pods, zones=["", ""]).pod == "a"
 
 
 def test_remarks_are_in_the_sentence():
-    """The sentence of a choice says what it rests on: preference, disk, zone, rollout."""
+    """The text of a choice says what it is based on: preference, disk, zone, rollout."""
     pod = a_pod("a", labels=frozenset({"gpu"}), on_disk=True, zone="z", outgoing=True)
     why = choose("m", MIB, [pod], constraint=LIKES_GPU, zones=["z"]).why
     for text in ("preferred by its type", "files on disk", "1 copy in its zone", "rollout"):

@@ -1,4 +1,4 @@
-"""Type constraints: what the predecessor's JSON means, and that nothing else is taken for it."""
+"""Type constraints: the meaning of the predecessor's JSON, and the refusal of anything else."""
 
 import contextlib
 import json
@@ -17,8 +17,8 @@ documents = st.dictionaries(st.sampled_from(["onnx", "xgboost", "_default", "ün
 
 
 def test_the_example_of_the_predecessor():
-    """The predecessor's example is read with its meaning: all required labels, any preferred one, and `_default` for
-    types that are not listed."""
+    """The predecessor's example keeps its meaning: all required labels, any preferred one, and `_default` for types
+    that are not listed."""
     constraints = parse(
         '{"type-a": {"required": ["l1","l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}'
     )
@@ -52,7 +52,7 @@ def test_a_type_is_allowed_where_all_that_it_requires_is(document, pod):
 
 @given(st.text(max_size=200) | st.binary(max_size=200))
 def test_anything_else_is_a_value_error_or_read(text):
-    """Any text is read or raises ValueError, never another error."""
+    """Any text is either read or refused with ValueError, never with another error."""
     with contextlib.suppress(ValueError):
         assert isinstance(parse(text), Constraints)
 
@@ -77,15 +77,15 @@ def test_errors_say_what_is_wrong(text, why):
 
 @pytest.mark.parametrize("text", ["", "  \n", "{}", b""])
 def test_nothing_asks_nothing(text):
-    """Without constraints every pod may hold every type and none is preferred."""
+    """Without constraints every pod may hold every type, and no pod is preferred."""
     assert parse(text) == NONE
     assert NONE.of("any") == ANYWHERE
     assert NONE.preferences("any", [frozenset(), frozenset({"gpu"})]) == {frozenset(): False, frozenset({"gpu"}): False}
 
 
 def test_a_preference_is_inferred_for_pods_that_others_may_not_use():
-    """A type without a preference is assumed to prefer pods that exclude more of the other types; a stated preference
-    overrides this."""
+    """A type without a stated preference is assumed to prefer pods that exclude more of the other types. A stated
+    preference overrides this."""
     gpu, both, plain = frozenset({"gpu"}), frozenset({"gpu", "large"}), frozenset[str]()
     constraints = Constraints({"llm": Constraint(frozenset({"gpu"})), "tree": ANYWHERE})
     assert constraints.preferences("tree", [gpu, plain]) == {gpu: False, plain: True}

@@ -1,4 +1,4 @@
-"""The number of copies: soon more, slowly fewer, never a flood, and the same answer for the same mesh."""
+"""The number of copies: it grows soon, shrinks slowly, never jumps, and is the same for the same mesh."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def unloads(made: Plan) -> list[tuple[str, str]]:
 
 
 def carried_out(models: list[ScaledModel], made: Plan, *, loaded: bool) -> list[ScaledModel]:
-    """Returns the mesh after the plan, with its loads under way or done."""
+    """Returns the mesh after the plan, with the planned loads in progress or done."""
     result = []
     for one in models:
         mine = [action for action in made.actions if action.model_id == one.model_id]
@@ -53,8 +53,8 @@ def carried_out(models: list[ScaledModel], made: Plan, *, loaded: bool) -> list[
     ],
 )
 def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
-    """A model that proves hot gets its second copy in the first round that sees it, with the reason, and no third while
-    that one loads."""
+    """A hot model gets its second copy in the first round that sees its rate, with the reason. It gets no third while
+    the second loads."""
     made = plan([model(copy)], PODS, settings=MEAN)
     assert len(loads(made)) == 1
     assert loads(made)[0][1] != "a"
@@ -69,8 +69,8 @@ def test_a_quiet_model_keeps_one_copy():
 
 
 def test_many_copies_at_once_for_a_very_hot_model():
-    """A very hot model gets many copies at once: its rate asks for five, four pods may hold it, and all of the others
-    get one, each in another zone."""
+    """A very hot model gets many copies at once. Its rate asks for five, but only four pods may hold it, so each of the
+    other three gets one."""
     made = plan([model(ReportedCopy("a", rate=9_000))], PODS)
     assert sorted(pod for _, pod in loads(made)) == ["b", "c", "d"]
     assert [action.expected_copies for action in made.actions] == [1, 2, 3]
@@ -84,8 +84,8 @@ def test_a_second_copy_where_there_is_plenty_of_room():
 
 
 def test_minimum_maximum_and_pinned():
-    """A minimum is kept even from no copy and by evictions, a maximum overrides every reason for more, and pinned means
-    at least one."""
+    """A minimum is kept even from no copy and by evictions. A maximum overrides every reason for more. A pin means at
+    least one copy."""
     assert len(loads(plan([model(limits=CopyLimits(minimum=2), idle_ms=10**9)], FULL))) == 2
     assert len(loads(plan([model(limits=CopyLimits(pinned=True), idle_ms=10**9)], FULL))) == 1
     assert plan([model(ReportedCopy("a", rate=9000), limits=CopyLimits(maximum=1))], PODS).actions == ()
@@ -94,7 +94,7 @@ def test_minimum_maximum_and_pinned():
 
 
 def test_limits_of_a_model_stand_over_those_of_its_type():
-    """A model's own limits override those of its type, even if they contradict the type's other bound; invalid limits
+    """A model's own limits override those of its type, even if they contradict the type's other bound. Invalid limits
     are refused."""
     of_type = CopyLimits(minimum=2, maximum=3, pinned=True)
     assert CopyLimits().over(of_type) == of_type
@@ -107,8 +107,8 @@ def test_limits_of_a_model_stand_over_those_of_its_type():
 
 
 def test_a_copy_too_many_goes_slowly():
-    """A surplus copy is evicted only if room is scarce, no copy is new or has a queue, and the peak of the last minutes
-    leaves room."""
+    """A surplus copy is evicted only if room is scarce, no copy is new or has a queue, and the peak load of the last
+    minutes permits it."""
     calm = [ReportedCopy(pod, rate=100, peak_rate=800, age_ms=10**6) for pod in "abc"]
     assert unloads(plan([model(*calm)], FULL)) == [("m", "a")]
     assert plan([model(*calm)], PODS, settings=MEAN).actions == ()
@@ -118,8 +118,8 @@ def test_a_copy_too_many_goes_slowly():
 
 
 def test_the_last_but_one_goes_when_unused_for_long():
-    """The last but one copy is evicted after a tenth of the time since the stalest copy's use, ten hours at most; the
-    last one never is."""
+    """The last copy but one is evicted after a tenth of the time since the stalest copy's use, at most ten hours. The
+    last copy is never evicted."""
     pods = [replace(pod, oldest_idle_ms=10**6) for pod in FULL]
     pair = (ReportedCopy("a", age_ms=10**7), ReportedCopy("b", age_ms=10**7))
     assert plan([model(*pair, idle_ms=99_000)], pods).actions == ()
@@ -133,8 +133,8 @@ def test_the_last_but_one_goes_when_unused_for_long():
     scale=st.sampled_from([PODS, FULL]),
 )
 def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
-    """No copy is evicted right after the plan that made it: under the same load, spread over the copies for long, all
-    stay."""
+    """No copy is evicted right after the plan that made it. All copies stay while the same load continues, spread over
+    them."""
     before = [model(*(ReportedCopy(pod, rate=rate, age_ms=10**7) for pod, rate in zip("abcd", rates, strict=False)))]
     before = [replace(m, copies=(replace(m.copies[0], in_flight=in_flight), *m.copies[1:])) for m in before]
     made = plan(before, scale)
@@ -150,7 +150,7 @@ def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
 
 
 def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
-    """A copy on a pod that its type may no longer use is loaded elsewhere first, and evicted only when that load is
+    """A copy on a pod that its type may no longer use is first loaded elsewhere. It is evicted only when that load is
     done."""
     pods = [replace(pod, labels=frozenset({"gpu"} if pod.name in "cd" else set())) for pod in PODS]
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
@@ -167,7 +167,8 @@ def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
 
 
 def test_what_was_lost_with_a_pod_comes_back():
-    """Copies lost with a pod are loaded again, into free or stale room, if they were used lately, and not otherwise."""
+    """Copies lost with a pod are loaded again, into free or stale room, if they were used lately. Other lost copies are
+    not loaded."""
     assert len(loads(plan([model(lost=True, idle_ms=50_000)], FULL))) == 1
     assert plan([model(lost=True, idle_ms=4_000_000)], PODS).actions == ()
     refused = plan([model(lost=True, idle_ms=70_000)], FULL)
@@ -176,8 +177,8 @@ def test_what_was_lost_with_a_pod_comes_back():
 
 
 def test_only_a_share_of_the_mesh_moves_at_a_time():
-    """Only a share of the mesh moves at a time: of 300 lost models as many are requested as fit the bound, none more
-    while those load, and the rest follow."""
+    """Only a share of the mesh moves at a time. Of 300 lost models as many are requested as fit the bound, and the rest
+    follow once those are loaded."""
     models = [model(name=f"m{i:03}", lost=True, idle_ms=i, footprint=Footprint(10 * MIB)) for i in range(300)]
     made = plan(models, PODS)
     assert len(made.actions) == 20  # 20 loads are 5 % of 4 GiB

@@ -1,6 +1,6 @@
-"""The decisions together, over whole lives of a small mesh: what must hold whatever happens, in whatever order.
+"""Properties of all decisions together that hold over any history of a small mesh.
 
-Each step is a call, its end, a load with or without a waiting caller, a pin, or time that passes. Loads take no time
+Each step is a call, its end, a load with or without a waiting caller, a pin, or the passing of time. Loads take no time
 here, and some models turn out larger than estimated.
 """
 
@@ -52,7 +52,7 @@ class OnePod:
 
 
 class Mesh(RuleBasedStateMachine):
-    """Two pods, and one router that knows them exactly."""
+    """Two pods, and one router whose knowledge of them is exact."""
 
     policy = "lru"
 
@@ -91,7 +91,7 @@ class Mesh(RuleBasedStateMachine):
         )
 
     def load(self, model: str, idle: int) -> str | None:
-        """Loads the model, and returns its pod, or None if every one refuses."""
+        """Loads the model, and returns its pod, or None if every pod refuses."""
         size, excluded = self.sizes[model], {n: "has it" for n, pod in self.pods.items() if model in pod.copies}
         for _ in self.pods:
             chosen = choice.choose(model, size, self.view(), excluded=excluded, idle_ms=idle)
@@ -131,7 +131,7 @@ class Mesh(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS))
     def call(self, model: str) -> None:
-        """Begins a call, and loads its model if need be."""
+        """Begins a call, and loads its model first if no pod has it."""
         self.now += 1
         holder = next((name for name, pod in self.pods.items() if model in pod.copies), None)
         if holder is None:
@@ -159,7 +159,7 @@ class Mesh(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS), idle=st.integers(1, 50))
     def preload(self, model: str, idle: int) -> None:
-        """Loads a model for which no caller waits, perhaps as a further copy."""
+        """Loads a model without a waiting caller, perhaps as a further copy."""
         self.now += 1
         self.load(model, idle)
 
@@ -196,7 +196,7 @@ class Mesh(RuleBasedStateMachine):
 
     @invariant()
     def within_capacity(self) -> None:
-        """Checks that no pod is over its capacity, except by models that were measured larger than predicted."""
+        """Checks that no pod exceeds its capacity, except by models that were measured larger than estimated."""
         for pod in getattr(self, "pods", {}).values():
             assert pod.used <= pod.capacity + pod.surprise
             assert len(pod.policy) == len(pod.copies)

@@ -1,4 +1,4 @@
-"""Debits: a load counts from its sending until the pod's own figures contain it, and never forever."""
+"""Debits: a load counts from the moment it is sent until the pod's own figures contain it, but never forever."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +10,8 @@ from placement.pod import Candidate
 
 
 def test_a_sent_load_counts_as_bytes_a_copy_and_a_load_in_progress():
-    """A sent load counts as bytes, a copy and a load in progress, as the pod will look once it has published it; other
-    pods are unaffected."""
+    """A sent load counts as bytes, a copy and a load in progress, just as its pod will look once it has published the
+    load. Other pods are unaffected."""
     debits = Debits()
     pods = [Candidate("a", 100, used_bytes=10, copies=1), Candidate("b", 100)]
     debits.sent("a", 30, now_ms=0, key="m1")
@@ -21,7 +21,7 @@ def test_a_sent_load_counts_as_bytes_a_copy_and_a_load_in_progress():
 
 
 def test_the_end_of_a_load():
-    """The bytes of a finished load count until the pod's publication, those of a failed one are free at once, and
+    """The bytes of a finished load count until its pod publishes again. Those of a failed load are free at once, and
     unknown keys are ignored."""
     debits = Debits()
     pod = Candidate("a", 100)
@@ -35,8 +35,8 @@ def test_the_end_of_a_load():
 
 
 def test_what_was_measured_replaces_what_was_guessed():
-    """The size in a load's answer replaces the estimate with which it was sent, whether that was nothing or too
-    much."""
+    """The size in a load's answer replaces the estimate with which the load was sent, whether that was zero or too
+    large."""
     debits = Debits()
     pod = Candidate("a", 100, device_capacity_bytes=100)
     debits.sent("a", 0, 0, "m1")
@@ -47,7 +47,7 @@ def test_what_was_measured_replaces_what_was_guessed():
 
 
 def test_a_publication_settles_only_what_it_can_contain():
-    """A publication settles only loads that it can contain: one sent just before it arrived may not be in it."""
+    """A publication settles only loads that it can contain. A load sent just before it arrived may not be in it."""
     debits = Debits()
     debits.sent("a", 1, 0, "old")
     debits.sent("b", 2, 0, "elsewhere")
@@ -58,7 +58,7 @@ def test_a_publication_settles_only_what_it_can_contain():
 
 
 def test_the_same_key_sent_again_moves():
-    """A retry on another pod takes the load's debit along."""
+    """A load that is retried on another pod takes its debit along."""
     debits = Debits()
     debits.sent("a", 10, 0, "m")
     debits.sent("b", 10, 5, "m")
@@ -75,7 +75,7 @@ def test_a_pod_that_goes_takes_its_debits_along():
 
 
 def test_debits_keep_an_observer_from_overfilling_what_it_sees():
-    """Debits keep an observer from overfilling pods: of twenty loads on one stale view of two pods with room for ten
+    """Debits keep an observer from overfilling pods. Of twenty loads on one stale view of two pods with room for ten
     each, none is sent to a full pod."""
     debits = Debits()
     pods = [Candidate("a", 100), Candidate("b", 100)]
@@ -89,7 +89,7 @@ def test_debits_keep_an_observer_from_overfilling_what_it_sees():
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.integers(0, 5_000), st.integers(0, 6))))
 def test_nothing_outlives_its_expiry(steps):
-    """After the expiry the view is the published one again, whatever was sent and never answered."""
+    """After the debits have expired the view is the published one again, even if loads were sent and never answered."""
     debits = Debits()
     now = 0
     for pod, size, pause, key in steps:

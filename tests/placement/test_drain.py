@@ -1,4 +1,4 @@
-"""A draining pod: its copies are loaded elsewhere, then evicted, the most recently used first, without a gap."""
+"""The drain of a pod: its copies are loaded elsewhere and then evicted, the most recently used first, without a gap."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def held(count: int, **changes) -> list[DrainingCopy]:
 
 
 def test_loaded_elsewhere_before_it_is_let_go():
-    """A sole copy that was used lately is loaded in another pod, and evicted only after that is done."""
+    """The only copy of a recently used model is first loaded in another pod, and evicted only when that is done."""
     (copy,) = held(1)
     (load,) = plan("gone", [copy], PODS).actions
     assert (load.kind, load.pod != "gone") == (ActionKind.LOAD, True)
@@ -48,7 +48,7 @@ def test_what_nobody_uses_goes_last_and_without_replacement():
 
 
 def test_what_has_no_room_elsewhere_stays():
-    """A copy without room elsewhere stays with a reason: a drain does not evict what was used more recently."""
+    """A copy stays, with a reason, if no other pod has room: a drain does not evict more recently used copies."""
     full = [PODS[0], Candidate("b", MIB, used_bytes=MIB, oldest_idle_ms=10)]
     made = plan("gone", held(1, idle_ms=500), full)
     assert made.actions == ()

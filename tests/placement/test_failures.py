@@ -1,4 +1,4 @@
-"""Failed loads: paused by their kind, bounded, expired, and not blamed on the wrong side."""
+"""Failed loads: their pauses by kind, bounds and expiry, and whether the pod or the model is at fault."""
 
 import pytest
 from hypothesis import given, settings
@@ -35,8 +35,8 @@ def excluded(failures: Failures, model_id: str, now_ms: int) -> dict[str, str]:
 
 
 def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
-    """A failure of unknown cause excludes its pod, with the loader's text, until it expires; other pods may be tried,
-    and afterwards that one too."""
+    """A failure of unknown cause excludes its pod, with the loader's text, until it expires. Other pods may be tried
+    meanwhile, and this pod afterwards."""
     failures = Failures()
     failures.failed("m", "a", 1000, "no such file")
     assert excluded(failures, "m", 3000) == {"a": "failed to load it 2 s ago: no such file"}
@@ -60,8 +60,7 @@ def test_other_kinds_are_tried_again_from_a_second_on(kind):
 
 
 def test_a_store_that_was_away_for_twelve_seconds():
-    """A store that was away for 12 s is asked at 0, 1, 2, 4, 8 and 16 s, so the trouble ends for its callers 4 s
-    later."""
+    """A store that was away for 12 s is asked at 0, 1, 2, 4, 8 and 16 s, so callers are served 4 s after its return."""
     failures = Failures()
     tried = [0]
     while tried[-1] < 12_000:
@@ -71,7 +70,8 @@ def test_a_store_that_was_away_for_twelve_seconds():
 
 
 def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
-    """No pod asks a store that demands a pause before that is over, within reason, and callers are told the wait."""
+    """If a store demands a pause of reasonable length, no pod asks it before the pause is over. Callers are told how
+    long to wait."""
     failures = Failures()
     failures.failed("m", "a", 0, "too many requests", kind=FailureKind.PASSING, asked_ms=5000)
     standing = failures.standing("m", PODS, 1000)
@@ -90,8 +90,8 @@ def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
 )
 @settings(deadline=None)
 def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outage, took, pods):
-    """After any outage a caller is served after a further pause of at most the outage's length, or half a minute, and
-    meanwhile the store was asked a few times, not thousands, for any kind, number of pods and duration of tries."""
+    """After any outage a caller is served within the outage's length again, or half a minute. Meanwhile the store is
+    asked a few times, not thousands. Both hold for any kind of failure, number of pods and duration of tries."""
     failures = Failures()
     now = tries = 0
     while now <= outage:
@@ -114,7 +114,8 @@ def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outag
 
 @given(st.text(max_size=40))
 def test_a_kind_of_another_version_is_a_lasting_one(name):
-    """A failure of an unknown kind, from another version, counts as lasting, so that not every call tries again."""
+    """A failure of an unknown kind, from another version, counts as lasting, because otherwise every call would try
+    again."""
     kind = FailureKind.named(name)
     assert kind is FailureKind.LASTING or kind.value == name
 
@@ -129,7 +130,7 @@ def test_the_way_out_is_named():
 
 
 def test_retried_elsewhere_up_to_a_bound():
-    """A model that fails everywhere is tried in three of five pods, and then its newest error is the answer."""
+    """A model that fails everywhere is tried in three of five pods. After that its newest error is the answer."""
     failures = Failures()
     pods = [Candidate(name, 100) for name in PODS]
     tried = []
@@ -144,7 +145,7 @@ def test_retried_elsewhere_up_to_a_bound():
 
 
 def test_fewer_pods_than_the_bound():
-    """In a mesh of two pods a failing model is tried in both, and then there is no pod to choose."""
+    """In a mesh of two pods a failing model is tried in both. After that there is no pod left to choose."""
     failures = Failures()
     for pod in "ab":
         failures.failed("m", pod, 0, "no")
@@ -156,7 +157,7 @@ def test_fewer_pods_than_the_bound():
 
 
 def test_slow_failures_end_all_the_same():
-    """A load that takes longer to fail than the pause lasts does not make the same callers try a pod twice."""
+    """Callers do not try a pod twice, even if a load takes longer to fail than the pause lasts."""
     failures = Failures()
     failures.failed("m", "a", 0, "no", kind=FailureKind.PASSING)
     failures.failed("m", "b", 10_000, "no", kind=FailureKind.PASSING)
@@ -205,8 +206,8 @@ def test_a_copy_elsewhere_is_evidence_at_once():
 
 
 def test_what_loads_elsewhere_later_says_nothing():
-    """A later success elsewhere proves nothing against a pod, because the file may have been added, or the store
-    repaired, in between."""
+    """A later success in another pod is no evidence against the first pod. In between, the file may have been added or
+    the store repaired."""
     failures = Failures()
     for number in range(2 * UNHEALTHY):
         failures.failed(f"m{number}", "a", 0, "not found", kind=FailureKind.NOT_FOUND)
@@ -220,8 +221,8 @@ def test_what_loads_elsewhere_later_says_nothing():
     )
 )
 def test_no_pod_is_unhealthy_because_models_are_broken(events):
-    """No pod becomes unhealthy by broken models, which fail wherever they are tried, while good ones load in the first
-    pod, in any order."""
+    """Broken models, which fail wherever they are tried, make no pod unhealthy. Good models load in the first pod
+    meanwhile, in any order."""
     failures = Failures()
     now = 0
     for good, number, pods, pause in events:
@@ -236,8 +237,8 @@ def test_no_pod_is_unhealthy_because_models_are_broken(events):
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(PODS[1:])), min_size=200, max_size=200))
 def test_a_broken_pod_is_found_out_and_left_alone(draws):
-    """A pod in which everything fails, while all loads in others, is detected after four models have been tried there
-    first, and then left alone."""
+    """A pod in which every load fails, while loads succeed elsewhere, is detected after four models were tried there
+    first. Then it gets no more loads."""
     failures = Failures()
     fails = 0
     for now, (number, pod) in enumerate(draws):
@@ -261,7 +262,7 @@ def test_an_unhealthy_pod_is_tried_now_and_then_and_forgiven_at_once():
 
 
 def test_where_all_pods_fail_none_is_unhealthy():
-    """If loads fail in all pods none is unhealthy, because some pod must still be asked."""
+    """If loads fail in all pods, none counts as unhealthy, because some pod must still be asked."""
     failures = Failures()
     for pod in PODS:
         for number in range(UNHEALTHY):
@@ -274,7 +275,7 @@ def test_where_all_pods_fail_none_is_unhealthy():
 
 
 def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
-    """The failures of a missing pod are forgotten: after its restart it may be healthy, and its models are worth
+    """The failures of a missing pod are forgotten. After its restart it may be healthy, and its models are worth
     another try."""
     failures = Failures()
     unhealthy(failures)
@@ -313,7 +314,7 @@ def test_the_record_decides_what_is_remembered():
 
 
 def test_memory_is_bounded():
-    """The memory of failures is bounded in a storm of failing models."""
+    """The memory of failures stays bounded, however many models fail."""
     failures = Failures()
     for number in range(MODELS + 500):
         failures.failed(f"m{number}", "a", number, "no")
@@ -322,7 +323,7 @@ def test_memory_is_bounded():
 
 @given(st.lists(st.tuples(st.sampled_from("mno"), st.sampled_from("abc"), st.integers(0, EXPIRY_MS)), max_size=20))
 def test_one_a_pod_none_expired(events):
-    """A model has at most one failure per pod and no expired one, whatever happens in whatever order."""
+    """In any order of events, a model has at most one failure per pod and no expired one."""
     failures = Failures()
     now = 0
     last: dict[tuple[str, str], int] = {}

@@ -1,4 +1,4 @@
-"""The fence: who may answer, row by row of the table in docs/admin.md, and whatever else happens."""
+"""The fence: who may answer, by each row of the table in docs/admin.md, and over any time."""
 
 import pytest
 from hypothesis import given
@@ -32,15 +32,15 @@ def verdict(permission: Permission, now: float, said: Said) -> CallVerdict:
 
 @pytest.mark.parametrize("said", Said, ids=lambda said: said.name)
 def test_a_fresh_proof_and_a_live_agent_answer_anything(said):
-    """With a fresh proof and a live agent any call is answered: the keys exist, so nothing else can have been
-    acknowledged."""
+    """With a fresh proof and a live agent any call is answered. The pod's keys exist, so nothing that contradicts them
+    can have been acknowledged."""
     assert verdict(fence.permit(standing(3.0)), 3.9, said) is CallVerdict.ANSWER
 
 
 @pytest.mark.parametrize("said", Said, ids=lambda said: said.name)
 def test_a_stopped_agent_silences_its_server_before_its_keys_go(said):
-    """A stopped agent's server falls silent before its keys are deleted, 8 s after the proof with a lease of 10 s,
-    whatever the call says."""
+    """A stopped agent's server falls silent before the agent's keys are deleted. With a lease of 10 s that is 8 s after
+    the proof, whatever the call says."""
     last = fence.permit(standing(5.9))
     assert verdict(last, 7.99, said) is CallVerdict.ANSWER
     assert verdict(last, 8.0, said) is CallVerdict.NOT_HERE
@@ -56,7 +56,7 @@ def test_a_stopped_agent_silences_its_server_before_its_keys_go(said):
 )
 @pytest.mark.parametrize("proof", [0.0, None], ids=["old", "none"])
 def test_an_old_proof_and_a_live_agent_ask_for_the_routers_word(said, expected, proof):
-    """With an old proof and a live agent the router must vouch for the record, by default for as long as it takes."""
+    """With an old proof and a live agent the router must vouch for the record. By default this has no time limit."""
     for now in (30.0, 86_400.0):
         assert verdict(fence.permit(standing(now, proof=proof)), now + 1, said) is expected
 
@@ -69,8 +69,8 @@ def test_an_old_proof_and_a_stopped_agent_end_a_lease_time_after_the_last_state(
 
 
 def test_serving_without_etcd_ends_where_the_operator_says():
-    """Serving without etcd ends exactly when the operator's setting says, although permissions are granted for a lease
-    time at once."""
+    """Serving without etcd ends exactly when the operator's setting says, although each permission is granted for a
+    full lease time."""
     last = fence.permit(standing(55.0, limit=60.0))
     assert verdict(last, 59.9, Said.AWAY) is CallVerdict.ANSWER
     assert verdict(last, 60.0, Said.VERIFIED) is CallVerdict.NOT_HERE
@@ -78,7 +78,7 @@ def test_serving_without_etcd_ends_where_the_operator_says():
 
 
 def test_etcd_away_is_no_excuse_where_the_pod_reaches_etcd():
-    """A router's claim that etcd is unavailable does not count if the pod reaches etcd: for a copy without a key the
+    """A router's claim that etcd is unavailable does not count if the pod reaches etcd. For a copy without a key, the
     router must have read the record."""
     for proof in (0.0, None):
         permission = fence.permit(standing(1.0, proof=proof, keyed=False, away=False))
@@ -87,8 +87,8 @@ def test_etcd_away_is_no_excuse_where_the_pod_reaches_etcd():
 
 
 def test_calls_never_find_a_gap_between_two_permissions():
-    """When keep-alives are no longer answered, an agent that looks every second renews permissions in time, and calls
-    find no gap."""
+    """When keep-alives are no longer answered, an agent that checks every second renews permissions in time. Calls find
+    no gap."""
     until = 0
     for tenths in range(400):
         now = tenths / 10
@@ -113,8 +113,8 @@ moments = st.integers(0, 40 * SECOND)
     said=st.sampled_from(Said),
 )
 def test_unproven_answers_need_a_word_and_none_outlives_its_reason(now, proof, keyed, away, limit, ttl, later, said):
-    """A call that says nothing is answered only while the keys certainly exist, whatever the agent knows, and no
-    permission outlives its reason."""
+    """A call that says nothing about the record is answered only while the keys certainly exist, whatever the agent
+    knows. No permission outlives its reason."""
     proof = None if proof is None else min(proof, now)
     permission = fence.permit(PodStanding(now, ttl, proof, keyed, away, proof or 0, limit))
     result = fence.judge(permission.mode, permission.until, now + later, said)
@@ -130,8 +130,8 @@ def test_unproven_answers_need_a_word_and_none_outlives_its_reason(now, proof, k
 
 @pytest.mark.parametrize("seconds", [2, 3, 4, 5, 10, 60])
 def test_a_lease_of_any_length_is_proven_as_long_as_it_is_renewed(seconds):
-    """A lease of any length is proven at all times while its renewals come every third of it and their answers a
-    twentieth later."""
+    """A lease of any length is always proven if it is renewed after every third of its length and each answer takes a
+    twentieth of it."""
     ttl = seconds * SECOND
     step, until = ttl // 100, 0
     for moment in range(600):

@@ -1,4 +1,4 @@
-"""The line of loads that wait for room: order, waiting, giving way."""
+"""The line of loads that wait for room: who comes first, who waits, and who gives way."""
 
 from collections.abc import Callable
 
@@ -73,8 +73,8 @@ def test_one_that_waits_for_callers_on_their_way_holds_up_nobody_who_has_waited_
 
 
 def test_no_room_for_one_in_memory_says_nothing_about_newcomers() -> None:
-    """A load in memory without room does not stop newcomers, because a copy that it is about to replace may be evicted
-    for them."""
+    """A load that is in memory and finds no room does not block newcomers, because a copy that it is about to replace
+    may be evicted for them."""
     waiters = [in_memory("a", 1), newcomer("b", 2, 1000)]
     assert fates(waiters, {"a": PASSES, "b": FITS}) == [("a", "waits"), ("b", "goes")]
 
@@ -96,7 +96,7 @@ def test_none_gives_way_where_another_one_in_memory_has_hope(room: RoomDecision)
 
 
 class Pod:
-    """Copies, loads in memory and newcomers, with the line's answers carried out at once."""
+    """A pod with copies, loads in memory and newcomers, which carries out the line's answers at once."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -147,7 +147,7 @@ class Pod:
         return "growing" if waiter.in_memory and other in self.waiting else "loading"
 
     def serve(self) -> None:
-        """Looks until a look changes nothing, as the agent does whenever something was freed."""
+        """Repeats the look at the line until nothing changes, as the agent does whenever memory was freed."""
         while self._look():
             pass
 
@@ -206,8 +206,7 @@ def test_everybody_goes_once_whatever_comes_and_ends_in_whatever_order(
 
 
 def test_a_step_may_change_what_the_next_one_finds() -> None:
-    """With room for one of two, the line asks about the second after the first has taken it, because a step may change
-    what the next one finds."""
+    """With room for one of two loads, the line asks about the second only after the first has taken the room."""
     free = [150]
 
     def ask(key: str) -> RoomDecision:

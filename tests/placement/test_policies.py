@@ -1,4 +1,4 @@
-"""Eviction policies: the same laws for each, and the purpose of each."""
+"""Eviction policies: laws that hold for all of them, and what each is for."""
 
 import itertools
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 class Pod:
-    """The copies of one pod with their uses, as a use board keeps them."""
+    """The copies of one pod with their uses, as a use board records them."""
 
     def __init__(self, policy: str) -> None:
         self.uses: dict[str, tuple[int, int]] = {}
@@ -58,7 +58,7 @@ steps = st.lists(
 @pytest.mark.parametrize("policy", NAMES)
 @given(steps=steps)
 def test_the_order_is_whole_and_does_not_depend_on_when_it_is_looked_at(policy, steps):
-    """Every copy is in the eviction order once, looking at the order changes nothing, and equal histories give equal
+    """The eviction order contains every copy once. Looking at it changes nothing, and equal histories give equal
     orders."""
     pod, unwatched = Pod(policy), Pod(policy)
     for step, number, pause in steps:
@@ -107,7 +107,7 @@ def test_standings_agree_with_the_order(policy, steps):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_used_copy_outlives_an_equal_one_that_was_not(policy):
-    """A copy that was called again stays longer than an equal one that was not, whatever the policy."""
+    """Under every policy, a copy that was called again outlives an equal one that was not."""
     pod = Pod(policy)
     pod.load("a")
     pod.now += 1
@@ -119,7 +119,7 @@ def test_a_used_copy_outlives_an_equal_one_that_was_not(policy):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_look_at_the_first_does_not_read_them_all(policy):
-    """Finding the first of 20,000 copies that nobody used meanwhile reads only a handful of them."""
+    """Finding the first of 20,000 copies reads only a handful of them if none was used meanwhile."""
     reads = 0
 
     def uses(key: str) -> tuple[int, int]:
@@ -177,7 +177,7 @@ def test_gdsf_lets_go_of_what_is_large_or_quick_to_load():
 
 
 def test_gdsf_forgets_what_is_not_used_any_more():
-    """`gdsf` lets unused copies fall behind as others are loaded and evicted, however much they were worth once."""
+    """`gdsf` ranks unused copies ever lower as others are loaded and evicted, however valuable they once were."""
     pod = Pod("gdsf")
     pod.load("once hot", cost=1000)
     for _ in range(100):
@@ -195,7 +195,7 @@ def test_gdsf_forgets_what_is_not_used_any_more():
 
 
 def test_gdsf_knows_the_time_of_a_use_that_it_learns_late():
-    """`gdsf` values a use that it learns late at the inflation of its own time, not of the look."""
+    """`gdsf` values a use that is reported late by the inflation at the time of the use, not of the report."""
     late, prompt = Pod("gdsf"), Pod("gdsf")
     for pod in (late, prompt):
         pod.load("a", cost=100)
@@ -254,7 +254,7 @@ def test_a_scan_does_not_flush_what_is_used(base):
 
 
 def test_a_model_that_comes_back_soon_is_no_newcomer():
-    """A model that is loaded again soon after its eviction from the probation queue is among the proven ones."""
+    """A model that is loaded again soon after its eviction from the probation queue counts as proven."""
     pod = Pod("lru+probation")
     pod.load("back")
     for number in range(5):
@@ -271,8 +271,8 @@ def test_a_model_that_comes_back_soon_is_no_newcomer():
 
 
 def test_what_was_measured_counts():
-    """A measured size counts: a copy that turns out large ranks lower in `gdsf`, and the bytes of the probation queue
-    are right."""
+    """A measured size counts: a copy that turns out large ranks lower in `gdsf`, and the probation queue counts its
+    measured bytes."""
     pod = Pod("gdsf")
     pod.load("a", size=MIB, cost=200)
     pod.load("b", size=MIB, cost=100)

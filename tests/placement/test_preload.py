@@ -1,4 +1,4 @@
-"""Preloads: free space only, the last used first, and no caller behind them."""
+"""Preloads: into free space only, the last used models first, and never ahead of callers."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def models(count: int, size: int = MIB) -> list[Idle]:
 
 
 def test_the_last_used_come_first_and_as_many_as_have_turns():
-    """An empty mesh preloads the most recently used models first, as many as each pod loads at once."""
+    """In an empty mesh the most recently used models are preloaded first, as many as each pod loads at once."""
     pods = [Candidate("a", 100 * MIB, loading_threads=2), Candidate("b", 100 * MIB, loading_threads=2)]
     made = plan(reversed(models(50)), pods)
     assert sorted(action.model_id for action in made.actions) == [f"m{i:04}" for i in range(2 * 2 * AHEAD)]
@@ -43,7 +43,7 @@ def test_an_eighth_stays_free_and_nothing_is_evicted():
 
 
 def test_callers_do_not_stand_behind_preloads():
-    """A pod that is busy with loads gets no preloads, so that callers do not wait behind them."""
+    """A pod that is busy with loads gets no preloads, because callers would have to wait behind them."""
     assert plan(models(5), [Candidate("a", 100 * MIB, loads_in_progress=AHEAD)]).actions == ()
 
 
@@ -61,7 +61,7 @@ def test_a_full_device_is_a_full_pod():
 
 
 def test_free_is_what_the_fuller_memory_has():
-    """The free share of a mesh is that of the fuller memory: if all devices are full, only CPU pods have any."""
+    """The free share of a mesh is that of its fuller memory. If all devices are full, only CPU pods have free space."""
     gpu = Candidate("g", 100, used_bytes=10, device_capacity_bytes=300, device_used_bytes=300)
     assert PlannedPods([gpu]).free_share == 0
     assert PlannedPods([gpu, Candidate("c", 400, used_bytes=100)]).free_share == pytest.approx(300 / 800)
@@ -70,7 +70,7 @@ def test_free_is_what_the_fuller_memory_has():
 
 
 def test_a_small_one_still_fits_behind_a_large_one():
-    """A model that does not fit does not end the round: a smaller one after it is preloaded."""
+    """A model that does not fit does not end the round, and a smaller one after it is preloaded."""
     mixed = [Idle("large", Footprint(200 * MIB), 1), Idle("small", Footprint(MIB), 2)]
     assert [action.model_id for action in plan(mixed, [Candidate("a", 100 * MIB)]).actions] == ["small"]
 
@@ -92,8 +92,8 @@ def test_a_small_one_still_fits_behind_a_large_one():
     ),
 )
 def test_the_laws_of_a_preload(sizes, pods):
-    """Preloads stay within free space less the reserve and within the turns, contain each model once, in order, and are
-    equal for equal inputs."""
+    """Preloads stay within the turns and within free space less the reserve. They contain each model once, in order,
+    and are equal for equal inputs."""
     idle = [Idle(f"m{index}", Footprint(size), idle_ms=index) for index, size in enumerate(sizes)]
     made = plan(idle, pods)
     assert plan(idle[::-1], pods[::-1]) == made

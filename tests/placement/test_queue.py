@@ -1,4 +1,4 @@
-"""The order of loads, and the forecast for their callers."""
+"""The order of queued loads, and the forecast of their waiting times for callers."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ def drain(queue: LoadQueue[str]) -> list[str]:
 
 
 def test_callers_first_then_the_most_recently_used():
-    """Loads with callers overtake queued ones without, in the order of the callers, and the most recently used models
+    """Loads with callers overtake queued loads without, in the order of the callers. The most recently used models
     follow."""
     queue: LoadQueue[str] = LoadQueue()
     queue.push("stale", waiting=False, idle_ms=9_000)
@@ -100,8 +100,8 @@ def test_a_queue_behaves_as_a_sorted_list(steps):
     ],
 )
 def test_forecasts(arguments, expected, in_time):
-    """The expected wait and load are compared with the deadline, and a caller who is turned away is told when to come
-    again."""
+    """The expected time to wait and load is compared with the deadline. A caller that is turned away is told when to
+    come again."""
     found = forecast(**arguments)
     assert (found.expected_ms, found.in_time) == (expected, in_time)
     assert found.retry_after_ms == (0 if in_time else expected)
@@ -117,7 +117,8 @@ def test_forecasts(arguments, expected, in_time):
     st.integers(0, 9000),
 )
 def test_more_ahead_is_never_sooner(load_ms, ahead, in_progress, threads, mean, deadline):
-    """Expected times grow with the queue, and a caller that is in time stays so with a later deadline."""
+    """A longer queue never makes the expected time shorter, and a caller that is in time stays so with a later
+    deadline."""
     arguments = {"in_progress": in_progress, "threads": threads, "mean_load_ms": mean}
     one = forecast(load_ms, ahead=ahead, deadline_ms=deadline, **arguments)
     more = forecast(load_ms, ahead=ahead + 1, deadline_ms=deadline, **arguments)

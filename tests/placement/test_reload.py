@@ -1,4 +1,4 @@
-"""The move of copies to new content: the order of its steps, and its end without old copies."""
+"""The move of copies to new content: the order of its steps, until no old copies are left."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +9,7 @@ OLD, NEW = 3, 4
 
 
 def test_one_goes_first_and_the_others_follow_at_once() -> None:
-    """A reload replaces one copy first and then the others at once, so that content that cannot be loaded costs one
+    """A reload replaces one copy first and then the others at once, so content that cannot be loaded costs only one
     load."""
     copies = [ReloadingCopy("b", OLD), ReloadingCopy("a", OLD), ReloadingCopy("c", 1)]
     first = step(copies, NEW, {})
@@ -26,7 +26,8 @@ def test_where_there_is_no_room_for_both_the_old_goes_once_the_new_is_elsewhere(
 
 
 def test_where_no_pod_has_room_for_both_another_pod_takes_it() -> None:
-    """If no holding pod has room for both copies another pod takes the new one; the reason is the pod's own."""
+    """If no holding pod has room for both copies, another pod takes the new one. The reason contains the holding pod's
+    text."""
     todo = step([ReloadingCopy("a", OLD)], NEW, {"a": "a: full of others"})
     assert todo.elsewhere
     assert "a: full of others" in todo.why
@@ -34,8 +35,8 @@ def test_where_no_pod_has_room_for_both_another_pod_takes_it() -> None:
 
 
 def test_it_waits_for_loads_and_for_pods_that_cannot_be_asked() -> None:
-    """A reload waits for loads, and for pods that cannot be asked, and unloads nothing before its new copy exists and
-    can be reached."""
+    """A reload waits for loads in progress and for pods that cannot be asked. It unloads nothing before the new copy
+    exists and can be reached."""
     for copies in (
         [ReloadingCopy("a", OLD, loaded=False)],
         [ReloadingCopy("a", OLD, reachable=False)],
@@ -61,8 +62,8 @@ HELD = st.builds(ReloadingCopy, st.sampled_from("abcdef"), st.integers(0, 5), st
 def test_the_last_copy_that_can_be_called_is_never_let_go(
     copies: list[ReloadingCopy], generation: int, full: set[str]
 ) -> None:
-    """A reload never evicts the last callable copy; each step does something, waits with a reason, or ends with none of
-    the old copies left."""
+    """A reload never evicts the last callable copy. Each step does something, waits with a reason, or ends with no old
+    copies left."""
     todo = step(copies, generation, dict.fromkeys(full, "is full"))
     assert todo.why
     assert todo.done == all(copy.generation >= generation for copy in copies)

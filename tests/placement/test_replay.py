@@ -1,4 +1,4 @@
-"""Recorded decisions asked again: the same answers, or the differences."""
+"""Replay of recorded decisions: the same answers, or a report of the differences."""
 
 import json
 
@@ -37,7 +37,7 @@ questions = st.builds(
 
 @given(st.lists(questions, max_size=5))
 def test_what_is_written_gets_the_same_answers(asked):
-    """Any recorded decision gets the same answer again: nothing that decides is lost in the record."""
+    """A replayed decision gets the same answer again, because the record contains everything that decided it."""
     lines = [render(question, question.ask()) for question in asked]
     assert replay(lines) == (len(asked), [])
     for line, question in zip(lines, asked, strict=True):
@@ -45,7 +45,7 @@ def test_what_is_written_gets_the_same_answers(asked):
 
 
 def test_another_answer_is_shown():
-    """A different answer is shown with the recorded and the present decision."""
+    """A different answer is shown with both the recorded and the present decision."""
     question = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 5000), ResidentCopy("b", 10, 1000)))
     data = json.loads(render(question, question.ask()))
     assert data["victims"] == ["a"]
@@ -57,6 +57,6 @@ def test_another_answer_is_shown():
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"held": 3}', "null"])
 def test_what_is_no_decision(line):
-    """A line that is no decision is reported with its number."""
+    """A line that is not a decision is reported with its number."""
     with pytest.raises(ValueError, match="line 1"):
         replay([line])

@@ -1,4 +1,4 @@
-"""The fate of a call whose attempt brought no answer: the table, and what always holds."""
+"""The fate of a call whose attempt brought no answer: the table of outcomes, and laws that always hold."""
 
 import itertools
 
@@ -79,7 +79,7 @@ tries = st.builds(
 @given(tries)
 def test_what_may_have_run_is_sent_again_only_where_that_does_no_harm(tried):
     """A call that may have run is sent again once, if its method is safe, its model kills no servers, and its deadline
-    has not passed; never within a reply."""
+    has not passed. It is never sent again within a reply."""
     decision = retry.decide(tried)
     if decision.end is None and tried.trouble not in NOTHING_RAN:
         assert tried.trouble is Trouble.LOST
@@ -100,8 +100,8 @@ def test_nothing_is_sent_that_is_not_at_hand_nor_more_often_than_may_be(tried):
 
 @given(tries)
 def test_what_follows_makes_sense(tried):
-    """The next step is another copy, the same one verified, or the end; a method's safety matters only if the call may
-    have run, and a copy is forgotten only on its pod's word."""
+    """The next step is another copy, the same copy verified, or the end. The method's safety matters only if the call
+    may have run, and a copy is forgotten only on its pod's word."""
     decision = retry.decide(tried)
     assert decision.why
     if decision.end is not None:
@@ -122,8 +122,8 @@ def test_what_follows_makes_sense(tried):
     st.floats(0, 5),
 )
 def test_every_call_ends(troubles, safe, deadline):
-    """Every call ends after at most `MAX_TRIES`, with one repeat of what may have run, whatever goes wrong in whatever
-    order."""
+    """Every call ends after at most `MAX_TRIES`, whatever goes wrong in whatever order. A call that may have run is
+    repeated at most once."""
     repeated, elapsed, ran = False, 0.0, 0
     endless = itertools.chain(troubles, itertools.repeat((Trouble.NOT_HERE, Said.NOTHING, True, 1)))
     for number, (trouble, said, others, deaths) in enumerate(endless, start=1):

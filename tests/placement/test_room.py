@@ -1,4 +1,4 @@
-"""The choice of victims: enough or none, nothing in use, nothing needlessly, the stalest first."""
+"""The choice of victims: enough or none, none in use, none needlessly, the stalest first."""
 
 import itertools
 
@@ -69,13 +69,13 @@ def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
 
 
 def test_oldest_first():
-    """The oldest copies are evicted first where nothing else differs."""
+    """Where nothing else differs, the oldest copies are evicted first."""
     held = [ResidentCopy("young", 10, 1_000), ResidentCopy("oldest", 10, 3_000), ResidentCopy("old", 10, 2_000)]
     assert make_room(Need.of_host(15, 0, 100), held).victims == ("oldest", "old")
 
 
 def test_a_large_victim_spares_the_small_ones_before_it():
-    """An older copy stays if a larger victim after it frees enough alone."""
+    """An older copy stays if a larger victim after it frees enough by itself."""
     held = [ResidentCopy("tiny", 1, 9_000), ResidentCopy("large", 50, 5_000)]
     assert make_room(Need.of_host(40, 0, 100), held).victims == ("large",)
 
@@ -89,13 +89,14 @@ def test_a_large_victim_spares_the_small_ones_before_it():
     ],
 )
 def test_a_copy_with_another_elsewhere_goes_first_within_reason(spare_idle, sole_idle, victim):
-    """A copy with another copy elsewhere counts as SPARE times as old, not as infinitely old."""
+    """A copy whose model has another copy elsewhere counts as SPARE times as old, not as infinitely old."""
     held = [ResidentCopy("sole", 10, sole_idle), ResidentCopy("spare", 10, spare_idle, other_copies=1)]
     assert make_room(Need.of_host(10, 0, 100), held).victims == (victim,)
 
 
 def test_older_than_everything_in_a_full_cache_has_no_room():
-    """A load without a caller does not evict more recently used copies from a full cache; one with a caller does."""
+    """A load without a caller does not evict more recently used copies from a full cache, but one with a caller
+    does."""
     held = [ResidentCopy("a", 50, 1_000), ResidentCopy("b", 50, 2_000)]
     refused = make_room(Need.of_host(10, 0, 100), held, idle_ms=2_001)
     assert refused.verdict is RoomVerdict.NO_ROOM
@@ -105,7 +106,7 @@ def test_older_than_everything_in_a_full_cache_has_no_room():
 
 
 def test_busy_copies_are_named_in_the_refusal():
-    """A cache full of calls in flight evicts nothing, and the refusal names the busy copies."""
+    """If every copy in a cache has calls in flight, nothing is evicted and the refusal names the busy copies."""
     held = [ResidentCopy("a", 60, 1_000, in_flight=1), ResidentCopy("b", 40, 9_000)]
     room = make_room(Need.of_host(50, 0, 100), held)
     assert room.verdict is RoomVerdict.NO_ROOM
@@ -125,8 +126,8 @@ def test_what_fits_reads_nothing():
 
 
 def test_an_overcommitted_cache_is_repaired():
-    """An overcommitted cache, with negative free space by a size estimated too small, evicts the stalest copies until
-    it fits."""
+    """A cache with negative free space, because a size was estimated too small, evicts the stalest copies until it
+    fits."""
     held = [ResidentCopy("a", 30, 1_000), ResidentCopy("b", 30, 2_000), ResidentCopy("c", 30, 3_000)]
     assert make_room(Need.of_host(0, -40, 100), held).victims == ("c", "b")
 
@@ -165,14 +166,14 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     ],
 )
 def test_whether_waiting_helps_is_told(held, passes):
-    """The refusal says whether waiting helps, which it does if only copies at work are in the way."""
+    """The refusal says whether waiting helps. It does if only copies at work are in the way."""
     room = make_room(Need.of_host(50, 0, 100), held)
     assert (room.verdict, room.passes) == (RoomVerdict.NO_ROOM, passes)
 
 
 def test_what_was_used_more_recently_is_not_waited_for():
-    """A load without a caller does not wait for a more recently used copy, because it may not evict it after its call
-    either."""
+    """A load without a caller does not wait for a more recently used copy to finish its call, because it may not evict
+    that copy afterwards either."""
     assert not make_room(Need.of_host(50, 0, 100), [ResidentCopy("a", 60, 0, in_flight=1)], idle_ms=1000).passes
 
 
@@ -189,8 +190,8 @@ def test_the_policy_decides_the_order():
 
 
 def test_room_is_found_in_both_memories_or_not_at_all():
-    """Room is found in both memories or not at all: copies that free none of the scarce memory stay, and a lack of
-    either evicts nothing and is named."""
+    """Room is found in both memories or not at all. Copies that free none of the scarce memory stay. If either memory
+    lacks room, nothing is evicted and the refusal names that memory."""
     held = [ResidentCopy("host only", 10, 9_000), ResidentCopy("device", 1, 5_000, device_bytes=10)]
 
     def make(host: int, device: int) -> RoomDecision:
@@ -223,7 +224,7 @@ def test_room_is_found_in_both_memories_or_not_at_all():
     ),
 )
 def test_two_memories_all_or_nothing(need, free, held):
-    """The contract of the choice holds in both memories at once: enough is freed, no victim is superfluous, none is in
+    """The contract of the choice holds in both memories at once: enough is freed, and no victim is superfluous or in
     use."""
     room = make_room(Need(Footprint(*need), Footprint(*free), Footprint(100, 100)), held)
     victims = [copy for copy in held if copy.key in room.victims]

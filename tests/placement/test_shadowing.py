@@ -1,4 +1,4 @@
-"""Tests of the part of its calls that a shadow gets: all of them, unless callers become slower."""
+"""Tests of the share of its calls that a shadow gets: all of them, unless it slows callers down."""
 
 import random
 
@@ -8,8 +8,8 @@ from placement.shadowing import ENOUGH, LEAST, STALE, Shadowing
 
 
 def drive(shadowing, calls, *, slower, overlap=0.9, seed=1):
-    """Makes callers call in a row and returns how many calls the shadow has got. While it has some, most callers' calls
-    begin beside one, and take `slower` times as long."""
+    """Makes calls in a row and returns how many of them the shadow got. While the shadow has one in flight, most calls
+    begin beside it and take `slower` times as long."""
     draw = random.Random(seed)
     given = 0
     busy = False
@@ -23,7 +23,8 @@ def drive(shadowing, calls, *, slower, overlap=0.9, seed=1):
 
 
 def test_a_shadow_that_nobody_notices_gets_its_calls():
-    """If calls beside the shadow's are as fast as others, it gets nearly all: it pauses for comparison now and then."""
+    """If calls beside the shadow's are as fast as others, the shadow gets nearly all. It pauses now and then for
+    comparison."""
     shadowing = Shadowing()
     assert drive(shadowing, 20_000, slower=1.0) > 17_000
     assert shadowing.slowdown == pytest.approx(1, abs=0.15)
@@ -31,7 +32,7 @@ def test_a_shadow_that_nobody_notices_gets_its_calls():
 
 @pytest.mark.parametrize("slower", [1.5, 3, 100])
 def test_a_shadow_that_slows_callers_down_gets_few_calls(slower):
-    """Once the slowdown is known, about one call in a hundred is left to it."""
+    """A shadow that slows callers down gets about one call in a hundred once the slowdown is known."""
     shadowing = Shadowing()
     drive(shadowing, 5_000, slower=slower)
     assert shadowing.part < 3 * LEAST
@@ -39,7 +40,7 @@ def test_a_shadow_that_slows_callers_down_gets_few_calls(slower):
 
 
 def test_a_shadow_gets_its_calls_back_once_callers_are_fast_again():
-    """A slowdown that has passed is forgotten, although few calls are left to notice it by."""
+    """A slowdown that has passed is forgotten, although the shadow has few calls left to show that it passed."""
     shadowing = Shadowing()
     drive(shadowing, 5_000, slower=3)
     assert shadowing.part < 3 * LEAST
@@ -48,7 +49,8 @@ def test_a_shadow_gets_its_calls_back_once_callers_are_fast_again():
 
 
 def test_a_slowdown_that_no_client_notices_does_not_count():
-    """A call of a tiny model takes a fifth of a millisecond here; a tenth more is lost in what its client sees."""
+    """A slowdown that clients cannot notice does not count. A call of a tiny model takes a fifth of a millisecond here,
+    and a tenth more is lost in what its client sees."""
     shadowing = Shadowing()
     for _ in range(200):
         shadowing.noted(0.0002, beside=False)
@@ -61,7 +63,7 @@ def test_a_slowdown_that_no_client_notices_does_not_count():
 
 
 def test_nothing_is_concluded_from_a_few_calls():
-    """A few slow calls do not reduce the shadow's part, because the first calls may be slow for any reason."""
+    """A few slow calls do not reduce the shadow's share, because the first calls may be slow for any reason."""
     shadowing = Shadowing()
     for _ in range(ENOUGH - 1):
         shadowing.noted(1.0, beside=False)
@@ -70,7 +72,7 @@ def test_nothing_is_concluded_from_a_few_calls():
 
 
 def test_a_shadow_that_every_call_begins_beside_has_to_pause():
-    """If every call begins during a shadow call, the shadow pauses until a call begins without one."""
+    """If every call begins during a shadow call, the shadow pauses until one begins without it."""
     shadowing = Shadowing()
     for number in range(STALE):
         assert not shadowing.pauses, number

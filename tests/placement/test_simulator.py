@@ -1,4 +1,4 @@
-"""The mesh in miniature: traces with shapes, caches with bounds, and no policy better than the clairvoyant."""
+"""The mesh in miniature: realistic traces, bounded caches, and no policy better than the clairvoyant one."""
 
 import itertools
 from collections import Counter
@@ -18,8 +18,8 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("shape", sorted(traces.SHAPES))
 def test_traces_are_in_order_and_the_same_each_time(shape):
-    """A trace has the requested number of calls at about the rate, in order, of the fleet's ids; it is equal for equal
-    seeds and differs for others."""
+    """A trace has the requested number of calls of the fleet's ids, in order and at about the requested rate. Equal
+    seeds give equal traces, and different seeds different ones."""
     made = list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=1))
     assert made == list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=1))
     assert made != list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=2))
@@ -30,14 +30,14 @@ def test_traces_are_in_order_and_the_same_each_time(shape):
 
 
 def test_zipf_is_skewed_as_it_should_be():
-    """In a Zipf trace the ratio of two ranks' requests is the ratio of the ranks to the power of alpha."""
+    """In a Zipf trace, the ratio of two ranks' requests is the ratio of the ranks to the power of alpha."""
     counts = [count for _, count in Counter(model for _, model in traces.zipf(1000, 200_000)).most_common()]
     assert counts[0] / counts[9] == pytest.approx(10**0.9, rel=0.15)
     assert counts[9] / counts[99] == pytest.approx(10**0.9, rel=0.25)
 
 
 def test_a_scan_calls_every_model():
-    """A scan calls every model, including those of the tail that nobody calls otherwise."""
+    """A scan calls every model, including the rare ones that nobody calls otherwise."""
     usual = {model for _, model in traces.zipf(1000, 5000)}
     scanned = {model for _, model in traces.scan(1000, 5000, share=0.5)}
     assert len(usual) < 900
@@ -65,8 +65,8 @@ def test_a_day_wanders():
     more=st.booleans(),
 )
 def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
-    """In a simulation every request has one end, no pod exceeds its capacity, the sums agree, and equal inputs give
-    equal results."""
+    """In a simulation every request ends once, no pod exceeds its capacity, the sums agree, and equal inputs give equal
+    results."""
     ends = []
     for _ in range(2):
         cluster = Cluster(
@@ -109,14 +109,14 @@ def test_nobody_beats_who_knows_the_future(models, capacity):
 
 
 def test_the_clairvoyant_counts_from_where_it_is_told():
-    """The clairvoyant leaves out the first requests, which fill the cache, if only the rest is compared."""
+    """The clairvoyant leaves out the first requests, which fill the cache, if only the later ones are compared."""
     counts = optimum.clairvoyant(["a", "b", "a", "b", "c"], 2 * MIB, fleet.equal(MIB), since=2)
     assert (counts.requests, counts.hits, counts.misses) == (3, 2, 1)
 
 
 def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
-    """Several pods hit nearly as often as one of their total size: with single copies, Zipf 0.9 and room for a tenth,
-    the choice of pods costs at most two points."""
+    """Several pods hit nearly as often as one pod of their total size. With single copies, Zipf 0.9 and room for a
+    tenth of the models, the choice of pods costs at most two points."""
     model = fleet.lognormal()
     made = list(traces.zipf(5000, 40_000))
     room = sum(model(f"m{number:04d}").bytes for number in range(5000)) // 10
@@ -129,9 +129,9 @@ def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
 @pytest.mark.parametrize(("pods", "slack"), [(1, 0), (3, 2)], ids=["one", "three"])
 @pytest.mark.parametrize("pause", [5_000, 60_000], ids=["quickly", "slowly"])
 def test_of_more_than_fits_the_most_recent_stay(pods, slack, pause):
-    """One pod keeps exactly the most recent of more models than fit. Several pods evict independently, and choose by
-    draw among those whose oldest copies are about equally old: averaged over some fleets they keep all but two per pod,
-    the predecessor's bound."""
+    """If more models are called than fit, one pod keeps exactly the most recent ones. Several pods evict independently,
+    and the pod of a load is drawn among those whose oldest copies are about equally old. Averaged over some fleets they
+    keep all but two per pod, which is the predecessor's bound."""
     kept = []
     for fleet_number in range(20):
         cluster = Cluster(pods=pods, capacity_bytes=10 * MIB, model=fleet.equal(MIB))
@@ -164,6 +164,6 @@ def test_more_copies_are_made_of_what_is_hot():
 
 
 def test_a_trace_that_goes_back_in_time_is_refused():
-    """A trace that goes back in time is refused, and the error has the number of the call."""
+    """A trace that goes back in time is refused, and the error contains the number of the call."""
     with pytest.raises(ValueError, match="request 2"):
         run([(5, "a"), (4, "a")], 2, Setup(1, MIB), fleet.equal(MIB))

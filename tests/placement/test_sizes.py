@@ -1,4 +1,5 @@
-"""Estimated sizes: measured first, learned next, guessed last; learned robustly and counted honestly."""
+"""Estimated sizes: measured first, learned next, guessed last. Odd models do not mislead the learning, and every wrong
+estimate is counted."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ def learn(sizes: Sizes, ratio: float, *, model_type: str = "tree", predicted: in
 
 
 def test_measured_before_learned_before_default():
-    """A measured size comes before a learned one and that before the default, and the reason names the source."""
+    """A measured size is preferred to a learned one, and a learned one to the default. The reason names the source."""
     sizes = Sizes(default_bytes=5 * MIB)
     assert sizes.predict("tree").footprint == Footprint(5 * MIB)
     assert sizes.predict("tree", file_bytes=MIB).footprint == Footprint(MIB + OVERHEAD_BYTES)
@@ -30,8 +31,7 @@ def test_measured_before_learned_before_default():
 
 
 def test_one_odd_model_decides_nothing():
-    """One odd model, of 101 bytes that takes 4 GB and a ratio of 1000 among ordinary ones, does not change its type's
-    estimate."""
+    """Two odd measurements, with a ratio of 1000 among ordinary ones of 2, do not change the estimate of their type."""
     sizes = Sizes()
     learn(sizes, 2.0, times=5)
     learn(sizes, 1000.0, times=2)
@@ -39,8 +39,8 @@ def test_one_odd_model_decides_nothing():
 
 
 def test_small_files_teach_no_slope():
-    """Forty models of 558 bytes that take 80 KB each teach no slope: one of 20 MB of their type is expected to take
-    about its file."""
+    """Forty models that have files of 558 bytes and take 80 KB each teach no slope. A model of 20 MB of their type is
+    expected to take about the size of its file."""
     sizes = Sizes()
     for _ in range(40):
         sizes.learn("tree", predicted=Footprint(1), measured=Footprint(80_000), file_bytes=558)
@@ -50,8 +50,8 @@ def test_small_files_teach_no_slope():
 
 
 def test_slope_and_intercept_are_told_apart():
-    """Slope and intercept are learned apart, for a runtime that takes 30 MiB per session and three times the file, by
-    small files or by large ones that differ."""
+    """Slope and intercept are learned separately, from small files or from large ones that differ. The runtime here
+    takes 30 MiB per session and three times the file."""
     for small in (True, False):
         sizes = Sizes()
         for number in range(1, 8):
@@ -64,8 +64,8 @@ def test_slope_and_intercept_are_told_apart():
 
 
 def test_a_guess_evicts_about_twice_the_file_at_most():
-    """An estimate evicts about twice the file at most: it may use all free memory, and if there is not even room for
-    that, about the file is tried."""
+    """An estimate may use all free memory, but evicts copies for about twice the file at most. If there is not even
+    room for that, about the file's size is tried."""
     sizes = Sizes()
     learn(sizes, 25.0, times=ENOUGH)
     guess = sizes.predict("tree", file_bytes=4 * MIB)
@@ -86,7 +86,7 @@ def test_a_guess_evicts_about_twice_the_file_at_most():
 )
 def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes, free, device):
     """Whatever loads were learned, one step evicts for an estimate at most twice the file and a session beyond the free
-    memory, and the last step at most the file and a session."""
+    memory. The last step evicts at most the file and a session."""
     sizes = Sizes()
     for file, took in loads:
         sizes.learn(
@@ -112,8 +112,8 @@ def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes
     odd=st.integers(0, 1 << 40),
 )
 def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small, odd):
-    """Models that lie on a line are estimated within a small file's weight, although one of seven does not lie on
-    it."""
+    """The sizes of models that lie on a line are estimated correctly, to within a small file's weight, although one
+    model does not lie on it."""
     sizes = Sizes()
     for file in [*small, *small, *files, *files]:
         sizes.learn("t", predicted=Footprint(1), measured=Footprint(1 + round(base + ratio * file)), file_bytes=file)
@@ -125,7 +125,7 @@ def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small,
 
 
 def test_what_is_learned_follows_the_times():
-    """The learned estimate follows a server that takes half as much from now on within a few loads."""
+    """If a server takes half as much from now on, the learned estimate follows within a few loads."""
     sizes = Sizes()
     learn(sizes, 4.0, times=100)
     learn(sizes, 2.0, times=30)
@@ -133,7 +133,7 @@ def test_what_is_learned_follows_the_times():
 
 
 def test_a_guess_is_no_reason_to_refuse_a_measurement_is():
-    """An estimate larger than any pod is cut to the largest and refuses nobody; a measured size is not cut."""
+    """An estimate larger than any pod is cut to the largest pod and refuses nobody. A measured size is not cut."""
     sizes = Sizes()
     learn(sizes, 50.0, times=ENOUGH)
     assert sizes.predict("tree", file_bytes=MIB, limit_bytes=10 * MIB).footprint.total_bytes == 10 * MIB
@@ -142,7 +142,8 @@ def test_a_guess_is_no_reason_to_refuse_a_measurement_is():
 
 
 def test_devices_are_another_memory():
-    """Weights are expected on the device; a size measured on a device is expected in host memory on other pods."""
+    """Weights are expected on the device. A size measured on a device is expected in host memory on pods without
+    one."""
     sizes = Sizes()
     guess = sizes.predict("net", file_bytes=MIB, device=True).footprint
     assert guess == Footprint(OVERHEAD_BYTES, SESSION_BYTES + MIB)
@@ -157,8 +158,8 @@ def test_devices_are_another_memory():
 
 
 def test_over_and_under_are_counted():
-    """Estimates that are off by more than a tenth are counted by number and bytes; a server that does not measure does
-    not count."""
+    """Estimates that are off by more than a tenth are counted by number and bytes. Loads in a server that does not
+    measure do not count."""
     sizes = Sizes()
     for predicted, measured in ((100, 100), (105, 100), (200, 100), (50, 100), (70, 0)):
         sizes.learn("tree", predicted=Footprint(predicted), measured=Footprint(measured))

@@ -17,14 +17,15 @@ CANARY = {"fraud@7": 90, "fraud@8": 10}
 
 
 def test_a_canary_at_ten_percent_gets_ten_percent_of_the_points():
-    """Evenly spread points fall on the models exactly in proportion to the weights."""
+    """Evenly spread points are shared by the models exactly in proportion to the weights."""
     split = Split(CANARY)
     got = Counter(split.at((number + 0.5) / 20_000) for number in range(20_000))
     assert got == {"fraud@7": 18_000, "fraud@8": 2_000}
 
 
 def test_a_canary_at_ten_percent_gets_ten_percent_of_the_random_calls_of_two_routers():
-    """20,000 calls with two independent sources of random numbers: 10 % ± 1, which is 4.7 standard deviations."""
+    """A canary at 10 % gets 10 % ± 1 of 20,000 calls through two routers with independent random numbers. The tolerance
+    is 4.7 standard deviations."""
     split = Split(CANARY)
     routers = random.Random(1), random.Random(2)
     got = Counter(split.at(routers[number % 2].random()) for number in range(20_000))
@@ -32,7 +33,7 @@ def test_a_canary_at_ten_percent_gets_ten_percent_of_the_random_calls_of_two_rou
 
 
 def test_a_canary_at_ten_percent_gets_ten_percent_of_the_keys():
-    """20,000 different users are spread in proportion to the weights, although each one's model is fixed."""
+    """20,000 users are spread in proportion to the weights, although each user's model is fixed."""
     split = Split(CANARY)
     got = Counter(split.of(b"user-%d" % number) for number in range(20_000))
     assert 0.09 <= got["fraud@8"] / 20_000 <= 0.11
@@ -40,14 +41,14 @@ def test_a_canary_at_ten_percent_gets_ten_percent_of_the_keys():
 
 @pytest.mark.parametrize("weights", [{}, {"a": 0}, {"a": -1, "b": 0}, {"a": float("nan")}, {"a": float("inf")}])
 def test_a_split_without_a_usable_weight_is_refused(weights):
-    """Weights that are zero, negative, infinite or no numbers leave nothing to choose from."""
+    """A split is refused if none of its weights is a positive, finite number, because no model could be chosen."""
     with pytest.raises(ValueError, match="positive weight"):
         Split(weights)
 
 
 @given(TARGETS, POINTS)
 def test_a_model_without_weight_gets_no_call(weights, point):
-    """A weight of zero keeps a model in the record, but sends it nothing."""
+    """A model with a weight of zero stays in the record but gets no calls."""
     split = Split({**weights, "idle-model": 0})
     assert split.at(point) != "idle-model"
     assert split.of(repr(point).encode()) != "idle-model"
@@ -55,14 +56,14 @@ def test_a_model_without_weight_gets_no_call(weights, point):
 
 @given(TARGETS, KEYS)
 def test_a_key_has_the_same_model_in_every_router(weights, key):
-    """The model depends on names, weights and key alone, not on the order in which a record lists the models."""
+    """The model of a key depends only on names, weights and the key, not on the order of the models in the record."""
     backwards = dict(reversed(weights.items()))
     assert Split(weights).of(key) == Split(backwards).of(key)
 
 
 @given(TARGETS, KEYS, st.data())
 def test_a_weight_that_rises_moves_keys_to_its_model_alone(weights, key, data):
-    """A key either keeps its model, or moves to the model whose weight was raised."""
+    """When a weight rises, each key either keeps its model or moves to the model with the raised weight."""
     raised = data.draw(st.sampled_from(sorted(weights)))
     more = {**weights, raised: weights[raised] + data.draw(st.integers(1, 500))}
     before, after = Split(weights).of(key), Split(more).of(key)
@@ -71,7 +72,8 @@ def test_a_weight_that_rises_moves_keys_to_its_model_alone(weights, key, data):
 
 @given(TARGETS, KEYS, st.data())
 def test_a_model_that_cannot_serve_moves_its_own_keys_alone(weights, key, data):
-    """Keys of the other models stay where they are, and its keys go where they would go without that model."""
+    """If a model cannot serve, its keys go where they would go without that model, and the keys of other models
+    stay."""
     split = Split(weights)
     down = data.draw(st.sampled_from(sorted(weights)))
     instead = split.of(key, without={down})
@@ -83,7 +85,7 @@ def test_a_model_that_cannot_serve_moves_its_own_keys_alone(weights, key, data):
 
 @given(TARGETS, POINTS)
 def test_every_model_is_tried_once_before_a_split_gives_up(weights, point):
-    """Excluding each answer in turn yields all models, then None."""
+    """Excluding each chosen model in turn yields all models, then None."""
     split, tried = Split(weights), []
     while (model := split.at(point, tried)) is not None:
         tried.append(model)

@@ -1,4 +1,4 @@
-"""The suspects for a model server's death: the thread that crashed tells, and no model is blamed for a cause from
+"""The suspects for a model server's death. The crashed thread identifies them, and no model is blamed for a cause from
 outside."""
 
 import pytest
@@ -32,13 +32,14 @@ def names(cause: EndCause, *work: Work[str], thread: int = 0) -> list[tuple[str,
     ],
 )
 def test_how_it_ended_says_who_is_suspect(cause, thread, expected):
-    """The way a server ended says which models are suspects, while models run in threads and in the event loop, load,
-    and are freed."""
+    """The way a server ended determines the suspects among models that run in threads or in the event loop, load, or
+    are freed."""
     assert names(cause, RUNS, LOADS, IN_LOOP, FREES, thread=thread) == expected
 
 
 def test_a_hang_is_no_loads_fault():
-    """A hang is no load's fault: runs in the event loop are suspect, else those in threads, else nothing."""
+    """No load is blamed for a hang. The suspects are the models that run in the event loop, or else those that run in
+    threads."""
     assert names(EndCause.HANG, RUNS, LOADS, FREES) == [("runs", False)]
     assert names(EndCause.HANG, LOADS, FREES) == []
 
@@ -52,8 +53,8 @@ def test_freeing_is_a_suspicion_only_where_nothing_else_was_going_on(cause):
 
 
 def test_a_model_that_is_at_work_in_many_threads_is_one_suspect():
-    """A model at work in many threads is one suspect, with the digests of all its requests, or of one alone if the
-    thread is known."""
+    """A model at work in many threads is one suspect, with the digests of all its requests. If the crashed thread is
+    known, only the digest of that thread's request counts."""
     more = [Work("runs", WorkKind.RUNNING, thread=10 + n, digest=f"r{n}") for n in range(3)]
     (suspect,) = suspects(EndCause.MEMORY, [RUNS, *more])
     assert (suspect.model, suspect.doing, suspect.digests) == ("runs", WorkKind.RUNNING, ("r1", "r0", "r2"))

@@ -1,4 +1,5 @@
-"""Decisions about virtual models: who may change what, when a move ends at once, and counts that never drift."""
+"""Decisions about virtual models: who may change what, when a move ends at once, and reference counts that stay
+exact."""
 
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,7 @@ LOADED = NamedModel(refs=1, copies=1, loaded=1)
 
 
 def changed(before, models, **request) -> VModelRecord:
-    """Returns the record after a request that is granted."""
+    """Returns the record after a request, which must be granted."""
     change = changes.set_vmodel("v", before, models, SetVModel(**request))
     assert isinstance(change, Change), change
     assert change.after is not None
@@ -25,7 +26,7 @@ def changed(before, models, **request) -> VModelRecord:
 
 
 def refused(before, models, **request) -> tuple[str, str]:
-    """Returns cause and text of a refusal."""
+    """Returns the cause and the text of a refusal."""
     refusal = changes.set_vmodel("v", before, models, SetVModel(**request))
     assert isinstance(refusal, Refusal), refusal
     return refusal.cause.name, refusal.text
@@ -65,15 +66,15 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("owner", "models", "request_", "cause", "text"), REFUSALS)
 def test_what_is_refused(owner, models, request_, cause, text):
-    """Refusals follow the predecessor's order: expected target, existence of the target, owner, update only."""
+    """Requests are checked in the predecessor's order: expected target, existence of the target, owner, update only."""
     before = None if owner is None else VModelRecord("a", "a", owner)
     named, said = refused(before, {"a": LOADED, **models} if before else models, **request_)
     assert (named, text in said) == (cause, True), said
 
 
 def test_the_expected_target_may_be_the_requested_one():
-    """A repeated request whose first answer was lost is granted, though it expects a target that it has itself
-    replaced."""
+    """A request that is repeated after its answer was lost is granted, although it has itself replaced the target that
+    it expects."""
     before = VModelRecord("a", "b")
     assert changed(before, {"a": LOADED, "b": IDLE}, target="b", expected_target="a") == before
     assert changed(None, {"a": IDLE}, target="a", expected_target="a").active == "a"
@@ -96,7 +97,7 @@ def test_the_expected_target_may_be_the_requested_one():
     ],
 )
 def test_a_new_target_is_switched_to_at_once_only_where_nothing_is_lost(active, target, request_, moves):
-    """A vmodel switches to a new target at once only if no loaded copy is lost; otherwise the active model serves until
+    """A vmodel switches to a new target at once only if no loaded copy is lost. Otherwise the active model serves until
     the leader has loaded the target."""
     after = changed(VModelRecord("a", "a"), {"a": active, "b": target}, target="b", **request_)
     assert (after.moving, after.target) == (moves, "b")
@@ -104,7 +105,7 @@ def test_a_new_target_is_switched_to_at_once_only_where_nothing_is_lost(active, 
 
 
 def test_the_same_target_again_changes_nothing():
-    """A controller that repeats its request neither ends nor restarts a move, and does not hide that the move
+    """A controller that repeats its request neither ends nor restarts a move. If the move has failed, it stays
     failed."""
     models = {"a": NamedModel(copies=0), "b": LOADED}
     for before in (VModelRecord("a", "a"), VModelRecord("a", "b"), VModelRecord("a", "b", failed=True)):
@@ -114,8 +115,8 @@ def test_the_same_target_again_changes_nothing():
 
 
 def test_going_back_to_the_active_model_ends_a_move():
-    """A request for the active model ends a move: the former target loses its reference once, and the active model
-    gains none."""
+    """A request for the active model ends a move. The former target loses one reference, and the active model gains
+    none."""
     before = VModelRecord("a", "b", failed=True, more=VModelMore(why="no room", wait=True))
     change = changes.set_vmodel("v", before, {"a": LOADED, "b": IDLE}, SetVModel(target="a"))
     assert isinstance(change, Change)
@@ -124,7 +125,7 @@ def test_going_back_to_the_active_model_ends_a_move():
 
 
 def test_another_target_takes_the_place_of_one_that_was_not_reached():
-    """Another target replaces one that was not reached: the active model stays, and the reason of the failure is
+    """A new target replaces one that was not reached. The active model stays, and the reason of the failure is
     removed."""
     before = VModelRecord("a", "b", failed=True, more=VModelMore(why="no room"))
     models = {"a": LOADED, "b": replace(IDLE, auto_delete=True), "c": replace(IDLE, refs=4)}
@@ -142,7 +143,7 @@ def test_a_model_that_others_refer_to_is_not_deleted_with_one_reference():
 
 
 def test_forcing_a_move_ends_it_with_one_reference():
-    """Forcing a move ends it with one reference to the target; the predecessor counted the target again, so it could
+    """Forcing a move ends it with one reference to the target. The predecessor counted the target twice, so it could
     never be unregistered."""
     change = changes.set_vmodel(
         "v", VModelRecord("a", "b", failed=True), {"a": LOADED, "b": IDLE}, SetVModel(target="b", force=True)
@@ -152,7 +153,7 @@ def test_forcing_a_move_ends_it_with_one_reference():
 
 
 def test_the_leader_ends_a_move_only_if_it_is_still_the_same():
-    """The leader ends a move only if it is still the same: between the load and the write somebody may have chosen
+    """The leader ends a move only if it is still the same. Between the load and the write somebody may have chosen
     another target, or deleted the vmodel."""
     models = {"a": replace(LOADED, auto_delete=True), "b": LOADED}
     done = changes.finish_move(VModelRecord("a", "b", "me", True, VModelMore(why="x", wait=True)), models, "a", "b")
@@ -184,7 +185,7 @@ def test_a_parked_move_says_why():
 )
 def test_a_move_ends_when_the_target_is_loaded_as_often(record, active, target, most, due):
     """A move ends when the target has as many loaded copies as the active model. Fewer are enough if no more fit, but
-    never none while the active model serves."""
+    not zero while the active model serves."""
     assert changes.due(record, active, target, most) is due
 
 
@@ -201,14 +202,14 @@ def rolled_out(*versions: str, keep: int | None = None) -> VModelRecord:
 
 
 def test_the_last_versions_are_kept():
-    """A vmodel keeps its present version and as many before it as it says, two by default."""
+    """A vmodel keeps its present version and a configurable number of earlier ones, two by default."""
     assert list(rolled_out("5", "6", "7", "8").more.versions) == ["6", "7", "8"]
     assert list(rolled_out("5", "6", "7", "8", keep=1).more.versions) == ["7", "8"]
     assert list(rolled_out("5", "6", keep=0).more.versions) == ["6"]
 
 
 def test_a_version_that_is_too_old_loses_its_model():
-    """A version that is too old is dropped, and a model that was registered with it is deleted."""
+    """A version that is too old is dropped, and a model that was registered with that version is deleted."""
     before = rolled_out("5", "6", "7")
     models = {"m5": NamedModel(refs=1, auto_delete=True), "m7": LOADED, "m8": NamedModel()}
     change = changes.set_vmodel("v", before, models, SetVModel(target="m8", version="8"))
@@ -217,7 +218,7 @@ def test_a_version_that_is_too_old_loses_its_model():
 
 
 def test_a_version_that_serves_is_not_dropped_before_the_move_ends():
-    """A version that serves is not dropped before the move ends: even if no versions are to be kept, the active model
+    """A version that serves is not dropped before the move ends. Even if no versions are to be kept, the active model
     stays until its successor is loaded."""
     moving = changed(rolled_out("5", keep=0), {"m5": LOADED, "m6": IDLE}, target="m6", version="6")
     assert (list(moving.more.versions), moving.active) == (["5", "6"], "m5")
@@ -227,7 +228,7 @@ def test_a_version_that_serves_is_not_dropped_before_the_move_ends():
 
 
 def test_going_back_leads_through_the_earlier_versions():
-    """Going back leads through the earlier versions step by step, to the oldest one that is kept."""
+    """Rollbacks lead through the earlier versions step by step, to the oldest one that is kept."""
     record = rolled_out("6", "7", "8")
     models = {f"m{number}": LOADED for number in (6, 7, 8, 9)}
     for expected in ("m7", "m6"):
@@ -238,8 +239,8 @@ def test_going_back_leads_through_the_earlier_versions():
 
 
 def test_a_version_after_going_back_follows_the_one_that_served():
-    """A version after a rollback follows the one that served: if 8 was bad and 7 served again, going back from 9 leads
-    to 7, not to 8."""
+    """A new version after a rollback follows the version that served. If 8 was bad and 7 served again, a rollback from
+    9 leads to 7, not to 8."""
     record = changed(rolled_out("6", "7", "8"), {"m7": LOADED}, back=True, force=True)
     record = changed(record, {"m9": IDLE}, target="m9", version="9", force=True)
     assert list(record.more.versions) == ["8", "7", "9"]
@@ -247,7 +248,8 @@ def test_a_version_after_going_back_follows_the_one_that_served():
 
 
 def test_a_version_that_could_not_be_loaded_is_the_first_to_be_dropped():
-    """A version that failed and was given up is no version to go back to: it is dropped before those that served."""
+    """A rollback never leads to a version that failed and was given up. That version is dropped before those that
+    served."""
     models = {f"m{number}": LOADED for number in (1, 2, 3, 4)}
     record = changed(rolled_out("1", "2"), models | {"m3": IDLE}, target="m3", version="3")
     record = changed(replace(record, failed=True), models, version="2")
@@ -268,8 +270,8 @@ def test_a_version_names_one_model():
 
 
 def test_weights_move_the_vmodel_to_the_heaviest():
-    """Weights move the vmodel to the heaviest model, so that the predecessor, and any other program without splits,
-    sends all calls where most go."""
+    """Weights move the vmodel to the heaviest model. Programs that do not know splits, such as the predecessor, then
+    send all calls where most go."""
     models = {"a": LOADED, "b": LOADED}
     record = changed(VModelRecord("a", "a"), models, weights={"a": 90, "b": 10})
     assert (record.target, record.more.weights) == ("a", {"a": 90, "b": 10})
@@ -279,7 +281,7 @@ def test_weights_move_the_vmodel_to_the_heaviest():
 
 
 def test_another_target_ends_a_split_and_the_same_one_does_not():
-    """A request for another target ends a split, and a repeated request for the same one does not, so that a controller
+    """A request for another target ends a split. A repeated request for the same target does not, so a controller
     cannot end a canary by repetition."""
     split = VModelRecord("a", "a", more=VModelMore(weights={"a": 90, "b": 10}))
     models = {"a": LOADED, "b": LOADED, "c": IDLE}
@@ -292,8 +294,7 @@ def test_another_target_ends_a_split_and_the_same_one_does_not():
 
 
 def test_a_mirror_ends_when_the_vmodel_moves_to_it():
-    """A mirror ends when the vmodel moves to the mirror's model, because that model answers the calls itself from then
-    on."""
+    """A mirror ends when the vmodel moves to its shadow, because that model then answers the calls itself."""
     record = changed(VModelRecord("a", "a"), {"a": LOADED, "b": IDLE}, mirror=Mirror("b", 10.0), sticky="x-user")
     assert (record.more.mirror, record.more.sticky) == (Mirror("b", 10.0), "x-user")
     assert changed(record, {"a": LOADED, "b": LOADED}, target="b").more.mirror is None
@@ -304,8 +305,8 @@ def test_a_mirror_ends_when_the_vmodel_moves_to_it():
 
 
 def test_a_deletion_releases_every_model_once():
-    """The deletion of a vmodel releases every model once, whatever its roles; models to be deleted automatically are
-    deleted, and those without a record are skipped."""
+    """Deleting a vmodel releases each of its models once, whatever their roles. Models flagged for automatic deletion
+    are deleted, and models without a record are skipped."""
     more = VModelMore({"1": "a", "2": "c"}, weights={"b": 1}, mirror=Mirror("gone", 1.0))
     models = {"a": replace(IDLE, auto_delete=True), "b": replace(IDLE, refs=3), "c": replace(IDLE, refs=0)}
     change = changes.delete_vmodel(VModelRecord("a", "b", "me", more=more), models, "me")
@@ -313,7 +314,7 @@ def test_a_deletion_releases_every_model_once():
 
 
 def test_a_deletion_by_another_owner_has_no_effect():
-    """Deletions by another owner, and of a vmodel that does not exist, have no effect."""
+    """A deletion by another owner, or of a vmodel that does not exist, has no effect."""
     record = VModelRecord("a", "a", "me")
     assert changes.delete_vmodel(record, {"a": IDLE}, "you").nothing
     assert changes.delete_vmodel(None, {}, "").nothing
@@ -344,10 +345,10 @@ requests = st.builds(
 
 
 class Registry(RuleBasedStateMachine):
-    """Vmodels and models as etcd keeps them, and several writers with outdated reads.
+    """Vmodels and models as etcd keeps them, and several writers whose reads may be outdated.
 
-    A writer decides by what it has read; its write succeeds if none of the records that it replaces has changed since,
-    as a transaction demands.
+    A writer decides by what it has read. As in a transaction, its write succeeds only if none of the records that it
+    replaces has changed since.
     """
 
     @initialize()
@@ -393,21 +394,22 @@ class Registry(RuleBasedStateMachine):
 
     @rule(model=names, auto_delete=st.booleans(), copies=st.integers(0, 2), loaded=st.integers(0, 2))
     def register(self, model, auto_delete, copies, loaded) -> None:
-        """Registers a model, or, if it exists, changes its copies, so that its record is written for another reason."""
+        """Registers a model. If the model exists, changes its copies, so that its record is written for another
+        reason."""
         self.revision += 1
         _, known = self.models.get(model, (0, NamedModel(auto_delete=auto_delete)))
         self.models[model] = self.revision, replace(known, copies=max(copies, loaded), loaded=loaded)
 
     @rule(model=names)
     def unregister(self, model) -> None:
-        """Unregisters a model, unless it is referred to."""
+        """Unregisters a model unless a vmodel refers to it."""
         if model in self.models and not self.models[model][1].refs:
             del self.models[model]
             self.revision += 1
 
     @rule(data=st.data())
     def write(self, data) -> None:
-        """Writes one of the decided changes, unless the reads behind it are outdated."""
+        """Writes one of the decided changes, unless the reads that it is based on are outdated."""
         if not self.pending:
             return
         self._write(*self.pending.pop(data.draw(st.integers(0, len(self.pending) - 1))))
@@ -438,7 +440,7 @@ class Registry(RuleBasedStateMachine):
 
     @invariant()
     def every_named_model_is_registered(self) -> None:
-        """Checks that no model that is referred to was unregistered or deleted automatically."""
+        """Checks that no model that a vmodel refers to was unregistered or deleted automatically."""
         for _, record in getattr(self, "vmodels", {}).values():
             assert record.names() <= self.models.keys(), (record, self.models)
 
@@ -449,8 +451,8 @@ TestCounts = Registry.TestCase
 
 @given(requests, st.sampled_from([None, VModelRecord("a", "a"), VModelRecord("a", "b", "me")]), st.data())
 def test_a_granted_request_can_be_repeated_without_effect(request_, before, data):
-    """A granted request can be repeated without effect: a client whose answer was lost sends it again, and nothing may
-    be counted, or moved, twice."""
+    """A granted request can be repeated without effect. A client whose answer was lost sends it again, and nothing may
+    be counted or moved twice."""
     models = {model: NamedModel(refs=1, copies=1, loaded=data.draw(st.integers(0, 1))) for model in MODELS}
     request_ = replace(request_, back=False)
     change = changes.set_vmodel("v", before, models, request_)

@@ -1,7 +1,7 @@
-"""The machine of cold starts under any order of events: what must hold whatever happens.
+"""Properties of the cold-start machine that hold in any order of events.
 
-The steps are what can happen to a router: callers come and leave, answers of every kind come in any order, views
-change, pods come and go, time passes, the carrier makes mistakes.
+Each step is something that can happen to a router: a caller comes or leaves, an answer arrives, the view changes, a pod
+comes or goes, time passes, or the carrier makes a mistake.
 """
 
 from collections import Counter
@@ -84,7 +84,7 @@ ANSWERS = {
 
 
 class Router(RuleBasedStateMachine):
-    """A carrier that does nothing by itself and keeps its own account of the machine's instructions."""
+    """A carrier that acts only when a step says so, and keeps its own account of the machine's instructions."""
 
     @initialize(sizes=st.lists(st.sampled_from((0, 50, 200)), min_size=3, max_size=3))
     def begin(self, sizes: list[int]) -> None:
@@ -125,7 +125,7 @@ class Router(RuleBasedStateMachine):
         return given
 
     def late_ms(self, waiter: int) -> int:
-        """Returns how late the machine was told the time."""
+        """Returns by how many milliseconds the machine missed the waiter's deadline."""
         waits = self.waiting.get(waiter)
         return 0 if waits is None else max(0, self.now_ms - waits[2])
 
@@ -177,7 +177,8 @@ class Router(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding)
     @rule(data=st.data())
     def answer_until_an_agent_is_asked(self, data: st.DataObject) -> None:
-        """Answers until an agent is asked: the way there is long, and most interesting states come after it."""
+        """Answers requests until an agent is asked, because that takes many steps and most interesting states come
+        later."""
         model_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         for _ in range(5):
             if isinstance(self.outstanding.get(model_id), instructions.Ask | None):
@@ -207,7 +208,7 @@ class Router(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding)
     @rule(data=st.data())
     def impossible_answer(self, data: st.DataObject) -> None:
-        """Feeds an answer of another kind, or to something that was never asked; it changes nothing."""
+        """Feeds an answer of the wrong kind, or to a request that was never sent, and expects no effect."""
         model_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         asked = self.outstanding[model_id]
         kind = data.draw(st.sampled_from(sorted(ANSWERS, key=lambda kind: kind.__name__)))
@@ -229,7 +230,7 @@ class Router(RuleBasedStateMachine):
 
     @rule(ms=st.sampled_from((1, 100, 500, 1_500, 6_000)))
     def time_passes(self, ms: int) -> None:
-        """Tells the machine the time when it asked for it, or a little later."""
+        """Tells the machine the time when it asked to be told, or a little later."""
         end = self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None
@@ -266,22 +267,22 @@ class Router(RuleBasedStateMachine):
 
     @invariant()
     def deadlines_are_kept(self) -> None:
-        """Checks that the machine wants to be told the time when the first wait must end."""
+        """Checks that the machine asks to be told the time no later than the first waiter's deadline."""
         if self.waiting:
             assert self.wanted_ms is not None
             assert self.wanted_ms <= min(until_ms for _, _, until_ms in self.waiting.values())
 
     @invariant()
     def no_flight_stays_without_a_reason(self) -> None:
-        """Checks that each flight waits for an answer, or for a time that it wants to be told."""
+        """Checks that each flight waits for an answer, or for a time at which the machine asked to be told."""
         for model_id in MODELS:
             if self.machine.loading(model_id) and model_id not in self.outstanding:
                 assert self.wanted_ms is not None
         assert self.outstanding.keys() <= {model_id for model_id in MODELS if self.machine.loading(model_id)}
 
     def teardown(self) -> None:
-        """Checks that a machine in any state comes to rest once pods answer and no waiter joins, or at once if it
-        closes."""
+        """Checks that a machine in any state comes to rest, either once pods answer and no waiter joins, or at once
+        when it closes."""
         if not hasattr(self, "machine"):
             return
         if self.closes:

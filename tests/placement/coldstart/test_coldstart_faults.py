@@ -1,4 +1,4 @@
-"""Every way in which a cold start can go wrong: the machine's next instructions, and the callers' errors."""
+"""Every way in which a cold start can fail: the machine's next instructions, and the callers' errors."""
 
 import pytest
 
@@ -106,8 +106,8 @@ def test_a_copy_that_may_not_be_called_is_none(copy):
 
 
 def test_unknown_is_told_to_those_who_came_before_the_read_began_and_the_others_are_read_for_again():
-    """NOT_FOUND is given to callers who came before the read began, and the record is read again for later ones: a
-    model is callable through any router the moment its registration has returned."""
+    """Callers that came before the read began get NOT_FOUND, and the record is read again for later ones. A model is
+    callable through any router the moment its registration has returned."""
     carrier = Carrier("a")
     carrier.join("early")
     carrier.join("late")
@@ -182,8 +182,8 @@ def test_elsewhere_is_followed():
     ],
 )
 def test_a_claim_of_a_pod_that_is_not_there_is_waited_for_and_told_if_it_stays(named, text):
-    """A claim of a missing pod is waited for until its lease ends, because nobody else may load the model, and callers
-    learn of it only if it stays."""
+    """Callers wait until the claim of a missing pod ends with its lease, because no other pod may load the model. They
+    get an error only if the claim stays."""
     carrier = asking("a")
     while carrier.machine.loading("m"):
         if "agent_failed_ms" in named:
@@ -223,8 +223,8 @@ def test_a_change_of_the_view_ends_the_pause_at_once():
 
 
 def test_a_change_during_the_question_leaves_no_pause():
-    """A change of the view during a request to an agent means that no pause follows, because it may be the change that
-    would be waited for."""
+    """No pause follows if the view changes during a request to an agent, because the pause might wait for that very
+    change."""
     carrier = asking("a")
     carrier.changed()
     carrier.says(events.Elsewhere, pod="b", there=False)
@@ -257,7 +257,7 @@ def test_a_claim_that_leads_nowhere_is_not_joined(copy):
 
 
 def test_a_claim_of_a_load_that_has_failed_is_not_joined():
-    """The claim of a load that has failed is not joined, though a view that is a moment behind still shows it."""
+    """The claim of a failed load is not joined, although an outdated view still shows it."""
     carrier = Carrier("a")
     carrier.copies["m"] = [Sighting("a", 7, usable=False, present=True)]
     carrier.join()
@@ -290,8 +290,8 @@ def test_an_agent_that_does_not_answer_is_no_reason_to_wait(answer):
 
 
 def test_a_suspect_pod_that_fails_twice_is_not_asked_a_third_time():
-    """A suspect pod that is reported as gone twice, the second time after the view has forgotten it, is not asked
-    again."""
+    """A suspect pod is not asked again after two reports that it is gone, the second one after the view has forgotten
+    it."""
     carrier = asking("a")
     for _ in range(2):
         carrier.feed(events.PodChanged(carrier.now_ms, "a", gone=True))
@@ -316,7 +316,7 @@ def test_an_answer_of_another_version_is_waited_out():
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind):
-    """A passing failure is reported with the time to wait, and the next caller tries again: trouble of the store is not
+    """A passing failure is reported with the time to wait, and the next caller tries again. Trouble of the store is not
     remembered for a quarter of an hour."""
     carrier = asking("a")
     given = carrier.says(events.Failed, text="the store answers 503", kind=kind)
@@ -377,8 +377,8 @@ def test_a_failure_of_a_former_registration_does_not_count():
 
 @pytest.mark.parametrize("final", [ProblemReason.QUARANTINED, ProblemReason.NOWHERE, ProblemReason.CONTENT_CHANGED])
 def test_what_holds_for_every_pod_is_told_at_once(final):
-    """A failure that holds for every pod, such as other content under the same registration, is reported at once
-    without asking another pod."""
+    """A failure that would occur in every pod is reported at once, without asking another pod. An example is other
+    content under the same registration."""
     carrier = asking("a", "b")
     carrier.says(events.Failed, text="both digests", reason=final)
     assert len(carrier.asked) == 1
@@ -433,7 +433,7 @@ def test_a_pod_in_which_everything_fails_gets_no_more_loads():
 
 
 def test_what_fits_nowhere_is_refused_without_asking():
-    """A model that fits nowhere is refused without asking a pod from the second call on, because its record has the
+    """From the second call on, a model that fits nowhere is refused without asking a pod, because its record has the
     size by then."""
     carrier = Carrier("a")
     carrier.size = 1 << 40
@@ -445,8 +445,8 @@ def test_what_fits_nowhere_is_refused_without_asking():
 
 
 def test_a_pod_that_finds_out_that_a_model_fits_nowhere_has_its_record_read_again():
-    """When a pod finds that a model fits nowhere its record is read again, so that no other pod of that size tries it
-    in the first call."""
+    """When a pod finds that a model fits nowhere, the model's record is read again, so no other pod of that size tries
+    it in the first call."""
     carrier = asking("a", "b")
     given = carrier.says(events.Refused, reason=ProblemReason.NOWHERE, text="it takes 400 MiB")
     assert [type(one) for one in given] == [instructions.ForgetRecord, instructions.Read]
@@ -477,8 +477,8 @@ def test_refusals_become_the_answer_when_no_pod_is_left(refusals, told):
 
 @pytest.mark.parametrize("refusal", [ProblemReason.UNAVAILABLE, ProblemReason.REGISTRY_AWAY, ProblemReason.INTERNAL])
 def test_a_pod_that_is_not_up_to_it_is_passed_over_and_asked_again_later(refusal):
-    """A pod that is not ready for loads is skipped and asked again later; a load cut off by its server's death is
-    UNAVAILABLE there and tried elsewhere."""
+    """A pod that is not ready for loads is skipped and asked again later. A load cut off by its server's death counts
+    as UNAVAILABLE for that pod and is tried in another."""
     carrier = asking("a", "b")
     carrier.says(events.Refused, reason=refusal, text="its server restarts")
     assert sorted(carrier.asked) == ["a", "b"]
@@ -500,7 +500,8 @@ def test_only_some_pods_are_asked_in_one_go():
 
 
 def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
-    """No pod is asked for room after the callers have waited for their turn in another pod until their deadline."""
+    """No pod is asked for room once the callers' deadlines have passed while they waited for their turn in another
+    pod."""
     carrier = asking("a", "b", deadline_ms=5000)
     carrier.after(5000)
     assert reason(carrier) is ProblemReason.DEADLINE
@@ -510,8 +511,8 @@ def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
 
 
 def test_a_refusal_at_once_is_followed_up_even_for_nobody():
-    """A refusal at once is followed up even without a waiting caller, because the next caller will want the model
-    too."""
+    """After a pod's immediate refusal the next pod is asked even if no caller waits, because the next caller will want
+    the model too."""
     carrier = asking("a", "b")
     carrier.leave()
     carrier.says(events.Refused, reason=ProblemReason.NO_ROOM, text="full")
@@ -522,7 +523,7 @@ def test_a_refusal_at_once_is_followed_up_even_for_nobody():
 
 
 def test_callers_wait_for_their_turn_within_their_deadline():
-    """Callers wait for their turn within their deadline: a storm does not refuse at once those who can wait."""
+    """Callers wait for their turn until their deadline, so a storm of calls does not cause immediate refusals."""
     carrier = asking("a", deadline_ms=60_000)
     carrier.after(59_999)
     assert carrier.problems == {}

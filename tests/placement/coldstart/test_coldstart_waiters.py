@@ -1,4 +1,4 @@
-"""The waiters of a cold start: bounds, deadlines, one answer each; and events that cannot happen."""
+"""The waiters of a cold start: bounds, deadlines, and exactly one answer each. Also events that cannot happen."""
 
 import weakref
 
@@ -29,7 +29,8 @@ def waits(carrier):
     ],
 )
 def test_bounds(waiting, more, text):
-    """Beyond the bounds a caller is told at once to come again, and a waiter that leaves makes room for another."""
+    """A caller beyond the bounds is refused at once and told to come again. A waiter that leaves makes room for
+    another."""
     carrier = Carrier("a", rules=RULES)
     for number, (model_id, size) in enumerate(waiting):
         carrier.join(number, model_id, size=size)
@@ -120,7 +121,7 @@ def test_closing_tells_all_and_takes_no_more():
 
 @pytest.mark.parametrize("how", ["left", "told", "expired"])
 def test_nothing_of_a_waiter_is_kept_once_it_is_released(how):
-    """Nothing refers to a released waiter: it may hold a message of megabytes, and its alarm may be due only in
+    """Nothing refers to a released waiter, which may hold a message of megabytes and an alarm that is due only in
     minutes."""
 
     class Waiter:
@@ -142,7 +143,7 @@ def test_nothing_of_a_waiter_is_kept_once_it_is_released(how):
 
 
 class TestImpossible:
-    """Impossible events, which raise, tell the flight's story, and leave the machine unchanged."""
+    """Impossible events: each raises an error with the flight's history, and leaves the machine unchanged."""
 
     @pytest.fixture
     def carrier(self):
@@ -193,7 +194,7 @@ class TestImpossible:
 
 
 def test_alarms_that_are_called_off_do_not_pile_up():
-    """Cancelled alarms do not pile up while thousands of callers come and leave and one waits."""
+    """Cancelled alarms do not pile up while one caller waits and thousands come and leave."""
     alarms = Alarms()
     alarms.set(10**6, "stays")
     for number in range(10_000):
