@@ -1,4 +1,4 @@
-"""Pods for tests of the agent: real processes on the session's etcd, or on one that the test may break."""
+"""Fixtures for tests of the agent: pods as real processes, on the session's etcd or on one that the test may break."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.etcd import EtcdServer
 
 @pytest.fixture
 def an_agent(etcd_server: EtcdServer, keys: Keys, tmp_path: Path) -> AnAgent:
-    """Makes pods of this test's own mesh: `async with an_agent(capacity="64MiB") as pod`."""
+    """Makes pods in a mesh of this test alone: `async with an_agent(capacity="64MiB") as pod`."""
 
     def make(*options: str, **more: object) -> AgentProcess:
         return AgentProcess(etcd_server.settings, keys, tmp_path, *options, **more)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The agent's decisions on fakes of everything around them: etcd, files, model server, board."""
+"""A pod whose agent is real in its decisions and has fakes for etcd, files, model server and board."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ from tests.support.waiting import until
 
 
 class FakeBoard:
-    """A board on which all slots are free but those that the test fills, as with a server that writes no board."""
+    """A board on which every slot is free unless the test fills it, as with a server that writes no board."""
 
     def __init__(self) -> None:
         self.uses: dict[int, Use] = {}
@@ -38,7 +38,7 @@ class FakeBoard:
 
 
 class FakeKeys:
-    """A fake of etcd, as far as this pod's keys are concerned."""
+    """A fake of this pod's keys in etcd."""
 
     published = True
     away = ""
@@ -101,7 +101,7 @@ class FakeClaims:
         claimed: verdicts.Claimed,
         remember: Callable[[ModelRecord], ModelRecord],
     ) -> verdicts.Publication:
-        """Publishes as the real claims do; `records` holds what other pods have written."""
+        """Publishes like the real claims. `records` holds what other pods have written."""
         if model_id in self.publications:
             return self.publications[model_id]
         record = self.records[model_id]
@@ -113,7 +113,7 @@ class FakeClaims:
 
 
 class FakeFiles:
-    """A fake puller: its paths are `/<bytes>`, and `errors` holds its failures."""
+    """A fake puller whose paths are `/<bytes>`. `errors` holds the failures it reports."""
 
     def __init__(self) -> None:
         self.errors: dict[str, PullError] = {}
@@ -169,7 +169,7 @@ class FakeFiles:
 
 
 class FakeHistory:
-    """A fake history that notes writes to records instead of making them."""
+    """A fake history that collects writes to records instead of making them."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
@@ -214,7 +214,7 @@ class FakeFence:
 
 
 class FakeOptimising:
-    """The loads that the optimiser is informed about."""
+    """A fake optimiser that collects the loads reported to it."""
 
     tag = "tag"
 
@@ -226,7 +226,7 @@ class FakeOptimising:
 
 
 class FakePod:
-    """A pod that loads on a fake server, with its capacity in bytes: `async with FakePod(capacity=...) as pod`."""
+    """A pod that loads on a fake server, with a capacity in bytes: `async with FakePod(capacity=...) as pod`."""
 
     def __init__(
         self,
@@ -277,8 +277,8 @@ class FakePod:
         await self.server.__aexit__()
 
     def want(self, model_id: str, size: int = 1000, *, revision: int = 1, known: bool = True, **fields: int) -> Want:
-        """Returns a request for a model of that size, which is known from an earlier load or still to be measured; its
-        file has 10 bytes."""
+        """Returns a request for a model of the given size, with a file of 10 bytes. The size is known from an earlier
+        load, or has yet to be measured."""
         path = f"/{model_id}/10"
         self.server.sizes[path] = size
         return Want(model_id, revision, "t", path, footprint=Footprint(size if known else 0), **fields)
@@ -288,14 +288,14 @@ class FakePod:
         return await self.loads.load(self.want(model_id, size, **fields))
 
     async def fill(self, *model_ids: str, size: int) -> None:
-        """Loads models one after the other, each a second younger than the one before."""
+        """Loads models one after the other, each a second younger than the last."""
         for model_id in model_ids:
             self.later_ns += 1_000_000_000
             outcome = await self.load(model_id, size)
             assert isinstance(outcome, Loaded), outcome
 
     def busy(self, model_id: str, *, in_flight: int = 1) -> None:
-        """Puts a call of the model in flight."""
+        """Starts a call of the model that stays in flight."""
         entry = self.entry(model_id)
         assert entry.slot is not None
         self.board.uses[entry.slot] = Use(SlotState.FREE, 1, in_flight, in_flight, 0, 0, 0, 0)
@@ -312,7 +312,7 @@ class FakePod:
 
     @property
     def resident(self) -> set[str]:
-        """Returns the loaded models, by the ledger."""
+        """Returns the loaded models according to the ledger."""
         return {name for name, entry in self.ledger.entries.items() if entry.state is EntryState.LOADED}
 
     def unloaded(self) -> list[str]:
@@ -320,7 +320,7 @@ class FakePod:
         return [model_id for what, model_id in self.server.asked if what == "unload"]
 
     async def asked(self, what: str, model_id: str) -> None:
-        """Waits until the server has received that request."""
+        """Waits until the server has received the given request."""
         await until(lambda: (what, model_id) in self.server.asked, why=f"{what} {model_id}")
 
     async def nothing_left(self, model_id: str) -> None:

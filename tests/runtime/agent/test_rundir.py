@@ -12,8 +12,8 @@ from mesh.runtime.agent.rundir import RunDir
 
 
 def test_a_run_folder_goes_with_its_process_and_one_left_behind_with_the_next(tmp_path: Path) -> None:
-    """An agent removes its run folder when it ends, and the folders of killed agents when it starts; folders of live
-    agents stay."""
+    """An agent removes its own run folder when it ends. When it starts, it removes the folders that killed agents left,
+    but not those of running agents."""
     alive = RunDir(tmp_path)
     left = tmp_path / "mesh-pod-left"
     left.mkdir()
@@ -33,8 +33,8 @@ def test_a_run_folder_goes_with_its_process_and_one_left_behind_with_the_next(tm
 
 
 def test_a_folder_left_by_a_former_life_is_shown_to_the_next(tmp_path: Path) -> None:
-    """An agent finds the run folder of its pod's former life, unless that life has disowned it or it belongs to another
-    pod."""
+    """An agent finds the run folder that its killed predecessor left, and ignores folders that were disowned or belong
+    to another pod."""
     seen: list[str] = []
 
     def killed(whose: str, *, disowned: bool = False) -> None:
@@ -57,8 +57,8 @@ def test_a_folder_left_by_a_former_life_is_shown_to_the_next(tmp_path: Path) -> 
 
 
 def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other agents keep a dead pod's run folder for its next life, without the large model files, and remove it after a
-    while, as there may be no next life."""
+    """Agents of other pods keep a dead pod's run folder for a while in case the pod restarts. They delete the large
+    model files in it at once."""
     seen: list[str] = []
 
     def killed() -> Path:
@@ -93,7 +93,7 @@ def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, mo
 
 
 def test_the_run_folder_is_short() -> None:
-    """The path of the run folder is short: the path of a unix socket has at most 107 bytes."""
+    """The path of the run folder is short, because the path of a unix socket may have at most 107 bytes."""
     run = RunDir()
     assert len(os.fsencode(run.path / "spi-1000")) < 100
     run.close()

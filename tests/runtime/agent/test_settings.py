@@ -34,7 +34,7 @@ def test_wrong_options_are_refused_with_a_text(option: str, value: str, says: st
 
 
 def test_slots_follow_the_capacity() -> None:
-    """The number of slots follows the capacity: enough for the smallest models, within a lower and an upper bound."""
+    """The number of slots grows with the capacity, between a lower and an upper bound."""
     assert RuntimeSettings("pod", capacity=1 << 20).slots == 1024
     assert RuntimeSettings("pod", capacity=256 << 20).slots == 8192
     assert RuntimeSettings("pod", capacity=1 << 40).slots == 32768

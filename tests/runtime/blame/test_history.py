@@ -18,7 +18,7 @@ NOW = 1_800_000_000_000
 
 
 class Records:
-    """The record of one model, and what the pod writes into it."""
+    """The record of one model, and the history that the pod writes to it."""
 
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
         self.etcd, self.keys, self.key = etcd, keys, keys.model("m")
@@ -47,8 +47,8 @@ async def records(etcd: Etcd, keys: Keys) -> AsyncIterator[Records]:
 
 
 async def test_a_measured_size_is_remembered(records: Records) -> None:
-    """A measured size is written into the record without losing what others wrote there, unknown attributes
-    included."""
+    """A measured size is written to the record, and everything that others wrote there stays, even unknown
+    attributes."""
     known = await records.put(path="/x", other={"theirs": 1})
     records.history.loaded("m", records.revision, known, Took(Footprint(500, 7), 30))
     await records.settled()
@@ -58,7 +58,8 @@ async def test_a_measured_size_is_remembered(records: Records) -> None:
 
 
 async def test_what_is_no_news_is_not_written(records: Records) -> None:
-    """Small changes are not written: a size within a tenth of the recorded one, a load time within a half."""
+    """Small changes are not written: the size has to differ by a tenth from the recorded one, the load time by a
+    half."""
     known = await records.put(host_bytes=1000, load_ms=200)
     records.history.loaded("m", records.revision, known, Took(Footprint(1050, 0), 280))
     assert not records.history.statistics().pending
@@ -68,8 +69,8 @@ async def test_what_is_no_news_is_not_written(records: Records) -> None:
 
 
 async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Records) -> None:
-    """A failure of this pod is recorded and removed by its next success; failures of other pods stay until they
-    expire."""
+    """A pod records its failure to load a model and removes it after its next success. Failures of other pods stay
+    until they expire."""
     theirs, old = Failure("pod-2", NOW - 5, "no"), Failure("pod-3", NOW - FAILURE_EXPIRY_MS - 1, "old")
     await records.put(failures=(theirs, old))
     await records.history.failed("m", records.revision, "it is no model", FailureKind.LASTING)
@@ -81,8 +82,8 @@ async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Record
 
 
 async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records) -> None:
-    """A recorded failure has its kind, its secret's version and the start of its series, which continues until a load
-    succeeds in any pod."""
+    """A recorded failure contains its kind, the version of the secret used, and when the series of failures began. A
+    series lasts until a load succeeds in any pod."""
     first = Failure("pod-2", NOW - 20_000, "no", FailureKind.PASSING)
     await records.put(failures=(first,))
     records.history = History(records.etcd, records.keys, pod="pod-1", secrets=lambda: "v1", clock_ms=lambda: NOW)
@@ -94,8 +95,8 @@ async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records
 
 
 async def test_deaths_in_two_pods_are_a_quarantine(records: Records) -> None:
-    """Deaths in two pods quarantine a model: each death counts, and a failure that is recorded later keeps the death in
-    the record."""
+    """A model that was blamed for server deaths in two pods is quarantined. Recording a load failure afterwards does
+    not erase a death."""
     await records.put()
     for number in range(2):
         records.history = History(records.etcd, records.keys, pod=f"pod-{number}", clock_ms=lambda: NOW)
@@ -109,8 +110,8 @@ async def test_deaths_in_two_pods_are_a_quarantine(records: Records) -> None:
 
 
 async def test_deaths_that_others_may_have_caused_expire(records: Records) -> None:
-    """A busy model in a pod whose servers die for other reasons is not quarantined, and the evidence expires after an
-    hour."""
+    """Repeated deaths in a single pod do not quarantine a model, because another model may have caused them. The
+    evidence expires after an hour."""
     await records.put()
     for number in range(3):
         records.history.killed("m", records.revision, f"server {number} died")
@@ -140,7 +141,7 @@ async def test_calls_that_kill_are_refused_and_only_three_different_ones_are_a_q
 
 
 async def test_the_record_of_another_registration_is_left_alone(records: Records) -> None:
-    """Nothing is written when the id has been unregistered, or registered again, in the meantime."""
+    """Nothing is written if the id has been unregistered, or registered again, in the meantime."""
     await records.put(path="/old")
     former = records.revision
     await records.etcd.delete(records.key)

@@ -21,8 +21,9 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
-    """Each noted thread of a dead server, and the run in its event loop, is reported with its request; frees and
-    unnoted runs are reported by the state of their slots. Models that only waited or were idle are not reported."""
+    """Threads of a dead server that noted their work are reported with their requests, and so is the run in its event
+    loop. Unloads and runs without a note are found by the state of their slots. Waiting and idle models are not
+    reported."""
     board = Board.private(64)
     await pod.fill("idle", "queued", "running", "loading", "freeing", "looping", size=10)
     states = {

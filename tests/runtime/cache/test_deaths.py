@@ -28,8 +28,8 @@ def board() -> Iterator[Board]:
 
 
 async def test_who_was_at_work_is_named_and_all_is_gone(pod: FakePod, board: Board) -> None:
-    """After the server's death the models that were at work are named, idle ones are not, and ledger, keys and files
-    are cleared."""
+    """After the server's death, models that were running are blamed and idle ones are not. Ledger, keys and files are
+    cleared."""
     await pod.fill("idle", "busy", size=100_000)
     pod.busy("busy")
     pod.cache.deaths.happened(Death("was killed by SIGSEGV", EndCause.CRASH), board.at_work)
@@ -52,8 +52,8 @@ async def test_a_death_from_outside_is_held_against_nobody(pod: FakePod, board: 
 
 
 async def test_whoever_waits_goes_on(pod: FakePod, board: Board) -> None:
-    """After the server's death a load that waits for room finds some, and one that was in the server fails and leaves
-    nothing."""
+    """After the server's death, a load that was waiting for room succeeds, and a load that was in the server fails and
+    leaves nothing behind."""
     held = pod.server.hold("load", "inside")
     inside = asyncio.create_task(pod.load("inside", 900_000))
     await pod.asked("load", "inside")

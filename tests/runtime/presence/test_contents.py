@@ -1,4 +1,4 @@
-"""Copies of one registration that hold one content, in the agent's decisions: first loads, other content, reloads."""
+"""Copies of one registration must have the same content: first loads, differing content, and reloads."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,14 +24,14 @@ MB = 1_000_000
 
 @pytest.fixture
 async def pod() -> AsyncIterator[FakePod]:
-    """A pod with a capacity of a million bytes, and a store that has the file "one"."""
+    """A pod with a capacity of a million bytes, whose store has the file "one"."""
     async with FakePod(capacity=MB) as running:
         running.files.digests["/m/10"] = "one"
         yield running
 
 
 def reloaded(pod: FakePod, digest: str = "two") -> None:
-    """Marks the model's content for a reload, and puts another file into the store."""
+    """Marks the model for a reload and puts another file into the store."""
     pod.claims.records["m"] = pod.claims.records["m"].reloaded()
     pod.files.digests["/m/10"] = digest
 
@@ -53,7 +53,7 @@ async def test_the_first_load_writes_what_it_holds_before_it_answers(pod: FakePo
 
 
 async def test_a_later_load_of_the_same_content_writes_nothing(pod: FakePod) -> None:
-    """A later load of the same content needs no transaction to record it."""
+    """Once the content is recorded, further loads of the same content need no transaction."""
     pod.claims.records["m"] = ModelRecord("t", digest="one", digest_ms=1)
     pod.claims.publications["m"] = verdicts.Away("must not be asked")
     assert isinstance(await pod.load("m", 10), Loaded)
@@ -61,8 +61,8 @@ async def test_a_later_load_of_the_same_content_writes_nothing(pod: FakePod) -> 
 
 
 async def test_other_content_is_refused_before_the_model_server_sees_it(pod: FakePod) -> None:
-    """Other content is refused before the model server sees it; the reason names both digests, the time and the way
-    out, and no failure is recorded against the pod."""
+    """Content that differs from the recorded one never reaches the model server. The reason names both digests, the
+    time and the way out, and no failure is recorded against the pod."""
     pod.claims.records["m"] = ModelRecord("t", digest="another", digest_ms=1_700_000_000_000)
     outcome = await pod.load("m", 10)
     assert isinstance(outcome, Failed)
@@ -76,7 +76,7 @@ async def test_other_content_is_refused_before_the_model_server_sees_it(pod: Fak
 
 
 async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something_else(pod: FakePod) -> None:
-    """The second of two first loads, both claimed before either was published, is refused if its content differs; it
+    """When two first loads are claimed before either is published, the second one is refused if its content differs. It
     has answered no call."""
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m", 10))
@@ -108,7 +108,7 @@ async def test_what_cannot_be_published_is_no_copy(
 
 
 async def test_a_server_that_dies_while_the_copy_is_published(pod: FakePod) -> None:
-    """A copy that was published just as its server died is withdrawn again."""
+    """If the server dies while a copy is being published, the copy is withdrawn again."""
 
     async def publish(model_id: str, *more: object) -> verdicts.Publication:
         pod.server.why_down = "the model server was killed"
@@ -122,7 +122,7 @@ async def test_a_server_that_dies_while_the_copy_is_published(pod: FakePod) -> N
 
 
 async def test_an_unreadable_record_is_left_alone(pod: FakePod) -> None:
-    """A load continues without reading the content from a record that it cannot parse."""
+    """If a model's record cannot be parsed, a load proceeds without recording or comparing its content."""
     pod.claims.verdicts["m"] = verdicts.Claimed(ModelRecord(""), {}, 0)
     pod.claims.publications["m"] = verdicts.Away("must not be asked")
     assert isinstance(await pod.load("m", 10), Loaded)
@@ -132,7 +132,7 @@ async def test_an_unreadable_record_is_left_alone(pod: FakePod) -> None:
 
 
 async def test_a_reload_loads_beside_and_then_takes_the_place(pod: FakePod) -> None:
-    """A reload unloads the old copy only after the new one can answer, and leaves nothing of the old one."""
+    """A reload unloads the old copy only once the new one can answer, and leaves nothing of the old copy."""
     await pod.fill("m", size=10)
     reloaded(pod)
     outcome = await reload(pod, 20)
@@ -149,7 +149,7 @@ async def test_a_reload_loads_beside_and_then_takes_the_place(pod: FakePod) -> N
 
 
 async def test_while_a_reload_is_under_way_the_old_copy_is_the_copy(pod: FakePod) -> None:
-    """During a reload, requests for any copy are answered at once with the old one, and requests for the new one join
+    """During a reload, a request for any copy is answered at once with the old one. A request for the new copy joins
     the reload."""
     await pod.fill("m", size=10)
     reloaded(pod)
@@ -166,7 +166,7 @@ async def test_while_a_reload_is_under_way_the_old_copy_is_the_copy(pod: FakePod
 
 @pytest.mark.parametrize("how", ["load", "publish", "contradicted", "pull"])
 async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, how: str) -> None:
-    """A failed reload leaves the old copy's key and memory as they were, and frees those of the new content."""
+    """A failed reload frees the key and memory of the new content. The old copy keeps its own."""
     await pod.fill("m", size=10)
     before = pod.keys.keys["m"]
     reloaded(pod)
@@ -188,8 +188,8 @@ async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, h
 
 
 async def test_a_reload_makes_room_and_never_takes_the_old_copys(pod: FakePod) -> None:
-    """A reload evicts other copies to make room, never the old copy; where that is not enough, the old copy stays and
-    the reason says so."""
+    """A reload may evict other copies, but never the old copy. If it still lacks room, it fails with that reason and
+    the old copy stays."""
     await pod.fill("m", size=400_000)
     await pod.fill("other", size=500_000)
     reloaded(pod)
@@ -230,7 +230,7 @@ async def test_unregistered_in_the_middle_of_a_reload(pod: FakePod, when: str) -
 
 
 async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> None:
-    """A reload completes, and keeps the key and the files, even if the old copy is evicted meanwhile."""
+    """If the old copy is evicted during a reload, the reload still completes, and the key and the files stay."""
     await pod.fill("m", size=10)
     reloaded(pod)
     go = pod.server.hold("load", "m")
@@ -249,8 +249,8 @@ async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> 
 
 @pytest.mark.parametrize("key", ["stays", "goes again"])
 async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: FakePod, key: str) -> None:
-    """A new copy claims the key again if the old copy's eviction deleted it: without a transaction, nothing would have
-    prevented a new registration of the id. Its content is known, so it would need no transaction otherwise."""
+    """If the old copy's eviction deleted the key during a reload, the new copy claims it again in a transaction, even
+    if its content is already recorded. Without the key, the id may have been registered again."""
     await pod.fill("m", size=10)
     reloaded(pod)
     pod.claims.records["m"] = replace(pod.claims.records["m"], digest=pod.files.digests["/m/10"])
@@ -283,7 +283,7 @@ async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: Fake
 
 
 async def test_reloaded_again_while_the_first_copy_is_still_going(pod: FakePod) -> None:
-    """A second reload waits until the first reload's old copy is gone, and says so: a pod never holds three copies of a
+    """A second reload is refused until the old copy of the first one is gone, so a pod never holds three copies of a
     model."""
     await pod.fill("m", size=10)
     reloaded(pod)
@@ -302,7 +302,7 @@ async def test_reloaded_again_while_the_first_copy_is_still_going(pod: FakePod) 
 
 
 async def test_a_generation_that_the_registry_does_not_have(pod: FakePod) -> None:
-    """A request for a generation that the registry does not have is sent back to look again, and the copy stays."""
+    """A request for a generation that the record does not have is answered as stale, and the copy stays."""
     await pod.fill("m", size=10)
     assert await reload(pod, generation=5) == Stale()
     assert pod.resident == {"m"}
@@ -310,7 +310,7 @@ async def test_a_generation_that_the_registry_does_not_have(pod: FakePod) -> Non
 
 
 async def test_a_first_load_is_of_the_generation_that_the_registry_has(pod: FakePod) -> None:
-    """A first load is of the registry's current generation, whatever generation the router knew."""
+    """A first load gets the record's current generation, whatever generation the router knew."""
     pod.claims.records["m"] = ModelRecord("t", generation=3)
     outcome = await pod.load("m", 10)
     assert isinstance(outcome, Loaded)
@@ -320,7 +320,7 @@ async def test_a_first_load_is_of_the_generation_that_the_registry_has(pod: Fake
 
 async def test_a_server_that_dies_during_a_reload(pod: FakePod) -> None:
     """When the server dies during a reload, the agent removes both copies from the ledger, and the load reports how the
-    server ended."""
+    server died."""
     await pod.fill("m", size=10)
     reloaded(pod)
     pod.server.hold("load", "m")

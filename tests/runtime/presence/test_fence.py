@@ -1,4 +1,4 @@
-"""Permission to answer: what the board shows as leases, etcd and clocks misbehave."""
+"""Permission to answer calls, as the board shows it while leases, etcd and clocks fail."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ TTL = 10
 
 
 class World:
-    """A pod's standing as the test sets it; the test moves the clock."""
+    """The state of a pod as the fence sees it, set by the test, with a clock that the test moves."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -49,7 +49,7 @@ class World:
 
     @property
     def mode(self) -> Mode:
-        """Returns the mode of the current permission on the board."""
+        """Returns the permission that the board shows now."""
         word = self.board.fence
         return Mode(word & MODE_BITS) if word & ~MODE_BITS > self.now else Mode.CLOSED
 
@@ -62,7 +62,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 async def settled(world: World, fence: Fence, asked: int) -> None:
-    """Lets the fence look, lets its question to etcd be answered, and returns what the board then shows."""
+    """Lets the fence look, waits until it has asked etcd, and lets it look again."""
     fence.look()
     await until(lambda: world.asked >= asked, interval=0.001, why="etcd is asked")
     await asyncio.sleep(0)
@@ -70,7 +70,7 @@ async def settled(world: World, fence: Fence, asked: int) -> None:
 
 
 async def test_a_pod_that_was_never_published_answers_nothing(world):
-    """A pod that was never published answers nothing: the board says so before the agent has looked for the first
+    """A pod that was never published answers nothing. The board says so even before the agent has looked for the first
     time."""
     assert world.mode is Mode.CLOSED
     fence = world.fence()
@@ -79,8 +79,8 @@ async def test_a_pod_that_was_never_published_answers_nothing(world):
 
 
 async def test_a_lease_that_is_renewed_proves_and_one_that_is_not_lets_routers_vouch(world):
-    """A renewed lease lets the pod answer by itself, and one that is not renewed lets it answer what routers have
-    verified; the fence is never found closed in between."""
+    """A pod proves its own permission while its lease is renewed. If etcd becomes unavailable, the fence switches to
+    grace mode without being closed in between."""
     fence = world.fence()
     world.keyed = True
     for second in range(60):
@@ -101,8 +101,8 @@ async def test_a_lease_that_is_renewed_proves_and_one_that_is_not_lets_routers_v
 
 
 async def test_an_agent_that_was_stopped_does_not_take_etcds_absence_for_granted(world):
-    """An agent that was stopped does not assume that etcd is unavailable: until it has found out, and unless etcd is
-    really unavailable, routers must have read the record, because the pod's keys may be gone."""
+    """After a pause, an agent requires that routers have read the record, because its keys may be gone. It serves
+    without that only once it has found that etcd is unavailable."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -161,7 +161,7 @@ async def test_serving_without_etcd_is_bounded_where_asked(world):
 
 
 async def test_a_fence_that_is_closed_stays_closed(world):
-    """A closed fence stays closed, because a draining pod's keys are about to be deleted."""
+    """A closed fence stays closed, because the keys of a draining pod are about to be deleted."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -188,7 +188,7 @@ async def test_etcd_is_not_asked_more_than_once_a_second(world):
 
 
 async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
-    """A question to etcd that timed out because the agent was stopped proves nothing: etcd may well be available."""
+    """A question to etcd that timed out because the agent was paused does not show that etcd is unavailable."""
     board = Board.create(tmp_path / "board", 4)
     world = World(board)
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -218,8 +218,8 @@ async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
 
 
 async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
-    """A lease that etcd has ended does not mean that etcd is unavailable: routers must read the record first. Before
-    that, while the renewal was merely late, calls did not have to wait."""
+    """If etcd has ended the lease, etcd is available, so routers must read the record first. While the renewal was
+    merely late, calls did not have to wait."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -237,8 +237,8 @@ async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
 
 
 async def test_a_pod_says_why_it_is_silent(world):
-    """A pod gives the reason for its silence only while it lasts; a permission that ran out in a pause is first asked
-    for again."""
+    """A pod gives a reason only while it may not answer. A permission that ran out during a pause is checked again
+    first."""
     fence = world.fence(serve_without_etcd=20)
     assert "published" in fence.why_silent()
     world.renew()

@@ -1,4 +1,4 @@
-"""The changes of a pod's figures that are worth publishing."""
+"""Changes of a pod's figures that are worth publishing."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ BASE = PodRecord(
     ],
 )
 def test_what_is_worth_telling(change: dict[str, int], elapsed: float, told: bool) -> None:
-    """Small changes are published later and important ones at once, because every router receives every change."""
+    """Every router receives every change, so small changes are published later and important ones at once."""
     now = replace(BASE, **change)  # type: ignore[arg-type]
     assert worth_telling(Published(BASE, 100.0), now, 100.0 + elapsed) is told
 
@@ -45,6 +45,6 @@ def test_loads_are_told_when_the_pod_begins_to_queue_them() -> None:
 
 
 def test_an_idle_pod_does_not_tell_its_age_every_minute() -> None:
-    """An idle pod publishes its age to the minute while a rollout may be going on, and to the hour afterwards."""
+    """An idle pod publishes its age to the minute while a rollout may be under way, and to the hour afterwards."""
     assert [coarse_age_ms(seconds) for seconds in (0, 59, 61, 3599)] == [0, 0, 60_000, 59 * 60_000]
     assert [coarse_age_ms(seconds) for seconds in (3600, 7199, 90_000)] == [3_600_000, 3_600_000, 90_000_000]

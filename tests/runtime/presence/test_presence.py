@@ -1,4 +1,5 @@
-"""The pod's keys in a real etcd: publishing, claims, a lost lease, a taken name, an etcd that is unavailable."""
+"""A pod's keys in a real etcd: publishing, claims, lost leases, names taken by others, and an etcd that is
+unavailable."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -110,7 +111,7 @@ async def test_everything_hangs_on_the_lease_and_goes_with_it(pod: Pod) -> None:
 
 
 async def test_what_is_dropped_goes_and_the_last_word_counts(pod: Pod) -> None:
-    """Puts and drops in any order, faster than they can be written, end in the state of the last one."""
+    """Puts and drops that come in any order, faster than etcd can be written, end in the state of the last one."""
     created = await register(pod, "n")
     for number in range(20):
         pod.presence.put("m", pod.copy(created))
@@ -159,8 +160,8 @@ async def test_the_name_of_a_live_pod_is_refused(pod: Pod) -> None:
 
 
 async def test_the_place_of_a_dead_pod_is_taken_at_once(etcd: Etcd, keys: Keys) -> None:
-    """A pod takes a dead pod's place at once: the old keys are deleted even if their lease still lives, so they cannot
-    block a claim."""
+    """A pod takes over a dead pod's name at once. It deletes the old keys even if their lease still lives, so they
+    cannot block a claim."""
     dead = Pod(etcd, keys, incarnation="dead", ttl=60)
     await dead.presence.start()
     created = await register(dead, "m")
@@ -177,7 +178,7 @@ async def test_the_place_of_a_dead_pod_is_taken_at_once(etcd: Etcd, keys: Keys) 
 
 
 async def test_a_pod_of_which_nobody_can_tell_is_waited_for(etcd: Etcd, keys: Keys) -> None:
-    """A pod that is stopped or cut off, so that nobody knows whether it lives, keeps its place until its lease ends."""
+    """A pod that may still live, because it is stopped or cut off, keeps its name until its lease ends."""
     asked = asyncio.Event()
 
     async def cannot_tell(record: PodRecord) -> bool | None:
@@ -197,8 +198,8 @@ async def test_a_pod_of_which_nobody_can_tell_is_waited_for(etcd: Etcd, keys: Ke
 
 
 async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd, keys: Keys) -> None:
-    """A pod that was stopped for longer than its lease and whose name was taken reports that and writes nothing more;
-    its successor's keys stay."""
+    """A pod that was stopped for longer than its lease reports that its name was taken and writes nothing more. The
+    successor's keys stay."""
     async with Pod(etcd, keys, incarnation="zombie") as zombie, Pod(etcd, keys, incarnation="next") as successor:
         created = await register(zombie, "m")
         successor.presence.put("m", successor.copy(created, LOADED))
@@ -210,8 +211,7 @@ async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd
 
 
 async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_write(etcd: Etcd, keys: Keys) -> None:
-    """A pod whose name was taken while its lease lives finds out by itself, without anything to write, because the mesh
-    already counts it as ended."""
+    """A pod notices that another one has taken its name, even if its lease lives and it has nothing to write."""
     idle = Pod(etcd, keys, incarnation="idle", ttl=2)
     await idle.presence.start()
     record = replace(idle.record, incarnation="next")
@@ -225,8 +225,8 @@ async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_wr
 
 
 async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod, etcd_server: EtcdServer) -> None:
-    """After a lost lease hundreds of copies are published again; those of ended registrations and of replaced content
-    are withdrawn. While no pod has loaded the new content, the old copy stays."""
+    """After a lost lease, hundreds of copies are published again. Copies of ended registrations and of replaced content
+    are withdrawn, but an old copy stays while no pod has loaded the new content."""
     created = {f"m{number}": await register(pod, f"m{number}") for number in range(230)}
     for model_id, revision in created.items():
         pod.presence.put(model_id, pod.copy(revision, LOADED))
@@ -249,7 +249,7 @@ async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod,
 
 
 async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys: Keys) -> None:
-    """While etcd hangs for longer than the lease the pod knows that it is not published, and writes its changes when
+    """While etcd hangs for longer than the lease, the pod knows that it is not published. It writes its changes when
     etcd is back."""
     async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
         for name in ("kept", "dropped"):
@@ -272,8 +272,8 @@ async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys:
 
 
 async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServer, keys: Keys) -> None:
-    """A pod that returns publishes its copies first: once its presence is there, each copy that answers has its key,
-    and none is stale."""
+    """A pod that returns publishes its copies before its presence, so each copy that answers has a key and none is
+    stale."""
     async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
         created = {f"m{number}": await register(pod, f"m{number}") for number in range(150)}
         for model_id, revision in created.items():
@@ -304,7 +304,7 @@ async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServe
 
 
 async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
-    """As long as a copy has no key, the pod cannot prove that it may answer."""
+    """A pod cannot prove that it may answer calls while one of its copies has no key."""
     created = await register(pod, "m")
     assert pod.presence.keyed
     pod.presence.put("m", pod.copy(created, LOADED))
@@ -315,8 +315,8 @@ async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
 
 
 async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None:
-    """A copy that was never claimed must belong to the current registration, because nothing prevented a new one: until
-    it has a key the pod is not fully keyed, and it gets none if the registration has ended."""
+    """A copy that was never claimed gets a key only if its registration is current. Until it has a key or is silenced,
+    the pod does not count as fully keyed."""
     told: list[bool] = []
     pod.presence.listen(lambda: told.append(pod.presence.keyed))
     created = await register(pod, "m")
@@ -344,7 +344,7 @@ async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None
 
 
 async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> None:
-    """A claim that meets a copy without a key of the same model writes that copy's key."""
+    """A claim for a model whose stale copy has no key leaves the pod fully keyed."""
     created = await register(pod, "m")
     pod.presence.put("gone", pod.copy(created, LOADED))
     await until(lambda: pod.stale, why="the copy is found stale")
@@ -354,8 +354,8 @@ async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> 
 
 
 async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
-    """Presence never outlives the life, or a reader of both would overlook another pod's open life, also if the lease
-    cannot be revoked or was lost by this pod's clock alone."""
+    """A pod's presence is deleted with its life, even if the lease cannot be revoked or only the pod's clock says that
+    it is lost. Otherwise a reader of both would overlook another pod's open life."""
     for how in ("revoked", "not revoked", "lost here"):
         pod = Pod(etcd, keys, ttl=60)
         await pod.presence.start()
@@ -375,7 +375,7 @@ async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_a_pod_that_leaves_takes_no_other_ones_presence_along(etcd: Etcd, keys: Keys) -> None:
-    """A pod that leaves does not delete the presence of a newer incarnation under its name."""
+    """A pod that leaves does not delete the presence of a newer incarnation with the same name."""
     former = Pod(etcd, keys, incarnation="former")
     await former.presence.start()
     async with Pod(etcd, keys, incarnation="next") as successor:
@@ -386,7 +386,7 @@ async def test_a_pod_that_leaves_takes_no_other_ones_presence_along(etcd: Etcd, 
 
 
 async def test_a_life_stands_until_its_agent_has_ended_it(etcd: Etcd, keys: Keys) -> None:
-    """A life has no lease and stays until its agent has ended it, while presence ends with its lease."""
+    """A life has no lease and stays until its agent ends it, while presence ends with its lease."""
     pod = Pod(etcd, keys)
     await pod.presence.start()
     life = await etcd.get(keys.life("pod-1", pod.incarnation))
@@ -415,8 +415,8 @@ async def test_a_claim_writes_the_copy_and_brings_the_record(pod: Pod) -> None:
 
 
 async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
-    """One of two pods that claim a model wins, whatever the order; the loser learns the winner's name and has written
-    nothing."""
+    """When two pods claim a model, one of them wins, whichever asked first. The loser learns the winner's name and has
+    written nothing."""
     for number in range(20):
         model_id = f"m{number}"
         created = await register(pod, model_id)
@@ -430,7 +430,8 @@ async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
 
 
 async def test_a_further_copy_is_claimed_with_the_number_expected(pod: Pod, other: Pod, etcd: Etcd, keys: Keys) -> None:
-    """A further copy is claimed with the expected number of copies, so only one of two pods makes the second copy."""
+    """A claim of a further copy names the number of copies that it expects, so only one of two pods makes the second
+    copy."""
     created = await register(pod, "m")
     async with Pod(etcd, keys, "pod-3") as third:
         assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
@@ -446,7 +447,7 @@ async def test_a_further_copy_is_claimed_with_the_number_expected(pod: Pod, othe
 
 
 async def test_the_loser_is_sent_to_a_copy_that_is_loaded(pod: Pod, other: Pod, etcd: Etcd, keys: Keys) -> None:
-    """The loser of a claim is directed to a loaded copy rather than to one that is still loading."""
+    """The loser of a claim is sent to a loaded copy rather than to one that is still loading."""
     created = await register(pod, "m")
     pod.presence.put("m", pod.copy(created, LOADING))
     other.presence.put("m", other.copy(created, LOADED))
@@ -457,7 +458,7 @@ async def test_the_loser_is_sent_to_a_copy_that_is_loaded(pod: Pod, other: Pod, 
 
 
 async def test_a_claim_for_another_registration_is_stale(pod: Pod) -> None:
-    """A claim for a registration that has ended, or that was replaced by another, is reported as stale."""
+    """A claim for a registration that has ended, or that a newer one has replaced, is reported as stale."""
     created = await register(pod, "m")
     await pod.etcd.delete(pod.keys.model("m"))
     assert await pod.claims.claim("m", pod.copy(created)) == Stale()
@@ -474,8 +475,8 @@ async def test_a_key_of_its_own_that_was_left_is_overwritten(pod: Pod) -> None:
 
 
 async def test_a_deletion_that_was_pending_does_not_hit_the_claim(pod: Pod) -> None:
-    """A pending deletion never removes the key of a later claim, however often a copy is dropped and claimed at
-    once."""
+    """A pending deletion never removes the key of a later claim, even if a copy is dropped and claimed again many
+    times."""
     created = await register(pod, "m")
     for _ in range(30):
         assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
@@ -486,7 +487,7 @@ async def test_a_deletion_that_was_pending_does_not_hit_the_claim(pod: Pod) -> N
 
 
 async def test_a_claim_tells_of_copies_elsewhere(pod: Pod, other: Pod) -> None:
-    """A claim reports loaded copies in other pods of the models that it asks about."""
+    """A claim reports how many loaded copies the models it asks about have in other pods."""
     created = await register(pod, "m")
     for one, name, state in ((pod, "both", LOADED), (other, "both", LOADED), (other, "coming", LOADING)):
         kv = await one.etcd.get(one.keys.model(name))
@@ -498,8 +499,8 @@ async def test_a_claim_tells_of_copies_elsewhere(pod: Pod, other: Pod) -> None:
 
 
 async def test_ids_that_begin_alike_do_not_claim_each_other(pod: Pod, other: Pod) -> None:
-    """Claims of ids that begin alike do not affect each other, nor do ids with slashes or with equally percent-encoded
-    beginnings."""
+    """Claims of ids with the same beginning do not affect each other, even if the ids contain slashes or are
+    percent-encoded alike."""
     names = ["a", "a/b", "a/pod-1", "a%2Fb", "ab", "a b", "ü"]
     created = {name: await register(pod, name) for name in names}
     for number, name in enumerate(names):
@@ -508,8 +509,7 @@ async def test_ids_that_begin_alike_do_not_claim_each_other(pod: Pod, other: Pod
 
 
 async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of a claim that timed out is deleted when etcd answers again, because the claim may have been carried
-    out."""
+    """The key of a claim that timed out is deleted once etcd answers again, because etcd may have written it."""
     created = await register(pod, "m")
     txn = pod.etcd.txn
 
@@ -527,7 +527,7 @@ async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytes
 async def test_a_claim_that_comes_late_does_not_give_another_lease_up(
     pod: Pod, etcd_server: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A late claim that was begun under a lost lease does not make the pod give up its new lease."""
+    """A claim that was begun under a lost lease and answered late does not make the pod give up its new lease."""
     created = await register(pod, "m")
     before = pod.presence.lease
     txn, held = pod.etcd.txn, asyncio.Event()
@@ -561,8 +561,8 @@ async def model(pod: Pod, model_id: str) -> ModelRecord:
 
 
 async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: Pod) -> None:
-    """The first of two first loads to publish records its digest, and the other stays only if its own digest is the
-    same."""
+    """The first load to publish records its digest. A second copy that was loaded at the same time stays only if its
+    digest is the same."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     also = await other.claims.claim("m", other.copy(created), expected=1)
@@ -583,7 +583,7 @@ async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: 
 
 
 async def test_a_record_that_others_change_meanwhile_keeps_what_they_wrote(pod: Pod) -> None:
-    """A record that others change meanwhile keeps their changes, and the pod publishes nevertheless."""
+    """If others change the record while a pod publishes, their changes are kept and the pod still publishes."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     assert isinstance(claimed, Claimed)
@@ -611,7 +611,7 @@ async def test_what_was_loaded_for_another_registration_or_generation_is_stale(p
 
 
 async def test_nothing_is_published_without_presence(pod: Pod) -> None:
-    """A pod without presence publishes no content: no record may name a content that nobody holds."""
+    """A pod without presence publishes no content, so no record names a content that no pod holds."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     assert isinstance(claimed, Claimed)
@@ -640,7 +640,8 @@ async def test_no_presence_no_claim(pod: Pod) -> None:
 
 
 async def test_late_fruits_are_found(pod: Pod) -> None:
-    """Leftover keys of the pod that it does not want are found and deleted, whatever wrote them."""
+    """Keys under the pod's name that the pod does not want are found and deleted, no matter which process wrote
+    them."""
     pod.presence.put("wanted", pod.copy(await register(pod, "wanted")))
     assert await pod.presence.settled("wanted", 5.0)
     await pod.etcd.put(pod.keys.copy("stray", pod.name), b"{}")
@@ -651,8 +652,8 @@ async def test_late_fruits_are_found(pod: Pod) -> None:
 
 
 async def test_missing_keys_are_written_again(pod: Pod) -> None:
-    """Keys that etcd lost when it was restored from a snapshot are written again, except those of ended registrations;
-    until then the pod proves nothing."""
+    """Keys that were lost when etcd was restored from a snapshot are written again, except keys of ended registrations.
+    Until then the pod cannot prove that it may answer."""
     for name in ("stays", "taken", "ended"):
         pod.presence.put(name, pod.copy(await register(pod, name), LOADED))
         assert await pod.presence.settled(name, 5.0)

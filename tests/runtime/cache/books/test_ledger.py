@@ -1,4 +1,4 @@
-"""The ledger: which memory counts when, and which copy is evicted first."""
+"""The ledger: what counts as used memory, and which copy is evicted first."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ MS = 1_000_000
 
 
 class FakeBoard:
-    """A board whose uses of each slot are set by the test."""
+    """A board on which the test sets the use of each slot."""
 
     def __init__(self) -> None:
         self.uses: dict[int, Use] = {}
@@ -69,7 +69,8 @@ def pod() -> Pod:
 
 
 def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(pod: Pod) -> None:
-    """An unloading copy frees its reservation at once for decisions, and its physical memory only when it is gone."""
+    """The memory of an unloading copy is available to new loads at once, but counts as physically used until the copy
+    is gone."""
     old = pod.load("old", 80)
     pod.ledger.enter(old, EntryState.UNLOADING)
     assert (pod.ledger.committed.host_bytes, pod.ledger.physical.host_bytes) == (0, 80)
@@ -82,8 +83,8 @@ def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(
 
 
 def test_a_measured_size_replaces_the_predicted_one(pod: Pod) -> None:
-    """A measured size replaces the estimate, even beyond the capacity; the ledger then reports that more is reserved
-    than exists."""
+    """A measured size replaces the estimate even if the copies then exceed the capacity, and the ledger reports the
+    excess."""
     entry = pod.load("m", 10)
     pod.ledger.weigh(entry, Footprint(130))
     assert pod.ledger.free.host_bytes == -30
@@ -98,8 +99,8 @@ def test_without_a_device_everything_is_host_memory(pod: Pod) -> None:
 
 
 def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
-    """Host and device memory are accounted for separately: neither overflows, and room in one is made by copies that
-    use it."""
+    """The ledger accounts for host and device memory separately: neither overflows, and only copies that use a memory
+    are evicted to make room in it."""
     pod.ledger.equip(50)
     on_device, on_host = pod.load("on device", 10, device=40), pod.load("on host", 80)
     assert (pod.ledger.committed, pod.ledger.physical) == (Footprint(90, 40), Footprint(90, 40))
@@ -121,8 +122,8 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
 
 
 def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
-    """A size that a server measures on a device is taken as it is; a size measured elsewhere, in host memory alone, is
-    also expected on the device."""
+    """A size that the server measured on a device is taken as it is. A size measured in host memory alone is also
+    expected on the device."""
     pod.ledger.equip(SESSION_BYTES + (1 << 20))
     pod.ledger.capacity = Footprint(1 << 20, pod.ledger.capacity.device_bytes)
     pod.load("all on the host", 100_000)
@@ -144,7 +145,7 @@ def test_least_recently_used_goes_first(pod: Pod) -> None:
 
 
 def test_a_copy_nobody_has_called_is_as_old_as_it_was_said_to_be(pod: Pod) -> None:
-    """A copy that nobody has called keeps the age that its load was given, until its first call."""
+    """Until its first call a copy keeps the age that its load was given."""
     pod.load("used")
     preloaded = pod.load("preloaded", idle_ms=3_600_000)
     assert pod.order() == ["preloaded", "used"]
@@ -172,8 +173,8 @@ def test_a_copy_with_a_spare_elsewhere_goes_before_one_of_similar_age(pod: Pod) 
 
 
 def test_two_loads_are_not_promised_the_same_victim(pod: Pod) -> None:
-    """Two loads never get the same victim: the first load's victim is already being evicted when the second one
-    asks."""
+    """Two loads never get the same victim, because the first load's victim is already being evicted when the second
+    load asks."""
     pod.load("a", 50)
     pod.load("b", 50)
     first = pod.victims.room_for(Footprint(50))
@@ -197,7 +198,7 @@ def test_slots_come_back_and_run_out() -> None:
 
 
 def test_what_is_gone_is_not_in_the_order(pod: Pod) -> None:
-    """Copies that are removed or unloading, and older copies of a replaced id, are not in the eviction order."""
+    """The eviction order leaves out copies that are removed, unloading or replaced by a newer copy of the same id."""
     a = pod.load("a")
     pod.load("b")
     pod.ledger.enter(a, EntryState.UNLOADING)
@@ -238,8 +239,8 @@ actions = st.lists(
 
 @given(actions)
 def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) -> None:
-    """After any sequence of operations the ledger's sums equal those of its copies, every load that begins fits, and
-    the eviction order is the board's."""
+    """After any sequence of operations the ledger's sums equal those of its copies, every load that has begun fits, and
+    the eviction order agrees with the board."""
     pod = Pod()
     ledger = pod.ledger
     for what, name, number in steps:
@@ -275,7 +276,7 @@ def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) ->
 
 
 def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
-    """A pinned copy is never a victim, even when the mesh calls it the oldest; once unpinned, it is evicted in its
+    """A pinned copy is never evicted, even if the mesh calls it the oldest. Once unpinned, it is evicted in its
     turn."""
     pinned = pod.load("pinned", 50)
     pinned.pinned = True
@@ -288,8 +289,8 @@ def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
 
 
 def test_the_policy_decides_who_goes() -> None:
-    """The policy decides the order of eviction: `gdsf` evicts models that are quick to load first, whatever was used
-    last."""
+    """The policy determines the order of eviction: `gdsf` evicts models that load quickly first, whenever they were
+    last used."""
     pod = Pod(eviction="gdsf")
     for name, load_ms in (("slow", 1000), ("quick", 10)):
         entry = pod.reserve(name, 50)
@@ -303,7 +304,8 @@ def test_the_policy_decides_who_goes() -> None:
 
 
 def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
-    """The rate is in calls per minute over the last samples, with its peak; a copy without calls is not active."""
+    """The rate is in calls per minute over the last samples, and its peak is kept. A copy without calls is not
+    active."""
     now = 0.0
     busy, quiet = pod.load("busy"), pod.load("quiet")
     pod.now_ms += 61_000  # after that the copies are no longer young, a change that would be published too
@@ -326,8 +328,8 @@ def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
 
 
 def test_how_long_calls_wait_follows_from_how_many_do(pod: Pod) -> None:
-    """The waiting time is estimated from the queue: thirty waiting calls at ten answers a second wait three seconds
-    each. Running calls do not count."""
+    """The waiting time is estimated from the queue: at ten answers a second, thirty waiting calls wait three seconds.
+    Running calls do not count."""
     now = 0.0
     entry = pod.load("slow")
     activity = Activity(pod.ledger, clock=lambda: now)
@@ -356,7 +358,8 @@ def evict(pod: Pod, demand: Demand, entry: CacheEntry) -> None:
 
 
 def test_demand_is_what_was_called_lately() -> None:
-    """Demand counts recently called copies only: copies that nobody calls may fill a pod, but demand nothing."""
+    """Only copies that were called recently, or are pinned, count in the demand. Other copies may fill a pod without
+    adding to it."""
     pod = Pod(capacity=100)
     demand = a_demand(pod)
     old = pod.load("old", 60)
@@ -373,7 +376,7 @@ def test_demand_is_what_was_called_lately() -> None:
 
 
 def test_demand_is_what_made_way_though_it_was_called_lately() -> None:
-    """Models in use that evict each other demand more memory than their pod has."""
+    """When models in use evict each other, the demand exceeds the pod's memory."""
     pod = Pod(capacity=100)
     demand = a_demand(pod)
     evict(pod, demand, pod.load("a", 80))
@@ -397,7 +400,7 @@ def test_demand_knows_how_idle_was_what_made_way() -> None:
 
 
 def test_demand_counts_loads_under_way() -> None:
-    """Loads under way add to the demand, because callers wait for them; copies being unloaded do not."""
+    """Loads under way add to the demand, because callers wait for them. Copies that are being unloaded do not."""
     pod = Pod(capacity=100)
     demand = a_demand(pod)
     pod.reserve("coming", 50)
@@ -407,7 +410,7 @@ def test_demand_counts_loads_under_way() -> None:
 
 
 def test_demand_is_of_the_memory_that_is_shorter() -> None:
-    """The demand of a pod with a device is that of the scarcer memory."""
+    """In a pod with a device, the demand is computed from the scarcer of its two memories."""
     pod = Pod(capacity=100)
     pod.ledger.equip(40)
     demand = a_demand(pod)

@@ -1,11 +1,11 @@
-"""Calls a minute."""
+"""The rate of calls per minute."""
 
 from mesh.runtime.cache.books.rate import Rate
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
-    """The rate is that of the last minute, also after calls have stopped; the first seconds are not extrapolated to a
-    minute."""
+    """The rate covers the last minute, so it falls to zero after calls have stopped. A measurement over the first few
+    seconds is not extrapolated to a full minute."""
     now, calls = 0.0, 0
     rate = Rate(lambda: calls, clock=lambda: now)
     rate.read()

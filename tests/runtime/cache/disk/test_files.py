@@ -1,4 +1,4 @@
-"""The pulled files of a pod's models."""
+"""The files that a pod has pulled for its models."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from puller.source import Source
 
 
 async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> None:
-    """Removing files never removes those of the next pull of the same model, however often the two race."""
+    """Removing a model's files never removes the files of the next pull of the same model, however often the two
+    race."""
     source = tmp_path / "m.onnx"
     source.write_bytes(b"model")
     files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))
@@ -26,7 +27,7 @@ async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> No
 
 
 async def test_files_are_being_removed_from_their_announcement_to_their_end(tmp_path: Path) -> None:
-    """A load that waits for room on the disk can see that files will be gone, also before their removal has begun."""
+    """Files count as being removed from the announcement of their removal, before it has begun, until they are gone."""
     source = tmp_path / "m.onnx"
     source.write_bytes(b"model")
     files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))

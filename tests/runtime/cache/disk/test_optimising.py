@@ -1,4 +1,4 @@
-"""Loads that get an optimised form, and what becomes of that form; the optimiser is the real one."""
+"""Loads whose models are optimised afterwards, by the real optimiser, and what happens to the optimised form."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ SERVER = "mesh 0.1 (onnxruntime 1.99; cpu)"
 
 
 class Shelf:
-    """A store of optimised forms that keeps what it is given, if the test allows it."""
+    """A store that keeps optimised forms if the test allows it."""
 
     def __init__(self, *, wants: bool = True) -> None:
         self.kept: list[tuple[str, str, str]] = []
@@ -45,7 +45,7 @@ def pulled(
 
 @pytest.fixture
 def make():
-    """Makes a running `Optimising` for one of our servers on a CPU."""
+    """Makes a running `Optimising` for one of our model servers on a CPU."""
     running = []
 
     def make(shelf: Shelf, *, free_bytes: int = 2**40, version: str = SERVER, device: str = "cpu") -> Optimising:
@@ -60,8 +60,8 @@ def make():
 
 
 async def test_a_slow_load_gets_its_form_and_the_next_one_of_equal_files_does_not(make, tmp_path):
-    """A slow load is optimised by the real optimiser in its own process, and the next load of equal files is not; the
-    form is named by the content and by what made it."""
+    """A slow load is optimised by the real optimiser in a separate process. The form is named after the content, the
+    onnxruntime version and the processor, and is not made again for equal files."""
     shelf = Shelf()
     made = make(shelf)
     one = pulled(tmp_path)
@@ -88,8 +88,8 @@ async def test_a_slow_load_gets_its_form_and_the_next_one_of_equal_files_does_no
     ids=lambda change: next(iter(change)),
 )
 async def test_what_is_not_worth_a_look(make, tmp_path, change):
-    """Models that load quickly, are unnamed, large or already optimised are not optimised, nor are those of servers
-    that could not use the result."""
+    """A model is not optimised if it loads quickly, has no digest, is too large or is already optimised, or if the
+    server could not use the result."""
     change = dict(change)
     server = {name: change.pop(name) for name in ("device", "version") if name in change}
     ms = change.pop("ms", 1000.0)
@@ -99,7 +99,8 @@ async def test_what_is_not_worth_a_look(make, tmp_path, change):
 
 
 async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
-    """A model that the optimiser rejects is not tried again; one that lacked memory is tried later."""
+    """A model that the optimiser rejects is not tried again. A model for which memory was lacking is tried again
+    later."""
     made = make(Shelf())
     made.loaded("m", pulled(tmp_path), 1000.0)
     await until(lambda: made.statistics().in_vain == 1, timeout=60)
@@ -112,7 +113,7 @@ async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
 
 
 async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypatch):
-    """The optimised form of files that have been removed in the meantime is dropped."""
+    """The optimised form is dropped if the model's files have been removed in the meantime."""
 
     async def worth(source: Path, target: Path) -> dict[str, object]:
         target.write_bytes(b"form")
@@ -132,7 +133,8 @@ async def test_an_optimiser_that_hangs_is_ended(tmp_path, monkeypatch):
 
 
 def test_processors_are_told_apart_by_what_they_can_do(tmp_path):
-    """Processors are identified by their features, not by the order in which a kernel lists these or by their clock."""
+    """Processors are identified by their set of features. The order in which the kernel lists these, and the clock
+    rate, do not matter."""
     info = tmp_path / "cpuinfo"
     info.write_text("flags\t: fpu sse2 avx\ncpu MHz : 1\n")
     one = processor(info)
@@ -144,7 +146,8 @@ def test_processors_are_told_apart_by_what_they_can_do(tmp_path):
 
 
 def test_what_is_on_disk_is_written_when_it_is_asked_for():
-    """The index on disk is written when asked: a thousand changes cost one write, no change costs none."""
+    """The index of models on disk is encoded only when it is read: once after a thousand changes, and not at all
+    without a change."""
     asked = 0
     ids = ["a", "b"]
 

@@ -22,8 +22,8 @@ def evicting(*victims: str) -> RoomDecision:
 
 
 async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
-    """Evicted copies are counted and remembered with the reason; evictions of copies in use show that the pool may be
-    too small."""
+    """Evicted copies are counted, and the decision is kept with its reason. Evicting copies in use adds to the
+    demand."""
     await pod.fill("a", "b", size=400_000)
     pod.called("a")
     pod.cache.eviction.make_way(evicting("a"), "m")
@@ -37,7 +37,7 @@ async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
 
 
 async def test_what_is_no_copy_any_more_is_passed_over(pod: FakePod) -> None:
-    """A copy that was removed for another reason since the decision is skipped."""
+    """A victim that has been removed for another reason since the decision is skipped."""
     await pod.fill("a", size=400_000)
     held = pod.server.hold("unload", "a")
     withdrawal = asyncio.create_task(pod.loads.withdraw("a", 1, "unregistered"))

@@ -1,4 +1,4 @@
-"""Evictions and refused loads that follow from the system's figures for the memory of the server and of its device."""
+"""Evictions and refused loads when the memory of the server or of its device runs short."""
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -18,8 +18,8 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_memory_above_the_limits(pod: FakePod) -> None:
-    """Above 90 % of the memory the oldest copies are evicted until the excess is gone; above 95 % loads are refused
-    too; below, loads are accepted again."""
+    """Above 90 % of the memory the oldest copies are evicted until usage is below the limit. Above 95 % loads are
+    refused too, until usage falls again."""
     await pod.fill("a", "b", "c", "d", size=100_000)
     pod.busy("a")
     resident, evicted = 0, []
@@ -48,8 +48,8 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
 
 
 async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
-    """One device reading triggers one eviction: the reading is a second old, so the freed memory shows only in the next
-    one."""
+    """Each reading of a device's memory triggers only one eviction: readings are a second old, so freed memory shows
+    only in the next one."""
     pod.ledger.equip(1 << 30)
     pod.server.on_device = True
     await pod.fill("a", "b", "c", "d", size=100_000)
@@ -80,7 +80,7 @@ async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
 
 
 async def test_what_is_yet_to_come_is_not_what_goes(pod: FakePod) -> None:
-    """Memory reserved for loads under way does not add to the excess that is evicted."""
+    """Memory reserved for loads under way causes no further evictions."""
     await pod.fill("a", "b", "c", size=100_000)
     pod.ledger.weigh(pod.ledger.add("waiting", 1), Footprint(600_000))
     evicted: list[str] = []

@@ -65,7 +65,7 @@ class SpiByHand:
 
 
 class ServerByHand(FakeModelServer):
-    """The model server as the agent sees it; the test ends its loads and unloads."""
+    """The model server as the agent sees it. The test ends its loads and unloads."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
@@ -136,7 +136,7 @@ class Story:
         return outcome
 
     def actions(self) -> list[tuple[str, str]]:
-        """Lists the events that loads may wait for."""
+        """Lists the events that loads may be waiting for."""
         resting = [("load", name) for name in self.server.loads] + [("unload", name) for name in self.server.unloads]
         return resting + [("end", name) for name in self.calls if name in self.pod.resident]
 
@@ -177,7 +177,7 @@ class Story:
                 answer.set_exception(SpiError(Code.UNAVAILABLE, "the connection was lost"))
 
     async def settles(self) -> None:
-        """Runs the loop until nothing more happens, and checks the ledger."""
+        """Runs the event loop until nothing more happens, and checks the ledger."""
         for _ in range(_AGAIN):
             for _ in range(_TURNS_OF_THE_LOOP):
                 await asyncio.sleep(0)
@@ -212,7 +212,7 @@ class Story:
 
 @contextmanager
 def looking_all_the_time() -> Iterator[None]:
-    """Makes waiting loads look for room without a pause."""
+    """Makes loads that wait for room look for it again without a pause."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rooms, "LOOK", 0.0)
         patch.setattr(rooms, "_LOOK_SHARE", 1e9)

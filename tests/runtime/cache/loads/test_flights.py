@@ -32,8 +32,8 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) -> None:
-    """A load claims, pulls, loads, measures and publishes; the measured size counts from then on, and the server knows
-    the copy's token and slot."""
+    """A load claims the model, pulls, loads, measures and publishes it. The measured size counts from then on, and the
+    server knows the copy's token and slot."""
     outcome = await pod.load("m", 5000, known=False)
     assert isinstance(outcome, Loaded)
     assert outcome.footprint.host_bytes == 5000
@@ -47,7 +47,7 @@ async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) 
 
 
 async def test_a_server_that_tells_sizes_only_when_asked(pod: FakePod) -> None:
-    """A server that reports sizes only in answer to `modelSize`, as the SPI allows, is asked for them."""
+    """A server that reports a model's size only in reply to `modelSize`, as the SPI allows, is asked for it."""
     pod.server.in_trailers = False
     outcome = await pod.load("m", 5000, known=False)
     assert isinstance(outcome, Loaded)
@@ -73,7 +73,7 @@ async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
 
 
 async def test_callers_share_one_load(pod: FakePod) -> None:
-    """Concurrent requests for a model share one load: one of them gets the load time, the others are marked as
+    """Concurrent requests for a model share one load. One of them gets the load time, and the others are marked as
     joined."""
     go = pod.server.hold("load", "m")
     callers = [asyncio.create_task(pod.load("m")) for _ in range(5)]
@@ -96,7 +96,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_load(pod: FakePod) -> No
 
 
 async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePod) -> None:
-    """A load that loses the claim evicts nothing, stops its pull and names the winner."""
+    """A load that loses the claim evicts nothing, stops its pull and names the pod that won."""
     await pod.fill("old", size=1_000_000)
     pod.claims.verdicts["m"] = Elsewhere("pod-2")
     pod.files.held["m"] = asyncio.Event()
@@ -125,7 +125,8 @@ async def test_no_claim_no_load(pod: FakePod, verdict: verdicts.Verdict, answer:
 
 
 async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) -> None:
-    """A model on probation is loaded apart from others, so that another death of the server can have no other cause."""
+    """A model on probation is loaded while no other model is, so that another death of the server can have no other
+    cause."""
     now = time.time_ns() // 1_000_000
     pod.claims.records["m"] = ModelRecord(type="t", killed=("died",), blames=(Blame("pod-2", now, ""),))
     go = {name: pod.server.hold("load", name) for name in ("first", "m")}
@@ -145,7 +146,8 @@ async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) ->
 
 
 async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
-    """A quarantined model is not loaded: the claim returns the record, which may be newer than the router's."""
+    """A quarantined model is not loaded. The claim returns the record that says so, which may be newer than the
+    router's."""
     pod.claims.records["m"] = ModelRecord(type="t", killed=("one", "two"))
     outcome = await pod.load("m")
     assert isinstance(outcome, Refused)
@@ -158,8 +160,8 @@ async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
 
 
 async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
-    """The least recently used copies are evicted, no more than needed, and the new load begins only when the space is
-    free."""
+    """Only as many copies as needed are evicted, the least recently used ones first. The new load begins once their
+    memory is free."""
     await pod.fill("a", "b", "c", size=300_000)
     freed = pod.server.hold("unload", "a")
     load = asyncio.create_task(pod.load("d", 300_000))
@@ -174,8 +176,8 @@ async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
 
 
 async def test_a_spare_goes_first(pod: FakePod) -> None:
-    """The copy whose model has another copy elsewhere, as the claim reports, is evicted before a sole copy of similar
-    age."""
+    """Between two copies of similar age, the one whose model has another copy elsewhere, as the claim reports, is
+    evicted first."""
     await pod.fill("sole", "spare", size=500_000)
     pod.claims.spares["spare"] = 1
     pod.later_ns += 10_000_000_000
@@ -194,14 +196,14 @@ async def test_concurrent_loads_on_a_full_pod_evict_no_more_than_they_need(pod: 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes loads give up soon when they wait for room."""
+    """Makes loads that wait for room give up soon."""
     monkeypatch.setattr(rooms, "WAIT", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_calls_in_flight_are_not_evicted(pod: FakePod) -> None:
-    """Copies with calls in flight are not evicted; a load that finds too little room for too long is refused, and
-    nothing is evicted for it."""
+    """Copies with calls in flight are not evicted. A load that waits too long for room is refused, and nothing is
+    evicted for it."""
     await pod.fill("a", "b", size=500_000)
     pod.busy("a")
     outcome = await pod.load("m", 600_000)
@@ -239,8 +241,8 @@ async def test_larger_than_the_pod_by_its_files(pod: FakePod) -> None:
 
 
 async def test_larger_than_the_pod_once_measured(pod: FakePod) -> None:
-    """A model that turns out larger than the pod is unloaded, and its size is recorded so that the next pod need not
-    find out."""
+    """A model that turns out to be larger than the pod is unloaded. Its size is recorded, so the next pod need not
+    measure it again."""
     outcome = await pod.load("m", 2_000_000, known=False)
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.NOWHERE
@@ -249,8 +251,8 @@ async def test_larger_than_the_pod_once_measured(pod: FakePod) -> None:
 
 
 async def test_what_fits_nowhere_is_not_loaded_to_find_out_again(pod: FakePod) -> None:
-    """A model of a recorded size that fits nowhere is refused after the claim, even if the router's record is older;
-    nothing is evicted, and its type's estimate is unchanged."""
+    """A model whose recorded size fits nowhere is refused after the claim, even if the router's record is older.
+    Nothing is evicted, and the estimate for its type does not change."""
     await pod.fill("old", size=900_000)
     outcome = await pod.load("m", 2_000_000, known=False)
     assert isinstance(outcome, Refused)
@@ -302,8 +304,8 @@ async def test_larger_than_predicted_evicts_more(pod: FakePod) -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_larger_than_predicted_and_nobody_may_go(pod: FakePod) -> None:
-    """A model that is larger than estimated is unloaded where nothing may be evicted for it, and no failure is recorded
-    against it."""
+    """A model that is larger than estimated is unloaded if no copy may be evicted for it. This is not recorded as a
+    failure of the model."""
     await pod.fill("a", size=900_000)
     pod.busy("a")
     outcome = await pod.load("m", 500_000, known=False)
@@ -315,14 +317,13 @@ async def test_larger_than_predicted_and_nobody_may_go(pod: FakePod) -> None:
 
 
 async def test_a_guess_alone_refuses_nobody() -> None:
-    """A tiny model is loaded by a tiny pod, even if a session's estimate alone would exceed the pod."""
+    """A tiny pod loads a tiny model, even if the estimate for a session alone exceeds the pod."""
     async with FakePod(capacity=2000) as pod:
         assert isinstance(await pod.load("m", 1500, known=False), Loaded)
 
 
 async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None:
-    """A failed load leaves nothing but the loader's own error text; the server is told to unload the model, as the SPI
-    demands."""
+    """A failed load leaves only the loader's error text. As the SPI demands, the server is told to unload the model."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "this is no model")
     outcome = await pod.load("m")
     assert outcome == Failed(Reason.LOAD_FAILED, "this is no model")
@@ -333,7 +334,7 @@ async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None
 
 
 async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
-    """The error of a failed load hides the pod's own paths, which mean nothing to callers."""
+    """The error of a failed load hides the pod's file paths, because they mean nothing to callers."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "/m/10/m.onnx is cut off")
     outcome = await pod.load("m")
     assert isinstance(outcome, Failed)
@@ -341,8 +342,8 @@ async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
 
 
 async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
-    """The error of a failed load lists the files that the pull skipped, one of which may be missing; a successful load
-    does not."""
+    """If a load fails, its error lists the files that the pull skipped, because the model may need one of them. A
+    successful load lists none."""
     pod.files.skipped["/m/10"] = ("'weights' cannot be read: Permission denied",)
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "no weights")
     outcome = await pod.load("m")
@@ -352,8 +353,8 @@ async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("kind", PullErrorKind)
 async def test_what_goes_wrong_with_the_files(pod: FakePod, kind: PullErrorKind) -> None:
-    """A full disk is reported as the pod's fault; any other trouble with the files is the model's, with the puller's
-    text."""
+    """A full disk is the pod's fault. Any other problem with the files is the model's fault, and is reported with the
+    puller's text."""
     pod.files.errors["/m/10"] = PullError(kind, "no luck")
     outcome = await pod.load("m")
     if kind is PullErrorKind.DISK_FULL:
@@ -376,7 +377,7 @@ async def test_how_long_a_store_asks_to_be_left_alone_is_told(pod: FakePod) -> N
 
 
 async def test_files_that_have_failed_here_are_loaded_again_once_they_have_changed(pod: FakePod) -> None:
-    """Files that failed here are pulled again, which asks the store, and reach the server again only after they have
+    """Files that failed to load in this pod are pulled again on request, but the server gets them only after they have
     changed."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "it ends in the middle")
     pod.files.digests["/m/10"] = "half"
@@ -395,8 +396,8 @@ async def test_files_that_have_failed_here_are_loaded_again_once_they_have_chang
 
 
 async def test_a_younger_registration_replaces_the_copy(pod: FakePod) -> None:
-    """A newer registration replaces the copy: the old one is gone before the new one is loaded, and the old one can no
-    longer be requested."""
+    """A load for a newer registration first removes the old copy. From then on requests for the old registration are
+    stale."""
     await pod.fill("m", size=10)
     assert isinstance(await pod.load("m", 20, revision=2), Loaded)
     assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
@@ -424,7 +425,7 @@ async def test_an_older_registration_does_not_join_a_younger_load(pod: FakePod) 
 
 
 async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
-    """A load of a model that is being evicted waits until the copy is completely gone, then loads the model again."""
+    """A load of a model that is being evicted waits until the old copy is completely gone."""
     await pod.fill("m", size=10)
     gone = pod.server.hold("unload", "m")
     withdrawal = asyncio.create_task(pod.loads.withdraw("m", 0, "test"))
@@ -438,8 +439,8 @@ async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
 
 
 async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
-    """A load for a registration that has ended is reported as stale, so that the requester reads the record again
-    instead of asking another pod."""
+    """A load for a registration that has ended is reported as stale, so the requester reads the record again instead of
+    asking another pod."""
     pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m"))
     await pod.asked("load", "m")
@@ -450,7 +451,8 @@ async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("stage", ["claim", "pull", "load"])
 async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) -> None:
-    """A load whose model is unregistered is withdrawn at any stage: nothing is left, and each waiter gets an error."""
+    """Unregistering a model withdraws its load at any stage: the load leaves nothing behind, and each waiter gets an
+    error."""
     if stage == "claim":
         pod.claims.held["m"] = asyncio.Event()
     elif stage == "pull":
@@ -474,8 +476,8 @@ async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) ->
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("lost", [False, True], ids=["claimed", "claim-lost"])
 async def test_a_load_can_be_withdrawn_at_any_turn_of_the_loop(pod: FakePod, turns: int, lost: bool) -> None:
-    """A load can be withdrawn at any turn of the event loop: before its first step, and while it cleans up after a lost
-    claim."""
+    """A load can be withdrawn at any turn of the event loop, even before its first step and during the clean-up after a
+    lost claim."""
     if lost:
         pod.claims.verdicts["m"] = Stale()
     load = asyncio.create_task(pod.load("m"))
@@ -490,8 +492,7 @@ async def test_a_load_can_be_withdrawn_at_any_turn_of_the_loop(pod: FakePod, tur
 
 
 async def test_a_load_withdrawn_while_it_undoes_itself_undoes_all_of_it(pod: FakePod) -> None:
-    """A load that is withdrawn while it cleans up after a lost claim, waiting for its pull to stop, still cleans up
-    completely."""
+    """A load that lost its claim cleans up completely, even if it is withdrawn while it waits for its pull to stop."""
     pod.claims.verdicts["m"] = Elsewhere("pod-2")
     pod.claims.held["m"] = asyncio.Event()
     pod.files.held["m"] = asyncio.Event()
@@ -516,7 +517,7 @@ async def test_withdrawing_what_is_not_there(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("suspect", [True, False])
 async def test_a_server_that_dies_while_it_loads(pod: FakePod, suspect: bool) -> None:
-    """When the server dies, the agent clears its ledger and the load fails with the server's fate. A model that the
+    """When the server dies, the agent clears its ledger, and the load reports how the server died. A model that the
     server had not begun to load is not blamed, and another pod may try it."""
     pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m"))
@@ -547,7 +548,7 @@ async def test_no_server_no_load(pod: FakePod) -> None:
 
 
 async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
-    """A pod that refuses loads gives the reason, and its loaded copies keep serving."""
+    """A pod that refuses loads gives the reason, and continues to serve its copies."""
     await pod.fill("here", size=10)
     pod.refusal = Refused(Reason.NO_ROOM, "the model server takes too much memory")
     assert await pod.load("m") == pod.refusal
@@ -559,8 +560,8 @@ async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
 
 
 async def test_a_pod_that_may_not_answer_tells_of_no_copy(pod: FakePod) -> None:
-    """A pod that may not answer reports none of its copies: routers would send calls there, be told that the model is
-    not here, and ask again."""
+    """A pod that may not answer calls reports none of its copies. Otherwise routers would send calls to it, be refused,
+    and ask again."""
     await pod.fill("here", size=10)
     pod.loads.close("this pod is leaving")
     pod.fence.why = "the pod leaves"
@@ -615,8 +616,8 @@ async def test_no_more_loads_in_the_server_than_its_turns() -> None:
 
 @pytest.mark.parametrize("stage", ["queued", "pulling"])
 async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -> None:
-    """A load that began without a caller becomes urgent when a caller joins, queued or not, and its copy is no longer
-    treated as unwanted."""
+    """A load that began without a caller becomes urgent when a caller joins, whether it is queued or pulling, and its
+    copy no longer counts as long unused."""
     async with FakePod(concurrency=1) as pod:
         hour = 3_600_000
         first = pod.server.hold("load", "first")
@@ -639,7 +640,7 @@ async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -
 
 
 async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> None:
-    """Closing cancels the loads that have not reached the server, and lets those in the server finish."""
+    """Closing cancels loads that have not reached the server, and lets loads in the server finish."""
     go = pod.server.hold("load", "loading")
     pod.files.held["pulling"] = asyncio.Event()
     loading, pulling = asyncio.create_task(pod.load("loading")), asyncio.create_task(pod.load("pulling"))
@@ -655,7 +656,7 @@ async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> Non
 
 
 async def test_decisions_are_kept_with_their_reasons(pod: FakePod) -> None:
-    """Decisions are kept newest first, with the reason for the victim and the model that it made room for."""
+    """Decisions are kept newest first, each with its reason and the models involved."""
     await pod.fill("old", size=900_000)
     await pod.load("new", 900_000)
     await pod.load("huge", 2_000_000)
@@ -665,8 +666,8 @@ async def test_decisions_are_kept_with_their_reasons(pod: FakePod) -> None:
 
 
 async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePod) -> None:
-    """A load that cannot be ended is recorded against its model, as a server's death would be, because its thread is
-    lost until the server restarts."""
+    """A load that cannot be ended is recorded against its model like a death of the server, because its thread is lost
+    until the server restarts."""
     for path, stuck in (("/ended/10", False), ("/endless/10", True)):
         pod.server.failures[path] = (grpc.StatusCode.DEADLINE_EXCEEDED, "its load cannot be ended")
         if stuck:
@@ -678,8 +679,8 @@ async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePo
 
 
 async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
-    """A load that waits for its turn is refused once the lease, and its claim with it, is lost; loads that are in the
-    server are finished."""
+    """A load that waits for its turn is refused once the pod has lost its lease, and with it the claim. Loads in the
+    server finish."""
     await pod.fill("a", "b", size=10)
     holds = [pod.server.hold("load", model_id) for model_id in ("c", "d")]
     before = [asyncio.create_task(pod.load(model_id, 10)) for model_id in ("c", "d")]
@@ -696,8 +697,8 @@ async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
 
 
 async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody_again(pod: FakePod) -> None:
-    """A load that fails for lack of memory is answered with RESOURCE_EXHAUSTED and not recorded against the model; the
-    same files are not tried again, which would need room first."""
+    """A load that fails for lack of memory is reported as NO_ROOM. The same files are not tried again, so no other copy
+    is evicted for them."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.RESOURCE_EXHAUSTED, "bad_alloc")
     pod.files.digests["/m/10"] = "d"
     outcome = await pod.load("m", 100)
@@ -711,7 +712,8 @@ async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody
 
 
 async def test_what_the_server_notes_of_a_model_stands_with_its_copy(pod: FakePod) -> None:
-    """A note of the server on a model, such as a failed warm-up call, appears in the description of its copy."""
+    """A note that the server makes about a model, such as a failed warm-up call, appears in the description of its
+    copy."""
     pod.server.notes["/m/10"] = "its warm-up call failed: é"
     assert isinstance(await pod.load("m", reason="a caller"), Loaded)
     assert pod.entry("m").reason == "a caller; its warm-up call failed: é"

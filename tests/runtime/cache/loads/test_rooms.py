@@ -1,4 +1,4 @@
-"""Loads that wait for room in memory and on disk: in turn, and only as long as waiting helps."""
+"""Loads that wait for room in memory and on disk."""
 
 import asyncio
 import random
@@ -25,7 +25,7 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def waits(pod: FakePod, *model_ids: str) -> None:
-    """Waits until exactly these loads wait for room."""
+    """Waits until exactly the given loads wait for room."""
 
     def names() -> set[str]:
         return {
@@ -37,7 +37,8 @@ async def waits(pod: FakePod, *model_ids: str) -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
 async def test_a_storm_of_cold_calls_is_served_in_turn(known: bool) -> None:
-    """None of 200 models is refused in a pod with room for 65 when each is called once as soon as it is loaded."""
+    """A pod with room for 65 models loads all of 200 requested at once and refuses none, if each is called once as soon
+    as it is loaded."""
     async with FakePod(capacity=65_000_000, slots=100) as pod:
 
         async def call(model_id: str) -> Outcome:
@@ -55,8 +56,8 @@ async def test_a_storm_of_cold_calls_is_served_in_turn(known: bool) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_storm_is_served_and_no_promise_is_given_twice(seed: int) -> None:
-    """Every storm of loads is served, whatever the models' sizes, estimates and pace, and copies and loads together
-    never exceed the pod in the ledger, except for what is being loaded and measured."""
+    """Every burst of loads is served, whatever the models' sizes, estimates and pace. In the ledger, copies and loads
+    never exceed the pod, except while a load is being measured."""
     draw = random.Random(seed)
     async with FakePod(capacity=10_000_000, slots=100, concurrency=draw.choice((1, 2, 4))) as pod:
 
@@ -79,7 +80,7 @@ async def test_any_storm_is_served_and_no_promise_is_given_twice(seed: int) -> N
 
 
 async def test_loads_that_were_all_guessed_too_small_do_not_wait_for_each_other() -> None:
-    """Small files of large models, all estimated too small, are loaded and measured one by one: as many stay as fit,
+    """Large models with small files, all estimated too small, are loaded and measured one by one. As many stay as fit,
     and the rest take turns."""
     async with FakePod(capacity=5_000_000) as pod:
 
@@ -95,7 +96,7 @@ async def test_loads_that_were_all_guessed_too_small_do_not_wait_for_each_other(
 
 
 async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
-    """A load that waits for busy copies proceeds when a call ends, which it finds out by looking again."""
+    """A load that waits because all copies are busy proceeds after a call has ended. It finds out by looking again."""
     await pod.fill("a", "b", size=500_000)
     pod.busy("a")
     pod.busy("b")
@@ -107,8 +108,8 @@ async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
 
 
 async def test_in_the_order_of_arrival_but_one_that_finds_none_holds_up_nobody(pod: FakePod) -> None:
-    """Loads get room in order of arrival, but a large one that waits for two copies does not block smaller ones that
-    need one each."""
+    """Loads get room in order of arrival, but a large load that needs the room of two copies does not block smaller
+    ones behind it."""
     await pod.fill("a", "b", size=500_000)
     for name in "ab":
         pod.busy(name)
@@ -129,7 +130,7 @@ async def test_in_the_order_of_arrival_but_one_that_finds_none_holds_up_nobody(p
 
 
 async def test_no_copy_goes_whose_caller_is_on_its_way(pod: FakePod) -> None:
-    """A copy that was just loaded for a call that has not arrived yet is not evicted; the next load waits for that
+    """A copy that was just loaded for a call is not evicted before that call arrives. The next load waits for the
     call."""
     await pod.load("a", 900_000)
     load = asyncio.create_task(pod.load("m", 900_000))
@@ -141,8 +142,8 @@ async def test_no_copy_goes_whose_caller_is_on_its_way(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("why", ["pinned", "nobody waits"])
 async def test_what_does_not_pass_is_refused_at_once(pod: FakePod, why: str) -> None:
-    """A load is refused at once if waiting cannot help, because pinned copies take the room, or if no caller waits for
-    it."""
+    """A load is refused at once if no caller waits for it, or if waiting cannot help because pinned copies occupy the
+    room."""
     await pod.fill("a", size=900_000)
     pod.entry("a").pinned = why == "pinned"
     pod.busy("a")
@@ -176,8 +177,8 @@ async def test_a_load_that_is_withdrawn_while_it_waits_takes_no_room(pod: FakePo
 
 
 async def test_copies_make_way_for_the_disk_as_for_memory(pod: FakePod) -> None:
-    """Copies are evicted for disk space as for memory: with a disk budget of five files, the sixth load evicts the
-    least recently used copy."""
+    """Copies are evicted for disk space too: with a disk budget of five files, the sixth load evicts the least recently
+    used copy."""
     pod.files.budget = 5_000
     for number in range(8):
         pod.later_ns += 1_000_000_000
@@ -202,7 +203,7 @@ async def test_nothing_goes_from_the_disk_for_a_load_that_loses_its_claim(pod: F
 
 
 async def test_larger_than_the_disk_is_refused_for_good(pod: FakePod) -> None:
-    """A model larger than the disk budget is refused permanently, and nothing is evicted for it."""
+    """A model larger than the disk budget is refused permanently, without evicting anything."""
     pod.files.budget = 1_000
     await pod.loads.load(replace(pod.want("a", known=False), path="/a/1000"))
     outcome = await pod.loads.load(replace(pod.want("m", known=False), path="/m/1001"))
@@ -212,7 +213,8 @@ async def test_larger_than_the_disk_is_refused_for_good(pod: FakePod) -> None:
 
 
 async def in_memory(pod: FakePod, *model_ids: str, size: int, file: int) -> dict[str, "asyncio.Task[Outcome]"]:
-    """Starts loads that are in the model server at once, estimated at their files' size and measured as `size`."""
+    """Starts loads that are all in the model server at once. Each is estimated at the size of its file and measured as
+    `size`."""
     held = [pod.server.hold("load", model_id) for model_id in model_ids]
     loads = {}
     for model_id in model_ids:
@@ -226,8 +228,8 @@ async def in_memory(pod: FakePod, *model_ids: str, size: int, file: int) -> dict
 
 
 async def test_of_loads_in_memory_that_wait_for_each_other_one_gives_way_and_begins_again() -> None:
-    """When loads in memory wait for each other's room, the one that was measured last gives way and starts again with
-    its size known."""
+    """When two loads in the server wait for each other's memory, the one that was measured last is unloaded and starts
+    again, with its size known."""
     async with FakePod(capacity=10_000_000) as pod:
         loads = await in_memory(pod, "a", "b", size=6_000_000, file=4_500_000)
         done, _ = await asyncio.wait(loads.values(), return_when=asyncio.FIRST_COMPLETED)
@@ -261,8 +263,7 @@ async def test_a_load_that_is_withdrawn_while_it_gives_way_leaves_nothing() -> N
 
 
 async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> None:
-    """After the server's death a load that waited for the rest of its room fails, and the ledger keeps nothing of
-    it."""
+    """A load that waits for more room fails when the server dies, and the ledger keeps nothing of it."""
     await pod.fill("a", size=400_000)
     pod.busy("a")
     (load,) = (await in_memory(pod, "m", size=800_000, file=400_000)).values()
@@ -280,8 +281,8 @@ async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> No
 async def test_a_load_that_was_not_even_asked_about_is_refused_in_the_end(
     pod: FakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A load that waits behind another one that needs less is refused like that one at the end of its wait; it was once
-    let through without any room."""
+    """When two loads wait for room until their time is up, both are refused. The second one was once loaded without any
+    room."""
     monkeypatch.setattr(rooms, "WAIT", 0.2)
     await pod.fill("a", size=900_000)
     pod.busy("a")
@@ -291,7 +292,7 @@ async def test_a_load_that_was_not_even_asked_about_is_refused_in_the_end(
 
 
 async def test_a_pull_waits_for_the_disk_that_another_pull_holds(pod: FakePod) -> None:
-    """A pull that waits for disk space held by another pull proceeds as soon as that one fails, though no copy was
+    """A pull that waits for another pull's disk space proceeds as soon as that pull fails, although no copy was
     evicted."""
     pod.files.budget = 1_000
     pod.files.held["a"] = asyncio.Event()
@@ -307,7 +308,7 @@ async def test_a_pull_waits_for_the_disk_that_another_pull_holds(pod: FakePod) -
 
 
 async def test_a_pull_waits_for_files_that_are_on_their_way_out(pod: FakePod) -> None:
-    """A pull waits for the files of a withdrawn copy that are being removed, and evicts nothing else."""
+    """A pull waits while the files of a withdrawn copy are being removed, and evicts nothing for their space."""
     pod.files.budget = 2_000
     for model_id in "ab":
         await pod.loads.load(replace(pod.want(model_id, known=False), path=f"/{model_id}/1000"))
