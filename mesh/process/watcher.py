@@ -120,7 +120,7 @@ class Answers:
     """Signs of life of a program without a heartbeat: the program is asked, and each answer counts as one."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], *, name: str, interval: float = 1.0) -> None:
-        """Takes `ask`, which puts a question to the program. It has its own time limit, and returns True for any answer."""
+        """Takes `ask`, which asks the program something, has its own time limit, and returns True for any answer."""
         self._ask = ask
         self._interval = interval
         self._last = 0.0
