@@ -1,2 +1,2 @@
-"""The router, which clients call: it picks a pod for each call, carries the call there, requests loads, and keeps the
+"""The router: it takes calls from clients, picks a pod for each, forwards the call, requests loads, and keeps the
 registry."""

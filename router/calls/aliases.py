@@ -1,8 +1,9 @@
 """Resolution of names: models, aliases (vmodels), and their versions.
 
 `mm-model-id` names a model and `mm-vmodel-id` an alias. A name in a V2 message means an alias if one has that name,
-otherwise a model. A hit by an alias only reads records that the feed has delivered (`router.state.vmodels`). If the
-name is neither among those nor in the view, both of its keys are read from etcd together before the call fails.
+otherwise a model. A call by an alias to a loaded model only reads records that the feed has delivered
+(`router.state.vmodels`). If neither the feed nor the view knows a name, the router looks in etcd for a model and for an
+alias of that name before it fails the call.
 
 An alias sends its calls to its active model, or splits them over several (`placement.splits`). `diversion` decides what
 to do if a model cannot serve.
@@ -34,7 +35,7 @@ _SAID = 60.0  # seconds between two log lines about the same model of an alias
 
 
 class Destination:
-    """One model of an alias: the headers of calls to it, and the series that counts them."""
+    """One model of an alias, with the headers for calls to it and the metrics that count them."""
 
     __slots__ = ("_headers", "alias", "meter", "model", "version")
 
@@ -46,7 +47,7 @@ class Destination:
         self._headers: dict[str, tuple[Header, ...]] = {}  # by version
 
     def headers(self, copy: Copy, method: Method) -> tuple[Header, ...]:
-        """Returns the headers that tell the pod which names the reply must have."""
+        """Returns the headers that tell the pod which model name and versions to put into the reply."""
         own = self.version or copy.record.version
         found = self._headers.get(own)
         if found is None:
@@ -57,7 +58,7 @@ class Destination:
 
 
 class Alias:
-    """An alias, prepared for calls. A changed record replaces the object."""
+    """An alias, prepared for calls. When its record changes, a new object replaces it."""
 
     __slots__ = ("_destinations", "_meter", "active", "mirror", "name", "record", "split", "sticky", "versions")
 
@@ -74,8 +75,8 @@ class Alias:
         self.sticky = record.more.sticky.lower().encode()
 
     def destination(self, model: str, version: str = "") -> Destination:
-        """Returns one of its models as a destination. `version`: the one that the call asks for, if the model has
-        several."""
+        """Returns the destination for one of the alias's models. `version` is the version that the call asks for, if
+        any."""
         found = self._destinations.get((model, version))
         if found is None:
             found = Destination(self, model, version or self.record.more.version_of(model), self._meter)
@@ -90,7 +91,7 @@ class Alias:
         return self.destination(model, version)
 
     def models(self) -> Iterable[str]:
-        """Returns the models that calls were sent to."""
+        """Returns the alias's models that have been called."""
         return {model for model, _ in self._destinations}
 
 
@@ -109,7 +110,7 @@ class Aliases:
         start: Callable[..., object],
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        """Stores its parts. `now` is a clock in seconds, `start` runs a coroutine as a task under a name, `uniform`
+        """Stores the arguments. `now` is a clock in seconds, `start` runs a coroutine as a task under a name, `uniform`
         returns random numbers for splits."""
         self._vmodels = vmodels
         self._known = vmodels.get
@@ -126,7 +127,7 @@ class Aliases:
         vmodels.listen(self._changed)
 
     def find(self, name: str) -> Alias | None:
-        """Returns the alias with that name if the feed has reported it, without a read."""
+        """Returns the alias with that name if the feed has reported it. Does not read etcd."""
         found = self._aliases.get(name)
         if found is None:
             record = self._known(name)
@@ -153,8 +154,8 @@ class Aliases:
         return alias.destination(model)
 
     def settled(self, call: Call, asked: Asked) -> tuple[str, Destination | None] | None:
-        """Returns the model for a call, with the destination if the name is an alias's. Returns None if only a read can
-        tell: see `resolve`. Raises MeshError UNKNOWN_VERSION."""
+        """Returns the model for a call, and its destination if the call names an alias. Returns None if etcd must be
+        read to find out (`resolve`). Raises MeshError UNKNOWN_VERSION."""
         name, kind, version = asked
         if not kind or self._known(name) is None:
             if kind == VMODEL or (version and not self._is_version(name, version)):
@@ -168,7 +169,7 @@ class Aliases:
         return destination.model, destination
 
     async def resolve(self, call: Call, asked: Asked) -> tuple[str, Destination | None]:
-        """Returns what `settled` does, after a read of etcd if necessary. Raises MeshError."""
+        """Returns the same as `settled`, but reads etcd if necessary. Raises MeshError."""
         found = self.settled(call, asked)
         if found is not None:
             return found
@@ -190,7 +191,7 @@ class Aliases:
         return model, None if alias is None else alias.destination(model)  # a call to it gives the right error
 
     async def read(self, name: str) -> None:
-        """Reads an alias from etcd, so that `find` returns its record as of this read or later. Raises MeshError
+        """Reads an alias from etcd. From then on, `find` returns this record or a later one. Raises MeshError
         REGISTRY_AWAY."""
         try:
             await self._registry.read(name, fresh=True)
@@ -199,7 +200,7 @@ class Aliases:
                 raise
 
     def other(self, alias: Alias, call: Call, tried: Collection[str]) -> str | None:
-        """Returns the model of a split that gets a call if those in `tried` cannot serve it; None if no model is
+        """Returns the next model of a split for a call that the models in `tried` cannot serve, or None if no model is
         left."""
         split = alias.split
         assert split is not None
@@ -208,7 +209,8 @@ class Aliases:
         return alias.active.model if model is None and alias.active.model not in tried else model
 
     def divert(self, destination: Destination, error: MeshError) -> None:
-        """Counts a call that is sent to another model of its alias, because this one cannot serve."""
+        """Counts a call that goes to another model of its alias because the destination's model cannot serve. Logs this
+        now and then."""
         destination.meter.diverted.inc()
         said, now = (destination.alias.name, destination.model), self._now()
         if now - self._said.get(said, -_SAID) >= _SAID:
@@ -221,8 +223,8 @@ class Aliases:
             )
 
     def _instead(self, alias: Alias, split: Split, model: str) -> str:
-        """Returns the model for a call whose drawn model is not loaded: a loaded one if there is any, while the drawn
-        one is being loaded."""
+        """Returns the model for a call whose drawn model is not loaded. If another model of the split is loaded,
+        returns that one and starts to load the drawn one."""
         missing = [one for one in split.models if one not in self._view.copies]
         other = split.at(self._uniform(), missing)
         if other is None:
@@ -245,7 +247,7 @@ class Aliases:
             log.info("a model of an alias cannot be loaded", model=model, why=error.text)
 
     def _is_version(self, model: str, version: str) -> bool:
-        """Returns whether a version is known to be the model's own."""
+        """Returns whether a known copy of the model has that version."""
         return any(copy.record.version == version for copy in self._view.copies.get(model, ()))
 
     def _changed(self, name: str) -> None:
@@ -262,14 +264,15 @@ class Aliases:
 
 
 def added(destination: Destination | None, copy: Copy, method: Method) -> tuple[Header, ...]:
-    """Returns the headers of a call that say which names its reply must have. No destination: a plain model's."""
+    """Returns the headers of a call that tell the pod which names to put into the reply. `destination` is None if the
+    call names a model, not an alias."""
     if destination is not None:
         return destination.headers(copy, method)
     return listed((copy.record.version,) if copy.record.version else ()) if method.describes else ()
 
 
 def listed(known: Sequence[str]) -> tuple[Header, ...]:
-    """Returns the header with the versions, for a reply that lists them; no header if they are unknown."""
+    """Returns the header with the versions that the reply must list, or no header if the versions are unknown."""
     return ((names.VERSIONS, names.listed(known)),) if known else ()
 
 

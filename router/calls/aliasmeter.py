@@ -1,7 +1,7 @@
 """Counters of calls by alias and by the model that served them.
 
-Operators choose these names, and each release of a model adds one. The series of a model are therefore dropped when its
-alias no longer names it, and pairs beyond MAX_PAIRS are counted together as `other`.
+Operators choose these names, and each release of a model adds one. So the series of a model are dropped once its alias
+no longer names it, and pairs beyond MAX_PAIRS are counted together as `other`.
 """
 
 from mesh.telemetry import metrics
@@ -22,14 +22,14 @@ class PairMeter:
         self.diverted = diverted
 
     def call(self, code: int, ms: float) -> None:
-        """Counts a call that has ended with that gRPC code."""
+        """Counts a finished call, and counts it as an error unless the code is OK."""
         self.ms.observe(ms)
         if code:
             self.errors.inc()
 
 
 class AliasMeter:
-    """One worker's metrics by alias."""
+    """The per-alias metrics of one worker."""
 
     def __init__(self, registry: metrics.Registry) -> None:
         labels = ("alias", "model")

@@ -1,6 +1,7 @@
-"""Answers to calls that fail in the router: code, text and details, all of them bounded.
+"""Answers to calls that fail in the router. Their text and details are bounded.
 
-A loader's text of a few thousand characters must be cut here, or the caller would see none of it (`statuses.MAX_TEXT`).
+A loader's error may have thousands of characters. It is cut here, because the caller would otherwise get none of it
+(`statuses.MAX_TEXT`).
 """
 
 from mesh.statuses import MeshError, shortened

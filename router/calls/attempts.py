@@ -1,8 +1,8 @@
 """The tries of one call that was not answered at once: the outcome of each, and the next step by `placement.retry`.
 
-`unary` and `streams` carry the step out: they call again at once or after a pause, verify, or give up with the error
-that was raised here. What a try shows about pods and copies is noted here as well. A call whose first try is answered
-needs no `Attempts`.
+`unary` and `streams` carry out the step: they call again at once or after a pause, verify, or give up with the error
+that was raised here. This module also notes what a try reveals about pods and copies. A call whose first try is
+answered needs no `Attempts`.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -34,9 +34,9 @@ class Attempts:
         """Copies that are not called again while there is another one. A load empties the list."""
 
     def refused(self, copy: Copy, refusal: bytes, said: Said, *, kept: bool = True) -> Decision:
-        """Decides after a pod refused the call without running anything. `refusal` is the header that says why, `said`
-        what the call stated about the record; `kept`: the whole request can be sent again. Raises MeshError if the call
-        is given up; so do the methods below."""
+        """Decides after a pod refused the call without running anything. `refusal` is the header that says why, and
+        `said` is what the call stated about the record. `kept` is true if the complete request can be sent again.
+        Raises MeshError if the call is given up, as do the methods below."""
         verify = refusal == names.VERIFY_FIRST
         if verify and said is not VERIFIED:
             self._forwarder.not_verified(copy)
@@ -45,7 +45,7 @@ class Attempts:
         return self._after(copy, trouble, why, said=said, kept=kept)
 
     def lost(self, copy: Copy, pool: Pool | None, lost: Lost, *, kept: bool = True) -> Decision:
-        """Decides after the connection broke, or could not be made."""
+        """Decides after the connection broke or could not be opened."""
         forwarder = self._forwarder
         if lost.kind is LostKind.UNSENT:
             trouble = Trouble.UNREACHED if forwarder.unsent(copy, pool) else Trouble.BUSY

@@ -1,11 +1,13 @@
-"""Models whose calls lost their servers lately, so that a model, or a request, does not kill one server after another.
+"""Models whose calls recently lost their servers. This keeps a model, or a request, from killing one server after
+another.
 
-The agents know better which model it was, and which request (their use board survives the server), and write it into
-the model's record; `placement.blame` draws the conclusion. But that takes a moment, and callers retry at once. After a
-server is lost in a call of a model, the router therefore reads the record before each further call of the model, for
-some seconds, or longer after a second loss, and does not retry.
+Agents know better which model and which request killed a server, because their use board survives it. They write this
+into the model's record, and `placement.blame` draws the conclusion. But that takes a moment, and callers retry at once.
+So after a call has lost its server, the router reads the model's record before each further call of the model and does
+not retry. It does so for some seconds, or longer after a second loss.
 
-A model that merely shared the server with the culprit is counted too: this costs its calls a retry and milliseconds.
+A model that merely shared the server with the culprit is counted too. Its calls then lose a retry and some
+milliseconds.
 """
 
 from cachetools import TTLCache
@@ -33,7 +35,7 @@ class Deaths:
         nothing."""
 
     def lost(self, model_id: str, pod: Pod, now: float) -> int:
-        """Notes that a connection broke in the middle of a call; returns how many servers this model's calls have
+        """Notes that a connection broke in the middle of a call. Returns how many servers the model's calls have
         lost."""
         if now - pod.lost_at > _SAME_MOMENT:
             pod.losses += 1
@@ -44,11 +46,11 @@ class Deaths:
         return len(servers)
 
     def watch(self, model_id: str, now: float, seconds: float = BRIEF) -> None:
-        """Has the record read before calls of this model, for that many seconds from now."""
+        """Makes calls of this model read its record first, for the given number of seconds."""
         self.watched[model_id] = max(self.watched.get(model_id, 0.0), now + seconds)
 
     def settle(self, now: float) -> None:
-        """Forgets losses that no longer count. Call it every second or so."""
+        """Forgets losses that no longer count. Call this about once a second."""
         if self.watched:
             self._lost.expire()
             self.watched = {model_id: until for model_id, until in self.watched.items() if until > now}

@@ -1,6 +1,7 @@
-"""The dispatch of each call: to a service of the worker's own, to management, or on to a model.
+"""The dispatch of calls: to a service in this worker, to management, or to a model.
 
-All transports (the HTTP/1.1 server, the `grpc.aio` edge, REST) share this handler, so a call means the same over each.
+All transports (the HTTP/1.1 server, the `grpc.aio` edge, REST) share this handler, so a call means the same on each of
+them.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from router.calls.unary import UnaryCall
 
 
 class Dispatcher:
-    """The one handler of all calls of a worker."""
+    """The handler of all calls of a worker."""
 
     def __init__(self, forwarder: Forwarder, routes: Routes) -> None:
         self.forwarder = forwarder
@@ -23,7 +24,7 @@ class Dispatcher:
         self._services: Mapping[bytes, Handler] = {}
 
     def serve(self, services: Mapping[bytes, Handler]) -> None:
-        """Registers methods that are answered here, each by its handler."""
+        """Registers handlers for the methods that this worker answers itself."""
         self._services = services
 
     def dispatch(self, call: Call) -> None:
@@ -53,7 +54,7 @@ class Dispatcher:
             self.forwarder.tasks.start(self._resolved(call, method, frame, asked), "resolve a name")
 
     async def _resolved(self, call: Call, method: Method, frame: bytes, asked: Asked) -> None:
-        """Sends a call on once it is known which model its name means."""
+        """Resolves the call's name by reading etcd, then forwards the call to that model."""
         try:
             async with asyncio.timeout_at(call.deadline):
                 found = await self.forwarder.aliases.resolve(call, asked)

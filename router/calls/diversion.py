@@ -1,11 +1,11 @@
 """The choice of the next model for a call by alias whose model cannot serve.
 
-If a model of a split cannot serve, its calls do not fail: they are sent to the alias's other models, each of which is
-tried once. If a resolved model is not registered, the alias has been moved, so its record is read again, once. Texts
-are the predecessor's.
+If a model of a split cannot serve, its calls go to the alias's other models instead, each of which is tried once. If
+the model of an alias is not registered, the alias has been moved, so its record is read again, once. Texts are the
+predecessor's.
 
-Only calls that no model has seen are diverted. If a call's server is lost, or its model returns an error, the caller
-gets that error.
+A call is only diverted if no model has seen it. If its server is lost or its model returns an error, the caller gets
+that error.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -24,7 +24,8 @@ REASONS = frozenset(
 
 
 class Diversion:
-    """The diversions of one call. `destination` is the one that it is sent to now, or None if it names a model."""
+    """The diversions of one call. `destination` is the call's current destination, or None if the call names a
+    model."""
 
     __slots__ = ("_aliases", "_asked", "_call", "_reread", "_tried", "destination")
 
@@ -38,15 +39,15 @@ class Diversion:
 
     @property
     def model(self) -> str:
-        """The model that the call is sent to now."""
+        """The model that the call is currently sent to."""
         return self._asked[0] if self.destination is None else self.destination.model
 
     def others(self) -> bool:
-        """Returns whether another model is left that has not been tried."""
+        """Returns whether the alias has a model that has not been tried."""
         return self._other() is not None
 
     def at_once(self, error: MeshError) -> bool:
-        """Sends the call to another model that is known without a read. Returns whether there is one."""
+        """Switches the call to another model, without reading etcd. Returns False if no such model is known."""
         destination = self.destination
         if destination is None:  # a model is not registered; the read that has shown this may have found an alias
             alias = self._aliases.find(self._asked[0]) if error.reason is Reason.UNKNOWN_MODEL else None
@@ -67,7 +68,8 @@ class Diversion:
         return self.destination is not None and error.reason is Reason.UNKNOWN_MODEL
 
     async def read(self) -> None:
-        """Sends the call to the model that the alias now names. Raises MeshError if that does not help either."""
+        """Reads the alias again and switches the call to the model that it now names. Raises MeshError if that does not
+        help either."""
         assert self.destination is not None
         name, kind, version = self._asked
         gone = self.destination.model

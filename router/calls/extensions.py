@@ -1,9 +1,9 @@
-"""The extensions of V2 (by Triton) that the mesh does not have, and what to use instead.
+"""Triton's extensions of V2 that the mesh does not support, and what to use instead.
 
-Each is refused with UNIMPLEMENTED, or 501 over REST. Without this, a client that requests the index of models would be
-told that a header is missing, and one that requests a model's statistics that the model does not exist.
+Each is refused with UNIMPLEMENTED, or 501 over REST. Otherwise a client that requests the model index would get "a
+header is missing", and a client that requests a model's statistics would get "the model does not exist".
 
-A model's own server may have some of them. Over gRPC, a call that names the model in `mm-model-id` reaches it.
+A model server may support some of these extensions. A gRPC call reaches it by naming the model in `mm-model-id`.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,8 @@ PATHS = tuple(_PATHS)
 
 
 def of_method(label: str) -> str:
-    """Returns why a call of a V2 method without a model id is refused. `label`: what follows the last slash."""
+    """Returns why a call of a V2 method without a model id is refused. `label` is the part of the method's name after
+    the last slash."""
     found = _METHODS.get(label)
     if found is None:
         return f"the V2 service here has no method {label}; to call a model's own server, name the model in mm-model-id"
@@ -66,12 +67,13 @@ def of_method(label: str) -> str:
 
 
 def of_path(segment: str) -> MeshError:
-    """Returns the refusal of a path below `/v2/`, by one of `PATHS`."""
+    """Returns the refusal for a path below `/v2/` that matches one of `PATHS`."""
     return _refusal(_PATHS[segment])
 
 
 def of_operation(path: str) -> MeshError | None:
-    """Returns the refusal of a path below `/v2/models/` that is an extension's and names no model; None for others."""
+    """Returns the refusal for a path below `/v2/models/` that belongs to an extension and names no model, or None for
+    other paths."""
     for operation, refused in _OPERATIONS.items():
         if path.rstrip("/").endswith(f"/{operation}"):
             return _refusal(refused)

@@ -1,11 +1,11 @@
-"""A reader of single strings in an encoded protobuf message, by their paths of field numbers.
+"""A reader that extracts single strings from an encoded protobuf message, by a path of field numbers.
 
-The router forwards messages as the bytes that it received; all it needs is the model's id. The reader therefore walks
-over the encoding without a descriptor, and stops at the string: for the V2 methods, whose encoders write fields in
-order, that is the first field of the message.
+The router forwards messages as the bytes that it received, and only needs the model's id. So the reader walks the
+encoding without a descriptor and stops at the string. In V2 methods the string is the first field of the message,
+because encoders write fields in order.
 
 As in the predecessor, the *first* occurrence of each field on the path counts; protobuf would merge later ones into it.
-No encoder writes a field twice unless it is repeated; how to read a handmade message that does is left to the model
+No encoder writes a field twice unless it is repeated. How to read a handmade message that does so is up to the model
 server. Groups, for which proto3 has no fields, are skipped.
 """
 
@@ -23,10 +23,10 @@ _V2_NAME, _V2_VERSION = 0x0A, 0x12  # tags
 
 
 def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
-    """Returns the string at `path` in `message[start:]`, or None if it or a message on the way to it is absent.
+    """Returns the string at `path` in `message[start:]`, or None if the string or a message on the path is absent.
 
-    Raises ValueError, and nothing else, for bytes that are not a protobuf message up to that point, for another wire
-    type at the path, and for text that is not UTF-8.
+    Raises ValueError, and no other error, if the bytes up to that point are not a protobuf message, if the path leads
+    to another wire type, or if the text is not UTF-8.
     """
     position, end = start, len(message)
     last = len(path) - 1
@@ -41,11 +41,11 @@ def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
 
 
 def name_and_version(message: bytes, start: int = 0) -> tuple[str | None, str]:
-    """Returns the name and the version that a message of V2 asks for in `message[start:]`, its fields 1 and 2: a name
-    of None, or an empty version, if the message has none. Raises ValueError as `extract` does.
+    """Returns the name and the version in `message[start:]`, which are fields 1 and 2 of a V2 message. A missing name
+    is None, a missing version is empty. Raises ValueError as `extract` does.
 
-    The version is read where encoders write it: after the name, or first of all if there is no name. Looking for it
-    among all fields would cost every call that has none.
+    The version is only read where encoders write it: right after the name, or first if there is no name. A search
+    through all fields would slow down every call without a version.
     """
     end = len(message)
     if end - start > 2 and message[start] == _V2_NAME and message[start + 1] < 0x80:
@@ -64,7 +64,7 @@ def name_and_version(message: bytes, start: int = 0) -> tuple[str | None, str]:
 
 
 def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:
-    """Returns start and end of the content of the first field with that number."""
+    """Returns the start and end of the content of the first field with that number."""
     groups: list[int] = []  # field numbers of the open ones; their content is skipped
     for _ in range(MAX_FIELDS):
         if position >= end:

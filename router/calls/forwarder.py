@@ -1,4 +1,4 @@
-"""The state that the calls of one worker share: the next copy to call, facts about pods, waits for a connection.
+"""State shared by the calls of one worker: the choice of a copy, facts about pods, and waits for a connection.
 
 `unary` and `streams` carry calls; `attempts` decides what to do after one has failed.
 """
@@ -42,7 +42,7 @@ class Timed(Protocol):
     deadline: float
 
     def expired(self) -> None:
-        """Ends the call: its deadline has passed."""
+        """Ends the call because its deadline has passed."""
 
 
 class Forwarder:
@@ -91,7 +91,8 @@ class Forwarder:
         self._sweeper: asyncio.TimerHandle | None = None
 
     def pick(self, copies: list[Copy], tried: Iterable[Copy] = ()) -> Copy | None:
-        """Returns the copy to call: the least loaded; copies of pods that have just failed come last, after a pause."""
+        """Returns the least loaded copy that may be called. Leaves out copies in `tried`, and copies of pods that
+        failed less than `AVOID` seconds ago. Returns None if no copy is left."""
         now = self.loop.time()
         fit = [
             copy
@@ -110,8 +111,8 @@ class Forwarder:
         return copy.suspect or copy.pod.wary or copy.record.blamed or copy.model in self.deaths.watched
 
     def refusal(self, model_id: str, frame: bytes) -> MeshError | None:
-        """Returns why this request must not be sent to a model whose record was just read (the request killed a server
-        lately); None if it may."""
+        """Returns the error for a request that recently killed a server and must not be sent to the model again, or
+        None if it may be sent. The model's record must have been read just before."""
         registration = self.registry.remembered(model_id)
         if registration is None or not registration.record.blames:
             return None
@@ -125,25 +126,26 @@ class Forwarder:
         return MeshError(Reason.QUARANTINED, f"{text}: it is not sent again. Other requests are")
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may state about the model's record without reading it; NOTHING if a read is
-        needed. A model that killed servers a moment ago may be quarantined by now, so each call reads its record."""
+        """Returns what a call to the copy may state about the model's record without reading it, or NOTHING if it must
+        be read. A model that has just killed a server may be quarantined by now, so each of its calls reads the
+        record."""
         watched = copy.record.blamed or copy.model in self.deaths.watched
         if watched and not self.verifier.away:
             return NOTHING
         return self.verifier.known(copy)
 
     def other(self, copy: Copy, tried: list[Copy]) -> bool:
-        """Returns whether there is another copy of the model that has not been tried and may be called."""
+        """Returns whether the model has another copy that has not been tried and may be called."""
         return self.pick(self.view.copies.get(copy.model, []), [*tried, copy]) is not None
 
     def not_verified(self, copy: Copy) -> None:
-        """Notes that the pod demands verification of calls of its copies."""
+        """Notes that the copy's pod requires calls to be verified."""
         self.meter.verify_first.inc()
         copy.pod.wary = True
 
     def unsent(self, copy: Copy, pool: Pool | None) -> bool:
-        """Notes that a call could not be sent. Returns False if this worker had no free connection: not the pod's
-        fault."""
+        """Notes that a call could not be sent. Returns False if the cause is not the pod, but that this worker has no
+        free connection."""
         pod = copy.pod
         self.meter.unsent.inc()
         if pool is not None and pod.pool is pool:
@@ -153,7 +155,8 @@ class Forwarder:
         return True
 
     def lost(self, copy: Copy, why: str) -> int:
-        """Notes that a connection broke in the middle of a call; returns how many servers this model has lost."""
+        """Notes that a connection broke in the middle of a call. Returns how many servers calls of the model have
+        lost."""
         self.meter.lost.inc()
         deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
         log.info("connection lost in a call", model=copy.model, pod=copy.pod.name, deaths=deaths, why=why)
@@ -167,7 +170,8 @@ class Forwarder:
         copy.calls += 1
 
     def ended(self, copy: Copy) -> None:
-        """Notes that a call to a copy has ended, in any way, and resumes waiters for a connection to its pod."""
+        """Notes that a call to a copy has ended in any way. Resumes calls that wait for a connection to the copy's
+        pod."""
         pod = copy.pod
         pod.in_flight -= 1
         copy.calls -= 1
@@ -175,7 +179,7 @@ class Forwarder:
             self._resume(copy)
 
     def _resume(self, ended: Copy) -> None:
-        """Resumes waiters of the same model first, then of others, whose share grows with the free connections."""
+        """Resumes waiting calls of the same model first, then those of other models, as far as their shares allow."""
         waited_for = ended.pod.waited_for
         for copy in (ended, *waited_for):
             waiting = copy.waiting
@@ -191,8 +195,9 @@ class Forwarder:
         return not shares.full(copy, self.settings.max_connections_per_pod)
 
     def beyond_share(self, copy: Copy, tried: Iterable[Copy], *, unary: bool = True) -> Copy | None:
-        """Returns another copy for a call whose model has used up its share of the connections to this copy's pod;
-        None: the call waits for one there (`wait`). Raises MeshError if it must not wait, or too many calls do."""
+        """Returns another copy for a call whose model has used up its share of the connections to this copy's pod.
+        Returns None if the call must wait for a connection (`wait`). Raises MeshError if it may not wait or too many
+        calls wait already."""
         others = self.view.copies.get(copy.model, ())
         other = self.pick([other for other in others if other not in tried and self.has_room(other)])
         elsewhere = other is not None and not self.must_verify(other)
@@ -203,11 +208,11 @@ class Forwarder:
         return other if beyond is retry.Beyond.ELSEWHERE else None
 
     def wait(self, copy: Copy, waiter: Waiter) -> None:
-        """Resumes the waiter once a call in the copy's pod has ended and it is the waiter's turn."""
+        """Queues a waiter, which is resumed when a call in the copy's pod has ended and it is the waiter's turn."""
         copy.waiting[waiter] = copy.pod.waited_for[copy] = None
 
     def reached(self, pod: Pod) -> None:
-        """Notes that a pod that had failed has answered."""
+        """Notes that a pod has answered after a failure."""
         pod.failed_at = 0.0
 
     def watch(self, carry: Timed) -> None:

@@ -1,9 +1,11 @@
-"""Cheap counting of calls: the predecessor's metrics by method and code, and ours that tell hits from cold starts.
+"""Cheap counting of calls: the predecessor's metrics by method and code, and our own, which distinguish hits from cold
+starts.
 
-The children of a method and a code are looked up once and kept, so that a hit costs three observations and no strings.
+The children of a method and a code are looked up once and kept. A hit therefore costs three observations and builds no
+strings.
 
-Names of methods come from clients. A name gets series of its own once a model server has answered a call of it with OK;
-all others are counted together as `other`, so invented names can neither inflate the metrics nor crowd out real ones.
+Method names come from clients. A method gets its own series once a model server has answered a call of it with OK. All
+other names are counted together as `other`, so invented names can neither inflate the metrics nor crowd out real ones.
 """
 
 from mesh.statuses import Code
@@ -58,7 +60,7 @@ class Meter:
         self._methods = set(_V2)
 
     def call(self, label: str, code: int, ms: float, request: int, response: int = -1) -> None:
-        """Counts an inference call that has ended. Sizes are without framing; -1: there was no reply."""
+        """Counts a finished inference call. Sizes exclude framing and are -1 if there was no reply."""
         series = self._known.get((label, code))
         if series is None:
             series = self._series(label, code)
@@ -68,7 +70,7 @@ class Meter:
             series[2].observe(response)
 
     def managed(self, label: str, code: int, ms: float) -> None:
-        """Counts a management call over gRPC that has ended."""
+        """Counts a finished management call over gRPC."""
         self._management.labels(label, code_name(code)).observe(ms)
 
     def _series(self, label: str, code: int) -> _Series:
@@ -88,7 +90,7 @@ class Meter:
 
 
 def code_name(code: int) -> str:
-    """Returns the name of a gRPC code, even of one that does not exist."""
+    """Returns the name of a gRPC code, or its number as text if the code is unknown."""
     try:
         return Code(code).name
     except ValueError:

@@ -1,10 +1,9 @@
-"""Shadow calls: a share of an alias's calls is also sent to a second model, whose answers are compared and dropped.
+"""Shadow calls: a share of an alias's calls also goes to a second model, whose answers are compared and dropped.
 
 Callers come first. A shadow call is sent a moment after its caller has been answered, to a loaded copy in a pod that is
 not busy with callers' calls. It never waits, is never retried, and never causes more than one load at a time. Shadow
-calls beyond a small number in flight or a bounded amount of memory are shed, and so are those that would slow callers
-down (`placement.shadowing`); they are counted as shed. A shadow that hangs or kills its server gets no calls for a
-while.
+calls are shed if too many are in flight, if they hold too much memory, or if they would slow callers down
+(`placement.shadowing`). Shed calls are counted. A shadow that hangs or kills its server gets no calls for a while.
 
 Answers are compared byte by byte, in all fields of a V2 reply except the model's name, its version and the `id`.
 """
@@ -61,7 +60,7 @@ _NAMES = frozenset((0x0A, 0x12, 0x1A))  # tags of a ModelInferResponse's fields 
 
 
 class Calls(Protocol):
-    """The part of a worker's forwarder that shadows need (`router.calls.forwarder`)."""
+    """The methods of a worker's forwarder (`router.calls.forwarder`) that shadows need."""
 
     view: View
     budget: Budget
@@ -102,7 +101,7 @@ class Mirrored(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The size of what is kept, in bytes."""
+        """The size of the kept request and reply, in bytes."""
         return len(self.frame) + len(self.answer or b"")
 
 
@@ -132,7 +131,7 @@ class _Shadow:
 
 
 class _ShadowCall:
-    """One shadow call: the sink of its exchange."""
+    """One shadow call, which receives the events of its exchange."""
 
     __slots__ = ("_mirrors", "_timer", "began", "copy", "exchange", "mirrored", "pool", "shadow")
 
@@ -193,15 +192,15 @@ class _ShadowCall:
         self._mirrors.ended(self)
 
     def cancel(self) -> None:
-        """Ends the call without counting it, because the worker stops."""
+        """Ends the call without counting it, because the worker is stopping."""
         if self.exchange is not None:
             self.exchange.cancel()
         self._end()
 
 
 class Mirrors:
-    """The shadows of one worker. `warm` has a model loaded, once within so many seconds; `uniform` returns random
-    numbers."""
+    """The shadows of one worker. `warm` has a model loaded, at most once within the given seconds. `uniform` returns
+    random numbers."""
 
     def __init__(
         self,
@@ -241,7 +240,8 @@ class Mirrors:
         vmodels.listen(self._changed)
 
     def offer(self, alias: Alias, mirrored: Mirrored) -> None:
-        """Takes a call that has just been answered. If it is in the share, sends it to the shadow soon, or sheds it."""
+        """Takes a call that has just been answered. If it belongs to the shadow's share, it is sent to the shadow soon,
+        or shed."""
         mirror = alias.mirror
         if mirror is None or not mirrored.method.infers:
             return
@@ -269,7 +269,7 @@ class Mirrors:
         self.calls.loop.call_later(LATER, self._send, shadow, mirrored)
 
     def ended(self, call: _ShadowCall) -> None:
-        """Frees what a call held."""
+        """Frees the resources of a shadow call."""
         self._running.discard(call)
         self._ran.append((call.began, time.perf_counter()))
         pod = call.copy.pod
@@ -285,13 +285,13 @@ class Mirrors:
         log.warning("a shadow gets no calls for a while", model=shadow.model, seconds=PAUSE, why=why)
 
     def close(self) -> None:
-        """Ends all calls, and sends no more."""
+        """Ends all shadow calls and sends no more."""
         self._closed = True
         for call in tuple(self._running):
             call.cancel()
 
     def _ran_at(self, moment: float) -> bool:
-        """Returns whether a shadow's call was in flight when a caller's began."""
+        """Returns whether a shadow call was in flight when the caller's call began."""
         if any(call.began <= moment for call in self._running):
             return True
         return any(began <= moment < ended for began, ended in self._ran)
@@ -317,7 +317,8 @@ class Mirrors:
             call.on_lost(Lost(LostKind.UNSENT, str(error)))
 
     def _copy(self, model: str) -> Copy | None:
-        """Returns the copy of a shadow that may be called now; None if callers need the pod, or no copy is loaded."""
+        """Returns a copy of the shadow that may be called now. Returns None if callers need the pod or no copy is
+        loaded."""
         calls = self.calls
         copies = self.view.copies.get(model)
         if copies is None:
@@ -350,7 +351,7 @@ class Mirrors:
         return found
 
     def _changed(self, alias: str) -> None:
-        """Drops a shadow that its alias no longer names, together with its series."""
+        """Drops a shadow, with its series, if its alias no longer names it."""
         shadow, record = self._shadows.get(alias), self._vmodels.get(alias)
         mirror = None if record is None else record.more.mirror
         if shadow is not None and (mirror is None or mirror.target != shadow.model):
@@ -379,7 +380,7 @@ def same(mirrored: Mirrored, reply: Reply) -> bool:
 
 
 def _outputs(frame: bytes) -> Iterator[memoryview]:
-    """Yields the fields of a V2 reply without the names in it."""
+    """Yields the fields of a V2 reply, except the model's name and version and the `id`."""
     message = memoryview(frame)[framing.PREFIX :]
     before = 0
     for tag, _, end in encoding.fields(message):

@@ -1,4 +1,4 @@
-"""Replies of model servers, passed on to the caller without the mesh's own headers, at once or message by message."""
+"""Replies of model servers, passed to the caller at once or message by message, without the mesh's own headers."""
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -16,8 +16,8 @@ ENCODING = b"grpc-encoding"
 
 
 def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | None]:
-    """Returns the headers for the client, and the header that says why the pod has run nothing (NOT_HERE or
-    VERIFY_FIRST), if there is one. Also records the pod's load."""
+    """Returns the headers for the client. Also returns the header by which a pod refuses a call (NOT_HERE or
+    VERIFY_FIRST), if the reply has it. Records the pod's load."""
     returns = routes.returns
     kept = []
     refusal = None
@@ -36,7 +36,7 @@ def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | No
 
 
 async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[int, int]:
-    """Passes a reply on message by message; returns its code and the bytes of its messages. Raises Lost,
+    """Passes on a reply message by message. Returns its code and the total bytes of its messages. Raises Lost,
     CallCancelled."""
     size = 0
     call.start(headers)
@@ -50,5 +50,5 @@ async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[
 
 
 def broken(why: str) -> MeshError:
-    """Returns the error for a call whose reply breaks off."""
+    """Returns the error for a call whose reply broke off."""
     return MeshError(Reason.LOST, f"the model server was lost in the middle of its reply: {why}")
