@@ -1,8 +1,8 @@
-"""The name that a call is for, and the part of its metadata that the model server gets.
+"""The name that a call asks for, and the part of its metadata that is passed to the model server.
 
-The rules and texts are the predecessor's, so that its clients notice no difference: the id is in the message if
-the method has a field path (the three V2 methods have one), else in the metadata. Only the part of the message up to
-the id is read; a compressed message is decompressed for that, and forwarded unchanged.
+The rules and texts are the predecessor's, so its clients notice no difference. The id is in the message if the method
+has a field path, as the three V2 methods do, and otherwise in the metadata. Only the part of the message up to the id
+is read. A compressed message is decompressed to read the id, but forwarded unchanged.
 
 `aliases` finds the model behind a name, `view` and `coldstart` a copy of it; `dispatch` handles methods other than
 inference.
@@ -81,7 +81,7 @@ V2_METHODS: Mapping[bytes, Method] = {
 
 
 class Routes:
-    """The methods, and the way to find the model of each."""
+    """The known methods, and where each carries its model id."""
 
     __slots__ = ("_methods",)
 
@@ -89,7 +89,7 @@ class Routes:
         self._methods = dict(methods)
 
     def method(self, name: bytes) -> Method:
-        """Returns the method's properties; an unknown method takes its id from the metadata."""
+        """Returns the properties of a method. For an unknown method, the model id comes from the metadata."""
         found = self._methods.get(name)
         if found is None:
             text = name.decode("utf-8", "replace")
@@ -102,7 +102,7 @@ class Routes:
         return found
 
     def asked(self, call: Call, method: Method, frame: bytes | None) -> Asked:
-        """Returns the name that the call is for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNKNOWN_METHOD."""
+        """Returns the name that the call asks for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNKNOWN_METHOD."""
         version = ""
         if method.path and frame is not None:
             try:
@@ -126,8 +126,8 @@ class Routes:
 
 
 def _in_compressed(call: Call, method: Method, frame: bytes) -> tuple[str | None, str]:
-    """Returns the id, or None, and the version in a compressed message. Encoders write them first, so no more than
-    `_UNPACKED` bytes are unpacked to find them: 16 MiB would block the event loop for 50 ms."""
+    """Returns the id (or None) and the version in a compressed message. Encoders write them first, so at most
+    `_UNPACKED` bytes are decompressed: 16 MiB would block the event loop for 50 ms."""
     beginning = framing.beginning(frame, call.encoding, _UNPACKED)
     try:
         if method.versioned:
@@ -142,7 +142,7 @@ def _in_compressed(call: Call, method: Method, frame: bytes) -> tuple[str | None
 
 
 def _checked(model_id: str) -> str:
-    """Returns the id, unless it is longer than any that can be registered. Raises MeshError."""
+    """Returns the id. Raises MeshError if it is longer than a registered id can be."""
     if len(model_id) > MAX_ID_BYTES:
         raise MeshError(Reason.BAD_REQUEST, f"model id is longer than {MAX_ID_BYTES} bytes")
     return model_id
@@ -151,7 +151,8 @@ def _checked(model_id: str) -> str:
 def id_of_metadata(received: list[Header], lacking: str = "") -> tuple[str, Kind]:
     """Returns the name in the metadata, and its kind. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
 
-    `lacking` is why a call without an id is refused, if its method is an extension's; empty: the header is missing."""
+    `lacking` is the text for a call of an extension's method without an id. If it is empty, the text says that the
+    header is missing."""
     models = _values(received, headers.MODEL_ID, headers.MODEL_ID_BIN)
     vmodels = _values(received, headers.VMODEL_ID, headers.VMODEL_ID_BIN)
     if models and vmodels:
@@ -175,7 +176,7 @@ def id_of_metadata(received: list[Header], lacking: str = "") -> tuple[str, Kind
 
 
 def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
-    """Returns the values of the plain header, or if there are none, the decoded values of the binary one."""
+    """Returns the values of the plain header, or if it is missing, the decoded values of the binary header."""
     found = [value for name, value in received if name == plain]
     if found:
         return found
@@ -190,7 +191,7 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
 
 
 class _Passes(dict[bytes, bool]):
-    """A cache of which names in a client's metadata are passed on: a call costs one look-up."""
+    """A cache that says which names in a client's metadata are passed on, at the cost of one look-up per call."""
 
     def __missing__(self, name: bytes) -> bool:
         passes = not name.startswith((headers.INTERNAL, b"mm-", b"grpc-")) and name not in (
@@ -209,7 +210,7 @@ transport's own."""
 
 
 class _Returns(dict[bytes, bool]):
-    """A cache of which names in a reply's metadata are returned to the client."""
+    """A cache that says which names in a reply's metadata are returned to the client."""
 
     def __missing__(self, name: bytes) -> bool:
         returns = not name.startswith(headers.INTERNAL)

@@ -1,9 +1,10 @@
 """A model's share of the connections to a pod, so that one slow model does not take them all.
 
 HTTP/1.1 carries one call at a time on a connection, and a worker has a limited number of connections to a pod. A model
-may take another one while it has fewer than are free: the dynamic threshold of Choudhury and Hahne for shared buffers.
-One busy model thus gets half of them, two get a third each, and one is always left for the next model. Further calls
-wait for calls in that pod to end, of any model; if too many wait, only that model's calls are refused.
+may take another connection while it has fewer than are free. This is the dynamic threshold of Choudhury and Hahne for
+shared buffers. One busy model thus gets half of the connections, two get a third each, and one connection is always
+left for the next model. Further calls of the model wait until any call in that pod ends. If too many wait, only that
+model's calls are refused.
 """
 
 from typing import Protocol
@@ -14,7 +15,7 @@ _RETRY = 0.5  # seconds
 
 
 class SharedCopy(Protocol):
-    """The part of a copy that matters here: this worker's calls to the copy and to its pod."""
+    """The properties of a copy that shares depend on: this worker's calls to the copy and to its pod."""
 
     @property
     def calls(self) -> int:
@@ -26,7 +27,7 @@ class SharedCopy(Protocol):
 
 
 def full(copy: SharedCopy, connections: int) -> bool:
-    """Returns whether the model has used up its share of that many connections. A model without a call gets one."""
+    """Returns whether the model has used up its share of the connections. A model without a call always gets one."""
     return copy.calls > 0 and copy.calls >= connections - copy.in_flight
 
 

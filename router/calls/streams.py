@@ -1,11 +1,11 @@
-"""Calls whose request comes message by message: carried by two coroutines, one each way, full duplex.
+"""Calls whose request arrives message by message. Two coroutines carry each call, one in each direction.
 
-The rules are those of unary calls (`attempts`), except for what can be sent again: the first message, and further ones
-up to a bound, are kept until the reply begins. A call that has sent more than that is not tried again.
+The rules are the same as for unary calls (`attempts`), except for what can be sent again. The first message, and
+further ones up to a bound, are kept until the reply begins. A call that has sent more is not retried.
 
-Unary calls are carried here too if their end arrives later than their message. The first message of a V2 method is
-therefore compared with the requests that killed servers, as a unary one is. Other methods' messages are not read before
-a server is chosen, and requests that killed servers are only known for V2.
+A unary call is carried here too if its end arrives later than its message. So the first message of a V2 method is
+compared with the requests that killed servers, just as for unary calls. Messages of other methods are not read before a
+server is chosen, and requests that killed servers are only known for V2.
 """
 
 import asyncio
@@ -67,7 +67,8 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
 
 
 class _StreamPlace:
-    """The place of a call that waits for a connection to a copy's pod; a free connection is reserved for it."""
+    """A call's place among those that wait for a connection to a copy's pod. A connection that becomes free is reserved
+    for the call."""
 
     def __init__(self, forwarder: Forwarder, copy: Copy) -> None:
         self._forwarder = forwarder
@@ -80,7 +81,7 @@ class _StreamPlace:
         self._came.set_result(None)
 
     async def wait(self) -> None:
-        """Waits for a connection. If cancelled, gives it back."""
+        """Waits for a connection. If the wait is cancelled, gives the connection back."""
         self._forwarder.wait(self._copy, self)
         try:
             await asyncio.shield(self._came)
@@ -93,7 +94,7 @@ class _StreamPlace:
 
 
 class _Stream:
-    """One call and the messages kept of it."""
+    """One call, and the messages kept to send it again."""
 
     def __init__(self, forwarder: Forwarder, call: Call, method: Method) -> None:
         self._forwarder = forwarder
@@ -134,8 +135,8 @@ class _Stream:
                 self.destination = diversion.destination
 
     async def _call_model(self, model_id: str, headers: tuple[Header, ...], first: bytes | None, *, named: bool) -> int:
-        """Carries the call to one model and returns the code it ended with. `named`: the reply has the name that the
-        caller used. Raises MeshError, CallCancelled."""
+        """Carries the call to one model and returns the code it ended with. If `named`, the reply contains the name
+        that the caller used. Raises MeshError, CallCancelled."""
         forwarder = self._forwarder
         attempts = Attempts(forwarder, model_id, safe=self._method.safe, deadline=self._call.deadline)
         copy, said = await self._place(model_id, attempts, first)
@@ -159,8 +160,9 @@ class _Stream:
     async def _place(
         self, model_id: str, attempts: Attempts, first: bytes | None, again: Copy | None = None, *, insist: bool = False
     ) -> tuple[Copy, Said]:
-        """Takes a connection to a copy that may be called, once there is one; returns the copy and what the call states
-        about its record. `again`: this copy, if it still exists; `insist`: as in `Verifier.verify`. Raises MeshError.
+        """Waits for a copy that may be called and takes a connection to it. Returns the copy and what the call states
+        about its record. `again` is the copy to use if it still exists. `insist` is as in `Verifier.verify`. Raises
+        MeshError.
         """
         forwarder, tried = self._forwarder, attempts.tried
         for _ in range(MAX_TRIES):
@@ -207,7 +209,8 @@ class _Stream:
     # --- one try ---
 
     async def _try(self, copy: Copy, headers: tuple[Header, ...], said: Said, attempts: Attempts) -> int | Decision:
-        """Sends the call to the copy. Returns the code it ended with, or what to do next. Raises MeshError."""
+        """Sends the call to the copy. Returns the code that the call ended with, or what to do next. Raises
+        MeshError."""
         call, forwarder, pool = self._call, self._forwarder, copy.pod.pool
         if pool is None:
             return attempts.missed(copy, kept=self._whole)
@@ -289,7 +292,7 @@ class _Stream:
         return code
 
     def _mirror(self, answer: Reply) -> None:
-        """Offers a unary call, whose end only came late, to the shadow of its alias."""
+        """Offers a unary call whose end came late to the shadow of its alias."""
         if self._mirrored is None or self.destination is None:
             return
         frame, headers = self._mirrored

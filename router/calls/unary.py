@@ -1,12 +1,12 @@
-"""Unary calls, carried to a copy, and their replies: a state machine of plain callbacks, without a task on a hit.
+"""Unary calls and their replies: a state machine of plain callbacks that creates no task on a hit.
 
 A `UnaryCall` is one call. It picks a copy from the view, sends the bytes, and passes the reply back: status, metadata,
-trailers, or a stream. If there is no copy, `coldstart` calls back; after a try without an answer, `attempts` decides
-what to do. If a model cannot serve, `diversion` may know another one. When the caller goes away, or its deadline
-passes, the server learns of it by the closed connection.
+trailers, or a stream. If there is no copy, `coldstart` calls back later. If a try gets no answer, `attempts` decides
+what to do. If a model cannot serve, `diversion` may know another one. When the caller goes away or its deadline passes,
+the connection to the server is closed.
 
-The record of a *suspect* copy is read before the first try, as is that of a model whose calls lost servers; see
-`verify`. `forwarder` holds what calls share, `dispatch` makes a `UnaryCall` of a call, `streams` carries streaming
+If a copy is *suspect*, or the model's calls have lost servers, the model's record is read before the first try
+(`verify`). `forwarder` holds what calls share, `dispatch` makes a `UnaryCall` of a call, `streams` carries streaming
 requests.
 """
 
@@ -36,7 +36,7 @@ _OK = int(Code.OK)
 
 
 class UnaryCall:
-    """One unary call on its way: a sink for the pool, a waiter for the cold start."""
+    """One unary call in progress. The pool and the cold start call its methods back."""
 
     __slots__ = (
         "_asked",
@@ -70,7 +70,7 @@ class UnaryCall:
         asked: Asked,
         found: tuple[str, Destination | None],
     ) -> None:
-        """Stores its parts. `found` is the model behind the name that was `asked` for, as `Aliases` returns it."""
+        """Stores the arguments. `found` is the model behind the name that was `asked` for, as `Aliases` returns it."""
         self._forwarder = forwarder
         self._call = call
         self._frame = frame
@@ -93,7 +93,7 @@ class UnaryCall:
         self.deadline = 0.0
 
     def begin(self) -> None:
-        """Sends the call, or starts the search for a copy to send it to."""
+        """Sends the call to a copy, or starts the search for one."""
         forwarder = self._forwarder
         call = self._call
         forwarder.in_flight += 1
@@ -193,7 +193,8 @@ class UnaryCall:
             self._forwarder.began(copy)
 
     def _beyond_share(self, copy: Copy) -> None:
-        """Calls another copy, or waits for a call to end: the model has used up its share of this pod's connections."""
+        """Calls another copy, or waits until a call ends, because the model has used up its share of this pod's
+        connections."""
         forwarder = self._forwarder
         try:
             other = forwarder.beyond_share(copy, self._tried)
@@ -215,7 +216,7 @@ class UnaryCall:
     # --- from the cold start ---
 
     def on_copy(self) -> None:
-        """Goes on: there is a copy now."""
+        """Continues, because there is a copy now."""
         self._waited()
         if self._done:
             return
@@ -226,7 +227,7 @@ class UnaryCall:
         self._next()
 
     def on_error(self, error: MeshError) -> None:
-        """Goes to another model, or fails the call: there will be no copy."""
+        """Diverts the call to another model or fails it, because there will be no copy."""
         self._waited()
         self._refused(error)
 
@@ -236,7 +237,7 @@ class UnaryCall:
             self._patience = None
 
     def _impatient(self) -> None:
-        """Leaves a model to its load after half of the caller's time: the rest is for another one."""
+        """Stops waiting for a model's load after half of the caller's time, and spends the rest on another model."""
         self._patience = None
         self._forwarder.coldstart.leave(self._model_id, self)
         self._refused(MeshError(Reason.NOT_IN_TIME, f"{self._model_id} was not loaded within half of the time"))
@@ -251,7 +252,7 @@ class UnaryCall:
         return diversion
 
     def _refused(self, error: MeshError) -> None:
-        """Goes to another model if the call is by an alias's name that has one, else fails."""
+        """Diverts the call to another model of its alias, if there is one, or fails it."""
         if self._done:
             return
         if self._asked[1] != MODEL and error.reason in REASONS:
@@ -284,7 +285,7 @@ class UnaryCall:
     # --- from the pool ---
 
     def on_reply(self, reply: Reply) -> None:
-        """Passes the reply back, unless the pod did not hold the copy."""
+        """Passes the reply back, or tries again if the pod refused the call without running it."""
         copy = self._copy
         assert copy is not None
         pod = copy.pod
@@ -348,7 +349,7 @@ class UnaryCall:
             self._ended(code, size)
 
     def on_lost(self, lost: Lost) -> None:
-        """Tries the call again if that is allowed."""
+        """Tries the call again, if allowed, after its connection broke or could not be opened."""
         copy, pool = self._copy, self._pool
         assert copy is not None
         self._forwarder.ended(copy)
@@ -370,7 +371,7 @@ class UnaryCall:
         return attempts
 
     def _after(self, copy: Copy, outcome: Callable[P, Decision], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Acts on the decision that follows from the outcome of a try."""
+        """Carries out the decision about a try."""
         try:
             decision = outcome(*args, **kwargs)
         except MeshError as error:
@@ -390,13 +391,13 @@ class UnaryCall:
     # --- the end ---
 
     def cancelled(self) -> None:
-        """Ends the call, because its caller has gone."""
+        """Ends the call because its caller has gone."""
         if not self._done:
             self._withdraw()
             self._ended(int(Code.CANCELLED), -1)
 
     def expired(self) -> None:
-        """Fails the call, because its deadline has passed."""
+        """Fails the call because its deadline has passed."""
         if not self._done:
             self._fail(MeshError(Reason.DEADLINE, "the deadline has passed"))
 

@@ -1,1 +1,1 @@
-"""The edge without Envoy: `grpc.aio` in each worker. (With Envoy, the edge is `mesh.envoy` in front of `mesh.wire`.)"""
+"""The edge without Envoy: `grpc.aio` in each worker. With Envoy, the edge is `mesh.envoy` in front of `mesh.wire`."""

@@ -1,14 +1,14 @@
-"""`grpc.aio` as the edge: for machines where Envoy cannot run.
+"""`grpc.aio` as the edge, for machines where Envoy cannot run.
 
-The same handler serves as behind Envoy, over another transport: messages stay bytes, and each becomes a frame. This
-edge takes about ten times the CPU of the HTTP/1.1 server behind Envoy (`grpcio`'s core, driven from asyncio), and REST
-needs a separate port.
+It passes calls to the same handler as the server behind Envoy. Messages stay bytes, and each becomes a frame. This edge
+takes about ten times the CPU of the HTTP/1.1 server behind Envoy, because asyncio drives `grpcio`'s core. REST needs a
+separate port.
 
-All workers listen on one port (SO_REUSEPORT), and the kernel distributes the connections. Another mesh could listen
-there too, so the port must be checked before the workers start (`mesh.process.ports.check_free`).
+All workers listen on one port (SO_REUSEPORT), and the kernel distributes the connections. Another mesh could listen on
+that port too, so it must be checked before the workers start (`mesh.process.ports.check_free`).
 
-The wire does not say which methods are unary. Methods known to be unary take the fast path, with the request in one
-piece; calls of any other method are read message by message, which works for unary ones too.
+The wire does not say which methods are unary. Methods known to be unary take the fast path, which reads the request at
+once. Calls of other methods are read message by message, which works for unary methods too.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ Metadata = list[tuple[str, str | bytes]]
 
 @dataclass(slots=True)
 class _End:
-    """The outcome of a call: `frame` is a unary reply not yet sent."""
+    """The outcome of a call. `frame` is a unary reply that is not sent yet."""
 
     code: int
     text: str = ""
@@ -149,11 +149,11 @@ class GrpcCall(wire.Call):
             raise wire.CallCancelled(f"the caller has gone: {error}") from error
 
     def finish(self, code: int = 0, text: str = "", trailers: wire.Headers = ()) -> None:
-        """Ends a reply that was begun with `start()`."""
+        """Ends a reply that `start()` began."""
         self._settle(_End(code, text, None, (), trailers))
 
     async def started(self) -> None:
-        """Waits until the initial metadata of `start()` is sent."""
+        """Waits until `start()` has sent the initial metadata."""
         if self._starting is not None:
             await self._starting
 
@@ -188,8 +188,8 @@ class GrpcEdge:
         shared: bool = False,
         budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
-        """Creates the server. Sizes are in bytes; `credentials`: TLS; `shared`: the port is shared with other
-        processes; `budget`: takes the messages, once grpcio has read them."""
+        """Creates the server. Sizes are in bytes. `credentials` turn on TLS. If `shared`, other processes share the
+        port. `budget` counts the messages once grpcio has read them."""
         self._handler = handler
         self._budget = budget
         self._max_message = max_message
@@ -211,7 +211,7 @@ class GrpcEdge:
         self._server.add_generic_rpc_handlers((_Handlers(self),))
 
     async def listen(self, host: str, port: int) -> int:
-        """Listens, on any free port if `port` is 0; returns the port. Raises OSError if it is taken."""
+        """Listens on `port`, or on any free port if it is 0. Returns the port. Raises OSError if the port is taken."""
         address = addresses.format_address(host, port)
         try:
             if self._credentials is None:
@@ -224,7 +224,7 @@ class GrpcEdge:
         return bound
 
     async def close(self, grace: float) -> None:
-        """Accepts no more calls, waits up to `grace` seconds for those in flight, then cancels them."""
+        """Stops accepting calls, waits up to `grace` seconds for calls in flight, then cancels them."""
         await self._server.stop(grace)
         for call in tuple(self._in_flight):  # grpc.aio does not always cancel the calls that it has given up
             call.end.cancel()
@@ -297,13 +297,13 @@ class GrpcEdge:
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
-    """The choice between the fast path and the general one, by method."""
+    """The choice between the fast path and the general path for each method."""
 
     def __init__(self, edge: GrpcEdge) -> None:
         self._edge = edge
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Returns a handler for any method; messages pass as bytes."""
+        """Returns a handler for any method, which passes messages as bytes."""
         method = handler_call_details.method
         if method in _UNARY or (method.startswith(_UNARY_SERVICES) and method not in _STREAMS):
             return grpc.unary_unary_rpc_method_handler(functools.partial(self._edge.unary, method))
@@ -311,7 +311,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in
 
 
 def _headers(received: Any) -> list[wire.Header]:
-    """Returns gRPC's metadata in the form of the wire: binary values in base64."""
+    """Returns gRPC's metadata as sent on the wire, with binary values in base64."""
     headers: list[wire.Header] = []
     for key, value in received:
         name = key.encode()
@@ -321,7 +321,7 @@ def _headers(received: Any) -> list[wire.Header]:
 
 
 def _metadata(headers: wire.Headers) -> Metadata:
-    """Returns headers as gRPC's metadata, without headers of the transport and those that cannot be sent."""
+    """Returns headers as gRPC metadata. Drops headers of the transport and headers that cannot be sent."""
     sent: Metadata = []
     for name, value in headers:
         if name in _NOT_SENT:

@@ -1,15 +1,17 @@
-"""The leader's duty for pods that are cut off: it closes lives that have ended, and removes tombstones not needed now.
+"""The leader's duty for pods that are cut off: to close lives that have ended, and to remove tombstones that are no
+longer needed.
 
-A life without presence is open: its model server may or may not still answer. The leader records the revision at which
-its presence ended, so that etcd's history shows which copies it held, and for how long it has been open: an age rather
-than a time, so that the next leader continues the count whatever its clock says. A life is closed
+A life without presence is open: its model server may or may not still answer. The leader records two facts about it.
+The revision at which its presence ended lets a reader find out from etcd's history which copies it held. The time for
+which it has been open is an age rather than a date, so the next leader can continue the count with any clock. A life is
+closed
 
 - by its agent, once its model server has ended;
-- when another incarnation is published in its place, and the former one has had time to notice;
+- when another incarnation of the pod is published, and the former one has had time to notice;
 - when nothing listens on its data port (connections are refused), or a published pod listens there;
 - by hand (`mesh pods forget`);
-- after `--reregister-after`, with a warning: from then on, nothing keeps a pod that is still cut off from answering
-  callers who are cut off with it for models that have been registered again.
+- after `--reregister-after`, with a warning. From then on, a pod that is still cut off may answer callers who are cut
+  off with it, even for models that have been registered again.
 """
 
 import asyncio
@@ -46,7 +48,7 @@ _CONNECT = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ClosingStatistics:
-    """Numbers of lives and tombstones, by the leader."""
+    """Numbers of lives and tombstones, as one router counts them."""
 
     open: int
     tombstones: int
@@ -54,7 +56,7 @@ class ClosingStatistics:
 
 
 class Closing:
-    """The duty of one router while it leads."""
+    """The checks of lives and tombstones by one router while it leads."""
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class Closing:
         *,
         reregister_after: float | None,
     ) -> None:
-        """Stores its parts. `reregister_after` in seconds; if None, a life stays open until known to have ended."""
+        """Stores the arguments. `reregister_after` is in seconds. If it is None, a life stays open until it is known to
+        have ended."""
         self._view = view
         self._etcd = etcd
         self._keys = keys
@@ -76,7 +79,7 @@ class Closing:
         self._trying = asyncio.Semaphore(_AT_ONCE)
 
     async def lead(self) -> None:
-        """Checks lives and tombstones again and again, until cancelled."""
+        """Checks lives and tombstones repeatedly, until cancelled."""
         self._since.clear()
         loop = asyncio.get_running_loop()
         while True:
@@ -100,7 +103,7 @@ class Closing:
         await self._tombstones.sweep(self._view.lives.tombstones)
 
     def statistics(self) -> ClosingStatistics:
-        """Returns this router's numbers of lives and tombstones."""
+        """Returns the numbers of open lives and tombstones that this router sees."""
         return ClosingStatistics(len(self._view.open_lives()), len(self._view.lives.tombstones), self._expired)
 
     async def _judge(self, life: Open) -> None:
@@ -138,7 +141,7 @@ class Closing:
             await self._note(life, replace(life.life, ended_revision=ended, open_seconds=age))
 
     def _heir(self, data_address: str) -> str:
-        """Returns the published pod that has that address, if any: two processes cannot share one."""
+        """Returns the published pod that listens on the address, if any. Two processes cannot share an address."""
         for pod in self._view.pods.values():
             if pod.record is not None and not pod.suspect and pod.record.data_address == data_address:
                 return pod.name
@@ -156,8 +159,8 @@ class Closing:
 
 
 async def _refuses(address: str) -> bool:
-    """Returns whether connections to that address are refused, so that no process listens there. Neither a timeout nor
-    a name that cannot be resolved proves anything. All addresses of a name must refuse."""
+    """Returns whether connections to the address are refused, which proves that no process listens on it. A timeout or
+    a name that cannot be resolved proves nothing. All addresses of a name must refuse."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_CONNECT):

@@ -1,8 +1,8 @@
 """Probes of suspect pods, to find out whether they still exist.
 
-If a pod's lease has ended, the pod may be dead, or etcd may only have stalled. Calls find out, but a model without
-calls would stay in the view forever. The agent of each suspect pod is therefore asked every few seconds; if it does not
-answer, or is another incarnation, the pod is removed from the view with its copies.
+If a pod's lease has ended, the pod may be dead, or etcd may have stalled. Calls find out, but a model without calls
+would stay in the view forever. So the prober asks the agent of each suspect pod every few seconds. If the agent does
+not answer, or belongs to another incarnation, the pod and its copies are removed from the view.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Prober:
         self._probing: set[str] = set()
 
     def look(self) -> None:
-        """Probes the suspect pods that are not being probed already. Call it every second or so."""
+        """Starts a probe of each suspect pod that is not being probed already. Call this about once a second."""
         for pod in self._view.pods.values():
             if pod.suspect and pod.name not in self._probing:
                 self._probing.add(pod.name)

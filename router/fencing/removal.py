@@ -1,8 +1,8 @@
-"""The removal of many registrations in few transactions.
+"""Removal of many registrations in few transactions.
 
-Most registered models have no copies. Such ones are deleted together, many in one transaction, which demands that
-nothing about them has changed since they were read. All others, and all models of a batch that did change, are removed
-one by one (`withdrawal`).
+Most registered models have no copies. These are deleted together, many in one transaction, which succeeds only if none
+of them has changed since it was read. All other models are removed one by one (`withdrawal`), as is every model of a
+batch whose transaction failed.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ Outcome = str | MeshError | None
 
 
 class Removal:
-    """The remover of one worker."""
+    """The bulk removal of registrations by one worker."""
 
     def __init__(self, *, etcd: Etcd, keys: Keys, registry: Registry, withdrawal: Withdrawal) -> None:
         self._etcd = etcd
@@ -65,7 +65,8 @@ class Removal:
         await asyncio.gather(*(self._alone(model_id, outcomes) for model_id in left))
 
     async def _together(self, ids: Sequence[str], outcomes: dict[str, Outcome]) -> list[str]:
-        """Deletes the registrations of models without copies in one transaction. Returns the models to remove alone."""
+        """Deletes the registrations of models without copies in one transaction. Returns the models that must be
+        removed one by one."""
         keys = self._keys
         gets = [*census(keys)]
         for model_id in ids:

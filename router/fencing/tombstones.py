@@ -1,19 +1,20 @@
-"""Tombstones: unregistered models that pods may still answer for, the pods, and the end of the wait for them.
+"""Tombstones: unregistered models that pods may still answer for, and how the wait for these pods ends.
 
-Unregistering leaves a tombstone if there is a copy or an open life (`mesh.schema.lives`), and registering the id again
-with other attributes waits until the tombstone is gone. It is removed once no pod is left that may answer:
+Unregistering a model leaves a tombstone if there is a copy of it, or an open life (`mesh.schema.lives`). Until the
+tombstone is gone, the id cannot be registered again with other attributes. It is removed once no pod may answer for the
+model:
 
-- a published pod has released its copy once the copy's key is removed;
-- a pod that is not published, but whose life is open, may not answer if it has never held the model, as etcd's history
-  shows, or if its agent has just confirmed that the copy is unloaded. Otherwise its life must be closed first
+- a published pod has released its copy when the copy's key is removed;
+- a pod that is not published, but whose life is open, cannot answer if etcd's history shows that it did not hold the
+  model, or if its agent has just confirmed that the copy is unloaded. Otherwise its life must be closed first
   (`closing`).
 
-Lives are read after copies, never before. That is enough: no pod can claim the id while it is not registered, and a
-pod's life is only seen open once its keys are removed, so the copies that it held a moment ago were seen too.
+Lives are read after copies, never before. That order is enough: no pod can claim an id that is not registered, and a
+life only appears open once the pod's keys are removed, so the earlier read has seen the pod's copies.
 
-When a node is lost with thousands of models, thousands of tombstones wait for one life. The leader therefore reads many
-tombstones in one transaction, lives are read once for all concurrent readers, and the answers of etcd's history and of
-the agents are remembered for as long as the life is open.
+When a node with thousands of models is lost, thousands of tombstones wait for one life. So the leader reads many
+tombstones in one transaction, concurrent readers share one read of the lives, and what etcd's history and the agents
+say is remembered for as long as the life is open.
 """
 
 import asyncio
@@ -62,7 +63,7 @@ _SILENT = 2.0  # seconds for which an agent that has not answered is not asked a
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """One life without presence."""
+    """An open life: one without presence."""
 
     pod: str
     incarnation: str
@@ -78,8 +79,8 @@ class Holder:
     open: Open | None  # None: the pod is published, and its copy's key exists
 
     def left(self, reregister_after: float | None) -> float | None:
-        """Returns the seconds until the wait for this pod ends, or None if the wait has no limit or the pod will
-        withdraw its copy soon."""
+        """Returns the seconds until the wait for this pod ends. Returns None if the wait has no limit, or if the pod is
+        published and will withdraw its copy soon."""
         if self.open is None or reregister_after is None:
             return None
         return max(0.0, reregister_after - self.open.life.open_seconds)
@@ -87,7 +88,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class _ReadTombstone:
-    """One tombstone as read."""
+    """One tombstone as read from etcd."""
 
     model_id: str
     revision: int  # of the tombstone: distinguishes two unregistrations of one id
@@ -96,14 +97,14 @@ class _ReadTombstone:
 
 @dataclass(slots=True)
 class _Known:
-    """The facts about one open life, kept while it is open."""
+    """Facts about one life, kept while it is open."""
 
     held: dict[str, bool]  # whether it had the model's key when its presence ended, by etcd's history
     gone: set[tuple[str, int]]  # models its agent confirmed as unloaded, with their tombstones' revisions
 
 
 class Tombstones:
-    """Resolution of tombstones. All methods raise EtcdError if etcd does not answer."""
+    """Checks and removal of tombstones. All methods raise EtcdError if etcd does not answer."""
 
     def __init__(self, etcd: Etcd, keys: Keys, agents: Agent) -> None:
         self._etcd = etcd
@@ -117,7 +118,7 @@ class Tombstones:
         self._next: asyncio.Task[list[Open]] | None = None  # the next one, which has not begun yet
 
     async def open_lives(self) -> list[Open]:
-        """Returns the lives without presence. The read begins after this call, and serves all callers until then."""
+        """Returns the open lives, by a read that begins after this call. Concurrent callers share the read."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._read_after(self._reading), name="read lives")
             self._next.add_done_callback(
@@ -159,7 +160,7 @@ class Tombstones:
         return result
 
     async def forget(self, pod: str) -> list[str]:
-        """Closes the open lives of a pod, which ends the wait for it. Returns their incarnations."""
+        """Closes the open lives of a pod, so registrations no longer wait for it. Returns the incarnations."""
         forgotten = []
         for life in await self.open_lives():
             if life.pod == pod and await self.close(life):
@@ -177,14 +178,14 @@ class Tombstones:
         return (await self._etcd.txn(unchanged, [delete_op(key)])).succeeded
 
     async def resolve(self, model_id: str) -> list[Holder]:
-        """Returns the pods that may still answer for the model; removes its tombstone if there are none."""
+        """Returns the pods that may still answer for the model. Removes its tombstone if there are none."""
         standing, present = await self._look([model_id])
         lives = [] if present or not standing else await self.open_lives()
         await self._recall(lives, standing)
         return [holder for tombstone in standing for holder in await self._judge(tombstone, lives)]
 
     async def sweep(self, model_ids: Iterable[str]) -> None:
-        """Removes the tombstones of those models that no pod may answer for."""
+        """Removes the tombstones of models that no pod may answer for any longer."""
         waiting = list(model_ids)
         standing: list[_ReadTombstone] = []
         present = True
@@ -198,7 +199,8 @@ class Tombstones:
             await asyncio.gather(*(self._judge(tombstone, lives) for tombstone in standing[start : start + AT_ONCE]))
 
     async def _look(self, model_ids: Sequence[str]) -> tuple[list[_ReadTombstone], bool]:
-        """Reads the tombstones of those models. Returns them, and whether each life has presence at that revision."""
+        """Reads the tombstones of the given models. Returns them, and whether each life has presence at that
+        revision."""
         reads = census(self._keys)
         for model_id in model_ids:
             tombstone = self._keys.tombstone(model_id)
@@ -212,7 +214,7 @@ class Tombstones:
         return standing, all_present(found[:2])
 
     async def _judge(self, tombstone: _ReadTombstone, lives: Sequence[Open]) -> list[Holder]:
-        """Returns the pods that may answer for the model; removes its tombstone if there are none."""
+        """Returns the pods that may answer for the model of a tombstone. Removes the tombstone if there are none."""
         holders = [Holder(pod, None) for pod in tombstone.holders]
         # Lives share one task: usually only one pod of many has held the model.
         may = [life for life in lives if self._may_hold(life, tombstone)]
@@ -228,12 +230,12 @@ class Tombstones:
         return holders
 
     def _may_hold(self, life: Open, tombstone: _ReadTombstone) -> bool:
-        """Returns whether that incarnation may answer for the model, as far as etcd's history and its agent say."""
+        """Returns whether the incarnation may answer for the model, according to etcd's history and its agent."""
         known = self._known_of(life)
         return known.held.get(tombstone.model_id, True) and (tombstone.model_id, tombstone.revision) not in known.gone
 
     async def _recall(self, lives: Sequence[Open], standing: Sequence[_ReadTombstone]) -> None:
-        """Reads from etcd's history which of those models the pods held, unless it is known already."""
+        """Reads from etcd's history which of the models the pods held, unless this is known already."""
 
         async def recall(life: Open) -> None:
             known = self._known_of(life)
@@ -246,7 +248,8 @@ class Tombstones:
         await asyncio.gather(*(recall(life) for life in lives))
 
     async def _held(self, life: Open, model_ids: Sequence[str]) -> Sequence[bool]:
-        """Returns for each model whether the pod had its key when its presence ended. Lost history counts as a yes."""
+        """Returns for each model whether the pod had the copy's key when its presence ended. If that history is lost,
+        the answer is yes."""
         before = life.life.ended_revision - 1
         if before <= 0:
             return [True] * len(model_ids)  # what it held then is unknown
@@ -265,8 +268,8 @@ class Tombstones:
         return self._known.setdefault((life.pod, life.incarnation, life.life.ended_revision), _Known({}, set()))
 
     async def _unloaded(self, life: Open, model_id: str) -> bool:
-        """Has the pod's agent unload the copy: routers may reach an agent that does not reach etcd. Returns whether it
-        did."""
+        """Asks the pod's agent to unload the copy, because a router may reach an agent that cannot reach etcd. Returns
+        whether the agent unloaded it."""
         loop = asyncio.get_running_loop()
         who = (life.pod, life.incarnation)
         if loop.time() < self._silent.get(who, 0.0):
@@ -290,7 +293,7 @@ class Tombstones:
 
 
 def waits(model_id: str, holders: list[Holder], reregister_after: float | None) -> MeshError:
-    """Returns the error for a registration that must wait until no pod can answer for the former one."""
+    """Returns the error for a registration that must wait until no pod can answer for the id's former registration."""
     told, left = [], []
     for holder in holders[:3]:
         seconds = holder.left(reregister_after)

@@ -1,12 +1,12 @@
-"""Verification of a copy against its model's record, for pods that cannot prove by themselves that they may answer.
+"""Verification of a copy against its model's record, for pods that cannot prove on their own that they may answer.
 
-A pod that has lost etcd, or has just come back, answers a call only if its router says that the model's record is
-unchanged, or that it could not read it (`placement.fence`). The router also verifies before the first try if the copy's
-pod has disappeared from etcd without notice, or if servers have died in calls of the model.
+A pod that has lost etcd, or has just come back, answers a call only if the router states that the model's record is
+unchanged, or that it could not read the record (`placement.fence`). The router also verifies before the first try if
+the copy's pod has disappeared from etcd without notice, or if servers have died in calls of the model.
 
-All calls of a model share a read, and one that began less than a second ago is recent enough. That is safe because
-registering an id again waits for the pods that may still hold its former registration. One probe in the background
-finds out whether etcd is available, so that calls need not each wait for it. How old the router's own view is does not
+All calls of a model share a read, and a read that began less than a second ago is recent enough. This is safe because
+registering an id again waits for the pods that may still hold its former registration. A single background probe finds
+out whether etcd is available again, so calls need not wait for it one by one. The age of the router's own view does not
 matter.
 """
 
@@ -50,7 +50,7 @@ class Verifier:
     def __init__(
         self, registry: Registry, view: View, *, timeout: float, reach: Callable[[float], Awaitable[object]]
     ) -> None:
-        """Stores its parts. `timeout` is that of one read, in seconds; `reach` takes one of its own, in seconds."""
+        """Stores the arguments. `timeout` bounds one read, in seconds. `reach` takes a timeout in seconds."""
         self._registry = registry
         self._view = view
         self._timeout = timeout
@@ -65,7 +65,8 @@ class Verifier:
         return self._away
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may state about the record without a read; NOTHING if one is needed."""
+        """Returns what a call to the copy may state about the record without reading it, or NOTHING if it must be
+        read."""
         if self._away:
             return AWAY
         return VERIFIED if self._loop.time() - copy.verified_at < FRESH else NOTHING
@@ -73,8 +74,8 @@ class Verifier:
     async def verify(self, copy: Copy, *, insist: bool = False) -> Said:
         """Reads the record. Returns NOTHING if the copy's registration is deleted, and removes the copy from the view.
 
-        `insist`: the pod does not accept "etcd is away" as an answer. Raises MeshError: QUARANTINED, INTERNAL for a
-        record that cannot be read, and with `insist` REGISTRY_AWAY.
+        With `insist`, keeps trying while etcd is unavailable, because the pod demands a verified call. Raises
+        MeshError: QUARANTINED, INTERNAL for a record that cannot be decoded, and with `insist` REGISTRY_AWAY.
         """
         deadline = self._loop.time() + PATIENCE
         while insist or not self._away:
@@ -128,8 +129,8 @@ class Verifier:
 
 
 def _current(copy: CopyRecord, registration: Registration) -> bool:
-    """Returns whether the copy is of that registration, and of content that is not known to be replaced: a reloaded
-    model's record has a digest once the new content is loaded in some pod."""
+    """Returns whether the copy belongs to that registration, and its content is not known to be replaced. The record of
+    a reloaded model names a digest once some pod has loaded the new content."""
     record = registration.record
     if registration.created != copy.create_revision:
         return False

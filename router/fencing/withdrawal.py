@@ -1,7 +1,7 @@
 """The removal of registrations from etcd, and of their copies from pods.
 
-If pods may still answer for a model after it was unregistered (pods with a copy, pods that are cut off), a tombstone is
-left; usually there are no such pods. `router.fencing.tombstones` removes the tombstone when no pod may answer.
+Pods with a copy, and pods that are cut off, may still answer for a model after it was unregistered. If there are any,
+which is rare, a tombstone is left. `router.fencing.tombstones` removes it when no pod may answer.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ def changed_all_the_time(model_id: str) -> MeshError:
 
 
 class Withdrawal:
-    """The withdrawals of one worker. `wait`: seconds that agents have for unloading."""
+    """The withdrawals of one worker. Agents have `wait` seconds to unload a copy."""
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class Withdrawal:
         self._wait = wait
 
     async def unregister(self, model_id: str) -> bool:
-        """Deletes a registration and has its copies withdrawn; returns whether there was one. Raises PRECONDITION,
-        REGISTRY_AWAY."""
+        """Deletes a registration and has its copies withdrawn. Returns False if there was no registration. Raises
+        PRECONDITION, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         tombstone = self._keys.tombstone(model_id)
         for _ in range(ROUNDS):
@@ -101,12 +101,12 @@ class Withdrawal:
         raise changed_all_the_time(model_id)
 
     def idle(self, model_id: str) -> bool:
-        """Returns whether no copy of the model is known here, not even one in a suspect pod."""
+        """Returns whether this router knows no copy of the model, not even in a suspect pod."""
         return not self._view.known(model_id)
 
     async def withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str, *, created: int = 0) -> None:
-        """Tells all agents that have copies to unload them, and waits for that, up to a limit. `created`: only copies
-        of the registration of that create revision; 0: of any."""
+        """Tells all agents with copies of the model to unload them, and waits for this up to a limit. `created`
+        restricts this to copies of the registration with that create revision, unless it is 0."""
         pods = set(self.pods_of(lingering))
         pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspect pods have no keys
 
@@ -127,6 +127,6 @@ class Withdrawal:
         await asyncio.gather(*(unload(name) for name in pods))
 
     def pods_of(self, lingering: Sequence[KeyValue]) -> list[str]:
-        """Returns the pods whose copies those are."""
+        """Returns the pods that hold the given copies."""
         pods = (self._keys.copy_of(kv.key)[1] for kv in lingering)
         return [pod for pod in pods if pod != TOMBSTONE]
