@@ -1,10 +1,10 @@
-"""The shared fixtures, which tests/support/fixtures.py describes, and settings of all tests.
+"""The shared fixtures, from tests/support/fixtures.py, and settings of all tests.
 
-Tests start hundreds of processes. Each of them would compile 150 modules without stored bytecode, which takes a quarter
-of its start, so bytecode is stored here.
+Tests start hundreds of processes. Without stored bytecode each would compile 150 modules, a quarter of its start time.
+This module therefore has bytecode stored.
 
-Hypothesis searches other examples in each run of a developer, and more of them with `HYPOTHESIS_EXAMPLES=5000`. CI
-takes the same examples every time, so that no change is judged by a chance find in somebody else's code.
+Hypothesis tries different examples in each run on a developer's machine, and more with `HYPOTHESIS_EXAMPLES=5000`. CI
+always uses the same examples, so a change never fails for a chance find in unrelated code.
 """
 
 import os
@@ -37,5 +37,5 @@ LONG = tuple(Path(__file__).parent / name for name in ("system", "chaos"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest tests first, so that two test processes end together."""
+    """Runs the longest tests first, so that parallel test processes end at about the same time."""
     items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in LONG))

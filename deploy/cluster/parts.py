@@ -54,7 +54,7 @@ def tail(name: str) -> str:
 
 
 def is_part(argv: Sequence[str], bin_folder: Path = layout.BIN) -> bool:
-    """Returns whether a process with this command line is a part of the cluster whose programs are in `folder`.
+    """Returns whether a process with this command line is a part of the cluster whose programs are in `bin_folder`.
 
     kubectl is not a part, because people run it themselves.
     """

@@ -1,4 +1,4 @@
-"""A fake of the REST interface on a thread of its own, and a way to run the command line against it."""
+"""Fixtures for tests of the command line: a fake REST interface that runs in a thread, and a way to run commands."""
 
 import asyncio
 import json
@@ -16,13 +16,13 @@ from mesh.cli.app import build
 
 
 def failure(http: int, reason: str, text: str, **more: Any) -> web.Response:
-    """Returns an error as the mesh answers it."""
+    """Returns an error in the mesh's format."""
     return web.json_response({"error": text, "reason": reason, "code": 0, "details": {}, **more}, status=http)
 
 
 @dataclass
 class FakeMesh:
-    """A fake with registered models in a dictionary, whose answers can be replaced by path."""
+    """A fake mesh whose models are in a dictionary. Its answers can be replaced by path."""
 
     endpoint: str = ""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class FakeMesh:
 
 @pytest.fixture
 def mesh() -> Iterator[FakeMesh]:
-    """The fake mesh, listening."""
+    """A fake mesh that listens."""
     fake = FakeMesh()
     loop = asyncio.new_event_loop()
     started = threading.Event()
@@ -158,7 +158,7 @@ def mesh() -> Iterator[FakeMesh]:
 
 @pytest.fixture
 def run(mesh, monkeypatch):
-    """Runs `mesh ARGS...` against the fake; the result has exit_code, stdout, stderr."""
+    """Runs `mesh ARGS...` against the fake mesh. The result has `exit_code`, `stdout` and `stderr`."""
     monkeypatch.setenv("MESH_ENDPOINT", mesh.endpoint)
     monkeypatch.delenv("MESH_GRPC_ENDPOINT", raising=False)
     app = build()

@@ -19,7 +19,7 @@ FRAUD = "/mesh/v1/aliases/fraud"
 
 
 def alias(active="fraud@7", target=None, status=None, **more):
-    """Returns an alias as the mesh answers it."""
+    """Returns an alias in the mesh's format."""
     target = target or active
     return {
         "id": "fraud",
@@ -39,7 +39,7 @@ def alias(active="fraud@7", target=None, status=None, **more):
 
 
 def answers(mesh, path, *documents):
-    """Sets the answers for a path: each document in turn, and then the last one."""
+    """Sets the answers for a path: each document once, in order, then the last one again and again."""
     rest = list(documents)
 
     def answer():
@@ -80,7 +80,7 @@ def sent(mesh, method, path):
     ],
 )
 def test_alias_set_sends_what_is_asked_for(mesh, run, arguments, body):
-    """`mesh alias set` sends targets, weights, header and mirror in the form of REST; ids may contain `=`."""
+    """`mesh alias set` sends targets, weights, header and mirror in REST's format. Ids may contain `=`."""
     mesh.answer(FRAUD, alias())
     result = run("alias", "set", "fraud", *arguments)
     assert result.exit_code == 0, result.stderr
@@ -90,15 +90,16 @@ def test_alias_set_sends_what_is_asked_for(mesh, run, arguments, body):
 
 @pytest.mark.parametrize("arguments", [[], ["a=1", "b"], ["a=1", "a=2"]], ids=["nothing", "no-weight", "twice"])
 def test_alias_set_refuses_half_a_split(mesh, run, arguments):
-    """`mesh alias set` refuses a call without anything to set, a target without a weight, and one named twice."""
+    """`mesh alias set` refuses a call that sets nothing, a target without a weight, and a target that is named
+    twice."""
     result = run("alias", "set", "fraud", *arguments)
     assert result.exit_code == 2
     assert mesh.requests == []
 
 
 def test_a_version_is_registered_and_waited_for(mesh, run):
-    """`mesh register --version` registers the version, says which model gets the calls meanwhile, once for each stage,
-    and ends with the alias that has moved."""
+    """`mesh register --version` registers the version and reports each stage once, with the model that gets the calls
+    meanwhile. At the end it shows the moved alias."""
     moving = alias("fraud@7", "fraud@8")
     answers(mesh, FRAUD, alias(), moving, moving, moving, alias("fraud@8"))
     registered(mesh, "fraud@8")
@@ -112,8 +113,8 @@ def test_a_version_is_registered_and_waited_for(mesh, run):
 
 
 def test_a_registered_model_becomes_the_first_version(mesh, run):
-    """`mesh register --version` of a model that is registered without versions makes that one a version first, so that
-    its calls stay there until the new one is loaded."""
+    """If a model is registered without versions, `mesh register --version` first makes it a version, so it keeps its
+    calls until the new version is loaded."""
     registered(mesh, "fraud", "fraud@8")
     mesh.models["fraud"]["path"] = "/models/fraud/3/model.onnx"
     answers(mesh, FRAUD, missing, alias("fraud"), alias("fraud@8"))
@@ -126,7 +127,8 @@ def test_a_registered_model_becomes_the_first_version(mesh, run):
 
 
 def test_the_version_of_a_registered_model_is_not_given_away(mesh, run):
-    """`mesh register --version` refuses the version that a registered model answers to, and changes nothing."""
+    """`mesh register --version` refuses a version number under which the registered model already answers, and changes
+    nothing."""
     registered(mesh, "fraud")
     answers(mesh, FRAUD, missing)
     result = run("register", "fraud", "/new.onnx", "--version", "1")
@@ -142,7 +144,7 @@ def test_keep_needs_a_version(mesh, run):
 
 
 def test_a_new_alias_whose_model_cannot_be_loaded_is_an_error(mesh, run):
-    """`mesh register --version` ends with the load's error if the first version cannot be loaded."""
+    """`mesh register --version` reports the load's error if an alias's first version cannot be loaded."""
     broken = [{"id": "fraud@8", "status": "LOADING_FAILED", "errors": ["no such file"], "copies": 0}]
     answers(mesh, FRAUD, missing, alias("fraud@8", models=broken))
     mesh.answer("/mesh/v1/models/fraud%408/load", make=lambda: failure(500, "LOAD_FAILED", "no such file"))
@@ -152,7 +154,7 @@ def test_a_new_alias_whose_model_cannot_be_loaded_is_an_error(mesh, run):
 
 
 def test_a_move_whose_target_cannot_be_loaded_says_so(mesh, run):
-    """A command that waits for a move ends with why the target could not be loaded, and how to give the move up."""
+    """A command that waits for a move says why the target could not be loaded, and how to give up the move."""
     failed = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file: /new.onnx")
     answers(mesh, FRAUD, alias("fraud@7", "fraud@8"), failed)
     result = run("alias", "set", "fraud", "fraud@8", "--json")
@@ -163,7 +165,7 @@ def test_a_move_whose_target_cannot_be_loaded_says_so(mesh, run):
 
 
 def test_a_move_that_takes_long_goes_on(mesh, run):
-    """A command whose time is over before the end of the move says that the mesh continues the move."""
+    """A command that times out before a move has ended says that the mesh continues the move."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     result = run("alias", "set", "fraud", "fraud@8", "--timeout", "0.01")
     assert result.exit_code == 6
@@ -172,7 +174,7 @@ def test_a_move_that_takes_long_goes_on(mesh, run):
 
 
 def test_a_move_to_elsewhere_ends_the_wait(mesh, run):
-    """A command ends if another request moves the alias to another model meanwhile."""
+    """A command stops waiting for a move if another request moves the alias to a different model."""
     answers(mesh, FRAUD, alias("fraud@7", "fraud@8"), alias("fraud@7", "fraud@9"))
     result = run("alias", "set", "fraud", "fraud@8")
     assert result.exit_code == 1
@@ -180,7 +182,7 @@ def test_a_move_to_elsewhere_ends_the_wait(mesh, run):
 
 
 async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
-    """Ctrl-C ends the command but not the move, and the command says so."""
+    """Ctrl-C ends the command but not the move, and a message says so."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     argv = ["env", "--default-signal=INT"]  # tests that run in a shell's background ignore it
     argv += [sys.executable, "-P", "-m", "mesh", "-e", mesh.endpoint, "alias", "set", "fraud", "fraud@8"]
@@ -196,7 +198,7 @@ async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
 
 
 def test_rollback_goes_back(mesh, run):
-    """`mesh rollback` asks for the previous version, or the one that it names, and shows the alias."""
+    """`mesh rollback` requests the previous version, or the version that it is given, and shows the alias."""
     mesh.answer(f"{FRAUD}/rollback", alias("fraud@7"))
     result = run("rollback", "fraud")
     assert result.exit_code == 0, result.stderr
@@ -206,7 +208,7 @@ def test_rollback_goes_back(mesh, run):
 
 
 def test_versions_are_listed_with_who_gets_the_calls(mesh, run):
-    """`mesh versions` lists the versions with the status of their models and their share of the calls."""
+    """`mesh versions` lists the versions with the status of their models and their shares of the calls."""
     registered(mesh, "fraud@7")
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     rows = [line.split() for line in run("versions", "fraud").stdout.splitlines()]
@@ -217,8 +219,8 @@ def test_versions_are_listed_with_who_gets_the_calls(mesh, run):
 
 
 def test_versions_of_what_is_no_alias(mesh, run):
-    """`mesh versions` shows the one version of a plain model, says that an alias has none, and ends with 3 for an
-    unknown name."""
+    """`mesh versions` shows a plain model's only version, says that an alias has no versions, and exits with 3 if the
+    name is unknown."""
     answers(mesh, FRAUD, missing)
     assert run("versions", "fraud").exit_code == 3
     registered(mesh, "fraud")
@@ -228,7 +230,7 @@ def test_versions_of_what_is_no_alias(mesh, run):
 
 
 def test_aliases_are_listed_page_by_page(mesh, run):
-    """`mesh alias ls` lists all aliases with splits, mirrors, and moves that are stuck."""
+    """`mesh alias ls` lists all aliases, on any number of pages, with their splits, mirrors and stuck moves."""
     stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file")
     split = alias(id="g", weights={"a": 90, "b": 10}, sticky="x-user", mirror={"target": "c", "share": 5.0})
     answers(mesh, "/mesh/v1/aliases", {"aliases": [stuck], "next": "fraud"}, {"aliases": [split], "next": None})
@@ -244,8 +246,8 @@ def test_aliases_are_listed_page_by_page(mesh, run):
 
 
 def test_an_alias_is_shown_and_deleted(mesh, run):
-    """`mesh alias show` shows a stuck move with its reason and ends with 5; `mesh alias rm` ends with 3 for a missing
-    alias."""
+    """`mesh alias show` shows why a move is stuck and exits with 5. `mesh alias rm` exits with 3 if the alias does not
+    exist."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file"))
     shown = run("alias", "show", "fraud")
     assert shown.exit_code == 5
@@ -258,8 +260,8 @@ def test_an_alias_is_shown_and_deleted(mesh, run):
 
 
 def test_status_and_explain_know_aliases(mesh, run):
-    """`mesh status` and `mesh explain` of an alias show where its calls go and why a move does not go on, and explain
-    its models, also one that is missing."""
+    """For an alias, `mesh status` and `mesh explain` show where its calls go and why a move is stuck. They also explain
+    its models, even a missing one."""
     stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file", mirror={"target": "x", "share": 5.0})
     mesh.answer(FRAUD, stuck)
     mesh.answer(
@@ -292,7 +294,8 @@ def test_status_and_explain_know_aliases(mesh, run):
 
 
 def test_ls_names_the_aliases_of_models(mesh, run):
-    """`mesh ls` has a column of aliases if they name any of the listed models, and says if there are too many."""
+    """`mesh ls` has a column of aliases if any listed model is named by one. It says so if there are too many aliases
+    to show."""
     registered(mesh, "a", "fraud@7")
     assert "ALIASES" not in run("ls").stdout
     mesh.answer("/mesh/v1/aliases", {"aliases": [alias(), alias(id="other")], "next": None})
@@ -310,7 +313,7 @@ def test_ls_names_the_aliases_of_models(mesh, run):
 
 
 def test_top_shows_aliases_by_model():
-    """`mesh top` shows the calls and errors of aliases by model, those with most calls first."""
+    """`mesh top` shows calls and errors of aliases by model, the busiest first."""
     pairs = [{"alias": "f", "model": model, "calls": 10, "errors": 0} for model in ("a", "b", "idle")]
     later = [
         {**one, "calls": calls, "errors": errors}

@@ -1,4 +1,4 @@
-"""Named meshes: precedence, contents of the file, and complete writes."""
+"""Named meshes (contexts): their precedence, the contents of their file, and safe writes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NOBODY = "http://127.0.0.1:9"
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of contexts of this test."""
+    """The file in which this test's contexts are stored."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name in ("MESH_ENDPOINT", "MESH_CONTEXT", "MESH_CA", "MESH_CERT", "MESH_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -31,7 +31,7 @@ def run(*arguments: str):
 
 
 def reached(*arguments: str) -> str:
-    """Returns the endpoint that a command tried: nothing answers at any endpoint here."""
+    """Runs a command, and returns the endpoint that it tried. Nothing answers at any endpoint here."""
     result = run(*arguments)
     assert result.exit_code == 4, result.output
     return result.stderr.partition(" at ")[2].partition(": is the mesh")[0]
@@ -57,7 +57,7 @@ def test_the_file_is_its_owners_alone(file: Path) -> None:
 
 
 def test_what_is_said_comes_before_what_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The endpoint comes from the option, the variable, the context or the default, in this order; --context on the
+    """The endpoint comes from the option, the variable, the context or the default, in this order. --context on the
     command line counts as an option."""
     for name, port in (("one", 11), ("two", 12)):
         run("context", "set", name, "--endpoint", f"http://127.0.0.1:{port}")
@@ -79,7 +79,7 @@ def test_without_contexts_nothing_changes(file: Path) -> None:
 
 
 def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a context are found from any folder, and options override them too."""
+    """Files that a context names are found from any current folder. Options override them."""
     monkeypatch.chdir(tmp_path)
     Path("ca.crt").write_text("no certificate")
     assert run("context", "set", "one", "--endpoint", "https://127.0.0.1:9", "--ca", "ca.crt").exit_code == 0
@@ -107,7 +107,7 @@ def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: py
     ],
 )
 def test_what_cannot_be_is_said(file: Path, arguments: list[str], said: str) -> None:
-    """An invalid context is refused, and nothing is written."""
+    """An invalid context is refused and nothing is written."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_said(file: Path, arguments: list[str], said: str) -> 
     ],
 )
 def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str) -> None:
-    """A broken file of contexts is reported with its fault, and every command leaves it unchanged."""
+    """Every command reports a broken file of contexts with its fault and leaves the file unchanged."""
     file.parent.mkdir(parents=True)
     file.write_text(content)
     for arguments in (["pods"], ["context", "ls"], ["context", "set", "b", "--endpoint", NOBODY]):
@@ -143,7 +143,7 @@ def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str)
 
 
 def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
-    """A file of contexts that is a symbolic link stays one, for users who keep their settings elsewhere."""
+    """If the file of contexts is a symbolic link, it stays one, because some users keep their settings elsewhere."""
     kept = tmp_path / "kept.toml"
     kept.write_text("")
     file.parent.mkdir(parents=True)
@@ -154,7 +154,7 @@ def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without a home, as in containers, has no contexts, and commands work nevertheless."""
+    """Commands work for a user without a home directory, as in containers; such a user has no contexts."""
 
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -166,7 +166,7 @@ def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) 
 
 @given(st.text(st.characters(blacklist_categories=["Cs"])))
 def test_any_path_is_read_as_it_was_written(text: str) -> None:
-    """Any path is read as it was written, including quotes and control characters."""
+    """Every path in a context is read exactly as it was written, even with quotes and control characters."""
     written = contexts.Contexts("a", {"a": contexts.Context(NOBODY, ca=text)})
     found = tomllib.loads(contexts._text(written))["contexts"]["a"]
     assert found.get("ca", "") == text

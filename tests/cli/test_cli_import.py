@@ -19,7 +19,7 @@ def lines(*ids):
 
 
 def test_a_file_is_registered_and_counted(mesh, run, tmp_path):
-    """An import counts existing ids and new ones separately."""
+    """An import counts new ids and existing ones separately."""
     mesh.models["b"] = {}
     source = tmp_path / "models.ndjson"
     source.write_text(lines("a", "b", "c"))
@@ -30,7 +30,7 @@ def test_a_file_is_registered_and_counted(mesh, run, tmp_path):
 
 
 def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, monkeypatch):
-    """Bad lines are reported by their number in the source, regardless of blank lines and chunks, and the others are
+    """Bad lines are reported with their line number in the source, despite blank lines and chunks. All other lines are
     registered."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 2)
     text = lines("a") + "\n" + "not json\n" + lines("b") + '{"no": "id"}\n' + lines("c")
@@ -44,7 +44,7 @@ def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, m
 
 
 def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
-    """An import of many lines takes several requests and sends every line exactly once."""
+    """An import of many lines sends several requests, and each line exactly once."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 100)
     ids = [f"m{number}" for number in range(1050)]
     result = run("import", "-", stdin=lines(*ids))
@@ -54,7 +54,8 @@ def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
 
 
 def test_a_folder_is_registered_by_its_files(mesh, run, tmp_path):
-    """A folder's files are registered with their paths below it as ids, without the suffix; other files are ignored."""
+    """Models in a folder are registered by their files. An id is the path below the folder without the suffix. Other
+    files are ignored."""
     for name in ("a.onnx", "de/b.onnx", "readme.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -75,15 +76,15 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def imported(mesh, run, folder: Path, *, code: int = 0) -> dict[str, str]:
-    """Returns the registered ids, and their paths below the folder."""
+    """Imports a folder, and returns the registered ids with their paths below it."""
     result = run("import", str(folder))
     assert result.exit_code == code, result.stderr
     return {name: str(Path(model["path"]).relative_to(folder)) for name, model in mesh.models.items()}
 
 
 def test_a_model_of_more_than_one_file_is_registered_by_its_folder(mesh, run, tmp_path):
-    """A model with tensors in other files, also below its folder, is registered by its folder; one that merely mentions
-    such files is registered by its file."""
+    """A model with tensors in other files, also below its folder, is registered by its folder. A model that only
+    mentions such files is registered by its file."""
     write(
         tmp_path,
         {
@@ -109,7 +110,7 @@ def test_a_model_of_more_than_one_file_is_registered_by_its_folder(mesh, run, tm
 
 
 def test_the_name_of_external_data_is_found_wherever_it_stands(tmp_path, monkeypatch):
-    """The name of external data is found anywhere in the file, also across two blocks that are read."""
+    """A reference to external data is found anywhere in the file, even across the boundary of two reads."""
     content = models.external_data("w.bin")
     write(tmp_path, {"m.onnx": content, "w.bin": b"1234"})
     for block in range(1, len(content) + 2):
@@ -118,8 +119,9 @@ def test_the_name_of_external_data_is_found_wherever_it_stands(tmp_path, monkeyp
 
 
 def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
-    """Each model of a repository of versions, in Triton's layout, is registered once. The imported folder itself is no
-    model, whatever its folders are called, and neither is a folder of numbers without models."""
+    """Each model of a version repository in Triton's layout is registered once. The imported folder itself is not a
+    model, whatever its subfolders are called. A folder with numbered subfolders but no models in them is not one
+    either."""
     write(
         tmp_path,
         {
@@ -149,8 +151,8 @@ def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
 
 
 def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_so(mesh, run, tmp_path):
-    """An imported folder of versions is a model itself if it has Triton's configuration file; otherwise its folders are
-    models of a collection."""
+    """An imported folder of versions is itself a model if it contains Triton's configuration file. Otherwise its
+    subfolders contain separate models."""
     write(tmp_path, {"dense/1/model.onnx": models.constant(1.0), "dense/config.pbtxt": b""})
     result = run("import", str(tmp_path / "dense"))
     assert result.exit_code == 0
@@ -158,8 +160,8 @@ def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_s
 
 
 def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
-    """Two models in one folder, one with external data, are ambiguous to pods: that one is reported, and the other is
-    registered."""
+    """If two models share a folder and one has external data, pods could not tell them apart. That one is reported and
+    the other is registered."""
     write(tmp_path, {"a.onnx": models.external_data("w"), "w": b"1234", "b.onnx": models.constant(1.0)})
     assert imported(mesh, run, tmp_path, code=1) == {"b": "b.onnx"}
     document = json.loads(run("import", str(tmp_path), "--json").stdout)
@@ -168,7 +170,7 @@ def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
 
 
 def test_what_is_no_model_is_left_alone(mesh, run, tmp_path):
-    """Hidden files, hidden folders and dangling links are ignored; the suffix counts in upper and lower case."""
+    """Hidden files, hidden folders and dangling links are ignored. The suffix may be in upper or lower case."""
     write(tmp_path, {"a.ONNX": b"", "._a.onnx": b"", ".nfs000.onnx": b"", ".git/b.onnx": b"", "c.onnx/readme": b""})
     (tmp_path / "gone.onnx").symlink_to(tmp_path / "nowhere")
     assert imported(mesh, run, tmp_path) == {"a": "a.ONNX"}
@@ -198,7 +200,7 @@ def test_a_manifest_names_files_and_their_folders_follow(mesh, run, tmp_path):
 
 
 def test_a_manifest_lists_its_models(mesh, run, tmp_path):
-    """A manifest lists its models, with files relative to it and their own types and keys."""
+    """A manifest lists models with their own types and keys. Files are relative to the manifest."""
     listed = [{"id": "a", "file": "m/a.onnx", "bytes": 3}, {"id": "b", "path": "s3://b", "type": "x", "key": "k"}]
     (tmp_path / "manifest.json").write_text(json.dumps({"models": listed}))
     assert run("import", str(tmp_path)).exit_code == 0
@@ -212,7 +214,7 @@ def test_a_manifest_lists_its_models(mesh, run, tmp_path):
 
 @pytest.mark.parametrize("source", ["missing", "empty"])
 def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
-    """A missing file, or a folder without models, is wrong usage."""
+    """Importing a missing file, or a folder without models, is wrong usage."""
     (tmp_path / "empty").mkdir()
     result = run("import", str(tmp_path / source))
     assert result.exit_code == 2
@@ -220,7 +222,7 @@ def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
 
 
 def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
-    """An import that breaks off because the mesh ends exits with code 4, and the same command continues it."""
+    """An import exits with code 4 if the mesh goes down meanwhile, and running the same command again continues it."""
 
     async def broken():
         await asyncio.sleep(0)
@@ -233,7 +235,8 @@ def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
 
 
 def test_an_import_whose_registry_goes_away_ends(mesh, run):
-    """An import whose registry becomes unavailable counts what was done, and its exit code says to try again."""
+    """If the registry becomes unavailable, an import reports how many models are done, and its exit code says to try
+    again."""
     away = {"error": {"line": None, "id": None, "reason": "REGISTRY_AWAY", "text": "etcd does not answer"}}
     end = {"finished": False, "done": 1, "created": 1, "existing": 0, "failed": 0}
     mesh.answer("/mesh/v1/models:import", make=lambda: web.Response(text=json.dumps(away) + "\n" + json.dumps(end)))
@@ -243,14 +246,14 @@ def test_an_import_whose_registry_goes_away_ends(mesh, run):
 
 
 def test_an_answer_without_an_end_is_a_failure(mesh, run):
-    """An answer that is cut off is a failure: lines of unknown outcome are not counted as done."""
+    """A truncated answer is a failure: lines whose outcome is unknown are not counted as done."""
     mesh.answer("/mesh/v1/models:import", {"done": 1, "created": 1})
     assert run("import", "-", stdin=lines("a")).exit_code == 1
 
 
 @given(st.lists(st.binary(max_size=40), max_size=60), st.integers(1, 7), st.integers(1, 100))
 def test_chunks_hold_every_line_once_in_order(source, most_lines, most_bytes):
-    """Chunks of any limits contain every line once, in order, with its number, and none is too large."""
+    """Whatever the limits, chunks contain every line once, in order and with its number, and no chunk is too large."""
     before = bulk.CHUNK_LINES, bulk.CHUNK_BYTES
     bulk.CHUNK_LINES, bulk.CHUNK_BYTES = most_lines, most_bytes
     try:

@@ -1,4 +1,4 @@
-"""Calls of a model from the command line, over REST and over gRPC."""
+"""Inference from the command line, over REST and over gRPC."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ METADATA = {"name": "a", "inputs": [{"name": "X", "datatype": "FP32", "shape": [
 
 
 class Service(grpc.GenericRpcHandler):
-    """A V2 service over gRPC that answers with the sum of each row and refuses the model `bad`."""
+    """A V2 service over gRPC that answers with the sum of each row and refuses calls of the model `bad`."""
 
     def __init__(self):
         self.requests = []
@@ -70,8 +70,8 @@ def infer(run, service):
 
 
 def test_an_input_is_made_up_from_the_metadata(infer, service):
-    """`mesh infer` makes up a random input from the metadata, the same for the same seed; --rows sets the variable
-    dimension."""
+    """`mesh infer` makes a random input from the metadata, which is the same for the same seed. --rows sets the
+    variable dimension."""
     results = [infer("a", "--rows", "2", "--seed", seed, "--json") for seed in ("1", "1", "2")]
     assert [result.exit_code for result in results] == [0, 0, 0], results[0].stderr
     first, again, other = [json.loads(result.stdout)["outputs"] for result in results]
@@ -82,7 +82,7 @@ def test_an_input_is_made_up_from_the_metadata(infer, service):
 
 
 def test_zeros_and_shapes(infer, service):
-    """--zeros and --shape change the generated input."""
+    """--zeros and --shape change the input that `mesh infer` makes."""
     assert infer("a", "--zeros", "--shape", "X=4,3").exit_code == 0
     assert not any(service.requests[-1].raw_input_contents[0])
     assert list(service.requests[-1].inputs[0].shape) == [4, 3]
@@ -90,7 +90,7 @@ def test_zeros_and_shapes(infer, service):
 
 
 def test_an_npy_file_is_sent_as_it_is(infer, service, tmp_path):
-    """An npy file is sent unchanged, also in column order or big-endian."""
+    """An .npy file is sent with the same values, even if it is in column order or big-endian."""
     array = np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3))
     np.save(tmp_path / "x.npy", array)
     result = infer("a", "--npy", f"X={tmp_path / 'x.npy'}", "--json")
@@ -100,7 +100,7 @@ def test_an_npy_file_is_sent_as_it_is(infer, service, tmp_path):
 
 @pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
 def test_a_json_request_is_sent_either_way(infer, service, mesh, tmp_path, rest):
-    """One JSON request file can be sent over REST and over gRPC."""
+    """The same JSON request file can be sent over REST and over gRPC."""
     tensor = {"name": "X", "datatype": "FP32", "shape": [1, 3], "data": [[1, 2, 3]]}
     (tmp_path / "r.json").write_text(json.dumps({"inputs": [tensor], "outputs": [{"name": "sum"}]}))
     mesh.answer(
@@ -116,7 +116,7 @@ def test_a_json_request_is_sent_either_way(infer, service, mesh, tmp_path, rest)
 
 
 def test_over_rest_the_metadata_come_from_rest(mesh, run):
-    """Over REST the metadata come from REST, without any gRPC."""
+    """Over REST the model's metadata are read over REST too, so gRPC is not needed."""
     mesh.answer("/v2/models/a", METADATA)
     mesh.answer(
         "/v2/models/a/infer", {"outputs": [{"name": "word", "datatype": "BYTES", "shape": [1], "data": ["[yes]"]}]}
@@ -127,7 +127,7 @@ def test_over_rest_the_metadata_come_from_rest(mesh, run):
 
 
 def test_the_meshs_reason_and_the_models_own_words(infer):
-    """A refusal of the mesh has its exit code, and the model's own error is shown unchanged."""
+    """If the mesh refuses a call, the exit code tells the reason. A model's own error is shown unchanged."""
     refused = infer("bad")
     assert refused.exit_code == 6
     assert "no room now" in refused.stderr
@@ -141,7 +141,7 @@ def test_the_meshs_reason_and_the_models_own_words(infer):
 
 
 def test_where_no_grpc_answers(run):
-    """If no gRPC server answers, the exit code is 4 and the text says what to do, as for REST."""
+    """If no gRPC server answers, the exit code is 4 and the error says what to do, as for REST."""
     result = run("infer", "a", "--grpc-endpoint", "127.0.0.1:9")
     assert result.exit_code == 4
     assert "mesh up" in result.stderr
@@ -161,7 +161,7 @@ def test_where_no_grpc_answers(run):
     ],
 )
 def test_wrong_inputs_are_wrong_usage(infer, arguments):
-    """Wrong inputs are wrong usage: exit code 2 and a text, never a traceback."""
+    """A wrong input is wrong usage: exit code 2 and an error text, never a traceback."""
     result = infer("a", *arguments, stdin="{}")
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
@@ -179,7 +179,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS)
 def test_every_datatype_passes_json_and_grpc(array):
-    """Every datatype keeps its values in a round trip through JSON and gRPC."""
+    """Values of every datatype survive a round trip through JSON and gRPC."""
     name, back = tensors.from_json(json.loads(json.dumps(tensors.to_json("x", array))))
     expected = [tensors._bytes(v) for v in array.reshape(-1)] if array.dtype == object else array.reshape(-1).tolist()
     assert (name, back.reshape(-1).tolist(), back.shape) == ("x", expected, array.shape)
@@ -190,7 +190,7 @@ def test_every_datatype_passes_json_and_grpc(array):
 
 
 def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
-    """Datatypes without a JSON form are sent as binary data over REST, each tensor with its part after the JSON."""
+    """Over REST, tensors whose datatype JSON cannot express are sent as binary data after the JSON."""
     halves, brains = np.array([1.5, -2], np.float16), np.array([(0x3FC0,), (0xC000,)], tensors.BF16)
     sent = [tensors.to_rest(name, array) for name, array in (("h", halves), ("b", brains))]
     assert [shown["parameters"] for shown, _ in sent] == [{"binary_data_size": 4}] * 2
@@ -202,7 +202,7 @@ def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
 
 
 def test_typed_contents_are_understood():
-    """Typed contents of an answer are understood, because servers may use either form."""
+    """Answers with typed contents are understood, because servers may use typed or raw contents."""
     answer = v2.ModelInferResponse()
     output = answer.outputs.add(name="x", datatype="INT64", shape=[2, 1])
     output.contents.int64_contents.extend([5, -6])
@@ -221,7 +221,7 @@ def test_typed_contents_are_understood():
     ids=["empty", "datatype", "shape", "range", "text"],
 )
 def test_a_bad_tensor_is_refused_with_a_text(tensor):
-    """A bad tensor is refused with a text, as the user's mistake."""
+    """A bad tensor is refused with an error text, as a mistake of the user."""
     with pytest.raises(CommandError) as caught:
         tensors.from_json(tensor)
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""`mesh set` and `mesh settings`: requests, output, and wrong usage."""
+"""`mesh set` and `mesh settings`: their requests, their output, and wrong usage."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def test_set_sends_what_was_said_and_nothing_else(run, mesh):
-    """`mesh set` sends only the limits that were given; `none` removes one."""
+    """`mesh set` sends only the limits that are given. `none` removes a limit."""
     mesh.models["a"] = {"type": "t", "path": "/m", "key": ""}
     mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"min_copies": 2, "max_copies": 4, "pinned": True})
     result = run("set", "a", "--min", "2", "--max", "none", "--pinned", "yes")
@@ -23,7 +23,7 @@ def test_what_cannot_be_set(run, mesh, words):
 
 
 def test_settings_are_shown_set_and_cleared(run, mesh, tmp_path):
-    """Settings are shown, set and cleared from the command line or from a file."""
+    """Settings can be shown, set and cleared, from arguments or from a file."""
     mesh.answer("/mesh/v1/settings", {"settings": {"type_limits": '{"a": {"max": 1}}', "type_constraints": ""}})
     mesh.answer("/mesh/v1/settings/type_limits", {"name": "type_limits", "value": ""})
     assert '{"a": {"max": 1}}' in run("settings").stdout

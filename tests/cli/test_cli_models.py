@@ -1,4 +1,4 @@
-"""Registration, lists, status and loads of models from the command line."""
+"""Registering, listing and loading models from the command line, and showing their status."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ def register(mesh, *models):
 
 
 def test_register_sends_the_model_and_shows_its_status(mesh, run):
-    """`mesh register` sends the model with its id percent-encoded, slashes included, and shows the answer."""
+    """`mesh register` sends a model, its id percent-encoded including slashes, and shows the answer."""
     result = run("register", "fraud/de ä", "/models/a.onnx", "--key", '{"storage_key": "x"}', "--load", "--wait")
     assert result.exit_code == 0, result.stderr
     method, path, body = mesh.requests[-1]
@@ -32,8 +32,8 @@ def test_register_sends_the_model_and_shows_its_status(mesh, run):
 
 
 def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
-    """`mesh register` makes the path of a local file absolute, because a pod has another current folder; any other path
-    is sent unchanged."""
+    """`mesh register` makes the path of a local file absolute, because pods have another current folder. Other paths
+    are sent unchanged."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.onnx").touch()
     run("register", "a", "m.onnx")
@@ -48,14 +48,14 @@ def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])
 def test_a_bad_key_is_wrong_usage(mesh, run, key):
-    """A bad key is wrong usage, and nothing is sent."""
+    """A bad key is wrong usage and nothing is sent."""
     result = run("register", "a", "/a", "--key", key)
     assert result.exit_code == 2
     assert not mesh.requests
 
 
 def test_register_with_wait_fails_where_the_load_failed(mesh, run):
-    """`mesh register --wait` exits with an error if the load failed; the model stays registered."""
+    """`mesh register --wait` exits with an error if the load fails. The model stays registered."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {"status": "LOADING_FAILED", "errors": ["no such file: /a"]}
     mesh.answer("/mesh/v1/models/a", status)
@@ -78,7 +78,8 @@ def test_register_with_wait_fails_where_the_load_failed(mesh, run):
     ],
 )
 def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
-    """Each reason has its exit code, with the text on standard error, or with --json on standard output."""
+    """Each reason for an error has its own exit code. The text is on standard error, or with --json on standard
+    output."""
     mesh.answer("/mesh/v1/models/a", make=lambda: failure(http, reason, "because [of] this", retry_after=2.5))
     result = run("status", "a")
     assert result.exit_code == code
@@ -89,8 +90,8 @@ def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
 
 
 def test_unregister_says_which_were_not_there(mesh, run):
-    """`mesh unregister` names the models that were not registered and unregisters the others; with --missing-ok a
-    missing one is no failure."""
+    """`mesh unregister` names models that were not registered and unregisters the others. With --missing-ok a missing
+    model is not a failure."""
     register(mesh, "a")
     result = run("unregister", "a", "b")
     assert result.exit_code == 3
@@ -103,8 +104,8 @@ def test_unregister_says_which_were_not_there(mesh, run):
 
 
 def test_many_are_unregistered_after_they_are_counted(mesh, run, monkeypatch):
-    """`mesh unregister --prefix` and `--all-of-type` count the models that match both, and unregister them with --yes
-    only; those that stay are named, with exit code 1."""
+    """`mesh unregister` with `--prefix` and `--all-of-type` counts the matching models, and unregisters them only with
+    --yes. Models that stay are named, with exit code 1."""
     register(mesh, "a/1", "a/2", "a/3", "b")
     mesh.models["a/3"]["type"] = "other"
     refused = run("unregister", "--prefix", "a/")
@@ -128,15 +129,15 @@ def test_many_are_unregistered_after_they_are_counted(mesh, run, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [[], ["a", "--prefix", "b"]], ids=["nothing", "both"])
 def test_unregister_takes_ids_or_what_they_have_alike(mesh, run, arguments):
-    """`mesh unregister` without ids and options, or with both, is wrong usage."""
+    """`mesh unregister` without ids or options, or with both, is wrong usage."""
     assert run("unregister", *arguments).exit_code == 2
     assert mesh.requests == []
 
 
 @pytest.mark.parametrize("command", ["import", "unregister"])
 def test_batches_wait_for_a_busy_worker(mesh, run, monkeypatch, command):
-    """`mesh import` and `mesh unregister --prefix` send a batch again if a worker has too many under way, and end with
-    its refusal if that lasts."""
+    """`mesh import` and `mesh unregister --prefix` retry a batch if a worker is too busy. If the worker stays busy,
+    they end with its refusal."""
     monkeypatch.setattr("mesh.cli.parallel._PAUSE", 0.0)
     register(mesh, "a")
     path, outcome = ("/mesh/v1/models:" + command), {"import": "created", "unregister": "unregistered"}[command]
@@ -157,7 +158,7 @@ def test_batches_wait_for_a_busy_worker(mesh, run, monkeypatch, command):
 
 
 def test_a_removal_that_breaks_off_says_how_to_go_on(mesh, run):
-    """A removal that breaks off ends with the mesh's error, and the same command continues it."""
+    """If a removal is interrupted by an error of the mesh, running the same command again continues it."""
     register(mesh, "a")
     text = '{"error": {"line": null, "reason": "REGISTRY_AWAY", "text": "etcd is away"}}\n{"finished": false}\n'
     mesh.answer("/mesh/v1/models:unregister", make=lambda: web.Response(text=text))
@@ -167,8 +168,8 @@ def test_a_removal_that_breaks_off_says_how_to_go_on(mesh, run):
 
 
 def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, monkeypatch):
-    """A relative path becomes absolute if the file exists here; otherwise it must be in a store, or it is refused,
-    because a pod has another current folder."""
+    """A relative path becomes absolute if the file exists here. Otherwise it must be a path in a store, because pods
+    have another current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/m.onnx").touch()
@@ -196,8 +197,8 @@ def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, mon
 
 
 def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
-    """`mesh ls` says why a model cannot be loaded in a last column, cut if it is long; without failures the column is
-    missing."""
+    """If a model could not be loaded, `mesh ls` says why in the last column, shortened if necessary. Without failures
+    there is no such column."""
     register(mesh, "a", "b", "c", "d")
     assert "WHY" not in run("ls").stdout
     mesh.models["b"] |= {"errors": ["s3://bucket/b: not found\nreally", "older"], "quarantined": False}
@@ -217,7 +218,7 @@ def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
 
 
 def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
-    """`mesh ls` shows one page and how to list the rest, and a prefix filters."""
+    """`mesh ls` shows one page and says how to list the rest. --prefix filters the models."""
     register(mesh, "a/1", "a/2", "a/3", "b")
     mesh.models["a/1"] |= {"pods": ["pod-2"], "resident": True}
     result = run("ls", "a/", "--limit", "2")
@@ -231,7 +232,7 @@ def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
 
 @pytest.mark.parametrize("count", [0, 1, 2500], ids=["none", "one", "pages"])
 def test_ls_all_lists_every_page(mesh, run, count):
-    """`mesh ls --all` gives one JSON document, whatever the number of pages."""
+    """`mesh ls --all` prints one JSON document, however many pages it reads."""
     ids = [f"model-{number:05d}" for number in range(count)]
     register(mesh, *ids)
     result = run("ls", "--all", "--json")
@@ -241,21 +242,21 @@ def test_ls_all_lists_every_page(mesh, run, count):
 
 
 def test_ids_do_not_move_the_terminal(mesh, run):
-    """Ids, which may be any text, are printed without control characters of the terminal."""
+    """Control characters in ids are not printed, because they would change the terminal."""
     register(mesh, "a\x1b[2Jb")
     assert "a\\x1b[2Jb" in run("ls").stdout
 
 
 def test_nothing_is_cut_in_a_pipe(mesh, run):
-    """Long ids and paths are not cut or wrapped in a pipe."""
+    """Long ids and paths are neither shortened nor wrapped if the output is a pipe."""
     long = "x" * 500
     register(mesh, long)
     assert f"/models/{long}.onnx" in run("ls").stdout
 
 
 def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
-    """`mesh status` shows why a model may not be loaded, with errors, deaths and the way out, and its exit code says so
-    too."""
+    """`mesh status` shows why a model may not be loaded, with errors, server deaths and what to do. The exit code
+    reports it too."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {
         "quarantined": True,
@@ -270,7 +271,8 @@ def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
 
 
 def test_status_shows_how_far_a_pull_is(mesh, run):
-    """`mesh status` shows bytes, total and rate of a pull, as far as they are known, for a copy that is loading."""
+    """For a copy that is being loaded, `mesh status` shows the bytes, total and rate of its pull, as far as they are
+    known."""
     register(mesh, "a")
     for pull, text in (
         ({"bytes": 3 << 20, "of": 1 << 30, "rate": 2 << 20}, "LOADING 3.0 MiB of 1.0 GiB, 2.0 MiB/s"),
@@ -292,7 +294,8 @@ def test_status_shows_how_far_a_pull_is(mesh, run):
     ],
 )
 def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
-    """`mesh status` shows, for a copy that is loading, the number of loads before it and the expected duration."""
+    """For a copy that waits to be loaded, `mesh status` shows how many loads are before it and how long it will
+    probably wait."""
     register(mesh, "a")
     copy = {"pod": "pod-1", "status": "LOADING", "load": load}
     mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"copies": [copy]})
@@ -300,7 +303,8 @@ def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
 
 
 def test_load_waits_unless_told_otherwise(mesh, run):
-    """`mesh load` asks the mesh to wait by `sync` unless told otherwise, and the answer decides the exit code."""
+    """`mesh load` asks the mesh to wait (`sync`) unless an option says otherwise. The answer determines the exit
+    code."""
     register(mesh, "a")
     assert run("load", "a").exit_code == 0
     assert mesh.requests[-1] == ("POST", "/mesh/v1/models/a/load", {"sync": True})
@@ -310,7 +314,7 @@ def test_load_waits_unless_told_otherwise(mesh, run):
 
 
 def test_release_and_explain(mesh, run):
-    """`mesh release` and `mesh explain` print the mesh's sentences unchanged, followed by the ranking."""
+    """`mesh release` and `mesh explain` print the mesh's texts unchanged. `mesh explain` adds the ranking of pods."""
     register(mesh, "a")
     assert "released a" in run("release", "a").stdout
     lines = ["a is in no pod.", "It would go to pod-2 [it has room]."]
@@ -341,7 +345,7 @@ def moving(why: str = "", *, generation: int = 3) -> dict[str, object]:
 
 
 def test_reload_waits_until_all_copies_have_moved(mesh, run):
-    """`mesh reload` asks repeatedly until all copies have moved, and marks the old ones."""
+    """`mesh reload` polls until all copies are replaced, and marks the old ones in its output."""
     looks = iter([moving(), moving(), {**moving(), "reload": None}])
     mesh.answer("/mesh/v1/models/a/reload", moving())
     mesh.answers["/mesh/v1/models/a"] = lambda: web.json_response(next(looks))
@@ -353,8 +357,8 @@ def test_reload_waits_until_all_copies_have_moved(mesh, run):
 
 
 def test_reload_that_is_not_waited_for_and_one_that_does_not_come(mesh, run):
-    """A reload that is not waited for returns at once, and one that fails shows the reason with the exit code of a
-    failed load."""
+    """With --no-wait, a reload returns at once. A reload that fails or takes too long exits with the code for a failed
+    load, and a failure is shown with its reason."""
     mesh.answer("/mesh/v1/models/a/reload", moving())
     assert run("reload", "a", "--no-wait").exit_code == 0
     mesh.answer("/mesh/v1/models/a", moving("pod-1: this is no model"))
@@ -369,7 +373,7 @@ def test_reload_that_is_not_waited_for_and_one_that_does_not_come(mesh, run):
 
 
 def test_where_nothing_answers_it_says_what_to_do(run):
-    """If nothing answers at the endpoint, the exit code is 4 and the text says what to do."""
+    """If nothing answers at the endpoint, the exit code is 4 and the error says what to do."""
     result = run("ls", "--endpoint", "127.0.0.1:9")
     assert result.exit_code == 4
     for text in ("http://127.0.0.1:9", "mesh up", "MESH_ENDPOINT"):
@@ -386,7 +390,7 @@ def test_where_nothing_answers_it_says_what_to_do(run):
     ],
 )
 def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
-    """The answer of another program at the endpoint is not mistaken for the mesh's."""
+    """An answer from another program at the endpoint is reported as not coming from a mesh."""
     mesh.answer("/mesh/v1/pods", make=make)
     result = run("pods")
     assert result.exit_code == 4
@@ -394,7 +398,7 @@ def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
 
 
 def test_an_answer_that_does_not_come_is_given_up(mesh, run):
-    """A command gives up on an answer that does not come, by a timeout of its own."""
+    """A command gives up after --timeout if no answer comes."""
     mesh.answer("/mesh/v1/models/a/load", make=lambda: asyncio.sleep(3600))
     result = run("load", "a", "--timeout", "0.05")
     assert result.exit_code == 4
@@ -403,15 +407,15 @@ def test_an_answer_that_does_not_come_is_given_up(mesh, run):
 
 @pytest.mark.parametrize("endpoint", ["ftp://x", "http://", "http://h:99999", "h:port"])
 def test_a_bad_endpoint_is_wrong_usage(run, endpoint):
-    """A bad endpoint is wrong usage, refused before anything is sent."""
+    """A bad endpoint is wrong usage and nothing is sent."""
     result = run("ls", "--endpoint", endpoint)
     assert result.exit_code == 2
     assert "--endpoint" in result.stderr
 
 
 def test_the_endpoint_may_stand_before_or_behind_the_command(mesh, run, monkeypatch):
-    """The endpoint option may precede or follow the command; the latter overrides the former, and both override the
-    environment."""
+    """The endpoint option may stand before or after the command. The one after the command takes precedence, and both
+    take precedence over the environment."""
     monkeypatch.setenv("MESH_ENDPOINT", "http://127.0.0.1:9")
     assert run("ls").exit_code == 4
     assert run("--endpoint", mesh.endpoint, "ls").exit_code == 0

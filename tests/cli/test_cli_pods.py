@@ -1,4 +1,4 @@
-"""The pods and the live view, from the command line."""
+"""`mesh pods` and `mesh top`, the live view."""
 
 import json
 
@@ -36,7 +36,7 @@ DESCRIBED = {
 
 
 def test_pods_are_listed(mesh, run):
-    """`mesh pods` lists the pods with their memory in use, and marks suspect ones."""
+    """`mesh pods` lists pods with the memory in use, and marks suspect ones."""
     mesh.answer("/mesh/v1/pods", {"pods": [POD, {**POD, "pod": "pod-2", "suspect": True}]})
     result = run("pods")
     assert result.exit_code == 0, result.stderr
@@ -48,7 +48,7 @@ def test_pods_are_listed(mesh, run):
 
 
 def test_one_pod_is_shown_with_what_it_holds(mesh, run):
-    """`mesh pods NAME` shows the pod's live description."""
+    """`mesh pods NAME` shows the pod's live description of itself."""
     mesh.answer("/mesh/v1/pods/pod-1", DESCRIBED)
     result = run("pods", "pod-1")
     assert result.exit_code == 0, result.stderr
@@ -57,7 +57,7 @@ def test_one_pod_is_shown_with_what_it_holds(mesh, run):
 
 
 def test_what_was_never_called_has_no_use(mesh, run):
-    """A copy that was never called shows no last use, although it has an idle time from its load."""
+    """A copy that was never called shows no last use, although its idle time counts from its load."""
     mesh.answer("/mesh/v1/pods", {"pods": [{**POD, "oldest_unused": True, "oldest_idle_ms": 3_600_000}]})
     (line,) = run("pods").stdout.splitlines()[1:]
     assert "not used yet" in line
@@ -74,7 +74,7 @@ def test_what_was_never_called_has_no_use(mesh, run):
 
 
 def test_no_pods_is_said(mesh, run):
-    """A mesh without pods is reported in a sentence, not as an error or an empty table."""
+    """If the mesh has no pods, `mesh pods` says so in a sentence. It prints neither an error nor an empty table."""
     mesh.answer("/mesh/v1/pods", {"pods": []})
     result = run("pods")
     assert result.exit_code == 0
@@ -83,7 +83,7 @@ def test_no_pods_is_said(mesh, run):
 
 @pytest.fixture
 def busy(mesh):
-    """A mesh whose counters grow from sample to sample."""
+    """A mesh whose counters grow between any two samples."""
     counts = iter(range(100))
 
     def stats():
@@ -108,7 +108,7 @@ def busy(mesh):
 
 
 def test_top_shows_one_frame_for_scripts(busy, run):
-    """`mesh top` shows one frame for scripts: numbers in JSON, or a picture without a terminal's control characters."""
+    """For scripts, `mesh top` prints one frame: numbers as JSON, or a picture without control characters."""
     frame = json.loads(run("top", "--once", "--json", "-i", "0.2").stdout)
     assert frame["hit_rate"] == 0.9
     assert 0 < frame["errors_per_second"] < frame["calls_per_second"]
@@ -120,12 +120,12 @@ def test_top_shows_one_frame_for_scripts(busy, run):
 
 
 def test_top_says_where_nothing_answers(run):
-    """`mesh top` reports an endpoint where nothing answers, like any other command."""
+    """`mesh top` reports that nothing answers at the endpoint, like any other command."""
     assert run("top", "--once", "--endpoint", "http://127.0.0.1:9").exit_code == 4
 
 
 def test_top_draws_a_pod_that_does_not_describe_itself(busy, run):
-    """`mesh top` draws a pod that does not describe itself, because a mesh in trouble must still be shown."""
+    """`mesh top` also shows a pod that does not describe itself, because it must work for a mesh in trouble."""
     from tests.cli.conftest import failure
 
     busy.answer("/mesh/v1/pods/pod-1", make=lambda: failure(503, "UNAVAILABLE", "pod-1 does not answer"))
@@ -138,7 +138,7 @@ def sample(at, *, ok=0, failed=0, hits=0, cold=0, calls=None):
 
 
 def test_rates_are_differences_over_time():
-    """Rates are differences over time, here of two samples four seconds apart."""
+    """Rates are differences divided by time, here of two samples that are four seconds apart."""
     before = sample(10.0, ok=100, failed=1, hits=50, cold=50, calls={"a": 10, "b": 5})
     after = sample(14.0, ok=180, failed=5, hits=90, cold=60, calls={"a": 50, "b": 5, "new": 8})
     frame = compare(before, after)
@@ -148,7 +148,7 @@ def test_rates_are_differences_over_time():
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0, 100))
 def test_no_rate_is_ever_negative(one, other, seconds):
-    """No rate is ever negative, although another router may answer the second time, or this one may have restarted."""
+    """Rates are never negative, even if another router answers the second time or the router has restarted."""
     before = sample(0.0, ok=one, failed=other, hits=one, calls={"a": one})
     after = sample(seconds, ok=other, failed=one, hits=other, calls={"a": other})
     frame = compare(before, after)
@@ -175,5 +175,5 @@ def test_durations_read_well(milliseconds, text):
 
 @pytest.mark.parametrize("nothing", [None, -1, "x"])
 def test_what_is_no_duration_is_left_out(nothing):
-    """A value that is no duration, as a mesh of another version may answer, is left out."""
+    """A value that is not a duration, such as one from a mesh of another version, is omitted."""
     assert output.duration(nothing) == ""

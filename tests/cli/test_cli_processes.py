@@ -24,7 +24,7 @@ COMMANDS += ["reload"]
 
 
 def test_every_command_is_there_and_explains_itself():
-    """The help lists every command, and each command of this program shows an example."""
+    """The help lists every command, and the help of each command of this program has an example."""
     text = CliRunner().invoke(build(), ["--help"]).output
     assert [name for name in COMMANDS if name not in text] == []
     assert "Exit codes" in text
@@ -36,8 +36,8 @@ def test_every_command_is_there_and_explains_itself():
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, asyncio.CancelledError])
 def test_an_interrupted_command_ends_with_130(interrupt):
-    """An interrupted command ends with 130 in each form that asyncio gives to an interrupt, including a cancellation
-    before the first step."""
+    """An interrupted command exits with 130, however asyncio reports the interrupt: as KeyboardInterrupt or as a
+    cancellation."""
 
     def command():
         raise interrupt
@@ -59,8 +59,8 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch):
 
 
 def test_help_waits_for_nothing_that_is_slow_to_import():
-    """The help does not import slow modules: each takes a quarter of a second, which only commands that need it should
-    pay for."""
+    """The help does not import slow modules, which take a quarter of a second each. Only commands that need them import
+    them."""
     slow = "grpc", "aiohttp", "cryptography", "numpy"
     code = f"import sys, mesh.cli.app as app; app.build(); print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -71,8 +71,8 @@ def test_help_waits_for_nothing_that_is_slow_to_import():
     ("command", "module"), [("router", "router"), ("runtime", "mesh.runtime"), ("demo", "mesh.demo")]
 )
 def test_other_programs_get_their_arguments_as_they_are(monkeypatch, command, module):
-    """Other programs get their arguments unchanged, --help and unknown options too, because this process becomes that
-    program."""
+    """Arguments of another program reach it unchanged, even --help and unknown options, because this process becomes
+    that program."""
     became = []
     monkeypatch.setattr(processes.os, "execv", lambda path, argv: became.append((path, argv)))
     arguments = ["--help", "--listen", "127.0.0.1:1", "--unknown=x", "-h"]
@@ -81,7 +81,7 @@ def test_other_programs_get_their_arguments_as_they_are(monkeypatch, command, mo
 
 
 def test_an_installation_without_the_demo_says_so(monkeypatch):
-    """An installation without the demo, such as the container image, says so."""
+    """If the demo is not installed, as in the container image, `mesh demo` says so."""
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(build(), ["demo"])
     assert result.exit_code == 1
@@ -90,7 +90,7 @@ def test_an_installation_without_the_demo_says_so(monkeypatch):
 
 @pytest.fixture
 def up(monkeypatch):
-    """Runs `mesh up` without a mesh, and returns the settings that it would start with."""
+    """Runs `mesh up` without starting a mesh, and returns the settings that it would use."""
     started = []
 
     def fake(settings, **how):
@@ -101,7 +101,7 @@ def up(monkeypatch):
 
 
 def test_up_makes_settings_of_its_options(up, tmp_path, monkeypatch):
-    """`mesh up` makes settings of its options, with absolute paths and sizes in bytes."""
+    """`mesh up` turns its options into settings, with absolute paths and sizes in bytes."""
     monkeypatch.chdir(tmp_path)
     result, started = up("--pods", "3", "--capacity", "1.5GiB", "--file-root", "m", "--no-samples", "-qq")
     assert result.exit_code == 0, result.output
@@ -132,7 +132,8 @@ LIMITS = {
 
 
 def test_up_hands_limits_on_to_those_that_have_them(up, tmp_path):
-    """`mesh up` passes limits on under the same names, and only those given, so that the parts' own defaults apply."""
+    """`mesh up` passes limits on under the same names, but only those that are given, so the processes' own defaults
+    apply."""
     result, started = up()
     assert result.exit_code == 0, result.output
     assert (started[-1][0].router_limits, started[-1][0].runtime_limits) == ((), ())
@@ -161,7 +162,7 @@ def test_the_limits_of_up_are_options_of_its_parts():
     ids=lambda arguments: arguments[0],
 )
 def test_up_refuses_wrong_options(up, arguments):
-    """`mesh up` refuses wrong options before anything is started."""
+    """`mesh up` refuses wrong options before it starts anything."""
     result, started = up(*arguments)
     assert result.exit_code == 2
     assert arguments[0] in result.output
@@ -169,7 +170,7 @@ def test_up_refuses_wrong_options(up, arguments):
 
 
 def test_a_mesh_that_cannot_be_up_says_why(monkeypatch):
-    """A mesh that cannot start prints its reason without a traceback, with exit code 1."""
+    """If a mesh cannot start, `mesh up` prints the reason without a traceback and exits with 1."""
 
     def refuse(settings, **how):
         raise processes.CommandError(str(UpError("port 8033 is taken")))
@@ -181,7 +182,7 @@ def test_a_mesh_that_cannot_be_up_says_why(monkeypatch):
 
 
 def test_interrupted_is_130(monkeypatch):
-    """An interrupted `mesh up` ends with 130, as shells expect of a program that Ctrl-C ended."""
+    """An interrupted `mesh up` exits with 130, which shells expect of a program that Ctrl-C has ended."""
 
     def interrupt():
         raise KeyboardInterrupt
@@ -192,7 +193,7 @@ def test_interrupted_is_130(monkeypatch):
 
 
 def test_the_module_runs_as_a_program():
-    """`python -m mesh` works without a script on PATH, and its exit codes reach the shell."""
+    """`python -m mesh` works without a script on PATH, and returns the same exit codes."""
     version = subprocess.run([sys.executable, "-m", "mesh", "version"], capture_output=True, text=True, timeout=30)
     assert (version.returncode, version.stdout.split()[0]) == (0, "mesh")
     wrong = subprocess.run([sys.executable, "-m", "mesh", "nonsense"], capture_output=True, text=True, timeout=30)

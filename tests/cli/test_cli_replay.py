@@ -1,4 +1,4 @@
-"""`mesh replay`: decisions of a pod or from a file, saved and repeated."""
+"""`mesh replay`: decisions from a pod or from a file are saved and repeated."""
 
 import json
 
@@ -9,7 +9,7 @@ QUESTION = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 500
 
 
 def test_a_pods_decisions_are_saved_and_asked_again(run, mesh, tmp_path):
-    """A pod's saved decisions are the same when repeated by the same version, and a changed record shows up as a
+    """The same version repeats a pod's saved decisions without a difference. A changed record is reported as a
     difference."""
     line = render(QUESTION, QUESTION.ask())
     mesh.answer("/mesh/v1/pods/pod-1/decisions", {"decisions": [json.loads(line)]})

@@ -1,4 +1,4 @@
-"""`mesh simulate`: traces from files and generated ones, tables, JSON, pictures, and errors in files."""
+"""`mesh simulate`: traces from files, generated traces, tables, JSON, pictures, and errors in files."""
 
 import json
 
@@ -13,7 +13,8 @@ SMALL = ("--models", "200", "--requests", "2000", "--pods", "2")
 
 
 def test_a_made_trace_shows_each_policy_and_the_bound(run):
-    """A generated trace gives one row per policy in the given order, and the clairvoyant bound is never worse."""
+    """A generated trace gives one row per policy, in the given order. The clairvoyant bound is never worse than a
+    policy."""
     result = run("simulate", "zipf", *SMALL, "--policy", "lru", "--policy", "gdsf", "--size", "1MiB", "--json")
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
@@ -28,7 +29,7 @@ def test_a_made_trace_shows_each_policy_and_the_bound(run):
 
 @pytest.mark.parametrize("rooms", [("5",), ("5", "20%")])
 def test_a_picture_is_a_png(run, tmp_path, rooms):
-    """A picture is a PNG over time, or over the room if several capacities are given."""
+    """A picture is a PNG: hits over time, or over the memory if several capacities are given."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "a.png"
     asked = [word for room in rooms for word in ("--room", room)]
@@ -38,7 +39,7 @@ def test_a_picture_is_a_png(run, tmp_path, rooms):
 
 
 def test_a_trace_of_ones_own(run, tmp_path):
-    """A CSV trace is read with or without a heading, and with sizes of its own."""
+    """A CSV trace is read with or without a heading, and sizes are read from another CSV file."""
     trace, sizes = tmp_path / "calls.csv", tmp_path / "sizes.csv"
     trace.write_text("time,model\n# a remark\n100.5,a\n101,b\n101.25,a\n")
     sizes.write_text("a,1MiB,30\nb,2097152\n")
@@ -61,7 +62,7 @@ def test_a_trace_of_ones_own(run, tmp_path):
     ],
 )
 def test_what_is_wrong_with_a_trace_is_said_with_its_line(run, tmp_path, content, says):
-    """A fault in a trace is reported with its line, and nothing is simulated."""
+    """A fault in a trace is reported with its line number, and nothing is simulated."""
     path = tmp_path / "t.csv"
     path.write_text(content)
     result = run("simulate", str(path))
@@ -84,14 +85,14 @@ def test_what_is_wrong_with_a_trace_is_said_with_its_line(run, tmp_path, content
     ],
 )
 def test_wrong_words_say_what_is_right(run, words):
-    """Wrong words are wrong usage, and the error lists the right ones without a traceback."""
+    """An unknown word is wrong usage, and the error lists the possible words without a traceback."""
     result = run("simulate", *words, "--models", "10", "--requests", "10")
     assert result.exit_code == 2
     assert "error:" in result.stderr
 
 
 def test_a_model_without_a_size_is_named(run, tmp_path):
-    """A model without a size is named, and its size is not estimated."""
+    """A model without a size is an error that names the model. Its size is not estimated."""
     trace, sizes = tmp_path / "t.csv", tmp_path / "s.csv"
     trace.write_text("1,a\n")
     sizes.write_text("b,1MiB\n")
@@ -103,7 +104,7 @@ def test_a_model_without_a_size_is_named(run, tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_no_file_is_worse_than_an_error(tmp_path, content):
-    """A file of any contents causes an error at worst, never a crash."""
+    """Whatever a file contains, the command ends with an error at worst, never with a crash."""
     path = tmp_path / "any"
     path.write_bytes(content)
     for read in (tracefile.requests, tracefile.sizes):

@@ -1,4 +1,4 @@
-"""The welcome of `mesh up`: sample models, and commands that work as printed."""
+"""The welcome text of `mesh up`: it registers sample models, and its commands work as printed."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ from tests.cli.conftest import failure
 
 @pytest.fixture
 def samples(monkeypatch, tmp_path):
-    """Makes two sample models without training."""
+    """Makes two sample models without training any."""
 
     def sample(name, width):
         inputs = (Tensor("X", "FP32", (-1, width)),)
@@ -43,8 +43,8 @@ def settings(mesh):
 
 
 async def test_samples_are_registered_and_the_lines_call_one(mesh, samples):
-    """The samples are registered, and the complete curl line that is printed calls the one whose input is short enough
-    to print."""
+    """Both samples are registered. The printed curl command is complete, and calls the sample whose input is short
+    enough to print."""
     text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
     assert set(mesh.models) == {"w", "a b"}
     assert mesh.models["a b"]["path"] == str(samples[1].path)
@@ -76,7 +76,8 @@ async def test_a_sample_whose_file_has_moved_is_registered_again(mesh, samples):
 
 
 async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
-    """A sample that was made again under the same path is reloaded, and one whose loaded file is unchanged stays."""
+    """A sample whose file was made again under the same path is reloaded. A sample whose file is the loaded one is
+    not."""
     mesh.models["w"] = {"digest": "another"}
     mesh.models["a b"] = {"digest": samples[1].sha256}
     mesh.answer("/mesh/v1/models/w/reload", {"id": "w"})
@@ -88,7 +89,7 @@ async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
 
 
 async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
-    """A mesh starts without samples if they cannot be made; their failure is only logged."""
+    """If samples cannot be made, the mesh starts without them and only logs the failure."""
 
     async def prepare(folder):
         raise sample_models.NoSamples("scikit-learn is not installed")
@@ -101,7 +102,7 @@ async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
 
 
 async def test_an_installation_without_the_demo_has_no_samples(mesh, monkeypatch):
-    """An installation without the demo, such as the container image, has no samples."""
+    """If the demo is not installed, as in the container image, there are no samples."""
     monkeypatch.setitem(sys.modules, "mesh.demo", None)
     text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
     assert mesh.endpoint in text
@@ -109,7 +110,7 @@ async def test_an_installation_without_the_demo_has_no_samples(mesh, monkeypatch
 
 
 def test_the_grpc_line_works_as_printed(monkeypatch):
-    """The printed gRPC line works when a shell runs it against a server of that service."""
+    """The printed gRPC command works in a shell, against a server of that service."""
     monkeypatch.setattr(welcome.shutil, "which", lambda name: None)
     seen = []
 

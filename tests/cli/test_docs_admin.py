@@ -1,4 +1,4 @@
-"""The admins' page: each `mesh` command in it exists, with its options."""
+"""docs/admin.md: each `mesh` command on the page exists, with its options."""
 
 import re
 import shlex
@@ -14,14 +14,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "admin.md"
 
 
 def commands() -> list[str]:
-    """Returns the lines of the page that begin with a prompt, from `mesh` on."""
+    """Returns the page's lines with a prompt and a `mesh` command, without the prompt."""
     lines = re.findall(r"^\$ (.*)$", PAGE.read_text(), re.MULTILINE)
     return [line[line.index("mesh ") :].partition(" > ")[0].partition(" < ")[0] for line in lines if "mesh " in line]
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line) for line in commands()])
 def test_each_command_is_one(line: str) -> None:
-    """Each command of the page, and each of its options, is in the help."""
+    """Each command in docs/admin.md, and each of its options, occurs in the help."""
     words = re.sub(r"^mesh (--context \S+ )?", "", line)
     names = [word for word in shlex.split(words) if not word.startswith("-")]
     path = names[:2] if names[0] in ("context", "prefix") else names[:1]

@@ -1,4 +1,4 @@
-"""docs/limits.md: its options and tests exist, and its numbers are those of the code."""
+"""docs/limits.md: the options and tests that it names exist, and its numbers are those in the code."""
 
 import re
 from pathlib import Path

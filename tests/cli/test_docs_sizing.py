@@ -1,4 +1,4 @@
-"""The page about sizes: its tables are computed by the code, and a simulation confirms them."""
+"""docs/sizing.md: the code yields the numbers in its tables, and a simulation confirms them."""
 
 import json
 import re
@@ -32,7 +32,7 @@ TENTH = {
 
 
 def table(heading: str) -> list[list[str]]:
-    """Returns the first table below a heading, without the line below its head."""
+    """Returns the first table below a heading, without the separator line."""
     lines = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     end = next((n for n, row in enumerate(rows) if n > 1 and set(row[0]) == {"-"}), len(rows) + 1)
@@ -45,7 +45,7 @@ def number(text: str) -> float:
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A shell with a tenth of the page's calls."""
+    """A shell that has run the page's script for a CSV of calls, with a tenth of the calls."""
     shell = Shell(tmp_path_factory.mktemp("sizing"))
     (made,) = [command for command in COMMANDS if command.text.startswith("python - >")]
     script = made.put(TENTH)
@@ -56,15 +56,15 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 
 def simulated(shell: Shell, command: str) -> list[dict[str, Any]]:
-    """Returns the results of a command of the page."""
+    """Runs a command of the page and returns its results."""
     done = shell.run(f"{command} --json", timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_the_cliff_and_the_plateau(calls: Shell):
-    """The command of the page's first table confirms its hits over memory, and the table's columns agree with each
-    other."""
+    """The command of the first table in docs/sizing.md confirms its hit rates for each memory size. The table's columns
+    agree with each other."""
     (made,) = [command for command in COMMANDS if command.text.startswith("python - >")]
     rows = simulated(calls, "mesh " + made.text.partition("\nmesh ")[2])
     found = {(row["policy"], round(row["room"], 2)): row["hit_rate"] for row in rows}
@@ -95,8 +95,8 @@ def test_calls_of_ones_own(calls: Shell):
 
 
 def test_a_smooth_popularity(calls: Shell):
-    """The second table of docs/sizing.md has neither cliff nor plateau. Its numbers are for ten times as many models,
-    of which a smaller part is called often, so hits are fewer here."""
+    """The second table of docs/sizing.md has neither a cliff nor a plateau. The simulation has a tenth of the table's
+    models and a larger part of them is called often, so its hit rates are lower."""
     (command,) = [command for command in COMMANDS if command.text.startswith("mesh simulate zipf")]
     rows = [row["hit_rate"] for row in simulated(calls, command.put(TENTH)) if row["policy"] == "lru"]
     line = re.search(r"^\| hits, `lru` \|(.*)\|$", TEXT, re.MULTILINE)
@@ -109,8 +109,8 @@ def test_a_smooth_popularity(calls: Shell):
 
 
 def test_containers():
-    """The table of containers in docs/sizing.md has the result of `auto` to the digit, and the largest capacity that is
-    accepted."""
+    """The table of containers in docs/sizing.md shows the result of `auto` to the digit. It also shows the largest
+    capacity that is accepted."""
     limits, sizes = table("Containers")
     for limit, size in zip(limits[1:], sizes[1:], strict=True):
         there = parse_bytes(limit.replace(" ", ""))
@@ -122,7 +122,8 @@ def test_containers():
 
 
 def test_the_example():
-    """The pools of the page's example are keys of the chart, and have the stated room with a pod missing."""
+    """The pools in the example of docs/sizing.md are valid values of the chart. They have the stated memory even if one
+    pod is missing."""
     example = yaml.safe_load(TEXT.split("```yaml\n")[1].split("```")[0])
     assert example["router"].keys() <= VALUES["router"].keys()
     (pool,) = example["pools"]

@@ -1,4 +1,4 @@
-"""Commands of the docs: each is run by a test; and how they are found in the pages."""
+"""Commands in the docs: each is run by a test. Also tested is how they are found in the pages."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if documented.commands(pa
 
 
 def test_each_block_is_run_by_somebody():
-    """The table of documented commands lists exactly the existing blocks, and the test that runs a block exists and
-    names its heading."""
+    """The table of documented commands lists exactly the existing blocks. The test that runs a block exists and names
+    its heading."""
     there = {(command.page, command.heading) for page in PAGES for command in documented.commands(page)}
     assert there == set(RUN_BY)
     for (page, heading), by in RUN_BY.items():
@@ -20,7 +20,7 @@ def test_each_block_is_run_by_somebody():
 
 
 def test_blocks_are_taken_apart(tmp_path, monkeypatch):
-    """Blocks are parsed with prompts, continued lines, quotes over lines, output between commands, here-documents and
+    """Blocks are parsed with prompts, continued lines, multi-line quotes, output between commands, here-documents and
     other languages."""
     text = """# Page
 ```yaml
@@ -57,14 +57,15 @@ END
 
 
 def test_words_are_put_in_place_of_the_examples():
-    """Placeholders of an example are replaced, longer ones first, each once."""
+    """Placeholders of an example are replaced, longer ones first and each only once."""
     command = Command("p", "h", "mesh --ca ca.crt ls ca")
     assert command.put({"ca.crt": "/ca", "ca": "x"}) == "mesh --x /ca ls x"
     assert command.put({}) == command.text
 
 
 def test_a_shell_keeps_what_is_exported(tmp_path):
-    """A shell of the docs keeps exported variables, and returns each command's exit code."""
+    """A shell of the docs keeps exported variables from one command to the next, and fails as soon as a command
+    fails."""
     shell = Shell(tmp_path / "here")
     assert shell.run("export WORD='a b'; echo said").stdout == "said\n"
     assert shell.run("echo $WORD; pwd").stdout == f"a b\n{tmp_path / 'here'}\n"

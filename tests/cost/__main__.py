@@ -15,7 +15,7 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 async def measure() -> figures.Figures:
-    """Returns the cost of each operation, with this Python."""
+    """Returns the cost of each operation with this version of Python."""
     found = {}
     for name, make in OPERATIONS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -26,7 +26,7 @@ async def measure() -> figures.Figures:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 if something differs."""
+    """Returns the exit status, which is 1 if a figure differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.cost", description=__doc__)
     parser.add_argument("--accept", action="store_true", help="Store what is measured as the figures of this Python.")
     parser.add_argument("--keep", action="store_true", help="Keep all figures of other Pythons: of the same sources.")

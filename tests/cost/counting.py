@@ -1,8 +1,8 @@
-"""Instructions and memory of one operation.
+"""Measurement of the instructions and the memory of one operation.
 
-Instructions are the interpreter's bytecode instructions, counted only in the project's own packages, not in asyncio,
-numpy or the fakes of tests. Work inside an extension counts as one instruction, however long it takes; large copies
-show in the memory.
+Instructions are bytecode instructions of the project's own packages. Those of asyncio, numpy and the tests' fakes do
+not count. Work inside an extension counts as one instruction, however long it takes, but large copies show in the
+memory.
 """
 
 import functools
@@ -37,12 +37,12 @@ class Cost:
 
     @property
     def instructions(self) -> int:
-        """The total of all functions."""
+        """The total number of instructions in all functions."""
         return sum(self.functions.values())
 
 
 def cost(operation: Callable[[], object]) -> Cost:
-    """Returns the cost of an operation, which must do the same work each time."""
+    """Returns the cost of an operation, which must do the same work each time it is called."""
     for _ in range(_WARM_UPS):
         operation()
     counts = []
@@ -59,7 +59,7 @@ def cost(operation: Callable[[], object]) -> Cost:
 
 
 def _peaks(operation: Callable[[], object]) -> Iterator[int]:
-    """Yields the most bytes held at once in each of several runs."""
+    """Runs the operation several times, and yields the peak memory of each run in bytes."""
     gc.collect()
     gc.disable()
     tracemalloc.start()
@@ -77,7 +77,7 @@ def _peaks(operation: Callable[[], object]) -> Iterator[int]:
 
 @functools.cache
 def _name(code: CodeType) -> str:
-    """Returns file and function; a function defined inside another one counts as part of that."""
+    """Returns a file and a function. Functions defined inside another function count as part of the outer one."""
     return f"{Path(code.co_filename).relative_to(ROOT)} {code.co_qualname.partition('.<locals>')[0]}"
 
 
@@ -111,7 +111,7 @@ def _tracing(executed: Counter[CodeType]) -> Iterator[None]:
 
 @contextmanager
 def _monitoring(executed: Counter[CodeType]) -> Iterator[None]:
-    """Counts by `sys.monitoring`, which by itself is not limited to one thread."""
+    """Counts by means of `sys.monitoring`, which reports all threads; only this thread's instructions are counted."""
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
     tool = monitoring.PROFILER_ID
     here = threading.get_ident()

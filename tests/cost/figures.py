@@ -1,8 +1,8 @@
-"""The stored figures, `figures.json`, and their comparison with measured ones.
+"""The stored figures, `figures.json`, and their comparison with measured figures.
 
-Each minor version of Python compiles the same source into other instructions, so each has its own figures. Only the
-running version's can be measured. Other versions lose their figures for the operations that changed, and report that
-until they are measured too.
+Each minor version of Python compiles the same source into different instructions, so each has its own figures. Only the
+running version can be measured. For operations that changed, the figures of other versions are removed, and those
+versions report the missing figures until they are measured too.
 """
 
 import json
@@ -28,7 +28,7 @@ Figures = dict[str, Cost]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference from a stored figure."""
+    """A difference between a measured and a stored figure."""
 
     operation: str
     text: str
@@ -38,7 +38,7 @@ class Difference:
 
 
 def load(path: Path = PATH) -> dict[str, Figures]:
-    """Returns the figures by minor version of Python, such as "3.11"."""
+    """Loads the figures by minor version of Python, such as "3.11"."""
     if not path.exists():
         return {}
     stored = json.loads(path.read_text())
@@ -49,7 +49,7 @@ def load(path: Path = PATH) -> dict[str, Figures]:
 
 
 def save(stored: Mapping[str, Figures], path: Path = PATH) -> None:
-    """Writes the figures, each on its own line, so that changes to different functions merge."""
+    """Writes each figure on its own line, so that changes to different functions merge."""
     plain = {
         version: {name: {"functions": one.functions, "memory": one.memory} for name, one in figures.items()}
         for version, figures in stored.items()
@@ -59,7 +59,7 @@ def save(stored: Mapping[str, Figures], path: Path = PATH) -> None:
 
 
 def differences(was: Figures, now: Figures) -> list[Difference]:
-    """Returns the figures that differ by more than is allowed, in either direction, and operations that only one side
+    """Returns the figures that differ by more than the tolerance, up or down, and the operations that only one side
     has."""
     found = [Difference(name, "is stored, but no longer measured") for name in was.keys() - now.keys()]
     for name, cost in now.items():
@@ -78,8 +78,8 @@ def differences(was: Figures, now: Figures) -> list[Difference]:
 def accepted(
     stored: Mapping[str, Figures], version: str, now: Figures, *, keep: bool = False
 ) -> tuple[dict[str, Figures], list[str]]:
-    """Returns the figures with those of a version replaced, and what other versions lose by it, as texts; nothing with
-    `keep`."""
+    """Returns the figures with one version's replaced, and a text for each figure that other versions lose. With `keep`
+    they lose none."""
     was = stored.get(version, {})
     changed = set()  # what has no stored figure here is not known to have changed
     if not keep:
@@ -98,8 +98,8 @@ def _same_memory(was: Cost, now: Cost) -> bool:
 
 
 def _settled(was: Cost | None, now: Cost) -> Cost:
-    """Returns the figure to store. Memory that differs by no more than is allowed stays, so that the file rarely
-    changes."""
+    """Returns the figure to store. If the memory differs within the tolerance, the stored value is kept, so that the
+    file rarely changes."""
     return now if was is None or not _same_memory(was, now) else Cost(now.functions, was.memory)
 
 
@@ -109,7 +109,7 @@ def _change(was: int, now: int, what: str) -> str:
 
 
 def _functions(was: Cost, now: Cost) -> list[str]:
-    """Returns a line for each function that differs, with the largest differences first."""
+    """Returns a line for each function that differs, the largest difference first."""
     changes = {
         name: now.functions.get(name, 0) - was.functions.get(name, 0) for name in {**was.functions, **now.functions}
     }

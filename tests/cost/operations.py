@@ -1,6 +1,6 @@
-"""The operations whose cost is stored: the steps of a call, one by one, on the tests' fakes.
+"""The operations whose cost is stored: each step of a call, run with the tests' fakes.
 
-Each yields a function that does the operation once, and does the same work in each call.
+Each context manager yields a function that performs the operation once, with the same work every time.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ FP32 = next(kind for kind in DATATYPES if kind.name == "FP32")
 
 
 class _Sink(Transport):
-    """A transport that discards what is written."""
+    """A transport that discards all writes."""
 
     def write(self, data: bytes) -> None:
         pass
@@ -84,7 +84,8 @@ class _Sink(Transport):
 
 @asynccontextmanager
 async def wire_request(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that reads a request and writes its reply, with a known header or a new one each time."""
+    """Yields an operation that reads a request and writes its reply. The header is the same each time, or new each
+    time."""
     answer = framing.pack(bytes(150))
 
     def reply(call: Call) -> None:
@@ -116,7 +117,7 @@ class _Outcome:
 
 @asynccontextmanager
 async def wire_call(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that sends a call and reads its reply, with a known header or a new one each time."""
+    """Yields an operation that sends a call and reads its reply. The header is the same each time, or new each time."""
     pool = client.Pool("unix:/nowhere", max_connections=1, max_message=LIMIT)
     connection = clientconnection.ClientConnection(pool, LIMIT, 60)
     connection.connection_made(_Sink())  # type: ignore[arg-type]
@@ -143,7 +144,7 @@ async def wire_call(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
 
 
 class _Forgetful(FakePool):
-    """A pool that keeps only the last call."""
+    """A pool that remembers only its last call."""
 
     def send(self, *args: Any, **more: Any) -> Any:
         self.sent.clear()
@@ -190,8 +191,8 @@ async def choice(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def forward(folder: Path, *, copies: int, deadline: bool, name: str = "m") -> AsyncIterator[Operation]:
-    """Yields an operation that dispatches a call to a copy and passes the reply back. `name`: a model's or an
-    alias's."""
+    """Yields an operation that dispatches a call to a copy and passes the reply back. `name` is the name of a model or
+    an alias."""
     async with _core(copies, "" if name == "m" else name) as (world, _, dispatcher):
         frame = framing.pack(request(name, x=SMALL))
         pools = [pod.pool for pod in world.view.pods.values()]
@@ -209,7 +210,7 @@ async def forward(folder: Path, *, copies: int, deadline: bool, name: str = "m")
 
 
 class _Quick:
-    """A pace for which every call is quick, so that none is moved to a thread because the machine is busy."""
+    """A pace that treats every call as quick, so that no call is moved to a thread because the machine is busy."""
 
     inline = (True,) * 64
 
@@ -219,8 +220,8 @@ class _Quick:
 
 @asynccontextmanager
 async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncIterator[Operation]:
-    """Yields an operation that answers a call of a regression, by its id or by an alias. The call is equal to the
-    previous one, or has a new length and is parsed."""
+    """Yields an operation that answers a call of a regression model by its id or by an alias. The request either equals
+    the previous one, or has a new length and must be parsed."""
     board, copies, watch = Board.private(8), Copies(), CallWatch()
     watch.close()  # while instructions are counted on a busy machine, it would end calls
     runs = Runs(board, threads=1)
@@ -251,7 +252,7 @@ async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncI
 
 @asynccontextmanager
 async def intake(folder: Path) -> AsyncIterator[Operation]:
-    """Yields an operation that turns a parsed request with 100 KiB of raw contents into the model's input."""
+    """Yields an operation that turns a parsed request with 100 KiB of raw contents into a model input."""
     taken = Intake({"x": Tensor("x", FP32, [-1, LARGE.size])})
     message = pb.ModelInferRequest.FromString(request("m", x=LARGE))
     inputs, raws = message.inputs, list(message.raw_input_contents)
@@ -260,7 +261,7 @@ async def intake(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def reply(folder: Path) -> AsyncIterator[Operation]:
-    """Yields an operation that turns an output of 100 KiB into a reply's frame."""
+    """Yields an operation that turns a model output of 100 KiB into a reply frame."""
     writer = ReplyWriter("m", [Tensor("y", FP32, [-1, LARGE.size])])
     yield lambda: writer.encode([LARGE], b"42", raw=True)
 
@@ -270,8 +271,8 @@ async def reply(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that turns a REST body into a message's frame; its numbers are JSON, or binary data after
-    it."""
+    """Yields an operation that turns a REST body into a message frame. The numbers are in the JSON, or in binary data
+    after it."""
     one: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": list(values.shape)}
     if binary:
         one["parameters"] = {"binary_data_size": values.nbytes}
@@ -290,7 +291,8 @@ async def rest_request(folder: Path, *, values: np.ndarray, binary: bool) -> Asy
 
 @asynccontextmanager
 async def rest_reply(folder: Path, *, values: np.ndarray, binary: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that turns a reply into a REST body; its numbers are JSON, or binary data after it."""
+    """Yields an operation that turns a reply into a REST body. The numbers are in the JSON, or in binary data after
+    it."""
     message = pb.ModelInferResponse(model_name="m", id="42")
     message.outputs.add(name="y", datatype="FP32", shape=values.shape)
     message.raw_output_contents.append(values.tobytes())
@@ -300,8 +302,8 @@ async def rest_reply(folder: Path, *, values: np.ndarray, binary: bool) -> Async
 
 @asynccontextmanager
 async def rest_call(folder: Path) -> AsyncIterator[Operation]:
-    """Yields an operation that reads a request of 64 numbers from the wire, dispatches it, and writes its reply: both
-    differ from earlier ones only in their numbers."""
+    """Yields an operation that reads a REST request of 64 numbers, dispatches it and writes the reply. The
+    request's head is known from earlier requests."""
     message = pb.ModelInferResponse(model_name="m", model_version="1")
     message.outputs.add(name="y", datatype="FP32", shape=[1, 3])
     message.raw_output_contents.append(np.array([0.25, 0.5, 0.25], np.float32).tobytes())

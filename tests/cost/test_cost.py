@@ -1,4 +1,4 @@
-"""Tests of the cost figures: counts repeat, and a function that grows is noticed and named."""
+"""Tests of the cost figures: counts are reproducible, and a function that grows is noticed and named."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ BEFORE = Cost({"mesh/a.py f": 100, "mesh/b.py g": 400}, 2000)
 
 
 def least(count: int) -> Cost:
-    """Returns the cost of choosing among a number of copies."""
+    """Returns the cost of choosing among this number of copies."""
     world = World()
     for number in range(count):
         world.pod(f"pod-{number}")
@@ -27,7 +27,7 @@ def least(count: int) -> Cost:
 
 
 def test_a_count_repeats_and_grows_with_the_work():
-    """A count repeats, and grows with the work: each doubling of the copies adds instructions in proportion."""
+    """A count is reproducible and grows linearly with the number of copies."""
     two, four, eight = map(least, (2, 4, 8))
     assert set(four.functions) >= {"placement/balance.py least_loaded"}
     assert least(4).functions == four.functions
@@ -35,13 +35,13 @@ def test_a_count_repeats_and_grows_with_the_work():
 
 
 def test_only_our_own_packages_are_counted():
-    """Only the project's own packages are counted, not fakes, libraries and tests."""
+    """Only the project's own packages are counted, not fakes, libraries or tests."""
     assert cost(FakeEtcd).functions == {}
 
 
 def test_memory_is_the_most_that_is_held_at_once():
-    """The memory of an operation is the most that it holds at once: two buffers held together count twice, two held one
-    after the other count once."""
+    """The memory of an operation is its peak: two buffers held together count twice, two held one after the other count
+    once."""
     size = 1 << 20
     together = cost(lambda: (bytearray(size), bytearray(size))).memory
     in_turn = cost(lambda: [len(bytearray(size)) for _ in range(2)]).memory
@@ -50,7 +50,7 @@ def test_memory_is_the_most_that_is_held_at_once():
 
 
 def test_another_process_counts_the_same():
-    """Another process counts the same, regardless of the hash seed, the imports and the code that ran before."""
+    """Another process counts the same, whatever its hash seed, its imports and the code that ran before."""
     name = "router, choice among 4 copies"
     script = (
         "import asyncio, pathlib\n"
@@ -77,7 +77,7 @@ def test_another_process_counts_the_same():
 
 
 def test_growth_names_the_function():
-    """The text about a growth names the function, the growth, and both figures."""
+    """The report about a growth names the function, the growth, and both figures."""
     now = Cost({"mesh/a.py f": 100, "mesh/b.py g": 390, "mesh/c.py h": 30}, 2000)
     (found,) = figures.differences({"x": BEFORE}, {"x": now})
     assert str(found).splitlines() == [
@@ -99,15 +99,15 @@ def test_growth_names_the_function():
     ],
 )
 def test_what_is_beyond_the_tolerance_differs(now, what):
-    """A figure beyond the tolerance differs in either direction, because a gain that is not stored would hide a later
-    loss."""
+    """A figure beyond the tolerance is reported in either direction, because a gain that is not stored would hide a
+    later loss."""
     found = figures.differences({"x": BEFORE}, {"x": now})
     assert [str(one).partition(" (")[0] for one in found] == ([f"x: {what}"] if what else [])
 
 
 def test_accepting_takes_the_figures_that_changed_from_other_versions():
-    """Accepting figures removes the changed ones of other Python versions, which this Python cannot measure; the others
-    stay, and so does memory that only fluctuated."""
+    """Accepting figures removes other Python versions' figures for changed operations, which this Python cannot
+    measure. Other figures stay, even if their memory differs within the tolerance."""
     grown = Cost({"mesh/a.py f": 200}, 2000)
     stored = {"3.11": {"x": BEFORE, "y": BEFORE}, "3.12": {"x": BEFORE, "y": BEFORE}}
     result, lost = figures.accepted(stored, "3.11", {"x": grown, "y": replace(BEFORE, memory=2001)})
@@ -126,7 +126,7 @@ def test_accepting_takes_the_figures_that_changed_from_other_versions():
 
 
 def test_figures_survive_their_file(tmp_path):
-    """Figures survive a round trip through their file, and an absent file has none."""
+    """Figures survive being saved and loaded. A missing file has no figures."""
     path = tmp_path / "figures.json"
     assert figures.load(path) == {}
     figures.save({"3.11": {"x": BEFORE}, "3.12": {}}, path)
@@ -134,8 +134,8 @@ def test_figures_survive_their_file(tmp_path):
 
 
 def test_the_command_fails_for_growth_and_says_how_to_accept_it(tmp_path, monkeypatch, capsys):
-    """The command fails for a growth and says how to accept it, passes once it is accepted, and reports a Python
-    version without figures."""
+    """The command fails if a cost grows, and says how to accept it. Once accepted, it passes. A Python version without
+    figures is reported."""
     path = tmp_path / "figures.json"
     figures.save({command.VERSION: {"x": BEFORE}}, path)
     measured = {"x": Cost({"mesh/a.py f": 200, "mesh/b.py g": 400}, 2000)}

@@ -1,4 +1,4 @@
-"""A fleet of handmade linear models, and a fake mesh that serves them."""
+"""Fixtures of the demo's tests: a fleet of handmade linear models, and a fake mesh that serves them."""
 
 import hashlib
 
@@ -15,8 +15,8 @@ FLOATS, DOUBLES, TEXTS = "FP32", "FP64", "BYTES"
 
 
 def linear(slope: float, kind: str) -> bytes:
-    """Returns a model of y = slope * x over four columns, in floats or doubles, or of a text by the sign of the first
-    column's product."""
+    """Returns a model of y = slope * x over four columns of floats or doubles. With `TEXTS` it also returns a text for
+    the column with the largest product."""
     element = TensorProto.DOUBLE if kind == DOUBLES else TensorProto.FLOAT
     given = helper.make_tensor_value_info("input", element, [None, 4])
     factor = numpy_helper.from_array(np.array(slope, np.float64 if kind == DOUBLES else np.float32), "slope")
@@ -45,7 +45,7 @@ def linear(slope: float, kind: str) -> bytes:
 
 @pytest.fixture
 def tiny(tmp_path) -> Fleet:
-    """Nine models with ids that need quoting in URLs."""
+    """Nine small models whose ids must be quoted in URLs."""
     worker.save(rows_file(tmp_path, "iris"), np.random.default_rng(0).random((50, 4), np.float32))
     samples = []
     for number in range(9):

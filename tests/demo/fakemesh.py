@@ -1,7 +1,7 @@
-"""The interfaces of a mesh in one process: V2 over gRPC and REST, bulk import, statistics.
+"""A fake of a mesh's interfaces in one process: V2 over gRPC and REST, bulk import, statistics.
 
-It answers with onnxruntime's results, in the forms that the protocol allows, and on request does what a mesh must not.
-The real mesh has its own tests; this fake tests the checks of the demo.
+The fake answers with onnxruntime's results in every form that the protocol allows. On request it misbehaves, to test
+whether the demo's checks notice. The real mesh has its own tests.
 """
 
 import json
@@ -74,7 +74,7 @@ class FakeMesh:
         await self.server.start()
 
     async def list_models(self, request: web.Request) -> web.Response:
-        """Lists one model a page."""
+        """Lists the models, one on each page."""
         ids = sorted(model for model in self.registered if model > request.query["after"])
         models = [{"id": model, "digest": self.digests.get(model, "")} for model in ids[:1]]
         return web.json_response({"models": models, "next": ids[0] if len(ids) > 1 else None})

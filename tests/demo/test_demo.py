@@ -1,4 +1,4 @@
-"""The demo's checks: it finds wrong answers and errors, retries what may be retried, and counts."""
+"""Tests of the demo: it finds wrong answers and errors, retries what may be retried, and counts everything."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def shown(report) -> str:
 @pytest.mark.parametrize("raw", [True, False], ids=["raw answers", "typed answers"])
 async def test_a_mesh_that_answers_rightly(mesh, tiny, raw):
     """With a correct mesh the demo registers all models, uses every form of request, compares every answer, and reports
-    that."""
+    success."""
     mesh.raw = raw
     report = await demo(mesh, tiny, root_pid=os.getpid())
     assert report.ok
@@ -48,8 +48,8 @@ async def test_a_mesh_that_answers_rightly(mesh, tiny, raw):
 
 
 async def test_wrong_answers_are_found(mesh, tiny):
-    """A model whose answers are another's is found: each wrong answer is counted, in every form, and the texts say
-    which."""
+    """If a model gives the answers of another one, each wrong answer is counted, in every form of request, and the
+    report names the model."""
     mesh.wrong = tiny.models[2].id  # the one with texts
     report = await demo(mesh, tiny)
     assert not report.ok
@@ -62,7 +62,7 @@ async def test_wrong_answers_are_found(mesh, tiny):
 
 
 async def test_errors_are_counted_and_their_texts_kept(mesh, tiny):
-    """An error that a client may not retry ends the request, and only the texts of the first ones are kept."""
+    """An error that a client may not retry ends the request. Only the texts of the first errors are kept."""
     reason = Reason.LOAD_FAILED
     mesh.fault = lambda model, number: (reason.code, reason.http, "it is [broken]")
     report = await demo(mesh, tiny)
@@ -75,7 +75,7 @@ async def test_errors_are_counted_and_their_texts_kept(mesh, tiny):
 @pytest.mark.parametrize("reason", [Reason.UNAVAILABLE, Reason.NO_ROOM])
 @pytest.mark.parametrize("text", ["later", "no JSON"])
 async def test_what_may_be_had_later_is_asked_for_again(mesh, tiny, reason, text):
-    """Requests that are refused every fourth time succeed by retries, which are reported."""
+    """If every fourth request is refused, retries succeed and are reported."""
     mesh.fault = lambda model, number: (reason.code, reason.http, text) if number % 4 == 0 else None
     report = await demo(mesh, tiny, requests=40)
     assert report.ok
@@ -84,7 +84,7 @@ async def test_what_may_be_had_later_is_asked_for_again(mesh, tiny, reason, text
 
 
 async def test_repeating_has_an_end(tiny):
-    """Each request to a mesh that never answers is given up in the end."""
+    """Requests that are refused every time are given up eventually."""
 
     class Never:
         name = "never"
@@ -97,7 +97,7 @@ async def test_repeating_has_an_end(tiny):
 
 
 async def test_an_answer_that_cannot_be_read_is_wrong(tiny):
-    """An answer that cannot be read counts as wrong, not as an error of the demo."""
+    """An answer that cannot be parsed counts as wrong, not as an error of the demo."""
 
     class Nonsense:
         name = "nonsense"
@@ -110,7 +110,7 @@ async def test_an_answer_that_cannot_be_read_is_wrong(tiny):
 
 
 async def test_traffic_can_be_stopped_and_is_skewed(tiny):
-    """A few models get most of the traffic, which can be stopped while a test acts on the mesh."""
+    """A few models get most of the traffic. The traffic can be stopped while a test acts on the mesh."""
     called = []
 
     class Echo:
@@ -142,15 +142,14 @@ async def test_traffic_can_be_stopped_and_is_skewed(tiny):
     ids=["a line", "all of it", "the end"],
 )
 async def test_a_fleet_that_cannot_be_registered(mesh, tiny, answer, said):
-    """A fleet that cannot be registered is not called, and the reason is reported."""
+    """If a fleet cannot be registered, no model is called, and the reason is reported."""
     mesh.import_error = answer
     with pytest.raises(DemoError, match=said):
         await demo(mesh, tiny)
 
 
 async def test_models_that_were_made_again_are_reloaded(mesh, tiny):
-    """Models that were made again are reloaded if a kept mesh has loaded their former files, and none on the first
-    run."""
+    """If a mesh was kept and models were rebuilt since, they are reloaded. The first run reloads nothing."""
     first, second = tiny.models[0], tiny.models[1]
     mesh.digests = {first.id: "another", second.id: second.sha256}
     await demo(mesh, tiny)
@@ -166,8 +165,7 @@ async def test_nobody_there(tiny):
 
 
 def test_processes_and_what_is_below_them():
-    """Processes are listed with their children, by name and with plausible memory, as this process and its child
-    show."""
+    """Processes are listed with their children, their names and plausible memory, here for this process and a child."""
     code = "import sys; print(flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", code, "-m", "some.module", "--name", "x"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -183,6 +181,6 @@ def test_processes_and_what_is_below_them():
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)])
 def test_quantiles(share, value):
-    """Quantiles of the numbers 1 to 100 are as expected."""
+    """The quantiles of the numbers 1 to 100 are right."""
     assert quantile(range(1, 101), share) == value
     assert quantile([], share) == 0

@@ -1,4 +1,4 @@
-"""A small fleet, trained once for all tests of this folder."""
+"""A small fleet that is trained once for all tests of this folder."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +12,7 @@ COUNT = 12
 
 @pytest.fixture(scope="session")
 def two_fleets(tmp_path_factory) -> tuple[fleet.Fleet, fleet.Fleet]:
-    """The same models built twice, in two folders by two processes; the second has fewer."""
+    """Two folders with the same models, built by two processes. The second has fewer models."""
     folders = tmp_path_factory.mktemp("fleet"), tmp_path_factory.mktemp("again")
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(fleet.build, folders[0], COUNT, jobs=1)
@@ -22,13 +22,13 @@ def two_fleets(tmp_path_factory) -> tuple[fleet.Fleet, fleet.Fleet]:
 
 @pytest.fixture(scope="session")
 def small(two_fleets) -> fleet.Fleet:
-    """A dozen models that tests only read."""
+    """A dozen models that tests must not change."""
     return two_fleets[0]
 
 
 @pytest.fixture
 def copied(small, tmp_path) -> Path:
-    """A copy of the small fleet's folder, which tests may damage."""
+    """A copy of the small fleet's folder, which a test may damage."""
     import shutil
 
     shutil.copytree(small.directory, tmp_path / "fleet")

@@ -1,4 +1,4 @@
-"""Builds of fleets: real models, the same bytes each time, no repeated work, reported failures."""
+"""Building of fleets: real models, reproducible bytes, no repeated work, reported failures."""
 
 import hashlib
 import stat
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(300)  # the first test also pays for training t
 
 
 def test_the_models_are_what_the_manifest_says(small):
-    """Each file of the manifest is ONNX with the input that its entry names, and has its bytes and sum."""
+    """Each file in the manifest is an ONNX model with the recorded input, size and checksum."""
     assert [sample.id for sample in small.models] == sorted(recipe(number).id for number in range(12))
     for sample in small.models:
         content = sample.path.read_bytes()
@@ -33,14 +33,14 @@ def test_the_models_are_what_the_manifest_says(small):
 
 
 def test_two_processes_make_the_same_bytes(two_fleets):
-    """Two processes make the same bytes: training is deterministic."""
+    """Training is deterministic: two processes make the same bytes."""
     first, second = ({sample.id: sample.sha256 for sample in one.models} for one in two_fleets)
     assert second.items() <= first.items()
     assert len(second) == 6
 
 
 def test_what_is_there_is_kept(copied, monkeypatch):
-    """A second build of an existing fleet starts no process, and the manifest stays loadable."""
+    """If the fleet exists, a second build starts no process, and the manifest can still be loaded."""
     monkeypatch.setattr(building.subprocess, "Popen", None)
     again = fleet.build(copied, 12)
     assert again == fleet.Fleet.load(copied)
@@ -49,7 +49,7 @@ def test_what_is_there_is_kept(copied, monkeypatch):
 
 
 def trained(monkeypatch) -> list[str]:
-    """Replaces the training: notes what would be trained, and writes something."""
+    """Replaces the training: models that would be trained are noted in the returned list and written as dummy files."""
     made: list[str] = []
 
     def fake(directory, todo, rows, jobs):
@@ -64,7 +64,7 @@ def trained(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("damage", ["changed", "removed", "another recipe", "no manifest"])
 def test_what_is_damaged_is_made_again(copied, small, monkeypatch, damage):
-    """Only damaged models are made again."""
+    """Only damaged models are rebuilt."""
     made = trained(monkeypatch)
     sample = small.models[3]
     match damage:
@@ -84,7 +84,8 @@ def test_what_is_damaged_is_made_again(copied, small, monkeypatch, damage):
 
 
 def test_an_interrupted_build_goes_on_where_it_was(copied, monkeypatch):
-    """A build that Ctrl-C interrupts has its finished models in the manifest, and the next one continues from there."""
+    """The manifest lists the models that were finished before Ctrl-C interrupts a build. The next build continues from
+    there."""
 
     def interrupted(directory, todo, rows, jobs):
         for item in todo[:2]:
@@ -111,7 +112,7 @@ def test_an_interrupted_build_goes_on_where_it_was(copied, monkeypatch):
     ],
 )
 def test_a_worker_that_fails_is_told(tmp_path, monkeypatch, script, said):
-    """A build whose worker fails ends with the worker's error, and leaves no process."""
+    """If a worker fails, the build ends with the worker's error and leaves no process."""
     path = tmp_path / "python"
     path.write_text(script)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -121,7 +122,7 @@ def test_a_worker_that_fails_is_told(tmp_path, monkeypatch, script, said):
 
 
 def test_a_folder_without_a_manifest_is_no_fleet(tmp_path):
-    """A folder without a manifest, or with a broken one, raises ValueError."""
+    """Loading a folder without a manifest, or with a broken one, raises ValueError."""
     for content in (None, "{", "{}", '{"models": [{}]}', "[]"):
         if content is not None:
             (tmp_path / "manifest.json").write_text(content)
@@ -130,7 +131,8 @@ def test_a_folder_without_a_manifest_is_no_fleet(tmp_path):
 
 
 def test_capacity_for_a_share_of_the_fleet(small):
-    """The capacity for a share of the fleet counts all pods together, but always fits the largest model alone."""
+    """The capacity for a share of the fleet is divided among the pods, but a pod always has room for the largest
+    model."""
     largest = max(sample.memory for sample in small.models)
     assert small.capacity_bytes(1, share=0.9) == pytest.approx(small.memory_bytes * 0.9, abs=1)
     assert small.capacity_bytes(50) > largest

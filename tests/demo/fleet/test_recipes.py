@@ -1,4 +1,4 @@
-"""Recipes of the fleet's models."""
+"""Recipes for the fleet's models."""
 
 import json
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from mesh.demo.fleet.recipes import CLASSIFIERS, DATASETS, REGRESSORS, Recipe, r
 
 
 def test_a_number_gives_the_same_recipe_always():
-    """A number always gives the same recipe, also after a round trip to a worker."""
+    """A number always gives the same recipe, even after the recipe was sent to a worker and back."""
     for number in range(100):
         made = recipe(number)
         assert made == recipe(number)
@@ -15,8 +15,8 @@ def test_a_number_gives_the_same_recipe_always():
 
 
 def test_a_fleet_is_varied():
-    """A fleet of several hundred models is varied: all ids differ, every kind is trained on several data sets, settings
-    differ."""
+    """A fleet of several hundred models is varied: all ids differ, every kind is trained on several data sets, and
+    settings differ."""
     fleet = [recipe(number) for number in range(400)]
     assert len({made.id for made in fleet}) == 400
     assert {made.kind for made in fleet} == {*CLASSIFIERS, *REGRESSORS}

@@ -1,4 +1,4 @@
-"""Requests and reference answers: real inputs that every model takes, and a comparison that misses nothing."""
+"""Requests and reference answers: every model accepts the requests, and the comparison of answers misses nothing."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(300)  # the first test also pays for training t
 
 
 def test_every_model_answers_its_requests(small):
-    """Every model accepts its requests, and different rows have different answers for some model."""
+    """Every model accepts its requests, and at least one model gives different answers for different rows."""
     reference = Reference(sessions=3)
     rng = np.random.default_rng(0)
     answers = []
@@ -32,8 +32,7 @@ def test_requests_repeat_with_their_seed(small):
 
 
 def test_models_of_one_data_set_are_told_apart(small):
-    """Models of one data set have different answers, because the demo must notice the answer of another customer's
-    model."""
+    """Models of one data set give different answers, so the demo can notice an answer from another customer's model."""
     reference = Reference()
     diabetes = [s for s in small.models if s.dataset == "diabetes" and s.inputs[0].datatype == "FP32"]
     assert len(diabetes) >= 2
@@ -63,5 +62,5 @@ TEXTS = np.array(["a", "b"], object)
     ],
 )
 def test_differences(right, got, same):
-    """The comparison of answers tells equal from different ones."""
+    """The comparison distinguishes equal answers from different ones."""
     assert (difference(right, got) == "") == same

