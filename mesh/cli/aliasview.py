@@ -65,7 +65,8 @@ def why(alias: Mapping[str, Any]) -> str:
 
 
 def calls(alias: Mapping[str, Any]) -> str:
-    """Returns where the calls of an alias go: `fraud@8 (version 8)`; `90 % fraud@7, 10 % fraud@8, by x-user`."""
+    """Returns where the calls of an alias go, such as `fraud@8 (version 8)` or `90 % fraud@7, 10 % fraud@8, by
+    x-user`."""
     weights = {str(model): int(weight) for model, weight in (alias.get("weights") or {}).items()}
     total = sum(weights.values())
     if not total:

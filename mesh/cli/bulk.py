@@ -1,9 +1,9 @@
 """`mesh import`: registers many models at once, from lines of JSON or from a folder of model files.
 
-The lines are sent in chunks, a few at a time, each an ordinary request with an ordinary answer: no connection has to
-last for the whole import, memory is bounded by a few chunks, and after a failure the same command continues where it
-stopped, since models that are already registered stay unchanged. A bad line is reported with its number and does not
-hold up the others.
+The lines are sent in chunks, a few at a time. Each chunk is an ordinary request, so no connection has to last for the
+whole import, and memory is bounded by a few chunks. After a failure, running the command again continues the import,
+because models that are already registered stay unchanged. A bad line is reported with its number, and the others are
+still sent.
 """
 
 import functools
@@ -33,7 +33,7 @@ CHUNK_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Lines that are sent together; `numbers[i]` is the number of line i in the source, counted from 1."""
+    """Lines that are sent in one request. `numbers[i]` is the number of line i in the source, counted from 1."""
 
     data: bytes
     numbers: tuple[int, ...]
@@ -50,7 +50,7 @@ class Totals:
 
     @property
     def done(self) -> int:
-        """Number of lines with an answer."""
+        """Number of lines that the mesh has answered."""
         return self.created + self.existing + self.failed
 
 
@@ -140,7 +140,7 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
 
 
 async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, report: Any, progress: Any) -> None:
-    """Sends a few chunks at a time; the first request that fails ends the import."""
+    """Sends the chunks, a few at a time. The first request that fails ends the import."""
 
     async def sender() -> None:
         for chunk in source:  # one shared iterator: each sender takes the next chunk when its own is sent
@@ -171,7 +171,7 @@ async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> No
 
 
 def chunks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
-    """Yields bounded chunks of numbered lines, without the blank ones."""
+    """Yields the numbered lines in chunks of bounded size, without blank lines."""
     data: list[bytes] = []
     numbers: list[int] = []
     size = 0
@@ -190,8 +190,8 @@ def chunks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
 
 
 def lines_of(source: str, prefix: str, kind: str, bad: Callable[[int, str, str], None]) -> Iterator[tuple[int, bytes]]:
-    """Yields the numbered lines of a file or of standard input, or a line for each model in a folder. `bad` is called
-    with number, id and reason for a model that could never be loaded."""
+    """Yields the numbered lines of a file or of standard input, or a line for each model in a folder. Calls `bad` with
+    the number, id and reason of each model that could never be loaded."""
     if source == "-":
         yield from enumerate(sys.stdin.buffer, 1)
         return
@@ -224,7 +224,7 @@ def _skipped(folder: Path, why: str) -> None:
 def _listed(
     manifest: Path, prefix: str, kind: str, bad: Callable[[int, str, str], None]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields a numbered line for each model of a manifest, which names files relative to itself."""
+    """Yields a numbered line for each model of a manifest. Its file names are relative to the manifest."""
     try:
         for number, model in enumerate(json.loads(manifest.read_bytes())["models"], 1):
             model_id, path, problem = prefix + str(model["id"]), str(model.get("path", "")), ""
@@ -242,7 +242,7 @@ def _listed(
 
 
 def count_lines(source: str) -> int | None:
-    """Counts the lines, for the progress bar; None if the number is not known beforehand."""
+    """Returns the number of lines, for the progress bar, or None if it is not known in advance."""
     path = Path(source)
     if source == "-" or path.suffix == ".json" or not path.is_file():
         return None
@@ -251,7 +251,7 @@ def count_lines(source: str) -> int | None:
 
 
 class _Rate(ProgressColumn):
-    """The current rate in models a second."""
+    """A column of the progress bar with the current rate, in models a second."""
 
     def render(self, task: Task) -> Text:
         """Returns the column's cell for a task."""

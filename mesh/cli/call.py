@@ -1,6 +1,6 @@
 """V2 calls of `mesh infer`, over gRPC or REST.
 
-Both carriers have the same interface: a model's metadata, and an inference from arrays to arrays.
+Both carriers have the same interface: it reads a model's metadata, and sends and returns arrays.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ MAX_MESSAGE = 2**31 - 1
 
 @dataclass(slots=True)
 class InferRequest:
-    """An inference request, before it is encoded for a carrier."""
+    """An inference request that is not yet encoded for gRPC or REST."""
 
     model: str
     inputs: dict[str, Array] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class InferRequest:
 
 
 class Carrier(Protocol):
-    """The transport of a call."""
+    """The protocol that carries a call: gRPC or REST."""
 
     async def metadata(self, model: str) -> dict[str, Any]:
         """Returns the model's inputs, as in V2's JSON."""
@@ -46,14 +46,14 @@ class Carrier(Protocol):
 
 
 class Rest:
-    """V2 over REST: inputs as JSON if it can represent them, outputs as binary data."""
+    """V2 over REST. Inputs are sent as JSON if it can represent them. Outputs are received as binary data."""
 
     def __init__(self, client: Client, timeout: float) -> None:
         self._client = client
         self._timeout = timeout
 
     async def close(self) -> None:
-        """Does nothing: the client belongs to the command."""
+        """Does nothing, because the command closes the client."""
 
     async def metadata(self, model: str) -> dict[str, Any]:
         """Returns the model's inputs, as in V2's JSON."""
@@ -117,7 +117,8 @@ class Grpc:
 
 
 def _failure(error: Any, address: str) -> CommandError:
-    """Returns a failed call as an error: with the mesh's own reason if the trailers have one, else with the code."""
+    """Returns the error for a failed call, with the mesh's reason if the trailers have one, or else with the gRPC
+    code."""
     text = error.details() or ""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin":

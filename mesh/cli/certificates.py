@@ -114,7 +114,7 @@ def certificates(
 
 
 async def _keep(make: Callable[[], "keeping.Store"], wanted: "Wanted", where: str) -> None:
-    """Renews what is due and logs what it renewed. Raises CommandError."""
+    """Renews the certificates that are due, and logs each renewal. Raises CommandError."""
     from mesh.certificates import keeping, renewal
     from mesh.telemetry import logs
 

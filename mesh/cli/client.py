@@ -1,7 +1,7 @@
-"""A small client of the mesh's REST interface, whose errors say what to do.
+"""A small client of the mesh's REST interface. Its errors tell the user what to do.
 
-Every request has a timeout. Answers stay plain dictionaries: the commands show the fields that are present and leave
-out the others, so this CLI also works with a mesh that is one version older or newer.
+Every request has a timeout. Answers are plain dictionaries, and commands show only the fields that are present. So this
+CLI also works with a mesh that is one version older or newer.
 """
 
 import json
@@ -27,7 +27,7 @@ PAGE = 1000
 
 
 def normalize(endpoint: str) -> str:
-    """Returns the endpoint as a URL without a trailing slash. Raises ValueError with a text for the user."""
+    """Returns the endpoint as a URL without a trailing slash. The text of a ValueError is for the user."""
     url = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
     try:
         parts = urlsplit(url)
@@ -80,7 +80,7 @@ class Client:
         body: Mapping[str, Any] | Sequence[Any] | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Sends a request and returns the JSON object of the answer. Raises Unreachable or Refused."""
+        """Sends a request and returns the JSON object of the answer. Raises MeshUnreachable or MeshRefusal."""
         data = None if body is None else json.dumps(body).encode()
         async with self._send(method, path, query, data, "application/json", timeout) as response:
             return await self._read(response)
@@ -88,7 +88,7 @@ class Client:
     async def tensors(
         self, path: str, body: Mapping[str, Any], data: bytes, *, timeout: float | None = None
     ) -> tuple[dict[str, Any], bytes]:
-        """Sends JSON, followed by binary data if any, with POST; returns the answer's JSON object and binary data."""
+        """Posts JSON and any binary data after it, and returns the JSON object and the binary data of the answer."""
         head = json.dumps(body).encode()
         kind, length = ("application/octet-stream", str(len(head))) if data else ("application/json", "")
         async with self._send("POST", path, None, head + data, kind, timeout, length=length) as response:
@@ -116,7 +116,7 @@ class Client:
             after = page["next"]
 
     async def lines(self, path: str, data: bytes, *, timeout: float | None = None) -> AsyncIterator[dict[str, Any]]:
-        """Sends newline-delimited JSON with POST, and yields the lines of the answer as they arrive."""
+        """Posts newline-delimited JSON, and yields the lines of the answer as they arrive."""
         async with self._send("POST", path, None, data, "application/x-ndjson", timeout) as response:
             if not response.ok:
                 await self._read(response)
@@ -139,7 +139,7 @@ class Client:
         *,
         length: str = "",
     ) -> "AsyncIterator[aiohttp.ClientResponse]":
-        """Yields the answer once its headers have arrived. Failures until its body is read become Unreachable."""
+        """Yields the answer once its headers have arrived. Failures inside the block raise MeshUnreachable too."""
         import aiohttp
         from yarl import URL
 

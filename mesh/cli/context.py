@@ -142,7 +142,7 @@ def _endpoint(text: str) -> str:
 
 
 def _file(text: str) -> str:
-    """Returns the absolute path: a context is used from any folder."""
+    """Returns the absolute path, because a context is used from any folder."""
     if not text:
         return ""
     path = Path(text).expanduser().absolute()

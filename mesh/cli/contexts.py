@@ -6,9 +6,9 @@
     endpoint = "https://mesh.example:8033"
     ca = "/home/me/mesh/ca.crt"
 
-It is read when a command needs it, never for `--help`. The command line takes precedence over the environment, and the
-environment over the context, which is that of `--context`, of MESH_CONTEXT, or the current one. A `--context` on the
-command line takes precedence over MESH_ENDPOINT and the like.
+The file is read when a command needs it, never for `--help`. `--context` chooses the context, or else MESH_CONTEXT, or
+else the current one is used. Options take precedence over the environment, and the environment over the context.
+However, a context chosen with `--context` takes precedence over MESH_ENDPOINT and similar variables.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named mesh: its endpoint and the paths of PEM files; "": not given."""
+    """A named mesh: its endpoint and the paths of PEM files. An empty text means that the context does not set it."""
 
     endpoint: str = ""
     ca: str = ""
@@ -43,13 +43,13 @@ FIELDS = tuple(one.name for one in fields(Context))
 
 @dataclass(slots=True)
 class Contexts:
-    """The contents of the file."""
+    """The contexts in the file, and the name of the current one."""
 
     current: str = ""
     named: dict[str, Context] = field(default_factory=dict)
 
     def get(self, name: str) -> Context:
-        """Returns the context of that name. Raises CommandError."""
+        """Returns the context with that name. Raises CommandError."""
         if name not in self.named:
             there = f"there are {', '.join(sorted(self.named))}" if self.named else "none has been created yet"
             text = f"there is no context {name!r}; {there}. `mesh context set {name} --endpoint URL` creates it"
@@ -58,7 +58,7 @@ class Contexts:
 
 
 def path() -> Path:
-    """Returns the path of the file."""
+    """Returns the path of the file with contexts."""
     folder = os.environ.get("XDG_CONFIG_HOME") or ""
     # The XDG specification says to ignore a relative one.
     if folder.startswith("/"):
@@ -70,7 +70,7 @@ def path() -> Path:
 
 
 def read() -> Contexts:
-    """Reads the file; empty if there is none. Raises CommandError that names the file and the line."""
+    """Reads the file. A missing file has no contexts. Raises CommandError, which names the file and the line."""
     import tomllib
 
     file = path()
@@ -116,7 +116,7 @@ def _bad(file: Path, why: str) -> CommandError:
 
 @contextlib.contextmanager
 def changed() -> Iterator[Contexts]:
-    """Yields the contents of the file for a change, and writes them if the block succeeds. Raises CommandError."""
+    """Yields the file's contents to be changed, and writes them if the block succeeds. Raises CommandError."""
     file = path()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _text(contexts: Contexts) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Returns a TOML string: the same as JSON's, except for one character that JSON does not escape."""
+    """Returns the text as a TOML string. It equals the JSON string except for DEL, which JSON does not escape."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

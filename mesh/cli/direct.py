@@ -1,7 +1,7 @@
-"""The frame of commands that talk to etcd directly. They are for admins, who may see and change everything.
+"""Running commands that talk to etcd directly. They are for admins, who may see and change everything.
 
-They take the options of routers and runtime pods (`mesh.options.etcd`), so they run with a pod's own environment
-as well as through a port-forward. etcd's errors become the command line's, with advice.
+These commands take the options of routers and runtime pods (`mesh.options.etcd`), so they run with a pod's environment
+as well as through a port-forward. Errors of etcd become errors of the command line, with advice.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def run(settings: EtcdSettings, command: "Callable[[Etcd], Awaitable[T]]", *, as_json: bool = False) -> T:
-    """Runs a command's coroutine with a client of etcd. Errors are printed and end the process with their code."""
+    """Runs a command's coroutine with a client of etcd. Prints an error, and exits with its code."""
     from mesh.etcd import Etcd, EtcdError
 
     async def session() -> T:
@@ -35,7 +35,7 @@ def run(settings: EtcdSettings, command: "Callable[[Etcd], Awaitable[T]]", *, as
 
 
 def translated(error: "EtcdError") -> CommandError:
-    """Returns the command line's error for one of etcd's."""
+    """Converts an error of etcd to one of the command line."""
     from mesh.etcd import EtcdCompacted, EtcdDenied, EtcdUnavailable
 
     if isinstance(error, EtcdCompacted):

@@ -1,4 +1,4 @@
-"""Exit codes, which scripts may rely on, and the errors that end a command with one of them."""
+"""Exit codes, which scripts may rely on, and the errors that end a command with an exit code."""
 
 import enum
 
@@ -33,9 +33,10 @@ _OF_REASON = {
 
 
 class CommandError(Exception):
-    """Ends the command: `text` is shown to the user, `code` is the exit code, `reason` a name for programs.
+    """An error that ends the command. `text` is shown to the user, `code` is the exit code, `reason` is a name for
+    programs.
 
-    `answered`: the command has already printed its answer, so with --json no second document may follow.
+    `answered` means that the command has already printed its answer, so with --json no second document may follow.
     """
 
     def __init__(self, text: str, *, code: Exit = Exit.FAILED, reason: str = "", answered: bool = False) -> None:
@@ -47,14 +48,14 @@ class CommandError(Exception):
 
 
 class MeshUnreachable(CommandError):
-    """The failure to reach a mesh: nothing answers at the endpoint, or something else does."""
+    """A failure to reach the mesh: nothing answers at the endpoint, or something that is not a mesh does."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")
 
 
 class MeshRefusal(CommandError):
-    """An error with which the mesh answered."""
+    """A request that the mesh answered with an error."""
 
     def __init__(self, text: str, *, reason: str, retry_after: float | None = None) -> None:
         if retry_after is not None:
@@ -63,7 +64,7 @@ class MeshRefusal(CommandError):
 
 
 def of_reason(name: str) -> Exit:
-    """Returns the exit code for the name of a `Reason`; FAILED for one that this version does not know."""
+    """Returns the exit code for the name of a `Reason`, or FAILED for a name that this version does not know."""
     reason = Reason.__members__.get(name)
     if reason is None:
         return Exit.FAILED
@@ -71,5 +72,5 @@ def of_reason(name: str) -> Exit:
 
 
 def of_mesh_error(error: MeshError) -> CommandError:
-    """Returns the command line's error for a MeshError raised in this process."""
+    """Converts a MeshError raised in this process to an error of the command line."""
     return MeshRefusal(error.text, reason=error.reason.name, retry_after=error.retry_after)

@@ -1,4 +1,4 @@
-"""`mesh infer`: one call of a model, over gRPC or REST, with inputs from files or generated ones."""
+"""`mesh infer`: calls a model over gRPC or REST, with inputs from files or generated inputs."""
 
 import json
 import sys
@@ -97,7 +97,7 @@ def infer(
 
 
 def _given(model: str, file: str, npy: list[str]) -> "InferRequest":
-    """Returns the request that the user gave; without inputs if they are to be generated."""
+    """Returns the user's request. It has no inputs if they are to be generated."""
     from mesh.cli import tensors
     from mesh.cli.call import InferRequest
 

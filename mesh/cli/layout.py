@@ -1,8 +1,8 @@
-"""The models of a folder, for `mesh import`: which files and folders each count as a model, as pods will read them.
+"""The models of a folder, for `mesh import`: which of its files and folders pods can load as a model.
 
-A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnx.onnxfile`). The
-folder is registered if a model is more than one file: if it keeps tensors in other files (ONNX calls that external
-data), or has versions, each in a folder whose name is a number, as in Triton's repositories, where a version may keep
+A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnx.onnxfile`). A folder
+is registered if the model keeps tensors in other files, which ONNX calls external data. A folder is also registered if
+the model has versions, each in a folder whose name is a number, as in Triton's repositories. There a version may keep
 its model in a folder `model.onnx`.
 
 This module only reads the file system. Hidden files, such as those that macOS and NFS leave behind (`._a.onnx`,
@@ -25,7 +25,8 @@ _LONGEST = 4096  # bytes of such a name
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model: its id, from its path in the folder, and the file or folder to register. `problem`: why it cannot be."""
+    """A model: its id, made from its path in the folder, and the file or folder to register. `problem` says why it
+    cannot be loaded."""
 
     id: str
     path: Path
@@ -33,14 +34,14 @@ class Found:
 
 
 def models(root: Path, skipped: Callable[[Path, str], None] = lambda path, why: None) -> Iterator[Found]:
-    """Yields the models below `root`, in the order of their ids. `skipped` is called with each folder that could
-    not be read, and the reason."""
+    """Yields the models below `root`, in the order of their ids. Calls `skipped` with each folder that could not be
+    read, and the reason."""
     yield from sorted(_below(root, root, skipped), key=lambda found: found.id)
 
 
 def placed(file: Path) -> tuple[Path, str]:
-    """Returns what to register for a model's file: the file, or its folder if it has external data; and the reason
-    why that cannot be loaded, "" if it can."""
+    """Returns the path to register for a model's file, which is its folder if it has external data. Also returns why
+    pods cannot load that path, "" if they can."""
     if not _has_external_data(file):
         return file, ""
     others = [other.name for other in _onnx(file.parent) if other.name != file.name]
@@ -91,7 +92,8 @@ def _onnx(folder: Path) -> list[Path]:
 
 
 def _has_versions(folder: Path, names: list[str]) -> bool:
-    """Returns whether one of the folders is a version of a model: a number, with exactly one choice of model file."""
+    """Returns whether one of the folders is a version of a model: its name is a number, and it has only one possible
+    model file."""
     for name in names:
         if not (name.isascii() and name.isdigit()):
             continue
@@ -108,8 +110,8 @@ def _has_versions(folder: Path, names: list[str]) -> bool:
 
 
 def _has_external_data(file: Path) -> bool:
-    """Returns whether the model names a file next to it that holds its tensors. It searches the bytes, as a model may
-    have gigabytes; bytes that only look like such a name do not name an existing file."""
+    """Returns whether the model keeps tensors in a file next to it. Searches the bytes for the file's name instead of
+    parsing them, because a model may have gigabytes. Bytes that only look like a name do not name an existing file."""
     with file.open("rb", buffering=0) as stream:
         kept = b""
         while block := stream.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""Limits of copies: `set` for one model, and `settings` for types and for the pods where types may run."""
+"""`mesh set`, for the limits of a model's copies, and `mesh settings`, for limits and pods of whole types."""
 
 import json
 from typing import Annotated, Any

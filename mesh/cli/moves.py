@@ -1,4 +1,4 @@
-"""Moves of aliases from a command's point of view: the request, the wait for the move's end, and the answer.
+"""Moving an alias by a command: the request, the wait for the end of the move, and the answer.
 
 The mesh moves an alias by itself, so a command that ends early, by Ctrl-C or its time limit, does not stop the move.
 The commands that create or move aliases (`aliases`, `versions`) share this module.
@@ -22,7 +22,8 @@ _LOOK = 0.3  # seconds between two requests for the state of a move
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """The time for which a command waits for the end of a move, and the form in which it shows the answer."""
+    """A command's options for a move: whether and how long to wait for its end, and whether to print the answer as
+    JSON."""
 
     wait: bool
     timeout: float  # seconds
@@ -41,9 +42,9 @@ async def carry_out(
 ) -> None:
     """Sends the request to create or change an alias, waits for the end of its move, and prints the alias.
 
-    `load`: wait until the model that serves calls is loaded too, as a new alias points at it without a move. Raises
-    CommandError if the model could not be loaded, if the alias has got another target meanwhile, or if the time is
-    over.
+    With `load`, it also waits until the model that serves calls is loaded, because a new alias points at its model
+    without a move. Raises CommandError if the model could not be loaded, if another request changed the target, or
+    after the timeout.
     """
     end = time.monotonic() + patience.timeout
     answer = await client.request(method, aliasview.alias_path(alias, rest), body=body)
@@ -68,7 +69,8 @@ async def carry_out(
 
 
 async def _followed(client: Client, alias: str, target: str, answer: dict[str, Any], end: float) -> dict[str, Any]:
-    """Returns the alias once its move is complete or has failed, it has another target, or the time is over."""
+    """Returns the alias once its move has completed or failed, another request has changed the target, or the time is
+    over."""
     with _progress() as say:
         while _moves(answer, target) and time.monotonic() < end:
             say(*await _stage(client, alias, answer))
@@ -82,7 +84,7 @@ def _moves(answer: Mapping[str, Any], target: str) -> bool:
 
 
 async def _loaded(client: Client, alias: str, answer: dict[str, Any], end: float) -> dict[str, Any]:
-    """Loads the model that serves calls, and returns the alias afterwards."""
+    """Loads the model that serves calls, and then returns the alias."""
     active = str(answer.get("active", ""))
     with _progress() as say, contextlib.suppress(MeshRefusal):  # the status of the alias's models has the error
         stage = f"{alias}: loading {active}"
@@ -93,7 +95,7 @@ async def _loaded(client: Client, alias: str, answer: dict[str, Any], end: float
 
 
 async def _stage(client: Client, alias: str, answer: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns what a move waits for, as a short text and as one with the progress of its loads."""
+    """Returns two texts that say what a move waits for: a short one, and one with the progress of loads."""
     active, target = answer.get("active"), answer.get("target")
     short = f"{alias}: calls go to {active} until {target} is loaded"
     try:
@@ -111,8 +113,8 @@ async def _stage(client: Client, alias: str, answer: Mapping[str, Any]) -> tuple
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, str], None]]:
-    """Yields a function that shows a stage of a move, given as a short text and as one with progress: live on a
-    terminal, otherwise as a line for each new stage."""
+    """Yields a function that shows the two texts of `_stage`: the long one live on a terminal, otherwise each new short
+    one as a line."""
     screen = output.remarks()
     said = ""
 
@@ -132,8 +134,7 @@ def _progress() -> Iterator[Callable[[str, str], None]]:
 def _failure(
     alias: str, target: str, answer: Mapping[str, Any], patience: Patience, *, load: bool
 ) -> CommandError | None:
-    """Returns the error with which the command ends; None if the request was fulfilled, or the command does not
-    wait."""
+    """Returns the error that ends the command, or None if the move succeeded or the command does not wait."""
     status, active = answer.get("status"), answer.get("active")
     if answer.get("target") != target:
         text = f"{alias} now moves to {answer.get('target')}: another request has changed it"

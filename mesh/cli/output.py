@@ -64,7 +64,7 @@ def print_error(error: CommandError, *, as_json: bool = False) -> None:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """Returns a table without lines; a column whose name begins with `>` is right-aligned."""
+    """Returns a table without rules. A column whose name begins with `>` is right-aligned."""
     made = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
     for column in columns:
         name = column.removeprefix(">")
@@ -73,23 +73,23 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def status(text: str) -> str:
-    """Returns a status in its colour."""
+    """Returns a status with markup for its colour."""
     style = STATUS_STYLES.get(text)
     return f"[{style}]{plain(text)}[/]" if style else plain(text)
 
 
 def size(count: Any) -> str:
-    """Formats bytes for people; "" if there is no number."""
+    """Formats a number of bytes for people. Returns "" if there is no number."""
     return format_bytes(count) if isinstance(count, int | float) and count > 0 else ""
 
 
 def plain(text: str) -> str:
-    """Escapes text from elsewhere for rich: no markup is left in it, and nothing that moves a terminal's cursor."""
+    """Escapes untrusted text for rich. The result has neither markup nor control characters for the terminal."""
     return escape("\n".join(one_line(line) for line in text.split("\n")))
 
 
 def duration(milliseconds: Any) -> str:
-    """Formats a time span for people: `12 ms`, `3.4 s`, `5 min`, `2 h`, `9 d`; "" if there is no number."""
+    """Formats a duration for people: `12 ms`, `3.4 s`, `5 min`, `2 h`, `9 d`. Returns "" if there is no number."""
     if not isinstance(milliseconds, int | float) or milliseconds < 0:
         return ""
     if milliseconds < 1000:

@@ -1,4 +1,4 @@
-"""The same work by several tasks at once, such as batches that they take from one iterator."""
+"""Running the same function in several tasks at once, which for example take batches from one iterator."""
 
 import asyncio
 import time
@@ -15,9 +15,9 @@ _PAUSE = 0.3  # seconds between two attempts
 
 
 async def run(work: Callable[[], Coroutine[Any, Any, None]], count: int, *errors: type[Exception]) -> None:
-    """Runs `work` in `count` tasks until all have ended. The first that fails ends the others.
+    """Runs `work` in `count` tasks until all have ended. The first task that fails ends the others.
 
-    Raises one of `errors` as itself; any other error in an ExceptionGroup."""
+    Raises an error of the types in `errors` as it is, and any other error in an ExceptionGroup."""
     failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
@@ -30,7 +30,7 @@ async def run(work: Callable[[], Coroutine[Any, Any, None]], count: int, *errors
 
 
 async def admitted(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Sends a batch, again if the worker that got it has too many under way, for at most `BUSY_SECONDS`. Raises
+    """Sends a batch. Retries for at most `BUSY_SECONDS` while the worker that gets it has too many under way. Raises
     MeshRefusal."""
     end = time.monotonic() + BUSY_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""Pictures of simulations, drawn by matplotlib, which only this module needs (extra `pictures`)."""
+"""Pictures of simulations, drawn with matplotlib. Only this module needs it (extra `pictures`)."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from placement.simulator.run import hit_rate
 
 
 def simulated(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Draws hit rates, over the room if there are several, else over time. Raises CommandError."""
+    """Draws the hit rates over the room, or over time if there is only one room. Raises CommandError."""
     with drawing(path) as ((axes,), ticker):
         if len({round(row.room, 6) for row in rows}) > 1:
             _over_room(axes, rows)
@@ -31,8 +31,8 @@ def simulated(rows: Sequence[Row], path: Path, *, title: str) -> None:
 def drawing(
     path: Path, *, panels: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4.5)
 ) -> Iterator[tuple[list[Any], Any]]:
-    """Gives the axes of a picture, a panel each, and `matplotlib.ticker`; writes the picture at the end. Raises
-    CommandError. `size` is in inches."""
+    """Yields the axes of a picture, one for each panel, and `matplotlib.ticker`. Writes the picture when the block
+    ends. Raises CommandError. `size` is in inches."""
     try:
         import matplotlib
     except ImportError:
@@ -78,7 +78,8 @@ def _over_time(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def row_style(name: str, *, marker: bool = True) -> dict[str, Any]:
-    """Returns the style of a line; the bound of the clairvoyant looks different from the policies."""
+    """Returns the style of a line. The line of the clairvoyant, an upper bound, looks different from those of
+    policies."""
     if name == "clairvoyant":
         return {"color": "black", "linestyle": "--"}
     return {"marker": "o", "markersize": 4} if marker else {}

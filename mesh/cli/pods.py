@@ -1,4 +1,4 @@
-"""`mesh pods`: the runtime pods as they present themselves, and the current state of one of them."""
+"""`mesh pods`: lists the runtime pods, and shows the current state of one."""
 
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -93,7 +93,7 @@ def overview(found: list[dict[str, Any]]) -> Any:
 
 
 def _marks(pod: dict[str, Any]) -> list[str]:
-    """Returns the labels of a pod, its zone, and the types of models that it takes."""
+    """Returns a text with the pod's labels, its zone, and the types of models that it takes."""
     zone = [f"zone={pod['zone']}"] if pod.get("zone") else []
     return [*(pod.get("labels") or ()), *zone, *(f"type={one}" for one in pod.get("types") or ())]
 
@@ -114,7 +114,7 @@ def _cut_off(lives: list[dict[str, Any]]) -> Any:
 
 
 def _oldest(pod: dict[str, Any]) -> str:
-    """Says when the next copy to be evicted was last used. A copy that was never called has an age, but no last use."""
+    """Says when the copy to be evicted next was last used, or that it has not been used yet."""
     if not pod.get("oldest_idle_ms"):
         return ""
     return "not used yet" if pod.get("oldest_unused") else f"{output.duration(pod['oldest_idle_ms'])} ago"
@@ -162,7 +162,7 @@ def was_used(copy: dict[str, Any]) -> bool:
 
 
 def number(record: dict[str, Any], name: str) -> int:
-    """Returns a count of an answer: protobuf's JSON writes 64-bit numbers as strings and leaves zeros out."""
+    """Returns a number from an answer. Protobuf's JSON writes 64-bit numbers as strings and leaves zeros out."""
     try:
         return int(record.get(name) or 0)
     except (TypeError, ValueError):

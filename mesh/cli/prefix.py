@@ -1,9 +1,9 @@
-"""`mesh prefix`: shows, hands over and removes a mesh's prefix in an etcd that others use too.
+"""`mesh prefix`: shows, transfers and removes a mesh's prefix in a shared etcd.
 
 A mesh's own etcd is deleted with the mesh, together with all registrations. In a shared etcd the prefix and everything
-registered below it belong to the mesh (`mesh.schema.owner`) until an admin transfers or removes them here. Both
-commands are for a mesh that no longer runs, so they first check for routers and pods, whose keys have a lease and
-vanish with them.
+registered below it belong to the mesh (`mesh.schema.owner`) until an admin transfers or removes them here. Transferring
+and removing are for a mesh that no longer runs, so both commands first look for routers and pods. The keys of these
+have a lease, and vanish with them.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ def add(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The content of a mesh's prefix."""
+    """The content of a mesh's prefix: its owner, its records, and what still runs."""
 
     owner: str  # the mesh's id; "": none
     raw: bytes | None  # the owner's record; None: there is none
@@ -63,7 +63,7 @@ class Content:
 
     @property
     def registered(self) -> str:
-        """The counts in words."""
+        """The counts of registered records, in words."""
         counted = ((self.models, "model"), (self.vmodels, "vmodel"), (self.settings, "setting"))
         return (
             ", ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in counted if count) or "nothing registered"
@@ -236,7 +236,7 @@ async def _look(etcd: "Etcd", keys: "Keys") -> Content:
 
 
 async def _settled(etcd: "Etcd", keys: "Keys", base: str, *, wait: float, force: bool) -> Content:
-    """Returns the content once nothing of the mesh runs. Raises CommandError if something still does after `wait`."""
+    """Returns the content once no part of the mesh runs. Raises CommandError if one still runs after `wait`."""
     end = asyncio.get_running_loop().time() + wait
     while True:
         content = await _look(etcd, keys)
@@ -252,7 +252,7 @@ async def _settled(etcd: "Etcd", keys: "Keys", base: str, *, wait: float, force:
 
 
 async def _remove(etcd: "Etcd", keys: "Keys", content: Content, base: str) -> None:
-    """Removes all keys, the owner's last. Raises CommandError if the owner's record changes meanwhile."""
+    """Removes all keys, the owner's record last. Raises CommandError if that record changes meanwhile."""
     from mesh.etcd import absent, delete_op, delete_range_op, value_is
 
     guard = absent(keys.owner) if content.raw is None else value_is(keys.owner, content.raw)

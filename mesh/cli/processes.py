@@ -1,7 +1,7 @@
 """Commands that start processes on this machine: `up`, `demo`, `router`, `runtime`.
 
-The router and the runtime are separate programs with their own options. They replace this process, with the same
-arguments, so signals, exit codes and `--help` are theirs.
+The router and the runtime are separate programs with their own options. They replace this process and get the same
+arguments, so they handle signals, exit codes and `--help` themselves.
 """
 
 import asyncio
@@ -209,7 +209,7 @@ def runtime(context: typer.Context) -> None:
 
 
 def _become(module: str, arguments: list[str]) -> None:
-    """Replaces this process with `python -m module` and the arguments."""
+    """Replaces this process by `python -m module` with the arguments."""
     from mesh.process import python
 
     sys.stdout.flush()

@@ -129,7 +129,7 @@ def ls(
 
 
 async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -> None:
-    """Prints all models page by page: a million models need the memory of one page."""
+    """Prints all models page by page, so that a million models need the memory of only one page."""
     if as_json:
         separator = '{"models": ['
         async for model in client.models(prefix, after):
@@ -149,7 +149,7 @@ async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -
 
 
 async def _aliases_of(client: Client) -> dict[str, list[str]]:
-    """Returns for each model the aliases that name it; nothing if there are more than a page of aliases."""
+    """Returns the aliases that name each model. Returns nothing if the aliases fill more than one page."""
     found: dict[str, list[str]] = {}
     page = await client.get("/mesh/v1/aliases", limit=PAGE)
     if page.get("next"):
@@ -162,7 +162,7 @@ async def _aliases_of(client: Client) -> dict[str, list[str]]:
 
 
 def _print(models: list[dict[str, Any]], aliases: dict[str, list[str]]) -> None:
-    """Prints plain aligned lines: rich's tables take over a minute for a hundred thousand rows."""
+    """Prints plain aligned lines, because a table of rich takes over a minute for a hundred thousand rows."""
     named = any(str(model["id"]) in aliases for model in models)
     header = ["MODEL", "TYPE", "PODS", *(["ALIASES"] if named else []), "PATH"]
     rows = [[*header, "WHY" if any(map(_trouble, models)) else ""]]
@@ -190,8 +190,8 @@ def _trouble(model: dict[str, Any]) -> str:
 
 
 def located(path: str) -> str:
-    """Returns a path that pods understand: the absolute path of a file on this machine, or a URI unchanged.
-    Raises CommandError for any other relative path: each pod has a current folder of its own."""
+    """Returns a path that pods understand: the absolute path of a file on this machine, or a URI unchanged. Raises
+    CommandError for any other relative path, because pods do not share this command's current folder."""
     scheme, colon, rest = path.partition(":")
     is_uri = bool(colon) and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) is not None
     if path.startswith("/") or (is_uri and (scheme.lower() != "file" or rest.startswith("/"))):
@@ -207,7 +207,7 @@ def located(path: str) -> str:
 
 
 def _key(text: str) -> Any:
-    """Returns a storage key: a JSON object, or the name of a store as such an object."""
+    """Returns a storage key: the given JSON object, or an object made from the given name of a store."""
     text = options.text_or_file(text)
     if text.startswith("{"):
         try:

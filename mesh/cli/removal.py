@@ -1,7 +1,7 @@
-"""`mesh unregister`: models by their ids, or all whose ids or types are alike, after a confirmation that counts them.
+"""`mesh unregister`: unregisters models by id, prefix or type, after a confirmation that counts them.
 
-Many models are unregistered in chunks of a few thousand, as `import` registers them. If the command ends early, the
-same command continues.
+Many models are unregistered in chunks of a few thousand, as `import` registers them. If the command ends early, running
+it again continues.
 """
 
 import functools
@@ -28,7 +28,7 @@ SHOWN = 20
 
 @dataclass(slots=True)
 class Removals:
-    """Counts of models in a removal so far."""
+    """Counts of the models of a removal so far, by outcome."""
 
     unregistered: int = 0
     missing: int = 0
@@ -114,7 +114,7 @@ def _ask(question: str, *, yes: bool) -> None:
 
 
 async def _many(client: Client, ids: list[str]) -> Removals:
-    """Unregisters all in chunks, a few at a time. The first request that fails ends the removal."""
+    """Unregisters the models in chunks, a few at a time. The first request that fails ends the removal."""
     totals = Removals()
     chunks: Iterator[list[str]] = iter([ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)])
 

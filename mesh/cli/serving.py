@@ -151,7 +151,7 @@ def explain(
 
 
 async def _explain_alias(client: Client, alias: dict[str, Any], *, as_json: bool) -> None:
-    """Explains an alias, and then each model that it names for calls, as a target or as a shadow."""
+    """Explains an alias, and then each model that it names as a destination, target or shadow."""
     explained: list[dict[str, Any]] = []
     lines = aliasview.sentences(alias)
     for name, roles in aliasview.roles(alias).items():
@@ -187,7 +187,7 @@ def _show_explanation(answer: dict[str, Any]) -> None:
 
 
 def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a model's status, which is the answer of every command that changes a model."""
+    """Prints a model's status, with which the mesh answers every command that changes a model."""
     if as_json:
         output.print_json(answer)
         return
@@ -246,7 +246,7 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
 
 
 def short(digest: Any) -> str:
-    """Returns the beginning of a digest, enough to distinguish two."""
+    """Returns the beginning of a digest, which is enough to tell digests apart."""
     return output.plain(str(digest or "")[:12])
 
 
@@ -259,7 +259,8 @@ def _limits(answer: dict[str, Any]) -> str:
 
 
 def queued(load: dict[str, Any] | None) -> str:
-    """Returns the place of a load in its pod's queue: ` waits for 3 others, about 2.5 s`; "" if it does not wait."""
+    """Returns the place of a load in its pod's queue, such as ` waits for 3 others, about 2.5 s`. Returns "" if it does
+    not wait."""
     if not load:
         return ""
     words = []
@@ -272,7 +273,7 @@ def queued(load: dict[str, Any] | None) -> str:
 
 
 def pulling(pull: dict[str, Any] | None) -> str:
-    """Returns the progress of a pull: ` 120 MiB of 1.0 GiB, 85 MiB/s`; "" if there is none."""
+    """Returns the progress of a pull, such as ` 120 MiB of 1.0 GiB, 85 MiB/s`. Returns "" if there is no pull."""
     if not pull:
         return ""
     text = f" {output.size(pull.get('bytes')) or '0 B'}"
@@ -294,7 +295,7 @@ def _end_with_alias(alias: dict[str, Any]) -> None:
 
 
 def _end_with(answer: dict[str, Any]) -> None:
-    """Raises CommandError, once all is shown, if the model is not registered or cannot be loaded."""
+    """Raises CommandError if the model is not registered or cannot be loaded. Called after the answer is printed."""
     if answer.get("status") == ModelStatus.NOT_FOUND:
         text = f"{answer.get('id')} is not registered"
         raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)

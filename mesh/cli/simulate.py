@@ -1,4 +1,4 @@
-"""`mesh simulate`: runs a request trace through the decisions of a mesh, without a mesh."""
+"""`mesh simulate`: runs a request trace through the code that decides in a mesh, without a mesh."""
 
 import itertools
 from collections.abc import Callable
@@ -161,7 +161,7 @@ def _fleet(sizes: Path | None, size: str, seed: int) -> Callable[[str], Simulate
 
 
 def _rooms(room: list[str] | None, capacity: str, total: int) -> list[float]:
-    """Returns the rooms as shares of all models' bytes."""
+    """Returns the rooms to simulate, as shares of all models' bytes."""
     if capacity:
         if room:
             raise CommandError("give --capacity or --room, not both", code=Exit.USAGE)
@@ -185,7 +185,7 @@ def _bytes(text: str, option: str) -> int:
 
 
 def _bound(made: list[tuple[int, str]], capacity: int, model: Callable[[str], SimulatedModel]) -> Counts:
-    """Returns the counts of the clairvoyant, over the second half of the requests as for the others."""
+    """Returns the counts of the clairvoyant over the second half of the requests, as for the other rows."""
     return optimum.clairvoyant([model_id for _, model_id in made], capacity, model, since=len(made) // 2)
 
 

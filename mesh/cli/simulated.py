@@ -8,7 +8,7 @@ from placement.simulator.run import Result
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One simulation. `result` is None for the clairvoyant, which only has counts."""
+    """The result of one simulation. `result` is None for the clairvoyant, which has only counts."""
 
     policy: str
     pods: int

@@ -1,9 +1,9 @@
 """`mesh snapshot`: writes etcd's whole database into a folder, and keeps the newest snapshots there.
 
 etcd streams its database, followed by its SHA-256. The digest is checked during the copy and stays in the file, since
-`etcdutl snapshot restore`, which `mesh restore` runs, requires it. A snapshot only gets its name when it is complete
-and on the disk. A partial one, left by a killed run, is removed by the next run; each run locks its own file, which
-shows that it is still being written.
+`etcdutl snapshot restore`, which `mesh restore` runs, requires it. A snapshot gets its name only when it is complete
+and on disk. Each run locks the file that it writes. A partial file that no run has locked was left by a killed run, and
+the next run removes it.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Kept:
-    """A snapshot in the folder, ordered by time."""
+    """A snapshot in the folder. Snapshots are ordered by time."""
 
     time: str
     revision: int
@@ -98,7 +98,8 @@ def snapshot(
 
 
 async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept, int, list[Kept]]:
-    """Takes a snapshot; returns it, its size, and the removed ones. Raises EtcdError, CommandError."""
+    """Takes a snapshot. Returns its path and size, and the snapshots that were removed. Raises EtcdError,
+    CommandError."""
     try:
         clear(folder)
         status = await etcd.status()  # finds a member that answers, which gets the next request too
@@ -120,7 +121,8 @@ async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """Yields a file that only gets its name when all of it is on the disk, and is removed otherwise."""
+    """Yields a file to write. If the block succeeds, the file gets its name once it is on disk. Otherwise it is
+    removed."""
     temporary = path.with_name(f".{path.name}.part")
     # Readable by its owner only: it holds everything in etcd, such as storage keys.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -138,7 +140,7 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
 
 
 async def _copy(etcd: "Etcd", write: Callable[[bytes], object], idle: float, progress: Callable[[int], None]) -> int:
-    """Copies the database and checks it against the digest that follows. Raises CommandError, EtcdError."""
+    """Copies the database, and checks it against the digest at its end. Raises CommandError, EtcdError."""
     digest = hashlib.sha256()
     tail = b""  # the last bytes so far: the digest, if no more come
     size = 0
@@ -168,7 +170,8 @@ def snapshots(folder: Path) -> list[Kept]:
 
 
 def outdated(found: list[Kept], cluster: str, keep: int) -> list[Kept]:
-    """Returns the snapshots to remove: all but the newest `keep` of this cluster, all but the newest of any other."""
+    """Returns the snapshots to remove: all but the newest `keep` of this cluster, and all but the newest of each other
+    cluster."""
     seen: dict[str, int] = {}
     removed = []
     for one in found:
@@ -179,7 +182,8 @@ def outdated(found: list[Kept], cluster: str, keep: int) -> list[Kept]:
 
 
 def clear(folder: Path) -> list[Path]:
-    """Removes what killed runs have left, and returns it; files locked by other runs stay. Creates the folder."""
+    """Removes the files that killed runs have left, and returns their paths. Keeps files that other runs have locked.
+    Creates the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     removed = []
     for path in folder.iterdir():
@@ -201,8 +205,8 @@ def clear(folder: Path) -> list[Path]:
 
 
 def lock(descriptor: int) -> bool:
-    """Locks a file or folder for this run; False if another run holds the lock. On a file system without locks every
-    call succeeds."""
+    """Locks a file or folder for this run. Returns False if another run holds the lock. Always succeeds on a file
+    system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

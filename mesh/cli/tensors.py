@@ -1,7 +1,6 @@
 """Tensors of the V2 protocol as numpy arrays: from a request's JSON, from .npy files, generated, and to and from gRPC.
 
-Any answer of the mesh can be shown, and any input of a user is either sent or refused with a text that says what is
-wrong with it.
+Any answer of the mesh can be shown. A user's input is either sent, or refused with a text that says what is wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +29,12 @@ MAX_ELEMENTS = 2**28
 
 
 def usage(text: str) -> CommandError:
-    """Returns an error for input that cannot be sent."""
+    """Returns a usage error for input that cannot be sent."""
     return CommandError(text, code=Exit.USAGE, reason="BAD_REQUEST")
 
 
 def datatype(array: Array) -> str:
-    """Returns the V2 name of an array's type. Raises CommandError for one that V2 lacks."""
+    """Returns the V2 datatype of an array. Raises CommandError if V2 has none for it."""
     if array.dtype.kind in "OSU":
         return "BYTES"
     try:
@@ -45,7 +44,7 @@ def datatype(array: Array) -> str:
 
 
 def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
-    """Returns name and array of one input of a V2 JSON request."""
+    """Returns the name and the array of one input of a V2 JSON request."""
     try:
         name, kind, shape = str(tensor["name"]), str(tensor["datatype"]), tuple(int(n) for n in tensor["shape"])
         data = tensor["data"]
@@ -99,7 +98,7 @@ def to_grpc(model: str, inputs: Mapping[str, Array], outputs: Sequence[str] = ()
 
 
 def from_grpc(response: inference_pb2.ModelInferResponse) -> dict[str, Array]:
-    """Returns the outputs of a V2 gRPC answer, from raw or typed contents."""
+    """Returns the outputs of a V2 gRPC answer, whose contents are raw or typed."""
     made: dict[str, Array] = {}
     for number, tensor in enumerate(response.outputs):
         if number < len(response.raw_output_contents):
@@ -115,7 +114,7 @@ def from_grpc(response: inference_pb2.ModelInferResponse) -> dict[str, Array]:
 
 
 def from_rest(answer: Mapping[str, Any], data: bytes = b"") -> dict[str, Array]:
-    """Returns the outputs of a V2 REST answer, from its JSON and the binary data after it."""
+    """Returns the outputs of a V2 REST answer, given its JSON and the binary data after it."""
     made: dict[str, Array] = {}
     at = 0
     for tensor in answer.get("outputs", ()):
@@ -131,12 +130,12 @@ def from_rest(answer: Mapping[str, Any], data: bytes = b"") -> dict[str, Array]:
 
 
 def shown(array: Array) -> Array:
-    """Returns the array with numbers that can be printed: BF16 as FP32."""
+    """Returns the array in a form that can be printed. BF16 becomes FP32."""
     return (array["bf16"].astype(np.uint32) << 16).view(np.float32) if array.dtype == BF16 else array
 
 
 def read_npy(assignment: str) -> tuple[str, Array]:
-    """Reads name and array of `NAME=FILE.npy`."""
+    """Parses `NAME=FILE.npy`, and returns the name and the array in the file."""
     name, equals, path = assignment.partition("=")
     if not equals or not name:
         raise usage(f"{assignment!r}: write NAME=FILE.npy")
@@ -147,7 +146,7 @@ def read_npy(assignment: str) -> tuple[str, Array]:
 
 
 def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:
-    """Parses name and shape of `NAME=1,3,224,224`."""
+    """Parses `NAME=1,3,224,224` into a name and a shape."""
     name, equals, text = assignment.partition("=")
     try:
         if not equals or not name:
@@ -163,9 +162,9 @@ def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:
 def made_up(
     inputs: Sequence[Mapping[str, Any]], *, rows: int, shapes: Mapping[str, tuple[int, ...]], random: bool, seed: int
 ) -> dict[str, Array]:
-    """Returns an array for each input in the model's metadata: zeros, or random values that depend on the seed only.
+    """Returns an array for each input in the model's metadata: zeros, or random values determined by the seed.
 
-    A variable first dimension becomes `rows`, other variable ones become 1, unless `shapes` says otherwise.
+    Unless `shapes` says otherwise, a variable first dimension becomes `rows`, and other variable dimensions become 1.
     """
     unknown = set(shapes) - {str(tensor.get("name")) for tensor in inputs}
     if unknown:
@@ -208,7 +207,7 @@ def _dtype(kind: str) -> np.dtype[Any]:
 
 
 def _to_bf16(array: Array) -> Array:
-    """Returns the upper half of each FP32 number; the lower half is dropped."""
+    """Returns the upper 16 bits of each FP32 number. The lower 16 bits are dropped."""
     return (np.ascontiguousarray(array).view(np.uint32) >> 16).astype("<u2").view(BF16)
 
 

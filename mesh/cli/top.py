@@ -1,8 +1,9 @@
 """`mesh top`: a live view of the mesh, or one frame of it for scripts.
 
-Each frame is the difference of two samples: counters only grow, so their differences give rates. Sampling (network
-calls), comparing (`compare`, pure) and drawing (`draw`) are separate. With several routers behind one endpoint, two
-samples may come from different routers; a counter that went back counts as no calls rather than negative ones.
+Each frame is made from two samples. Counters only grow, so their differences give rates. Sampling (network calls),
+comparing (`compare`, pure) and drawing (`draw`) are separate. With several routers behind one endpoint, two samples may
+come from different routers. If a counter is then lower than before, the frame shows no calls instead of a negative
+number.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ MAX_COPIES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The figures of the mesh at one moment."""
+    """The counters and pods of the mesh at one moment."""
 
     at: float  # seconds on this process's monotonic clock
     stats: Mapping[str, Any]
@@ -62,7 +63,7 @@ class Frame:
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of hits among the calls that found a model; None without calls."""
+        """Share of hits among the calls that found a model, or None without calls."""
         total = self.hits + self.cold_starts
         return self.hits / total if total else None
 
@@ -125,7 +126,7 @@ async def _watch(client: Client, before: Sample, interval: float) -> None:
 
 
 async def sample(client: Client) -> Sample:
-    """Takes one sample. Asks the pods for their copies' counters if there are not too many."""
+    """Takes a sample. Asks the pods for the counters of their copies, unless the mesh has too many copies."""
     stats, listed = await asyncio.gather(client.get("/mesh/v1/stats"), client.get("/mesh/v1/pods"))
     pods = tuple(listed["pods"])
     at = time.monotonic()
@@ -139,7 +140,8 @@ async def sample(client: Client) -> Sample:
 
 
 async def _describe(client: Client, pod: str) -> dict[str, Any]:
-    """Asks for a pod's current state; empty if that fails: a mesh in trouble must still be shown."""
+    """Returns a pod's current state. Returns an empty one if that fails, so that a mesh in trouble can still be
+    shown."""
     try:
         return await client.request("GET", f"/mesh/v1/pods/{quote(pod, safe='')}", timeout=2.0)
     except (MeshRefusal, MeshUnreachable):
@@ -179,7 +181,7 @@ def compare(before: Sample, after: Sample) -> Frame:
 def _aliases(
     before: Mapping[str, Any], after: Mapping[str, Any], rate: Callable[[float, float], float]
 ) -> tuple[tuple[str, str, float, float], ...]:
-    """Returns the rates of the aliases that were called, for each of their models."""
+    """Returns the rates of calls by the aliases that were called, for each model of an alias."""
     old = {(one["alias"], one["model"]): one for one in before.get("aliases") or ()}
     rates = []
     for one in after.get("aliases") or ():
@@ -191,7 +193,7 @@ def _aliases(
 
 
 def _outcomes(stats: Mapping[str, Any]) -> tuple[int, int]:
-    """Counts the calls that ended with OK and those that did not, over all methods."""
+    """Counts the calls of all methods that ended with OK, and those that failed."""
     ok = failed = 0
     for codes in (stats.get("calls") or {}).values():
         for code, count in codes.items():
@@ -255,7 +257,7 @@ def _as_json(frame: Frame) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _keys(loop: asyncio.AbstractEventLoop, quit_asked: asyncio.Event) -> Iterator[None]:
-    """Sets the event when q is pressed; restores the terminal at the end."""
+    """Sets the event when q is pressed. Restores the terminal when the block ends."""
     if not sys.stdin.isatty():
         yield
         return

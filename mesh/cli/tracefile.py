@@ -1,7 +1,7 @@
 """Request traces and models' sizes as CSV files, for `mesh simulate`.
 
-A trace has a line for each request, `seconds,model`, in order of time; sizes have `model,bytes` and optionally
-`,milliseconds`, the duration of a load. A first line without numbers is a heading.
+A trace has a line `seconds,model` for each request, in order of time. A file of sizes has a line `model,bytes` for each
+model, and optionally `,milliseconds`, the duration of a load. A first line without numbers is a heading.
 """
 
 import csv
@@ -17,7 +17,8 @@ MAX_MS = 2**53
 
 
 def requests(path: Path) -> list[tuple[int, str]]:
-    """Reads the requests of a trace, with times in milliseconds since the first. Raises CommandError with the line."""
+    """Reads the requests of a trace, with times in milliseconds since the first. Raises CommandError, which names the
+    line."""
     found: list[tuple[int, str]] = []
     first = last = 0.0
     for number, row in _rows(path):
@@ -43,7 +44,7 @@ def requests(path: Path) -> list[tuple[int, str]]:
 
 
 def sizes(path: Path) -> dict[str, SimulatedModel]:
-    """Reads the sizes of models, by id. Raises CommandError with the line."""
+    """Reads the sizes of models, by id. Raises CommandError, which names the line."""
     found: dict[str, SimulatedModel] = {}
     for number, row in _rows(path):
         try:

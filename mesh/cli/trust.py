@@ -1,4 +1,4 @@
-"""TLS files of the command line: the authorities that it trusts, and the certificate that it presents."""
+"""The command line's TLS files: the authorities that it trusts, and the certificate that it presents."""
 
 import ssl
 from dataclasses import dataclass

@@ -40,8 +40,8 @@ async def register(
 
 
 async def _adopt(client: Client, name: str, version: str) -> None:
-    """Makes a model that is registered under the alias's name the first version, which gets the calls until the new one
-    is loaded."""
+    """Turns a model that is registered under the alias's name into the first version. It gets the calls until the new
+    version is loaded."""
     try:
         registered = await client.get(model_path(name))
     except MeshRefusal as error:
@@ -118,7 +118,7 @@ def versions(
 
 
 async def _only(client: Client, name: str) -> dict[str, Any]:
-    """Returns a model that is not an alias in the form of one with a single version. Raises CommandError."""
+    """Returns a model without an alias as if it were an alias with a single version. Raises CommandError."""
     try:
         model = await client.get(model_path(name))
     except MeshRefusal as error:
@@ -139,7 +139,7 @@ async def _status(client: Client, model: str) -> str:
 
 
 def _calls(alias: Mapping[str, Any], model: str) -> str:
-    """Returns the share of an alias's calls that a model gets, or a text that it will get them."""
+    """Returns the share of an alias's calls that a model gets, or `next` for the target of a move."""
     weights = alias.get("weights") or {}
     if total := sum(weights.values()):
         return f"{100 * weights[model] / total:.4g} %" if weights.get(model) else ""

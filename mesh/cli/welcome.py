@@ -1,6 +1,6 @@
-"""The welcome of `mesh up` once all parts are ready: sample models, the endpoint, three commands to try.
+"""The text that `mesh up` prints once all parts are ready: sample models, the endpoint, three commands to try.
 
-The commands are complete: each works when pasted into a shell on this machine. With sample models they call one.
+Each command works when pasted into a shell on this machine. If there are sample models, the commands call one.
 """
 
 import json
@@ -29,7 +29,7 @@ log = logs.get(__name__)
 
 
 async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
-    """Registers the sample models, if wanted, and returns the text to print. A failure to make them is only logged."""
+    """Registers the sample models, if wanted, and returns the text to print. Only logs a failure to make the models."""
     endpoint = f"http://{settings.rest_address}"
     registered: list[str] = []
     request: dict[str, Any] | None = None
@@ -89,7 +89,7 @@ async def register_samples(client: Client, made: "Sequence[Sample]") -> list[str
 
 
 def _request(made: "Sequence[Sample]") -> dict[str, Any] | None:
-    """Returns a V2 request for the model with the shortest input, short enough to print."""
+    """Returns a V2 request that is short enough to print, for the model with the shortest input."""
     if not made:
         return None
 
@@ -101,12 +101,13 @@ def _request(made: "Sequence[Sample]") -> dict[str, Any] | None:
 
 
 def _short(tensor: dict[str, Any]) -> dict[str, Any]:
-    """Shortens the numbers of a tensor, as the request is only an example."""
+    """Rounds the numbers of a tensor, because the request is only an example."""
     return {**tensor, "data": [round(v, 1) if isinstance(v, float) else v for v in tensor["data"]]}
 
 
 def lines_to_try(settings: UpSettings, request: dict[str, Any] | None) -> list[str]:
-    """Returns a call over REST, gRPC and the command line: of a sample model, or else of the mesh itself."""
+    """Returns commands to try, over REST, gRPC and the command line. They call a sample model, or else ask the mesh
+    itself."""
     endpoint = f"http://{settings.rest_address}"
     here = [] if endpoint == DEFAULT_ENDPOINT else ["--endpoint", endpoint]
     if settings.rest_address != settings.grpc_address and request is not None:
@@ -123,7 +124,7 @@ def lines_to_try(settings: UpSettings, request: dict[str, Any] | None) -> list[s
 
 
 def _mesh() -> list[str]:
-    """Returns the words that run this command from the current folder."""
+    """Returns the beginning of a command line that runs `mesh` from the current folder."""
     script = Path(sys.executable).parent / "mesh"
     found = shutil.which("mesh")
     if found and Path(found).exists() and script.exists() and Path(found).samefile(script):
@@ -139,7 +140,7 @@ def _shortest(path: Path) -> str:
 
 
 def _grpcurl(address: str, request: dict[str, Any]) -> str:
-    """Returns a call with grpcurl, which works by reflection; "" if it is not installed."""
+    """Returns a call with grpcurl, which uses reflection, or "" if grpcurl is not installed."""
     if shutil.which("grpcurl") is None:
         return ""
     message = {"model_name": request["model"], "inputs": [_typed(tensor) for tensor in request["inputs"]]}
@@ -159,7 +160,7 @@ def _python_infer(address: str, request: dict[str, Any]) -> str:
 
 
 def _literals(values: list[Any]) -> str:
-    """Writes a list as Python does, but with double quotes, so that a shell can put it in single ones."""
+    """Formats a list as Python does, but with double quotes, so that a shell command can put it in single quotes."""
     return "[" + ", ".join(json.dumps(v) if isinstance(v, str) else repr(v) for v in values) + "]"
 
 

@@ -1,8 +1,8 @@
 """`mesh doctor`: checks everything that a mesh depends on, and says what to do.
 
-Facts and judgements are separate: `etcdfacts`, `meshfacts` and `clusterfacts` ask, with time limits; `etcdchecks`,
-`meshchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, as pure functions. `examination` combines them;
-this module has the options and prints the findings.
+Gathering facts is separate from judging them. `etcdfacts`, `meshfacts` and `clusterfacts` gather, with time limits.
+`etcdchecks`, `meshchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, in pure functions. `examination`
+combines them. This module has the options and prints the findings.
 """
 
 import asyncio

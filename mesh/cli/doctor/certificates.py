@@ -1,4 +1,4 @@
-"""Certificates: their contents and expiry. Reads PEM and DER; uses no files, connections or clock."""
+"""Reading certificates in PEM or DER, and judging their expiry. All functions are pure."""
 
 import datetime
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ the certificate, and there is time to do it by hand."""
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The relevant parts of a certificate."""
+    """The parts of a certificate that the doctor judges or shows."""
 
     subject: str
     names: tuple[str, ...]  # hosts and addresses that it is for
@@ -58,7 +58,7 @@ def _facts(certificate: x509.Certificate) -> Certificate:
 
 
 def expiry(area: Area, check: str, what: str, certificate: Certificate, now: datetime.datetime, todo: str) -> Finding:
-    """Judges how long a certificate is still valid. `what` names it, `todo` says how to renew it."""
+    """Judges how long a certificate is still valid. `what` names the certificate, `todo` says how to renew it."""
     left = certificate.ends - now
     until = f"{what} ({certificate.subject})"
     if certificate.begins > now:
@@ -73,7 +73,7 @@ def expiry(area: Area, check: str, what: str, certificate: Certificate, now: dat
 
 
 def pem(area: Area, check: str, what: str, raw: bytes, now: datetime.datetime, todo: str) -> Finding:
-    """Judges the certificate in a PEM text that expires first."""
+    """Judges the expiry of the certificate in a PEM text that expires first."""
     try:
         found = from_pem(raw)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Judgement of a namespace in Kubernetes. Pure: facts in, findings out. `secretchecks` judges Secrets."""
+"""Findings about a namespace in Kubernetes, from its facts. All functions are pure. `secretchecks` judges Secrets."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -77,7 +77,7 @@ _JOBS = {
 
 
 def _jobs(facts: ClusterFacts) -> Iterator[Finding]:
-    """Finds Jobs whose pods are refused, which nothing else shows, as they have no pod."""
+    """Finds Jobs whose pods are refused. Such a Job has no pod that could show the error."""
     for job in facts.jobs or ():
         meaning = next((text for start, text in _JOBS.items() if name(job).startswith(start)), None)
         status = job.get("status") or {}
@@ -100,7 +100,7 @@ _FAILED = ("Failed", "True")
 
 
 def _scalers(facts: ClusterFacts) -> Iterator[Finding]:
-    """Finds autoscalers that cannot read their metric: they do nothing, and only their conditions show it."""
+    """Finds autoscalers that cannot read their metric. They do not scale, and only their conditions show why."""
     for scaler in facts.scalers or ():
         conditions = {one.get("type"): one for one in (scaler.get("status") or {}).get("conditions") or ()}
         for kind in ("AbleToScale", "ScalingActive"):
@@ -122,7 +122,7 @@ def _path(workload: Object) -> str:
 
 
 def _refused(workload: Object, facts: ClusterFacts) -> str:
-    """Returns the reason why a workload's pods are not created, "" if none is known."""
+    """Returns why the pods of a workload are not created, "" if no reason is known."""
     for condition in (workload.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             return str(condition.get("message", ""))
@@ -162,7 +162,7 @@ def _pods(facts: ClusterFacts) -> Iterator[Finding]:
 
 
 def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
-    """Returns what is wrong with one pod; None if it is ready."""
+    """Returns a finding about a pod that is not ready, or None for a ready one."""
     status = pod.get("status") or {}
     who = f"{name(pod)} ({label(pod, 'component') or 'pod'})"
     if status.get("phase") == "Failed":
@@ -221,7 +221,7 @@ def _ended(status: Object) -> str:
 def _latest(
     facts: ClusterFacts, *, of: str = "", prefix: str = "", kind: str = "", level: str = "Warning"
 ) -> list[Object]:
-    """Returns events about an object, the newest first."""
+    """Returns the events about an object, the newest first."""
     found = []
     for event in facts.events or ():
         what = event.get("involvedObject") or {}

@@ -1,7 +1,7 @@
 """Facts about one namespace, from Kubernetes. `clusterchecks` judges them.
 
-All requests are allowed to the namespace's role `admin`. Only Secrets that the mesh's workloads mount are read, by
-name: the others belong to somebody else, and Helm's are large.
+The namespace's role `admin` may send all of these requests. Only Secrets that the mesh's workloads use are read, by
+name. Other Secrets are none of the mesh's, and those of Helm are large.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ RIGHTS: tuple[tuple[str, str, str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A Secret that a workload mounts or reads."""
+    """A reference from a workload to a Secret that it mounts or reads."""
 
     name: str
     keys: frozenset[str]  # the required ones
@@ -46,7 +46,7 @@ class Reference:
 
 @dataclass(slots=True)
 class ClusterFacts:
-    """Facts about a namespace. None: they could not be read, and `errors` says why."""
+    """Facts about a namespace. A fact that could not be read is None, and `errors` says why."""
 
     namespace: str
     error: str = ""  # why the cluster does not answer at all
@@ -74,7 +74,7 @@ class ClusterFacts:
 
     @property
     def router(self) -> str:
-        """The name of a Deployment of routers with a ready pod; "" if there is none."""
+        """The name of a router Deployment with a ready pod, "" if there is none."""
         for one in self.workloads or ():
             if label(one, "component") == "router" and (one.get("status") or {}).get("readyReplicas"):
                 return name(one)
@@ -82,7 +82,7 @@ class ClusterFacts:
 
 
 async def gather(kubectl: Kubectl) -> ClusterFacts:
-    """Asks Kubernetes for all facts."""
+    """Gathers all facts from Kubernetes."""
     facts = ClusterFacts(kubectl.namespace or await _current(kubectl))
     try:
         facts.pods = [*await kubectl.items("get", "pods", f"--selector={SELECTOR}")]
@@ -157,7 +157,7 @@ async def _lacking(kubectl: Kubectl, facts: ClusterFacts) -> list[str] | None:
 
 
 def references(workloads: Iterable[Object]) -> Iterator[Reference]:
-    """Yields the Secrets that workloads need: mounted, in the environment, for pulling images."""
+    """Yields the references to Secrets: in volumes, in environments, and for pulling images."""
     for workload in workloads:
         spec = ((workload.get("spec") or {}).get("template") or {}).get("spec") or {}
         owner = str(name(workload))
@@ -199,5 +199,5 @@ def name(one: Object) -> str:
 
 
 def label(one: Object, which: str) -> str:
-    """Returns the value of one of the labels `app.kubernetes.io/...`."""
+    """Returns the value of the label `app.kubernetes.io/<which>`, "" if there is none."""
     return str(((one.get("metadata") or {}).get("labels") or {}).get(f"app.kubernetes.io/{which}", ""))

@@ -1,4 +1,4 @@
-"""Judgement of etcd. Pure: facts and the time in, findings out."""
+"""Findings about etcd, from its facts and the time. All functions are pure."""
 
 import datetime
 import json
@@ -37,7 +37,7 @@ _OF_TROUBLE = {
 
 
 def check(facts: EtcdFacts, now: datetime.datetime, *, install_id: str = "", quota: int = 0) -> list[Finding]:
-    """Returns all findings. With `quota` 0, etcd's own figure or its default applies."""
+    """Returns all findings. With `quota` 0, the quota that etcd reports applies, or else etcd's default."""
     found = [*_members(facts), *_own_certificates(facts, now)]
     if facts.denied:
         todo = "check user and password (--etcd-user, --etcd-password-file; `userid`, `password` in the Secret)"
@@ -90,7 +90,7 @@ _CERTIFICATE = (Trouble.UNTRUSTED, Trouble.EXPIRED, Trouble.NOT_YET, Trouble.OTH
 
 
 def _own_certificates(facts: EtcdFacts, now: datetime.datetime) -> Iterator[Finding]:
-    """Judges the expiry of etcd's certificates and of the client's own."""
+    """Judges the expiry of the certificates of etcd and of the client."""
     renew = "renew it before; with the chart's own certificates see the CronJob mesh-certificates"
     for member in facts.members:
         certificate = member.answer.certificate
@@ -233,5 +233,5 @@ def _prefix(facts: EtcdFacts) -> Iterator[Finding]:
 
 
 def _said(text: str) -> str:
-    """Returns etcd's own words, without our prefix."""
+    """Returns etcd's message without the prefix that Mesh adds."""
     return text.rpartition(": ")[2] if "etcdserver: " in text else text

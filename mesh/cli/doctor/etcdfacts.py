@@ -33,7 +33,7 @@ class MemberFacts:
 
 @dataclass(frozen=True, slots=True)
 class EtcdFacts:
-    """Facts about etcd. None: they could not be read."""
+    """Facts about etcd. A fact that could not be read is None."""
 
     settings: EtcdSettings
     base: str
@@ -49,7 +49,7 @@ class EtcdFacts:
 
 
 async def gather(settings: EtcdSettings, base: str, *, timeout: float) -> EtcdFacts:
-    """Asks for all facts, each within `timeout` s. Raises ValueError for settings that the client refuses."""
+    """Gathers all facts, each within `timeout` seconds. Raises ValueError for settings that the client refuses."""
     settings = replace(settings, timeout=timeout)
     Etcd(settings)  # checks the settings
     members = await asyncio.gather(*(_member(settings, endpoint, timeout) for endpoint in settings.endpoints))
@@ -93,7 +93,8 @@ async def _member(settings: EtcdSettings, endpoint: str, timeout: float) -> Memb
 
 
 async def _reads(etcd: Etcd, keys: Keys) -> tuple[tuple[float, ...], str, str]:
-    """Returns the durations of some reads in ms, the error of a failed one, and the same if it is about the user."""
+    """Returns the durations of a few reads in ms, the error that ended them, and that error again if it is a denial of
+    access. A missing error is ""."""
     times: list[float] = []
     try:
         for _ in range(READS):

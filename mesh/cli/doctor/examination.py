@@ -1,7 +1,7 @@
-"""One run of the doctor: it checks the areas, each with a time limit, and combines their findings.
+"""One run of the doctor, which checks the areas, each with a time limit, and collects their findings.
 
-An area that cannot be checked is listed as skipped, or is a finding if it was asked for by name. Every failure becomes
-a finding, even one of this code.
+An area that cannot be checked is listed as skipped. If it was named on the command line, that is a finding instead.
+Every failure becomes a finding, even a bug in this code.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ PATIENCE = 6
 
 @dataclass(frozen=True, slots=True)
 class ExaminationPlan:
-    """The areas to check, and the options. `timeout` and `reading` in seconds."""
+    """The areas to check, and the options. `timeout` and `reading` are in seconds."""
 
     areas: frozenset[str]
     asked: frozenset[str]  # those of them that were asked for by name
@@ -143,7 +143,7 @@ class Examination:
         return await meshfacts.gather(plan.endpoint, plan.trust, timeout=plan.timeout, reading=plan.reading)
 
     async def _etcd_from_inside(self, cluster: ClusterFacts | None) -> None:
-        """Runs the check of etcd in a router pod, since etcd cannot be reached from outside the cluster."""
+        """Runs the checks of etcd in a router pod, because etcd cannot be reached from outside the cluster."""
         plan = self._plan
         if cluster is None or not cluster.router:
             text = "its endpoints are not given: use --etcd or --etcd-config"
@@ -176,7 +176,7 @@ class Examination:
     # --- judging ---
 
     def _stored(self, cluster: ClusterFacts | None) -> frozenset[str] | None:
-        """Returns the keys of the storage Secret; None if they are not known."""
+        """Returns the keys of the storage Secret, or None if they are not known."""
         if self._plan.storage is not None:
             try:
                 return meshfacts.stored_keys(self._plan.storage)

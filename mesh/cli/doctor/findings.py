@@ -1,4 +1,4 @@
-"""Findings of the doctor, each with what to do if something is wrong."""
+"""Findings of the doctor. A finding that something is wrong says what to do."""
 
 import enum
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Level(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. `area` and `check` name it for programs, `what` and `todo` explain it to people."""
+    """The result of one check. `area` and `check` are for programs, `what` and `todo` for people."""
 
     level: Level
     area: str
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """A maker of the findings of one area."""
+    """An area of checks, with methods that make its findings."""
 
     name: str
 
@@ -55,6 +55,6 @@ class Area:
 
 
 def some(names: list[str], most: int = 5) -> str:
-    """Lists the first of several names, and the number of the others."""
+    """Lists the first names, and says how many more there are."""
     text = ", ".join(names[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"

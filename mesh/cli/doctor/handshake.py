@@ -1,8 +1,8 @@
-"""A connection step by step, to find out why a client cannot connect.
+"""Connecting step by step, to find out why a client cannot connect.
 
-gRPC and HTTP clients only say "failed to connect". This module opens a plain socket, then TLS with the client's own
-authorities and certificate, then sends the first bytes of HTTP/2, since with TLS 1.3 a server refuses a client only
-after the handshake. It reads the server's certificate even if that is not trusted.
+gRPC and HTTP clients only say "failed to connect". This module opens a plain socket, then makes a TLS handshake with
+the client's authorities and certificate. Then it sends the first bytes of HTTP/2, because with TLS 1.3 a server refuses
+a client only after the handshake. It reads the server's certificate even if it is not trusted.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Identity:
 async def ask(
     host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0
 ) -> Handshake:
-    """Calls `connect` in a thread, and returns its answer within `timeout` s."""
+    """Calls `connect` in a thread, and returns its result within `timeout` seconds."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Handshake] = loop.create_future()
 
@@ -102,7 +102,8 @@ async def ask(
 
 
 def connect(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Handshake:
-    """Tries to connect; blocks for a few times `timeout` s at most. `name` must be in the certificate; "": the host."""
+    """Tries to connect. Blocks for a few times `timeout` seconds at most. The certificate must have `name`, or the host
+    if that is ""."""
     try:
         plain = socket.create_connection((host, port), timeout)
     except socket.gaierror as error:

@@ -1,4 +1,4 @@
-"""Requests to Kubernetes through `kubectl`, which already knows the admin's clusters, users and logins."""
+"""Requests to Kubernetes through `kubectl`, which is already configured with the admin's clusters and logins."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ class Kubectl:
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """Parses a list of objects, one object, several in sequence, or nothing. Raises KubectlError."""
+    """Parses kubectl's output: a list of objects, one object, several in sequence, or nothing. Raises KubectlError."""
     decoder, place = json.JSONDecoder(), 0
     found: list[Any] = []
     while text[place:].strip():

@@ -1,4 +1,4 @@
-"""Judgement of a mesh from the facts of its endpoint. Pure: facts and the time in, findings out."""
+"""Findings about a mesh, from the facts that its endpoint gave and the time. All functions are pure."""
 
 import datetime
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ _OF_TROUBLE = {
 
 
 def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | None = None) -> list[Finding]:
-    """Returns all findings. `stored` are the keys of the storage Secret, if known."""
+    """Returns all findings. `stored` has the keys of the storage Secret, if known."""
     found = [*_certificate(facts, now)]
     if facts.stats is None or facts.pods is None:
         return [_unreachable(facts), *found]
@@ -106,7 +106,8 @@ def _is_ready(pod: Mapping[str, Any]) -> bool:
 
 
 def _room(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
-    """Judges whether the models in use fit. A full cache is normal, so that alone is no warning."""
+    """Judges whether the models in use fit into the pods' memory. Full pods alone are normal, and no reason for a
+    warning."""
     capacity, used = (sum(int(pod.get(name) or 0) for pod in pods) for name in ("capacity", "used"))
     if not capacity:
         return

@@ -1,4 +1,4 @@
-"""Facts about a mesh, from its endpoint, as any client could read them. `meshchecks` judges them."""
+"""Facts about a mesh that any client can read from its endpoint. `meshchecks` judges them."""
 
 import asyncio
 import itertools
@@ -33,7 +33,7 @@ class Troubled:
 
 @dataclass(slots=True)
 class Registered:
-    """The registered models, as far as they were read."""
+    """The registered models that were read in time."""
 
     models: int = 0
     types: Counter[str] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ class StuckMove:
 
 @dataclass(slots=True)
 class Aliases:
-    """The aliases, as far as they were read."""
+    """The aliases that were read in time."""
 
     count: int = 0
     moving: int = 0
@@ -93,7 +93,7 @@ class Aliases:
 
 @dataclass(frozen=True, slots=True)
 class MeshFacts:
-    """Facts about a mesh. None: they could not be read."""
+    """Facts about a mesh. A fact that could not be read is None."""
 
     endpoint: str
     answer: Handshake  # to a connection step by step
@@ -107,7 +107,7 @@ class MeshFacts:
 
 
 async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float) -> MeshFacts:
-    """Asks for all facts, each within `timeout` s, and the list of models within `reading` s."""
+    """Gathers all facts, each within `timeout` seconds, and the list of models within `reading` seconds."""
     parts = urlsplit(endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     answer = await handshake.ask(
@@ -138,7 +138,7 @@ async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float)
 
 
 async def _read(client: Client, registered: Registered, aliases: Aliases, seconds: float) -> None:
-    """Reads aliases first, then models, so that a model registered meanwhile is not taken for missing."""
+    """Reads the aliases before the models, so that a model registered meanwhile is not reported as missing."""
     try:
         async with asyncio.timeout(seconds):
             async for alias in aliasview.listed(client):
@@ -151,7 +151,7 @@ async def _read(client: Client, registered: Registered, aliases: Aliases, second
 
 
 def _identity(trust: Trust) -> Identity:
-    """Reads the TLS files. Unreadable ones are left out: the client reports them, with better errors."""
+    """Reads the TLS files. Leaves out unreadable ones, because the client reports them with better errors."""
     files = (trust.ca, trust.certificate, trust.private_key or trust.certificate)
     ca, certificate, key = (_bytes(path) for path in files)
     return Identity(ca, certificate, key)
@@ -165,7 +165,7 @@ def _bytes(path: Path | None) -> bytes | None:
 
 
 def storage_key(key: str) -> str:
-    """Returns the key of the storage Secret that a registration names; "" if it names none."""
+    """Returns the key of the storage Secret that a registration names, "" if it names none."""
     try:
         document = json.loads(key) if key.startswith("{") else None
     except (ValueError, RecursionError):
@@ -175,6 +175,6 @@ def storage_key(key: str) -> str:
 
 
 def stored_keys(folder: Path) -> frozenset[str]:
-    """Returns the keys of a storage Secret mounted as a folder. Raises OSError."""
+    """Returns the keys of a storage Secret that is mounted as a folder. Raises OSError."""
     found = (path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     return frozenset(itertools.islice(found, 10_000))

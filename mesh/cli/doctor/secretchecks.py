@@ -1,6 +1,6 @@
-"""Judgement of the Secrets that a mesh's workloads name: existence, keys, certificates, documents.
+"""Findings about the Secrets that a mesh's workloads name: existence, keys, certificates, documents.
 
-Of the contents of a Secret only names of keys and facts about certificates are shown.
+Only a Secret's keys and facts about its certificates are shown, never its values.
 """
 
 import datetime
@@ -32,7 +32,7 @@ _MADE = f"the Job mesh-certificates-... fills this Secret: see its log; to fill 
 
 
 def check(facts: ClusterFacts, now: datetime.datetime) -> list[Finding]:
-    """Returns all findings; none if Secrets could not be read."""
+    """Returns all findings, or none if Secrets could not be read."""
     if facts.secrets is None:
         return []
     found: list[Finding] = []
@@ -75,7 +75,7 @@ def _secret(
 
 
 def _creation(name: str, needed: list[Reference]) -> str:
-    """Returns the command that creates a missing Secret."""
+    """Returns the command with which the admin creates a missing Secret."""
     if name == INTERNAL:
         again = f"kubectl create secret generic {name} && {_RENEW}"
         return f"create an empty one, which a Job fills: {again}; running processes accept the new authority"
@@ -99,7 +99,8 @@ def _fits(certificate: bytes, key: bytes) -> bool:
 
 
 def _connections(needed: list[Reference], secrets: Mapping[str, Mapping[str, bytes]]) -> Iterator[Finding]:
-    """Judges the documents with etcd's endpoints, read as a process does: with the other files of the volume."""
+    """Judges the documents that name etcd's endpoints. Reads each together with the other files of its volume, as a
+    process does."""
     told = set()
     for volume in sorted({one.volume for one in needed if one.volume[1]}):
         together = [one for one in needed if one.volume == volume]
