@@ -52,7 +52,7 @@ REFUSALS = [
     ("", {"b": IDLE}, {"target": "b", "owner": "u"}, "CONFLICT", 'vmodel v already exists with different owner ""'),
     ("me", {}, {"target": "b", "owner": "you", "expected_target": "c"}, "CONFLICT", "different owner"),
     ("me", {}, {"target": "b", "owner": "you"}, "NOT_FOUND", "Target model b not found"),
-    ("me", {"b": replace(IDLE, differs=True)}, {"target": "b", "create": True}, "CONFLICT", "different attribute"),
+    ("me", {"b": replace(IDLE, differs=True)}, {"target": "b", "create": True}, "DIFFERENT", "other attributes"),
     ("me", {"b": IDLE}, {"weights": {"b": 1, "c": 1}}, "NOT_FOUND", "Target model c not found"),
     ("me", {}, {"mirror": Mirror("c", 1.0)}, "NOT_FOUND", "Target model c not found"),
     ("me", {}, {"version": "9"}, "NO_VERSION", "v has no version 9: it has none"),

@@ -32,7 +32,8 @@ ALLOWED = {
     "tombstones:Tombstones.open_lives": "one read, awaited by its caller",
     "agents:Agents._retire": "closes one channel, with a time-out",
     "agents:Agents.forget": "closes one channel",
-    "bulk:Import._submit": "one batch, awaited by the import",
+    "bulk:Bulk._submit": "one batch, awaited by the request that it belongs to",
+    "calls:RelayPort.handle": "one call, held by its copy until it ends",
     "conversions:Conversions._convert": "one conversion, awaited by its call",
 }
 
