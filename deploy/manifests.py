@@ -1,12 +1,12 @@
-"""`make manifests`: the kustomize base and its components, which are rendered from the Helm chart.
+"""`make manifests`: the kustomize base and its components, rendered from the Helm chart.
 
 The chart is the only source. The base is the chart rendered with its default values. A component is the difference that
-a file in `deploy/values/` makes: added objects, removed objects, and JSON patches for changed ones. An overlay is the
-base with one component. Several components can be combined, and tests compare the result with the chart rendered from
-the same files.
+a file in `deploy/values/` makes: added objects, removed objects, and JSON patches for changed ones; an overlay is the
+base with one component. So several components can be combined over the base, and tests compare the result with the
+chart rendered from the same files.
 
-Rendering needs Helm, which most contributors do not have. `--check` therefore compares two checksums: one over the
-sources, one over the manifests. If Helm is available, a test also renders everything and compares.
+Rendering needs Helm, which most contributors do not have. Freshness is therefore checked by checksums (`--check`): one
+over the sources of the manifests, one over the manifests. If Helm is available, a test renders and compares all of it.
 """
 
 import hashlib
@@ -38,17 +38,17 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if 
 
 
 class Failed(Exception):
-    """A failure that is reported to the user with its text."""
+    """A failure, with a text for the user."""
 
 
 def helm() -> str | None:
-    """Returns the helm program from $HELM, PATH or .cache/bin, or None if there is none."""
+    """Returns the program, from $HELM, PATH or .cache/bin; None if there is none."""
     named = os.environ.get("HELM")
     return named or shutil.which("helm") or shutil.which("helm", path=str(ROOT.parent / ".cache" / "bin"))
 
 
 def render(*files: Path, sets: Sequence[str] = (), namespace: str = NAMESPACE) -> dict[str, list[Document]]:
-    """Renders the chart. Returns its objects by the name of their template."""
+    """Returns the chart's rendered objects, by the name of the template."""
     program = helm()
     if program is None:
         raise Failed("helm is neither in $HELM nor on PATH nor in .cache/bin (helm.sh: Helm 3.14 or later)")
@@ -76,10 +76,10 @@ def documents(rendered: dict[str, list[Document]]) -> list[Document]:
 
 
 def neutral(value: Any) -> Any:
-    """Returns the objects without Helm's labels, and ServiceAccounts without a namespace.
+    """Returns the objects without Helm's own labels, and without the namespace.
 
-    Kustomize also sets the namespace in the subject of the RoleBinding. Without a namespace the API server refuses the
-    binding, which is better than binding an account of another namespace.
+    Kustomize also sets the namespace in the subject of the RoleBinding. If none is set, the API server refuses a
+    subject without one, which is better than a binding to an account of another namespace.
     """
     if isinstance(value, list):
         return [neutral(one) for one in value]
@@ -94,15 +94,15 @@ def neutral(value: Any) -> Any:
 
 
 def key(document: Document) -> tuple[str, str]:
-    """Returns what identifies an object in a namespace: its kind and name."""
+    """Returns what distinguishes the objects of one namespace."""
     return document["kind"], document["metadata"]["name"]
 
 
 def difference(old: Any, new: Any, path: str = "") -> list[Document]:
-    """Returns JSON patch operations (RFC 6902) that turn `old` into `new`. Lists of named items are compared by name.
+    """Returns JSON patch operations (RFC 6902) that make new from old; lists of named items are compared by name.
 
-    Patches of these lists keep old items in place and append new ones, so several patches of the same base can be
-    applied in turn.
+    Operations on such lists keep the positions of old items and append new ones, so that patches against one base can
+    be applied one after the other.
     """
     if old == new:
         return []
@@ -138,7 +138,7 @@ def _named(value: Any) -> bool:
 
 
 def component(base: list[Document], changed: list[Document]) -> tuple[list[Document], list[Document]]:
-    """Returns a component's added objects and its patches, as kustomize expects them."""
+    """Returns a component's added objects, and its patches, in kustomize's form."""
     before, after = {key(one): one for one in base}, {key(one): one for one in changed}
     added = [one for name, one in after.items() if name not in before]
     patches: list[Document] = []
@@ -164,7 +164,7 @@ def _is_pool(document: Document) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper with block style, literal multi-line texts and no anchors."""
+    """A YAML dumper with block style, literal multi-line texts, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -181,7 +181,7 @@ def _text(*values: Any) -> str:
 
 
 def manifests() -> dict[str, str]:
-    """Returns the content of every generated file except the checksums, by path below deploy/kustomize."""
+    """Returns path below deploy/kustomize, and content, of every file except the checksums."""
     files: dict[str, str] = {}
 
     def write(path: str, *values: Any) -> None:
@@ -212,19 +212,19 @@ def manifests() -> dict[str, str]:
 
 
 def sources() -> dict[str, bytes]:
-    """Returns the content of all sources of the manifests, by path below deploy."""
+    """Returns path below deploy, and content, of all sources of the manifests."""
     files = [Path(__file__), *VALUES.glob("*.yaml"), *(one for one in CHART.rglob("*") if one.is_file())]
     return {one.relative_to(ROOT).as_posix(): one.read_bytes() for one in files}
 
 
 def made() -> dict[str, bytes]:
-    """Returns the content of the existing generated files, by path below deploy/kustomize."""
+    """Returns path below deploy/kustomize, and content, of the existing files."""
     there = (one for one in KUSTOMIZE.rglob("*") if one.is_file() and one.name != SUMS)
     return {one.relative_to(KUSTOMIZE).as_posix(): one.read_bytes() for one in there}
 
 
 def sums(of: Iterable[tuple[str, bytes]]) -> str:
-    """Returns one checksum over all paths and contents."""
+    """Returns one checksum over paths and contents."""
     whole = hashlib.sha256()
     for path, content in sorted(of):
         whole.update(f"{path}\0{len(content)}\0".encode() + content)
@@ -232,7 +232,7 @@ def sums(of: Iterable[tuple[str, bytes]]) -> str:
 
 
 def check() -> str | None:
-    """Returns None if the manifests match the chart, otherwise a text that says what is wrong and what to do."""
+    """Returns None if the manifests match the chart, otherwise what is wrong and the way out."""
     try:
         lines = (KUSTOMIZE / SUMS).read_text().splitlines()
         known = dict(line.split(" ", 1)[::-1] for line in lines if line and not line.startswith("#"))
@@ -246,7 +246,7 @@ def check() -> str | None:
 
 
 def write() -> None:
-    """Writes all files of deploy/kustomize."""
+    """Writes deploy/kustomize again."""
     files = manifests()
     shutil.rmtree(KUSTOMIZE, ignore_errors=True)
     for path, text in files.items():
@@ -257,7 +257,7 @@ def write() -> None:
 
 
 def main() -> int:
-    """Runs the command line, which takes no arguments or `--check`."""
+    """Runs the command line: no argument, or --check."""
     if sys.argv[1:] == ["--check"]:
         why = check()
         if why:

@@ -167,23 +167,26 @@ class RelayPort:
             return 0
         returned = metadata.from_server(await rpc.initial_metadata())
         following = asyncio.ensure_future(rpc.read())
-        await asyncio.wait({following}, timeout=_SOON)
-        frame = framing.pack(carried.named(first))
-        if following.done() and following.exception() is None and following.result() is _EOF:
-            call.reply(
-                frame,
-                (*returned, *answers.load(self.in_flight - 1)),
-                metadata.from_server(await rpc.trailing_metadata()),
-            )
+        try:
+            await asyncio.wait({following}, timeout=_SOON)
+            frame = framing.pack(carried.named(first))
+            if following.done() and following.exception() is None and following.result() is _EOF:
+                call.reply(
+                    frame,
+                    (*returned, *answers.load(self.in_flight - 1)),
+                    metadata.from_server(await rpc.trailing_metadata()),
+                )
+                return 0
+            carried.begun = True
+            call.start((*returned, *answers.load(self.in_flight - 1)))
+            await call.write(frame)
+            while (message := await following) is not _EOF:
+                await call.write(framing.pack(carried.named(message)))
+                following = asyncio.ensure_future(rpc.read())
+            call.finish(0, trailers=metadata.from_server(await rpc.trailing_metadata()))
             return 0
-        carried.begun = True
-        call.start((*returned, *answers.load(self.in_flight - 1)))
-        await call.write(frame)
-        while (message := await following) is not _EOF:
-            await call.write(framing.pack(carried.named(message)))
-            following = asyncio.ensure_future(rpc.read())
-        call.finish(0, trailers=metadata.from_server(await rpc.trailing_metadata()))
-        return 0
+        finally:
+            following.cancel()  # no effect after the end
 
     async def _failed(self, carried: "_Carried", error: grpc.aio.AioRpcError, epoch: int) -> int:
         """Answers a call that failed at the server, or on the way there. Returns the code of the answer."""
