@@ -137,7 +137,7 @@ async def _mesh(endpoint: str, fleet: Fleet, folder: Path, pods: int, capacity: 
 
 
 async def _ready(mesh: process.Process, base: str) -> None:
-    """Waits until the mesh answers and sees its pods. Raises DemoError."""
+    """Waits until the mesh answers and has found its pods. Raises DemoError."""
     try:
         async with asyncio.timeout(START_TIMEOUT), aiohttp.ClientSession() as session:
             while mesh.returncode is None:

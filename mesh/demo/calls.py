@@ -1,6 +1,6 @@
 """Inference calls as clients make them: V2 over gRPC and REST, in every encoding that the protocol has for tensors.
 
-The code is separate from the server's, so that an error in one does not hide the same error in the other.
+The code does not share code with the server, so that an error in the server cannot hide behind the same error here.
 """
 
 import json
@@ -28,7 +28,7 @@ _RETRIED = {reason.http: reason.code for reason in (Reason.UNAVAILABLE, Reason.O
 
 
 class CallFailed(Exception):
-    """A failed call. `code` is the gRPC code, also over REST; `retry_after` is in seconds, None if the mesh gave
+    """A failed call. `code` is the gRPC code, over REST too. `retry_after` is in seconds, or None if the mesh sent
     none."""
 
     def __init__(self, code: int, text: str, *, retry_after: float | None = None) -> None:
@@ -38,7 +38,7 @@ class CallFailed(Exception):
 
 
 class Caller(Protocol):
-    """One way to call the mesh. Concurrent calls are safe."""
+    """A way to call the mesh. Concurrent calls are safe."""
 
     name: str
 
@@ -60,7 +60,7 @@ class GrpcCaller:
         )
 
     async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Sends one ModelInfer."""
+        """Sends one ModelInfer request, and returns the outputs by name."""
         request = inference_pb2.ModelInferRequest(model_name=model_id)
         for name, array in inputs.items():
             tensor = request.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
@@ -97,7 +97,7 @@ class RestCaller:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
     async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Sends one POST."""
+        """Sends one POST request, and returns the outputs by name."""
         body, headers = self._request(inputs)
         url = f"{self._base}/v2/models/{quote(model_id, safe='')}/infer"
         try:

@@ -29,23 +29,23 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True if there was at least one answer, and all were right."""
+        """True if there was at least one answer and all answers were right."""
         tally = self.tally
         return tally.requests > 0 and tally.right == tally.requests
 
     def counted(self, name: str) -> int:
-        """Returns the increase of one of the router's counters; 0 if it has no such counter."""
+        """Returns the increase of one of the router's counters, or 0 if the router lacks the counter."""
         return max(0, int(self.after.stats.get(name) or 0) - int(self.before.stats.get(name) or 0))
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of calls whose model was loaded; None if the router counted none."""
+        """Share of calls that found their model loaded, or None if the router counted no calls."""
         hits, cold = self.counted("hits"), self.counted("cold_starts")
         return hits / (hits + cold) if hits + cold else None
 
     @property
     def evictions(self) -> int | None:
-        """Evictions by all pods; None if no pod answered."""
+        """Evictions by all pods, or None if no pod answered."""
         if self.after.evictions is None:
             return None
         return max(0, int(self.after.evictions - (self.before.evictions or 0)))
@@ -122,5 +122,5 @@ class Report:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Returns the value that this share of an ordered sequence does not exceed; 0 for an empty one."""
+    """Returns the value that this share of an ordered sequence does not exceed. An empty sequence gives 0."""
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)] if ordered else 0.0

@@ -41,10 +41,10 @@ async def run_demo(
     root_pid: int | None = None,
     console: Console | None = None,
 ) -> Report:
-    """Registers the fleet at `endpoint` (a URL) and sends requests until the time is over or so many have ended.
+    """Registers the fleet at `endpoint` (a URL), and sends requests until the time is over or `requests` have ended.
 
-    `grpc_endpoint` (`host:port`) is needed if gRPC has a port of its own. The report has the memory of `root_pid` and
-    its descendants, if given. With a `console`, progress is drawn on it. Raises DemoError.
+    `grpc_endpoint` (`host:port`) is needed if gRPC has another port. The report has the memory of `root_pid` and its
+    descendants, if given. Progress is drawn on `console`, if given. Raises DemoError.
     """
     base = endpoint.rstrip("/")
     # A call may wait for a load, and each waiting call needs a connection.
@@ -68,7 +68,7 @@ async def run_demo(
 
 
 async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
-    """Registers every model in one import; equal registrations stay unchanged. Raises DemoError."""
+    """Registers every model in one import. Equal registrations stay unchanged. Raises DemoError."""
     lines = (
         json.dumps({"id": sample.id, "type": sample.type, "path": str(sample.path), "key": ""}) + "\n"
         for sample in fleet.models
@@ -91,8 +91,8 @@ async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> N
 
 
 async def _reload_changed(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
-    """Reloads the models whose files have changed, made by other versions of the libraries, since a mesh kept from an
-    earlier demo loaded them. Raises DemoError."""
+    """Reloads the models whose files have changed since a mesh kept from an earlier demo loaded them. Other versions of
+    the libraries may have written the files again. Raises DemoError."""
     made = {sample.id: sample.sha256 for sample in fleet.models}
     after: str | None = ""
     while after is not None:
@@ -116,7 +116,7 @@ async def _json(request: "contextlib.AbstractAsyncContextManager[aiohttp.ClientR
 async def callers(
     session: aiohttp.ClientSession, base: str, grpc_address: str, connections: int, timeout: float = CALL_TIMEOUT
 ) -> AsyncIterator[Sequence[Caller]]:
-    """Yields all ways to call that mesh; gRPC uses a few connections, as several clients would."""
+    """Yields all ways to call the mesh. gRPC uses a few connections, as several clients would."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 2**20)]
     channels = [grpc.aio.insecure_channel(grpc_address, options=options) for _ in range(max(1, min(connections, 4)))]
     ways: list[Caller] = []

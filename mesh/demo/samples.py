@@ -1,7 +1,8 @@
-"""The few sample models that `mesh up` registers: the first of the demo's fleet, kept in the data directory.
+"""The few sample models that `mesh up` registers. They are the first models of the demo's fleet, and are kept in the
+data directory.
 
-A separate process makes them (this module, run as a program), because training blocks for seconds and must stop at once
-when `mesh up` ends.
+A separate process, which runs this module, makes the models. Training blocks for seconds, and must stop at once when
+`mesh up` ends.
 """
 
 import sys
@@ -20,7 +21,7 @@ class NoSamples(Exception):
 
 
 async def prepare(folder: Path) -> tuple[Sample, ...]:
-    """Makes sure that the models are in `folder`. Raises NoSamples."""
+    """Makes sure that the sample models are in `folder`. Raises NoSamples."""
     argv = process.python("mesh.demo.samples", str(folder))
     child = await process.spawn(argv, name="samples")
     try:

@@ -1,9 +1,9 @@
 """Skewed traffic with known answers: a few models get most of the calls, and every answer is compared.
 
-Models are ranked at random and called with a probability proportional to 1 / rank ** skew (Zipf's law), which is about
-how a fleet with a model for each customer is used. Each client sends one request after the other, each with the next of
-the ways to call. After UNAVAILABLE and RESOURCE_EXHAUSTED it retries with a pause that doubles, as a good client does;
-these retries are counted. Any other answer that is not right is a failure of the mesh.
+Models are ranked at random. A model is called with a probability proportional to 1 / rank ** skew (Zipf's law), which
+is about how a fleet with a model for each customer is used. Each client sends one request after the other, and takes
+the ways to call in turn. After UNAVAILABLE and RESOURCE_EXHAUSTED it retries with a pause that doubles, as a good
+client does. These retries are counted. Any other answer that is not right is a failure of the mesh.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Tally:
     texts: list[str] = field(default_factory=list)  # the first failures
 
     def fail(self, text: str) -> None:
-        """Keeps the text of a failure, if it is one of the first."""
+        """Keeps the text of a failure, if it is one of the first few."""
         if len(self.texts) < KEPT:
             self.texts.append(text)
 
@@ -76,7 +76,8 @@ class Traffic:
         self.tally = Tally()
 
     def prepare(self) -> None:
-        """Creates the reference sessions in advance, so that these seconds do not count as the mesh's. Blocks."""
+        """Creates the reference sessions in advance, so that the seconds this takes are not counted as the mesh's.
+        Blocks."""
         self._reference.prepare(self._ranked)
 
     async def run(self, *, seconds: float = 0.0, requests: int = 0) -> Tally:

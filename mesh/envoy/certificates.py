@@ -1,10 +1,10 @@
-"""The certificate that clients see: the choice of an operator's files that Envoy gets.
+"""The certificate that clients see, and the check of an operator's files before Envoy gets them.
 
-Envoy takes every file that appears in a folder it watches: an expired certificate silently replaces a valid one, and
-every client is refused. So Envoy does not watch the operator's folder. It reads copies, one file for each secret, in
-the router's own folder; a copy is replaced, by a rename, only if the new files work: the key matches, the certificate
-is valid now, and the authorities can sign clients' certificates. Otherwise the current files stay in use. A log line
-for each attempt and a metric report it, because the router's next start would be refused.
+Envoy takes every file that appears in a folder it watches. An expired certificate would silently replace a valid one,
+and every client would be refused. So Envoy does not watch the operator's folder. It reads copies, one file for each
+secret, in the router's folder. A copy is replaced, by a rename, only if the new files work: the key matches, the
+certificate is valid now, and the authorities can sign clients' certificates. Otherwise the current files stay in use. A
+log line for each attempt and a metric report this, because with such files the router's next start fails.
 
 `config` tells Envoy to read the copies; `mesh.identity.credentials` defines what counts as expired.
 """
@@ -36,7 +36,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Valid files, as they were read."""
+    """The contents of valid files."""
 
     certificate: bytes
     private_key: bytes = field(repr=False)
@@ -45,7 +45,7 @@ class Files:
 
 
 def read(tls: config.Tls) -> Files:
-    """Reads the files. Raises ValueError if clients could not use them; the text says why and what to do."""
+    """Reads the files. Raises ValueError if the files do not work. The text says why and what to do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # If a file holds both, Envoy takes the part that its option names.
@@ -83,7 +83,7 @@ def read(tls: config.Tls) -> Files:
 
 
 def _blocks(pem: bytes, kind: bytes) -> bytes:
-    """Returns the PEM blocks of one kind, without the text between them."""
+    """Returns the PEM blocks of one kind, without any text between them."""
     return b"".join(block[0] + b"\n" for block in _BLOCK.finditer(pem) if block[1].endswith(kind))
 
 
@@ -99,7 +99,7 @@ def _validity(certificate: bytes) -> tuple[float, float]:
 
 
 class Certificates:
-    """The copies in `folder`, which must be private to this user, of the files that `tls` names."""
+    """Copies of the files that `tls` names, in `folder`, which must be private to this user."""
 
     def __init__(self, tls: config.Tls, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._tls = tls
@@ -121,8 +121,7 @@ class Certificates:
         self._take(read(self._tls), stamp)
 
     def look(self) -> bool:
-        """Adopts changed files that work, and returns whether there were any. Files that do not work are logged
-        once."""
+        """Copies changed files if they work, and returns whether it did. Logs files that do not work once."""
         stamp = self._look()
         if stamp == self._stamp:
             return False
@@ -152,7 +151,7 @@ class Certificates:
             turned()
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metrics."""
+        """Adds the metrics of the certificates."""
         registry.gauge(
             "mesh_edge_certificate_expires_seconds",
             "Seconds until the certificate that clients are shown expires.",
@@ -165,7 +164,7 @@ class Certificates:
         ).follow(lambda: int(bool(self.refusal)))
 
     def _look(self) -> Stamp | None:
-        """Returns the files' current state without reading them; None if one is missing."""
+        """Returns the current state of the files without reading them, or None if one is missing."""
         found = []
         with contextlib.suppress(OSError):
             for path in filter(None, (self._tls.certificate, self._tls.private_key, self._tls.client_ca)):

@@ -1,13 +1,12 @@
-"""Envoy's bootstrap configuration, made from frozen settings by a pure function.
+"""Envoy's bootstrap configuration, which a pure function makes from frozen settings.
 
-Everything is static. The worker processes' sockets are known before Envoy starts and keep their paths when a worker is
-replaced, so a management server (xDS) is not needed.
+The configuration is static. The sockets of the worker processes are known before Envoy starts, and keep their paths
+when a worker is replaced. So no management server (xDS) is needed.
 
-One listener takes HTTP/2 and HTTP/1.1 on one port. Calls that are gRPC by their content type go to the workers' gRPC
-sockets as HTTP/1.1 with trailers, inference over REST to separate sockets, and everything else to their REST sockets.
-Envoy only carries calls: it adds no headers, rewrites no path, has no time-outs of its own for calls (the workers
-enforce deadlines, which must outlast cold starts) and retries only if a connection could not be made, when nothing has
-been sent yet.
+One listener takes HTTP/2 and HTTP/1.1 on one port. Calls with gRPC's content type go to the workers' gRPC sockets as
+HTTP/1.1 with trailers. Inference over REST goes to separate sockets, and everything else to the workers' REST sockets.
+Envoy adds no headers and rewrites no paths. It has no timeouts for calls, because the workers enforce deadlines, which
+must outlast cold starts. It retries only if a connection could not be made, because then nothing has been sent.
 
 `mesh.envoy.minder` runs and restarts the process.
 """
@@ -36,7 +35,7 @@ _CERTIFICATE, _CLIENT_CA = "edge-certificate", "client-authority"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS at the listener. All fields are paths of PEM files; `certificates` decides when Envoy gets their content."""
+    """TLS at the listener. The files are in PEM, and `certificates` decides when Envoy gets their content."""
 
     certificate: str
     private_key: str
@@ -46,7 +45,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvoySettings:
-    """The listener, the destinations of its calls, and its bounds. Times are in seconds; 0 means never."""
+    """The listener, the destinations of its calls, and its bounds. Times are in seconds, and 0 means never."""
 
     host: str
     port: int  # 0: any free one
@@ -81,9 +80,11 @@ class EnvoySettings:
 
 
 def fit(settings: EnvoySettings, files: int) -> EnvoySettings:
-    """Returns settings whose bounds fit the limit on open files: a third for clients, the rest for calls to workers.
+    """Returns settings with bounds that fit the limit on open files: a third for clients, the rest for calls to
+    workers.
 
-    Past the limit on files Envoy would neither accept nor connect; at its own bounds it answers that it is overloaded.
+    At the limit on open files, Envoy could neither accept nor open connections. At its own bounds it answers that it is
+    overloaded.
     """
     usable = max(files - 200, 30)  # its libraries, logs, threads, the admin socket
     return replace(
@@ -131,8 +132,8 @@ def encode(settings: EnvoySettings) -> bytes:
 
 
 def secrets(certificate: bytes, private_key: bytes, client_ca: bytes) -> dict[str, bytes]:
-    """Returns the files of `secrets_dir`, by name, each with a self-contained secret: Envoy reads a file again when a
-    rename replaces it. Existing connections stay. Raises ValueError for invalid PEM."""
+    """Returns the contents of the files of `secrets_dir`, by name. Each file has one secret. Envoy reads a file again
+    when a rename replaces it, and keeps existing connections. Raises ValueError for invalid PEM."""
     found: dict[str, dict[str, Any]] = {
         _CERTIFICATE: {
             "tls_certificate": {
@@ -252,7 +253,8 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
 
 
 def _http1() -> dict[str, Any]:
-    """Returns options for old HTTP/1 clients, and for those that offer an upgrade to a protocol not spoken here."""
+    """Returns options for old HTTP/1 clients, and for clients that offer an upgrade to a protocol that the mesh does
+    not support."""
     return {
         "enable_trailers": True,
         # nginx's proxy_pass and ab use HTTP/1.0 by default; its requests may lack a Host.
@@ -328,9 +330,10 @@ def _cluster(name: str, sockets: tuple[str, ...], settings: EnvoySettings, *, tr
 
 
 def _local_replies() -> dict[str, Any]:
-    """Returns the format of Envoy's own answers (no worker, headers too large): over REST the same as the workers'.
+    """Returns the format of the answers that Envoy itself makes, such as for headers that are too large. Over REST the
+    format is that of the workers' answers.
 
-    Over gRPC, Envoy turns the answer into a status and JSON would end up in its message, hence the filter.
+    A filter excludes gRPC calls. For them Envoy turns its answer into a status, and JSON would end up in the message.
     """
     not_grpc = {
         "header_filter": {

@@ -1,8 +1,9 @@
-"""The minder of one Envoy process: starts it, waits until it is ready, restarts it when it dies, drains it at the end.
+"""The minder of an Envoy process: it starts Envoy, waits until it is ready, restarts it when it dies, and drains it at
+the end.
 
-Envoy is a tethered child: it does not outlive this process, however this process ends. Its output appears in our log. A
-start that fails gives the reason in one sentence (most often, the port is taken). A later death is only logged and
-Envoy restarted, because clients that reconnect within a second should not find the router gone.
+Envoy is a tethered child: it ends with this process, however this process ends. Its output appears in this process's
+log. A start that fails raises an error with the reason in one sentence, most often that the port is taken. A later
+death is only logged, and Envoy is restarted, so that clients can reconnect within a second.
 
 `mesh.envoy.config` writes Envoy's configuration; `mesh.process` starts and tethers child processes.
 """
@@ -65,7 +66,7 @@ _STATS = (
 
 
 class EnvoyError(Exception):
-    """Envoy does not start or does not answer; the text says why."""
+    """An Envoy that does not start or does not answer. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,10 @@ class MinderStatistics:
 
 
 class Minder:
-    """One Envoy process and its restarts. Its configuration is written to `run_dir`, which must be private to this
+    """One Envoy process and its restarts. Writes Envoy's configuration to `run_dir`, which must be private to this
     user.
 
-    `settings.port` 0 takes a free port, which later restarts keep. `name` appears in the log lines.
+    With `settings.port` 0, the first start takes a free port and restarts keep it. `name` appears in log lines.
     """
 
     def __init__(
@@ -97,7 +98,8 @@ class Minder:
         on_hung: Callable[[], None] = lambda: None,
         on_lost: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Makes a minder; `on_hung` is called before an Envoy that hangs is killed, `on_lost` when it is given up."""
+        """Makes a minder. `on_hung` is called before a hanging Envoy is killed, `on_lost` with the reason when one of
+        the minder's tasks is lost."""
         self._settings = settings
         self._config_path = run_dir / f"{name}.json"
         self._binary = binary
@@ -131,7 +133,7 @@ class Minder:
 
     @property
     def why_not_ready(self) -> str | None:
-        """None if clients are served, else the reason."""
+        """None if clients are served, or else the reason why they are not."""
         if self._supervisor.state is State.READY:
             return self._supervisor.trouble
         return f"Envoy is not running: {self._last_death}" if self._last_death else "Envoy has not started yet"
@@ -147,7 +149,7 @@ class Minder:
         )
 
     async def start(self) -> int:
-        """Starts Envoy and waits until it takes calls; returns the port. Raises EnvoyError, leaving nothing behind."""
+        """Starts Envoy, waits until it takes calls, and returns the port. Raises EnvoyError after cleaning up."""
         try:
             settings = replace(
                 self._settings,
@@ -179,7 +181,8 @@ class Minder:
         return self.port
 
     async def stop(self, grace: float = 10.0) -> None:
-        """Closes the listener, gives calls in flight up to `grace` seconds to end, and stops Envoy. Never raises."""
+        """Closes the listener, waits up to `grace` seconds for calls in flight to end, and stops Envoy. Never
+        raises."""
         self._stopping = True
         self._supervisor.leave()
         await self._tasks.close()
@@ -199,7 +202,7 @@ class Minder:
         await self._end()
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metrics of its certificate, if it has one."""
+        """Adds the metrics of Envoy's certificate, if it has one."""
         if self._certificates is not None:
             self._certificates.follow(registry)
 
@@ -326,7 +329,7 @@ class Minder:
 
 
 async def _address_of(host: str) -> str:
-    """Returns an IP address: Envoy's static listener takes no names."""
+    """Returns an IP address of the host, because Envoy's static listener takes no names."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -335,7 +338,7 @@ async def _address_of(host: str) -> str:
 
 
 def _open_files() -> int:
-    """Returns how many files Envoy may have open: the hard limit, which `_raise_open_files` gives it."""
+    """Returns how many files Envoy may have open: the hard limit, to which `_raise_open_files` raises Envoy's limit."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 31) or 1 << 20
 
 

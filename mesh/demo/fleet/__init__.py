@@ -1,10 +1,10 @@
-"""Sample models: several hundred real ones, like those of a dense fleet, and requests with known answers.
+"""Sample models: several hundred real models, like those of a dense fleet, and requests with known answers.
 
     fleet = build(Path(".mesh/fleet"), 300, with_wheels=True, progress=True)
     inputs = sample_inputs(fleet.models[0], np.random.default_rng(0))
 
-`recipes` defines each model, `training` makes it, `building` makes all of them in worker processes, `wheels` fetches
-two larger ones made by others. `catalogue` is the fleet on disk, `requests` draws inputs from real rows, and
+`recipes` defines each model, `training` trains one, `building` trains all of them in worker processes, and `wheels`
+fetches two larger models made by others. `catalogue` is the fleet on disk, `requests` draws inputs from real rows, and
 `reference` computes the right answers.
 """
 

@@ -1,7 +1,7 @@
-"""The build of a fleet in a folder: it trains missing models, with all cores, and fetches the larger ones.
+"""Building a fleet in a folder: training the missing models with all cores, and fetching the larger ones.
 
-Existing models are kept if their recipe and bytes are those of the manifest, so a second build takes milliseconds. The
-recipe's text contains the versions of the libraries, as other versions may produce other bytes.
+A model is kept if its recipe and its bytes match the manifest, so a second build takes milliseconds. The text of a
+recipe contains the versions of the libraries, because other versions may produce other bytes.
 """
 
 import contextlib
@@ -53,8 +53,9 @@ def build(
 ) -> Fleet:
     """Makes sure that the folder holds the first `count` models, and the larger ones if asked for.
 
-    `jobs` 0 means one for each core that may be used. With `progress` a bar is drawn on standard error. Blocks. Raises
-    BuildError; a larger model that is not available is only named in the fleet's `missing`, with a warning.
+    `jobs` 0 means one job for each core that may be used. With `progress`, a progress bar is drawn on standard error.
+    Blocks. Raises BuildError. A larger model that is not available is no error: the fleet names it in `missing`, and a
+    warning is logged.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,7 @@ def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _trained(directory: Path, todo: Sequence[Recipe], rows: Sequence[str], jobs: int) -> Iterator[Recipe]:
-    """Yields the recipes as they are done, in any order. Ends its workers in every case."""
+    """Trains models in worker processes, and yields each recipe when its model is done. Always ends the workers."""
     work: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     if rows:
         work.put({"rows": list(rows)})
@@ -186,7 +187,7 @@ def _drive(
     work: "queue.SimpleQueue[dict[str, Any]]",
     done: "queue.SimpleQueue[Recipe | BuildError | None]",
 ) -> None:
-    """Feeds one worker until nothing is left to do."""
+    """Sends work to one worker until none is left."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     assert worker.stderr is not None
@@ -220,7 +221,7 @@ def _drive(
 
 
 def _ask(stdin: IO[str], stdout: IO[str], line: str) -> str:
-    """Sends a line and returns the answer; "" from a worker that has ended."""
+    """Sends a line and returns the answer, or "" if the worker has ended."""
     try:
         stdin.write(line)
         stdin.flush()

@@ -44,7 +44,7 @@ class Sample:
 
     @property
     def type(self) -> str:
-        """The type with which it is registered."""
+        """The type with which the model is registered."""
         return TYPE
 
 
@@ -62,9 +62,9 @@ class Fleet:
         return sum(sample.memory for sample in self.models)
 
     def capacity_bytes(self, pods: int, share: float = 0.1) -> int:
-        """Returns a pod's capacity, so that all pods together have room for about that share of the fleet.
+        """Returns a capacity for each pod with which all pods together have room for about `share` of the fleet.
 
-        It is always large enough for the largest model.
+        The capacity is always large enough for the largest model.
         """
         largest = max((sample.memory for sample in self.models), default=0)
         return max(int(self.memory_bytes * share / pods), largest + largest // 4)
@@ -94,7 +94,7 @@ class Fleet:
         partial.replace(self.directory / MANIFEST)
 
     def chosen(self, ids: Iterable[str]) -> "Fleet":
-        """Returns a fleet in the same folder with only those models."""
+        """Returns a fleet in the same folder with only the given models."""
         wanted = frozenset(ids)
         return Fleet(self.directory, tuple(sample for sample in self.models if sample.id in wanted), self.missing)
 

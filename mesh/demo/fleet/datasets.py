@@ -1,7 +1,7 @@
-"""The data sets: those bundled with scikit-learn, so that none is downloaded.
+"""The data sets that are bundled with scikit-learn. None has to be downloaded.
 
-The demo's requests consist of their rows, so the fleet's folder keeps them as plain arrays: sending requests then needs
-numpy but not scikit-learn, whose import takes seconds.
+The demo's requests consist of rows of the data sets. The fleet's folder keeps the rows as plain arrays, so sending
+requests needs numpy but not scikit-learn, whose import takes seconds.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ FEATURES = {"iris": 4, "wine": 13, "breast-cancer": 30, "digits": 64, "diabetes"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Rows with their targets."""
+    """Rows and their targets."""
 
     rows: npt.NDArray[np.float64]  # [count, features]
     targets: npt.NDArray[Any]  # numbers of classes, or values

@@ -1,9 +1,9 @@
-"""Recipes of the models of the sample fleet: a model's number determines everything.
+"""Recipes of the models of the sample fleet. A model's number determines its whole recipe.
 
-A dense fleet has one small model for each customer: the same few problems, many kinds of model, each trained on the
-customer's own rows with settings of its own. So a recipe has one of scikit-learn's bundled data sets, a kind, random
-hyperparameters and a seed for the rows. Sizes differ as in practice: from half a kilobyte (a linear model) to a
-few megabytes (a forest), most of them small.
+A dense fleet has one small model for each customer. The problems are few, but the kinds of model, their settings and
+the customers' rows differ. So a recipe names one of scikit-learn's bundled data sets, a kind of model, random
+hyperparameters and a seed for choosing rows. Sizes vary as in practice, from half a kilobyte (a linear model) to a few
+megabytes (a forest). Most models are small.
 
 Some classifiers answer with class names (BYTES) instead of numbers, some regressors take doubles (FP64).
 """
@@ -44,7 +44,7 @@ _FIRST = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The description of one model. Plain data, sent to a worker as JSON."""
+    """The description of one model, as plain data that is sent to a worker as JSON."""
 
     id: str
     dataset: str
@@ -56,7 +56,8 @@ class Recipe:
 
 
 def recipe(number: int) -> Recipe:
-    """Returns the recipe of the model with that number, from 0. A number always gives the same recipe."""
+    """Returns the recipe of the model with that number, counted from 0. The same number always gives the same
+    recipe."""
     drawn = random.Random(number)
     if number < len(_FIRST):
         dataset, kind = _FIRST[number]

@@ -1,8 +1,8 @@
-"""Reference answers: those of onnxruntime in this process, from the same file and the same inputs.
+"""Reference answers, computed by onnxruntime in this process from the same file and the same inputs.
 
-Integers and texts must be equal. Floats may differ by RELATIVE and ABSOLUTE: a server that computes with more threads,
-or in batches, adds in another order. One part in 10,000 is far above that and far below the difference to another
-customer's model; over the whole fleet, the largest difference to a server with two threads was 1e-6.
+Integers and texts must be equal. Floats may differ by RELATIVE and ABSOLUTE, because a server that computes with more
+threads, or in batches, adds in another order. Over the whole fleet, the largest difference from a server with two
+threads was 1e-6. One part in 10,000 is far above that, and far below the difference from another customer's model.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,12 +35,12 @@ class Reference:
         self._sessions: cachetools.LRUCache[Path, Any] = cachetools.LRUCache(sessions)
 
     def prepare(self, samples: Iterable[Sample]) -> None:
-        """Creates the sessions of these models in advance, in milliseconds each."""
+        """Creates the sessions of these models in advance, which takes milliseconds for each."""
         for sample in samples:
             self._session(sample)
 
     def answer(self, sample: Sample, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Returns all outputs, by name."""
+        """Returns all outputs of a model, by name."""
         session = self._session(sample)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
@@ -55,7 +55,7 @@ class Reference:
 
 
 def difference(expected: Arrays, answered: Arrays) -> str:
-    """Returns what is wrong with an answer, as a sentence; "" if nothing is."""
+    """Returns a sentence that says what is wrong with an answer, "" if nothing is."""
     if set(expected) != set(answered):
         return f"outputs are {sorted(answered)}, expected {sorted(expected)}"
     for name, right in expected.items():

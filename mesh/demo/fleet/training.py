@@ -1,8 +1,9 @@
-"""Training of a recipe, and its export to ONNX. Only worker processes import it, as it imports scikit-learn.
+"""Training the model of a recipe, and exporting it to ONNX. Only worker processes import this module, because it
+imports scikit-learn.
 
-The same recipe gives the same bytes with the same versions of the libraries: seeds are fixed, one thread computes, and
-what the converter draws at random (the graph's name), numbers across graphs (names inside the graph) or takes from a
-set is replaced.
+With the same versions of the libraries, the same recipe gives the same bytes. Seeds are fixed, and one thread computes.
+The converter draws the graph's name at random, numbers names across graphs, and takes some items from a set. This
+module replaces the names and sorts the items.
 """
 
 import warnings
@@ -65,7 +66,7 @@ _SEEDED = frozenset({"forest", "tree", "boosting", "mlp", "extra-trees"})
 
 
 def export(recipe: Recipe, data: Dataset | None = None) -> bytes:
-    """Returns the trained model as ONNX. `data` saves reading the data set again."""
+    """Trains the model and returns it as ONNX. Passing `data` saves reading the data set again."""
     data = data or datasets.load(recipe.dataset)
     rows, targets = _customers_rows(recipe, data)
     classifies = recipe.dataset in CLASSIFICATION
@@ -91,7 +92,7 @@ def export(recipe: Recipe, data: Dataset | None = None) -> bytes:
 
 
 def _normalize(model: ModelProto) -> None:
-    """Names everything inside the graph by position, and sorts what has no order."""
+    """Names everything inside the graph by its position, and sorts unordered items."""
     imports = sorted(model.opset_import, key=lambda entry: str(entry.domain))
     del model.opset_import[:]
     model.opset_import.extend(imports)
@@ -119,7 +120,7 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
 
 
 def _customers_rows(recipe: Recipe, data: Dataset) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Returns the customer's own part of the data, with every class in it."""
+    """Returns the customer's part of the data, which has rows of every class."""
     drawn = np.random.default_rng(recipe.seed)
     count = len(data.rows)
     # Only a few hundred rows of the larger sets: a customer has no more, and training stays quick.

@@ -1,11 +1,11 @@
-"""Two larger models from practice, which come inside Python packages.
+"""Two larger models that are used in practice, from inside Python packages.
 
 The wheels are fetched by pip, without dependencies, at the version and by the hash that `requirements/wheels.txt` pins;
 only their ONNX files are kept. Nothing of the packages is installed or run. Without a package index the fleet is built
 without these models, with a warning.
 
-- magika (Google, Apache-2.0): recognises the kind of a file from 2,048 of its bytes; 214 kinds.
-- silero-vad (Silero Team, MIT): finds speech in 32 ms of sound; has a state and a scalar input.
+- magika (Google, Apache-2.0): recognises 214 kinds of files from 2,048 of their bytes.
+- silero-vad (Silero Team, MIT): finds speech in 32 ms of sound. It has a state and a scalar input.
 """
 
 import hashlib
@@ -71,7 +71,8 @@ WHEELS = (
 
 
 def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], list[str]]:
-    """Returns the larger models, and a sentence for each that is not available. `known` has those already intact."""
+    """Returns the larger models, and a sentence for each that is not available. `known` has the models that are already
+    on disk and intact."""
     try:
         pins = PINS.read_text()
     except OSError as error:
@@ -115,7 +116,7 @@ def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], l
 
 
 def _download(folder: Path) -> str:
-    """Fetches all wheels; returns "", or why it failed."""
+    """Downloads all wheels. Returns why that failed, "" if it did not."""
     command = python("pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps")
     options = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(PINS), "--dest", str(folder)]
     try:
@@ -145,7 +146,7 @@ def _extract(folder: Path, wheel: Wheel) -> bytes:
 
 
 def _file_rows() -> npt.NDArray[np.int32]:
-    """Returns the beginnings and ends of real files: this interpreter's library and the program itself."""
+    """Returns rows with the beginnings and ends of real files: those of the numpy package."""
     folder = Path(np.__file__).parent
     names = [path for path in sorted(folder.rglob("*")) if path.is_file() and 64 < path.stat().st_size < 2**24]
     rows = [_file_row(path.read_bytes()) for path in names[:: max(1, len(names) // 64)][:64]]

@@ -1,8 +1,9 @@
-"""A process that trains models: `python -m mesh.demo.fleet.worker FOLDER`, with one recipe or answer on each line.
+"""A process that trains models: `python -m mesh.demo.fleet.worker FOLDER`. It reads a recipe from each line, and writes
+a line with the answer.
 
 It is a separate process because training is bound by the interpreter and the libraries take hundreds of megabytes. It
-uses lines over pipes rather than `multiprocessing`: when the parent ends, in any way, its end of the pipe closes and
-the worker ends. A line `{"rows": [names]}` asks for the data sets' rows instead.
+uses pipes rather than `multiprocessing`, because a pipe closes however the parent ends, and then the worker ends too. A
+line `{"rows": [names]}` asks for the rows of data sets instead of a model.
 """
 
 import json
@@ -19,7 +20,8 @@ from mesh.demo.fleet.recipes import Recipe
 
 
 def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yields one answer for each line: either the requested file exists, or `error` says why not."""
+    """Yields an answer for each line. After it the requested file exists, unless `error` says why it could not be
+    made."""
     from mesh.demo.fleet import training  # slow to import, and the functions below do not need it
 
     loaded: dict[str, datasets.Dataset] = {}
@@ -58,7 +60,7 @@ def save(path: Path, rows: np.ndarray[Any, Any]) -> None:
 
 
 def main() -> None:
-    """Serves standard input until its end."""
+    """Answers the lines of standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not look like an answer
     for answer in serve(Path(sys.argv[1]), iter(sys.stdin)):
