@@ -1,5 +1,5 @@
-"""One real pod that all these tests share: loads, answers, evictions, failures and deaths, each on models of its
-own."""
+"""One real pod shared by these tests: loads, answers, evictions, failures and deaths, with separate models for each
+test."""
 
 import asyncio
 import json
@@ -66,7 +66,7 @@ async def states(pod: AgentProcess) -> dict[str, str]:
 
 
 async def loaded_again(pod: AgentProcess, model_id: str, created: int) -> None:
-    """Waits until the pod accepts loads again; until then it refuses them, so that another pod is asked."""
+    """Waits until the pod accepts loads again. Until then it answers UNAVAILABLE, so that routers ask another pod."""
 
     async def loaded() -> bool:
         reply = await pod.load(model_id, created)
@@ -77,7 +77,7 @@ async def loaded_again(pod: AgentProcess, model_id: str, created: int) -> None:
 
 
 async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
-    """A copy has its key and its answers after the load, and nothing of it is left after the unload, files included."""
+    """After a load, the copy has a key and answers. After the unload nothing of it is left, not even its files."""
     created = await pod.loaded("a/b c", models.constant(7.0))
     assert (await pod.infer("a/b c", created)).value == 7.0
     assert (await pod.infer("a/b c", created + 1)).not_here
@@ -98,8 +98,8 @@ async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
 
 
 async def test_a_copy_that_nobody_called_is_told_apart_from_one_that_was(pod: AgentProcess) -> None:
-    """A copy that nobody has called is described as such, whatever age its load was given, and its key tells since when
-    it is loaded."""
+    """A copy that was never called is published as unused, whatever age its load was given. Its key says since when it
+    has been loaded."""
     began = time.time_ns() // 1_000_000
     created = await pod.loaded("m", models.constant(1.0), idle_ms=3_600_000)
 
@@ -126,8 +126,8 @@ async def test_its_size_and_load_time_are_remembered(pod: AgentProcess) -> None:
 
 
 async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
-    """The copy that the server saw called least recently is evicted, whatever the order of loads, and the decision is
-    described with its reason."""
+    """The copy whose last call is the oldest is evicted, whatever the order of loads. The decision is described with
+    its reason."""
     created = {}
     for name in ("a", "b", "c"):
         created[name] = await pod.loaded(name, models.weights(1.0, mebibytes=18), idle_ms=1)
@@ -160,8 +160,8 @@ async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
     ],
 )
 async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content: bytes, says: str) -> None:
-    """A failed load gives its reason in the answer and in the record, leaves no key, bytes or files, and does not
-    affect other models."""
+    """A failed load gives its reason in the reply and in the record. It leaves no key, memory or files behind, and does
+    not affect other models."""
     good = await pod.loaded("good", models.constant(1.0))
     created = await pod.register("bad", content)
     reply = await pod.load("bad", created)
@@ -181,7 +181,7 @@ async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content:
 
 
 async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
-    """Files that are missing, outside the roots or without a path are refused with the puller's text."""
+    """A model whose files are missing or outside the roots, or that has no path, is refused with the puller's text."""
     for number, (path, says) in enumerate(
         [(f"{pod.models}/none.onnx", "none.onnx"), ("/etc/passwd", "--file-root"), ("", "path"), ("ftp://x/y", "ftp")]
     ):
@@ -192,8 +192,8 @@ async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
 
 
 async def test_a_file_that_was_not_complete_is_loaded_once_it_is(pod: AgentProcess) -> None:
-    """A file that was incomplete is loaded once it is complete; earlier callers get the same error without another
-    load, and no release is needed."""
+    """An incomplete file is loaded once it is complete, without a release. Until then further requests get the same
+    error without another load."""
     whole = models.constant(3.0)
     created = await pod.register("half", whole[: len(whole) // 2])
     path = Path((await pod.model("half")).path)
@@ -210,8 +210,8 @@ async def test_a_file_that_was_not_complete_is_loaded_once_it_is(pod: AgentProce
 
 
 async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
-    """A model that is larger than the pod, by its files or once measured, is never loaded there, and nothing is evicted
-    for it."""
+    """A model that is larger than the pod, by its files or by its measured size, is refused, and nothing is evicted for
+    it."""
     await pod.loaded("good", models.constant(1.0))
     created = await pod.register("elephant", models.weights(0, mebibytes=70))
     reply = await pod.load("elephant", created)
@@ -224,7 +224,8 @@ async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
 
 
 async def test_an_id_registered_anew(pod: AgentProcess) -> None:
-    """After an id is registered again the new file answers for it, and nothing answers for the old registration."""
+    """After an id is registered again, calls get answers from the new file, and calls for the old registration get
+    none."""
     old = await pod.loaded("m", models.constant(1.0))
     await pod.etcd.delete(pod.keys.model("m"))
     new = await pod.loaded("m", models.constant(2.0))
@@ -258,7 +259,7 @@ async def test_a_load_cannot_be_confused_by_bad_requests(pod: AgentProcess) -> N
 
 
 async def test_it_says_how_it_is(pod: AgentProcess) -> None:
-    """A pod's presence, description, probes and metrics agree."""
+    """A pod's presence, description, probes and metrics report the same state."""
     created = await pod.loaded("m", models.constant(1.0))
     await pod.infer("m", created)
     assert pod.record.labels == ("blue", "cpu")
@@ -302,8 +303,8 @@ async def test_it_says_how_it_is(pod: AgentProcess) -> None:
 
 
 async def test_the_model_server_killed(pod: AgentProcess) -> None:
-    """After a SIGKILL of the model server from outside its copies are withdrawn, another server starts and loads
-    continue; nobody is blamed, and the interrupted load may be made elsewhere."""
+    """After a SIGKILL of the model server, its copies are withdrawn, another server starts, and loads continue. No
+    model is blamed, and other pods may make the interrupted load."""
     idle = await pod.loaded("idle", models.constant(1.0))
     running = await pod.loaded("running", models.slow())
     call = asyncio.create_task(pod.infer("running", running, timeout=30, **models.slow_inputs(20.0)))
@@ -348,8 +349,8 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
 
 
 async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess) -> None:
-    """A call that crashes the server by integer division overflow is blamed alone; the records of a running and of a
-    loading model stay clean, and the interrupted load may be made elsewhere."""
+    """If a call crashes the server with an integer division overflow, only its model is blamed. Models that were
+    running or loading are not, and other pods may make the interrupted load."""
     divide = await pod.loaded("divide", models.divide())
     running = await pod.loaded("beside", models.slow())
     others = [asyncio.create_task(pod.infer("beside", running, timeout=30, **models.slow_inputs(20.0)))]
@@ -382,8 +383,8 @@ async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess)
 
 
 async def test_a_pod_killed_whole_by_hand_blames_nobody(pod: AgentProcess) -> None:
-    """A pod whose processes are killed by hand twice, in the middle of calls and with memory to spare, blames nobody in
-    its next life. (For exhausted memory see blame/test_earlier and tests/cluster/test_exhaustion.)"""
+    """A pod whose processes are killed by hand twice, during calls and with memory to spare, blames no model in its
+    next life. (For exhausted memory see blame/test_earlier and tests/cluster/test_exhaustion.)"""
     running = await pod.loaded("running", models.slow())
 
     async def runs() -> bool:
@@ -405,8 +406,8 @@ async def test_a_pod_killed_whole_by_hand_blames_nobody(pod: AgentProcess) -> No
 
 
 async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: AgentProcess) -> None:
-    """A server that is stopped twice in the middle of calls is replaced, and no model is blamed, because no model sends
-    SIGSTOP."""
+    """A server that is stopped by SIGSTOP during calls is replaced, twice. No model is blamed, because models do not
+    send SIGSTOP."""
     created = await pod.loaded("m", models.constant(3.0))
     running = await pod.loaded("running", models.slow())
 
@@ -438,7 +439,7 @@ def _argument(pid: int, name: str) -> str:
 
 
 async def test_a_lost_lease_changes_nothing_for_callers(pod: AgentProcess, etcd_server: EtcdServer) -> None:
-    """After a lost lease the keys return under another lease, nothing is loaded again, and callers notice nothing."""
+    """After a lost lease, the keys return under a new lease. No model is loaded again, and callers notice nothing."""
     created = await pod.loaded("m", models.constant(4.0))
     kv = await pod.etcd.get(pod.keys.pod(pod.name))
     assert kv is not None

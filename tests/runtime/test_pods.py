@@ -1,4 +1,4 @@
-"""Tests that need their own pods: their ends, their names, two at once, an etcd that is unavailable."""
+"""Tests that need a separate pod, or two: shutdown, taken names, races, and an etcd that is unavailable."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ from tests.support.waiting import until
 
 
 async def test_a_full_disk_budget_makes_the_oldest_copies_go(an_agent: AnAgent) -> None:
-    """With a disk budget of five files and memory for all eight models, each is loaded and the last five stay."""
+    """With a disk budget of five files and enough memory, each of eight models is loaded, and the last five stay."""
     async with an_agent("--disk-budget", "5KiB", "--server-module", twin.MODULE) as pod:
         for number in range(8):
             folder = pod.models / f"m{number}"
@@ -41,8 +41,8 @@ async def test_a_full_disk_budget_makes_the_oldest_copies_go(an_agent: AnAgent) 
 
 
 async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> None:
-    """Two pods that are asked for the same models at once, many times over, make one copy of each, and the loser names
-    the winner."""
+    """When two pods are asked for the same models at once, many times over, one copy of each is made. The losing pod
+    names the winner."""
     async with an_agent() as one, an_agent(name="pod-2") as other:
         for number in range(10):
             name = f"m{number}"
@@ -78,8 +78,8 @@ async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> No
 
 
 async def test_two_first_loads_of_a_file_that_is_replaced_in_between(an_agent: AnAgent) -> None:
-    """When a file is replaced between the pulls of two first loads, one becomes a copy and the other is refused with
-    both digests."""
+    """If a file is replaced between the pulls of two first loads, one load succeeds and the other is refused with both
+    digests."""
     options = ("--server-module", twin.MODULE)
     async with an_agent(*options) as one, an_agent(*options, name="pod-2") as other:
         path = one.models / twin.name(gate="go")
@@ -109,8 +109,7 @@ async def test_two_first_loads_of_a_file_that_is_replaced_in_between(an_agent: A
 
 
 async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgent, tmp_path: Path) -> None:
-    """A pod asks the present holder of its name whether it lives, on a port that answers only by mutual TLS, and gives
-    the name up."""
+    """With mutual TLS, a pod whose name is taken asks the present holder whether it lives, and gives the name up."""
     options = ("--internal-tls", str(Mounted.of(tmp_path / "tls", Authority()).path))
     async with an_agent(*options):
         second = an_agent(*options, "--model-dir", str(tmp_path / "twin"))
@@ -122,7 +121,7 @@ async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgen
 
 
 async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
-    """On SIGTERM a pod answers calls in flight, refuses loads, removes all its keys and exits with status 0."""
+    """On SIGTERM a pod answers its calls in flight, refuses loads, removes all its keys, and exits with status 0."""
     async with an_agent() as pod:
         await pod.loaded("idle", models.constant(1.0))
         slow = await pod.loaded("slow", models.slow())
@@ -152,8 +151,8 @@ async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
 
 
 async def test_etcd_is_away(own_etcd: EtcdServer, keys: Keys, tmp_path: object) -> None:
-    """While etcd hangs for longer than the lease, copies are served to routers that say that etcd is unavailable, loads
-    are refused with the reason, and all recovers without help."""
+    """While etcd hangs for longer than the lease, a pod answers routers that say that etcd is unavailable, and refuses
+    loads with the reason. It recovers without help."""
     async with AgentProcess(own_etcd.settings, keys, tmp_path, lease_ttl=2) as pod:  # type: ignore[arg-type]
         created = await pod.loaded("m", models.constant(6.0))
         other = await pod.register("other", models.constant(1.0))
@@ -185,8 +184,8 @@ async def test_etcd_is_away(own_etcd: EtcdServer, keys: Keys, tmp_path: object) 
 
 
 async def test_a_pod_that_comes_before_etcd_waits_for_it(own_etcd: EtcdServer, keys: Keys, tmp_path: Path) -> None:
-    """A pod that starts before etcd is alive, says on its probe and once in the log what it waits for, and needs no
-    restart."""
+    """A pod that starts before etcd says what it waits for, on its probe and once in the log. It is live meanwhile and
+    needs no restart."""
     own_etcd.kill9()
     probe = free_port()
     pod = AgentProcess(own_etcd.settings, keys, tmp_path, "--probe", f"127.0.0.1:{probe}")
@@ -213,7 +212,7 @@ async def test_a_pod_that_comes_before_etcd_waits_for_it(own_etcd: EtcdServer, k
 
 
 async def test_the_control_port_is_for_those_who_read_etcd(an_agent: AnAgent) -> None:
-    """A stranger who reaches the control port can neither unload a model nor list the models there."""
+    """A caller of the control port who has no access to etcd can neither load, unload nor list models."""
     async with an_agent() as pod:
         created = await pod.loaded("m", models.constant(6.0))
         requests = {

@@ -1,4 +1,4 @@
-"""Turns of the model server: callers first, then recently used models, and no turn lost."""
+"""Turns of loads in the model server: callers first, then recently used models, and no turn is lost."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from mesh.runtime.turns import Turns
 
 
 async def settle() -> None:
-    """Lets everything happen that can."""
+    """Runs the event loop until nothing more happens."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -40,8 +40,8 @@ class Loads:
 
 
 async def test_callers_come_first_and_then_what_was_used_lately():
-    """Turns go to loads with callers first, then to recently used models; a load without a caller waits until one
-    joins."""
+    """Loads with callers get their turn first, then recently used models. A queued load moves ahead when a caller joins
+    it."""
     loads = Loads(1)
     await loads.begin("now")
     for name, idle in (("old", 5000), ("recent", 10), ("older", 9000), ("called", 0)):
@@ -56,7 +56,7 @@ async def test_callers_come_first_and_then_what_was_used_lately():
 
 
 async def test_who_is_cancelled_leaves_no_gap():
-    """A load that is cancelled while it waits, or just as it gets its turn, leaves no gap."""
+    """A load that is cancelled while it waits, or just as it gets its turn, does not occupy a turn."""
     loads = Loads(2)
     for name in ("a", "b", "c", "d", "e"):
         await loads.begin(name)
@@ -76,8 +76,8 @@ async def test_who_is_cancelled_leaves_no_gap():
 
 
 async def test_a_turn_that_lasts_gives_its_place_away_and_goes_on(monkeypatch: pytest.MonkeyPatch):
-    """A long turn gives its place to whatever waits, up to a bound; beyond it, the next begins as soon as one of the
-    long ones ends."""
+    """A long turn gives its place to the next load, up to a bound. Beyond it, the next load begins when one of the long
+    turns ends."""
     monkeypatch.setattr(turns, "LENT", 2)
     loads = Loads(1, long=0.0)
     endless = [f"endless {number}" for number in range(3)]
@@ -96,7 +96,7 @@ async def test_a_turn_that_lasts_gives_its_place_away_and_goes_on(monkeypatch: p
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
 async def test_places_that_were_given_away_come_back(monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]):
-    """After turns that gave their places away end, in any order, there are as many places as before."""
+    """When turns that gave their places away end, in any order, the number of places is the same as before."""
     monkeypatch.setattr(turns, "LENT", 2)
     loads = Loads(2, long=0.0)
     for name in "abcd":
@@ -108,7 +108,7 @@ async def test_places_that_were_given_away_come_back(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_turn_that_ends_soon_is_not_long():
-    """A turn that ends soon is not counted as long, because its timer ends with it."""
+    """A short turn is never counted as long, because its timer ends with it."""
     loads = Loads(1, long=30.0)
     await loads.begin("a")
     await loads.begin("b")
@@ -120,8 +120,8 @@ async def test_a_turn_that_ends_soon_is_not_long():
 
 
 async def test_a_load_apart_has_its_turn_alone() -> None:
-    """A load that must run apart waits for the present turns, the others wait for it, and all get their turn in the
-    end."""
+    """A load that must run alone waits for the present turns to end, other loads wait for it, and all get their turn in
+    the end."""
     loads = Loads(2)
     await loads.begin("first")
     alone = asyncio.Event()
@@ -154,7 +154,7 @@ async def test_a_load_apart_has_its_turn_alone() -> None:
 
 
 async def test_a_load_apart_that_is_given_up_holds_up_nobody() -> None:
-    """A load that must run apart and is cancelled while it waits blocks nobody."""
+    """A load that must run alone blocks no other load once it is cancelled while waiting."""
     loads = Loads(2)
     await loads.begin("first")
 
@@ -175,7 +175,7 @@ async def test_a_load_apart_that_is_given_up_holds_up_nobody() -> None:
 
 
 class Apart:
-    """A load that must run apart from others."""
+    """A load that must run alone."""
 
     def __init__(self, loads: Loads) -> None:
         self._turns = loads.turns
@@ -190,7 +190,7 @@ class Apart:
 
 
 async def test_a_load_apart_holds_up_nobody_while_another_one_lasts() -> None:
-    """A load that must run apart blocks nobody while another long one lasts, or good loads would wait with it."""
+    """While a long load runs, one that must run alone does not block others, or good loads would wait for both."""
     loads = Loads(1, long=0.0)
     await loads.begin("endless")
     apart = Apart(loads)
@@ -223,7 +223,7 @@ async def test_a_load_apart_has_its_turn_though_there_is_always_one_that_lasts(m
 
 
 async def test_a_load_apart_that_lasts_lets_others_go() -> None:
-    """A load that runs apart and takes long lets others continue, because its fault shows soon or not at all."""
+    """When a load that runs alone takes long, others continue, because its fault shows soon or not at all."""
     loads = Loads(1, long=0.0)
     apart = Apart(loads)
     await settle()

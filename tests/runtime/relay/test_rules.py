@@ -1,4 +1,4 @@
-"""The relay's rules: methods, lost models, metadata, and what a killed relay leaves to the next one."""
+"""The relay's rules for methods, lost models, metadata, and resuming after a relay was killed."""
 
 from pathlib import Path
 
@@ -82,8 +82,7 @@ def test_no_server_can_claim_that_a_model_is_not_here() -> None:
 
 
 def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:
-    """Loads and losses are in the journal the moment they happen; without one, or with a broken one, nothing is relied
-    on."""
+    """Loads and losses are in the journal the moment they happen. A missing or broken journal is not used."""
     path = tmp_path / "journal"
     assert Journal(path).read() is None
     writer = Journal(path)
@@ -99,7 +98,8 @@ def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:
 
 
 def test_a_resumed_copy_keeps_its_numbers_and_none_of_its_calls(tmp_path: Path) -> None:
-    """The slot of a copy goes on where the killed relay left it, without that one's calls in flight."""
+    """A resumed copy keeps the counts and times in its slot, but not the calls that were in flight in the killed
+    relay."""
     board = Board.create(tmp_path / "board", 4, incarnation="x")
     first = Table(board, Journal(None))
     board.attach(1)

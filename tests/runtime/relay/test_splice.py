@@ -1,4 +1,4 @@
-"""Tests of ids that are inserted into encoded messages, compared with what protobuf itself reads."""
+"""Splicing of ids into encoded messages, compared with what protobuf reads."""
 
 import pytest
 from hypothesis import given
@@ -16,13 +16,14 @@ REQUESTS = st.fixed_dictionaries(
 
 
 def encoded(parts: list[dict]) -> bytes:
-    """Returns several encoded messages in a row, which protobuf reads as one."""
+    """Returns several encoded messages one after the other, which protobuf reads as a single message."""
     return b"".join(PredictRequest(**part).SerializeToString() for part in parts)
 
 
 @given(st.lists(REQUESTS, max_size=3), TEXTS)
 def test_a_field_of_the_message_reads_as_set(parts: list[dict], model_id: str) -> None:
-    """A spliced message reads as the original one with that field set, whatever it held before, repeated or not."""
+    """A spliced message reads as the original with the field set, even if the field was set before, once or
+    repeatedly."""
     message = encoded(parts)
     expected = PredictRequest.FromString(message)
     expected.model_name = model_id
@@ -31,7 +32,8 @@ def test_a_field_of_the_message_reads_as_set(parts: list[dict], model_id: str) -
 
 @given(st.lists(REQUESTS, max_size=3), TEXTS)
 def test_a_field_of_an_embedded_message_reads_as_set(parts: list[dict], model_id: str) -> None:
-    """An embedded message is merged from its occurrences, or made, and only its id changes."""
+    """Splicing into an embedded message changes only its id. Repeated occurrences of the message are merged, and a
+    missing one is created."""
     message = encoded(parts)
     expected = PredictRequest.FromString(message)
     expected.inner.model_name = model_id
@@ -42,7 +44,7 @@ def test_a_field_of_an_embedded_message_reads_as_set(parts: list[dict], model_id
 
 @given(st.lists(REQUESTS, min_size=1, max_size=3), TEXTS)
 def test_only_one_occurrence_is_left(parts: list[dict], model_id: str) -> None:
-    """No former id stays in the message, not even where only a parser that reads the first occurrence would find it."""
+    """No former id stays in a spliced message, not even one that only a parser of first occurrences would find."""
     once = splice(encoded(parts), (3, 7), model_id.encode())
     assert splice(once, (3, 7), model_id.encode()) == splice(
         splice(once, (3, 7), b"x" * 300), (3, 7), model_id.encode()
@@ -51,7 +53,7 @@ def test_only_one_occurrence_is_left(parts: list[dict], model_id: str) -> None:
 
 @given(st.binary(max_size=60), st.lists(st.integers(1, 40), min_size=1, max_size=3))
 def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> None:
-    """Bytes that are no message are refused with an error of ours; others are spliced."""
+    """Any bytes are either spliced or refused with SpliceError."""
     try:
         spliced = splice(message, path, b"id")
     except SpliceError:
@@ -73,7 +75,7 @@ def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> No
     ],
 )
 def test_what_is_wrong_is_said(message: bytes, why: str) -> None:
-    """The error about a message that cannot be read names the faulty part."""
+    """The error for a message that cannot be read names the faulty part."""
     with pytest.raises(SpliceError, match=why):
         splice(message, (1,), b"id")
 
@@ -85,6 +87,6 @@ def test_groups_and_unknown_fields_stay() -> None:
 
 
 def test_values_are_added_to_a_repeated_field() -> None:
-    """Texts are appended to a repeated field, after those that the message already has."""
+    """New texts in a repeated field come after those that the message already has."""
     message = inference_pb2.ModelMetadataResponse(name="m", versions=["1"]).SerializeToString()
     assert inference_pb2.ModelMetadataResponse.FromString(append(message, 2, [b"2", b"3"])).versions == ["1", "2", "3"]

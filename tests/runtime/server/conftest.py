@@ -1,4 +1,5 @@
-"""The parts of a model server in this process, with a real onnxruntime and calls that a test makes by hand."""
+"""Fixtures for tests of the model server: its parts in this process, with a real onnxruntime, and calls that the test
+makes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +28,7 @@ ONE = np.ones((1, 1), np.float32)
 
 @dataclass
 class Parts:
-    """A model server without its process and its sockets."""
+    """A model server without a separate process and without sockets."""
 
     folder: Path
     board: Board
@@ -72,20 +73,20 @@ class Parts:
         return self.send(request(name, **inputs), (headers.MODEL_ID, name.encode()), (headers.COPY, token))
 
     async def value(self, name: str) -> float:
-        """Returns the answer of a model that takes and gives one float."""
+        """Returns the output of a model that takes and gives one float."""
         (array,) = await outputs(self.infer(name, x=ONE))
         return float(array.item())
 
 
 async def answered(call: FakeCall) -> FakeCall:
-    """Returns the call once it is answered."""
+    """Waits until the call is answered, and returns it."""
     assert call.answered is not None
     await asyncio.wait_for(call.answered.wait(), 20)
     return call
 
 
 async def reply(call: FakeCall) -> pb.ModelInferResponse:
-    """Returns the reply's message of a call that succeeds."""
+    """Returns the reply to a call that must succeed."""
     await answered(call)
     ((code, text, frame, _, _),) = call.answers
     assert code == 0, text
@@ -94,7 +95,7 @@ async def reply(call: FakeCall) -> pb.ModelInferResponse:
 
 
 async def outputs(call: FakeCall) -> list[np.ndarray]:
-    """Returns the raw outputs of a call that succeeds."""
+    """Returns the raw outputs of a call that must succeed."""
     dtypes: dict[str, Any] = {"FP32": np.float32, "INT64": np.int64, "FP64": np.float64}
     message = await reply(call)
     return [
@@ -108,7 +109,7 @@ Make = Callable[..., Parts]
 
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    """Makes a model server's parts with settings of the test: `make(threads=1, timeout=0.5)`."""
+    """Makes the parts of a model server with the test's settings: `make(threads=1, timeout=0.5)`."""
     made = []
 
     def put(
@@ -137,5 +138,5 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
 @pytest.fixture
 async def parts(make: Make) -> Parts:
-    """A model server's parts with default settings."""
+    """The parts of a model server with default settings."""
     return make()

@@ -1,4 +1,4 @@
-"""The choice of calls that run in the event loop: by measured time, per size, without flapping."""
+"""The choice of calls that run in the event loop: by measured time, per size class, and without flapping."""
 
 from mesh.runtime.server.pace import INLINE_NS, THREAD_NS, Pace
 
@@ -26,7 +26,7 @@ def test_a_short_call_vouches_for_its_class_and_all_smaller_ones():
 
 
 def test_a_long_call_says_nothing_of_smaller_ones():
-    """A long call says nothing about smaller size classes, which are tried in a thread first."""
+    """A long call does not affect smaller size classes, which are tried in a thread first."""
     pace = Pace()
     pace.note(SIZE, SLOW)
     assert not inline(pace, SIZE)
@@ -36,8 +36,7 @@ def test_a_long_call_says_nothing_of_smaller_ones():
 
 
 def test_a_smaller_class_known_to_be_slow_is_not_made_fast_by_a_larger_one():
-    """A smaller size class that is known to be slow stays slow when a larger one proves fast: its own measurement
-    counts."""
+    """A size class that was measured as slow stays slow, even if a larger one proves fast."""
     pace = Pace()
     pace.note(10, SLOW)
     pace.note(SIZE, FAST)
@@ -46,8 +45,8 @@ def test_a_smaller_class_known_to_be_slow_is_not_made_fast_by_a_larger_one():
 
 
 def test_one_outlier_moves_nothing_and_a_lasting_change_does():
-    """One outlier, such as a second of page faults, moves nothing; a size class that stays slow leaves the loop within
-    a few calls."""
+    """A single outlier, such as a second of page faults, changes nothing. A size class that stays slow leaves the loop
+    within a few calls."""
     pace = Pace()
     for _ in range(10):
         pace.note(SIZE, FAST)
@@ -61,7 +60,7 @@ def test_one_outlier_moves_nothing_and_a_lasting_change_does():
 
 
 def test_between_the_limits_nothing_changes():
-    """A size class whose time lies between the limits stays where it was."""
+    """A size class whose time is between the two limits stays where it was."""
     between = (INLINE_NS + THREAD_NS) // 2
     for first, expected in ((FAST, True), (SLOW, False)):
         pace = Pace()
@@ -81,7 +80,7 @@ def test_a_class_that_became_fast_comes_back():
 
 
 def test_a_call_that_had_to_be_stopped_takes_its_class_out_of_the_loop():
-    """A call that had to be stopped takes its size class out of the loop at once, whatever the mean was."""
+    """If a call has to be stopped, its size class leaves the loop at once, whatever the mean."""
     pace = Pace()
     for _ in range(100):
         pace.note(SIZE, FAST)

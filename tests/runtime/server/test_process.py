@@ -1,4 +1,4 @@
-"""The model server as a process: over its SPI and its data port, through kills, signals and misbehaving models."""
+"""The model server as a process, through its SPI and its data port: kills, signals and misbehaving models."""
 
 import asyncio
 import signal
@@ -34,7 +34,7 @@ LIMIT = 1 << 30
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory):
-    """One server for all tests that leave it as it was."""
+    """A server shared by all tests that leave it unchanged."""
     options = ("--load-timeout", "1.5", "--threads", "2", "--memory-limit", str(LIMIT), "--capacity", "64MiB")
     async with OnnxServer(tmp_path_factory.mktemp("server"), *options) as server:
         await server.load("good", models.constant(7), slot=0, revision=1)
@@ -43,7 +43,7 @@ async def shared(tmp_path_factory):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def server(shared):
-    """The shared server, which is checked after each test to be the same process, with a model that still answers."""
+    """The shared server. After each test it must still be the same process, with a model that answers."""
     assert shared.process is not None
     yield shared
     assert shared.process.returncode is None, f"exit status {shared.process.returncode}\n{shared.log()}"
@@ -64,7 +64,8 @@ def code(error: grpc.aio.AioRpcError) -> Code:
 
 
 async def test_it_says_what_it_is(server):
-    """The server reports everything that an agent must know, in the SPI's message or as an extension of it."""
+    """The server reports everything that an agent must know, in the SPI's message or in the metadata that extends
+    it."""
     status = server.status
     assert status.status == modelruntime_pb2.RuntimeStatusResponse.READY
     assert (status.capacityInBytes, status.maxLoadingConcurrency, status.modelLoadingTimeoutMs) == (64 << 20, 2, 1500)
@@ -78,7 +79,7 @@ async def test_it_says_what_it_is(server):
 
 
 async def test_a_model_is_loaded_called_and_unloaded(server):
-    """A model's size is reported after its load, the board shows it, and after its unload calls are answered *not
+    """After a load, the model's size is reported and the board shows it. After its unload, calls are answered *not
     here*."""
     sizes = await server.load("m", models.logistic_regression(3), slot=1, revision=5)
     assert 10_000 < sizes["host"] < 1_000_000
@@ -120,7 +121,7 @@ async def test_an_agent_that_knows_no_tokens_and_no_board_is_served_too(server):
     ],
 )
 async def test_what_cannot_be_loaded_says_why(server, content, expected, says):
-    """Each failed load has its code and its text, and its slot is free again."""
+    """Each failed load has a status code and a text, and its slot is free again."""
     error = await refused(server.load("bad", content, slot=2, revision=1))
     assert code(error) is expected, error
     assert error.details()
@@ -142,7 +143,8 @@ async def test_orders_that_make_no_sense_are_refused(server):
 
 
 async def test_a_load_that_the_agent_gives_up_leaves_nothing(server):
-    """A load that the agent gives up in the SPI's way, by cancelling and then unloading the id, leaves nothing."""
+    """A load leaves nothing behind when the agent gives it up as the SPI prescribes, by cancelling it and then
+    unloading the id."""
     path = server.write("endless", models.endless_loop())
     load = modelruntime_pb2.LoadModelRequest(modelId="endless", modelPath=str(path))
     call = server.spi.loadModel(load, metadata=((headers.SPI_SLOT, "3"),))
@@ -156,8 +158,8 @@ async def test_a_load_that_the_agent_gives_up_leaves_nothing(server):
 
 
 async def test_a_model_that_asks_for_gigabytes_on_demand_fails_its_call_alone(server):
-    """A model that asks for gigabytes during a call fails that call alone, with RESOURCE_EXHAUSTED, and the process
-    keeps its memory."""
+    """If a model asks for gigabytes during a call, only that call fails, with RESOURCE_EXHAUSTED, and the process does
+    not keep the memory."""
     await server.load("hungry", models.huge_on_demand(), slot=4)
     small = await server.infer("hungry", count=np.array([1000], np.int64))
     assert small.code == 0
@@ -172,7 +174,7 @@ async def test_a_model_that_asks_for_gigabytes_on_demand_fails_its_call_alone(se
 
 
 async def test_callers_that_go_away_free_their_threads(server):
-    """A closed connection or a deadline ends what runs for that caller, and others are answered meanwhile."""
+    """When a caller disconnects or its deadline passes, its runs end. Other callers are answered meanwhile."""
     await server.load("slow", models.slow(), slot=5)
     frame = framing.pack(request("slow", **FOREVER))
 
@@ -210,7 +212,7 @@ async def test_messages_above_the_limit_are_refused(server):
 
 
 async def test_the_event_loop_says_that_it_turns(server):
-    """The event loop reports about every second that it runs, together with the counts of calls."""
+    """About every second the event loop shows on the board that it runs, and updates the counts of calls."""
     before = server.board.beat_ns
     await server.value("good", revision=1)
     await until(lambda: server.board.beat_ns > before, why="the event loop beats again")
@@ -222,7 +224,7 @@ async def test_the_event_loop_says_that_it_turns(server):
 
 
 async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
-    """After a kill the board shows running and loading copies as suspects and idle ones not; the next life of the
+    """After a kill, the board shows running and loading copies as suspects, but not idle ones. The next life of the
     server starts on the same board."""
     async with OnnxServer(tmp_path, "--load-timeout", "30") as server:
         await server.load("idle", models.constant(1), slot=0, revision=1)
@@ -264,7 +266,7 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
 
 
 async def test_what_keeps_it_from_starting_is_said(tmp_path):
-    """A server that cannot start says why in one line and exits with status 1."""
+    """A server that cannot start gives the reason in one line and exits with status 1."""
     import onnxruntime
 
     Board.create(tmp_path / "board", 1, incarnation="another").close()
@@ -293,7 +295,7 @@ async def test_what_keeps_it_from_starting_is_said(tmp_path):
 
 
 async def test_500_loads_and_unloads_leave_memory_as_it_was(server):
-    """After 500 loads and unloads, resident memory is within 5 % of its value after the first few."""
+    """After 500 loads and unloads, resident memory is within 5 % of what it was after the first few."""
 
     async def cycles(count: int) -> None:
         for number in range(count):
@@ -309,7 +311,7 @@ async def test_500_loads_and_unloads_leave_memory_as_it_was(server):
 
 
 async def test_connections_by_tls_take_nothing_from_the_models(tmp_path):
-    """Memory that TLS connections merely reserve comes on top of the memory limit, and is given back with them."""
+    """The memory limit is raised by what TLS connections merely reserve, and lowered again when they close."""
     folder = Mounted.of(tmp_path / "tls", Authority()).path
     options = ("--memory-limit", str(LIMIT), "--capacity", "64MiB", "--internal-tls", str(folder))
     async with OnnxServer(tmp_path, *options) as server:
@@ -330,7 +332,7 @@ async def test_connections_by_tls_take_nothing_from_the_models(tmp_path):
 
 
 async def settled(server: OnnxServer) -> int:
-    """Returns the resident bytes once freed memory has been returned to the system."""
+    """Waits until freed memory has been returned to the system, and returns the resident bytes."""
     lowest = server.resident()
     steady = 0
     while steady < 5:  # samples without a new minimum
@@ -342,8 +344,8 @@ async def settled(server: OnnxServer) -> int:
 
 
 async def test_bodies_have_a_total(tmp_path):
-    """Bodies in flight have a total: when stalled large requests fill half of it, another one is refused before it is
-    sent, and small calls continue."""
+    """The bodies in flight share a budget: while stalled requests occupy much of it, another large request is refused
+    before its body is sent, and small calls continue."""
     size = 1 << 20
     async with OnnxServer(tmp_path, "--max-message", str(size), "--max-body-bytes", str(3 * size)) as server:
         await server.load("good", models.constant(7))

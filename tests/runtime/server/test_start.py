@@ -1,4 +1,4 @@
-"""The command line of the model server, and the limit on its memory."""
+"""The command line of the model server and its memory limit."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from mesh.runtime.server import settings
 
 
 def test_a_command_line_becomes_settings():
-    """A command line with units, an address and defaults becomes settings."""
+    """Units, addresses and defaults of a command line become settings."""
     given = settings.parse(
         [
             "--spi",
@@ -41,7 +41,7 @@ def test_a_command_line_becomes_settings():
     ],
 )
 def test_a_wrong_command_line_says_so(options, says, capsys):
-    """An invalid command line is reported, with exit status 2 as in every command."""
+    """An invalid command line is reported and ends with status 2, as in every command."""
     with pytest.raises(SystemExit) as error:
         settings.parse([*(["--spi", "/x"] if options else []), *options])
     assert error.value.code == 2
@@ -49,8 +49,8 @@ def test_a_wrong_command_line_says_so(options, says, capsys):
 
 
 def test_the_memory_limit_bounds_what_is_really_used():
-    """The memory limit bounds memory in use, not memory merely reserved; an allocation beyond the limit fails and the
-    process lives."""
+    """The memory limit applies to memory in use, not to memory merely reserved. An allocation beyond it fails, and the
+    process lives on."""
     script = """
 import mmap
 from mesh.runtime.server.onnx import memory

@@ -1,4 +1,4 @@
-"""The fake model server of the system tests: the real one from outside, with models that do what their names say."""
+"""The fake model server of the system tests, which looks like the real one and whose models do what their names say."""
 
 import asyncio
 import re
@@ -35,7 +35,7 @@ async def real(tmp_path_factory):
 
 
 def path(server: OnnxServer, model: str, *, pod: str = "pod-1", **words: object):
-    """Returns the path of a model for the fake server, where a pod has its files."""
+    """Returns the path of a model for the fake server, in the folder where a pod keeps its files."""
     name = twin.name(**words)
     found = server.folder / pod / model / name
     found.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +51,8 @@ async def error(load) -> tuple[Code, str]:
 
 @pytest.mark.parametrize("kind", ["real", "fake"])
 async def test_both_are_the_same_from_outside(kind, real, fake):
-    """The real and the fake server behave alike for status, load, size, answer, wrong input, use board, unload and *not
-    here*."""
+    """The fake server behaves like the real one in status, load, size, answer, invalid input, use board, unload and
+    *not here*."""
     server = fake if kind == "fake" else real
     model = path(server, "m", value=3) if kind == "fake" else models.constant(3)
     status, about = await server.runtime_status()
@@ -78,7 +78,7 @@ async def test_both_are_the_same_from_outside(kind, real, fake):
 
 
 async def test_models_are_as_large_as_they_say(fake):
-    """Models of the fake server have the size that their name says, and take no memory."""
+    """A model in the fake server has the size that its name says, without taking any memory."""
     before = fake.resident()
     assert await fake.load("large", path(fake, "large", size="8GiB")) == {"host": 8 << 30, "device": 0}
     assert fake.resident() - before < 64 << 20
@@ -86,8 +86,8 @@ async def test_models_are_as_large_as_they_say(fake):
 
 
 async def test_loads_fail_as_they_say(fake):
-    """Loads in the fake server fail as the model's name says: with a text, for lack of memory, for a while, or in some
-    pods."""
+    """Loads in the fake server fail as the model's name says: with a text, for lack of memory, for a while, or only in
+    some pods."""
     assert await error(fake.load("m", path(fake, "a", fail="no such layer"))) == (Code.INTERNAL, "no such layer")
     assert (await error(fake.load("m", path(fake, "a", fail="memory"))))[0] is Code.RESOURCE_EXHAUSTED
     once = path(fake, "a", fail="not yet", fails=1)
@@ -121,7 +121,7 @@ async def test_a_load_waits_at_its_gate(fake):
 
 
 async def test_calls_take_long_and_fail_as_they_say(fake):
-    """Calls of the fake server take long and fail as the model's name says; a long one is on the board and does not
+    """Calls of the fake server are slow or fail as the model's name says. A slow call is on the board and does not
     block others."""
     await fake.load("slow", path(fake, "slow", call="1000s"), slot=7)
     await fake.load("quick", path(fake, "quick", value=2))
@@ -136,7 +136,8 @@ async def test_calls_take_long_and_fail_as_they_say(fake):
 
 
 async def test_a_word_that_is_none_is_said(fake):
-    """An unknown word in a fake model's name is an error, both where a test writes it and where the server reads it."""
+    """An unknown word in a fake model's name is an error, both when a test makes the name and when the server reads
+    it."""
     with pytest.raises(ValueError, match="'sice=3' is no word"):
         twin.name(sice=3)
     bad = fake.folder / "pod-1" / "m" / "sice=3"

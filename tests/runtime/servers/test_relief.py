@@ -1,4 +1,4 @@
-"""The ordered replacement of a model server that has lost threads, and the refusal of loads meanwhile."""
+"""The replacement of a model server that has lost too many threads, and the refusal of loads meanwhile."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from tests.support.waiting import until
 
 
 class Server:
-    """A server that is replaced on request, once the test permits it."""
+    """A server that is replaced on request, as soon as the test permits it."""
 
     def __init__(self) -> None:
         self.stuck = 0
@@ -20,8 +20,8 @@ class Server:
 
 
 async def test_a_few_lost_threads_are_borne_and_more_are_not() -> None:
-    """A few lost threads are tolerated; more make the pod refuse loads from the moment of detection until the next
-    server's board is clear."""
+    """A few lost threads are tolerated. With more of them the server is replaced, and the pod refuses loads until the
+    next server has none."""
     server = Server()
     relief = Relief(lambda: server.stuck, server, look=0.001)
     task = asyncio.create_task(relief.run())

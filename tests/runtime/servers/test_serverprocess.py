@@ -30,7 +30,7 @@ from tests.support.waiting import until
     ],
 )
 async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: EndCause, how: str) -> None:
-    """The report of a server's end names the signal or status, and the crashed thread if it was in one."""
+    """The report of a server's end names the signal or exit status, and the thread that crashed, if any."""
     code = f"import faulthandler, os, signal; faulthandler.enable(); {end}"
     deaths: list[serverprocess.Death] = []
     server = a_server(Board.create(tmp_path / "b", 4), on_death=deaths.append)
@@ -48,8 +48,8 @@ async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: EndCa
 async def test_a_kill_is_for_memory_where_the_kernel_counts_one_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int, cause: EndCause
 ) -> None:
-    """A kill is attributed to memory if the kernel counts one more out-of-memory kill, or if it does not count at all,
-    as nobody can tell then."""
+    """A kill is attributed to memory if the kernel's count of out-of-memory kills has risen. It is also attributed to
+    memory if the kernel has no count."""
     server = a_server(Board.create(tmp_path / "b", 4), on_death=print)
     monkeypatch.setattr(serverprocess, "oom_kills", lambda: after)
     server._oom_kills = before
@@ -69,7 +69,7 @@ async def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path
 
 
 async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that has served, and finds something missing in all its next lives, is given up."""
+    """A server that has served before is given up if it then repeatedly cannot start because something is missing."""
     monkeypatch.setattr(serverprocess, "PAUSE_FIRST", 0.001)
     monkeypatch.setattr(serverprocess, "GIVE_UP", 3)
     board = Board.create(tmp_path / "board", 4, incarnation="life")

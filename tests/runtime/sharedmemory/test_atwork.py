@@ -1,4 +1,4 @@
-"""The work of each thread of the server, as another process reads it after the server's death."""
+"""The notes about each thread's work in the server, which another process reads after the server's death."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ from tests.support.waiting import until
 
 @pytest.fixture
 def boards(tmp_path):
-    """The boards of server and agent, mapped from one file."""
+    """The boards of a server and its agent, mapped from the same file."""
     created = Board.create(tmp_path / "board", 4)
     opened = Board.open(tmp_path / "board")
     opened.attach(1)
@@ -27,7 +27,8 @@ def boards(tmp_path):
 
 
 def test_threads_are_noted_while_they_are_at_work(boards):
-    """Threads at work are noted with slot and request, loads without a request, and finished threads are not listed."""
+    """Threads at work are listed with their slot and request, or without a request if they load. Finished threads are
+    not listed."""
     server, agent = boards
     frame = framing.pack(request("m", x=ONE))
     entries = []
@@ -50,7 +51,7 @@ def test_threads_are_noted_while_they_are_at_work(boards):
 
 
 def test_more_threads_than_there_is_room_for_work_unseen(boards):
-    """Threads beyond the available rows work unnoted, and the rows are free again when their threads finish."""
+    """Threads beyond the number of rows work without a note. All rows are free again when the threads finish."""
     server, agent = boards
     entries = [server.at_work.begin(0) for _ in range(atwork.THREADS + 2)]
     assert entries[-2:] == [-1, -1]
@@ -62,8 +63,8 @@ def test_more_threads_than_there_is_room_for_work_unseen(boards):
 
 @pytest.mark.parametrize("size", [0, 100, 65_531, 65_532, 300_000])
 def test_the_loop_leaves_its_last_request(boards, size):
-    """The loop leaves its last request, of any length, even after a longer one; the next life of the server begins with
-    none."""
+    """The loop's last request stays on the board, whatever its length, even after a longer one. The next life of the
+    server begins without one."""
     server, agent = boards
     server.at_work.inline(framing.pack(b"x" * 100_000))
     frame = framing.pack(request("m", x=np.zeros(size, bool)))
@@ -74,7 +75,7 @@ def test_the_loop_leaves_its_last_request(boards, size):
 
 
 def test_the_board_counts_calls_in_flight_of_its_slots_alone(boards):
-    """The board counts calls in flight of its own slots only, not what is stored after them."""
+    """The board's count of calls in flight covers its slots, and not the data stored after them."""
     server, agent = boards
     server.row(0).begin(1)
     server.at_work.inline(b"\xff" * 70_000)
@@ -84,8 +85,8 @@ def test_the_board_counts_calls_in_flight_of_its_slots_alone(boards):
 
 
 async def test_a_real_crash_is_found_in_the_thread_that_caused_it(tmp_path):
-    """A real crash, by integer division overflow, is found in the thread or event loop that caused it, while others run
-    and load."""
+    """A real crash, caused by an integer division overflow, is traced to its thread or to the event loop while other
+    threads run and load."""
     bad = {"a": np.array([-(2**31)] * 3, np.int32), "b": np.array([-1] * 3, np.int32)}
     good = {"a": np.array([8] * 3, np.int32), "b": np.array([2] * 3, np.int32)}
     async with OnnxServer(tmp_path, "--load-timeout", "30") as server:

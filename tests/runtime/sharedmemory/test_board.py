@@ -1,4 +1,4 @@
-"""The use board: its readers see what its writers wrote, in another process and after a death."""
+"""The use board: readers see what writers wrote, in another process and after the writer's death."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def board(tmp_path):
 
 
 def test_a_fresh_board_is_empty(board):
-    """A fresh board shows no uses and no writer."""
+    """A new board shows no uses and no writer."""
     assert list(board.uses()) == []
     assert board.suspects() == []
     assert board.calls() == []
@@ -27,7 +27,7 @@ def test_a_fresh_board_is_empty(board):
 
 
 def test_a_call_is_seen_from_its_beginning_to_its_end(board):
-    """Each step of a call, from taken to running to answered, shows at once through a second mapping."""
+    """Each step of a call, from its arrival over its run to its answer, shows at once through a second mapping."""
     agent = Board.open(board.path)
     row = board.row(3)
     row.loading(77, 100)
@@ -48,7 +48,7 @@ def test_a_call_is_seen_from_its_beginning_to_its_end(board):
 
 
 def test_a_run_that_is_repeated_counts_once_as_a_call(board):
-    """A repeated run counts as one call: `ran` takes the run off the board and leaves the call on it."""
+    """A call that runs twice counts once: `ran` removes the run from the board but not the call."""
     row = board.row(0)
     row.loading(1, 1)
     row.begin(10, runs=1)
@@ -60,7 +60,7 @@ def test_a_run_that_is_repeated_counts_once_as_a_call(board):
 
 
 def test_a_slot_taken_anew_knows_nothing_of_its_former_copy(board):
-    """A slot that is taken again starts with zero calls and times, whatever its former copy had."""
+    """A slot that is taken by another copy starts with all counts and times at zero."""
     row = board.row(2)
     row.loading(5, 50)
     row.begin(60)
@@ -70,8 +70,8 @@ def test_a_slot_taken_anew_knows_nothing_of_its_former_copy(board):
 
 
 def test_suspects_are_what_was_loading_running_or_unloading(board):
-    """Copies that were loading, running or unloading are suspects; copies that only wait for a thread, or are idle, are
-    not."""
+    """Copies that are loading, running or unloading are suspects. Copies that are idle, or whose calls only wait for a
+    thread, are not."""
     for slot, state in enumerate(
         (SlotState.LOADING, SlotState.LOADED, SlotState.LOADED, SlotState.UNLOADING, SlotState.LOADED)
     ):
@@ -86,7 +86,7 @@ def test_suspects_are_what_was_loading_running_or_unloading(board):
 
 
 def test_slots_are_checked(board):
-    """Slots are checked: the one after the last belongs to nobody and may be written, the next one may not."""
+    """Slots out of range are refused. The slot after the last one belongs to no copy and may be written."""
     board.row(board.nobody).loading(1, 1)
     assert list(board.uses()) == []
     for slot in (-1, 11):
@@ -95,7 +95,7 @@ def test_slots_are_checked(board):
 
 
 def test_clear_and_reset_free_slots(board):
-    """`clear` frees one slot; `reset` frees all and forgets the writer's process."""
+    """`clear` frees one slot. `reset` frees all slots and forgets the writer's process."""
     board.attach(123)
     for slot in range(3):
         board.row(slot).loading(1, 1)
@@ -109,8 +109,8 @@ def test_clear_and_reset_free_slots(board):
 
 
 def test_the_histogram_counts_by_method_code_and_time(board):
-    """The histogram counts by method, code and time; a bound belongs to its bucket, and an invalid code counts as
-    UNKNOWN."""
+    """The histogram counts calls by method, code and time. A time on a bound belongs to the bucket below it, and an
+    invalid code counts as UNKNOWN."""
     board.observe(0, 0, BUCKETS_NS[0])
     board.observe(0, 0, BUCKETS_NS[0] + 1)
     board.observe(0, 0, BUCKETS_NS[-1] + 1)
@@ -124,7 +124,7 @@ def test_the_histogram_counts_by_method_code_and_time(board):
 
 
 def test_counts_go_on_over_a_restart_of_the_writer(board):
-    """Counters never fall: a restarted writer adds to what the former one counted."""
+    """Counters never fall: a restarted writer adds to the counts of the one before."""
     board.observe(0, 0, 10)
     board.beat(1)
     second = Board.open(board.path)
@@ -136,7 +136,7 @@ def test_counts_go_on_over_a_restart_of_the_writer(board):
 
 
 def test_what_is_no_board_is_refused(tmp_path):
-    """Opening a missing, empty, foreign or truncated file as a board is refused."""
+    """A file that is missing, empty, foreign or truncated cannot be opened as a board."""
     good = tmp_path / "good"
     Board.create(good, 4).close()
     for content in (b"", b"x" * 100_000, good.read_bytes()[:-8]):
@@ -149,7 +149,8 @@ def test_what_is_no_board_is_refused(tmp_path):
 
 
 def test_a_new_board_does_not_disturb_who_has_the_old_one(tmp_path):
-    """A new board at the same path does not disturb a former agent's server, which keeps writing into the old file."""
+    """A new board at the same path does not disturb a server that still has the old one: it continues to write to the
+    old file."""
     old = Board.create(tmp_path / "board", 4, incarnation="one")
     new = Board.create(tmp_path / "board", 4, incarnation="two")
     old.row(0).loading(1, 1)
@@ -158,14 +159,14 @@ def test_a_new_board_does_not_disturb_who_has_the_old_one(tmp_path):
 
 
 def test_an_incarnation_that_does_not_fit_is_refused(tmp_path):
-    """An incarnation of 64 bytes fits on the board; one of 65 bytes is refused."""
+    """A board holds an incarnation of up to 64 bytes. A longer one is refused."""
     assert Board.create(tmp_path / "board", 1, incarnation="x" * 64).incarnation == "x" * 64
     with pytest.raises(ValueError, match="64 bytes"):
         Board.create(tmp_path / "board", 1, incarnation="x" * 65)
 
 
 def test_the_board_outlives_a_writer_that_is_killed(board):
-    """Everything that a process wrote before SIGKILL stays on the board, up to its last word."""
+    """Everything that a process wrote before SIGKILL stays on the board, including its last write."""
     script = (
         "import os, signal, sys\n"
         "from mesh.runtime.sharedmemory.board import Board\n"

@@ -1,4 +1,4 @@
-"""Calls on the data port: which copy answers, with what, and how calls are refused."""
+"""Calls on the data port: the copy that answers, the contents of the reply, and refusals."""
 
 import asyncio
 import gzip
@@ -30,7 +30,7 @@ SIZES = {kind.name: kind.size for kind in DATATYPES}
 
 
 def named(call: FakeCall) -> set[bytes]:
-    """Returns the names of an answer's headers."""
+    """Returns the names of the headers in an answer."""
     return {name for name, _ in call.answers[0][3]}
 
 
@@ -38,8 +38,8 @@ def named(call: FakeCall) -> set[bytes]:
 
 
 async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
-    """A call finds its copy by the header, whatever the message says, or else by the message's name; the id is
-    echoed."""
+    """A call finds its copy by the id in its header or, without one, by the name in the message. The reply repeats the
+    request's id."""
     await parts.load("a", models.constant(1))
     await parts.load("b", models.constant(2))
     for message, more, name, value in (
@@ -56,7 +56,7 @@ async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
 
 
 async def test_ids_need_not_be_ascii(parts):
-    """Ids that are not ASCII are accepted, as UTF-8 in the header or in the message."""
+    """Non-ASCII ids are accepted, as UTF-8 in the header or in the message."""
     await parts.load("modèle/1 é", models.constant(5))
     name = "modèle/1 é"
     for more in ((), ((headers.MODEL_ID, name.encode()),), ((headers.MODEL_ID_BIN, encode_bin(name.encode())),)):
@@ -65,8 +65,8 @@ async def test_ids_need_not_be_ascii(parts):
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ModelReady"])
 async def test_only_the_copy_that_is_meant_answers(parts, method):
-    """A call with another token, without one, or of an unknown id is answered *not here*, and the model is not
-    touched."""
+    """A call with another token, without a token, or with an unknown id is answered *not here*, and does not touch the
+    model."""
     await parts.load("m", models.constant(1), token=TOKEN, slot=0)
     message = request("m", x=ONE) if method == "ModelInfer" else pb.ModelReadyRequest(name="m").SerializeToString()
     others = pb.ModelReadyRequest(name="n").SerializeToString()
@@ -95,8 +95,8 @@ async def test_a_copy_without_a_token_answers_whatever_token_comes(parts):
 
 
 async def test_a_call_that_names_no_model_is_refused(parts):
-    """A call that names no model is refused with INVALID_ARGUMENT instead of *not here*, because no other pod would
-    know better."""
+    """A call that names no model is refused with INVALID_ARGUMENT. *Not here* would only make the caller try other
+    pods."""
     for more in ((), ((headers.MODEL_ID, b""),)):
         call = parts.send(request("", x=ONE), *more)
         assert call.code is Code.INVALID_ARGUMENT
@@ -109,7 +109,7 @@ async def test_a_call_that_names_no_model_is_refused(parts):
 
 
 async def test_a_regression_answers_as_onnxruntime_does(parts):
-    """A regression answers labels and probabilities as onnxruntime does, for one row and for many."""
+    """A regression model gives the same labels and probabilities as onnxruntime, for one row and for many."""
     copy = await parts.load("m", models.logistic_regression(1))
     for rows in (1, 7, 1):
         x = np.random.default_rng(rows).normal(size=(rows, 64)).astype(np.float32)
@@ -119,7 +119,7 @@ async def test_a_regression_answers_as_onnxruntime_does(parts):
 
 
 async def test_typed_requests_get_typed_replies(parts):
-    """Typed requests get typed replies, and requested outputs alone in the requested order."""
+    """A typed request gets a typed reply, with only the requested outputs, in the requested order."""
     await parts.load("m", models.logistic_regression(1, features=2))
     message = pb.ModelInferRequest(model_name="m", outputs=[{"name": "probabilities"}, {"name": "label"}])
     message.inputs.add(name="x", datatype="FP32", shape=[1, 2], contents={"fp32_contents": [0.5, -1]})
@@ -133,7 +133,7 @@ async def test_typed_requests_get_typed_replies(parts):
 
 @pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
 async def test_every_datatype_goes_through_a_model(parts, datatype):
-    """Raw contents of every datatype come back unchanged, twice, because the second call may run inline."""
+    """Raw contents of every datatype come back unchanged from two calls, because the second one may run inline."""
     await parts.load("m", models.identity(datatype))
     size = SIZES[datatype]
     raw = bytes(range(2 * size)) if size > 1 else b"\1\0" if size else b"\1\0\0\0a\3\0\0\0\xc3\xa9b"
@@ -146,7 +146,7 @@ async def test_every_datatype_goes_through_a_model(parts, datatype):
 
 
 async def test_texts_go_through_a_model(parts):
-    """Texts pass through a model unchanged, typed and raw."""
+    """Texts come back from a model unchanged, whether typed or raw."""
     await parts.load("m", models.shout())
     message = pb.ModelInferRequest(model_name="m")
     message.inputs.add(name="x", datatype="BYTES", shape=[2], contents={"bytes_contents": [b"hi", "é".encode()]})
@@ -155,7 +155,7 @@ async def test_texts_go_through_a_model(parts):
 
 
 async def test_large_messages_are_answered_too(parts):
-    """Large messages, whose raw contents are cut out before protobuf sees the rest, are answered too."""
+    """Large messages are answered too. Their raw contents are cut out before protobuf reads the rest."""
     await parts.load("m", models.identity(shape=(None,)))
     x = np.arange(100_000, dtype=np.float32)
     (found,) = await outputs(parts.infer("m", x=x))
@@ -165,8 +165,8 @@ async def test_large_messages_are_answered_too(parts):
 @pytest.mark.parametrize("beside", [None, "FP32", "BF16"])
 @pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
 async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, datatype, beside):
-    """Every datatype, shape and encoding gives the same answers alone, beside an ordinary input, and beside BF16, which
-    runs differently; each call is repeated with other values in between to reveal reused memory."""
+    """Every datatype, shape and encoding comes back unchanged, alone, next to an ordinary input, and next to BF16,
+    which runs differently. Other values are sent in between to reveal reused memory."""
     datatypes = [datatype] if beside is None else [datatype, beside]
     kinds = [OF_NAME[name] for name in datatypes]
     raw_only = not all(kind.field for kind in kinds)
@@ -211,8 +211,7 @@ async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "INT64"])
 async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype):
-    """Inputs of type optional may be omitted or given, and metadata does not list them, as V2 lists required inputs
-    only."""
+    """Inputs of an optional type may be given or omitted."""
     await parts.load("m", models.with_optional(datatype), slot=0)
     kind = OF_NAME[datatype]
     first, second = (
@@ -234,7 +233,7 @@ async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype)
 
 @pytest.mark.parametrize(("model", "required"), [(models.with_default, ["x"]), (models.with_optional, ["x"])])
 async def test_metadata_lists_required_inputs_alone(parts, model, required):
-    """Metadata lists required inputs only, because clients fill in whatever is listed."""
+    """Metadata lists only required inputs, because clients fill in every listed one."""
     await parts.load("m", model())
     call = parts.send(pb.ModelMetadataRequest(name="m").SerializeToString(), method="ModelMetadata")
     found = pb.ModelMetadataResponse.FromString(call.answers[0][2][5:])
@@ -242,7 +241,7 @@ async def test_metadata_lists_required_inputs_alone(parts, model, required):
 
 
 async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
-    """Inputs with a default, which the file calls initializers that are also inputs, may be omitted or given."""
+    """Inputs with a default, which an ONNX file lists as inputs and as initializers, may be given or omitted."""
     await parts.load("m", models.with_default())
     assert await parts.value("m") == 11
     (found,) = await outputs(parts.infer("m", x=ONE, offset=np.array([2], np.float32)))
@@ -250,14 +249,14 @@ async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
 
 
 async def test_a_model_without_inputs_answers_raw(parts):
-    """A model without inputs answers raw, because its request shows neither typed nor raw contents."""
+    """A model without inputs gives raw replies, because its requests have neither typed nor raw contents."""
     await parts.load("m", models.without_inputs())
     (found,) = await outputs(parts.infer("m"))
     assert found.tolist() == [1, 2]
 
 
 async def test_outputs_that_v2_cannot_carry_are_left_out(parts):
-    """An output that V2 cannot carry, such as a map, is omitted by default and refused when requested."""
+    """An output that V2 cannot represent, such as a map, is left out by default and refused if requested."""
     await parts.load("m", models.with_map_output())
     x = np.zeros((2, 4), np.float32)
     assert [output.name for output in (await reply(parts.infer("m", x=x))).outputs] == ["label"]
@@ -269,7 +268,7 @@ async def test_outputs_that_v2_cannot_carry_are_left_out(parts):
 
 
 async def test_metadata_and_ready(parts):
-    """Metadata describes what the model takes and gives, with -1 for varying dimensions, and a loaded model is
+    """Metadata describes the model's inputs and outputs, with -1 for varying dimensions, and a loaded model is
     ready."""
     await parts.load("m", models.with_map_output())
     call = parts.send(pb.ModelMetadataRequest(name="m").SerializeToString(), method="ModelMetadata")
@@ -283,7 +282,7 @@ async def test_metadata_and_ready(parts):
 
 
 async def test_the_server_says_how_it_is(parts):
-    """The server reports that it is live and ready, and its name."""
+    """The server reports its name, and that it is live and ready."""
     assert pb.ServerLiveResponse.FromString(parts.send(b"", method="ServerLive").answers[0][2][5:]).live
     assert pb.ServerReadyResponse.FromString(parts.send(b"", method="ServerReady").answers[0][2][5:]).ready
     frame = parts.send(b"", method="ServerMetadata").answers[0][2]
@@ -294,8 +293,8 @@ async def test_the_server_says_how_it_is(parts):
 
 
 async def test_wrong_requests_are_refused_and_count_as_uses(parts):
-    """Invalid requests get INVALID_ARGUMENT with the text of `tensors` and a machine-readable reason, and count as
-    uses."""
+    """Invalid requests get INVALID_ARGUMENT with an explanation and a machine-readable reason. They count as uses of
+    the model."""
     await parts.load("m", models.matmul(), slot=0)
     ok, wide = np.ones((1, 2), np.float32), np.ones((2, 1), np.float32)
     for inputs, says in (
@@ -317,8 +316,8 @@ async def test_wrong_requests_are_refused_and_count_as_uses(parts):
 
 
 async def test_what_a_model_that_has_run_cannot_do_with_is_the_callers_mistake(parts):
-    """Shapes that fit the declared ones but not each other are the caller's mistake once the model has run; the error
-    is onnxruntime's text, inline and in a thread."""
+    """If a model has run before, shapes that fit its inputs but not each other are the caller's mistake. The error has
+    onnxruntime's text, whether the call ran inline or in a thread."""
     await parts.load("m", models.matmul(), slot=0)
     wrong = np.ones((3, 5), np.float32)
     for array in (wrong, np.ones((300, 500), np.float32)):
@@ -330,8 +329,7 @@ async def test_what_a_model_that_has_run_cannot_do_with_is_the_callers_mistake(p
 
 
 async def test_a_model_that_has_never_run_is_to_blame_itself(parts):
-    """A failed run is the model's fault while the model has never run, as its failed warm-up call shows; after its
-    first success the input is to blame."""
+    """Until a model has run successfully, a failed run is the model's fault. After that, the input is to blame."""
     copy = await parts.load("m", models.picky(), slot=0)
     assert copy.note.startswith("its warm-up call, on made-up input, failed: the model failed: ")
     good = np.ones((4, 1), np.float32)
@@ -341,7 +339,7 @@ async def test_a_model_that_has_never_run_is_to_blame_itself(parts):
 
 
 def raised(name: str, text: str = "no") -> Exception:
-    """Returns an exception that onnxruntime raises."""
+    """Returns an exception like those that onnxruntime raises."""
     return type(name, (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})(text)
 
 
@@ -361,14 +359,14 @@ def raised(name: str, text: str = "no") -> Exception:
     ],
 )
 def test_whose_fault_a_failed_run_is(error, proven, device, expected):
-    """A failed run is attributed by its exception's class and the model's past, except for lack of memory, for which
-    onnxruntime has no class."""
+    """The exception's class and the model's past decide who is to blame for a failed run. Lack of memory is recognised
+    separately, because onnxruntime has no class for it."""
     assert session.run_error(error, proven=proven, device=device).reason.code is expected
 
 
 @pytest.mark.parametrize("message", [b"\xff", b"\x0a\x05ab", b"\x3a\xff\xff\xff\xff\x0f" + b"x" * 20_000])
 async def test_garbage_is_refused(parts, message):
-    """Messages that are no protobuf are refused, small and large."""
+    """Small and large messages that are not protobuf are refused."""
     await parts.load("m", models.constant(1))
     call = parts.send(message, (headers.MODEL_ID, b"m"))
     assert call.code is Code.INVALID_ARGUMENT
@@ -376,7 +374,8 @@ async def test_garbage_is_refused(parts, message):
 
 
 async def test_compressed_messages_are_read(parts):
-    """Compressed messages are read, and refused if they are broken or exceed the limit when decompressed."""
+    """Compressed messages are read. Broken ones are refused, and so are messages that exceed the limit once
+    decompressed."""
     await parts.load("m", models.constant(4))
 
     def send(body: bytes) -> FakeCall:
@@ -424,8 +423,8 @@ def many_dimensions() -> bytes:
     ],
 )
 async def test_large_calls_are_counted_first_and_read_beside_the_loop(make, monkeypatch, message, says):
-    """A large call is on the board before it is read, which happens in another thread while the loop answers others;
-    what its counts alone show to be wrong is refused without being read."""
+    """A large call is on the board before a separate thread reads it, while the loop answers others. A message with too
+    many fields, texts or dimensions is refused without being read."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.shout(), slot=0)
     await parts.load("fast", models.constant(3), slot=1)
@@ -448,7 +447,7 @@ async def test_large_calls_are_counted_first_and_read_beside_the_loop(make, monk
 
 
 async def test_large_calls_are_answered_as_small_ones_are(make):
-    """Large typed calls of every size around the bounds are answered as small ones are, with their id and the requested
+    """Typed calls of every size around the bounds get the same kind of answer, with their id and the requested
     outputs."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.identity(shape=(None,)))
@@ -462,7 +461,7 @@ async def test_large_calls_are_answered_as_small_ones_are(make):
 
 
 async def test_a_large_call_is_refused_where_too_many_bytes_wait(make, monkeypatch):
-    """A large call is refused before it is read if too many received bytes already wait."""
+    """A large call is refused unread if too many received bytes are already waiting."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.shout(), slot=0)
     monkeypatch.setattr(requests, "read", None)
@@ -474,7 +473,8 @@ async def test_a_large_call_is_refused_where_too_many_bytes_wait(make, monkeypat
 
 
 async def test_errors_are_short_whatever_they_repeat(parts):
-    """Errors stay short whatever they quote: clients accept 8 KiB of trailers, which contain the text twice."""
+    """Errors stay short even if they quote long texts. Clients accept 8 KiB of trailers, and these contain the error's
+    text twice."""
     await parts.load("m", models.constant(1))
     for name, datatype in (("n" * 1_000_000, "FP32"), ("é" * 400_000, "FP32"), ("x", "d" * 10_000)):
         message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(4)])
@@ -488,7 +488,7 @@ async def test_errors_are_short_whatever_they_repeat(parts):
 
 
 async def test_unknown_methods_are_unimplemented(parts):
-    """Unknown methods are answered with UNIMPLEMENTED and their name."""
+    """A call of an unknown method is answered with UNIMPLEMENTED and the method's name."""
     call = parts.send(b"", method="RepositoryIndex")
     assert call.code is Code.UNIMPLEMENTED
     assert "RepositoryIndex" in call.text
@@ -507,7 +507,7 @@ class Streamed(FakeCall):
 
 
 async def test_a_request_that_comes_as_a_stream_is_read(parts):
-    """A request that arrives as a stream is read if it has exactly one message."""
+    """A streamed request is accepted if it has exactly one message."""
     await parts.load("m", models.constant(6))
     frame = framing.pack(request("m", x=ONE))
     good, none, two = Streamed(frame), Streamed(), Streamed(frame, frame)
@@ -527,7 +527,7 @@ async def test_a_call_whose_deadline_has_passed_is_not_run(parts):
 
 
 async def test_values_that_are_no_numbers_pass(parts):
-    """NaN and infinities pass through a model as data."""
+    """NaN and infinities pass through a model unchanged."""
     await parts.load("m", models.identity(shape=(None, 1)))
     x = np.array([[np.nan], [np.inf], [-np.inf]], np.float32)
     (found,) = await outputs(parts.infer("m", x=x))
@@ -555,7 +555,7 @@ async def test_values_that_are_no_numbers_pass(parts):
     ],
 )
 async def test_the_fence_is_obeyed_by_every_method(parts, method, mode, left, said, answer):
-    """Every method obeys the fence: a call that may not be answered runs nothing and does not count as a use."""
+    """Every method obeys the fence: a call that may not be answered does not run the model or count as a use."""
     await parts.load("a", models.constant(1), slot=0)
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     parts.board.permit(now + left * 10**9 if mode else 0, mode)
@@ -593,8 +593,8 @@ AS = (headers.AS, headers.named_as("fraud é/x", "8"))
 @pytest.mark.parametrize("count", [10, 4_090, 300_000], ids=["small", "medium", "heavy"])
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "raw"])
 async def test_a_call_by_an_alias_is_answered_under_its_name_and_version(make, count, typed):
-    """Replies of every size have the alias and the version that the router named, and all else as without an alias;
-    a call by the model's id between them is answered under that id and without a version."""
+    """A reply to a call by an alias has the alias's name and version, as the router gave them, whatever its size. A
+    call by the model's id is answered under that id, without a version."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.identity(shape=(None,)))
     x = np.arange(count, dtype=np.float32)
@@ -615,7 +615,7 @@ async def test_a_call_by_an_alias_is_answered_under_its_name_and_version(make, c
 
 
 async def test_more_aliases_than_are_remembered_are_answered(parts):
-    """A model with hundreds of aliases answers each under its own name."""
+    """Calls by a hundred aliases of one model are each answered under the alias's name."""
     await parts.load("m", models.constant(1))
     for number in (*range(100), 0, 50):
         name = f"alias-{number}"
@@ -625,7 +625,8 @@ async def test_more_aliases_than_are_remembered_are_answered(parts):
 
 
 async def test_metadata_has_the_names_and_versions_that_the_router_knows(parts):
-    """Metadata by an alias has its name and its versions; by the model's id, that id and the model's own version."""
+    """Metadata requested by an alias has the alias's name and versions. Metadata requested by the model's id has that
+    id and the model's own version."""
     await parts.load("m", models.constant(1))
     message = pb.ModelMetadataRequest(name="fraud").SerializeToString()
     for more, name, listed in (

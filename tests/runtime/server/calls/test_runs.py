@@ -1,4 +1,4 @@
-"""Calls in threads: none blocks another, each ends when its caller no longer waits, and none is lost."""
+"""Calls that run in threads: none blocks another, each ends when its caller no longer waits, and none is lost."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ SHORT = {"iterations": np.array([20], np.int64)}
 
 
 async def slow(parts: Parts, name: str = "slow", slot: int = 1) -> None:
-    """Loads a model that runs as long as its input says, and makes the server know it as slow."""
+    """Loads a model that runs for as long as its input says, and marks it as slow."""
     copy = await parts.load(name, models.slow(), slot=slot)
     copy.pace.too_long(8)
 
@@ -28,7 +28,8 @@ async def running(parts: Parts, count: int, slot: int = 1) -> None:
 
 
 async def test_a_long_call_runs_in_a_thread_while_others_are_answered(parts):
-    """A long call runs in a thread while the loop answers others; the board shows it, and replies carry the load."""
+    """A long call runs in a thread while the loop answers others. The board shows the call, and replies contain the
+    server's load."""
     await slow(parts)
     await parts.load("quick", models.constant(5))
     long = parts.infer("slow", **FOREVER)
@@ -43,8 +44,8 @@ async def test_a_long_call_runs_in_a_thread_while_others_are_answered(parts):
 
 
 async def test_a_call_thought_to_be_short_is_taken_out_of_the_loop(parts):
-    """A call that was wrongly expected to be short is stopped in the loop, runs again in a thread, is answered once and
-    correctly, and its size runs in threads from then on."""
+    """A call that takes unexpectedly long in the loop is stopped, run again in a thread, and answered once. From then
+    on calls of its size run in threads."""
     copy = await parts.load("slow", models.slow(), slot=1)
     assert copy.pace.inline[(8).bit_length()]
     # Long enough to be ended in the loop at any speed of the machine, because this test is about that limit.
@@ -62,7 +63,7 @@ async def test_a_call_thought_to_be_short_is_taken_out_of_the_loop(parts):
 
 
 async def test_the_first_call_of_a_larger_size_runs_in_a_thread(parts):
-    """The first call of a larger size runs in a thread, and the next one in the loop if the first was short."""
+    """The first call of a larger size runs in a thread. If it was short, the next one runs in the loop."""
     copy = await parts.load("m", models.identity(shape=(None,)))
     x = np.zeros(5000, np.float32)
     first = parts.infer("m", x=x)
@@ -74,7 +75,7 @@ async def test_the_first_call_of_a_larger_size_runs_in_a_thread(parts):
 
 
 async def test_a_call_is_ended_at_its_deadline(parts):
-    """A call is ended at its deadline: the caller gets the error at once, and the thread is free soon after."""
+    """A call ends at its deadline: the caller gets the error at once, and the thread is free soon after."""
     await slow(parts)
     call = await answered(parts.infer("slow", seconds=0.1, **FOREVER))
     assert call.code is Code.DEADLINE_EXCEEDED
@@ -86,7 +87,7 @@ async def test_a_call_is_ended_at_its_deadline(parts):
 
 
 async def test_a_call_is_ended_when_its_caller_goes(parts):
-    """A call whose caller disconnects is ended, running or waiting, and the model continues to answer others."""
+    """A running or waiting call ends when its caller disconnects, and the model continues to answer others."""
     await slow(parts)
     calls = [parts.infer("slow", **FOREVER) for _ in range(4)]  # two threads for one model
     await running(parts, 2)
@@ -100,7 +101,7 @@ async def test_a_call_is_ended_when_its_caller_goes(parts):
 
 
 async def test_a_call_that_waits_for_a_thread_has_a_deadline_too(make):
-    """A call that waits for a thread is refused at its deadline without having run."""
+    """A call that is still waiting for a thread at its deadline is refused without having run."""
     parts = make(threads=1)
     await slow(parts)
     first = parts.infer("slow", **FOREVER)
@@ -113,7 +114,7 @@ async def test_a_call_that_waits_for_a_thread_has_a_deadline_too(make):
 
 
 async def test_one_model_leaves_a_thread_to_the_others(make):
-    """One model leaves a thread to the others, however many of its calls never end."""
+    """A model whose calls never end cannot occupy all threads: one is left to other models."""
     parts = make(threads=1)
     await slow(parts)
     await slow(parts, "other", slot=2)
@@ -126,7 +127,7 @@ async def test_one_model_leaves_a_thread_to_the_others(make):
 
 
 async def test_models_with_calls_waiting_take_turns(make, monkeypatch):
-    """Models with waiting calls take turns: a later model does not wait for all calls of an earlier one."""
+    """Models with waiting calls take turns, so a later model does not wait for all calls of an earlier one."""
     parts = make(threads=2)
     order: list[str] = []
     gate = threading.Event()
@@ -154,8 +155,8 @@ async def test_models_with_calls_waiting_take_turns(make, monkeypatch):
 
 
 async def test_too_many_calls_are_refused(make, monkeypatch):
-    """Too many waiting calls, by count or by bytes, are refused with RESOURCE_EXHAUSTED; those already waiting are
-    unaffected."""
+    """When too many calls or too many bytes wait, new calls are refused with RESOURCE_EXHAUSTED. The waiting calls are
+    not affected."""
     monkeypatch.setattr(runs_module, "MAX_WAITING", 2)
     parts = make(threads=1)
     await slow(parts)
@@ -175,8 +176,7 @@ async def test_too_many_calls_are_refused(make, monkeypatch):
 
 @pytest.mark.parametrize("values", [1, 1 << 19], ids=["read at once", "read in its thread"])
 async def test_what_calls_hold_is_counted_while_they_are_here_and_not_after(parts, values):
-    """A call's bytes count while the call is in the server and not after it, or large requests would be admitted
-    without a bound."""
+    """A call's bytes count from its arrival until it is answered, which bounds the memory that large requests take."""
     copy = await parts.load("m", models.identity(shape=(None,)))
     x = np.zeros(values, np.float32)
     copy.pace.too_long(x.nbytes)
@@ -187,7 +187,7 @@ async def test_what_calls_hold_is_counted_while_they_are_here_and_not_after(part
 
 
 class Deaf:
-    """A model that ignores `terminate`: one endless operator."""
+    """A model that ignores `terminate`, like a single endless operator."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -198,8 +198,8 @@ class Deaf:
 
 
 async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypatch):
-    """A run that cannot be ended costs only its thread: its caller is answered in time, another thread takes over, and
-    all is as before once the run returns."""
+    """A run that cannot be ended costs only its thread. Its caller is answered in time, another thread takes over, and
+    everything is as before once the run returns."""
     monkeypatch.setattr(runs_module, "_STUCK", 0.1)
     parts = make(threads=1)
     await slow(parts)
@@ -222,7 +222,8 @@ async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypat
 
 
 async def test_replies_are_written_in_the_thread_and_errors_come_back(make):
-    """Replies are written in the thread; a model that fails there answers with its error, and the thread continues."""
+    """The thread that ran a call also writes its reply. If that fails, the caller gets the error and the thread
+    continues."""
     parts = make(threads=1)
     copy = await parts.load("m", models.picky(), slot=1)
     copy.pace.too_long(4)
@@ -234,8 +235,8 @@ async def test_replies_are_written_in_the_thread_and_errors_come_back(make):
 
 
 async def test_the_watch_sleeps_while_nothing_runs(parts, monkeypatch):
-    """The watch sleeps while nothing runs and wakes for the next run, so an idle server costs nothing and is still
-    guarded."""
+    """The watch for long runs sleeps while nothing runs, so an idle server costs nothing, and wakes up for the next
+    run."""
     copy = await parts.load("slow", models.slow(), slot=1)
     await until(lambda: parts.watch.asleep, why="the watch sleeps")
     call = parts.infer("slow", **models.slow_inputs(4 * watch_module.LIMIT_NS / 1e9))
@@ -246,7 +247,7 @@ async def test_the_watch_sleeps_while_nothing_runs(parts, monkeypatch):
 
 
 async def test_ends_leave_nothing_behind(make):
-    """Closing answers every call that is in the server."""
+    """Closing the server answers every call that is in it."""
     parts = make(threads=1)
     await slow(parts)
     calls = [parts.infer("slow", **FOREVER) for _ in range(3)]
@@ -257,7 +258,7 @@ async def test_ends_leave_nothing_behind(make):
 
 
 async def test_time_spent_is_counted(parts):
-    """The time that a call took in its thread is counted on the board."""
+    """The time that a call spends in its thread is counted on the board."""
     await slow(parts)
     began = time.monotonic_ns()
     await answered(parts.infer("slow", **models.slow_inputs(0.05)))

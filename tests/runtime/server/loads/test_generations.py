@@ -1,4 +1,4 @@
-"""Two generations of one registration in one server: which of them answers, until the older one is gone."""
+"""Two generations of one registration in a server, and which of them answers until the older one is gone."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ OLD, NEW, NEWEST, OTHER = b"a.7", b"a.7.1", b"a.7.2", b"a.8"
 
 
 def value(parts, token: bytes) -> float | None:
-    """Returns the value that the copy with that token answers, or None if the answer is *not here*."""
+    """Returns the value that the copy with the token answers. None means *not here*."""
     copy = parts.copies.find(b"m", token)
     if copy is None:
         return None
@@ -23,7 +23,7 @@ def value(parts, token: bytes) -> float | None:
 
 
 async def beside(parts, content: bytes, token: bytes, slot: int) -> None:
-    """Loads other content of the model from the same path, where a pull puts it."""
+    """Loads new content of the model from the same path, as after a pull."""
     await parts.loader.load(Order("m", parts.write("m", content), token, slot))
 
 
@@ -37,8 +37,8 @@ async def test_both_answer_and_each_call_finds_the_one_that_it_names(parts):
 
 
 async def test_the_newer_answers_for_the_older_once_that_has_gone(parts):
-    """The newer generation answers calls for the older one once that is gone, so routers with a slightly old view get
-    their answer; calls for a generation newer still get none."""
+    """Once the older generation is gone, the newer one answers calls for it, so routers with a slightly old view get an
+    answer. Calls for a generation that is not loaded yet get none."""
     await parts.load("m", models.constant(1), token=OLD, slot=0)
     await beside(parts, models.constant(2), NEW, 1)
     await parts.loader.unload("m", token=OLD)
@@ -58,8 +58,8 @@ async def test_the_older_goes_on_where_the_newer_cannot_be_loaded_or_is_given_up
 
 
 async def test_the_older_finishes_its_calls_while_the_newer_is_there(parts):
-    """The older generation finishes its calls beside the newer one, and a third may be loaded while the first still
-    drains."""
+    """The older generation finishes its calls while the newer one is loaded. A third may be loaded while the first is
+    still draining."""
     await parts.load("m", models.slow(), token=OLD, slot=0)
     copy = parts.copies.get("m")
     copy.row.begin(0)

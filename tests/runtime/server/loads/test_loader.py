@@ -1,4 +1,4 @@
-"""Loads and unloads: sizes, failures with their status, every way to end, and no leftovers."""
+"""Loads and unloads: measured sizes, failures with their status, every way to end, and complete clean-up."""
 
 import asyncio
 import gc
@@ -33,8 +33,8 @@ async def refused(parts, name: str, content: bytes) -> MeshError:
 
 @exact
 async def test_sizes_are_measured_to_the_byte(parts):
-    """Sizes are measured to the byte: 4 MiB of weights count as little more than 4 MiB, and a small model has the same
-    size each time."""
+    """Sizes are measured exactly: 4 MiB of weights count as little more than 4 MiB, and a small model has nearly the
+    same size each time."""
     await parts.load("first", models.constant(1))  # the first session of a process takes memory of no model's
     # Made before and kept: what this test frees in the middle of a load would be measured with it.
     small = [models.logistic_regression(number) for number in range(5)]
@@ -50,7 +50,7 @@ async def test_sizes_are_measured_to_the_byte(parts):
 
 
 class Elsewhere(Device):
-    """A device that holds sessions completely and reports no change."""
+    """A device that holds sessions completely and whose reported memory never changes."""
 
     def memory(self) -> tuple[int, int]:
         return 1 << 30, 8 << 30
@@ -58,8 +58,8 @@ class Elsewhere(Device):
 
 @exact
 async def test_weights_on_a_device_are_not_counted_in_host_memory_too(make):
-    """Weights on a device are not counted in host memory too: there a model counts half its file and the least that a
-    session takes, however little the device reports."""
+    """Weights on a device are not counted in host memory as well. However little the device reports, a model counts
+    there with half its file and the minimum for a session."""
     device = Elsewhere("cuda", ("CPUExecutionProvider",))
     parts = make(on=device)
     await parts.load("first", models.constant(1))
@@ -78,8 +78,8 @@ async def test_a_model_that_is_loaded_answers(parts):
 
 
 async def test_the_board_says_loading_before_the_file_is_touched(parts):
-    """The board shows a load before its file is touched, so a file that kills the server, or here one that never
-    finishes loading, is known."""
+    """The board shows a load before its file is touched, so that a file that kills the server, or never finishes
+    loading, is known."""
     task = asyncio.create_task(parts.load("m", models.endless_loop(), token=b"a.5", slot=2))
     await until(lambda: parts.board.read(2).state, why="the load is on the board")
     assert (parts.board.read(2).state, parts.board.read(2).revision) == (SlotState.LOADING, 5)
@@ -91,7 +91,7 @@ async def test_the_board_says_loading_before_the_file_is_touched(parts):
 
 
 async def test_a_load_that_is_asked_for_twice_is_made_once(parts):
-    """Two requests to load a model load it once, whether the first is under way or done."""
+    """A model that is requested twice is loaded once, whether the first load is still under way or done."""
     path = parts.write("m", models.weights(1.0, mebibytes=1))
     order = Order("m", path, b"a.1", 0)
     first, second = await asyncio.gather(parts.loader.load(order), parts.loader.load(order))
@@ -100,7 +100,7 @@ async def test_a_load_that_is_asked_for_twice_is_made_once(parts):
 
 
 async def test_another_copy_of_an_id_replaces_the_first(parts):
-    """A copy of a new registration, which has another token, replaces the first copy of the id."""
+    """A copy of a new registration, recognised by its token, replaces the old copy with the same id."""
     await parts.load("m", models.constant(1), token=b"a.1", slot=0)
     path = parts.write("n", models.constant(2))
     await parts.loader.load(Order("m", path, b"a.2", 1))
@@ -130,7 +130,7 @@ async def test_another_copy_of_an_id_replaces_the_first(parts):
     ],
 )
 async def test_what_cannot_be_loaded_says_why(parts, content, reason, says):
-    """A failed load gives its reason, leaves the slot free and the id unknown, and the other models keep answering."""
+    """A failed load gives its reason and leaves the slot free and the id unknown. Other models continue to answer."""
     await parts.load("good", models.constant(3), slot=1)
     error = await refused(parts, "bad", content)
     assert error.reason is reason
@@ -151,13 +151,14 @@ async def test_a_file_that_is_not_there_is_not_found(parts):
 
 
 async def test_a_slot_that_is_not_on_the_board_is_refused(parts):
-    """A load into a slot that is not on the board is refused before anything is touched."""
+    """A load into a slot that the board does not have is refused before anything is touched."""
     with pytest.raises(MeshError, match="no slot 8: the use board has 8"):
         await parts.load("m", models.constant(1), slot=8)
 
 
 async def test_a_model_that_does_not_end_fails_in_time(make):
-    """A load that does not end fails with DEADLINE_EXCEEDED and the time allowed, and the next load has a thread."""
+    """A load that does not end fails with DEADLINE_EXCEEDED and names the time limit. The next load still gets a
+    thread."""
     parts = make(timeout=0.3, concurrency=1)
     error = await refused(parts, "endless", models.endless_loop())
     assert error.reason is Reason.DEADLINE
@@ -168,15 +169,15 @@ async def test_a_model_that_does_not_end_fails_in_time(make):
 
 
 async def test_a_model_that_fails_on_made_up_input_is_loaded(parts):
-    """A model that fails on the made-up warm-up input is loaded nevertheless; only hanging or taking all memory counts
-    against it."""
+    """A model whose warm-up call fails on made-up input is loaded nevertheless. Only a call that hangs or takes all
+    memory fails the load."""
     await parts.load("m", models.picky())
     (found,) = await outputs(parts.infer("m", x=np.ones((4, 1), np.float32)))
     assert found.shape == (2, 2)
 
 
 async def test_a_model_with_enormous_declared_inputs_is_loaded_without_a_warm_up(parts):
-    """A model that declares enormous inputs is loaded without a warm-up call, because input of that size is not made
+    """A model that declares enormous inputs is loaded without a warm-up call, because no input of that size is made
     up."""
     await parts.load("m", models.identity(shape=(1 << 20, 1 << 20)))
 
@@ -185,7 +186,8 @@ async def test_a_model_with_enormous_declared_inputs_is_loaded_without_a_warm_up
 
 
 async def test_a_load_that_is_cancelled_leaves_nothing(parts):
-    """A cancelled load leaves nothing, running or waiting, and an unload returns when the load is gone."""
+    """A load that is cancelled while it runs or waits leaves nothing behind, and an unload returns once the load is
+    gone."""
     tasks = [asyncio.create_task(parts.load(f"m{number}", models.endless_loop(), slot=number)) for number in range(4)]
     await until(lambda: len(list(parts.board.uses())) == 4, why="all are on the board")
     for task in tasks:
@@ -200,7 +202,7 @@ async def test_a_load_that_is_cancelled_leaves_nothing(parts):
 
 
 async def test_an_unload_waits_for_calls_in_flight(parts):
-    """An unload waits for calls in flight: new calls are answered *not here* at once, and the memory is freed after the
+    """An unload waits for calls in flight. New calls are answered *not here* at once, and the memory is freed after the
     last running call."""
     copy = await parts.load("m", models.slow(), token=b"a.1", slot=0)
     copy.pace.too_long(8)
@@ -221,8 +223,8 @@ async def test_an_unload_waits_for_calls_in_flight(parts):
 
 
 async def test_an_unload_ends_calls_that_last_too_long(parts):
-    """An unload ends calls that take too long: running ones get an error that the model is gone, waiting ones are sent
-    elsewhere."""
+    """An unload ends calls that take too long. Running calls get an error that the model is gone, and waiting calls are
+    sent to other pods."""
     copy = await parts.load("m", models.slow(), slot=0)
     copy.pace.too_long(8)
     calls = [parts.infer("m", **FOREVER) for _ in range(3)]
@@ -234,8 +236,8 @@ async def test_an_unload_ends_calls_that_last_too_long(parts):
 
 
 async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
-    """A call that cannot be ended fails the unload; the slot stays taken, as a suspect, because the call still writes
-    to it."""
+    """A call that cannot be ended fails the unload. The slot stays taken and suspect, because the call still writes to
+    it."""
     monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
     copy = await parts.load("m", models.slow(), slot=0)
     copy.pace.too_long(8)
@@ -258,7 +260,7 @@ async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
 
 
 async def test_an_unload_of_another_copy_leaves_this_one(parts):
-    """An agent's outdated order to unload another copy leaves the present one, and unloads of unknown ids succeed."""
+    """An outdated order to unload an earlier copy does not affect the present one. Unloading an unknown id succeeds."""
     await parts.load("m", models.constant(1), token=b"a.2", slot=0)
     await parts.loader.unload("m", token=b"a.1")
     await parts.loader.unload("nobody")
@@ -286,7 +288,7 @@ async def test_a_purge_ends_everything(parts):
 
 
 async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
-    """A long load does not block the others: after a moment they continue unmeasured, with a size derived from their
+    """A long load does not block the others: after a moment they continue unmeasured, with a size estimated from their
     file."""
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)
@@ -303,8 +305,8 @@ async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
 
 @exact
 async def test_what_others_bring_and_take_meanwhile_is_not_counted(parts, monkeypatch):
-    """Memory that others take or free meanwhile is not counted: an unload during a measured load does not make the
-    model small."""
+    """Memory that others allocate or free during a measured load is not counted. For example, an unload meanwhile does
+    not make the new model small."""
     await parts.load("first", models.constant(1))
     await parts.load("big", models.weights(1.0, mebibytes=32))
     warm_up = making._warm_up
@@ -321,7 +323,7 @@ async def test_what_others_bring_and_take_meanwhile_is_not_counted(parts, monkey
 
 @exact
 async def test_sizes_measured_beside_calls_stay_within_reason(parts):
-    """Memory that a concurrent call allocates cannot make the measured model ten times its file."""
+    """Memory that a concurrent call allocates cannot make a measured model ten times as large as its file."""
     copy = await parts.load("slow", models.slow())
     copy.pace.too_long(8)
     call = parts.infer("slow", **FOREVER)
@@ -333,7 +335,7 @@ async def test_sizes_measured_beside_calls_stay_within_reason(parts):
 
 
 async def test_memory_is_given_back_once_for_many_unloads(parts):
-    """Many unloads return memory to the system once, in a thread, soon after."""
+    """After many unloads, memory is returned to the system once, soon, and in a thread."""
     for number in range(5):
         await parts.load(f"m{number}", models.constant(number))
     for number in range(5):
@@ -342,8 +344,8 @@ async def test_memory_is_given_back_once_for_many_unloads(parts):
 
 
 async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkeypatch):
-    """Warm-ups that do not end give their turns to other loads, which are loaded and measured meanwhile, even if there
-    are more of them than turns."""
+    """Warm-ups that do not end give their turns to other loads, which are then measured as usual, even if more warm-ups
+    hang than there are turns."""
     monkeypatch.setattr(turns, "LONG", 0.02)
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)
@@ -364,8 +366,8 @@ async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkey
 
 
 async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch):
-    """Loads that cannot be ended are reported and bounded: each keeps its row, as a suspect, and its thread; beyond a
-    few no more loads begin until some have ended."""
+    """Loads that cannot be ended are reported. Each keeps its thread, and its slot as a suspect. After a few of them,
+    no further load begins until some have ended."""
     monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
     parts = make(timeout=0.05, concurrency=8)
     ends, real = threading.Event(), making.make
@@ -395,7 +397,7 @@ async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch
 
 
 async def test_a_locale_that_is_not_there_is_named_with_the_way_out(parts):
-    """The error for a text model that needs a missing locale names the locale and how to install it."""
+    """If a text model needs a missing locale, the error names the locale and says how to install it."""
     error = await refused(parts, "m", models.lower("xx_XX.UTF-8"))
     assert error.text.startswith("the model needs the locale xx_XX.UTF-8, which this machine lacks: install")
     assert "locale-gen" in error.text

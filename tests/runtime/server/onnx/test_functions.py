@@ -1,4 +1,4 @@
-"""Models whose functions expand to more operators than can be loaded are refused before onnxruntime sees them."""
+"""Refusal of models whose functions expand to too many operators, before onnxruntime reads them."""
 
 import onnx
 import pytest
@@ -17,14 +17,14 @@ def judged(tmp_path, content: bytes) -> str | None:
 
 
 async def test_a_model_with_functions_is_served(parts):
-    """A model with nested functions of a loadable number is served."""
+    """A model with nested functions is served if they expand to an acceptable number of operators."""
     await parts.load("m", models.nested_functions(6))
     assert (await outputs(parts.infer("m", x=ONE)))[0].item() == 1  # negated 32 times
 
 
 def test_functions_that_each_call_the_one_before_twice_are_too_many(tmp_path):
-    """26 functions that each call the one before twice, 2 KB in all, expand to 33,554,432 operators; the error says so,
-    and what to do."""
+    """A file of 2 KB with 26 functions, each calling the one before twice, expands to 33,554,432 operators. The error
+    says so, and what to do."""
     path = tmp_path / "model.onnx"
     path.write_bytes(models.nested_functions(26))
     assert path.stat().st_size < 4000
@@ -52,14 +52,14 @@ def test_functions_that_each_call_the_one_before_twice_are_too_many(tmp_path):
     ],
 )
 def test_functions_are_counted(tmp_path, content, says):
-    """Functions are counted without expanding them, so neither the file's size nor the expansion costs time. A file
-    that is no model is left to onnxruntime."""
+    """Operators are counted without expanding the functions, so large expansions cost no time. A file that is not a
+    model is left to onnxruntime."""
     found = judged(tmp_path, content)
     assert found is None if says is None else says in (found or "")
 
 
 def test_calls_in_subgraphs_count(tmp_path):
-    """Function calls in the branches of an If count, within functions and within the graph."""
+    """Function calls in the branches of an If are counted, in functions and in the graph."""
     model = onnx.ModelProto.FromString(models.nested_functions(14))  # 8192 operators
     assert judged(tmp_path, model.SerializeToString()) is None
     branches = []
@@ -75,7 +75,7 @@ def test_calls_in_subgraphs_count(tmp_path):
 
 
 def test_overloads_are_told_apart(tmp_path, monkeypatch):
-    """Functions that differ in their overload alone are told apart."""
+    """Functions that differ only in their overload are counted separately."""
     monkeypatch.setattr(functions, "MAX_OPERATORS", 2)
     model = onnx.ModelProto.FromString(models.nested_functions(2))
     copied = model.functions.add()

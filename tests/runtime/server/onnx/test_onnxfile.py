@@ -1,4 +1,4 @@
-"""The choice of the model's file, and the confinement of reads to its folder."""
+"""The search for a model's file, and the confinement of all reads to its folder."""
 
 import os
 
@@ -13,7 +13,7 @@ MODEL = models.constant(1.0)
 
 
 def put(folder, **files: bytes):
-    """Writes files; in their names `__` stands for a slash and a final `_onnx` for the suffix."""
+    """Writes files. In their names, `__` stands for a slash and a final `_onnx` for the suffix."""
     for name, content in files.items():
         path = folder / name.replace("__", "/").replace("_onnx", ".onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def refused(path) -> MeshError:
 
 
 def test_a_file_is_the_model(tmp_path):
-    """A path to a file is the model, whatever the file's name."""
+    """If the path is a file, that file is the model, whatever its name."""
     put(tmp_path, anything=MODEL)
     found = onnxfile.find(str(tmp_path / "anything"))
     assert (found.path, found.bytes, found.external) == (tmp_path / "anything", len(MODEL), ())
@@ -51,7 +51,7 @@ def test_a_file_is_the_model(tmp_path):
     ],
 )
 def test_in_a_folder_it_is_found(tmp_path, files, expected):
-    """A model is found in its folder by the rules that Triton's users know."""
+    """A model is found in its folder by the rules that users of Triton know."""
     put(tmp_path, **dict.fromkeys(files, MODEL))
     assert onnxfile.find(str(tmp_path)).path == tmp_path / expected
 
@@ -66,7 +66,7 @@ def test_in_a_folder_it_is_found(tmp_path, files, expected):
     ],
 )
 def test_a_folder_without_the_model_is_refused(tmp_path, files, says):
-    """A folder without a model is refused, and the error lists what is there."""
+    """A folder without a model is refused, and the error lists its contents."""
     put(tmp_path, **dict.fromkeys(files, MODEL))
     error = refused(tmp_path)
     assert error.reason is Reason.BAD_REQUEST
@@ -74,7 +74,7 @@ def test_a_folder_without_the_model_is_refused(tmp_path, files, says):
 
 
 def test_what_is_not_there_is_not_found(tmp_path):
-    """A missing file, a path through a file and an empty path are reported as not found."""
+    """A missing file, a path that goes through a file, and an empty path are reported as not found."""
     put(tmp_path, file=MODEL)
     for path in (tmp_path / "none", tmp_path / "file" / "below"):
         error = refused(path)
@@ -101,7 +101,8 @@ def with_external(folder, location: str, build=models.external_data, **more):
 
 
 def test_external_data_in_the_folder_is_counted(tmp_path):
-    """External data in the folder or below it counts towards the size, also by a detour that stays inside."""
+    """External data in the folder or below it counts towards the size, even if its path takes a detour within the
+    folder."""
     folder = tmp_path / "m"
     put(folder, weights=b"1234", sub__weights=b"12345678")
     for location, size in (("weights", 4), ("sub/weights", 8), ("sub/../weights", 4)):
@@ -117,8 +118,8 @@ def test_external_data_in_the_folder_is_counted(tmp_path):
     ["../secret", "/etc/passwd", "", "sub/../../secret", "none", "sub", "link", "linked/secret", "*/_ORT_MEM_ADDR_/*"],
 )
 def test_external_data_elsewhere_is_refused(tmp_path, location, build):
-    """External data elsewhere is refused: above the folder, absolute, nameless, missing, a folder, or through links, in
-    the graph itself and in a branch of it."""
+    """External data is refused if its path is empty, absolute, missing or a folder, or leads out of the model's folder,
+    even through a link. This holds in the graph and in its branches."""
     put(tmp_path, secret=b"secret!!")
     folder = tmp_path / "m"
     put(folder, sub__file=b"1234")
@@ -141,27 +142,27 @@ def test_a_link_that_stays_inside_is_allowed(tmp_path):
 
 @pytest.mark.parametrize("span", [{"offset": 1}, {"length": 5}, {"offset": -4}, {"offset": 1 << 62}])
 def test_external_data_beyond_the_end_of_its_file_is_refused(tmp_path, span):
-    """External data beyond the end of its file is refused before it is mapped, because reading it would kill the
-    server."""
+    """External data that reaches beyond the end of its file is refused before it is mapped, because reading it would
+    kill the server."""
     folder = tmp_path / "m"
     put(folder, weights=b"1234")
     assert "weights" in refused(with_external(folder, "weights", **span)).text
 
 
 def test_the_word_alone_makes_no_external_data(tmp_path):
-    """A tensor that merely contains the word for external data in its name does not get its model refused."""
+    """A model is not refused because the name of a tensor contains the word that marks external data."""
     put(tmp_path, model_onnx=MODEL + b"\x1a\x08location")  # field 3 of ModelProto: producer_version
     assert onnxfile.find(str(tmp_path)).external == ()
 
 
 def test_a_file_that_mentions_the_word_and_is_no_model_is_refused(tmp_path):
-    """A file that mentions external data and is no model is refused as no model."""
+    """A file that contains the word for external data but is not a model is refused as such."""
     put(tmp_path, model_onnx=b"\xff\xffwhat is the location?")
     assert "not an ONNX model" in refused(tmp_path).text
 
 
 def test_the_word_is_found_where_chunks_meet(tmp_path):
-    """The word for external data is found across the boundary of two chunks of the file, which is read by the MiB."""
+    """The file is read in chunks of 1 MiB, and the word for external data is found even across their boundary."""
     word = b"location"
     for shift in range(len(word) + 1):
         path = tmp_path / "file"
@@ -187,8 +188,8 @@ def test_the_word_is_found_where_chunks_meet(tmp_path):
     ],
 )
 def test_an_incomplete_version_is_passed_over(tmp_path, newest, caplog):
-    """An incomplete version is skipped and logged while the version before it serves; once complete, the newest is
-    taken."""
+    """An incomplete version is skipped and logged, and the version before it is served. Once complete, the newest
+    version is taken."""
     put(tmp_path, **{"2__model_onnx": MODEL, "9__model_onnx": MODEL})
     (tmp_path / "10").mkdir()
     for name, content in newest.items():
@@ -201,13 +202,13 @@ def test_an_incomplete_version_is_passed_over(tmp_path, newest, caplog):
 
 
 def test_no_version_is_whole(tmp_path):
-    """If no version is complete, the error names the newest."""
+    """If no version is complete, the error names the newest one."""
     put(tmp_path, **{"1__model_onnx": b"", "2__readme": b""})
     assert f"{tmp_path}/2" in refused(tmp_path).text
 
 
 def test_a_version_that_is_whole_and_wrong_is_not_passed_over(tmp_path):
-    """A complete but wrong version, such as one with two models, is not skipped: it is no upload under way, and a
+    """A complete but invalid version, such as one with two models, is not skipped: it is not an upload under way, and a
     person has to decide."""
     put(tmp_path, **{"1__model_onnx": MODEL, "2__a_onnx": MODEL, "2__b_onnx": MODEL})
     assert "several models" in refused(tmp_path).text
@@ -215,8 +216,8 @@ def test_a_version_that_is_whole_and_wrong_is_not_passed_over(tmp_path):
 
 @pytest.mark.parametrize("at", range(0, len(MODEL), 7))
 def test_a_model_that_is_cut_off_is_not_whole(tmp_path, at):
-    """A truncated model is recognised as incomplete wherever it ends, except between two of its outermost fields, where
-    nobody can tell."""
+    """A truncated model is recognised as incomplete. A cut between two outermost fields is the exception, because the
+    rest is then a valid message."""
     put(tmp_path, model_onnx=MODEL[:at])
     try:
         onnxfile.find(str(tmp_path))

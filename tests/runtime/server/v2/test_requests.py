@@ -1,4 +1,5 @@
-"""Large requests: read like small ones, placed at aligned memory, and refused before they cost anything."""
+"""Large requests: read with the same results as small ones, aligned in memory, and refused before they cost
+anything."""
 
 import gzip
 import struct
@@ -28,7 +29,7 @@ def heavy(message: bytes) -> requests.Heavy:
 
 
 def fed(taking: Intake, request: requests.Request, **more):
-    """Returns what a model is fed, by name."""
+    """Returns the tensors that a model is given, by name."""
     message, raws, typed = request
     return taking.decode(message.inputs, raws, typed, **more)[0]
 
@@ -40,7 +41,7 @@ def small(message: bytes) -> requests.Request:
 
 
 def input_field(message: pb.ModelInferRequest.InferInputTensor, *, after: bytes = b"", inside: bytes = b"") -> bytes:
-    """Returns an input as a field of a request, with bytes appended to it and to its contents."""
+    """Returns an input encoded as a field of a request, with extra bytes in it and in its contents."""
     encoded_contents = message.contents.SerializeToString() + inside if message.HasField("contents") else None
     bare = pb.ModelInferRequest.InferInputTensor()
     bare.CopyFrom(message)
@@ -54,8 +55,8 @@ def input_field(message: pb.ModelInferRequest.InferInputTensor, *, after: bytes 
 @given(arrays(TYPED), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)))
 @settings(max_examples=200, deadline=None)
 def test_typed_contents_are_the_same_read_small_or_large(sample, top, after, inside):
-    """Typed contents are read alike in small and large requests, for every datatype and shape, with unknown fields and
-    groups in the message, the input and its contents."""
+    """Typed contents give the same tensors in small and large requests, for every datatype and shape, even with unknown
+    fields and groups in between."""
     kind, array = sample
     top, after, inside = (more or b"" for more in (top, after, inside))
     field = input_field(sent(kind, array, contents=contents_of(kind, array)), after=after, inside=inside)
@@ -73,8 +74,8 @@ def test_typed_contents_are_the_same_read_small_or_large(sample, top, after, ins
 @given(arrays(list(DATATYPES)), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)))
 @settings(max_examples=200, deadline=None)
 def test_raw_contents_are_the_same_read_small_or_large(sample, top, after):
-    """Raw contents are read alike in small and large requests, for every datatype and shape, with unknown fields and
-    groups in the message and the input."""
+    """Raw contents give the same tensors in small and large requests, for every datatype and shape, even with unknown
+    fields and groups in between."""
     kind, array = sample
     top, after = (more or b"" for more in (top, after))
     raw = raw_of(array)
@@ -87,7 +88,7 @@ def test_raw_contents_are_the_same_read_small_or_large(sample, top, after):
 @pytest.mark.parametrize("kind", TYPED, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("packed", [True, False])
 def test_many_elements_are_read_in_pieces(kind, packed, monkeypatch):
-    """Many elements are read in pieces, packed or one by one as protobuf allows, also where a piece ends within a
+    """Many elements are read in pieces, packed or one by one as protobuf allows, even if a piece ends within a
     number."""
     monkeypatch.setattr(contents, "_PIECE", 64)
     rng = np.random.default_rng(5)
@@ -130,7 +131,8 @@ def _unpacked(kind, value) -> bytes:
     ],
 )
 def test_large_contents_that_do_not_fit_are_refused(kind, encoded, says):
-    """Large contents that do not fit the model are refused like small ones, with a text that says what was sent."""
+    """Large contents that do not fit the model are refused like small ones, with a text that describes what was
+    sent."""
     data = encoded if isinstance(encoded, bytes) else encoded.SerializeToString()
     with pytest.raises(MeshError, match=says) as error:
         contents.read(tensor(kind), memoryview(data), 2, (2,))
@@ -140,8 +142,8 @@ def test_large_contents_that_do_not_fit_are_refused(kind, encoded, says):
 @pytest.mark.parametrize("kind", DATATYPES, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("length", range(0, 70, 7))
 def test_whatever_is_fed_begins_at_a_boundary(kind, length):
-    """Tensors begin at an aligned address, whether small or large, raw or typed, in memory of the loop or their own,
-    and wherever the contents begin in the message."""
+    """Every tensor begins at an aligned address: from small and large requests, raw and typed, in the loop's memory and
+    in newly allocated memory."""
     if kind.dtype.hasobject:
         return
     array = np.ones((3, 5), kind.dtype)
@@ -160,8 +162,8 @@ def test_whatever_is_fed_begins_at_a_boundary(kind, length):
 
 
 def test_inputs_of_one_request_share_the_memory_of_the_loop_and_do_not_overlap():
-    """Inputs of one request share the loop's memory without overlap, and `own` returns arrays that the next request
-    does not change."""
+    """The inputs of a request share the loop's memory without overlap. `own` copies them into arrays that the next
+    request does not change."""
     scratch = alignment.Scratch(1 << 10)
     first = {name: scratch.put(bytes([value]) * 12, (3,), np.dtype(np.float32)) for value, name in enumerate("abc")}
     kept = alignment.own(first)
@@ -184,8 +186,8 @@ def test_inputs_of_one_request_share_the_memory_of_the_loop_and_do_not_overlap()
     ],
 )
 def test_what_is_read_in_the_loop_is_what_costs_little(size, kinds):
-    """The loop reads only what is cheap: it cuts out raw contents of any size and parses typed ones up to a bound, and
-    both ways feed the same."""
+    """The loop reads only what is cheap: it cuts out raw contents of any size, and parses typed ones up to a bound.
+    Both ways give the same tensors."""
     array = np.arange(size // 4, dtype=np.float32)
     kind = tensor("FP32").kind
     inputs = [sent(kind, array, contents=contents_of(kind, array))]
@@ -224,8 +226,8 @@ class Counting:
     ],
 )
 def test_messages_of_nothing_but_small_fields_are_refused(monkeypatch, field, says):
-    """Messages of countless small fields are refused in the loop, which counts fields first and looks at no more of
-    them than the bound."""
+    """Messages with countless small fields are refused in the loop, which counts fields first and stops at the
+    bound."""
     counting = Counting(monkeypatch)
     with pytest.raises(MeshError, match=says) as error:
         requests.light(framing.pack(field * 200_000), b"", limit=LIMIT)
@@ -238,7 +240,7 @@ def test_messages_of_nothing_but_small_fields_are_refused(monkeypatch, field, sa
 
 
 def test_fields_within_inputs_count_too(monkeypatch):
-    """Fields within inputs count too: a few inputs with very many dimensions, parameters or names each are refused."""
+    """The fields of an input count too: a few inputs with very many dimensions, parameters or names are refused."""
     counting = Counting(monkeypatch)
     for inside in (b"\x18\x01", b"\x22\x00", b"\x0a\x00", b"\x53\x54"):
         field = b"\x2a" + encoding.varint(len(inside) * 100_000) + inside * 100_000
@@ -249,8 +251,8 @@ def test_fields_within_inputs_count_too(monkeypatch):
 
 @pytest.mark.parametrize("dimensions", [33, 3_000_000])
 def test_shapes_of_too_many_dimensions_are_refused(dimensions):
-    """Shapes of too many dimensions are refused in small and large requests, and the error has their number instead of
-    the shape."""
+    """A shape with too many dimensions is refused in small and large requests. The error gives the number of dimensions
+    instead of the shape."""
     message = pb.ModelInferRequest(inputs=[{"name": "x", "datatype": "FP32", "shape": [1] * dimensions}])
     found = requests.light(framing.pack(message.SerializeToString()), b"", limit=LIMIT)
 
@@ -264,8 +266,8 @@ def test_shapes_of_too_many_dimensions_are_refused(dimensions):
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_more_texts_than_a_request_may_have_are_refused_by_their_number(typed):
-    """A request with too many texts is refused by their number, before the first text is read; the ones here would be
-    unreadable."""
+    """A request with too many texts is refused before the first one is read. The bytes in this test could not be read
+    as texts."""
     kind = tensor("BYTES")
     broken = memoryview(b"\xff" * 100)
     message = pb.ModelInferRequest(inputs=[{"name": "x", "datatype": "BYTES", "shape": [MAX_TEXTS + 1]}])
@@ -275,7 +277,7 @@ def test_more_texts_than_a_request_may_have_are_refused_by_their_number(typed):
 
 
 def test_texts_are_counted_over_all_inputs(monkeypatch):
-    """Texts are counted over all inputs: two inputs that are each one text below the bound exceed it together."""
+    """Texts of all inputs are added up: two inputs that are each one text below the bound exceed it together."""
     monkeypatch.setattr("mesh.runtime.server.v2.intake.MAX_TEXTS", 8)
     names = ("x", "y")
     message = pb.ModelInferRequest(inputs=[{"name": name, "datatype": "BYTES", "shape": [7]} for name in names])
@@ -285,7 +287,8 @@ def test_texts_are_counted_over_all_inputs(monkeypatch):
 
 
 def test_a_compressed_request_says_in_its_metadata_which_model_it_is_for():
-    """A compressed request has to name its model in its metadata, because nobody decompresses megabytes to find out."""
+    """A compressed request has to name its model in its metadata, because the server does not decompress megabytes to
+    find the name."""
     assert requests.name(heavy(b"\x0a\x01a" + b"\x1a\xff\xff\x01" + bytes(32767) + b"\x0a\x01m")) == b"m"
     with pytest.raises(MeshError, match="mm-model-id"):
         requests.name(requests.Heavy(b"\1\0\0\0\0", b"gzip", LIMIT))
@@ -294,7 +297,7 @@ def test_a_compressed_request_says_in_its_metadata_which_model_it_is_for():
 @given(st.binary(max_size=80))
 @settings(max_examples=300, deadline=None)
 def test_garbage_is_refused_large_as_small(data):
-    """Garbage gets the same result in small and large requests, and what protobuf accepts is accepted alike."""
+    """Any bytes have the same result in small and large requests, and bytes that protobuf accepts are accepted."""
     try:
         expected = pb.ModelInferRequest.FromString(data)
     except Exception:
@@ -313,7 +316,8 @@ def test_garbage_is_refused_large_as_small(data):
 
 
 def test_groups_that_do_not_close_are_malformed():
-    """Groups that do not close, close twice, close in the wrong order or nest without end are malformed."""
+    """Groups that are not closed, are closed twice or in the wrong order, or are nested without end make a message
+    malformed."""
     for message in (b"\x53", b"\x54", b"\x53\x5b\x54\x5c", b"\x53\x50", b"\x53\x57", b"\x53" * 101 + b"\x54" * 101):
         with pytest.raises(ValueError):
             list(encoding.fields(memoryview(message)))
@@ -321,7 +325,7 @@ def test_groups_that_do_not_close_are_malformed():
 
 
 def test_names_of_any_length_leave_errors_short():
-    """Errors stay short whatever the length or the number of the names and datatypes that a caller sends."""
+    """Errors stay short, however many names and datatypes a caller sends and however long they are."""
     taking = Intake({"x": Tensor("x", tensor("FP32").kind, None)})
     for one in ({"name": "n" * 1_000_000}, {"name": "x", "datatype": "d" * 10_000}):
         message = pb.ModelInferRequest(inputs=[{"shape": [1], **one}])

@@ -1,4 +1,4 @@
-"""The short way of reading requests gives what parsing gives, for every request that takes it."""
+"""The shortcut past the parser, which gives the parser's result for every request that it accepts."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def learnt(*requests: pb.ModelInferRequest, kind: str = "FP32") -> Shortcuts:
 
 
 def test_names_of_equal_length_are_recognised_beside_each_other():
-    """A model that is called by its id and by an alias recognises the requests of both, whichever came first."""
+    """When a model is called by its id and by an alias, the requests of both are recognised, whichever came first."""
     requests = [a_request(), a_request(), a_request()]
     for request, name in zip(requests, ("m", "a", ""), strict=True):
         request.model_name = name
@@ -51,7 +51,8 @@ def test_names_of_equal_length_are_recognised_beside_each_other():
 
 
 def test_a_version_does_not_make_a_request_costlier():
-    """The router has looked at the version, so a request that names one is recognised like any other."""
+    """A request that names a version is recognised like any other, because the router has already checked the
+    version."""
     request = pb.ModelInferRequest.FromString(a_request().SerializeToString())
     request.model_version = "8"
     assert learnt(request).find(frame_of(request)) is not None
@@ -66,8 +67,8 @@ RAWS = st.binary(min_size=8, max_size=8)
 @settings(max_examples=200, deadline=None)
 @example("abc", bytes(8), "é!", bytes(8), True)
 def test_what_is_taken_is_what_parsing_gives(first_id, first_raw, second_id, second_raw, outputs):
-    """A request that differs from a known one in its contents and in an id of the same length gets the answer that
-    protobuf gives, bit by bit."""
+    """A request that differs from a known one only in its contents, and in an id of the same length, gives the same
+    result as with protobuf, bit by bit."""
     more = {"outputs": [{"name": "y"}]} if outputs else {}
     shortcuts = learnt(a_request(first_id, first_raw, **more))
     request = a_request(second_id, second_raw, **more)
@@ -88,7 +89,7 @@ def test_what_is_taken_is_what_parsing_gives(first_id, first_raw, second_id, sec
 @given(st.binary(min_size=1, max_size=3), st.integers(0, 60))
 @settings(max_examples=200, deadline=None)
 def test_any_other_difference_is_parsed(change, at):
-    """A request with a byte changed anywhere but in the contents or the id is parsed."""
+    """A request that differs from a known one in any byte other than its contents and id is parsed."""
     request = a_request("id", bytes(8))
     shortcuts = learnt(request)
     frame = frame_of(request)
@@ -112,7 +113,7 @@ def test_any_other_difference_is_parsed(change, at):
     ],
 )
 def test_only_plain_requests_are_learnt(request_, kind):
-    """Only plain requests are learnt: anything that needs more than a comparison is parsed."""
+    """Only plain requests are learnt. A request that needs more than a comparison is parsed every time."""
     assert learnt(request_, kind=kind).find(frame_of(request_)) is None
 
 
@@ -125,8 +126,8 @@ def test_compressed_frames_are_not_learnt():
 
 
 def test_fields_out_of_order_are_not_learnt():
-    """Requests with fields out of order are not learnt: protobuf allows them, but the short way needs the contents
-    last."""
+    """Requests with fields out of order are valid in protobuf but are not learnt, because the shortcut needs the
+    contents last."""
     message = a_request(raw=bytes(8)).SerializeToString()
     moved = framing.pack(message[-10:] + message[:-10])
     shortcuts = Shortcuts()
@@ -135,7 +136,7 @@ def test_fields_out_of_order_are_not_learnt():
 
 
 def test_what_is_remembered_is_bounded():
-    """The memory of known requests is bounded, however many kinds of requests arrive."""
+    """The number of known requests is bounded, however many kinds of requests arrive."""
     shortcuts = Shortcuts()
     tensor = Tensor("x", KINDS["FP32"], None)
     for count in range(300):

@@ -1,4 +1,4 @@
-"""V2 tensors: every datatype, raw and typed, in both directions, and a clear refusal for whatever does not fit."""
+"""V2 tensors: every datatype, raw and typed, in both directions, and clear refusals of what does not fit."""
 
 import struct
 from typing import Any
@@ -28,14 +28,14 @@ def tensor(kind: Datatype | str, shape: Any = None, name: str = "x", **more: Any
 
 
 def raw_of(array: np.ndarray) -> bytes:
-    """Returns raw contents as a client writes them."""
+    """Returns raw contents as a client encodes them."""
     if array.dtype.hasobject:
         return b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in array.ravel())
     return array.tobytes()
 
 
 def contents_of(kind: Datatype, array: np.ndarray) -> pb.InferTensorContents:
-    """Returns typed contents as a client writes them."""
+    """Returns typed contents as a client encodes them."""
     values = [text.encode() for text in array.ravel()] if array.dtype.hasobject else array.ravel().tolist()
     return pb.InferTensorContents(**{kind.field: values})
 
@@ -50,7 +50,7 @@ def decoded(kind: Datatype, shape: Any, request: pb.ModelInferRequest) -> np.nda
 
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Compares type, shape and every bit; NaN equals NaN."""
+    """Returns whether type, shape and every bit are equal, with NaN equal to NaN."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return one.tolist() == other.tolist() if one.dtype.hasobject else one.tobytes() == other.tobytes()
@@ -71,8 +71,8 @@ def arrays(draw: st.DrawFn, kinds: list[Datatype]) -> tuple[Datatype, np.ndarray
 @given(arrays(list(DATATYPES)))
 @settings(max_examples=100, deadline=None)
 def test_raw_contents_arrive_as_they_were_sent(sample):
-    """Raw contents of every datatype and shape arrive bit by bit as they were sent, twice, because the second time
-    takes the short way."""
+    """Raw contents of every datatype and shape arrive unchanged, bit by bit, from two requests, because the second one
+    takes the shortcut."""
     kind, array = sample
     request = pb.ModelInferRequest(inputs=[sent(kind, array)], raw_input_contents=[raw_of(array)])
     taking = Intake({"x": tensor(kind)})
@@ -85,7 +85,7 @@ def test_raw_contents_arrive_as_they_were_sent(sample):
 @given(arrays(TYPED))
 @settings(max_examples=100, deadline=None)
 def test_typed_contents_arrive_as_they_were_sent(sample):
-    """Typed contents arrive as they were sent, for every datatype that has a typed field."""
+    """Typed contents of every datatype that has a typed field arrive unchanged."""
     kind, array = sample
     request = pb.ModelInferRequest(inputs=[sent(kind, array, contents=contents_of(kind, array))])
     request = pb.ModelInferRequest.FromString(request.SerializeToString())
@@ -99,7 +99,7 @@ def test_typed_contents_arrive_as_they_were_sent(sample):
 @given(arrays(list(DATATYPES)), st.booleans(), st.text(max_size=200))
 @settings(max_examples=100, deadline=None)
 def test_replies_say_what_the_model_answered(sample, raw, request_id):
-    """Protobuf reads model, id, name, datatype, shape and contents from the replies that are written by hand."""
+    """Replies are encoded by hand, and protobuf reads from them the model, id, name, datatype, shape and contents."""
     kind, array = sample
     answer = ReplyWriter("modèl", [tensor(kind, name="y")])
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_replies_say_what_the_model_answered(sample, raw, request_id):
 @given(arrays(list(DATATYPES)), arrays(list(DATATYPES)))
 @settings(max_examples=50, deadline=None)
 def test_several_outputs_keep_their_order(one, other):
-    """Several outputs keep their order, and one that can only be raw makes the others raw too."""
+    """Several outputs keep their order. If one of them can only be raw, all of them are."""
     pairs = [one, other]
     answer = ReplyWriter("m", [tensor(kind, name=f"y{index}") for index, (kind, _) in enumerate(pairs)])
     reply = pb.ModelInferResponse.FromString(answer.encode([array for _, array in pairs], b"", raw=False)[5:])
@@ -141,7 +141,7 @@ def test_several_outputs_keep_their_order(one, other):
     st.lists(st.sampled_from(["a", "b"]), max_size=2),
 )
 def test_a_split_message_is_the_same_message(raws, model, inputs):
-    """Cutting raw contents out of a message changes nothing else and keeps their order."""
+    """Cutting the raw contents out of a message keeps their order and changes nothing else."""
     request = pb.ModelInferRequest(model_name=model, id="7", raw_input_contents=raws)
     for name in inputs:
         request.inputs.add(name=name, shape=[1, 2])
@@ -163,7 +163,7 @@ def test_splitting_garbage_raises_value_errors_alone(data):
 
 
 def test_arrays_that_do_not_lie_well_in_memory_are_copied():
-    """Raw contents that lie unaligned in their message are copied, because kernels may rely on alignment."""
+    """Raw contents that are not aligned in their message are copied, because kernels may rely on alignment."""
     array = np.arange(5, dtype=np.float64)
     for shift in range(8):
         message = memoryview(b"." * shift + array.tobytes())[shift:]
@@ -173,7 +173,7 @@ def test_arrays_that_do_not_lie_well_in_memory_are_copied():
 
 
 def test_any_byte_but_zero_is_true():
-    """Any byte but zero is read as true, as in C, and becomes 1 in memory."""
+    """As in C, any byte but zero is read as true. In memory it becomes 1."""
     request = pb.ModelInferRequest(
         inputs=[pb.ModelInferRequest.InferInputTensor(name="x", datatype="BOOL", shape=[4])],
         raw_input_contents=[b"\0\1\2\xff"],
@@ -182,8 +182,7 @@ def test_any_byte_but_zero_is_true():
 
 
 def test_a_large_output_is_written_whole():
-    """A large output is written completely, beyond the size from which it is not copied first, with and without an id,
-    and from non-contiguous memory."""
+    """A large output is written completely, contiguous or not, with and without an id."""
     array = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
     answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for request_id in (b"", b"id"):
@@ -195,7 +194,7 @@ def test_a_large_output_is_written_whole():
 
 
 def test_the_pieces_of_a_large_reply_are_the_models_own_memory():
-    """A large contiguous output is not copied on its way into the pieces of a reply."""
+    """The pieces of a reply refer to the memory of a large contiguous output instead of copying it."""
     array = np.arange(100_000, dtype=np.float32)
     pieces = ReplyWriter("m", [tensor("FP32", name="y")]).pieces([array], b"id", raw=True)
     assert np.shares_memory(np.frombuffer(pieces[-1], np.float32), array)
@@ -209,7 +208,7 @@ SHAPE = (None, 4)
 
 
 def refused(inputs: list[Any], raws: list[bytes], tensors_: dict[str, Tensor] | None = None) -> str:
-    """Returns the text of the refusal."""
+    """Returns the text of the error with which a request is refused."""
     request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
     with pytest.raises(MeshError) as error:
         Intake(tensors_ or {"x": tensor("FP32", SHAPE)}).decode(request.inputs, request.raw_input_contents)
@@ -276,7 +275,8 @@ def test_half_floats_have_no_typed_contents(datatype):
     ("datatype", "values"), [("INT8", [1, 128]), ("INT16", [-40000]), ("UINT8", [256]), ("UINT16", [65536])]
 )
 def test_integers_out_of_range_are_refused(datatype, values):
-    """Integers beyond their datatype's range are refused, because the typed field is wider than the datatype."""
+    """Integers out of their datatype's range are refused. The typed field is wider than the datatype, so they can be
+    sent."""
     kind = KINDS[datatype]
     contents = pb.InferTensorContents(**{kind.field: values})
     text = refused([an_input(datatype=datatype, shape=[len(values)], contents=contents)], [], {"x": tensor(kind)})
@@ -295,7 +295,7 @@ def test_integers_out_of_range_are_refused(datatype, values):
     ],
 )
 def test_bad_texts_are_refused(raw, says):
-    """The refusal of an invalid text names the element."""
+    """If a text is invalid, the refusal names the element."""
     assert says in refused([an_input(datatype="BYTES", shape=[2])], [raw], {"x": tensor("BYTES", (None,))})
 
 
@@ -307,7 +307,7 @@ def test_typed_texts_must_be_utf8_too():
 
 
 def test_a_refusal_is_not_remembered_as_good():
-    """A refused request is not remembered as good: the short way knows only requests that passed every check."""
+    """A refused request is not learnt: the shortcut knows only requests that passed every check."""
     taking = Intake({"x": tensor("FP32", SHAPE)})
     for inputs, raws in (([an_input(shape=(1, 3))], [RAW]), ([an_input()], [b""])):
         request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
@@ -335,7 +335,7 @@ def outputs_of(*names: str, **parameters: str) -> Any:
 
 
 def test_requested_outputs_come_in_the_order_of_the_request():
-    """Requested outputs are answered in the order of the request, and others are not."""
+    """Only the requested outputs are returned, in the order of the request."""
     kinds = {name: tensor("FP32", name=name) for name in "abc"}
     assert [found.name for found in intake.requested(outputs_of("c", "a"), kinds, {})] == ["c", "a"]
 
@@ -349,7 +349,7 @@ def test_requested_outputs_come_in_the_order_of_the_request():
     ],
 )
 def test_outputs_that_cannot_be_answered_are_refused(outputs, says):
-    """Requests for outputs that cannot be answered are refused rather than answered with something else."""
+    """A request for an output that cannot be returned is refused."""
     kinds = {name: tensor("FP32", name=name) for name in "ab"}
     with pytest.raises(MeshError) as error:
         intake.requested(outputs, kinds, {"maps": "seq(map)"})
@@ -362,7 +362,8 @@ EXTENSIONS = ["shared_memory_region", "shared_memory_byte_size", "shared_memory_
 
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_an_output_of_an_extension_is_refused_by_its_name(name):
-    """An output that needs an extension is refused by the extension's name, with UNIMPLEMENTED as over REST."""
+    """A request for an output that needs an extension is refused with UNIMPLEMENTED and the extension's name, as over
+    REST."""
     with pytest.raises(MeshError, match=f"output 'a': {name}: the .* not supported") as error:
         intake.requested(outputs_of("a", **{name: "3"}), {"a": tensor("FP32", name="a")}, {})
     assert error.value.reason is Reason.UNSUPPORTED
@@ -371,8 +372,8 @@ def test_an_output_of_an_extension_is_refused_by_its_name(name):
 @pytest.mark.parametrize("name", EXTENSIONS)
 @pytest.mark.parametrize("given", ["raw", "typed", "apart", "nothing", "beside"])
 def test_an_input_of_an_extension_is_refused_by_its_name(name, given):
-    """An input that needs an extension is refused by the extension's name, with contents or, as with shared memory,
-    without, even if the same input passed before without the parameter."""
+    """An input that needs an extension is refused with the extension's name, with or without contents, even if the same
+    input passed before without the extension's parameter."""
     plain, special = an_input(), an_input()
     special.parameters[name].string_param = "region"
     taking = Intake({"x": tensor("FP32", SHAPE)})
@@ -390,7 +391,8 @@ def test_an_input_of_an_extension_is_refused_by_its_name(name, given):
 
 
 def test_a_model_that_answers_another_type_than_it_says_is_internal():
-    """A model that answers another type than it declares gets INTERNAL rather than a reply that contradicts itself."""
+    """If a model returns another type than it declares, the caller gets INTERNAL rather than a reply that contradicts
+    itself."""
     answer = ReplyWriter("m", [tensor("FP32", name="y")])
     for raw in (True, False):
         with pytest.raises(MeshError, match="as int32, but its file") as error:
