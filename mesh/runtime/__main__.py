@@ -116,7 +116,7 @@ def main(
 
 
 async def serve(settings: RuntimeSettings) -> int:
-    """Runs the pod until a signal. SIGTERM or SIGINT drains it, a second one ends it at once. Returns the exit
+    """Runs the pod until a signal. SIGTERM or SIGINT drains it, and a second signal ends it at once. Returns the exit
     status."""
     loop = asyncio.get_running_loop()
     leave, at_once = asyncio.Event(), asyncio.Event()

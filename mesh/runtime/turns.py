@@ -5,8 +5,8 @@ would otherwise hold up every cold start of the pod until they are given up, whi
 of places lent at once is limited, since each such load keeps a processor busy. The agent and the model server both
 count this way, in step.
 
-A load that must run alone holds the others up, but only for the length of a normal turn: not while it would have to
-wait for a long load, and no longer once it is long itself.
+A load that must run alone holds up the others, but only for the length of a normal turn. It does not hold them up while
+it would have to wait for a long load, or once it is long itself.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Turns:
     """The turns: a few loads at a time; the others wait in the order of the queue, by model."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
-        """Takes `long`, seconds, instead of `LONG`."""
+        """Takes `long`, in seconds, which replaces `LONG`."""
         self.count = count
         self._long = LONG if long is None else long
         self._lent = 0

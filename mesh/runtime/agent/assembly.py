@@ -1,7 +1,7 @@
 """The parts of one pod's agent, each made from those below it.
 
-A part never knows those that are made after it. Events that concern such a later part (a server dies, a copy's
-registration is gone, another pod takes the name) reach it through callbacks, all of which are bound here.
+A part never knows the parts that are made after it. Events that concern a later part (a server dies, a copy's
+registration is gone, another pod takes the name) reach it through callbacks, which are all bound here.
 """
 
 import functools
@@ -45,7 +45,7 @@ from puller.puller import Puller
 
 
 class Pod:
-    """The parts, as attributes. `lifecycle` starts and ends them."""
+    """The parts of one pod, as attributes. `lifecycle` starts and ends them."""
 
     def __init__(self, settings: RuntimeSettings, *, cannot_go_on: Callable[[str], None]) -> None:
         """Makes the parts. `cannot_go_on` is called with the reason once the pod cannot continue. Raises OSError,

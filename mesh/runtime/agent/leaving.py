@@ -1,8 +1,8 @@
 """The orderly departure of a pod from the mesh.
 
-The pod announces that it leaves, its copies are loaded elsewhere, the fence is shut, the copies' keys are deleted, and
-calls in flight may end. The pod stops answering before it deletes keys, so a missing key means that no copy answers. A
-router whose view is a moment behind gets *not here*, and calls another pod.
+The pod first announces that it leaves, and its copies are loaded elsewhere. Then the fence is shut, the copies' keys
+are deleted, and calls in flight get time to end. The pod stops answering before it deletes keys, so a missing key means
+that no copy answers. A router whose view is a moment behind gets *not here*, and calls another pod.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Leaving:
         self._incarnation = incarnation
 
     async def leave(self, timeout: float) -> None:
-        """Leaves within `timeout` seconds. The pod's record already says so."""
+        """Leaves the mesh within `timeout` seconds. The pod's record must already say that it leaves."""
         end = time.monotonic() + timeout
         log.info("leaving", copies=self._copies, calls=self._board.in_flight)
         self._cache.loads.close(_WHY)
@@ -79,7 +79,7 @@ class Leaving:
 
     async def _hand_over(self, end: float) -> None:
         """Waits while the leader has this pod's copies loaded elsewhere and withdraws them one by one; until then they
-        answer calls. It does not wait if no pod could take them, and always leaves some time for calls in flight."""
+        answer calls. Does not wait if no other pod could take them, and always leaves some time for calls in flight."""
         copies = self._copies
         if not copies or not await self._successors():
             return

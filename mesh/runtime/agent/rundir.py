@@ -1,6 +1,6 @@
 """The private folder of this process, with a short path, for sockets and the use board.
 
-Its path is short because that of a unix socket has at most 107 bytes, and only this user may use it because anyone who
+Its path is short because the path of a unix socket has at most 107 bytes. Only this user may use it, because anyone who
 can write into it controls the model server. It is removed at the end of the process. A folder left by an agent that was
 killed with SIGKILL is recognised by its lock, which ended with that process. The next life of the same pod (the same
 `whose`) reads and removes the folder. Other agents keep its files for an hour, as pods that share a machine may start
@@ -47,7 +47,7 @@ class RunDir:
         self.path = fresh.rename(parent / fresh.name[1:])
 
     def disown(self) -> None:
-        """Gives up ownership of the folder: no later life reads it."""
+        """Gives up ownership of the folder, so that no later life reads it."""
         (self.path / _WHOSE).unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ _DEAD = 180.0  # seconds of fruitless starts of a model server after which the p
 
 
 class AgentStanding:
-    """The state of one pod: its phase is set by the agent, everything else is read from the parts."""
+    """The state of one pod: the agent sets its phase, and everything else is read from the parts."""
 
     def __init__(
         self,
@@ -110,7 +110,8 @@ class AgentStanding:
     # --- for the probes
 
     def why_not_ready(self) -> str | None:
-        """Returns why the pod is not ready, None if it is. A pod without etcd serves its models, and stays ready."""
+        """Returns why the pod is not ready, or None if it is ready. A pod without etcd still serves its models, so it
+        stays ready."""
         state = self.state
         if state == READY:
             if (trouble := self._server.trouble) is not None:

@@ -1,11 +1,11 @@
 """Evidence left by an earlier life of this pod: the models at work when the whole pod was killed at once.
 
-A container that takes too much memory is killed whole on most nodes of Kubernetes (`memory.oom.group`): the agent dies
-with its model server and cannot write anything down. The use board outlives both, since a pod's /tmp outlives its
-containers. So the next agent reads it, and writes into the models' records what the former agent could not.
+On most Kubernetes nodes, a container that takes too much memory is killed with all its processes (`memory.oom.group`):
+the agent dies with its model server and cannot write anything down. The use board outlives both, since a pod's /tmp
+outlives its containers. So the next agent reads it, and writes into the models' records what the former agent could
+not.
 
-A pod killed by hand leaves the same traces, so no model is blamed if memory was left at the last looks
-(`lastlooks`).
+A pod killed by hand leaves the same traces, so no model is blamed if memory was left at the last looks (`lastlooks`).
 
 The board identifies a model only by its record's create revision, which is enough to find the record again. A board is
 read only if it belongs to the same pod and registry and to the same boot of the machine: no model is to blame for a
@@ -34,8 +34,8 @@ BOARD = "board"
 
 
 def owner(*, base: str, pod: str, boot: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """Returns a text that identifies the lives of one pod during one boot; empty, which means no owner, if the boot is
-    unknown."""
+    """Returns a text that identifies the lives of one pod during one boot. If the boot is unknown, the text is empty,
+    which means no owner."""
     try:
         return f"{boot.read_text().strip()} {base} {pod}"
     except OSError:

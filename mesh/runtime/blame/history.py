@@ -122,7 +122,7 @@ class History:
             self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
 
     async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
-        """Records the measured need of a model that could not stay. Returns once it is written, or after `PATIENCE`: a
+        """Records the measured size of a model that could not stay. Returns once it is written, or after `PATIENCE`. A
         router that is refused because of the size then asks no other pod of this size."""
 
         def change(record: ModelRecord) -> ModelRecord:
@@ -131,15 +131,15 @@ class History:
         await self._patiently(self._write(model_id, revision, change), f"size of {model_id}")
 
     def known(self, record: ModelRecord) -> Failure | None:
-        """Returns this pod's own recorded failure that has not expired."""
+        """Returns this pod's recorded failure, unless it has expired."""
         recent = record.recent_failures(self._clock_ms(), FAILURE_EXPIRY_MS)
         return next((failure for failure in recent if failure.pod == self._pod), None)
 
     async def failed(
         self, model_id: str, revision: int, text: str, kind: FailureKind, *, asked_ms: int = 0, digest: str = ""
     ) -> None:
-        """Records a failed load: `asked_ms` is how long the store asked us to wait, `digest` that of the files that
-        cannot be loaded. Returns once it is written, or after `PATIENCE`."""
+        """Records a failed load. `asked_ms` is how long the store asked us to wait, and `digest` identifies the files
+        that cannot be loaded. Returns once it is written, or after `PATIENCE`."""
         failure = Failure(
             self._pod,
             self._clock_ms(),
@@ -158,8 +158,8 @@ class History:
             await asyncio.wait({death}, timeout=PATIENCE)
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
-        """Records that a load found content that differs from the registration's. It counts against no pod: each would
-        find the same. Returns as `failed` does."""
+        """Records that a load found content that differs from the registration's. It counts against no pod, because
+        each would find the same. Returns when `failed` would."""
 
         def change(record: ModelRecord) -> ModelRecord:
             if record.digest in ("", digest):
@@ -172,8 +172,8 @@ class History:
         self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
     ) -> None:
         """Records that a server died while the model was loading or running. A failure recorded next waits for this
-        write, so that a caller who gets the failure also finds the death. `sure`: nothing else can have caused it;
-        `digests` are those of the requests that the model ran for."""
+        write, so that a caller who gets the failure also finds the death. `sure` means that nothing else can have
+        caused it. `digests` identify the requests that the model was running."""
         # Unique, so that each death counts once even if the outcome of a write is unknown.
         now = self._clock_ms()
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {self._pod}: {text[:_TEXT]}"

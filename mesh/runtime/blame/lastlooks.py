@@ -1,9 +1,9 @@
 """The last measurements of the memory that this pod might still take, in a file that outlives its processes.
 
-A container that runs out of memory is killed whole on most nodes, and nothing tells its successor why; a pod killed by
-hand leaves the same traces. So the agent notes ten times a second how much memory is left, and the next life judges by
-that whether memory was the cause (`placement.blame.exhausted`). A model that takes all of it between two looks leaves
-no evidence, but may at its next death.
+A container that runs out of memory is killed with all its processes on most nodes, and nothing tells its successor why;
+a pod killed by hand leaves the same traces. So the agent notes ten times a second how much memory is left, and the next
+life judges by that whether memory was the cause (`placement.blame.exhausted`). A model that takes all of the memory
+between two looks leaves no evidence, but it may leave some at a later death.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _FORMAT = struct.Struct("3q")
 
 
 class LastLooks:
-    """A recorder of free memory; `left` returns the bytes that may still be taken, of `whole` in all."""
+    """A recorder of free memory. `left` returns how many of the `whole` bytes may still be taken."""
 
     def __init__(self, folder: Path, left: Callable[[], int], whole: int) -> None:
         self._left = left

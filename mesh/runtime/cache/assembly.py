@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """The parts below the cache."""
+    """The parts that the cache is built on."""
 
     incarnation: str  # of the agent
     server: ServerProcess
@@ -66,7 +66,7 @@ class Below:
 
 
 class Cache:
-    """The parts, as attributes."""
+    """The parts of the cache, as attributes."""
 
     def __init__(self, ledger: Ledger, below: Below, limits: Limits) -> None:
         self.ledger = ledger

@@ -1,8 +1,7 @@
-"""The periodic check against the registry: a copy whose model is no longer registered, or registered again, is
-withdrawn.
+"""The periodic check against the registry, which withdraws copies whose model was unregistered or registered again.
 
-A router that unregisters a model informs the agents that hold it. This check catches the rest: an agent was cut off, or
-the router died in between. Copies are compared a hundred at a time, in one transaction that usually finds no
+A router that unregisters a model informs the agents that hold it. This check catches the other cases: an agent was cut
+off, or the router died in between. Copies are compared a hundred at a time, in one transaction that usually finds no
 difference. From time to time the pod's keys in etcd are also compared with its copies, because a claim that timed out
 may have been executed afterwards.
 """

@@ -10,8 +10,8 @@ class CannotStart(Exception):
 
 
 def open_board(path: Path | None, incarnation: str) -> Board:
-    """Returns the board at `path`, which must belong to the agent with this incarnation. For None, returns a private
-    board that nothing reads. Raises `CannotStart`."""
+    """Returns the board at `path`, which must belong to the agent with this incarnation. Without a path, returns a
+    private board that nothing reads. Raises `CannotStart`."""
     if path is None:
         return Board.private(0)
     try:

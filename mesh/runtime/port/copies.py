@@ -42,7 +42,7 @@ class Copies(Generic[C]):
         (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
     def get(self, model_id: str) -> C | None:
-        """Returns the copy of an id with any token; the older one of two."""
+        """Returns the copy of an id, whatever its token. If there are two, returns the older."""
         return self._by_id.get(model_id.encode())
 
     def all_of(self, model_id: str) -> list[C]:
@@ -51,7 +51,7 @@ class Copies(Generic[C]):
         return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
 
     def find(self, model_id: bytes, token: bytes | None) -> C | None:
-        """Returns the copy that a call is for; None if it is not here."""
+        """Returns the copy that a call is for, or None if it is not here."""
         copy = self._by_id.get(model_id)
         if copy is None or not copy.token or copy.token == token:
             return copy

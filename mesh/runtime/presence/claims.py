@@ -8,8 +8,8 @@ round trip.
 The claim is under the pod's lease and needs the pod to be published: a dead pod's claims end with it.
 
 The first load of a registration's content determines its digest. So its copy is *published* by a separate transaction,
-which writes the digest into the model's record, before the load is answered: of two first loads, one learns that the
-other was first, and whether it has the same content (`publish`).
+which writes the digest into the model's record, before the load is answered. So if two pods make a first load, the
+later one learns of the earlier, and whether it has the same content (`publish`).
 """
 
 from collections.abc import Callable, Sequence
@@ -98,7 +98,7 @@ class Claims:
         return Away("the copies of this model change too often")
 
     async def look(self, model_id: str, revision: int) -> Claimed | Stale | Away:
-        """Reads the record of a model of which this pod already has a copy, so that there is nothing to claim."""
+        """Reads the record of a model that needs no claim, because this pod already has a copy."""
         try:
             kv = await self._etcd.get(self._keys.model(model_id), timeout=TIMEOUT)
         except EtcdError as error:
@@ -115,7 +115,7 @@ class Claims:
         remember: Callable[[records.ModelRecord], records.ModelRecord],
     ) -> Publication:
         """Publishes a loaded copy together with the results of its load (`remember` puts them into the record), if its
-        digest equals the record's, or is the first. Stale if the content was reloaded since the claim."""
+        digest equals the record's, or is the first. Returns Stale if the content was reloaded since the claim."""
         key = self._keys.model(model_id)
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:

@@ -1,4 +1,4 @@
-"""The keys of this pod's copies: which should be in etcd, and which differ from that.
+"""The keys of this pod's copies: which should be in etcd, and which of them still differ.
 
 Other parts note which keys should exist and continue; `publishing` writes the difference, a batch at a time. With one
 writer, a put and a deletion of the same key cannot overtake each other. The one exception is a claim, which etcd must
@@ -73,7 +73,7 @@ class CopyKeys:
         self._unkeyed |= self.wanted.keys()
 
     def renew(self) -> None:
-        """Has all keys written again whose copies are still of the current registration."""
+        """Marks all keys to be written again, if their copies are still of the current registration."""
         for model_id in self.wanted:
             self._dirty[model_id] = True
 
@@ -113,7 +113,7 @@ class CopyKeys:
         return [one for one in model_ids if one not in self.wanted and one not in self._claiming]
 
     async def settled(self, model_id: str, timeout: float) -> bool:
-        """Waits until the key of a model is as it should be; False after `timeout` seconds."""
+        """Waits until the key of a model is as it should be. Returns False after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 while model_id in self._dirty or model_id in self._writing:
@@ -167,7 +167,7 @@ class CopyKeys:
         written.set()
 
     def stand(self, model_ids: Iterable[str]) -> bool:
-        """Notes keys that are under the lease. Returns whether that is news for any of them."""
+        """Notes that these keys are under the lease. Returns whether that is new for any of them."""
         if not self._unkeyed:
             return False
         self._unkeyed.difference_update(model_ids)

@@ -30,11 +30,11 @@ class Presence(Protocol):
 
     @property
     def keyed(self) -> bool:
-        """Returns whether the pod and every copy that may answer have their keys under that lease."""
+        """Returns whether the pod and every copy that may answer have their keys under the lease."""
 
 
 class Fence:
-    """The fence of one pod. `reach` sends etcd any request; it raises EtcdError if etcd is unavailable."""
+    """The fence of one pod. `reach` sends some request to etcd, and raises EtcdError if etcd is unavailable."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Withdrawal of copies whose registration has ended, or whose content a reload has replaced.
 
-Until then such a copy may answer without a key, so the pod does not count as keyed.
+Until it is withdrawn, an outdated copy may answer without a key, so the pod does not count as keyed.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ class Outdated:
         going.add_done_callback(over)
 
     async def begin_replaced(self) -> None:
-        """Withdraws the copies whose content was replaced while this pod was away, and waits for that. As long as no
-        pod has loaded the new content, the old may answer."""
+        """Withdraws the copies whose content was replaced while this pod was away, and waits for that. Until a pod has
+        loaded the new content, the old content may answer."""
         ids = list(self._copies.wanted)
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
@@ -73,7 +73,7 @@ class Outdated:
 
 
 def _replaced(copy: CopyRecord, model: KeyValue) -> bool:
-    """Returns whether the record of its model says that a copy's content has been replaced."""
+    """Returns whether the model's record says that the copy's content has been replaced."""
     try:
         record = ModelRecord.decode(model.value)
     except ValueError:

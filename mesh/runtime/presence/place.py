@@ -3,9 +3,9 @@
 In the same transaction the pod writes its *life* (`mesh.schema.lives`), which has no lease.
 
 A name is taken by compare-and-set, so only one of two pods with the same name gets it. A record found at the start
-belongs to a dead pod (a crash, a container restarted under the same name: the common case), or to a live one (the
-operator gave a name twice). The agent asks the pod: one that answers with that incarnation lives, one whose address
-refuses the connection is dead and is replaced at once, and in doubt its lease decides.
+belongs to a dead pod (the common case: a crash, or a container restarted under the same name) or to a live one (the
+operator gave a name twice). So the agent asks the pod. If it answers with the record's incarnation, it lives. If its
+address refuses the connection, it is dead and is replaced at once. In doubt, its lease decides.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ class Taken:
 
 
 class Place:
-    """The place of one pod. `record` returns its present figures; `is_alive` whether the pod of a record lives (None:
-    unknown)."""
+    """The place of one pod. `record` returns its present figures. `is_alive` returns whether the pod of a record lives,
+    or None if that is unknown."""
 
     def __init__(
         self,
@@ -93,8 +93,8 @@ class Place:
         raise NameTaken("other pods of this name are starting too: give each pod its own --name")
 
     async def prepare(self) -> tuple[Lease, int]:
-        """Returns a new lease, after one was lost, and the revision of the key under the pod's name (0: none), for
-        `publish`. Raises NameTaken if another pod has the name, EtcdError."""
+        """Returns a new lease, after one was lost, and the revision of the key under the pod's name (0 if it does not
+        exist), for `publish`. Raises NameTaken if another pod has the name, EtcdError."""
         present = await self._etcd.get(self._key)
         other = _decode(present)
         if other is not None and other.incarnation != self._incarnation:
@@ -105,9 +105,10 @@ class Place:
         return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
 
     async def publish(self, lease: Lease, revision: int) -> Taken | None:
-        """Puts the pod's record in place of the one at `revision` (0: none), and its life beside it.
+        """Writes the pod's record in place of the one at `revision` (0 if there is none), and its life beside it.
 
-        Returns None, and closes the lease, if that has changed in the meantime."""
+        Returns None, and closes the lease, if the record has changed in the meantime.
+        """
         record = self._record()
         life = Life(record.data_address, record.control_address, token=record.token, lease=lease.id)
         done = False

@@ -78,8 +78,8 @@ class Presence:
     ) -> None:
         """Takes `ttl` in seconds. `on_stale` is called with the id of a model whose registration has ended, and returns
         once no call is answered from its copy; `on_usurped` is called when another pod has taken the name; `is_alive`
-        returns whether the pod of a record under our name lives (None: unknown); `on_lost` is called with the reason
-        why this pod is no longer published, unless it was closed."""
+        returns whether the pod of a record under our name lives, or None if that is unknown; `on_lost` is called with
+        the reason why this pod is no longer published, unless it was closed."""
         self.pod = pod
         self.key = keys.pod(pod)
         self._etcd = etcd
@@ -117,8 +117,9 @@ class Presence:
         self._tasks.run(duties.PRESENCE, self._run)
 
     async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
-        """Ends the presence. With `revoke` all of this pod's keys are deleted at once, its life included: only after
-        its model server has ended. Otherwise the life stays, and the other keys end when the lease expires."""
+        """Ends the presence. With `revoke`, which is only allowed after its model server has ended, all of this pod's
+        keys are deleted at once, including its life. Otherwise the life stays, and the other keys end when the lease
+        expires."""
         await self._tasks.close()
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -194,7 +195,7 @@ class Presence:
 
     def lease_gone(self, lease: int, why: str) -> None:
         """Gives up a lease, because etcd has answered that the lease, or this pod's presence under it, is gone. A newer
-        lease stays."""
+        lease is kept."""
         if self.published and self._lease is not None and self._lease.id == lease:
             log.warning("presence lost", why=why)
             self._forget_lease()
@@ -202,7 +203,7 @@ class Presence:
             self._wake.set()
 
     async def settled(self, model_id: str, timeout: float) -> bool:
-        """Waits until the key of a model is as it should be; False after `timeout` seconds."""
+        """Waits until the key of a model is as it should be. Returns False after `timeout` seconds."""
         return await self._copies.settled(model_id, timeout)
 
     @contextlib.asynccontextmanager

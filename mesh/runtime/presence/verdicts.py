@@ -28,7 +28,7 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """An unknown answer: etcd is unavailable, or this pod has no lease."""
+    """The lack of an answer: etcd is unavailable, or this pod has no lease."""
 
     why: str
 
@@ -45,7 +45,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Contradicted:
-    """A copy whose content differs from that of this registration's copies, by the record."""
+    """A copy whose content differs from the registration's other copies, according to the record."""
 
     record: ModelRecord
 

@@ -1,8 +1,8 @@
 """The data port of a foreign server: each call is checked as the ONNX server checks it, and passed on to the server.
 
-Each call is a task, because `grpc.aio` has no callbacks, and a stream of messages to and from the server, whatever its
-shape. A reply of one message, the usual case, is written in one piece with its trailers. If the end does not follow the
-first message at once, the reply is passed on message by message.
+Each call is a task, because `grpc.aio` has no callbacks. Whatever its shape, it is passed on as a stream of messages in
+both directions. A reply of one message, the usual case, is written in one piece with its trailers. If the end does not
+follow the first message at once, the reply is passed on message by message.
 
 The caller gets the server's answer with metadata, trailers and rich errors, except in two cases. *Not found* means that
 the server has lost the model: the copy is withdrawn, and the router gets *not here*, so that it asks for a load. And
@@ -43,7 +43,7 @@ _MAX_METHODS = 1000  # names of methods that are kept, as clients choose them
 
 
 class _NotHere(Exception):
-    """The case that no model has answered a call, so that another copy may."""
+    """The error for a call that no model has answered, so that another copy may answer it."""
 
 
 class RelayPort:
@@ -204,7 +204,7 @@ class RelayPort:
         return code
 
     async def _feed(self, carried: "_Carried", rpc: Any) -> None:
-        """Sends the messages of a streamed request. One that cannot be sent ends the call."""
+        """Sends the messages of a streamed request. A message that cannot be sent ends the call."""
         try:
             while (frame := await carried.call.read()) is not None:
                 await rpc.write(self._read(carried, frame))
@@ -227,7 +227,7 @@ class RelayPort:
             raise MeshError(Reason.BAD_REQUEST, text) from None
 
     def _method(self, name: bytes) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Returns the client's method, for a request of one message and for a streamed one."""
+        """Returns the `grpc.aio` callables of a method, for a request of one message and for a streamed request."""
         made = self._calls.get(name)
         if made is None:
             channel = self._link.channel
@@ -259,7 +259,7 @@ class _Carried:
             self._alias, self._version = headers.read_as(named_as)
 
     def named(self, message: bytes) -> bytes:
-        """Returns a reply's message under the alias that the call used, if it is V2's."""
+        """Returns the message of a reply, under the alias that the call used if it is a V2 message."""
         if self.call.method == PREFIX + b"ModelInfer":
             if self._alias:
                 message = splice(message, (1,), self._alias.encode())

@@ -31,7 +31,7 @@ class Journal:
         self._descriptor = -1
 
     def read(self) -> tuple[pb.RuntimeStatusResponse, list[Held]] | None:
-        """Returns what the former relay recorded; None if there is nothing reliable."""
+        """Returns what the former relay recorded, or None if nothing reliable is left."""
         if self._path is None:
             return None
         held: dict[str, Held] = {}

@@ -49,7 +49,8 @@ class Holding(Protocol):
 
 
 class Link:
-    """The connection. `up` waits until the server can be used; `ended` gets the exit status once the server is lost."""
+    """The connection to the foreign server. `up` waits until the server can be used. `ended` gets the exit status once
+    the server is lost."""
 
     def __init__(self, server: str, holding: Holding, *, hang_timeout: float, max_message: int) -> None:
         self.channel = grpc.aio.insecure_channel(
@@ -82,15 +83,15 @@ class Link:
         return not self.ended.done()
 
     async def survived(self) -> None:
-        """Returns once it is known that the server outlived a lost connection. If it has not, this never returns: the
-        process ends, and the use board keeps the work that was under way, which shows what may have killed the
+        """Returns once it is known that the server has outlived a lost connection. If it has not, this never returns,
+        because the process ends. The use board then still shows the work under way, which may have killed the
         server."""
         if not await self.up():
             await asyncio.Event().wait()
 
     async def broken(self, epoch: int, text: str) -> bool:
-        """Returns whether a call failed with UNAVAILABLE because its connection was lost, since `epoch`, and not by its
-        server's answer. `text` is the failure's: it may arrive before the channel's change of state."""
+        """Returns whether a call failed with UNAVAILABLE because its connection, of `epoch`, was lost, and not by the
+        server's answer. `text` is the text of the failure, which may arrive before the channel changes its state."""
         ready = grpc.ChannelConnectivity.READY
         for _ in range(_LOOKS):
             if self.epoch != epoch:
@@ -107,7 +108,7 @@ class Link:
 
     async def run(self, *, resumed: bool = False) -> None:
         """Watches the connection until the server is lost. Call it once the server has reported that it is ready.
-        `resumed`: it reported that to a former relay, from which the copies come."""
+        `resumed` means that it reported this to a former relay, from which the copies come."""
         ready = grpc.ChannelConnectivity.READY
         while True:
             if not resumed and self.channel.get_state() is ready:
@@ -174,8 +175,8 @@ class Link:
         await self.channel.close(None)
 
     async def _look(self, *, trusting: bool) -> str:
-        """Returns why the server at the address is not the one that was connected; "" if it is the same. `trusting`: a
-        server that does not say what it holds counts as the same."""
+        """Returns why the server at the address is not the one that was connected; "" if it is the same. If `trusting`,
+        a server that does not say what it holds counts as the same."""
         states = grpc.ChannelConnectivity
         while (state := self.channel.get_state(try_to_connect=True)) is not states.READY:
             if state is states.TRANSIENT_FAILURE:

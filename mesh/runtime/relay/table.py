@@ -34,7 +34,7 @@ class RelayedCopy:
         self.limit(concurrency)
 
     def limit(self, concurrency: int) -> None:
-        """Limits the calls that the server gets at once; 0: no limit."""
+        """Limits how many calls the server gets at once; 0 means no limit."""
         if concurrency:
             self.gate = asyncio.Semaphore(concurrency)
 
@@ -84,8 +84,8 @@ class Table:
         self._journal.add(Held(copy.model_id, token, -1 if slot is None else slot, concurrency))
 
     def withdraw(self, model_id: str, token: bytes) -> RelayedCopy | None:
-        """Removes a copy for its unload, so that it answers no more calls, and returns it; None if it is not here. An
-        empty token matches any copy."""
+        """Removes a copy for its unload, so that it answers no more calls, and returns it. Returns None if it is not
+        here. An empty token matches any copy."""
         if token in self.going:
             return self.going[token]
         for copy in self.copies.all_of(model_id):

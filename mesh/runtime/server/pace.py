@@ -29,7 +29,8 @@ class Pace:
         self._ns = [-1] * (_SIZES + 1)  # the running mean of each class; -1: never seen
 
     def note(self, size: int, took_ns: int) -> None:
-        """Records how long a call of that many bytes took: processor time if it can be told from waiting."""
+        """Records how long a call of that many bytes took. This is processor time where that can be distinguished from
+        waiting."""
         index = size.bit_length()
         if index > _SIZES:
             return

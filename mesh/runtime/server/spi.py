@@ -91,7 +91,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def modelSize(
         self, request: modelruntime_pb2.ModelSizeRequest, context: spi.Context
     ) -> modelruntime_pb2.ModelSizeResponse:
-        """Answers the size that was measured at the load."""
+        """Answers with the size that was measured at the load."""
         async with spi.answered(context):
             copy = self._copies.get(request.modelId)
             if copy is None:

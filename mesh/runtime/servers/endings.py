@@ -19,8 +19,8 @@ class Death:
 
 
 def death_of(ended: Ended, *, crashed_in: int, kills: tuple[int, int]) -> Death:
-    """Returns how a process ended, and the cause. `crashed_in`: the thread that the fault handler named, 0 if none;
-    `kills`: the kernel's count of kills for lack of memory before and after, -1 if it does not count."""
+    """Returns how a process ended, and the cause. `crashed_in` is the thread that the fault handler named, or 0.
+    `kills` has the kernel's count of kills for lack of memory before and after, or -1 if it does not count them."""
     code, how = ended.code, ended.how
     if ended.hung is not None:
         return Death(f"{how} and was killed", EndCause.STOPPED if ended.hung.stopped else EndCause.HANG)

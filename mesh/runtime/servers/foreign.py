@@ -2,7 +2,7 @@
 
 It is a child of the agent, not of the relay, so that it keeps its models if the relay dies and is restarted. This
 module only keeps it running. The relay finds out whether the server is ready, answers, or was restarted, as for a
-server that others start. If the relay reports that it does not answer, it is killed here.
+server that others start. If the relay reports that the server does not answer, this module kills it.
 """
 
 import shlex
@@ -70,7 +70,7 @@ class ForeignServer:
 
     @property
     def pid(self) -> int:
-        """The process id of the running server; 0: none."""
+        """The process id of the running server, or 0 if none runs."""
         return self._supervisor.pid or 0
 
     async def start(self) -> None:
@@ -86,7 +86,7 @@ class ForeignServer:
         await self._tasks.close()
 
     def ended(self, *, hung: bool) -> Death:
-        """Returns how the server ended, once the relay has found that it has. Kills a server that hangs."""
+        """Returns how the server ended, once the relay has found that it ended. Kills a server that hangs."""
         if hung:
             self._hung = True
             self._supervisor.kill()

@@ -1,8 +1,9 @@
 """Replacement of a model server that has lost threads to loads and calls that were ended but still run.
 
-Each keeps a processor busy and its memory in use as long as the process lives. A few are tolerated; a server with more
-takes no more loads, gets time to answer its calls, and is replaced. The models were recorded when they were detected
-(`loading`, and `killed` in their records), so no other model is blamed for the end of the server.
+Each lost thread keeps a processor busy and its memory in use as long as the process lives. A few are tolerated. A
+server with more takes no more loads, gets time to answer its calls, and is replaced. The models were recorded when
+their threads were lost (`loading`, and `killed` in their records), so no other model is blamed for the end of the
+server.
 """
 
 import asyncio

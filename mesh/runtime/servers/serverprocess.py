@@ -9,9 +9,9 @@ A server that hangs is killed and then treated as dead (`mesh.process.watcher`).
 the board every second, so checking it costs nothing. A server stopped from outside (SIGSTOP) is replaced like any
 other, but reported as such: no model is the cause.
 
-The cause of an end is reported as far as it is known (`placement.suspects.EndCause`): a crash with its thread, which
-Python's fault handler writes; a SIGKILL is for lack of memory if the kernel has counted another such kill, otherwise
-from outside.
+The cause of an end is reported as far as it is known (`placement.suspects.EndCause`). A crash is reported with its
+thread, which Python's fault handler writes. A SIGKILL is for lack of memory if the kernel has counted another kill of
+that kind, and otherwise from outside.
 """
 
 import asyncio
@@ -138,12 +138,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The process id of the running server; 0: none."""
+        """The process id of the running server, or 0 if none runs."""
         return self._supervisor.pid or 0
 
     @property
     def resident_bytes(self) -> int:
-        """The private memory of the running server, without mapped files; 0: none runs."""
+        """The private memory of the running server, without mapped files, or 0 if none runs."""
         return _private_bytes(self.pid)
 
     @property
@@ -158,7 +158,7 @@ class ServerProcess:
 
     @property
     def down_for(self) -> float:
-        """The seconds for which a server that was ready before has been down; 0: it is up."""
+        """The seconds for which a server that was ready before has been down, or 0 if it is up."""
         return time.monotonic() - self._down_since if self._down_since else 0.0
 
     async def start(self, plan: Plan) -> Status:
@@ -189,14 +189,14 @@ class ServerProcess:
             await spi.close()
 
     def kill(self, why: str) -> None:
-        """Kills the server at once; what follows is the same as after any death."""
+        """Kills the server at once. This is then handled like any other death."""
         if self.pid:
             self._ended_for = why, EndCause.REPLACED
             self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends the server in order: it takes no more calls and gets `grace` seconds to answer those in flight. What
-        follows is the same as after any death."""
+        """Ends the server in order: it takes no more calls and gets `grace` seconds to answer those in flight. This is
+        then handled like any other death."""
         child = self._supervisor.child
         if child is not None and child.returncode is None:
             self._ended_for = why, EndCause.REPLACED
@@ -277,7 +277,7 @@ class ServerProcess:
         self._pass_on(line)
 
     def _heard(self) -> float:
-        """Returns when the server's event loop last turned, in seconds of the monotonic clock; 0 before its first
+        """Returns when the server's event loop last turned, in seconds of the monotonic clock, or 0 before its first
         beat."""
         return self._board.beat_ns / 1e9
 

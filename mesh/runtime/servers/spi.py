@@ -76,7 +76,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of a model, as measured by its server. None: unknown."""
+    """The size of a model, as measured by its server. None means unknown."""
 
     footprint: Footprint
     note: str = ""  # for operators
@@ -96,7 +96,8 @@ class Spi:
         return os.path.exists(self.socket)
 
     async def status(self, *, timeout: float) -> Status:
-        """Asks for the status. Only at a start: a server drops all models before it reports that it is ready."""
+        """Asks for the status. Use this only at a start, because a server drops all models before it reports that it is
+        ready."""
         reply, told = await self._call(self._stub.runtimeStatus, pb.RuntimeStatusRequest(), timeout=timeout)
         return Status(
             ready=reply.status == pb.RuntimeStatusResponse.READY,
@@ -110,7 +111,7 @@ class Spi:
         )
 
     async def predict(self, model_id: str, model_type: str, path: str, key: str) -> int:
-        """Returns the bytes that the server expects a model to take; 0: it cannot tell. Raises SpiError."""
+        """Returns the bytes that the server expects a model to take, or 0 if it cannot tell. Raises SpiError."""
         request = pb.PredictModelSizeRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
         reply, _ = await self._call(self._stub.predictModelSize, request, timeout=_PREDICT_TIMEOUT)
         return int(reply.sizeInBytes)
@@ -158,7 +159,7 @@ class Spi:
         return True
 
     async def unload(self, model_id: str, *, copy: bytes, timeout: float) -> None:
-        """Unloads a model; an unknown one is no error. Raises SpiError: it may still be loaded."""
+        """Unloads a model; an unknown one is no error. Raises SpiError, after which the model may still be loaded."""
         metadata = [(headers.SPI_COPY, copy.decode())]
         request = pb.UnloadModelRequest(modelId=model_id)
         try:

@@ -5,11 +5,11 @@ and Python's fault handler tells which. So each thread notes, before it touches 
 digest of the request (`mesh.wire.requestdigest`).
 
 For a call in the event loop a digest would cost 5 us, so the loop stores the beginning of the request itself (0.1 us),
-and the reader after a death computes the digest. The loop does not note the copy: it is the one that ran once more than
-its threads account for, since the loop runs one at a time.
+and the reader after a death computes the digest. The loop does not note the copy. It runs one call at a time, so
+its copy is the one with one more run on the board than the threads account for.
 
-It is a part of the board's file: a header of 8 words, then 4 words for each of `THREADS` threads, then `KEPT` bytes.
-Each entry is written by one thread at a time, and is valid as long as its slot is set.
+This memory is a part of the board's file: a header of 8 words, then 4 words for each of `THREADS` threads, then `KEPT`
+bytes. Each entry is written by one thread at a time, and is valid as long as its slot is set.
 """
 
 import mmap
@@ -104,7 +104,7 @@ class AtWork:
     # -- reading: the agent, after a death
 
     def threads(self) -> list[ThreadWork]:
-        """Returns what the threads were doing, without the event loop's."""
+        """Returns what the threads were doing, except the event loop's."""
         found = []
         for entry in range(THREADS):
             at = self._entry(entry)

@@ -3,7 +3,7 @@
 The agent reads from it which copies were used last (LRU order) and how much (rates, load), which may be evicted (none
 with a call in flight), and after a crash which are suspect: those loading or running at that moment. The process that
 answers on the data port writes it: Mesh's model server, or the agent's relay for a foreign one. It sees every call,
-from whichever router.
+from any router.
 
 It is a file that both map, because messages would cost more: a call costs the writer two stores of a few words, reading
 costs it nothing, and the last state outlives a `kill -9`. Measured: start, end and histogram of a call take 1.8 us,
@@ -16,10 +16,10 @@ then 8 for each slot (one cache line), and one slot that belongs to no copy; the
 assigns and frees the slots; the writer fills them, through a `Row` that keeps the numbers itself and so never reads the
 map. The histogram is written by `beat`, once a second.
 
-Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host.
-The header also holds the fence: until when the server may answer, and which calls (`placement.fence`), as one word, so
-that no reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which continues while the machine sleeps, with
-the mode in the two lowest bits. The agent writes it; a new board is closed.
+Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host. The header
+also holds the fence: until when the server may answer, and which calls (`placement.fence`), as one word, so that no
+reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which continues while the machine sleeps, with the mode in
+the two lowest bits. The agent writes it; a new board is closed.
 
 Only one thread writes. The agent chooses the slot of a copy, and draws conclusions from the board; this module decides
 nothing.
@@ -169,17 +169,18 @@ class Board:
 
     @property
     def pid(self) -> int:
-        """The process that last attached; 0: none yet."""
+        """The process that last attached, or 0 if none has."""
         return self._words[_H_PID]
 
     @property
     def beat_ns(self) -> int:
-        """The time of the writer's last heartbeat, one a second; 0: none yet."""
+        """The time of the writer's last heartbeat, one a second, or 0 if it has sent none."""
         return self._words[_H_BEAT]
 
     @property
     def device_bytes(self) -> int:
-        """The bytes in use on the writer's device, by any process, at the last beat; 0: no device, or unknown."""
+        """The bytes in use on the writer's device, by any process, at the last beat. It is 0 without a device, or if
+        unknown."""
         return self._words[_H_DEVICE]
 
     @property
@@ -235,7 +236,7 @@ class Board:
     # -- writing: the agent
 
     def permit(self, until_ns: int, mode: Mode) -> None:
-        """Allows the server to answer the calls that `mode` names until then (ns of CLOCK_BOOTTIME)."""
+        """Allows the server to answer the calls that `mode` names until `until_ns`, in ns of CLOCK_BOOTTIME."""
         self._words[_H_FENCE] = until_ns & ~MODE_BITS | mode
 
     # -- writing, between two servers' lives: the agent
@@ -247,7 +248,7 @@ class Board:
             self._words[word] = 0
 
     def reset(self, *, keep: Collection[int] = ()) -> None:
-        """Frees every slot after the server's death, but for those to `keep`. Call counts are kept, calls in flight are
+        """Frees every slot after the server's death, except those to `keep`. Call counts are kept, calls in flight are
         not."""
         for slot in range(self.slots + 1):
             if slot not in keep:
@@ -257,8 +258,8 @@ class Board:
     # -- writing: the process that answers on the data port
 
     def attach(self, pid: int, *, keep: Collection[int] = ()) -> None:
-        """Makes a process the writer, and frees the slots that a former one left, but for those to `keep`: the copies
-        there have outlived their former writer."""
+        """Makes a process the writer, and frees the slots that a former writer left, except those to `keep`, whose
+        copies have outlived that writer."""
         self.reset(keep=keep)
         self.at_work.attach()
         self._words[_H_PID] = pid

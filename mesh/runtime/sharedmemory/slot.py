@@ -78,7 +78,7 @@ class Row:
         struct.pack_into("8Q", self._map, self._at, SlotState.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
 
     def resume(self, use: Use) -> None:
-        """Goes on with the numbers of a copy that has outlived its former writer, without that one's calls in
+        """Continues with the numbers of a copy that has outlived its former writer, except for that writer's calls in
         flight."""
         self._last_use_ns, self._calls, self._failed, self._busy_ns = (
             use.last_use_ns,

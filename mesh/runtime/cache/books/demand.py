@@ -55,6 +55,6 @@ class Demand:
         return total(sizes)
 
     def pods(self) -> float:
-        """Returns how many pods like this one the working set would fill, in the kind of memory of which it needs
-        more."""
+        """Returns how many pods like this one the working set would fill, counted in the kind of memory that is
+        scarcer."""
         return self.working_set().share_of(self._ledger.capacity)

@@ -81,12 +81,12 @@ class CacheEntry:
 
     @property
     def weight(self) -> int:
-        """Bytes in both memories."""
+        """Bytes in host and device memory together."""
         return self.footprint.total_bytes
 
     @property
     def physical(self) -> bool:
-        """Returns whether the server's memory may hold it."""
+        """Returns whether the server's memory may hold the model."""
         return self.begun or self.state in _PHYSICAL
 
     def __repr__(self) -> str:

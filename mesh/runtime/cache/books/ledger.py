@@ -77,8 +77,8 @@ class Ledger:
     # --- an entry's life ---
 
     def add(self, model_id: str, revision: int, *, idle_ms: int = 0, aside: bool = False) -> CacheEntry:
-        """Adds an entry for a load that begins, `aside` if it loads beside a copy. Raises ValueError if there is
-        one."""
+        """Adds an entry for a load that begins, `aside` if it loads beside a copy. Raises ValueError if the model has
+        this entry already."""
         entry = CacheEntry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock(), aside=aside)
         if entry.key in self.entries:
             raise ValueError(f"{model_id!r} is already in the ledger: {self.entries[entry.key]!r}")
@@ -87,7 +87,7 @@ class Ledger:
         return entry
 
     def aside_of(self, model_id: str) -> CacheEntry | None:
-        """Returns the entry that is kept aside for the model; None if there is none."""
+        """Returns the entry that is kept aside for the model, or None if it has none."""
         return self.entries.get(model_id + "\0")
 
     def swap(self, entry: CacheEntry) -> CacheEntry | None:
@@ -109,7 +109,8 @@ class Ledger:
     def enter(self, entry: CacheEntry, state: EntryState, *, evicted: bool = False) -> None:
         """Sets the state of an entry. UNLOADING makes its space available, LOADED puts it into the order of use.
 
-        `evicted`: the copy is evicted for another, which some policies learn from."""
+        `evicted` means that the copy is evicted for another; some policies learn from that.
+        """
         if entry.state is EntryState.LOADED:
             self.policy.remove(entry.key, evicted_at=self._clock() if evicted else None)
         self._count(entry, -1)
@@ -160,7 +161,7 @@ class Ledger:
         return entry.slot is not None
 
     def remove(self, entry: CacheEntry) -> None:
-        """Removes an entry of which nothing is left; its slot becomes free."""
+        """Removes an entry once nothing of its model is left, and frees its slot."""
         if self.entries.get(entry.key) is not entry:
             return
         if entry.state is EntryState.LOADED:
@@ -192,12 +193,12 @@ class Ledger:
 
     @property
     def free(self) -> Footprint:
-        """Returns the memory that is not reserved; negative if sizes were predicted too small."""
+        """Returns the memory that is not reserved. It is negative if sizes were predicted too small."""
         return self.capacity - self.committed
 
     @property
     def fullness(self) -> float:
-        """Returns the share that is taken of whichever memory is fuller."""
+        """Returns how full the fuller of the two memories is, as a share."""
         return self.committed.share_of(self.capacity)
 
     def fits(self, size: Footprint) -> bool:
@@ -238,7 +239,7 @@ class Ledger:
         return [self.entries[key] for key in self.policy.walk(lambda key: enough(self.entries[key]))]
 
     def first(self) -> CacheEntry | None:
-        """Returns the copy that would be evicted first, of those that may be evicted."""
+        """Returns the copy that would be evicted first, among those that may be evicted."""
         order = self.order(lambda entry: not entry.pinned)
         return order[-1] if order and not order[-1].pinned else None
 

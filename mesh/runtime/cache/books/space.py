@@ -1,4 +1,4 @@
-"""Notification of all loads that wait for memory once some has become free."""
+"""Notification of the loads that wait for memory when some becomes free."""
 
 import asyncio
 

@@ -27,7 +27,7 @@ class Files:
         self._tasks = Tasks()
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
-        """Fetches a model, and the optimised form of its files under that tag. Raises PullError."""
+        """Fetches a model's files, and the optimised form of them that has this tag. Raises PullError."""
         while (removal := self._removals.get(into)) is not None:
             await asyncio.wait({removal})
         return await self._puller.pull(source, into=into, tag=tag)

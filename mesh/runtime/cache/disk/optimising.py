@@ -1,12 +1,12 @@
 """Optimised forms of models: made in the background after a slow load, for the next load of the same files.
 
 The model server's work on a network's graph is the same at each load on the same version of onnxruntime and the same
-processor. So after a slow load, a separate process writes the optimised graph, compares the two, and reports whether it
-is worth keeping (`mesh.runtime.server.onnx.optimiser`). The puller's cache keeps it under the contents of the source
-files and a tag for version and processor: other contents or another runtime never find it, and the disk budget counts
-it.
+processor. So after a slow load, a separate process writes the optimised graph, compares it with the original, and
+reports whether it is worth keeping (`mesh.runtime.server.onnx.optimiser`). The puller's cache keeps it under the
+contents of the source files and a tag for version and processor: other contents or another runtime never find it, and
+the disk budget counts it.
 
-One model at a time, and only while the machine has memory for it: no call waits for this.
+Models are optimised one at a time, and only while the machine has memory for it. No call waits for this.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Keeping(Protocol):
         """Returns whether the folder still holds the files of that pull."""
 
     async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
-        """Takes over a file made from that pull's files; False if there is no room for it, or no use."""
+        """Takes over a file made from that pull's files. Returns False if there is no room or no use for it."""
 
 
 @dataclass(frozen=True, slots=True)

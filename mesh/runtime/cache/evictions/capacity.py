@@ -1,13 +1,13 @@
 """The memory for models, and for the whole model server, from the operator's wish and the memory available.
 
-A full cache is the normal state, so the model server must have room beyond its capacity for itself, for running
-calls and for memory that malloc cannot give back; `limit` is the sum of it all, and the hard limit of the process.
+A full cache is the normal state, so the model server must have room beyond its capacity for itself, for running calls
+and for memory that malloc cannot give back. `limit` is the sum of all this, and the hard limit of the process.
 
 A capacity larger than the container's memory, or the machine's if there is no container, is refused at the start rather
 than reduced: a rollout then stops at its first pod while the others serve, and the operator learns of the error,
-whereas a smaller cache would only show as misses. A pod that planned with more memory than exists would be killed, with
-all its models, once its cache is full. A capacity that fits but leaves little room is accepted, and the model server
-limited to the existing memory.
+whereas a smaller cache would only be noticed by its misses. A pod that planned with more memory than exists would be
+killed, with all its models, once its cache is full. A capacity that fits but leaves little room is accepted, and the
+model server limited to the existing memory.
 """
 
 from mesh.host.memory import Whole
@@ -36,7 +36,8 @@ def limit(capacity_bytes: int) -> int:
 
 
 def auto_limit(available_bytes: int) -> int:
-    """Returns the same for the automatic capacity: less in a small container, which would otherwise be killed first."""
+    """Returns the same for the automatic capacity. It is lower in a small container, which would otherwise be killed
+    before the limit is reached."""
     return min(limit(auto_capacity(available_bytes)), int(available_bytes * AUTO_SHARE))
 
 
@@ -50,9 +51,9 @@ def auto_capacity(available_bytes: int) -> int:
 
 
 def device_capacity(wanted: int, used: int, total: int) -> int:
-    """Returns the bytes for models on a device of `total` bytes, of which `used` are in use before any model. `wanted`
-    0: a good part of the rest. Raises ValueError if there is too little, or not enough for one model below the share at
-    which copies are evicted."""
+    """Returns the bytes for models on a device of `total` bytes, of which `used` are in use before any model. If
+    `wanted` is 0, they are a good part of the rest. Raises ValueError if there is too little, or not enough for one
+    model below the share at which copies are evicted."""
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
         text = f"{format_bytes(wanted)} requested for models, but of the device's {format_bytes(total)}"

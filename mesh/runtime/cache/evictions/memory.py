@@ -1,7 +1,7 @@
 """A watch over the real memory of the model server and its device, whatever the ledger says.
 
-Sizes are measured when a model is loaded, and a model may take more later: a first call with a large input, an arena
-that grows. So the server's private resident memory is watched.
+Sizes are measured when a model is loaded, but the model may take more later, when a first call has a large input or an
+arena grows. So the server's private resident memory is watched.
 
 The shares are of the hard limit of the process (`capacity.limit`): above 90 % the least recently used copies are
 evicted, one after the other as long as it helps; above 95 % loads are refused too. At 100 % an allocation fails in the
@@ -44,7 +44,7 @@ class MemoryWatch:
         used: Callable[[], int],
         device: bool = False,
     ) -> None:
-        """Takes `device`: whether to watch a device's memory. A limit of 0 watches nothing."""
+        """Makes a watch, over a device's memory if `device` is set. With a limit of 0, it watches nothing."""
         self.limit_bytes = limit_bytes
         self.refusal = ""  # why loads are refused; empty: they are not
         self._ledger = ledger

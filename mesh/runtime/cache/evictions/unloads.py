@@ -75,14 +75,14 @@ class Unloads:
         self._tasks = Tasks()
 
     def start(self, entry: CacheEntry, why: str) -> None:
-        """Begins to unload a copy, or the remains of a load, unless that is under way."""
+        """Begins to unload a copy, or the remains of a load, unless an unload of it is under way."""
         if self.begin(entry):
             log.info("unloading", model=entry.model_id, why=why)
             self._decisions.note("unload", entry.model_id, why=why)
 
     def begin(self, entry: CacheEntry, *, evicted: bool = False) -> bool:
-        """Begins to unload a copy; the caller notes the reason. Returns False if that is already under way. `evicted`:
-        the copy is evicted for another, which some policies learn from."""
+        """Begins to unload a copy; the caller notes the reason. Returns False if that is already under way. `evicted`
+        means that the copy is evicted for another; some policies learn from that."""
         if entry in self._going or entry not in self._ledger:
             return False
         self._ledger.enter(entry, EntryState.UNLOADING, evicted=evicted)

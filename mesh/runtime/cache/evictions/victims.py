@@ -1,7 +1,7 @@
-"""The choice of copies to evict in this pod: `placement.room`, asked about the copies here.
+"""The choice of copies to evict in this pod, made by `placement.room`.
 
-The question is the same for memory and for the disk, and so is the order. The latest questions are kept with their
-answers for `mesh replay`. `eviction` carries the answers out.
+The question and the order of eviction are the same for memory and for the disk. The latest questions and answers are
+kept for `mesh replay`. `eviction` carries the answers out.
 """
 
 import itertools
@@ -27,7 +27,8 @@ class Victims:
         self.questions: deque[tuple[Question, room.RoomDecision]] = deque(maxlen=QUESTIONS)  # the latest, about room
 
     def candidates(self, need: Footprint) -> list[str]:
-        """Returns the models whose other copies matter if room is made for this much; none if it fits anyway."""
+        """Returns the models whose other copies matter if room must be made for this much. Returns none if it fits
+        anyway."""
         if self._ledger.fits(need):
             return []
         count = itertools.count(1)
@@ -43,12 +44,13 @@ class Victims:
         for_whom: str = "",
         growing: Collection[str] | None = None,
     ) -> room.RoomDecision:
-        """Returns the victims for this much more. `spares`: copies elsewhere, of the models asked about. `keep` are
-        never victims.
+        """Returns the victims that must be evicted to fit this much more. `spares` is the number of copies in other
+        pods, for each model asked about. `keep` has the keys of entries that are never victims.
 
-        `growing`, if the question is about a load in memory already: the keys of all such loads that wait. It may take
-        memory reserved for others, and the memory of the other growing loads does not become free before they have got
-        theirs."""
+        `growing` is set if the load is in memory already and needs more: it has the keys of all waiting loads of this
+        kind. They may take memory reserved for others. The memory of the other growing loads does not become free
+        before they have grown.
+        """
         ledger = self._ledger
         need = need.on(device=ledger.has_device)
         free = ledger.free if growing is None else ledger.free + ledger.promised()
@@ -77,8 +79,9 @@ class Victims:
     ) -> room.RoomDecision:
         """Returns the victims whose files free this many bytes of the disk, by the same rules as in memory.
 
-        A pull under way may take the space, as much as it will need; `without` are the keys of loads that have no files
-        on disk because they wait for space."""
+        A pull under way counts with all the space that it may need. `without` has the keys of loads that have no files
+        on disk because they wait for space.
+        """
         ledger, look = self._ledger, self._look(spares, (for_whom,))
 
         def on_disk(key: str) -> room.ResidentCopy:
@@ -95,8 +98,8 @@ class Victims:
         return self._ask(question, on_disk, spares, busy)
 
     def leaving_disk_bytes(self, promised: Collection[str]) -> int:
-        """Returns the bytes of files that copies being unloaded will soon free on disk, without those `promised` to a
-        load, by key."""
+        """Returns the bytes of files that copies being unloaded will soon free on disk. Copies whose keys are in
+        `promised` do not count, as their space is promised to a load."""
         ledger = self._ledger
         return sum(
             entry.disk_bytes

@@ -1,10 +1,10 @@
-"""A model's way into memory: room on the books, which may evict; its turn; the server's part; and room for the measured
-size, which may evict more.
+"""Admission of models to memory. A model gets room on the books, then its turn, and the model server loads it; then it
+gets room for its measured size. Either room may need evictions.
 
-A size that was measured before is part of the request. Otherwise the size is predicted from the file once it is here,
-from experience with models of its type (`placement.sizes`), and deliberately low: a high prediction evicts models
-needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has headroom for
-it.
+A size that was measured before is part of the request. Otherwise it is predicted from the file once that is here, by
+experience with models of its type (`placement.sizes`). The prediction is deliberately low. A high one would evict
+models needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has
+headroom for it.
 """
 
 import asyncio
@@ -129,8 +129,9 @@ class Admission:
     async def admit(
         self, want: Want, entry: CacheEntry, pulled: Pulled, *, spares: Mapping[str, int], apart: bool
     ) -> Size | Refused | Failed:
-        """Brings a model into memory. Returns the measured size, which is then on the books. `spares`: copies elsewhere
-        of possible victims. `apart`: a server may have died of its load, so no other load runs beside it."""
+        """Brings a model into memory. Returns the measured size, which is then on the books. `spares` is the number of
+        copies of possible victims in other pods. `apart` means that the model's load may have killed a server before,
+        so no other load runs beside it."""
         ticket = Ticket(want, entry, pulled, spares, self._rooms.place(), time.monotonic(), apart)
         while True:
             if (refused := await self._reserve(ticket)) is not None:
@@ -185,7 +186,7 @@ class Admission:
         return None
 
     async def _reserve(self, ticket: Ticket) -> Refused | None:
-        """Reserves room for a load; victims begin to unload."""
+        """Reserves room for a load, and begins to unload the victims."""
         want, pulled, ledger = ticket.want, ticket.pulled, self._ledger
         capacity = ledger.capacity
         largest = max(1, capacity.device_bytes or capacity.host_bytes)
@@ -206,7 +207,7 @@ class Admission:
         return await self._rooms.reserve(ticket.entry, prediction, place=ticket.place, spares=ticket.spares)
 
     async def _wait_for_space(self, entry: CacheEntry) -> bool:
-        """Waits until its room is free; False if a model larger than predicted took it."""
+        """Waits until the load's room is free. Returns False if a model larger than predicted has taken it."""
         self._ledger.enter(entry, EntryState.WAITING)
         try:
             async with asyncio.timeout(_SPACE_WAIT):

@@ -1,4 +1,4 @@
-"""The files of a load, which are pulled; if the disk is full, copies are evicted first.
+"""Fetching of a load's files. If the disk is full, copies are evicted first.
 
 The puller limits the number of concurrent pulls, in total and from each store.
 """
@@ -44,8 +44,8 @@ class Fetching:
         self._meters = meters
 
     async def fetch(self, want: Want, entry: CacheEntry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
-        """Fetches the files. If that needs evictions, waits until the claim is `granted`, with the copies elsewhere of
-        possible victims. Raises NotFetched."""
+        """Fetches the files. If that needs evictions, waits until the claim is `granted`, which also returns the number
+        of copies of possible victims in other pods. Raises NotFetched."""
         place, began = self._rooms.place(), time.monotonic()
         while True:
             try:

@@ -1,8 +1,8 @@
-"""The loads of a pod: those that begin, are joined, or end early. `loading` carries out each.
+"""The loads of a pod: how they begin, are joined, and end early. `loading` carries out each load.
 
-A caller that asks for a model being loaded joins that load. The load is a task of its own: the end of a caller does not
-end it, a withdrawal does. There is at most one per model; a copy, or a load, of an older registration of the id is
-withdrawn first, and a request for an older registration than the one here is refused as stale. A copy of an older
+A caller that asks for a model being loaded joins that load. The load is a separate task: it continues if a caller gives
+up, but a withdrawal ends it. A model has at most one load. A copy or load of an older registration of the id is
+withdrawn first. A request for an older registration than the one here is refused as stale. A copy of an older
 generation of the same registration stays: the newer one is loaded beside it and then takes its place.
 """
 
@@ -164,9 +164,10 @@ class Loads:
         return await self.withdraw(model_id, revision, "it is no longer registered, or registered again", stale=True)
 
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
-        """Removes a copy, or a load, of that registration (0: any), and waits until it answers no call.
+        """Removes a copy or a load of that registration (0 for any), and waits until it answers no call.
 
-        Returns whether there was one; a copy being unloaded does not count."""
+        Returns whether there was one; a copy being unloaded does not count.
+        """
         had = False
         flight = self._flights.get(model_id)
         if flight is not None and revision in (0, flight.want.revision):
@@ -217,7 +218,7 @@ class Loads:
         return None if room.passes and not want.idle_ms else no_room(room)
 
     def _silent(self) -> Refused | None:
-        """Returns why no copy may be called loaded: the model server may answer for none at the moment."""
+        """Returns why no copy may be reported as loaded: the fence lets the model server answer for none at present."""
         if not (why := self._fence.why_silent()):
             return None
         return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)

@@ -174,8 +174,9 @@ class Loading:
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     """Completes the work even if cancelled meanwhile; the cancellation takes effect afterwards.
 
-    A load that has lost its claim undoes itself, and may be withdrawn just then: half undone, its entry would stay in
-    the ledger, and waiters for its removal would wait without end."""
+    A load that has lost its claim undoes itself, and may be withdrawn just then. If that stopped it halfway, its entry
+    would stay in the ledger, and waiters for its removal would wait without end.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

@@ -2,8 +2,8 @@
 
 The key of a loaded copy is written after the load's answer, as it already exists as a claim. The first copy of a
 registration's content is published before the answer, in a transaction that writes the content's digest
-(`claims.publish`), so that of two first loads one learns that the other was first. A copy that replaces one whose key
-has been deleted meanwhile is also published before the answer.
+(`claims.publish`). So if two pods make a first load, the later one learns of the earlier. A copy that replaces one
+whose key has been deleted meanwhile is also published before the answer.
 """
 
 import time
@@ -97,7 +97,8 @@ class Publication:
         await self._presence.settled(want.model_id, _KEY_WAIT)
 
     def _unclaimed(self, want: Want, entry: CacheEntry) -> bool:
-        """Returns whether no key prevents a new registration of the id: the replaced copy's key has been deleted."""
+        """Returns whether no key prevents a new registration of the id, because the replaced copy's key has been
+        deleted."""
         return entry.aside and self._presence.wanted(want.model_id) is None
 
     async def _publish(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:

@@ -4,10 +4,10 @@
 current work (calls in flight, loads under way, copies whose caller has not come yet), a load with a waiting caller
 waits too, for `WAIT` at most: a storm of cold calls is served in turn, as fast as loads end, instead of being refused.
 `placement.line` chooses which waiting loads each look serves, and which must give way so that loads do not wait for
-each other. The looks are made here, whenever memory becomes free and now and then, because the end of a call is not
-announced.
+each other. This module makes the looks: whenever memory becomes free, and also periodically, because the end of a call
+is not announced.
 
-A load without a waiting caller never waits: it is refused, and tried another time.
+A load without a waiting caller never waits. It is refused, and tried another time.
 """
 
 import asyncio
@@ -110,7 +110,8 @@ class Rooms:
         place: int,
         spares: Mapping[str, int],
     ) -> Refused | None:
-        """Reserves room for a load; victims begin to unload. Returns why not if there is none, or loads are refused."""
+        """Reserves room for a load, and begins to unload the victims. Returns the refusal if there is no room, or no
+        loads are taken."""
         need = prediction.footprint
         keep = (entry.model_id, entry.key)  # a copy that it may replace stays until the load is done
 
@@ -138,8 +139,9 @@ class Rooms:
     async def grow(self, entry: CacheEntry, measured: Footprint, *, place: int, spares: Mapping[str, int]) -> Answer:
         """Makes room for the measured size of a load beyond its reservation.
 
-        It is in memory already, so it may take memory reserved for loads that have not begun; they notice in their turn
-        (`Ledger.fits`). Until there is room the books keep its reservation."""
+        The load is in memory already, so it may take memory reserved for loads that have not begun. They notice when
+        their turn comes (`Ledger.fits`). Until there is room, the books keep the reservation.
+        """
         more = (measured - entry.footprint).positive
 
         def ask() -> RoomDecision:
@@ -172,8 +174,9 @@ class Rooms:
         spares: Mapping[str, int],
     ) -> Refused | None:
         """Evicts copies until a model's files fit on the disk, by the same rules and in the same order as for memory.
-        Returns once the victims' files are gone, or why that cannot be. `short` returns how many bytes of files in use
-        are too many; `removing` whether the files of loads that failed or died are still being removed."""
+        Returns once the victims' files are gone, or returns why there is no room. `short` returns how many bytes of
+        files in use must be removed. `removing` returns whether the files of loads that failed or died are still being
+        removed."""
         took = RoomDecision(RoomVerdict.FITS, (), "")
 
         def ask() -> RoomDecision:

@@ -58,7 +58,8 @@ class ServerSide:
         return self._server.why_down
 
     async def predicted(self, want: Want, pulled: Pulled) -> int:
-        """Returns the bytes that a foreign server expects a model to take; 0: it does not say, or is ours."""
+        """Returns the bytes that a foreign server expects a model to take. Returns 0 if it does not say, or the server
+        is Mesh's own."""
         if not self.default_bytes or self._mute == self._server.lives:
             return 0
         spi = await self._server.ready(0.0)

@@ -104,7 +104,7 @@ class DataPort:
         await asyncio.gather(*self._reading, return_exceptions=True)
 
     async def _read(self, call: Call, method: Callable[[Call, bytes], None]) -> None:
-        """Reads a request that came as a stream, of which V2's methods take one message."""
+        """Reads a request that arrived as a stream; V2's methods take one message."""
         try:
             frame = await call.read()
             if frame is None or await call.read() is not None:
@@ -133,7 +133,7 @@ class DataPort:
     def _copy(
         self, call: Call, model_id: bytes, token: bytes | None, method: int, started_ns: int
     ) -> ServedCopy | None:
-        """Returns the copy that the call is meant for; None if the call was answered without one."""
+        """Returns the copy that the call is meant for, or None if the call was answered without one."""
         if not model_id:
             raise bad("the call names no model: set model_name, or mm-model-id in the metadata")
         copy = self._copies.find(model_id, token)
@@ -245,7 +245,7 @@ class DataPort:
             call.reply(_IS_READY, answers.load(self._runs.count))
 
     def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> ServedCopy | None:
-        """Returns the copy that a status or metadata request is about; None if it was answered *not here*. Such
+        """Returns the copy that a status or metadata request is about, or None if it was answered *not here*. These
         requests do not count as uses."""
         started_ns = time.monotonic_ns()
         model_id, token, _ = named(call)
@@ -263,8 +263,8 @@ class DataPort:
 def _asked(
     copy: ServedCopy, request: requests.Request | requests.Heavy, frame: bytes
 ) -> tuple[Asked | None, Callable[[], Asked] | None]:
-    """Returns what a request asks of a model, with its input in `alignment.LOOP`; or, if reading it would hold up the
-    event loop, a function that does so in a thread. Raises `MeshError`."""
+    """Returns what a request asks of a model, with its input in `alignment.LOOP`. If reading the request would hold up
+    the event loop, returns a function that reads it in a thread. Raises `MeshError`."""
     if isinstance(request, requests.Heavy):
         heavy = request
         return None, lambda: _read(copy, requests.read(heavy), put=alignment.put)

@@ -64,7 +64,7 @@ class Run:
         started_ns: int,
     ) -> None:
         """Prepares a run of the request whose frame is `sent` and which keeps `held` bytes in memory. `asked` is what
-        it asks for; if that takes time to find out, `read` returns it, in the thread."""
+        it asks for. If finding that out takes time, `read` returns it instead, called in the thread."""
         self.call = call
         self.copy = copy
         self.sent = sent
@@ -171,7 +171,7 @@ class Runs:
         return self._endless
 
     def refuse(self, size: int) -> MeshError | None:
-        """Returns why a call with that many bytes of input is refused now; None if it is not."""
+        """Returns why a call with that many bytes of input is refused now, or None if it is not."""
         if self._waiting >= MAX_WAITING or (self._live and self._bytes + size > MAX_WAITING_BYTES):
             return MeshError(
                 Reason.OVERLOADED,

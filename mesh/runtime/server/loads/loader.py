@@ -69,7 +69,7 @@ class _Load:
         self.lasts = False
 
     def end(self) -> None:
-        """Ends it as soon as that is possible."""
+        """Ends the load as soon as possible."""
         self.stop.stop()
         if self.waiting and self.task is not None:
             self.task.cancel()
@@ -103,7 +103,8 @@ class Loader:
         concurrency: int,
         clock: Callable[[], int] = time.thread_time_ns,
     ) -> None:
-        """Makes a loader. `timeout`: seconds for one load. `clock`: processor time of the calling thread, in ns."""
+        """Makes a loader. `timeout` is the time for one load, in seconds. `clock` returns the processor time of the
+        calling thread, in ns."""
         self._loop = asyncio.get_running_loop()
         self._copies = copies
         self._board = board
@@ -345,6 +346,6 @@ class Loader:
 
 
 def _look_at(future: "asyncio.Future[Any]") -> None:
-    """Retrieves its result, so that asyncio does not complain when there is no waiter left."""
+    """Retrieves the error of a future, so that asyncio does not complain when there is no waiter left."""
     if not future.cancelled():
         future.exception()

@@ -7,11 +7,11 @@ reports a GPU, because the pod's labels and the placement of models depend on it
 A model's bytes on the device are the difference in the device's free memory, as CUDA reports it. Other processes may
 use the same device, so the figure is less exact than that for the host.
 
-Besides its weights, a session takes memory of the CUDA libraries: by default 73 MiB for the smallest model, and as much
-again for calls (H200, onnxruntime 1.31); cuBLAS alone keeps 32 MiB of workspace for each of its handles there. With the
-smallest workspace, and one stream per session, it is 7 to 9 MiB and 6 more for each further simultaneous call, and
-calls take as long. CUDA keeps this memory after the session's end for the next ones, which then seem to take nothing,
-so each counts as `SESSION_BYTES` at least. Weights are really freed.
+Besides its weights, a session takes memory for the CUDA libraries. By default, that is 73 MiB for the smallest model,
+and as much again for calls (H200, onnxruntime 1.31); cuBLAS alone keeps 32 MiB of workspace for each of its handles
+there. With the smallest workspace and one stream per session, it is 7 to 9 MiB, plus 6 MiB for each further
+simultaneous call, and calls take no longer. When a session ends, CUDA keeps this memory for later ones, which then seem
+to take nothing. So each session counts as at least `SESSION_BYTES`. Weights are really freed.
 """
 
 import ctypes
@@ -110,7 +110,7 @@ def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
 
 
 def _try_cuda() -> str:
-    """Returns why CUDA does not work; empty if it does."""
+    """Returns why CUDA does not work, or an empty text if it does."""
     if _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime is built without CUDA: install the extra `gpu` instead of `cpu`"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read by cuBLAS when a session makes its handle

@@ -2,15 +2,15 @@
 
 Sizes of models are measured with glibc's `mallinfo2`: bytes in use in all of malloc's arenas (`uordblks`) and in
 separate mappings for large blocks (`hblkhd`). It takes 0.4 us to read and gives 75 KB for a small regression at every
-load, while resident memory says 0 for the first few. It does not contain Python's own objects: they come from pymalloc,
+load, while resident memory says 0 for the first few. It does not include Python's own objects: they come from pymalloc,
 which does not use malloc. If the C library is not glibc, resident memory is used instead, coarse as it is.
 
 glibc keeps freed memory: deleting 60 sessions returned almost nothing of 1.2 GB, `malloc_trim(0)` nearly all. It holds
 locks that allocations wait for (60 ms for that much), so it is called in a thread, and once for several unloads.
 
-Each thread would get an arena of its own, and what one frees another cannot use: a caller of 4 MB tensors made the
-server grow by 88 MB, with one arena by 28. (Memory that goes back to the system at once is no way out: the page faults
-of a 4 MB block cost 2 ms.)
+By default each thread gets its own arena, and no thread can use what another has freed. Calls with 4 MB tensors made
+the server grow by 88 MB; with one arena, it grew by 28 MB. (Returning memory to the system at once is no way out: the
+page faults of a 4 MB block cost 2 ms.)
 
 The limit is RLIMIT_DATA: an allocation beyond it fails where it is made, and the process continues. A model of 101
 bytes that asks for gigabytes gets an error, and the machine keeps its memory.
@@ -73,7 +73,7 @@ _ARENA_MAX = -8  # M_ARENA_MAX in malloc.h
 
 
 def share() -> None:
-    """Has all threads allocate from one arena. Does nothing without glibc."""
+    """Makes all threads allocate from one arena. Does nothing without glibc."""
     if EXACT:
         _libc.mallopt(_ARENA_MAX, 1)
 
@@ -93,8 +93,8 @@ def limit(maximum: int) -> int:
     """Limits this process's private memory to `maximum` resident bytes, and returns the RLIMIT_DATA that does it.
 
     RLIMIT_DATA counts writable private memory whether it has been touched or not, such as the 8 MiB stacks of threads.
-    What is reserved and untouched at this moment is added, so that the limit applies to memory really used: call it
-    once everything is set up. Raises ValueError if the process holds more than that already.
+    Memory that is reserved but untouched at this moment is added, so that the limit applies to memory really used. So
+    call this once everything is set up. Raises ValueError if the process holds more than that already.
     """
     fields = {}
     with open("/proc/self/status") as status:

@@ -81,8 +81,9 @@ class Session:
     ) -> None:
         """Makes the session. Slow: call it in a thread. Raises `MeshError`.
 
-        `optimised`: the file was written by an earlier session, to its `write_to`, after onnxruntime had optimised the
-        graph, which is most of the work of making a session of a network."""
+        `optimised` means that an earlier session wrote the file, to its `write_to`, after onnxruntime had optimised the
+        graph. Optimising is most of the work of making a session of a network.
+        """
         options = stop.options
         if optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -144,8 +145,8 @@ class Session:
         self._run = _closed
 
     def made_up(self) -> dict[str, tensors.Array] | None:
-        """Returns zeros, or empty texts, in the declared shapes with 1 for variable dimensions; None if that is too
-        large."""
+        """Returns zeros or empty texts in the declared shapes, with 1 for variable dimensions. Returns None if that is
+        too large."""
         feed = {}
         size = 0
         for name, tensor in self.inputs.items():
@@ -199,8 +200,9 @@ def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshErr
     """Returns the error for a run that failed without being terminated. `proven`: the model has run without an error.
 
     If a proven model fails, the input is one that it was not made for, such as an unknown category: the caller's
-    mistake. On a GPU, errors of the device have the same exceptions as those of a model, so the two cannot be told
-    apart."""
+    mistake. On a GPU, errors of the device raise the same exceptions as those of a model, so the two cannot be told
+    apart.
+    """
     if isinstance(error, MeshError):
         return error
     if out_of_memory(error):

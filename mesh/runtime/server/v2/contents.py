@@ -160,8 +160,8 @@ def texts(tensor: Tensor, values: Sequence[Raw], shape: tuple[int, ...]) -> Arra
 
 
 def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, more: bool = False) -> MeshError:
-    """Returns the error for contents that do not fit the shape. `given`: elements by field, -1 for
-    an unknown number; `more`: there are at least that many."""
+    """Returns the error for contents that do not fit the shape. `given` is the number of elements by field, or -1 if it
+    is unknown. With `more`, there are at least that many."""
     name, kind = brief(tensor.name), tensor.kind
     count = int(np.prod(shape, dtype=object))
     what = ", ".join(f"{'some' if number < 0 else number} {field}" for field, number in given.items())

@@ -105,7 +105,7 @@ class Intake:
         return feed, size
 
     def _refuse_surplus(self, inputs: Any) -> None:
-        """Raises for more inputs than the model has: one of the first of them is unknown or a repetition."""
+        """Raises for more inputs than the model has, of which one must be unknown or a repetition."""
         found = set()
         for sent in inputs[: len(self.tensors) + 1]:
             name = self._tensor(sent).name
@@ -114,7 +114,7 @@ class Intake:
             found.add(name)
 
     def _tensor(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> Tensor:
-        """Returns the model's input that is sent. Raises `MeshError` if it is unknown or has another datatype."""
+        """Returns the input of the model that was sent. Raises `MeshError` if it is unknown or has another datatype."""
         tensor = self.tensors.get(sent.name)
         if tensor is None:
             raise bad(f"the model has no input {brief(sent.name)!r}; it has {names(self.tensors)}")

@@ -63,7 +63,7 @@ class ReplyWriter:
         return frame
 
     def pieces(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> list[Raw]:
-        """Returns the same in pieces: large contents are the arrays' own memory. Raises `MeshError`."""
+        """Returns the same message in pieces. Large contents are the arrays' own memory. Raises `MeshError`."""
         if raw or self._raw_only:
             parts, size = self._raw(arrays, request_id)
             if size >= _LARGE and sum(map(len, parts)) == size + 5:
@@ -71,7 +71,7 @@ class ReplyWriter:
         return [self.encode(arrays, request_id, raw=raw)]
 
     def _raw(self, arrays: Sequence[Array], request_id: bytes) -> tuple[list[Raw], int]:
-        """Returns a raw reply in pieces, and the bytes of its message as they follow from the shapes."""
+        """Returns a raw reply in pieces, and the length of its message as it follows from the shapes."""
         shapes = tuple([array.shape for array in arrays])
         start, heads, tags, size = self._known.get(shapes) or self._learn(shapes, arrays)
         if request_id:
@@ -171,7 +171,7 @@ def _raw_texts(values: Sequence[str]) -> bytes:
 
 
 def _pieces(array: Array) -> Iterator[list[Any]]:
-    """Yields all values in pieces: the interpreter's lock is held for as long as one call of C takes."""
+    """Yields all values in pieces, because each call into C holds the interpreter's lock."""
     flat = array.reshape(-1)
     if array.size <= _PIECE:
         yield flat.tolist()

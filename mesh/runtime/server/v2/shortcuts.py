@@ -115,7 +115,8 @@ _PLAIN = frozenset((_NAME, _VERSION, _ID, _INPUT, _OUTPUT, _RAW))
 
 
 def _kind(frame: bytes) -> bytes:
-    """Returns the length and the name in a frame: a model may be called by its id and by aliases of the same length."""
+    """Returns the length and the name in a frame, because a model may be called by its id and by aliases of the same
+    length."""
     if len(frame) > 6 and frame[5] == _NAME:
         return frame[: 7 + frame[6]]
     return frame[:5]

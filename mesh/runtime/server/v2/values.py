@@ -1,7 +1,7 @@
 """Runs of models with BF16 inputs or outputs, for which numpy has no type.
 
-Their 16 bits are passed in onnxruntime's own values, and then all inputs of the run must be such values. Python cannot
-make such a value from texts, but a session can return one. So texts are written into a tiny model that returns them,
+Their 16 bits are passed in onnxruntime's own values, and then all inputs of the run must be values of this kind. Python
+cannot make one from texts, but a session can return one. So texts are written into a tiny model that returns them,
 which takes 0.5 ms for each call.
 """
 
@@ -21,7 +21,7 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 def run(
     session: Any, tensors: Mapping[str, Tensor], names: Sequence[str], feed: Mapping[str, Array], options: Any
 ) -> list[Array]:
-    """Runs a session on arrays by name, as its own `run` does. `tensors`: the inputs that the model has."""
+    """Runs a session on arrays by name, as the session's `run` does. `tensors` are the inputs that the model has."""
     values = {name: _value(array, tensors[name]) for name, array in feed.items()}
     return [_array(value) for value in session.run_with_ort_values(names, values, options)]
 
@@ -60,7 +60,7 @@ def _field(number: int, contents: bytes) -> bytes:
 
 
 def _answering(array: Array) -> bytes:
-    """Encodes an onnx.ModelProto (opset 17) with one output, `y`, that array of texts."""
+    """Encodes an onnx.ModelProto (opset 17) whose only output, `y`, is that array of texts."""
     string = b"\x08"  # TensorProto.STRING
     dims = b"".join(b"\x08" + varint(n) for n in array.shape)
     contents = b"".join(_field(6, text.encode()) for text in array.ravel().tolist())
