@@ -34,8 +34,8 @@ ONE = np.ones((1, 1), np.float32)
 
 
 class AgentProcess:
-    """One pod. `options` are further arguments of its command line; the pod may read the folder `models` beside its
-    own."""
+    """One runtime pod. `options` are further arguments of its command line. The pod may read the folder `models` next
+    to its own folder."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class AgentProcess:
         self._process = await spawn(self._argv, name=self.name, on_line=self.lines.append)
 
     async def start(self) -> None:
-        """Starts the pod and waits until it has published itself."""
+        """Starts the pod and waits until it has published its record."""
         before = self.record.incarnation if self.record else ""
         await self.launch()
 
@@ -95,7 +95,7 @@ class AgentProcess:
         return await self.process.terminate(20.0)
 
     def kill9(self) -> None:
-        """Kills the agent alone; its server must not outlive it."""
+        """Kills the agent without its model server, which must end by itself."""
         self.process.send_signal(signal.SIGKILL)
 
     @property
@@ -139,41 +139,41 @@ class AgentProcess:
 
     @property
     def shown(self) -> tuple[tuple[str, str], ...]:
-        """Returns the metadata that the pod's control port demands."""
+        """The metadata that the pod's control port demands."""
         assert self.record is not None
         return rpc.shown(self.record.token)
 
     async def register(self, model_id: str, content: bytes, **known: Any) -> int:
-        """Writes the file and the record, as a router does, and returns the create revision."""
+        """Writes a model's file and its record, as a router does, and returns the record's create revision."""
         path = self.models / f"{abs(hash(model_id)):x}-{os.urandom(3).hex()}.onnx"
         path.write_bytes(content)
         return await self.register_path(model_id, str(path), **known)
 
     async def register_path(self, model_id: str, path: str, **known: Any) -> int:
-        """Writes the record alone, in place of one that may exist."""
+        """Writes a model's record without a file, replacing any existing record, and returns its create revision."""
         await self.etcd.delete(self.keys.model(model_id))
         return await self.etcd.put(self.keys.model(model_id), ModelRecord(type="onnx", path=path, **known).encode())
 
     async def model(self, model_id: str) -> ModelRecord:
-        """Returns a model's present record."""
+        """Returns a model's current record."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return ModelRecord.decode(kv.value)
 
     async def load(self, model_id: str, created: int = 0, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
-        """Asks the agent to load what is registered."""
+        """Asks the agent to load a model as it is registered."""
         kv = await self.etcd.get(self.keys.model(model_id))
         record = ModelRecord(type="onnx") if kv is None else ModelRecord.decode(kv.value)
         fields = {"model_path": record.path, "model_key": record.key, "host_bytes": record.host_bytes, **fields}
         return await self.ask(model_id, created or (kv.create_revision if kv else 1), timeout=timeout, **fields)
 
     async def ask(self, model_id: str, created: int, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
-        """Asks the agent to load what the test says, without a look at etcd."""
+        """Asks the agent to load a model with the given fields, whatever etcd holds."""
         request = agent_pb2.LoadRequest(model_id=model_id, create_revision=created, model_type="onnx", **fields)
         return await self.stub.Load(request, timeout=timeout, metadata=self.shown)
 
     async def loaded(self, model_id: str, content: bytes, **fields: Any) -> int:
-        """Registers and loads a model, which must succeed, and returns the create revision."""
+        """Registers and loads a model, which must succeed, and returns the registration's create revision."""
         created = await self.register(model_id, content)
         reply = await self.load(model_id, created, **fields)
         assert reply.WhichOneof("outcome") == "loaded", reply
@@ -196,7 +196,7 @@ class AgentProcess:
         incarnation: str = "",
         **inputs: np.ndarray,
     ) -> "Answer":
-        """Makes one V2 call on the data port, addressed to a copy; `said` are headers about the model's record."""
+        """Makes one V2 call to a copy on the data port. `said` are headers about the model's record."""
         assert self._pool is not None
         assert self.record is not None
         request = inference_pb2.ModelInferRequest(model_name=model_id)
@@ -216,18 +216,18 @@ class AgentProcess:
     # --- what stands in etcd and on its probe ---
 
     async def published(self) -> PodRecord | None:
-        """Returns the pod's record of presence."""
+        """Returns the record that the pod has published."""
         kv = await self.etcd.get(self.keys.pod(self.name))
         return None if kv is None else PodRecord.decode(kv.value)
 
     async def copy(self, model_id: str) -> CopyRecord | None:
-        """Returns etcd's record of a copy."""
+        """Returns a copy's record in etcd."""
         kv = await self.etcd.get(self.keys.copy(model_id, self.name))
         return None if kv is None else CopyRecord.decode(kv.value)
 
     async def probe(self, path: str, port: int = 0) -> tuple[int, str]:
-        """Returns status and text of /ready, /live or /metrics, or 0 if nothing listens; a pod that is not published
-        yet is asked by its port."""
+        """Returns the status and text of /ready, /live or /metrics. `port` is for a pod that has not published its
+        record yet. With it, the status is 0 if nothing listens."""
         address = f"127.0.0.1:{port}" if port else self.record.probe_address if self.record else ""
 
         def get() -> tuple[int, str]:
@@ -249,8 +249,8 @@ AnAgent = Callable[..., AgentProcess]
 
 
 class Answer:
-    """A reply of the data port: `value` of the first output, or `code` and `text`; `not_here` and `verify_first` as
-    routers see them."""
+    """A reply of the data port: the `value` of the first output, or `code` and `text`. `not_here` and `verify_first`
+    are the headers that routers act on."""
 
     def __init__(self, reply: Any) -> None:
         self.code: int = reply.code

@@ -1,6 +1,7 @@
-"""JSON as any writer may have put it into etcd: attributes that we read, with any value that JSON can hold.
+"""JSON as any other program may have written it to etcd: the attributes that Mesh reads, with any value that JSON
+allows.
 
-Python's reader also accepts NaN, numbers beyond any bound and lone surrogates.
+Python's parser also accepts NaN, arbitrarily large numbers and lone surrogates.
 """
 
 import json
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 
 class Raw(str):
-    """A number as it is written in a text."""
+    """A number in the spelling that the JSON text must have."""
 
 
 NAMES = sorted(
@@ -31,7 +32,7 @@ json_values = st.recursive(
 
 
 def as_json(value: Any) -> str:
-    """Returns the JSON of a value, with numbers as they are written."""
+    """Returns the JSON of a value. `Raw` numbers keep their spelling."""
     if isinstance(value, Raw):
         return value
     if isinstance(value, dict):

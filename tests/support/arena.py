@@ -1,8 +1,8 @@
-"""A mesh for fault injection: each router and pod reaches etcd through a proxy of its own, and any process can be
+"""A mesh for fault injection: each router and pod reaches etcd through a separate proxy, and any process can be
 stopped.
 
-`LocalMesh` with a `Proxy` between each process and an etcd that keeps all of its history. The harness itself talks to
-etcd directly, so it knows what etcd holds, and in which order it came there, whatever is done to the mesh.
+The mesh is a `LocalMesh` with a `Proxy` between each process and an etcd that keeps all of its history. The harness
+talks to etcd directly, so it always knows what etcd holds and in which order that was written.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ seconds."""
 
 
 class Arena:
-    """A mesh with proxies: `async with Arena(folder, pods=2, routers=3) as arena`; `ttl` is that of leases, in
-    seconds."""
+    """A mesh with proxies: `async with Arena(folder, pods=2, routers=3) as arena`. `ttl` is the time to live of leases,
+    in seconds."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Arena:
         await self._stack.aclose()
 
     async def heal(self) -> None:
-        """Continues all stopped processes and opens all proxies; killed processes stay dead."""
+        """Continues all stopped processes and opens all proxies. Killed processes stay dead."""
         for road in self.roads.values():
             road.delay = 0.0
             road.flow()
@@ -119,44 +119,45 @@ class Arena:
         return self._routers
 
     def program(self, name: str) -> Program:
-        """Finds the process that was started for a pod or router: the agent, or the parent of the workers."""
+        """Returns the process that was started for a pod or router: the agent, or the parent of the workers."""
         (found,) = [program for program in (*self.mesh.pods, *self.mesh.routers) if program.name == name]
         return found
 
     def alive(self, name: str) -> bool:
-        """Tells whether that process exists, even if it is stopped."""
+        """Returns whether a pod's or router's process exists, even if it is stopped."""
         process = self.program(name).process
         return process is not None and process.poll() is None
 
     def own(self, name: str) -> list[int]:
-        """Returns the process itself, an agent or the parent of a router, or nothing if it has ended, as its number may
-        belong to another process."""
+        """Returns the process id of an agent or of a router's parent process. Returns an empty list if the process has
+        ended, because its id may have been reused."""
         return [self.program(name).pid] if self.alive(name) else []
 
     def below(self, name: str, word: str) -> list[int]:
-        """Finds the children of that process whose command line has that word, such as `router.process.worker`."""
+        """Returns the children of a pod's or router's process whose command line contains `word`, such as
+        `router.process.worker`."""
         if not self.alive(name):
             return []
         return [pid for pid in children(self.program(name).pid) if word in command(pid)]
 
     def servers(self, pod: str) -> list[int]:
-        """Finds the model server of a pod; nothing while it is being replaced."""
+        """Returns the model server of a pod, or an empty list while it is being replaced."""
         return self.below(pod, "mesh.runtime.server")
 
     def workers(self, router: str) -> list[int]:
-        """Finds the workers of a router."""
+        """Returns the workers of a router."""
         return self.below(router, "router.process.worker")
 
     def envoys(self, router: str) -> list[int]:
-        """Finds the Envoy of a router."""
+        """Returns the Envoy of a router."""
         return self.below(router, "/envoy")
 
     def client(self, router: str) -> Client:
-        """Makes a client of one router, on a connection of its own."""
+        """Makes a client of one router, on a separate connection."""
         return Client(self.channel(router))
 
     def channel(self, router: str) -> grpc.aio.Channel:
-        """Opens a connection that reconnects after the router was away; it is closed with the mesh."""
+        """Opens a connection that reconnects after the router was unavailable. It is closed with the mesh."""
         address = self.mesh.grpc_address(self._routers.index(router))
         self.mesh.channels.append(grpc.aio.insecure_channel(address, options=RECONNECT))
         return self.mesh.channels[-1]
@@ -176,8 +177,8 @@ class Arena:
 
     @contextlib.contextmanager
     def cut_off(self, *names: str, drop: bool = False) -> Iterator[None]:
-        """Lets nothing pass between these processes and etcd, without closing connections; with `drop`, delayed data
-        never arrive."""
+        """Lets nothing pass between these processes and etcd, without closing connections. With `drop`, delayed data
+        never arrives."""
         for name in names:
             self.roads[name].swallow()
         try:
@@ -198,7 +199,7 @@ class Arena:
     # --- what stands in etcd ---
 
     async def present(self, pod: str) -> bool:
-        """Tells whether etcd has the pod's presence."""
+        """Returns whether etcd has the pod's record."""
         return await self.truth.get(self.keys.pod(pod)) is not None
 
     async def gone(self, pod: str) -> None:
@@ -210,7 +211,7 @@ class Arena:
         await until(vanished, timeout=self.ttl * 4 + 10, interval=0.05, why=f"the lease of {pod} ends")
 
     async def holders(self, model: str) -> list[str]:
-        """Lists the pods whose copies of a model are loaded according to etcd."""
+        """Returns the pods whose copies of a model are loaded according to etcd."""
         start = self.keys.copies(model)
         found = []
         async for kv in self.truth.scan(start):
@@ -220,10 +221,10 @@ class Arena:
         return found
 
     async def registrations(self, value: Callable[[bytes], int]) -> dict[str, list[int | None]]:
-        """Lists by model the value of its record after each change, in order: `value` of the record, or None if it was
-        removed.
+        """Returns the history of each model's registrations, in order: `value` of each new record, and None for each
+        removal.
 
-        A record that is rewritten stays the same registration.
+        A rewritten record is the same registration, so it adds nothing.
         """
         found: dict[str, list[int | None]] = defaultdict(list)
         async for event in self._events():
@@ -235,8 +236,8 @@ class Arena:
         return dict(found)
 
     async def _events(self) -> AsyncIterator[Event]:
-        """Yields all changes of the registry so far. A watch does not say when it has reported everything, so another
-        key that it reports is changed right after the registry, and awaited."""
+        """Yields all changes of the registry so far. A watch does not say when it has reported everything, so this
+        changes another watched key after the registry, and waits for that change."""
         start = self.keys.registry
         mark = after_prefix(start)
         last = await self.truth.put(mark, b"")

@@ -1,4 +1,4 @@
-"""Requests to management made of plain arguments."""
+"""Requests to management, made from plain arguments."""
 
 from collections.abc import Callable, Sequence
 
@@ -49,5 +49,5 @@ class Asked:
         return await self.handlers.loading.ensure(Load(model_id, sync, last_used_ms))
 
     async def set_limits(self, model_id: str, change: Callable[[CopyLimits], CopyLimits]) -> StatusInfo:
-        """Changes how many copies a model has."""
+        """Sets the limits on a model's number of copies."""
         return await self.handlers.registration.set_limits(model_id, change)

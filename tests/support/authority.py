@@ -1,5 +1,5 @@
-"""The certificate authority of a test mesh, and the folders of its processes, changed as Kubernetes changes mounted
-Secrets."""
+"""The certificate authority of a test mesh, and the certificate folders of its processes, changed as Kubernetes changes
+mounted Secrets."""
 
 import datetime
 import os
@@ -15,7 +15,7 @@ PEM = serialization.Encoding.PEM
 
 
 class Authority:
-    """An authority that signs certificates valid from an hour ago until `hours` from now; a negative number makes
+    """An authority whose certificates are valid from an hour ago until `hours` from now. A negative number makes
     expired ones."""
 
     def __init__(self, name: str = "authority") -> None:
@@ -43,8 +43,8 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
     def issue(self, *names: str, hours: float = 24, use: tuple[x509.ObjectIdentifier, ...] = ()) -> tuple[bytes, bytes]:
-        """Returns certificate and key, both PEM, for these names (default: mesh.internal) and these uses (default:
-        any)."""
+        """Returns a certificate and its key, both PEM, for these names (default: mesh.internal) and these uses
+        (default: any)."""
         key = ec.generate_private_key(ec.SECP256R1())
         extensions: list[x509.ExtensionType] = [
             x509.SubjectAlternativeName([x509.DNSName(name) for name in names or ("mesh.internal",)])
@@ -69,7 +69,7 @@ class Mounted:
         self.put(**files)
 
     def put(self, **files: bytes) -> None:
-        """Replaces the whole content: ca_crt, tls_crt, tls_key."""
+        """Replaces all files: ca.crt, tls.crt and tls.key."""
         self._number += 1
         fresh = self.path / f"..{self._number}"
         fresh.mkdir()
@@ -86,12 +86,13 @@ class Mounted:
             shutil.rmtree(self.path / old)
 
     def issue(self, by: Authority, *, trust: bytes = b"", hours: float = 24) -> None:
-        """Puts a new certificate of that authority, with `trust` (default: that authority) as ca.crt."""
+        """Writes a new certificate of the authority. ca.crt is the certificate of `trust`, by default the same
+        authority."""
         certificate, key = by.issue(hours=hours)
         self.put(ca_crt=trust or by.pem, tls_crt=certificate, tls_key=key)
 
     @classmethod
     def of(cls, folder: Path, by: Authority, *, trust: bytes = b"", hours: float = 24) -> "Mounted":
-        """Makes such a folder with a new certificate."""
+        """Makes such a folder with a new certificate of the authority."""
         certificate, key = by.issue(hours=hours)
         return cls(folder, ca_crt=trust or by.pem, tls_crt=certificate, tls_key=key)

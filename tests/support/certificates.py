@@ -14,9 +14,10 @@ HOUR = datetime.timedelta(hours=1)
 def certificate(
     name: str, *, ends: datetime.timedelta = HOUR, begins: datetime.timedelta = -24 * HOUR
 ) -> tuple[bytes, bytes]:
-    """Returns the authority's certificate, and a server's certificate with its key for that address or host, both PEM.
+    """Returns the authority's certificate, and a server certificate with its key for that address or host, both as PEM.
 
-    `begins` and `ends` are counted from now, and a past end makes an expired certificate. The authority's own is valid.
+    `begins` and `ends` are relative to now, and a past end makes an expired certificate. The authority's own
+    certificate is always valid.
     """
     now = datetime.datetime.now(datetime.UTC)
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())

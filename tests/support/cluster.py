@@ -1,7 +1,7 @@
 """kubectl and helm with one identity, and waits for their effects.
 
-A `Kube` is one identity in one namespace. Waiting is kubectl's own (`kubectl wait`, a watch) or a condition that is
-polled; a wait that fails tells what the objects, the events and the pods said.
+A `Kube` is one identity in one namespace. It waits with `kubectl wait` or by polling a condition. The error of a wait
+that fails shows the objects, the events and the logs of the pods.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ _PORT = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 
 class KubeError(AssertionError):
-    """A command that ended with an error, with its output as text."""
+    """A command that failed, with its output as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kube:
-    """One identity's view of the cluster: a kubeconfig and a namespace."""
+    """One identity's access to the cluster: a kubeconfig and a namespace."""
 
     kubeconfig: Path
     namespace: str = "default"
@@ -42,17 +42,18 @@ class Kube:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which kubectl and helm are found, and use this cluster by default."""
+        """The environment in which kubectl and helm are found and use this cluster by default."""
         # Nothing of the machine's own configuration: neither its plugins nor its repositories.
         path, home = f"{layout.BIN}:{os.environ['PATH']}", str(layout.HOME)
         return {"PATH": path, "HOME": home, "KUBECONFIG": str(self.kubeconfig)}
 
     def kubectl(self, *argv: str, given: str | None = None, timeout: float = 60.0) -> str:
-        """Runs kubectl and returns its output; `given` is its input."""
+        """Runs kubectl and returns its output. `given` is its standard input."""
         return self._run("kubectl", *argv, given=given, timeout=timeout)
 
     def shell(self, line: str, *, folder: Path = ROOT, timeout: float = 420.0) -> str:
-        """Runs a line in a folder, as typed by a user who has this kubeconfig and `mesh`, and returns its output."""
+        """Runs a command line in a folder, as a user with this kubeconfig and `mesh` would type it, and returns its
+        output."""
         argv = ["bash", "-o", "pipefail", "-c", line]
         path = f"{Path(sys.executable).parent}:{self.environment['PATH']}"
         done = subprocess.run(
@@ -67,8 +68,8 @@ class Kube:
         return self._run("helm", *argv, given=None, timeout=timeout)
 
     def dry_run(self, *objects: dict[str, Any]) -> list[str]:
-        """Lets the API server check objects as if they were applied, and returns its warnings; raises KubeError if it
-        refuses them."""
+        """Lets the API server validate objects as if they were applied, and returns its warnings. Raises KubeError if
+        it refuses them."""
         given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         done = self._done("kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-", given=given)
         return [line for line in done.stderr.splitlines() if line.startswith("Warning:")]
@@ -99,7 +100,7 @@ class Kube:
         )
 
     def can(self, verb: str, resource: str) -> bool:
-        """Returns whether this account may do that in this namespace."""
+        """Returns whether this identity may do that in this namespace."""
         try:
             return self.kubectl("auth", "can-i", verb, resource).strip() == "yes"
         except KubeError as error:  # a "no" is an exit status of 1 with "no" in the output
@@ -125,7 +126,7 @@ class Kube:
             raise KubeError(f"{error}\n{self.story()}") from None
 
     async def until(self, condition: Callable[[], object], why: str, timeout: float = 60.0) -> None:
-        """Polls a condition that asks the cluster."""
+        """Polls a condition about the cluster."""
 
         def holds() -> bool:
             with contextlib.suppress(KubeError):  # the object does not exist yet
@@ -138,7 +139,7 @@ class Kube:
 
     @contextlib.asynccontextmanager
     async def forward(self, target: str, port: int) -> AsyncIterator[int]:
-        """Forwards a port on loopback to a port of a pod or a service (`service/mesh`)."""
+        """Forwards a local port to a port of a pod or a service (`service/mesh`)."""
         child = await asyncio.create_subprocess_exec(
             str(layout.BIN / "kubectl"),
             f"--kubeconfig={self.kubeconfig}",
@@ -167,7 +168,7 @@ class Kube:
             await child.wait()
 
     def story(self) -> str:
-        """Returns what happened in this namespace, for a failure's message."""
+        """Returns what happened in this namespace, for an error message."""
         parts = []
         for argv in (
             ["get", "all", "--output=wide"],
@@ -185,10 +186,11 @@ class Kube:
 
 
 def pod(name: str, *containers: dict[str, Any], uid: int | None = None, **spec: Any) -> dict[str, Any]:
-    """Returns a pod as Pod Security's `restricted` wants it, with a read-only root, and only /tmp to write to.
+    """Returns the manifest of a pod that satisfies Pod Security's `restricted`, with a read-only root and only /tmp
+    writable.
 
-    With a uid, it runs under that one and group 0, as on OpenShift, and otherwise under the image's own. Containers are
-    given by name, image and their differences.
+    With `uid`, the pod runs as that user and group 0, as on OpenShift, otherwise as the image's user. Each container is
+    given by its name, its image and its other fields.
     """
     security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if uid is not None:

@@ -1,4 +1,4 @@
-"""A carrier without I/O for the machine of cold starts: tests say what is read and what agents answer."""
+"""A carrier without I/O for the state machine of cold starts: tests decide what is read and what agents answer."""
 
 from collections.abc import Hashable
 from typing import Any, TypeVar
@@ -17,9 +17,9 @@ I = TypeVar("I", bound=Instruction)  # noqa: E741
 
 
 class Carrier:
-    """A carrier that answers at once from memory: what is remembered, what is in view, where a load would go.
+    """A carrier that answers the machine at once from memory: remembered records, copies in view, the pod for a load.
 
-    `read` and `says` answer the rest. `given` has all instructions so far.
+    `read` and `says` answer the machine's other requests. `given` has all instructions so far.
     """
 
     def __init__(self, *pods: str, rules: Rules | None = None) -> None:
@@ -67,7 +67,7 @@ class Carrier:
         return self.feed(events.Left(self.now_ms, model_id, waiter))
 
     def read(self, record: Record | None = RECORD, model_id: str = "m") -> list[Instruction]:
-        """Answers the requested read with this."""
+        """Answers the machine's read of a record."""
         asked = self.outstanding.pop(model_id)
         assert isinstance(asked, instructions.Read), asked
         if record is None:
@@ -75,12 +75,12 @@ class Carrier:
         return self.feed(events.RecordRead(self.now_ms, model_id, asked.cause, record))
 
     def says(self, answer: type[events.Answer], model_id: str = "m", **more: Any) -> list[Instruction]:
-        """Answers for the agent, or for whatever else was asked."""
+        """Answers the machine's request in place of an agent, or of another process that it asked."""
         asked = self.outstanding.pop(model_id)
         return self.feed(answer(self.now_ms, model_id, asked.cause, **more))
 
     def after(self, ms: int) -> list[Instruction]:
-        """Lets time pass; the machine is told the time whenever it has asked for it."""
+        """Lets time pass. The machine is told the time whenever it has asked for that."""
         given, end = [], self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None
@@ -95,20 +95,20 @@ class Carrier:
     # --- what was given ---
 
     def every(self, kind: type[I]) -> list[I]:
-        """Returns all instructions of that kind so far."""
+        """Returns all instructions of one kind so far."""
         return [given for given in self.given if isinstance(given, kind)]
 
     @property
     def asked(self) -> list[str]:
-        """The pods that were asked so far."""
+        """The pods that were asked to load so far."""
         return [ask.pod for ask in self.every(instructions.Ask)]
 
     @property
     def served(self) -> list[Hashable]:
-        """The waiters that were given a copy."""
+        """The waiters that got a copy."""
         return [told.waiter for told in self.every(instructions.TellCopy)]
 
     @property
     def problems(self) -> dict[Hashable, Problem]:
-        """The problems that the other waiters were given."""
+        """The problems that the other waiters got."""
         return {told.waiter: told.problem for told in self.every(instructions.TellProblem)}

@@ -1,4 +1,4 @@
-"""A writer that counts through faults, beside a watcher that must see each count once."""
+"""A writer that counts through faults, and a watcher that must see each count once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ class Writer:
 async def counting(
     near: Etcd, writing: Etcd, watching: Etcd, key: bytes = KEY
 ) -> AsyncIterator[tuple[Writer, Follower]]:
-    """Writes and watches during the block, and then checks that every count was seen once, in order."""
+    """Writes and watches during the block, then checks that every count was seen once and in order."""
     async with following(watching, key) as follower:
         writer = Writer(writing, key)
         await writer.more()

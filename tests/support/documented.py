@@ -1,9 +1,9 @@
-"""The commands of the docs as they are written, and a shell that runs them.
+"""The commands of the docs exactly as written, and a shell that runs them.
 
-Each fenced block of `console` (its lines with a prompt) or `sh` (all of it) belongs to a page and its heading. A test
-that runs a page says what replaces the placeholders of the examples (an endpoint, a file), and nothing else is changed.
-One table, `RUN_BY`, says which test runs which block, and what is left out or different there. A test compares it with
-the pages, so every command added to a page must be run by a test. (The README has `.ci/readme.py` for that.)
+The commands are the lines with a prompt in fenced `console` blocks, and all lines of `sh` blocks, found by page and
+heading. A test replaces the placeholders of the examples, such as an endpoint or a file, and nothing else. The table
+`RUN_BY` says which test runs which block, and what the test omits or changes. Another test compares the table with the
+pages, so every command added to a page must be run by a test. (`.ci/readme.py` does the same for the README.)
 """
 
 import contextlib
@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """The runner of a block."""
+    """The test that runs a block."""
 
     test: str  # the file
     but: str = ""  # what is left out or is otherwise, and why
@@ -81,14 +81,14 @@ RUN_BY = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command of a page."""
+    """One command of a docs page."""
 
     page: str
     heading: str
     text: str  # the command as in the page, with continued lines joined
 
     def put(self, words: Mapping[str, str]) -> str:
-        """Returns the text with the placeholders in `words` replaced, the longest first; each must occur."""
+        """Returns the text with the placeholders in `words` replaced, the longest first. Each must occur."""
         pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         return re.sub(pattern, lambda found: words[found[0]], self.text) if words else self.text
 
@@ -114,14 +114,15 @@ def commands(page: str) -> list[Command]:
 
 
 def block(page: str, heading: str) -> list[Command]:
-    """Returns the commands below one heading; there must be some."""
+    """Returns the commands below one heading, at least one."""
     found = [command for command in commands(page) if command.heading == heading]
     assert found, f"{page} has no commands below {heading!r}"
     return found
 
 
 def _split(fence: str, block: list[str]) -> list[str]:
-    """Returns the commands of one block; in a `console` block those with a prompt, as the rest is their output."""
+    """Returns the commands of one block. In a `console` block only lines with a prompt are commands; the others are
+    output."""
     if fence == "sh" and any("<<" in line for line in block):
         return ["\n".join(block)]
     found, quoted, going_on = list[str](), False, False
@@ -138,8 +139,8 @@ def _split(fence: str, block: list[str]) -> list[str]:
 
 
 class Shell:
-    """Bash in a folder of its own, with the programs of this environment and without the caller's settings of other
-    meshes and clusters."""
+    """Bash in a given folder, with the programs of this environment and without the caller's settings for other meshes
+    and clusters."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ class Shell:
         self.environment |= environment
 
     def run(self, text: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Runs a command. Its exports stay set for the next one, as in the terminal of a reader who follows a page."""
+        """Runs a command. Variables that it exports stay set for the next command, as in a reader's terminal."""
         mark = "--environment--"
         script = f"set -e\n{text}\nprintf '%s\\0' '{mark}'\nenv -0"
         done = subprocess.run(
@@ -171,8 +172,8 @@ class Shell:
 
     @contextlib.contextmanager
     def running(self, text: str, **environment: str) -> Iterator[Callable[[], str]]:
-        """Runs one command that does not end by itself while the block is open, returns its output, and raises if it
-        has ended."""
+        """Runs a command that does not end by itself for as long as the block is open, and returns its output. Raises
+        if the command has ended."""
         log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """A real etcd for tests, and the faults that can be injected into it.
 
-It is started through the same command line as `mesh up` uses, bound to the test process's life, and without fsync,
+The etcd is started with the command line that `mesh up` uses, and ends with the test process. It runs without fsync,
 which saves seconds and matters only in a power failure.
 """
 
@@ -23,9 +23,9 @@ START_TIMEOUT = 30.0
 
 
 class EtcdServer:
-    """One etcd on loopback with data in `folder`; `with` and `async with` start and end it.
+    """One etcd on loopback with its data in `folder`. `with` and `async with` start and end it.
 
-    Starting does not need an event loop, so that one etcd can serve many tests with a loop each.
+    Starting it needs no event loop, so one etcd can serve many tests that each have their own loop.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class EtcdServer:
 
     @property
     def running(self) -> bool:
-        """True if the etcd was started and not ended by the tests."""
+        """True if the etcd was started and the tests have not ended it."""
         return self._child is not None
 
     def launch(self) -> None:
-        """Starts the etcd on the data it left, without waiting."""
+        """Starts the etcd with its existing data, without waiting."""
         assert self._child is None, "etcd is started already"
         argv = etcd_argv(process.find_binary("etcd"), self.folder, self.port, self._peer_port, "test")
         if self._scheme == "https":
@@ -85,7 +85,7 @@ class EtcdServer:
             return False
 
     def start_now(self) -> None:
-        """Starts the etcd and blocks until it answers."""
+        """Starts the etcd and blocks until it answers. Needs no event loop."""
         self.launch()
         end = time.monotonic() + START_TIMEOUT
         while not self._is_ready():
@@ -115,7 +115,7 @@ class EtcdServer:
             child.wait(10)
 
     def freeze(self) -> None:
-        """Sends SIGSTOP: connections stay open, nothing answers."""
+        """Sends SIGSTOP: connections stay open, but nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -135,7 +135,7 @@ class EtcdServer:
         return done.stdout
 
     async def compact(self) -> int:
-        """Compacts all history, and returns the revision up to which nothing is kept."""
+        """Compacts all history, and returns the revision up to which history is gone."""
         async with Etcd(self.settings) as etcd:
             revision = (await etcd.status()).revision
             await etcd.compact(revision, physical=True)

@@ -1,6 +1,6 @@
 """The messages of the example runtime's own service, `mmesh.ExamplePredictor`, made without a .proto file.
 
-They stand in a descriptor pool of their own, as the mesh's do.
+They are in a separate descriptor pool, like the mesh's messages.
 """
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory

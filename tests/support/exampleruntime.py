@@ -1,8 +1,8 @@
-"""A model server that is not ours: `python -m tests.support.exampleruntime --listen unix:/tmp/s`.
+"""A foreign model server for tests: `python -m tests.support.exampleruntime --listen unix:/tmp/s`.
 
-It behaves as the example runtime that the predecessor was tested with, and speaks real gRPC through `grpc.aio`: the
-SPI, and a service of its own, `mmesh.ExamplePredictor` (`exampleproto`). It knows nothing of copies, slots and the use
-board. What a model does is said by the last element of its path, what a call does by its text.
+It behaves like the example runtime that the predecessor was tested with. It serves the SPI and the service
+`mmesh.ExamplePredictor` (`exampleproto`) over real gRPC (`grpc.aio`), and knows nothing of copies, slots and the use
+board. The last element of a model's path determines what the model does, and the text of a call what the call does.
 
 | path | the model |
 | --- | --- |
@@ -18,10 +18,10 @@ board. What a model does is said by the last element of its path, what a call do
 | `crash` | none: the server ends |
 | anything else | a prediction: that text, under the model's id |
 
-`predict` takes and gives one message; `predictEach` answers each text of `texts` with a message, `predictAll` answers a
-stream of requests with one message, `converse` answers each request of a stream with a message, in step.
+`predict` is unary. `predictEach` answers each text of `texts` with a message, `predictAll` answers a stream of requests
+with one message, and `converse` answers each request of a stream before it reads the next.
 
-Each thing that it is asked is a line in the file of `--diary`: `load m`, `unload m`, `status`, `predict m`.
+Each request is noted as a line in the file of `--diary`: `load m`, `unload m`, `status`, `predict m`.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _FORMS = {
 
 
 class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
-    """The SPI and the predictor of one server."""
+    """The SPI and the predictor of one example runtime."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -219,12 +219,12 @@ def _sizes(what: str) -> tuple[int, float, float]:
 
 
 def argv(listen: str, *options: str) -> list[str]:
-    """Returns the command line of a server."""
+    """Returns the command line of an example runtime."""
     return [sys.executable, "-m", MODULE, "--listen", listen, *options]
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Serves until it is ended."""
+    """Serves until the process is told to end."""
     runtime = ExampleRuntime(options)
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
     modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(runtime, server)
@@ -245,7 +245,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Runs the server of the command line."""
+    """Runs the example runtime of the command line."""
     parser = argparse.ArgumentParser()
     add = parser.add_argument
     add("--listen", required=True)

@@ -1,4 +1,4 @@
-"""Calls, pools and agents that do nothing by themselves: a test says what happens, and when."""
+"""Calls, pools and agents that do nothing by themselves: each test decides what happens, and when."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +14,7 @@ from router.state.pods import Pod
 
 
 class FakeCall(Call):
-    """A call whose answer is kept; `cancel()` stands for a caller that disconnects."""
+    """A call that records its answer. `cancel()` simulates a caller that disconnects."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class FakeCall(Call):
 
 
 class StreamCall(FakeCall):
-    """A call whose messages arrive later: first the given ones, then its end, unless it stays `open`."""
+    """A call whose messages arrive later: first the given ones, then the end, unless the call stays `open`."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ def _running() -> bool:
 
 @dataclass
 class Sent:
-    """A call that was sent to a `FakePool`; the test answers it."""
+    """A call that was sent to a `FakePool`. The test answers it."""
 
     pool: "FakePool"
     method: bytes
@@ -161,7 +161,7 @@ class Sent:
 
 
 class FakePool:
-    """A pool that keeps what was sent to it."""
+    """A pool that records the calls sent to it."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -204,7 +204,7 @@ class FakePool:
 
 
 class _FakeExchange:
-    """The exchange that a stream writes to."""
+    """The exchange that a stream of a `FakePool` writes to."""
 
     def __init__(self, sent: Sent) -> None:
         self._sent = sent
@@ -227,7 +227,7 @@ Answer = agent_pb2.LoadReply | Exception
 
 @dataclass
 class FakeAgents:
-    """Agents that answer what the test says: `answers[pod]` is a reply, an error, or a function of the request."""
+    """Agents that answer as the test says: `answers[pod]` is a reply, an error, or a function of the request."""
 
     answers: dict[str, Answer | Callable[[agent_pb2.LoadRequest], Answer | Awaitable[Answer]]] = field(
         default_factory=dict
@@ -272,39 +272,39 @@ class FakeAgents:
 def loaded(
     incarnation: str = "i", load_ms: int = 5, host_bytes: int = 1000, *, blamed: bool = False
 ) -> agent_pb2.LoadReply:
-    """Returns the reply that the load succeeded."""
+    """Returns the reply of an agent whose load succeeded."""
     loaded = agent_pb2.LoadReply.Loaded(incarnation=incarnation, load_ms=load_ms, host_bytes=host_bytes, blamed=blamed)
     return agent_pb2.LoadReply(loaded=loaded)
 
 
 def elsewhere(pod: str) -> agent_pb2.LoadReply:
-    """Returns the reply that another pod has the model."""
+    """Returns the reply that another pod has the model already."""
     return agent_pb2.LoadReply(elsewhere=agent_pb2.LoadReply.Elsewhere(pod=pod))
 
 
 def refused(reason: str, text: str = "no") -> agent_pb2.LoadReply:
-    """Returns the reply that the pod cannot take the model."""
+    """Returns the reply of a pod that cannot take the model."""
     return agent_pb2.LoadReply(refused=agent_pb2.LoadReply.Refused(reason=reason, text=text))
 
 
 def failed(
     text: str = "bad file", reason: str = "LOAD_FAILED", *, kind: str = "", asked_ms: int = 0
 ) -> agent_pb2.LoadReply:
-    """Returns the reply that the load was tried and failed."""
+    """Returns the reply of an agent whose load was tried and failed."""
     failed = agent_pb2.LoadReply.Failed(reason=reason, text=text, kind=kind, asked_ms=asked_ms)
     return agent_pb2.LoadReply(failed=failed)
 
 
 def stale() -> agent_pb2.LoadReply:
-    """Returns the reply that the registration is not the current one."""
+    """Returns the reply that the registration is no longer current."""
     return agent_pb2.LoadReply(stale=agent_pb2.LoadReply.Stale())
 
 
 def unreachable(pod: str = "pod") -> Unreachable:
-    """Returns the error for an address without a listener."""
+    """Returns the error of a call to an address where nothing listens."""
     return Unreachable(f"the agent of {pod} does not answer", refused=True)
 
 
 def late(pod: str = "pod") -> Timeout:
-    """Returns the error for a pod that has not answered in time."""
+    """Returns the error of a call to a pod that has not answered in time."""
     return Timeout(f"the agent of {pod} does not answer", refused=False)

@@ -1,8 +1,8 @@
-"""A runtime pod in the test's own process: presence, claims and data port are real, models are a string each.
+"""A runtime pod in the test's process: presence, claims and data port are real, but a model is only a string.
 
-It publishes itself in a real etcd under a real lease, claims as agents must, and answers `mesh.agent.v1.Agent` over
-gRPC and V2 over HTTP/1.1. Its answer to a call names the pod, the model and the registration, so that a test sees who
-answered for what.
+It publishes itself in a real etcd under a real lease, claims models as agents must, and answers `mesh.agent.v1.Agent`
+over gRPC and V2 over HTTP/1.1. Each answer names the pod, the model and the registration, so a test sees which pod
+answered for which registration.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ INFER = b"/inference.GRPCInferenceService/ModelInfer"
 class FakePod(agent_pb2_grpc.AgentServicer):
     """A fake pod: `async with FakePod("a", etcd, keys) as pod`.
 
-    `on_load`, if set, is awaited before each load and may raise; `on_call` is given each call that reaches a model and
-    answers it in the pod's place. `loads`, `unloads` and `calls` record what has happened.
+    `on_load`, if set, is awaited before each load and may raise. `on_call`, if set, gets each call that reaches a
+    model, and answers it in place of the pod. `loads`, `unloads` and `calls` record what has happened.
     """
 
     def __init__(self, name: str, etcd: Etcd, keys: Keys, *, incarnation: str = "i1", capacity: int = 1 << 30) -> None:
@@ -64,7 +64,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
     # --- presence ---
 
     async def publish(self, state: str = READY) -> None:
-        """Publishes the pod and all its copies, under a new lease if it has none."""
+        """Publishes the pod and all its copies, under a new lease if the pod has none."""
         if self.lease is None:
             self.lease = await Lease.grant(self.etcd, ttl=10)
         record = PodRecord(
@@ -81,26 +81,27 @@ class FakePod(agent_pb2_grpc.AgentServicer):
             await self.put_copy(model, revision, LOADED)
 
     async def put_copy(self, model: str, revision: int, state: str) -> None:
-        """Puts one copy's key, whatever the truth is."""
+        """Writes one copy's key, whether or not the pod has that copy."""
         assert self.lease is not None
         record = CopyRecord(self.incarnation, revision, state, host_bytes=1000)
         await self.etcd.put(self.keys.copy(model, self.name), record.encode(), lease=self.lease.id)
 
     async def lose_lease(self) -> None:
-        """Ends the lease as etcd does, which deletes all keys of the pod at once; the pod itself lives on."""
+        """Revokes the lease, as if it had expired: etcd deletes all keys of the pod at once, but the pod keeps
+        running."""
         assert self.lease is not None
         lease, self.lease = self.lease, None
         await lease.revoke()
 
     async def die(self) -> None:
-        """Closes the ports at once; the lease continues until it is ended."""
+        """Closes the ports at once. The lease stays alive until it is ended."""
         await self._agent.stop(0)
         await self._server.close(0)
 
     # --- the agent ---
 
     async def Load(self, request: agent_pb2.LoadRequest, context: object) -> agent_pb2.LoadReply:
-        """Claims, loads, publishes; joins a load under way."""
+        """Claims, loads and publishes a model, or joins its load under way."""
         task = self._loading.get(request.model_id)
         if task is None:
             self.loads.append(request)
@@ -148,7 +149,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         return agent_pb2.UnloadReply(had_copy=had)
 
     async def Describe(self, request: agent_pb2.DescribeRequest, context: object) -> agent_pb2.DescribeReply:
-        """Answers with the state of the pod."""
+        """Returns the state of the pod."""
         reply = agent_pb2.DescribeReply(
             pod=self.name, incarnation=self.incarnation, state="ready", capacity_bytes=self.capacity
         )
@@ -158,7 +159,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         return reply
 
     async def evict(self, model: str) -> None:
-        """Evicts a copy: from the data port first, then its key."""
+        """Evicts a copy: first from the data port, then its key from etcd."""
         revision = self.models.pop(model)
         found = await self.etcd.get(self.keys.copy(model, self.name))
         if found is not None:
@@ -184,7 +185,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
 
 
 class Refuses(Exception):
-    """An error raised by `on_load`, which ends the load with that reply and takes the claim back."""
+    """An error for `on_load` to raise. The load ends with the given reply, and the claim is withdrawn."""
 
     def __init__(self, reply: agent_pb2.LoadReply) -> None:
         super().__init__(reply)
@@ -192,12 +193,12 @@ class Refuses(Exception):
 
 
 def request(model_id: str) -> bytes:
-    """Returns the frame of a V2 request."""
+    """Returns the frame of a V2 request for a model."""
     return framing.pack(inference_pb2.ModelInferRequest(model_name=model_id).SerializeToString())
 
 
 def answer(frame: bytes | None) -> tuple[str, str]:
-    """Returns the pod and the registration's revision that a reply names."""
+    """Returns the pod, and the revision of the registration, that a reply names."""
     assert frame is not None
     pod, revision = inference_pb2.ModelInferResponse.FromString(frame[framing.PREFIX :]).id.split()
     return pod, revision

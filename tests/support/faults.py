@@ -1,6 +1,6 @@
-"""A TCP proxy that damages replies: it ends them after so many bytes, stalls them there, or stops for good.
+"""A TCP proxy that damages replies: it ends or stalls them after some number of bytes, or closes for good.
 
-It stands between a client and a real server, so that everything before the fault is as the server sends it.
+It forwards between a client and a real server, so everything before the fault is what the server sent.
 """
 
 import asyncio
@@ -10,11 +10,11 @@ from tests.support.waiting import until
 
 
 class FaultyProxy:
-    """A proxy that forwards from `port` to `target`, both on loopback; made by `async with`."""
+    """A proxy that forwards from `port` to `target`, both on loopback, for the length of an `async with` block."""
 
     def __init__(self, target: int, *, by_name: bool = False) -> None:
-        """Makes a proxy; with `by_name`, for a server that answers only to its own name, requests get that name in
-        place of the proxy's."""
+        """Makes a proxy. With `by_name`, requests get the server's name in place of the proxy's, for a server that
+        answers only to its own name."""
         self._target = target
         self._by_name = by_name
         self._server: asyncio.Server | None = None
@@ -28,21 +28,22 @@ class FaultyProxy:
         self.faults = 0
 
     def cut_after(self, count: int, *, once: bool = False) -> None:
-        """Closes connections once so many bytes have come back in total; with `once`, only the one that gets there."""
+        """Closes connections once that many bytes have come back in total. With `once`, closes only the connection that
+        reaches the limit."""
         self._limit, self._stall, self._once = count, False, once
         self.passed = self.faults = 0
 
     def stall_after(self, count: int) -> None:
-        """Holds connections open and lets nothing back beyond so many bytes in total."""
+        """Keeps connections open, but lets nothing back beyond that many bytes in total."""
         self._limit, self._stall, self._once = count, True, False
         self.passed = self.faults = 0
 
     def heal(self) -> None:
-        """Makes new connections work without a fault."""
+        """Forwards new connections without a fault."""
         self._limit = None
 
     async def die(self) -> None:
-        """Closes everything; new connections are refused."""
+        """Closes everything. New connections are refused."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -1,4 +1,4 @@
-"""Fixtures that tests of several areas use. Each is imported by name in tests/conftest.py."""
+"""Fixtures for tests of several areas. tests/conftest.py imports each by name."""
 
 import itertools
 import os
@@ -16,14 +16,14 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """One etcd for the whole session: tests are separated by `keys` and leave it running."""
+    """One etcd for the complete session. Each test uses its own `keys`, and leaves the etcd running."""
     with EtcdServer(tmp_path_factory.mktemp("etcd") / "data") as server:
         yield server
 
 
 @pytest.fixture
 def keys() -> Keys:
-    """A prefix for this test alone."""
+    """The keys under a prefix that only this test uses."""
     return Keys(f"test/{os.getpid()}-{next(_numbers)}")
 
 
@@ -36,6 +36,6 @@ async def etcd(etcd_server: EtcdServer) -> AsyncIterator[Etcd]:
 
 @pytest.fixture
 def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
-    """An etcd for this test alone, which it may kill and freeze."""
+    """An etcd for this test alone, which the test may kill and freeze."""
     with EtcdServer(tmp_path / "etcd") as server:
         yield server

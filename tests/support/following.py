@@ -1,4 +1,4 @@
-"""A consumer of a mirror that keeps what came and what it adds up to."""
+"""A consumer of a mirror that records the changes and their result."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +40,7 @@ class Follower:
         return [change for change in self.changes if isinstance(change, Snapshot)]
 
     async def has(self, condition: Callable[["Follower"], object], why: str) -> None:
-        """Waits for a condition, and raises what ended the mirror meanwhile."""
+        """Waits for a condition, and raises the mirror's error if the mirror ends first."""
         await until(lambda: self.task.done() or condition(self), timeout=30, why=why)
         if self.task.done():
             self.task.result()
@@ -48,7 +48,7 @@ class Follower:
 
 @asynccontextmanager
 async def following(etcd: Etcd, prefix: bytes) -> AsyncIterator[Follower]:
-    """Follows a prefix, connected when the block begins."""
+    """Follows a prefix. The mirror is connected when the block begins."""
     follower = Follower(Mirror(etcd, prefix, after_prefix(prefix), page_size=10))
     try:
         await follower.has(lambda f: f.changes and f.mirror.connected, "the mirror has begun")

@@ -1,4 +1,4 @@
-"""A whole mesh whose pods have an example runtime each, as their child or a neighbour, and a client of its models."""
+"""A complete mesh whose pods each use an example runtime, as a child or a neighbour, and a client of its models."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ INJECTED = ("--method", "mmesh.ExamplePredictor/predict=1")
 
 
 class Foreign:
-    """A mesh of example runtimes, once it is started, and a client of their predictor."""
+    """A running mesh of example runtimes, and a client of their predictor."""
 
     def __init__(self, mesh: LocalMesh, diary: Path, servers: list[Program]) -> None:
         self.mesh = mesh
@@ -40,18 +40,18 @@ class Foreign:
         return await self.predict(PredictRequest(text=text, **request), timeout=timeout, metadata=metadata)
 
     def noted(self, line: str) -> int:
-        """Returns how often the runtimes have been asked that."""
+        """Returns how often the runtimes have got that request."""
         return self.diary.read_text().splitlines().count(line) if self.diary.exists() else 0
 
 
 def child_of(mesh: LocalMesh, module: str, pod: int = 0) -> int:
-    """Returns the process id of a pod's child that runs a module; 0: none runs."""
+    """Returns the process id of a pod's child that runs a module, or 0 if none does."""
     found = [pid for pid in children(mesh.pods[pod].pid) if module in command(pid).split()]
     return found[0] if found else 0
 
 
 class ForeignMesh:
-    """The mesh before its start: `async with ForeignMesh(folder, etcd, edge="grpc", way="child-socket") as it`."""
+    """A mesh of example runtimes: `async with ForeignMesh(folder, etcd, edge="grpc", way="child-socket") as it`."""
 
     def __init__(
         self,
@@ -65,8 +65,9 @@ class ForeignMesh:
         types: str = "any",
         **more: Any,
     ) -> None:
-        """Takes `options` of the servers, the `way` in which they are started and reached (child-socket, child-port,
-        neighbour-socket, neighbour-port), the `types` that their pods take, and the number of `onnx_pods` besides."""
+        """Makes a mesh whose servers get `options`. `way` is how they are started and reached (child-socket,
+        child-port, neighbour-socket, neighbour-port), `types` are the model types that their pods take, and `onnx_pods`
+        is the number of additional ONNX pods."""
         self.diary = folder / "diary"
         said = [*(options or INJECTED), "--diary", str(self.diary)]
         self.servers: list[Program] = []
@@ -104,7 +105,7 @@ class ForeignMesh:
 
 
 async def answered(it: Foreign, model_id: str) -> Any:
-    """Returns the first answer of a model whose pod is coming back."""
+    """Returns the first answer of a model whose pod is restarting."""
     answer = None
 
     async def asked() -> bool:

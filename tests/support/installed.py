@@ -1,6 +1,7 @@
-"""A mesh installed on the test cluster, models for it, and traffic from outside whose every answer is verified.
+"""A mesh installed on the test cluster, models for it, and traffic from outside whose answers are all verified.
 
-Resource requests are small, because the node has two cores and other work; limits and everything else are the chart's.
+Resource requests are small, because the node has two cores and other work. Limits and all other values are the chart's
+defaults.
 """
 
 import asyncio
@@ -34,8 +35,8 @@ ONE = np.ones((1, 1), np.float32)
 
 
 def values(image: str, *, storage: str = "") -> dict[str, Any]:
-    """Returns values for two routers, a pool of three, a second one with a label, and one member of etcd, on a volume
-    of that storage class or on none."""
+    """Returns values for two routers, a pool of three, a second pool with a label, and one member of etcd, with a
+    volume of the given storage class or without one."""
     registry, _, rest = image.partition("/")
     repository, _, tag = rest.partition(":")
 
@@ -60,7 +61,7 @@ def values(image: str, *, storage: str = "") -> dict[str, Any]:
 
 
 def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values with others merged over them, as Helm does with several files."""
+    """Returns values merged as Helm merges several files, later ones over earlier ones."""
     found = dict(under)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
@@ -69,7 +70,7 @@ def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
 
 
 class Installed:
-    """One mesh in a namespace, seen by its admin."""
+    """One mesh in a namespace, used by the namespace's admin."""
 
     def __init__(self, kube: Kube, image: str, *, storage: str = "") -> None:
         self.kube = kube
@@ -81,13 +82,15 @@ class Installed:
     # --- helm ---
 
     def helm(self, *argv: str, over: Mapping[str, Any] | None = None) -> str:
-        """Runs `helm install`, `helm upgrade` or the like, with these values over the usual ones."""
+        """Runs `helm install`, `helm upgrade` or a similar command with the usual values, overridden by the given
+        ones."""
         with self.values_file(over) as file:
             return self.kube.helm(*argv, str(manifests.CHART), f"--values={file}", timeout=120.0)
 
     @contextlib.contextmanager
     def values_file(self, over: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """Writes a file for Helm with these values over the usual ones, which exists while the block is open."""
+        """Writes a values file for Helm, the usual values overridden by the given ones. The file exists while the block
+        is open."""
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(laid_over(self.values, over or {}), file)
             file.flush()
@@ -96,8 +99,8 @@ class Installed:
     # --- the docs ---
 
     def typed(self, heading: str, *about: str, words: Mapping[str, str] | None = None, folder: Path = ROOT) -> str:
-        """Types the commands below a heading of the admins' page one after the other, all or those that name one of
-        `about`, with placeholders replaced, and returns their output."""
+        """Runs the commands below a heading of docs/kubernetes.md, all or those that contain one of the texts in
+        `about`, with placeholders replaced. Returns their output."""
         block = documented.block("kubernetes.md", heading)
         chosen = [command for command in block if not about or any(word in command.text for word in about)]
         assert chosen, f"nothing about {about} below {heading!r}"
@@ -105,7 +108,7 @@ class Installed:
         return "".join(self.kube.shell(command.put(put), folder=folder) for command in chosen)
 
     async def ready(self, timeout: float = READY) -> None:
-        """Waits until everything is as wanted, and nothing is left of the former state."""
+        """Waits until all pods are up to date and ready, and no old pod is left."""
         await self.kube.until(self._is_ready, "the mesh is ready", timeout=timeout)
 
     def _is_ready(self) -> bool:
@@ -133,7 +136,7 @@ class Installed:
         return [one["metadata"]["name"] for one in self.pods(component, pool)]
 
     def left(self) -> list[str]:
-        """Returns the objects in the namespace that neither Kubernetes nor a test has put there."""
+        """Returns the objects in the namespace that neither Kubernetes nor a test has created."""
         kinds = "deployments,statefulsets,replicasets,daemonsets,jobs,cronjobs,pods,services,endpointslices,configmaps"
         kinds += ",secrets,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
         kinds += ",persistentvolumeclaims,horizontalpodautoscalers,leases"
@@ -146,11 +149,11 @@ class Installed:
 
     @property
     def address(self) -> str:
-        """The address of the Service, which this machine reaches as the cluster's only node."""
+        """The address of the Service, which this machine reaches because it is the cluster's only node."""
         return str(self.kube.get("service", "modelmesh-serving")["spec"]["clusterIP"])
 
     def channel(self) -> grpc.aio.Channel:
-        """Opens a connection of its own to the Service."""
+        """Opens a separate connection to the Service."""
         address = f"{self.address}:8033"
         options = [("grpc.use_local_subchannel_pool", 1)]
         if self.trust is None:
@@ -159,7 +162,7 @@ class Installed:
         return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
 
     async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
-        """Runs the `mesh` command as somebody outside does, through a forwarded port, and returns its output."""
+        """Runs the `mesh` command as an outside user does, through a forwarded port, and returns its output."""
         async with self.kube.forward("service/modelmesh-serving", 8008) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []
@@ -181,7 +184,7 @@ class Installed:
         return out.decode()
 
     def metric(self, pod: str, name: str, *, port: int = 8089) -> float:
-        """Returns a metric without labels, as a pod reports it."""
+        """Returns the value of a metric without labels, as a pod reports it."""
         address = self.kube.get("pod", pod)["status"]["podIP"]
         with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10.0) as reply:
             for line in reply.read().decode().splitlines():
@@ -192,7 +195,7 @@ class Installed:
     # --- models ---
 
     async def offer(self, count: int) -> None:
-        """Puts that many models into a store of the namespace and registers them from outside."""
+        """Puts that many models into a store in the namespace, and registers them from outside."""
         numbers = {f"m{number}": float(number) for number in range(count)}
         self.kube.apply(*_store(self.image, {f"{name}.onnx": models.constant(v) for name, v in numbers.items()}))
         await self.kube.wait("pod/store", "condition=Ready")
@@ -200,19 +203,19 @@ class Installed:
         self.models |= numbers
 
     async def store(self, name: str, content: bytes) -> None:
-        """Adds a file of any size to the store."""
+        """Adds a file of the given size to the store."""
         program = "import base64, sys; open(sys.argv[1], 'wb').write(base64.b64decode(sys.stdin.read()))"
         argv = ("exec", "--stdin", "store", "--", "python", "-c", program, f"/files/{name}")
         await asyncio.to_thread(self.kube.kubectl, *argv, given=base64.b64encode(content).decode())
 
     async def register(self, paths: Mapping[str, str]) -> None:
-        """Registers models with files of the store, from outside."""
+        """Registers models with files of the store, from outside the cluster."""
         lines = [{"id": name, "path": f"http://store:8000/{path}", "type": "onnx"} for name, path in paths.items()]
         await self.mesh("import", "-", given="\n".join(map(json.dumps, lines)))
 
 
 def _store(image: str, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """Returns a web server with these files in the folder `models`."""
+    """Returns the objects of a web server with these files in the folder `models`."""
     server = {
         "name": "it",
         "image": image,
@@ -242,9 +245,9 @@ def _store(image: str, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 class Traffic:
-    """Callers of all models of a mesh, each with a connection of its own; every answer is verified.
+    """Callers of all models of a mesh, each with a separate connection. Every answer is verified.
 
-    A call that fails with UNAVAILABLE is made once more, as clients of gRPC are told to do.
+    A call that fails with UNAVAILABLE is retried once, as gRPC clients should.
     """
 
     def __init__(self, mesh: Installed, *, callers: int = 4, pause: float = 0.03) -> None:
@@ -289,6 +292,6 @@ class Traffic:
         self.calls += 1
 
     async def some(self, calls: int = 0) -> None:
-        """Waits until so many calls more were answered; by default, as many as there are models."""
+        """Waits until that many more calls are answered, by default as many as there are models."""
         end = self.calls + (calls or len(self._models))
         await until(lambda: self.calls >= end, timeout=60.0, why=lambda: f"calls are answered: {self.errors[-3:]}")

@@ -1,7 +1,7 @@
-"""A small API server of Kubernetes, over HTTPS: one namespace's Secrets, for one ServiceAccount with a Role.
+"""A small fake of the Kubernetes API server, over HTTPS: one namespace's Secrets, for one ServiceAccount with a Role.
 
-Its answers and their forms (Status objects, 409 for an old resourceVersion) are those of the real one. `async with
-KubeApi(folder) as api` also writes the account's folder, as Kubernetes mounts it.
+It answers as the real one does, with Status objects and 409 for an old resourceVersion. `async with KubeApi(folder) as
+api` also writes the account's folder, as Kubernetes mounts it.
 """
 
 import base64
@@ -39,7 +39,7 @@ class KubeApi:
         self.url = ""
 
     def put(self, name: str, *, allow: str = "get update patch", **data: bytes) -> None:
-        """Puts a Secret with these entries (ca_crt for ca.crt), and the Role for it."""
+        """Creates a Secret with these entries (ca_crt for ca.crt), and the Role for it."""
         self._version += 1
         self.secrets[name] = {
             "apiVersion": "v1",
@@ -57,7 +57,7 @@ class KubeApi:
             self.store(name, {key.replace("_", "."): value for key, value in data.items()})
 
     def store(self, name: str, content: dict[str, bytes]) -> None:
-        """Changes the entries, as another program would."""
+        """Changes the Secret's entries, as another program would."""
         self._version += 1
         self.secrets[name]["metadata"]["resourceVersion"] = str(self._version)
         self.secrets[name]["data"] = {key: base64.b64encode(value).decode() for key, value in content.items()}

@@ -1,8 +1,8 @@
-"""A store that says of its files whatever a test wants: S3, a web server and a hub in one, over real HTTP.
+"""A store that makes any claims about its files that a test wants: S3, a web server and a hub in one, over real HTTP.
 
-What a store calls a version of a file is only a claim, and this one makes any: one ETag for all, times that never
-change, somebody else's digest. It knows callers by their credentials, refuses bodies to those who may not read, and
-keeps an account of which bytes it delivered to whom.
+The version that a store reports for a file is only a claim. This store can claim anything: one ETag for all files,
+times that never change, another file's digest. It identifies callers by their credentials, refuses bodies to those who
+may not read them, and records which bytes it delivered to which caller.
 """
 
 import base64
@@ -24,7 +24,7 @@ HUB_COMMIT = "c" * 40
 
 @dataclass(frozen=True)
 class File:
-    """A file, and what the store says of it."""
+    """A file, and what the store claims about it."""
 
     content: bytes
     etag: str = '"same"'
@@ -33,7 +33,8 @@ class File:
     oid: str = ""  # of the hub; "": the right one
 
     def says_nothing_else(self, before: "File", place: str) -> bool:
-        """True if nothing that the store says distinguishes this content from the former one."""
+        """Returns whether all claims of the store about this file are the same as about the one before, so that nothing
+        distinguishes the contents."""
         size, former = len(self.content), len(before.content)
         match place.split("/")[1]:
             case "s3":
@@ -52,7 +53,7 @@ class File:
 
 @dataclass
 class Liar:
-    """One endpoint. Its places are `/s3/bucket/key`, `/www/path` and `/hub/owner/repo/path`."""
+    """One endpoint, with files at `/s3/bucket/key`, `/www/path` and `/hub/owner/repo/path`."""
 
     port: int = 0
     files: dict[str, File] = field(default_factory=dict)
@@ -142,7 +143,7 @@ def _who(request: web.BaseRequest) -> str:
 
 @asynccontextmanager
 async def liars(count: int = 1) -> AsyncIterator[list[Liar]]:
-    """Yields that many endpoints."""
+    """Starts that many endpoints, and stops them at the end."""
     made: list[Liar] = []
     runners = []
     try:
@@ -165,10 +166,10 @@ _serial = itertools.count()
 
 
 def unique(size: int) -> bytes:
-    """Returns bytes that exist nowhere else."""
+    """Returns bytes that no other file has."""
     return f"{next(_serial)}:".encode().ljust(size, b".")
 
 
 def recent() -> datetime:
-    """Returns a time of change so recent that another change may share it."""
+    """Returns a modification time so recent that another change may have the same one."""
     return datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)

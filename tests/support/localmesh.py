@@ -1,7 +1,7 @@
-"""A whole mesh of real processes for the system tests: etcd, runtime pods and routers, each of which can be killed.
+"""A complete mesh of real processes for the system tests: etcd, runtime pods and routers, each of which can be killed.
 
-Every process runs as a user would start it (`python -m router`, `python -m mesh.runtime`), on loopback and a free port.
-Its output is kept, and printed when a test fails.
+Every process is started as a user would start it (`python -m router`, `python -m mesh.runtime`), on loopback and a free
+port. Its output is kept, and printed when a test fails.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Program:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the process, also after it ended."""
+        """Starts the process, or restarts it after it ended."""
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 tethered(self.argv),
@@ -58,18 +58,18 @@ class Program:
         return self.process.pid
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the process alone, not to its children."""
+        """Sends a signal to the process, but not to its children."""
         assert self.process is not None
         self.process.send_signal(number)
 
     def kill9(self) -> None:
-        """Kills the process without a warning and reaps it."""
+        """Sends SIGKILL to the process, and reaps it."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
 
     async def stop(self, timeout: float = 15) -> int:
-        """Asks the process to end and waits; one that does not end is killed and reported."""
+        """Asks the process to end and waits. A process that does not end is killed and reported."""
         if self.process is None or self.process.poll() is not None:
             return self.process.returncode if self.process else 0
         self.process.terminate()
@@ -99,7 +99,7 @@ def children(pid: int) -> list[int]:
 
 
 def command(pid: int) -> str:
-    """Returns the command line of a process, or nothing if it has ended."""
+    """Returns the command line of a process, or nothing if the process has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -107,7 +107,7 @@ def command(pid: int) -> str:
 
 
 class Reply:
-    """Status and JSON body of a REST answer."""
+    """The status and JSON body of a REST answer."""
 
     def __init__(self, status: int, body: bytes, headers: Any) -> None:
         self.status = status
@@ -120,7 +120,7 @@ class Reply:
 
 
 class LocalMesh:
-    """The mesh that the module's docstring describes: `async with LocalMesh(folder, etcd, pods=3) as mesh: ...`."""
+    """A complete mesh of real processes: `async with LocalMesh(folder, etcd, pods=3) as mesh: ...`."""
 
     def __init__(
         self,
@@ -140,8 +140,9 @@ class LocalMesh:
         trust: ssl.SSLContext | None = None,
         fake: bool = False,
     ) -> None:
-        """Makes a mesh: `labels` are those of pods by name, separated by commas; `options_of` are further options of
-        single pods and routers; with `trust` the routers speak TLS; with `fake` the pods' model servers are `twin`s."""
+        """Makes a mesh. `labels` are the pods' labels by pod name, separated by commas. `options_of` are further
+        options of single pods and routers. With `trust` the routers speak TLS. With `fake` the pods' model servers are
+        `twin`s."""
         self.folder = folder
         self.etcd = etcd
         self.edge = edge
@@ -192,7 +193,8 @@ class LocalMesh:
         return f"127.0.0.1:{self.ports[self.routers[router].name][0]}"
 
     def rest_url(self, router: int = 0) -> str:
-        """Returns the base URL for REST clients: the same port behind Envoy, one of its own beside grpc.aio."""
+        """Returns the base URL for REST clients. REST shares gRPC's port behind Envoy, and has a separate port with
+        grpc.aio."""
         port, rest, _ = self.ports[self.routers[router].name]
         scheme = "http" if self.trust is None else "https"
         return f"{scheme}://127.0.0.1:{port if self.edge == 'envoy' else rest}"
@@ -256,7 +258,7 @@ class LocalMesh:
     async def rest(
         self, method: str, path: str, body: Any = None, *, router: int = 0, headers: dict[str, str] | None = None
     ) -> Reply:
-        """Makes a REST call; a body that is not bytes is sent as JSON."""
+        """Makes a REST call. A body that is not bytes is sent as JSON."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         return await asyncio.to_thread(self._request, method, self.rest_url(router) + path, data, headers or {}, 60)
 
@@ -270,12 +272,12 @@ class LocalMesh:
             return Reply(error.code, error.read(), error.headers)
 
     def channel(self, router: int = 0) -> grpc.aio.Channel:
-        """Returns a gRPC channel to a router, closed with the mesh."""
+        """Returns a gRPC channel to a router, which is closed with the mesh."""
         self.channels.append(grpc.aio.insecure_channel(self.grpc_address(router)))
         return self.channels[-1]
 
     def management(self, router: int = 0) -> modelmesh_pb2_grpc.ModelMeshStub:
-        """Returns the management service."""
+        """Returns a stub of the management service."""
         return modelmesh_pb2_grpc.ModelMeshStub(self.channel(router))
 
     def write(self, name: str, content: bytes) -> Path:
@@ -305,7 +307,8 @@ class LocalMesh:
         router: int = 0,
         **words: object,
     ) -> Any:
-        """Writes and registers a model of the `twin`, by its words; `now` has it loaded, `sync` waits for that."""
+        """Writes and registers a model of the `twin`, described by the given words. `now` loads it at once, `sync`
+        waits for the load."""
         name = twin.name(**words)
         path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}/{name}", twin.content(name))
         return await self._register(
@@ -326,7 +329,7 @@ class LocalMesh:
         return (await self.rest("GET", f"/mesh/v1/models/{urllib.parse.quote(model_id, safe='')}", router=router)).json
 
     async def stats(self, router: int = 0) -> dict[str, Any]:
-        """Returns the router's own numbers."""
+        """Returns the router's internal counters."""
         return (await self.rest("GET", "/mesh/v1/stats", router=router)).json
 
     def server_pid(self, pod: Program) -> int:
@@ -351,7 +354,7 @@ that start, load and drain."""
 
 
 class Client:
-    """A V2 client on a channel of its own."""
+    """A V2 client on a given channel."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._infer = channel.unary_unary(
@@ -363,7 +366,7 @@ class Client:
     async def infer(
         self, model_id: str, *, timeout: float = 30, wait_for_ready: bool = False, **inputs: np.ndarray
     ) -> list[np.ndarray]:
-        """Returns the outputs as arrays of their types."""
+        """Returns the outputs as arrays of their datatypes."""
         request = infer_request(model_id, **inputs)
         response = await self._infer(request, timeout=timeout, wait_for_ready=wait_for_ready)
         kinds = {"FP32": np.float32, "INT64": np.int64, "FP64": np.float64, "INT32": np.int32, "BOOL": np.bool_}
@@ -374,7 +377,7 @@ class Client:
 
 
 def freeze(pid: int) -> None:
-    """Stops a process as a stalled machine would."""
+    """Stops a process (SIGSTOP), as if its machine had stalled."""
     os.kill(pid, signal.SIGSTOP)
 
 

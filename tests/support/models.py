@@ -86,14 +86,14 @@ def weights(value: float, *, mebibytes: int) -> bytes:
 
 
 def unused_weights(*, mebibytes: int) -> bytes:
-    """Answers 1 for every row, from a large file of which nothing stays in memory."""
+    """Answers 1 for every row. The file is large, but none of its weights stay in memory."""
     unused = _constant("unused", np.zeros(mebibytes << 18))
     nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Expand", ["c", "s"], ["y"])]
     return _model(nodes, initializers=[_constant("c", 1.0), unused])
 
 
 def dense(seed: int, width: int) -> bytes:
-    """Answers `y`, which is `x` @ `dense_weights(seed, width)`, shapes [-1, width]: 4 * width * width bytes of
+    """Answers `y`, which is `x` @ `dense_weights(seed, width)`, with shapes [-1, width] and 4 * width * width bytes of
     weights."""
     return _model(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -104,13 +104,12 @@ def dense(seed: int, width: int) -> bytes:
 
 
 def dense_weights(seed: int, width: int) -> np.ndarray:
-    """Returns FP32 [width, width], of variance 1 / width."""
+    """Returns an FP32 matrix [width, width] with variance 1 / width."""
     return np.random.default_rng(seed).standard_normal((width, width), np.float32) / np.float32(np.sqrt(width))
 
 
 def intricate(value: float, *, nodes: int = 6000) -> bytes:
-    """Answers `x * 0 + value` by a graph that takes onnxruntime's optimisers long, because many nodes make its
-    constants."""
+    """Answers `x * 0 + value`. Many nodes make its constants, so onnxruntime's optimisers take long."""
     made = [helper.make_node("Mul", ["x", "zero"], ["x0"])]
     initializers = [_constant("zero", 0.0), _constant("c0", value), _constant("one", 1.0)]
     made += [helper.make_node("Mul", [f"c{number}", "one"], [f"c{number + 1}"]) for number in range(nodes)]
@@ -119,7 +118,7 @@ def intricate(value: float, *, nodes: int = 6000) -> bytes:
 
 
 def identity(datatype: str = "FP32", shape: Shape = (None,)) -> bytes:
-    """Answers `x` as `y`, of any V2 datatype; the shape may be None (any rank)."""
+    """Answers `x` as `y`, with any V2 datatype. The shape may be None (any rank)."""
     return _model(
         [helper.make_node("Identity", ["x"], ["y"])],
         inputs=[_value("x", datatype, shape)],
@@ -137,7 +136,7 @@ def add(datatype: str = "FP32", shape: Shape = (None, 2)) -> bytes:
 
 
 def matmul(datatype: str = "FP32") -> bytes:
-    """Answers `y`, which is `a` @ `b`, shapes [-1, -1]: inputs that fit the declared shapes may not fit each other."""
+    """Answers `y`, which is `a` @ `b`, with shapes [-1, -1]. Inputs can fit the declared shapes but not each other."""
     return _model(
         [helper.make_node("MatMul", ["a", "b"], ["y"])],
         inputs=[_value("a", datatype, (None, None)), _value("b", datatype, (None, None))],
@@ -146,7 +145,7 @@ def matmul(datatype: str = "FP32") -> bytes:
 
 
 def shout() -> bytes:
-    """Takes and answers BYTES, shape [-1]: each text with an exclamation mark after it."""
+    """Takes and answers BYTES, shape [-1]: each text with an exclamation mark appended."""
     mark = helper.make_tensor("mark", TensorProto.STRING, [1], [b"!"])
     return _model(
         [helper.make_node("StringConcat", ["x", "mark"], ["y"])],
@@ -158,7 +157,7 @@ def shout() -> bytes:
 
 
 def picky() -> bytes:
-    """Answers `x` as [2, 2], and fails on anything but four rows, so on most made-up input, too."""
+    """Answers `x` as [2, 2], and fails unless `x` has four rows, so it also fails on most made-up input."""
     return _model(
         [helper.make_node("Reshape", ["x", "s"], ["y"])],
         outputs=[_value("y", shape=(2, 2))],
@@ -167,7 +166,7 @@ def picky() -> bytes:
 
 
 def lower(locale: str) -> bytes:
-    """Takes and answers BYTES, in lower case by the rules of that locale."""
+    """Converts BYTES to lower case by the rules of a locale."""
     return _model(
         [helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="LOWER", locale=locale)],
         inputs=[_value("x", "BYTES", (None,))],
@@ -195,7 +194,7 @@ def with_default() -> bytes:
 
 
 def with_defaults() -> bytes:
-    """Answers `x` + `offset`, each of which may be omitted and is 10 then: no input is required."""
+    """Answers `x` + `offset`. Both may be omitted and are 10 then, so no input is required."""
     return _model(
         [helper.make_node("Add", ["x", "offset"], ["y"])],
         inputs=[_value("x", shape=(1,)), _value("offset", shape=(1,))],
@@ -205,7 +204,7 @@ def with_defaults() -> bytes:
 
 
 def with_optional(datatype: str = "FP32") -> bytes:
-    """Answers `x`, or `o` if that is given: an input of type optional(tensor)."""
+    """Answers `o` if it is given, otherwise `x`. `o` has the type optional(tensor)."""
     kind = ONNX_TYPES[datatype]
     optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(kind, [None]))
     given = helper.make_graph(
@@ -244,7 +243,8 @@ def logistic_regression(seed: int, features: int = 64, classes: int = 3) -> byte
 
 
 def with_map_output(seed: int = 0, features: int = 4, classes: int = 3) -> bytes:
-    """Answers as converters write classifiers: `label`, and `scores` as a sequence of maps, which V2 cannot carry."""
+    """Answers as converters write classifiers: `label`, and `scores` as a sequence of maps, which V2 cannot
+    represent."""
     maps = helper.make_sequence_type_proto(
         helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     )
@@ -261,7 +261,7 @@ def with_map_output(seed: int = 0, features: int = 4, classes: int = 3) -> bytes
 
 
 def sequence_input() -> bytes:
-    """Takes a sequence of tensors, which V2 cannot carry, and answers its length."""
+    """Takes a sequence of tensors, which V2 cannot represent, and answers its length."""
     sequence = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
     return _model(
         [helper.make_node("SequenceLength", ["x"], ["y"])],
@@ -271,7 +271,7 @@ def sequence_input() -> bytes:
 
 
 def sequence_output() -> bytes:
-    """Answers only a sequence of tensors, which V2 cannot carry."""
+    """Answers only a sequence of tensors, which V2 cannot represent."""
     sequence = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
     return _model(
         [helper.make_node("SequenceConstruct", ["x"], ["y"])], outputs=[helper.make_value_info("y", sequence)]
@@ -297,8 +297,8 @@ def _classifier(seed: int, features: int, classes: int) -> NodeProto:
 
 
 def nested_functions(depth: int, *, calls: int = 2, recursive: bool = False) -> bytes:
-    """Returns a model of `count` functions, each of which calls the one before `calls` times; the first negates. With
-    `recursive`, the first calls the last instead, which makes the model invalid."""
+    """Returns a model of `count` functions. The first negates its input, and each other one calls the one before it
+    `calls` times. With `recursive`, the first calls the last instead, which makes the model invalid."""
     domain = "functions"
     sets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
 
@@ -321,9 +321,10 @@ def nested_functions(depth: int, *, calls: int = 2, recursive: bool = False) -> 
 
 
 def slow() -> bytes:
-    """Runs as long as its input says: `iterations` INT64 [1], see `slow_inputs`; `y` FP32 [1] counts them.
+    """Runs for as many iterations as its input `iterations` (INT64 [1], see `slow_inputs`) says, and counts them in `y`
+    (FP32 [1]).
 
-    A run can be terminated between two iterations, of a few us each.
+    A run can be terminated between two iterations, which take a few microseconds each.
     """
     return _loop(
         [helper.make_node("Squeeze", ["iterations"], ["trips"])],
@@ -334,7 +335,7 @@ def slow() -> bytes:
 
 
 def slow_inputs(seconds: float) -> dict[str, np.ndarray]:
-    """Returns inputs of `slow()` that keep it running about that long on this machine."""
+    """Returns inputs that keep `slow()` running for about that long on this machine."""
     return {"iterations": np.array([max(1, int(seconds * _iterations_per_second()))], np.int64)}
 
 
@@ -355,7 +356,7 @@ def _iterations_per_second() -> float:
 
 
 def endless_loop() -> bytes:
-    """Never ends, whatever its input."""
+    """Never returns, whatever its input."""
     return _loop([], "", inputs=[_value("x")], outputs=[_value("y", shape=(1,))])
 
 
@@ -386,7 +387,7 @@ def _loop(before: list[NodeProto], trips: str, *, inputs: list[Any], outputs: li
 
 
 def divide(datatype: str = "INT32") -> bytes:
-    """Answers a / b; the smallest integer over -1 kills the process that computes it, by SIGFPE."""
+    """Answers a / b. The smallest integer divided by -1 kills the process with SIGFPE."""
     return _model(
         [helper.make_node("Div", ["a", "b"], ["y"])],
         inputs=[_value(name, datatype, (None,)) for name in "ab"],
@@ -395,7 +396,7 @@ def divide(datatype: str = "INT32") -> bytes:
 
 
 def huge_allocation(bytes: int) -> bytes:
-    """Returns a model of about 150 bytes that asks for that much memory on every call, the first one included."""
+    """Returns a model of about 150 bytes that allocates that much memory on every call, including the first."""
     return _model(
         [
             helper.make_node("Expand", ["c", "s"], ["big"]),
@@ -407,8 +408,8 @@ def huge_allocation(bytes: int) -> bytes:
 
 
 def huge_on_demand() -> bytes:
-    """Asks for 4 bytes times its input `count` (INT64 [1]) and answers 0 as `y` (FP32, scalar): it loads well, and its
-    calls may fail."""
+    """Allocates 4 bytes times its input `count` (INT64 [1]) and answers 0 as `y` (FP32, scalar). It can be loaded, but
+    its calls may fail."""
     return _model(
         [
             helper.make_node("ConstantOfShape", ["count"], ["big"]),
@@ -423,7 +424,7 @@ def huge_on_demand() -> bytes:
 
 
 def external_data(location: str, *, count: int = 1, offset: int = 0, length: int | None = None) -> bytes:
-    """Answers `x` plus the first of `count` floats in the file `location`, relative to the model's folder."""
+    """Answers `x` plus the first of `count` floats in the file `location`, a path relative to the model's folder."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[count], data_location=TensorProto.EXTERNAL)
     entries = {"location": location, "offset": str(offset), "length": str(4 * count if length is None else length)}
     for key, value in entries.items():

@@ -1,10 +1,10 @@
-"""A model server that holds no models: the SPI in the test's own process, controlled by the test.
+"""A fake model server without models, which serves the SPI in the test's process.
 
-The test says what a path means (`sizes`, `failures`) and can make loads and unloads wait (`hold`); the server keeps the
-requests. It writes no use board, like a foreign server.
+The test decides what a path means (`sizes`, `failures`) and can make loads and unloads wait (`hold`). The server
+records the requests. Like a foreign server, it writes no use board.
 
-It serves tests of the agent's single parts. A test of what callers see uses `twin`: a process whose data port and use
-board are the real server's.
+Use it for tests of single parts of the agent. For tests of what callers see, use `twin`, a process with the data port
+and use board of the real server.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ _numbers = itertools.count(1)
 
 
 class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
-    """A fake server: `async with FakeModelServer() as server: await server.spi.load(...)`. It also has what a load
-    needs of a server."""
+    """A fake server: `async with FakeModelServer() as server: await server.spi.load(...)`. It also provides what the
+    agent's loads need from a server."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}  # sizes by path; 1000 for other paths

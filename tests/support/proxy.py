@@ -1,6 +1,6 @@
 """A TCP proxy that can become a black hole: connections stay open, new ones are accepted, nothing gets through.
 
-It can also be slow, so that whatever it forwards arrives late.
+It can also be slow, which delays everything that it forwards.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import contextlib
 
 
 class Proxy:
-    """A proxy that forwards from a port of its own to `port`, both on loopback; made by `async with`."""
+    """A proxy that forwards from its own port to `port`, both on loopback, for the length of an `async with` block."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -40,26 +40,26 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}"
 
     def swallow(self) -> None:
-        """Lets nothing through from now on, in either direction."""
+        """Lets nothing through in either direction from now on."""
         self._there.clear()
         self._back.clear()
 
     def swallow_answers(self) -> None:
-        """Lets requests through, and nothing back."""
+        """Forwards requests, but no answers."""
         self._back.clear()
 
     def flow(self) -> None:
-        """Lets everything through again, delayed data first."""
+        """Forwards everything again, delayed data first."""
         self._there.set()
         self._back.set()
 
     def cut(self) -> None:
-        """Breaks all present connections."""
+        """Breaks all current connections."""
         for task in list(self._tasks):
             task.cancel()
 
     def flow_after_cut(self) -> None:
-        """Breaks all present connections with their delayed data, and lets new ones through."""
+        """Breaks all current connections, drops their delayed data, and forwards new connections."""
         self.cut()
         self.flow()
 

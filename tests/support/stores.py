@@ -1,7 +1,7 @@
 """Real object stores for tests: started as programs on loopback, filled, and asked what they served.
 
-Each is a `Store`: it makes buckets, puts objects without the puller, and gives the storage settings by which the puller
-reaches it. The programs of `programs` must exist; moto comes with the development packages.
+Each is a `Store`, which creates buckets, writes objects without the puller, and returns the storage settings by which
+the puller reaches it. The servers of `programs` must have been built; moto is one of the development packages.
 """
 
 import asyncio
@@ -40,23 +40,23 @@ class Store(Protocol):
     checks_credentials: bool
 
     def settings(self, bucket: str, *, port: int = 0, secret: str = "") -> dict[str, str]:
-        """Returns storage settings, as in a secret, for the store's real port or that of a proxy; `secret` gives a
-        wrong secret."""
+        """Returns storage settings, as in a storage secret, for the store's own port or a proxy's. `secret` overrides
+        the store's secret with a wrong one."""
 
     def uri(self, bucket: str, path: str) -> str:
         """Returns the URI of an object."""
 
     async def make(self, bucket: str) -> None:
-        """Makes a new bucket."""
+        """Creates a bucket."""
 
     async def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
-        """Writes objects."""
+        """Writes objects to a bucket."""
 
     async def mark(self, bucket: str, key: str) -> None:
         """Writes a folder marker: an object of no bytes with "/" at the end of its key."""
 
     async def put_odd(self, bucket: str, key: str) -> None:
-        """Writes an object of one byte whose key may be no path."""
+        """Writes an object of one byte whose key may not be a valid path."""
 
 
 class _Program:
@@ -205,7 +205,7 @@ class Versity(_S3):
 
 
 class FakeGcs:
-    """The GCS server fake-gcs-server, which knows no credentials."""
+    """The GCS server fake-gcs-server, which ignores credentials."""
 
     scheme = "gs"
     checks_credentials = False
@@ -285,8 +285,7 @@ class Azurite:
         await self._put(bucket, "restype=container", "\nrestype:container")
 
     async def _put(self, path: str, query: str = "", signed: str = "", body: bytes = b"", **headers: str) -> None:
-        """Makes a request that is signed here, because obstore makes no containers and writes no keys that are no
-        paths."""
+        """Makes a signed request without obstore, which cannot create containers or write keys that are not paths."""
         date = formatdate(usegmt=True)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         sent |= {"x-ms-date": date, "x-ms-version": "2021-12-02"}

@@ -1,12 +1,12 @@
-"""A fake model server, whose models are as large, slow and broken as their paths say: `python -m tests.support.twin`.
+"""A fake model server, whose models are as large, slow or broken as their paths say: `python -m tests.support.twin`.
 
-The predecessor's tests use a server like this one. Everything around the models is the real server's own: the SPI, the
-data port, the use board, loads in threads and calls in turn. Only the making and the running of a model are replaced.
-So a model of 20 MiB costs no memory, a load of a minute ends when a test says so, and evictions, copies, failures and
-drains take fractions of a second with real agents, routers and etcd.
+The predecessor's tests use a server like this one. Everything around the models is the real server's code: the SPI, the
+data port, the use board, loads in threads and the queue of calls. Only loading and running a model are replaced. So a
+model of 20 MiB takes no memory, a load of a minute ends when a test says so, and evictions, copies, failures and drains
+take fractions of a second with real agents, routers and etcd.
 
-The agent pulls files whatever its server is, so a model is a small file, and its behaviour is described by the file's
-name, the only part of a path that a pull keeps: `size=20MiB,load=0.5s,fail=no such layer`.
+The agent pulls files for any server, so a model is a small file. The file's name, the only part of a path that a pull
+keeps, describes the model's behaviour: `size=20MiB,load=0.5s,fail=no such layer`.
 
 | word | what the model does |
 | --- | --- |
@@ -55,7 +55,7 @@ _LOOK = 0.005  # seconds between two looks at whether it is to end
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """The behaviour that a file's name describes."""
+    """The behaviour that the name of a model's file describes."""
 
     size: int = 1 << 20
     device: int = 0
@@ -70,22 +70,22 @@ class Behaviour:
 
 
 def name(**words: object) -> str:
-    """Returns the name of a file for such a model, such as `name(size="20MiB", load="0.5s")`; raises ValueError for
-    unknown words."""
+    """Returns the name of a model's file, such as `name(size="20MiB", load="0.5s")`. Raises ValueError for unknown
+    words."""
     text = ",".join(f"{key}={value}" for key, value in (words or {"value": 0}).items())
     read(text)
     return text
 
 
 def content(text: str) -> bytes:
-    """Returns the content of that file: no information, but a thousandth of the size, so that larger models have larger
-    files."""
+    """Returns the content of a model's file. It has a thousandth of the model's size and no meaning, so larger models
+    have larger files."""
     behaviour = read(text)
     return b"\0" * max(1, (behaviour.size + behaviour.device) >> 10)
 
 
 def read(text: str) -> Behaviour:
-    """Returns the behaviour that a name describes; raises ValueError for unknown words."""
+    """Returns the behaviour that a file's name describes. Raises ValueError for unknown words."""
     found: dict[str, Any] = {}
     for word in text.split(","):
         key, equals, value = word.partition("=")
@@ -115,17 +115,17 @@ _WORDS: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class TwinDevice(Device):
-    """A fake GPU whose memory is taken by the models that say so."""
+    """A fake GPU. Models with `device=` in their names take its memory."""
 
     taken: collections.Counter[str] = field(default_factory=collections.Counter)
 
     def memory(self) -> tuple[int, int]:
-        """Returns the bytes in use and in total."""
+        """Returns the bytes of device memory in use and in total."""
         return self.taken["bytes"], DEVICE_MEMORY
 
 
 class TwinSession(session.Session):
-    """A model that computes nothing. Inputs and outputs are checked and written by the server's own code."""
+    """A model that computes nothing. The server's own code checks and writes its inputs and outputs."""
 
     __slots__ = ("_behaviour", "_device")
 
@@ -140,7 +140,7 @@ class TwinSession(session.Session):
         self.intake = Intake(self.inputs)
 
     def run(self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any) -> list[tensors.Array]:
-        """Takes as long as the model's name says, in a thread or in the loop, wherever it is called."""
+        """Takes as long as the file's name says, in a thread or in the event loop, wherever it is called."""
         behaviour = self._behaviour
         if behaviour.error == "crash":
             os.abort()
@@ -151,13 +151,13 @@ class TwinSession(session.Session):
         return [np.full_like(feed["x"], behaviour.value)]
 
     def close(self) -> None:
-        """Gives back the model's device memory."""
+        """Releases the model's device memory."""
         if self._device is not None:
             self._device.taken["bytes"] -= self._behaviour.device
 
 
 class TwinLoader(Loader):
-    """The server's loads, with a thread's work replaced by the behaviour that the file's name describes."""
+    """The server's loader, with the work of its threads replaced by the behaviour that the file's name describes."""
 
     engine = "twin"
     find_device = staticmethod(lambda wanted: TwinDevice("cuda", ()) if wanted == "cuda" else CPU)
@@ -200,7 +200,7 @@ def _fail(how: str, asked: Callable[[], bool]) -> None:
 
 
 def _pause(seconds: float, asked: Callable[[], bool]) -> bool:
-    """Sleeps; returns False if it was told to end before the time was over."""
+    """Sleeps. Returns False if it was told to end early."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not asked():
         time.sleep(min(_LOOK, left))

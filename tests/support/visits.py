@@ -1,4 +1,5 @@
-"""Visits of `mesh doctor` to an installed mesh: its findings, and waiting until there are some or none."""
+"""Visits of `mesh doctor` to an installed mesh: its findings, and waits until the expected ones are reported or none is
+left."""
 
 import asyncio
 import json
@@ -16,17 +17,17 @@ Expected = tuple[str, ...]
 
 
 class Visits:
-    """The doctor's report, for a call by the namespace's admin."""
+    """The findings of `mesh doctor`, which the namespace's admin runs by default."""
 
     def __init__(self, mesh: Installed, *options: str, kube: Kube | None = None) -> None:
-        """Makes visits; with `kube`, another user calls the doctor, who does not reach the endpoint."""
+        """Prepares visits. With `kube`, another identity, which does not reach the endpoint, runs the doctor."""
         self._mesh = mesh
         self._kube = kube
         self._argv = ("doctor", "--json", "--namespace", mesh.kube.namespace, "--timeout", "8", *options)
         self.findings: list[dict[str, str]] = []
 
     async def visit(self) -> None:
-        """Makes one more visit."""
+        """Runs the doctor once more."""
         if self._kube is None:
             said = await self._mesh.mesh(*self._argv, codes=(0, 1))
         else:
@@ -35,7 +36,7 @@ class Visits:
         self.findings = json.loads(said)["findings"]
 
     def found(self, level: str, area: str, check: str, *words: str) -> bool:
-        """Returns whether there is such a finding."""
+        """Returns whether the last visit has such a finding."""
         return any(
             (one["level"], one["area"], one["check"]) == (level, area, check)
             and all(word in f"{one['what']} > {one['todo']}" for word in words)
@@ -44,11 +45,11 @@ class Visits:
 
     @property
     def bad(self) -> list[dict[str, str]]:
-        """Returns all findings that are not ok."""
+        """All findings other than `ok`."""
         return [one for one in self.findings if one["level"] != "ok"]
 
     async def until_said(self, expected: Collection[Expected]) -> None:
-        """Visits until all of these findings are reported, or without any, until none is left."""
+        """Visits until all expected findings are reported, or, if none are expected, until all findings are `ok`."""
 
         async def said() -> bool:
             await self.visit()

@@ -15,8 +15,8 @@ async def until(
     interval: float = 0.01,
     why: str | Callable[[], str] = "",
 ) -> T:
-    """Polls until `condition` gives something true, and returns that; raises AssertionError with `why` after `timeout`
-    s."""
+    """Polls `condition` until its value is true, and returns the value. Raises AssertionError with `why` after
+    `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
         result = condition()

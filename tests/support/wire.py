@@ -1,5 +1,5 @@
-"""Shared parts of the tests of `mesh.wire`: a transport without a socket, bytes of requests and replies, awaitable
-sinks."""
+"""Shared parts of the tests of `mesh.wire`: a transport without a socket, the bytes of requests and replies, and
+awaitable sinks."""
 
 import asyncio
 import atexit
@@ -27,13 +27,13 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def run(scenario: Coroutine[object, object, T]) -> T:
-    """Runs one example of a property test: `asyncio.run` would make a loop for each, which takes longer than most
+    """Runs one example of a property test. `asyncio.run` would create a loop for each, which takes longer than most
     examples."""
     return _loop().run_until_complete(scenario)
 
 
 class Transport:
-    """A transport that keeps what a connection writes, and records how it was paused and closed."""
+    """A transport that records what a connection writes, and how the connection paused and closed it."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -82,17 +82,18 @@ class Transport:
 
 
 def deliver(connection: Any, data: bytes) -> None:
-    """Gives what a peer sent to whatever reads it for the connection, as an event loop does."""
+    """Delivers a peer's bytes to the connection's current protocol, as an event loop does."""
     while data := data[deliver_one(connection, data) :]:
         if connection.transport.closed:
             break
 
 
 def deliver_one(connection: Any, data: bytes, reads: list[bytes] | None = None) -> int:
-    """Makes one read of what a peer sent; returns its bytes.
+    """Delivers a peer's bytes in one read, and returns how many were read.
 
-    `reads` becomes the reads that a connection would have to make whose parser reads everything, to see the same at the
-    same time: what ends the last chunk of a large message comes with its last bytes."""
+    `reads` records the reads by which a connection that parses everything itself would see the same at the same time:
+    the end of a large message's last chunk belongs to the read of its last bytes.
+    """
     reader = connection.transport.protocol or connection
     behind = False
     if isinstance(reader, largebody.LargeBody):
@@ -113,7 +114,7 @@ def deliver_one(connection: Any, data: bytes, reads: list[bytes] | None = None) 
 
 @dataclass
 class Parsed:
-    """A reply as `parse_replies` reads it, by simpler means than the code under test has."""
+    """A reply as `parse_replies` reads it, more simply than the code under test does."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -135,7 +136,7 @@ def _lines(block: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def parse_replies(data: bytes) -> list[Parsed]:
-    """Returns every reply in a server's output; fails unless that is exactly well-formed replies."""
+    """Returns every reply in a server's output. Fails unless the output consists of well-formed replies."""
     replies = []
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
@@ -173,7 +174,8 @@ def request(
     headers: Sequence[tuple[bytes, bytes]] = (),
     chunks: Sequence[int] | None = None,
 ) -> bytes:
-    """Returns a request as bytes: with `content-length`, or in chunks of these sizes and a last one with the rest."""
+    """Returns the bytes of a request, with `content-length` or in chunks of these sizes and a last chunk with the
+    rest."""
     lines = [b"POST %b HTTP/1.1" % method, b"host: test", b"content-type: application/grpc", b"te: trailers"]
     lines += [b"%b: %b" % header for header in headers]
     if chunks is None:
@@ -182,7 +184,7 @@ def request(
 
 
 def chunked(body: bytes, sizes: Sequence[int]) -> bytes:
-    """Returns a body in chunks of these sizes and one with the rest, without the last, empty one."""
+    """Returns a body in chunks of these sizes and a chunk with the rest, without the final empty chunk."""
     pieces = []
     for size in (*sizes, len(body)):
         piece, body = body[:size], body[size:]
@@ -192,13 +194,13 @@ def chunked(body: bytes, sizes: Sequence[int]) -> bytes:
 
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
-    """Returns the bytes in pieces, cut at these places (taken modulo the length)."""
+    """Returns the bytes cut into pieces at these places, modulo the length."""
     edges = sorted({0, len(data), *(place % max(len(data), 1) for place in places)})
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def frames(*messages: bytes) -> bytes:
-    """Returns the messages framed, one after the other."""
+    """Returns the framed messages, concatenated."""
     return b"".join(map(framing.pack, messages))
 
 

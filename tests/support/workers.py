@@ -1,4 +1,4 @@
-"""One or more router workers in the test's own process, fed by a real mirror of a real etcd."""
+"""One or more router workers in the test's process, fed by a real mirror of a real etcd."""
 
 import functools
 import os
@@ -35,11 +35,11 @@ class Workers:
     async def infer(
         self, model_id: str, worker: int = 0, *, timeout: float = 20.0, headers: list[Header] | None = None
     ) -> Reply:
-        """Makes a V2 call through that worker's socket, as Envoy would."""
+        """Makes a V2 call through a worker's socket, as Envoy would."""
         return await self.pools[worker].call(INFER, headers or [], request(model_id), timeout=timeout)
 
     async def sees(self, *pods: str) -> None:
-        """Waits until every worker sees those pods as healthy."""
+        """Waits until every worker sees these pods as healthy."""
 
         def all_see() -> bool:
             views = [process.view.pods for process in self.processes]
@@ -50,7 +50,7 @@ class Workers:
 
 @asynccontextmanager
 async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **more: object) -> AsyncIterator[Workers]:
-    """Starts workers, waits until they are ready, and stops them in the end; `more` are settings."""
+    """Starts workers, waits until they are ready, and stops them at the end. `more` are settings."""
     with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
         settings = RouterSettings("test", base=keys.base, run_dir=folder, etcd=etcd_settings, workers=count, drain=1.0)
         settings = replace(settings, **more)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A view and the etcd it seems to mirror: tests say what pods publish, and when their leases end."""
+"""A view and the fake etcd that it mirrors: tests decide what pods publish, and when their leases end."""
 
 from mesh.schema.keys import Keys
 from mesh.schema.records import LOADED, LOADING, READY, CopyRecord, PodRecord
@@ -8,7 +8,7 @@ from tests.support.fakecalls import FakePool
 
 
 class World:
-    """A world of which every method is one revision."""
+    """A world in which every method call is one revision."""
 
     def __init__(self) -> None:
         self.keys = Keys("test/mesh")
@@ -32,7 +32,7 @@ class World:
         self.view.delta(self.revision, items)
 
     def snapshot(self) -> None:
-        """Makes the view read everything again."""
+        """Makes the view read all keys again."""
         self.view.snapshot(self.revision, list(self.items.items()))
 
     def pod(
@@ -74,7 +74,7 @@ class World:
         self.change((self.keys.copy(model, pod), record.encode()))
 
     def claim(self, model: str, pod: str, incarnation: str = "i", *, created: int = 7) -> None:
-        """Begins a pod's load of a model."""
+        """Writes a pod's claim on a model, which begins a load."""
         self.copy(model, pod, incarnation, created=created, state=LOADING)
 
     def withdraw(self, model: str, pod: str) -> None:
@@ -82,7 +82,7 @@ class World:
         self.change((self.keys.copy(model, pod), None))
 
     def lose(self, *pods: str) -> None:
-        """Ends the leases of these pods: all that they have published is deleted, in one revision."""
+        """Ends the leases of these pods: everything that they have published is deleted in one revision."""
         keys = [self.keys.pod(pod) for pod in pods]
         keys += [
             key for key in self.items if key.startswith(self.keys.all_copies) and self.keys.copy_of(key)[1] in pods
@@ -90,7 +90,7 @@ class World:
         self.change(*((key, None) for key in sorted(keys)))
 
     def forget_silently(self, *keys: bytes) -> None:
-        """Deletes keys while the view does not watch."""
+        """Deletes keys without telling the view."""
         self.revision += 1
         for key in keys:
             del self.items[key]
@@ -104,7 +104,7 @@ class World:
         return found
 
     def pool(self, pod: str) -> FakePool:
-        """Returns the pool that is used for that pod now."""
+        """Returns the view's current pool of connections to a pod."""
         found = self.view.pods[pod].pool
         assert isinstance(found, FakePool)
         return found

@@ -1,8 +1,8 @@
 """Faults in the duties of real processes, injected through a module that Python imports at its start.
 
-With this folder on PYTHONPATH and MESH_SABOTAGE naming another, each process looks there for orders to its duties: a
-file named `PROCESS duty` holds `raise`, `cancel`, `end` or `hang`, and is taken by the duty that obeys. The product
-itself contains nothing of this.
+PYTHONPATH must contain this folder, and MESH_SABOTAGE must name a folder of orders, in which each process looks for
+orders to its duties. An order is a file named `PROCESS duty` that contains `raise`, `cancel`, `end` or `hang`. The duty
+that obeys the order removes the file. Nothing of this is in the product itself.
 """
 
 import importlib.abc
@@ -72,7 +72,7 @@ def _sabotage(tasks, folder, process):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """A finder that changes that one module when it is imported."""
+    """A finder that patches the module of duties when it is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name != MODULE:
