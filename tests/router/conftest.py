@@ -1,4 +1,4 @@
-"""A worker's core on fakes: a view of pods, an etcd that is a dictionary, agents that answer as the test says."""
+"""A worker's core on fakes: a view of pods, a dictionary instead of etcd, and agents whose answers a test sets."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ NOW_MS = 1_700_000_000_000
 
 
 class FakeEtcd:
-    """Reads of single keys from a dictionary: `gate` delays reads, `away` makes them fail."""
+    """Reads of single keys from a dictionary. `gate` delays reads, and `away` makes them fail."""
 
     def __init__(self) -> None:
         self.records: dict[bytes, KeyValue] = {}
@@ -85,7 +85,7 @@ class Core:
         self.registry.forget(model_id)
 
     def alias(self, name: str, active: str, *, target: str = "", feed: bool = True, **mesh: object) -> None:
-        """A record of a vmodel in etcd; without `feed`, the worker has not heard of it."""
+        """Writes the record of a vmodel to etcd. Unless `feed` is set, the worker does not learn of it."""
         key = self.world.keys.vmodel(name)
         data = {"amid": active, "tmid": target or active, **({"mesh": mesh} if mesh else {})}
         self.etcd.revision += 1
@@ -95,7 +95,7 @@ class Core:
             self.vmodels.delta(revision, [(key, self.etcd.records[key].value)])
 
     def remove_alias(self, name: str, *, feed: bool = True) -> None:
-        """The vmodel is deleted from etcd."""
+        """Deletes the vmodel's record from etcd."""
         key = self.world.keys.vmodel(name)
         self.etcd.revision += 1
         del self.etcd.records[key]
@@ -103,7 +103,7 @@ class Core:
             self.vmodels.delta(self.etcd.revision, [(key, None)])
 
     def resident(self, model: str, *pods: str, path: str = "") -> None:
-        """The model is registered and loaded in these pods."""
+        """Registers the model and shows it loaded in these pods."""
         self.register(model, **({"path": path} if path else {}))
         for pod in pods or ("a",):
             if pod not in self.world.view.pods:
@@ -112,15 +112,15 @@ class Core:
             self.world.copy(model, pod, version=versions.own(path))
 
     def unregister(self, model_id: str = "m") -> None:
-        """Deletes the model's record from etcd, but not what the router remembers of it."""
+        """Deletes the model's record from etcd, but not from the router's memory."""
         del self.etcd.records[self.world.keys.model(model_id)]
 
     def failed_in(self, *pods: str, ago_ms: int = 1000) -> tuple[Failure, ...]:
-        """Returns failures in these pods as a record holds them."""
+        """Returns failures in these pods in the form of a record."""
         return tuple(Failure(pod, NOW_MS - ago_ms, f"{pod} says no") for pod in pods)
 
     def frame(self, model_id: str = "m", payload: bytes = b"", version: str = "") -> bytes:
-        """Returns the frame of a V2 call of that model, with a raw input."""
+        """Returns the frame of a V2 call of the model, with a raw input."""
         raw = b"\x0a" + bytes([len(model_id)]) + model_id.encode()
         raw += b"\x12" + bytes([len(version)]) + version.encode() if version else b""
         raw += b"\x3a" + bytes([len(payload)]) + payload if payload else b""
@@ -135,7 +135,7 @@ class Core:
         deadline: float | None = None,
         **more: object,
     ) -> FakeCall:
-        """Returns a V2 call of that model that has arrived, with its `deadline` in seconds from now."""
+        """Returns a V2 call of the model that has just arrived. Its `deadline` is in seconds from now."""
         when = None if deadline is None else asyncio.get_running_loop().time() + deadline
         call = FakeCall(frame=self.frame(model_id, payload, version), deadline=when, **more)  # type: ignore[arg-type]
         self.dispatcher.dispatch(call)
@@ -158,13 +158,13 @@ class Core:
 
 @pytest.fixture
 def settings() -> RouterSettings:
-    """Settings of the router under test; a test overrides this fixture for others."""
+    """Returns the settings of the router under test. A test can override this fixture."""
     return RouterSettings("router", verify_timeout=0.2)
 
 
 @pytest.fixture
 async def core(settings: RouterSettings) -> AsyncIterator[Core]:
-    """A worker's core without the processes around it."""
+    """Returns a worker's core without the processes around it."""
     world, etcd, agents = World(), FakeEtcd(), FakeAgents()
     counted = metrics.Registry()
     meter = Meter(counted)

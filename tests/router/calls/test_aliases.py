@@ -18,7 +18,7 @@ VERSIONS = {"7": "fraud@7", "8": "fraud@8"}
 
 
 def by_header(core, name, header=b"mm-vmodel-id", method=OTHER):
-    """A call whose metadata names a model or a vmodel."""
+    """Returns a call whose metadata names a model or a vmodel."""
     call = FakeCall(method, [(header, name.encode())], framing.pack(b""))
     core.dispatcher.dispatch(call)
     return call
@@ -33,7 +33,7 @@ async def model_of(core, pod="a"):
 
 
 def series(core, name):
-    """Returns the series of a metric by alias: by labels, the count of a histogram or the value of a counter."""
+    """Returns the series of a metric by their labels. A value is a counter's value or a histogram's count."""
     (metric,) = [one for one in core.counted.snapshot()["metrics"] if one["name"] == name]
     counts = ((tuple(labels), value) for labels, value in metric["series"])
     return {labels: sum(value[0]) if isinstance(value, list) else value for labels, value in counts}
@@ -43,8 +43,8 @@ def series(core, name):
 
 
 async def test_a_hit_by_an_alias_reads_nothing_and_carries_its_names(core):
-    """The call goes to the active model with the alias and the version for the reply; neither etcd nor a task is
-    needed."""
+    """A call by an alias goes to the active model, and carries the alias and the version for the reply. It needs
+    neither a read of etcd nor a task."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     call = core.call("fraud")
@@ -63,7 +63,8 @@ async def test_a_hit_by_an_alias_reads_nothing_and_carries_its_names(core):
 
 
 async def test_a_name_in_a_message_is_the_alias_and_in_a_header_what_the_header_says(core):
-    """With a model and an alias of one name, `mm-model-id` means the model, `mm-vmodel-id` and messages the alias."""
+    """If a model and an alias have the same name, `mm-model-id` means the model, and `mm-vmodel-id` and messages mean
+    the alias."""
     core.resident("fraud")
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8")
@@ -76,7 +77,7 @@ async def test_a_name_in_a_message_is_the_alias_and_in_a_header_what_the_header_
 
 
 async def test_a_call_with_a_vmodel_header_is_answered_under_the_models_id(core):
-    """As in the predecessor, nothing of the alias reaches the model server, so the reply has the model's own id."""
+    """As in the predecessor, the model server does not learn of the alias, so the reply has the model's own id."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     by_header(core, "fraud")
@@ -88,8 +89,7 @@ async def test_a_call_with_a_vmodel_header_is_answered_under_the_models_id(core)
 
 
 async def test_an_alias_without_versions_answers_with_its_models_own(core):
-    """An alias of the predecessor names no versions, so the reply has the version that the active model's folder
-    names."""
+    """An alias of the predecessor has no versions, so the reply has the version from the active model's folder."""
     core.resident("m", path="s3://models/fraud/3/model.onnx")
     core.alias("fraud", "m")
     core.call("fraud")
@@ -112,7 +112,7 @@ async def test_an_alias_that_the_feed_has_not_delivered_is_read(core, kind):
 
 
 async def test_an_alias_that_hides_a_cold_model_is_found_by_the_read_for_its_load(core):
-    """The record of the model is read for its load; the alias of the same name comes along and wins."""
+    """The read of a cold model's record for its load also finds an alias of the same name, and the alias wins."""
     core.resident("fraud@8")
     core.register("fraud")
     core.alias("fraud", "fraud@8", feed=False)
@@ -122,7 +122,8 @@ async def test_an_alias_that_hides_a_cold_model_is_found_by_the_read_for_its_loa
 
 @pytest.mark.parametrize("kind", ["message", "header"])
 async def test_a_name_that_is_neither_is_not_found_after_one_read_for_all(core, kind):
-    """A hundred callers of an unknown name share a read of both keys that began after they came, at most two."""
+    """A hundred callers of an unknown name share a read of both keys that began after they came. At most two reads
+    happen."""
     calls = [core.call("fraud") if kind == "message" else by_header(core, "fraud") for _ in range(100)]
     for call in calls:
         await core.answered(call)
@@ -154,7 +155,7 @@ async def test_a_caller_that_goes_away_while_its_name_is_read_is_forgotten(core)
 
 
 async def test_a_deadline_ends_the_read_of_a_name(core):
-    """A caller whose deadline passes while etcd is silent is answered."""
+    """A caller is answered when its deadline passes while etcd is silent."""
     core.etcd.gate.clear()
     when = asyncio.get_running_loop().time() + 0.01
     call = FakeCall(OTHER, [(b"mm-vmodel-id", b"fraud")], framing.pack(b""), deadline=when)
@@ -163,7 +164,7 @@ async def test_a_deadline_ends_the_read_of_a_name(core):
 
 
 async def test_streams_go_by_alias_too(core):
-    """A call whose messages come one by one is resolved from its first message, and carries the same names."""
+    """A stream is resolved from its first message, and carries the same names as a unary call."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     call = StreamCall(messages=[core.frame("fraud")])
@@ -179,7 +180,8 @@ async def test_streams_go_by_alias_too(core):
 
 
 async def test_an_alias_that_has_moved_unseen_is_read_again(core):
-    """The feed still names a model that has been removed: the record in etcd names the one that serves now."""
+    """If the feed still names a model that has been removed, the record is read from etcd and names the model that
+    serves now."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7")
     core.alias("fraud", "fraud@8", feed=False)
@@ -189,7 +191,7 @@ async def test_an_alias_that_has_moved_unseen_is_read_again(core):
 
 
 async def test_an_alias_whose_active_model_is_gone_is_served_by_its_target(core):
-    """During a transition the target takes over if somebody has removed the active model."""
+    """If somebody removes the active model during a move, the target takes over."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7", target="fraud@8")
     call = by_header(core, "fraud")
@@ -208,7 +210,7 @@ async def test_an_alias_without_an_existing_model_is_an_internal_error(core, tar
 
 @pytest.mark.parametrize(("kind", "text"), [("message", "model not found"), ("header", "vmodel not found")])
 async def test_an_alias_that_was_deleted_unseen_is_not_found(core, kind, text):
-    """An alias that the feed still has, but that was deleted in etcd with its model, is not found."""
+    """An alias that was deleted in etcd together with its model is not found, although the feed still has it."""
     core.world.pod("a")
     core.alias("fraud", "fraud@7")
     core.remove_alias("fraud", feed=False)
@@ -217,7 +219,7 @@ async def test_an_alias_that_was_deleted_unseen_is_not_found(core, kind, text):
 
 
 async def test_a_stream_follows_an_alias_that_has_moved(core):
-    """A stream that has sent nothing yet is diverted like a unary call."""
+    """A stream that no model has received yet follows an alias that has moved, as a unary call does."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7")
     core.alias("fraud", "fraud@8", feed=False)
@@ -232,7 +234,7 @@ async def test_a_stream_follows_an_alias_that_has_moved(core):
 
 
 async def test_a_version_is_called_whichever_is_active(core):
-    """Every version that the alias keeps can be named, and the reply says which one has served."""
+    """Every version that an alias keeps can be called, and the reply names the version that served."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
@@ -243,7 +245,7 @@ async def test_a_version_is_called_whichever_is_active(core):
 
 
 async def test_versions_may_share_a_model(core):
-    """The reply has the version that was asked for, and the latest one if none was."""
+    """If versions share a model, the reply has the requested version, or the latest if none was requested."""
     core.resident("m")
     core.alias("fraud", "m", versions={"1": "m", "2": "m"})
     for version, served in (("1", b"fraud/1"), ("2", b"fraud/2"), ("", b"fraud/2")):
@@ -265,7 +267,7 @@ async def test_a_version_that_does_not_exist_is_not_found_and_the_others_are_nam
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize(("path", "own"), [("s3://models/fraud/3/model.onnx", "3"), ("s3://models/fraud.onnx", "1")])
 async def test_a_model_has_the_version_of_its_folder(core, alias, warm, path, own):
-    """A plain model, or an alias that lists no versions, answers to that number alone."""
+    """A plain model, or an alias that lists no versions, has only the version that its folder names."""
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.loaded()
     if warm:
@@ -298,7 +300,8 @@ async def test_a_version_of_an_unknown_name_is_an_unknown_model(core):
 
 
 async def test_a_version_of_an_alias_that_the_feed_has_not_delivered(core):
-    """A versioned call by an alias that the feed has not delivered succeeds: the read for a model finds the alias."""
+    """A call of a version succeeds although the feed has not delivered the alias, because the read for a model finds
+    it."""
     core.resident("fraud@7")
     core.alias("fraud", "fraud@8", versions=VERSIONS, feed=False)
     core.call("fraud", version="7")
@@ -306,7 +309,8 @@ async def test_a_version_of_an_alias_that_the_feed_has_not_delivered(core):
 
 
 async def test_metadata_lists_the_versions(core):
-    """An alias has the versions that it keeps; a model by its id has its own."""
+    """Metadata of an alias lists the versions that it keeps. Metadata of a model, by its id, has the model's own
+    version."""
     core.resident("fraud@8", path="s3://models/fraud/8/model.onnx")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     for name, listed, named in (("fraud", b"7/8", b"fraud/8"), ("fraud@8", b"8", None)):
@@ -321,7 +325,7 @@ async def test_metadata_lists_the_versions(core):
 
 
 async def test_calls_are_split_by_weight(core):
-    """With 10 % for the canary, 2,000 calls are shared as a fair draw would share them, within four deviations."""
+    """With 10 % for the canary, 2,000 calls are shared as by a fair draw, within four standard deviations."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7", versions=VERSIONS, weights={"fraud@7": 90, "fraud@8": 10})
@@ -347,7 +351,8 @@ async def test_a_sticky_key_keeps_its_model(core):
 
 
 async def test_a_model_of_a_split_that_is_not_loaded_costs_no_wait(core):
-    """Calls drawn for it go to the loaded one while it is loaded, once for all of them; the log says so once."""
+    """Calls drawn for a model that is not loaded go to the loaded one meanwhile. All of them cause one load and one log
+    line."""
     core.resident("fraud@7", "a")
     core.world.pod("b")
     core.agents.answers["b"] = fakecalls.loaded()
@@ -371,7 +376,7 @@ async def test_a_model_of_a_split_that_is_not_loaded_costs_no_wait(core):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 async def test_a_sticky_model_that_cannot_be_loaded_costs_no_call(core, stream):
-    """Callers of a sticky key wait for their model's load; if it fails, another model answers them."""
+    """Callers with a sticky key wait for the load of their model. If the load fails, another model answers them."""
     core.resident("fraud@7", "a")
     core.alias("fraud", "fraud@7", weights={"fraud@8": 99}, sticky="x-user")
     core.register("fraud@8")
@@ -388,7 +393,7 @@ async def test_a_sticky_model_that_cannot_be_loaded_costs_no_call(core, stream):
 
 
 async def test_a_load_that_hangs_leaves_half_of_the_callers_time_to_another_model(core):
-    """A sticky caller with a deadline does not spend all of it on a canary whose load does not end."""
+    """A sticky caller with a deadline spends at most half of its time on a canary whose load hangs."""
     core.resident("fraud@7", "a")
     core.alias("fraud", "fraud@7", weights={"fraud@7": 1, "fraud@8": 10**6}, sticky="x-user")
     core.register("fraud@8")
@@ -419,7 +424,7 @@ async def test_a_split_whose_models_all_fail_answers_with_the_last_error(core):
 
 
 async def test_a_version_that_was_asked_for_is_not_replaced(core):
-    """A caller that names a version of a split alias gets it, or its error."""
+    """A caller that names a version of a split alias gets that version, or its error."""
     core.resident("fraud@7", "a")
     core.register("fraud@8")
     core.agents.answers["a"] = fakecalls.failed("bad file")
@@ -430,7 +435,8 @@ async def test_a_version_that_was_asked_for_is_not_replaced(core):
 
 
 async def test_an_error_of_the_model_itself_is_the_answer(core):
-    """A model that was called and failed has answered; another version might answer something else."""
+    """If the chosen model of a split fails a call, its error is the answer, because another version might answer
+    something else."""
     core.resident("fraud@7", "a")
     core.resident("fraud@8", "a")
     core.alias("fraud", "fraud@7", weights={"fraud@8": 1})
@@ -441,7 +447,7 @@ async def test_an_error_of_the_model_itself_is_the_answer(core):
 
 
 async def test_weights_that_change_apply_to_the_next_call(core):
-    """The alias is prepared once for each record; a new record makes a new one."""
+    """New weights in an alias's record apply to the next call."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     for model in ("fraud@7", "fraud@8", "fraud@7"):
@@ -454,7 +460,7 @@ async def test_weights_that_change_apply_to_the_next_call(core):
 
 
 async def test_series_of_models_that_an_alias_no_longer_names_are_dropped(core):
-    """Series of models that an alias no longer names are dropped, so a year of weekly releases does not grow the
+    """Series of models that an alias no longer names are dropped, so a year of weekly releases does not inflate the
     metrics."""
     for number in range(1, 10):
         core.resident(f"fraud@{number}")
@@ -467,7 +473,8 @@ async def test_series_of_models_that_an_alias_no_longer_names_are_dropped(core):
 
 
 async def test_beyond_a_number_of_pairs_aliases_are_counted_together(core):
-    """The metrics of a mesh with thousands of aliases stay readable."""
+    """Beyond a number of pairs of alias and model, calls are counted together, so the metrics of a mesh with thousands
+    of aliases stay readable."""
     core.resident("m")
     for number in range(205):
         core.alias(f"alias-{number}", "m")

@@ -1,4 +1,4 @@
-"""One rule of retrying for unary calls and streams: equal failures have equal outcomes, whatever carries the call."""
+"""Retrying, which has the same rules for unary calls and streams: equal failures have equal outcomes."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ OF_M = [(b"mm-model-id", b"m")]
 
 
 def resident(core, *pods):
-    """Registers the model and shows it loaded in these pods, which are chosen in that order."""
+    """Registers the model and shows it loaded in these pods, which are tried in that order."""
     core.register()
     for number, pod in enumerate(pods):
         core.world.pod(pod)
@@ -29,7 +29,7 @@ def resident(core, *pods):
 
 @pytest.fixture(params=["unary", "stream"])
 def carry(request, core):
-    """Dispatches a call of the model."""
+    """Returns a function that dispatches a call of the model, as a unary call or as a stream."""
 
     def carry(*, safe=True, deadline=None, frame=None):
         when = None if deadline is None else asyncio.get_running_loop().time() + deadline
@@ -43,8 +43,8 @@ def carry(request, core):
 
 
 async def play(core, call, *troubles):
-    """Answers what is sent with these failures, then with replies, until the call is answered, and returns the pods in
-    order."""
+    """Answers the attempts of a call with these failures, then with replies, until the call is answered. Returns the
+    pods in order."""
     pods, left = [], list(troubles)
 
     def waiting():
@@ -109,7 +109,7 @@ async def test_without_a_free_connection_nothing_is_loaded(core, carry):
 
 
 async def test_what_cannot_be_tried_again_before_its_deadline_is_not_waited_for(core, carry):
-    """A caller whose retry could not start before its deadline gets the known failure at once, not a later timeout."""
+    """A caller whose deadline does not permit a retry gets the known failure at once, instead of a timeout later."""
     resident(core, "a", "b")
     call = carry(deadline=0.15)
     assert await play(core, call, LOST) == ["a"]
@@ -126,7 +126,7 @@ async def test_a_pod_that_goes_before_anything_is_sent_is_not_waited_for(core, c
 
 
 async def test_calls_are_cold_where_they_waited_for_a_load(core, carry):
-    """Calls count as cold if they waited for a load, also after they found a copy that turned out to be gone."""
+    """A call that waited for a load counts as cold, even if it first found a copy that turned out to be gone."""
     resident(core, "a")
     call = carry()
     await play(core, call, "not_here")
@@ -136,8 +136,8 @@ async def test_calls_are_cold_where_they_waited_for_a_load(core, carry):
 
 
 async def test_a_server_that_is_lost_within_a_reply_counts_as_lost(core, carry):
-    """A server that dies within a reply counts as lost, so a model that kills servers in the middle of streams is not
-    sent to the next one unchecked."""
+    """A server that dies within a reply counts as lost. A model that kills servers in the middle of streams is
+    therefore not sent to the next one unchecked."""
     resident(core, "a")
     call = carry()
     await until(lambda: core.sent("a"), interval=0.001)

@@ -1,4 +1,4 @@
-"""The walker over encoded messages, which agrees with protobuf's own decoder and survives anything else."""
+"""The reader of fields in encoded messages, which agrees with protobuf's own decoder and survives any other bytes."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,8 @@ def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
 
 @given(name=TEXT, version=TEXT, more=st.booleans())
 def test_name_and_version_of_a_v2_request_are_read_together(name, version, more):
-    """Both are read as protobuf's encoders write them, each of any length or left out."""
+    """The name and the version of a V2 request are read as protobuf's encoders write them, whatever their lengths and
+    even if one is left out."""
     request = inference_pb2.ModelInferRequest(model_name=name, model_version=version)
     if more:
         request.id = "7"
@@ -36,7 +37,7 @@ def test_name_and_version_of_a_v2_request_are_read_together(name, version, more)
 
 @given(st.binary(max_size=200), st.integers(0, 10))
 def test_any_bytes_give_a_name_and_a_version_or_a_value_error(message, start):
-    """Nothing that a client sends raises anything but ValueError, and the name is what `extract` finds."""
+    """Any bytes yield a name and a version, or raise ValueError. The name is the one that `extract` finds."""
     try:
         name, version = fieldpath.name_and_version(message, start)
     except ValueError:
@@ -47,7 +48,7 @@ def test_any_bytes_give_a_name_and_a_version_or_a_value_error(message, start):
 
 @given(TEXT, TEXT, st.data())
 def test_a_cut_name_or_version_is_refused(name, version, data):
-    """A message that ends within its name or version is never read short."""
+    """A message that ends within its name or version is refused instead of being read short."""
     message = inference_pb2.ModelMetadataRequest(name=name, version=version).SerializeToString()
     cut = message[: data.draw(st.integers(0, len(message)))]
     try:
@@ -81,7 +82,7 @@ def test_fixed_width_fields_are_passed_over(double, single, text):
 
 @given(st.binary(max_size=200), st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 10))
 def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
-    """Any bytes yield a string, nothing or a ValueError: nothing that a client sends raises anything else."""
+    """Any bytes yield a string, nothing, or ValueError, so a client cannot cause any other error."""
     try:
         found = fieldpath.extract(message, path, start)
     except ValueError:
@@ -91,14 +92,14 @@ def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_cut_anywhere_it_never_reads_beyond(name, rest):
-    """A message that is cut off within the field is refused, never read short or beyond its end."""
+    """A message that is cut off within the field is refused. It is never read short or beyond its end."""
     message = bytes([0x0A]) + varint(len(name) + 5) + name
     with pytest.raises(ValueError, match="ends beyond"):
         fieldpath.extract(message, (1,))
 
 
 def test_the_first_of_several_counts():
-    """The first of several occurrences of the field counts, as in the predecessor."""
+    """If the field occurs several times the first occurrence counts, as in the predecessor."""
     message = b"\x0a\x01a\x0a\x01b"
     assert fieldpath.extract(message, (1,)) == "a"
 
@@ -130,7 +131,7 @@ NUMBERS = st.integers(2, 40)
 
 
 def fields(depth):
-    """Returns unknown fields as handmade messages may hold them, nested groups included."""
+    """Returns unknown fields as a handmade message may contain them, including nested groups."""
     plain = st.one_of(
         st.tuples(NUMBERS, st.integers(0, 2**63)).map(lambda f: varint(f[0] << 3) + varint(f[1])),
         st.tuples(NUMBERS, st.binary(max_size=10)).map(lambda f: varint(f[0] << 3 | 2) + varint(len(f[1])) + f[1]),

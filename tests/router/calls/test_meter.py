@@ -1,4 +1,4 @@
-"""The counting of calls by method and code, whatever names clients give methods."""
+"""Counts of calls by method and code, whatever method names clients send."""
 
 from mesh.statuses import Code
 from mesh.telemetry import metrics

@@ -1,4 +1,4 @@
-"""Tests of shadows: what they are sent, what is counted, and that callers are not affected."""
+"""Tests of shadows: the calls they get, what is counted, and that callers are not affected."""
 
 import itertools
 
@@ -19,7 +19,7 @@ SHADOW = {"target": "fraud@9", "share": 100}
 
 
 def shadowed(core, *pods, name="fraud", **mesh):
-    """An alias with a shadow, the shadow's copy in a pod of its own."""
+    """Creates an alias with a shadow, whose copy is in a separate pod."""
     core.resident("fraud@8", *(pods or ("a",)))
     core.resident("fraud@9", "s")
     core.alias(name, "fraud@8", mirror=SHADOW, **mesh)
@@ -32,7 +32,7 @@ def reply_of(name="fraud", values=b"1234", id="7", version="8"):
 
 
 async def answered(core, frame=None, code=0, name="fraud", **more):
-    """A caller's call that has been answered."""
+    """Makes a call and returns it once it is answered."""
     call = core.call(name, **more)
     (sent,) = [sent for sent in core.sent("a") if not sent.over]
     if code:
@@ -44,19 +44,19 @@ async def answered(core, frame=None, code=0, name="fraud", **more):
 
 
 async def mirrored(core, count=1):
-    """The shadow's calls in flight, once their number is as expected."""
+    """Waits until the shadow has at least `count` calls in flight, and returns them."""
     open_ = lambda: [sent for sent in core.sent("s") if not sent.over]  # noqa: E731
     await until(lambda: len(open_()) >= count, interval=0.001, why=f"{count} calls reach the shadow")
     return open_()
 
 
 async def settled(core):
-    """Waits until no shadow call is about to be sent."""
+    """Waits until no call is about to be sent to a shadow."""
     await until(lambda: not core.forwarder.mirrors._held or core.forwarder.mirrors._running, interval=0.001)
 
 
 def counts(core):
-    """Returns the calls of the shadow by outcome."""
+    """Returns the numbers of the shadow's calls by outcome."""
     (metric,) = [one for one in core.counted.snapshot()["metrics"] if one["name"] == "mesh_mirror_calls"]
     return {labels[2]: value for labels, value in metric["series"] if value}
 
@@ -106,7 +106,7 @@ async def test_a_shadow_gets_the_call_after_its_caller_was_answered(core):
     ],
 )
 async def test_answers_are_compared_by_outputs_and_codes(core, primary, shadow, outcome):
-    """Names, versions and ids do not matter; values do; and a failure equals one with the same code."""
+    """Answers are compared by their values, not by names, versions and ids. Failures are equal if their codes are."""
     shadowed(core)
     if isinstance(primary, Code):
         await answered(core, code=primary)
@@ -138,8 +138,8 @@ async def test_the_share_is_what_the_record_says(core):
 
 
 async def test_a_shadow_that_hangs_gets_a_few_calls_and_then_a_pause(core, monkeypatch):
-    """If a shadow hangs, callers are answered throughout. Shadow calls beyond the first few are shed, and after the
-    time-out all are for a while."""
+    """If a shadow hangs, callers are still answered. The shadow gets a few calls and the rest are shed. After the
+    timeout all are shed for a while."""
     monkeypatch.setattr(mirror, "TIMEOUT", 0.05)
     shadowed(core)
     for _ in range(EACH + 3):
@@ -155,7 +155,7 @@ async def test_a_shadow_that_hangs_gets_a_few_calls_and_then_a_pause(core, monke
 
 
 async def test_a_shadow_whose_server_dies_gets_a_pause(core):
-    """The loss is counted against the shadow's model like any other; no caller's call is affected."""
+    """The death of a shadow's server counts against the shadow's model like any other. No caller's call is affected."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)
@@ -168,7 +168,7 @@ async def test_a_shadow_whose_server_dies_gets_a_pause(core):
 
 
 async def test_a_shadow_that_cannot_be_reached_is_not_tried_again(core):
-    """A shadow call that could not be sent counts as failed, and is not tried again."""
+    """A call that could not be sent to the shadow counts as failed, and is not tried again."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)
@@ -179,7 +179,7 @@ async def test_a_shadow_that_cannot_be_reached_is_not_tried_again(core):
 
 
 async def test_a_shadow_that_is_not_there_is_forgotten(core):
-    """A pod without the copy is no longer called for it; the call is shed, not repeated."""
+    """A pod that has no copy of the shadow is not called for it again. The call is shed, not repeated."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)
@@ -190,7 +190,8 @@ async def test_a_shadow_that_is_not_there_is_forgotten(core):
 
 
 async def test_a_shadow_that_is_not_loaded_causes_one_load(core):
-    """A hundred calls request its load once and are shed; none waits."""
+    """A hundred calls of an alias whose shadow is not loaded request one load of it and are not mirrored. None of them
+    waits."""
     core.resident("fraud@8")
     core.register("fraud@9")
     core.alias("fraud", "fraud@8", mirror=SHADOW)
@@ -205,7 +206,8 @@ async def test_a_shadow_that_is_not_loaded_causes_one_load(core):
 
 
 async def test_a_busy_pod_gets_no_calls_of_shadows(core):
-    """Beyond a few callers' calls in the shadow's pod, its calls are shed; shadows' own calls there do not count."""
+    """If the shadow's pod has more than a few calls of callers, calls of the shadow are shed. Other calls of shadows in
+    that pod do not count."""
     shadowed(core)
     core.world.view.pods["s"].load = BUSY
     await answered(core)
@@ -222,7 +224,7 @@ async def test_a_busy_pod_gets_no_calls_of_shadows(core):
 
 
 async def test_all_shadows_together_have_few_calls_in_flight(core):
-    """Ten aliases with hanging shadows hold no more than a fixed number of calls."""
+    """Ten aliases whose shadows hang have no more calls in flight than the common limit for shadows."""
     for number in range(10):
         shadowed(core, name=f"alias-{number}")
     for _ in range(EACH):
@@ -237,7 +239,8 @@ async def test_all_shadows_together_have_few_calls_in_flight(core):
 
 
 async def test_memory_for_shadows_is_bounded(core):
-    """A call whose request and answer would exceed the bound is shed, and one that fits afterwards is not."""
+    """A call is not mirrored if its request and answer would exceed the memory for shadows. A smaller call after it
+    is."""
     shadowed(core)
     await answered(core, framing.pack(bytes(MAX_BYTES)))
     assert counts(core) == {"shed": 1}
@@ -249,7 +252,7 @@ async def test_memory_for_shadows_is_bounded(core):
 
 
 async def test_shadows_give_way_when_bodies_fill_their_total(core, monkeypatch):
-    """Memory that callers need is not given to shadows."""
+    """Shadows get no memory that callers need."""
     shadowed(core)
     monkeypatch.setattr(core.forwarder.budget, "large", 10)
     await answered(core)
@@ -258,7 +261,7 @@ async def test_shadows_give_way_when_bodies_fill_their_total(core, monkeypatch):
 
 @pytest.mark.parametrize("method", ["ModelMetadata", "ModelReady"])
 async def test_questions_about_a_model_are_not_mirrored(core, method):
-    """Only inference is mirrored, not requests for metadata or readiness."""
+    """Only inference calls are mirrored, not requests for metadata or readiness."""
     shadowed(core)
     call = FakeCall(b"/inference.GRPCInferenceService/" + method.encode(), frame=core.frame("fraud"))
     core.dispatcher.dispatch(call)
@@ -268,7 +271,7 @@ async def test_questions_about_a_model_are_not_mirrored(core, method):
 
 
 async def test_a_call_whose_end_came_late_is_mirrored_too(core):
-    """A unary call carried as a stream has one message, which is enough."""
+    """A unary call that is carried as a stream, because its end came late, is mirrored too."""
     shadowed(core)
     call = StreamCall(messages=[core.frame("fraud")])
     core.dispatcher.dispatch(call)
@@ -282,7 +285,7 @@ async def test_a_call_whose_end_came_late_is_mirrored_too(core):
 
 
 async def test_another_shadow_has_counts_of_its_own(core):
-    """When the record names another shadow, or none, the former one's series are dropped."""
+    """When the record names another shadow, or none, the series of the former shadow are dropped."""
     shadowed(core)
     await answered(core)
     for sent in await mirrored(core):
@@ -302,7 +305,7 @@ async def test_another_shadow_has_counts_of_its_own(core):
 
 
 async def test_a_worker_that_stops_ends_its_shadows_calls(core):
-    """Closing cancels what shadows have in flight, uncounted."""
+    """A worker that stops cancels the calls that its shadows have in flight, without counting them."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)

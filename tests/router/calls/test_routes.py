@@ -1,5 +1,4 @@
-"""The model that a call is for, by the predecessor's rules and texts, and the metadata that is passed on in both
-directions."""
+"""The model that a call is for, by the predecessor's rules and texts, and the metadata passed on in both directions."""
 
 import base64
 import gzip
@@ -31,7 +30,7 @@ def infer(name: str) -> bytes:
 
 
 def test_the_message_beats_the_header():
-    """The id in the message of a V2 method, which has a field path, overrides the one in the header."""
+    """For V2 methods, whose messages contain the id, the id in the message overrides the one in the header."""
     assert model_of(INFER, [(b"mm-model-id", b"header")], infer("body")) == "body"
 
 
@@ -47,7 +46,7 @@ def test_the_message_beats_the_header():
 )
 @pytest.mark.parametrize("method", [INFER, OTHER])
 def test_ids_in_metadata(method, headers, expected):
-    """Ids in metadata name the model, also for V2 methods whose message has none."""
+    """An id in the metadata names the model, also for a V2 method whose message has no id."""
     assert model_of(method, headers, infer("") if method == INFER else b"\xff\xff") == expected
 
 
@@ -98,8 +97,8 @@ def test_what_is_wrong_with_ids(headers, reason, text):
     ],
 )
 def test_extensions_of_v2_are_refused_as_what_they_are(method, text):
-    """V2 extensions are refused by name, unless the metadata names a model whose server may support them; a name in the
-    message does not count."""
+    """V2 extensions are refused by name, unless the metadata names a model, whose server may support them. A name in
+    the message does not count."""
     name = b"/inference.GRPCInferenceService/" + method.encode()
     with pytest.raises(MeshError, match=text) as error:
         model_of(name, message=infer("a"))
@@ -108,7 +107,7 @@ def test_extensions_of_v2_are_refused_as_what_they_are(method, text):
 
 
 def test_compressed_requests_are_read():
-    """Compressed requests are decompressed to read the id alone."""
+    """A compressed request is decompressed only to read the id."""
     packed = gzip.compress(infer("squeezed"))
     frame = b"\x01" + len(packed).to_bytes(4, "big") + packed
     assert model_of(INFER, frame=frame, encoding=b"gzip") == "squeezed"
@@ -144,7 +143,7 @@ def test_requests_that_cannot_be_read(frame, encoding, reason):
     ],
 )
 def test_where_a_name_stands_tells_what_it_means(method, headers, message, kind):
-    """Headers say whether they name a model or a vmodel; a name in a message may be either."""
+    """A header says whether it names a model or a vmodel. A name in a message may be either."""
     known = routes.Routes()
     call = FakeCall(method, headers, framing.pack(message))
     assert known.asked(call, known.method(method), call.frame) == ("a", kind, "")
@@ -152,7 +151,7 @@ def test_where_a_name_stands_tells_what_it_means(method, headers, message, kind)
 
 @pytest.mark.parametrize("squeezed", [False, True], ids=["plain", "compressed"])
 def test_the_version_is_read_wherever_the_name_is(squeezed):
-    """The version in a V2 message counts, also where a header names the model."""
+    """The version in a V2 message counts even if a header names the model."""
     known = routes.Routes()
     for name, metadata in (("a", []), ("", [(b"mm-model-id", b"a")])):
         message = inference_pb2.ModelInferRequest(model_name=name, model_version="8", id="7").SerializeToString()
@@ -168,14 +167,14 @@ def compressed(message: bytes) -> bytes:
 
 
 def test_a_compressed_message_is_unpacked_no_further_than_its_id():
-    """A compressed message is decompressed no further than its id; the model server checks the rest and its size."""
+    """A compressed message is decompressed only as far as its id. The model server checks the rest and the size."""
     frame = compressed(infer("m") + b"\x3a\x80\x80\x80\x20" + bytes(64 << 20))
     assert model_of(INFER, frame=frame[:1000], encoding=b"gzip") == "m"
 
 
 def test_an_id_is_not_looked_for_beyond_the_first_mebibyte():
-    """An id is not sought beyond the message's first mebibyte; a call with a later one has to name the model in its
-    metadata."""
+    """An id is not sought beyond the first mebibyte of a message. A call whose id comes later must name the model in
+    its metadata."""
     frame = compressed(b"\x3a\x80\x80\x80\x01" + bytes(2 << 20) + infer("m"))
     assert model_of(INFER, [(b"mm-model-id", b"header")], frame=frame, encoding=b"gzip") == "header"
     with pytest.raises(MeshError) as error:
@@ -264,7 +263,7 @@ def test_our_own_headers_do_not_come_back():
 
 
 def test_what_a_copy_is_called_with():
-    """A copy is called with the binary id always, and with the plain id only if that is visible ASCII."""
+    """A copy is always called with the binary id. It gets the plain id too if that is visible ASCII."""
     assert dict(headers.addressed("a b", b"inc.7")) == {
         b"mesh-copy": b"inc.7",
         b"mm-model-id": b"a b",

@@ -1,4 +1,4 @@
-"""Each model's share of the connections to a pod: its calls wait for each other, or are refused, without affecting
+"""Each model's share of the connections to a pod. Beyond it, the model's calls wait or are refused without affecting
 other models."""
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def settings():
 
 @pytest.fixture
 def mesh(core):
-    """A view with two models in pod a, one of them in b too."""
+    """Returns a worker's core whose view has three models in pod a, one of them in pod b too."""
     for pod in ("a", "b"):
         core.world.pod(pod)
         core.agents.answers[pod] = fakecalls.loaded()
@@ -67,8 +67,8 @@ async def test_those_that_wait_go_on_in_their_order_and_never_beyond_the_share(m
 
 
 async def test_those_that_wait_go_on_when_calls_of_other_models_end(mesh):
-    """Waiting calls of a model continue on connections that calls of other models give back, even while the model's own
-    call lasts for minutes."""
+    """Waiting calls of a model get connections that other models' calls give back, even while the model's own call
+    lasts for minutes."""
     mesh.register("other")
     mesh.world.copy("other", "a")
     others = [mesh.call(model) for model in ("fast", "other") for _ in range(CONNECTIONS // 2)]
@@ -150,7 +150,7 @@ def late(mesh, model="slow"):
 
 
 async def test_a_stream_beyond_the_share_is_refused(mesh):
-    """A stream beyond the model's share is refused instead of queued, because the streams that hold the connections may
+    """A stream beyond the model's share is refused instead of queued, because the streams that hold connections may
     last for hours."""
     for _ in range(CONNECTIONS // 2):
         mesh.call("slow")
@@ -233,7 +233,7 @@ class Model:
 @given(st.integers(64, 300), st.lists(st.integers(0, 4), min_size=1, max_size=600))
 def test_there_is_always_a_connection_for_a_model_without_one(connections, arrivals):
     """A model without a connection always gets one, however many connections the other models want and in whatever
-    order they come."""
+    order they ask."""
     calls = [0] * 5
     for model in arrivals:
         if not shares.full(Model(calls[model], sum(calls)), connections) and sum(calls) < connections:

@@ -1,4 +1,4 @@
-"""Carrying a unary call: the choice of the copy, what is passed on in both directions, and every rule of retrying."""
+"""Unary calls: the choice of the copy, what is passed on in both directions, and every rule of retrying."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ def unsafe_call(core, model="m"):
 
 
 def where(core, *pods):
-    """Returns the pod that holds the one call in flight."""
+    """Returns the pod that has the one call in flight."""
     (pod,) = [pod for pod in pods if core.sent(pod)]
     return pod
 
@@ -41,8 +41,8 @@ def where(core, *pods):
 
 
 async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
-    """A hit is forwarded without a task or a read of etcd, and its reply comes back unchanged, without headers of ours
-    in either direction."""
+    """A hit is forwarded without a task or a read of etcd. The reply comes back unchanged, and neither direction has
+    headers of ours."""
     resident(core)
     headers = [(b"x-trace", b"1"), (b"mesh-copy", b"forged"), (b"mm-model-id", b"forged"), (b"user-agent", b"u")]
     call = core.call(headers=headers)
@@ -60,7 +60,7 @@ async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
 
 
 async def test_a_failure_of_the_model_server_is_passed_through(core):
-    """A failure of the model server passes through with code, text and metadata, even RESOURCE_EXHAUSTED and
+    """A failure of the model server is passed on with its code, text and metadata, even RESOURCE_EXHAUSTED and
     UNAVAILABLE."""
     resident(core)
     call = core.call()
@@ -148,8 +148,8 @@ async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
 
 
 async def test_a_call_that_is_refused_at_once_is_freed_at_once(core, monkeypatch):
-    """A call that is refused at once is freed at once: no reference cycle with its carrier keeps it for the garbage
-    collector."""
+    """A call that is refused immediately is also freed immediately, because no reference cycle with its carrier keeps
+    it for the garbage collector."""
     import gc
     import weakref
 
@@ -197,8 +197,8 @@ async def test_not_here_goes_to_another_copy_and_forgets_this_one(core):
 
 @pytest.mark.parametrize("method", ["safe", "unsafe"])
 async def test_not_here_without_another_copy_loads_it(core, method):
-    """A call answered *not here* loads the model if no other copy is left; any method may be sent again, because
-    nothing has run."""
+    """A call answered *not here* loads the model if no other copy is left. Calls of any method may be sent again,
+    because nothing has run."""
     resident(core)
     call = core.call() if method == "safe" else unsafe_call(core)
     core.sent("a")[0].not_here()
@@ -219,7 +219,7 @@ async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
 
 
 async def test_a_client_cannot_make_believe_that_a_model_is_not_here(core):
-    """The *not here* header counts only in failed replies of pods, so a client cannot fake it."""
+    """The *not here* header counts only in failed replies of pods. Otherwise a client could fake it."""
     resident(core)
     call = core.call(headers=[(b"mesh-not-here", b"1")])
     (sent,) = core.sent("a")
@@ -292,7 +292,7 @@ async def test_a_call_whose_reply_had_begun_is_not_tried_again(core):
 
 
 async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
-    """After two servers died in a model's calls no retry goes to a third, of this caller or another; later calls read
+    """After two servers died in a model's calls, no caller's call of that model is retried on a third. Later calls read
     the record first."""
     resident(core, "a", "b", "c")
     calls = [core.call() for _ in range(3)]
@@ -321,8 +321,8 @@ def died_in(core, frame: bytes, *, ago_ms: int = 0):
 
 
 async def test_a_request_in_which_a_server_died_is_not_tried_again(core):
-    """A request in which a server died is retried only after a look into the record; other requests continue, and so
-    does the same one after ten minutes."""
+    """A request in which a server died is not retried or accepted again before ten minutes have passed. Other requests
+    of the model continue."""
     resident(core, "a", "b")
     poison = core.call(payload=b"poison")
     await until(lambda: core.sent("a") or core.sent("b"))
@@ -351,7 +351,8 @@ async def test_a_request_in_which_a_server_died_is_not_tried_again(core):
 
 
 async def test_a_request_that_ends_after_its_message_is_held_against_deaths_too(core):
-    """Deaths also count against a request that is carried as a stream of one message because its end arrives later."""
+    """A death also counts against a request that is carried as a stream of one message because its end arrives
+    later."""
 
     class Late(FakeCall):
         async def read(self):
@@ -370,8 +371,8 @@ async def test_a_request_that_ends_after_its_message_is_held_against_deaths_too(
 
 
 async def test_a_router_that_has_lost_nothing_is_told_by_the_copy(core):
-    """A copy that was loaded after a death requires a look into the record, so that a router that saw no death learns
-    of it."""
+    """A router that saw no death learns of it from a copy that was loaded after one, and reads the record before it
+    calls that copy."""
     died_in(core, core.frame(payload=b"poison"))
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.loaded(blamed=True)
@@ -421,8 +422,8 @@ async def test_a_suspect_does_not_answer_for_a_registration_that_is_gone(core):
 
 
 async def test_a_suspect_does_not_answer_for_an_id_registered_anew(core):
-    """After an id is registered again the other pod loads the new registration, and a suspect pod does not answer for
-    it."""
+    """After an id is registered again, a healthy pod loads the new registration. A suspect pod with the old one does
+    not answer."""
     resident(core)
     pool = core.world.pool("a")
     core.world.lose("a")
@@ -456,8 +457,8 @@ async def test_a_suspect_answers_where_etcd_does_not(core):
 
 
 async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(core):
-    """A call that must be verified is sent again whatever its method, because nothing has run; the retry states the
-    record, which no call reads again for a second."""
+    """A call that must be verified is sent again whatever its method, because nothing has run. The retry states the
+    record that was read, and for a second no call reads it again."""
     resident(core)
     call = unsafe_call(core)
     (sent,) = core.sent("a")
@@ -478,7 +479,7 @@ async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(co
 
 
 async def test_what_must_be_verified_and_is_gone_is_not_called_again(core):
-    """A call that must be verified is not sent again if its registration has ended or been replaced, though this
+    """A call that must be verified is not sent again if its registration has ended or been replaced, even if this
     router's view does not show that yet."""
     resident(core)
     call = core.call()
@@ -502,8 +503,8 @@ async def test_what_must_be_verified_and_is_registered_anew_is_loaded(core):
 
 @pytest.mark.parametrize(("digest", "answers"), [("", True), ("d" * 64, False)])
 async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, answers):
-    """Replaced content must be verified before it answers once the next generation was loaded somewhere; until then
-    there is nothing else to answer from."""
+    """Once the next generation was loaded somewhere, replaced content does not answer a call that must be verified.
+    Until then it does, because there is nothing else to answer from."""
     resident(core)
     core.agents.answers["a"].loaded.generation = 1
     call = core.call()
@@ -517,8 +518,8 @@ async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, 
 
 
 async def test_where_etcd_is_away_the_call_says_so(core):
-    """While etcd is unavailable, a call says so to the pod; one probe finds out, and later calls do not wait for
-    etcd."""
+    """While etcd is unavailable, a call tells its pod so. One probe of etcd finds out, and later calls do not wait for
+    it."""
     resident(core)
     core.etcd.away = True
     call = core.call()
@@ -536,8 +537,8 @@ async def test_where_etcd_is_away_the_call_says_so(core):
 
 
 async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkeypatch):
-    """A probe of etcd that fails for any reason does not make etcd count as unavailable forever: the next call that
-    must be verified asks again."""
+    """If a probe of etcd fails for any reason, etcd does not count as unavailable forever. The next call that must be
+    verified probes again."""
     resident(core)
     core.etcd.away = True
     verifier = core.forwarder.verifier
@@ -560,7 +561,7 @@ async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkey
 
 
 async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(core):
-    """A pod that knows etcd to be available rejects a router's claim to the contrary and has the record read until etcd
+    """A pod that reaches etcd rejects a router's claim that etcd is unavailable. It has the record read until etcd
     answers the router too, because not everybody notices etcd's return at once."""
     resident(core)
     core.etcd.away = True
@@ -578,7 +579,7 @@ async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(co
 
 
 async def test_a_model_that_kills_servers_is_read_for_each_call(core):
-    """The record of a model that kills servers is read for each call, because a read of a moment ago says nothing about
+    """The record of a model that kills servers is read for each call, because a slightly older read says nothing about
     its quarantine now."""
     resident(core, "a", "b", "c")
     for name, load in (("a", 0), ("b", 10), ("c", 20)):
@@ -599,8 +600,8 @@ async def test_a_model_that_kills_servers_is_read_for_each_call(core):
 
 
 async def test_a_pod_that_knows_better_is_not_waited_for_where_there_is_another(core):
-    """A pod that insists on verification is not waited for if another copy can answer; of several insistent pods the
-    last one is asked to wait."""
+    """A call does not wait for a pod that insists on verification if another copy can answer. If all pods insist, the
+    call waits for the last of them."""
     resident(core, "a", "b", "c")
     for name, load in (("a", 0), ("b", 10), ("c", 20)):
         core.world.view.pods[name].load = load
@@ -631,8 +632,8 @@ async def test_a_pod_that_knows_better_is_not_waited_for_where_there_is_another(
 
 
 async def test_what_a_pod_demands_holds_as_long_as_etcd_is_away(core):
-    """A pod's demand for verification lasts as long as etcd is unavailable: a second later no call is sent back for it
-    again."""
+    """A pod's demand for verification is remembered as long as etcd is unavailable, so a second later no call is sent
+    back for it again."""
     resident(core)
     core.etcd.away = True
     core.call()
@@ -651,7 +652,7 @@ async def test_what_a_pod_demands_holds_as_long_as_etcd_is_away(core):
 
 
 async def test_reads_are_shared_by_the_calls_of_a_model(core):
-    """Calls of a model share one read of the record, however many of them a pod sends back."""
+    """However many calls of a model a pod sends back, they share one read of the record."""
     resident(core)
     calls = [core.call() for _ in range(50)]
     core.etcd.gate.clear()
@@ -667,7 +668,7 @@ async def test_reads_are_shared_by_the_calls_of_a_model(core):
 
 
 async def test_a_pod_that_sends_everything_back_ends_the_call(core):
-    """A pod that sends back every attempt ends the call, so no call is retried forever."""
+    """A call is not retried forever: it fails if a pod sends back every attempt."""
     resident(core)
     core.agents.answers["a"] = fakecalls.refused("NO_ROOM")
     call = core.call()
@@ -727,8 +728,8 @@ async def test_calls_are_counted_by_method_and_code_and_by_hit_or_cold(core):
 
 
 async def test_a_long_text_is_cut_to_what_metadata_can_hold(core):
-    """A long error text is shortened to fit into metadata: gRPC clients refuse a reply with more than 8 KiB and would
-    show nothing."""
+    """A long error text is shortened to fit into metadata. gRPC clients refuse metadata of more than 8 KiB, and would
+    show no error text."""
     core.register()
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.failed("x" * 100_000)
@@ -739,7 +740,7 @@ async def test_a_long_text_is_cut_to_what_metadata_can_hold(core):
 
 
 async def test_nothing_is_left_for_the_garbage_collector(core):
-    """A hit's objects are freed by their reference counts, so the garbage collector need not stop the worker for
+    """The objects of a hit are freed by their reference counts, so the garbage collector need not stop the worker for
     them."""
     import gc
     import weakref

@@ -47,7 +47,7 @@ async def behind_grpc(handler, max_message):
 
 @pytest.fixture(params=["envoy", "grpc"])
 async def connect(request):
-    """Serves a handler behind each of the two edges in turn and returns a channel to it: both must look alike."""
+    """Serves a handler behind each of the two edges in turn, which must look alike, and returns a channel to it."""
     transport = {"envoy": behind_envoy, "grpc": behind_grpc}[request.param]
     async with contextlib.AsyncExitStack() as stack:
 

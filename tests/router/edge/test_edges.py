@@ -1,4 +1,4 @@
-"""A call as its handler sees it, and an answer as its client does: the same behind Envoy and behind grpc.aio."""
+"""A call as its handler sees it, and an answer as its client sees it: the same behind Envoy and behind grpc.aio."""
 
 import asyncio
 import gzip
@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize("method", [INFER, OTHER])
 
 
 def answering(work):
-    """Returns a handler that runs a coroutine for each call, and the list of its calls."""
+    """Returns a handler that runs a coroutine for each call, and the list of the calls."""
     calls, tasks = [], []
 
     def handler(call):
@@ -136,7 +136,7 @@ async def test_a_deadline_is_known_to_the_handler_and_cancels(connect, method):
 
 
 async def test_a_stream_goes_to_and_fro(connect):
-    """A stream passes each message at once in both directions: each is answered before the next is sent."""
+    """A stream passes each message on at once, in both directions: each message is answered before the next is sent."""
 
     async def work(call):
         call.start(((b"x-begun", b"yes"),))

@@ -11,8 +11,8 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 async def test_workers_share_the_port():
-    """All workers listen on one port: the kernel distributes the connections, so each connection is answered by some
-    worker."""
+    """All workers listen on one port. The kernel distributes the connections among them, and every connection is
+    answered."""
     answered = [0, 0]
 
     def worker(index):

@@ -24,7 +24,7 @@ class Host:
         return self.reason
 
     def pod(self, name, state):
-        """Puts a pod into the view; with None, a pod of which only copies are known."""
+        """Puts a pod into the view. With None, only copies of the pod are known."""
         self.pods[name] = types.SimpleNamespace(record=state and types.SimpleNamespace(state=state))
 
     def handler(self, call):
@@ -95,7 +95,7 @@ async def test_watching_health_tells_each_change(channel, host, monkeypatch):
 
 
 async def test_only_so_many_watch(channel, host, monkeypatch):
-    """The number of watchers is bounded, because each costs some work every second for as long as it stays."""
+    """The number of watchers is bounded, because each costs some work every second."""
     monkeypatch.setattr(health, "MAX_WATCHES", 2)
     watch = channel.unary_stream(
         "/grpc.health.v1.Health/Watch",
@@ -139,7 +139,7 @@ async def test_the_server_part_of_v2(channel, host):
 
 @pytest.fixture(params=[reflection_pb2, reflection_v1alpha_pb2], ids=["v1", "v1alpha"])
 async def ask(request, channel):
-    """Asks question after question in one reflection stream."""
+    """Opens a reflection stream, and yields a function that sends a question and returns the answer."""
     pb = request.param
     call = channel.stream_stream(
         f"/{pb.DESCRIPTOR.package}.ServerReflection/ServerReflectionInfo",

@@ -1,5 +1,4 @@
-"""Tombstones: when the id of a deleted registration that a pod may still answer for is free again, and which pods that
-waits for."""
+"""Tombstones: when the id of a deleted registration is free again, and which pods it must wait for."""
 
 import asyncio
 import socket
@@ -32,7 +31,7 @@ from tests.support.waiting import until
 
 @dataclass
 class Town:
-    """Management and a leader's care on a real etcd, with pods that are keys and agents that do as the test says."""
+    """Management and a leader's care on a real etcd. Pods are mere keys, and agents do as the test says."""
 
     etcd: Etcd
     keys: Keys
@@ -49,7 +48,7 @@ class Town:
         return f"{host}:{port}"
 
     async def pod(self, name: str, *models: str, incarnation: str = "i", data: str = "") -> None:
-        """Publishes a pod with copies of those models."""
+        """Publishes a pod with copies of these models."""
         record = PodRecord(incarnation, data or self.address, f"{name}:2", capacity_bytes=1 << 30)
         lease = await Lease.grant(self.etcd, ttl=60)
         await lease.close()
@@ -64,7 +63,7 @@ class Town:
         await self.see()
 
     async def cut_off(self, name: str, incarnation: str = "i", *, seen: bool = True) -> None:
-        """Ends that pod's lease; `seen` says whether the leader was there to see it."""
+        """Ends the pod's lease. `seen` says whether a leader saw the end."""
         lease = await Lease.grant(self.etcd, ttl=60)
         copies = [kv.key async for kv in self.etcd.scan(self.keys.all_copies)]
         for key in (self.keys.pod(name), *(key for key in copies if self.keys.copy_of(key)[1] == name)):
@@ -87,14 +86,14 @@ class Town:
         self.view.lives.ended.update(ended)
 
     async def look(self) -> None:
-        """Lets the leader look, and all see the result, twice, because it first notes what it then uses."""
+        """Lets the leader look twice, because it first notes what it then uses, and updates the view each time."""
         for _ in range(2):
             await self.see()
             await self.lives.look()
         await self.see()
 
     def burial(self, model_id: str, record: ModelRecord) -> Op:
-        """Puts that model's tombstone."""
+        """Returns the operation that puts the model's tombstone."""
         return put_op(self.keys.tombstone(model_id), Tombstone.of(record).encode())
 
     async def buried(self, model_id: str = "m") -> bool:
@@ -104,7 +103,7 @@ class Town:
         return [life.pod for life in await self.tombstones.open_lives()]
 
     async def refused(self, model_id: str = "m", path: str = "file:///new") -> MeshError:
-        """Checks that registering that id with another file is refused."""
+        """Checks that the id cannot be registered with another file."""
         with pytest.raises(MeshError) as error:
             await self.management.register(model_id, "onnx", path)
         assert error.value.reason is Reason.FORMER_LIFE
@@ -160,8 +159,8 @@ async def test_nothing_is_left_of_a_model_that_nobody_held(town):
 
 
 async def test_a_copy_is_withdrawn_and_the_id_is_free_at_once(town):
-    """An id is free again at once, without a leader, when the agent confirms that its copy is silent and its key
-    deleted."""
+    """An id is free at once, without a leader, when the agent confirms that its copy no longer answers and the copy's
+    key is deleted."""
     await town.pod("a", "m")
 
     async def unload(pod, request, *, timeout):
@@ -174,8 +173,8 @@ async def test_a_copy_is_withdrawn_and_the_id_is_free_at_once(town):
 
 
 async def test_a_copy_that_stays_keeps_the_id(town):
-    """An id stays taken while an agent has not confirmed that its copy is gone; the error of a new registration names
-    the pod."""
+    """An id stays taken until the agent has confirmed that its copy is gone. The error of a new registration names the
+    pod."""
     await town.pod("a", "m")
     await town.management.unregister("m")
     assert await town.buried()
@@ -193,8 +192,8 @@ async def test_a_copy_that_stays_keeps_the_id(town):
 
 @pytest.mark.parametrize("order", ["cut off first", "unregistered first"])
 async def test_an_id_waits_for_a_pod_that_held_it_and_is_cut_off(town, order):
-    """An id waits for a cut-off pod that held it, in whatever order things happened; the error names the pod, the time
-    left and the way out, and other ids do not wait."""
+    """An id waits for a cut-off pod that held it, in whatever order things happened. The error names the pod, the time
+    left and the way out. Other ids do not wait."""
     await town.pod("a", "m")
     if order == "cut off first":
         await town.cut_off("a")
@@ -216,7 +215,7 @@ async def test_an_id_waits_for_a_pod_that_held_it_and_is_cut_off(town, order):
 
 
 async def test_the_same_registration_does_not_wait(town):
-    """Registering the same content again does not wait for the old copy, as either gives the same answer; another
+    """Registering the same content again does not wait for the old copy, because both give the same answers. Another
     digest makes it other content."""
     await town.pod("a", "m")
     await town.cut_off("a")
@@ -230,8 +229,8 @@ async def test_the_same_registration_does_not_wait(town):
 
 
 async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(town, monkeypatch):
-    """A registration that succeeded although etcd did not confirm it can be repeated: registering is idempotent, in
-    place of a tombstone as well."""
+    """A registration succeeds even if etcd does not confirm its write, because registering can be repeated. This also
+    holds if it replaces a tombstone."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -249,7 +248,7 @@ async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(to
 
 
 async def test_many_are_registered_while_some_wait(town):
-    """Registrations that must wait do so concurrently, and only they fail, when many are made at once."""
+    """When many ids are registered at once, those that must wait do so concurrently, and only those fail."""
     for number in range(20):
         await town.management.register(f"w{number}", "onnx", "file:///old")
     await town.pod("a", *(f"w{number}" for number in range(20)))
@@ -269,7 +268,7 @@ async def test_many_are_registered_while_some_wait(town):
 
 
 async def test_whoever_was_not_seen_to_end_counts_as_having_held_it(town):
-    """A pod whose end no leader saw counts as having held the model, because nobody knows which revision to look at."""
+    """A pod whose end no leader saw counts as having held the model, because nobody knows at which revision to look."""
     await town.pod("a", "n")
     await town.cut_off("a", seen=False)
     await town.management.unregister("m")
@@ -289,7 +288,7 @@ async def test_history_that_is_compacted_counts_as_having_held_it(town):
 
 
 async def test_an_agent_that_is_there_confirms_that_the_copy_is_gone(town):
-    """An agent that has lost etcd but not the network confirms that its copy is gone, and the id is free."""
+    """An agent that has lost etcd but not the network confirms that its copy is gone. Then the id is free."""
     await town.pod("a", "m")
     await town.cut_off("a")
     del town.agents.answers["a (i)"]
@@ -316,7 +315,7 @@ async def test_a_stranger_on_the_agents_address_confirms_nothing(town):
 
 
 async def test_a_life_ends_when_its_agent_says_so(town):
-    """An agent ends its life by deleting the key once its model server has ended."""
+    """An agent ends its pod's life by deleting the key once its model server has ended."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -366,7 +365,7 @@ async def test_a_life_ends_when_another_pod_has_its_address(town):
 
 
 async def test_a_life_is_forgotten_by_hand(town):
-    """An operator can forget a life, unless its pod is published or unknown."""
+    """An operator can have a life forgotten, unless its pod is published or unknown."""
     await town.pod("a", "m")
     for name, reason in (("a", Reason.PRECONDITION), ("b", Reason.UNKNOWN_MODEL)):
         with pytest.raises(MeshError) as error:
@@ -385,7 +384,7 @@ async def test_a_life_is_forgotten_by_hand(town):
 
 @pytest.mark.parametrize("after", [0.0, None])
 async def test_a_life_that_is_open_for_too_long_is_not_waited_for(etcd, keys, deaf, after):
-    """A life that stays open for too long is not waited for, unless the operator's setting says never."""
+    """Ids stop waiting for a life that stays open for too long, unless the operator's setting says never."""
     town = await build(etcd, keys, deaf, after)
     await town.management.register("m", "onnx", "file:///old")
     await town.pod("a", "m")
@@ -402,7 +401,7 @@ async def test_a_life_that_is_open_for_too_long_is_not_waited_for(etcd, keys, de
 
 
 async def test_the_next_leader_goes_on_counting(etcd, keys, deaf):
-    """The next leader continues the count of a life's age, because ages are handed over instead of times."""
+    """The next leader continues to count a life's age, because leaders hand over ages instead of times."""
     town = await build(etcd, keys, deaf, 600.0)
     await town.pod("a")
     await town.cut_off("a")
@@ -422,8 +421,8 @@ async def test_the_next_leader_goes_on_counting(etcd, keys, deaf):
 
 
 async def test_a_pod_that_comes_back_is_waited_for_by_its_keys(town):
-    """A pod that comes back is waited for only if it has a key for the model, because it checks its copies before it
-    publishes itself."""
+    """An id waits for a pod that came back only if the pod has a key for the model, because a pod checks its copies
+    before it publishes itself."""
     await town.pod("a", "m", "n")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -437,7 +436,7 @@ async def test_a_pod_that_comes_back_is_waited_for_by_its_keys(town):
 
 
 async def test_fewer_lives_than_pods_prove_nothing(town):
-    """Fewer lives than pods prove nothing: the life of a cut-off pod may still be open."""
+    """If there are fewer lives than pods, nothing is concluded, because the life of a cut-off pod may still be open."""
     await town.pod("a", "m")
     for name in ("b", "c"):
         await town.pod(name, data="127.0.0.1:1")
@@ -449,8 +448,8 @@ async def test_fewer_lives_than_pods_prove_nothing(town):
 
 
 async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(town):
-    """A leader that was stopped does not end an open life by outdated knowledge, such as a former incarnation or the
-    former holder of an address."""
+    """A leader that was stopped does not end an open life because of outdated knowledge, such as a former incarnation
+    or the former holder of an address."""
     await town.pod("a", incarnation="former", data="127.0.0.1:1")
     await town.pod("b")
     stopped = [(kv.key, kv.value) async for kv in town.etcd.scan(town.keys.presence_range)]
@@ -471,8 +470,8 @@ async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(t
 
 
 async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
-    """A taken name does not end the former pod's life at once: the new pod merely could not reach the former agent,
-    which needs time to notice."""
+    """A new pod with the same name does not end the former pod's life at once. The new pod merely could not reach the
+    former agent, which needs time to notice."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -505,8 +504,8 @@ async def test_every_address_of_a_name_must_refuse(town):
 
 
 async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
-    """The history of a restored etcd proves nothing: if the revision at which a pod was cut off is yet to come there,
-    the pod counts as having held everything, and the leader continues with the others."""
+    """The history of a restored etcd proves nothing. If etcd has not reached the revision at which a pod was cut off,
+    the pod counts as having held everything. The leader continues with the other pods."""
     await town.pod("a", "n")
     await town.cut_off("a", seen=False)
     (life,) = await town.tombstones.open_lives()
@@ -520,8 +519,8 @@ async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
 
 
 async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, monkeypatch):
-    """Thousands of tombstones of a lost node wait for one life at little cost: lives are read once per look, history
-    once per tombstone."""
+    """Thousands of tombstones of a lost node wait for one life at little cost. Lives are read once per look, and
+    history once per tombstone."""
     names = [f"x{number}" for number in range(130)]
     assert await town.management.register_many([Item(name, "onnx", "file:///x") for name in names]) == [None] * 130
     await town.pod("a", *names)
@@ -553,8 +552,8 @@ async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, mo
 
 
 async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monkeypatch):
-    """A lost zone costs the leader few connections at a time, though each attempt to its silent pods takes the full
-    timeout."""
+    """A lost zone costs the leader only few connections at a time, although each attempt to reach a silent pod takes
+    the full timeout."""
     for number in range(200):
         await town.etcd.put(town.keys.life(f"p{number}", "i"), Life(f"h{number}:1", f"h{number}:2").encode())
     trying = most = 0
@@ -575,7 +574,7 @@ async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monk
 
 
 async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkeypatch):
-    """Concurrent readers of lives share one read, which began after each of them asked."""
+    """Concurrent readers of the lives share one read, which began after all of them had asked."""
     await town.pod("a", "m")
     await town.cut_off("a")
     reads = 0
@@ -602,7 +601,8 @@ async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkey
 
 
 async def test_tombstones_are_no_copies(town):
-    """Tombstones do not count as copies in a model's status or in a router's view, even if a pod has their name."""
+    """Tombstones do not count as copies in a model's status or in a router's view, even if a pod has the name that
+    their keys use."""
     await town.pod("a", "m")
     await town.management.unregister("m")
     await town.see()
@@ -631,7 +631,7 @@ async def test_junk_under_lives_and_tombstones_is_passed_over(town, junk):
 
 
 async def test_a_copy_being_made_keeps_the_id_too(town):
-    """A copy that is still loading keeps the id, because its load may end after the id was unregistered."""
+    """A copy that is still loading keeps the id taken, because its load may end after the id was unregistered."""
     await town.pod("a", "m")
     kv = await town.etcd.get(town.keys.copy("m", "a"))
     await town.etcd.put(town.keys.copy("m", "a"), CopyRecord("i", kv.create_revision, LOADING).encode())

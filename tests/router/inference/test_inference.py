@@ -1,4 +1,4 @@
-"""V2 without a transport: the server's own part, and calls of models from inside the process."""
+"""V2 without a transport: the server's own methods, and calls of models from inside the process."""
 
 import types
 
@@ -15,7 +15,7 @@ V2 = b"/inference.GRPCInferenceService/"
 
 
 class Dispatcher:
-    """A dispatcher that keeps its calls and answers as the test says."""
+    """A dispatcher that keeps its calls and answers them as a test says."""
 
     def __init__(self, answer):
         self.answer = answer
@@ -36,7 +36,8 @@ def replies(message):
 
 
 async def test_a_model_is_asked_as_a_grpc_client_would_ask_it():
-    """An internal call of a model has the method, message, metadata, deadline and peer of a gRPC client's call."""
+    """A model call from inside the process has the method, message, metadata, deadline and peer of a gRPC client's
+    call."""
     dispatcher, served = models(replies(pb.ModelMetadataResponse(name="m", platform="onnx")))
     caller = Caller(deadline=1e12, metadata=[(b"x-a", b"1")], peer="1.2.3.4")
     found = await served.metadata(pb.ModelMetadataRequest(name="m"), caller)
@@ -57,7 +58,7 @@ async def test_ready_says_what_the_model_says():
 
 
 async def test_an_inference_passes_its_frame_as_it_is():
-    """An inference passes its frame unchanged in both directions, without encoding or copying."""
+    """An inference passes its frame unchanged in both directions, without encoding or copying it."""
     dispatcher, served = models(replies(pb.ModelInferResponse(model_name="m")))
     frame = framing.pack(b"whatever")
     answer = await served.infer(frame, Caller())

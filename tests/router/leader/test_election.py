@@ -1,4 +1,4 @@
-"""The election of one leader at a time, on a real etcd: successors follow, and a leader whose lease is gone stops at
+"""The election of leaders, one at a time, on a real etcd. Successors follow, and a leader that loses its lease stops at
 once."""
 
 import asyncio
@@ -9,7 +9,7 @@ from tests.support.waiting import until
 
 
 class Candidate:
-    """A candidate that notes when it leads."""
+    """A candidate that records when it leads."""
 
     def __init__(self, etcd, keys, name: str) -> None:
         self.terms = 0
@@ -31,7 +31,7 @@ class Candidate:
 
 
 async def test_one_leads_and_the_next_follows(etcd, keys):
-    """A leader that stops revokes its lease, so the next one follows at once."""
+    """A leader that stops revokes its lease, so the next candidate follows at once."""
     one, two = Candidate(etcd, keys, "one"), Candidate(etcd, keys, "two")
     try:
         await until(lambda: one.now or two.now)
@@ -49,7 +49,7 @@ async def test_one_leads_and_the_next_follows(etcd, keys):
 
 
 async def test_a_leader_whose_lease_is_gone_stops_and_stands_again(etcd, keys):
-    """A leader whose lease was ended by somebody else stops, cancels what it led and stands for election again."""
+    """A leader whose lease was ended by somebody else stops, cancels its work and stands for election again."""
     one = Candidate(etcd, keys, "one")
     try:
         await until(lambda: one.now)

@@ -1,4 +1,4 @@
-"""A leader's requests to agents, and the effect of their answers on its view."""
+"""A leader's requests to agents, and how their answers change the leader's view."""
 
 import pytest
 
@@ -27,8 +27,8 @@ def orders(world, agents):
 
 
 async def test_what_an_agent_answers_is_known_before_etcd_tells_it(world):
-    """The view learns an agent's answer before etcd reports it, with all that matters to calls, such as deaths of
-    servers in the model's calls."""
+    """The view learns of an agent's answer before etcd reports it. It gets everything that matters to calls, such as
+    deaths of servers in the model's calls."""
     agents = FakeAgents()
     reply = fakecalls.loaded("i")
     reply.loaded.generation, reply.loaded.digest, reply.loaded.blamed = 2, "d", True

@@ -19,7 +19,7 @@ def clock():
 
 
 async def test_another_leader_finds_what_was_noted(etcd, keys, clock):
-    """The next leader finds the noted models, latest use first, with the time since each use."""
+    """The next leader finds the recorded models, latest use first, with the time since each use."""
     first = Recency(etcd, keys, clock=clock)
     await first.load()
     first.note({"a": 10_000, "b": 5_000, "c/ü": 20_000})
@@ -33,7 +33,7 @@ async def test_another_leader_finds_what_was_noted(etcd, keys, clock):
 
 
 async def test_it_is_bounded_and_pieces_go_that_are_not_needed(etcd, keys, clock, monkeypatch):
-    """The list is bounded to the latest uses, and unneeded pieces of it are deleted."""
+    """The list keeps only a bounded number of the latest uses, and its unneeded pieces are deleted."""
     monkeypatch.setattr(recency, "MOST", 25)
     monkeypatch.setattr(recency, "PIECE", 10)
     noted = Recency(etcd, keys, clock=clock)
@@ -51,8 +51,8 @@ async def test_it_is_bounded_and_pieces_go_that_are_not_needed(etcd, keys, clock
 
 
 async def test_where_nobody_has_noted_anything_the_records_tell(etcd, keys, clock):
-    """Without a list, as on the predecessor's data, the records tell the last uses; a record that cannot be read does
-    no harm."""
+    """If there is no list, as on the predecessor's data, the last uses are taken from the records. A record that cannot
+    be read does no harm."""
     await etcd.put(keys.model("old"), ModelRecord(type="t", last_used_ms=900_000_000).encode())
     await etcd.put(keys.model("new"), ModelRecord(type="t", last_used_ms=990_000_000).encode())
     await etcd.put(keys.model("never"), ModelRecord(type="t").encode())

@@ -1,4 +1,4 @@
-"""The leader moves a reloaded model's copies: a real etcd, a real view, agents of the test's own."""
+"""The leader's work on a reloaded model's copies, with a real etcd, a real view and fake agents."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ class Pool:
 
 
 class Mesh:
-    """Pods that do as the test says: `fates` holds the outcomes of loads by pod."""
+    """Pods that do as the test says. `fates` has the outcomes of loads by pod."""
 
     def __init__(self, etcd, keys) -> None:
         self.etcd, self.keys = etcd, keys
@@ -137,8 +137,8 @@ async def test_all_copies_move_and_then_nothing_is_left_to_do(mesh):
 
 @pytest.mark.parametrize(("told", "sent"), [(1500, 1500), (0, 0), (None, 60_000)], ids=["told", "in-use", "quiet"])
 async def test_the_new_content_is_as_urgent_as_the_model_is_used(mesh, told, sent):
-    """The new content is loaded with the urgency of the model's present use, not with that of its old copy's load,
-    which is all that the copy's key says."""
+    """The urgency of loading the new content depends on the model's present use. The key of the old copy only has the
+    urgency of that copy's load."""
     mesh.idle = told
     mesh.pod("a")
     mesh.copy("a")
@@ -155,8 +155,8 @@ async def test_a_model_without_copies_is_done_at_once(mesh):
 
 
 async def test_content_that_cannot_be_loaded_costs_one_load_and_is_told(mesh):
-    """New content that cannot be loaded costs one load and a report: the old copies keep serving, and the reload backs
-    off until the model is reloaded again."""
+    """New content that cannot be loaded costs one load and is reported. The old copies keep serving, and the reload
+    backs off until the model is reloaded again."""
     mesh.pod("a", "b")
     mesh.copy("a")
     mesh.copy("b")
@@ -239,7 +239,7 @@ async def test_another_leader_goes_on_where_one_has_died(mesh):
 
 
 async def test_reloaded_again_in_the_middle(mesh):
-    """An earlier reload does not delete the key of a later one."""
+    """The end of a reload does not delete the key of a later one."""
     mesh.pod("a")
     mesh.copy("a")
     go = mesh.held["a"] = asyncio.Event()
@@ -254,8 +254,7 @@ async def test_reloaded_again_in_the_middle(mesh):
 
 
 async def test_copies_of_two_contents_are_moved_without_being_asked(mesh):
-    """Copies of old content are moved to the current one without a request, for instance when a pod that was cut off
-    returns."""
+    """Copies of old content are replaced without a request, for instance when a pod that was cut off returns."""
     mesh.pod("a", "b")
     await mesh.etcd.put(mesh.keys.model("m"), ModelRecord("t", "/m", generation=2).encode())
     mesh.copy("a", 2)
@@ -265,8 +264,8 @@ async def test_copies_of_two_contents_are_moved_without_being_asked(mesh):
 
 
 async def test_a_pod_that_has_died_in_the_middle_holds_nothing_up(mesh):
-    """A pod that dies during a reload does not delay it: the other copies move, its own are deleted with its lease, and
-    nothing waits for it."""
+    """A pod that dies during a reload does not delay it. The other copies are replaced, and the dead pod's are deleted
+    with its lease."""
     mesh.pod("a", "b", "c")
     for name in "abc":
         mesh.copy(name)
@@ -280,7 +279,7 @@ async def test_a_pod_that_has_died_in_the_middle_holds_nothing_up(mesh):
 
 
 async def test_a_pod_that_does_not_answer_for_long_is_told_of(mesh, monkeypatch):
-    """A pod that does not answer a reload for long is logged, and asked again after a pause."""
+    """A pod that does not answer the leader for long during a reload is logged, and asked again after a pause."""
     monkeypatch.setattr(reloading, "PATIENCE", 0.0)
     monkeypatch.setattr(reloading, "REST", 0.0)
     mesh.pod("a")
@@ -296,8 +295,8 @@ async def test_a_pod_that_does_not_answer_for_long_is_told_of(mesh, monkeypatch)
 
 
 async def test_what_cannot_be_read_holds_no_other_model_up(mesh):
-    """A key, value or record of a reload that cannot be read is logged and left alone for a while, without delaying
-    other models."""
+    """If the key, value or record of a reload cannot be read, it is logged and left alone for a while. Other models are
+    not delayed."""
     await mesh.etcd.put(mesh.keys.reloads + b"\xff", Reload(1).encode())
     await mesh.etcd.put(mesh.keys.reload("broken"), b"no json")
     await mesh.etcd.put(mesh.keys.reload("unreadable"), Reload(1).encode())

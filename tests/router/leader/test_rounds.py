@@ -1,5 +1,4 @@
-"""A leader's rounds, with a real etcd, a real view and agents of the test's own: which loads and unloads are requested,
-once each."""
+"""A leader's rounds, with a real etcd, a real view and fake agents: each load and unload is requested once."""
 
 import asyncio
 import time
@@ -33,7 +32,7 @@ class Pool:
 
 
 class Agents:
-    """Agents whose loads and unloads are in the view at once, as etcd would report a moment later."""
+    """Agents whose loads and unloads are in the view at once. In a real mesh etcd reports them a moment later."""
 
     def __init__(self) -> None:
         self.loads: list[tuple[str, str]] = []
@@ -133,7 +132,7 @@ async def world(etcd, keys):
 
 
 async def test_what_is_hot_gets_a_copy_and_is_asked_for_once(world):
-    """A hot model, by its rate, gets one more copy, which is requested once; the next round finds it done."""
+    """A model with a high rate gets one more copy, which is requested once. The next round finds it done."""
     world.copy("m", "a", await world.register("m"))
     await world.round()
     assert world.agents.loads == []
@@ -148,8 +147,8 @@ async def test_what_is_hot_gets_a_copy_and_is_asked_for_once(world):
 
 
 async def test_limits_are_kept_both_ways(world):
-    """Limits are kept: a minimum without any traffic, a maximum whatever the traffic, and a pin that the holding agent
-    is informed about."""
+    """A minimum is kept without any traffic, and a maximum whatever the traffic. An agent is told when the pin of its
+    copy changes."""
     created = await world.register("m", limits=CopyLimits(2, None, True))
     await world.round()
     assert {model for model, _ in world.agents.loads} == {"m"}
@@ -202,7 +201,7 @@ async def test_limits_of_types(world):
 
 
 async def test_what_stands_on_the_wrong_pod_is_moved(world):
-    """A copy on a pod that its constraints exclude is loaded on a permitted one first, then unloaded."""
+    """A copy on a pod that the type constraints exclude is first loaded on a permitted pod, then unloaded."""
     world.pod("c", labels=("gpu",))
     world.copy("m", "a", await world.register("m"))
     world.settings = Current(constraints=Constraints({"t": Constraint(frozenset({"gpu"}))}))
@@ -213,7 +212,7 @@ async def test_what_stands_on_the_wrong_pod_is_moved(world):
 
 
 async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
-    """Models of a dead pod are loaded elsewhere if they were used lately, and not otherwise."""
+    """Models of a dead pod are loaded elsewhere if they were used lately. Others are not."""
     for name, idle in (("used", 1000), ("old", 5 * 3_600_000)):
         world.copy(name, "a", await world.register(name))
         world.agents.states["a", name] = {"idle_ms": idle}
@@ -227,8 +226,7 @@ async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
 
 
 async def test_a_load_that_does_not_work_rests(world):
-    """A failed load is not requested again in the next round, and an agent that does not answer does not end the
-    round."""
+    """A failed load is not requested again in the next round. An agent that does not answer does not end the round."""
     await world.register("m", limits=CopyLimits(1))
     world.agents.refuse = "NO_ROOM"
     world.agents.silent.add("b")
@@ -240,8 +238,8 @@ async def test_a_load_that_does_not_work_rests(world):
 
 
 async def test_a_pod_that_leaves_is_emptied(world):
-    """A draining pod is emptied: models in use are loaded elsewhere first, unused ones go last, and then nothing keeps
-    the pod."""
+    """A draining pod is emptied. Models in use are loaded elsewhere first, unused ones are unloaded last, and then
+    nothing keeps the pod."""
     for number in range(5):
         world.copy(f"m{number}", "a", await world.register(f"m{number}"))
         world.agents.states["a", f"m{number}"] = {"idle_ms": 1000 if number else 9 * 3_600_000}
@@ -255,8 +253,8 @@ async def test_a_pod_that_leaves_is_emptied(world):
 
 
 async def test_a_key_that_says_nothing_is_tidied_up(world):
-    """The key for the limits of a model that has none, or is not registered, is deleted after two looks, in case they
-    are just being set."""
+    """The key for a model's limits is deleted if the model has no limits or is not registered. That takes two looks, in
+    case the limits are just being set."""
     await world.register("m")
     for name in ("m", "gone"):
         await world.etcd.put(world.keys.want(name), b"")
@@ -268,8 +266,8 @@ async def test_a_key_that_says_nothing_is_tidied_up(world):
 
 
 async def test_free_space_is_filled_with_what_was_used_last(world):
-    """After a restart of the mesh free space is filled with the last used models of an earlier leader's list, latest
-    first. An eighth of each pod stays free, nothing is evicted, and unregistered models are forgotten."""
+    """After a restart of the mesh, free space is filled with the models that an earlier leader listed as last used,
+    latest first. An eighth of each pod stays free, nothing is evicted, and unregistered models are forgotten."""
     for name in ("a", "b", "c"):
         world.pod(name, capacity_bytes=8 * MIB, used_bytes=5 * MIB)
     recency = Recency(world.etcd, world.keys)
@@ -295,7 +293,7 @@ async def test_free_space_is_filled_with_what_was_used_last(world):
 
 
 async def test_uses_are_noted_as_of_when_their_pod_told_of_them(world, monkeypatch):
-    """Uses are noted with the time of their pod's report, however long it takes to ask the other pods."""
+    """Uses are recorded with the time of their pod's report, however long it takes to ask the other pods."""
     now = 1000.0
     recency = Recency(world.etcd, world.keys, clock=lambda: now)
     monkeypatch.setattr(world.rounds, "_recency", recency)
@@ -339,8 +337,8 @@ async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
 
 
 async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
-    """A pod in which all loads fail gets no more of them after a few, although it is empty and would be chosen each
-    time."""
+    """A pod in which all loads fail gets no more of them after a few, although it is empty and would always be
+    chosen."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # fuller than the broken one
         world.pod(name, used_bytes=8 * MIB)
@@ -356,7 +354,7 @@ async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
 
 
 async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_there(world):
-    """Loads that a round planned for a pod that then proves unhealthy are not sent there."""
+    """If a pod proves unhealthy during a round, the loads that the round planned for it are not sent."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # there is room in the broken one only
         world.pod(name, used_bytes=64 * MIB)
@@ -369,7 +367,7 @@ async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_ther
 
 
 async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):
-    """A leader that is elected again reads the list of uses from etcd, and so keeps what others have noted
+    """A leader that is elected again reads the list of uses from etcd, and so keeps what other leaders have added
     meanwhile."""
 
     async def noted() -> Recency:

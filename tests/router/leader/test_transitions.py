@@ -1,4 +1,4 @@
-"""Tests of the leader's moves of vmodels, with a real etcd that feeds a real view, and simulated agents."""
+"""Tests of the leader's moves of vmodels, with a real etcd that feeds a real view, and fake agents."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ MIB = 1 << 20
 
 
 class Mesh:
-    """Pods that do as they are told: `fates` by pod, of loads."""
+    """Pods that do as the test says. `fates` has the outcomes of loads by pod."""
 
     def __init__(self, etcd, keys) -> None:
         self.etcd, self.keys = etcd, keys
@@ -93,7 +93,7 @@ class Mesh:
         self.leading = asyncio.ensure_future(self.transitions.run())
 
     async def stop(self) -> None:
-        """Kills the leader."""
+        """Stops the leader by cancelling its task."""
         if self.leading is not None:
             self.leading.cancel()
             await asyncio.wait({self.leading})
@@ -140,7 +140,7 @@ class Mesh:
         return {copy.pod.name for copy in self.view.known(model)}
 
     async def becomes(self, expected: VModelRecord, name: str = "v") -> None:
-        """Waits until the record is as expected."""
+        """Waits until the vmodel's record is as expected."""
         found = await self.record(name)
         deadline = time.monotonic() + 20
         while found != expected and time.monotonic() < deadline:
@@ -186,7 +186,7 @@ MOVED = VModelRecord("b", "b")
 
 
 async def test_a_vmodel_moves_once_its_target_is_loaded(mesh):
-    """A vmodel moves once its target has a copy; the former model then loses its reference."""
+    """A vmodel moves once its target has a copy. Then the former model loses its reference."""
     await mesh.pod("p", "q")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")
@@ -204,7 +204,7 @@ async def test_a_vmodel_moves_once_its_target_is_loaded(mesh):
 
 
 async def test_a_copy_that_only_its_agent_knows_of_does_not_end_a_move(mesh, monkeypatch):
-    """A vmodel moves once the copy of its target is in etcd, where other routers learn of it."""
+    """A vmodel moves only when the copy of its target is in etcd, where other routers learn of it."""
     await mesh.pod("p")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")
@@ -221,7 +221,7 @@ async def test_a_copy_that_only_its_agent_knows_of_does_not_end_a_move(mesh, mon
 
 
 async def test_the_target_gets_as_many_copies_as_the_active_model(mesh):
-    """The first copy of a target is loaded alone, the others together; calls follow when all are loaded."""
+    """The first copy of a target is loaded alone, the others together. Calls follow when all are loaded."""
     await mesh.pod("p", "q", "r")
     await mesh.register("a", "b")
     await mesh.copy("a", "p", "q", "r")
@@ -249,7 +249,8 @@ async def test_the_target_gets_as_many_copies_as_the_active_model(mesh):
     ],
 )
 async def test_fewer_copies_are_enough_where_no_more_can_be(mesh, monkeypatch, fates, maximum, copies):
-    """Pods without room or with faults, and a limit of the target's copies, do not hold a move up."""
+    """A move does not wait for copies that cannot be loaded, because pods have no room or faults or because the
+    target's copies are limited."""
     monkeypatch.setattr(moving, "PATIENCE", 0.3)
     await mesh.pod("p", "q", "r")
     await mesh.register("a", "b")
@@ -272,7 +273,7 @@ async def test_fewer_copies_are_enough_where_no_more_can_be(mesh, monkeypatch, f
     ],
 )
 async def test_calls_stay_where_they_are_if_the_target_cannot_be_loaded(mesh, monkeypatch, fate, why):
-    """If no pod can load the target, the record says so and why; when the cause is gone, the move ends."""
+    """If no pod can load the target, the record says so and why. When the cause is gone, the move ends."""
     monkeypatch.setattr(moving, "PATIENCE", 0.2)
     monkeypatch.setattr(transitions, "REST", 0.3)
     await mesh.pod("p", "q")
@@ -291,7 +292,8 @@ async def test_calls_stay_where_they_are_if_the_target_cannot_be_loaded(mesh, mo
 
 
 async def test_a_failed_move_is_tried_again_when_the_target_is_repaired(mesh, monkeypatch):
-    """A target whose record has changed, since it was released or registered again, is tried again at once."""
+    """A failed move is tried again at once when the record of its target changes, because the target was released or
+    registered again."""
     monkeypatch.setattr(transitions, "CHECK", 0.1)
     monkeypatch.setattr(transitions, "REST", 3600.0)
     await mesh.pod("p")
@@ -309,7 +311,7 @@ async def test_a_failed_move_is_tried_again_when_the_target_is_repaired(mesh, mo
 
 
 async def test_a_failed_move_ends_when_a_call_has_had_the_target_loaded(mesh, monkeypatch):
-    """A parked move ends as soon as the target has a copy: there is nothing left to load."""
+    """A failed move ends as soon as a call has caused its target to be loaded, because nothing is left to load."""
     monkeypatch.setattr(transitions, "REST", 3600.0)
     monkeypatch.setattr(transitions, "_AGAIN", 0.1)
     await mesh.pod("p")
@@ -338,7 +340,7 @@ async def test_a_failed_move_stays_failed_when_the_active_model_is_evicted(mesh,
 
 
 async def test_a_target_that_is_not_registered_fails(mesh):
-    """A target without a registration, which a restored backup may name, is a failed move that says so."""
+    """A move to a target that is not registered fails and says so. A restored backup may contain such a move."""
     await mesh.pod("p")
     await mesh.register("a")
     await mesh.copy("a", "p")
@@ -407,7 +409,7 @@ async def test_a_move_that_is_changed_meanwhile_goes_to_the_new_target(mesh):
 
 
 async def test_a_vmodel_that_is_deleted_meanwhile_stays_deleted(mesh):
-    """The end of its move does not bring a deleted vmodel back."""
+    """A vmodel that is deleted during its move is not recreated by the end of the move."""
     await mesh.pod("p")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")
@@ -422,7 +424,7 @@ async def test_a_vmodel_that_is_deleted_meanwhile_stays_deleted(mesh):
 
 
 async def test_the_former_model_goes_with_its_last_reference(mesh):
-    """A model that goes with its last reference loses its record in the transaction that ends the move, its copies a
+    """A model flagged for automatic deletion loses its record in the transaction that ends the move, and its copies a
     moment later. Unknown attributes of the vmodel survive."""
     await mesh.pod("p")
     await mesh.register("a", auto_delete=True)
@@ -439,7 +441,7 @@ async def test_the_former_model_goes_with_its_last_reference(mesh):
 
 
 async def test_many_vmodels_move_to_one_target_with_one_load(mesh):
-    """Fifty vmodels that move to one target at the same time need one copy, and each counts in its references."""
+    """If fifty vmodels move to one target at the same time, it is loaded once and has fifty references."""
     await mesh.pod("p", "q")
     await mesh.register("a", refs=50)
     await mesh.register("b", refs=50)

@@ -1,4 +1,4 @@
-"""Agents over real gRPC: the reports of one that does not answer, to callers and in the log."""
+"""Agents over real gRPC that do not answer: the errors for callers, and the log."""
 
 import grpc
 import pytest
@@ -16,8 +16,8 @@ def pod(port: int) -> Pod:
 
 
 async def test_an_agent_that_is_not_there():
-    """A request to an unreachable agent has certainly not arrived; callers learn which pod it is, and only the log has
-    addresses and gRPC's words."""
+    """A request to an unreachable agent has certainly not arrived. Callers learn which pod it is, but only the log has
+    addresses and gRPC's texts."""
     port = free_port()
     agents = Agents()
     try:

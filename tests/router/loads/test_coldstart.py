@@ -1,4 +1,4 @@
-"""Cold starts: one load for all callers, bounds, deadlines, and every answer an agent can give."""
+"""Cold starts: one load for all callers, bounds, deadlines, and every answer that an agent can give."""
 
 import asyncio
 from dataclasses import replace
@@ -23,7 +23,7 @@ def one_pod(core, answer=GO_ON):
 
 
 def held(core, pod="a", reply=GO_ON):
-    """Makes the agent's answer wait for the event that is returned."""
+    """Makes the agent wait with its answer for the returned event."""
     event = asyncio.Event()
 
     async def answer(request):
@@ -35,8 +35,8 @@ def held(core, pod="a", reply=GO_ON):
 
 
 async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(core):
-    """A call of a model without a copy has it loaded, with everything that the agent needs to know, and the copy is in
-    the view before etcd reports it."""
+    """A call of a model without a copy causes a load, and the agent gets everything it needs to know. The view has the
+    copy before etcd reports it."""
     core.register(host_bytes=123, load_ms=3)
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
@@ -53,8 +53,8 @@ async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(c
 
 @pytest.mark.parametrize(("digest", "generation"), [("", 0), ("ab", 3)], ids=["not-loaded-yet", "loaded-somewhere"])
 async def test_what_a_reload_has_replaced_is_no_copy_to_be_had(core, digest, generation):
-    """After a reload agents are asked for the new content once it was loaded somewhere; before that any copy will
-    do."""
+    """Once the new content of a reload was loaded somewhere, agents are asked for that content. Before that any copy
+    will do."""
     core.register(generation=3, digest=digest)
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
@@ -86,8 +86,8 @@ async def test_an_unknown_model_is_refused(core):
 
 
 async def test_a_model_registered_while_others_are_told_that_it_is_unknown_is_found(core):
-    """A model that is registered while others get NOT_FOUND is found: that answer rests on a read that began after the
-    call arrived, so the early caller gets it and the late one is served."""
+    """A caller gets NOT_FOUND only from a read that began after the call arrived. If a model is registered in between,
+    the early caller gets NOT_FOUND and the late one is served."""
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
     core.etcd.gate.clear()
@@ -116,7 +116,7 @@ async def test_no_pods_at_all_is_told(core):
 
 
 async def test_a_known_record_is_not_read_again(core):
-    """A known record is not read again, because the claim validates it."""
+    """A known record is not read again, because the agent's claim validates it."""
     one_pod(core)
     await core.coldstart.load("m")
     core.world.view.drop(core.world.get("m", "a"))
@@ -126,8 +126,8 @@ async def test_a_known_record_is_not_read_again(core):
 
 
 async def test_a_stale_record_is_read_again(core):
-    """When an agent reports that the record is stale, since the id was registered again, it is read again and the load
-    continues with the new one."""
+    """If an agent reports that the record is stale, because the id was registered again, it is read again. The load
+    continues with the new record."""
     one_pod(core)
     await core.coldstart.load("m")
     remembered = core.registry.remembered("m")
@@ -191,8 +191,8 @@ async def test_a_claim_of_a_former_life_is_not_joined(core):
 
 
 async def test_the_claim_of_a_dead_pod_is_waited_for(core):
-    """A dead pod's claim is waited for until its lease ends; then another pod loads the model, and the callers notice
-    nothing."""
+    """Callers wait until a dead pod's claim ends with its lease. Then another pod loads the model, and the callers
+    notice nothing."""
     core.rules(pause_ms=5)
     core.register()
     core.world.pod("dead")
@@ -235,8 +235,8 @@ async def test_an_agent_that_cannot_be_reached_is_passed_over(core):
 
 
 async def test_a_suspect_is_not_asked_to_load(core):
-    """A suspect pod is not asked to load: the caller waits, as the pod may be back in a moment, and gets the reason if
-    no pod comes."""
+    """A suspect pod is not asked to load. The caller waits, because the pod may be back in a moment, and gets the
+    reason if no pod comes."""
     core.rules(pause_ms=1, patience_ms=20)
     one_pod(core)
     core.world.copy("other", "a")
@@ -286,8 +286,8 @@ async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, rea
 
 
 async def test_a_model_that_fits_nowhere_is_tried_once(core):
-    """A model that fits nowhere is tried once: its measured size is recorded, no pod of that size is asked again, by
-    this call or later ones, and a router with an older record is corrected by one pod."""
+    """A model that fits nowhere is tried once and its measured size is recorded. No call asks a pod of that size again.
+    A router with an older record is corrected by the first pod that it asks."""
 
     def answer(request):
         if not request.host_bytes:
@@ -316,7 +316,7 @@ async def test_a_model_that_fits_nowhere_is_tried_once(core):
 
 
 async def test_nobody_is_asked_for_room_for_nobody(core):
-    """No other agent is asked for room once the caller's deadline has passed while it waited for room in a pod."""
+    """If the caller has gone while it waited for room in one pod, no other agent is asked for room."""
     core.rules(waited_ms=-1)
     core.register()
     for name in "ab":
@@ -358,7 +358,7 @@ async def test_only_some_pods_are_asked_in_one_go(core):
 
 
 async def test_etcd_away_in_the_middle_of_a_load(core):
-    """When etcd becomes unavailable during a load, so that no agent can claim, the next look at the registry gives the
+    """If etcd becomes unavailable during a load, so that no agent can claim, the next read of the record gives the
     reason."""
     core.rules(pause_ms=1)
     one_pod(core, fakecalls.refused("REGISTRY_AWAY"))
@@ -371,7 +371,7 @@ async def test_etcd_away_in_the_middle_of_a_load(core):
 
 @pytest.mark.parametrize("reason", ["UNAVAILABLE", "REGISTRY_AWAY", "INTERNAL"])
 async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, reason):
-    """A pod whose model server restarts, or that has no lease at the moment, is asked again."""
+    """A pod is asked again if its model server is restarting or if it has no lease at the moment."""
     core.rules(pause_ms=1)
     one_pod(core)
     answers = [fakecalls.refused(reason), fakecalls.refused(reason), GO_ON]
@@ -390,7 +390,7 @@ async def test_larger_than_every_pod_is_told_without_asking(core):
 
 
 async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
-    """An estimated size never causes a refusal: the model may fit though the average copy is larger than the small
+    """An estimated size never causes a refusal. The model may fit although the average copy is larger than the small
     pod."""
     core.register()
     core.world.pod("big", capacity=1 << 40, used=1 << 39, copies=1, state=LEAVING)
@@ -400,7 +400,7 @@ async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
 
 
 async def test_nor_is_it_on_a_device(core):
-    """An estimated size never causes a refusal on a device, though copies on CPU pods are larger than the only
+    """An estimated size never causes a refusal on a device, even if copies on CPU pods are larger than the only
     device."""
     core.register()
     core.world.pod("cpu", capacity=1 << 37, used=3 << 35, copies=3, state=LEAVING)
@@ -422,7 +422,7 @@ async def test_after_failures_in_three_pods_the_callers_get_the_models_own_error
 
 
 async def test_what_has_just_failed_is_not_tried_again(core):
-    """A model that has just failed is not tried again: the failure that the agent recorded counts, not the record
+    """A model that has just failed is not tried again. The failure recorded by the agent counts, not the record
     remembered from before."""
 
     def fail(request):
@@ -439,8 +439,7 @@ async def test_what_has_just_failed_is_not_tried_again(core):
 
 
 async def test_a_claim_of_a_load_that_has_failed_is_not_joined(core):
-    """The claim of a failed load is not joined, though the view still shows it, by the same callers or by later
-    ones."""
+    """Neither present nor later callers join the claim of a failed load, although the view still shows it."""
 
     def fail(request):
         core.register(failures=core.failed_in("a"))
@@ -463,8 +462,8 @@ async def test_a_failure_in_one_pod_is_tried_in_another(core):
 
 
 async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
-    """A pod in which all loads fail gets no more of them, although it is empty and would be chosen first, and its
-    failures do not count against the models."""
+    """A pod in which all loads fail gets no more of them, although it is empty and would be chosen first. Its failures
+    do not count against the models."""
     core.world.pod("broken", capacity=1 << 50)
     core.world.pod("well", capacity=1 << 30)
     core.agents.answers = {"broken": fakecalls.failed("no such device"), "well": GO_ON}
@@ -478,7 +477,7 @@ async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Pauses last until this is called."""
+    """Returns a function that ends all pauses after failures, which otherwise last a minute."""
     for name in ("FIRST_PAUSE_MS", "LONGEST_PAUSE_MS"):
         monkeypatch.setattr(f"placement.failures.{name}", 60_000)
     return lambda: monkeypatch.setattr("placement.failures.FIRST_PAUSE_MS", 0)
@@ -486,7 +485,7 @@ def passes(monkeypatch):
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 async def test_what_may_pass_is_told_with_a_time_and_tried_again(core, passes, kind):
-    """A passing failure, such as trouble of the store, is reported as UNAVAILABLE with the time to wait; a call a
+    """A passing failure, such as trouble of the store, is reported as UNAVAILABLE with the time to wait. A call a
     moment later succeeds."""
 
     def fail(request):
@@ -529,8 +528,8 @@ async def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_other_pod(core)
 
 
 async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
-    """A failure is void once the secret of its pod has changed, as the operator has corrected it: the next call loads
-    the model, whatever the record says."""
+    """A failure is void once the secret of its pod has changed, because the operator may have corrected it. The next
+    call loads the model, whatever the record says."""
     one_pod(core)
     core.world.pod("a", secrets="old")
     failure = replace(core.failed_in("a")[0], secrets="old")
@@ -543,7 +542,7 @@ async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
 
 
 async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
-    """A clock that is ahead does not prolong a failure: its pause begins when the router first reads of it."""
+    """A clock that is ahead does not prolong a failure, because its pause begins when the router first reads of it."""
     one_pod(core)
     (failure,) = core.failed_in("a", ago_ms=-3_600_000)
     core.register(failures=(replace(failure, kind=FailureKind.PASSING),))
@@ -554,7 +553,7 @@ async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
 
 
 async def test_broken_models_do_not_send_the_good_ones_to_one_pod(core):
-    """Broken models between good ones do not send the good ones to one pod: they are spread evenly."""
+    """Good models stay evenly spread over the pods, even if broken ones are called in between."""
     for name in "abcd":
         core.world.pod(name)
         core.agents.answers[name] = lambda request: (
@@ -613,8 +612,7 @@ async def test_a_remembered_failure_is_read_again(core):
 
 
 async def test_an_answer_from_another_life_of_the_pod_is_not_believed(core):
-    """An answer from another incarnation of the pod, which has restarted and not published itself yet, is not
-    believed."""
+    """An answer from a new incarnation of a pod is not believed before that incarnation has published itself."""
     core.rules(pause_ms=30000)
     one_pod(core, fakecalls.loaded("second"))
     call = core.call()
@@ -656,7 +654,7 @@ async def test_each_waiter_has_its_own_deadline(core):
 
 async def test_a_deadline_before_the_expected_end_is_told_at_once(core):
     """A call whose deadline is before the expected end of the load is refused at once with UNAVAILABLE and the time to
-    wait, as are later calls; the load continues."""
+    wait. So are later calls, and the load continues."""
     core.register(load_ms=20_000)
     core.world.pod("a")
     event = held(core)
@@ -690,7 +688,7 @@ async def test_a_load_later_than_expected_refuses_nobody(core):
 
 
 class TestBounds:
-    """The bounds of waiting: calls and bytes, for a model and in total, and time."""
+    """The bounds of waiting: calls and bytes for each model and in total, and time."""
 
     @pytest.fixture
     def settings(self):
@@ -750,8 +748,8 @@ async def test_a_load_without_a_waiting_call_evicts_nothing_more_recent(core):
 
 
 async def test_what_was_sent_refuses_nobody_by_itself(core):
-    """A load just sent to a pod, though it may be counted twice once the pod has published it, is no reason to refuse
-    another: the pod has room, and decides itself."""
+    """A load just sent to a pod is no reason to refuse another one, although it may be counted twice once the pod has
+    published it. The pod has room, and decides itself."""
     core.world.pod("a", capacity=100)
     core.agents.answers["a"] = fakecalls.loaded(host_bytes=50)
     for name in ("one", "two"):
@@ -763,7 +761,7 @@ async def test_what_was_sent_refuses_nobody_by_itself(core):
 
 
 async def test_what_a_pod_has_published_together_with_the_copy_is_counted_once(core):
-    """A load that a pod publishes together with its figures is counted once, however soon after the sending; otherwise
+    """A load that a pod publishes together with its figures is counted once, however soon after it was sent. Otherwise
     a pod that loads quickly would look fuller than it is until its next figures."""
     core.register(host_bytes=50)
     core.world.pod("a", capacity=100)
@@ -794,7 +792,7 @@ async def test_a_call_that_joins_makes_the_load_urgent(core):
 
 
 async def test_a_call_that_joins_later_makes_the_load_urgent_at_the_agent(core):
-    """A call that joins a load without a caller makes it urgent at the agent, which is informed once and does not load
+    """A call that joins a load without a caller makes the load urgent. The agent is told so once, and does not load
     twice."""
     one_pod(core)
     done = held(core)
@@ -831,8 +829,8 @@ async def test_beginning_raises_what_kept_it_from_being_asked(core):
 
 
 async def test_loads_of_many_models_do_not_herd(core):
-    """Loads of many models are spread over the pods: what this router has just sent counts before any pod publishes
-    it."""
+    """Loads of many models are spread over the pods, because a router counts the loads that it has just sent before any
+    pod publishes them."""
     for name in "ab":
         core.world.pod(name, capacity=1000)
         held(core, name)
@@ -866,8 +864,8 @@ async def test_a_mistake_in_the_router_is_told_and_ends_the_flight(core):
 
 
 async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
-    """An event that cannot occur, by a mistake of the router, ends the flight with INTERNAL and is not held against the
-    model; the next call starts over."""
+    """An event that cannot occur, which is a fault of the router, ends the flight with INTERNAL. It does not count
+    against the model, and the next call starts over."""
     one_pod(core)
     monkeypatch.setattr(core.coldstart._finder, "look", core.coldstart._finder.recall)
     call = await core.answered(core.call())

@@ -1,4 +1,4 @@
-"""Problems of cold starts and errors for callers: the same in two vocabularies."""
+"""The conversion between problems of cold starts and errors for callers."""
 
 import pytest
 

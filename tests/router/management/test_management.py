@@ -1,4 +1,4 @@
-"""Management on a real etcd: the predecessor's semantics and texts, lists, bulk operations, and the remains of former
+"""Management on a real etcd: the predecessor's semantics and texts, lists, bulk operations, and copies of former
 registrations."""
 
 import asyncio
@@ -59,18 +59,18 @@ class Desk:
             listener(vmodel)
 
     async def record(self, model_id: str = "m") -> ModelRecord:
-        """Returns the record in etcd."""
+        """Returns the model's record in etcd."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return ModelRecord.decode(kv.value)
 
     async def change(self, model_id: str = "m", **more: object) -> None:
-        """Changes the record, as agents and others do."""
+        """Changes the model's record, as agents and others do."""
         record = replace(await self.record(model_id), **more)  # type: ignore[arg-type]
         await self.etcd.put(self.keys.model(model_id), record.encode())
 
     async def created(self, model_id: str = "m") -> int:
-        """Returns the revision of the registration."""
+        """Returns the create revision of the model's record."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return kv.create_revision
@@ -181,8 +181,8 @@ DIGEST = "ab" * 32
 
 
 async def test_a_digest_is_part_of_a_registration_that_names_it(desk):
-    """A digest in a registration is recorded in lower case. Registering again without a digest agrees with it; another
-    digest, or a first one for a registration without, is refused because nothing would check it."""
+    """A digest in a registration is recorded in lower case. Registering again without a digest changes nothing. Another
+    digest is refused, and so is a first one for a registration without, because nothing would check it."""
     await desk.management.register("m", "onnx", "p", sha256=DIGEST.upper())
     assert (await desk.record()).sha256 == DIGEST
     assert not (await desk.management.register("m", "onnx", "p")).created
@@ -234,8 +234,7 @@ async def test_fifty_registrations_of_one_id_at_once_create_it_once(desk):
 
 
 async def test_unknown_attributes_survive(desk):
-    """Attributes of a record that the predecessor or a later version has written, and that Mesh does not know,
-    survive."""
+    """Attributes of a record that Mesh does not know, written by the predecessor or a later version, survive."""
     await desk.etcd.put(desk.keys.model("m"), b'{"type":"onnx","new":{"x":[1]},"mesh":{"later":2},"lu":5}')
     await desk.management.register("m", "onnx", last_used_ms=NOW)
     await desk.management.release("m")
@@ -245,8 +244,8 @@ async def test_unknown_attributes_survive(desk):
 
 
 async def test_copies_of_a_former_life_are_withdrawn_first(desk):
-    """Copies of a former registration are withdrawn before the id is registered again: their agents are informed, and
-    the registration waits."""
+    """Copies of a former registration are withdrawn before the id is registered again. Their agents are told, and the
+    registration waits."""
     await desk.management.register("m", "onnx")
     desk.pod("a")
     await desk.copy("m", "a")
@@ -271,7 +270,7 @@ async def test_copies_of_a_former_life_that_stay_refuse_the_registration(desk):
 
 
 async def test_an_id_that_begins_like_another_is_another(desk):
-    """An id that begins like another is separate: `a/b` and `a` share no range."""
+    """An id that begins like another is separate: the keys of `a/b` are not in the range of `a`."""
     await desk.management.register("a", "onnx")
     await desk.copy("a", "p")
     assert (await desk.management.register("a/b", "onnx")).created
@@ -294,7 +293,7 @@ async def test_a_model_is_unregistered_and_its_copies_withdrawn(desk):
 
 
 async def test_the_copies_of_suspects_are_withdrawn_too(desk):
-    """The copies of suspect pods, which have no keys in etcd any more, are withdrawn too."""
+    """The copies of suspect pods, which no longer have keys in etcd, are withdrawn too."""
     await desk.management.register("m", "onnx")
     desk.pod("a")
     record = CopyRecord("i", await desk.created(), LOADED)
@@ -340,7 +339,8 @@ async def test_copies_of_a_former_life_do_not_count(desk):
 
 
 async def test_the_watch_may_be_ahead_of_the_read(desk, monkeypatch):
-    """What the watch has learned during a status read is newer than the read, for instance the end of a load."""
+    """If the watch learns something during a status read, such as the end of a load, it is newer than the read and
+    counts."""
     await desk.management.register("m", "onnx")
     desk.pod()
     await desk.copy("m", "a", "loading")
@@ -387,7 +387,7 @@ async def test_quarantine_is_told_and_released(desk):
 
 @pytest.mark.parametrize("path", [".", "..", "./m.onnx", "../models/m.onnx", "~/m.onnx"])
 async def test_a_path_relative_to_no_folder_is_refused(desk, path):
-    """A relative path without a folder to resolve it is refused on every way in, and nothing is registered."""
+    """Every interface refuses a relative path without a folder to resolve it, and nothing is registered."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -406,8 +406,8 @@ async def test_a_path_relative_to_no_folder_is_refused(desk, path):
     ],
 )
 async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, path, key):
-    """A secret in a registration is refused on every way in; the error names its place without repeating it, and etcd
-    never receives it."""
+    """Every interface refuses a secret in a registration. The error says where the secret is without repeating it, and
+    etcd never receives it."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path, key)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -423,8 +423,8 @@ async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, pa
 
 
 async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
-    """A reload begins a generation and leaves the work to the leader: failures of the old content are forgotten, the
-    rest of the record stays."""
+    """A reload begins a generation and leaves the work to the leader. Failures of the old content are forgotten, and
+    the rest of the record stays."""
     await desk.management.register("m", "onnx", "/m")
     failure = (Failure("a", NOW, "x"),)
     await desk.change(digest="one", digest_ms=5, killed=("died", "again"), failures=failure, host_bytes=7, refs=1)
@@ -446,8 +446,8 @@ async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
 
 
 async def test_what_cannot_be_reloaded_says_why(desk):
-    """A reload is refused with its reason for a registration that names its file's digest, which admits no other
-    content, and for an id that is not registered."""
+    """A reload is refused with a reason if the registration has a digest, which admits no other content, or if the id
+    is not registered."""
     await desk.management.register("m", "onnx", sha256="a" * 64)
     with pytest.raises(MeshError) as error:
         await desk.management.reload("m")
@@ -460,8 +460,8 @@ async def test_what_cannot_be_reloaded_says_why(desk):
 
 
 async def test_other_content_than_the_registrations_is_told(desk):
-    """Content other than the registration's is reported, with the way out, for as long as a failure is; it counts
-    against no pod."""
+    """If a model's content is not what it was registered with, that is reported with the way out, for as long as a
+    failure would be. It counts against no pod."""
     await desk.management.register("m", "onnx")
     await desk.change(digest="one", digest_ms=NOW - HOUR, changed="two", changed_ms=NOW)
     status = await desk.management.status("m")
@@ -566,7 +566,7 @@ async def test_many_are_registered_in_few_transactions(desk, monkeypatch):
 
 
 async def test_many_are_unregistered_in_few_transactions(desk, monkeypatch):
-    """Models without copies are unregistered many at a time, with all of their keys, and other ids stay."""
+    """Models without copies are unregistered many at a time, with all of their keys. Other ids stay."""
     names = [f"m/{number}" for number in range(100)]
     await desk.management.register_many([Item(name, "onnx", limits=CopyLimits(1)) for name in names])
     await desk.management.register("m", "onnx")
@@ -586,8 +586,9 @@ async def test_many_are_unregistered_in_few_transactions(desk, monkeypatch):
 
 
 async def test_each_of_many_is_unregistered_by_its_own_rules(desk):
-    """Many models are unregistered each by its own rules: one with referents stays, one with copies has them unloaded,
-    one that a suspect pod may hold is withdrawn there, an id that cannot exist is refused, and the others go."""
+    """When many models are unregistered, each follows its own rules. A model with referents stays, one with copies has
+    them unloaded, and one that a suspect pod may hold is withdrawn there. An impossible id is refused, and the rest are
+    removed."""
     desk.pod("a")
     for name in ("free", "named", "loaded", "suspect"):
         await desk.management.register(name, "onnx")
@@ -606,7 +607,8 @@ async def test_each_of_many_is_unregistered_by_its_own_rules(desk):
 
 
 async def test_a_model_that_changes_while_many_are_unregistered_is_looked_at_alone(desk, monkeypatch):
-    """If another write comes between the read and the deletion of a batch, each of its models is removed alone."""
+    """If another write happens between the read and the deletion of a batch, each model of the batch is removed
+    separately."""
     await desk.management.register_many([Item(name, "onnx") for name in ("a", "b")])
     transact = desk.etcd.txn
 
@@ -675,7 +677,7 @@ async def test_models_too_large_for_one_transaction_are_registered_one_by_one(de
 
 
 async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, keys):
-    """A bulk registration fails at once for all models while etcd is unavailable, instead of timing out for each."""
+    """While etcd is unavailable, a bulk registration fails at once for all models, instead of timing out for each."""
     async with Etcd(replace(own_etcd.settings, timeout=0.5)) as etcd:
         registry, view, agents, settings = Registry(etcd, keys), View(keys, FakePool), FakeAgents(), RouterSettings("r")
         meter = Meter(metrics.Registry())
@@ -732,8 +734,8 @@ async def test_a_model_is_explained(desk):
 
 
 async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
-    """A model's status explains the presence and the eviction of copies by the agents' newest decisions of each kind;
-    decisions that merely mention the model are left out."""
+    """A model's status explains why copies exist and why others were evicted, by the agents' newest decisions of each
+    kind. Decisions that merely mention the model are left out."""
     desk.pod("a")
     desk.pod("b")
     await desk.management.register("m", "onnx")
@@ -757,8 +759,7 @@ async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
 
 
 async def test_a_type_that_no_pod_takes_is_noted(desk):
-    """A model whose type no pod's server takes is registered, and its status and explanation say why nothing loads
-    it."""
+    """A model whose type no pod's server accepts is registered. Its status and explanation say why nothing loads it."""
     desk.pod("a", types=("onnx",))
     management = desk.management
     status = await management.register("trees", "xgboost", "/m")

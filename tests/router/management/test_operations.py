@@ -1,4 +1,4 @@
-"""The one table of operations, from which every door takes its names."""
+"""The table of operations, from which every interface takes its names."""
 
 from collections import defaultdict
 
@@ -20,14 +20,14 @@ def test_every_operation_has_one_name_and_a_door():
 
 
 def test_what_reads_changes_nothing_by_its_method():
-    """Read operations use GET and change nothing; all others change something, and none is retried by its method."""
+    """An operation uses GET if it only reads, and another method if it changes something."""
     assert all((route.method == "GET") == (route.operation.verb is Verb.READ) for route in ROUTES)
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
     assert all(callable(getattr(ManagementApi, route.handler)) for route in ROUTES)
 
 
 def test_a_name_in_the_path_is_of_the_operations_noun():
-    """A name in a path belongs to the operation's noun, and the table says where the request holds it."""
+    """A name in a path belongs to the operation's noun, and the table says which part of the request contains it."""
     nouns = defaultdict(set)
     for route in ROUTES:
         if "{id" in route.path:
@@ -44,7 +44,7 @@ def test_a_name_in_the_path_is_of_the_operations_noun():
 
 
 def test_every_method_of_the_service_is_in_the_table():
-    """Every method of the service, and of the older service by its own names, is in the table."""
+    """The table contains every method of the service, and those of the older service by their own names."""
     by_name = modelmesh.OPERATIONS
     assert {method.name for method in pb.DESCRIPTOR.services_by_name["ModelMesh"].methods} <= by_name.keys()
     assert by_name["addModel"] is by_name["registerModel"] is operations.REGISTER
@@ -52,7 +52,7 @@ def test_every_method_of_the_service_is_in_the_table():
 
 
 def test_statuses_are_the_predecessors():
-    """Each status can be written into the predecessor's messages by name."""
+    """Each status can be written into the predecessor's messages by its name."""
     known = pb.ModelStatusInfo.ModelStatus.keys()
     for status in ModelStatus:
         assert status in known

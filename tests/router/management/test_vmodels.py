@@ -1,4 +1,4 @@
-"""Virtual models through management, on a real etcd: the predecessor's semantics, counts of references, waits."""
+"""Virtual models through management, on a real etcd: the predecessor's semantics, reference counts, and waits."""
 
 import asyncio
 import json
@@ -26,18 +26,18 @@ SERVICE = "/mmesh.ModelMesh/"
 
 
 async def put(desk: Desk, name: str, **fields: object) -> None:
-    """Writes a vmodel as another program has."""
+    """Writes the record of a vmodel as another program would."""
     await desk.etcd.put(desk.keys.vmodel(name), json.dumps(fields).encode())
 
 
 async def record_of(desk: Desk, name: str = "v") -> VModelRecord | None:
-    """Returns the record in etcd."""
+    """Returns the vmodel's record in etcd."""
     kv = await desk.etcd.get(desk.keys.vmodel(name))
     return None if kv is None else vmodels.decode(kv.value)
 
 
 async def call(desk: Desk, method: str, request: object, response: type) -> object:
-    """Returns the reply of a gRPC call that succeeds."""
+    """Makes a gRPC call that succeeds, and returns its reply."""
     call = await desk.call(SERVICE + method, request)
     assert call.code is Code.OK, call.text
     return response.FromString(call.answers[0][2][5:])
@@ -66,7 +66,7 @@ async def register(desk: Desk, *models: str, **more: object) -> None:
 
 
 async def serve(desk: Desk, model: str, *pods: str) -> None:
-    """Writes copies of a model into etcd, of pods in view."""
+    """Writes copies of a model into etcd, for pods in the view."""
     for pod in pods:
         desk.pod(pod)
         desk.agents.answers.setdefault(pod, fakecalls.loaded())
@@ -77,7 +77,8 @@ async def serve(desk: Desk, model: str, *pods: str) -> None:
 
 
 async def test_a_vmodel_is_created_on_a_registered_model(desk):
-    """A new vmodel has one model as active and target, and no owner; the model counts it and cannot be unregistered."""
+    """A new vmodel has one model as active and target, and no owner. The model counts the reference and cannot be
+    unregistered."""
     await register(desk, "a")
     info = await set_vmodel(desk, targetModelId="a")
     assert (info.status, info.activeModelId, info.targetModelId, info.owner) == (1, "a", "a", "")
@@ -90,7 +91,7 @@ async def test_a_vmodel_is_created_on_a_registered_model(desk):
 
 
 async def test_a_vmodel_is_created_with_its_model(desk):
-    """The transaction that creates a vmodel registers its model too, with the flag for automatic deletion."""
+    """The transaction that creates a vmodel also registers its model, flagged for automatic deletion."""
     info = pb.ModelInfo(type="onnx", path="/a", key="k")
     await set_vmodel(desk, targetModelId="a", modelInfo=info, autoDeleteTargetModel=True, owner="me")
     record = await desk.record("a")
@@ -154,7 +155,8 @@ async def test_a_model_info_without_attributes_counts_as_absent(desk):
 
 
 async def test_owners(desk):
-    """An owner that is named has to be the recorded one; no owner, or the same one, may change the vmodel."""
+    """A request that names an owner must name the recorded one. A request without an owner may change the vmodel
+    too."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a", owner="me")
     assert (await set_vmodel(desk, targetModelId="b", force=True)).owner == "me"
@@ -169,7 +171,7 @@ async def test_owners(desk):
 
 
 async def test_the_default_owner_is_an_option(desk):
-    """The default owner owns the vmodels that are created without an owner, and no others."""
+    """Vmodels that are created without an owner belong to the default owner. Others do not."""
     desk.management.handlers.vmodels._default_owner = "us"
     await register(desk, "a")
     assert (await set_vmodel(desk, targetModelId="a")).owner == "us"
@@ -177,7 +179,7 @@ async def test_the_default_owner_is_an_option(desk):
 
 
 async def test_deleting_a_vmodel_that_is_not_there_succeeds(desk):
-    """Deleting a vmodel that does not exist, or has an empty id, succeeds without an effect."""
+    """Deleting a vmodel that does not exist, or has an empty id, succeeds without any effect."""
     for name in ("", "v"):
         await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId=name), pb.DeleteVModelResponse)
 
@@ -186,7 +188,8 @@ async def test_deleting_a_vmodel_that_is_not_there_succeeds(desk):
 
 
 async def test_a_move_is_left_to_the_leader_while_the_active_model_serves(desk):
-    """While the active model is loaded, a new target is only noted: reply and status say that it is on its way."""
+    """While the active model is loaded, a new target is only recorded. Reply and status say that the move is under
+    way."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
@@ -200,8 +203,8 @@ async def test_a_move_is_left_to_the_leader_while_the_active_model_serves(desk):
 
 
 async def test_a_target_takes_over_the_place_of_the_active_model(desk):
-    """The last use of a target becomes that of the model it replaces, so that it is not evicted first; a later last use
-    is kept."""
+    """A target takes over the last use of the model that it replaces, so it is not evicted first. If its own last use
+    is later, it keeps that."""
     await register(desk, "a", last_used_ms=NOW - 10)
     await register(desk, "b", last_used_ms=NOW - 10 * HOUR)
     await set_vmodel(desk, targetModelId="a")
@@ -215,7 +218,8 @@ async def test_a_target_takes_over_the_place_of_the_active_model(desk):
 
 
 async def test_a_vmodel_whose_active_model_has_no_copies_moves_at_once(desk):
-    """A vmodel that serves nobody moves in the request's own write, and its former model can be unregistered."""
+    """A vmodel whose active model has no copies moves in the same write as the request. Then its former model can be
+    unregistered."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     info = await set_vmodel(desk, targetModelId="b")
@@ -241,8 +245,8 @@ async def test_the_target_is_loaded_at_once_where_it_serves_at_once(desk):
 
 
 async def test_a_model_that_is_to_be_deleted_automatically_goes_with_its_last_reference(desk, monkeypatch):
-    """A model that goes with its last reference leaves a tombstone until its copies are unloaded, a moment later; then
-    its id can be registered with other attributes."""
+    """A model that is deleted with its last reference leaves a tombstone until its copies are unloaded a moment later.
+    Then its id can be registered with other attributes."""
     monkeypatch.setattr(store, "FAREWELL", 0.05)
     info = pb.ModelInfo(type="onnx", path="/a")
     for name in ("v", "w"):
@@ -263,7 +267,8 @@ async def test_a_model_that_is_to_be_deleted_automatically_goes_with_its_last_re
 
 
 async def test_deleting_a_vmodel_releases_both_of_its_models(desk):
-    """Deleting a vmodel in the middle of a move releases both models; the one that was registered for it goes."""
+    """Deleting a vmodel in the middle of a move releases both of its models. The model that was registered for the
+    vmodel is deleted."""
     await register(desk, "a")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
@@ -275,7 +280,8 @@ async def test_deleting_a_vmodel_releases_both_of_its_models(desk):
 
 
 async def test_a_failed_move_says_why(desk):
-    """The target's status after a failed move is that of a failed load, with the leader's reason before the pods'."""
+    """After a failed move, the target has the status of a failed load. The leader's reason comes before those of the
+    pods."""
     await register(desk, "a", "b")
     await desk.change("b", failures=(Failure("p", NOW - 1, "bad file"),), refs=1)
     await desk.change("a", refs=1)
@@ -291,7 +297,7 @@ async def test_a_failed_move_says_why(desk):
 
 
 async def test_a_vmodel_that_moved_between_two_reads_is_read_again(desk):
-    """A vmodel whose active model is gone when its status is read is read once more."""
+    """If the active model is gone when a vmodel's status is read, the vmodel is read once more."""
     await register(desk, "b", refs=1)
     await put(desk, "v", amid="gone", tmid="gone")
     reporter, read = desk.management.handlers.status, desk.management.handlers.status.of
@@ -349,7 +355,7 @@ async def test_a_wait_is_bounded(desk):
 
 
 async def test_no_more_requests_wait_than_a_worker_allows(desk, monkeypatch):
-    """A request that may not wait, since too many do, is refused before it changes anything."""
+    """If too many requests wait already, a further one is refused before it changes anything."""
     monkeypatch.setattr(handlers, "MAX_WAITS", 1)
     await register(desk, "a", "b", "c")
     await set_vmodel(desk, targetModelId="a")
@@ -364,7 +370,7 @@ async def test_no_more_requests_wait_than_a_worker_allows(desk, monkeypatch):
 
 
 async def test_a_cancelled_call_ends_its_wait(desk):
-    """The wait of a cancelled call ends at once."""
+    """A cancelled call stops waiting at once."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
@@ -377,7 +383,7 @@ async def test_a_cancelled_call_ends_its_wait(desk):
 
 
 async def test_what_a_reply_says_is_known_to_its_worker_before_the_feed_reports_it(desk):
-    """A call that follows a reply through the same worker goes where the reply says, though the feed may lag."""
+    """A call through the worker that gave the reply already goes where the reply says, even if the feed lags."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     name, kv, revision = desk.noted[-1]
@@ -401,7 +407,7 @@ async def set_version(desk: Desk, version: str, **more: object) -> handlers.VMod
 
 
 async def test_versions_are_kept_and_dropped_with_their_models(desk):
-    """The last two versions before the present one stay, and the models of older ones are unregistered."""
+    """A vmodel keeps the last two versions before the present one. The models of older versions are unregistered."""
     for version in ("5", "6", "7", "8"):
         info = await set_version(desk, version)
     assert dict(info.record.more.versions) == {"6": "v@6", "7": "v@7", "8": "v@8"}
@@ -427,7 +433,7 @@ async def test_a_dropped_version_may_come_back_with_another_file(desk):
 
 
 async def test_a_target_waits_for_the_copies_of_its_ids_former_registration(desk):
-    """A target whose id still has copies of a former registration is registered once they are withdrawn."""
+    """If a target's id still has copies of a former registration, the target is registered once they are withdrawn."""
     desk.pod("p")
     await desk.etcd.put(desk.keys.copy("b", "p"), b"{}")
     waits = asyncio.create_task(set_vmodel(desk, targetModelId="b", modelInfo=pb.ModelInfo(type="onnx")))
@@ -439,7 +445,7 @@ async def test_a_target_waits_for_the_copies_of_its_ids_former_registration(desk
 
 
 async def test_a_split_counts_in_all_its_models(desk):
-    """The models of a split and of a mirror are counted, and released when both end."""
+    """A split and a mirror count as references to all of their models, and release them when they end."""
     await register(desk, "a", "b", "c")
     change = SetVModel(weights={"a": 90, "b": 10}, mirror=Mirror("c", 5.0), sticky="x-user")
     info = await desk.management.handlers.vmodels.set(MoveVModel("v", change))
@@ -462,7 +468,7 @@ async def test_a_split_counts_in_all_its_models(desk):
     ],
 )
 async def test_what_a_request_may_not_say(desk, change, text):
-    """A request whose attributes make no sense is BAD_REQUEST, with a text that names the attribute."""
+    """A request whose attributes make no sense gets BAD_REQUEST, and the text names the attribute."""
     with pytest.raises(MeshError, match=text) as error:
         await desk.management.handlers.vmodels.set(MoveVModel("v", change))
     assert error.value.reason is Reason.BAD_REQUEST
@@ -472,7 +478,8 @@ async def test_what_a_request_may_not_say(desk, change, text):
 
 
 async def test_counts_are_right_whoever_else_writes(desk):
-    """Eight callers move eight vmodels among three models, while others change the models' records."""
+    """Reference counts stay right while eight callers move eight vmodels among three models and others change the
+    models' records."""
     await register(desk, "a", "b", "c")
 
     async def wander(number: int) -> None:
@@ -494,7 +501,7 @@ async def test_counts_are_right_whoever_else_writes(desk):
 
 
 async def test_records_that_name_missing_models_can_be_deleted(desk):
-    """A vmodel that names models without registrations, as after a restore, has a status and can be deleted."""
+    """A vmodel that names models that are not registered, as after a restore, has a status and can be deleted."""
     await put(desk, "v", amid="gone", tmid="away", mesh={"weights": {"nowhere": 1}})
     assert (await status(desk)).activeModelId == "gone"
     await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v"), pb.DeleteVModelResponse)
@@ -502,7 +509,7 @@ async def test_records_that_name_missing_models_can_be_deleted(desk):
 
 
 async def test_a_record_that_cannot_be_read_is_an_internal_error(desk):
-    """The status of a vmodel whose record cannot be read is an error that names it; a list leaves it out."""
+    """The status of a vmodel whose record cannot be read is an error that names the vmodel. A list leaves it out."""
     await desk.etcd.put(desk.keys.vmodel("v"), b"[]")
     call_ = await desk.call(SERVICE + "getVModelStatus", pb.GetVModelStatusRequest(vModelId="v"))
     assert (call_.code, "the record of vmodel v cannot be read" in call_.text) == (Code.INTERNAL, True)
@@ -512,7 +519,7 @@ async def test_a_record_that_cannot_be_read_is_an_internal_error(desk):
 
 
 async def test_vmodels_are_listed_page_by_page(desk):
-    """Lists of vmodels can be limited to a prefix of their ids, and continue after an id."""
+    """A list of vmodels can be limited to a prefix of their ids and can start after a given id."""
     for name in ("a1", "b1", "b2", "b3"):
         await put(desk, name, amid="m", tmid="m")
     page = await desk.management.handlers.vmodels.page(prefix="b", limit=2)
@@ -522,7 +529,8 @@ async def test_vmodels_are_listed_page_by_page(desk):
 
 
 async def test_a_model_without_vmodels_keeps_the_predecessors_attributes(desk):
-    """`refs` and `autoDel` are left out at their default, and written as the predecessor does."""
+    """`refs` and `autoDel` are left out if they have their default values, and otherwise written as the predecessor
+    writes them."""
     await register(desk, "a")
     assert not {"refs", "autoDel"} & json.loads((await desk.record("a")).encode()).keys()
     info = pb.ModelInfo(type="onnx", path="/b")

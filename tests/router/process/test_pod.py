@@ -1,4 +1,4 @@
-"""`python -m router` as a process: its serving, healing and draining, its reports of failed starts, and a clean end."""
+"""`python -m router` as a process: serving, healing, draining, reports of failed starts, and a clean end."""
 
 import asyncio
 import errno
@@ -25,7 +25,7 @@ from tests.support.waiting import until
 
 
 class Router(Program):
-    """The process, its ports, and its probes."""
+    """A router process with its ports and its probes."""
 
     def __init__(self, folder, etcd_server, keys, *options, edge="envoy"):
         self.port, self.rest, self.probe = free_port(), free_port(), free_port()
@@ -35,7 +35,7 @@ class Router(Program):
         super().__init__("router", argv, folder)
 
     async def get(self, path):
-        """Returns status and text of a probe, or 0 if nothing listens."""
+        """Returns the status and text of a probe, or the status 0 if nothing listens."""
 
         def ask():
             try:
@@ -68,7 +68,8 @@ class Router(Program):
 
 @pytest.fixture
 def a_router(tmp_path, etcd_server, keys):
-    """Makes routers and checks that no process of theirs is left."""
+    """Yields a function that starts routers. In the end kills those that still run, and prints the end of their
+    output."""
     made = []
 
     def make(*options, edge="envoy"):
@@ -93,7 +94,7 @@ async def infer(channel, model_id):
 
 
 async def served(channel):
-    """Returns whether a few calls in a row are answered; one call on a killed worker's connection may fail."""
+    """Returns whether a few calls in a row are answered. One call on a killed worker's connection may fail."""
     try:
         for _ in range(5):
             await infer(channel, "m")
@@ -103,7 +104,8 @@ async def served(channel):
 
 
 async def who_hangs_is_replaced(router, channel):
-    """Stops all workers and Envoy, and checks that they are replaced and that the router is not ready until then."""
+    """Stops all workers and Envoy by a signal. Checks that they are replaced and that the router is not ready until
+    then."""
     stopped = [*router.workers, *(pid for pid in children(router.pid) if "envoy" in command(pid).split()[0])]
     assert len(stopped) == 3
     for pid in stopped:
@@ -128,8 +130,8 @@ async def who_hangs_is_replaced(router, channel):
 
 @pytest.mark.parametrize("edge", ["envoy", "grpc"])
 async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge):
-    """A router serves, heals, drains and ends behind either edge; one process goes through all of it, because starting
-    one takes seconds."""
+    """A router serves, heals, drains and ends behind either edge. One process does all of this, because starting one
+    takes seconds."""
     router = a_router("--workers", "2", edge=edge)
     async with FakePod("a", etcd, keys) as pod:
         await router.ready()
@@ -176,7 +178,8 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
 
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypatch):
-    """A worker that cannot be spawned, for instance because the machine has no processes left, is tried again."""
+    """Spawning a worker is tried again if it fails, for instance because the machine has reached its limit of
+    processes."""
     spawned = []
 
     async def spawn(argv, **options):
@@ -201,8 +204,8 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypa
 
 
 async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, monkeypatch):
-    """A router is not live if nothing has served for long, as a fresh container may help where restarting workers does
-    not; while it stops it is live."""
+    """A router is not live if nothing has served for long, because a fresh container may help where restarts of workers
+    do not. While it stops it is live."""
     router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
     try:
         assert router._why_not_live() is None, "nothing has served for a short time only"
@@ -256,7 +259,7 @@ def test_a_bad_option_is_a_clear_error(options, says):
 
 
 async def test_without_etcd_it_runs_and_says_that_it_is_not_ready(a_router, own_etcd):
-    """Without etcd a router runs and is not ready, and it needs no restart when etcd comes."""
+    """Without etcd a router runs but is not ready. It needs no restart when etcd comes."""
     own_etcd.kill9()
     router = a_router("--workers", "1", "--etcd", own_etcd.endpoint, "--install-id", "here")
 

@@ -27,13 +27,13 @@ from tests.support.workers import workers
 
 @pytest.fixture
 def run_dir():
-    """A folder with a path short enough for sockets."""
+    """Returns a folder whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
         yield folder
 
 
 async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_server, keys):
-    """A model that one worker has registered is served by the other as soon as the registration returns, though it was
+    """A model registered on one worker is served by the other as soon as the registration returns, although it was
     refused before."""
     async with FakePod("a", etcd, keys) as pod, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
@@ -47,8 +47,8 @@ async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_s
 
 
 async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_server, keys):
-    """A hundred callers of two routers load a model once: whatever pods the two choose, one claim wins and all calls go
-    there."""
+    """A hundred callers of two routers load a model once. Whatever pods the routers choose, one claim wins and all
+    calls go to its pod."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -63,8 +63,8 @@ async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_ser
 
 
 async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, etcd_server, keys):
-    """An id that is registered again under traffic through two workers never answers from its former registration:
-    every answer is of one that was current since the call began."""
+    """An id that is registered again under traffic through two workers never answers from its former registration.
+    Every answer comes from a registration that was current after the call began."""
     async with (
         FakePod("a", etcd, keys),
         FakePod("b", etcd, keys),
@@ -105,8 +105,8 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, et
 
 
 async def test_a_pod_that_dies_without_a_word(etcd, etcd_server, keys):
-    """While the lease of a pod that died silently lasts, no other pod may load its models; the call waits and is served
-    when it ends."""
+    """When a pod has died silently, no other pod may load its models until its lease ends. The call waits for that and
+    is then served."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -127,7 +127,8 @@ async def test_a_pod_that_dies_without_a_word(etcd, etcd_server, keys):
 
 
 async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
-    """The loss of all leases at once costs no call and no load, and no pod is suspect once all are back."""
+    """If all leases are lost at once, no call fails and no load is repeated, and no pod is suspect once all are
+    back."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -150,8 +151,8 @@ async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
 
 
 async def test_a_suspect_never_answers_for_a_model_that_was_unregistered(etcd, etcd_server, keys):
-    """A suspect pod never answers for an unregistered model, though its agent, without a lease and unreachable here,
-    does not hear of it: the record counts."""
+    """A suspect pod never answers for an unregistered model, even if its agent does not hear of it because it has no
+    lease and cannot be reached. The record counts."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
         management = Asked(mesh.processes[0].management)
@@ -185,8 +186,8 @@ async def test_a_pod_that_leaves_is_not_suspect(etcd, etcd_server, keys):
 
 
 async def test_an_eviction_that_the_view_has_not_heard_of(etcd, etcd_server, keys):
-    """After an eviction that the view does not show yet the call is answered *not here* and the model loaded again,
-    unnoticed by the caller."""
+    """If the view does not show an eviction yet, the pod answers *not here* and the model is loaded again. The caller
+    does not notice."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
@@ -227,8 +228,8 @@ async def test_a_cancel_closes_the_call_in_the_pod(etcd, etcd_server, keys):
 
 @pytest.mark.parametrize("shape", ["client", "server", "both"])
 async def test_streams_of_every_shape_pass(etcd, etcd_server, keys, shape):
-    """Streams of every shape pass message by message, in order, with metadata at both ends, and the model is loaded for
-    them."""
+    """Streams of every shape are passed on message by message, in order, with metadata at both ends. Their model is
+    loaded for them."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx")
@@ -280,8 +281,8 @@ async def test_streams_of_every_shape_pass(etcd, etcd_server, keys, shape):
 
 
 async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, keys):
-    """A stream whose copy is gone is sent again, with the messages sent so far, to wherever the model is loaded
-    then."""
+    """A stream whose copy is gone is sent again, including the messages sent so far, to the pod where the model is
+    loaded next."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
@@ -308,7 +309,7 @@ async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, key
 
 
 async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, keys):
-    """A stream keeps its first message for a retry until the reply begins, and that message counts against the budget,
+    """A stream keeps its first message for a retry until the reply begins. That message counts against the budget,
     however many follow."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
@@ -339,8 +340,8 @@ async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, ke
 
 
 async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_server, keys):
-    """A stream without a free connection is refused once, rather than after eight equal attempts or a wait of hours,
-    and the pod is not blamed."""
+    """A stream without a free connection is refused at once, without eight equal attempts or a wait of hours. The pod
+    is not blamed."""
     async with (
         FakePod("a", etcd, keys) as a,
         workers(etcd_server.settings, keys, max_connections_per_pod=1) as mesh,
@@ -408,8 +409,8 @@ async def test_a_draining_worker_says_so_and_finishes_what_it_has(etcd, etcd_ser
 
 
 async def test_no_call_is_taken_before_what_is_where_is_known(run_dir, etcd_server, keys):
-    """A worker that starts while calls arrive, as a dead one's successor does, lets them wait until it knows the pods
-    and copies, instead of treating them as calls of models without a copy."""
+    """A worker that starts while calls arrive, for instance the successor of a dead one, lets them wait until it knows
+    the pods and copies. It does not treat their models as cold."""
     settings = RouterSettings("test", base=keys.base, run_dir=run_dir, etcd=etcd_server.settings)
     listening = sockets.Sockets({kind: settings.socket(kind, 0) for kind in sockets.KINDS})
 

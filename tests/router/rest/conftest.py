@@ -43,7 +43,7 @@ METHOD = b"/inference.GRPCInferenceService/"
 
 @dataclass
 class FakeDispatcher:
-    """A dispatcher that answers calls as the test says; by default inference returns its inputs as outputs."""
+    """A dispatcher that answers calls as the test says. By default inference returns its inputs as outputs."""
 
     calls: list = field(default_factory=list)
     error: MeshError | None = None
@@ -127,7 +127,7 @@ class FakePod:
 
 
 class FakePods:
-    """A source of pods that has one."""
+    """A source of pods with one pod."""
 
     def published(self):
         return [FakePod("pod-0")]
@@ -140,7 +140,7 @@ class FakePods:
 
 
 class FakeVModels:
-    """Vmodels that are as a test says, and the requests for them."""
+    """Vmodels that a test sets, and the requests made for them."""
 
     def __init__(self):
         self.records = {}
@@ -271,7 +271,7 @@ class FakeWorker:
 
     @property
     def slow(self):
-        """The bodies that were ended because they came, or were read, too slowly."""
+        """Returns the number of bodies that were given up because they were sent or read too slowly."""
         return self.bodies.slow + (self.plain.slow if self.plain else 0)
 
     async def snapshots(self):
@@ -280,7 +280,7 @@ class FakeWorker:
 
 @pytest.fixture
 def max_message():
-    """The largest message, in bytes."""
+    """Returns the size limit of a message, in bytes."""
     return 1 << 20
 
 
@@ -293,7 +293,7 @@ async def worker(max_message):
 
 @asynccontextmanager
 async def plain_server(worker):
-    """The plain HTTP server of a worker's inference; its caller says where it listens."""
+    """Returns the plain HTTP server for a worker's inference. The caller decides where it listens."""
     inference = PlainInference(worker.models, worker.inference, worker.budget)
     worker.plain = server = PlainServer(
         inference.serve,
@@ -310,7 +310,7 @@ async def plain_server(worker):
 
 @asynccontextmanager
 async def by_aiohttp(worker, _):
-    """The port of the aiohttp application alone."""
+    """Serves the aiohttp application alone, and yields its port."""
     runner = await app.serve_tcp(worker, "127.0.0.1", 0, grace=1)
     yield runner.addresses[0][1]
     await runner.cleanup()
@@ -318,14 +318,14 @@ async def by_aiohttp(worker, _):
 
 @asynccontextmanager
 async def by_plain_http(worker, _):
-    """The port of the plain HTTP server alone, which takes inference only."""
+    """Serves the plain HTTP server alone, which takes inference only, and yields its port."""
     async with plain_server(worker) as server:
         yield await server.listen_tcp("127.0.0.1", 0)
 
 
 @asynccontextmanager
 async def by_envoy(worker, request):
-    """The port of an Envoy in front of both."""
+    """Serves both behind an Envoy, and yields its port."""
     envoy = request.getfixturevalue("envoy")
     runner = app.make_runner(worker, grace=1)
     await runner.setup()
@@ -341,7 +341,7 @@ CARRIERS = {"aiohttp": by_aiohttp, "plain": by_plain_http, "envoy": by_envoy}
 
 @pytest.fixture(scope="session")
 def envoy():
-    """An Envoy that serves one test after another: each listens on its sockets."""
+    """Starts one Envoy for all tests. Each test in turn listens on the sockets to which Envoy forwards."""
     with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp") as folder:
         port = free_port()
         settings = config.EnvoySettings(
@@ -367,13 +367,13 @@ def envoy():
 
 @pytest.fixture
 def carrier():
-    """The carrier of requests to the worker, a key of `CARRIERS`. A module overrides it with those that it tests."""
+    """Returns the carrier of requests to the worker, a key of `CARRIERS`. A module overrides it to test others."""
     return "aiohttp"
 
 
 @pytest.fixture
 async def served(worker, carrier, request):
-    """The port at which that worker is served."""
+    """Serves the worker, and yields the port."""
     async with CARRIERS[carrier](worker, request) as port:
         yield port
     assert worker.budget.held == 0, "every body gave its bytes back to the budget"

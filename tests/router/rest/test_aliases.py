@@ -1,4 +1,4 @@
-"""Aliases over REST: documents become requests to management, and its results documents."""
+"""Aliases over REST: documents become requests to management, and results become documents."""
 
 import pytest
 from yarl import URL
@@ -74,7 +74,7 @@ MOVES = [
 
 @pytest.mark.parametrize(("document", "request_"), MOVES)
 def test_a_document_is_a_request(document, request_):
-    """Attributes that a document leaves out stay as they are; null removes a split, a header or a mirror."""
+    """A change leaves out what its document leaves out. A null removes a split, a header or a mirror."""
     assert aliasdocuments.move_of(document, "a") == request_
 
 
@@ -99,14 +99,15 @@ def test_a_document_is_a_request(document, request_):
     ],
 )
 def test_a_document_that_cannot_be_a_request(document, text):
-    """Unknown attributes are refused by name, as are values of the wrong type."""
+    """Unknown attributes, and values of the wrong type, are refused by name."""
     with pytest.raises(MeshError, match=text) as error:
         aliasdocuments.move_of(document, "a")
     assert error.value.reason is Reason.BAD_REQUEST
 
 
 def test_a_rollback_leads_to_the_version_before_or_to_a_named_one():
-    """A rollback waits for a loaded copy unless the document says otherwise."""
+    """A rollback leads to the version before the present one, or to a named one. It waits for a loaded copy unless the
+    document says otherwise."""
     assert aliasdocuments.rollback_of({}, "a") == MoveVModel("a", SetVModel(back=True, ready=True), load_now=True)
     assert aliasdocuments.rollback_of({"version": "7", "force": True, "ready": False}, "a") == MoveVModel(
         "a", SetVModel(version="7", force=True)
@@ -116,7 +117,7 @@ def test_a_rollback_leads_to_the_version_before_or_to_a_named_one():
 
 
 async def test_an_alias_is_set_read_and_deleted(http, path, worker):
-    """An alias is created with 201 and changed with 200; reading a missing one is 404."""
+    """Creating an alias answers 201, changing it 200, and reading a missing one 404."""
     aliases = worker.management.vmodels
     aliases.records["a/b"] = MOVING
     async with http.put(path("aliases/a%2Fb"), json={"target": "m"}) as answer:
@@ -162,7 +163,8 @@ async def test_an_alias_is_set_read_and_deleted(http, path, worker):
 
 
 async def test_a_version_that_exists_with_another_file_is_refused_with_the_way_out(http, path, worker):
-    """A version whose model is registered with other attributes is refused with what differs and the way out."""
+    """A version is refused if its model is registered with other attributes. The error names what differs and the way
+    out."""
     there, asked = ModelRecord(type="onnx", path="/7"), ModelRecord(type="onnx", path="/8")
 
     async def conflict(_):

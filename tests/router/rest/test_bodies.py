@@ -1,4 +1,4 @@
-"""Bodies over REST: refused before they are read, never waited for without end, and given up if the client does not
+"""Bodies over REST: they are refused before they are read, have time limits, and are given up if the client does not
 read."""
 
 import asyncio
@@ -33,7 +33,7 @@ async def worker():
 
 
 async def begin(port, head, body=b""):
-    """Begins a request of which no more than this is sent."""
+    """Begins a request and sends only this part of it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST {INFER} HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode() + body)
     return reader, writer
@@ -63,8 +63,8 @@ async def test_a_chunked_body_above_the_limit_is_refused_when_it_is(http, worker
 
 @pytest.mark.parametrize("head", ["Content-Length: {}", "Transfer-Encoding: chunked"])
 async def test_a_client_that_writes_all_before_it_reads_hears_why(served, worker, head):
-    """A client that writes its whole request before it reads gets the reason of a refusal: the refused body is read to
-    its end and discarded."""
+    """A client that writes its complete request before it reads still gets the reason of a refusal, because the refused
+    body is read to its end and discarded."""
     size = 40 << 20
     body = bytes(size)
     if "chunked" in head:
@@ -82,8 +82,8 @@ async def test_a_client_that_writes_all_before_it_reads_hears_why(served, worker
 
 
 async def test_what_finds_no_room_is_refused_before_it_is_read_and_small_calls_go_on(served, http, worker):
-    """A body that finds no room is refused before it is read, and small calls continue, however many clients send
-    nearly all of a large body and stop."""
+    """A body without room is refused before it is read. Small calls continue, however many clients send most of a large
+    body and then stop."""
     worker.budget.limit, worker.budget.large = 4 << 20, 2 << 20
     slow = [await begin(served, f"Content-Length: {SIZE}", b" " * (SIZE - 1)) for _ in range(2)]
     await until(lambda: worker.budget.held == 2 * SIZE, why="both bodies are on their way")
@@ -129,7 +129,7 @@ async def test_a_body_that_drips_is_ended(served, monkeypatch):
 
 
 async def test_a_reply_that_nobody_reads_is_given_up(served, http, worker, monkeypatch):
-    """A reply that its client does not read is given up, and its bytes count until then."""
+    """A reply that its client does not read is given up. Until then its bytes count against the budget."""
     values = np.arange(2_000_000, dtype="<i8")
     response = pb.ModelInferResponse(model_name="m")
     response.outputs.add(name="x", datatype="INT64", shape=[len(values)])

@@ -1,4 +1,4 @@
-"""Large JSON converted in a process beside the worker: the result is the same, and a failure there affects one call."""
+"""Large JSON converted in a process beside the worker. The result is the same, and a failure there affects one call."""
 
 import asyncio
 import collections
@@ -165,7 +165,7 @@ async def test_small_bodies_start_no_process(http, worker):
 
 @pytest.mark.parametrize("which", ["body", "reply"])
 async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, which):
-    """Small calls continue while a large one is converted, even if the converting process hangs: the worker neither
+    """Small calls continue while a large one is converted, even if the converting process hangs. The worker neither
     does the work nor waits for it."""
     values = [1] * 60_000
     if which == "reply":  # a small request gets a large reply
@@ -196,8 +196,8 @@ async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, wh
 @pytest.mark.parametrize("carrier", ["aiohttp", "plain"])
 @pytest.mark.parametrize("which", ["body", "reply"])
 async def test_no_turn_of_the_loop_reads_large_json_or_copies_more_than_a_slice(served, worker, monkeypatch, which):
-    """The worker's loop neither reads nor writes JSON above the bound, and between two of its turns it copies no more
-    than one slice of a body into the converter's memory."""
+    """The worker's event loop neither reads nor writes JSON above the bound. In each turn it copies at most one slice
+    of a body into the converter's memory."""
     turn = 0
     copied = collections.Counter()
     write, loop = papers._write, asyncio.get_running_loop()
@@ -266,8 +266,8 @@ async def test_a_conversion_is_waited_for_no_longer_than_the_callers_deadline(ht
 
 
 async def test_large_strings_in_binary_are_looked_at_beside_the_worker(http, worker):
-    """Large strings in binary are checked beside the worker: a million empty strings are four megabytes, and take a
-    second of Python."""
+    """Large binary tensors of strings are checked in the converter's process. A million empty strings are four
+    megabytes, and take Python a second."""
     blob = bytes(4 * 100_000)
     body, length = body_of(tensor("x", "BYTES", [100_000], parameters={"binary_data_size": len(blob)}), blobs=blob)
     headers = {"Inference-Header-Content-Length": str(length)}

@@ -1,7 +1,7 @@
-"""The same request through every carrier of REST, and through gRPC: no difference in status, tensors or reason.
+"""The same request through every carrier of REST and through gRPC, with the same status, tensors and reason.
 
-Both of REST's carriers are asked, alone and behind Envoy, in front of one worker's inference; gRPC is asked over the
-wire's own server. What is behind them is a real ONNX server, or a fake that returns its inputs.
+Both of REST's carriers are called, alone and behind Envoy, in front of one worker's inference. gRPC calls go through
+our own server. Behind them is a real ONNX server, or a fake that returns its inputs.
 """
 
 import asyncio
@@ -41,14 +41,14 @@ EXAMPLES = settings(
 
 
 class Door:
-    """One carrier's port, on a connection that is kept."""
+    """The port of one carrier, with a connection that is kept open."""
 
     def __init__(self, port):
         self.port = port
         self.writer = None
 
     async def post(self, path, headers, body, *, chunked=False):
-        """Returns status, headers and body of the answer."""
+        """Returns the status, headers and body of the answer."""
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         lines = [f"POST {path} HTTP/1.1", "Host: a", *(f"{name}: {value}" for name, value in headers)]
@@ -77,7 +77,7 @@ class Door:
 
 @contextlib.asynccontextmanager
 async def doors(worker, request):
-    """The doors of that worker, by carrier."""
+    """Serves the worker through every carrier, and yields the doors by carrier."""
     async with contextlib.AsyncExitStack() as stack:
         found = {}
         for name, carrier in CARRIERS.items():
@@ -97,7 +97,7 @@ def told(status, headers, content):
 
 
 async def everywhere(doors, path, headers, body, *, chunked=False):
-    """The answer of every carrier, which is one and the same."""
+    """Sends a request through every carrier, checks that all answers are alike, and returns the answer."""
     found = {name: told(*await door.post(path, headers, body, chunked=chunked)) for name, door in doors.items()}
     first = found["aiohttp"]
     for name, other in found.items():
@@ -109,7 +109,7 @@ async def everywhere(doors, path, headers, body, *, chunked=False):
 
 
 class Forwarding:
-    """A dispatcher to one ONNX server, as far as this needs one."""
+    """A dispatcher to one ONNX server that does only what these tests need."""
 
     def __init__(self, server, known):
         self.server = server
@@ -136,7 +136,7 @@ class Forwarding:
 
 @dataclass
 class Wanted:
-    """An inference, before it has the form of a protocol."""
+    """An inference, independent of any protocol."""
 
     model: str = "FP32"
     datatype: str = "FP32"
@@ -154,7 +154,7 @@ class Wanted:
     chunked: bool = False
 
     def rest(self):
-        """Path, headers and body."""
+        """Returns the path, headers and body of the REST request."""
         item = {"name": self.name, "shape": list(self.shape), "datatype": self.datatype}
         if self.binary_in:
             item["parameters"] = {"binary_data_size": len(self.raw)}
@@ -181,7 +181,7 @@ class Wanted:
         return f"{path}/infer", headers, body
 
     def grpc(self):
-        """The message."""
+        """Returns the gRPC message."""
         message = pb.ModelInferRequest(model_name=self.model, model_version=self.version, id=self.request_id)
         message.inputs.add(name=self.name, datatype=self.datatype, shape=self.shape)
         message.raw_input_contents.append(self.raw)
@@ -198,7 +198,7 @@ def strings(values):
 
 @st.composite
 def wanted(draw):
-    """Draws an inference, which is mostly a good one."""
+    """Draws an inference, which is valid in most cases."""
     rarely = st.integers(0, 9).map(lambda value: value == 0)
     datatype = draw(st.sampled_from(sorted(OF_NAME)))
     shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
@@ -240,7 +240,7 @@ def wanted(draw):
 
 
 def carried(datatype, raw):
-    """Returns whether JSON can carry a tensor."""
+    """Returns whether JSON can represent the tensor."""
     kind = OF_NAME[datatype]
     if datatype == "BYTES":
         return b"\xff" not in raw
@@ -248,7 +248,7 @@ def carried(datatype, raw):
 
 
 def raw_of(output, blobs):
-    """The raw contents of an output of REST; takes the next blob, if it is binary."""
+    """Returns the raw contents of an output of REST, and takes the next blob if the output is binary."""
     size = output.get("parameters", {}).get("binary_data_size")
     if size is not None:
         return bytes(blobs[:size]), blobs[size:]
@@ -259,7 +259,7 @@ def raw_of(output, blobs):
 
 @pytest.fixture
 async def real(request, tmp_path):
-    """The doors of a worker in front of an ONNX server, and a way to ask it by gRPC."""
+    """Starts a worker in front of an ONNX server, and yields its doors and a pool of gRPC connections to it."""
     names = [*sorted(OF_NAME), ODD]
     async with OnnxServer(tmp_path) as server:
         for name in names:
@@ -282,7 +282,7 @@ async def real(request, tmp_path):
 @EXAMPLES
 @given(one=wanted())
 async def test_rest_and_grpc_answer_alike(real, one):
-    """An inference has the same tensors over REST and gRPC, or the same refusal by the model server or the router."""
+    """An inference gives the same tensors over REST and gRPC, or the same refusal by the model server or the router."""
     opened, pool = real
     status, _, document, blobs = await everywhere(opened, *one.rest(), chunked=one.chunked)
     frame = framing.pack(one.grpc().SerializeToString())
@@ -340,7 +340,7 @@ TOKENS = [
 
 @st.composite
 def anything(draw):
-    """Draws a request near a good one: a body with a piece replaced, odd headers, odd paths."""
+    """Draws a request that is nearly valid: a body with a piece replaced, odd headers, odd paths."""
     text = draw(st.sampled_from([GOOD, GOOD, HEAD + "abcd"]))
     body = text.encode()
     headers = [("Inference-Header-Content-Length", str(len(HEAD)))] if text.startswith(HEAD) else []
@@ -373,7 +373,7 @@ def anything(draw):
 
 @pytest.fixture
 async def fake(request):
-    """The doors of a worker whose models return their inputs."""
+    """Starts a worker whose models return their inputs, and yields its doors and the worker."""
     worker = FakeWorker(settings=RouterSettings(name="t", max_message=LIMIT))
     worker.dispatcher.metadata.inputs.add(name="x", datatype="FP32", shape=[-1])
     async with doors(worker, request) as opened:
@@ -384,7 +384,7 @@ async def fake(request):
 @settings(EXAMPLES, max_examples=150)
 @given(sent=anything())
 async def test_carriers_answer_alike_whatever_is_sent(fake, sent):
-    """A request near a good one gets the same answer from every carrier, and reaches the model as the same message."""
+    """A nearly valid request gets the same answer from every carrier, and reaches the model as the same message."""
     opened, worker = fake
     path, headers, body, chunked = sent
     worker.dispatcher.calls.clear()

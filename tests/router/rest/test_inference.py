@@ -1,4 +1,4 @@
-"""Inference over REST: one suite for every carrier, with Envoy in front of them and without it."""
+"""Inference over REST: one suite for every carrier, with and without Envoy in front."""
 
 import asyncio
 import gzip
@@ -233,8 +233,8 @@ async def test_a_model_servers_error_is_passed_on(http, worker, code, status, na
 
 
 async def test_details_of_somebody_else_do_not_change_the_status(http, worker):
-    """Error details of a model server that look like ours do not change the status: they count only with the code that
-    they belong to."""
+    """Error details of a model server that look like ours do not change the status, because ours count only together
+    with their code."""
 
     def answer(call):
         error = MeshError(Reason.NOWHERE, "x")

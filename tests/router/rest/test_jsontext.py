@@ -1,4 +1,4 @@
-"""JSON texts: what is read quickly is what `json` reads, and what is written is ASCII that `json` reads back."""
+"""JSON texts: quick reading gives what `json` gives, and writing gives ASCII that `json` reads back."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def outcome(load, text):
 
 @given(st.dictionaries(st.text(max_size=5), VALUES, max_size=4), st.booleans(), st.sampled_from([None, 1]))
 def test_what_is_read_is_what_json_reads(members, ascii_only, indent):
-    """An object is read as `json` reads it, however it is written."""
+    """Objects are read as `json` reads them, however they are written."""
     text = json.dumps(members, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
     assert outcome(lambda text: jsontext.load(text).members, text) == outcome(jsontext.load_object, text)
 
@@ -38,7 +38,7 @@ PIECES = st.sampled_from([*WORDS.split(), b" ", b"\n", b"\t"])
 
 @given(st.lists(PIECES, max_size=12), st.booleans())
 def test_what_is_refused_is_refused_as_json_refuses_it(pieces, inside):
-    """A text that is no JSON object is refused with the reason and the words that `json` finds."""
+    """A text that is not a JSON object is refused with the reason that `json` gives, in the same words."""
     text = b"".join(pieces)
     if inside:
         text = b'{"a":' + text + b"}"
@@ -58,14 +58,15 @@ def test_what_is_refused_is_refused_as_json_refuses_it(pieces, inside):
     ],
 )
 def test_corners_of_json_are_read_as_ever(text, value):
-    """The last of two members with one name counts; halves of surrogate pairs and overflowing floats are read."""
+    """If an object has two members with one name, the last one counts. Unpaired surrogates and overflowing floats are
+    accepted."""
     loaded = jsontext.load(text)
     assert loaded.members["a"] == value
     assert loaded.careful or value != math.inf
 
 
 def test_an_integer_beyond_64_bits_is_one_if_read_strictly():
-    """An integer beyond 64 bits is a float in the quick form, which says so, and itself in the strict one."""
+    """Quick reading turns an integer beyond 64 bits into a float, and says so. Strict reading keeps the integer."""
     text = b'{"a": 18446744073709551616}'
     loaded = jsontext.load(text)
     assert (loaded.members["a"], type(loaded.members["a"]), loaded.strict) == (2.0**64, float, False)
@@ -75,13 +76,13 @@ def test_an_integer_beyond_64_bits_is_one_if_read_strictly():
 
 @pytest.mark.parametrize("word", [b"true", b"false"])
 def test_a_text_with_booleans_says_so(word):
-    """Numbers beside booleans are looked at one by one, for Python takes a boolean for a number."""
+    """A text with booleans is marked for careful checks of each number, because Python takes a boolean for a number."""
     assert jsontext.load(b'{"a": [1, %b]}' % word).careful
     assert not jsontext.load(b'{"a": [1, null, "b"]}').careful
 
 
 def test_deep_nesting_is_refused():
-    """A text that is nested deeper than can be read is refused, and not taken for a crash."""
+    """A text that is nested too deep to be read is refused, and does not count as a crash."""
     with pytest.raises(MeshError, match="nested too deeply") as caught:
         jsontext.load(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     assert caught.value.reason is Reason.BAD_REQUEST
@@ -89,7 +90,7 @@ def test_deep_nesting_is_refused():
 
 @given(st.text(), st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=5))
 def test_what_is_written_is_ascii_and_reads_back(text, numbers):
-    """Every text and every array is written in ASCII, and read back as it was."""
+    """Every text and every array is written in ASCII, and reads back unchanged."""
     array = np.array(numbers, np.float32)
     written = jsontext.dump({"text": text, "numbers": array.astype(np.float64)})
     assert written.isascii()

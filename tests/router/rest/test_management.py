@@ -55,8 +55,8 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
 
 
 async def test_a_conflict_names_what_differs_and_the_ways_out(http, path, worker):
-    """A model that is registered with other attributes is refused with the attributes that differ, without secrets,
-    and with the ways to change it."""
+    """A registration with other attributes than the existing one is refused. The refusal lists the attributes that
+    differ, without secrets, and the ways to change them."""
     async with http.put(path("models/m"), json={**MODEL, "key": '{"secret_access_key": "s"}'}) as answer:
         assert answer.status == 201
     async with http.put(path("models/m"), json={**MODEL, "path": "/b", "key": "k", "sha256": "a" * 64}) as answer:
@@ -78,7 +78,7 @@ async def test_a_conflict_names_what_differs_and_the_ways_out(http, path, worker
     ],
 )
 async def test_unknown_attributes_of_a_model_are_refused_by_name(http, path, worker, rest, names, hint):
-    """Attributes that a model does not have are refused by name, and the refusal lists those that it has."""
+    """Unknown attributes of a model are refused by name, and the refusal lists the valid ones."""
     async with http.put(path(rest), json={**MODEL, **names}) as answer:
         document = await answer.json()
     assert (answer.status, document["reason"]) == (400, "BAD_REQUEST")
@@ -88,7 +88,7 @@ async def test_unknown_attributes_of_a_model_are_refused_by_name(http, path, wor
 
 
 async def test_an_unknown_attribute_of_a_load_is_refused(http, path, worker):
-    """A load has one attribute, `sync`; others are refused by name."""
+    """A load has only the attribute `sync`. Others are refused by name."""
     await worker.management.add("m", "t", "/m", "")
     async with http.post(path("models/m/load"), json={"wait": True}) as answer:
         assert answer.status == 400
@@ -96,8 +96,8 @@ async def test_an_unknown_attribute_of_a_load_is_refused(http, path, worker):
 
 
 async def test_limits_are_set_at_registration_and_changed_later(http, path, worker):
-    """Limits are set at registration and changed later: null removes one, an invalid one changes nothing, and other
-    attributes cannot be changed."""
+    """Limits are set at registration and changed later. A null removes a limit and an invalid limit changes nothing.
+    Other attributes cannot be changed."""
     async with http.put(path("models/m"), json={**MODEL, "min_copies": 1, "pinned": True}) as answer:
         assert answer.status == 201
         assert (await answer.json())["min_copies"] == 1
@@ -123,7 +123,7 @@ async def test_limits_are_set_at_registration_and_changed_later(http, path, work
 
 
 async def test_settings_are_read_and_written(http, path, worker):
-    """Settings are read and written; the error for an unknown one lists those that exist."""
+    """Settings are read and written. The error for an unknown setting lists those that exist."""
     async with http.put(path("settings/type_limits"), json={"_default": {"max": 2}}) as answer:
         assert answer.status == 200
     async with http.get(path("settings")) as answer:
@@ -206,7 +206,7 @@ async def test_explain_release_and_pods(http, path, worker):
 
 
 async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown(http, path, worker):
-    """Secrets of older registrations are masked in single reads and in the list."""
+    """Secrets of older registrations are masked, both when a single model is read and in the list."""
     key = json.dumps({"storage_params": {"type": "s3", "secret_access_key": "hunter2"}})
     await worker.management.add("m", "t", "https://user:hunter2@host/m", key)
     for url in ("models/m", "models"):
@@ -218,7 +218,7 @@ async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown
 
 
 async def test_a_reload_is_asked_for(http, path, worker):
-    """A reload request begins the next generation, and gets 404 for an id that is not registered."""
+    """A reload request begins the next generation. For an id that is not registered it gets 404."""
     await worker.management.add("a/b", "t", "", "")
     async with http.post(path("models/a%2Fb/reload")) as answer:
         assert (answer.status, (await answer.json())["generation"]) == (200, 1)
@@ -242,7 +242,7 @@ async def test_models_are_listed_with_where_they_are(http, path, worker):
 
 
 async def test_what_is_wrong_with_models_is_listed(http, path, worker):
-    """The faults of models are in the list, so that a search for trouble need not ask for each model."""
+    """The list of models includes their faults, so a search for trouble need not read each model."""
     for model_id in ("good", "killer"):
         await worker.management.add(model_id, "t", "/p", "")
     killer = worker.management.models["killer"]
@@ -316,7 +316,7 @@ async def test_import_registers_and_reports_bad_lines_one_by_one(http, worker):
 
 
 async def test_import_refuses_unknown_attributes_by_name(http, worker):
-    """An import refuses a line with attributes that a model does not have, by name; other lines are registered."""
+    """An import refuses lines with unknown attributes, by name. Other lines are registered."""
     body = b'{"id": "a", "type": "t", "version": "8"}\n{"id": "b", "type": "t"}\n'
     async with http.post(IMPORT, data=body) as answer:
         bad, totals = [json.loads(line) for line in (await answer.text()).splitlines()]
@@ -326,8 +326,8 @@ async def test_import_refuses_unknown_attributes_by_name(http, worker):
 
 
 async def test_many_are_unregistered(http, worker):
-    """A removal reports each line's outcome: models that are unregistered, missing, or stay, and lines that name
-    none."""
+    """A bulk removal reports the outcome of each line: the model is unregistered, is missing, or stays, or the line
+    names none."""
     for name in ("a", "b", "referred"):
         await worker.management.add(name, "t", "", "")
     lines = ['{"id": "a"}', '{"id": "x"}', '{"id": "referred"}', '{"id": 1}', '{"name": "b"}', '{"id": "b"}']
@@ -394,8 +394,8 @@ async def test_many_bad_lines_are_counted_but_not_all_told(http):
 
 
 async def test_import_takes_every_member_of_a_gzip(http, worker):
-    """An import takes every member of a gzip, as made by `cat a.gz b.gz`, and registers all of it wherever the members
-    are cut."""
+    """An import reads every member of a gzip file, as `cat a.gz b.gz` makes it. It registers everything wherever the
+    members are cut."""
     body = ndjson(*({"id": f"m{n}", **MODEL} for n in range(30)))
     cuts = [0, 7, 7, 400, len(body)]
     packed = b"".join(gzip.compress(body[a:b]) for a, b in itertools.pairwise(cuts))
@@ -405,7 +405,7 @@ async def test_import_takes_every_member_of_a_gzip(http, worker):
 
 
 async def test_an_import_of_which_nothing_is_a_model_ends_soon(http):
-    """An import of 2 KB of gzip that expands to a million lines, none of them a model, ends soon."""
+    """An import of 2 KB of gzip ends soon, although it expands to a million lines of which none is a model."""
     packed = gzip.compress(b"x\n" * 1_000_000)
     async with http.post(IMPORT, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
         *lines, error, last = await told(answer)
@@ -425,8 +425,8 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_an_import_lets_others_have_their_turn(worker, monkeypatch, flood):
-    """An import pauses after at most a few lines or one piece, however much one read of the body expands to, so that
-    others get their turn."""
+    """An import lets other tasks run after at most a few lines or one piece, however much one read of the body expands
+    to."""
     monkeypatch.setattr(bulk, "SLICE", 0.0)
     turns = 0
 
@@ -486,7 +486,7 @@ async def test_a_long_id_is_not_repeated_in_full(http):
 
 
 async def test_an_import_whose_client_goes_away_ends(http, worker):
-    """An import whose client disconnects in the middle of the body ends: batches under way are cancelled and nothing
+    """An import ends if its client disconnects in the middle of the body. Batches under way are cancelled and nothing
     keeps running."""
     fates = []
 

@@ -1,4 +1,4 @@
-"""Bodies in pieces: cut as if they were whole, and copied once on their way into a message."""
+"""Bodies that arrive in pieces: parts of them are the same as without pieces, and are copied once into a message."""
 
 import itertools
 import json
@@ -22,14 +22,14 @@ SIZE = 1 << 20
 
 
 def pieces_of(data, places):
-    """The data, cut at those places."""
+    """Returns the data, cut at those places."""
     places = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
     return [data[start:stop] for start, stop in itertools.pairwise(places)]
 
 
 @given(st.binary(max_size=60), st.lists(st.integers(0, 100), max_size=5), st.integers(0, 70), st.integers(0, 70))
 def test_a_cut_is_that_of_the_whole(data, places, start, stop):
-    """A part of a body is the same bytes however the body came."""
+    """A part of a body has the same bytes whatever the pieces in which the body arrived."""
     body = Body(pieces_of(data, places))
     assert body.size == len(data)
     stop = min(max(start, stop), len(data))
@@ -39,7 +39,7 @@ def test_a_cut_is_that_of_the_whole(data, places, start, stop):
 
 
 def request(size, *, text=False):
-    """A body with two binary inputs, and the length of its JSON."""
+    """Returns a body with two binary inputs, and the length of its JSON."""
     inputs = [
         {"name": "x", "shape": [size], "datatype": "UINT8", "parameters": {"binary_data_size": size}},
         {"name": "s", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}},
@@ -50,7 +50,7 @@ def request(size, *, text=False):
 
 @given(st.lists(st.integers(0, 1000), max_size=5), st.booleans())
 def test_a_body_in_pieces_becomes_the_message_of_the_whole(places, text):
-    """Tensors that were cut in the middle are whole in the message, on the short way and on the long one."""
+    """A tensor that arrived in two pieces is complete in the message, on the short way and on the long one."""
     data, length = request(512, text=text)
     expected, _ = documents.decode_request("m", "", data, length)
     models = Models(lambda call: None, max_message=SIZE)
@@ -63,7 +63,8 @@ def test_a_body_in_pieces_becomes_the_message_of_the_whole(places, text):
 
 
 def test_binary_tensors_are_copied_once_into_the_message_and_never_out_of_a_reply():
-    """The frame is all that a large binary request takes, whether its JSON is known or not; a reply takes nothing."""
+    """A large binary request takes no memory besides its frame, whether its JSON is known or not. A reply takes no
+    further memory."""
     data, length = request(SIZE)
     pieces = pieces_of(data, [1000, SIZE // 3])
     inference = Inference(

@@ -1,4 +1,4 @@
-"""The short way of requests and replies: it gives what the long way gives, or nothing."""
+"""The short way of requests and replies, which gives the same result as the long way or none."""
 
 import json
 
@@ -19,7 +19,7 @@ ODD = st.sampled_from([None, "1", [], [1], {}])
 
 @st.composite
 def inputs(draw):
-    """Draws an input that is mostly good."""
+    """Draws an input that is valid in most cases."""
     shape = draw(st.lists(st.sampled_from([1, 2, 3, 0, 1.0, "1", -1]), max_size=3))
     elements = int(np.prod([size if type(size) is int and size > 0 else 1 for size in shape]))
     count = draw(st.sampled_from([elements] * 5 + [elements + 1]))
@@ -49,7 +49,7 @@ MEMBERS = st.fixed_dictionaries(
 
 
 def long_way(body):
-    """The message that the long way makes of a body, or None if it refuses the body."""
+    """Returns the message that the long way makes of a body, or None if it refuses the body."""
     try:
         return documents.decode_request("m", "2", body, None)[0]
     except MeshError:
@@ -58,7 +58,8 @@ def long_way(body):
 
 @given(st.lists(MEMBERS, min_size=1, max_size=3))
 def test_a_request_becomes_the_message_of_the_long_way_or_none(requests):
-    """Whatever was seen before, the short way makes the same message, and none of what is refused."""
+    """Whatever requests came before, the short way makes the same message as the long way. It makes none if the long
+    way refuses the body."""
     known = shortcuts.Requests()
     for members in requests:
         body = json.dumps(members).encode()
@@ -90,7 +91,8 @@ def test_plain_requests_take_the_short_way(item):
 
 
 def test_memory_of_inputs_is_bounded():
-    """Names and shapes come from clients: after a bound all are forgotten, and those in use are learnt again."""
+    """The memory of names and shapes, which come from clients, is bounded. When it is full everything is forgotten, and
+    what is in use is learnt again."""
     known = shortcuts.Requests()
     for number in range(3 * shortcuts._MAX_KNOWN):
         item = {"name": f"x{number}", "shape": [1], "datatype": "FP32", "data": [1]}
@@ -99,7 +101,7 @@ def test_memory_of_inputs_is_bounded():
 
 
 def reply(arrays, *, request_id="", version="1", typed=False, parameters=False):
-    """A frame with those outputs."""
+    """Returns a frame with those outputs."""
     response = pb.ModelInferResponse(model_name="m", model_version=version, id=request_id)
     for index, array in enumerate(arrays):
         datatype = next(name for name, dtype in tensors.DTYPES.items() if dtype == array.dtype)
@@ -114,7 +116,7 @@ def reply(arrays, *, request_id="", version="1", typed=False, parameters=False):
 
 
 def long_reply(frame):
-    """The body that the long way makes of a frame, or its refusal."""
+    """Returns the body that the long way makes of a frame, or its refusal."""
     response = pb.ModelInferResponse.FromString(framing.unpack(frame, limit=1 << 20))
     try:
         return b"".join(documents.encode_parts(response, documents.ALL_JSON)[0]), response
@@ -123,7 +125,7 @@ def long_reply(frame):
 
 
 def written(known, frame):
-    """The body that the short way makes of a frame, which it learns afterwards."""
+    """Returns the body that the short way makes of a frame, checks it against the long way, and learns the frame."""
     text, (expected, response) = known.write("m", frame), long_reply(frame)
     assert text is None or text == expected
     if expected is not None:
@@ -145,7 +147,8 @@ ARRAYS = st.lists(
 
 @given(st.lists(st.tuples(ARRAYS, st.sampled_from(["", "7", "8", "\xe4", '"', "12"])), min_size=1, max_size=6))
 def test_a_reply_becomes_the_body_of_the_long_way_or_none(replies):
-    """Whatever was seen before, the short way writes the same body, and none where the long way refuses one."""
+    """Whatever replies came before, the short way writes the same body as the long way. It writes none if the long way
+    refuses the frame."""
     known = shortcuts.Replies()
     for arrays, request_id in replies:
         for _ in range(2):
@@ -155,7 +158,7 @@ def test_a_reply_becomes_the_body_of_the_long_way_or_none(replies):
 @pytest.mark.parametrize("request_id", ["", "7"])
 @pytest.mark.parametrize("size", [1, 40])
 def test_plain_replies_take_the_short_way_from_the_second_on(request_id, size):
-    """A reply of the same form as the one before it is written without being parsed, whatever its numbers are."""
+    """From the second one on, replies of the same form are written without being parsed, whatever their numbers."""
     known = shortcuts.Replies()
     arrays = [np.full(size, 0.5, "<f4"), np.arange(size, dtype="<i8"), np.ones(size, bool)]
     assert written(known, reply(arrays, request_id=request_id)) is None
@@ -167,7 +170,7 @@ def test_plain_replies_take_the_short_way_from_the_second_on(request_id, size):
 
 @given(st.binary(max_size=60), st.integers(0, 100))
 def test_a_broken_reply_of_a_known_length_is_not_taken_for_a_good_one(noise, at):
-    """A frame that differs from the known one in any byte but numbers and id takes the long way."""
+    """A frame takes the long way if it differs from the known one in any byte besides numbers and id."""
     known = shortcuts.Replies()
     frame = reply([np.array([1, 2], "<i4"), np.array([3], "<i8")], request_id="77")
     written(known, frame)
@@ -181,14 +184,14 @@ def test_a_broken_reply_of_a_known_length_is_not_taken_for_a_good_one(noise, at)
 
 @pytest.mark.parametrize("odd", [{"typed": True}, {"parameters": True}])
 def test_replies_that_are_not_plain_are_never_learnt(odd):
-    """Typed contents and parameters of outputs keep to the long way."""
+    """Replies with typed contents or with parameters of outputs always take the long way."""
     known = shortcuts.Replies()
     for _ in range(3):
         assert written(known, reply([np.ones(1, "<f4")], **odd)) is None
 
 
 def test_a_model_whose_replies_are_never_alike_is_given_up():
-    """Learning ends after a number of tries of one model, and does not stop that of others."""
+    """After a number of tries the replies of a model are no longer learnt. Those of other models still are."""
     known = shortcuts.Replies()
     for size in range(2 * shortcuts._MAX_TRIES):
         written(known, reply([np.ones(size, "<f4")]))

@@ -27,13 +27,13 @@ def arrays(draw):
 
 
 def read(data):
-    """The numbers of flat JSON data, after its way through a JSON text."""
+    """Returns the numbers of flat JSON data after they were written to a JSON text and read again."""
     return json.loads(jsontext.dump({"data": data}))["data"]
 
 
 @given(arrays(), st.booleans(), st.booleans())
 def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, nested, careful):
-    """An array survives its way into raw contents and back, whether it is sent flat or nested."""
+    """An array is unchanged after conversion to raw contents and back, whether it is sent flat or nested."""
     datatype, array = pair
     data = json.loads(json.dumps(array.tolist() if nested else array.ravel().tolist()))
     raw = tensors.raw_from_json("x", datatype, array.shape, data, careful=careful)
@@ -46,7 +46,7 @@ def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, ne
 
 @given(arrays())
 def test_typed_contents_say_the_same_as_raw(pair):
-    """Typed contents and raw ones of one array have the same JSON data, and the same bytes."""
+    """Typed and raw contents of one array give the same JSON data and the same bytes."""
     datatype, array = pair
     contents = pb.InferTensorContents()
     getattr(contents, OF_NAME[datatype].field).extend(array.ravel().tolist())
@@ -57,7 +57,7 @@ def test_typed_contents_say_the_same_as_raw(pair):
 
 
 def test_any_byte_but_zero_is_true():
-    """BOOL contents of a model server that writes other bytes than 0 and 1 are written as booleans."""
+    """BOOL contents are written as booleans even if the model server uses bytes other than 0 and 1."""
     assert read(tensors.json_from_raw("x", "BOOL", b"\0\1\2\xff")) == [False, True, True, True]
 
 
@@ -71,7 +71,7 @@ NUMBER = st.one_of(
 
 @given(st.sampled_from(NUMBERS), st.lists(NUMBER | st.none() | st.text(max_size=2) | st.just([]), max_size=5))
 def test_the_short_way_takes_and_refuses_what_the_careful_one_does(datatype, items):
-    """Numbers that are not looked at one by one become the same bytes, or get the same refusal, as those that are."""
+    """Numbers that are not checked one by one give the same bytes, or the same refusal, as numbers that are."""
 
     def outcome(careful):
         try:
@@ -114,7 +114,7 @@ def test_a_whole_number_written_with_a_point_is_one():
     ],
 )
 def test_an_integer_written_as_a_float_is_that_integer_or_none(literal, value):
-    """An integer written as a float is that integer, or refused if a float cannot have that very value."""
+    """An integer written as a float is read as that integer, or refused if a float cannot represent it exactly."""
     raw = exactly("INT64", f"[{literal}]")
     assert raw == np.array([value], "<i8").tobytes()
     assert exactly("INT64", f"[[5, {literal}]]", (1, 2))[8:] == raw
@@ -161,7 +161,7 @@ def test_any_integer_written_as_a_float_is_kept_or_refused(datatype, value, form
 
 
 def exactly(datatype, text, shape=(1,)):
-    """Returns raw contents of JSON text, as a request's data are read."""
+    """Returns the raw contents made from a JSON text in the way a request's data are read."""
     return tensors.raw_from_json(
         "x", datatype, shape, json.loads(text), exact=lambda: json.loads(text, parse_float=tensors.whole)
     )

@@ -31,7 +31,7 @@ async def dynamic(etcd, keys):
 
 
 async def test_what_is_written_holds_everywhere_a_moment_later(dynamic, etcd, keys):
-    """A written setting holds everywhere a moment later, and a deleted one no longer does."""
+    """A setting that is written takes effect everywhere a moment later, and a deleted setting loses its effect."""
     tuning = Tuning(etcd, keys)
     await tuning.write(TYPE_CONSTRAINTS, '{"big": {"required": ["gpu"]}}')
     await tuning.write(TYPE_LIMITS, '{"big": {"max": 2}, "_default": {"min": 1}}')
@@ -50,7 +50,7 @@ async def test_what_is_written_holds_everywhere_a_moment_later(dynamic, etcd, ke
 
 
 async def test_nonsense_is_refused_and_changes_nothing(dynamic, etcd, keys):
-    """An invalid setting is refused and changes nothing, even if another program wrote it past all checks."""
+    """An invalid setting is refused and changes nothing, even if another program wrote it to etcd without any check."""
     tuning = Tuning(etcd, keys)
     await tuning.write(TYPE_LIMITS, '{"a": {"max": 3}}')
     await until(lambda: dynamic.current.limits.types)

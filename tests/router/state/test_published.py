@@ -1,4 +1,4 @@
-"""The news in the keys of the range, in order, whatever other keys exist."""
+"""The news in the keys of the range, in order, whatever other keys it contains."""
 
 import pytest
 
@@ -13,7 +13,7 @@ COPY = CopyRecord("i", 7, "loaded", 1000)
 
 
 def test_each_kind_of_key_is_told_apart_in_order():
-    """Each kind of key is recognised and reported in order, deletions too, which are known by the key's name."""
+    """Each kind of key is recognised and reported in order. Deletions are recognised too, by the name of the key."""
     items = [
         (KEYS.copy("m", "a"), COPY.encode()),
         (KEYS.pod("a"), POD.encode()),
@@ -37,7 +37,7 @@ def test_each_kind_of_key_is_told_apart_in_order():
 
 
 def test_a_pod_may_have_the_name_that_tombstones_have():
-    """A pod may have the name that tombstones have, because its key has it escaped."""
+    """A pod may have the name that the keys of tombstones use, because the name is escaped in the pod's own keys."""
     (said,) = published.read(KEYS, [(KEYS.copy("m", TOMBSTONE), COPY.encode())])
     assert said == CopySaid("m", TOMBSTONE, COPY)
 

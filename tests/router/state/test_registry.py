@@ -1,4 +1,4 @@
-"""Reads of records: shared, yet never wrong about what is missing."""
+"""Reads of records, which are shared but never wrong about a missing record."""
 
 import asyncio
 from dataclasses import replace
@@ -23,8 +23,8 @@ async def test_a_hundred_readers_share_one_read_of_what_exists(core):
 
 
 async def test_missing_is_only_believed_of_a_read_that_began_after_the_question(core):
-    """A record counts as missing only by a read that began after the question, so a model registered during a read is
-    found by every read that begins after its registration returned."""
+    """A record counts as missing only if the read of it began after the question. A model registered during a read is
+    found by every question asked after its registration returned."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))
     await until(lambda: core.etcd.reads == 1)
@@ -38,7 +38,8 @@ async def test_missing_is_only_believed_of_a_read_that_began_after_the_question(
 
 
 async def test_a_read_brings_the_vmodel_of_the_same_name_along(core):
-    """One read of etcd looks for both: a missing model is only reported together with what stands in its place."""
+    """One read of etcd looks for a model and for a vmodel of the same name. When the model is found to be missing, the
+    vmodel is already known."""
     core.alias("m", "n", feed=False)
     assert await core.registry.read("m") is None
     assert core.etcd.reads == 1
@@ -46,7 +47,7 @@ async def test_a_read_brings_the_vmodel_of_the_same_name_along(core):
 
 
 async def test_a_vmodel_that_cannot_be_read_does_not_hide_a_model(core):
-    """A broken record of a vmodel is logged; the model of the same name is found."""
+    """If the record of a vmodel cannot be read, that is logged, and the model of the same name is found."""
     core.register()
     core.alias("m", "n", feed=False)
     key = core.world.keys.vmodel("m")
@@ -86,8 +87,8 @@ async def test_an_earlier_read_that_fails_is_not_the_answer_of_a_later_question(
 
 
 async def test_a_read_that_fails_is_told_to_its_readers_and_not_to_the_log(core):
-    """A failed read is reported to its readers and not logged: while etcd is unavailable each cold call reads, and
-    tracebacks would bury the log."""
+    """A failed read is reported to its readers and not logged. While etcd is unavailable each cold call reads, and
+    tracebacks would fill the log."""
     core.etcd.away = True
     with capture_logs() as lines, pytest.raises(MeshError):
         await core.registry.read("m")
@@ -125,7 +126,7 @@ async def test_a_record_that_cannot_be_read_says_so(core):
 
 
 async def test_a_read_that_has_just_ended_is_not_joined(core):
-    """A read that has just ended is not joined: a caller that comes between its end and its removal begins another read
+    """A caller that comes between the end of a read and its removal does not join that read. It begins another one
     without spinning."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))

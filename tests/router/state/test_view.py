@@ -1,4 +1,4 @@
-"""The mirror of pods and copies: callable, suspect or gone ones, in every order of events."""
+"""The mirror of pods and copies, which are callable, suspect or gone, in every order of events."""
 
 import json
 
@@ -26,7 +26,7 @@ def two_pods() -> World:
 
 
 def loaded(created: int, incarnation: str = "i", **more: object) -> CopyRecord:
-    """Returns a copy as an agent answers with it."""
+    """Returns a copy as an agent's answer describes it."""
     return CopyRecord(incarnation, created, LOADED, **more)  # type: ignore[arg-type]
 
 
@@ -55,8 +55,8 @@ def test_a_copy_withdrawn_is_gone_and_its_pod_stays():
 
 
 def test_a_pod_whose_lease_ends_becomes_suspect_with_its_copies():
-    """A pod whose lease ends becomes suspect with its copies, which are still called but get no new loads beside
-    them."""
+    """A pod whose lease ends becomes suspect, and so do its copies. They are still called, but the pod gets no new
+    loads."""
     world = two_pods()
     world.claim("x", "a")
     world.lose("a")
@@ -71,7 +71,7 @@ def test_a_pod_whose_lease_ends_becomes_suspect_with_its_copies():
 
 
 def test_every_lease_ends_at_once_and_everybody_comes_back():
-    """When all leases end at once and return, as with a stalled etcd, nothing is lost and nothing reconnects."""
+    """If all leases end at once and return, as when etcd stalls, nothing is lost and no connection is made again."""
     world = two_pods()
     pools = list(world.pools)
     world.lose("a", "b")
@@ -112,7 +112,7 @@ _PLACES = st.sampled_from(
 
 @given(st.data())
 def test_nothing_that_stands_in_etcd_blinds_a_view(data):
-    """Keys that cannot be read, whatever program wrote them, are left out of the view, and everything else stays
+    """Keys that cannot be read, whatever program wrote them, are left out of the view. Everything else stays
     visible."""
     view = View(_KEYS, Pool)
     for revision in range(data.draw(st.integers(1, 4))):
@@ -142,8 +142,8 @@ def test_a_suspect_is_dropped_by_its_first_failed_call():
 
 
 def test_a_failure_of_a_pod_that_was_forgotten_harms_nobody():
-    """A failed probe that is noted late does no harm, though the pod is forgotten and another incarnation may have its
-    name."""
+    """A failed probe of a forgotten pod does no harm when it is noted late, even if another incarnation has the pod's
+    name by then."""
     world = two_pods()
     world.lose("a")
     former = world.view.pods["a"]
@@ -179,8 +179,8 @@ def test_a_new_incarnation_replaces_the_old_one():
 
 
 def test_a_new_incarnation_without_the_old_lease_having_ended():
-    """When a pod restarts faster than its lease ends, its old copies are not called, and their later end changes
-    nothing."""
+    """If a pod restarts before its old lease has ended, its old copies are not called. When they end later, nothing
+    changes."""
     world = two_pods()
     world.pod("a", "second")
     assert world.callable("n") == []
@@ -247,8 +247,8 @@ def test_a_load_is_known_at_once_and_late_news_of_its_claim_do_not_undo_it():
 
 
 def test_late_news_of_a_former_content_do_not_undo_a_reload():
-    """Late news of former content does not undo a reload, nor does the claim of a load, which has no generation yet;
-    news after the answer counts."""
+    """Late news of former content does not undo a reload, and neither does the claim of a load, which has no generation
+    yet. News from after the answer counts."""
     world = two_pods()
     pod = world.view.pods["a"]
     copy = world.view.loaded("n", pod, loaded(7, generation=2, digest="d"))
@@ -276,8 +276,7 @@ def test_a_load_answered_by_another_life_of_the_pod_is_not_believed():
 
 
 def test_what_a_pod_does_not_publish_again_is_forgotten_after_a_while():
-    """A copy that a pod does not publish again is forgotten after a while, because the agent may have evicted it
-    meanwhile."""
+    """A copy that a pod does not publish again is forgotten after a while, because the agent may have evicted it."""
     world = two_pods()
     world.lose("a")
     world.pod("a")
@@ -302,7 +301,7 @@ def test_a_snapshot_after_a_compaction_tells_what_vanished_from_what_was_withdra
 
 
 def test_a_snapshot_of_an_empty_etcd_loses_nothing():
-    """A snapshot of an etcd restored from nothing loses nothing: live pods continue to be called."""
+    """A snapshot of an etcd that lost all data loses nothing here: live pods are still called."""
     world = two_pods()
     world.items.clear()
     world.snapshot()
@@ -367,8 +366,8 @@ def test_why_a_pod_gets_no_loads():
 
 
 def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
-    """A suspect pod whose last copy is withdrawn is forgotten, also if that was a mere claim under a lease that has not
-    ended yet."""
+    """A suspect pod is forgotten when its last copy is withdrawn. That holds for a mere claim, under a lease that has
+    not ended yet, as well."""
     world = World()
     world.pod("a")
     world.copy("m", "a")
@@ -392,7 +391,7 @@ ACTIONS = st.lists(
 
 @given(ACTIONS)
 def test_whatever_happens_the_indexes_agree(actions):
-    """The view's indexes agree after any sequence of events, and after a snapshot with all pods published exactly the
+    """The view's indexes agree after any sequence of events. After a snapshot with all pods published, exactly the
     copies in etcd are callable and not suspect."""
     world = World()
     lives = {"a": 0, "b": 0}
@@ -460,7 +459,7 @@ def check(world: World) -> None:
 
 
 def test_the_pods_that_have_a_models_files_are_known():
-    """The view knows which pods have a model's files, as they publish it, and ignores nonsense."""
+    """The view knows from what pods publish which of them have a model's files. It ignores nonsense."""
     world = World()
     world.pod("a", disk=IdSet.of(["m", "n"]).encode())
     world.pod("b", disk="\N{SNOWMAN}")
@@ -472,8 +471,8 @@ def test_the_pods_that_have_a_models_files_are_known():
 
 
 def test_pods_that_a_rollout_replaces_are_told_apart_by_age():
-    """Pods that a rollout replaces are recognised by their age, as last published and continued by the router's own
-    clock."""
+    """Pods that a rollout replaces are recognised by their age. The router's own clock continues the age that a pod
+    last published."""
     world = World()
     world.pod("cpu-6b8d9f7c5d-aaaaa", age_ms=7_200_000)
     world.pod("cpu-6b8d9f7c5d-bbbbb", age_ms=7_200_000)
@@ -492,9 +491,9 @@ def test_pods_that_a_rollout_replaces_are_told_apart_by_age():
 
 
 def test_when_a_life_lost_its_presence_is_known_only_as_far_as_it_was_seen():
-    """The revision at which a life lost its presence is known only if it was seen, because history read at a wrong one
-    would show a pod without copies. After a snapshot it is unknown: the pod may have come back and been cut off
-    again."""
+    """The revision at which a life lost its presence is known only if the loss was seen. History at a wrong revision
+    would show a pod without copies. After a snapshot the revision is unknown, because the pod may have come back and
+    been cut off again."""
     keys = Keys("base")
     view = View(keys, Pool)
     pod = (keys.pod("a"), PodRecord("i", "h:1", "h:2").encode())
@@ -512,7 +511,7 @@ def test_when_a_life_lost_its_presence_is_known_only_as_far_as_it_was_seen():
 
 
 def test_pods_that_leave_in_order_leave_nothing_behind():
-    """Pods that leave in order leave nothing behind, whichever of presence and life is deleted first."""
+    """Nothing is left of a pod that leaves in order, whether its presence or its life is deleted first."""
     keys = Keys("base")
     view = View(keys, Pool)
     presence, life = (keys.pod("a"), None), (keys.life("a", "i"), None)

@@ -1,4 +1,4 @@
-"""The vmodels as the feed delivers them, and what reads of etcd add while it lags."""
+"""The vmodels that the feed delivers, and what reads of etcd add while the feed lags."""
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ def item(name: str, active: str | None) -> tuple[bytes, bytes | None]:
 
 
 def read(vmodels: Vmodels, name: str, active: str | None, revision: int) -> None:
-    """A read of etcd finds this."""
+    """Reports that a read of etcd has found this."""
     key, value = item(name, active)
     vmodels.read(name, None if value is None else KeyValue(key, value, 1, revision, 1, 0), revision)
 
@@ -29,14 +29,14 @@ def active(vmodels: Vmodels, name: str) -> str | None:
 
 @pytest.fixture
 def vmodels() -> Vmodels:
-    """The vmodels of a worker whose feed has delivered one of them."""
+    """Returns the vmodels of a worker to which the feed has delivered one."""
     made = Vmodels(KEYS)
     made.snapshot(10, [item("fraud", "fraud@7")])
     return made
 
 
 def test_the_feed_creates_changes_and_deletes(vmodels):
-    """Each change of the feed is what calls see next."""
+    """Calls see each change as soon as the feed delivers it."""
     vmodels.delta(11, [item("fraud", "fraud@8"), item("other", "m")])
     assert (active(vmodels, "fraud"), active(vmodels, "other")) == ("fraud@8", "m")
     vmodels.delta(12, [item("fraud", None)])
@@ -46,14 +46,14 @@ def test_the_feed_creates_changes_and_deletes(vmodels):
 
 
 def test_a_name_with_slashes_is_the_rest_of_its_key(vmodels):
-    """The predecessor writes names into keys unchanged."""
+    """A name may contain slashes, because the predecessor writes names into keys unchanged."""
     vmodels.delta(11, [item("team/a é", "m")])
     assert active(vmodels, "team/a é") == "m"
 
 
 def test_listeners_are_told_what_has_changed(vmodels):
-    """A listener gets the name of each vmodel that was created, changed or deleted, but no repetition of what it
-    knows."""
+    """A listener gets the name of each vmodel that was created, changed or deleted, but not of those that stayed the
+    same."""
     told: list[str] = []
     vmodels.listen(told.append)
     vmodels.snapshot(11, [item("fraud", "fraud@7"), item("new", "m")])
@@ -63,7 +63,8 @@ def test_listeners_are_told_what_has_changed(vmodels):
 
 
 def test_a_record_that_cannot_be_read_counts_as_missing(vmodels):
-    """The log names the vmodel, and its former models are not called on its behalf."""
+    """A vmodel whose record cannot be read counts as missing: its former models are not called, and the log names
+    it."""
     with capture_logs() as lines:
         vmodels.delta(11, [(KEYS.vmodel("fraud"), b"{"), item("other", "m")])
     assert active(vmodels, "fraud") is None
@@ -72,7 +73,7 @@ def test_a_record_that_cannot_be_read_counts_as_missing(vmodels):
 
 
 def test_a_read_counts_until_the_feed_has_passed_it(vmodels):
-    """A read that is newer than the feed is believed, and older changes from the feed do not undo its finding."""
+    """A read that is newer than the feed is believed, and older changes from the feed do not undo it."""
     read(vmodels, "new", "m", 15)
     assert active(vmodels, "new") == "m"
     vmodels.delta(12, [item("new", "former")])
@@ -82,7 +83,7 @@ def test_a_read_counts_until_the_feed_has_passed_it(vmodels):
 
 
 def test_a_read_that_the_feed_has_passed_is_ignored(vmodels):
-    """A read whose answer arrives late does not bring back what has been deleted since."""
+    """A read whose answer arrives late does not restore a vmodel that has been deleted since."""
     vmodels.delta(20, [item("fraud", None)])
     read(vmodels, "fraud", "fraud@7", 15)
     assert active(vmodels, "fraud") is None
@@ -93,8 +94,8 @@ CHANGES = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["m", "n", N
 
 @given(CHANGES, st.data())
 def test_reads_and_the_feed_in_any_order_never_go_back(changes, data):
-    """etcd changes; the feed follows at some distance, and reads happen at any time. After a read of a name, the worker
-    knows it as of the read or later; and once the feed has caught up, it knows what etcd has."""
+    """While etcd changes, the feed follows with a delay and reads happen at any time. After a read of a name, the
+    worker knows its state as of the read or later. Once the feed has caught up, it knows what etcd has."""
     vmodels = Vmodels(KEYS)
     history = [(revision, *change) for revision, change in enumerate(changes, start=1)]
     fed = 0

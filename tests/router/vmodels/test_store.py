@@ -1,4 +1,5 @@
-"""Writes of vmodels when etcd or other writers interfere: outcomes that are unknown, conflicts, ids that come back."""
+"""Writes of vmodels when etcd or other writers interfere: unknown outcomes, conflicts, and ids that are registered
+again."""
 
 import asyncio
 
@@ -16,12 +17,12 @@ from tests.support.waiting import until
 
 
 async def move(desk: Desk, item: Item | None = None, **change: object):
-    """Changes the vmodel `v`."""
+    """Changes the vmodel `v`, for instance its target."""
     return await desk.management.handlers.vmodels.set(MoveVModel("v", SetVModel(**change), item, auto_delete=True))
 
 
 def unconfirmed(desk: Desk, monkeypatch, times: int = 1) -> list[str]:
-    """Loses the answers to the next writes. Returns the list of what happened to each."""
+    """Loses the answers to the next writes. Returns a list of what happened to each write, filled as they happen."""
     txn, happened = desk.etcd.txn, []
 
     async def failing(compares, success, failure=(), **more):
@@ -36,7 +37,8 @@ def unconfirmed(desk: Desk, monkeypatch, times: int = 1) -> list[str]:
 
 
 async def test_a_write_without_an_answer_counts_once(desk, monkeypatch):
-    """A write that etcd has done but not confirmed is found to be done, and neither repeated nor counted twice."""
+    """If etcd made a write but its confirmation was lost, the write is found to be made. It is neither repeated nor
+    counted twice."""
     happened = unconfirmed(desk, monkeypatch)
     info = await move(desk, Item("m", "onnx", "/m"), target="m", version="1")
     assert happened == ["done"]
@@ -45,7 +47,8 @@ async def test_a_write_without_an_answer_counts_once(desk, monkeypatch):
 
 
 async def test_a_rollback_without_an_answer_is_an_error_and_not_two_rollbacks(desk, monkeypatch):
-    """A rollback leads to another version each time, so one of unknown outcome is left to its caller."""
+    """A rollback with an unknown outcome is an error for its caller and is not repeated, because each rollback leads to
+    another version."""
     for version in ("1", "2", "3"):
         await move(desk, Item(f"m{version}", "onnx", f"/{version}"), target=f"m{version}", version=version)
     unconfirmed(desk, monkeypatch)
@@ -57,7 +60,7 @@ async def test_a_rollback_without_an_answer_is_an_error_and_not_two_rollbacks(de
 
 
 async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch):
-    """A change whose every attempt meets another write fails with UNAVAILABLE, which says that a retry may help."""
+    """A change gives up with UNAVAILABLE, which says that a retry may help, if another write precedes every attempt."""
     monkeypatch.setattr(store, "PATIENCE", 0.1)
     await desk.management.register("m", "onnx", "/m")
     txn, writes = desk.etcd.txn, 0
@@ -77,8 +80,8 @@ async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch)
 
 
 async def test_a_late_withdrawal_spares_the_next_registration_of_the_id(desk, monkeypatch):
-    """Copies of a model that has gone are unloaded a moment later, but only those of that registration: by then its
-    id may be registered again."""
+    """Copies of a deleted model are unloaded a moment later, but only copies of that registration. By then the id may
+    be registered again."""
     monkeypatch.setattr(store, "FAREWELL", 0.1)
     requests = []
     unload = desk.agents.unload

@@ -1,5 +1,4 @@
-"""The feed between pod and workers: a full snapshot, then each revision complete, whatever bytes the keys consist
-of."""
+"""The feed between pod and workers: a full snapshot, then each revision complete, whatever bytes the keys contain."""
 
 import asyncio
 
@@ -113,7 +112,7 @@ async def test_metrics_are_asked_of_all_and_a_silent_worker_does_not_hold_them_u
 
 async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_read(tmp_path, monkeypatch):
     """A snapshot larger than the allowed backlog is sent as fast as it is read, instead of being cut off and requested
-    again; changes that arrive meanwhile follow in order."""
+    again. Changes that arrive meanwhile follow in order."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 20_000)
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
@@ -134,8 +133,8 @@ async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_rea
 
 
 async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkeypatch):
-    """A worker that does not read costs no more memory than one that does: it gets a snapshot later instead of each
-    change, and messages beside the ranges are bounded too."""
+    """A worker that does not read costs no more memory than one that does. It later gets a snapshot instead of each
+    change, and messages outside the ranges are bounded too."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 20_000)
     monkeypatch.setattr(servers, "_MAX_WORDS", 20_000)
     server = FeedServer(nothing)
@@ -203,8 +202,8 @@ class Link:
 
 
 async def test_a_worker_that_connects_again_goes_on_with_each_range_where_it_was(tmp_path):
-    """A worker that reconnects continues each range where it was: a changed one, one that was read from etcd again, and
-    an unchanged one get what they need and no more."""
+    """A worker that reconnects continues each range where it was. It gets only what it needs, whether a range has
+    changed, was read from etcd again, or is unchanged."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     link = Link(tmp_path / "link", tmp_path / "feed")
@@ -234,7 +233,7 @@ async def test_a_worker_that_connects_again_goes_on_with_each_range_where_it_was
 
 
 async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
-    """A large range does not delay the others: a change of another range reaches the worker in the middle of it."""
+    """A large range does not delay the others: while it is being sent, a change of another range reaches the worker."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, tuple(kv(b"k%06d" % number, b"v" * 200) for number in range(50_000))))
@@ -256,8 +255,8 @@ async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
 
 
 async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_work(tmp_path):
-    """A range that only the worker knows is left out, and the others work: the older pod logs it, and the worker is not
-    ready without a range that it needs."""
+    """If an older pod does not know a range, the pod logs that and the other ranges work. The worker is not ready if it
+    needs the range."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, ()))
@@ -277,7 +276,7 @@ async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_wor
 
 
 async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
-    """A range that only the pod knows is ignored by an older worker."""
+    """An older worker ignores a range that only the pod knows."""
     told = Recorder()
 
     async def pod(reader, writer):
@@ -333,7 +332,7 @@ async def test_nonsense_ends_that_connection_alone(tmp_path, nonsense):
 
 
 async def test_a_worker_that_is_written_nothing_more_connects_again(tmp_path, monkeypatch):
-    """A worker to which nothing more is written, by a fault in our writing, reconnects, or it would keep outdated
+    """A worker reconnects if a fault in our writing leaves it without messages. Otherwise it would keep outdated
     knowledge for the rest of its life."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
@@ -358,7 +357,7 @@ async def test_a_worker_that_is_written_nothing_more_connects_again(tmp_path, mo
 
 
 async def test_a_worker_that_hears_nothing_connects_again(tmp_path, monkeypatch):
-    """A worker that hears nothing, not even the pod's heartbeat, reconnects, and keeps its knowledge meanwhile."""
+    """A worker that receives nothing, not even the pod's heartbeat, reconnects and keeps its knowledge meanwhile."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, (kv(b"a"),)))

@@ -1,4 +1,4 @@
-"""The pod's end of the feed, on a real etcd: each range by itself, and only ranges that are read."""
+"""The pod's end of the feed, on a real etcd: each range is followed separately, and only if it is read."""
 
 import asyncio
 import functools
@@ -66,8 +66,8 @@ def holding(keys: Keys, key: bytes) -> list[str]:
 
 
 def test_each_range_of_the_table_holds_the_keys_of_its_name_alone():
-    """Each range of the table holds exactly the keys of its name: a key in two ranges would be reported twice, in no
-    order."""
+    """Each range of the table contains exactly the keys of its name. A key in two ranges would be reported twice, in no
+    defined order."""
     keys = Keys("mm/mesh")
     samples = {
         "presence": [keys.pod("p"), keys.copy("m", "p"), keys.life("p", "i"), keys.tombstone("m")],
@@ -83,8 +83,7 @@ def test_each_range_of_the_table_holds_the_keys_of_its_name_alone():
 
 
 async def test_what_is_read_here_is_followed_and_nothing_else(pod, etcd, keys):
-    """Only ranges that are read here are followed, and none before the mesh's prefix is known to belong to this
-    mesh."""
+    """Only ranges that are read here are followed, and none before the prefix is known to belong to this mesh."""
     await etcd.put(keys.setting("a"), b"1")
     await etcd.put(keys.vmodel("v"), b"1")
     assert not pod.following.read.is_set()
@@ -95,8 +94,8 @@ async def test_what_is_read_here_is_followed_and_nothing_else(pod, etcd, keys):
 
 
 async def test_a_range_is_followed_once_a_worker_reads_it(pod, etcd, keys):
-    """A range is followed once it has a reader, once however many workers read it, also if a worker connected before
-    etcd was available."""
+    """A range is followed when it gets its first reader, but only once however many workers read it. The worker may
+    have connected before etcd was available."""
     await etcd.put(keys.vmodel("v"), b"1")
     pod.following.want(ranges.VMODELS)
     pod.following.begin()
@@ -112,7 +111,7 @@ async def test_a_range_is_followed_once_a_worker_reads_it(pod, etcd, keys):
 
 
 async def test_each_range_goes_on_by_itself(pod, etcd, keys, monkeypatch):
-    """Each range proceeds by itself: while a reader of one cannot take a change, readers of others get theirs."""
+    """The ranges are independent: while a reader of one cannot take a change, readers of others get theirs."""
     pod.following.begin()
     await pod.following.read.wait()
     stuck = asyncio.Event()

@@ -1,4 +1,5 @@
-"""One range and its readers, without a connection: whatever is lost, cut or slow, each ends with the present state."""
+"""One range and its readers, without a connection. Whatever is lost, cut or slow, each reader ends with the present
+state."""
 
 import json
 
@@ -17,12 +18,12 @@ State = dict[bytes, bytes]
 
 
 def kv(key: bytes, value: bytes = b"") -> KeyValue:
-    """Returns a key as etcd gives it."""
+    """Returns a key and its value as etcd delivers them."""
     return KeyValue(key, value, 1, 1, 1, 0)
 
 
 def put(revision: int, *items: tuple[bytes, bytes | None]) -> Delta:
-    """Returns the changes of one revision, in which None is a deletion."""
+    """Returns the changes of one revision. A value of None means a deletion."""
     return Delta(
         revision,
         tuple(
@@ -32,7 +33,7 @@ def put(revision: int, *items: tuple[bytes, bytes | None]) -> Delta:
 
 
 class Copy:
-    """A reader that keeps the state it received, and the history of that."""
+    """A reader that keeps the state that it received and the history of that state."""
 
     def __init__(self) -> None:
         self.state: State = {}
@@ -54,7 +55,7 @@ class Copy:
 
 
 def decoded(data: bytes) -> list[list[object]]:
-    """Returns the decoded messages of a cursor."""
+    """Returns the messages of a cursor, decoded."""
     found = []
     while data:
         length = int.from_bytes(data[:4], "big")
@@ -64,7 +65,7 @@ def decoded(data: bytes) -> list[list[object]]:
 
 
 class Worker:
-    """One worker and its connection, which carries as many messages as the test says."""
+    """A worker with a connection that carries as many messages as the test says."""
 
     def __init__(self, log: RangeLog) -> None:
         self.log = log
@@ -73,7 +74,7 @@ class Worker:
         self.connect()
 
     def connect(self) -> None:
-        """Connects again after a connection broke."""
+        """Reconnects after the connection broke."""
         self.cursor = self.log.cursor(*self.reading.connect())
 
     def lose(self) -> None:
@@ -94,14 +95,14 @@ class Worker:
 
 @pytest.fixture
 def log() -> RangeLog:
-    """A range with three keys, at revision 5."""
+    """Returns a range with three keys, at revision 5."""
     made = RangeLog("config")
     made.apply(Snapshot(5, (kv(b"a", b"1"), kv(b"b", b"2"), kv(b"c", b"3"))))
     return made
 
 
 def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog) -> None:
-    """A worker gets a snapshot and then each revision complete, with keys that belong together."""
+    """A worker gets a snapshot and then each revision complete, so keys that belong together arrive together."""
     worker = Worker(log)
     assert worker.take()
     log.apply(put(9, (b"a", b"4"), (b"b", None)))
@@ -112,7 +113,7 @@ def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog)
 
 
 def test_nothing_is_told_before_etcd_was_read() -> None:
-    """Nothing is sent before etcd was read; a range that proved empty is sent as empty."""
+    """Nothing is sent before etcd was read. A range that proved empty is then sent as empty."""
     log = RangeLog("vmodels")
     worker = Worker(log)
     assert worker.take()
@@ -142,8 +143,8 @@ def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog
 def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(
     log: RangeLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that breaks within a snapshot leaves the worker's former state, and the half that arrived is
-    discarded."""
+    """If the connection breaks within a snapshot, the worker keeps its former state and discards the part that
+    arrived."""
     monkeypatch.setattr(rangelog, "PORTION", 1)
     worker = Worker(log)
     assert not worker.take(2)
@@ -156,8 +157,8 @@ def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(
 
 
 def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog) -> None:
-    """After a compaction every worker gets a new snapshot, also one that is in the middle of the former snapshot or
-    disconnected."""
+    """After a compaction every worker gets a new snapshot, even if it is disconnected or in the middle of the former
+    snapshot."""
     there, away = Worker(log), Worker(log)
     there.take()
     away.take()
@@ -171,7 +172,7 @@ def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog)
 
 
 def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -> None:
-    """Revisions of another store are not mistaken for those of this one, when etcd has started on other data and passed
+    """Revisions of another store are not mistaken for those of this one. Here etcd has started on other data and passed
     the revision that the worker knows."""
     worker = Worker(log)
     worker.take()
@@ -185,7 +186,7 @@ def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -
 
 
 def test_what_was_missed_is_not_kept_for_ever(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missed changes are not kept forever: a worker that was away for long gets a snapshot."""
+    """Changes are not kept forever for a disconnected worker. After a long absence it gets a snapshot."""
     monkeypatch.setattr(rangelog, "KEPT", 200)
     worker = Worker(log)
     worker.take()
@@ -198,8 +199,8 @@ def test_what_was_missed_is_not_kept_for_ever(log: RangeLog, monkeypatch: pytest
 
 
 def test_one_that_falls_behind_is_told_everything_instead(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that falls behind gets a snapshot instead: its backlog is bounded, and workers that read get the
-    changes."""
+    """A worker that falls behind gets a snapshot instead of changes, because its backlog is bounded. Workers that read
+    still get the changes."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 500)
     slow, quick = Worker(log), Worker(log)
     slow.take()
@@ -215,7 +216,8 @@ def test_one_that_falls_behind_is_told_everything_instead(log: RangeLog, monkeyp
 
 
 def test_a_change_larger_than_a_message_comes_as_one_revision(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change larger than a message arrives as one revision, as when the lease of a pod with very many copies ends."""
+    """A change larger than a message arrives as one revision, for instance when the lease of a pod with very many
+    copies ends."""
     monkeypatch.setattr(rangelog, "PORTION_BYTES", 100)
     worker = Worker(log)
     worker.take()
@@ -235,7 +237,7 @@ STEPS = st.lists(CHANGE | CHANGE | CARRY | CARRY | BREAK | AGAIN, max_size=40)
 
 
 class Story:
-    """A range and two workers whose connections are slow, break and return, with the state at each revision."""
+    """A range, and two workers whose connections are slow, break and return. The state is noted at each revision."""
 
     def __init__(self) -> None:
         self.log = RangeLog("vmodels")
@@ -245,7 +247,7 @@ class Story:
         self.connected = [True, True]
 
     def change(self, items: list[tuple[bytes, bytes | None]]) -> None:
-        """Changes keys in one revision; those skipped before it belong to other ranges."""
+        """Changes keys in one revision. The revisions skipped before it belong to other ranges."""
         if not self.log.epoch:
             return
         for key, value in items:
@@ -257,7 +259,8 @@ class Story:
         self.note()
 
     def read_again(self, state: State, revision: int) -> None:
-        """Makes the range be read again: etcd was compacted, or started on other data, perhaps at a lower revision."""
+        """Causes the range to be read again, as after a compaction or when etcd started on other data, perhaps at a
+        lower revision."""
         self.state = dict(state)
         self.log.apply(Snapshot(revision, tuple(kv(key, value) for key, value in state.items())))
         self.note()
@@ -279,7 +282,7 @@ class Story:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounds that a few changes of some 60 bytes each reach."""
+    """Sets bounds so low that a few changes of some 60 bytes each reach them."""
     monkeypatch.setattr(rangelog, "KEPT", 150)
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 300)
     monkeypatch.setattr(rangelog, "PORTION", 1)
@@ -288,8 +291,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 def test_whatever_happens_in_whatever_order_each_has_what_was_there_at_its_revision(small: None, steps: list) -> None:
-    """In any order of events each worker has exactly the state of its revision, never a part of one or one without its
-    predecessors, and in the end all are up to date."""
+    """In any order of events each worker has exactly the state of its revision, without missing or partial changes. In
+    the end all workers are up to date."""
     story = Story()
     for what, *details in steps:
         getattr(story, what.replace(" ", "_"))(*details)
@@ -308,7 +311,7 @@ def test_whatever_happens_in_whatever_order_each_has_what_was_there_at_its_revis
 
 
 def test_any_bytes_come_through() -> None:
-    """Keys and values of any bytes pass, as they are not text."""
+    """Keys and values may contain any bytes, because they need not be text."""
     items = [(bytes(range(256)), bytes(range(255, -1, -1))), (b"\xff", None), (b"", b"")]
     ((kind, packed),) = decoded(encode(["x", pack(items)]))
     assert (kind, unpack(packed)) == ("x", items)
