@@ -1,6 +1,6 @@
-"""A Kubernetes API server as far as `helm template --dry-run=server` needs it for its `lookup`: read-only.
+"""A read-only Kubernetes API server, just enough for the `lookup` of `helm template --dry-run=server`.
 
-The real one answers in the tests with a cluster; Helm's requests are the same.
+Helm sends the same requests to a real API server, which tests with a cluster use.
 """
 
 import base64
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def secret(name: str, **texts: str) -> dict[str, Any]:
-    """Returns a Secret with these texts; `tls_crt` stands for the key tls.crt."""
+    """Returns a Secret with these texts. The argument `tls_crt` sets the key `tls.crt`."""
     dotted = {"ca_crt": "ca.crt", "tls_crt": "tls.crt", "tls_key": "tls.key"}
     data = {dotted.get(key, key): base64.b64encode(text.encode()).decode() for key, text in texts.items()}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "mesh"}, "data": data}
@@ -37,7 +37,8 @@ def secret(name: str, **texts: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serve(objects: list[dict[str, Any]], folder: Path) -> Iterator[Path]:
-    """Serves the objects, all in the namespace `mesh`, which has its account `default`, and yields a kubeconfig."""
+    """Serves the objects in the namespace `mesh`, which has the account `default`, and yields the path of a
+    kubeconfig."""
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "mesh"}}
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,7 +1,7 @@
-"""Installations as documents: kustomize's files, patched here, and the chart rendered by helm, if that exists.
+"""Installations as lists of objects: from kustomize's files, and from the chart if helm is available.
 
-A few lines of ours do the patching, so that the tests need only Python; a test with kustomize compares them with the
-real one.
+Patches are applied by a few lines of Python, so the tests do not need kustomize. If it is available, a test compares
+the results.
 """
 
 import copy
@@ -64,7 +64,7 @@ ALL = [pytest.param(("kustomize", name), id=f"kustomize-{name}") for name in PAT
 
 
 def load(which: tuple[str, str]) -> list[Document]:
-    """Returns the documents of one of `ALL`."""
+    """Loads the objects of one of `ALL`."""
     return copy.deepcopy(_loaded(*which))
 
 
@@ -93,7 +93,7 @@ def read_all(path: str) -> list[Document]:
 
 
 def patched(name: str, *more: str) -> list[Document]:
-    """Returns the base with components, or with `base` alone."""
+    """Returns the base with these components, or the base alone."""
     found = [one for file in read("base/kustomization.yaml")["resources"] for one in read_all(f"base/{file}")]
     for component in (name, *more) if name != "base" else more:
         found = _component(component, found)
@@ -148,7 +148,7 @@ def apply(operation: Document, document: Document) -> None:
 
 
 def pods(found: list[Document]) -> Iterator[tuple[str, Document]]:
-    """Yields every pod template, with a name for messages."""
+    """Yields every pod template with a name for messages."""
     for one in found:
         if one["kind"] not in POD_KINDS:
             assert "template" not in one.get("spec", {}), f"{manifests.key(one)}: unknown, and seems to have pods"
@@ -158,18 +158,18 @@ def pods(found: list[Document]) -> Iterator[tuple[str, Document]]:
 
 
 def containers(found: list[Document]) -> Iterator[tuple[str, Document]]:
-    """Yields every container, with a name for messages."""
+    """Yields every container with a name for messages."""
     for name, pod in pods(found):
         for one in [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]:
             yield f"{name}/{one['name']}", one
 
 
 def one(found: list[Document], kind: str, name: str) -> Document:
-    """Returns the object of that kind and name."""
+    """Returns the object of this kind and name."""
     (document,) = [one for one in found if manifests.key(one) == (kind, name)]
     return document
 
 
 def env(container: Document) -> dict[str, Any]:
-    """Returns the environment: text, or the source of the value."""
+    """Returns the environment of a container: each value's text, or the source of the value."""
     return {one["name"]: one.get("value", one.get("valueFrom")) for one in container.get("env", ())}

@@ -1,5 +1,5 @@
-"""The alerts as Prometheus evaluates them, by its own `promtool test rules`: each fires where it should, with the
-namespace it is about, not before its time, and not without a fault. Expressions alone are in `test_monitoring`."""
+"""The alerts, evaluated by Prometheus' own `promtool test rules`. Each fires for its fault, for the right namespace,
+not too early, and not without the fault. `test_monitoring` checks the expressions alone."""
 
 import json
 import os
@@ -24,7 +24,8 @@ ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["ru
 
 @dataclass(frozen=True)
 class Case:
-    """Series, by the minute, that make one alert fire or not; a name without labels gets namespace and pod."""
+    """Series with a value per minute that make one alert fire, and series that do not. Names without labels get
+    namespace and pod."""
 
     alert: str
     bad: dict[str, str]
@@ -116,7 +117,7 @@ def series(name: str, namespace: str) -> str:
 
 
 def expected(case: Case) -> dict[str, Any]:
-    """Returns the alert with its labels, and with its texts filled in."""
+    """Returns the alert as promtool expects it, with its labels and its filled-in texts."""
     rule = ALERTS[case.alert]
     labels = {"namespace": NAMESPACE, "pod": "p"}
     labels = {name: labels[name] for name in case.labels} | dict(case.more)
@@ -131,7 +132,8 @@ def expected(case: Case) -> dict[str, Any]:
 
 
 def document() -> dict[str, Any]:
-    """Builds promtool's input: each case with a bad series, then with a good one and a bad one in another namespace."""
+    """Builds promtool's input. Each case runs with its bad series, and with good series beside bad ones of another
+    namespace."""
     tests = []
     for case in CASES:
         asked: list[dict[str, Any]] = [
@@ -158,7 +160,7 @@ def test_every_alert_has_a_case() -> None:
 
 
 def promtool() -> str | None:
-    """Finds promtool in $PROMTOOL, PATH or .cache/bin; returns None if there is none."""
+    """Returns promtool from $PROMTOOL, PATH or .cache/bin, or None if there is none."""
     return (
         os.environ.get("PROMTOOL")
         or shutil.which("promtool")
@@ -171,7 +173,7 @@ def promtool() -> str | None:
     reason="NOT CHECKED: there is no promtool ($PROMTOOL, PATH, .cache/bin); no alert was evaluated",
 )
 def test_alerts_fire(tmp_path: Path) -> None:
-    """All alerts fire as expected when Prometheus evaluates them."""
+    """Every alert fires as expected when Prometheus evaluates it."""
     (tmp_path / "alerts.yaml").write_text(json.dumps(RULES))
     (tmp_path / "test.yaml").write_text(json.dumps(document()))
     program = promtool()

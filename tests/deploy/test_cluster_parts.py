@@ -1,4 +1,5 @@
-"""The pure pieces of the test cluster: the processes and rules it owns, and those it leaves alone."""
+"""The test cluster's code that needs no cluster: among other things, which processes and rules are the cluster's
+own."""
 
 import io
 import ipaddress
@@ -14,7 +15,7 @@ from tests.support.waiting import until
 
 
 def test_others_rules_stay() -> None:
-    """Exactly the cluster's chains, rules and jumps are removed from iptables-save's output."""
+    """Only the cluster's chains, rules and jumps are removed from the output of iptables-save."""
     others = [
         "*nat",
         ":PREROUTING ACCEPT [0:0]",
@@ -56,12 +57,12 @@ def test_others_rules_stay() -> None:
     ],
 )
 def test_which_processes_are_the_clusters(argv: list[str], is_ours: bool) -> None:
-    """Only processes that run as part of this cluster are ended when it is taken down."""
+    """Taking the cluster down ends only processes that run as part of this cluster."""
     assert parts.is_part(argv, Path("/c/bin")) is is_ours
 
 
 def test_what_is_to_be_built_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Programs that do not exist, or that were not built from these sources, are named as still to be built."""
+    """Programs that are missing, or were built from other sources, are listed as still to be built."""
     monkeypatch.setattr(layout, "BIN", tmp_path)
     monkeypatch.setattr(needs, "obstacles", list)
     monkeypatch.setattr(needs, "missing_packages", list)
@@ -77,7 +78,7 @@ def test_what_is_to_be_built_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_addresses_fit_together() -> None:
-    """Address ranges are private and disjoint, and fixed addresses are in their ranges."""
+    """Address ranges are private and disjoint, and fixed addresses lie in their ranges."""
     pods, services = ipaddress.ip_network(layout.POD_RANGE), ipaddress.ip_network(layout.SERVICE_RANGE)
     node = ipaddress.ip_address(layout.NODE_IP)
     assert pods.is_private
@@ -91,13 +92,13 @@ def test_addresses_fit_together() -> None:
 
 
 def test_documents_are_json() -> None:
-    """Every document can be written as JSON, and names no folder of the machine's own."""
+    """Every document can be written as JSON and does not name the machine's own folders."""
     for document in (configs.kubelet_file(), configs.proxy_file(), configs.pod_network(), configs.dns_objects()):
         assert "/var/lib" not in json.dumps(document)
 
 
 def test_a_kubeconfig_carries_what_it_needs() -> None:
-    """A kubeconfig has no paths in it, so it can be passed around."""
+    """A kubeconfig contains no paths, so it can be passed around."""
     config = identity.kubeconfig(b"PEM", user={"token": "t"}, namespace="mine")
     assert config["clusters"][0]["cluster"]["certificate-authority-data"] == "UEVN"
     assert config["contexts"][0]["context"]["namespace"] == "mine"
@@ -109,13 +110,12 @@ def test_a_kubeconfig_carries_what_it_needs() -> None:
     [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.27rc1 linux/amd64", (1, 27)), ("no", None)],
 )
 def test_go_versions_are_read(text: str, version: tuple[int, int] | None) -> None:
-    """Go versions are read, both releases and candidates; anything else is not a version."""
+    """The versions of Go's releases and candidates are parsed. Anything else is not a version."""
     assert needs.parse_go_version(text) == version
 
 
 def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None:
-    """A program is built again when its arguments, or the names or contents of its sources, change, and not
-    otherwise."""
+    """A program is rebuilt only if its arguments, or the names or contents of its sources, have changed."""
     file = tmp_path / "main.go"
     file.write_text("one")
     first = programs.checksum(["go", "build"], [file])
@@ -126,7 +126,7 @@ def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None
 
 
 def test_each_program_has_a_source() -> None:
-    """Each program has a source: its module exists, and a package that is not ours names its version."""
+    """Each program has a source: its module exists, or it is a foreign package with a version."""
     for program in programs.ALL:
         assert program.module is None or (program.module / "go.mod").exists(), program.name
 
@@ -135,7 +135,7 @@ def test_each_program_has_a_source() -> None:
 
 
 async def test_steps_say_which_of_how_many_and_are_never_silent() -> None:
-    """Build steps print their number, the time since the start and their progress, and again while they last."""
+    """A build step prints its number, the time since the start and its progress, again and again while it runs."""
     assert SILENCE <= 10.0
     now, stream = [0.0], io.StringIO()
     steps = Steps(12, stream=stream, clock=lambda: now[0], silence=0.01)
@@ -153,7 +153,7 @@ async def test_steps_say_which_of_how_many_and_are_never_silent() -> None:
 
 
 def test_what_go_does_is_counted_and_its_errors_are_shown(tmp_path: Path) -> None:
-    """Go's build progress is counted by its line for each package, and its errors are shown."""
+    """Go prints a line for each package, from which build progress is counted. Go's errors are shown."""
     told: list[str] = []
     script = "import sys; [print(line, file=sys.stderr) for line in {lines}]; sys.exit({status})"
     lines = ["go: downloading example.com/a v1.0.0", "example.com/a", "example.com/b"]
@@ -165,7 +165,7 @@ def test_what_go_does_is_counted_and_its_errors_are_shown(tmp_path: Path) -> Non
 
 
 def test_the_first_build_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
-    """The first build says its time and disk space before anything is built, and counts all steps."""
+    """The first build says how much time and disk space it needs before anything is built, and counts all steps."""
     monkeypatch.setattr(layout, "BIN", tmp_path)
     monkeypatch.setattr(needs, "missing_packages", list)
     monkeypatch.setattr(needs, "obtain", lambda: None)

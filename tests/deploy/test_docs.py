@@ -1,4 +1,4 @@
-"""The page for admins: its keys, names and examples are those of the chart."""
+"""docs/kubernetes.md: its keys, names and examples match the chart."""
 
 import json
 import re
@@ -17,18 +17,18 @@ VALUES = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
 
 
 def blocks(language: str) -> list[str]:
-    """Returns the examples in that language."""
+    """Returns the page's examples in a language."""
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_links():
-    """Every link of the page leads somewhere."""
+    """Every link in docs/kubernetes.md leads somewhere."""
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
         assert (PAGE.parent / Path(target)).exists(), target
 
 
 def test_keys():
-    """Every named key of the values exists: whole paths, and paths that start in a pool."""
+    """Every key of the chart's values that docs/kubernetes.md names exists, as a path from the top or from a pool."""
     named = set(re.findall(r"`([a-z]+(?:\.[a-zA-Z]+)+)(?:=[^`]*)?`", TEXT))
     named |= set(re.findall(r"([a-z]+(?:\.[a-zA-Z]+)+)=", TEXT))
     files = {name for name in named if name.endswith((".crt", ".key", ".yaml", ".internal"))}
@@ -47,7 +47,7 @@ def test_keys():
 
 
 def test_objects():
-    """The objects of the page's first table exist, under these names."""
+    """The objects in the first table of docs/kubernetes.md exist under these names."""
     found = {f"{one['kind']} {one['metadata']['name']}" for one in installs.patched("base")}
     table = TEXT.split("| object |")[1].split("\n\n")[0]
     for kinds, name in re.findall(r"((?:[A-Z][A-Za-z]+(?: and )?)+) `([a-z-]+)(?:`|-POOL`)", table):
@@ -67,7 +67,7 @@ def test_json_examples():
 
 @installs.needs_helm
 def test_pools_example():
-    """The chart accepts the documented example of pools, and makes these pools."""
+    """The chart accepts the documented example of pools and makes the pools in it."""
     (pools,) = [block for block in blocks("yaml") if block.startswith("pools:")]
     found = installs.rendered(f"pools={json.dumps(yaml.safe_load(pools)['pools'])}")
     big = installs.one(found, "Deployment", "mesh-runtime-big")["spec"]["template"]["spec"]
@@ -76,7 +76,7 @@ def test_pools_example():
 
 
 def test_kustomize_example():
-    """The documented kustomize example names existing folders, in the required order."""
+    """The documented kustomize example names existing folders in the required order."""
     (text,) = [block for block in blocks("yaml") if block.startswith("namespace:")]
     example = yaml.safe_load(text)
     for folder in example["resources"] + example["components"]:

@@ -1,4 +1,4 @@
-"""The building of the image: the engine, its command line, and the input of a build."""
+"""Building of the image: the engine, its command line, and what a build gets from the environment."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def _program(folder: Path, name: str, script: str) -> None:
 
 
 def test_the_first_engine_that_works_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first engine that works is taken: a client without a daemon is skipped, whatever its exit status."""
+    """The first engine that works is used. A client without a daemon does not work, whatever its exit status."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     _program(tmp_path / "bin", "docker", 'echo "Cannot connect to the Docker daemon"')
     _program(tmp_path / "bin", "buildah", "exit 0")
@@ -25,7 +25,7 @@ def test_the_first_engine_that_works_is_taken(tmp_path: Path, monkeypatch: pytes
 
 
 def test_without_an_engine_it_says_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a working engine the error lists each one with its reason, and what to install."""
+    """If no engine works, the error lists each one with the reason, and says what to install."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     _program(tmp_path / "bin", "podman", 'echo "no user namespaces" >&2; exit 125')
     with pytest.raises(building.NoEngineError) as error:
@@ -35,14 +35,14 @@ def test_without_an_engine_it_says_what_was_tried(tmp_path: Path, monkeypatch: p
 
 
 def test_an_engine_asked_for_is_taken_with_its_options() -> None:
-    """ENGINE may be a command line with options; a missing engine is refused."""
+    """ENGINE may be a command line with options. An engine that does not exist is refused."""
     assert building.engine("sh --root /x") == "sh --root /x"
     with pytest.raises(building.NoEngineError, match="nowhere-to-be-found"):
         building.engine("nowhere-to-be-found build")
 
 
 def test_the_command_line() -> None:
-    """The command line passes on arguments and secrets; only buildah needs an option to keep layers."""
+    """The command line passes arguments and secrets on. Only buildah needs an option to keep layers."""
     argv = building.command(
         "/usr/bin/buildah --root /x", tag="mesh:1", arguments={"BASE": "b"}, secrets={"ca": Path("/ca.pem")}
     )
@@ -52,8 +52,8 @@ def test_the_command_line() -> None:
 
 
 def test_what_a_build_is_given_of_the_environment(tmp_path: Path) -> None:
-    """A build gets the build arguments that are set, the certificates that pip trusts and pip's configuration, and
-    nothing else of the environment."""
+    """A build gets the build arguments that are set, the certificates that pip trusts and pip's configuration. It gets
+    nothing else from the environment."""
     (tmp_path / "ca.pem").touch()
     (tmp_path / "pip.conf").touch()
     environ = {
@@ -72,13 +72,14 @@ def test_what_a_build_is_given_of_the_environment(tmp_path: Path) -> None:
 
 
 def test_the_default_tag_tells_what_it_runs_on() -> None:
-    """The default tag depends on the kind of image, so a GPU image does not replace the other."""
+    """The default tag depends on the kind of image, so a GPU image does not replace a CPU image."""
     assert building.default_tag() == building.default_tag("image") == f"localhost/mesh:{building.version()}"
     assert building.default_tag("image-gpu") == f"localhost/mesh-gpu:{building.version()}"
 
 
 def test_the_context_holds_what_is_copied() -> None:
-    """Everything that the Containerfile copies from the tree exists, passes the ignore list, and decides the tag."""
+    """Everything that the Containerfile copies from the tree exists and is not ignored, and changing it changes the
+    tag."""
     allowed = {line[1:] for line in (building.ROOT / ".containerignore").read_text().splitlines() if line[:1] == "!"}
     copied = set()
     for line in (building.ROOT / building.CONTAINERFILE).read_text().splitlines():
@@ -96,7 +97,8 @@ def test_the_image_leaves_the_demo_out() -> None:
 
 
 def test_the_image_brings_the_etcd_that_the_cluster_builds() -> None:
-    """The Containerfile, the cluster's names and the module that etcd is built from have one version of etcd."""
+    """The Containerfile, the cluster's names and the module from which etcd is built all have the same version of
+    etcd."""
     text = (building.ROOT / building.CONTAINERFILE).read_text()
     default = re.search(r"^ARG ETCD_IMAGE=(\S+)$", text, re.MULTILINE)
     assert default is not None
@@ -111,6 +113,6 @@ def test_the_image_brings_the_etcd_that_the_cluster_builds() -> None:
 
 
 def test_docker_finds_the_same_list() -> None:
-    """Docker finds the same ignore list beside the Containerfile as other engines find at the top."""
+    """Docker finds the same ignore list next to the Containerfile that other engines find at the top of the tree."""
     beside = building.ROOT / f"{building.CONTAINERFILE}.dockerignore"
     assert beside.resolve() == building.ROOT / ".containerignore"

@@ -1,4 +1,4 @@
-"""Kustomize's files are the chart's, and make the same mesh."""
+"""Kustomize's files are made from the chart and install the same mesh."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ needs_kustomize = pytest.mark.skipif(
 
 
 def build(folder: Path) -> list[dict[str, Any]]:
-    """Returns kustomize's output."""
+    """Runs kustomize and returns its output."""
     command = [str(KUSTOMIZE), "build", "--load-restrictor", "LoadRestrictionsNone", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -27,7 +27,7 @@ def build(folder: Path) -> list[dict[str, Any]]:
 
 
 def alike(value: Any) -> Any:
-    """Returns the same without irrelevant differences: the order of objects and of named items, Helm's labels."""
+    """Returns the objects without irrelevant differences: the order of objects and named items, and Helm's labels."""
     value = manifests.neutral(value)
 
     def plain(node: Any) -> Any:
@@ -43,13 +43,13 @@ def alike(value: Any) -> Any:
 
 
 def test_fresh():
-    """Kustomize's files are made from the current chart."""
+    """Kustomize's files were made from the current chart."""
     assert manifests.check() is None
 
 
 @pytest.mark.parametrize("what", ["source", "made", "sums"])
 def test_stale(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A changed chart, a file changed by hand and missing sums are found."""
+    """`--check` finds a changed chart, a file that was changed by hand, and missing checksums."""
     copy = tmp_path / "kustomize"
     shutil.copytree(manifests.KUSTOMIZE, copy)
     monkeypatch.setattr(manifests, "KUSTOMIZE", copy)
@@ -70,7 +70,7 @@ def test_stale(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 @installs.needs_helm
 def test_made_again():
-    """Making the files again leaves every file unchanged."""
+    """Making the files again changes none of them."""
     there = {path: content.decode() for path, content in manifests.made().items()}
     assert manifests.manifests() == there
 
@@ -78,13 +78,13 @@ def test_made_again():
 @installs.needs_helm
 @pytest.mark.parametrize("name", manifests.COMPONENTS)
 def test_component_is_the_chart_with_its_values(name: str):
-    """The base with a component equals the chart with the values that the component stands for."""
+    """The base with a component equals the chart with the values from which the component was made."""
     assert alike(installs.patched(name)) == alike(installs.rendered(values=f"{name}.yaml"))
 
 
 @installs.needs_helm
 def test_components_go_together():
-    """Several components together equal the chart with all their values."""
+    """Several components together equal the chart with all of their values."""
     sets = [
         f"{key}={json.dumps(value)}"
         for name in ("gpu", "external-etcd", "tls")
@@ -106,7 +106,7 @@ def test_components_go_together():
     ],
 )
 def test_difference(old: Any, new: Any):
-    """A generated patch turns the old object into the new."""
+    """Applying a generated patch to the old object yields the new one."""
     for operation in manifests.difference(old, new):
         installs.apply(operation, old)
     assert old == new
@@ -115,14 +115,15 @@ def test_difference(old: Any, new: Any):
 @needs_kustomize
 @pytest.mark.parametrize("name", installs.PATCHED)
 def test_real_kustomize(name: str):
-    """Kustomize's own output matches what the tests assume."""
+    """Kustomize yields the same objects as the tests' own patching."""
     folder = manifests.KUSTOMIZE / ("base" if name == "base" else f"overlays/{name}")
     assert alike(build(folder)) == alike(installs.patched(name))
 
 
 @needs_kustomize
 def test_real_kustomize_with_several(tmp_path: Path):
-    """Kustomize's own output also matches with several components, a namespace and custom images, as in the docs."""
+    """Kustomize yields the same objects as the tests' own patching also with several components, a namespace and custom
+    images, as in the docs."""
     kustomization = {
         "namespace": "team-a",
         "resources": [str(manifests.KUSTOMIZE / "base")],

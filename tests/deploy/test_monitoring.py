@@ -1,4 +1,4 @@
-"""Alerts and dashboard use only metrics that exist, and say what to do."""
+"""Tests of alerts and dashboard: they use only metrics that exist, and alerts say what to do."""
 
 import ast
 import itertools
@@ -47,7 +47,7 @@ LABELS = {"namespace", "pod", "le"}  # the labels that Prometheus adds when it s
 
 
 def metrics() -> dict[str, tuple[str, set[str]]]:
-    """Returns kind and labels by name, of every metric that the sources define."""
+    """Returns kind and labels of every metric that the sources define, by name."""
     found: dict[str, tuple[str, set[str]]] = {name: (kind, set()) for name, kind in FOREIGN.items()}
     for package in ("mesh", "router"):
         for path in (ROOT / package).rglob("*.py"):
@@ -110,14 +110,14 @@ def rules() -> list[dict[str, Any]]:
 
 
 def names(expression: str) -> set[str]:
-    """Returns the metrics in an expression of PromQL."""
+    """Returns the names of the metrics in a PromQL expression."""
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"", "", expression)
     bare = re.sub(r"\b(by|on|without)\s*\([^)]*\)", "", bare)
     return set(re.findall(r"[a-z_][a-z0-9_]*", bare)) - FUNCTIONS
 
 
 def check(expression: str) -> None:
-    """Checks that every metric exists, is used as its kind allows, and by labels that it has."""
+    """Checks that every metric in an expression exists, suits its use, and has the labels that are used."""
     assert expression.count("(") == expression.count(")")
     found = names(expression)
     assert found, expression
@@ -145,8 +145,8 @@ def check(expression: str) -> None:
 
 
 def test_metrics_are_found():
-    """The metrics of the sources are found: a counter, a gauge, a histogram with labels, one of Envoy's, one of a
-    process."""
+    """Metrics of all sorts are found in the sources: a counter, a gauge, a histogram with labels, one of Envoy's, one
+    of a process."""
     assert METRICS["mesh_evictions"] == ("counter", set())
     assert METRICS["mesh_load_refusals"] == ("counter", {"reason"})
     assert METRICS["mesh_pods"] == ("gauge", set())
@@ -158,13 +158,13 @@ def test_metrics_are_found():
 
 @pytest.mark.parametrize("expression", targets())
 def test_panels(expression: str):
-    """The metrics of each panel exist."""
+    """Every metric in a panel exists."""
     check(expression)
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
 def test_alerts(rule: dict[str, Any]):
-    """The metrics of each alert exist, and its text says what is wrong, what to do, and how bad it is."""
+    """Every metric in an alert exists. The alert's text says what is wrong, what to do, and how severe it is."""
     check(rule["expr"])
     assert set(rule["annotations"]) == {"summary", "action", "runbook_url"}
     page, _, place = rule["annotations"]["runbook_url"].partition("#")
@@ -178,22 +178,22 @@ def test_alerts(rule: dict[str, Any]):
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
 def test_alerts_keep_their_namespace(rule: dict[str, Any]):
-    """Alerts keep their namespace label, because operators of several meshes must see which one is meant."""
+    """Alerts keep their namespace label, because operators of several meshes must see which mesh is meant."""
     assert "namespace" in kept(rule["expr"])
 
 
 def kept(expression: str) -> set[str]:
-    """Returns the labels that every result of an expression has, as far as its operators tell: the part of PromQL that
+    """Returns the labels that every result of an expression is sure to have. It understands only as much PromQL as the
     rules use.
 
-    An aggregation keeps those of its `by`, functions and comparisons those of their input, `absent` those of a plain
-    selector, `or` those that both sides have, `and` and arithmetic those of the left side.
+    An aggregation keeps the labels in its `by`. Functions and comparisons keep those of their input, and `absent` those
+    of a plain selector. `or` keeps the labels that both sides have; `and` and arithmetic keep those of the left side.
     """
     everything = {"namespace", "pod", "process", "reason", "code", "le"}
     text = re.sub(r"\[[^]]*\]", "", re.sub(r'"[^"]*"', '""', " ".join(expression.split())))
 
     def top(separators: str, text: str) -> list[str]:
-        """Returns the parts of a text between separators outside of all parentheses."""
+        """Splits a text at the separators that are outside of all parentheses."""
         parts, depth, start = [], 0, 0
         for match in re.finditer(rf"[({{]|[)}}]|{separators}", text):
             if match[0] in "({":
@@ -243,12 +243,12 @@ def kept(expression: str) -> set[str]:
     ],
 )
 def test_kept_labels_are_read_rightly(expression: str, labels: set[str]):
-    """The kept labels are computed by Prometheus' rules."""
+    """The labels that an expression keeps are computed by Prometheus' rules."""
     assert kept(expression) == labels
 
 
 def test_certificates_alert():
-    """Every metric of an expiry has an alert before it and one at it."""
+    """Every metric of an expiry has one alert before the expiry and one at the expiry."""
     metrics = {name for name in METRICS if name.endswith("_expires_seconds")}
     assert {"mesh_edge_certificate_expires_seconds", "mesh_internal_certificate_expires_seconds"} <= metrics
     for severity in ("warning", "critical"):
@@ -268,13 +268,13 @@ def test_certificates_alert():
     ],
 )
 def test_check_can_fail(wrong: str):
-    """The check of metrics finds what is wrong."""
+    """The check of metrics detects each kind of mistake."""
     with pytest.raises(AssertionError):
         check(wrong)
 
 
 def test_dashboard():
-    """The dashboard's rows are the questions that admins have, and its panels have unique names and places."""
+    """The dashboard's rows are questions that admins have. Its panels have unique names and places."""
     panels = DASHBOARD["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
         "Is it healthy?",
@@ -298,14 +298,14 @@ def test_dashboard():
 
 
 def test_pool_metric():
-    """The metric that pools are scaled by exists, and there is one for each pod."""
+    """The metric by which pools are scaled exists, once for each pod."""
     values = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
     assert METRICS[values["runtime"]["autoscaling"]["metric"]][0] == "gauge"
 
 
 @installs.needs_helm
 def test_rendered():
-    """Rendered alerts and dashboard are as in the files, for this namespace."""
+    """The chart renders alerts and dashboard as in the files, for its namespace."""
     found = installs.rendered('monitoring={"rules":true,"dashboard":true}', namespace="team-a")
     dashboard = installs.one(found, "ConfigMap", "mesh-dashboard")
     assert json.loads(dashboard["data"]["mesh.json"]) == DASHBOARD
@@ -318,7 +318,7 @@ def test_rendered():
 
 @installs.needs_helm
 def test_monitors_find_pods():
-    """Monitors select the pods, and name existing ports."""
+    """Monitors select the pods and name ports that exist."""
     found = installs.rendered(*installs.RENDERED["all-on"])
     templates = [pod for _, pod in installs.pods(found)]
     for monitor in (one for one in found if one["kind"] == "PodMonitor"):

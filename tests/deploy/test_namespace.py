@@ -1,4 +1,4 @@
-"""Helm's findings in the namespace before it installs: another mesh, Secrets that are missing or wrong."""
+"""Checks of the namespace that Helm makes before it installs: another mesh, and Secrets that are missing or wrong."""
 
 import json
 import subprocess
@@ -19,12 +19,13 @@ CONNECTION = '{"endpoints": "https://etcd:2379", "certificate_file": "ca.crt"}'
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A folder as home, because Helm caches what it learns of a cluster there, or else in the current folder."""
+    """Sets a temporary home, because Helm otherwise caches what it learns about a cluster in the user's home or
+    here."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, Any]:
-    """Returns an existing router."""
+    """Returns the Deployment of an existing router."""
     labels = {
         "app.kubernetes.io/name": "mesh",
         "app.kubernetes.io/component": "router",
@@ -36,19 +37,19 @@ def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, A
 
 
 def etcd(members: int) -> dict[str, Any]:
-    """Returns an existing etcd."""
+    """Returns the StatefulSet of an existing etcd."""
     metadata = {"name": "mesh-etcd", "namespace": "mesh"}
     return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": {"replicas": members}}
 
 
 def install(objects: list[dict[str, Any]], folder: Path, *sets: str) -> str:
-    """Returns Helm's error, empty if it accepts the installation."""
+    """Returns Helm's error, or an empty text if Helm accepts the installation."""
     done = render(objects, folder, *sets)
     return done.stderr if done.returncode else ""
 
 
 def render(objects: list[dict[str, Any]], folder: Path, *sets: str) -> subprocess.CompletedProcess[str]:
-    """Renders for a namespace that has these objects."""
+    """Renders the chart for a namespace that has these objects."""
     with fakecluster.serve(objects, folder) as config:
         command = [str(manifests.helm()), "template", "mesh", str(manifests.CHART), "--namespace", "mesh"]
         command += ["--kubeconfig", str(config), "--dry-run=server", "--kube-version", manifests.KUBERNETES]
@@ -66,8 +67,8 @@ def render(objects: list[dict[str, Any]], folder: Path, *sets: str) -> subproces
     ],
 )
 def test_replicas_that_others_decide(given: dict[str, Any], replicas: int, tmp_path: Path):
-    """An upgrade keeps the running number of replicas if an autoscaler or a person decides it: left out, it would
-    become 1."""
+    """An upgrade keeps the running number of replicas if an autoscaler or a person sets it. Kubernetes would reset an
+    omitted number to 1."""
     done = render([router("mesh", replicas=5)], tmp_path, f"router={json.dumps(given)}")
     (deployment,) = [
         one
@@ -106,7 +107,7 @@ def test_replicas_that_others_decide(given: dict[str, Any], replicas: int, tmp_p
     ],
 )
 def test_refused(objects: list[dict[str, Any]], sets: list[str], words: list[str], tmp_path: Path):
-    """A refusal names the fault and the way out."""
+    """If Helm refuses an installation, the error names the fault and says what to do."""
     said = install(objects, tmp_path, *sets)
     for word in words:
         assert word in said
@@ -130,7 +131,7 @@ def test_refused(objects: list[dict[str, Any]], sets: list[str], words: list[str
     ],
 )
 def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: Path):
-    """A first installation, an upgrade of one's own, and correct Secrets are not refused."""
+    """A first installation, an upgrade of the same release, and correct Secrets are accepted."""
     assert install(objects, tmp_path, *sets) == ""
 
 
@@ -157,7 +158,7 @@ def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: P
     ],
 )
 def test_notes(sets: list[str], words: list[str], others: list[str], tmp_path: Path):
-    """The notes after an installation say what to do next, and warn about careless values."""
+    """The notes after an installation say what to do next and warn about risky values."""
     edge = fakecluster.secret("edge", tls_crt="x", tls_key="x", ca_crt="x")
     with fakecluster.serve([edge], tmp_path) as config:
         command = [str(manifests.helm()), "install", "mesh", str(manifests.CHART), "--namespace", "mesh"]

@@ -1,4 +1,4 @@
-"""The NetworkPolicies, compared with the table of connections in docs/kubernetes.md."""
+"""The NetworkPolicies, compared with the tables of connections in docs/kubernetes.md."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ PORTS = (22, 53, 80, 443, 2379, 2380, 2381, 5353, 6443, 8033, 8080, 8085, 8086, 
 
 
 class Who(NamedTuple):
-    """An end of a connection."""
+    """One end of a connection."""
 
     name: str
     labels: dict[str, str]
@@ -22,7 +22,7 @@ class Who(NamedTuple):
 
 
 def rows() -> list[tuple[str, str, int]]:
-    """Returns the two tables of the docs, with a port per row."""
+    """Returns the rows of the docs' two tables, one row per port."""
     found = []
     section = DOCS.read_text().split("## Who talks to whom")[1].split("\n## ")[0]
     for line in section.splitlines():
@@ -33,7 +33,7 @@ def rows() -> list[tuple[str, str, int]]:
 
 
 def people(found: list[dict[str, Any]]) -> dict[str, list[Who]]:
-    """Returns our pods by component, with their labels, and others."""
+    """Returns Mesh's pods by component, with their labels, and possible neighbours and strangers."""
     everybody: dict[str, list[Who]] = {name: [] for name in OURS}
     for name, pod in installs.pods(found):
         labels = pod["metadata"]["labels"]
@@ -45,13 +45,13 @@ def people(found: list[dict[str, Any]]) -> dict[str, list[Who]]:
 
 
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Matches a label selector; only the forms that we use are understood."""
+    """Returns whether a selector matches labels. It understands only the selectors that the chart uses."""
     assert set(selector) <= {"matchLabels"}, selector
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
 def is_peer(peer: dict[str, Any], who: Who, home: str) -> bool:
-    """Matches one entry of `from` or `to`."""
+    """Returns whether an entry of `from` or `to` matches an end of a connection."""
     if "ipBlock" in peer:
         assert peer["ipBlock"]["cidr"] == "10.0.0.0/8"
         return who.namespace is None
@@ -75,7 +75,7 @@ def is_port(rule: dict[str, Any], port: int, protocol: str) -> bool:
 def allowed(
     policies: list[dict[str, Any]], source: Who, target: Who, port: int, protocol: str = "TCP"
 ) -> tuple[bool, bool]:
-    """Decides whether the source may leave, and whether the target lets it in."""
+    """Returns whether policies let the source connect, and whether they let the target accept."""
     decisions = []
     for kind, own, peers, other in (("Egress", source, "to", target), ("Ingress", target, "from", source)):
         selecting = [
@@ -102,7 +102,7 @@ def policies_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_table_is_read():
-    """The docs' table has rows, and names only existing parts."""
+    """The tables in docs/kubernetes.md have rows, which name only existing components."""
     table = rows()
     assert len(table) >= 13
     for source, target, _ in table:
@@ -120,7 +120,7 @@ WAYS = [pytest.param(("kustomize", name), id=f"kustomize-{name}") for name in in
 
 @pytest.mark.parametrize("which", WAYS)
 def test_who_gets_in(which):
-    """A pod of the mesh accepts the connections in the table, on these ports, and no others."""
+    """A mesh's pod accepts exactly the connections in the documented table, on exactly these ports."""
     found = installs.load(which)
     everybody, policies = people(found), policies_of(found)
     table = {
@@ -138,7 +138,7 @@ def test_who_gets_in(which):
 @installs.needs_helm
 @pytest.mark.parametrize("values", ["all-on", "external-etcd"])
 def test_who_gets_out(values: str):
-    """With limited egress a pod of the mesh reaches what the two tables name, and nothing else."""
+    """With limited egress, a mesh's pod reaches exactly what the two documented tables name."""
     found = installs.load(("helm", values))
     everybody, policies = people(found), policies_of(found)
     table = {(one, target, port) for source, target, port in rows() for one in (OURS if source == "all" else (source,))}
@@ -156,7 +156,7 @@ def test_who_gets_out(values: str):
 
 @pytest.mark.parametrize("which", WAYS)
 def test_every_port_is_in_the_table(which):
-    """Every port that a pod opens is in the table, and every port in the table is open."""
+    """Every port that a pod opens is in the documented table, and every port in the table is open."""
     found = installs.load(which)
     named = {(target, port) for _, target, port in rows() if target in OURS}
     for _, pod in installs.pods(found):
@@ -168,7 +168,7 @@ def test_every_port_is_in_the_table(which):
 
 @installs.needs_helm
 def test_named_clients():
-    """If the values name clients and monitoring, no others are let in."""
+    """If the values name clients and monitoring, nothing else may connect."""
     found = installs.rendered(
         'networkPolicy={"clients":[{"podSelector":{"matchLabels":{"app":"other"}}}],'
         '"monitoring":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"elsewhere"}}}]}'
@@ -187,6 +187,6 @@ def test_named_clients():
 
 
 def test_neighbours_are_left_alone():
-    """No policy selects pods that are not the mesh's."""
+    """No policy selects pods of other applications."""
     for policy in policies_of(installs.patched("base")):
         assert not matches(policy["spec"]["podSelector"], {"app": "other"})

@@ -1,4 +1,5 @@
-"""Every pod of every way to install: the demands of Pod Security `restricted`, quotas and one namespace's rights."""
+"""Every pod, for every way to install: it meets Pod Security `restricted` and quotas, and needs rights in one namespace
+only."""
 
 from typing import Any
 
@@ -37,7 +38,7 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("which", installs.ALL)
 def test_kinds(which):
-    """Every object may be made by an admin of one namespace: there is no CRD, no cluster role, no webhook."""
+    """An admin of one namespace may create every object: there are no CRDs, cluster roles or webhooks."""
     for one in installs.load(which):
         if which == ("helm", "all-on") and one["kind"] in ON_REQUEST:
             continue
@@ -47,7 +48,7 @@ def test_kinds(which):
 
 
 def test_no_two_alike(found):
-    """No two objects have one kind and name."""
+    """No two objects have the same kind and name."""
     names = [(one["kind"], one["metadata"]["name"]) for one in found]
     assert len(names) == len(set(names))
 
@@ -74,7 +75,7 @@ def test_pod_security(found):
 
 
 def test_hardened(found):
-    """Beyond `restricted`, only volumes with a limit are writable, and no pod has a token that it does not need."""
+    """Beyond `restricted`, writable volumes have a size limit, and only pods that need a token have one."""
     for name, pod in installs.pods(found):
         spec = pod["spec"]
         token = spec["automountServiceAccountToken"]
@@ -95,7 +96,7 @@ def test_hardened(found):
 
 
 def test_accounts(found):
-    """Only existing accounts are used, none of them with a token by itself."""
+    """Every service account that is used exists, and none mounts its token by default."""
     accounts = {one["metadata"]["name"]: one for one in found if one["kind"] == "ServiceAccount"}
     for one in accounts.values():
         assert one["automountServiceAccountToken"] is False
@@ -104,7 +105,7 @@ def test_accounts(found):
 
 
 def test_rights(found):
-    """The one role is for one Secret by name, and cannot read others, make any, or remove any."""
+    """The only role covers one Secret by name. It cannot read other Secrets, and cannot create or delete any."""
     roles = [one for one in found if one["kind"] == "Role"]
     for role in roles:
         assert role["rules"] == [
@@ -125,7 +126,8 @@ def test_rights(found):
 
 
 def test_resources(found):
-    """Every container has requests and limits, because a quota refuses others and agents plan with the limits."""
+    """Every container has requests and limits, because quotas refuse pods without them and agents plan with the
+    limits."""
     for name, container in installs.containers(found):
         for kind in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(container["resources"][kind]), f"{name}: {kind}"
@@ -136,7 +138,7 @@ def test_resources(found):
 
 
 def test_grace(found):
-    """Kubernetes' grace period is longer than a pod takes to leave."""
+    """Kubernetes' grace period is longer than a pod needs to drain."""
     for name, pod in installs.pods(found):
         for container in pod["spec"]["containers"]:
             drain = installs.env(container).get("MESH_DRAIN_TIMEOUT")
@@ -146,7 +148,7 @@ def test_grace(found):
 
 
 def test_ports_by_name(found):
-    """Probes and Services name ports that the containers have."""
+    """Probes and Services name ports that their containers have."""
     labels = {}
     for name, pod in installs.pods(found):
         for container in pod["spec"]["containers"]:
@@ -176,12 +178,13 @@ def test_selectors(found):
 
 
 def test_rollouts(found):
-    """Routers are never fewer than wanted during a rollout."""
+    """During a rollout there are never fewer routers than requested."""
     router = installs.one(found, "Deployment", "mesh-router")
     assert router["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 def test_no_restart_for_secrets(found):
-    """No template holds a sum of a Secret or ConfigMap, because all of them are watched and none needs a restart."""
+    """No pod template contains a checksum of a Secret or ConfigMap, because processes watch them all and need no
+    restart."""
     for name, pod in installs.pods(found):
         assert not [key for key in pod["metadata"].get("annotations") or {} if "checksum" in key], name

@@ -1,4 +1,4 @@
-"""The pods' settings for the processes: existing options, mounted files, names that certificates hold."""
+"""The pods' settings for Mesh's processes: options exist, files are mounted, certificates contain the names."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.deploy import installs
 
 
 def options(app: typer.Typer) -> set[str]:
-    """Returns the variables that a process reads."""
+    """Returns the environment variables that a process reads."""
     found: set[str] = set()
     for parameter in typer.main.get_command(app).params:
         given = parameter.envvar or []
@@ -29,7 +29,7 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def test_options(found):
-    """Each MESH_ variable is an option of the process that gets it, because a typo would be silently ignored."""
+    """Each MESH_ variable is an option of the process that gets it. A typo would be ignored silently."""
     known = {"router": options(router), "runtime": options(runtime)}
     for name, container in installs.containers(found):
         if container["name"] in known:
@@ -39,7 +39,7 @@ def test_options(found):
 
 
 def test_jobs(found):
-    """The command that a job runs reads the job's settings."""
+    """A job's command reads the settings that the job gets."""
     commands = typer.main.get_command(cli.build()).commands
     for name, container in installs.containers(found):
         if container["name"] in commands and container["name"] not in ("router", "runtime"):
@@ -49,7 +49,7 @@ def test_jobs(found):
 
 
 def test_values_are_read(found):
-    """Sizes and addresses are in a form that the processes read."""
+    """Sizes and addresses have a format that the processes can parse."""
     for _, container in installs.containers(found):
         env = installs.env(container)
         for name in (
@@ -69,7 +69,7 @@ def test_values_are_read(found):
 
 
 def test_variables_come_first(found):
-    """$(NAME) refers to an earlier variable, because Kubernetes silently leaves others unchanged."""
+    """$(NAME) refers to a variable that is defined before. Otherwise Kubernetes would silently leave it as it is."""
     for name, container in installs.containers(found):
         seen: set[str] = set()
         for one in container.get("env", ()):
@@ -82,7 +82,7 @@ def test_variables_come_first(found):
 
 
 def test_files_are_mounted(found):
-    """Every path that a variable names is in a volume."""
+    """Every path in an environment variable lies in a mounted volume."""
     for name, container in installs.containers(found):
         folders = [mount["mountPath"] for mount in container["volumeMounts"]]
         for key, value in installs.env(container).items():
@@ -93,7 +93,7 @@ def test_files_are_mounted(found):
 
 
 def test_disk_budget_fits(found):
-    """The cache of files stays below the volume's limit, at which Kubernetes would evict the pod."""
+    """The file cache's limit is below the volume's limit, at which Kubernetes would evict the pod."""
     units = {"Gi": 2**30, "Mi": 2**20}
     for _, pod in installs.pods(found):
         for container in pod["spec"]["containers"]:
@@ -108,8 +108,7 @@ def test_disk_budget_fits(found):
 
 
 def test_etcd_and_its_clients_agree(found):
-    """The connection to etcd names the members by names in their certificate, and by files that are mounted beside
-    it."""
+    """Clients reach etcd's members under names in the members' certificate, with files that are mounted."""
     stateful = [one for one in found if one["kind"] == "StatefulSet"]
     secrets = [one for one in found if one["metadata"]["name"] == "mesh-etcd-connection"]
     assert len(stateful) == len(secrets)
@@ -147,7 +146,7 @@ def test_etcd_and_its_clients_agree(found):
 
 
 def test_authority_stays_home(found):
-    """The authority's own key is in no pod: volumes of its Secret name the three files that they show."""
+    """No pod has the authority's private key: volumes of its Secret list the three files that they show."""
     for name, pod in installs.pods(found):
         for volume in pod["spec"].get("volumes", ()):
             sources = [one["secret"] for one in volume.get("projected", {}).get("sources", ())]

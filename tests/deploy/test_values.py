@@ -1,4 +1,4 @@
-"""The chart's values: checked by a schema that lets no typo through, and explained in place."""
+"""The chart's values: a schema refuses typos, and each value is explained next to it."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ DEFAULTS = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
 
 
 def merged(into: Any, values: Any) -> Any:
-    """Merges values over the chart's own, as Helm does."""
+    """Merges values into the chart's own, as Helm does."""
     if not isinstance(into, dict) or not isinstance(values, dict):
         return values
     result = {**into, **{key: merged(into.get(key), value) for key, value in values.items()}}
@@ -27,7 +27,7 @@ def merged(into: Any, values: Any) -> Any:
 
 
 def refusals(values: dict[str, Any]) -> list[str]:
-    """Returns the schema's errors for these values."""
+    """Returns the schema's errors for values."""
     errors = jsonschema.Draft7Validator(SCHEMA).iter_errors(merged(copy.deepcopy(DEFAULTS), values))
     found = []
     for error in errors:
@@ -36,7 +36,7 @@ def refusals(values: dict[str, Any]) -> list[str]:
 
 
 def at(path: str, value: Any) -> dict[str, Any]:
-    """Returns a dict with the value at a path with dots."""
+    """Returns nested dicts with the value at a dotted path."""
     for part in reversed(path.split(".")):
         value = {part: value}
     return value
@@ -50,7 +50,7 @@ def maps(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_defaults():
-    """The chart's own values are valid, and so are the files beside it."""
+    """The chart's default values are valid, and so are the values files next to it."""
     assert refusals({}) == []
     for file in manifests.VALUES.glob("*.yaml"):
         assert refusals(yaml.safe_load(file.read_text())) == [], file.name
@@ -62,13 +62,13 @@ OPEN = {"nodeSelector", "affinity", "podLabels", "podAnnotations", "annotations"
 
 @pytest.mark.parametrize("path", [path for path, _ in maps(DEFAULTS) if path.rpartition(".")[2] not in OPEN])
 def test_typo(path: str):
-    """A key that does not exist is refused at every level, by its name."""
+    """A misspelled key is refused at every level, and the error names it."""
     said = refusals(merged(at(path, {}) if path else {}, at(f"{path}.typpo" if path else "typpo", 1)))
     assert any("typpo" in text for text in said), said
 
 
 def test_typo_in_pool():
-    """A key that does not exist is refused in a pool and in resources, too."""
+    """A misspelled key is also refused in a pool and in resources."""
     assert any("replics" in text for text in refusals({"pools": [{"name": "a", "replics": 1}]}))
     pool = {"name": "a", "resources": {"limits": {"memori": "1Gi"}}}
     assert any("memori" in text for text in refusals({"pools": [pool]}))
@@ -96,7 +96,7 @@ def test_typo_in_pool():
     ],
 )
 def test_nonsense(path: str, value: Any):
-    """A value that cannot be intended is refused."""
+    """A value that cannot be meant is refused."""
     assert refusals(at(path, value))
 
 
@@ -111,12 +111,12 @@ def test_nonsense(path: str, value: Any):
     ],
 )
 def test_sense(path: str, value: Any):
-    """A value that may be intended is accepted."""
+    """A value that makes sense is accepted."""
     assert refusals(at(path, value)) == []
 
 
 def test_strict():
-    """Wherever the schema knows the keys of an object it refuses others."""
+    """Wherever the schema lists an object's keys, it refuses all others."""
     loose = [
         path
         for path, node in maps(SCHEMA)
@@ -128,7 +128,7 @@ def test_strict():
 
 
 def test_every_key_is_in_both():
-    """The schema and the values have the same keys: there are no hidden settings."""
+    """Schema and values have the same keys, so there are no hidden settings."""
 
     def shown(node: Any) -> Any:
         return {key: shown(value) for key, value in node.items()} if isinstance(node, dict) and node else {}
@@ -155,14 +155,14 @@ def test_every_key_is_in_both():
 
 
 def test_versions():
-    """Chart, image and project have one version."""
+    """Chart, image and project have the same version."""
     chart = yaml.safe_load((manifests.CHART / "Chart.yaml").read_text())
     project = tomllib.loads((manifests.ROOT.parent / "pyproject.toml").read_text())["project"]
     assert chart["version"] == chart["appVersion"] == project["version"]
 
 
 def test_eviction_policies_are_those_there_are():
-    """The schema lists exactly the existing eviction policies, because a pod with another one ends at once."""
+    """The schema lists exactly the eviction policies that exist. A pod with any other policy would end at once."""
     assert SCHEMA["$defs"]["pool"]["properties"]["eviction"]["enum"] == list(policies.NAMES)
     assert policies.check(DEFAULTS["runtime"]["eviction"])
 
@@ -172,8 +172,7 @@ MAY_BE_NULL = {"replicas", "disruptionBudget", "runAsUser", "runAsGroup", "fsGro
 
 
 def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:
-    """Returns the paths of all settings and of the objects that contain them, except those within resources and
-    budgets."""
+    """Yields the paths of all settings, and of the objects that contain them, except within resources and budgets."""
     for key, value in node.items():
         here = f"{path}.{key}" if path else key
         yield here
@@ -183,8 +182,8 @@ def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("path", list(settings()))
 def test_null_is_refused_unless_it_means_something(path: str):
-    """Null is refused unless it means something: Helm reads it as "missing", and a template would fail on it or
-    silently render nothing."""
+    """Null is refused unless it has a meaning. Helm takes it as "missing", so a template would fail or silently render
+    nothing."""
     said = refusals(at(path, None))
     key = path.rpartition(".")[2]
     if key in MAY_BE_NULL:
@@ -217,7 +216,7 @@ def test_null_is_refused_unless_it_means_something(path: str):
     ],
 )
 def test_helm_refuses(sets: list[str], words: list[str]):
-    """Helm refuses with the name of the fault, and the way out."""
+    """If Helm refuses values, the error names the fault and says what to do."""
     with pytest.raises(manifests.Failed) as caught:
         installs.rendered(*sets)
     for word in words:
@@ -226,8 +225,8 @@ def test_helm_refuses(sets: list[str], words: list[str]):
 
 @installs.needs_helm
 def test_jobs_take_their_settings():
-    """Settings for pods reach the pods of all Jobs, which a LimitRange, a node's taint or a sidecar injector could keep
-    from starting or ending."""
+    """Settings for pods apply to the pods of all Jobs too. Otherwise a LimitRange, a node's taint or a sidecar injector
+    could keep them from starting or ending."""
     jobs = {
         "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}},
         "nodeSelector": {"disk": "fast"},
@@ -255,7 +254,7 @@ def test_jobs_take_their_settings():
 
 @installs.needs_helm
 def test_falsy_overrides():
-    """A pool may override a common setting with 0, false or nothing."""
+    """A pool may override a common setting with 0, false or an empty value."""
     found = installs.rendered(
         'runtime={"replicas":4,"labels":["x"],"zone":"z","nodeSelector":{"a":"b"}}',
         'pools=[{"name":"a","replicas":0,"labels":[],"zone":"","disruptionBudget":null},{"name":"b","replicas":null}]',
@@ -274,7 +273,7 @@ def test_falsy_overrides():
 
 @installs.needs_helm
 def test_resources_are_merged():
-    """A pool that sets only its memory keeps the CPUs of all pools."""
+    """A pool that sets only its memory keeps the CPUs that are set for all pools."""
     found = installs.rendered('pools=[{"name":"a","resources":{"limits":{"memory":"9Gi"}},"gpu":{"count":1}}]')
     container = installs.one(found, "Deployment", "mesh-runtime-a")["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"] == {"cpu": "4", "memory": "9Gi", "nvidia.com/gpu": "1"}
@@ -292,7 +291,8 @@ def test_resources_are_merged():
     ],
 )
 def test_image(sets: list[str], cpu: str, gpu: str):
-    """The image is set by tag or digest; a GPU pool has the other repository, whose digest would be another one."""
+    """The image is set by tag or by digest. A GPU pool uses the GPU repository, for which the digest would be a
+    different one."""
     version = yaml.safe_load((manifests.CHART / "Chart.yaml").read_text())["appVersion"]
     found = installs.rendered('pools=[{"name":"cpu"},{"name":"gpu","gpu":{"count":1}}]', *sets)
     images = {name: container["image"] for name, container in installs.containers(found)}

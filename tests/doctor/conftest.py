@@ -1,4 +1,4 @@
-"""Runs of `mesh doctor` as an admin does, without this machine's own Kubernetes."""
+"""Fixtures that run `mesh doctor` as an admin does, without this machine's own Kubernetes configuration."""
 
 import json
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from mesh.cli.app import build
 
 @dataclass(frozen=True)
 class Visit:
-    """The result of one run."""
+    """The result of one run of `mesh doctor`."""
 
     code: int
     findings: list[dict[str, str]]
     skipped: list[dict[str, str]]
 
     def said(self, level: str, area: str, check: str) -> str:
-        """Returns the matching findings as one text, with what to do; fails if there are none."""
+        """Returns the matching findings with their remedies as one text. Fails if there are none."""
         found = [
             f"{one['what']} > {one['todo']}"
             for one in self.findings
@@ -32,13 +32,13 @@ class Visit:
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """Returns area and check of each finding that is not ok."""
+        """The area and check of each finding that is not ok."""
         return [(one["area"], one["check"]) for one in self.findings if one["level"] != "ok"]
 
 
 @pytest.fixture
 def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Visit]:
-    """Runs `mesh doctor ARGS... --json`."""
+    """Returns a function that runs `mesh doctor --json` with arguments."""
     for name in ("MESH_ETCD", "MESH_ETCD_CONFIG", "MESH_ENDPOINT", "MESH_INTERNAL_TLS", "MESH_STORAGE_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))

@@ -1,6 +1,6 @@
-"""A fake of the kubectl commands that the doctor runs, with objects from a file beside it; it is copied onto PATH.
+"""A fake kubectl for the commands that the doctor runs. Tests copy it onto PATH, next to a file with its objects.
 
-The real kubectl answers the same command lines alike; tests/cluster has a real API server.
+The real kubectl gives the same answers; tests/cluster runs it against a real API server.
 """
 
 import json

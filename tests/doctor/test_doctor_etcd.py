@@ -1,4 +1,4 @@
-"""Faults planted in a real etcd and in its connection: each is found and named, with what to do."""
+"""Faults planted in a real etcd or its connection: the doctor finds and names each one, and says what to do."""
 
 import asyncio
 import datetime
@@ -35,7 +35,7 @@ def looked(doctor, server: EtcdServer, *arguments: str):
 
 
 def test_a_healthy_etcd_has_nothing_but_ok(doctor, etcd_server: EtcdServer, keys: Keys) -> None:
-    """A healthy etcd has only findings that are ok, except for its version, because the wheel's etcd is old."""
+    """All findings about a healthy etcd are ok, except for the version, because the wheel's etcd is old."""
     put(etcd_server, keys.pod("pod-1"))
     put(etcd_server, keys.owner, b'{"install":"a/mesh","schema":1}')
     visit = looked(doctor, etcd_server, "--base", keys.base, "--install-id", "a/mesh")
@@ -52,7 +52,7 @@ def test_etcd_away(doctor, own_etcd: EtcdServer) -> None:
 
 
 def test_etcd_hanging(doctor, own_etcd: EtcdServer) -> None:
-    """An etcd whose port accepts connections and sends nothing is reported as hanging."""
+    """An etcd that accepts connections but sends nothing is reported as hanging."""
     own_etcd.freeze()
     visit = looked(doctor, own_etcd, "--timeout", "1")
     assert "it does not answer" in visit.said("fail", "etcd", "reach")
@@ -65,7 +65,7 @@ def test_a_name_that_dns_does_not_know(doctor) -> None:
 
 @pytest.fixture(scope="module")
 def auth_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """An etcd with the user alice, who may use keys that begin with `mine/`."""
+    """An etcd with a user alice, who may use only keys that begin with `mine/`."""
     with EtcdServer(tmp_path_factory.mktemp("auth") / "data", extra=["--bcrypt-cost=4"]) as server:
         server.etcdctl("user", "add", "root:secret")
         server.etcdctl("role", "add", "root")
@@ -80,7 +80,7 @@ def auth_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 
 @pytest.mark.parametrize("how", ["options", "secret"])
 def test_a_wrong_password(doctor, auth_etcd: EtcdServer, tmp_path: Path, how: str) -> None:
-    """A wrong password is found, whether given by options or in the connection's Secret."""
+    """A wrong password is detected, whether it comes from options or from the connection's Secret."""
     if how == "options":
         (tmp_path / "password").write_text("wrong")
         given = ["--etcd-user", "alice", "--etcd-password-file", str(tmp_path / "password")]
@@ -104,7 +104,7 @@ def test_a_user_that_may_not_use_the_prefix(doctor, auth_etcd: EtcdServer, tmp_p
 
 
 def test_a_full_etcd(doctor, tmp_path: Path) -> None:
-    """A really full etcd is reported with its alarm and the exhausted quota."""
+    """An etcd that has really reached its quota is reported with its alarm and the exhausted quota."""
     quota = 4 * 2**20
     with EtcdServer(tmp_path / "data", extra=[f"--quota-backend-bytes={quota}"]) as server:
 
@@ -134,8 +134,8 @@ def test_a_nearly_full_quota(doctor, etcd_server: EtcdServer, keys: Keys) -> Non
 def tls_etcd(
     folder: Path, name: str = "127.0.0.1", *, ends: datetime.timedelta = HOUR, clients: bool = False
 ) -> tuple[EtcdServer, Path]:
-    """An etcd with a certificate for that name, and the file with its authority; with `clients`, clients need a
-    certificate too."""
+    """Returns an etcd with a certificate for this name, and the file with its authority. With `clients`, clients need
+    a certificate too."""
     authority, server = certificate(name, ends=ends)
     (folder / "ca").write_bytes(authority)
     (folder / "server").write_bytes(server)
@@ -153,7 +153,7 @@ def test_an_expired_certificate(doctor, tmp_path: Path) -> None:
 
 
 def test_a_certificate_for_another_name(doctor, tmp_path: Path) -> None:
-    """The finding about a certificate for another name lists the certificate's names, and says how to use one of
+    """If etcd's certificate is for another name, the finding lists the certificate's names and says how to use one of
     them."""
     server, ca = tls_etcd(tmp_path, "mesh-etcd-0.mesh-etcd")
     with server:
@@ -181,7 +181,7 @@ def test_another_authority(doctor, tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_ends_soon(doctor, tmp_path: Path) -> None:
-    """A certificate that expires soon causes a warning beforehand."""
+    """A certificate that expires soon causes a warning."""
     server, ca = tls_etcd(tmp_path, ends=72 * HOUR)
     with server:
         visit = looked(doctor, server, "--etcd-ca", str(ca))
@@ -230,7 +230,7 @@ def test_a_prefix_with_nothing_below(doctor, etcd_server: EtcdServer, keys: Keys
     ],
 )
 def test_a_secret_that_cannot_be_used(doctor, tmp_path: Path, content: str, said: str) -> None:
-    """A connection Secret that cannot be used is a finding like others, and the other checks still run."""
+    """An unusable connection Secret is a finding like others, and the other checks still run."""
     (tmp_path / "etcd_connection").write_text(content)
     visit = doctor("--etcd-config", str(tmp_path / "etcd_connection"), "--endpoint", "http://127.0.0.1:9")
     assert said in visit.said("fail", "etcd", "settings")
@@ -238,7 +238,7 @@ def test_a_secret_that_cannot_be_used(doctor, tmp_path: Path, content: str, said
 
 
 def test_where_nobody_said_where_it_is(doctor) -> None:
-    """Without an address of etcd the area is listed as skipped; if it was asked for by name, that is a fault."""
+    """If no address of etcd is given, the area is skipped. If the area was requested by name, that is a fault."""
     assert "--etcd" in {one["area"]: one["why"] for one in doctor("--endpoint", "http://127.0.0.1:9").skipped}["etcd"]
     assert doctor("--only", "etcd").said("fail", "etcd", "settings")
 
@@ -271,12 +271,12 @@ def test_the_facts_below_are_fine() -> None:
     ("times", "level"), [((99.0,), Level.OK), ((1.0, 150.0, 200.0), Level.WARN), ((1500.0,), Level.FAIL)]
 )
 def test_slow_reads(times: tuple[float, ...], level: Level) -> None:
-    """Slow reads are judged by the median: one slow read does not count."""
+    """Slow reads are judged by their median, so a single slow read does not count."""
     assert levels(replace(FINE, reads_ms=times), "latency") == {level}
 
 
 def test_a_member_that_does_not_answer() -> None:
-    """One of three members that does not answer is a warning with its name."""
+    """If one of three members does not answer, a warning names it."""
     endpoints = tuple(f"http://{name}:2379" for name in "abc")
     members = (
         *(MemberFacts(e, Handshake(Trouble.NONE), replace(STATUS, member=n)) for n, e in enumerate(endpoints[:2], 1)),
@@ -297,13 +297,13 @@ def test_no_leader() -> None:
 
 
 def test_endpoints_of_two_clusters() -> None:
-    """Endpoints of two etcd clusters, a mistake in a Secret that no process notices, are found."""
+    """The doctor notices if endpoints belong to two etcd clusters, a mistake in a Secret that no process notices."""
     other = MemberFacts("http://b:2379", Handshake(Trouble.NONE), replace(STATUS, cluster=2, member=2))
     assert Level.FAIL in levels(replace(FINE, members=(*FINE.members, other)), "members")
 
 
 def test_alarms_that_only_a_member_tells() -> None:
-    """Alarms are found through single members if the user may not list alarms."""
+    """If the user may not list alarms, they are found by asking the members one by one."""
     told = replace(STATUS, errors=("memberID:1 alarm:NOSPACE",))
     facts = replace(FINE, alarms=None, members=(MemberFacts("http://a:2379", Handshake(Trouble.NONE), told),))
     assert levels(facts, "alarm") == {Level.FAIL}

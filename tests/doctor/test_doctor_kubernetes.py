@@ -1,4 +1,4 @@
-"""Faults of a namespace in Kubernetes, planted into kubectl's answers."""
+"""Faults in a Kubernetes namespace, planted in kubectl's answers."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def pod(name: str, component: str, *, ready: bool = True, claim: str = "", **sta
 
 
 def secret(name: str, **data: bytes) -> dict[str, Any]:
-    """Makes a Secret. Underscores in keys stand for dots, except in `etcd_connection`."""
+    """Makes a Secret. Underscores in argument names become dots, except in `etcd_connection`."""
     keys = {key if key == "etcd_connection" else key.replace("_", "."): value for key, value in data.items()}
     return named("Secret", name, data={key: base64.b64encode(value).decode() for key, value in keys.items()})
 
@@ -47,7 +47,7 @@ CONNECTION = {"endpoints": "https://mesh-etcd-0.mesh-etcd:2379", "root_prefix": 
 
 
 class Cluster:
-    """The objects of the fake kubectl."""
+    """The objects that the fake kubectl shows."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "cluster.json"
@@ -75,7 +75,7 @@ class Cluster:
         self.file.write_text(json.dumps(self.answer))
 
     def add(self, *objects: dict[str, Any]) -> None:
-        """Adds objects; one with an existing name replaces it."""
+        """Adds objects. An object replaces one with the same name."""
         names = {(one["kind"], one["metadata"]["name"]) for one in objects}
         kept = [one for one in self.answer["objects"] if (one["kind"], one["metadata"]["name"]) not in names]
         self.answer["objects"] = [*kept, *objects]
@@ -92,7 +92,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """A kubectl on PATH, for a namespace without faults."""
+    """A fake kubectl on PATH that shows a namespace without faults."""
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "kubectl"
@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_pulled(doctor, cluster: Cluster) -> None:
 
 
 def test_a_pod_that_was_killed_for_memory(doctor, cluster: Cluster) -> None:
-    """A pod that was killed for memory is a finding, even if it runs again."""
+    """A pod that was killed for lack of memory is a finding, even if it runs again."""
     ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-01-01T00:00:00Z"}}
     statuses = [{"name": "runtime", "restartCount": 4, "state": {"running": {}}, "lastState": ended}]
     cluster.add(pod("mesh-runtime-cpu-1", "runtime", containerStatuses=statuses))
@@ -142,7 +142,7 @@ def test_a_pod_that_ends_again_and_again(doctor, cluster: Cluster) -> None:
 
 
 def test_a_pod_that_fits_no_node(doctor, cluster: Cluster) -> None:
-    """A pod that fits no node is reported in the scheduler's own words."""
+    """A pod that fits on no node is reported in the scheduler's own words."""
     why = "0/1 nodes are available: 1 Insufficient memory."
     conditions = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}]
     cluster.add(pod("mesh-runtime-cpu-1", "runtime", phase="Pending", conditions=conditions))
@@ -160,7 +160,7 @@ def test_a_pod_that_cannot_mount(doctor, cluster: Cluster) -> None:
 
 
 def test_pods_that_are_not_made(doctor, cluster: Cluster) -> None:
-    """Pods that a quota refuses are found through their Deployment, which alone shows it."""
+    """Pods that a quota refuses are found through their Deployment, because only the Deployment shows it."""
     refused = {"type": "ReplicaFailure", "status": "True", "message": "pods is forbidden: exceeded quota: team-a"}
     broken = workload("mesh-runtime-cpu", "runtime", ready=0)
     broken["status"]["conditions"] = [refused]
@@ -207,8 +207,8 @@ REFUSED = 'pods "mesh-certificates-1-x" is forbidden: minimum cpu usage per Cont
     [("mesh-certificates-4a1b", "certificate"), ("mesh-etcd-snapshots-2901", "snapshots")],
 )
 def test_a_job_whose_pods_are_refused(doctor, cluster: Cluster, job: str, meaning: str) -> None:
-    """A Job whose pods are refused, for instance by a LimitRange, is a finding, as it has no pod that could show it;
-    once it has succeeded, there is none."""
+    """A Job whose pods are refused, for instance by a LimitRange, is a finding, because no pod shows the fault. Once
+    the Job has succeeded, it is not."""
     about = {"kind": "Job", "name": job}
     event = named("Event", "e1", involvedObject=about, type="Warning", reason="FailedCreate", message=REFUSED)
     cluster.add(named("Job", job, status={"failed": 0}), event)
@@ -232,8 +232,8 @@ def test_somebody_elses_jobs_are_none_of_its_business(doctor, cluster: Cluster) 
     [("FailedGetResourceMetric", "metrics-server"), ("FailedGetPodsMetric", "prometheus-adapter")],
 )
 def test_an_autoscaler_without_its_metric(doctor, cluster: Cluster, reason: str, todo: str) -> None:
-    """An autoscaler without its metric is reported, because nothing else shows that it does nothing; one disabled by 0
-    replicas is not."""
+    """An autoscaler without its metric is reported, because nothing else shows that it does nothing. An autoscaler that
+    is disabled by 0 replicas is not."""
     condition = {"type": "ScalingActive", "status": "False", "reason": reason, "message": "no metrics returned"}
     scaler = named("HorizontalPodAutoscaler", "mesh-runtime-cpu", "runtime", status={"conditions": [condition]})
     cluster.add(scaler)
@@ -246,7 +246,7 @@ def test_an_autoscaler_without_its_metric(doctor, cluster: Cluster, reason: str,
 
 
 def test_secrets_alone(doctor, cluster: Cluster) -> None:
-    """Each area that findings name, such as Secrets, may be asked for alone."""
+    """Every area that occurs in findings, such as Secrets, can be requested alone."""
     cluster.remove("mesh-etcd-connection")
     visit = doctor("--only", "secrets")
     assert visit.said("fail", "secrets", "there")
@@ -254,8 +254,8 @@ def test_secrets_alone(doctor, cluster: Cluster) -> None:
 
 
 def test_somebody_elses_volumes_are_none_of_its_business(doctor, cluster: Cluster) -> None:
-    """Volumes of other owners are ignored, and so is a claim of ours that waits for its first pod, as before the first
-    snapshot."""
+    """Volumes of other applications are ignored. So is a claim of the mesh that waits for its first pod, as before the
+    first snapshot."""
     cluster.add(
         named("PersistentVolumeClaim", "theirs", status={"phase": "Pending"}),
         named("PersistentVolumeClaim", "mesh-etcd-snapshots", "snapshot", status={"phase": "Pending"}),
@@ -271,7 +271,7 @@ def test_a_secret_that_is_missing(doctor, cluster: Cluster) -> None:
 
 
 def uses(name: str, *keys: str) -> dict[str, Any]:
-    """Returns a workload that mounts this Secret, or without keys pulls its image with it."""
+    """Returns a workload that mounts this Secret, or without `keys` uses it to pull its image."""
     items = [{"key": key, "path": key} for key in keys]
     volume = {"name": "it", "secret": {"secretName": name, "items": items}}
     spec = {"volumes": [volume]} if keys else {"imagePullSecrets": [{"name": name}]}
@@ -298,7 +298,7 @@ def uses(name: str, *keys: str) -> dict[str, Any]:
     ],
 )
 def test_how_a_missing_secret_is_made(doctor, cluster: Cluster, name: str, keys: tuple[str, ...], words: list[str]):
-    """The finding about a missing Secret has the command that creates it from its files."""
+    """The finding about a missing Secret contains the command that creates it from files."""
     cluster.remove(name)
     cluster.add(uses(name, *keys))
     text = looked(doctor).said("fail", "secrets", "there")
@@ -307,7 +307,7 @@ def test_how_a_missing_secret_is_made(doctor, cluster: Cluster, name: str, keys:
 
 
 def test_a_secret_without_its_keys(doctor, cluster: Cluster) -> None:
-    """A Secret without its keys is reported, as that of the chart's certificates before its Job has run."""
+    """A Secret without its keys is reported, such as the Secret of the chart's certificates before its Job has run."""
     cluster.add(secret("mesh-internal"))
     text = looked(doctor).said("fail", "secrets", "keys")
     assert "no key ca.crt, tls.crt, tls.key" in text
@@ -329,7 +329,7 @@ def test_a_key_of_another_certificate(doctor, cluster: Cluster) -> None:
 
 
 def test_a_connection_that_cannot_be_read(doctor, cluster: Cluster) -> None:
-    """A connection that cannot be read is reported with a router's error, but without the password."""
+    """A connection that cannot be parsed is reported with the error that a router would show, without the password."""
     cluster.add(secret("mesh-etcd-connection", etcd_connection=b'{"endpoints": "", "password": "hunter2"}'))
     visit = looked(doctor)
     assert "`endpoints` is missing" in visit.said("fail", "secrets", "etcd")
@@ -344,7 +344,7 @@ def test_a_store_that_cannot_be_read(doctor, cluster: Cluster) -> None:
 
 
 def test_rights_that_are_missing(doctor, cluster: Cluster) -> None:
-    """The finding about missing rights lists their purposes, and everything else is checked."""
+    """Missing rights are reported with their purposes, and everything else is still checked."""
     cluster.set(forbidden=["secrets"])
     visit = looked(doctor)
     assert "get secrets (check Secrets, and install)" in visit.said("warn", "kubernetes", "rights")
@@ -352,7 +352,7 @@ def test_rights_that_are_missing(doctor, cluster: Cluster) -> None:
 
 
 def test_no_mesh_in_the_namespace(doctor, cluster: Cluster) -> None:
-    """A namespace without a mesh is a fault if the area was asked for; otherwise the area is skipped."""
+    """A namespace without a mesh is a fault if the area was requested by name. Otherwise the area is skipped."""
     cluster.set(objects=[])
     assert "--namespace" in looked(doctor).said("fail", "kubernetes", "reach")
     visit = doctor("--endpoint", "http://127.0.0.1:9")
@@ -367,7 +367,7 @@ def test_a_cluster_that_does_not_answer(doctor, cluster: Cluster) -> None:
 
 
 def test_a_routers_pod_looks_at_etcd(doctor, cluster: Cluster) -> None:
-    """A router's pod looks at an etcd that a laptop cannot reach, and its findings are shown here."""
+    """If a laptop cannot reach etcd, a router's pod checks it, and the doctor shows the pod's findings."""
     inside = {"level": "fail", "area": "etcd", "check": "alarm", "what": "alarm NOSPACE from etcd-0", "todo": "raise"}
     cluster.set(inside=json.dumps({"findings": [inside]}))
     visit = doctor("--endpoint", "http://127.0.0.1:9")
@@ -381,7 +381,7 @@ def test_a_routers_pod_looks_at_etcd(doctor, cluster: Cluster) -> None:
     ("text", "count"), [("", 0), ('{"items": [{}, {}]}', 2), ('{"kind": "Pod"}', 1), ('{"a": 1}\n{"b": 2}\n', 2)]
 )
 def test_what_kubectl_prints(text: str, count: int) -> None:
-    """kubectl's output is read as a list, one object, several in sequence, or nothing."""
+    """kubectl's output may be a list, one object, several in sequence, or empty."""
     assert len(parse(text)) == count
 
 

@@ -1,4 +1,4 @@
-"""The doctor's checks of what a mesh's endpoint reports. The mesh is a fake; tests/system/test_admin.py checks a real
+"""The doctor's checks of what a mesh's endpoint reports, with a fake mesh. tests/system/test_admin.py checks a real
 one."""
 
 import asyncio
@@ -35,7 +35,7 @@ POD = {
 
 @pytest.fixture
 def fine(mesh: FakeMesh) -> FakeMesh:
-    """A mesh without faults."""
+    """A fake mesh without faults."""
     mesh.answer("/mesh/v1/stats", {"workers": 2})
     mesh.answer("/mesh/v1/pods", {"pods": [POD]})
     mesh.answer("/mesh/v1/settings", {"settings": {"type_constraints": "", "type_limits": ""}})
@@ -64,7 +64,7 @@ def test_nothing_at_the_endpoint(doctor) -> None:
 
 
 def test_something_else_at_the_endpoint(doctor, mesh: FakeMesh) -> None:
-    """Another program that answers at the endpoint is reported as not being a mesh."""
+    """If another program answers at the endpoint, the finding says that it is not a mesh."""
     assert "not the REST interface of a mesh" in looked(doctor, mesh).said("fail", "mesh", "reach")
 
 
@@ -79,7 +79,7 @@ def test_pods_that_vanished(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_quarantined_model_and_one_that_fails(doctor, fine: FakeMesh) -> None:
-    """A quarantined model and one that fails are reported by name, with the reason."""
+    """Quarantined and failing models are reported by name with the reason."""
     register(fine, "killer", errors=["quarantined, a server died of it: pod-1: out of memory"], quarantined=True)
     register(fine, "broken", errors=["no such file"], quarantined=False)
     visit = looked(doctor, fine)
@@ -101,8 +101,8 @@ def alias(name: str, **more: Any) -> dict[str, Any]:
 
 
 def test_aliases_that_are_stuck_or_name_nothing(doctor, fine: FakeMesh) -> None:
-    """A move that does not go on is reported with its reason, and a model that an alias names without being registered
-    with its role."""
+    """A stuck move is reported with its reason. A model that an alias names but that is not registered is reported with
+    its role."""
     fine.answer("/mesh/v1/aliases", {"aliases": [alias("fraud", versions={"1": "good"})], "next": None})
     visit = looked(doctor, fine)
     assert visit.bad == []
@@ -117,7 +117,7 @@ def test_aliases_that_are_stuck_or_name_nothing(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_type_without_pods(doctor, fine: FakeMesh) -> None:
-    """A type without pods is a finding only if models of it are registered."""
+    """A type without pods is a finding only if models of that type are registered."""
     register(fine, "large", type="big")
     asked = {"big": {"required": ["gpu", "cpu"]}, "unused": {"required": ["tpu"]}}
     fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": json.dumps(asked)}})
@@ -128,7 +128,7 @@ def test_a_type_without_pods(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_type_that_no_server_takes(doctor, fine: FakeMesh) -> None:
-    """Models of a type that no pod's server takes are a finding, which names the types that there are."""
+    """If no pod's server takes models of a type, the finding names the types that exist."""
     fine.answer("/mesh/v1/pods", {"pods": [{**POD, "types": ["onnx"]}, {**POD, "pod": "pod-2", "types": ["sklearn"]}]})
     register(fine, "trees", type="xgboost")
     text = looked(doctor, fine).said("fail", "mesh", "types")
@@ -144,7 +144,7 @@ def test_a_setting_that_nobody_understands(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_missing_storage_key(doctor, fine: FakeMesh, tmp_path: Path) -> None:
-    """A storage key that models name and the mounted Secret does not have is a finding."""
+    """If models name a storage key that the mounted Secret does not have, that is a finding."""
     for number in range(2):
         register(fine, f"m{number}", key='{"storage_key": "minio"}')
     register(fine, "other", key='{"storage_key": "there"}')
@@ -157,7 +157,7 @@ def test_a_missing_storage_key(doctor, fine: FakeMesh, tmp_path: Path) -> None:
 
 
 def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
-    """Models in use that do not fit are a finding: a pod is full, and the next victim was used just now."""
+    """Too little memory for the models in use is a finding: a pod is full, and the next victim was used just now."""
     full: Mapping[str, Any] = {**POD, "used": 95 * 2**20}
     fine.answer("/mesh/v1/pods", {"pods": [full]})
     assert "more pods" in looked(doctor, fine).said("warn", "mesh", "room")
@@ -166,7 +166,7 @@ def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_registry_that_is_away(doctor, fine: FakeMesh) -> None:
-    """When the registry is unavailable the router still answers for the rest."""
+    """If the registry is unavailable, the router still answers the other checks."""
     fine.answer("/mesh/v1/settings", make=lambda: failure(503, "REGISTRY_AWAY", "etcd does not answer"))
     visit = looked(doctor, fine)
     assert "etcd does not answer" in visit.said("fail", "mesh", "registry")
@@ -174,14 +174,14 @@ def test_a_registry_that_is_away(doctor, fine: FakeMesh) -> None:
 
 
 def test_answers_of_another_version_end_nothing(doctor, fine: FakeMesh) -> None:
-    """Answers of another version that cannot be judged are a finding, not a traceback."""
+    """Answers of another version that the doctor cannot interpret are a finding, not a traceback."""
     fine.answer("/mesh/v1/pods", {"pods": ["what?"]})
     visit = looked(doctor, fine)
     assert visit.said("warn", "mesh", "doctor")
 
 
 def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
-    """A router that hangs does not hang the doctor, because each request has its timeout."""
+    """A router that hangs does not hang the doctor, because each request has a timeout."""
 
     ends: list[Callable[[], object]] = []
 
@@ -204,7 +204,8 @@ def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
     ids=["expired", "another name"],
 )
 def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: datetime.timedelta, said: str) -> None:
-    """The endpoint's certificates are checked before any request; any TLS server, such as etcd, presents one."""
+    """The endpoint's certificates are checked before any request. In this test etcd presents them, as any TLS server
+    could."""
     authority, server = certificate(name, ends=ends)
     (tmp_path / "ca").write_bytes(authority)
     (tmp_path / "server").write_bytes(server)
@@ -219,7 +220,7 @@ def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: d
 
 
 def test_certificates_in_a_folder(doctor, fine: FakeMesh, tmp_path: Path) -> None:
-    """Certificates in a folder, those between the mesh's own processes, are checked if the folder is given."""
+    """If a folder is given, the certificates in it, which the mesh's processes use among themselves, are checked."""
     (tmp_path / "tls.crt").write_bytes(certificate("mesh.internal", ends=48 * HOUR)[1])
     (tmp_path / "ca.crt").write_bytes(b"nonsense")
     visit = looked(doctor, fine, "--certificates", str(tmp_path))
@@ -236,7 +237,7 @@ NOW = datetime.datetime.now(datetime.UTC)
     ids=["good", "soon", "expired"],
 )
 def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) -> None:
-    """A file of several certificates is good until the first of them expires."""
+    """A file of several certificates is valid until the first of them expires."""
     raw = certificate("a", ends=500 * 24 * HOUR)[1] + certificate("b", ends=ends)[1]
     assert certificates.pem(Area("x"), "expiry", "it", raw, NOW, "renew it").level is level
 
@@ -253,5 +254,5 @@ def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) 
     ],
 )
 def test_the_storage_key_of_a_registration(key: str, named: str) -> None:
-    """The storage key of a registration is found regardless of the key's other contents."""
+    """A registration's storage key is found whatever else its `key` field contains."""
     assert meshfacts.storage_key(key) == named

@@ -1,5 +1,5 @@
-"""Third-party clients and proxies, as real programs, at a mesh's doors.
+"""Tests with third-party clients and proxies, run as real programs against a mesh.
 
-Those of Debian's packages (nginx, ab, curl, wget) and those in Python run wherever they are found. Those that must be
-compiled or fetched first (`programs/`: Java, Go, Node) are made by `make test-clients`.
+Programs from Debian packages (nginx, ab, curl, wget) and Python clients are tested if they are installed. `make
+test-clients` makes those that must be compiled or fetched first (`programs/`: Java, Go, Node).
 """

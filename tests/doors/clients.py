@@ -1,10 +1,10 @@
-"""Clients that are compiled or fetched before they can call a mesh, kept in `.cache/clients`.
+"""Client programs that must be compiled or fetched before they can call a mesh. They are kept in `.cache/clients`.
 
     python -m tests.doors.clients     (`make test-clients` does it)
 
-Java's clients come from Maven Central, Go's and grpcurl from the module proxy, Node's from npm, each by the machine's
-own tool. Without caches that takes some minutes, so `make test` does not make them: it runs those that exist, and says
-which do not.
+The machine's own tools fetch Java's clients from Maven Central, Go's and grpcurl from the module proxy, and Node's from
+npm. Without caches that takes some minutes, so `make test` does not do it: it runs the clients that exist, and says
+which are missing.
 """
 
 import os
@@ -23,7 +23,7 @@ _GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A client program. `argv` runs it; arguments follow."""
+    """A client program. `argv` is the command that runs it, to which arguments are appended."""
 
     name: str
     tools: tuple[str, ...]  # programs on PATH that make or run the client
@@ -35,13 +35,13 @@ class Program:
         return _FOLDER / f"{self.name}.made"
 
     def _sum(self) -> str:
-        """Returns a sum that changes with the program's sources."""
+        """Returns a checksum of the program's sources."""
         folder = _SOURCES / self.name
         texts = [path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.exists() else []
         return "\0".join([_GRPCURL, *texts])
 
     def missing(self) -> str:
-        """Says why the program cannot be run, and the way out, or "" if it can."""
+        """Says why the program cannot be run and what to do, or returns "" if it can."""
         absent = [tool for tool in self.tools if shutil.which(tool) is None]
         if absent:
             return f"the clients in {self.name} want {' and '.join(absent)} on PATH"
@@ -50,7 +50,7 @@ class Program:
         return f"the clients in {self.name} are not there: make test-clients makes them"
 
     def make(self) -> None:
-        """Makes the program; raises OSError and subprocess's errors."""
+        """Makes the program. Raises OSError and subprocess's errors."""
         folder = _FOLDER / self.name
         folder.mkdir(parents=True, exist_ok=True)
         self.making(folder)
@@ -91,7 +91,7 @@ ALL = (JAVA, GO, GRPCURL, NODE)
 
 
 def main() -> None:
-    """Makes what can be made, and reports what cannot."""
+    """Makes all programs that can be made, and reports the others."""
     for program in ALL:
         if not (why := program.missing()):
             print(f"{program.name}: is there", flush=True)

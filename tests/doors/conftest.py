@@ -1,7 +1,7 @@
-"""One mesh behind each edge for the whole folder, with a few models.
+"""One mesh behind each edge for all tests of the folder, with a few models.
 
-The model `seven` answers 7; `a/slash` and `texts` answer what they are sent. Models with `optional` in their names have
-inputs that may be omitted.
+The model `seven` always answers 7. `a/slash` and `texts` send back their input. Models with `optional` in their names
+have inputs that may be omitted.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tests.support.localmesh import LocalMesh
 
 @dataclass(frozen=True)
 class Doors:
-    """Addresses, host:port, by which clients reach a mesh."""
+    """The addresses, as host:port, by which clients reach a mesh."""
 
     mesh: LocalMesh
     edge: str

@@ -1,4 +1,4 @@
-"""nginx in front of a mesh, with the configuration that docs/clients.md shows."""
+"""An nginx in front of a mesh, with the configuration from docs/clients.md."""
 
 import os
 import re
@@ -31,8 +31,8 @@ http {{
 
 
 class Nginx:
-    """A running nginx: `async with Nginx(mesh, folder) as nginx`; its addresses `rest` and `grpc` are those of a
-    mesh."""
+    """A running nginx: `async with Nginx(mesh, folder) as nginx`. Its addresses `rest` and `grpc` can be used like
+    those of a mesh."""
 
     def __init__(self, mesh: LocalMesh, folder: Path) -> None:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Python's HTTP clients, one of them in a process: `python -m tests.doors.pythons requests 127.0.0.1:8033`."""
+"""HTTP clients in Python. Each runs in its own process: `python -m tests.doors.pythons requests 127.0.0.1:8033`."""
 
 import asyncio
 import gzip
@@ -19,7 +19,7 @@ Ask = Callable[[str, str, Mapping[str, str], bytes | None], Answer]
 
 
 def calls(ask: Ask, base: str) -> None:
-    """Makes all calls that each client has to be able to make."""
+    """Makes all calls that every client must be able to make."""
 
     def expect(
         part: bytes, method: str, path: str, headers: Mapping[str, str] = JSON, body: bytes | None = None
@@ -52,7 +52,7 @@ def calls(ask: Ask, base: str) -> None:
 
 
 def by_urllib(base: str) -> None:
-    """Calls with urllib, which keeps no connections and writes all of a request before it looks for the answer."""
+    """Calls with urllib, which does not reuse connections and sends the whole request before it reads the answer."""
     import urllib.error
     import urllib.request
 
@@ -68,7 +68,7 @@ def by_urllib(base: str) -> None:
 
 
 def by_requests(base: str) -> None:
-    """Calls with a session of requests, on urllib3."""
+    """Calls with a session of requests, which is built on urllib3."""
     import requests
 
     with requests.Session() as session:
@@ -81,7 +81,7 @@ def by_requests(base: str) -> None:
 
 
 def by_httpx(base: str) -> None:
-    """Calls with httpx by HTTP/1.1, its default."""
+    """Calls with httpx over HTTP/1.1, its default."""
     import httpx
 
     with httpx.Client(timeout=60) as client:
@@ -94,7 +94,7 @@ def by_httpx(base: str) -> None:
 
 
 def by_aiohttp(base: str) -> None:
-    """Calls with aiohttp, whose own `URL` would decode %2F."""
+    """Calls with aiohttp. The paths are passed as encoded, because its own `URL` would decode %2F."""
     import aiohttp
     import yarl
 

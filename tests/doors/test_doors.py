@@ -1,7 +1,7 @@
-"""Third-party clients and proxies: inference, metadata, management, large bodies, kept connections, gzip.
+"""Third-party clients and proxies: inference, metadata, management, large bodies, persistent connections, gzip.
 
-Each is a real program with its defaults, behind Envoy and behind `--edge grpc`. Programs that the machine lacks are
-skipped, and the reason is shown.
+Each is a real program with its defaults, and is tested with Envoy and with `--edge grpc`. Programs that are not
+installed are skipped with the reason.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 async def ran(*argv: str, timeout: float = 100) -> str:
-    """Returns a program's output; raises AssertionError unless it exits with 0."""
+    """Runs a program and returns its output. Raises AssertionError unless it exits with 0."""
     done = await asyncio.to_thread(
         subprocess.run, argv, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY
     )
@@ -36,19 +36,19 @@ async def ran(*argv: str, timeout: float = 100) -> str:
 
 
 def needs(program: str, package: str = "") -> pytest.MarkDecorator:
-    """Skips if a program is not on PATH."""
+    """Skips the test if a program is not on PATH."""
     reason = f"{program} is not on PATH (Debian: {package or program})"
     return pytest.mark.skipif(shutil.which(program) is None, reason=reason)
 
 
 def made(program: clients.Program) -> pytest.MarkDecorator:
-    """Skips if a client has not been made."""
+    """Skips the test if a client has not been made."""
     return pytest.mark.skipif(bool(program.missing()), reason=program.missing())
 
 
 @pytest.fixture
 def body(tmp_path):
-    """A folder of requests: a small one, the same one compressed, and a large one."""
+    """A folder of request bodies: a small one, the same one compressed, and a large one."""
     (tmp_path / "one").write_bytes(pythons.ONE)
     (tmp_path / "packed").write_bytes(gzip.compress(pythons.ONE))
     tensor = {"name": "x", "datatype": "FP32", "shape": [200_000], "data": list(range(200_000))}
@@ -61,7 +61,7 @@ def body(tmp_path):
 
 @pytest.mark.parametrize("name", pythons.CLIENTS)
 async def test_pythons_clients(doors, name):
-    """Python's HTTP clients are served, with sessions if they have them."""
+    """Python's HTTP clients work, with sessions if they have them."""
     assert await ran(sys.executable, "-m", "tests.doors.pythons", name, doors.rest) == "served\n"
 
 
@@ -80,8 +80,8 @@ CURL = {
 @needs("curl")
 @pytest.mark.parametrize("options", CURL.values(), ids=CURL)
 async def test_curl(doors, body, options):
-    """curl is served with a form (its default content type), compressed and large bodies, and reads of several things
-    on one connection."""
+    """curl works with its default content type (that of a form), with compressed and large bodies, and with several
+    reads on one connection."""
     if "--http2-prior-knowledge" in options and doors.edge == "grpc":
         options = []  # REST is aiohttp's there, which knows no HTTP/2
     base = f"http://{doors.rest}"
@@ -106,7 +106,7 @@ async def test_curl(doors, body, options):
 
 @needs("wget")
 async def test_wget(doors, body):
-    """wget is served, though it also sends a form's content type."""
+    """wget works, although it sends a form's content type."""
     base = f"http://{doors.rest}"
     answer = await ran("wget", "-qO-", f"--post-file={body}/one", f"{base}/v2/models/seven/infer")
     assert json.loads(answer)["outputs"][0]["data"] == [7.0]
@@ -116,7 +116,7 @@ async def test_wget(doors, body):
 @needs("ab", "apache2-utils")
 @pytest.mark.parametrize("options", [[], ["-k"]], ids=["HTTP/1.0", "kept"])
 async def test_ab(doors, body, options):
-    """ab is served by HTTP/1.0, without answers other than 2xx or of another length, which it counts."""
+    """ab works over HTTP/1.0. It counts no answers other than 2xx and none of a different length."""
     base = f"http://{doors.rest}"
     post = ["-p", f"{body}/one", "-T", "application/json"]
     for more in ([*post, f"{base}/v2/models/seven/infer"], [f"{base}/v2/models/seven"], [f"{base}/mesh/v1/models"]):
@@ -131,7 +131,7 @@ async def test_ab(doors, body, options):
 
 @needs("nginx")
 async def test_nginx_in_front_of_rest(doors, tmp_path, body):
-    """nginx in front of REST works with `proxy_pass`, which speaks HTTP/1.0 to the mesh, and compresses the answers."""
+    """nginx works in front of REST with `proxy_pass`, which speaks HTTP/1.0 to the mesh, and compresses the answers."""
     async with Nginx(doors.mesh, tmp_path / "nginx") as nginx:
         assert await ran(sys.executable, "-m", "tests.doors.pythons", "requests", nginx.rest) == "served\n"
         infer = f"http://{nginx.rest}/v2/models/a%2Fslash/infer"
@@ -143,8 +143,8 @@ async def test_nginx_in_front_of_rest(doors, tmp_path, body):
 
 @needs("nginx")
 async def test_nginx_in_front_of_grpc(doors, tmp_path):
-    """nginx in front of gRPC works with `grpc_pass`: small, large and compressed messages, failures with their details,
-    a stream, management."""
+    """nginx works in front of gRPC with `grpc_pass`: small, large and compressed messages, errors with details, a
+    stream, management calls."""
     async with Nginx(doors.mesh, tmp_path / "nginx") as nginx:
         await asyncio.to_thread(_by_grpc, nginx.grpc)
 
@@ -182,7 +182,7 @@ def _by_grpc(address: str) -> None:
 @made(clients.JAVA)
 @pytest.mark.parametrize("name", ["apache", "java.net.http", "HttpURLConnection"])
 async def test_javas_clients(doors, name):
-    """Java's clients are served: Apache HttpClient offers an upgrade to TLS with each request, java.net.http one to
+    """Java's clients work. With each request Apache HttpClient offers an upgrade to TLS, and java.net.http one to
     HTTP/2."""
     assert await ran(*clients.JAVA.argv, name, doors.rest) == "served\n"
 
@@ -211,7 +211,7 @@ async def test_grpc_js(doors):
 
 @made(clients.GRPCURL)
 async def test_grpcurl(doors):
-    """grpcurl is served, and knows the services by reflection alone."""
+    """grpcurl works, and learns about the services only by reflection."""
     grpcurl = clients.GRPCURL.argv
     services = (await ran(*grpcurl, doors.grpc, "list")).split()
     assert {"inference.GRPCInferenceService", "mmesh.ModelMesh", "grpc.health.v1.Health"} <= set(services)

@@ -1,4 +1,4 @@
-"""`mesh infer` with made-up inputs: required ones only, for models of every datatype, over REST and gRPC."""
+"""`mesh infer` with generated inputs: only the required ones, for models of every datatype, over REST and gRPC."""
 
 import json
 import sys
@@ -29,7 +29,8 @@ async def test_inputs_that_may_be_left_out_are_not_made_up(doors, rest, model, e
 @pytest.mark.parametrize("rest", [[], ["--rest"]], ids=["gRPC", "REST"])
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 async def test_datatypes_that_json_has_no_form_for(doors, rest, datatype):
-    """Datatypes without a JSON form are sent as binary data and shown as numbers."""
+    """Inputs of datatypes that JSON cannot express are sent as binary data. Outputs of these types are shown as
+    numbers."""
     options = ["--endpoint", f"http://{doors.rest}", "--grpc-endpoint", doors.grpc, "--rows", "3", "--json"]
     told = json.loads(await ran(sys.executable, "-m", "mesh", "infer", datatype.lower(), *options, *rest))
     (output,) = told["outputs"]

@@ -1,4 +1,4 @@
-"""Supported parts of V2: each row of the README's table, at both edges."""
+"""The supported parts of V2: each row of the README's table is tested with both edges."""
 
 import gzip
 import json
@@ -27,14 +27,14 @@ Check = Callable[["Caller"], Awaitable[None]]
 
 
 class Caller:
-    """Calls over gRPC and REST, with the model that answers what it is sent."""
+    """A caller over gRPC and REST, mostly of the model that sends back its input."""
 
     def __init__(self, doors: Doors) -> None:
         self._mesh = doors.mesh
         self._channel = doors.mesh.channel()
 
     async def grpc(self, method: str, request: Any = b"", *, headers: Any = (), **how: Any) -> bytes:
-        """Returns the answer to one message."""
+        """Sends one message and returns the answer."""
         sent = request if isinstance(request, bytes) else request.SerializeToString()
         call = self._channel.unary_unary(SERVICE + method)
         return await call(sent, timeout=30, metadata=headers, **how)  # type: ignore[no-any-return]
@@ -52,7 +52,7 @@ class Caller:
     async def rest(
         self, method: str, path: str, body: Any = None, status: int = 200, *, says: str = "", **headers: str
     ) -> Any:
-        """Returns the JSON of an answer with that status."""
+        """Calls over REST, and returns the JSON of the answer, whose status must be `status`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         reply = await self._mesh.rest(method, path, body, headers=named)
         assert reply.status == status, reply.body
@@ -258,7 +258,7 @@ async def test_the_row_is_true(doors, row):
 
 
 async def test_a_model_may_be_called_like_an_extension(doors):
-    """A model may have the name of an extension in its id, because ids may contain slashes."""
+    """A model id may contain an extension's name as a part of its path, because ids may contain slashes."""
     call = Caller(doors)
     assert (await call.rest("GET", "/v2/models/my/stats"))["name"] == "my/stats"
     assert (await call.rest("GET", "/v2/models/my%2Fstats"))["name"] == "my/stats"

@@ -8,9 +8,9 @@ import pytest
 
 
 class Workers:
-    """Sockets that answer HTTP/1.1 as workers do: the request's head comes back as the body.
+    """Sockets that answer HTTP/1.1 in place of workers. The answer's body is the request's head.
 
-    gRPC gets one framed message with the head in it, and its status in trailers.
+    A gRPC call gets one message that contains the request's head, and its status in trailers.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -64,7 +64,7 @@ class Workers:
         await writer.drain()
 
     async def stop(self, name: str) -> None:
-        """Stops a worker as if it had died: its socket refuses connections."""
+        """Stops a worker as if it had died, so its socket refuses connections."""
         self._servers.pop(name).close()
 
     async def close(self) -> None:
@@ -74,7 +74,7 @@ class Workers:
 
 @pytest.fixture
 def run_dir():
-    """A directory with a short path, as sockets need."""
+    """A directory with a short path, because paths of sockets must be short."""
     path = Path(tempfile.mkdtemp(prefix="me", dir="/tmp"))
     yield path
     shutil.rmtree(path)

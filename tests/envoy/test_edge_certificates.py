@@ -1,4 +1,4 @@
-"""The certificates that the edge shows: valid ones, whatever an operator puts there while it runs."""
+"""The certificates that the edge shows: always valid ones, whatever an operator puts in place while it runs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ NOT_YET = certificate("127.0.0.1", begins=HOUR, ends=2 * HOUR)
 
 
 def chain(made: tuple[bytes, bytes]) -> str:
-    """Returns the certificate of a file that holds its key too."""
+    """Returns the certificate from the content of a file that also contains the key."""
     return made[1][: made[1].index(b"-----BEGIN PRIVATE")].decode()
 
 
@@ -39,14 +39,14 @@ def edge(tls: config.Tls, tmp_path: Path) -> Certificates:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Writes as Kubernetes does: by a rename."""
+    """Writes a file by renaming, as Kubernetes does."""
     fresh = path.with_suffix(".new")
     fresh.write_bytes(content)
     fresh.replace(path)
 
 
 def shown(tmp_path: Path) -> str:
-    """Returns the certificate that Envoy gets."""
+    """Returns the certificate that Envoy is given."""
     path = tmp_path / "run" / "edge-certificate.json"
     (secret,) = json.loads(path.read_text())["resources"]
     assert os.stat(path).st_mode & 0o077 == 0, "the file holds a key"
@@ -55,8 +55,8 @@ def shown(tmp_path: Path) -> str:
 
 
 def test_a_certificate_that_has_expired_is_refused_at_the_start(tls: config.Tls, tmp_path: Path) -> None:
-    """An expired certificate is refused at the start, because Envoy would show it, and each client would report a
-    different error."""
+    """An expired certificate is refused at the start. Envoy would use it, and each client would report a different
+    error."""
     put(tmp_path / "tls.pem", EXPIRED[1])
     expected = r"tls\.pem has expired on 20.*replace the file with a valid one .*tls\.secretName"
     with pytest.raises(ValueError, match=expected):
@@ -86,8 +86,8 @@ def test_a_new_certificate_is_taken(edge: Certificates, tmp_path: Path) -> None:
 def test_what_does_not_work_is_not_taken_and_said_once(
     content: bytes | None, why: str, edge: Certificates, tmp_path: Path
 ) -> None:
-    """A certificate that does not work is not taken and reported once: the valid one stays, a metric has its expiry,
-    and a later valid one is taken."""
+    """A certificate that does not work is reported once and not used, and a metric shows its expiry. Envoy keeps the
+    valid one until a later valid one comes."""
     registry = metrics.Registry("test")
     edge.follow(registry)
     if content is None:
@@ -106,8 +106,7 @@ def test_what_does_not_work_is_not_taken_and_said_once(
 
 
 def test_a_pair_that_comes_in_two_steps_is_taken_when_it_is_whole(tls: config.Tls, tmp_path: Path) -> None:
-    """A pair that arrives in two steps, the certificate first and its key a moment later, is taken when it is
-    complete."""
+    """If a certificate arrives a moment before its key, the pair is used only once both are there."""
     key = tmp_path / "key.pem"
     key.write_bytes(GOOD[1])
     tls = replace(tls, private_key=str(key))
@@ -124,7 +123,7 @@ def test_a_pair_that_comes_in_two_steps_is_taken_when_it_is_whole(tls: config.Tl
 
 
 def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path: Path) -> None:
-    """An expired or invalid authority for clients is not taken, like any certificate."""
+    """An expired or invalid authority for clients is not used, just like a certificate."""
     ca = tmp_path / "ca.crt"
     put(ca, GOOD[0])
     (tmp_path / "run").mkdir()
@@ -143,6 +142,6 @@ def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path:
 
 
 def test_what_is_read_is_what_openssl_would_load(tls: config.Tls) -> None:
-    """A certificate is read as openssl would load it, and its expiry is its own."""
+    """The certificate that is read, and its expiry, are those that openssl would load from the file."""
     ends = ssl._ssl._test_decode_cert(tls.certificate)["notAfter"]  # type: ignore[attr-defined]
     assert read(tls).expires == ssl.cert_time_to_seconds(ends)

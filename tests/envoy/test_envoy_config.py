@@ -18,7 +18,7 @@ SETTINGS = config.EnvoySettings(
 
 
 def values(tree, name):
-    """Returns every value under that name, anywhere in the configuration."""
+    """Returns every value under this name, at any depth of the configuration."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == name:
@@ -47,7 +47,7 @@ def test_each_kind_of_call_goes_to_its_own_sockets():
 
 
 def test_routes_are_matched_from_grpc_to_everything():
-    """A gRPC call is never taken for REST, whatever its path; a request posted to a model is taken for inference."""
+    """A gRPC call is never routed as REST, whatever its path. Requests posted to a model are routed as inference."""
     (virtual_hosts,) = values(config.bootstrap(SETTINGS), "virtual_hosts")
     first, second, third = virtual_hosts[0]["routes"]
     assert (first["match"], first["route"]["cluster"]) == ({"prefix": "/", "grpc": {}}, config.GRPC_CLUSTER)
@@ -121,8 +121,8 @@ def certificate(tmp_path):
 
 
 def test_connections_that_began_together_do_not_end_together():
-    """Connections that began together do not end together: the age of each is at least the requested one, and
-    different; without one there is none."""
+    """Connections that began together end at different times, each after at least the requested age. Without a
+    requested age they do not end."""
     tree = config.bootstrap(replace(SETTINGS, max_connection_age=300))
     assert list(values(tree, "max_connection_duration")) == ["300.000s"]
     assert list(values(tree, "max_connection_duration_jitter")) == [{"value": 20}]

@@ -18,7 +18,7 @@ METHOD = "/some.Service/Method"
 
 @pytest.fixture
 async def edge(workers, run_dir):
-    """An Envoy in front of two workers, and a way to make more."""
+    """An Envoy in front of two workers, and a function that makes more Envoys."""
     made = []
 
     async def make(**changes):
@@ -47,12 +47,12 @@ def session(edge):
 
 
 def head_of(text):
-    """Returns the lines of a request's head, as a worker saw it."""
+    """Returns the lines of a request's head as a worker received it."""
     return text.decode().rstrip().split("\r\n")
 
 
 async def test_rest_arrives_as_it_was_sent(edge):
-    """REST requests arrive as they were sent, with nothing added and no path rewritten: an id may contain %2F, // and
+    """Envoy passes REST requests on unchanged. It adds nothing and rewrites no path, even if an id contains %2F, // or
     dots."""
     edge = await edge()
     path = "/v2/models/a%2Fb//../%2e/infer?x=%20"
@@ -90,7 +90,7 @@ async def test_rest_arrives_as_it_was_sent(edge):
     ],
 )
 async def test_what_is_posted_to_models_goes_to_the_sockets_for_inference(edge, workers, method, path, socket):
-    """Inference over REST has sockets of its own; pages, management and the rest of V2 go elsewhere."""
+    """Inference over REST goes to separate sockets. Pages, management and the rest of V2 go to the others."""
     edge = await edge()
     async with aiohttp.ClientSession() as http:
         from yarl import URL
@@ -158,8 +158,8 @@ async def test_a_cancelled_call_closes_the_workers_connection(edge, workers):
 
 
 async def test_more_calls_at_once_than_envoys_defaults_allow(edge, workers):
-    """Envoy carries more calls at once than its default of 1,024 connections to a cluster, because HTTP/1.1 needs one
-    for each call in flight."""
+    """Envoy carries more concurrent calls than its default of 1,024 connections to a cluster allows, because HTTP/1.1
+    needs one connection for each call."""
     edge = await edge()
     workers.gate.clear()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}") as one:
@@ -278,7 +278,7 @@ async def test_its_numbers_can_be_merged_into_metrics(edge):
 
 
 async def raw(port, sent):
-    """Returns all bytes that come back for these, until the other side closes or a whole reply is there."""
+    """Sends these bytes, and returns one complete HTTP reply."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
     try:
@@ -291,7 +291,7 @@ async def raw(port, sent):
 
 
 async def test_a_client_that_takes_nothing_is_ended(edge, workers):
-    """A client that reads nothing is disconnected, and the memory of its reply is released at the edge and in the
+    """A client that does not read its reply is disconnected. The reply's memory is released at the edge and in the
     worker."""
     edge = await edge(unread_timeout=1.0, heap=512 << 20)
     loop = asyncio.get_running_loop()
@@ -319,12 +319,12 @@ async def test_a_client_that_takes_nothing_is_ended(edge, workers):
 
 
 def frame(kind, flags, stream, payload):
-    """Returns one frame of HTTP/2."""
+    """Returns an HTTP/2 frame."""
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 async def test_a_stream_whose_reply_is_not_let_come_is_ended(edge, workers):
-    """An HTTP/2 stream is ended if its client reads and answers pings, but grants no window to it."""
+    """An HTTP/2 stream is ended if its client reads and answers pings but never grants the stream a window."""
     edge = await edge(unread_timeout=1.0)
     literal = b"".join(
         b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
@@ -366,7 +366,8 @@ async def test_http_1_0_is_served(edge, workers, head):
 
 @pytest.mark.parametrize("offered", [b"TLS/1.2", b"TLS/1.3, h2c", b"h2c", b"websocket", b"foo/2"])
 async def test_an_offer_to_upgrade_is_ignored(edge, workers, offered):
-    """An offer to upgrade, such as the TLS/1.2 of Apache's HttpClient with each request, is ignored."""
+    """An offer to upgrade the connection is ignored, such as the TLS/1.2 that Apache HttpClient sends with each
+    request."""
     edge = await edge()
     head = b"POST /v2 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 3\r\n\r\n"
     answer = await raw(edge.port, head % offered + b"abc")

@@ -1,4 +1,4 @@
-"""The requirement of these tests, checked before any of them: an NVIDIA GPU that runs models. `make test-gpu`."""
+"""The requirement of the GPU tests (`make test-gpu`): an NVIDIA GPU that runs models. It is checked before any test."""
 
 import functools
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 class Nvml:
-    """The device's memory as its driver counts it, all processes together."""
+    """The device's memory in use by all processes, as the driver counts it."""
 
     def __init__(self) -> None:
         import pynvml  # only where there is a driver
@@ -20,7 +20,7 @@ class Nvml:
         self.name = str(pynvml.nvmlDeviceGetName(self._device))
 
     def used(self) -> int:
-        """Returns the bytes in use."""
+        """Returns the memory in use, in bytes."""
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._device).used)
 
     def close(self) -> None:
@@ -30,7 +30,7 @@ class Nvml:
 
 @functools.cache
 def why_not() -> str:
-    """Returns why there is no GPU to test on, or an empty text if there is one."""
+    """Returns why there is no usable GPU, or an empty text if there is one."""
     try:
         Nvml().close()
     except Exception as error:  # the library, the driver or the device is missing, each with an error of its own
@@ -42,7 +42,7 @@ def why_not() -> str:
 
 @pytest.fixture(scope="session")
 def nvml() -> Iterator[Nvml]:
-    """The driver's view of the GPU; tests are skipped with a warning if there is no GPU."""
+    """The driver's view of the GPU. Without a GPU, tests are skipped with a warning."""
     if why := why_not():
         pytest.skip(f"NO TEST HAS RUN ON A GPU: {why} (make test-gpu)")
     made = Nvml()

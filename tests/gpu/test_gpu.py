@@ -1,6 +1,6 @@
-"""Models on a real GPU: loaded, called, counted and evicted there, with every answer compared with numpy's.
+"""Tests on a real GPU: models are loaded, called, counted and evicted there. Every answer is compared with numpy's.
 
-Memory is observed from two sides: as the pod counts it, and as the driver does (NVML).
+Memory is compared between the pod's count and the driver's (NVML).
 """
 
 import asyncio
@@ -32,8 +32,8 @@ SESSION = 20 * MIB
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(nvml, tmp_path_factory, etcd_server):
-    """Two pods, pod-1 with the GPU and pod-2 without. The type `net` prefers the GPU, `strict` requires it, `plain` may
-    not have it."""
+    """A mesh of two pods; only pod-1 has the GPU. The type `net` prefers the GPU, `strict` requires it, and `plain` may
+    not use it."""
     options = {"pod-1": ["--device", "cuda", "--device-capacity", str(CAPACITY)], "pod-2": ["--device", "cpu"]}
     constraints = {"net": {"preferred": ["gpu"]}, "strict": {"required": ["gpu"]}, "plain": {"required": ["cpu"]}}
     async with LocalMesh(
@@ -55,7 +55,8 @@ async def mesh(nvml, tmp_path_factory, etcd_server):
 
 
 class Device:
-    """The device's memory in use beyond the empty pod's; `sessions` is how many a test has at once."""
+    """The device's memory in use beyond the empty pod's. `sessions` is the largest number of sessions that a test has
+    at once."""
 
     def __init__(self, used) -> None:
         self._used, self._before, self.sessions = used, used(), 6
@@ -64,13 +65,13 @@ class Device:
         return self._used() - self._before
 
     def given_back(self) -> bool:
-        """Waits until all memory is given back but what CUDA keeps of sessions for the next ones."""
+        """Returns whether all memory is given back except what CUDA keeps of sessions for later ones."""
         return self() < SLACK + self.sessions * SESSION
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def device(mesh, nvml):
-    """The device, whose memory has to be given back after the test."""
+    """The device. After the test, all memory must be given back."""
     made = Device(nvml.used)
     yield made
     await _unregister(mesh)
@@ -92,7 +93,7 @@ async def _empty(mesh: LocalMesh) -> bool:
 
 
 async def _held(mesh: LocalMesh, pod: str) -> dict[str, dict]:
-    """Returns the loaded copies of a pod, by model."""
+    """Returns a pod's loaded copies by model."""
     copies = (await mesh.rest("GET", f"/mesh/v1/pods/{pod}")).json["copies"]
     return {copy["model_id"]: copy for copy in copies if copy["state"] == "loaded"}
 
@@ -102,7 +103,7 @@ async def _register(mesh: LocalMesh, model_id: str, seed: int, width: int, type:
 
 
 async def _right(client: Client, model_id: str, seed: int, width: int, rows: int = 3) -> None:
-    """Calls the model and compares with numpy, in the precision of FP32."""
+    """Calls a model and compares its answer with numpy's, to the precision of FP32."""
     x = np.random.default_rng(seed + 1).standard_normal((rows, width), np.float32)
     (answer,) = await client.infer(model_id, x=x)
     expected = x.astype(np.float64) @ models.dense_weights(seed, width).astype(np.float64)
@@ -110,7 +111,7 @@ async def _right(client: Client, model_id: str, seed: int, width: int, rows: int
 
 
 async def test_models_of_two_sizes_are_counted_as_the_driver_counts_them(mesh, device):
-    """The measured size of each of two models on the device is that of the driver: its weights and little more."""
+    """For two sizes of models, the measured size on the device agrees with the driver: the weights and little more."""
     client = Client(mesh.channel())
     await _register(mesh, "small", 1, SMALL)
     await _register(mesh, "large", 2, LARGE)
@@ -129,8 +130,8 @@ async def test_models_of_two_sizes_are_counted_as_the_driver_counts_them(mesh, d
 
 
 async def test_a_full_device_evicts_and_its_memory_is_given_back(mesh, device):
-    """A full device evicts: of six models with room for three every answer is right, and the driver never counts more
-    than was promised."""
+    """A full device evicts. With six models and memory for three, every answer is right, and the driver never counts
+    more than the pod's capacity."""
     client = Client(mesh.channel())
     names = {f"m{seed}": seed for seed in range(6)}
     for name, seed in names.items():
@@ -150,8 +151,8 @@ async def test_a_full_device_evicts_and_its_memory_is_given_back(mesh, device):
 
 
 async def test_small_models_share_a_device(mesh, device):
-    """Fifty small models share a device and are called at once: sessions take little besides their weights, and their
-    memory is used again by others."""
+    """Fifty small models share a device and are called at once. Sessions take little memory besides their weights, and
+    their memory is reused."""
     client = Client(mesh.channel())
     device.sessions = 50
     for first in (0, 100):
@@ -169,7 +170,7 @@ async def test_small_models_share_a_device(mesh, device):
 
 
 async def test_both_kinds_of_pod_give_the_same_answers(mesh, device):
-    """One file, registered with two types, gives the same answers on the GPU and on the CPU."""
+    """One file, registered with two types, gives the same answers on GPU and CPU."""
     client = Client(mesh.channel())
     await _register(mesh, "on-gpu", 5, SMALL, "net")
     await _register(mesh, "on-cpu", 5, SMALL, "plain")
@@ -181,7 +182,7 @@ async def test_both_kinds_of_pod_give_the_same_answers(mesh, device):
 
 
 async def test_a_killed_server_leaves_nothing_on_the_device(mesh, device, nvml):
-    """A killed server leaves nothing on the device: the driver takes its memory back, and the next server answers the
+    """A killed server leaves nothing on the device: the driver reclaims its memory, and the next server answers the
     next call."""
     client = Client(mesh.channel())
     await _register(mesh, "large", 2, LARGE)
