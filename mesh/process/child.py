@@ -106,10 +106,11 @@ class Process:
         return tuple(self._output.tail)
 
     def heard(self) -> float:
-        """Returns when the child's event loop last turned, in seconds of the monotonic clock; 0 if it has given no sign
-        yet.
+        """Returns when the child's event loop last turned, in seconds of the monotonic clock, or 0 if it has given no
+        sign yet.
 
-        Only for a child that was spawned with `beats`."""
+        Only for a child that was spawned with `beats`.
+        """
         return self._beats.last() if self._beats is not None else 0.0
 
     async def wait(self, timeout: float | None = None) -> int:
@@ -136,8 +137,9 @@ class Process:
     async def terminate(self, grace: float) -> int:
         """Ends the child: SIGTERM first, SIGKILL to its whole session `grace` seconds later. Returns its exit status.
 
-        SIGTERM is sent to the child only, which ends what it started, in its own order. If cancelled while
-        waiting, this sends SIGKILL."""
+        SIGTERM is sent only to the child, which ends what it started in its own order. If cancelled while waiting, this
+        sends SIGKILL.
+        """
         self.send_signal(signal.SIGTERM)
         try:
             return await self.wait(grace)

@@ -114,12 +114,12 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The running child's process id; None if no child runs."""
+        """The running child's process id, or None if no child runs."""
         return self.child.pid if self.child is not None and self.child.returncode is None else None
 
     @property
     def trouble(self) -> str | None:
-        """The reason not to rely on the running child now; None if it is healthy."""
+        """The reason not to rely on the running child now, or None if it is healthy."""
         return self._watch.trouble if self._watch is not None and self.state is State.READY else None
 
     async def start(self) -> None:

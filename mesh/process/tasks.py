@@ -8,8 +8,7 @@ a growing pause.
 
 A duty may hang rather than end: it awaits an event that never comes. A loop that runs periodically reports each turn
 (`turned`); a duty that reports none for its `turns` seconds counts as ended. Silence is counted as for processes
-(`hang`): time in which this process was stopped or delayed does not count. A loop that waits for events has no such
-limit.
+(`hang`): time in which this process was stopped or delayed does not count. A loop that waits for events has no limit.
 """
 
 import asyncio

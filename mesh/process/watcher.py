@@ -34,7 +34,7 @@ class Watched(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """The exit status; None while the child runs."""
+        """The exit status, or None while the child runs."""
 
     def kill(self) -> None:
         """Kills the child and everything in its session."""
@@ -64,17 +64,17 @@ class Watch:
 
     @property
     def hung(self) -> hang.HangVerdict | None:
-        """The reason why this watch killed the child; None if it did not."""
+        """The reason why this watch killed the child, or None if it did not."""
         return self.verdict if self.verdict.doing is hang.ProcessState.HUNG else None
 
     @property
     def trouble(self) -> str | None:
-        """The reason not to rely on this child now; None if it is healthy."""
+        """The reason not to rely on this child now, or None if it is healthy."""
         return None if self.verdict.doing is hang.ProcessState.WELL else f"{self._child.name} {self.verdict.why}"
 
     @property
     def failed(self) -> BaseException | None:
-        """The error that ended the watch, which is a bug of Mesh; None if none has."""
+        """The error that ended the watch, or None. It would be a bug in Mesh."""
         return self._task.exception() if self._task.done() and not self._task.cancelled() else None
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Answers:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"ask {name}")
 
     def last(self) -> float:
-        """Returns the time of the last answer; 0 if there is none."""
+        """Returns the time of the last answer, or 0 if there is none."""
         return self._last
 
     def close(self) -> None:

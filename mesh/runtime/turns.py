@@ -2,7 +2,7 @@
 
 A long load lends its place to the next one and runs concurrently with it: a few models whose warm-up call does not end
 would otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. The number
-of places lent at once is limited, since each such load keeps a processor busy. The agent and the model server both
+of places lent at once is limited, since each long load keeps a processor busy. The agent and the model server both
 count this way, in step.
 
 A load that must run alone holds up the others, but only for the length of a normal turn. It does not hold them up while

@@ -53,9 +53,10 @@ class Call(ABC):
 
     @abstractmethod
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Sets the one callback for a caller that disconnects or gives up before the call is answered; None removes it.
+        """Sets the one callback for a caller that disconnects or gives up before the call is answered. None removes it.
 
-        It is called at most once, from the event loop; immediately, if the caller has already gone."""
+        It is called at most once, from the event loop; immediately, if the caller has already gone.
+        """
 
     @abstractmethod
     async def read(self) -> bytes | None:

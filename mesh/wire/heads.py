@@ -8,7 +8,7 @@ all heads are new, the look-up is skipped.
 
 The cache accepts exactly what the parser accepted before, byte for byte, except for two lines that are cut out and
 parsed strictly here; and it only accepts a read that brought one whole message and nothing else. Everything else is
-left to the parser, so this is not a second HTTP parser that might disagree on what is valid.
+left to the parser, so this is not a second HTTP parser with its own idea of what is valid.
 """
 
 from typing import Generic, TypeVar

@@ -41,9 +41,9 @@ class Inbox:
     def __init__(
         self, limit: int, hold: Callable[[bool], None], budget: budgets.Budget = budgets.UNBOUNDED, most: int = 0
     ) -> None:
-        """Makes an empty inbox. `limit`: bytes of the largest message. `hold`: called with True to pause the
-        connection's reading, then with False. `budget` counts the messages, up to `most` (0: its bound for a request of
-        that size)."""
+        """Makes an empty inbox. `limit` is the size of the largest message in bytes. `hold` is called with True to
+        pause the connection's reading, and with False to resume it. `budget` counts the messages, up to `most` bytes (0
+        for the budget's bound for a request of that size)."""
         self._limit = limit
         self._hold = hold
         self._holding = False
@@ -124,7 +124,7 @@ class Inbox:
         return frame
 
     async def read(self) -> bytes | None:
-        """Returns the next frame; None at the end. Raises the error passed to `fail`. A cancelled read loses
+        """Returns the next frame, or None at the end. Raises the error passed to `fail`. A cancelled read loses
         nothing."""
         while (frame := self.take()) is None:
             if self._error is not None:

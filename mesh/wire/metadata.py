@@ -51,7 +51,7 @@ _MAX_DIGITS = 8
 
 
 def parse_timeout(value: bytes) -> float | None:
-    """Returns the seconds of a `grpc-timeout`, such as b"500m" or b"2S"; None if it is invalid."""
+    """Returns the seconds of a `grpc-timeout`, such as b"500m" or b"2S", or None if it is invalid."""
     unit = _UNITS.get(value[-1:])
     digits = value[:-1]
     if unit is None or not digits.isdigit() or len(digits) > _MAX_DIGITS:

@@ -134,7 +134,7 @@ class PlainRequest:
         """Does nothing, as a whole request is ready for its handler."""
 
     def whole(self, body: bytes) -> None:
-        """Takes the body in one piece, for which the budget has room."""
+        """Takes the body in one piece. The budget has already reserved its bytes."""
         self._pieces.append(body)
         self.size = self.held = len(body)
         self.ended = True
@@ -238,7 +238,7 @@ class PlainRequest:
         self.held = 0
 
     def on_cancel(self, callback: Callable[[], object] | None) -> None:
-        """Sets the callback for a client that disconnects before the answer; None removes it."""
+        """Sets the callback for a client that disconnects before the answer. None removes it."""
         if callback is not None and self.phase == GONE:
             callback()
         else:

@@ -46,7 +46,8 @@ class ReplyStream:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def read(self) -> bytes | None:
-        """Returns the next frame; None at the end, even of a reply that failed. Raises `Lost`, after earlier frames."""
+        """Returns the next frame, or None at the end, even of a reply that failed. Raises `Lost`, after all earlier
+        frames."""
         return await self._box.read()
 
     async def result(self) -> replies.Reply:

@@ -1,4 +1,4 @@
-"""Evidence left by an earlier life of this pod: the models at work when the whole pod was killed at once.
+"""Evidence left by an earlier life of this pod: the models at work when all of the pod was killed at once.
 
 On most Kubernetes nodes, a container that takes too much memory is killed with all its processes (`memory.oom.group`):
 the agent dies with its model server and cannot write anything down. The use board outlives both, since a pod's /tmp

@@ -1,7 +1,7 @@
 """The cache of one pod: all parts that bring models into the model server's memory and out of it.
 
 `Cache` makes the parts of this package from those below it: the server, the use board, this pod's presence in etcd, the
-writes to models' records, and the pulled files. Each part gets what it uses when it is made, and there are no
+writes to models' records, and the pulled files. Each part is given what it uses when it is made, so there are no
 callbacks.
 """
 

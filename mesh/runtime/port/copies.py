@@ -15,7 +15,7 @@ from mesh.schema import copytoken
 
 
 class Addressed(Protocol):
-    """A copy, with what is needed to match calls with it."""
+    """A copy, as far as it is needed to match calls with it."""
 
     model_id: str
     token: bytes  # b"": the copy answers any call with its id

@@ -1,4 +1,4 @@
-"""The changes of a pod's figures that are worth publishing to the whole mesh.
+"""The decision which changes of a pod's figures are worth publishing to the mesh.
 
 Every router gets every change, so small ones are held back: placement ranks in coarse buckets anyway. The thresholds
 are like the predecessor's, but tighter, because Mesh's watches are cheap.

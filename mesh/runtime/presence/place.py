@@ -5,7 +5,7 @@ In the same transaction the pod writes its *life* (`mesh.schema.lives`), which h
 A name is taken by compare-and-set, so only one of two pods with the same name gets it. A record found at the start
 belongs to a dead pod (the common case: a crash, or a container restarted under the same name) or to a live one (the
 operator gave a name twice). So the agent asks the pod. If it answers with the record's incarnation, it lives. If its
-address refuses the connection, it is dead and is replaced at once. In doubt, its lease decides.
+address refuses the connection, it is dead and is replaced at once. If the agent cannot tell, the lease decides.
 """
 
 import asyncio

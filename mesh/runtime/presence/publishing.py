@@ -6,10 +6,10 @@ seconds, an empty transaction checks that `pods/<pod>` is still under our lease:
 answering.
 
 A lost lease is an ordinary event: when etcd stalls, every lease of the mesh may end at once. Then everything is
-published again, after a random pause so that the pods do not all do it at the same moment. A copy is only published if
-its model still has the registration that it was loaded from, and no reload has replaced its content meanwhile; for the
-others `on_stale` is called. The copies come first and the pod's record last: if the pod is published, each copy that
-answers has its key. The fence (`placement.fence`) and unregistering rely on that.
+published again, after a random pause that spreads the pods' writes. A copy is only published if its model still has the
+registration that it was loaded from, and no reload has replaced its content meanwhile. For all other copies, `on_stale`
+is called. The copies are written first and the pod's record last, so if the pod is published, each copy that answers
+has its key. The fence (`placement.fence`) and unregistering rely on that.
 """
 
 import asyncio
@@ -152,7 +152,7 @@ class Presence:
 
     @property
     def published(self) -> bool:
-        """Returns whether the mesh sees this pod, as far as the local clock shows."""
+        """Returns whether the mesh sees this pod, judging by the local clock."""
         return self._lease is not None and not self._lease.lost.is_set()
 
     @property

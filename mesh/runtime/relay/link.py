@@ -159,8 +159,8 @@ class Link:
         return True
 
     async def holds(self, model_id: str, *, timeout: float | None = None) -> bool | None:
-        """Returns whether the server has a model; None if the server does not say. Raises AioRpcError if the connection
-        is lost."""
+        """Returns whether the server has a model, or None if the server does not say. Raises AioRpcError if the
+        connection is lost."""
         try:
             await self.stub.modelSize(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
         except grpc.aio.AioRpcError as error:
@@ -175,8 +175,8 @@ class Link:
         await self.channel.close(None)
 
     async def _look(self, *, trusting: bool) -> str:
-        """Returns why the server at the address is not the one that was connected; "" if it is the same. If `trusting`,
-        a server that does not say what it holds counts as the same."""
+        """Returns why the server at the address is not the one that was connected, or "" if it is the same. If
+        `trusting`, a server that does not say what it holds counts as the same."""
         states = grpc.ChannelConnectivity
         while (state := self.channel.get_state(try_to_connect=True)) is not states.READY:
             if state is states.TRANSIENT_FAILURE:

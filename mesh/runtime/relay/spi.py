@@ -126,7 +126,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         return response
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
-        """Unloads a model at the server, and answers when nothing of it is left."""
+        """Unloads a model at the server, and answers once it is gone."""
         async with spi.answered(context):
             token = spi.sent(context).get(headers.SPI_COPY, "").encode()
             copy = self._table.withdraw(request.modelId, token)

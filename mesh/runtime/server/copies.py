@@ -1,4 +1,4 @@
-"""A copy as our server holds it: the session, its size, and what its answers look like."""
+"""A copy as Mesh's server holds it: the session, its size, and the form of its answers."""
 
 import asyncio
 from collections.abc import Sequence

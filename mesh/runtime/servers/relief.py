@@ -32,7 +32,8 @@ class Server(Protocol):
 
 
 class Relief:
-    """The watch over lost threads; `run` it beside the server. `refusal` says why loads are refused meanwhile."""
+    """The watch over lost threads, whose `run` must run as long as the server. `refusal` says why loads are refused
+    meanwhile."""
 
     def __init__(self, stuck: Callable[[], int], server: Server, *, look: float = _LOOK) -> None:
         """Takes `stuck`, which returns the number of lost threads."""

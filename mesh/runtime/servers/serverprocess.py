@@ -1,13 +1,13 @@
 """The model server as a child process: started, watched, and restarted when it dies.
 
 It is a separate process so that the agent and its knowledge survive a model that crashes it. `on_death` is called
-before anything else, while the use board still tells what was loading and running. Then the server is restarted, at
-once the first time, and after a growing pause while it keeps dying young. After repeated failures to start it is given
-up: a missing resource, such as a GPU, may come back with a new pod.
+before anything else, while the use board still shows what was loading and running. Then the server is restarted, at
+once the first time, and after a growing pause while it keeps dying young. After repeated failures to start, the server
+is given up, because a missing resource, such as a GPU, may come back with a new pod.
 
 A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its event loop writes a heartbeat to
 the board every second, so checking it costs nothing. A server stopped from outside (SIGSTOP) is replaced like any
-other, but reported as such: no model is the cause.
+other, but reported as stopped, because no model is the cause.
 
 The cause of an end is reported as far as it is known (`placement.suspects.EndCause`). A crash is reported with its
 thread, which Python's fault handler writes. A SIGKILL is for lack of memory if the kernel has counted another kill of
@@ -203,7 +203,7 @@ class ServerProcess:
             await child.terminate(grace)
 
     async def ready(self, timeout: float) -> Spi | None:
-        """Waits for a ready server and returns a connection to it; None after `timeout` seconds."""
+        """Waits for a ready server and returns a connection to it. Returns None after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._ready.wait()
@@ -322,7 +322,7 @@ class ServerProcess:
 
 
 def _private_bytes(pid: int) -> int:
-    """Returns the resident memory of a process without mapped files; 0 if there is no such process."""
+    """Returns the resident memory of a process without mapped files, or 0 if the process does not exist."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
             _, total, shared, *_ = statm.read().split()

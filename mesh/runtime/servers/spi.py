@@ -2,7 +2,7 @@
 
 There is one object per life of a server: each life has another socket, so no call meant for a dead server reaches the
 next one. Mesh's own server gets additional metadata (the copy that a load makes, and its slot on the use board) and
-returns measured sizes in trailers; other servers ignore the metadata and send no such trailers.
+returns measured sizes in trailers; other servers ignore the metadata and do not send these trailers.
 
 The caller sets the deadlines of loads and unloads. Cancelling a load ends it at the server as well; the SPI requires
 that an unload of the same id follows, which is left to the caller.

@@ -201,7 +201,7 @@ class Board:
 
     @property
     def in_flight(self) -> int:
-        """The calls in flight in the whole pod."""
+        """The number of calls in flight in the pod."""
         return sum(self._words[_SLOTS_AT + IN_FLIGHT : _slots_end(self.slots) : WORDS].tolist())
 
     def read(self, slot: int) -> Use:
@@ -266,7 +266,7 @@ class Board:
         self._words[_H_LIVES] += 1
 
     def row(self, slot: int) -> Row:
-        """Returns the writer's access to a free slot, for one copy. Raises IndexError if there is no such slot."""
+        """Returns the writer's access to a free slot, for one copy. Raises IndexError if the slot does not exist."""
         return Row(self._map, self._at(slot) * 8, slot)
 
     def observe(self, method: int, code: int, elapsed_ns: int) -> None:

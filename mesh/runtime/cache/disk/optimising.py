@@ -41,7 +41,7 @@ _REMEMBERED = 4096  # contents already examined
 
 
 class Keeping(Protocol):
-    """The puller, as the keeper of optimised forms."""
+    """The part of the puller that keeps optimised forms."""
 
     def current(self, into: str, pulled: Pulled) -> bool:
         """Returns whether the folder still holds the files of that pull."""

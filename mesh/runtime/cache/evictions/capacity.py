@@ -1,4 +1,4 @@
-"""The memory for models, and for the whole model server, from the operator's wish and the memory available.
+"""The memory for models, and for the whole model server, from the operator's setting and the available memory.
 
 A full cache is the normal state, so the model server must have room beyond its capacity for itself, for running calls
 and for memory that malloc cannot give back. `limit` is the sum of all this, and the hard limit of the process.
@@ -7,7 +7,7 @@ A capacity larger than the container's memory, or the machine's if there is no c
 than reduced: a rollout then stops at its first pod while the others serve, and the operator learns of the error,
 whereas a smaller cache would only be noticed by its misses. A pod that planned with more memory than exists would be
 killed, with all its models, once its cache is full. A capacity that fits but leaves little room is accepted, and the
-model server limited to the existing memory.
+model server is then limited to the existing memory.
 """
 
 from mesh.host.memory import Whole

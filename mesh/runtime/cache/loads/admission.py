@@ -1,10 +1,10 @@
 """Admission of models to memory. A model gets room on the books, then its turn, and the model server loads it; then it
 gets room for its measured size. Either room may need evictions.
 
-A size that was measured before is part of the request. Otherwise it is predicted from the file once that is here, by
-experience with models of its type (`placement.sizes`). The prediction is deliberately low. A high one would evict
-models needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has
-headroom for it.
+A size that was measured before is part of the request. Otherwise it is predicted once the file is here, from experience
+with models of its type (`placement.sizes`). The prediction is deliberately low. A high one would evict models
+needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has headroom for
+it.
 """
 
 import asyncio

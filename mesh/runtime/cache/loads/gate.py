@@ -23,7 +23,7 @@ class Gate:
         self._watches = watches
 
     def why_refused(self) -> Refused | None:
-        """Returns why loads are refused; None if they are taken."""
+        """Returns why loads are refused, or None if they are taken."""
         if not self._presence.published:
             why = self._presence.away or "it is being published"
             return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")

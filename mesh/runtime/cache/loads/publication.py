@@ -102,7 +102,8 @@ class Publication:
         return entry.aside and self._presence.wanted(want.model_id) is None
 
     async def _publish(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
-        """Publishes a copy in a transaction of its own, with its digest in the record. Returns the record."""
+        """Publishes a copy in a separate transaction, which also writes its digest into the record. Returns the
+        record."""
         first, took = self._history.first, Took(entry.footprint, entry.load_ms)
         published = await self._claims.publish(
             want.model_id,

@@ -299,7 +299,8 @@ def _now_ms() -> int:
 
 
 def no_room(room: RoomDecision) -> Refused | None:
-    """Returns the refusal that follows from a decision; None if there is room, or will be once the victims are gone."""
+    """Returns the refusal that follows from a decision. Returns None if there is room, or will be once the victims are
+    gone."""
     if room.verdict is RoomVerdict.TOO_LARGE:
         return Refused(Reason.NOWHERE, room.why)
     if room.verdict is RoomVerdict.NO_ROOM:

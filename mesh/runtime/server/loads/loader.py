@@ -1,9 +1,9 @@
 """Loads and unloads: from a path to a copy that answers calls, and back to free memory.
 
 A load is entered on the use board before it touches the file, so that a file that kills the server can be identified
-afterwards. Each load runs in a thread of its own (`making`); their number and time are bounded. A slow load yields to
-others, and one that cannot be ended is reported to the agent. An unload first makes the copy answer *not here*, then
-waits for its calls, then frees it: once the unload of an id has returned, nothing of the id is left.
+afterwards. Each load runs in its own thread (`making`); the number of loads and their time are limited. A slow load
+yields to others, and one that cannot be ended is reported to the agent. An unload first makes the copy answer *not
+here*, then waits for its calls, then frees it: once the unload of an id has returned, nothing of the id is left.
 
 The agent decides which models to load and unload, and when.
 """
@@ -129,7 +129,7 @@ class Loader:
 
     async def load(self, order: Order) -> ServedCopy:
         """Loads a model and returns the copy once it can serve. Another copy of the id is unloaded first, except an
-        older generation of the same registration, which goes on answering until it is unloaded. Raises `MeshError`.
+        older generation of the same registration, which keeps answering until it is unloaded. Raises `MeshError`.
 
         Cancellation ends the load; nothing of it is left once `unload` of the same id has returned.
         """

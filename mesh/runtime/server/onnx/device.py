@@ -52,7 +52,7 @@ class Device:
     providers: tuple[Any, ...]  # as onnxruntime.InferenceSession takes them
 
     def used(self) -> int:
-        """Returns the bytes in use on the device, by any process; 0 if it has no memory of its own or that is
+        """Returns the bytes in use on the device, by any process. Returns 0 if it has no memory of its own or that is
         unknown."""
         used, _ = self.memory()
         return used

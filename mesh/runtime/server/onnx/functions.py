@@ -31,7 +31,7 @@ _Key = tuple[str, str, str]
 
 
 def too_many(path: Path) -> str | None:
-    """Returns why a file has too many operators; None if it does not, or is not a model. Raises OSError."""
+    """Returns why a file has too many operators, or None if it does not or is not a model. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
@@ -76,7 +76,7 @@ def _nodes(graph: memoryview) -> Iterator[bytes]:
 
 
 def _judge(model: Any) -> str | None:
-    """Returns why a model's functions are too many or too deep; None if they are not."""
+    """Returns why a model's functions are too many or too deep, or None if they are not."""
     calls: dict[_Key, tuple[int, dict[_Key, int]]] = {}
     names = {_key(function.domain, function.name, function.overload) for function in model.functions}
     for function in model.functions:

@@ -7,8 +7,8 @@ other loads and unloads are known to change meanwhile is subtracted. What calls 
 is not known, so in that case the size is kept within bounds derived from the file.
 
 The first warm-up call, on made-up input, bears the cost of first calls (it allocates, and may never end); the second
-shows how long a call takes. A model may well raise an error on made-up input, so that is only logged; a lack of memory,
-or a call that does not end, fails the load.
+shows how long a call takes. A model may fail on made-up input, so an error is only logged. A lack of memory, or a call
+that does not end, fails the load.
 """
 
 import asyncio

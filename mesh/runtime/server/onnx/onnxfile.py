@@ -3,8 +3,8 @@
 (The check that its functions do not expand to more than can be loaded is in `functions`, and called here.)
 
 A model may keep tensors in other files (ONNX calls it external data), which it names by path. A path out of the model's
-own folder would allow anyone who may register models to read the pod's files through a model's answers. So such a model
-is refused before ONNX Runtime sees it, independently of what the version of ONNX Runtime checks itself.
+own folder would allow anyone who may register models to read the pod's files through a model's answers. So the model is
+refused before ONNX Runtime sees it, whatever that version of ONNX Runtime checks itself.
 
 Most files are not parsed for that: every external tensor has the key `location`, and protobuf stores strings in one
 piece, so a file without that word has no external tensor (10 MB: 6 ms instead of 110). Otherwise only the messages that
@@ -86,7 +86,7 @@ def _find(path: Path) -> ModelFile:
 
 
 def _newest(path: Path, versions: list[str]) -> ModelFile:
-    """Returns the first of the versions that is whole; if none is, raises the error of the newest."""
+    """Returns the first version that is complete. If none is, raises the error of the newest."""
     missing: dict[str, _Incomplete] = {}
     for version in versions:
         try:

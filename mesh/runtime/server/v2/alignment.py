@@ -4,7 +4,7 @@ ONNX Runtime computes on an array in place, and some kernels sum the elements be
 register separately: the last bits of an answer would then depend on the contents' offset in the message, for instance
 on the length of the request's `id`. So every input begins at a boundary.
 
-A run in the event loop ends before the next request is read, so all such runs share one `Scratch`: writing into it
+A run in the event loop ends before the next request is read, so all these runs share one `Scratch`: writing into it
 takes 0.1 us, whereas an array with its own memory takes 1.6. Inputs that are needed later are copied (`own`).
 """
 
