@@ -98,8 +98,8 @@ class Minder:
         on_hung: Callable[[], None] = lambda: None,
         on_lost: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Makes a minder. `on_hung` is called before a hanging Envoy is killed, `on_lost` with the reason when one of
-        the minder's tasks is lost."""
+        """Makes a minder. `on_hung` is called before a hanging Envoy is killed, `on_lost` with the reason if an
+        essential task of the minder ends."""
         self._settings = settings
         self._config_path = run_dir / f"{name}.json"
         self._binary = binary

@@ -1,9 +1,9 @@
 """A thin etcd client on `grpc.aio`.
 
-It exists because no existing client can be trusted: `etcd3` cannot be imported with current protobuf, and `aetcd` loses
-watch events silently, has no TLS and never renews its token. It is small: reads, writes and transactions (`Etcd`),
-leases that know when they are lost (`Lease`), ranges that are followed through faults (`Mirror`). `mesh.schema.keys`
-and `mesh.schema.records` define what the keys and values mean.
+It exists because no other client is reliable: `etcd3` cannot be imported with current protobuf, and `aetcd` loses watch
+events silently, has no TLS and never renews its token. `Etcd` has reads, writes and transactions. A `Lease` knows when
+it is lost. A `Mirror` follows a range through faults. `mesh.schema.keys` and `mesh.schema.records` define what the keys
+and values mean.
 """
 
 from mesh.etcd.client import Etcd, Updated

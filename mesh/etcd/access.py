@@ -1,8 +1,8 @@
-"""Access to etcd by one set of settings: connections to its members, and the token.
+"""Access to etcd with one set of settings: connections to its members, and a token.
 
-A client whose credential files change replaces the whole access, because a channel keeps the certificate that it was
-created with, and a token belongs to a user. Requests on the replaced access may finish; its streams end at once and are
-opened again on the new one.
+When its credential files change, a client replaces its whole access, because a channel keeps the certificate that it
+was created with, and a token belongs to a user. Requests on the old access may finish. Streams on it end at once, and
+are opened again on the new access.
 """
 
 import weakref
@@ -14,14 +14,14 @@ from mesh.options.etcdsettings import EtcdSettings
 
 
 class Replaceable(Protocol):
-    """A stream that its access can end."""
+    """A stream that `Access` can end."""
 
     def replace(self) -> None:
-        """Ends it with EtcdReplaced."""
+        """Ends the stream with EtcdReplaced."""
 
 
 class Access:
-    """Connections and token of one set of settings. Raises ValueError for invalid settings."""
+    """The connections and the token for one set of settings. Raises ValueError for invalid settings."""
 
     def __init__(self, settings: EtcdSettings) -> None:
         self.settings = settings
@@ -30,13 +30,13 @@ class Access:
         self.streams: weakref.WeakSet[Replaceable] = weakref.WeakSet()  # opened on it
 
     async def retire(self, grace: float) -> None:
-        """Ends its streams with EtcdReplaced, and its connections once their requests have ended, within `grace`
-        seconds. No request may begin after this call."""
+        """Ends the streams with EtcdReplaced. Closes the connections once their requests have ended, after `grace`
+        seconds at most. No request may begin after this call."""
         self.auth.retired = True
         for stream in tuple(self.streams):
             stream.replace()
         await self.endpoints.close(grace)
 
     async def close(self) -> None:
-        """Ends everything at once."""
+        """Ends streams and connections at once."""
         await self.endpoints.close(None)

@@ -1,8 +1,8 @@
-"""The token that a user and password are exchanged for.
+"""The token that etcd issues for a user and password.
 
-etcd issues it for the password (a slow hash: 100 ms of etcd's time) and forgets it after some minutes, at a member's
-restart, or when users change. Its validity is not checked in advance: when a request is refused for it, the token is
-dropped, and the next request fetches another one, shared by all that wait.
+Issuing a token takes etcd 100 ms, because it hashes the password slowly. etcd forgets a token after some minutes, when
+a member restarts, or when users change. So a token is used until a request is refused for it. Then it is dropped, and
+the next request fetches another token, for which concurrent requests wait too.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ class Auth:
         return bool(self._user)
 
     async def token(self, member: Member, timeout: float) -> str:
-        """Returns the token to send, "" for none, or if this was retired meanwhile.
+        """Returns the token to send. Returns "" if there is no user, or if the access was retired meanwhile.
 
-        Raises AioRpcError if etcd does not issue one within `timeout` s."""
+        Raises AioRpcError if etcd does not issue a token within `timeout` seconds."""
         if self._token is not None:
             return self._token
         async with self._lock:
@@ -46,7 +46,7 @@ class Auth:
             return self._token
 
     def forget(self, token: str) -> None:
-        """Forgets a token that was refused. A newer one is kept."""
+        """Forgets a token that was refused, unless a newer one has replaced it."""
         if self._user and self._token == token:
             self._token = None
 

@@ -1,7 +1,8 @@
-"""The client: reads, writes and transactions on etcd's keys.
+"""The client for reads, writes and transactions.
 
-Anything longer than one request is elsewhere: `Lease` keeps a lease alive, `Mirror` follows a range. `connection`
-sends, repeats and bounds requests."""
+Work that takes more than one request is elsewhere: `Lease` keeps a lease alive, `Mirror` follows a range. `connection`
+sends, retries and bounds requests.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -33,14 +34,15 @@ class Updated:
 
 
 class Etcd:
-    """A client of one etcd, of one or several members. It connects when first used.
+    """A client of an etcd with one or several members. It connects when first used.
 
-    All methods are bounded by `timeout` seconds (None: the settings'), raise EtcdError and its kinds, and may be
-    cancelled; a write that is cancelled may still be done. One client serves any number of tasks of one event loop.
+    All methods are bounded by `timeout` seconds (None: the timeout of the settings), raise EtcdError and its
+    subclasses, and may be cancelled. A cancelled write may still be done. One client serves any number of tasks of one
+    event loop.
     """
 
     def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
-        """Prepares a client. `follow`: the files behind the settings are read again as they change.
+        """Makes a client without connecting. With `follow`, the settings' files are read again when they change.
 
         Raises ValueError for invalid settings."""
         self.connection = Connection(settings, follow=follow)  # used within this package
@@ -59,23 +61,23 @@ class Etcd:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; anything in progress ends with EtcdClosed."""
+        """Closes the connections. Anything in progress ends with EtcdClosed."""
         await self.connection.close()
 
     def statistics(self) -> EtcdStatistics:
-        """Returns its counters."""
+        """Returns the client's counters."""
         return self.connection.statistics()
 
     async def get(self, key: bytes, *, timeout: float | None = None) -> KeyValue | None:
-        """Returns the key as the whole cluster has it now (linearizable), or None."""
+        """Returns the key with its current value (a linearizable read), or None if it does not exist."""
         reply = await self._read(pb.RangeRequest(key=key), timeout)
         return key_value(reply.kvs[0]) if reply.kvs else None
 
     async def several(
         self, keys: Sequence[bytes], *, timeout: float | None = None
     ) -> tuple[tuple[KeyValue | None, ...], int]:
-        """Returns the keys, each as the whole cluster has it at one revision (linearizable), or None; and that
-        revision."""
+        """Returns the keys with their current values at one revision, and that revision (a linearizable read). A key
+        that does not exist is None."""
         request = pb.TxnRequest(success=[get_op(key) for key in keys])
         reply, _ = await self.connection.call("read", lambda m: m.kv.Txn, request, repeatable=True, timeout=timeout)
         found = [part.response_range.kvs for part in reply.responses]
@@ -92,10 +94,10 @@ class Etcd:
         keys_only: bool = False,
         timeout: float | None = None,
     ) -> Page:
-        """Reads the first `limit` keys of [start, end) at `revision` (0: now); `created` selects keys by the revision
-        of
+        """Reads the first `limit` keys of [start, end) at `revision` (0: now). `created` selects the keys that were
+        created at that revision (0: all keys).
 
-        Raises EtcdCompacted if that revision is no longer kept, EtcdError(TOO_LARGE) if the keys fill more than 16
+        Raises EtcdCompacted if `revision` is no longer kept, and EtcdError(TOO_LARGE) if the keys fill more than 16
         MiB."""
         request = pb.RangeRequest(
             key=start,
@@ -117,9 +119,11 @@ class Etcd:
     async def pages(
         self, start: bytes, end: bytes, *, page_size: int = 1000, keys_only: bool = False, revision: int = 0
     ) -> AsyncIterator[Page]:
-        """Yields [start, end) page by page, all at one `revision` (0: now). Pages shrink if values are large.
+        """Yields the keys in [start, end) page by page, all at one `revision` (0: now). Pages shrink if values are
+        large.
 
-        Raises EtcdCompacted if that revision is compacted meanwhile; pages already yielded stay valid for it."""
+        Raises EtcdCompacted if the revision is compacted meanwhile. The pages already yielded stay valid for that
+        revision."""
         while True:
             try:
                 page = await self.page(start, end, limit=page_size, revision=revision, keys_only=keys_only)
@@ -137,7 +141,7 @@ class Etcd:
     async def scan(
         self, prefix_or_range: bytes | tuple[bytes, bytes], *, page_size: int = 1000, keys_only: bool = False
     ) -> AsyncIterator[KeyValue]:
-        """Yields every key with a prefix, or in a range, one by one, as `pages()` does."""
+        """Yields every key with a prefix, or in a range, one by one. Reads them with `pages()`."""
         if isinstance(prefix_or_range, bytes):
             prefix_or_range = (prefix_or_range, after_prefix(prefix_or_range))
         start, end = prefix_or_range
@@ -146,19 +150,19 @@ class Etcd:
                 yield kv
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0, timeout: float | None = None) -> int:
-        """Writes the key, on a lease or on none (0). Returns the revision of the write."""
+        """Writes the key, attached to a lease unless `lease` is 0. Returns the revision of the write."""
         request = pb.PutRequest(key=key, value=value, lease=lease)
         reply = await self._write("put", lambda m: m.kv.Put, request, timeout)
         return int(reply.header.revision)
 
     async def delete(self, key: bytes, *, timeout: float | None = None) -> bool:
-        """Deletes the key. Returns False if there was none."""
+        """Deletes the key. Returns False if it did not exist."""
         request = pb.DeleteRangeRequest(key=key)
         reply = await self._write("delete", lambda m: m.kv.DeleteRange, request, timeout)
         return bool(reply.deleted)
 
     async def delete_range(self, start: bytes, end: bytes, *, timeout: float | None = None) -> int:
-        """Deletes all keys in [start, end), in one transaction. Returns their number."""
+        """Deletes all keys in [start, end) in one transaction. Returns how many there were."""
         request = pb.DeleteRangeRequest(key=start, range_end=end)
         reply = await self._write("delete range", lambda m: m.kv.DeleteRange, request, timeout)
         return int(reply.deleted)
@@ -171,7 +175,8 @@ class Etcd:
         *,
         timeout: float | None = None,
     ) -> TxnResult:
-        """Performs `success` if all compares hold, else `failure`, atomically (`mesh.etcd.txn`)."""
+        """Performs `success` atomically if all compares hold, or else `failure`. `mesh.etcd.txn` makes compares and
+        operations."""
         request = pb.TxnRequest(compare=compares, success=success, failure=failure)
         reply = await self._write("transaction", lambda m: m.kv.Txn, request, timeout)
         return TxnResult(
@@ -181,17 +186,18 @@ class Etcd:
     async def update(
         self, key: bytes, change: Callable[[KeyValue | None], bytes | None], *, timeout: float | None = None
     ) -> Updated:
-        """Replaces a value by the result of `change`, by compare-and-set, until no other writer interferes.
+        """Replaces a value by the result of `change` with compare-and-set, and tries again if another writer
+        interferes.
 
-        `change` gets the current key (None: there is none) and returns the new value; None or an equal one leaves it
-        alone. It is called again after each conflict, so it must depend on its argument alone. Its exceptions pass
-        through.
+        `change` gets the current key, or None if there is none, and returns the new value. If it returns None or an
+        equal value, nothing is written. It is called again after each conflict, so it must depend on its argument
+        alone. Its exceptions pass through.
 
-        A write of unknown outcome is settled by reading again: it was done if the value is the one written. So if
-        several writers may write equal bytes and each write must count, make the values differ. If a write succeeded
-        unnoticed and another writer replaced it before the next read, the change is made again. All attempts together
-        take at most `timeout` seconds (None: three times the settings'); EtcdUnavailable is ambiguous if the outcome of
-        a write is still unknown.
+        After a write of unknown outcome, the key is read again. If it has the written value, the write is taken as
+        done. So if several writers may write equal bytes and each write must count, make the values differ. If a write
+        succeeded unnoticed and another writer replaced it before the next read, the change is made again. All attempts
+        together take at most `timeout` seconds (None: three times the timeout of the settings). EtcdUnavailable is
+        ambiguous if the outcome of a write is still unknown.
         """
         loop = asyncio.get_running_loop()
         whole = _UPDATE_TIMEOUTS * self.settings.timeout if timeout is None else timeout
@@ -267,15 +273,15 @@ class Etcd:
         return tuple(Alarm(a.memberID, names.get(a.alarm, f"{a.alarm}")) for a in reply.alarms)
 
     async def database(self, *, idle: float) -> AsyncGenerator[tuple[bytes, int], None]:
-        """Yields the whole database of the member in use in parts, each with the number of bytes still to come, and at
-        the end 32 bytes, the SHA-256 of all before. Raises EtcdUnavailable if nothing comes for `idle` s."""
+        """Yields the database of the member in use in parts, each with the number of bytes still to come. The last 32
+        bytes are the SHA-256 of all bytes before. Raises EtcdUnavailable if nothing arrives for `idle` seconds."""
         parts = self.connection.receive("snapshot", lambda m: m.maintenance.Snapshot, pb.SnapshotRequest(), idle=idle)
         async with aclosing(parts):
             async for part in parts:
                 yield part.blob, part.remaining_bytes
 
     async def compact(self, revision: int, *, physical: bool = False, timeout: float | None = None) -> None:
-        """Compacts the history before `revision`; `physical`: waits until it is removed from the disk."""
+        """Compacts the history before `revision`. With `physical`, waits until it is removed from the disk."""
         request = pb.CompactionRequest(revision=revision, physical=physical)
         await self._write("compact", lambda m: m.kv.Compact, request, timeout)
 

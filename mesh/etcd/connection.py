@@ -1,13 +1,13 @@
-"""Sending requests to etcd: to which member, with which token, how often and for how long.
+"""Sending requests to etcd: the choice of member and token, retries, and time limits.
 
-- Every request has one bound for all its attempts, passed to gRPC as a deadline. A caller may be cancelled at any time;
-  the request in flight is then left to its deadline, because each one cancelled from asyncio leaks 0.95 KB inside
-  grpc.aio and deadlines leak nothing.
-- Reads are repeated freely. A write is sent again only if it certainly was not done: the connection failed, or etcd
-  refused it before looking at it. Any other failure of a write is reported as ambiguous.
-- Credentials may change between two attempts (`rotation`); a request that was refused for the old ones is sent again
-  with the new ones.
-- Each request carries `hasleader`, so that a member that has lost its quorum refuses at once and the next one is asked.
+- One time limit covers all attempts of a request, and is passed to gRPC as a deadline. A caller may be cancelled at any
+  time. Its request then runs until its deadline, because each request cancelled from asyncio leaks 0.95 KB inside
+  grpc.aio, and deadlines leak nothing.
+- Reads are retried freely. A write is retried only if it certainly was not done, because the connection failed or etcd
+  refused it unseen. Any other failure of a write is reported as ambiguous.
+- Credentials may change between two attempts (`rotation`). A request that was refused for the old credentials is sent
+  again with the new ones.
+- Each request carries `hasleader`. So a member that has lost its quorum refuses at once, and the next member is asked.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class EtcdStatistics:
 
 
 class Connection:
-    """The connection that the parts of a client share. Belongs to the event loop of its first request."""
+    """The connection that all parts of a client share. It belongs to the event loop of its first request."""
 
     def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
         self.closed = False
@@ -67,7 +67,7 @@ class Connection:
         return self._access.settings
 
     def statistics(self) -> EtcdStatistics:
-        """Returns counters, for metrics and people."""
+        """Returns the connection's counters."""
         return EtcdStatistics(
             endpoint=self._access.endpoints.endpoint,
             requests=self._requests,
@@ -87,9 +87,9 @@ class Connection:
         await asyncio.gather(self._access.close(), *(access.close() for access in self._retiring))
 
     async def switch(self, settings: EtcdSettings, timeout: float) -> None:
-        """Switches to other settings if etcd accepts them within `timeout` s; otherwise raises EtcdError, and nothing
-        changes. The proof is the last read, which includes the user's permission. Raises ValueError for invalid
-        settings (`endpoints.check`)."""
+        """Switches to other settings if etcd accepts them within `timeout` seconds. Otherwise raises EtcdError, and
+        nothing changes. To find out, it repeats the last read, which also checks the user's permission. Raises
+        ValueError for invalid settings (`endpoints.check`)."""
         heir = Connection(settings)
         try:
             if (last := self._last_read) is not None:
@@ -110,10 +110,10 @@ class Connection:
     async def call(
         self, what: str, method: Method, request: Any, *, repeatable: bool, timeout: float | None = None
     ) -> tuple[Any, Member]:
-        """Sends one request; returns its reply and the member that answered.
+        """Sends a request. Returns the reply and the member that answered.
 
-        `what` names the request in errors. `repeatable`: doing it twice, or once more later, is harmless. `timeout` is
-        in seconds (None: the settings'), for all attempts together. Raises EtcdError."""
+        `what` names the request in errors. `repeatable` says that doing it twice, or again later, is harmless.
+        `timeout` is in seconds, for all attempts together (None: the timeout of the settings). Raises EtcdError."""
         loop = asyncio.get_running_loop()
         timeout = self.settings.timeout if timeout is None else timeout
         deadline = loop.time() + timeout
@@ -164,20 +164,21 @@ class Connection:
                 await asyncio.sleep(pause)
 
     def _check(self, what: str) -> None:
-        """Checks before each attempt that the client is open, and begins to follow its files."""
+        """Checks that the client is open, and begins to follow the credential files. Called before each attempt."""
         if self.closed:
             raise errors.EtcdClosed(f"{what}: this client is closed")
         if self._rotation is not None:
             self._rotation.begin()
 
     def _leave(self, access: Access, member: Member) -> None:
-        """Switches to the next member, and has the credentials checked: etcd may have changed its certificates."""
+        """Switches to the next member, and requests a check of the credential files, because etcd's certificates may
+        have changed."""
         access.endpoints.leave(member)
         if self._rotation is not None:
             self._rotation.suspect()
 
     async def _rotated(self, refused: Access, deadline: float) -> bool:
-        """Looks for changed credentials after a refusal; returns whether there are any."""
+        """Looks for changed credentials after a refusal, and returns whether a switch to others took place."""
         if self._rotation is not None and refused is self._access:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
@@ -185,7 +186,7 @@ class Connection:
         return refused is not self._access
 
     async def _finish(self, call: Any, what: str, repeatable: bool) -> Any:
-        """Awaits the reply without cancelling the call if the waiting task is cancelled."""
+        """Awaits the reply. If the waiting task is cancelled, the call is not."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call.add_done_callback(lambda _: None if done.done() else done.set_result(None))
         await done
@@ -195,8 +196,8 @@ class Connection:
         return await call
 
     async def receive(self, what: str, method: Method, request: Any, *, idle: float) -> AsyncGenerator[Any, None]:
-        """Sends one request to the member in use and yields the parts of its answer. Raises EtcdUnavailable if none
-        comes for `idle` s. A member without a leader answers too, from its own data."""
+        """Sends a request to the member in use, and yields the parts of its answer. Raises EtcdUnavailable if none
+        arrives for `idle` seconds. A member without a leader also answers, from its own data."""
         self._check(what)
         access = self._access
         member = access.endpoints.current
@@ -221,7 +222,8 @@ class Connection:
                 call.cancel()
 
     async def open(self, what: str, method: Method, first: Any, timeout: float) -> Stream:
-        """Opens a stream at the current member and writes its first message, within `timeout` s. Raises EtcdError."""
+        """Opens a stream at the current member and writes its first message, within `timeout` seconds. Raises
+        EtcdError."""
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             self._check(what)
@@ -250,7 +252,7 @@ class Connection:
             self._leave(access, member)
 
     def forget_token(self, token: str) -> bool:
-        """Drops a token that etcd may have refused under another error; returns whether a new one can help."""
+        """Drops a token that etcd may have refused with another error. Returns whether another token can help."""
         self._access.auth.forget(token)
         return self._access.auth.enabled
 

@@ -1,10 +1,10 @@
 """The gRPC channels to etcd's members, and the choice among them.
 
-All requests go to one member until it fails, then to the next. gRPC itself could rotate among several addresses of one
-target, but it would then check TLS host names against that target and fail. A failed request switches away only from
-the member that it was sent to, so a hundred requests that fail together rotate once.
+All requests go to one member until it fails, and then to the next. gRPC itself could rotate among several addresses of
+one target, but it would check TLS host names against that target and fail. A failed request switches away only from the
+member that it was sent to, so a hundred requests that fail together switch only once.
 
-A channel keeps the certificate that it was created with: other certificates take other `Endpoints` (`access`).
+A channel keeps the certificate that it was created with, so other certificates need other `Endpoints` (`access`).
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _OPTIONS = (
 
 
 class Member:
-    """One endpoint: its channel and the stubs on it."""
+    """A member's endpoint, with its channel and the stubs on it."""
 
     __slots__ = ("auth", "channel", "cluster", "endpoint", "kv", "lease", "maintenance", "watch")
 
@@ -68,7 +68,7 @@ class Member:
 
 
 class Endpoints:
-    """The members, connected when first used. Belongs to one event loop from then on."""
+    """The members of an etcd. They are connected when first used, and then belong to one event loop."""
 
     def __init__(self, settings: EtcdSettings) -> None:
         check(settings)
@@ -101,12 +101,13 @@ class Endpoints:
             self.rotations += 1
 
     async def close(self, grace: float | None) -> None:
-        """Closes every channel; calls still running after `grace` seconds are cancelled."""
+        """Closes every channel. Calls still running after `grace` seconds are cancelled."""
         await asyncio.gather(*(member.channel.close(grace) for member in self._members if member is not None))
 
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str]:
-    """Parses `http://HOST:PORT` or `https://HOST:PORT` into TLS or not, and gRPC's target. Raises ValueError."""
+    """Parses `http://HOST:PORT` or `https://HOST:PORT`. Returns whether it uses TLS, and the target for gRPC. Raises
+    ValueError."""
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port
@@ -118,7 +119,7 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
 
 
 def check(settings: EtcdSettings) -> None:
-    """Raises ValueError for mistakes that gRPC would only show as a connection that is never established."""
+    """Raises ValueError for mistakes in settings with which gRPC would just never connect."""
     if not settings.endpoints:
         raise ValueError("no etcd endpoint is given: write http://HOST:PORT or https://HOST:PORT")
     for endpoint in settings.endpoints:
@@ -146,7 +147,7 @@ def check(settings: EtcdSettings) -> None:
 
 
 def _system_trust() -> bytes | None:
-    """Returns the system's certificate authorities as PEM, None for gRPC's own list."""
+    """Returns the system's certificate authorities as PEM, or None to use gRPC's own list."""
     paths = ssl.get_default_verify_paths()
     if paths.cafile:
         return Path(paths.cafile).read_bytes()

@@ -1,12 +1,12 @@
 """Errors of etcd.
 
-Callers need to know whether a failed write may have been done nevertheless: a put that timed out may land later. Only
-requests that certainly never reached etcd, or that etcd refused, are reported as not ambiguous. Only this module knows
-the meaning of etcd's messages; the texts are those of etcd's api/v3rpc/rpctypes/error.go.
+Callers need to know whether a failed write may still have been done. For example, a put that timed out may land later.
+Only requests that never reached etcd, or that etcd refused, are reported as not ambiguous. This module is the only one
+that interprets etcd's messages, which are defined in etcd's api/v3rpc/rpctypes/error.go.
 
-Each error has two texts. `text` is for callers of the mesh: what is wrong and what still works, without addresses and
-gRPC's words. `detail` is for the operator: which request, which member, and its exact words. It appears in logs and in
-commands that talk to etcd directly.
+Each error has two texts. `text` is for callers of the mesh. It says what is wrong and what still works, without
+addresses or messages of gRPC. `detail` is for the operator. It has the request, the member and the exact message, and
+appears in logs and in commands that talk to etcd directly.
 """
 
 import grpc
@@ -15,7 +15,7 @@ from mesh.statuses import Code, MeshError, Reason
 
 
 class EtcdError(MeshError):
-    """etcd refused the request, and would refuse it again."""
+    """A request that etcd refused, and would refuse again."""
 
     def __init__(self, detail: str, *, reason: Reason = Reason.INTERNAL, text: str = "") -> None:
         super().__init__(reason, text or detail)
@@ -26,36 +26,37 @@ class EtcdError(MeshError):
 
 
 class EtcdUnavailable(EtcdError):
-    """etcd cannot be reached, did not answer in time, or takes no writes now.
+    """An etcd that cannot be reached, did not answer in time, or accepts no writes now.
 
-    `ambiguous`: the request may have been done, or may still be done later. Always False for reads.
+    `ambiguous` says that the request may have been done, or may still be done later. It is always False for reads.
     """
 
     def __init__(self, detail: str, *, ambiguous: bool = False, why: str = "does not answer") -> None:
-        """Makes the error; `why` continues a sentence that begins with "etcd", for callers."""
+        """Makes the error. `why` continues a sentence for callers that begins with "etcd"."""
         super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away(why))
         self.ambiguous = ambiguous
 
 
 class EtcdClosed(EtcdUnavailable):
-    """The client was closed by its owner."""
+    """The end of a request or stream because its client was closed."""
 
 
 class EtcdReplaced(EtcdUnavailable):
-    """The client has switched to changed credentials; another attempt uses those."""
+    """The end of a stream because the client has switched to changed credentials. Another attempt uses those."""
 
 
 class EtcdDenied(EtcdError):
-    """User, password or certificate are not accepted, or the user may not do this.
+    """A refusal by etcd of the user, password or certificate, or of what the user asked for.
 
-    Callers see an unavailable registry: it is not their fault, and ends when the operator corrects it."""
+    Callers see an unavailable registry. The fault is not theirs, and it ends when the operator corrects it."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away("does not let this mesh in"))
 
 
 class EtcdCompacted(EtcdError):
-    """The requested revision is no longer kept. `revision` is the oldest one that is, 0 if unknown."""
+    """A request for a revision that etcd no longer keeps. `revision` is the oldest revision that it keeps, 0 if
+    unknown."""
 
     def __init__(self, revision: int = 0) -> None:
         super().__init__(f"etcd has compacted its history up to revision {revision or '(not said)'}")
@@ -63,7 +64,7 @@ class EtcdCompacted(EtcdError):
 
 
 class EtcdLeaseLost(EtcdError):
-    """The lease named in a write does not exist, or no longer exists."""
+    """A write that named a lease which does not exist, or no longer exists."""
 
 
 def _away(why: str) -> str:
@@ -90,7 +91,7 @@ def code_of(error: grpc.aio.AioRpcError) -> Code:
 
 
 def is_refused(error: grpc.aio.AioRpcError) -> bool:
-    """Returns whether the request was certainly not carried out, and so may be sent again to any member."""
+    """Returns whether the request was certainly not carried out, so that it may be sent again to any member."""
     details = error.details() or ""
     if code_of(error) is Code.UNAVAILABLE and any(text in details for text in _UNSENT):
         return True
@@ -98,7 +99,7 @@ def is_refused(error: grpc.aio.AioRpcError) -> bool:
 
 
 def is_transient(error: grpc.aio.AioRpcError) -> bool:
-    """Returns whether another attempt may succeed, at this or another member."""
+    """Returns whether another attempt, at this or another member, may succeed."""
     return is_refused(error) or code_of(error) in (
         Code.UNAVAILABLE,
         Code.DEADLINE_EXCEEDED,
@@ -114,12 +115,12 @@ def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
 
 
 def says_stale_token(text: str) -> bool:
-    """Returns whether a text says that the token was refused: watches are refused with a text instead of a status."""
+    """Returns whether a text says that the token was refused. Watches are refused with a text instead of a status."""
     return any(known in text for known in _STALE_TOKEN)
 
 
 def translate(error: grpc.aio.AioRpcError, what: str, *, write: bool) -> EtcdError:
-    """Translates a failed call; `what` names the request and the member."""
+    """Translates a failed call to an EtcdError. `what` names the request and the member."""
     code, details = code_of(error), error.details() or ""
     text = f"{what}: {details or code.name}"
     if is_stale_token(error) or code is Code.PERMISSION_DENIED or "authentication failed" in details:
@@ -138,7 +139,7 @@ def translate(error: grpc.aio.AioRpcError, what: str, *, write: bool) -> EtcdErr
 
 
 def _why(code: Code, details: str) -> str:
-    """Returns what is wrong with etcd, in words that follow "etcd"."""
+    """Returns what is wrong, as the continuation of a sentence that begins with "etcd"."""
     if "no leader" in details:
         return "has no leader"
     if "too many requests" in details:

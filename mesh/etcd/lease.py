@@ -1,9 +1,10 @@
-"""A lease: keys written with it vanish if it is not renewed in time.
+"""A lease. etcd deletes keys written with it if it is not renewed in time.
 
-Its holder must know of the loss no later than etcd acts on it, and without asking etcd, which may be unavailable. So
-the lease counts as lost at *time of sending + TTL* of the last answered renewal, by the local monotonic clock, or as
-soon as etcd answers that it is gone. Once lost it stays lost: only its holder knows the keys, so it is up to the holder
-to get another lease and write them again."""
+The holder must know of a loss no later than etcd deletes the keys, and without asking etcd, which may be unavailable.
+So the lease counts as lost at *time of sending + TTL* of the last answered renewal, by the local monotonic clock, or as
+soon as etcd answers that it is gone. A lost lease stays lost. The holder, who knows the keys, then gets another lease
+and writes them again.
+"""
 
 import asyncio
 import random
@@ -35,7 +36,7 @@ class LeaseStatistics:
 
 
 class Lease:
-    """A lease from `Lease.grant()`, kept alive in the background until it is lost, revoked or closed."""
+    """A lease, made by `Lease.grant()` and kept alive in the background until it is lost, revoked or closed."""
 
     def __init__(self, etcd: Etcd, lease_id: int, ttl: int, deadline: float, proof_ns: int) -> None:
         self.id = lease_id
@@ -57,7 +58,7 @@ class Lease:
     async def grant(cls, etcd: Etcd, *, ttl: int, timeout: float | None = None) -> "Lease":
         """Gets a new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
 
-        A grant whose answer is lost leaves a lease that expires by itself, so a repeated request is harmless."""
+        If the answer to a grant is lost, its lease expires by itself, so repeating the request is harmless."""
         sent, proof_ns = asyncio.get_running_loop().time(), clock_gettime_ns(CLOCK_BOOTTIME)
         request = pb.LeaseGrantRequest(TTL=ttl)
         reply, _ = await etcd.connection.call(
@@ -76,11 +77,12 @@ class Lease:
         return 0.0 if self.lost.is_set() else max(0.0, self._deadline - self._loop.time())
 
     def statistics(self) -> LeaseStatistics:
-        """Returns its counters."""
+        """Returns the lease's counters."""
         return LeaseStatistics(self.id, self.ttl, self.remaining, self._renewals, self._streams, self.why_lost)
 
     async def revoke(self, *, timeout: float | None = None) -> None:
-        """Revokes the lease: etcd deletes its keys at once. After EtcdUnavailable, they vanish when the lease expires.
+        """Revokes the lease, so that etcd deletes its keys at once. After EtcdUnavailable, it deletes them when the
+        lease expires.
 
         A revoked lease does not count as lost: `lost` stays unset."""
         await self.close()
@@ -93,14 +95,14 @@ class Lease:
             pass  # it has already expired, or an earlier attempt was done
 
     async def give_back(self) -> None:
-        """Revokes the lease when its holder ends; if etcd does not answer, the lease expires by itself."""
+        """Revokes the lease because its holder ends. If etcd does not answer, the lease expires by itself."""
         try:
             await asyncio.shield(self.revoke(timeout=_GIVE_BACK))
         except EtcdError as error:
             log.debug("a lease is left to expire", lease=f"{self.id:x}", why=error.detail)
 
     async def close(self) -> None:
-        """Stops keeping the lease alive: its keys vanish when it expires."""
+        """Stops keeping the lease alive. etcd deletes its keys when it expires."""
         self._expiry.cancel()
         self._task.cancel()
         await asyncio.wait({self._task})
@@ -114,7 +116,7 @@ class Lease:
             log.warning("lease lost", lease=f"{self.id:x}", why=why, ttl=self.ttl)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Gives the lease up at once if the renewing task fails by a bug: nothing else would notice."""
+        """Marks the lease as lost at once if the renewing task fails by a bug, because nothing else would notice."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("renewing a lease failed", lease=f"{self.id:x}", exc_info=error)
             self._lose(f"renewing it failed: {error!r}")
@@ -169,5 +171,5 @@ class Lease:
 
     @property
     def _patience(self) -> float:
-        """Returns the seconds to wait for one answer, leaving time for an attempt at another member."""
+        """Returns the seconds to wait for one answer, which leave time for an attempt at another member."""
         return max(0.5, self.ttl / 4)

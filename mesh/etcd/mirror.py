@@ -1,14 +1,14 @@
-"""A followed range of keys: its content, then every change, through all faults of etcd.
+"""Following a range of keys: its content, then every change, through all faults of etcd.
 
     async for change in Mirror(etcd, start, end):
         match change:
             case Snapshot(): ...
             case Delta(): ...
 
-A broken watch resumes after the last revision delivered, at the same or another member, with back-off and without end.
-Only if that revision is gone (compacted, or etcd has other data) is the range read again, and a second `Snapshot`
-follows. Comparing it with the former content is up to the consumer. The stream is read only as fast as changes are
-consumed; the rest waits in etcd.
+A broken watch resumes after the last revision delivered, at the same or another member, with back-off and without
+limit. The range is read again only if that revision is gone, because it was compacted or etcd has other data. Then
+another `Snapshot` follows, which the consumer compares with the former content. The stream is read only as fast as
+changes are consumed. The rest waits in etcd.
 """
 
 import asyncio
@@ -44,18 +44,19 @@ class MirrorStatistics:
 
 
 class _OtherData(EtcdError):
-    """etcd's data are not those that were followed."""
+    """The finding that etcd has other data than before, as after a restore."""
 
 
 class Mirror:
-    """A range, followed from its first `Snapshot` on. For one consumer, in one task; iterate over it once.
+    """A range of keys that is followed. It has one consumer, in one task, which iterates over it once.
 
-    It ends when that task is cancelled or `close()` is called, and raises EtcdClosed when its client is closed; nothing
-    else ends it. A consumer that is cancelled within a step loses the mirror, so no `wait_for` around single steps.
+    It ends when that task is cancelled or `close()` is called, and raises EtcdClosed when its client is closed. Nothing
+    else ends it. A consumer that is cancelled within a step loses the mirror, so do not put `wait_for` around single
+    steps.
     """
 
     def __init__(self, etcd: Etcd, start: bytes, end: bytes, *, page_size: int = 1000) -> None:
-        """Follows the keys in [start, end); for a prefix, `end` is `mesh.etcd.ranges.after_prefix(start)`."""
+        """Follows the keys in [start, end). For a prefix, `end` is `mesh.etcd.ranges.after_prefix(start)`."""
         if not start:
             raise ValueError("a range has to start with a key: b'\\0' is the first")
         self._etcd = etcd
@@ -74,7 +75,7 @@ class Mirror:
         return self._changes
 
     async def close(self) -> None:
-        """Ends the mirror. Only call this while no task waits for the next change: otherwise cancel that task."""
+        """Ends the mirror. If a task waits for the next change, cancel that task instead."""
         await self._changes.aclose()
 
     @property
@@ -84,11 +85,11 @@ class Mirror:
 
     @property
     def stale_for(self) -> float:
-        """Seconds since changes stopped arriving (or since the start, before the first); 0 while they arrive."""
+        """Seconds since changes stopped arriving, or since the start if none has arrived. 0 while changes arrive."""
         return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
 
     def statistics(self) -> MirrorStatistics:
-        """Returns its counters."""
+        """Returns the mirror's counters."""
         return MirrorStatistics(
             self.connected,
             self.stale_for,

@@ -1,9 +1,9 @@
-"""Waiting for etcd at the start of a process, without a limit.
+"""Waiting for etcd when a process starts, without a time limit.
 
 The processes of an installation start in any order. A process that ended because etcd was still starting would be
-restarted by its supervisor with ever longer pauses; so routers and runtime pods wait, live but not ready, and say why:
+restarted by its supervisor after ever longer pauses. So routers and runtime pods wait, live but not ready. They say why
 at `/ready`, and in the log at once and then each minute. Faults that waiting does not cure, such as a wrong password,
-are raised: the process ends with that text, and reads its credentials again when it is restarted.
+are raised. Then the process ends with that text, and reads its credentials again when it is restarted.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _REMIND = 60.0  # seconds between two lines in the log
 
 
 class Patience:
-    """The wait of one process at its start. `why` says what it waits for; empty while it does not wait."""
+    """The wait of a process for etcd. `why` is the reason for waiting, "" while it does not wait."""
 
     def __init__(self, *, pause: float = _PAUSE, remind: float = _REMIND) -> None:
         self._pause = pause

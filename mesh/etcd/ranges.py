@@ -2,6 +2,7 @@
 
 
 def after_prefix(prefix: bytes) -> bytes:
-    """Returns the end of the half-open range of all keys with a prefix; b"\\0" (no end) if there is none."""
+    """Returns the end of the half-open range of all keys with a prefix, or b"\\0" (no end) if no key can follow
+    them."""
     head = prefix.rstrip(b"\xff")
     return head[:-1] + bytes([head[-1] + 1]) if head else b"\0"

@@ -1,4 +1,4 @@
-"""Frozen records for etcd's data and answers, so that no generated message leaves this package."""
+"""Frozen records for etcd's data and answers. Generated protobuf messages do not leave this package."""
 
 import enum
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a range, in the order of the keys."""
+    """A part of a range, ordered by key."""
 
     kvs: tuple[KeyValue, ...]
     revision: int  # of the whole store when the page was read; ask for the next page at this revision
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole range at one revision; it replaces everything known before."""
+    """A whole range at one revision, which replaces everything known before."""
 
     revision: int
     kvs: tuple[KeyValue, ...]
@@ -62,9 +62,9 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """The result of a transaction. `responses` has one entry for each operation of the branch taken: for a get the
-    keys found (a tuple), for a put None, for a deletion the number of deleted keys, for a count the number of keys (see
-    `counted`)."""
+    """The result of a transaction. `responses` has an entry for each operation of the branch taken. It is a tuple of
+    the keys found for a get, None for a put, the number of deleted keys for a deletion, and the number of keys for a
+    count (`counted`)."""
 
     succeeded: bool  # all compares held: the success branch was taken
     responses: tuple["tuple[KeyValue, ...] | int | None", ...]
@@ -107,10 +107,10 @@ class Alarm:
 
 
 def key_value(kv: pb.KeyValue) -> KeyValue:
-    """Converts a message."""
+    """Converts a KeyValue message."""
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
 
 
 def key_values(kvs: Sequence[pb.KeyValue]) -> tuple[KeyValue, ...]:
-    """Converts messages."""
+    """Converts KeyValue messages."""
     return tuple([KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs])

@@ -1,9 +1,10 @@
 """Rotation of etcd's credentials while the process runs, so that a changed Secret needs no restart.
 
-The files are checked periodically, and when etcd refuses the credentials in use. Changed ones are proven first: a
-separate connection repeats the last read. Only if etcd answers does the client switch. So a Secret with a typo, or one
-that comes before etcd's own change, is harmless: the old credentials stay in use, the log says why, and the new ones
-are tried again until they work."""
+The files are checked periodically, and when etcd refuses the credentials in use. Changed credentials are tried first: a
+separate connection repeats the last read, and the client switches only if etcd answers. So a Secret with a typo, or one
+that changes before etcd does, is harmless. The old credentials stay in use, the log says why, and the new ones are
+tried again until they work.
+"""
 
 import asyncio
 import contextlib
@@ -38,7 +39,8 @@ class Replacing(Protocol):
         """The settings in use."""
 
     async def switch(self, settings: EtcdSettings, timeout: float) -> None:
-        """Switches to other settings if etcd accepts them within `timeout` s; raises EtcdError or ValueError if not."""
+        """Switches to other settings if etcd accepts them within `timeout` seconds. Otherwise raises EtcdError or
+        ValueError."""
 
 
 class Rotation:
@@ -57,7 +59,7 @@ class Rotation:
         self._pause = _AGAIN_FIRST
 
     def begin(self) -> None:
-        """Starts the periodic checks; a second call does nothing."""
+        """Starts the periodic checks. A second call does nothing."""
         if not len(self._tasks):
             self._tasks.run(_FOLLOW, self._run)
 
@@ -66,12 +68,12 @@ class Rotation:
         await self._tasks.close()
 
     def suspect(self) -> None:
-        """Checks at once: a request has failed, perhaps because of the credentials."""
+        """Checks the files at once, because a request has failed and the credentials may be the reason."""
         if asyncio.get_running_loop().time() >= self._looked + _LOOK_LEAST:  # otherwise the next failure triggers it
             self._wanted.set()
 
     async def settle(self) -> None:
-        """Checks at once and waits for the outcome: the credentials in use were refused."""
+        """Checks the files at once and waits for the outcome, because etcd has refused the credentials in use."""
         async with self._lock:
             await self._look(urgent=True)
 
@@ -115,7 +117,7 @@ class Rotation:
         log.info("switched to the changed credentials for etcd", changed=sources.changes(used, found))
 
     def _refuse(self, why: str, of: str = "") -> None:
-        """Logs a refusal once. `of` identifies it if `why` differs from one time to the next."""
+        """Logs a refusal once. `of` identifies the refusal if its text `why` differs from one attempt to the next."""
         if not self.refusal.startswith(of or why):
             log.warning("the credentials for etcd are kept: the changed ones are not used", why=why)
         self.refusal = f"{of}: {why}" if of else why

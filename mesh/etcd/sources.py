@@ -1,8 +1,8 @@
-"""The files behind a process's settings for etcd, read again.
+"""Reading the files of a process's etcd settings again.
 
-A mounted Secret changes while a process runs: another password, another certificate, another member. Either all files
-are read or none, so that a certificate never meets the key of an earlier one; `rotation` finds out whether etcd accepts
-the result.
+A mounted Secret may change while a process runs, with another password, certificate or member. Either all files are
+read or none, so that a certificate is never combined with the key of an earlier one. `rotation` finds out whether etcd
+accepts the result.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ _READINGS = 5  # attempts, if files change meanwhile
 
 
 def read(known: EtcdSettings) -> EtcdSettings:
-    """Reads the files of `known` again. Raises ValueError, with a text for operators that shows nothing secret."""
+    """Reads the files of `known` again. Raises ValueError, whose text is for operators and contains no secrets."""
     for _ in range(_READINGS):
         found = _read(known)
         if _read(known) == found:
@@ -26,7 +26,7 @@ def read(known: EtcdSettings) -> EtcdSettings:
 
 
 def changes(before: EtcdSettings, after: EtcdSettings) -> str:
-    """Describes the differences."""
+    """Lists the settings that differ, in words."""
     names = {
         "endpoints": "endpoints",
         "user": "user",

@@ -1,7 +1,8 @@
-"""One open stream to etcd, with a single way of failing instead of `grpc.aio`'s many.
+"""An open stream to etcd, whose failures are all EtcdErrors.
 
-A dead stream shows as an AioRpcError, as InvalidStateError from a write, as an end with status OK, or, if this client
-was closed, as a CancelledError that looks like the caller's own. Here all of them are an EtcdError.
+With `grpc.aio`, a dead stream shows as an AioRpcError, as an InvalidStateError from a write, or as an end with status
+OK. If this client was closed, it shows as a CancelledError that looks like the caller's. This module turns all of them
+into EtcdErrors.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ EOF: Any = vars(grpc.aio)["EOF"]  # not in the type stubs
 
 
 class Opener(Protocol):
-    """The connection that a stream was opened on, as far as a stream needs it."""
+    """The part of a connection that its streams use."""
 
     closed: bool
 
@@ -26,7 +27,7 @@ class Opener(Protocol):
 
 
 class Stream:
-    """A stream, read by one task at a time. Unread messages wait in etcd."""
+    """A stream that one task at a time reads. Unread messages wait in etcd."""
 
     def __init__(self, connection: Opener, access: Access, what: str, call: Any, member: Member, token: str) -> None:
         self._connection = connection
@@ -39,11 +40,11 @@ class Stream:
         access.streams.add(self)
 
     async def write(self, message: Any, timeout: float) -> None:
-        """Sends one message. Raises EtcdUnavailable after `timeout` s. Cancellation ends the stream."""
+        """Sends one message. Raises EtcdUnavailable after `timeout` seconds. Cancellation ends the stream."""
         await self._run(self._call.write(message), timeout)
 
     async def read(self, timeout: float | None = None) -> Any:
-        """Reads the next message. Raises EtcdUnavailable at the end of the stream, and after `timeout` s.
+        """Reads the next message. Raises EtcdUnavailable at the end of the stream, and after `timeout` seconds.
 
         Cancellation ends the stream."""
         message = await self._run(self._call.read(), timeout)
@@ -59,7 +60,7 @@ class Stream:
         self._call.cancel()
 
     def cancel(self) -> None:
-        """Ends the stream; a second time, or after its end, does nothing."""
+        """Ends the stream. Does nothing if it has already ended."""
         self._call.cancel()
 
     async def _run(self, operation: Any, timeout: float | None) -> Any:

@@ -26,31 +26,31 @@ _RESULTS = {
 
 
 def created(key: bytes, sign: Sign, revision: int) -> Compare:
-    """Compares the revision at which the key was created; 0 stands for a key that does not exist."""
+    """Compares the create revision of the key. It is 0 for a key that does not exist."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.CREATE, key=key, create_revision=revision)
 
 
 def created_in_range(start: bytes, end: bytes, sign: Sign, revision: int) -> Compare:
-    """Compares the revision of creation of every key in [start, end).
+    """Compares the create revision of every key in [start, end).
 
-    For an empty range it holds exactly if `0 <sign> revision` does."""
+    For an empty range the compare holds exactly if `0 <sign> revision` does."""
     return pb.Compare(
         result=_RESULTS[sign], target=pb.Compare.CREATE, key=start, range_end=end, create_revision=revision
     )
 
 
 def modified(key: bytes, revision: int, sign: Sign = "==") -> Compare:
-    """Compares the revision of the key's last write; 0 stands for a key that does not exist."""
+    """Compares the revision of the key's last write. It is 0 for a key that does not exist."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.MOD, key=key, mod_revision=revision)
 
 
 def value_is(key: bytes, value: bytes, sign: Sign = "==") -> Compare:
-    """Compares the value; never holds for a key that does not exist."""
+    """Compares the value of the key. Never holds for a key that does not exist."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.VALUE, key=key, value=value)
 
 
 def leased(key: bytes, lease: int, sign: Sign = "==") -> Compare:
-    """Compares the key's lease; 0 stands for none."""
+    """Compares the lease of the key. It is 0 for a key without a lease."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.LEASE, key=key, lease=lease)
 
 
@@ -65,7 +65,7 @@ def absent(key: bytes) -> Compare:
 
 
 def absent_range(start: bytes, end: bytes) -> Compare:
-    """Requires that no key exists in [start, end): a claim on the whole range."""
+    """Requires that no key exists in [start, end)."""
     return created_in_range(start, end, "==", 0)
 
 
@@ -75,12 +75,12 @@ def absent_prefix(prefix: bytes) -> Compare:
 
 
 def put_op(key: bytes, value: bytes, lease: int = 0) -> Op:
-    """Writes a key; `lease` 0 takes it off any lease."""
+    """Writes a key, attached to a lease. With `lease` 0, the key has no lease afterwards."""
     return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
 
 
 def delete_op(key: bytes) -> Op:
-    """Deletes a key; deleting none is no error."""
+    """Deletes a key. It is no error if the key does not exist."""
     return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
 
 
@@ -100,15 +100,15 @@ def get_range_op(start: bytes, end: bytes, *, limit: int = 0, keys_only: bool = 
 
 
 def count_op(start: bytes, end: bytes, *, revision: int = 0) -> Op:
-    """Counts the keys in [start, end) at `revision` (0: now): its response is a number, as `counted` reads it."""
+    """Counts the keys in [start, end) at `revision` (0: now). `counted` reads its response."""
     return pb.RequestOp(request_range=pb.RangeRequest(key=start, range_end=end, count_only=True, revision=revision))
 
 
 def counted(response: object) -> int:
-    """Returns the number that a `count_op` was answered with."""
+    """Returns the number in the response to a `count_op`."""
     return response if isinstance(response, int) else 0
 
 
 def found(response: object) -> tuple[KeyValue, ...]:
-    """Returns the keys that a `get_op` or a `get_range_op` was answered with."""
+    """Returns the keys in the response to a `get_op` or `get_range_op`."""
     return response if isinstance(response, tuple) else ()

@@ -1,7 +1,8 @@
-"""One watch on one stream: opened at a revision, checked, its events joined into whole revisions.
+"""A watch on a stream. It is opened at a revision, and joins events into whole revisions.
 
-One stream for each watch: etcd answers creates in order, and matching answers to requests by order goes wrong after the
-first one that is cancelled. 500 streams cost etcd 26 MB. Opening another watch after a failure is up to `Mirror`.
+Each watch has its own stream. On a shared stream, etcd answers requests for watches in order, and the order no longer
+matches after one request is cancelled. 500 streams take 26 MB of etcd's memory. `Mirror` opens another watch after a
+failure.
 """
 
 from collections.abc import Iterable
@@ -17,8 +18,9 @@ from mesh.pb import etcd_pb2 as pb
 class Revisions:
     """A buffer that joins events into whole revisions.
 
-    etcd sends a revision in one response, but splits a large response into fragments anywhere; all but the last say so.
-    Whole revisions are returned at once; only the last one of a fragment is held back until the next.
+    etcd sends a revision in one response, but may split a large response into fragments at any event. All fragments but
+    the last are marked. Whole revisions are returned at once. The last revision of a fragment is held back until the
+    next fragment.
     """
 
     def __init__(self) -> None:
@@ -30,7 +32,7 @@ class Revisions:
         return bool(self._held)
 
     def add(self, events: Iterable[pb.Event], fragment: bool) -> list[Delta]:
-        """Returns the revisions that are complete now. `fragment`: more of the same response follows."""
+        """Returns the revisions that are complete now. `fragment` says that more of the same response follows."""
         deltas: list[Delta] = []
         current = self._held
         revision = current[0].kv.mod_revision if current else 0
@@ -65,7 +67,7 @@ class Watch:
     async def open(cls, connection: Connection, start: bytes, end: bytes, revision: int) -> "Watch":
         """Watches [start, end) for the changes after `revision`.
 
-        Raises EtcdError; EtcdCompacted possibly only at a read."""
+        Raises EtcdError. EtcdCompacted may be raised only later, by `read`."""
         request = pb.WatchRequest(
             create_request=pb.WatchCreateRequest(
                 key=start, range_end=end, start_revision=revision + 1, progress_notify=True, fragment=True
@@ -91,7 +93,7 @@ class Watch:
                 raise
 
     async def read(self) -> list[Delta]:
-        """Reads the next complete revisions; may be none. Raises EtcdError: then the watch is over."""
+        """Reads the next complete revisions, perhaps none. After an EtcdError, the watch is over."""
         response = await self._stream.read()
         check(response)
         deltas = self._revisions.add(response.events, response.fragment)
@@ -107,7 +109,8 @@ class Watch:
 
 
 def check(response: Any) -> None:
-    """Raises the error in a response: a watch that etcd cancels ends with a message, not with its stream."""
+    """Raises the error in a response, if any. When etcd cancels a watch, it sends a message and leaves the stream
+    open."""
     if not response.canceled:
         return
     if response.compact_revision:
