@@ -11,7 +11,7 @@ from tests.support.once import ONCE
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A folder that models may be read from."""
+    """The folder under which the puller may read models."""
     path = tmp_path / "root"
     path.mkdir()
     return path
@@ -35,5 +35,5 @@ async def puller(tmp_path, root):
 
 @pytest.fixture
 def left(puller):
-    """The entries of the puller's directory besides its lock and the files that it keeps."""
+    """The entries of the puller's directory, without its lock and the files that it keeps."""
     return lambda: {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}

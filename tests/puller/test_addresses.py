@@ -1,4 +1,4 @@
-"""The addresses that may be connected to, in every spelling."""
+"""The addresses to which connections are allowed, in every spelling."""
 
 import ipaddress
 
@@ -37,7 +37,7 @@ def test_the_public_internet(host):
     ],
 )
 def test_loopback_and_private(host):
-    """Loopback and private addresses are refused, and allowed by one setting."""
+    """Loopback and private addresses are refused by default, and one setting allows them."""
     assert not allowed(host)
     assert not allowed(host, link_local=True)
     assert allowed(host, private=True)
@@ -48,7 +48,7 @@ def test_loopback_and_private(host):
     ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"],
 )
 def test_link_local(host):
-    """Link-local addresses, where clouds serve credentials, need a setting of their own."""
+    """Link-local addresses, where clouds serve credentials, need a separate setting."""
     assert not allowed(host)
     assert not allowed(host, private=True)
     assert allowed(host, private=True, link_local=True)
@@ -58,14 +58,14 @@ def test_link_local(host):
     "host", ["0.0.0.0", "::", "255.255.255.255", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0", "", "localhost", "1.2.3"]
 )
 def test_never(host):
-    """Broadcast and similar addresses, which are not the address of one host, and texts that are no address are never
+    """Broadcast addresses, other addresses that do not belong to one host, and texts that are not addresses are never
     allowed."""
     assert not allowed(host, private=True, link_local=True)
 
 
 @given(st.ip_addresses(v=4), st.booleans(), st.booleans())
 def test_wrapping_changes_nothing(address, private, link_local):
-    """An IPv4 address inside IPv6 is judged as the IPv4 address."""
+    """An IPv4 address inside an IPv6 address is judged as the IPv4 address."""
     mapped = ipaddress.IPv6Address((0xFFFF << 32) | int(address))
     expected = allowed(str(address), private=private, link_local=link_local)
     assert allowed(str(mapped), private=private, link_local=link_local) == expected

@@ -1,4 +1,5 @@
-"""The complete files of a pod: each kept once, none removed while in use, none incomplete after a crash."""
+"""The complete files of a pod: each is kept once, none is removed while in use, and none is incomplete after a
+crash."""
 
 import errno
 import hashlib
@@ -26,7 +27,7 @@ def opened(folder: Path, budget: int | None = None, **more) -> Cache:
 
 
 def put(cache: Cache, identity: str | None, content: bytes) -> Blob:
-    """Puts an arrived file into the cache, and picks it."""
+    """Puts a pulled file into the cache, and marks it as in use."""
     with_room = cache.room(len(content))
     path = cache.disk.new()
     path.write_bytes(content)
@@ -52,7 +53,7 @@ def cache(tmp_path):
 
 
 def test_a_file_is_found_by_its_names(cache):
-    """A file of the wanted size is found by each of its names, and by nothing else."""
+    """A file of the wanted size is found by each of its names, and by no other name."""
     blob = put(cache, "s3 x", b"abc")
     assert put(cache, "http y", b"abc") is blob
     for names in (["s3 x"], ["http y"], ["other", "http y"]):
@@ -65,14 +66,14 @@ def test_a_file_is_found_by_its_names(cache):
 
 
 def test_a_name_leads_to_what_came_last(cache):
-    """A name leads to the file that came last, also if a store uses one name for two files."""
+    """A name leads to the file that was added last, even if a store uses one name for two files."""
     old, new = put(cache, "x", b"old"), put(cache, "x", b"new")
     assert cache.pick(["x"]) is new
     assert old is not new
 
 
 def test_equal_bytes_are_one_file(cache):
-    """Equal bytes under different names are one file, safe on disk or not, and the budget counts them once."""
+    """Equal bytes under different names are one file, synced to disk or not, and the budget counts them once."""
     one = put(cache, "one", b"x" * 400)
     cache.secure(one)
     two = put(cache, "two", b"x" * 400)
@@ -117,8 +118,8 @@ def _poke(path: Path, at: int) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("state", ["idle", "in use", "after a restart"])
 def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
-    """A damaged file is not found, whatever the damage and even if nothing noticed it earlier: it is fetched again, and
-    the new one stays."""
+    """A damaged file is never returned, whatever the damage and even if nothing noticed it earlier. It is fetched
+    again, and the new file is kept."""
     content = b"abc" * 100 + b"x" * 100
     blob = put(cache, "x", content)
     cache.secure(blob)
@@ -151,7 +152,7 @@ def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
 
 
 def test_damage_that_hides_its_time_is_seen_by_reading(cache):
-    """Damage that keeps size and times is detected by reading the file, which a caller that needs certainty demands."""
+    """Damage that keeps size and times is detected by reading the file, which a caller can demand."""
     blob = put(cache, "x", b"abc")
     before = os.stat(blob.path)
     blob.path.write_bytes(b"xyz")
@@ -163,7 +164,7 @@ def test_damage_that_hides_its_time_is_seen_by_reading(cache):
 
 
 def test_files_without_links_are_found_again(tmp_path, monkeypatch):
-    """On file systems without hard links a file is found by its names, which are files that point to the blob."""
+    """On file systems without hard links, a file is found by its names, which are small files that point to it."""
     link = os.link
 
     def refused(source, target, **more):
@@ -186,7 +187,8 @@ def test_files_without_links_are_found_again(tmp_path, monkeypatch):
 
 
 def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
-    """Bytes that have arrived but are no blob yet count against the budget, so two pulls never get the same room."""
+    """Bytes that have arrived count against the budget before their file is complete, so two pulls never get the same
+    room."""
     room = cache.room(600)
     room.arrived(600)
     with pytest.raises(PullError, match="budget"):
@@ -202,8 +204,8 @@ def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
     ids=["some-must-go", "all-must-go", "larger-than-the-budget"],
 )
 def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
-    """A pull that needs room reports how many bytes must be evicted, and evicts nothing itself: the caller knows what
-    uses the files and decides."""
+    """A pull that needs room reports how many bytes must be evicted. It evicts nothing itself, because only the caller
+    knows what uses the files."""
     put(cache, "used", b"x" * 500)
     with pytest.raises(PullError) as caught:
         cache.room(size)
@@ -212,7 +214,7 @@ def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
 
 
 def test_what_is_in_the_way_at_this_moment_is_told_and_what_is_unused_is_not(cache):
-    """The report of what takes the room lists files of models and the reservations of other pulls, but no unused
+    """The report of what takes up the room lists files of models and the reservations of other pulls, but no unused
     files."""
     put(cache, "used", b"x" * 500)
     cache.drop([put(cache, "unused", b"y" * 300)])
@@ -234,8 +236,8 @@ def test_a_file_of_unknown_size_tells_all_that_it_has_asked_for(cache):
 
 
 def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
-    """Files that are safe on disk are found after a restart; others are swept, even complete ones, because nothing
-    proves that they are."""
+    """Files that were synced to disk are found after a restart. Others are removed, even complete ones, because nothing
+    proves that they are complete."""
     safe, unsafe = put(cache, "safe", b"abc"), put(cache, "unsafe", b"xyz")
     cache.secure(safe)
     cache.drop([safe, unsafe])
@@ -273,7 +275,7 @@ def test_the_order_of_use_survives_a_restart(tmp_path):
 
 
 def test_what_is_in_use_never_makes_way(cache):
-    """Files in use are never evicted: a pull that does not fit beside them is refused with the numbers, and nothing is
+    """Files in use are never evicted. A pull that does not fit next to them is refused with the numbers, and nothing is
     evicted for it."""
     used, idle = put(cache, "used", b"x" * 600), put(cache, "idle", b"x" * 300)
     cache.use("model", [used])
@@ -285,7 +287,7 @@ def test_what_is_in_use_never_makes_way(cache):
 
 
 def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
-    """A model is remembered until one of its files is removed, even if its folder is gone; the listener is called both
+    """A model is remembered until one of its files is removed, even if its folder is gone. The listener is called both
     times."""
     told: list[tuple[str, bool]] = []
     cache = opened(tmp_path / "models", 1000, on_change=lambda into, here: told.append((into, here)))
@@ -302,7 +304,7 @@ def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """A state machine of pulls, models, removals and restarts in any order, compared with a plain account of what must
+    """A state machine of pulls, models, removals and restarts in any order, compared with a simple model of what must
     exist."""
 
     names = st.sampled_from([f"file-{number}" for number in range(6)])

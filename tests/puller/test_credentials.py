@@ -1,4 +1,4 @@
-"""The storage secret: which of its settings count, and that they are never shown."""
+"""The storage secret: which of its settings apply, and that they are never shown."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ S3 = {
 
 @pytest.fixture
 def secrets(tmp_path):
-    """Writes keys of the secret, and returns it."""
+    """Writes keys of the secret, and returns the secret."""
 
     def write(**stores: object) -> Secrets:
         for name, store in stores.items():
@@ -42,8 +42,8 @@ def settings(secrets: Secrets, path: str = "a", **key: object):
 
 
 def test_which_key_counts(secrets):
-    """The named key counts, else the default of the type, else the general default; a URI asks for the default of its
-    own type."""
+    """The named key applies, else the default of the type, else the general default. A URI uses the default of its
+    type."""
     store = secrets(
         mine={**S3, "bucket": "mine"},
         default={**S3, "bucket": "default"},
@@ -61,15 +61,15 @@ def test_which_key_counts(secrets):
 
 
 def test_a_type_without_default_starts_from_nothing(secrets):
-    """A known type without a default of its own starts without settings: the general default is not used."""
+    """A known type without a default starts without settings: the general default is not used."""
     store = secrets(default=S3)
     assert settings(store, "s3://b/a").origin == ""
     assert not settings(store, "s3://b/a").has("secret_access_key")
 
 
 def test_what_overrides_what(secrets):
-    """Settings override each other: storage_params the secret, the URI both, and the old bucket attribute only the
-    secret's."""
+    """storage_params override the secret's settings, and the URI overrides both. The old bucket attribute overrides
+    only the secret's bucket."""
     store = secrets(mine=S3, old={**{k: v for k, v in S3.items() if k != "bucket"}, "default_bucket": "old"})
     assert settings(store, storage_key="mine").text("bucket") == "of-the-secret"
     assert settings(store, storage_key="mine", bucket="top").text("bucket") == "top"
@@ -82,7 +82,7 @@ def test_what_overrides_what(secrets):
 
 
 def test_dotted_overrides(secrets):
-    """Dotted overrides reach into nested objects and create missing ones; only strings replace strings."""
+    """Dotted overrides reach into nested objects and create missing ones. Only strings replace strings."""
     store = secrets(mine={"type": "http", "url": "http://host", "headers": {"a": "1", "b": ["2"]}, "number": 7})
     got = settings(store, storage_key="mine", storage_params={"headers.a": "x", "headers.c": "y"})
     assert got.texts("headers") == {"a": ["x"], "b": ["2"], "c": ["y"]}
@@ -92,7 +92,7 @@ def test_dotted_overrides(secrets):
 
 
 def test_a_rotated_secret_counts_at_once(secrets):
-    """A rotated secret counts at once: it is read at each load, and other settings get another client."""
+    """A changed secret applies at once: it is read at each load, and changed settings get another client."""
     before = settings(secrets(mine=S3), storage_key="mine")
     after = settings(secrets(mine={**S3, "secret_access_key": "rotated"}), storage_key="mine")
     assert after.text("secret_access_key") == "rotated"
@@ -102,7 +102,7 @@ def test_a_rotated_secret_counts_at_once(secrets):
 
 @pytest.mark.parametrize("name", ["absent", "../mine", "..data", ".hidden", "a/b", "", "a" * 300, "a\nb"])
 def test_names_that_are_no_key(secrets, name):
-    """A named key that is missing fails the load, and names that lead elsewhere are invalid."""
+    """A load fails if the key that it names is missing. A name that leads outside the secret is invalid."""
     store = secrets(mine=S3)
     if not name:
         assert resolve(Source("/a", '{"storage_key": ""}'), secrets=store).model.scheme == "file"
@@ -116,8 +116,8 @@ def test_names_that_are_no_key(secrets, name):
     "content", ['{"type": "s3", topsecret}', '["topsecret"]', '{"topsecret": "s3"}', "[" * 100_000]
 )
 def test_keys_that_cannot_be_read(secrets, content):
-    """A key that cannot be read, the default included, is an error that quotes no content: continuing without it would
-    explain nothing."""
+    """A key that cannot be read, even the default one, is an error that quotes none of its content. Continuing without
+    the key would hide the cause."""
     for name, key in (("mine", {"storage_key": "mine"}), ("default", {})):
         with pytest.raises(PullError) as caught:
             settings(secrets(**{name: content}), **key)
@@ -131,8 +131,8 @@ def test_a_store_of_another_type(secrets):
 
 
 def test_headers_of_an_http_store_stay_on_its_host(secrets):
-    """Headers of a default HTTP store are sent to URLs of its own origin only, and a named store for another host is
-    refused."""
+    """Headers of a default HTTP store are sent only to URLs of its origin. A named store is refused for another
+    host."""
     web = {"type": "http", "url": "https://models.example/base", "headers": {"Authorization": "topsecret"}}
     store = secrets(default_http=web, web=web)
     assert settings(store, "https://models.example/other/a").has("headers")
@@ -167,8 +167,8 @@ def test_headers_of_an_http_store_stay_on_its_host(secrets):
     ],
 )
 def test_tokens_go_to_no_host_that_a_registration_chose(secrets, store, params):
-    """Tokens are sent to no host that a registration chose: a token serves anyone who gets it, so endpoint and
-    credentials must have the same origin."""
+    """Tokens are never sent to a host that a registration chose, because anyone who gets a token can use it. Endpoint
+    and credentials must come from the same place."""
     got = settings(secrets(mine=store), storage_key="mine", storage_params=params)
     with pytest.raises(PullError) as caught:
         objects_client.connect(got, HttpPolicy(allow_private=True), on_google=True)
@@ -188,7 +188,7 @@ def test_tokens_go_to_no_host_that_a_registration_chose(secrets, store, params):
     ],
 )
 def test_an_endpoint_of_a_registration_is_asked_as_nobody(secrets, monkeypatch, params):
-    """An endpoint that a registration chose is asked without the pod's identity, whatever else the registration
+    """An endpoint that a registration chose is called without the pod's identity, whatever else the registration
     says."""
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "the-pods")
     monkeypatch.setenv("AZURE_STORAGE_TOKEN", "the-pods")
@@ -206,8 +206,8 @@ def test_an_endpoint_of_a_registration_is_asked_as_nobody(secrets, monkeypatch, 
     ],
 )
 def test_an_endpoint_of_a_registration_takes_the_operators_leave(secrets, params):
-    """An endpoint that a registration chose is subject to the operator's rules for addresses, because such a server
-    could send the pod to an address inside by a redirect or a name."""
+    """An endpoint that a registration chose is subject to the operator's rules for addresses, because its server could
+    redirect the pod to an internal address."""
     got = settings(secrets(), storage_params=params)
     with pytest.raises(PullError, match="--http-allow-private") as caught:
         objects_client.connect(got, HttpPolicy(), on_google=False)
@@ -216,8 +216,8 @@ def test_an_endpoint_of_a_registration_takes_the_operators_leave(secrets, params
 
 
 def test_headers_of_an_http_store_go_to_its_own_url_only(secrets):
-    """Headers of an HTTP store are sent to the URL that the secret itself names, not to one from the registration, nor
-    where neither names one."""
+    """Headers of an HTTP store are sent only to the URL that the secret names. They are not sent to a URL from a
+    registration, nor if neither names one."""
     secret = {"type": "http", "headers": {"Authorization": "Bearer operator"}}
     named = secrets(default_http={**secret, "url": "https://good.example/models"}, nowhere=secret)
     own = {"storage_params": {"url": "https://evil.example"}}
@@ -236,7 +236,7 @@ def test_headers_of_an_http_store_go_to_its_own_url_only(secrets):
 
 
 def test_explicit_keys_are_used_alone(secrets, monkeypatch):
-    """Explicit keys are used alone, without keys, tokens and endpoints of the environment."""
+    """Explicit keys are used without any keys, tokens or endpoints of the environment."""
     for name, value in {
         "AWS_SESSION_TOKEN": "envtoken",
         "AWS_ACCESS_KEY_ID": "envkey",
@@ -300,8 +300,8 @@ def test_settings_that_make_no_client(secrets, change):
     name=st.sampled_from(["access_key_id", "secret_access_key", "session_token", "private_key", "anything"]),
 )
 def test_settings_show_nothing(tmp_path_factory, secret, name):
-    """Settings do not show their secrets: not as text, not in the request and location that hold them, not pickled, and
-    not in the rewritten key."""
+    """Settings do not show their secrets, neither as text, nor in the request and location that contain them, nor
+    pickled, nor in the rewritten key."""
     folder = tmp_path_factory.getbasetemp() / "shown"
     folder.mkdir(exist_ok=True)
     (folder / "mine").write_text(json.dumps({**S3, name: secret}))
@@ -324,7 +324,7 @@ def test_settings_show_nothing(tmp_path_factory, secret, name):
     ],
 )
 def test_errors_quote_nothing_of_what_a_server_says(text):
-    """Errors quote a server's status and code, but no requests, signatures or bodies."""
+    """Errors quote the status and code of a server, but no requests, signatures or bodies."""
     target = objects_client.Target(None, "https://host", False)  # type: ignore[arg-type]
     error = objects_errors.translated(ValueError(text), "s3://b/a", target)
     assert "topsecret" not in error.text
@@ -332,8 +332,8 @@ def test_errors_quote_nothing_of_what_a_server_says(text):
 
 
 def test_the_version_of_a_secret_changes_with_each_of_its_keys(tmp_path):
-    """The version of a secret changes when a key is added, rewritten with other content or removed, and not when the
-    secret is merely read."""
+    """The version of a secret changes when one of its keys is added, changed or removed, but not when the secret is
+    only read."""
     secret = tmp_path / "secret"
     secret.mkdir()
     secrets = Secrets(secret)

@@ -1,4 +1,4 @@
-"""The digest of a pull, which is computed from the bytes and equal for equal files however they come."""
+"""The digest of a pull, which is computed from the bytes and is equal for equal files, however they are fetched."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ def sha256(content: bytes) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 128 * 2**10 + 1, 3 * MIB + 7], ids=str)
 async def test_the_digest_of_a_file_is_its_sha256(puller, root, size):
-    """The digest of a file is its SHA-256, computed while the file is listed or copied, and the same when it comes from
-    the pod's disk."""
+    """A file's digest is its SHA-256, whether it is computed while the file is listed or copied, or when the file is
+    already on the pod's disk."""
     content = os.urandom(size)
     (root / "a.onnx").write_bytes(content)
     first = await puller.pull(Source(f"{root}/a.onnx"), into="m")
@@ -28,8 +28,8 @@ async def test_the_digest_of_a_file_is_its_sha256(puller, root, size):
 
 
 async def test_the_digest_of_a_folder_is_of_names_sizes_and_contents(puller, root):
-    """The digest of a folder covers names, sizes and contents, not the folder's place or the order of the listing; any
-    changed name or byte changes it."""
+    """The digest of a folder covers names, sizes and contents, but not the folder's path or the order of the listing.
+    Any changed name or byte changes the digest."""
     files = {"b/1": b"one", "a": b"two", "b/0": b""}
 
     async def digest(place: str, files: dict[str, bytes]) -> str:

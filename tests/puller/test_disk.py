@@ -29,7 +29,8 @@ ids = st.text(min_size=1, max_size=300) | st.sampled_from(["..", ".", "../../etc
 
 @given(ids)
 def test_a_name_is_one_harmless_element(text):
-    """Any id gives a name for one folder directly in the directory, and no file system refuses that name."""
+    """Any id gives the name of one folder directly in the puller's directory, and every file system accepts the
+    name."""
     name = folder_name(text)
     assert name.isascii()
     assert 0 < len(name) <= 255
@@ -39,12 +40,12 @@ def test_a_name_is_one_harmless_element(text):
 
 @given(ids, ids)
 def test_different_ids_have_different_names(one, other):
-    """Different ids have different names, truncated ones included: the encoding is one to one."""
+    """Different ids have different names, even truncated ones."""
     assert (folder_name(one) == folder_name(other)) == (one == other)
 
 
 def test_a_long_id_cannot_be_imitated():
-    """An id spelled like the truncated name of a long id has a name of its own."""
+    """An id that spells the truncated name of a long id gets a different name."""
     cut = folder_name("x" * 1000)
     assert folder_name(cut) != cut
 
@@ -55,7 +56,7 @@ def test_ordinary_ids_stay_readable():
 
 
 def test_commit_replaces_what_was_there(disk):
-    """A second pull into the same name replaces the first completely."""
+    """A second pull into the same name replaces everything of the first."""
     for content in ("one", "two"):
         partial = disk.begin()
         (partial / content).write_text(content)
@@ -65,7 +66,7 @@ def test_commit_replaces_what_was_there(disk):
 
 
 def test_sweep_leaves_the_lock_and_the_whole_files(disk, tmp_path):
-    """A sweep removes folders, files and links; the lock, complete files and the targets of links stay."""
+    """A sweep removes folders, files and links. It keeps the lock, complete files and the targets of links."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("x")
@@ -81,8 +82,8 @@ def test_sweep_leaves_the_lock_and_the_whole_files(disk, tmp_path):
 
 
 def test_sweep_refuses_a_directory_that_is_not_its_own(tmp_path):
-    """A sweep refuses a directory that is not the puller's own, because a wrong option must not empty somebody's
-    home."""
+    """A sweep refuses a directory that is not the puller's, because a wrong option must not empty somebody's home
+    directory."""
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="not empty"):
         Disk(tmp_path).sweep()
@@ -90,8 +91,8 @@ def test_sweep_refuses_a_directory_that_is_not_its_own(tmp_path):
 
 
 def test_one_process_a_directory(disk):
-    """One process uses a directory at a time: a second is refused until the first has released it, and then sweeps its
-    leftovers."""
+    """Only one process uses a directory at a time. A second one is refused until the first releases the directory, and
+    then sweeps the leftovers."""
     (disk.begin() / "half").write_text("x")
     second = Disk(disk.directory)
     with pytest.raises(ValueError, match="used by another process"):
@@ -103,7 +104,7 @@ def test_one_process_a_directory(disk):
 
 
 def test_remove_stays_inside(disk, tmp_path):
-    """Only folders of the directory can be removed, and removing a missing one succeeds."""
+    """Only folders directly in the puller's directory can be removed. Removing a missing folder succeeds."""
     disk.remove(disk.path("never pulled"))
     for path in (tmp_path, disk.directory / ".lock", Path("/")):
         with pytest.raises(ValueError, match="is not a folder of"):
@@ -111,7 +112,7 @@ def test_remove_stays_inside(disk, tmp_path):
 
 
 def test_write_errors(disk):
-    """A full disk, a quota and a read-only file system are the disk's errors; a missing file is not."""
+    """A full disk, an exceeded quota and a read-only file system are errors of the disk; a missing file is not."""
     error = disks.write_error(OSError(28, os.strerror(28)))
     assert error is not None
     assert error.kind is PullErrorKind.DISK_FULL

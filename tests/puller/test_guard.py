@@ -1,4 +1,4 @@
-"""Connections of every provider: only to addresses that are allowed, after every redirect and resolution."""
+"""Connections of every provider: only to allowed addresses, after every redirect and name resolution."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ async def stores():
 
 @pytest.fixture
 async def make(tmp_path):
-    """Makes a puller whose storage secret names stores at an origin."""
+    """Makes a puller whose storage secret has stores at one origin."""
     made = []
 
     def puller(origin: str, **policy: bool) -> Puller:
@@ -59,7 +59,7 @@ async def make(tmp_path):
 
 
 def source(kind: str, origin: str) -> Source:
-    """Returns the same file's source for every provider."""
+    """Returns the source of the same file at a provider."""
     path = {
         "s3": "s3://bbb/m",
         "s3-anonymous": "s3://bbb/m",
@@ -93,7 +93,7 @@ def fill(stores) -> None:
 
 @pytest.mark.parametrize("kind", OBJECTS)
 async def test_an_endpoint_of_the_operators_may_be_anywhere(make, stores, kind):
-    """An operator's own endpoint may be anywhere, even if no private address is allowed."""
+    """The operator's own endpoint may have any address, even if private addresses are not allowed."""
     fill(stores)
     puller = make(stores[0].origin)
     assert (await puller.pull(source(kind, stores[0].origin), into="m")).path.read_bytes() == CONTENT
@@ -102,8 +102,8 @@ async def test_an_endpoint_of_the_operators_may_be_anywhere(make, stores, kind):
 @pytest.mark.parametrize("only_bodies", [False, True], ids=["all", "bodies"])
 @pytest.mark.parametrize("kind", OBJECTS)
 async def test_a_store_that_redirects_inside(make, stores, kind, only_bodies):
-    """A store that redirects to another port of loopback, by address or by name, or to where clouds keep credentials,
-    causes no connection there."""
+    """A store that redirects to another port of loopback, by address or by name, or to the address where clouds serve
+    credentials, causes no connection there."""
     fill(stores)
     store, inside = stores
     puller = make(store.origin)
@@ -119,7 +119,7 @@ async def test_a_store_that_redirects_inside(make, stores, kind, only_bodies):
 
 @pytest.mark.parametrize("kind", [*OBJECTS, "hf", "http"])
 async def test_link_local_addresses_are_never_allowed_along(make, stores, kind):
-    """Link-local addresses are not allowed by `--http-allow-private`; the error says which address was refused."""
+    """`--http-allow-private` does not allow link-local addresses. The error names the refused address."""
     fill(stores)
     store = stores[0]
     store.answer_instead = sends_on(302, "http://169.254.169.254/latest/meta-data/", only_bodies=True)
@@ -142,7 +142,7 @@ async def test_redirects_to_where_it_may_are_followed(make, stores, kind):
 
 
 class Asked:
-    """A hand-written client of the tunnel."""
+    """A hand-written client of the tunnel, to make requests that no library would make."""
 
     def __init__(self, tunnel: Tunnel, grant: Grant) -> None:
         self._url = tunnel.url(grant)
@@ -163,7 +163,7 @@ class Asked:
 
 @pytest.fixture
 async def tunnel(stores):
-    """A tunnel for which every name is a store's address, except names that are addresses."""
+    """A tunnel that resolves every name to a store's address, and keeps addresses as they are."""
 
     async def resolve(host: str, port: int) -> list[str]:
         return {"metadata.google.internal": ["169.254.169.254"]}.get(host, [host if host[0].isdigit() else "127.0.0.1"])
@@ -181,7 +181,7 @@ async def tunnel(stores):
     "host", ["127.0.0.1:1", "example.com:443", "169.254.169.254:80", "metadata.google.internal:80"]
 )
 async def test_nothing_is_connected_to_without_leave(tunnel, host):
-    """Nothing is connected to without permission, by CONNECT or by a plain request, by address or by name, and the
+    """The tunnel connects nowhere without permission, by CONNECT or by a plain request, by address or by name. The
     grant records what happened."""
     grant = Grant(home=frozenset({("elsewhere.example.com", 443)}))
     asked = Asked(tunnel, grant)
@@ -194,8 +194,8 @@ async def test_nothing_is_connected_to_without_leave(tunnel, host):
 
 
 async def test_strangers_get_what_everybody_may(tunnel, stores):
-    """Other programs of the machine do not know the tunnel's password: they get no granted connection, and none without
-    a check."""
+    """Other programs on the machine do not know the tunnel's password. They get no connection that a grant allows, and
+    none that is not checked."""
     asked = Asked(tunnel, Grant(home=frozenset({("127.0.0.1", stores[0].port)})))
     for url in (f"127.0.0.1:{stores[0].port}", f"{stores[0].origin}/www/none"):
         assert (await asked.get(url)).split()[1] in (b"200", b"404")
@@ -215,8 +215,8 @@ async def test_strangers_get_what_everybody_may(tunnel, stores):
     ],
 )
 async def test_who_may_ask_who_the_pod_is(tunnel, headers, identity, may):
-    """Only a client that uses the pod's identity may ask the metadata service, and only with a request of that kind,
-    not by a store's redirect."""
+    """Only a client that uses the pod's identity may call the metadata service, and only with the service's own header,
+    which a request after a store's redirect lacks."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -244,7 +244,7 @@ async def test_many_requests_over_one_connection(make, stores):
 
 @pytest.mark.parametrize("path", ["/www/", "/www/tree/", "", "/www/tree", "/www/page", "/www/page.onnx?x=/"])
 async def test_an_index_is_no_model(make, stores, path):
-    """An index page or a sign-in page is not taken for a model: a URL names one file."""
+    """An index page or a sign-in page is not taken for a model, because a URL names one file."""
     store = stores[0]
 
     def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -259,7 +259,7 @@ async def test_an_index_is_no_model(make, stores, path):
 
 
 async def test_a_page_that_is_asked_for_by_name_is_a_file(make, stores):
-    """An HTML page that the URL asks for by name is a file, for users with a model of that name."""
+    """An HTML page that the URL names explicitly is a file, because a model may have such a name."""
     store = stores[0]
     store.answer_instead = lambda request: web.Response(text="<html>", content_type="text/html")
     pulled = await make(store.origin, allow_private=True).pull(Source(f"{store.origin}/www/m.html"), into="m")
@@ -269,7 +269,7 @@ async def test_a_page_that_is_asked_for_by_name_is_a_file(make, stores):
 @pytest.mark.parametrize("kind", ["s3", "s3-anonymous", "http"])
 @pytest.mark.parametrize("status", [301, 307])
 async def test_a_redirect_that_leads_nowhere(make, stores, kind, status):
-    """A redirect that leads nowhere, as S3 answers for a bucket of another region, is an error."""
+    """A redirect without a target, as S3 answers for a bucket of another region, is an error."""
     store = stores[0]
     store.answer_instead = lambda request: web.Response(status=status)
     with pytest.raises(PullError, match='"region"') as caught:

@@ -1,4 +1,5 @@
-"""HTTP: only a complete 200 is a model, only allowed addresses are connected to, no secret is shown."""
+"""Pulls over HTTP: only a complete response with status 200 is a model, only allowed addresses are connected to, and no
+secret is shown."""
 
 import asyncio
 import gzip
@@ -27,7 +28,7 @@ LARGE = os.urandom(11 * 2**20 + 7)
 
 
 class Store:
-    """A real HTTP server, and the requests it got."""
+    """A real HTTP server, which records its requests."""
 
     def __init__(self) -> None:
         self.requests: list[web.BaseRequest] = []
@@ -147,7 +148,7 @@ async def make_puller(tmp_path):
 
 
 def entries(puller: Puller) -> set[str]:
-    """Returns the entries of the puller's directory besides its lock and the files that it keeps."""
+    """Returns the entries of the puller's directory, without its lock and the files that it keeps."""
     return {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}
 
 
@@ -171,7 +172,7 @@ async def refused(puller: Puller, url: str, kind: PullErrorKind) -> str:
     ],
 )
 async def test_a_file_arrives_whole(puller, store, path, content):
-    """A file arrives complete with and without an announced length, in one piece and in many."""
+    """A file arrives complete with and without an announced length, in one piece or in many."""
     pulled = await puller.pull(Source(store.url(path)), into="id")
     assert pulled.path == puller.directory / "id" / "a.onnx"
     assert pulled.path.read_bytes() == content
@@ -179,8 +180,8 @@ async def test_a_file_arrives_whole(puller, store, path, content):
 
 
 async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path):
-    """A pull never waits for a connection while it holds one: when a server sends the whole file for a part, the parts'
-    connections are released and the whole is requested."""
+    """A pull never waits for a connection while it holds one. If a server sends the complete file for a part, the
+    connections of the parts are released before the file is requested."""
     limits = PullLimits(connections=8, ranges=2, range_bytes=10 * 2**20)
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5, total_timeout=10)
     puller = Puller(directory=tmp_path / "models", http=policy, retries=ONCE, limits=limits)
@@ -206,7 +207,7 @@ async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path
     ],
 )
 async def test_names_are_harmless(puller, store, path, name, tmp_path):
-    """Whatever the end of the URL, one file in the pull's folder is written."""
+    """Whatever the end of a URL is, exactly one file in the pull's folder is written."""
     pulled = await puller.pull(Source(store.url(path)), into="../id")
     assert pulled.path.parent.parent == puller.directory
     assert name is None or pulled.path.name in (name, "_model")
@@ -264,7 +265,8 @@ async def test_a_store_says_when_to_ask_again(puller, store, status, after, seco
     ids=str,
 )
 def test_times_to_ask_again(headers, seconds):
-    """The time to retry is a number, or a date by the server's clock if it sends one."""
+    """The time to retry is a number of seconds, or a date that is compared with the server's clock if the server sends
+    one."""
     assert retry_after(headers) == seconds
 
 
@@ -275,19 +277,19 @@ async def test_a_truncated_body_is_noticed(puller, store, how):
 
 
 async def test_a_compressed_body_is_refused(puller, store):
-    """A compressed body is refused, because compression was declined and the body would be saved as a model."""
+    """A compressed body is refused, because it would be saved as a model. The request asks for no compression."""
     await refused(puller, store.url("/gzip/a.onnx"), PullErrorKind.BAD_REQUEST)
     assert store.requests[0].headers["Accept-Encoding"] == "identity"
 
 
 @pytest.mark.parametrize("after", ["headers", "0", "5000000"])
 async def test_a_stalled_server_ends_in_a_timeout(puller, store, after):
-    """A server that stalls before the headers, before the body or in the middle of it runs into a timeout."""
+    """A server that stalls before the headers, before the body or in the middle of the body runs into a timeout."""
     await refused(puller, store.url(f"/stalls/{after}/a.onnx"), PullErrorKind.TIMEOUT)
 
 
 async def test_the_whole_pull_is_bounded(make_puller, store):
-    """A server that sends endlessly in trickles runs into the pull's total time."""
+    """A server that sends a trickle of bytes forever runs into the total time of the pull."""
     puller = make_puller(HttpPolicy(allow_private=True, read_timeout=60, total_timeout=0.1))
     await refused(puller, store.url("/stalls/5000000/a.onnx"), PullErrorKind.TIMEOUT)
 
@@ -305,7 +307,7 @@ async def test_an_announced_length_over_the_limit_is_not_begun(puller, store):
 
 @pytest.mark.parametrize("after", ["headers", "1000", "9000000"])
 async def test_a_cancelled_pull_leaves_nothing(puller, store, left, after, make_puller):
-    """A cancelled pull leaves nothing at any stage: its folder is removed, and the server sees its client
+    """A pull that is cancelled at any stage leaves nothing: its folder is removed, and the server sees the client
     disconnect."""
     patient = make_puller(HttpPolicy(allow_private=True))
     task = asyncio.create_task(patient.pull(Source(store.url(f"/stalls/{after}/a.onnx")), into="id"))
@@ -319,7 +321,7 @@ async def test_a_cancelled_pull_leaves_nothing(puller, store, left, after, make_
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "[::]"])
 async def test_loopback_is_refused_by_default(make_puller, store, host):
-    """Loopback is refused by default in every spelling, and a server there receives nothing."""
+    """Loopback is refused by default in every spelling, and a server there receives no request."""
     await refused(make_puller(HttpPolicy()), store.url("/small/a", host=host), PullErrorKind.FORBIDDEN)
     assert not store.requests
 
@@ -332,7 +334,7 @@ async def test_short_forms_of_addresses_are_no_hosts(make_puller, store, host):
 
 
 class Only(HttpPolicy):
-    """A rule that allows one address, so that loopback can stand for the world and for forbidden places."""
+    """A rule that allows only one address, so loopback can stand for both allowed and forbidden places."""
 
     def refusal(self, host: str) -> str | None:
         return None if host == "127.0.0.2" else super().refusal(host)
@@ -349,8 +351,8 @@ async def world():
 
 @pytest.mark.parametrize("hops", [1, 3])
 async def test_a_redirect_to_loopback_is_refused(make_puller, store, world, hops):
-    """A redirect to loopback, directly or after harmless redirects, is refused, and the inner server receives
-    nothing."""
+    """A redirect to loopback, directly or after allowed redirects, is refused, and the server there receives no
+    request."""
     url = store.url("/small/a")
     for _ in range(hops):
         url = world.url(f"/to/a?url={quote(url, safe='')}")
@@ -368,8 +370,8 @@ async def test_cloud_metadata_is_refused_even_where_private_is_allowed(make_pull
 
 
 async def test_redirects_that_are_allowed_are_followed(puller, store):
-    """Allowed redirects, relative and absolute, are followed; the content is the target's, and the file is named after
-    the registered URL."""
+    """Allowed redirects, relative and absolute, are followed. The content comes from the target, and the file's name
+    from the registered URL."""
     for target in ("/small/b", store.url("/small/b"), "../small/b"):
         pulled = await puller.pull(Source(store.url(f"/to/a.onnx?url={quote(target, safe='')}")), into="id")
         assert pulled.path.read_bytes() == CONTENT
@@ -386,7 +388,7 @@ async def test_redirects_to_other_schemes_are_refused(puller, store, target):
 
 @pytest.mark.parametrize("path", ["/circle/a", "/nowhere/a"])
 async def test_redirects_that_lead_nowhere_end(puller, store, path):
-    """A circle of redirects ends after a few rounds."""
+    """A loop of redirects ends after a few rounds."""
     await refused(puller, store.url(path), PullErrorKind.BAD_REQUEST)
     assert len(store.requests) <= 6
 
@@ -405,7 +407,7 @@ def names(monkeypatch):
 
 
 async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, world, names):
-    """A name is judged by the address connected to: one that resolves to loopback is refused, and of several addresses
+    """A name is judged by the address that it resolves to: a name for loopback is refused, and of several addresses
     only an allowed one is used."""
     puller = make_puller(Only())
     names["inner.test"] = [["127.0.0.1"]]
@@ -419,7 +421,7 @@ async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, 
 
 
 async def test_rebinding_a_name_does_not_help(make_puller, world, names):
-    """Rebinding does not help: a name that resolves to loopback only for the redirect is refused there."""
+    """DNS rebinding does not help: a name that resolves to loopback only for the redirect is refused there."""
     puller = make_puller(Only())
     names["first.test"] = [["127.0.0.2"]]
     names["rebound.test"] = [["127.0.0.1"]]
@@ -428,7 +430,7 @@ async def test_rebinding_a_name_does_not_help(make_puller, world, names):
 
 
 async def test_credentials_are_sent_to_their_origin_only(puller, store):
-    """Credentials are sent to the URL's own origin, also after a redirect there, and not to another origin."""
+    """Credentials are sent to the URL's origin, also after a redirect there, but not to another origin."""
     other = Store()
     runner = await serve(other, "127.0.0.2")
     try:
@@ -465,7 +467,7 @@ async def test_errors_hold_no_secrets(puller, store, path, kind):
 
 
 async def test_the_source_of_a_pull_is_shown_without_secrets(puller, store):
-    """The report of a successful pull shows its source without secrets."""
+    """The source that a successful pull reports contains no secrets."""
     pulled = await puller.pull(Source(store.url("/small/a?sig=secret", user="user:secret")), into="id")
     assert "secret" not in pulled.source
     assert pulled.source.startswith("http://127.0.0.1")
@@ -487,12 +489,12 @@ async def test_servers_that_are_not_there(puller):
     "url", ["http://", "http:///a", "https://host:bad/a", "http:/a", "http://[::1/a", "http://a b/"]
 )
 async def test_urls_that_are_none(puller, url):
-    """An invalid URL is reported as the registration's fault."""
+    """An invalid URL is reported as a mistake in the registration."""
     await refused(puller, url, PullErrorKind.BAD_REQUEST)
 
 
 async def test_a_server_that_speaks_something_else(puller):
-    """A server that answers with something other than HTTP causes an error with a text."""
+    """A server that answers with something other than HTTP causes an error that says so."""
 
     async def speak(reader, writer):
         writer.write(b"220 ftp.example.com ready\r\n")
@@ -506,15 +508,15 @@ async def test_a_server_that_speaks_something_else(puller):
 
 
 async def test_proxies_of_the_environment_are_not_used(puller, store, monkeypatch):
-    """Proxy variables of the environment are not used here, because behind a proxy no address could be checked."""
+    """Proxy variables of the environment are ignored here, because behind a proxy no address could be checked."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     assert (await puller.pull(Source(store.url("/small/a")), into="id")).bytes == len(CONTENT)
 
 
 async def test_a_private_ca(make_puller, tmp_path):
-    """A certificate of a private authority is trusted if the operator supplies that authority, and https never falls
-    back to http."""
+    """A certificate of a private authority is trusted if the operator supplies that authority. https never falls back
+    to http."""
     ca, server = certificate("127.0.0.1")
     (tmp_path / "server.pem").write_bytes(server)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -535,7 +537,8 @@ async def test_a_private_ca(make_puller, tmp_path):
 
 
 async def test_other_stores_can_be_added(tmp_path):
-    """Other stores can be added as a provider with its own scheme, which is cleaned up after like the built-in ones."""
+    """Other stores can be added as a provider with its own scheme. Their files are cleaned up like those of the
+    built-in stores."""
 
     class Fake:
         closed = False

@@ -1,5 +1,5 @@
-"""Hugging Face repositories, against a small server of ours that speaks the documented API of the hub over real HTTP:
-revisions, paged trees, paths, redirects to another host for large files. Tests cannot reach the hub itself."""
+"""Pulls from Hugging Face repositories, against a small server that implements the hub's documented API over real HTTP:
+revisions, paged trees, paths, and redirects to another host for large files. Tests cannot reach the hub itself."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ PAGE = 7
 
 
 class Hub:
-    """One repository, and the host that large files come from."""
+    """One repository, and the host that serves its large files."""
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {commit: {} for commit in COMMITS.values()}
@@ -144,7 +144,7 @@ async def test_one_file_at_a_revision(puller, hub):
 
 
 async def test_a_tree_of_many_pages(puller, hub):
-    """Every file of a folder and below it arrives under its own name, though the tree has many pages."""
+    """Every file in and below a folder arrives under its own name, even if the tree has many pages."""
     files = {f"onnx/part-{number:03}": b"%d" % number for number in range(40)}
     hub.files[COMMITS["main"]] = {**files, "other/file": b"x"}
     pulled = await puller.pull(Source("hf://org/repo/onnx"), into="m")
@@ -155,8 +155,8 @@ async def test_a_tree_of_many_pages(puller, hub):
 
 
 async def test_large_files_come_in_parts_from_elsewhere_without_the_token(puller, hub, tmp_path):
-    """Large files come from another host in ranges, without the hub's token, and equal contents in another revision are
-    not fetched again."""
+    """Large files are fetched in ranges from another host, without the hub's token. Equal contents in another revision
+    are not fetched again."""
     hub.private = True
     (tmp_path / "secret" / "default_hf").write_text(json.dumps({"type": "hf", "token": TOKEN}))
     hub.files[COMMITS["main"]] = {"model.onnx": LARGE}
@@ -199,7 +199,7 @@ async def test_a_private_repository(puller, hub):
 
 
 async def test_a_registration_cannot_send_the_operators_token_elsewhere(puller, hub, tmp_path):
-    """A registration with an endpoint of its own and no token of its own does not send the operator's token there."""
+    """The operator's token is not sent to an endpoint that a registration chose without a token of its own."""
     (tmp_path / "secret" / "mine").write_text(json.dumps({"type": "hf", "token": TOKEN}))
     key = json.dumps(
         {"storage_key": "mine", "storage_params": {"endpoint_url": "http://127.0.0.1:1", "repository": "org/repo"}}
@@ -214,8 +214,8 @@ async def test_an_endpoint_that_is_no_hub(puller, hub, monkeypatch):
 
 
 async def test_what_one_hub_says_of_a_file_is_believed_of_that_hub_only(hub, puller, monkeypatch):
-    """What a hub says of a file counts for that hub only: git's digest is not checked, so another hub that claims the
-    same digest must not affect the first one's models."""
+    """A hub's claims about a file count for that hub only. git's digest is not checked, so a hub that claims another
+    hub's digest must not affect that hub's models."""
     content = b"small"
     hub.files[COMMITS["main"]] = {"m.onnx": content}
     source = Source("hf://org/repo/m.onnx")

@@ -1,4 +1,4 @@
-"""The identity of a file is its bytes. Whatever stores claim, no caller gets the bytes of another's file."""
+"""The identity of a file is its bytes: whatever stores claim, no caller gets the bytes of another caller's file."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def sha256(content: bytes) -> str:
 
 
 class Pod:
-    """A puller with a storage secret that knows each endpoint for each caller."""
+    """A puller with a storage secret that has a key for each endpoint and caller."""
 
     def __init__(self, folder: Path, stores: list[Liar]) -> None:
         self._folder = folder
@@ -49,7 +49,7 @@ class Pod:
         return puller
 
     async def pull(self, store: int, port: int, who: str, place: str, into: str = "m", sha256: str = "") -> Pulled:
-        """Returns the file at a place of `Liar`, for that caller."""
+        """Pulls the file at a place of a `Liar`, as the given caller."""
         _, kind, *rest = place.split("/")
         match kind:
             case "s3":
@@ -81,8 +81,8 @@ async def pod(tmp_path, stores):
 @pytest.mark.parametrize("changed", [OLD, "now"], ids=["settled", "fresh"])
 @pytest.mark.parametrize("etag", ['"d41d8cd98f00b204e9800998ecf8427e"', '"d41d8cd98f00b204e9800998ecf8427e-1"', '"x"'])
 async def test_a_store_with_one_etag_for_all(pod, stores, etag, changed):
-    """Models of a store with one ETag for all, six of equal size in one bucket, two in another and one replaced at
-    equal size, each get their own bytes."""
+    """Every model gets its own bytes from a store with one ETag for all: six models of equal size in one bucket, two in
+    another, and one that was replaced at equal size."""
     store = stores[0]
 
     def put(place: str) -> None:
@@ -129,7 +129,7 @@ async def test_a_fresh_file_with_a_true_digest_is_not_fetched_again(pod, stores)
 
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_another_callers_file_is_asked_for(pod, stores, place):
-    """A caller who may not read a file is refused, although the file is on the disk for another caller."""
+    """A caller who may not read a file is refused, even if the file is on the disk for another caller."""
     store = stores[0]
     store.files[place] = File(unique(SIZE))
     await pod.pull(0, store.port, "alice", place)
@@ -140,7 +140,8 @@ async def test_another_callers_file_is_asked_for(pod, stores, place):
 
 
 async def test_a_hub_that_lists_and_does_not_deliver(pod, stores):
-    """The digest of a file that another hub, or this one for another token, has delivered gives no caller its bytes."""
+    """A hub that lists a file's digest but does not deliver the file gives no caller its bytes, even if another hub, or
+    the same hub for another token, has delivered them."""
     secret = unique(SIZE)
     mine, theirs = stores
     theirs.files["/hub/org/theirs/m"] = File(secret, sha256=sha256(secret))
@@ -159,7 +160,7 @@ async def test_a_hub_that_lists_and_does_not_deliver(pod, stores):
 
 
 async def test_a_server_that_names_somebody_elses_file(pod, stores):
-    """A server that names somebody else's file in Repr-Digest has its own bytes fetched, and the mismatch is an
+    """If a server names somebody else's file in Repr-Digest, its own bytes are fetched, and the mismatch is an
     error."""
     mine, theirs = stores
     secret = unique(SIZE)
@@ -173,8 +174,8 @@ async def test_a_server_that_names_somebody_elses_file(pod, stores):
 
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_a_registration_that_names_somebody_elses_file(pod, stores, place):
-    """A registration with the SHA-256 of somebody else's file gets nothing from the disk: the store is asked for it,
-    and does not have it."""
+    """A registration with the SHA-256 of somebody else's file gets nothing from the disk: its own store is asked for
+    the file, and does not have it."""
     mine, theirs = stores
     secret = unique(SIZE)
     theirs.files["/www/secret"] = File(secret)
@@ -189,7 +190,7 @@ async def test_a_registration_that_names_somebody_elses_file(pod, stores, place)
 
 
 async def test_equal_files_are_kept_once(pod, stores):
-    """Equal files are kept once, whatever their source and readers: only delivered bytes are shared."""
+    """Equal files are kept once, whatever their source and readers. Only delivered bytes are shared."""
     content = unique(SIZE)
     for place in ("/s3/b/m", "/www/m", "/hub/org/repo/m"):
         stores[0].files[place] = File(content)
@@ -203,7 +204,7 @@ async def test_equal_files_are_kept_once(pod, stores):
 
 
 async def test_a_server_that_calls_two_versions_alike_but_for_their_time(pod, stores):
-    """A server that answers "not modified" to the ETag of another version is not believed if its date contradicts
+    """A server that answers "not modified" to the ETag of another version is not believed if its dates contradict
     that."""
     store = stores[0]
     for day in (1, 2):
@@ -215,8 +216,8 @@ async def test_a_server_that_calls_two_versions_alike_but_for_their_time(pod, st
 @pytest.mark.parametrize("how", ["overwritten", "truncated", "same time"])
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_damage_on_disk_is_fetched_again(pod, stores, place, how):
-    """A file damaged on disk is fetched again, even if a digest is registered and after a restart, and the store is not
-    blamed."""
+    """A file that was damaged on disk is fetched again, even if a digest is registered and after a restart. The store
+    is not blamed."""
     store = stores[0]
     content = unique(SIZE)
     store.files[place] = File(content)
@@ -254,14 +255,14 @@ class Account:
     fetched: int = 0
 
     def anothers(self, but: tuple[int, str]) -> str:
-        """Returns the digest of content from elsewhere."""
+        """Returns the digest of a file at another place."""
         for there, versions in self.history.items():
             if there != but:
                 return sha256(versions[-1].content)
         return ""
 
     def put(self, spot: tuple[int, str], claims: Claims | None, again: bool) -> None:
-        """Puts a file, which keeps the claims of the one before it unless `claims` is given."""
+        """Puts a file, which keeps the claims of the former file unless `claims` is given."""
         store, place = spot
         etag, when, digest, oid, size = self.claims[spot] = claims or self.claims[spot]
         before = self.history.get((store, place), [])
@@ -323,9 +324,9 @@ def _claims(random: Random) -> Claims:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_nobody_gets_bytes_of_another(pod, stores, seed):
-    """A pull brings bytes that the store delivered to that caller from that place, or the content that somebody named,
-    whatever stores, claims, sizes, callers and replacements occur. They are the latest, unless the store says exactly
-    the same of them as of those before."""
+    """A pull returns bytes that the store delivered to this caller from this place, or that have the registered digest,
+    for random stores, claims, sizes, callers and replacements. They are the latest bytes, unless the store makes
+    exactly the same claims about former ones."""
     random = Random(seed)
     account = Account(pod, stores)
     for number, store in enumerate(stores):

@@ -1,4 +1,4 @@
-"""The bounds shared by all pulls of a pod: connections, bandwidth, and the cutting of large files."""
+"""The limits shared by all pulls of a pod: connections, bandwidth, and the division of large files into parts."""
 
 import asyncio
 
@@ -15,8 +15,8 @@ from puller.limits import PullLimits
     part=st.integers(1, 20),
 )
 def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
-    """The parts of a range cover exactly what is missing, in order, none too long or empty, and of nearly equal
-    length."""
+    """The parts of a range cover exactly what is missing, in order. None is too long or empty, and their lengths are
+    nearly equal."""
     missing, at = [], 0
     for skipped, length in gaps:
         missing.append((at + skipped, at + skipped + length))
@@ -28,8 +28,8 @@ def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
 
 
 def test_bandwidth_is_shared_by_whoever_takes():
-    """Bandwidth is shared by all who take it: a burst is free, then each byte costs its time, and a quiet minute earns
-    no more than a burst."""
+    """All pulls share the bandwidth: a burst is free, then each byte takes its time, and a quiet minute earns no more
+    than a burst."""
     now = [100.0]
     limits = PullLimits(bytes_per_second=1000, clock=lambda: now[0])
     waits = [limits.take(1000) for _ in range(3)]
@@ -42,7 +42,7 @@ def test_bandwidth_is_shared_by_whoever_takes():
 
 
 async def test_connections_are_bounded_and_given_back():
-    """Connections are bounded: a caller waits while all are taken, and a failed one is given back."""
+    """Connections are limited: a caller waits while all are taken, and a failed connection is released."""
     limits = PullLimits(connections=2)
 
     async def fails():
@@ -63,7 +63,7 @@ async def test_connections_are_bounded_and_given_back():
 
 
 async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
-    """As many parts are fetched at once as ranges are allowed, and the first error ends all."""
+    """As many parts are fetched at once as the limit for ranges allows, and the first error ends all."""
     now, most, done = 0, 0, []
 
     async def fetch(start, end):

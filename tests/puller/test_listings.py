@@ -1,4 +1,5 @@
-"""Listings by our own requests: their signatures, and the content of pages. Real servers are in tests/stores."""
+"""Listings by the puller's own requests: their signatures, and how pages are read. tests/stores has the tests with real
+servers."""
 
 import base64
 import json
@@ -58,7 +59,7 @@ def test_a_service_account_of_google_signs_its_own_token():
 
 
 def test_nobody_shows_nothing():
-    """A caller without credentials signs nothing, as for public buckets and containers."""
+    """A caller without credentials signs nothing, as public buckets and containers require."""
     for lister in (
         listing.GoogleLister("https://storage.googleapis.com", "b"),
         listing.AzureLister("https://a.blob.core.windows.net", "c", "a"),
@@ -118,5 +119,5 @@ def test_what_is_no_page(body):
 
 
 def test_a_page_without_objects():
-    """A page without objects is an empty listing, even if the element for them is missing."""
+    """A page without objects is an empty listing, even if the element that would contain them is missing."""
     assert listing.AzureLister("https://a", "c", "a").page(ElementTree.fromstring("<E/>")) == ([], "")

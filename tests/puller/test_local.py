@@ -1,4 +1,4 @@
-"""Files: only from under the roots, only regular ones, complete or not at all."""
+"""Pulls of local files: only regular files under the roots, completely or not at all."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ async def refused(puller: Puller, path: object, kind: PullErrorKind) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 3 * 2**20])
 async def test_a_file_arrives_whole(puller, root, left, size):
-    """A file arrives with its bytes, size and name; after its removal only the cache's files are left."""
+    """A file arrives with its bytes, size and name. After its removal, only the cache's files are left."""
     content = os.urandom(size)
     (root / "a.onnx").write_bytes(content)
     pulled = await puller.pull(Source(str(root / "a.onnx")), into="tenant/model 1")
@@ -43,7 +43,7 @@ async def test_a_file_arrives_whole(puller, root, left, size):
 
 
 async def test_file_uris(puller, root):
-    """File URIs with percent-encoded names and the host localhost are understood, and others are refused."""
+    """File URIs with percent-encoded names or the host localhost are accepted, and others are refused."""
     (root / "a b#1.onnx").write_bytes(b"x")
     for uri in (
         f"file://{root}/a%20b%231.onnx",
@@ -56,7 +56,7 @@ async def test_file_uris(puller, root):
 
 
 async def test_a_folder_arrives_as_a_tree(puller, root):
-    """A folder arrives as a tree: nested files, empty folders, and links that stay inside as plain files."""
+    """A folder arrives with nested files and empty folders. Links that stay inside become plain files."""
     model = root / "model"
     (model / "sub" / "empty").mkdir(parents=True)
     (model / "a.onnx").write_bytes(b"abc")
@@ -71,7 +71,7 @@ async def test_a_folder_arrives_as_a_tree(puller, root):
 
 
 async def test_the_schema_comes_along(puller, root):
-    """The schema that the key names comes as a second file, which is renamed if it has the model's own name."""
+    """The schema that the key names arrives as a second file, which is renamed if it has the model's name."""
     (root / "a").write_bytes(b"model")
     (root / "sub").mkdir()
     (root / "sub" / "a").write_bytes(b"schema")
@@ -84,7 +84,7 @@ async def test_the_schema_comes_along(puller, root):
 
 
 async def test_what_does_not_exist(puller, root, left):
-    """A missing path is NOT_FOUND and a folder without files EMPTY; both leave nothing."""
+    """A missing path is NOT_FOUND and a folder without files is EMPTY. Both leave nothing behind."""
     await refused(puller, root / "missing.onnx", PullErrorKind.NOT_FOUND)
     (root / "file").write_bytes(b"")
     await refused(puller, root / "file" / "below", PullErrorKind.NOT_FOUND)
@@ -102,7 +102,7 @@ def secret(tmp_path) -> Path:
 
 @pytest.mark.parametrize("form", ["absolute", "dots", "uri", "encoded dots", "link", "folder link", "similar name"])
 async def test_nothing_outside_the_roots_is_read(puller, root, secret, left, form):
-    """Nothing outside the roots is read: every way out is refused, whatever exists there."""
+    """Every path that leads outside the roots is refused, whether or not something exists there."""
     match form:
         case "absolute":
             path = str(secret)
@@ -162,7 +162,7 @@ def _socket(folder: Path) -> None:
 
 @pytest.fixture
 def unreadable(monkeypatch):
-    """Makes files of a name unreadable, to root too."""
+    """Makes files of one name unreadable, even for root."""
     access, scandir = os.access, os.scandir
 
     def forbidden(path, *arguments, **more):
@@ -179,7 +179,8 @@ def unreadable(monkeypatch):
 
 @pytest.mark.parametrize("what", STRAY)
 async def test_what_is_of_no_model_is_skipped(puller, root, secret, unreadable, caplog, what):
-    """Files that belong to no model are skipped with the reason, at the top and below, and the model's files arrive."""
+    """Files that do not belong to a model are skipped with the reason, at the top and below, and the model's files
+    arrive."""
     model = root / "model"
     for folder in (model, model / "sub"):
         folder.mkdir()
@@ -203,7 +204,7 @@ async def test_what_is_of_no_model_is_skipped(puller, root, secret, unreadable, 
     ],
 )
 async def test_nothing_but_what_is_of_no_model(puller, root, secret, unreadable, left, what, kind):
-    """A folder with nothing but files that belong to no model fails the pull, and the error lists what was found."""
+    """The pull of a folder fails if none of its files belongs to a model, and the error lists what was found."""
     (root / "model").mkdir()
     STRAY[what](root / "model")
     text = await refused(puller, root / "model", kind)
@@ -213,7 +214,7 @@ async def test_nothing_but_what_is_of_no_model(puller, root, secret, unreadable,
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 async def test_special_files_are_refused_without_waiting(puller, root, kind):
-    """Special files are refused without opening them: opening a pipe would wait endlessly for a writer."""
+    """Special files are refused without opening them, because opening a pipe would wait forever for a writer."""
     if kind == "pipe":
         os.mkfifo(root / "special")
     else:
@@ -253,7 +254,8 @@ async def test_more_than_the_disk_holds(puller, root, left, monkeypatch):
 
 @pytest.mark.parametrize("change", ["grown", "shrunk", "rewritten"])
 async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkeypatch, change):
-    """A file that changes while it is copied is refused, as a mixture of two versions, and may be retried."""
+    """A file that changes while it is copied is refused, because the copy would mix two versions. A retry is
+    allowed."""
     monkeypatch.setattr(local, "_SMALL", 0)
     path = root / "a"
     path.write_bytes(b"x" * 1000)
@@ -278,8 +280,8 @@ async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkey
 
 
 async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root, monkeypatch):
-    """A copy that a failing mount broke off is retried from the file's beginning, without a byte too many or in the
-    wrong place."""
+    """When a failing mount breaks off a copy, the retry starts at the file's beginning, and every byte is written once
+    and in its place."""
     content = bytes(range(256)) * 4000
     (root / "a").write_bytes(content)
     original, failures = os.copy_file_range, iter([False, True])
@@ -300,7 +302,7 @@ async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root
 
 @pytest.mark.parametrize("answer", ["EXDEV", 0], ids=["refused", "nothing copied"])
 async def test_mounts_that_cannot_copy_ranges(puller, root, monkeypatch, answer):
-    """A file on a mount that cannot copy ranges is copied by reading and writing."""
+    """A mount that cannot copy ranges in the kernel is copied by reading and writing."""
     monkeypatch.setattr(local, "_SMALL", 0)
 
     def cannot(source, target, count, source_at, target_at):
@@ -315,7 +317,7 @@ async def test_mounts_that_cannot_copy_ranges(puller, root, monkeypatch, answer)
 
 
 async def test_an_exchange_after_the_check_is_noticed(tmp_path, root, secret):
-    """A folder that is exchanged for a link after the check changes nothing, because the kernel says which file was
+    """A folder that is replaced by a link after the check gains nothing, because the kernel reports which file was
     really opened."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -361,8 +363,8 @@ async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
 
 
 async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, left, monkeypatch):
-    """A cancelled pull returns and removes its folder even if the mount hangs; its thread finds nothing to write to
-    when it continues."""
+    """A cancelled pull returns and removes its folder even if the mount hangs. When its thread continues, it has
+    nowhere to write."""
     monkeypatch.setattr(local, "_CANCEL_WAIT", 0.01)
     (root / "a").write_bytes(b"x")
     hanging, go_on = threading.Event(), threading.Event()

@@ -1,4 +1,5 @@
-"""The operator's proxies: used for every kind of store except for hosts in `NO_PROXY`, and guarded all the same."""
+"""The operator's proxies: every kind of store uses them, except for hosts in `NO_PROXY`, and address checks still
+apply."""
 
 import json
 import socket
@@ -62,7 +63,7 @@ BOTH = {"HTTPS_PROXY": "http://secure:1", "HTTP_PROXY": "plain:2"}
     ],
 )
 def test_which_proxy_is_for_which_url(environment, url, proxy):
-    """The proxy for a URL follows from the environment's variables as in other programs."""
+    """The environment's variables determine the proxy for a URL, as in other programs."""
     split = urlsplit(url)
     found = Proxies.of(environment).of_url(split.scheme, split.hostname or "", split.port)
     assert (str(found).rstrip("/") if found else None) == proxy
@@ -70,7 +71,7 @@ def test_which_proxy_is_for_which_url(environment, url, proxy):
 
 @pytest.mark.parametrize("text", ["socks5://a:1", "https://a:1", "http://", "http://[::1", "ftp://user:secret@a"])
 def test_what_is_no_proxy(text):
-    """The error for an invalid proxy names the variable without its value."""
+    """The error for an invalid proxy names the variable, but not its value."""
     with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
         Proxies.of({"HTTPS_PROXY": text})
     assert "secret" not in str(caught.value)
@@ -78,7 +79,7 @@ def test_what_is_no_proxy(text):
 
 @pytest.fixture
 def no_names(monkeypatch):
-    """Makes names of stores resolvable by the proxy alone."""
+    """Makes names of stores unknown to this machine, so only the proxy resolves them."""
     real = socket.getaddrinfo
 
     def resolved(host, *arguments, **more):
@@ -91,7 +92,7 @@ def no_names(monkeypatch):
 
 @pytest.fixture
 async def world(tmp_path, no_names):
-    """A store called store.test, over TLS or not, that only a proxy reaches; it records its requests."""
+    """A store called store.test that only a proxy reaches, with and without TLS. The proxy records its requests."""
     asked: list[str] = []
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -138,8 +139,7 @@ def source(kind: str, origin: str) -> Source:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_every_store_is_reached_through_the_proxy(tmp_path, world, kind, scheme):
-    """Every store is reached through the proxy, with its user and password and over TLS with the store itself, or
-    directly if `NO_PROXY` says so."""
+    """Every store is reached through the proxy with the proxy's user and password, and over TLS to the store itself."""
     store, ports, proxy, authority, asked = world
     origin = f"{scheme}://store.test:{ports[scheme]}"
     puller = a_puller(tmp_path, origin, {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy}, authority)
@@ -164,7 +164,7 @@ async def test_no_proxy_is_heeded(tmp_path, world, kind):
 
 @pytest.mark.parametrize("kind", ["s3", "www"])
 async def test_a_proxy_is_not_asked_for_what_is_forbidden(tmp_path, world, kind):
-    """A forbidden address is refused before the proxy sees it, also after a redirect."""
+    """A forbidden address is refused before the proxy gets a request for it, even after a redirect."""
     store, ports, proxy, authority, asked = world
     origin = f"http://store.test:{ports['http']}"
     puller = a_puller(tmp_path, origin, {"ALL_PROXY": proxy}, authority)
@@ -181,7 +181,7 @@ async def test_a_proxy_is_not_asked_for_what_is_forbidden(tmp_path, world, kind)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_a_proxy_that_is_not_there(tmp_path, world, kind, scheme):
-    """A proxy that cannot be reached is a passing failure, and its password is not shown."""
+    """An unreachable proxy is a passing failure, and its password is not shown."""
     _, ports, _, authority, _ = world
     origin = f"{scheme}://store.test:{ports[scheme]}"
     with socket.create_server(("127.0.0.1", 0)) as taken:

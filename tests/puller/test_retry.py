@@ -1,4 +1,4 @@
-"""Retries: of passing errors, a bounded number of times, and with progress for as long as it takes."""
+"""Retries: passing errors are retried a limited number of times, or for as long as a transfer makes progress."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from puller.errors import Nature, PullError, PullErrorKind
 
 
 class Store:
-    """A store that fails as the test says, then answers; the pauses advance `clock`."""
+    """A store that fails as the test says, then succeeds. Pauses advance `clock`."""
 
     def __init__(self, *kinds: PullErrorKind) -> None:
         self.kinds = list(kinds)
@@ -63,7 +63,7 @@ async def test_attempts_are_bounded_and_told():
 
 
 async def test_time_is_bounded():
-    """No attempt begins after the total time."""
+    """No attempt starts after the total time."""
     store = Store(*[PullErrorKind.TIMEOUT] * 99)
     with pytest.raises(PullError):
         await store.run(retry.RetryPolicy(attempts=1000, first_pause=8.0, longest_pause=8.0, total=20.0))
@@ -72,7 +72,7 @@ async def test_time_is_bounded():
 
 
 async def test_a_transfer_that_gets_on_is_not_given_up():
-    """A transfer whose attempts each bring some bytes is not given up: such attempts are not counted."""
+    """A transfer continues as long as each attempt brings some bytes, because such attempts are not counted."""
     store = Store(*[PullErrorKind.INTEGRITY] * 20)
     store.step = 1
     assert await store.run(POLICY) == "done"
@@ -80,7 +80,8 @@ async def test_a_transfer_that_gets_on_is_not_given_up():
 
 
 async def test_a_store_that_says_when_to_come_again_is_obeyed():
-    """No attempt begins before the time that a store names; if that is too late, the caller gets the time instead."""
+    """No attempt starts before the time that a store names. If that time is too late, the caller gets it in the
+    error."""
     store = Store(*[PullErrorKind.BUSY] * 2)
     store.told = 5.0
     assert await store.run(POLICY) == "done"
@@ -103,5 +104,5 @@ async def test_progress_for_ever_overflows_nothing():
 
 @pytest.mark.parametrize("kind", PullErrorKind)
 def test_what_is_retried_passes(kind):
-    """Every failure that is retried at once counts as passing, so that it is worth a later try too."""
+    """Every failure that is retried at once is a passing one, so a later load may try again too."""
     assert not kind.retried or kind.nature is Nature.PASSING

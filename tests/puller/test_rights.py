@@ -1,4 +1,4 @@
-"""Least rights for files on the pod's disk, and texts that reveal nothing of it to callers."""
+"""Minimal permissions for files on the pod's disk, and errors that reveal nothing of the disk to callers."""
 
 import errno
 import os
@@ -23,8 +23,8 @@ def open_umask():
 
 @pytest.mark.parametrize("links", [True, False])
 async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_path, monkeypatch, links):
-    """Whatever the umask, only the pod's user and group may read pulled files and enter their folders, and nobody may
-    write them."""
+    """Whatever the umask is, only the pod's user and group can read pulled files and enter their folders, and nobody
+    can write to them."""
     if not links:
         real = os.link
 
@@ -54,7 +54,7 @@ async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_
 
 
 async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
-    """Errors for the person who registered `pvc://claim/path` name that path and no mount path."""
+    """Errors about `pvc://claim/path` name that path for the person who registered it, but no mount path."""
     volumes = tmp_path / "mounts-of-the-pod"
     claim = volumes / "claim"
     (claim / "empty").mkdir(parents=True)
@@ -72,7 +72,7 @@ async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
 
 
 async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
-    """Errors for callers show neither a path outside the roots nor a link that leads there; the pod's log does."""
+    """Errors for callers show neither a path outside the roots nor a link that leads there. The pod's log does."""
     (root / "link").symlink_to(tmp_path / "secret")
     for path in ("/etc/passwd", root / "link"):
         caplog.clear()
@@ -84,7 +84,7 @@ async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
 
 
 async def test_errors_of_the_disk_tell_no_path(puller, root, monkeypatch):
-    """Errors of the disk name no path to callers; the pod's log has all of it."""
+    """Errors of the disk name no path to callers. The pod's log has the complete error."""
     (root / "m").write_bytes(b"x")
 
     def fails(path, *arguments, **more):

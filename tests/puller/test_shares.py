@@ -1,4 +1,4 @@
-"""Stores that hang, drip or are slow, and others that do not wait for them."""
+"""Stores that hang, drip or are slow, and pulls from other stores that must not wait for them."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ MANY = 40
 
 
 class Turns:
-    """Tasks that take turns."""
+    """Tasks that wait for turns of the shares, and hold them until told to give them back."""
 
     def __init__(self, shares: Shares) -> None:
         self.shares = shares
@@ -56,8 +56,8 @@ class Turns:
 
 
 async def test_a_store_that_keeps_its_turns_leaves_others_theirs():
-    """A store that keeps its turns leaves others theirs, however many requests it has before and after, and so do a
-    second and a third such store."""
+    """A store that never gives back its turns does not take those of others, however many requests it has. Neither does
+    a second or third such store."""
     turns = Turns(Shares(total=8, each=6, least=2, most=20))
     for store in ("hangs", "too", "as well"):
         for _ in range(30):
@@ -71,7 +71,8 @@ async def test_a_store_that_keeps_its_turns_leaves_others_theirs():
 
 
 async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
-    """Turns are given in order, and a cancelled waiter costs none, even at the moment when it gets its turn."""
+    """Turns are given in order. A cancelled waiter takes none, even if it is cancelled at the moment when it gets its
+    turn."""
     turns = Turns(Shares(total=1, each=1, least=1, most=1))
     await turns.ask("a")
     first, second, third = [await turns.ask("a") for _ in range(3)]
@@ -87,8 +88,8 @@ async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "give", "leave"]), st.integers(0, 3)), max_size=60))
 def test_shares_hold_whatever_happens(steps):
-    """Shares never exceed their bound, no waiter is left without a possible turn, and all turns come back, whatever
-    happens."""
+    """Shares never exceed their limits, no waiter is left without an available turn, and all turns are given back,
+    whatever happens."""
 
     async def run() -> None:
         turns = Turns(Shares(total=4, each=3, least=1, most=6))
@@ -143,7 +144,7 @@ async def hang(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def drip(request: web.BaseRequest) -> web.StreamResponse:
-    """Sends a byte at a time, endlessly, often enough to avoid time-outs between two bytes."""
+    """Sends a byte at a time forever, often enough to avoid the timeout between two bytes."""
     response = web.StreamResponse()
     response.content_length = 10**6
     await response.prepare(request)
@@ -154,8 +155,8 @@ async def drip(request: web.BaseRequest) -> web.StreamResponse:
 
 @pytest.mark.parametrize("how", [hang, drip])
 async def test_others_load_while_a_store_hangs_or_drips(tmp_path, stores, how):
-    """Models of another store and local ones load as usual while forty models of a store that hangs or drips are
-    requested."""
+    """Models of another store and local models load as usual while forty models are requested from a store that hangs
+    or drips."""
     bad, good = stores
     bad.answer = how
     good.files["/www/m"] = File(unique(100_000))
@@ -180,7 +181,7 @@ async def test_others_load_while_a_store_hangs_or_drips(tmp_path, stores, how):
 
 @pytest.mark.parametrize("place", ["/www/m", "/s3/b/m", "/hub/o/r/m"])
 async def test_a_store_that_drips_is_given_up(tmp_path, stores, place):
-    """A store that drips is given up, though each byte comes in time and earlier bytes came fast."""
+    """A store that drips is given up, even if each byte arrives before the timeout and earlier bytes arrived fast."""
     store = stores[0]
     store.files[place] = File(unique(10**6))
     answer = store.answer
@@ -223,7 +224,7 @@ async def test_a_store_that_drips_is_given_up(tmp_path, stores, place):
 
 
 async def test_a_head_that_drips_is_given_up(tmp_path):
-    """A response whose header drips is given up, though each byte comes in time."""
+    """A response whose header drips is given up, even if each byte arrives before the timeout."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -245,7 +246,8 @@ async def test_a_head_that_drips_is_given_up(tmp_path):
 
 
 async def test_only_waiting_counts_against_a_store():
-    """Only waiting for a store counts against it: bytes that came at once may be taken slowly here."""
+    """Only time spent waiting for a store counts against the store. Bytes that arrived at once may be processed
+    slowly."""
     now = [0.0]
 
     async def pieces():
@@ -268,8 +270,8 @@ async def test_only_waiting_counts_against_a_store():
 
 @pytest.mark.parametrize("volumes", [False, True], ids=["roots", "volumes"])
 async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch, volumes):
-    """A mount that hangs, with all of its threads stuck, affects no other; its waiting pull gives up, and it works
-    again when the volume does."""
+    """A mount that hangs and blocks all of its threads affects no other mount. Its waiting pull gives up, and the mount
+    works again once the volume does."""
     top = tmp_path / "top"
     for name in ("stalled", "works"):
         (top / name).mkdir(parents=True)
@@ -303,7 +305,7 @@ async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch,
 
 
 async def test_claims_that_do_not_exist_cost_no_threads(tmp_path):
-    """Claims that do not exist, which registrations may invent, cost no threads."""
+    """Claims that do not exist, which registrations may invent, start no threads."""
     puller = Puller(directory=tmp_path / "models", volumes=tmp_path / "volumes", retries=ONCE)
     (tmp_path / "volumes").mkdir()
     puller.sweep()

@@ -1,4 +1,5 @@
-"""Files that several models share, files made of them, and the leftovers of a crash, through a whole puller."""
+"""Files that several models share, files derived from models, and the leftovers of a crash, through a complete
+puller."""
 
 import asyncio
 import base64
@@ -28,7 +29,7 @@ OTHER = os.urandom(7 * MIB)
 
 
 class Store:
-    """A real HTTP server that counts complete bodies, and gives digests or not."""
+    """A real HTTP server that counts complete bodies, and sends digests or not."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -93,8 +94,8 @@ async def puller(tmp_path):
 
 
 async def test_two_models_and_two_revisions_with_equal_files_are_one_download(puller, store):
-    """Two models and two revisions with equal files, by the store's digest, are one download and one file on disk,
-    under each model's own name."""
+    """When two models and two revisions have equal files, by the store's digest, they cause one download and one file
+    on disk, under each model's own name."""
     store.files = {"a.onnx": CONTENT, "v2/b.onnx": CONTENT}
     first = await puller.pull(Source(store.url("a.onnx")), into="a")
     second = await puller.pull(Source(store.url("v2/b.onnx")), into="b")
@@ -135,7 +136,7 @@ async def test_the_first_of_several_that_leaves_does_not_end_it(puller, store):
 
 
 async def test_a_changed_file_is_noticed_at_the_next_pull(puller, store):
-    """A changed file is noticed at the next pull, even if only its ETag tells."""
+    """A changed file is noticed at the next pull, even if only its ETag differs."""
     store.digest = False
     store.files = {"a": CONTENT}
     assert (await puller.pull(Source(store.url("a")), into="m")).path.read_bytes() == CONTENT
@@ -148,8 +149,8 @@ async def test_a_changed_file_is_noticed_at_the_next_pull(puller, store):
 
 
 async def test_a_registration_names_the_digest(puller, store):
-    """A file with the digest that the registration names is taken, also from the disk, whatever the store calls it; any
-    other is refused with both digests."""
+    """A registration with a digest gets the file with that digest, even from the disk, whatever the store calls it. Any
+    other file is refused, and the error names both digests."""
     store.digest = False
     store.files = {"a": CONTENT, "b": CONTENT, "c": OTHER}
     right = hashlib.sha256(CONTENT).hexdigest()
@@ -167,7 +168,8 @@ async def test_a_registration_names_the_digest(puller, store):
 
 
 async def test_a_full_budget_lets_only_unused_files_go(puller, store):
-    """A full budget evicts only unused files, and a file that does not fit beside the used ones is refused."""
+    """When the budget is used up, only unused files are evicted. A file that does not fit next to the used ones is
+    refused."""
     store.files = {"a": CONTENT, "b": OTHER, "c": os.urandom(10 * MIB), "d": os.urandom(10 * MIB)}
     for name in "abc":
         await puller.pull(Source(store.url(name)), into=name)
@@ -182,8 +184,8 @@ async def test_a_full_budget_lets_only_unused_files_go(puller, store):
 
 
 async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, store, tmp_path):
-    """A file made of a model, kept under a tag, is found by equal files with the same tag only, and is evicted when
-    room is needed."""
+    """A file derived from a model is kept under a tag. It is found only with the same tag and equal model files, and is
+    evicted when room is needed."""
     store.files = {"a": CONTENT}
     pulled = await puller.pull(Source(store.url("a")), into="m", tag="v1")
     assert pulled.derived is None
@@ -208,7 +210,7 @@ async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, stor
 
 
 async def test_a_removal_that_comes_late_hits_no_later_pull(puller, store, monkeypatch):
-    """A slow removal does not affect a later pull: the folder is renamed away at once and removed out of sight."""
+    """A slow removal does not affect a later pull, because the folder is renamed at once and removed later."""
     store.files = {"a": CONTENT}
     await puller.pull(Source(store.url("a")), into="m")
     busy = threading.Event()
@@ -224,7 +226,7 @@ async def test_a_removal_that_comes_late_hits_no_later_pull(puller, store, monke
 
 
 async def test_room_that_nobody_takes_is_given_back():
-    """Room is given back if its pull is cancelled while a thread evicts for it."""
+    """Reserved room is released if its pull is cancelled while a thread evicts files for it."""
     threads = Threads(1, "test")
     begun, go_on, undone = threading.Event(), threading.Event(), []
 
@@ -244,7 +246,7 @@ async def test_room_that_nobody_takes_is_given_back():
 
 
 async def test_files_may_be_called_anything(puller, store):
-    """Files may have any name, also one that the puller itself could use."""
+    """Files may have any name, even one that the puller itself could use."""
     store.files = {"_derived": CONTENT, "_schema.json": OTHER, "s/_schema.json": CONTENT}
     pulled = await puller.pull(Source(store.url("_derived")), into="m", tag="v1")
     made = puller.directory / "made"
@@ -258,7 +260,7 @@ async def test_files_may_be_called_anything(puller, store):
 
 
 async def test_hosts_and_headers_that_cannot_be(puller):
-    """Impossible hosts and headers are reported as the registration's fault."""
+    """Invalid hosts and headers are reported as mistakes in the registration."""
     for url in ("http://a..b/x", f"http://{'a' * 70}.example/x"):
         with pytest.raises(PullError) as caught:
             await puller.pull(Source(url), into="m")
@@ -288,8 +290,8 @@ asyncio.run(main())
 
 
 async def test_a_kill_in_the_middle_leaves_nothing_half(tmp_path, store):
-    """After a kill in the middle of a pull the next process reuses complete files, removes incomplete ones, and leaves
-    no folder of either."""
+    """When a pull is killed midway, the next process reuses complete files, removes incomplete ones, and leaves no
+    folder of the pull."""
     store.files = {"whole": CONTENT, "half": OTHER}
     store.held = {"half"}
     lines: list[str] = []

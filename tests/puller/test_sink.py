@@ -1,4 +1,5 @@
-"""The file that bytes arrive in: from several sides, in any order, with gaps, too many, too few, too late."""
+"""The file into which bytes are written: from several connections, in any order, with gaps, too many, too few, too
+late."""
 
 import hashlib
 import itertools
@@ -16,7 +17,7 @@ from puller.sink import Sink, Stopped
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Makes sinks, each in a folder of its own, and closes them in the end."""
+    """Makes sinks in separate folders, and closes them at the end."""
     made = []
 
     def make(**options):
@@ -33,7 +34,7 @@ def make(tmp_path_factory):
 
 @st.composite
 def pieces(draw):
-    """Draws some bytes, cut into pieces in some order."""
+    """Generates bytes, cut into pieces in some order."""
     content = draw(st.binary(max_size=200))
     cuts = sorted(draw(st.sets(st.integers(0, len(content)), max_size=8)) | {0, len(content)})
     return content, draw(st.permutations(list(itertools.pairwise(cuts))))
@@ -41,8 +42,8 @@ def pieces(draw):
 
 @given(pieces())
 def test_pieces_in_any_order_make_the_file(make, given):
-    """Pieces in any order make the file: written and missing ranges always add up to it, and the digest is that of the
-    whole."""
+    """Pieces in any order make the file. Written and missing ranges always add up to the file, and the digest is that
+    of the complete file."""
     content, parts = given
     sink, path = make(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     for start, end in parts:
@@ -70,7 +71,8 @@ def test_what_is_not_all_there_is_an_error(make):
 
 
 def test_more_than_was_announced_is_an_error_and_not_written(make):
-    """More bytes than announced are an error and not written, so a store that keeps sending fills no disk."""
+    """More bytes than announced are an error and are not written, so a store that keeps sending cannot fill the
+    disk."""
     sink, path = make(size=2)
     with pytest.raises(PullError, match="sent more"):
         sink.write(b"abc", 0)
@@ -78,7 +80,7 @@ def test_more_than_was_announced_is_an_error_and_not_written(make):
 
 
 def test_admission_is_asked_as_it_grows(make):
-    """Room is requested once at the start if the size is known, and otherwise as bytes arrive."""
+    """Room is reserved once at the start if the size is known, otherwise as bytes arrive."""
     asked = []
     sink, _ = make(admit=asked.append)
     sink.write(b"ab", 0)
@@ -96,7 +98,7 @@ def test_admission_is_asked_as_it_grows(make):
 
 
 def test_a_wrong_digest_names_both(make):
-    """The error for a wrong digest names the expected and the actual one."""
+    """The error for a wrong digest names the expected and the actual digest."""
     expected = hashlib.md5(b"right", usedforsecurity=False).hexdigest()
     sink, _ = make(md5=expected)
     sink.write(b"wrong", 0)
@@ -108,8 +110,8 @@ def test_a_wrong_digest_names_both(make):
 
 
 def test_what_a_store_says_later_must_agree(make):
-    """A size that differs from the store's earlier answer means that the file has changed, a different digest that it
-    is another file."""
+    """A size that differs from the store's earlier answer means that the file has changed. A different digest means
+    that it is another file."""
     sink, _ = make(size=4, sha256="a" * 64)
     sink.expect(size=4, sha256="A" * 64)
     with pytest.raises(PullError) as caught:
@@ -121,7 +123,7 @@ def test_what_a_store_says_later_must_agree(make):
 
 
 def test_restarted_it_is_empty(make):
-    """A restarted sink is empty, and its digests start over too."""
+    """A sink that starts over is empty, and so are its digests."""
     sink, path = make()
     sink.compute("sha256")
     sink.write(b"old and long", 0)
@@ -134,7 +136,7 @@ def test_restarted_it_is_empty(make):
 
 
 def test_closed_it_takes_nothing_but_ends_what_has_begun(make):
-    """A closed sink accepts nothing, and a write that has begun keeps its descriptor until it is done."""
+    """A closed sink accepts no writes. A write that has already begun keeps its file descriptor until it is done."""
     sink, path = make(size=3)
     with sink.hold() as descriptor:
         sink.close()

@@ -1,4 +1,4 @@
-"""The location that a path and a key name."""
+"""The location that a path and a storage key name."""
 
 import contextlib
 import json
@@ -26,14 +26,14 @@ from puller.source import Source, locate, redact, resolve, rewritten_key
     ],
 )
 def test_locations(path, scheme, name):
-    """Each form of a path gives its scheme and the last element."""
+    """Every form of a path gives the right scheme and last element."""
     location = locate(path)
     assert (location.scheme, location.name, location.uri) == (scheme, name, path)
 
 
 @pytest.mark.parametrize("path", ["", "models/a.onnx", "/a\0b", "http://host/a\r\nX: y", "../a", "http://[bad/x"])
 def test_paths_that_name_nothing(path):
-    """Empty, relative and malformed paths are reported as the registration's fault."""
+    """Empty, relative and malformed paths are reported as mistakes in the registration."""
     with pytest.raises(PullError) as caught:
         locate(path)
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
@@ -45,7 +45,7 @@ def test_paths_that_name_nothing(path):
     ids=["syntax", "list", "number", "string", "schema", "deep"],
 )
 def test_keys_that_are_no_key(key):
-    """A key of invalid JSON fails the load, as in the predecessor, with an error kind of its own."""
+    """A key that is not valid JSON fails the load, as in the predecessor, with a separate kind of error."""
     with pytest.raises(PullError) as caught:
         resolve(Source("/a", key))
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
@@ -79,7 +79,7 @@ def test_keys_that_are_no_key(key):
     ],
 )
 def test_uris_and_keys_mean_the_same(uri, kind, said, path):
-    """A URI, and a path with the same as storage_params, are one location: the same store, path and name."""
+    """A URI gives the same location as a path with the equivalent storage_params: the same store, path and name."""
     one = resolve(Source(uri)).model
     key = json.dumps({"storage_params": {"type": kind, **said}})
     for other in (resolve(Source(path, key)).model, resolve(Source("/" + path, key)).model):
@@ -91,8 +91,8 @@ def test_uris_and_keys_mean_the_same(uri, kind, said, path):
 
 
 def test_claims(tmp_path):
-    """A claim is a folder below the operator's; nothing leads out of it, and without that folder there are no
-    claims."""
+    """A claim is a folder below the operator's folder for claims. No path leads out of it, and without that folder
+    there are no claims."""
     model = resolve(Source("pvc://models/fraud/de.onnx"), claims=tmp_path).model
     assert (model.scheme, model.uri, model.name) == ("file", f"{tmp_path}/models/fraud/de.onnx", "de.onnx")
     key = '{"storage_params": {"type": "pvc", "name": "models"}}'
@@ -125,14 +125,14 @@ def test_claims(tmp_path):
     ],
 )
 def test_paths_in_stores_that_lead_elsewhere(path):
-    """Paths that lead out of their place in a store are refused before any store is asked."""
+    """Paths that lead out of their bucket or folder in a store are refused before any request to the store."""
     with pytest.raises(PullError) as caught:
         resolve(Source(path))
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
 
 
 def test_a_signed_url_of_azure_is_a_url():
-    """A signed URL of Azure, whose signature is in the query, is fetched unchanged."""
+    """A signed URL of Azure, whose signature is in the query, is requested unchanged."""
     uri = "https://acc.blob.core.windows.net/c/a.onnx?sig=secret"
     model = resolve(Source(uri)).model
     assert (model.scheme, model.uri) == ("https", uri)
@@ -140,7 +140,7 @@ def test_a_signed_url_of_azure_is_a_url():
 
 
 def test_a_schema_is_beside_its_model():
-    """A schema is in its model's store, unless it is a URI itself."""
+    """A schema is taken from its model's store, unless the schema is a URI."""
     request = resolve(Source("s3://b/m/a.onnx", '{"schema_path": "m/schema.json"}'))
     assert request.schema is not None
     assert (request.schema.uri, request.schema.settings.text("bucket")) == ("s3://b/m/schema.json", "b")
@@ -165,7 +165,7 @@ def test_a_schema_is_beside_its_model():
     ],
 )
 def test_stores_that_are_not_named_well(path, key, text):
-    """The error for an incompletely named store says what is missing."""
+    """The error for an incomplete name of a store says what is missing."""
     if not text:
         assert resolve(Source(path, key)).model.scheme == "file"
         return
@@ -181,7 +181,7 @@ def test_keys_that_select_nothing_are_tolerated(key):
 
 
 def test_the_key_for_the_model_server():
-    """The key for the model server has sizes and local paths instead of store attributes, and is otherwise
+    """The key for the model server has sizes and local paths in place of store attributes, and is otherwise
     unchanged."""
     request = resolve(Source("/a", '{"model_type": {"name": "onnx"}, "schema_path": "/s.json", "storage_key": ""}'))
     key = json.loads(rewritten_key(request.key, disk_bytes=7, schema="/local/s.json"))
@@ -199,7 +199,7 @@ def test_the_key_for_the_model_server():
     ],
 )
 def test_secrets_are_not_shown(uri):
-    """A location is shown with host and path, without user, password, query and fragment."""
+    """A location is shown with its host and path, without user, password, query and fragment."""
     assert "secret" not in redact(uri)
     assert "host/a" in redact(uri)
 

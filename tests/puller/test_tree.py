@@ -1,4 +1,4 @@
-"""Names of a store's files: every one is below the model's folder, or is skipped."""
+"""Names of files in a store: every file is written below the model's folder, or is skipped."""
 
 from pathlib import PurePosixPath
 
@@ -14,7 +14,7 @@ NAMES = st.text(st.sampled_from("ab./\\\0\n~%é "), max_size=12) | st.text(max_s
 
 @given(NAMES)
 def test_no_name_leads_out(name):
-    """Any name in a store gives a path of plain elements, or a reason to skip it."""
+    """Any name in a store gives either a path of plain elements or a reason to skip the file."""
     if fault(name):
         return
     path = PurePosixPath(name)
@@ -25,8 +25,8 @@ def test_no_name_leads_out(name):
 
 @given(st.lists(NAMES, max_size=8), st.lists(NAMES, max_size=3))
 def test_a_tree_holds_every_file_once_and_every_folder_before_what_is_in_it(names, folders):
-    """Each file of a tree has a path of its own name or is skipped; no path is also a folder, and parents come
-    first."""
+    """Each file of a tree gets a path from its name, or is skipped. No path is both a file and a folder, and parents
+    come first."""
     try:
         layout = lay_out(names, folders, "x")
     except PullError as error:
@@ -60,15 +60,15 @@ def test_a_tree_holds_every_file_once_and_every_folder_before_what_is_in_it(name
     ],
 )
 def test_what_cannot_be_of_a_model_is_skipped(names, kept):
-    """Files that cannot belong to a model are skipped and reported, and everything else stays."""
+    """Files that cannot belong to a model are skipped and reported. All others are kept."""
     layout = lay_out(names, [], "x")
     assert [str(path) for _, path in layout.files] == kept
     assert len(layout.skipped) == len(names) - len(kept)
 
 
 def test_what_no_tree_can_hold():
-    """A tree with the same name twice is refused, and so is one of skipped files only, which the error lists up to a
-    limit."""
+    """A tree with the same name twice is refused. So is a tree whose files are all skipped; its error lists a limited
+    number of them."""
     with pytest.raises(PullError) as caught:
         lay_out(["a", "a"], [], "x")
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
