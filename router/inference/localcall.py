@@ -1,4 +1,4 @@
-"""A call made inside the process. It takes the path of a gRPC call: routing, cold starts, retries, metrics."""
+"""A call made inside the process, which takes the same path as a gRPC call: routing, cold starts, retries, metrics."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,12 +22,13 @@ class LocalAnswer:
     trailers: list[wire.Header] = field(default_factory=list)
 
     def metadata(self, name: bytes) -> bytes | None:
-        """Returns the first value of that name, in trailers or headers (a failure has all in one of them)."""
+        """Returns the first value with that name in the trailers or headers. A failed call may have all of them in
+        either place."""
         return next((value for part in (self.trailers, self.headers) for key, value in part if key == name), None)
 
     @property
     def encoding(self) -> bytes:
-        """The compression of frames, as `grpc-encoding` names it; b"": not stated."""
+        """The compression of frames, as `grpc-encoding` names it, or b"" if it is not stated."""
         return self.metadata(b"grpc-encoding") or b""
 
 
@@ -46,7 +47,7 @@ class LocalCall(wire.Call):
         peer: str,
         done: Callable[[LocalAnswer], None],
     ) -> None:
-        """Stores its parts. `done` is called once with the answer, unless the call is cancelled before."""
+        """Stores the arguments. `done` is called once with the answer, unless the call is cancelled first."""
         self.method = method
         self.headers = headers
         self.frame = frame
@@ -73,7 +74,8 @@ class LocalCall(wire.Call):
             self._on_cancel = callback
 
     def cancel(self) -> None:
-        """Cancels the call: its client has gone, or its deadline passed. Does nothing once it is answered."""
+        """Cancels the call, because its client has gone or its deadline has passed. Does nothing if the call is
+        answered."""
         if self._cancelled or self._done is None:
             return
         self._cancelled = True
@@ -86,7 +88,7 @@ class LocalCall(wire.Call):
                 log.exception("handler failed on a cancel", method=self.method)
 
     async def read(self) -> bytes | None:
-        """Returns the one message, then None. Raises `CallCancelled`."""
+        """Returns the call's only message, then None. Raises `CallCancelled`."""
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
         if self._read:
@@ -107,7 +109,7 @@ class LocalCall(wire.Call):
         self._start = list(headers)
 
     async def write(self, frame: bytes) -> None:
-        """Takes one message; a unary call cannot carry more than one."""
+        """Takes the reply's only message. A unary call cannot carry more."""
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
         if self._first is not None:
@@ -116,7 +118,7 @@ class LocalCall(wire.Call):
         self._first = frame
 
     def finish(self, code: int = 0, text: str = "", trailers: wire.Headers = ()) -> None:
-        """Ends a reply that was begun with `start()`."""
+        """Ends a reply that `start()` began."""
         if code == Code.OK and self._first is None:
             code, text = Code.INTERNAL, "the model server answered with no message"
         frame = self._first if code == Code.OK else None
@@ -130,7 +132,7 @@ class LocalCall(wire.Call):
 
 
 def begin(call: LocalCall, dispatch: wire.Handler) -> None:
-    """Makes the call. Its deadline is the handler's business, as in every call."""
+    """Starts the call. The handler enforces its deadline, as for every call."""
     try:
         dispatch(call)
     except Exception:
@@ -147,7 +149,7 @@ async def make(
     deadline: float | None,
     peer: str,
 ) -> LocalAnswer:
-    """Makes a call and waits for its answer, at most until its deadline. A cancellation reaches the handler."""
+    """Makes a call and waits for its answer until the deadline. If the wait is cancelled, so is the call."""
     answer: asyncio.Future[LocalAnswer] = asyncio.get_running_loop().create_future()
 
     def done(came: LocalAnswer) -> None:

@@ -1,10 +1,10 @@
-"""The methods of V2 on models, for callers inside the process: ready, metadata, infer.
+"""V2's methods on models, for callers inside the process: ready, metadata, infer.
 
-REST differs from gRPC in the form of messages, not in what happens to them. Each request therefore becomes the unary
-call that a gRPC client would have made, and goes through the same dispatcher (`localcall`).
+REST only differs from gRPC in the form of its messages. So each request becomes the unary call that a gRPC client would
+have made, and goes through the same dispatcher (`localcall`).
 
-A request for inference is passed as a framed message, and so is its answer: a large tensor should be copied only once,
-and the answer is often passed on unchanged.
+An inference request and its answer are passed as framed messages. A large tensor is then copied only once, and the
+answer can often be passed on unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Caller(NamedTuple):
 
 
 class CallFailed(Exception):
-    """A call answered with a status other than OK, which is passed on to the caller."""
+    """A call that was answered with a status other than OK. The caller gets this status."""
 
     def __init__(self, answer: LocalAnswer) -> None:
         super().__init__(answer.text)
@@ -45,7 +45,7 @@ class Models:
     """Access to models for callers inside the process."""
 
     def __init__(self, dispatch: Handler, *, max_message: int) -> None:
-        """Stores its parts. `max_message`: bytes of an answer, once it is decompressed."""
+        """Stores the arguments. `max_message` limits the bytes of a decompressed answer."""
         self._dispatch = dispatch
         self._max_message = max_message
 
@@ -58,12 +58,12 @@ class Models:
         return await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, caller)
 
     async def infer(self, frame: bytes, caller: Caller) -> LocalAnswer:
-        """Carries out a framed ModelInferRequest; the answer has a frame. Raises CallFailed."""
+        """Carries out a framed ModelInferRequest and returns the answer, which has a frame. Raises CallFailed."""
         return await self._make("ModelInfer", frame, caller)
 
     def begin(self, frame: bytes, caller: Caller, done: Callable[[LocalAnswer], None]) -> LocalCall:
-        """Begins an inference. `done` gets the outcome, a failure too, unless the call is cancelled before; it may get
-        it before this returns. The caller's deadline is kept by the dispatcher."""
+        """Begins an inference. `done` gets the outcome, even a failure, unless the call is cancelled first. It may be
+        called before this method returns. The dispatcher enforces the caller's deadline."""
         call = LocalCall(
             _INFER, frame, headers=list(caller.metadata), deadline=caller.deadline, peer=caller.peer, done=done
         )
@@ -71,7 +71,7 @@ class Models:
         return call
 
     def response(self, answer: LocalAnswer) -> pb.ModelInferResponse:
-        """Returns the message of an inference's answer. Raises MeshError."""
+        """Returns the message in the answer to an inference. Raises MeshError."""
         return self._message(answer, pb.ModelInferResponse)
 
     async def _ask(self, method: str, request: Message, reply: type[M], caller: Caller) -> M:

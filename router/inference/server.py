@@ -1,9 +1,9 @@
-"""The methods of V2 on the server: live, ready, metadata.
+"""V2's methods on the server: live, ready, metadata.
 
-The server that clients see is the whole mesh, so live means that this worker answers, and ready that an inference can
-be served: this router and at least one runtime pod are ready. That is stricter than the router's own readiness
-(`/ready` of its probe port, `grpc.health.v1`), by which load balancers choose among routers: a router registers models
-and lists pods even while no runtime pod is up, and taking all routers out of service would only hide the reason.
+To clients, the server is the whole mesh. Live means that this worker answers. Ready means that an inference can be
+served: this router and at least one runtime pod are ready. That is stricter than the router's own readiness (`/ready`
+on its probe port, `grpc.health.v1`), by which load balancers choose among routers. A router registers models and lists
+pods even while no runtime pod is up, and taking all routers out of service would only hide the reason.
 """
 
 import importlib.metadata
@@ -23,10 +23,10 @@ except importlib.metadata.PackageNotFoundError:  # run from a source tree that i
 
 
 class V2Server:
-    """One worker as V2's server."""
+    """The V2 server that one worker presents to clients."""
 
     def __init__(self, view: View, ready: Callable[[], str | None]) -> None:
-        """Stores its parts. `ready` returns why this router takes no calls, or None if it does."""
+        """Stores the arguments. `ready` returns why this router takes no calls, or None if it takes calls."""
         self._view = view
         self._router = ready
 
@@ -39,11 +39,11 @@ class V2Server:
         return pb.ServerReadyResponse(ready=self.why_not_ready() is None)
 
     def metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        """Returns name, version and extensions."""
+        """Returns the server's name, version and extensions."""
         return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=EXTENSIONS)
 
     def why_not_ready(self) -> str | None:
-        """Returns why no inference can be served now; None if it can. Suspect pods count as ready."""
+        """Returns why no inference can be served now, or None if the mesh is ready. Suspect pods count as ready."""
         reason = self._router()
         if reason is not None:
             return reason

@@ -1,4 +1,4 @@
-"""Execution of plans: asks the agents, one request at a time for each model and pod, and backs off after failures."""
+"""Execution of plans by requests to agents: one at a time for each model and pod, with back-off after failures."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ class _UnhealthyMeanwhile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CarryingStatistics:
-    """The numbers of actions so far."""
+    """Counts of the actions so far."""
 
     loads: int
     unloads: int
@@ -93,7 +93,7 @@ class Carrying:
         return {names for names, (_, loads) in self._under_way.items() if loads}
 
     def avoided(self) -> dict[str, str]:
-        """Returns the pods that get no loads because all loads fail there, with the reasons."""
+        """Returns the pods that get no loads because loads fail there, with the reasons."""
         return self._memory.avoided(list(self._view.pods), now_ms())
 
     def resting(self, model_id: str) -> bool:
@@ -102,15 +102,15 @@ class Carrying:
         return time.monotonic() < until
 
     def wake(self, model_id: str) -> None:
-        """Ends the back-off of a model: the cause of its failure has been removed."""
+        """Ends the back-off of a model, because the cause of its failure has been removed."""
         self._resting.pop(model_id, None)
 
     def statistics(self) -> CarryingStatistics:
-        """Returns the numbers so far."""
+        """Returns the counts of actions so far."""
         return CarryingStatistics(self._loads, self._unloads, self._failures)
 
     async def close(self) -> None:
-        """Ends the actions without waiting: agents go on with their requests."""
+        """Stops the actions without waiting for them. Agents continue what they were asked to do."""
         await self._tasks.close()
 
     async def _load(self, action: Action) -> None:
@@ -134,8 +134,8 @@ class Carrying:
     async def _ask(
         self, model_id: str, name: str, idle_ms: int, expected: int, reason: str, *, pinned: bool | None = None
     ) -> str | None:
-        """Asks an agent for a load. Returns why it did not load; None if it did. Raises _UnhealthyMeanwhile if the pod
-        must not be asked."""
+        """Asks an agent to load a model. Returns why it did not, or None if it did. Raises _UnhealthyMeanwhile if the
+        pod must not be asked."""
         try:
             registration = await self._registry.read(model_id)
         except MeshError as error:

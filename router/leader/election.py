@@ -1,7 +1,8 @@
-"""The election of the leader: the router that was first to write its name under `leader`, while its lease lives.
+"""The election of the leader: the first router that writes its name under `leader` leads for as long as its lease
+lives.
 
-A leader that stops revokes its lease, and another router leads within `LOOK` seconds. A leader that cannot reach etcd
-steps down when its lease has expired by its own clock, which is no later than etcd admits another one.
+A leader that stops revokes its lease, and another router takes over within `LOOK` seconds. A leader that cannot reach
+etcd steps down when its lease has expired by its own clock, before etcd admits another leader.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ LOOK = 1.0
 
 
 class Election:
-    """One candidate. `lead` runs while it leads, and is cancelled when it no longer does."""
+    """One router's candidacy. `lead` runs while this router leads, and is cancelled when it no longer does."""
 
     def __init__(
         self, etcd: Etcd, keys: Keys, name: str, lead: Callable[[], Awaitable[None]], *, ttl: int = TTL

@@ -1,4 +1,4 @@
-"""Handovers: the copies of draining pods are loaded elsewhere, and then unloaded.
+"""Handovers: copies of draining pods are loaded elsewhere, then unloaded.
 
 A draining pod has little time, so handovers do not wait for the leader's rounds.
 """
@@ -25,8 +25,8 @@ LOOK = 0.1
 
 
 class Handover:
-    """The handovers of one leader. `candidates` and `settings` return current values; `idle` holds the ms since
-    the last use of models, as agents reported it; later reports are added here."""
+    """The handovers of one leader. `candidates` and `settings` return current values. `idle` returns the milliseconds
+    since each model's last use, as agents reported them; the handovers add newer reports."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Handover:
         self._tasks = Tasks()
 
     def due(self) -> bool:
-        """Returns whether a draining pod is not being emptied yet."""
+        """Returns whether there is a draining pod that is not being emptied yet."""
         return next(self._about_to_leave(), None) is not None
 
     def begin(self) -> None:
@@ -57,7 +57,7 @@ class Handover:
             self._leaving[pod.name] = self._tasks.start(self._hand_over(pod), f"empty {pod.name}")
 
     async def close(self) -> None:
-        """Ends the handovers under way; agents go on with their requests."""
+        """Stops the handovers under way. Agents continue what they were asked to do."""
         await self._tasks.close()
 
     def _about_to_leave(self) -> Iterator[Pod]:
@@ -104,7 +104,7 @@ class Handover:
         await asyncio.gather(*self._carrying.begin(left), return_exceptions=True)
 
     def held(self, copy: Copy) -> drain.DrainingCopy:
-        """Returns a copy as `placement.drain` sees it."""
+        """Returns a copy in the form that `placement.drain` takes."""
         others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
         loading = {pod for model, pod in self._carrying.loading() if model == copy.model and pod != copy.pod.name}
         # A copy that is only known from an agent's answer is not known to other routers yet: they would find none.

@@ -1,8 +1,8 @@
-"""The loads of one vmodel's move: copies of its target, as many as the active model has, as far as they fit.
+"""The loads of a vmodel's move: as many copies of the target as the active model has, or as many as fit.
 
-The first copy is loaded alone, so that a model that cannot be loaded costs only one pod's time; the others follow
-together. If a pod refuses, fails or does not answer, another one is asked. The move fails only if no copy can be loaded
-at all; if fewer copies fit than the active model has, fewer are enough.
+The first copy is loaded alone, so a model that cannot be loaded costs only one pod's time. The others follow together.
+If a pod refuses, fails or does not answer, another pod is asked. The move fails only if no copy can be loaded at all.
+If fewer copies fit than the active model has, fewer are enough.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
 
 @dataclass(slots=True)
 class MoveNotes:
-    """The findings of the loads of one move."""
+    """The results of one move's loads so far."""
 
     most: int | None = None  # copies of the target that fit; None: not known
     began: float = field(default_factory=time.monotonic)
@@ -47,14 +47,14 @@ class MoveNotes:
     silent: dict[str, tuple[float, str]] = field(default_factory=dict)  # pods not asked, until when and why
 
     def pause(self) -> float:
-        """Returns the seconds until the next look, which grow because most loads take milliseconds, but some take
+        """Returns the seconds until the next look. They grow, because most loads take milliseconds, but some take
         minutes."""
         self.looks += 1
         return min(_LOOK * 1.2**self.looks, _LOOK_MOST)
 
     @property
     def impatient(self) -> bool:
-        """True once agents that do not answer are no longer waited for."""
+        """True once the move no longer waits for agents that do not answer."""
         return time.monotonic() - self.began > PATIENCE
 
     def excluded(self) -> dict[str, str]:
@@ -66,8 +66,8 @@ class MoveNotes:
 
 class Loads:
     """The loads of one leader's moves. `idle_ms` returns the time since a model's last use by the agents' latest
-    reports, None if they did not report it; `maximum` the most copies that a model may have, None if there is no
-    limit."""
+    reports, or None if they did not report it. `maximum` returns the most copies that a model may have, or None if
+    there is no limit."""
 
     def __init__(
         self,
@@ -97,8 +97,8 @@ class Loads:
         return NamedModel(copies=len(known), loaded=loaded)
 
     async def load(self, registration: Registration, active_id: str, notes: MoveNotes) -> str | None:
-        """Loads the first copy, or all missing ones. Returns why no copy can be loaded; None if one is loaded or will
-        be."""
+        """Loads the first copy, or all missing ones. Returns why no copy can be loaded, or None if one is loaded or may
+        still be."""
         if registration.record.quarantined:
             return registration.record.quarantine(registration.model_id)
         target, goal = self.target(registration), max(1, self.active(active_id).loaded)
@@ -135,7 +135,7 @@ class Loads:
         return self._choose(registration, size, excluded, self._idle_ms(active_id, registration))
 
     def _idle_ms(self, active_id: str, registration: Registration) -> int:
-        """Returns the time since the active model's last use, which the target takes over for evictions."""
+        """Returns the time since the active model's last use. The target inherits it for the order of evictions."""
         told = self._told_idle_ms(active_id)
         if told is not None:
             return told
@@ -169,7 +169,7 @@ class Loads:
 
 
 def _summary(notes: MoveNotes, why: str) -> str:
-    """Returns why no copy could be loaded: the latest failure, or where there is no room."""
+    """Returns why no copy could be loaded: the latest failure, or the pods without room."""
     for pod, failure in reversed(list(notes.failed.items())):
         return f"{pod}: {failure}"
     for pod, (_, silence) in notes.silent.items():

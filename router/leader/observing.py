@@ -1,8 +1,7 @@
-"""Observation of the mesh, for plans: agents' reports on the copies that matter, and models with limits of their own.
+"""Observation of the mesh for plans: agents' reports on the copies that matter, and the models with their own limits.
 
-Every few seconds the leader asks each agent for the copies that are called, pinned, young or being loaded, and for
-copies of models that have several, to learn for how long they were not called. The thousands of idle sole copies are
-not reported.
+Every few seconds the leader asks each agent about the copies that are called, pinned, young or being loaded, and about
+models with several copies, to learn how long each has been idle. The thousands of idle sole copies are not reported.
 """
 
 import asyncio
@@ -77,8 +76,8 @@ class Observer:
         return Observation(copies, wanted)
 
     async def idle(self, pod: Pod) -> AsyncIterator[dict[str, int]]:
-        """Yields for how long a pod's copies have not been called, in ms, in several parts; each is correct when it is
-        yielded. Ends if the pod's agent does not answer."""
+        """Yields how long a pod's copies have been idle, in ms. Each part is correct when it is yielded. Ends if the
+        pod's agent does not answer."""
         held = list(pod.copies)
         for start in range(0, max(1, len(held)), _STATES):
             try:
@@ -89,15 +88,15 @@ class Observer:
             yield {state.model_id: state.idle_ms for state in reply.copies}
 
     async def all_idle(self) -> AsyncIterator[dict[str, int]]:
-        """Yields for how long all copies of the mesh have not been called, in ms, pod by pod."""
+        """Yields how long all copies of the mesh have been idle, in ms, pod by pod."""
         for pod in list(self._view.pods.values()):
             if pod.record is not None and not pod.suspect and pod.copies:
                 async for idle in self.idle(pod):
                     yield idle
 
     async def registrations(self, ids: list[str]) -> dict[str, Registration | None]:
-        """Returns the records of these models; None for those not registered, no entry for those that cannot be read.
-        Raises EtcdError."""
+        """Returns the records of the given models. A model that is not registered maps to None; a record that cannot be
+        read has no entry. Raises EtcdError."""
         found: dict[str, Registration | None] = {}
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
@@ -133,7 +132,7 @@ class Observer:
         )
 
     def _settled(self, model_id: str, kv: KeyValue) -> bool:
-        """Returns whether an earlier round has already found the key not needed, at the same revision."""
+        """Returns whether an earlier round also found that the key is not needed, at the same revision."""
         before = self._needless.get(model_id)
         self._needless[model_id] = kv.mod_revision
         return before == kv.mod_revision

@@ -1,4 +1,4 @@
-"""A leader's requests to agents, for plans and reloads, and the effect of the answers on the view."""
+"""The leader's requests to agents, for plans and reloads, whose answers update the view."""
 
 import time
 from collections.abc import Callable
@@ -38,8 +38,8 @@ class Orders:
         generation: int = 0,
         pinned: bool | None = None,
     ) -> agent_pb2.LoadReply:
-        """Has a pod load a model, or update whether its copy is pinned (None: by the limits). Returns the agent's
-        answer, which is then in the view. Raises Unreachable."""
+        """Has a pod load a model, or update whether its copy is pinned. If `pinned` is None, the model's limits decide.
+        Returns the agent's answer, after adding the copy to the view. Raises Unreachable."""
         record = registration.record
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
@@ -65,7 +65,8 @@ class Orders:
         return reply
 
     async def unload(self, pod: Pod, model_id: str, *, reason: str, create_revision: int = 0) -> None:
-        """Has a pod unload a model, of any registration (0) or only of that one. Raises Unreachable."""
+        """Has a pod unload a model. `create_revision` restricts this to one registration, unless it is 0. Raises
+        Unreachable."""
         request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=create_revision, reason=reason)
         await self._agents.unload(pod, request, timeout=UNLOAD_TIMEOUT)
 

@@ -1,11 +1,11 @@
-"""The models used last, kept in etcd, so that a restarted mesh knows what to load first.
+"""The most recently used models, kept in etcd so that a restarted mesh knows what to load first.
 
-Every minute the leader asks each agent how long its copies have been idle; models evicted since then keep the time of
-their last use. The list is bounded, kept in etcd in a few dozen compressed pieces, and not tied to a lease. The times
-are not written into the models' records, because every change of a record is sent to all routers, and none needs them.
+Every minute the leader asks each agent how long its copies have been idle. Models that are evicted keep the time of
+their last use. The list is bounded and kept in etcd, in a few dozen compressed pieces without a lease. The times are
+not written into the models' records, because every change of a record is sent to all routers, and none needs them.
 
-Times are by the leader's clock. If the next leader's clock differs, models seem to have been used earlier or later;
-that does no harm, because only their order matters, and a preload takes no room from other models.
+Times are by the leader's clock. If the next leader's clock differs, models seem to have been used earlier or later.
+That does no harm, because only their order matters, and preloads evict nothing.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _LARGEST = 8 << 20  # bytes of a decompressed piece; a larger one was not writte
 
 
 class Recency:
-    """The list as one leader keeps it. `clock` returns seconds since the epoch."""
+    """The list that one leader keeps. `clock` returns seconds since the epoch."""
 
     def __init__(self, etcd: Etcd, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
         self._etcd = etcd
@@ -43,7 +43,7 @@ class Recency:
         self._saved: dict[bytes, bytes] = {}  # the pieces in etcd, as far as known
 
     async def load(self) -> None:
-        """Reads the list of an earlier leader, or if there is none, the times in the models' records, where the
+        """Reads the list of an earlier leader. If there is none, reads the times from the models' records, where the
         predecessor keeps them. Raises EtcdError."""
         prefix = self._keys.recent
         self._saved = {}
@@ -70,7 +70,7 @@ class Recency:
         self._trim(MOST)
 
     def note(self, idle_ms: Mapping[str, int]) -> None:
-        """Notes for how long models have not been used, as their agents report now."""
+        """Notes how long models have been idle, as agents have just reported."""
         now = int(self._clock() * 1000)
         for model_id, idle in idle_ms.items():
             self._note(model_id, now - idle)
@@ -82,7 +82,7 @@ class Recency:
             self._used.pop(model_id, None)
 
     def newest(self, most: int, *, without: Callable[[str], bool]) -> list[tuple[str, int]]:
-        """Returns the models used last for which `without` is false, each with its idle time in ms."""
+        """Returns the most recently used models for which `without` is false, each with its idle time in ms."""
         now = int(self._clock() * 1000)
         found = ((used, model_id) for model_id, used in self._used.items() if not without(model_id))
         return [(model_id, max(1, now - used)) for used, model_id in heapq.nlargest(most, found)]

@@ -1,13 +1,13 @@
 """The move of a reloaded model's copies to its new content, without a failed call.
 
-A reload raises the generation in the model's record and writes `reloads/<model>`, in one transaction; the leader does
-the rest. The steps follow from the present copies and that generation, so another leader can continue if one dies. Both
-contents answer until the last old copy is unloaded; then the key is removed.
+A reload raises the generation in the model's record and writes `reloads/<model>`, in one transaction. The leader does
+the rest. Each step follows from the present copies and the generation, so another leader can continue if one dies. Both
+contents answer until the last old copy is unloaded. Then the key is removed.
 
-If the new content cannot be loaded, the old copies stay, the key says why, and the load is tried again later, or at
-once when the model is reloaded again.
+If the new content cannot be loaded, the old copies stay and the key says why. The load is retried later, or at once
+when the model is reloaded again.
 
-Copies of two generations are moved even without the key: it means that a pod was away while the others moved.
+Copies of two generations are moved even without the key, because a pod may have been away while the others moved.
 """
 
 import asyncio
@@ -65,8 +65,8 @@ class Reloading:
         idle_ms: Callable[[str], int | None] = lambda _: None,
         on_done: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Stores its parts. `idle_ms` returns the time since a model's last use by the agents' latest reports, None if
-        they did not report it; `on_done` is called with each model whose copies have all moved."""
+        """Stores the arguments. `idle_ms` returns the time since a model's last use by the agents' latest reports, or
+        None if they did not report it. `on_done` is called with each model whose copies have all moved."""
         self._view = view
         self._registry = registry
         self._etcd = etcd
@@ -93,7 +93,7 @@ class Reloading:
             await asyncio.sleep(INTERVAL)
 
     async def round(self) -> None:
-        """Begins to move the models that are due and whose back-off is over. Raises EtcdError."""
+        """Starts the moves that are due and whose back-off is over. Raises EtcdError."""
         asked: dict[str, int] = {}
         async for page in self._etcd.pages(self._keys.reloads, after_prefix(self._keys.reloads)):
             for kv in page.kvs:
@@ -113,7 +113,7 @@ class Reloading:
         self._resting = {names: rest for names, rest in self._resting.items() if names[0] in asked or rest[0] > now}
 
     def _mixed(self) -> dict[str, int]:
-        """Returns the models with copies of several generations, and the latest generation."""
+        """Returns the models with copies of several generations, each with its latest generation."""
         found = {}
         for model_id in self._view.several():
             known = [copy.record for copy in self._view.known(model_id) if copy.loaded]
@@ -123,13 +123,13 @@ class Reloading:
         return found
 
     async def close(self) -> None:
-        """Ends the moves under way; agents go on with their requests."""
+        """Stops the moves under way. Agents continue what they were asked to do."""
         await self._tasks.close()
 
     # --- one model ---
 
     async def _move(self, model_id: str, generation: int) -> None:
-        """Moves one model. `generation` was requested; the record may hold a later one by now."""
+        """Moves the copies of one model. `generation` is the requested one; the record may name a later one by now."""
         move = Move()
         async with self._turns:
             try:
@@ -157,7 +157,7 @@ class Reloading:
     # --- reports ---
 
     async def _finish(self, model_id: str, generation: int | None) -> None:
-        """Removes the key, unless the model was reloaded again meanwhile."""
+        """Removes the reload's key, unless the model was reloaded again meanwhile."""
         key = self._keys.reload(model_id)
         kv = await self._etcd.get(key)
         if kv is None or (generation is not None and _generation(kv.value) > generation):
@@ -167,7 +167,7 @@ class Reloading:
             self._on_done(model_id)
 
     async def _failed(self, registration: Registration, why: str) -> None:
-        """Starts a back-off for the model, and writes the reason to etcd."""
+        """Starts a back-off for the model and writes the reason to etcd."""
         model_id, generation = registration.model_id, registration.record.generation
         _, before = self._resting.get((model_id, generation), (0.0, 0.0))
         rest = min(max(REST, 2 * before), REST_MOST)

@@ -1,8 +1,8 @@
-"""The steps of moving one model's copies to new content: the present copies, the requests to agents, and the effect of
-their answers on the next step. `placement.reload` chooses the next step; `reloading` begins and reports moves.
+"""The steps that move one model's copies to new content: the present copies, the requests to agents, and how their
+answers affect the next step. `placement.reload` chooses the next step; `reloading` begins and reports moves.
 
-If a pod has no room for both contents, or its agent does not answer, this is noted in the move, and the next step is
-another one. Only content that cannot be loaded ends a move.
+If a pod has no room for both contents, or its agent does not answer, the move notes this and the next step takes it
+into account. A move only fails if the new content cannot be loaded.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
 
 
 class Move:
-    """The facts about pods that one move has gathered."""
+    """The facts that one move has learned about pods."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -37,16 +37,16 @@ class Move:
         self._silent: dict[str, tuple[float, str]] = {}  # until when a silent pod is not asked again, and why
 
     def hush(self, pod: str, why: str) -> None:
-        """Notes that the agent of a pod does not answer: the pod may have died, with all its copies."""
+        """Notes that the agent of a pod does not answer. The pod may have died with all its copies."""
         self._silent[pod] = (time.monotonic() + _AGAIN, why)
 
     def hear(self, pod: str) -> None:
-        """Notes that the agent has answered."""
+        """Notes that the agent of a pod has answered."""
         self._silent.pop(pod, None)
 
     @property
     def waits_for(self) -> str:
-        """The reason why the move waits for an agent; "" if all have answered."""
+        """The reason why the move waits for an agent, or "" if all have answered."""
         return next((why for _, why in self._silent.values()), "")
 
     def silent(self, pod: str) -> bool:
@@ -60,7 +60,7 @@ class Move:
 
 class Steps:
     """The steps of one leader's moves. `idle_ms` returns the time since a model's last use, by the agents' latest
-    reports."""
+    reports, or None if they did not report it."""
 
     def __init__(self, *, view: View, orders: Orders, choose: Choose, idle_ms: Callable[[str], int | None]) -> None:
         self._view = view
@@ -69,7 +69,7 @@ class Steps:
         self._told_idle_ms = idle_ms
 
     def held(self, registration: Registration, move: Move) -> list[reload.ReloadingCopy]:
-        """Returns the copies of that registration, as `placement.reload` sees them."""
+        """Returns the copies of a registration in the form that `placement.reload` takes."""
         found = []
         for copy in self._view.known(registration.model_id):
             if copy.record.create_revision != registration.created:
@@ -82,7 +82,8 @@ class Steps:
         return found
 
     async def take(self, registration: Registration, todo: reload.ReloadStep, move: Move) -> str | None:
-        """Carries out one step. Returns why the new content cannot be loaded; None if it can, or if that is unknown."""
+        """Carries out one step. Returns why the new content cannot be loaded, or None if it can be, or if that is
+        unknown."""
         if todo.elsewhere:
             return await self._load_elsewhere(registration, todo.why, move)
         loads = [self._load(registration, name, move) for name in todo.beside]
@@ -132,9 +133,8 @@ class Steps:
         return None
 
     def _idle_ms(self, model_id: str) -> int:
-        """Returns the ms since the model's last use, so that its new content takes no room from models used more
-        recently. Agents report called models; others have been idle for a while at least, and a key only holds the
-        idle time at its load."""
+        """Returns the milliseconds since the model's last use, so that its new content takes no room from models used
+        more recently. Agents only report models that are called; all others have been idle for a while."""
         told = self._told_idle_ms(model_id)
         if told is not None:
             return told
@@ -143,7 +143,7 @@ class Steps:
     async def _ask(
         self, registration: Registration, pod: Pod, move: Move, idle_ms: int, *, expected: int, reason: str
     ) -> agent_pb2.LoadReply | None:
-        """Asks an agent for a load. Returns its answer; if there is none, notes this and returns None."""
+        """Asks an agent for a load. Returns its answer. If the agent does not answer, notes this and returns None."""
         try:
             reply = await self._orders.load(
                 registration,

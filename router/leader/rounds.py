@@ -1,7 +1,7 @@
-"""The rounds of a leader: observe, have `placement` plan, begin the plan, and observe again a few seconds later.
+"""The leader's rounds: every few seconds it observes the mesh, has `placement` make a plan, and begins to carry it out.
 
-If nothing is more urgent, the models used last are loaded into free space (`warming`). Draining pods are emptied
-meanwhile (`handover`). Another leader can take over at any moment.
+If nothing is more urgent, the most recently used models are loaded into free space (`warming`). Meanwhile, draining
+pods are emptied (`handover`). Another leader can take over at any moment.
 """
 
 import asyncio
@@ -153,7 +153,7 @@ class Rounds:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Waits between two rounds; less if a pod begins to drain, or a planned action has ended."""
+        """Waits between two rounds. The wait is shorter if a pod begins to drain or a planned action has ended."""
         began = self._loop.time()
         self._news.clear()
         while self._loop.time() < began + INTERVAL:
@@ -164,7 +164,7 @@ class Rounds:
             await asyncio.sleep(handover.LOOK)
 
     async def round(self) -> Plan:
-        """Observes and plans once, and begins the plan. Raises EtcdError."""
+        """Observes and plans once, then begins to carry out the plan. Raises EtcdError."""
         seen = await self._observer.observe()
         self._remember(seen)
         settings = self._settings()
@@ -184,7 +184,7 @@ class Rounds:
         return plan
 
     async def _remember_uses(self) -> None:
-        """Reads an earlier leader's list of last uses, and keeps it up to date."""
+        """Reads an earlier leader's list of recently used models, and keeps it up to date."""
         while True:
             try:
                 if not self._known:
@@ -257,7 +257,8 @@ class Rounds:
         self._idle = idle
 
     def _models(self, seen: Observation, settings: Current) -> Iterator[ScaledModel]:
-        """Yields the models that plans may concern: hot, misplaced or lost ones, several copies, limits."""
+        """Yields the models that a plan may affect: hot, misplaced and lost ones, those with several copies, and those
+        with limits."""
         mentioned = {model for model, _ in seen.copies}
         loading = self.carrying.loading()
         for model_id in dict.fromkeys((*self._view.models(), *seen.wanted, *self._lost)):
@@ -337,7 +338,7 @@ class Rounds:
 
 
 def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:
-    """Returns the footprint measured by any copy or by an earlier load."""
+    """Returns the footprint that was measured on any copy or in an earlier load."""
     for copy in known:
         if copy.record.host_bytes:
             return Footprint(copy.record.host_bytes, copy.record.device_bytes)

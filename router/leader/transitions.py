@@ -1,11 +1,12 @@
 """The moves of virtual models to their targets, without a failed call.
 
 A vmodel moves while its record names a target other than its active model. The leader has copies of the target loaded
-(`moving`), then writes the target as the active model; until then the active model serves. The record and the view
-contain everything that a move needs, so if a leader dies, the next one continues.
+(`moving`), then makes the target the active model in the record. Until then the old active model serves. The record and
+the view contain everything that a move needs, so if a leader dies, the next one continues.
 
 If the target cannot be loaded, the active model keeps serving, and the record says why. The load is retried after a
-back-off, or sooner if the target's registration changes, since it may have been repaired, or if the target gets a copy.
+back-off. It is retried sooner if the target gets a copy, or if its registration changes, because that may have repaired
+it.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ class Records(Protocol):
 
     @property
     def get(self) -> Callable[[str], VModelRecord | None]:
-        """Returns the record of a vmodel; None if it does not exist."""
+        """Returns the record of a vmodel, or None if it does not exist."""
 
     def names(self) -> list[str]:
         """Returns the names of all vmodels."""
@@ -64,7 +65,7 @@ _Names = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class TransitionsStatistics:
-    """The numbers of moves."""
+    """Counts of moves."""
 
     moving: int  # now
     parked: int  # now: their targets could not be loaded
@@ -105,7 +106,7 @@ class Transitions:
         return list(self._moves)
 
     def statistics(self) -> TransitionsStatistics:
-        """Returns the present numbers."""
+        """Returns the current counts of moves."""
         return TransitionsStatistics(len(self._moves), len(self._parked), self._moved, self._failures)
 
     async def run(self) -> None:
@@ -122,7 +123,7 @@ class Transitions:
                 pass
 
     def round(self) -> None:
-        """Begins the moves that are due and whose back-off is over."""
+        """Starts the moves that are due and whose back-off is over."""
         for vmodel_id in list(self._candidates):
             record = self._records.get(vmodel_id)
             if record is None or not record.moving:
@@ -136,7 +137,7 @@ class Transitions:
         self._parked = {names: parked for names, parked in self._parked.items() if names in moves}
 
     async def close(self) -> None:
-        """Ends the moves in progress; agents continue the loads that they were asked for."""
+        """Stops the moves in progress. Agents continue the loads that they were asked for."""
         await self._tasks.close()
 
     def _present(self) -> list[tuple[str, VModelRecord]]:
@@ -152,7 +153,7 @@ class Transitions:
         self._news.set()  # it may have been given another target meanwhile
 
     def _due(self, names: _Names) -> bool:
-        """Returns whether a move should be tried now. Has the target of a parked move checked from time to time."""
+        """Returns whether a move should be tried now. From time to time, starts a check of a parked move's target."""
         parked = self._parked.get(names)
         now = time.monotonic()
         if parked is None or parked.until <= now:
@@ -165,7 +166,7 @@ class Transitions:
         return False
 
     async def _check(self, target: str, parked: Parked) -> None:
-        """Ends the back-off of a move if its target's registration has changed since it could not be loaded."""
+        """Ends the back-off of a move if the registration of its target has changed since the failed load."""
         try:
             registration = await self._registry.read(target, fresh=True)
             if (0 if registration is None else registration.modified) != parked.modified:

@@ -1,8 +1,8 @@
-"""Preloading of the models used last into free space: after a restart, and into new pods.
+"""Preloading of the most recently used models into free space, after a restart and into new pods.
 
-A mesh that was stopped completely comes back with empty pods and a registry of thousands of models. To keep calls from
-waiting for loads, the leader has the models used last loaded, a few at a time, after every load that a call waits for
-(see `placement.preload`).
+A mesh that was stopped completely comes back with empty pods and a registry of thousands of models. To spare calls the
+wait for a load, the leader has the most recently used models loaded, a few at a time. Loads that a call waits for
+always come first (see `placement.preload`).
 """
 
 import asyncio
@@ -32,7 +32,8 @@ class Warming:
     def __init__(
         self, *, view: View, observer: Observer, recency: Recency, carrying: Carrying, failure_expiry: float
     ) -> None:
-        """Stores its parts. `failure_expiry`: seconds for which a model is not loaded again after a failure."""
+        """Stores the arguments. `failure_expiry` is for how many seconds after a failure a model is not preloaded
+        again."""
         self._view = view
         self._failure_expiry_ms = int(failure_expiry * 1000)
         self._observer = observer
@@ -42,7 +43,8 @@ class Warming:
         self._resting: dict[str, float] = {}  # by model: until when it is not considered
 
     async def plan(self, pods: Sequence[Candidate], settings: Current, *, wanted: Callable[[str], bool]) -> Plan:
-        """Returns the loads to begin now. `wanted` models are planned elsewhere. Raises EtcdError."""
+        """Returns the loads to begin now, except for the `wanted` models, which another plan covers. Raises
+        EtcdError."""
         if not any(pod.accepts and preload.has_space(pod) for pod in pods):
             return Plan(())
         now = self._loop.time()

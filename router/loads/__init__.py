@@ -1,6 +1,6 @@
-"""Loads on demand: from "no copy that can be called" to a copy.
+"""Loads on demand, for models without a copy that can be called.
 
-`placement.coldstart` decides each step. Callers wait in `coldstart`, which carries out instructions and feeds events
-back. `finder` answers its requests: for the record, the view, an agent's answer. `choosing` picks the pod for a load,
-and for status and `explain`. `asking` and `agents` send requests to the agents.
+`placement.coldstart` decides each step. Callers wait in `coldstart`, which carries out the instructions and feeds back
+events. `finder` answers requests for the record, the view, or an agent's answer. `choosing` picks the pod for a load;
+status and `explain` use it too. `asking` and `agents` send requests to the agents.
 """

@@ -1,7 +1,7 @@
-"""Requests to agents: a channel to each, made when first needed and closed when its pod disappears.
+"""Requests to agents. The channel to an agent is opened when first needed and closed when its pod disappears.
 
-Control traffic is rare, so plain `grpc.aio` is good enough. Every request has a timeout. If an agent cannot be reached
-or does not answer, `Unreachable` is raised, which says nothing about the requested model.
+Control traffic is rare, so plain `grpc.aio` is fast enough. Every request has a timeout. If an agent cannot be reached
+or does not answer, `Unreachable` is raised. This says nothing about the requested model.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def load_request(
     expected_copies: int = 0,
     generation: int = 0,
 ) -> agent_pb2.LoadRequest:
-    """Returns a request to load that registration. The arguments are fields of the message."""
+    """Returns a request to load a registration. The arguments are fields of the message."""
     record = registration.record
     return agent_pb2.LoadRequest(
         model_id=registration.model_id,
@@ -61,9 +61,9 @@ def load_request(
 
 
 class Unreachable(Exception):
-    """An agent that did not answer. `refused`: it certainly did not get the request.
+    """An agent that did not answer. If `refused`, it certainly did not get the request.
 
-    `text` is for callers; the string form, for the log, has gRPC's text too."""
+    `text` is for callers. The string form is for the log, and includes gRPC's text."""
 
     def __init__(self, text: str, *, refused: bool, detail: str = "") -> None:
         super().__init__(f"{text} ({detail})" if detail else text)
@@ -76,7 +76,8 @@ class Timeout(Unreachable):
 
 
 class Agent(Protocol):
-    """The requests to agents, as a protocol that tests can implement. All raise `Unreachable`. Timeouts in seconds."""
+    """A protocol for requests to agents, which tests can implement. All methods raise `Unreachable`. Timeouts are in
+    seconds."""
 
     async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
         """Loads a model, or joins the load under way."""
@@ -98,7 +99,7 @@ class Agent(Protocol):
 
 
 class Agents:
-    """The agents of a mesh, by the control address that their pod has published."""
+    """The agents of a mesh, reached at the control addresses that their pods have published."""
 
     def __init__(self, identity: Identity | None = None) -> None:
         self._identity = identity
@@ -125,8 +126,8 @@ class Agents:
         return stub
 
     def _retire(self, name: str) -> None:
-        """Retires a channel, because it keeps the certificate that it was made with. Requests under way continue on it;
-        the next request makes a new channel."""
+        """Retires a channel, because a channel keeps the certificate that it was opened with. Requests under way
+        continue on it; the next request opens a new channel."""
         channel = self._channels.pop(name)[1]
         task = asyncio.get_running_loop().create_task(channel.close(_RETIRED), name=f"retire channel to {name}")
         self._retiring.add(task)
@@ -137,7 +138,7 @@ class Agents:
         return await self._ask(pod, self._stub(pod).Load, request, timeout)
 
     async def unload(self, pod: Pod, request: agent_pb2.UnloadRequest, *, timeout: float) -> agent_pb2.UnloadReply:
-        """Withdraws a copy."""
+        """Unloads a copy."""
         return await self._ask(pod, self._stub(pod).Unload, request, timeout)
 
     async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:

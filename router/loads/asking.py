@@ -1,4 +1,4 @@
-"""One load request to one agent. The pod is debited with the estimate until the pod's own figures contain the load."""
+"""Load requests to agents. A pod is debited with the estimate until its own figures contain the load."""
 
 from collections.abc import Callable, Hashable
 from typing import cast
@@ -14,7 +14,8 @@ from router.state.view import View
 
 
 def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:
-    """Has debits of `load` end when their pods in `view` publish figures that contain them, or disappear."""
+    """Ends the debits of `load`, from now on, when their pods publish figures that contain them or disappear from
+    `view`."""
 
     def on_pod(name: str, news: News) -> None:
         if news is News.PUBLISHED:
@@ -45,8 +46,8 @@ async def load(
     now_ms: Callable[[], int],
     timeout: float,
 ) -> agent_pb2.LoadReply:
-    """Asks an agent for a load; returns its answer. `footprint` is the estimate until the load is measured, `timeout`
-    in seconds. Raises the errors of `agents`; the debit is settled in every case."""
+    """Asks an agent for a load and returns its answer. `footprint` is the estimate until the load is measured, and
+    `timeout` is in seconds. Raises the errors of `agents`. The debit is settled in any case."""
     debit = (request.model_id, pod.name, request.create_revision)
     taken = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
     debits.sent(pod.name, taken.host_bytes, now_ms(), debit, device_bytes=taken.device_bytes)
@@ -61,7 +62,7 @@ async def load(
 
 
 def copy_of(registration: Registration, loaded: agent_pb2.LoadReply.Loaded) -> records.CopyRecord:
-    """Returns the copy in an agent's answer, as its key will hold it."""
+    """Returns the copy that an agent reports, as the record that the agent writes to etcd."""
     return records.CopyRecord(
         loaded.incarnation,
         registration.created,

@@ -1,4 +1,4 @@
-"""The choice of a pod for a load: `placement` decides, from the view corrected by this worker's latest loads.
+"""The choice of a pod for a load. `placement` decides, based on the view and this worker's latest loads.
 
 Cold starts, status and `explain` use it.
 """
@@ -18,7 +18,8 @@ from router.state.view import View
 
 
 class Choosing:
-    """The choices of one worker. `now` is the time in seconds on the view's clock; `current` are the settings."""
+    """The choices of one worker. `now` returns the time in seconds on the view's clock, `current` the current
+    settings."""
 
     def __init__(self, view: View, *, now: Callable[[], float], current: Callable[[], Current] = Current) -> None:
         self._view = view
@@ -28,20 +29,21 @@ class Choosing:
         asking.settle(view, self.debits, self.now_ms)
 
     def now_ms(self) -> int:
-        """Returns the time in milliseconds, on the same clock."""
+        """Returns the time in milliseconds on the view's clock."""
         return round(self.now() * 1000)
 
     def candidates(self, model_id: str) -> list[Candidate]:
-        """Returns the pods as candidates for a load, less the memory of loads that were just sent to them."""
+        """Returns the candidates for a load. The memory of loads that were just sent to a pod counts as used."""
         return self.debits.apply(self._view.candidates(self.now(), model_id), self.now_ms())
 
     def choose(
         self, model_id: str, record: records.ModelRecord, *, excluded: Mapping[str, str], idle_ms: int = 0
     ) -> choice.Choice:
-        """Chooses a pod for a load of the model. `excluded` are pods not to use, and why.
+        """Chooses a pod for a load of the model. `excluded` maps pods that must not be used to the reason.
 
-        A load just sent to a pod may count twice for a while, once as sent and once as published. That is good enough
-        to prefer another pod, but no reason to refuse: then the agents decide, which know."""
+        A load that was just sent to a pod may count twice for a while, once as sent and once as published. That may
+        make another pod preferable, but must not cause a refusal. In that case the choice ignores loads just sent, and
+        the agents, which know their memory, decide."""
         published = self._view.candidates(self.now(), model_id)
         asked = self._current().constraints
         preferences = asked.preferences(record.type, {pod.labels for pod in published}) if asked is not NONE else None
@@ -66,21 +68,22 @@ class Choosing:
         return choose(published) if chosen.verdict is choice.ChoiceVerdict.NO_ROOM and debited != published else chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
-        """Returns the estimate for a load: measured by an earlier load, else derived from the present copies."""
+        """Returns the estimate for a load: the measurement of an earlier load, or else a guess from the present
+        copies."""
         if record.host_bytes:
             return Footprint(record.host_bytes, record.device_bytes)
         return footprint.guess([pod.record for pod in self._view.pods.values() if pod.record is not None])
 
     def nowhere(self, model_id: str, record: records.ModelRecord) -> str:
-        """Returns why no pod can ever hold the model, by its measured footprint; "" if one can, or if it was never
-        measured."""
+        """Returns why no pod can ever hold the model, given its measured footprint. Returns "" if a pod can, or if the
+        model was never measured."""
         if not record.host_bytes and not record.device_bytes:
             return ""
         chosen = self.choose(model_id, record, excluded={})
         return chosen.why if chosen.verdict is choice.ChoiceVerdict.NOWHERE else ""
 
     def untaken(self, model_type: str) -> str:
-        """Returns why no pod takes models of that type; "" if one does, or if there is no pod."""
+        """Returns why no pod takes models of that type, or "" if a pod does or there is no pod."""
         return untaken(
             model_type, [frozenset(pod.record.types) for pod in self._view.pods.values() if pod.record is not None]
         )

@@ -1,10 +1,11 @@
-"""Cold starts, from "no copy that can be called" to a copy: one load for all waiters of the same model.
+"""Cold starts: one load for all calls that wait for a copy of the same model.
 
-`placement.coldstart` decides, as a state machine without I/O. This module carries out its instructions: waiters join
-and get their answers, `finder` turns requests into events, and changes of the view and the time become events too.
+`placement.coldstart` decides, as a state machine without I/O. This module carries out its instructions. Waiters join
+and get their answers, `finder` answers requests with events, and changes of the view and the passing of time become
+events too.
 
 The agents' transactions in etcd decide which pod claims a model, so two routers with different views never load it
-twice: the agent that lost names the winner, and the flight continues there.
+twice. The agent that lost names the winner, and the flight continues with that agent.
 """
 
 import asyncio
@@ -48,19 +49,19 @@ _COLD = 10  # milliseconds above which a wait counts as a cache miss, as in the 
 
 
 class Waiter(Protocol):
-    """A call, or a management request, that waits for a copy. Exactly one of the two methods is called, once."""
+    """A call or management request that waits for a copy. Exactly one of the two methods is called, once."""
 
     def on_copy(self) -> None:
-        """Continues: the view has a copy that may be called."""
+        """Continues, because the view has a copy that may be called."""
 
     def on_error(self, error: MeshError) -> None:
-        """Fails the waiter: it gets no copy."""
+        """Fails the waiter, because it gets no copy."""
 
     def __hash__(self) -> int: ...
 
 
 class ColdStart:
-    """The flights of one worker. `wall` returns ms since the epoch, for the times in records."""
+    """The cold starts of one worker. `wall` returns milliseconds since the epoch, for the times in records."""
 
     def __init__(
         self,
@@ -107,11 +108,11 @@ class ColdStart:
         idle_ms: int = 0,
         until_asked: bool = False,
     ) -> None:
-        """Adds a waiter for a copy, and has the model loaded. `size`: bytes that the waiter holds meanwhile; `deadline`
-        is on the loop's clock. With `until_asked`, the waiter gets `on_copy` as soon as an agent was asked to load.
-        Raises MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
+        """Adds a waiter for a copy and has the model loaded. `size` is the bytes that the waiter holds meanwhile.
+        `deadline` is on the loop's clock. With `until_asked`, `on_copy` is called as soon as an agent was asked to load
+        the model. Raises MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
 
-        The waiter is called later, never from within this call.
+        The waiter's methods are called later, never from within this call.
         """
         deadline_ms = None if deadline is None else round(deadline * 1000)
         refusal: Problem | None = None
@@ -127,15 +128,15 @@ class ColdStart:
             raise error_of(refusal)
 
     def leave(self, model_id: str, waiter: Waiter) -> None:
-        """Removes a waiter whose caller has gone, without calling it. The load continues."""
+        """Removes a waiter whose caller has gone. Its methods are not called. The load continues."""
         self._feed(Left(self.choosing.now_ms(), model_id, waiter))
 
     async def load(self, model_id: str, *, idle_ms: int = 0, deadline: float | None = None) -> None:
-        """Returns once there is a copy. Raises MeshError if the load or the wait failed."""
+        """Waits until there is a copy. Raises MeshError if the load or the wait failed."""
         await self._wait(model_id, idle_ms=idle_ms, deadline=deadline)
 
     async def begin(self, model_id: str, *, idle_ms: int = 0) -> None:
-        """Returns once an agent was asked to load the model, or there is a copy. Raises MeshError if no agent could be
+        """Waits until an agent was asked to load the model or there is a copy. Raises MeshError if no agent could be
         asked."""
         await self._wait(model_id, idle_ms=idle_ms, until_asked=True)
 
@@ -152,7 +153,7 @@ class ColdStart:
         return self._machine.loading(model_id)
 
     def statistics(self) -> MachineStatistics:
-        """Returns the present numbers of flights and waiters."""
+        """Returns the current numbers of flights and waiters."""
         return self._machine.statistics()
 
     async def close(self) -> None:
@@ -165,12 +166,13 @@ class ColdStart:
     # --- events ---
 
     def _feed(self, event: Event) -> None:
-        """Feeds an event, and has slow requests answered in the background."""
+        """Feeds an event to the machine. Requests that take time are answered in the background."""
         for request in self._follow(event):
             self._begin(request)
 
     def _follow(self, event: Event) -> Sequence[Request]:
-        """Feeds an event and carries out its instructions. Returns the requests that take time."""
+        """Feeds an event to the machine and carries out the resulting instructions. Returns the requests that take
+        time."""
         try:
             given = self._machine.handle(event)
         except Exception as error:
@@ -193,7 +195,8 @@ class ColdStart:
     # --- instructions ---
 
     def _carry(self, instruction: Instruction) -> Sequence[Request]:
-        """Carries out one instruction. Returns the requests that take time: itself, or those after its answer."""
+        """Carries out one instruction. Returns the requests that take time: the instruction itself, or those that
+        follow its answer."""
         match instruction:
             case instructions.Release():
                 self._release(instruction)
@@ -230,7 +233,8 @@ class ColdStart:
         self._tasks.start(self._find_out(request), f"load {request.model_id}")
 
     async def _find_out(self, request: Request) -> None:
-        """Answers a request, and the next ones of the same flight, so that a flight without a pause is one task."""
+        """Answers a request and the next ones of the same flight, so that one task serves a flight that does not
+        pause."""
         following: Sequence[Request] = (request,)
         while following:
             (request,) = following
@@ -278,7 +282,7 @@ class _Future:
 
 
 def _in_short(error: Exception) -> str:
-    """Returns a short text on an internal error, for callers; the log has all of it."""
+    """Returns a short text about an internal error for callers. The log has the details."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

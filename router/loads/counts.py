@@ -1,4 +1,4 @@
-"""The counters that loads need, as protocols, because this room must not import the module that implements them."""
+"""Protocols of the counters that loads use, because this package must not import the module that implements them."""
 
 from typing import Protocol
 
@@ -7,14 +7,14 @@ class Counter(Protocol):
     """A count of events."""
 
     def inc(self) -> None:
-        """Counts one more."""
+        """Increments the counter."""
 
 
 class Distribution(Protocol):
     """A distribution of values."""
 
     def observe(self, value: float) -> None:
-        """Counts one more value."""
+        """Adds a value."""
 
 
 class Counts(Protocol):

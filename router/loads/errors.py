@@ -1,6 +1,6 @@
-"""The problems of cold starts as errors for callers, and back.
+"""Conversion of cold starts' problems into errors for callers, and back.
 
-Each reason of `placement.coldstart` is also one of the mesh's, under the same name."""
+Each reason in `placement.coldstart` has a counterpart of the same name among the mesh's error reasons."""
 
 from mesh.statuses import MeshError, Reason
 from placement.coldstart import problems

@@ -1,7 +1,8 @@
-"""Answers to the requests of cold starts: the record from the registry, the copies from the view, the rest from agents.
+"""Answers to the requests of cold starts, with the record from the registry, the copies from the view, and replies from
+agents.
 
-Each request of `placement.coldstart` becomes one answer. The finder also updates the copies in the view, the debits for
-the choice, and whether agents answer.
+Each request of `placement.coldstart` gets one answer. The finder also updates the copies in the view, the debits for
+the choice, and which agents do not answer.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ log = logs.get(__name__)
 
 
 class Finder:
-    """The finder of one worker. `wall` returns ms since the epoch, for the times in records; `timeout` of one load, in
-    seconds."""
+    """The finder of one worker. `wall` returns milliseconds since the epoch, for the times in records. `timeout` bounds
+    one load, in seconds."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Finder:
         self._registrations.pop(model_id, None)
 
     async def find_out(self, request: Request) -> Answer:
-        """Answers a request that takes time: a read of the record, or a request to an agent."""
+        """Answers a request that takes time: to read the record, or to ask an agent."""
         match request:
             case Ask():
                 return await self.ask(request)
@@ -100,7 +101,7 @@ class Finder:
     # --- the view ---
 
     def look(self, request: Look) -> Answer:
-        """Returns the copies in view."""
+        """Returns the copies in the view."""
         copies = []
         for copy in self._view.known(request.model_id):
             pod = copy.pod
@@ -144,7 +145,7 @@ class Finder:
         return self._answer(ask, pod, registration, reply)
 
     async def hurry(self, hurry: Hurry) -> None:
-        """Tells an agent that a call now waits for a load that was not urgent when it was requested."""
+        """Tells an agent that a call now waits for a load that was requested without urgency."""
         pod, registration = self._view.pods.get(hurry.pod), self._registrations.get(hurry.model_id)
         if pod is None or registration is None:
             return  # the load is over
@@ -199,5 +200,5 @@ class Finder:
 
 
 def _silent_ms(pod: Pod) -> int | None:
-    """Returns when the pod's agent last failed to answer, in ms; None if it answered the last time."""
+    """Returns when the pod's agent failed to answer, in ms, or None if it answered the latest request."""
     return round(pod.agent_failed_at * 1000) if pod.agent_failed_at else None
