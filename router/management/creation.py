@@ -1,7 +1,7 @@
-"""Writes of registrations into etcd, alone or in batches, but never while copies of an id's former registration exist.
+"""Writes of registrations to etcd, alone or in batches, but never while copies of an id's former registration exist.
 
-Registering is idempotent, so a write that etcd has not confirmed is looked up. If copies of a former registration are
-left, their agents are told to unload them, and the registration waits for that, up to a limit.
+Registering is idempotent. If etcd did not confirm a write, a read shows whether it was made. If copies of a former
+registration are left, their agents are told to unload them, and the registration waits for that, up to a limit.
 """
 
 import asyncio
@@ -58,8 +58,9 @@ class Creation:
         wait: float,
         reregister_after: float | None,
     ) -> None:
-        """Stores its parts. `wait`: longest wait for copies of a former registration to be withdrawn, in seconds;
-        `reregister_after`: longest wait for a pod that is cut off, in seconds, named in errors; if None, no limit."""
+        """Stores the arguments. `wait` is how long to wait for copies of a former registration to be withdrawn, in
+        seconds. `reregister_after` is how long registrations wait for a pod that is cut off, in seconds, for the texts
+        of errors. None means no limit."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry
@@ -70,8 +71,8 @@ class Creation:
         self._batches = asyncio.Semaphore(BATCHES)
 
     async def create(self, model_id: str, record: ModelRecord) -> tuple[Registration, bool]:
-        """Returns the registration, and whether it is new. Raises CONFLICT if the id is registered with other
-        attributes, FORMER_LIFE if pods may still answer for its former registration, REGISTRY_AWAY."""
+        """Registers a model. Returns the registration, and whether it is new. Raises CONFLICT if the id is registered
+        with other attributes, FORMER_LIFE if pods may still answer for its former registration, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         puts = self._puts(model_id, record, record.encode())
         way: Way = [etcds.absent_prefix(copies)], []
@@ -89,10 +90,10 @@ class Creation:
             way = await self.make_way(model_id, record, deadline=deadline)
 
     async def make_way(self, model_id: str, record: ModelRecord, *, deadline: float | None = None) -> Way:
-        """Waits until no copies of a former registration of the id are left, or only a tombstone that allows the same
-        registration again. Returns what a transaction that creates the record has to demand, and to do besides.
+        """Waits until no copies of the id's former registration are left, or only a tombstone that allows this
+        registration. Returns the comparisons and operations that the transaction that creates the record must include.
 
-        `deadline`: on the loop's clock; if None, the default. Raises FORMER_LIFE, REGISTRY_AWAY."""
+        `deadline` is on the loop's clock. If it is None, the default applies. Raises FORMER_LIFE, REGISTRY_AWAY."""
         copies, tombstone = self._keys.copies(model_id), self._keys.tombstone(model_id)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait if deadline is None else deadline
@@ -116,7 +117,7 @@ class Creation:
                 await asyncio.sleep(_PAUSE)
 
     async def _done(self, model_id: str, record: ModelRecord, error: etcds.EtcdUnavailable) -> Registration:
-        """Returns the registration if etcd has done a write that it did not confirm: that is enough, because
+        """Returns the registration if etcd holds it although the write was not confirmed. This suffices, because
         registering is idempotent. Otherwise raises the error."""
         if error.ambiguous:
             found = await self._registry.read(model_id, fresh=True)
@@ -130,7 +131,7 @@ class Creation:
         return registration
 
     def _former(self, lingering: Sequence[KeyValue]) -> Tombstone | None:
-        """Returns the tombstone of the id's former registration, if nothing else is left of it."""
+        """Returns the tombstone of the id's former registration, if only the tombstone is left."""
         if len(lingering) != 1 or self._keys.copy_of(lingering[0].key)[1] != TOMBSTONE:
             return None
         try:
@@ -146,7 +147,7 @@ class Creation:
         return puts
 
     async def create_many(self, items: Sequence[Item], records: Sequence[ModelRecord | MeshError]) -> list[Fate]:
-        """Creates the items that have a record. Returns the outcome of each item. Never raises."""
+        """Registers the items that have a record. Returns the outcome of each item. Never raises."""
         fates: list[Fate] = [None] * len(items)
         good: list[int] = []
         again: list[int] = []  # ids that occur earlier in `items` too: created after the others
@@ -237,8 +238,8 @@ class Creation:
         fates: list[Fate],
         away: MeshError | None,
     ) -> None:
-        """Creates items one by one. Stops if etcd is unavailable, because each of the rest would wait for the same
-        timeout. `away`: why etcd is unavailable already, or None if it is available."""
+        """Registers items one by one. Stops if etcd is unavailable, because each further item would wait for the same
+        timeout. `away` is the error if etcd is known to be unavailable already, or None."""
         for index in indexes:
             if away is None:
                 away = await self._create_one(index, items, values, fates)
@@ -252,7 +253,7 @@ class Creation:
         values: dict[int, ModelRecord],
         fates: list[Fate],
     ) -> MeshError | None:
-        """Creates one item and sets its outcome; returns the error if etcd is unavailable."""
+        """Registers one item and sets its outcome. Returns the error if etcd is unavailable."""
         try:
             _, created = await self.create(items[index].model_id, values[index])
             fates[index] = None if created else EXISTING
@@ -263,7 +264,7 @@ class Creation:
 
 
 def _existing(registration: Registration, record: ModelRecord) -> Registration:
-    """Returns the registration, if a request for that record means it. Raises DifferentError."""
+    """Returns the existing registration if it has the attributes of `record`. Raises DifferentError if not."""
     if not registration.record.same_registration(record):
         raise DifferentError(registration.model_id, registration.record, record)
     return registration

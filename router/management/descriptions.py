@@ -1,4 +1,4 @@
-"""Pods as shown to people: as published, and as their agents describe them."""
+"""Pods as shown to people: what they have published, and what their agents report."""
 
 import json
 from collections.abc import Iterable
@@ -39,7 +39,8 @@ class PodInfo:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """Progress of a load: its state, the number of loads before it, and ms until it should be done (0: unknown)."""
+    """Progress of a load: its state, the number of loads before it, and the ms until it should be done, or 0 if
+    unknown."""
 
     state: str
     ahead: int
@@ -48,7 +49,7 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class PullProgress:
-    """Progress of the pull of a model's files: bytes done, bytes in total (0: unknown), bytes a second."""
+    """Progress of the pull of a model's files: bytes done, bytes in total (0 if unknown), bytes per second."""
 
     bytes: int
     of: int
@@ -177,7 +178,7 @@ def pull(copy: agent_pb2.CopyState) -> PullProgress | None:
 
 
 def decision(text: str) -> Any:
-    """Returns an agent's decision: a parsed line of JSON, or anything else as text."""
+    """Returns an agent's decision: the parsed JSON, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""An explanation of where a model is and why, in sentences."""
+"""Explanations, in sentences, of where a model is and why."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ def explained(
     size: int,
     decisions: dict[str, list[str]],
 ) -> Explanation:
-    """Returns why a model is where it is, in sentences, and which pod a load would choose now. `chosen` returns the
-    choice without some pods."""
+    """Returns, in sentences, why a model is where it is, and which pod a load would choose now. `chosen` makes that
+    choice, excluding the given pods."""
     record = registration.record
     lines = []
     holders = {info.pod for info in status.copies if info.status in (ModelStatus.LOADED, ModelStatus.LOADING)}
@@ -93,7 +93,7 @@ def explained(
 
 
 def _history(model_id: str, decisions: dict[str, list[str]], holders: set[str]) -> list[str]:
-    """Returns why each copy is where it is, and why the latest one to be removed was removed, as agents remember."""
+    """Returns why each copy is where it is, and why the most recently removed copy was removed, as agents remember."""
     lines: list[str] = []
     gone: list[tuple[int, str]] = []
     for pod, texts in sorted(decisions.items()):

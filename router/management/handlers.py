@@ -26,7 +26,7 @@ from router.vmodels.store import Note, VModelStore
 
 @dataclass(frozen=True, slots=True)
 class Management:
-    """The handlers of one worker, by noun."""
+    """The management handlers of one worker, one for each kind of thing."""
 
     registration: Registrar
     loading: Loading
@@ -52,8 +52,8 @@ class Management:
         note: Note = lambda *_: None,
         wall: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> "Management":
-        """Creates the handlers. `listen` reports changes of vmodels, so that waits for them end at once; `note` is told
-        what was read or written of them; `wall` returns ms since the epoch."""
+        """Creates the handlers. `listen` reports changes of vmodels, so that waits for a move end at once. `note` is
+        called with each vmodel that was read or written. `wall` returns milliseconds since the epoch."""
         status = Reporter(
             etcd=etcd, keys=keys, view=view, coldstart=coldstart, failure_expiry=settings.failure_expiry, wall=wall
         )

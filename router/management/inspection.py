@@ -1,4 +1,5 @@
-"""Inspection of a model: where it is and why, from etcd, this router and the agents; and the progress of its loads."""
+"""Inspection of a model: where it is and why, according to etcd, this router and the agents, and the progress of its
+loads."""
 
 import asyncio
 import json
@@ -22,7 +23,7 @@ _PROGRESS = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a load in one pod; `pull` while the model's files are fetched."""
+    """The progress of a load in one pod. `pull` is set while the model's files are fetched."""
 
     load: LoadProgress
     pull: PullProgress | None

@@ -1,4 +1,4 @@
-"""Loads that a management request asks for, rather than a call. `router.loads` does the loading."""
+"""Loads that are requested through management, not by a call. `router.loads` carries them out."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ _LOAD_ERRORS = (
 
 
 class Loading:
-    """The loads on request of one worker. `wall` returns ms since the epoch."""
+    """The requested loads of one worker. `wall` returns milliseconds since the epoch."""
 
     def __init__(
         self, *, registry: Registry, view: View, coldstart: ColdStart, status: Reporter, wall: Callable[[], int]
@@ -37,7 +37,7 @@ class Loading:
         self._wall = wall
 
     async def ensure(self, request: Load) -> StatusInfo:
-        """Loads a model that has no copy. A load that fails is a status, not an error.
+        """Loads a model that has no copy. A failed load is returned as a status, not raised as an error.
 
         Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY, OVERLOADED.
         """
@@ -52,7 +52,7 @@ class Loading:
         return await self.load(request.model_id, idle_ms=idle_ms, sync=request.sync)
 
     async def load(self, model_id: str, *, idle_ms: int, sync: bool) -> StatusInfo:
-        """Loads a model that is known to be registered; `idle_ms` since its last use."""
+        """Loads a model that is known to be registered. `idle_ms` is the time since its last use."""
         failure: MeshError | None = None
         if model_id not in self._view.copies:
             try:
@@ -74,7 +74,7 @@ class Loading:
         return replace(status, status=ModelStatus.LOADING_FAILED, errors=errors)
 
     async def touch(self, registration: Registration, last_used_ms: int) -> None:
-        """Updates the recorded last use if it is more than an hour older."""
+        """Updates the recorded time of last use if it is more than an hour behind."""
         if last_used_ms - registration.record.last_used_ms <= HOUR_MS:
             return
 

@@ -1,4 +1,4 @@
-"""The operations of management, one line each: the table that transports and permissions share.
+"""The table of management operations, which transports and permissions share.
 
 Each route of REST and each method of gRPC names its operation here, so the meaning and the verb of an operation do not
 depend on the transport.

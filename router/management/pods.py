@@ -20,7 +20,7 @@ _DESCRIBE = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class OpenLife:
-    """A pod that is cut off: since when, and how long registrations may still wait for it (None: without limit)."""
+    """A pod that is cut off, since when, and how long registrations may still wait for it. None means no limit."""
 
     pod: str
     incarnation: str
@@ -32,7 +32,7 @@ class OpenLife:
 
 @dataclass(frozen=True, slots=True)
 class RouterInfo:
-    """A router, by its record in etcd."""
+    """A router as recorded in etcd."""
 
     router: str
     address: str
@@ -42,8 +42,8 @@ class RouterInfo:
 
 
 class Pods:
-    """The pods as one worker shows them. `reregister_after`: longest wait for a pod that is cut off, in seconds; None:
-    no limit."""
+    """The pods as one worker shows them. `reregister_after` is how long registrations wait for a pod that is cut off,
+    in seconds. None means no limit."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Pods:
         return found
 
     async def forget(self, name: str) -> list[str]:
-        """Closes the open lives of a pod, which ends the wait for it; returns their incarnations. Raises
+        """Closes the open lives of a pod, so registrations no longer wait for it. Returns the incarnations. Raises
         PRECONDITION if the pod is published, UNKNOWN_MODEL if it is unknown, REGISTRY_AWAY."""
         forgotten = await self._tombstones.forget(name)
         if not forgotten:
@@ -92,7 +92,7 @@ class Pods:
         return forgotten
 
     async def routers(self) -> list[RouterInfo]:
-        """Returns the routers of the mesh, by their records in etcd. Raises REGISTRY_AWAY."""
+        """Returns the routers of the mesh as recorded in etcd. Raises REGISTRY_AWAY."""
         found = []
         async for kv in self._etcd.scan(self._keys.routers):
             try:
@@ -115,7 +115,7 @@ class Pods:
         return descriptions.described(reply)
 
     async def questions(self, name: str) -> tuple[str, ...]:
-        """Returns a pod's latest requests for room, lines of JSON (`placement.replay`). Raises UNKNOWN_MODEL,
+        """Returns a pod's latest requests for room as lines of JSON (`placement.replay`). Raises UNKNOWN_MODEL,
         UNAVAILABLE."""
         pod = self._view.pods.get(name)
         if pod is None:

@@ -1,6 +1,6 @@
 """Registration, change and unregistration of models.
 
-Semantics and texts are the predecessor's wherever its clients can observe them.
+Semantics and texts match the predecessor's wherever clients can observe them.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ log = logs.get(__name__)
 
 
 class Registrar:
-    """The registrar of one worker. `wall` returns ms since the epoch."""
+    """The registrar of one worker. `wall` returns milliseconds since the epoch."""
 
     def __init__(
         self,
@@ -51,10 +51,11 @@ class Registrar:
         self._wall = wall
 
     async def register(self, request: Register) -> StatusInfo:
-        """Registers a model; idempotent for equal attributes. Succeeds even if the requested load fails.
+        """Registers a model. Registering it again with equal attributes has no effect. Succeeds even if the requested
+        load fails.
 
-        Raises BAD_REQUEST; CONFLICT if it is registered with other attributes; UNAVAILABLE if copies of a former
-        registration of the id are not withdrawn in time; REGISTRY_AWAY.
+        Raises BAD_REQUEST, REGISTRY_AWAY, CONFLICT if the id is registered with other attributes, and UNAVAILABLE if
+        copies of its former registration are not withdrawn in time.
         """
         model_id, load_now = request.item.model_id, request.load_now
         record = record_of(request.item, now_ms=self._wall(), load_now=load_now, last_used_ms=request.last_used_ms)
@@ -80,8 +81,8 @@ class Registrar:
         return await self._creation.create_many(items, records)
 
     async def unregister(self, model_id: str) -> bool:
-        """Deletes a registration and has its copies withdrawn; returns whether there was one. Raises PRECONDITION,
-        REGISTRY_AWAY."""
+        """Deletes a registration and has its copies withdrawn. Returns False if there was no registration. Raises
+        PRECONDITION, REGISTRY_AWAY."""
         check_id(model_id)
         return await self._withdrawal.unregister(model_id)
 
@@ -103,7 +104,7 @@ class Registrar:
         return fates
 
     async def release(self, model_id: str) -> StatusInfo:
-        """Removes a model's blames and failed loads from its record, so that it may be loaded again. Raises
+        """Removes blames and failed loads from a model's record, so that it may be loaded again. Raises
         UNKNOWN_MODEL."""
         check_id(model_id)
         found = await self._registry.change(
@@ -115,11 +116,11 @@ class Registrar:
         return await self._status.of(model_id)
 
     async def reload(self, model_id: str) -> StatusInfo:
-        """Has all copies of a model replaced by copies of the content now at its path, by the leader
+        """Asks the leader to replace all copies of a model by copies of the content now at its path
         (`leader.reloading`).
 
-        Returns at once: until all are replaced, old and new copies answer. Raises UNKNOWN_MODEL; PRECONDITION if the
-        registration itself names a digest; REGISTRY_AWAY.
+        Returns at once. Old and new copies answer until all are replaced. Raises UNKNOWN_MODEL, REGISTRY_AWAY, and
+        PRECONDITION if the registration itself names a digest.
         """
         check_id(model_id)
         key = self._keys.model(model_id)

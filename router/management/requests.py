@@ -1,4 +1,4 @@
-"""Requests to management, and their validation."""
+"""Management requests and their validation."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Item(NamedTuple):
-    """A registration with the predecessor's attributes, and optional further ones."""
+    """A registration with the predecessor's attributes and optional further ones."""
 
     model_id: str
     type: str
@@ -31,7 +31,8 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A request to register a model, and with `load_now` to load it; with `sync`, the answer waits for that."""
+    """A request to register a model. With `load_now` the model is also loaded; with `sync` the answer waits for the
+    load."""
 
     item: Item
     load_now: bool = False
@@ -41,7 +42,7 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A request to load a model that has no copy; with `sync`, the answer waits for that."""
+    """A request to load a model that has no copy. With `sync` the answer waits for the load."""
 
     model_id: str
     sync: bool = False
@@ -58,8 +59,8 @@ _MOST_WEIGHT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class MoveVModel:
-    """A request to create, move or otherwise change a vmodel; with `load_now`, its target is loaded even if the active
-    model is not; with `sync`, the answer waits for the end of the move, at most `wait` seconds."""
+    """A request to create, move or otherwise change a vmodel. With `load_now` its target is loaded even if the active
+    model is not. With `sync` the answer waits for the end of the move, at most `wait` seconds."""
 
     vmodel_id: str
     change: SetVModel
@@ -71,7 +72,7 @@ class MoveVModel:
 
 
 def check_move(request: MoveVModel) -> None:
-    """Checks what a request to change a vmodel says, apart from what exists. Raises BAD_REQUEST."""
+    """Checks a request to change a vmodel, but not whether its models exist. Raises BAD_REQUEST."""
     check_vmodel_id(request.vmodel_id)
     change = request.change
     mirror, sticky, version, weights = change.mirror, change.sticky, change.version, change.weights or {}
@@ -96,7 +97,7 @@ def check_move(request: MoveVModel) -> None:
 
 
 def check_vmodel_id(vmodel_id: str) -> None:
-    """Checks that a vmodel can have that id. Raises BAD_REQUEST."""
+    """Checks that the id is valid for a vmodel. Raises BAD_REQUEST."""
     if not vmodel_id:
         raise MeshError(Reason.BAD_REQUEST, "Must provide vModelId")
     try:
@@ -106,7 +107,7 @@ def check_vmodel_id(vmodel_id: str) -> None:
 
 
 def check_id(model_id: str) -> None:
-    """Checks that a model can have that id. Raises BAD_REQUEST."""
+    """Checks that the id is valid for a model. Raises BAD_REQUEST."""
     try:
         records.check_id(model_id)
     except ValueError as error:
@@ -114,7 +115,7 @@ def check_id(model_id: str) -> None:
 
 
 def record_of(item: Item, *, now_ms: int, load_now: bool = False, last_used_ms: int = 0) -> ModelRecord:
-    """Returns the record that the item is registered as. Raises BAD_REQUEST."""
+    """Returns the record that registers the item. Raises BAD_REQUEST."""
     model_id, type, path, key, sha256, limits = item
     check_id(model_id)
     if not type:

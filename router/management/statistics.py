@@ -6,7 +6,8 @@ from mesh.telemetry import metrics
 
 
 def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
-    """Returns calls, hits, cold starts, latencies, and calls by alias, from a snapshot of the workers' metrics."""
+    """Returns calls, hits, cold starts, latencies and calls by alias, computed from a snapshot of the workers'
+    metrics."""
     found = {metric["name"]: metric for metric in snapshot["metrics"]}
 
     def count(name: str) -> int:

@@ -1,4 +1,4 @@
-"""The status of models: one with its copies, and pages of all registered ones."""
+"""The status of a model with its copies, and pages of all registered models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class StatusInfo:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of the registered models, in the order of their ids."""
+    """A page of the registered models, ordered by id."""
 
     models: list[tuple[str, ModelRecord]]
     next: str | None  # the `after` of the next page
@@ -57,7 +57,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A model's record and copies in etcd, at one revision."""
+    """A model's record and copies as read from etcd at one revision."""
 
     registration: Registration | None
     copies: dict[str, CopyRecord]  # by pod
@@ -66,8 +66,8 @@ class Seen:
 
 
 class Reporter:
-    """The reporter of one worker. `wall` returns ms since the epoch; a failed load is reported for `failure_expiry`
-    s."""
+    """The reporter of one worker. `wall` returns milliseconds since the epoch. A failed load is reported for
+    `failure_expiry` seconds."""
 
     def __init__(
         self,
@@ -87,13 +87,14 @@ class Reporter:
         self._wall = wall
 
     async def of(self, model_id: str) -> StatusInfo:
-        """Returns a model's status. Neither loads the model nor counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        """Returns a model's status. This does not load the model or count as a use. Raises BAD_REQUEST,
+        REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self.look(model_id)
         return StatusInfo(ModelStatus.NOT_FOUND) if seen.registration is None else self.info(seen.registration, seen)
 
     async def look(self, model_id: str) -> Seen:
-        """Reads record and copies from etcd, at one revision."""
+        """Reads a model's record and copies from etcd at one revision."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         result = await self._etcd.txn(
             [],
@@ -119,7 +120,7 @@ class Reporter:
         return Seen(decode(model_id, registered[0]) if registered else None, published, result.revision, reload)
 
     def info(self, registration: Registration, seen: Seen) -> StatusInfo:
-        """Returns the status of a model, from what was read."""
+        """Returns the status of a model that was read with `look`."""
         record, now = registration.record, self._wall()
         current = {pod: copy for pod, copy in seen.copies.items() if copy.create_revision == registration.created}
         newer = self._view.revision > seen.revision  # the watch was faster than the read
@@ -167,7 +168,8 @@ class Reporter:
         return (untaken,) if untaken else ()
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
-        """Returns why a model is not loaded, or not in some pod: the failures in its record that have not expired."""
+        """Returns why a model is not loaded, or not loaded in some pod: the failures in its record that have not
+        expired."""
         failures = record.recent_failures(self._wall(), self._failure_expiry_ms)
         errors = tuple(failure.text for failure in failures if failure.text)
         if self._changed(record):
@@ -177,11 +179,11 @@ class Reporter:
         return errors
 
     def _changed(self, record: ModelRecord) -> bool:
-        """Returns whether a recent load has found other content than the registration's."""
+        """Returns whether a recent load found content that differs from the registration's."""
         return bool(record.changed) and self._wall() - record.changed_ms < self._failure_expiry_ms
 
     async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
-        """Returns registered models whose id begins with `prefix`, after the id `after`, at most MAX_PAGE of them."""
+        """Returns at most MAX_PAGE registered models whose id begins with `prefix` and comes after `after`."""
         limit = max(1, min(limit, MAX_PAGE))
         try:
             first = self._keys.registry + prefix.encode()

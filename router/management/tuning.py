@@ -1,4 +1,4 @@
-"""Reads and writes of the settings that change while the mesh runs. `router.state.dynamic` follows them."""
+"""Access to the settings that can change while the mesh runs. `router.state.dynamic` follows the changes."""
 
 from mesh.etcd import Etcd
 from mesh.etcd.ranges import after_prefix
@@ -8,14 +8,14 @@ from router.state import dynamic
 
 
 class Tuning:
-    """The settings of the mesh, through one worker."""
+    """Access to the mesh's settings through one worker."""
 
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
         self._etcd = etcd
         self._keys = keys
 
     async def read(self) -> dict[str, str]:
-        """Reads all settings from etcd, "" for those that are not set. Raises REGISTRY_AWAY."""
+        """Reads all settings from etcd. A setting that is not set is "". Raises REGISTRY_AWAY."""
         page = await self._etcd.page(self._keys.config, after_prefix(self._keys.config), limit=100)
         found = {self._keys.setting_of(kv.key): kv.value.decode(errors="replace") for kv in page.kvs}
         return {name: found.get(name, "") for name in dynamic.NAMES}
@@ -34,7 +34,7 @@ class Tuning:
 
 
 def check(name: str) -> None:
-    """Checks that there is such a setting. Raises BAD_REQUEST."""
+    """Checks that the setting exists. Raises BAD_REQUEST."""
     if name not in dynamic.NAMES:
         text = f"there is no setting {name[:80]!r}; there are {', '.join(dynamic.NAMES)}"
         raise MeshError(Reason.BAD_REQUEST, text)

@@ -1,8 +1,8 @@
 """Creation, change, deletion and status of virtual models.
 
-Semantics and texts are the predecessor's wherever its clients can observe them. `placement.vmodels` decides what a
+Semantics and texts match the predecessor's wherever clients can observe them. `placement.vmodels` decides what a
 request changes, `router.vmodels.store` writes it, and the leader carries out moves (`router.leader.transitions`). A
-request waits for its move only if it is `sync`.
+request waits for the move only if it is `sync`.
 """
 
 import asyncio
@@ -59,15 +59,15 @@ class VModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class VModelPage:
-    """A part of the vmodels, in the order of their ids."""
+    """A page of the vmodels, ordered by id."""
 
     vmodels: list[tuple[str, VModelRecord]]
     next: str | None  # the `after` of the next page
 
 
 class VModels:
-    """The operations on vmodels in one worker. `wall` returns ms since the epoch; `default_owner` owns the vmodels that
-    are created without an owner."""
+    """The operations on vmodels in one worker. `wall` returns milliseconds since the epoch. `default_owner` owns
+    vmodels that are created without an owner."""
 
     def __init__(
         self,
@@ -94,7 +94,8 @@ class VModels:
         listen(self._on_change)
 
     async def set(self, request: MoveVModel) -> VModelInfo:
-        """Creates or changes a vmodel. That a target cannot be loaded is reported as a status, not raised as an error.
+        """Creates or changes a vmodel. If the target cannot be loaded, this is returned as a status, not raised as an
+        error.
 
         Raises BAD_REQUEST; UNKNOWN_MODEL for a target, a version or, with `update_only`, a vmodel that does not exist;
         CONFLICT for another owner, or a target that is registered with other attributes; PRECONDITION for an
@@ -114,7 +115,7 @@ class VModels:
         return replace(info, created=change.before is None)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> bool:
-        """Deletes a vmodel unless it has another owner; returns whether it was deleted. Raises REGISTRY_AWAY."""
+        """Deletes a vmodel unless it has another owner. Returns whether it was deleted. Raises REGISTRY_AWAY."""
 
         def decide(before: VModelRecord | None, models: Models) -> Change:
             return changes.delete_vmodel(before, models, owner)
@@ -125,11 +126,11 @@ class VModels:
         return not change.nothing
 
     async def status(self, vmodel_id: str, owner: str = "") -> VModelInfo:
-        """Returns a vmodel's status; NOT_FOUND if it has another owner. Raises REGISTRY_AWAY."""
+        """Returns a vmodel's status. If it has another owner, the status is NOT_FOUND. Raises REGISTRY_AWAY."""
         return await self._read(vmodel_id, None, owner)
 
     async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> VModelPage:
-        """Returns vmodels whose id begins with `prefix`, after the id `after`, at most MAX_PAGE of them."""
+        """Returns at most MAX_PAGE vmodels whose id begins with `prefix` and comes after `after`."""
         try:
             found, more = await self._store.page(prefix=prefix, after=after, limit=max(1, min(limit, MAX_PAGE)))
         except UnicodeEncodeError as error:
@@ -137,13 +138,13 @@ class VModels:
         return VModelPage(found, more)
 
     async def close(self) -> None:
-        """Ends the withdrawals in progress; the leader completes them."""
+        """Stops the withdrawals in progress. The leader completes them."""
         await self._store.close()
 
     # --- writes ---
 
     async def _change(self, request: MoveVModel) -> tuple[Change, Models]:
-        """Writes what a request changes. If the request describes its target, registers the target in the same
+        """Writes the change that a request makes. If the request describes its target, registers the target in the same
         write."""
         wanted = replace(request.change, default_owner=self._default_owner, create=request.item is not None)
         new = None
@@ -177,8 +178,8 @@ class VModels:
             return change, models
 
     async def _load(self, request: MoveVModel, change: Change, models: Models) -> None:
-        """Begins the loads that the leader does not make: of a target that already serves, and of the models of a
-        split."""
+        """Begins the loads that the leader does not make: those of a target that is active already, and of the models
+        of a split."""
         after, before = change.after, change.before
         assert after is not None
         served = before is not None and before.active in models and models[before.active].copies > 0
@@ -239,7 +240,8 @@ class VModels:
     # --- reads ---
 
     async def _read(self, vmodel_id: str, record: VModelRecord | None, owner: str = "") -> VModelInfo:
-        """Returns the status of a vmodel. `record` is what was just written; if None, it is read."""
+        """Returns the status of a vmodel. `record` is the record that was just written. If it is None, the record is
+        read."""
         record = await self._store.read(vmodel_id) if record is None else record
         active = StatusInfo(ModelStatus.NOT_FOUND)
         for _ in range(2):  # between the reads the vmodel may have moved, and its former model been deleted
@@ -254,7 +256,7 @@ class VModels:
         return VModelInfo(vmodel_id, record, active, await self._target(record) if record.moving else None)
 
     async def _target(self, record: VModelRecord) -> StatusInfo:
-        """Returns the status of a move's target: loading, until it becomes active or its load fails."""
+        """Returns the status of a move's target. It is "loading" until the target becomes active or its load fails."""
         found = await self._status.of(record.target)
         why = record.more.why
         errors = found.errors if not why or any(why in error for error in found.errors) else (why, *found.errors)

@@ -1,6 +1,6 @@
-"""The long-lived tasks of a router pod and of its workers, and what would be wrong without each.
+"""The long-lived tasks of a router pod and its workers, and what would go wrong without each.
 
-All are essential, because a restarted router has all its state again within seconds.
+All are essential tasks, because a restarted router recovers its state within seconds.
 """
 
 from mesh.envoy.duties import EDGE, EDGE_CERTIFICATE

@@ -1,10 +1,10 @@
-"""The router pod: the process that owns the others. It follows etcd once for all workers, starts them and the edge, and
-answers the probes.
+"""The router pod's main process. It follows etcd on behalf of all workers, starts the workers and the edge, and answers
+probes.
 
-It is not on the path of any call. The kernel ensures that its workers and Envoy do not outlive it. A child that dies or
-hangs is restarted, with back-off. If an essential task of the pod fails, its process logs the reason and ends, and its
-supervisor restarts it. When it stops, it first reports this on `/ready`, then accepts no more calls, waits for those in
-flight, and ends its children.
+This process is not on the path of any call. The kernel ensures that its workers and Envoy do not outlive it. A child
+that dies or hangs is restarted, with back-off. If an essential task fails, the process logs the reason and exits, and
+its supervisor restarts it. When it stops, it first reports this on `/ready`, then stops accepting calls, waits for
+calls in flight, and ends its children.
 """
 
 import asyncio
@@ -65,15 +65,15 @@ _KILL = 5.0  # seconds after its drain before a worker is killed
 def default_workers(cpus: int) -> int:
     """Returns the number of workers: one for every two CPUs.
 
-    Envoy takes 60 % of a router's CPU per call, so as many workers as CPUs would never all be busy; and the fewer
-    workers there are, the more calls each finds when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker takes
-    58 us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
+    Envoy takes 60 % of a router's CPU per call, so one worker per CPU would never keep all workers busy. And with fewer
+    workers, each finds more calls to handle when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker takes 58
+    us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
     """
     return max(1, (cpus + 1) // 2)
 
 
 class StartError(Exception):
-    """A router that cannot start; the text says why and what to do."""
+    """A router that cannot start. The text says why, and what to do."""
 
 
 class RouterPod:
@@ -189,7 +189,7 @@ class RouterPod:
         )
 
     def why_not_ready(self) -> str | None:
-        """Returns why this router takes no calls, or None if it does."""
+        """Returns why this router takes no calls, or None if it takes calls."""
         if self._stopping:
             return "this router is stopping"
         if not self._following.read.is_set():
@@ -202,7 +202,7 @@ class RouterPod:
         return None
 
     def _why_nobody_serves(self) -> str | None:
-        """Returns why no calls can be served; None if Envoy and a worker run and give signs of life."""
+        """Returns why no calls can be served, or None if Envoy and a worker are running and give signs of life."""
         if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
             return reason
         connected = self._feed.ready()
@@ -212,14 +212,15 @@ class RouterPod:
         return "; ".join(filter(None, troubles)) if troubles and all(troubles) else None
 
     def _why_not_live(self) -> str | None:
-        """Returns why the pod is not live: restarts of its children have not helped, and a new container may."""
+        """Returns why the pod is not live, or None. A pod is not live if restarts of its children have not helped, but
+        a new container may."""
         down = asyncio.get_running_loop().time() - self._served
         if self._stopping or down < _DEAD:
             return None
         return f"nothing has served for {down:.0f} s: {self._why_nobody_serves() or 'it serves again'}"
 
     async def start(self) -> None:
-        """Starts all parts. Raises StartError, leaving nothing behind."""
+        """Starts all parts. If one cannot start, stops the others and raises StartError."""
         settings = self.settings
         try:
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -258,7 +259,7 @@ class RouterPod:
         return addresses.format_address(host, self._envoy.port if self._envoy is not None else port)
 
     def _with_ports(self, settings: RouterSettings) -> RouterSettings:
-        """Returns the settings with free ports filled in, because without Envoy all workers share them. Raises
+        """Returns the settings with free ports filled in. Without Envoy, all workers share these ports. Raises
         StartError."""
         if settings.edge == "envoy":
             return settings
@@ -293,7 +294,7 @@ class RouterPod:
         )
 
     async def _take_part(self) -> None:
-        """Checks the prefix's owner, then follows etcd, and leads when elected."""
+        """Checks the prefix's owner, then follows etcd, and leads while elected."""
         keys = Keys(self.settings.base)
         try:
             await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also if the owner is not checked
@@ -307,7 +308,7 @@ class RouterPod:
         await self._election.run()
 
     async def _lead(self) -> None:
-        """Runs a leader's duties until cancelled. Raises RuntimeError if one fails or hangs."""
+        """Runs the leader's duties until cancelled. Raises RuntimeError if one of them fails or hangs."""
         failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         tasks = Tasks(lambda why: None if failed.done() else failed.set_result(why))
         tasks.run(duties.ROUNDS, self._rounds.lead)
@@ -364,7 +365,7 @@ class RouterPod:
         return metrics.render(await self._snapshot())
 
     async def stop(self, grace: float | None = None) -> None:
-        """Stops all parts in order; calls in flight get `grace` seconds (None: as set)."""
+        """Stops all parts in order. Calls in flight get `grace` seconds; if it is None, the setting applies."""
         grace = self.settings.drain if grace is None else grace
         self._stopping = True
         for worker in self._workers:
@@ -404,7 +405,7 @@ def _tls(settings: RouterSettings) -> config.Tls | None:
 
 
 def _say(line: str) -> None:
-    """Prints a worker's log line, which is formatted already."""
+    """Prints a worker's log line, which the worker has already formatted."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 

@@ -1,6 +1,6 @@
-"""A router's place on the roster: `routers/<name>` in etcd, under a lease, so that routers know each other.
+"""A router's entry on the roster: the key `routers/<name>` in etcd, under a lease, by which routers know of each other.
 
-Calls do not depend on it, so a lost lease is simply replaced.
+No call depends on the roster, so a lost lease is simply replaced.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _PAUSE = 1.0  # seconds between attempts
 
 
 class Roster:
-    """One router's record on the roster. `record` returns the current one."""
+    """One router's entry on the roster. `record` returns its current content."""
 
     def __init__(self, etcd: Etcd, keys: Keys, name: str, record: Callable[[], RouterRecord]) -> None:
         self._etcd = etcd
@@ -28,7 +28,7 @@ class Roster:
         self._record = record
 
     async def run(self) -> None:
-        """Keeps the record until cancelled, and then removes it."""
+        """Keeps the entry in etcd until cancelled, then removes it."""
         while True:
             try:
                 await self._stand()

@@ -1,8 +1,8 @@
-"""The sockets on which Envoy calls workers: the router pod creates and keeps them, and passes them to its workers.
+"""The sockets on which Envoy calls workers. The router pod creates and keeps them, and passes them to its workers.
 
-This way there is always a listener. While a dead worker is being replaced, its calls wait in its sockets' queues for
-the next worker; without a listener they would fail, and many would, since Envoy prefers the worker with the fewest
-calls. This also allows a router pod with few CPUs to have only one worker.
+So there is always a listener. While a dead worker is being replaced, its calls wait in the sockets' queues for the next
+worker. Without a listener they would fail, and so would many more, because Envoy prefers the worker with the fewest
+calls. This also lets a router pod with few CPUs run a single worker.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ class Sockets:
     """The listening sockets of one worker, by kind."""
 
     def __init__(self, paths: dict[str, str]) -> None:
-        """Listens on those paths, for this user only; replaces sockets left by a killed pod. Raises OSError."""
+        """Listens on the given paths, for this user only. Replaces sockets that a killed pod has left. Raises
+        OSError."""
         self._paths = paths
         self._sockets: dict[str, socket.socket] = {}
         try:
@@ -30,7 +31,7 @@ class Sockets:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Returns the descriptors for the worker, in the order of `KINDS`."""
+        """Returns the descriptors to pass to the worker, in the order of `KINDS`."""
         return tuple(self._sockets[kind].fileno() for kind in KINDS)
 
     def close(self) -> None:
@@ -43,7 +44,7 @@ class Sockets:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """Returns the socket of a descriptor that the worker was given."""
+    """Returns the socket for a descriptor that the pod has passed to the worker."""
     listening = socket.socket(fileno=descriptor)
     listening.setblocking(False)
     return listening

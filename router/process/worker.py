@@ -1,8 +1,8 @@
-"""`python -m router.process.worker SETTINGS INDEX [GRPC INFERENCE REST]`: one worker process; the router pod starts it.
+"""`python -m router.process.worker SETTINGS INDEX [GRPC INFERENCE REST]`: a worker process, started by the router pod.
 
-The worker answers on three unix sockets (gRPC over HTTP/1.1, inference over REST, everything else over REST) that the
-pod has created and Envoy calls (`sockets`; their descriptors are the last arguments), or, if `grpc.aio` is the edge, on
-the ports themselves. All of its state can be rebuilt from etcd, so it may die at any time.
+With Envoy, the worker answers on three unix sockets that the pod has created (`sockets`): gRPC over HTTP/1.1, inference
+over REST, and everything else over REST. Their descriptors are the last arguments. If `grpc.aio` is the edge, the
+worker listens on the ports itself. All of its state can be rebuilt from etcd, so it may die at any time.
 """
 
 import asyncio
@@ -71,9 +71,9 @@ _IDLE = 50.0  # seconds after which an idle connection to a pod is closed: befor
 
 
 class WorkerProcess:
-    """A worker, composed of its parts. Call `start()`, then `stop()`.
+    """A worker and its parts. Call `start()`, then `stop()`.
 
-    `handed` are the descriptors of its listening sockets, if Envoy is the edge; the worker owns and closes them.
+    If Envoy is the edge, `handed` holds the descriptors of the listening sockets. The worker owns and closes them.
     """
 
     def __init__(self, settings: RouterSettings, index: int, handed: Sequence[int] = ()) -> None:
@@ -182,7 +182,7 @@ class WorkerProcess:
         self._gauges(bodies)
 
     def why_not_ready(self) -> str | None:
-        """Returns why this worker takes no calls, or None if it does."""
+        """Returns why this worker takes no calls, or None if it takes calls."""
         if self._draining:
             return "this router is stopping"
         if not self._listening:
@@ -220,7 +220,7 @@ class WorkerProcess:
         gc.freeze()
 
     async def stop(self) -> None:
-        """Accepts no more calls, waits for those in flight, up to a limit, and releases all resources."""
+        """Stops accepting calls, waits for calls in flight, up to a limit, and releases all resources."""
         self._drain()
         self.feed.tell()
         grace = min(self.settings.drain, _GRACE) if self.ending.why else self.settings.drain
@@ -306,7 +306,7 @@ class WorkerProcess:
 
 
 async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> int:
-    """Runs the worker until it is told to stop, or has to end. Returns the exit status."""
+    """Runs the worker until it is told to stop or has to end. Returns the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,7 @@
 """`grpc.health.v1.Health`: whether this router can serve, for load balancers and `grpc_health_probe`.
 
-It answers the same as the `/ready` probe for each of the router's services, because all are ready at the same time.
+For each of the router's services it gives the same answer as the `/ready` probe, because all are ready at the same
+time.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ class Health:
     """The health of one worker."""
 
     def __init__(self, ready: Callable[[], str | None]) -> None:
-        """Stores its parts. `ready` returns why this router takes no calls, or None if it does."""
+        """Stores the arguments. `ready` returns why this router takes no calls, or None if it takes calls."""
         self._ready = ready
         self.watches = 0  # calls of Watch in flight
 

@@ -1,4 +1,4 @@
-"""Handlers made from a service's methods: frames become messages, and failures become statuses.
+"""Handlers for a service's methods, which turn frames into messages and failures into statuses.
 
 Unary methods whose request has arrived are answered at once, without a task; all others run in tasks that end when
 their caller goes away.
@@ -34,7 +34,7 @@ def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
 
 
 def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
-    """Returns the handler of a method that answers one message with one message; `answer` may raise MeshError."""
+    """Returns the handler of a method that answers one message with one message. `answer` may raise MeshError."""
 
     def reply(call: wire.Call, frame: bytes) -> None:
         try:
@@ -58,12 +58,12 @@ def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
 
 
 def streaming(serve: Callable[[wire.Call], Awaitable[None]]) -> wire.Handler:
-    """Returns the handler of a streaming method: `serve` finishes the call, and is cancelled when its caller leaves."""
+    """Returns the handler of a streaming method. `serve` finishes the call, and is cancelled when its caller leaves."""
     return lambda call: run(call, lambda: serve(call))
 
 
 def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
-    """Runs the work of one call; an error that the work raises becomes the answer."""
+    """Runs the work of one call. If it raises an error, the error becomes the answer."""
 
     async def guarded() -> None:
         try:

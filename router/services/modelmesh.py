@@ -1,8 +1,8 @@
-"""The management API over gRPC: `mmesh.ModelMesh`, and the older names its clients still use.
+"""The management API over gRPC: `mmesh.ModelMesh`, and the older names that clients still use.
 
-This module only converts: `ModelMesh` turns the API's messages into management's requests, and results into messages;
-`methods` makes gRPC methods of these functions. Each request is a task that ends with its call; a load that a request
-has begun continues when its caller leaves.
+This module only converts. `ModelMesh` turns the API's messages into management's requests, and results into messages.
+`methods` turns these functions into gRPC methods. Each request is a task that ends with its call. A load that a request
+has begun continues when the caller leaves.
 """
 
 import asyncio
@@ -64,13 +64,13 @@ def vmodel_info(vmodel: VModelInfo) -> pb.VModelStatusInfo:
 
 
 class ModelMesh:
-    """The methods as functions of their messages. All raise MeshError."""
+    """The methods, as functions of their messages. All raise MeshError."""
 
     def __init__(self, management: Management) -> None:
         self._management = management
 
     async def register(self, request: pb.RegisterModelRequest) -> pb.ModelStatusInfo:
-        """Registers a model, and if requested has it loaded."""
+        """Registers a model, and has it loaded if requested."""
         info = request.modelInfo
         item = Item(request.modelId, info.type, info.path, info.key)
         wanted = Register(item, load_now=request.loadNow, sync=request.sync, last_used_ms=request.lastUsedTime)

@@ -1,7 +1,7 @@
-"""`grpc.reflection`, v1 and v1alpha: the services of this endpoint, for grpcurl and the like.
+"""`grpc.reflection`, v1 and v1alpha, which tells clients such as grpcurl about the services of this endpoint.
 
-It uses Mesh's own descriptor pool, and only covers services that clients may call: the protocol between router and
-agents is private. The two versions of the service differ only in the names of their packages.
+It uses Mesh's own descriptor pool and only covers services that clients may call; the protocol between router and
+agents is private. The two versions of the service differ only in their package names.
 """
 
 from collections.abc import Mapping

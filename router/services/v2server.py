@@ -1,4 +1,4 @@
-"""The methods of V2 on the server, over gRPC: `ServerLive`, `ServerReady`, `ServerMetadata`."""
+"""V2's methods on the server, over gRPC: `ServerLive`, `ServerReady`, `ServerMetadata`."""
 
 from collections.abc import Mapping
 
