@@ -1,4 +1,4 @@
-"""Reads, writes and transactions on a real etcd."""
+"""Reads, writes and transactions in a real etcd."""
 
 import asyncio
 from typing import Any
@@ -63,7 +63,7 @@ async def test_a_key_is_what_was_written_last(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_several_keys_are_read_at_one_revision(etcd: Etcd, keys: Keys) -> None:
-    """Keys that do not exist are None in their place, and the revision is the one of the read."""
+    """Several keys are read at one revision. The result for a key that does not exist is None."""
     first = await etcd.put(keys.model("a"), b"1")
     second = await etcd.put(keys.vmodel("a"), b"2")
     (model, missing, vmodel), revision = await etcd.several([keys.model("a"), keys.model("b"), keys.vmodel("a")])
@@ -76,8 +76,8 @@ async def test_several_keys_are_read_at_one_revision(etcd: Etcd, keys: Keys) -> 
 
 
 async def test_a_range_ends_where_its_prefix_ends(etcd: Etcd, keys: Keys) -> None:
-    """A range ends where its prefix ends: that of a prefix ending in 0xff ends two bytes earlier, and what follows it
-    stays."""
+    """A range contains exactly the keys with its prefix, even if the prefix ends in 0xff. Deleting it leaves the keys
+    after it."""
     base = keys.registry
     for name in (b"a", b"a\xff", b"a\xff\xffz", b"b"):
         await etcd.put(base + name, b"")
@@ -92,7 +92,7 @@ async def test_a_range_ends_where_its_prefix_ends(etcd: Etcd, keys: Keys) -> Non
 
 
 async def test_pages_are_of_one_revision(etcd: Etcd, keys: Keys) -> None:
-    """Pages are of one revision: writes and deletions during paging are not seen."""
+    """All pages of a scan show one revision, so writes and deletions during the scan are not seen."""
     names = await fill(etcd, keys.registry, 25)
     seen: list[KeyValue] = []
     async for page in etcd.pages(keys.registry, after_prefix(keys.registry), page_size=10):
@@ -123,8 +123,7 @@ async def test_a_page_says_what_is_left(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_pages_too_large_for_a_message_become_smaller(etcd: Etcd, keys: Keys) -> None:
-    """Pages too large for a message become smaller: a scan returns all of 18 values of 1 MB, which do not fit into one
-    message."""
+    """If a page is too large for one message, the scan reads smaller pages, and returns all of 18 values of 1 MB."""
     value = b"x" * 1_000_000
     names = [keys.registry + b"%d" % number for number in range(18)]
     for name in names:
@@ -269,7 +268,8 @@ async def test_an_exception_of_the_change_passes_through(etcd: Etcd, keys: Keys)
 
 
 async def test_a_write_of_unknown_outcome_is_settled_by_reading(etcd_server: EtcdServer, keys: Keys) -> None:
-    """An update whose answer is lost, though it was written, finds that out by reading and does not write twice."""
+    """If the answer to an update is lost although etcd wrote it, the client finds that out by reading and does not
+    write twice."""
     key = keys.model("counter")
     async with Proxy(etcd_server.port) as proxy:
         settings = EtcdSettings(endpoints=(proxy.endpoint,), timeout=0.5)
@@ -316,7 +316,8 @@ async def test_a_dead_endpoint_fails_in_time_and_not_ambiguously() -> None:
 
 
 async def test_a_silent_endpoint_fails_in_time(etcd_server: EtcdServer) -> None:
-    """Requests to a silent endpoint fail in time; a write without an answer is reported as ambiguous, a read is not."""
+    """Requests to a silent endpoint fail in time. An unanswered write is reported as ambiguous, an unanswered read is
+    not."""
     async with Proxy(etcd_server.port) as proxy:
         async with Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as etcd:
             await etcd.get(b"k")
@@ -347,8 +348,8 @@ async def test_the_next_member_is_used_when_one_is_dead_or_silent(etcd_server: E
 
 
 async def test_a_write_whose_connection_breaks_is_not_repeated(etcd_server: EtcdServer, keys: Keys) -> None:
-    """A write whose connection breaks before the answer is not repeated, and the caller learns that it may have been
-    done."""
+    """A write whose connection breaks before the answer is not repeated. The caller learns that it may have been
+    carried out."""
     key = keys.model("m")
     async with Proxy(etcd_server.port) as proxy, Etcd(etcd_server.settings) as near:
         async with Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
@@ -368,8 +369,8 @@ async def test_a_write_whose_connection_breaks_is_not_repeated(etcd_server: Etcd
 async def test_a_cancelled_caller_leaves_its_request_alone(
     etcd_server: EtcdServer, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelling a caller cancels its waiting, not the request, whose write is done: cancelling it would leak memory in
-    gRPC."""
+    """Cancelling a caller does not cancel its request, and the write is carried out. Cancelling the request would leak
+    memory in gRPC."""
     key = keys.model("m")
     async with Proxy(etcd_server.port) as proxy, Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as etcd:
         await etcd.put(key, b"0")
@@ -393,8 +394,8 @@ async def test_a_cancelled_caller_leaves_its_request_alone(
 
 
 async def test_closing_ends_what_is_in_progress(etcd_server: EtcdServer) -> None:
-    """Closing the client ends requests in progress with an error that names the reason, not with a cancellation of the
-    caller."""
+    """Closing the client ends requests in progress with an error that gives the reason, and does not cancel their
+    callers."""
     async with Proxy(etcd_server.port) as proxy:
         etcd = Etcd(EtcdSettings(endpoints=(proxy.endpoint,)))
         await etcd.get(b"k")

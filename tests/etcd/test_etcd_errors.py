@@ -1,4 +1,4 @@
-"""The error for each failure of etcd, including whether a write may have been done."""
+"""The error that each failure of etcd becomes, which says whether a write may have been carried out."""
 
 import grpc
 import pytest
@@ -65,8 +65,8 @@ def test_a_write_is_ambiguous_unless_it_certainly_was_not_done(code: str, detail
 def test_callers_are_told_what_is_the_matter_and_not_in_grpcs_words(
     code: str, details: str, says: str, write: bool
 ) -> None:
-    """Callers get an error without addresses and library texts, which says what still works and the way on; the
-    operator gets every word."""
+    """Callers get an error without addresses or library texts, which says what still works and what to do. Operators
+    get the full text."""
     error = errors.translate(failed(grpc.StatusCode[code], details), "txn at 10.0.0.7:2379", write=write)
     assert says in error.text
     for part in ("Models in memory are served", "try again", "mesh doctor"):

@@ -1,4 +1,4 @@
-"""A writer that counts through faults, and a watcher that misses nothing and sees nothing twice."""
+"""Faults of etcd and of the network, under a writer that counts and a watcher that must see each number once."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.waiting import until
 
 
 async def test_killed_and_restarted(own_etcd: EtcdServer) -> None:
-    """After each of three `kill -9` of etcd the writer, the watcher and a lease continue by themselves."""
+    """The writer, the watcher and a lease continue by themselves after each of three `kill -9` of etcd."""
     async with Etcd(own_etcd.settings) as etcd, counting(etcd, etcd, etcd) as (writer, follower):
         lease = await Lease.grant(etcd, ttl=9)
         await etcd.put(b"leased", b"", lease=lease.id)
@@ -30,7 +30,7 @@ async def test_killed_and_restarted(own_etcd: EtcdServer) -> None:
 
 
 async def test_restarted_in_good_order(own_etcd: EtcdServer) -> None:
-    """When etcd stops on SIGTERM, ending streams with an OK status, clients continue after its restart."""
+    """Clients continue after a restart of etcd by SIGTERM, which ends their streams with an OK status."""
     async with Etcd(own_etcd.settings) as etcd, counting(etcd, etcd, etcd) as (writer, _):
         own_etcd.stop()
         await own_etcd.start()
@@ -38,9 +38,9 @@ async def test_restarted_in_good_order(own_etcd: EtcdServer) -> None:
 
 
 async def test_frozen_and_black_holed(own_etcd: EtcdServer, etcd_server: EtcdServer, tmp_path: Path) -> None:
-    """A frozen etcd and a black-holed network are both noticed by missing signs of life, in bounded time, and healed.
+    """Clients notice a frozen etcd and a black-holed network in bounded time, because signs of life stop, and recover.
 
-    Two servers at once, because each takes the 13 seconds that gRPC's keep-alive needs as it is set for production.
+    Both faults run at once, because gRPC's keep-alive with its settings for production takes 13 seconds for each.
     """
 
     async def frozen() -> None:
@@ -70,7 +70,7 @@ async def test_frozen_and_black_holed(own_etcd: EtcdServer, etcd_server: EtcdSer
 
 
 async def test_cut_again_and_again(own_etcd: EtcdServer) -> None:
-    """Connections that break in the middle of everything, 20 times, lose nothing."""
+    """Nothing is lost when connections break at any moment, 20 times."""
     async with Proxy(own_etcd.port) as proxy, Etcd(own_etcd.settings) as near:
         async with Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
             async with counting(near, far, far) as (writer, _):
@@ -82,7 +82,7 @@ async def test_cut_again_and_again(own_etcd: EtcdServer) -> None:
 
 
 async def test_compacted_under_way(own_etcd: EtcdServer) -> None:
-    """A watcher loses nothing when history is compacted right behind it."""
+    """A watcher loses nothing when etcd compacts its history up to the latest revision."""
     async with Etcd(own_etcd.settings) as etcd, counting(etcd, etcd, etcd) as (writer, _):
         for _ in range(5):
             await own_etcd.compact()
@@ -90,8 +90,8 @@ async def test_compacted_under_way(own_etcd: EtcdServer) -> None:
 
 
 async def test_cancelling_everything_while_etcd_dies(own_etcd: EtcdServer) -> None:
-    """Cancelled tasks and the closing of a client do not hang while etcd dies, and a new client works as soon as etcd
-    is back."""
+    """Cancelling tasks and closing a client does not hang while etcd dies. A new client works as soon as etcd is
+    back."""
     etcd = Etcd(own_etcd.settings)
 
     async def follow(number: int) -> None:

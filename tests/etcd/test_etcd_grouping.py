@@ -1,4 +1,4 @@
-"""The grouping of events into complete revisions, however etcd cuts its responses."""
+"""The grouping of events into complete revisions, however etcd splits its responses."""
 
 import pytest
 from hypothesis import given, settings
@@ -54,7 +54,7 @@ def test_a_deletion_is_told_from_a_write() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.data())
 def test_any_cut_gives_the_same_revisions(sizes: list[int], data: st.DataObject) -> None:
-    """Responses that end between revisions, each cut into fragments anywhere, give the same revisions."""
+    """Revisions are the same wherever responses end between them, and wherever a response is cut into fragments."""
     expected = [(revision, "x" * size) for revision, size in enumerate(sizes, 1)]
     revisions = Revisions()
     got: list[tuple[int, str]] = []
@@ -72,7 +72,7 @@ def test_any_cut_gives_the_same_revisions(sizes: list[int], data: st.DataObject)
 
 
 def test_a_cancelled_watch_is_an_error_by_its_reason() -> None:
-    """A watch that etcd cancels by a message on an open stream ends with an error that has etcd's reason."""
+    """A watch that etcd cancels with a message on the open stream ends with an error that gives etcd's reason."""
     check(pb.WatchResponse(created=True))
     with pytest.raises(EtcdCompacted) as info:
         check(pb.WatchResponse(canceled=True, compact_revision=7))

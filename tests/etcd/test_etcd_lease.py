@@ -1,4 +1,4 @@
-"""Leases: kept, lost in time whatever etcd answers, and revoked."""
+"""Leases, which are kept alive, revoked, and lost in time whatever etcd answers."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 
 async def test_a_lease_is_kept_and_revoked(etcd: Etcd, keys: Keys) -> None:
-    """A lease outlives its TTL over one stream, and its keys are deleted at once when it is revoked."""
+    """One stream keeps a lease alive beyond its TTL. When the lease is revoked, its keys are deleted at once."""
     lease = await Lease.grant(etcd, ttl=2)
     key = keys.pod("p")
     await etcd.put(key, b"", lease=lease.id)
@@ -44,7 +44,7 @@ async def test_a_lease_that_etcd_ended_is_lost_at_the_next_renewal(etcd: Etcd) -
 
 
 async def test_a_lease_is_lost_no_later_than_etcd_ends_it(own_etcd: EtcdServer) -> None:
-    """The holder of a lease that cannot reach etcd knows of the loss no later than others see its key vanish."""
+    """A client that cannot reach etcd considers its lease lost no later than other clients see its key disappear."""
     async with Proxy(own_etcd.port) as proxy, Etcd(own_etcd.settings) as near, following(near, b"k") as follower:
         async with Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
             lease = await Lease.grant(far, ttl=2)
@@ -76,7 +76,7 @@ async def test_a_lease_survives_a_broken_connection_and_a_silent_member(etcd_ser
 
 
 async def test_a_process_that_stood_still_has_lost_its_lease(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that was stopped has lost its lease: a renewal whose answer it reads too late does not count."""
+    """A process that was stopped has lost its lease. A renewal whose answer it reads too late does not count."""
     lease = await Lease.grant(etcd, ttl=5)
     loop = asyncio.get_running_loop()
     clock = loop.time

@@ -1,4 +1,4 @@
-"""A mirror of a range on a real etcd: what it reports, in which order, and at what cost."""
+"""A mirror of a range in a real etcd: the changes it reports, their order, and their cost."""
 
 import asyncio
 
@@ -47,7 +47,8 @@ async def test_a_transaction_is_one_delta(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_the_end_of_a_lease_is_one_delta(etcd: Etcd, keys: Keys) -> None:
-    """The end of a lease is one delta, which tells a vanished pod from one that withdrew a copy."""
+    """All deletions at the end of a lease come in one delta, so a vanished pod looks different from a pod that withdrew
+    a copy."""
     base = keys.registry
     lease = await Lease.grant(etcd, ttl=10)
     for name in (b"a", b"b", b"c"):
@@ -59,8 +60,8 @@ async def test_the_end_of_a_lease_is_one_delta(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_large_revisions_arrive_whole_though_etcd_cuts_them(etcd_server: EtcdServer, keys: Keys) -> None:
-    """Large revisions arrive complete though etcd cuts them: 12 transactions of 12 times 100 KB, found all at once,
-    come in many fragments."""
+    """Large revisions arrive complete although etcd sends them in many fragments: here, 12 transactions of 1.2 MB each,
+    all at once."""
     base, value = keys.registry, b"x" * 100_000
     async with Proxy(etcd_server.port) as proxy, Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
         async with following(far, base) as follower, Etcd(etcd_server.settings) as near:
@@ -77,7 +78,7 @@ async def test_large_revisions_arrive_whole_though_etcd_cuts_them(etcd_server: E
 
 
 async def test_a_consumer_that_stands_still_holds_nothing_up_but_itself(etcd: Etcd, keys: Keys) -> None:
-    """A consumer that stops reading delays only itself: the mirror reads nothing meanwhile, and nothing is lost."""
+    """If a consumer stops reading, the mirror waits with it, and no change is lost."""
     base = keys.registry
     mirror = Mirror(etcd, base, after_prefix(base))
     changes = aiter(mirror)
@@ -93,7 +94,7 @@ async def test_a_consumer_that_stands_still_holds_nothing_up_but_itself(etcd: Et
 
 
 async def test_a_compacted_revision_is_followed_by_a_snapshot(own_etcd: EtcdServer) -> None:
-    """A mirror that was away while its revision was compacted reads a snapshot, and misses nothing before or after."""
+    """If a mirror's revision was compacted while it was disconnected, it reads a snapshot and misses no change."""
     async with Proxy(own_etcd.port) as proxy, Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
         async with following(far, b"k/") as follower, Etcd(own_etcd.settings) as near:
             await near.put(b"k/1", b"")
@@ -120,8 +121,8 @@ async def test_a_compaction_while_connected_is_not_noticed(own_etcd: EtcdServer)
 
 
 async def test_a_quiet_range_survives_compaction_by_progress(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A quiet range survives compaction without being read again, because changes outside the range advance its
-    revision too."""
+    """A range without changes need not be read again after a compaction, because etcd's progress reports advance its
+    revision."""
     option = "--experimental-watch-progress-notify-interval=100ms"
     with EtcdServer(tmp_path_factory.mktemp("etcd") / "data", extra=[option]) as server:
         async with Proxy(server.port) as proxy, Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as far:
@@ -138,8 +139,8 @@ async def test_a_quiet_range_survives_compaction_by_progress(tmp_path_factory: p
 
 
 async def test_an_etcd_that_starts_anew_on_no_data_is_read_again(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An etcd that starts again without data is read again: a watch at a revision that the new store has not reached
-    would wait silently."""
+    """If etcd starts again without data, the mirror reads everything again. A watch from the old revision, which the
+    new store has not reached, would wait silently."""
     folder = tmp_path_factory.mktemp("etcd")
     with EtcdServer(folder / "data") as server:
         async with Etcd(server.settings) as etcd, following(etcd, b"k/") as follower:

@@ -22,8 +22,8 @@ class Work:
 
 
 async def test_it_is_done_as_soon_as_etcd_is_there() -> None:
-    """The work is done as soon as etcd is available; until then the reason is reported continuously to others and once
-    to the log."""
+    """The work is done as soon as etcd is available. Until then the reason for waiting can be read at any time, and is
+    logged once."""
     patience = Patience(pause=0.0)
     work = Work(patience, *(EtcdUnavailable(f"no {number}") for number in range(3)))
     with capture_logs() as lines:
@@ -37,7 +37,7 @@ async def test_it_is_done_as_soon_as_etcd_is_there() -> None:
 
 
 async def test_the_log_is_reminded() -> None:
-    """The log repeats the reason of a long wait, in its latest form, for later readers."""
+    """During a long wait the log repeats the latest reason, for readers who come later."""
     patience = Patience(pause=0.0, remind=0.0)
     with capture_logs() as lines:
         await patience.until_done(Work(patience, *(EtcdUnavailable(f"no {number}") for number in range(3))))

@@ -1,4 +1,4 @@
-"""Credentials for etcd that change while a client runs: those that work are taken, others are not."""
+"""Credentials for etcd that change while a client runs. The client takes them only if they work."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """An etcd with the users alice and bob, who may use `mine/`, and eve, who may use nothing."""
+    """An etcd with the users alice and bob, who may access `mine/`, and eve, who may access nothing."""
     with EtcdServer(tmp_path_factory.mktemp("rotation") / "etcd", extra=["--bcrypt-cost=4"]) as server:
         server.etcdctl("role", "add", "root")
         server.etcdctl("role", "add", "owner")
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 
 
 class Mount:
-    """The Secret as a pod has it mounted."""
+    """The Secret with the credentials, as mounted in a pod."""
 
     def __init__(self, folder: Path, server: EtcdServer) -> None:
         self.known = {"endpoints": server.endpoint, "userid": "alice", "password": "wonder", "root_prefix": "mine"}
@@ -69,13 +69,13 @@ def mount(tmp_path: Path, server: EtcdServer) -> Mount:
 
 
 def passwd(server: EtcdServer, user: str, password: str) -> None:
-    """Changes a password, upon which etcd forgets the user's tokens."""
+    """Changes a user's password, after which etcd no longer accepts the user's tokens."""
     server.etcdctl(ROOT, "user", "passwd", user, "--interactive=false", stdin=password)
 
 
 async def test_a_password_that_etcd_changes_first(server: EtcdServer, mount: Mount) -> None:
-    """When etcd changes a password first, requests are refused until the Secret follows, and the next is answered; a
-    lease and a watch outlive it."""
+    """If etcd changes a password before the Secret, requests are refused until the Secret follows. A lease and a watch
+    continue throughout."""
     async with mount.client() as etcd, following(etcd, b"mine/") as follower:
         lease = await Lease.grant(etcd, ttl=3)
         await etcd.put(b"mine/a", b"1", lease=lease.id)
@@ -93,8 +93,8 @@ async def test_a_password_that_etcd_changes_first(server: EtcdServer, mount: Mou
 
 
 async def test_a_password_that_the_secret_changes_first(server: EtcdServer, mount: Mount) -> None:
-    """When the Secret changes a password first, no request is refused: the old one is used until etcd accepts the new
-    one."""
+    """If the Secret changes a password before etcd, no request is refused: the client uses the old password until etcd
+    accepts the new one."""
     async with mount.client() as etcd:
         await etcd.put(b"mine/a", b"1")
         mount.put(password="changed")
@@ -116,8 +116,7 @@ async def _done(request) -> bool:
 
 
 async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) -> None:
-    """A change to another user works without a gap if both users are valid for a while before the old one is
-    removed."""
+    """A client changes to another user without a failure if both users are valid for a while."""
     async with mount.client() as etcd, following(etcd, b"mine/") as follower:
         await etcd.put(b"mine/a", b"1")
         mount.put(userid="bob", password="builder")
@@ -143,8 +142,8 @@ async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) 
     ],
 )
 async def test_what_does_not_work_is_not_taken(change: dict[str, str], says: str, mount: Mount) -> None:
-    """Credentials that do not work are not taken: the old connection stays and the log says why once; a return to
-    working ones is silent."""
+    """If new credentials do not work, the client keeps its connection and logs the reason once. When the Secret returns
+    to the old credentials, nothing is logged."""
     with capture_logs() as lines:
         await _keeps(change, says, mount)
     (told,) = [line for line in lines if line["log_level"] == "warning"]
@@ -169,7 +168,7 @@ async def _keeps(change: dict[str, str], says: str, mount: Mount) -> None:
 
 
 async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
-    """Requests and streams move to new endpoints, and the old address is not needed any more."""
+    """Requests and streams move to new endpoints, and the old address is no longer needed."""
     async with Proxy(server.port) as proxy:
         mount.put(endpoints=proxy.endpoint)
         async with mount.client() as etcd, following(etcd, b"mine/") as follower:
@@ -184,7 +183,7 @@ async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
 
 
 async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -> None:
-    """One of many requests that are refused together renews the credentials, once, for all."""
+    """When many requests are refused together, the credentials are renewed only once, for all of them."""
     async with mount.client() as etcd:
         await etcd.put(b"mine/a", b"1")
         passwd(server, "alice", "changed")
@@ -195,7 +194,8 @@ async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -
 
 
 async def test_who_does_not_follow_stays(server: EtcdServer, mount: Mount) -> None:
-    """A command that looks at one member of etcd keeps its endpoint when the credentials name others."""
+    """A client that does not follow the Secret, such as a command for one member of etcd, keeps its credentials and its
+    endpoint."""
     async with Etcd(replace(etcdsecret.read(mount.path).settings, endpoints=(server.endpoint,))) as etcd:
         await etcd.put(b"mine/a", b"1")
         passwd(server, "alice", "changed")
@@ -205,7 +205,7 @@ async def test_who_does_not_follow_stays(server: EtcdServer, mount: Mount) -> No
 
 
 async def test_a_password_in_a_file_of_its_own(server: EtcdServer, tmp_path: Path) -> None:
-    """A password in a file, by `--etcd-user` and `--etcd-password-file`, is followed too."""
+    """A client follows a password from `--etcd-password-file` too."""
     passwd(server, "alice", "wonder")
     path = tmp_path / "password"
     path.write_text("wonder\n")
@@ -220,8 +220,8 @@ async def test_a_password_in_a_file_of_its_own(server: EtcdServer, tmp_path: Pat
 
 
 async def test_a_client_certificate_is_followed(tmp_path: Path) -> None:
-    """A renewed client certificate is shown to etcd while the old one still works; one that does not match its key is
-    not taken."""
+    """A renewed client certificate is used while the old one is still valid. A certificate that does not match its key
+    is refused."""
     authority = Authority()
     names = Mounted(tmp_path / "server", **_files(authority, authority.issue("127.0.0.1", "etcd.test")))
     client = Mounted(tmp_path / "client", **_files(authority, authority.issue("client")))
@@ -261,7 +261,7 @@ def _files(authority: Authority, pair: tuple[bytes, bytes]) -> dict[str, bytes]:
 
 
 async def test_closing_while_one_is_proven(mount: Mount) -> None:
-    """Closing a client while new credentials are being tried ends both at once."""
+    """Closing a client while it tries new credentials ends the attempt at once."""
     etcd = mount.client()
     await etcd.put(b"mine/a", b"1")
     async with Proxy(1) as proxy:

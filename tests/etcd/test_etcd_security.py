@@ -1,4 +1,4 @@
-"""TLS with a private certificate authority, user and password, and tokens that expire."""
+"""Access to etcd by TLS with a private certificate authority, and by user and password with tokens that expire."""
 
 import asyncio
 import datetime
@@ -27,7 +27,7 @@ from tests.support.waiting import until
 
 @dataclass(frozen=True)
 class Pki:
-    """A private certificate authority, with one certificate for 127.0.0.1 and one for a client, as PEM."""
+    """A private certificate authority with a certificate for 127.0.0.1 and one for a client, as PEM."""
 
     ca: bytes
     server: tuple[bytes, bytes]
@@ -79,7 +79,7 @@ def pki() -> Pki:
 
 @pytest.fixture(scope="module")
 def tls_etcd(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """An etcd that speaks TLS only, and only with clients that have a certificate."""
+    """An etcd that accepts only TLS, and only clients with a certificate."""
     folder = tmp_path_factory.mktemp("tls")
     for name, content in (("ca", pki.ca), ("cert", pki.server[0]), ("key", pki.server[1])):
         (folder / name).write_bytes(content)
@@ -106,8 +106,8 @@ async def test_everything_works_over_mutual_tls(tls_etcd: EtcdServer) -> None:
 
 
 async def test_its_certificate_is_checked_against_a_name_that_was_given(tls_etcd: EtcdServer) -> None:
-    """The certificate of etcd is checked against a given name, because pods' addresses change, and one without that
-    name is refused."""
+    """The certificate of etcd is checked against a configured name, because pods' addresses change. A certificate
+    without that name is refused."""
     async with Etcd(replace(tls_etcd.settings, server_name="etcd.test")) as etcd:
         assert (await etcd.status()).has_leader
     async with Etcd(replace(tls_etcd.settings, server_name="other.test", timeout=1.0)) as etcd:
@@ -116,8 +116,8 @@ async def test_its_certificate_is_checked_against_a_name_that_was_given(tls_etcd
 
 
 async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
-    """Requests and watches continue when the files change to certificates of another authority, the only one that etcd
-    trusts from then on. Unusable files leave the client as it was."""
+    """Requests and watches continue when the files change to certificates of another authority and etcd then trusts
+    only that one. Unusable files do not change the client."""
     files = {name: tmp_path / name for name in ("ca", "cert", "key")}
 
     def write(ca: bytes, cert: bytes, key: bytes) -> None:
@@ -153,8 +153,8 @@ async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki
 
 
 async def test_the_predecessors_secret_reaches_it(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
-    """The predecessor's secret works, mounted as a folder with certificates as files beside the document; keys lie
-    under its root prefix."""
+    """A pod connects with the predecessor's Secret, mounted as a folder in which the certificates are files next to the
+    document. Its keys have the document's root prefix."""
     for name, content in (("ca.crt", pki.ca), ("tls.crt", pki.client[0]), ("tls.key", pki.client[1])):
         (tmp_path / name).write_bytes(content)
     document = {
@@ -191,7 +191,7 @@ async def test_the_systems_trust_is_used_where_none_is_given(
 
 @pytest.mark.parametrize("missing", ["authority", "certificate", "tls"])
 async def test_what_is_not_trusted_is_not_talked_to(missing: str, tls_etcd: EtcdServer) -> None:
-    """An unknown authority, a client without a certificate and a lack of TLS are refused in time, with an error that
+    """A connection with an unknown authority, without a client certificate or without TLS is refused in time. The error
     names the member."""
     settings = replace(tls_etcd.settings, timeout=0.5)
     if missing == "authority":
@@ -218,9 +218,9 @@ def test_unusable_certificates_are_refused_at_once(pki: Pki) -> None:
 
 @pytest.fixture(scope="module")
 def auth_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """An etcd with the user alice, who may use keys that begin with `mine/`, and tokens that expire after a second.
+    """An etcd with the user alice, who may access keys that begin with `mine/`, and tokens that expire after a second.
 
-    The tokens are signed ones (JWT), because etcd's simple tokens live on as long as they are used.
+    The tokens are signed (JWT), because etcd's simple tokens do not expire while they are used.
     """
     folder = tmp_path_factory.mktemp("auth")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -270,7 +270,8 @@ async def test_who_is_not_known_is_denied(user: str, password: str, auth_etcd: E
 
 
 async def test_counting_while_tokens_expire(auth_etcd: EtcdServer) -> None:
-    """A writer counts while its tokens expire again and again, and the watch has to return with an expired one."""
+    """A writer continues to count while its tokens expire, and the watch reconnects although its token has
+    expired."""
     async with Proxy(auth_etcd.port) as proxy:
         settings = replace(auth_etcd.settings, endpoints=(proxy.endpoint,))
         async with Etcd(auth_etcd.settings) as near, Etcd(settings) as far:
@@ -287,10 +288,9 @@ async def test_counting_while_tokens_expire(auth_etcd: EtcdServer) -> None:
 
 
 async def test_tokens_that_are_all_forgotten_at_once(own_etcd: EtcdServer) -> None:
-    """A client recovers when authentication is switched off, where any token is accepted, and on again, where no old
-    one is known.
+    """A client recovers when authentication is switched off and on again, after which etcd knows no earlier token.
 
-    Many requests that start at once fetch one token.
+    Many requests that start at once fetch one token together.
     """
     enable_auth(own_etcd)
     async with Etcd(own_etcd.settings) as etcd:
@@ -305,7 +305,7 @@ async def test_tokens_that_are_all_forgotten_at_once(own_etcd: EtcdServer) -> No
 
 
 async def test_users_that_change_under_way(auth_etcd: EtcdServer) -> None:
-    """A client continues when users change, which makes every signed token one of an old revision."""
+    """A client continues when users change, which makes etcd reject all signed tokens issued before."""
     async with Etcd(auth_etcd.settings) as etcd, counting(etcd, etcd, etcd, b"mine/changing") as (writer, _):
         for name in ("bob", "carol"):
             tokens = etcd.statistics().tokens

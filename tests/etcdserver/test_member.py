@@ -1,4 +1,4 @@
-"""A member of etcd that comes back without its data: real processes, started as the chart starts them."""
+"""A member of etcd that lost its data, in real processes started like those of the chart."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ URL = "http://m0:2380"
 
 
 class Members:
-    """Three members on loopback. `start` starts one, on the data that it has."""
+    """Three members on loopback. `start` starts one of them with the data it has."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,16 +55,16 @@ class Members:
         child.wait(10)
 
     def ctl(self, *argv: str, of: str) -> str:
-        """Runs etcdctl on that member alone, and returns its output, or nothing if it fails."""
+        """Runs etcdctl on the given member alone, and returns its output, which is empty if the command fails."""
         command = [find_binary("etcdctl"), f"--endpoints={self.clients[of]}", "--command-timeout=2s", *argv]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
 
     async def agree_to(self, key: str) -> None:
-        """Waits until the members have a leader, and writes."""
+        """Waits until the members have a leader, and writes the key."""
         await until(lambda: self.ctl("put", key, "v", of="m0"), timeout=40, interval=0.2, why="there is a quorum")
 
     async def serves(self, name: str, key: str) -> None:
-        """Waits until the member has a key."""
+        """Waits until the member itself returns the key."""
         await until(
             lambda: self.ctl("get", key, of=name),
             timeout=40,
@@ -82,7 +82,7 @@ def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members
 
 
 async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
-    """A member that lost its data is listed again and gets everything from the others; one that has its data just
+    """A member without data is added again as a new member and gets everything from the others. A member with data just
     starts."""
     for name in members.names:
         members.start(name)
@@ -108,8 +108,8 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
 
 
 async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> None:
-    """A member without data waits while the others have no quorum, and never begins a cluster of its own, also if it
-    was replaced before, which etcd does not notice, or if an earlier start has left files that are no data."""
+    """A member without data waits while the others have no quorum, and never starts a separate cluster. It makes no
+    difference if it was replaced before, or if an earlier start left an empty folder."""
     for name in members.names:
         members.start(name)
     await members.agree_to("k")
@@ -134,8 +134,8 @@ async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> Non
 
 
 def test_members_tell_by_tls_too(tmp_path: Path) -> None:
-    """Members ask each other by TLS too, as the chart's do, with the certificate that they show each other, and get no
-    answer without."""
+    """With TLS, members ask each other with their peer certificate, as in the chart. Without a certificate they get no
+    answer."""
     certificate, key = (authority := Authority()).issue("localhost")
     files = {"ETCD_PEER_TRUSTED_CA_FILE": authority.pem, "ETCD_PEER_CERT_FILE": certificate, "ETCD_PEER_KEY_FILE": key}
     environment = {}
@@ -172,7 +172,8 @@ def entry(**fields: object) -> ListedMember:
 def test_what_the_others_are_asked_for(
     listed: list[ListedMember], joined: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other members are asked for the right steps, also by a start after one that broke off in the middle."""
+    """A member without data asks the others to remove and add it as needed, even if an earlier start was interrupted
+    halfway."""
     said: list[tuple[str, ...]] = []
     monkeypatch.setattr(etcdmember, "_etcdctl", lambda *argv: said.append(argv) or "")
     assert joins("m0", URL, listed) is joined

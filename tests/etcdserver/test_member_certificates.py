@@ -1,4 +1,4 @@
-"""The certificates of the chart's etcd: the steps of a change, and a real etcd that follows another authority."""
+"""The certificates of the chart's etcd: the steps of a change, and a real etcd that changes to another authority."""
 
 import asyncio
 import os
@@ -22,19 +22,19 @@ NAMES = ("mesh.internal", "localhost")
 
 
 def issued(by: Authority) -> dict[str, bytes]:
-    """Returns the files of a folder, for the mesh and for a member on loopback."""
+    """Returns certificate files that are valid for the mesh and for a member on loopback."""
     certificate, key = by.issue(*NAMES)
     return {"ca_crt": by.pem, "tls_crt": certificate, "tls_key": key}
 
 
 def held(copies: certificates.Copies) -> list[bytes]:
-    """Returns the files that etcd reads: authorities, certificate, key."""
+    """Returns the files that etcd reads: authorities, certificate and key."""
     return [(copies.folder / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")]
 
 
 def test_copies_take_the_steps_of_a_handover(tmp_path: Path) -> None:
-    """The copies of certificates take the steps of a handover: the former certificate is shown until the files have
-    reached everybody, and both authorities are trusted."""
+    """When the mounted files change, etcd trusts both authorities and shows the former certificate until the new files
+    have reached all clients. Then it changes to the new ones."""
     now = [0.0]
     old, new = issued(Authority()), issued(Authority("new"))
     mounted = Mounted(tmp_path / "mounted", **old)
@@ -58,7 +58,7 @@ def test_copies_take_the_steps_of_a_handover(tmp_path: Path) -> None:
 
 
 def test_files_that_do_not_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Files that do not work are passed on at the start, and later the former ones are kept; each is logged once."""
+    """Unusable files are passed on only at the start. Later the former files are kept. Each case is logged once."""
     old, other = issued(Authority()), issued(Authority("other"))
     mounted = Mounted(tmp_path / "mounted", **{**old, "tls_key": other["tls_key"]})
     copies = certificates.Copies(mounted.path, tmp_path / "run")
@@ -85,7 +85,7 @@ member.main()
 
 
 class Member:
-    """The only member of an etcd with TLS, started as the chart starts it, with short spans."""
+    """The only member of an etcd with TLS, started like the chart's, with short delays."""
 
     def __init__(self, folder: Path, files: dict[str, bytes]) -> None:
         self.mounted = Mounted(folder / "mounted", **files)
@@ -117,7 +117,8 @@ class Member:
             self.child = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
 
     async def answers(self, files: dict[str, bytes]) -> bool:
-        """Returns whether etcd and a client with these files accept each other, on a new connection."""
+        """Returns whether a new connection with the given files succeeds, with etcd and the client accepting each
+        other."""
         settings = EtcdSettings(
             endpoints=(f"https://localhost:{self.port}",),
             ca=files["ca_crt"],
@@ -144,8 +145,8 @@ def member(tmp_path: Path) -> Iterator[tuple[Member, dict[str, bytes]]]:
 
 @pytest.mark.timeout(120)
 async def test_another_authority_is_followed(member: tuple[Member, dict[str, bytes]]) -> None:
-    """Clients without the new authority's files continue while etcd starts again, and clients with only these are
-    served when the new certificate is shown. SIGTERM ends both processes in order."""
+    """When etcd changes to another authority, clients with the former files continue over its restart, and clients with
+    the new files are served once the new certificate is shown. SIGTERM ends both processes in order."""
     running, old = member
     new = issued(Authority("new"))
 

@@ -1,4 +1,4 @@
-"""The etcd of one machine: found, asked for its version, and started so that it compacts itself within a quota."""
+"""The etcd of a mesh on one machine: it is found, asked for its version, and started with compaction and a quota."""
 
 from pathlib import Path
 

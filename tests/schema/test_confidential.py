@@ -1,4 +1,4 @@
-"""Secrets in a registration, known by their name or form; and masks that leave nothing of them."""
+"""Secrets in a registration, which are found by their name or form and masked completely."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_names_of_other_things(name):
     ],
 )
 def test_secrets_of_a_path(path, shown):
-    """Secrets of a path are found, named without being shown, and masked; the rest of the path stays."""
+    """Secrets in a path are found, reported without being shown, and masked. The rest of the path stays."""
     (told,) = confidential.found(path, "")
     assert told.startswith("the path: ")
     assert "hunter2" not in told
@@ -93,7 +93,7 @@ def test_paths_without_secrets_stay_as_they_are(path):
     ],
 )
 def test_secrets_of_a_key(key, where):
-    """Secrets of a key are found at any depth, also in what is no JSON."""
+    """Secrets in a key are found at any depth, even if the key is not JSON."""
     text = json.dumps(key)
     (told,) = confidential.found("", text)
     assert where in told
@@ -113,7 +113,7 @@ def test_a_key_that_is_no_json_is_searched_too():
 
 
 def test_a_key_that_nobody_can_look_through_is_refused_and_not_shown():
-    """A key too deep to be searched, as deep as the interpreter parses, is refused and not shown."""
+    """A key that is nested too deeply to be searched is refused and not shown."""
     for depth in (900, 2000, 100_000):
         text = '{"a":' * depth + '"b"' + "}" * depth
         told, masked = confidential.found("", text), confidential.masked_key(text)
@@ -130,7 +130,7 @@ def test_a_key_that_nobody_can_look_through_is_refused_and_not_shown():
     ],
 )
 def test_keys_without_secrets_stay_as_they_are(key):
-    """Keys without secrets stay unchanged to the byte."""
+    """Keys without secrets stay unchanged, byte by byte."""
     assert confidential.found("", key) == []
     assert confidential.masked_key(key) == key
 
@@ -144,7 +144,7 @@ VALUES = st.recursive(
 
 @given(VALUES, st.sampled_from(SECRET[:10]))
 def test_whatever_stands_around_a_secret_it_is_found_and_masked(around, name):
-    """A secret is found and masked whatever surrounds it, and nothing ever raises."""
+    """A secret in a key is found and masked, whatever the rest of the key looks like."""
     text = json.dumps({"around": around, "deep": [{name: "hunter2-hunter2"}]})
     assert any(name in told for told in confidential.found("", text))
     assert "hunter2-hunter2" not in confidential.masked_key(text)

@@ -1,4 +1,4 @@
-"""Tokens of copies: their written form, and which copy may answer for which."""
+"""Tokens of copies: how they are written, and which copy may answer for which."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ def test_before_a_reload_it_is_what_earlier_versions_write() -> None:
 
 @given(st.binary(max_size=40))
 def test_whatever_comes_is_read_or_is_none(token: bytes) -> None:
-    """Any text is read as a token or as none, and an invalid token supersedes no copy."""
+    """A token that cannot be read supersedes no copy and is superseded by none."""
     if copytoken.read(token) is None:
         assert not copytoken.supersedes(token, b"a.1")
         assert not copytoken.supersedes(b"a.1.9", token)

@@ -1,4 +1,4 @@
-"""Sets of ids that may err on one side only."""
+"""Sets of ids that may contain ids by mistake but never miss one."""
 
 import pytest
 from hypothesis import given
@@ -11,13 +11,13 @@ IDS = st.sets(st.text(max_size=30), max_size=200)
 
 @given(IDS)
 def test_whatever_is_in_it_is_found_also_after_its_way_through_etcd(ids):
-    """Every id of a set is found, also after a round trip through etcd."""
+    """A set that was encoded for etcd and decoded again still contains each of its ids."""
     decoded = IdSet.decode(IdSet.of(ids).encode())
     assert all(one in decoded for one in ids)
 
 
 def test_few_others_are_found_and_it_stays_small():
-    """At the maximum number of ids few others are found by mistake, and the set stays small."""
+    """A set with the maximum number of ids stays small, and contains less than 2 % of other ids by mistake."""
     made = IdSet.of(f"customer-{number}/churn" for number in range(MAX_IDS))
     assert len(made.encode()) < 6500
     wrong = sum(f"other-{number}" in made for number in range(10_000))
@@ -33,7 +33,7 @@ def test_the_empty_set():
 
 @given(st.text(max_size=200))
 def test_nonsense_is_an_error_or_a_set(text):
-    """Any bytes, as another program may have put them into etcd, are a set or a ValueError."""
+    """Decoding any bytes, as another program may have put them into etcd, gives a set or raises ValueError."""
     try:
         assert ("a" in IdSet.decode(text)) in (True, False)
     except ValueError:

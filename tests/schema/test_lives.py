@@ -1,4 +1,4 @@
-"""Lives, tombstones and routers as etcd holds them."""
+"""Lives, tombstones and routers as stored in etcd."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_whatever_stands_there_is_read_or_refused_with_one_error(kind, value):
 
 @given(pod=names, incarnation=names, model=names)
 def test_no_pods_key_is_a_tombstone(pod, incarnation, model):
-    """No pod's key is a tombstone, even if the pod has such a name, and every key tells what it belongs to."""
+    """The key of a copy never equals that of a tombstone, whatever the pod's name, and each key can be parsed back."""
     assert KEYS.copy(model, pod) != KEYS.tombstone(model)
     assert KEYS.copy(model, pod) < KEYS.tombstone(model)
     assert KEYS.copy_of(KEYS.copy(model, pod)) == (model, pod)

@@ -1,4 +1,4 @@
-"""Records in etcd: they survive being read and written, by us and with fields that we do not know."""
+"""Records in etcd, which keep all their fields when read and written, even those that Mesh does not know."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ ids = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="
 
 
 def test_reads_the_predecessors_record_and_keeps_what_it_does_not_know():
-    """A record written by the predecessor comes back with every attribute it had."""
+    """A record written by the predecessor still has all its attributes after Mesh has read and written it."""
     before = {
         "type": "onnx", "encKey": '{"storage_key":"s"}', "mPath": "a/b", "lu": 1700000000000, "refs": 1,
         "instanceIds": {"abc": 5}, "failedIn": {"p": 9}, "fails": {"p": {"msg": "no"}}, "autoDel": True,
@@ -37,7 +37,8 @@ def test_reads_the_predecessors_record_and_keeps_what_it_does_not_know():
 
 
 def test_an_absent_type_is_the_legacy_one():
-    """An absent type is the legacy one, because the predecessor leaves out the type of its oldest records."""
+    """A record without a type has the legacy type, because the predecessor leaves out the type of its oldest
+    records."""
     assert ModelRecord.decode(b"{}").type == "NLCLASSIFIER"
 
 
@@ -55,14 +56,14 @@ def test_an_absent_type_is_the_legacy_one():
     ],
 )
 def test_a_broken_model_record_is_a_value_error(value):
-    """Reading a broken model record, whatever etcd holds, raises ValueError and nothing else."""
+    """Reading a broken model record raises ValueError, whatever etcd holds."""
     with pytest.raises(ValueError):
         ModelRecord.decode(value)
 
 
 @given(st.binary(max_size=60))
 def test_garbage_never_crashes_a_decoder(value):
-    """Any bytes are a record or a ValueError."""
+    """Decoding any bytes gives a record or raises ValueError."""
     for kind in (ModelRecord, PodRecord, CopyRecord):
         try:
             kind.decode(value)
@@ -84,7 +85,7 @@ WHOLE = [
 @pytest.mark.parametrize(("kind", "whole"), WHOLE, ids=lambda value: getattr(value, "__name__", ""))
 @given(st.data())
 def test_any_value_of_any_attribute_is_a_record_or_a_value_error(kind, whole, data):
-    """A record with any value in any attribute is read or raises ValueError; one that was read can be written, read
+    """With any value in any attribute, a record is read or raises ValueError. One that was read can be written, read
     again and compared."""
     fields = json.loads(whole.encode())
     for name in data.draw(st.lists(st.sampled_from(sorted(fields) + NAMES), min_size=1, max_size=3)):
@@ -101,8 +102,8 @@ def test_any_value_of_any_attribute_is_a_record_or_a_value_error(kind, whole, da
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1" * 30])
 def test_a_number_that_is_none_makes_a_record_none(number):
-    """A record with an invalid number is refused: such numbers once raised OverflowError from 1e999, or failed with 30
-    digits where they were sent."""
+    """A record with an invalid number is refused. Before, 1e999 raised OverflowError, and a number of 30 digits failed
+    only when it was sent."""
     copy = CopyRecord("i", 77, "loaded").encode().replace(b'"age":0', b'"age":' + number.encode())
     with pytest.raises(ValueError, match="not a copy record"):
         CopyRecord.decode(copy)
@@ -110,15 +111,15 @@ def test_a_number_that_is_none_makes_a_record_none(number):
 
 @pytest.mark.parametrize("address", ["", "here", "h:99999", "h :1", "h:1\r\nx: y", "\u0661:\u0661", 7.5])
 def test_an_address_that_is_none_makes_a_pod_none(address):
-    """A pod's record with an invalid address is refused; otherwise the first call to it would fail in the code that
-    follows etcd."""
+    """A pod's record with an invalid address is refused. Otherwise the first call to the pod would fail in the code
+    that follows etcd."""
     fields = {"incarnation": "i", "data": address, "control": "h:2"}
     with pytest.raises(ValueError, match="not a pod record"):
         PodRecord.decode(json.dumps(fields).encode())
 
 
 def test_failures_expire_and_one_a_pod_is_kept():
-    """The newest failure of each pod counts until it expires."""
+    """A record keeps the newest failure of each pod until it expires."""
     record = ModelRecord("t", failures=(Failure("a", 100, "old"), Failure("b", 5, "expired")))
     record = record.with_failure(Failure("a", 150, "new"), 160, 100)
     assert record.failures == (Failure("a", 150, "new", since_ms=100),)
@@ -126,8 +127,8 @@ def test_failures_expire_and_one_a_pod_is_kept():
 
 
 def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
-    """Failures survive a round trip, with times and texts where the predecessor looks for them; those that it wrote
-    itself are of a kind that lasts."""
+    """Failures survive a round trip, with times and texts where the predecessor looks for them. Failures that the
+    predecessor wrote count as lasting."""
     failure = Failure("a", 150, "no", FailureKind.PASSING, 100, 5000, "digest", "secret")
     record = ModelRecord("t", failures=(failure, Failure("b", 120, "old", since_ms=120)))
     assert ModelRecord.decode(record.encode()).failures == (failure, Failure("b", 120, "old"))
@@ -138,8 +139,8 @@ def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
 
 
 def test_blames_survive_a_round_trip():
-    """Blames survive a round trip, with the request and the reason for a quarantine; a record of the previous version
-    counts its deaths."""
+    """Blames survive a round trip, with the request and the reason for a quarantine. Absolving the model removes them
+    all."""
     one = Blame("a", 5, "", sure=True, digests=("aa", "bb"))
     record = ModelRecord("t", killed=("x",), blames=(one,), guilty="for a reason")
     assert ModelRecord.decode(record.encode()) == record
@@ -149,7 +150,7 @@ def test_blames_survive_a_round_trip():
 
 
 def test_two_deaths_are_a_quarantine():
-    """Two deaths are a quarantine, because one death may be chance."""
+    """Two deaths quarantine a model, because one may be chance."""
     assert not ModelRecord("t", killed=("x",)).quarantined
     assert ModelRecord("t", killed=("x", "y")).quarantined
 
@@ -212,13 +213,13 @@ COPIES = st.builds(
 
 @given(MODELS)
 def test_every_model_record_survives_a_round_trip(record):
-    """Every model record survives a round trip, whatever its attributes hold."""
+    """Every model record survives a round trip, whatever its attributes are."""
     assert ModelRecord.decode(record.encode()) == record
 
 
 @given(COPIES)
 def test_every_copy_survives_a_round_trip_and_so_does_its_token(copy):
-    """Every copy survives a round trip, and pods and routers make the same token of it."""
+    """Every copy's record survives a round trip, and pods and routers derive the same token from it."""
     again = CopyRecord.decode(copy.encode())
     assert again == copy
     assert copytoken.read(again.token) == (copy.incarnation.encode(), copy.create_revision, copy.generation)
@@ -226,8 +227,8 @@ def test_every_copy_survives_a_round_trip_and_so_does_its_token(copy):
 
 @given(MODELS)
 def test_what_was_loaded_is_no_part_of_a_registration(record):
-    """Loaded content is no part of a registration: registering the same again, in whatever generation, is no conflict,
-    and a reload changes nothing else."""
+    """Loaded content is not part of a registration: registering the same model again is no conflict, whatever its
+    generation, and a reload changes nothing else."""
     asked = ModelRecord(record.type, record.path, record.key, sha256=record.sha256)
     after = record.reloaded()
     assert record.same_registration(asked)
@@ -263,14 +264,14 @@ def test_ids_survive_the_keys(model, pod):
 
 @given(ids, ids)
 def test_no_models_copies_stand_in_anothers_range(one, other):
-    """The ranges of copies of `a` and `a/b`, or `a` and `ab`, are disjoint."""
+    """The key ranges of the copies of `a` and `a/b`, or of `a` and `ab`, do not overlap."""
     start = KEYS.copies(one)
     inside = start <= KEYS.copy(other, "p") < after_prefix(start)
     assert inside == (one == other)
 
 
 def test_the_presence_range_holds_pods_and_copies_only():
-    """The presence range holds pods and copies only, so registrations never reach a router's watch."""
+    """The presence range contains pods and copies but no registrations, so a router's watch never receives these."""
     start, end = KEYS.presence_range
     assert start <= KEYS.copy("m", "p") < end
     assert start <= KEYS.pod("\U0010ffff") < end
@@ -281,6 +282,6 @@ def test_the_presence_range_holds_pods_and_copies_only():
 
 @pytest.mark.parametrize("bad", ["", "a\0b", "x" * 1025, "\ud800"])
 def test_ids_that_no_key_can_hold_are_refused(bad):
-    """An id that no key can hold is refused before anything is written."""
+    """An id that cannot be part of a key is refused before anything is written."""
     with pytest.raises(ValueError):
         check_id(bad)

@@ -1,4 +1,4 @@
-"""The own version of a model: the numbered folder in its path."""
+"""The version of a model, which is the number of the folder in its path."""
 
 import pytest
 
@@ -24,5 +24,6 @@ from mesh.schema import versions
     ],
 )
 def test_a_models_own_version_is_the_number_of_its_folder(path, version):
-    """Repositories with numbered folders keep their version numbers; every other model has version 1."""
+    """A model in a repository with numbered folders has its folder's number as its version. Every other model has
+    version 1."""
     assert versions.own(path) == version

@@ -1,4 +1,4 @@
-"""Records of virtual models: the predecessor's are read and written as it does, and nothing in them is lost."""
+"""Records of virtual models, which Mesh reads and writes like the predecessor, without losing anything in them."""
 
 import json
 
@@ -35,15 +35,16 @@ WHOLE = VModelRecord(
 
 @pytest.mark.parametrize(("fields", "record"), PREDECESSORS, ids=lambda value: None)
 def test_the_predecessors_records_are_read_and_written_byte_by_byte(fields, record):
-    """The predecessor leaves out attributes at their default, so what it wrote comes back as the same bytes."""
+    """A record of the predecessor is written back with the same bytes. Both leave out attributes that have their
+    default."""
     value = json.dumps(fields, separators=(",", ":")).encode()
     assert vmodels.decode(value) == record
     assert vmodels.encode(record) == value
 
 
 def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
-    """Everything that Mesh adds to the predecessor's record is under a single attribute, which the predecessor passes
-    on as unknown."""
+    """Everything that Mesh adds to the predecessor's record is in one attribute, which the predecessor keeps as
+    unknown."""
     assert json.loads(vmodels.encode(WHOLE)) == {
         "o": "me", "amid": "fraud@7", "tmid": "fraud@8", "failed": True,
         "mesh": {
@@ -55,8 +56,8 @@ def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
 
 
 def test_unknown_attributes_survive_at_both_levels():
-    """Unknown attributes at both levels survive, because a later version of Mesh, or the predecessor (`actionable`),
-    may have written them."""
+    """Unknown attributes at both levels survive. A later version of Mesh or the predecessor (`actionable`) may have
+    written them."""
     fields = {"amid": "a", "tmid": "b", "mesh": {"keep": 1, "canary": {"step": 5}}, "actionable": True, "x": [None]}
     assert json.loads(vmodels.encode(vmodels.decode(json.dumps(fields).encode()))) == fields
 
@@ -79,14 +80,14 @@ def test_unknown_attributes_survive_at_both_levels():
     ],
 )
 def test_an_invalid_record_is_a_value_error(value):
-    """An invalid record raises ValueError, after which readers skip it; another error would end them."""
+    """An invalid record raises ValueError, so readers skip it. Any other error would end them."""
     with pytest.raises(ValueError, match="not "):
         vmodels.decode(value)
 
 
 @pytest.mark.parametrize("fields", [{"amid": "a"}, {"tmid": "a"}, {"amid": "a", "tmid": None}])
 def test_a_record_with_one_of_two_models_does_not_move(fields):
-    """A record with only one of its two models does not move: the active model is the target."""
+    """If a record names only one of its two models, that model is both active and the target, and nothing moves."""
     assert vmodels.decode(json.dumps(fields).encode()) == VModelRecord("a", "a")
 
 
@@ -96,7 +97,7 @@ _MESH_NAMES = ["versions", "keep", "weights", "sticky", "mirror", "wait", "why",
 
 @given(st.data())
 def test_any_value_of_any_attribute_is_a_record_or_a_value_error(data):
-    """A record that was read can be written and read again with the same result."""
+    """A record that could be read is the same after being written and read again."""
     fields = json.loads(vmodels.encode(WHOLE))
     inner = data.draw(st.booleans())
     changed = fields["mesh"] if inner else fields
@@ -111,13 +112,13 @@ def test_any_value_of_any_attribute_is_a_record_or_a_value_error(data):
 
 
 def test_each_model_is_named_once_whatever_its_roles():
-    """Each model is named once whatever its roles, because references count the vmodels that name a model."""
+    """Each model of an alias is listed once, whatever its roles, because references count aliases."""
     assert WHOLE.names() == {"fraud@7", "fraud@8", "fraud@9"}
     assert VModelRecord("a", "b").names() == {"a", "b"}
     assert VModelRecord("a", "a", more=VModelMore(weights={"c": 0})).names() == {"a", "c"}
 
 
 def test_a_model_is_the_latest_of_its_versions():
-    """The version of a model that is registered as several versions is the latest of them."""
+    """If a model is registered as several versions, its version is the latest of them."""
     more = VModelMore({"1": "a", "2": "b", "3": "a"})
     assert [more.version_of(model) for model in ("a", "b", "c")] == ["3", "2", ""]

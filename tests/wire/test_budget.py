@@ -1,4 +1,4 @@
-"""The budget of bodies: refusal before reading if there is no room, and release at every possible end."""
+"""The budget of bodies: bodies without room are refused unread, and every way to end a call releases its bytes."""
 
 import asyncio
 
@@ -33,13 +33,13 @@ class Peers:
         return connection
 
     def send(self, data):
-        """Opens a connection and sends on it."""
+        """Opens a connection and sends the data on it."""
         connection = self.connect()
         deliver(connection, data)
         return connection
 
     def judge(self, seconds=1):
-        """Makes so many checks of peers that owe bytes."""
+        """Checks the connections that still owe bytes, once for each second."""
         for _ in range(seconds):
             self.server._judge()
 
@@ -60,7 +60,7 @@ async def peers():
 
 
 def head(size, **options):
-    """Returns a request's head, with a length or, for `chunks`, the prefix of its message."""
+    """Returns the head of a request with a length. With `chunks`, the prefix of its message is included."""
     whole = request(frames(bytes(size)), **options)
     return whole[: whole.index(b"\r\n\r\n") + (50 if "chunks" in options else 4)]
 
@@ -71,7 +71,7 @@ def only(connection):
 
 
 def reason(reply):
-    """Returns reason and seconds to wait of a failure's details."""
+    """Returns the reason in a failure's details, and the seconds to wait before the next attempt."""
     status = details_pb2.Status.FromString(metadata.decode_bin(reply.metadata(b"grpc-status-details-bin")))
     info = details_pb2.ErrorInfo.FromString(status.details[0].value)
     delays = [details_pb2.RetryInfo.FromString(part.value).retry_delay.seconds for part in status.details[1:]]
@@ -80,8 +80,8 @@ def reason(reply):
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_what_finds_no_room_is_refused_before_it_comes(peers, options):
-    """A body that finds no room is refused by its head or its prefix: none of the rest is read, and the caller learns
-    when to come again."""
+    """A body for which there is no room is refused by its head or its prefix. The rest is not read, and the caller
+    learns when to try again."""
     first = [peers.send(head(BIG, **options)) for _ in range(2)]
     assert peers.budget.held == 2 * (BIG + 5)
     assert not any(connection.transport.written for connection in first)
@@ -170,7 +170,7 @@ async def test_a_stream_that_is_dropped_by_everybody_gives_its_bytes_back(peers)
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_a_body_that_does_not_come_is_ended_with_an_answer(peers, options):
-    """A request that stops after 14 of 15 MB is ended with an answer."""
+    """A request whose body stops arriving is answered with DEADLINE_EXCEEDED and ended after 15 seconds."""
     connection = peers.send(head(BIG, **options))
     peers.judge(10)
     assert not connection.transport.written

@@ -1,4 +1,4 @@
-"""The client, byte by byte, without a socket: its reading of replies however they are cut, and of invalid ones."""
+"""The client without a socket, byte by byte: replies cut in any way, and invalid replies."""
 
 import asyncio
 
@@ -59,8 +59,8 @@ def reply_bytes(messages, *, code=0, text=b"", headers=(), trailers=(), sizes=()
 
 
 async def whole(outcome):
-    """Returns the outcome in one form: code, text, frames, headers, trailers; or the kind of loss and frames before
-    it."""
+    """Returns the outcome of a call as code, text, frames, headers and trailers. For a lost call, returns the kind of
+    loss and the frames before it."""
     got = await outcome.get()
     if isinstance(got, client.Lost):
         return got.kind

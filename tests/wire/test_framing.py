@@ -1,4 +1,4 @@
-"""Frames and compressed messages: round trips, and nothing above a limit is ever decompressed."""
+"""Frames and compressed messages: round trips, and limits on what is decompressed."""
 
 import gzip
 import tracemalloc

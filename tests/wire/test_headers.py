@@ -1,4 +1,4 @@
-"""Names in internal headers: any text arrives as it was sent."""
+"""Names in internal headers, which arrive as they were sent whatever their text."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +10,8 @@ TEXTS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20)
 
 @given(TEXTS, TEXTS)
 def test_alias_and_version_arrive_as_they_were_sent(alias, version):
-    """Slashes, percent signs, line ends and other alphabets survive, and the value can be sent in a head."""
+    """An alias and a version may contain slashes, percent signs, line ends and other alphabets, and their header is
+    still valid in a head."""
     value = headers.named_as(alias, version)
     assert headers.read_as(value) == (alias, version)
     assert value in metadata.encode_headers([(headers.AS, value)])
@@ -18,7 +19,7 @@ def test_alias_and_version_arrive_as_they_were_sent(alias, version):
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
 def test_listed_versions_arrive_as_they_were_sent(versions):
-    """A list of versions is the same on both sides."""
+    """A list of versions is read as it was written."""
     value = headers.listed(versions)
     assert headers.read_listed(value) == versions
     assert value in metadata.encode_headers([(headers.VERSIONS, value)])

@@ -1,4 +1,4 @@
-"""The short cut past the parser, which gives the parser's results for any bytes, however often they come."""
+"""The shortcut past the parser for known heads, which gives the parser's results for any bytes and any repetition."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ LIMIT = 1000
 
 
 class Forgetful(heads.Memo):
-    """A memory that keeps nothing, so that everything goes to the parser."""
+    """A memory that keeps nothing, so every head goes to the parser."""
 
     def worth(self, key):
         return False
@@ -22,7 +22,8 @@ class Forgetful(heads.Memo):
 
 
 def outcomes_of_requests(reads, memo):
-    """Returns a server's outcomes of these reads, in order, each on a fresh connection if the last one ended."""
+    """Returns what a server makes of the given reads, in order. If a connection ends, the next read comes on a new
+    one."""
     seen = []
 
     def handler(one):
@@ -135,7 +136,7 @@ def test_a_request_that_came_twice_is_recognised_with_another_message_and_anothe
 
 
 def outcomes_of_replies(reads, memo):
-    """Returns a client's outcomes of these reads, each the reply to a call of its own."""
+    """Returns what a client makes of the given reads, in order, each as the reply to a separate call."""
 
     async def scenario():
         pool = client.Pool("unix:/nowhere", max_message=LIMIT)

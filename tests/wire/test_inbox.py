@@ -1,4 +1,4 @@
-"""The inbox: frames out of any cutting of the bytes, and reading that stops while too much is held."""
+"""The inbox: frames from bytes cut in any way, and a pause in reading while it holds too much."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Decompression of streams: all of it, however it is cut, and never more than is wanted."""
+"""Decompression of streams: complete, however they are cut, and never beyond the requested amount."""
 
 import gzip
 import itertools

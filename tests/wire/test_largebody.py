@@ -53,7 +53,7 @@ def restored():
 
 
 def pieces(data, sizes, heads):
-    """Returns a body in chunks, whose heads are written in different ways, and its end."""
+    """Returns a body in chunks, including its end. `heads` are the formats of the chunks' heads."""
     written = []
     for number, size in enumerate([*sizes, len(data)]):
         piece, data = data[:size], data[size:]
@@ -72,7 +72,7 @@ DAMAGE = st.none() | st.tuples(st.integers(0, 5000), st.integers(0, 255))
 
 
 def damaged(data, damage):
-    """Returns the bytes with one of them replaced."""
+    """Returns the bytes with one byte replaced."""
     if damage is None:
         return data
     place, byte = damage
@@ -81,22 +81,22 @@ def damaged(data, damage):
 
 
 def without_the_parsers_words(text):
-    """Returns an error's text, or an answer that bears it, without what the parser says of malformed bytes: where a
-    chunk does not end as it must, it is told something else."""
+    """Returns an error's text, or the reply that contains it, without the parser's own description of malformed bytes.
+    That differs if the parser did not see all bytes of a chunk."""
     if isinstance(text, str):
         return re.sub(r"not HTTP/1.1: .*", "not HTTP/1.1", text)
     return re.sub(rb"not valid HTTP/1.1: [^\r]*\r\ngrpc-status-details-bin: [^\r]*", b"not valid HTTP/1.1", text)
 
 
 async def delivered(connected, data, made):
-    """Gives bytes to a connection, with a turn of the event loop after each read."""
+    """Gives bytes to a connection in reads, with one turn of the event loop after each."""
     while data and not (made and connected.transport.closed):
         data = data[deliver_one(connected, data, made) :]
         await asyncio.sleep(0)
 
 
 async def served(reads):
-    """Returns the reads as they were made, what a handler sees of them, its answers, and how the connection ends."""
+    """Returns the reads as they were made, what the handler saw of them, its answers, and how the connection ended."""
     made, seen, tasks, budget = [], [], set(), Budget(1 << 20)
 
     async def echo(one):
@@ -136,8 +136,8 @@ async def served(reads):
 @example([b"x" * 500], [], [b"%x"], [], None, True, 8)
 @example([b"x" * 500], [100, 100], [b"%x", b"%x;a=b"], [200], None, True, 8)
 def test_however_a_request_comes_a_server_sees_the_same(messages, sizes, heads, cuts, damage, chunks, least):
-    """A server that reads large messages past its parser calls its handler, answers and closes as one that does not,
-    whatever the chunks, the cuts between reads, and the damage."""
+    """A server that reads large messages past its parser behaves like one that does not, whatever the chunks, the cuts
+    between reads, and the damage: handler, answers and the connection's end are the same."""
     body = frames(*messages)
     if chunks:
         one = request(b"", chunks=[])[:-5] + pieces(body, sizes, heads) + b"0\r\n\r\n"
@@ -155,8 +155,8 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding:
 
 
 async def answered(reads):
-    """Returns the reads as they were made, the outcome of a call whose reply comes in them, and the state of its
-    connection."""
+    """Makes a call whose reply comes in the given reads. Returns the reads as they were made, the outcome, and the
+    state of the connection."""
     budget = Budget(1 << 20)
     pool = client.Pool("unix:/nowhere", max_connections=1, max_message=LIMIT, budget=budget)
     connection = clientconnection.ClientConnection(pool, LIMIT, 60)
@@ -203,8 +203,8 @@ async def answered(reads):
 @example([b"x" * 500], [100, 100], [b"%x", b"%x;a=b"], [140], None, 8)
 @example([b"x" * 500], [], [b"%x"], [140], (67, ord("!")), 8)  # transfer-encoding:!chunked
 def test_however_a_reply_comes_a_client_sees_the_same(messages, sizes, heads, cuts, damage, least):
-    """A client that reads large messages past its parser reports what one reports that does not, and keeps or ends its
-    connection alike."""
+    """A client that reads large messages past its parser reports the same outcome as one that does not, and keeps or
+    ends its connection alike."""
     reply = HEAD + pieces(frames(*messages), sizes, heads) + b"0\r\ngrpc-status: 0\r\nt: 1\r\n\r\n"
     reads = cut(damaged(reply, damage), cuts)
 
@@ -215,7 +215,7 @@ def test_however_a_reply_comes_a_client_sees_the_same(messages, sizes, heads, cu
 
 
 def test_a_large_frame_is_neither_copied_nor_zeroed_but_its_bytes_are_those_that_came():
-    """The frame that a handler gets is the memory that the reads were put into."""
+    """The frame that a handler gets is the very memory into which the large message was read."""
     large(16)
 
     async def scenario():
@@ -238,7 +238,7 @@ def test_a_large_frame_is_neither_copied_nor_zeroed_but_its_bytes_are_those_that
 
 
 async def posted(reads):
-    """Returns the reads as they were made, what a server of plain HTTP hands out of these reads, and what it writes."""
+    """Returns the reads as they were made, the requests that a server of plain HTTP hands out, and what it writes."""
     made, seen, budget = [], [], Budget(1 << 20)
 
     def handle(one):
@@ -263,8 +263,8 @@ async def posted(reads):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(LONG, st.integers(500, 600).map(lambda size: b"abcd" * size)), max_size=3), CUTS, DAMAGE)
 def test_however_a_body_comes_a_server_of_plain_http_hands_out_the_same(bodies, cuts, damage):
-    """A server of plain HTTP that reads large bodies past its parser hands out and answers the same as one that does
-    not, also for bodies above its limit."""
+    """A server of plain HTTP that reads large bodies past its parser hands out the same requests and gives the same
+    answers as one that does not, even for bodies above its limit."""
     data = b"".join(
         b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
         for body in (*bodies, b"next")

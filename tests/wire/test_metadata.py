@@ -1,4 +1,4 @@
-"""Time-outs, status texts, binary values: round trips, and bytes that must never reach a header line."""
+"""Time-outs, status texts and binary values in headers: round trips, and bytes that must never reach a header line."""
 
 import math
 import re

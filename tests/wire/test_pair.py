@@ -1,4 +1,5 @@
-"""Server and client together over real sockets: every shape of call, cancels, large messages, the pool's bounds."""
+"""Server and client together over real sockets: every shape of call, cancellations, large messages, and the bounds of
+the pool."""
 
 import asyncio
 import os
@@ -17,7 +18,7 @@ MESSAGE = 8 << 20
 
 
 class Service:
-    """A handler with a method for each shape, and a record of its calls."""
+    """A handler with a method for each shape of call, which records its calls."""
 
     def __init__(self):
         self.calls = []
@@ -58,7 +59,7 @@ class Service:
         self.cancelled += 1
 
     async def Count(self, one):
-        """Streams as many messages as asked for, of the size asked for."""
+        """Streams the requested number of messages of the requested size."""
         frame = await one.read()
         count, size = map(int, frame[5:].split())
         for number in range(count):
@@ -73,7 +74,7 @@ class Service:
         one.finish(Code.ABORTED, "enough", [(b"t", b"1")])
 
     async def Early(self, one):
-        """Answers before its request has ended."""
+        """Answers before the end of the request."""
         await one.read()
         one.fail(Code.FAILED_PRECONDITION, "no more")
 

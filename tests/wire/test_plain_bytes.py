@@ -1,4 +1,4 @@
-"""The plain HTTP server, byte by byte, without a socket: requests however they are cut, refused ones, invalid ones."""
+"""The plain HTTP server without a socket, byte by byte: requests cut in any way, refused requests, and invalid ones."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ _ANSWER = re.compile(rb"HTTP/1\.1 (\d+) [^\r]*\r\n((?:[^\r]+\r\n)*)\r\n")
 
 
 def answers(written):
-    """Returns status, header lines and body of each answer."""
+    """Returns the status, the header lines and the body of each answer."""
     found = []
     while written:
         head = _ANSWER.match(written)
@@ -32,7 +32,7 @@ def answers(written):
 
 
 class Served:
-    """One connection of a server without a socket; each request is recorded, and answered with its body."""
+    """A connection of a server, without a socket. Each request is recorded, and answered with its own body."""
 
     def __init__(self, handler=None, **limits):
         self.requests = []  # (method, target, fields, body)
@@ -75,7 +75,7 @@ class Served:
 
 
 def post(body, *, target=b"/a", fields=b"", pieces=None):
-    """Returns a request; with `pieces` its body is chunked."""
+    """Returns a request. With `pieces`, its body is chunked."""
     if pieces is None:
         return b"POST %b HTTP/1.1\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n%b" % (target, fields, len(body), body)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
@@ -97,7 +97,8 @@ BODIES = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(BODIES, st.lists(st.integers(0, 2000), max_size=12))
 def test_however_the_bytes_are_cut_the_requests_are_the_same(bodies, places):
-    """Requests, their order and their answers do not depend on the pieces in which their bytes arrive."""
+    """However the bytes are cut, the server hands out the same requests, in the same order and with the same
+    answers."""
     data = b"".join(
         post(b"".join(pieces), target=target, fields=fields, pieces=pieces if chunked else None)
         for target, fields, pieces, chunked in bodies
@@ -119,7 +120,8 @@ def test_however_the_bytes_are_cut_the_requests_are_the_same(bodies, places):
 
 
 async def test_a_head_that_came_before_is_shared_and_is_the_same_as_parsed():
-    """The third request with one head gets the head of the second; a further field makes it another head."""
+    """From the third request with the same head on, the parsed head of the second one is reused. A head with another
+    field is parsed separately."""
     served = Served()
     for _ in range(3):
         await served.feed(post(b"body", fields=b"x-a: 1\r\n"))
@@ -134,7 +136,8 @@ async def test_a_head_that_came_before_is_shared_and_is_the_same_as_parsed():
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_refused_body_is_read_and_dropped_and_the_connection_stays(chunked):
-    """A body above the limit is answered once all of it has come; nothing of it is held, and the next is served."""
+    """A body above the limit is answered once all of it has arrived. None of it is kept, and the next request on the
+    connection is served."""
     served = Served()
     body = bytes(5 * LIMIT)
     data = post(body, pieces=[body] if chunked else None)
@@ -148,7 +151,7 @@ async def test_a_refused_body_is_read_and_dropped_and_the_connection_stays(chunk
 
 
 async def test_a_body_without_room_is_refused_and_the_rest_is_not_waited_for_long(monkeypatch):
-    """A client that waits after its request was refused gets the answer after a moment of silence; then the connection
+    """If a client stops sending after its body was refused, it gets the answer after a moment, and the connection
     ends."""
     monkeypatch.setattr(plainconnection, "_SILENCE", 0.01)
     served = Served(budget=budgets.Budget(100))
@@ -160,7 +163,7 @@ async def test_a_body_without_room_is_refused_and_the_rest_is_not_waited_for_lon
 
 
 async def test_a_client_that_asks_before_it_sends_is_told_at_once():
-    """`Expect: 100-continue` is answered with 100 for a body that is taken, else with the refusal."""
+    """`Expect: 100-continue` is answered with 100 if the body will be accepted, and with the refusal otherwise."""
     served = Served()
     await served.feed(b"POST /a HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
     assert served.transport.written == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -180,7 +183,7 @@ async def test_a_client_that_asks_before_it_sends_is_told_at_once():
     ],
 )
 async def test_bytes_that_are_no_request_are_answered_and_end_the_connection(data):
-    """Bytes that are no request get 400 after the answers of those before them."""
+    """Bytes that are not a request are answered with 400 after the requests before them, and the connection ends."""
     served = Served()
     await served.feed(post(b"good"), data)
     statuses = [status for status, *_ in served.answers]
@@ -190,7 +193,7 @@ async def test_bytes_that_are_no_request_are_answered_and_end_the_connection(dat
 
 
 async def test_a_handler_that_raises_is_an_internal_error_and_others_go_on():
-    """An exception out of a handler is answered with 500, and counted."""
+    """If a handler raises, the request is answered with 500, and the error is counted. The next request is served."""
 
     def fails(one):
         if one.head.target == b"/bad":
@@ -204,7 +207,8 @@ async def test_a_handler_that_raises_is_an_internal_error_and_others_go_on():
 
 
 async def test_a_client_that_goes_away_is_told_to_the_handler_and_answers_do_nothing():
-    """The loss of a connection cancels its request once, and its bytes return to the budget."""
+    """When a connection is lost, its request is cancelled once, its bytes return to the budget, and a late answer does
+    nothing."""
     gone = []
     waiting = []
 
@@ -223,7 +227,8 @@ async def test_a_client_that_goes_away_is_told_to_the_handler_and_answers_do_not
 
 
 async def test_a_connection_that_its_client_closes_says_so():
-    """The answer to HTTP/1.0, or to `Connection: close`, says that the connection ends, and it does."""
+    """After a request of HTTP/1.0, or with `Connection: close`, the answer announces the end of the connection, and the
+    server closes it."""
     for data in (b"POST /a HTTP/1.0\r\ncontent-length: 0\r\n\r\n", post(b"", fields=b"connection: close\r\n")):
         served = Served()
         await served.feed(data)

@@ -1,4 +1,5 @@
-"""A request's digest: the same for any id and any name of the model, and for its remains in shared memory."""
+"""A request's digest, which depends on neither its id nor its model's name, and can be computed from what a dead server
+leaves in shared memory."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,8 @@ def frame(
 @pytest.mark.parametrize("size", [0, 10, 1000, 32_700, 40_000, 100_000])
 @pytest.mark.parametrize("typed", [True, False])
 def test_neither_id_nor_name_change_it(size, typed):
-    """Neither the id nor the name changes the digest, whatever their lengths and however long the request."""
+    """Neither the id nor the name of the model changes a request's digest, whatever their lengths and that of the
+    request."""
     expected = requestdigest.digest(frame(bytes(size), typed=typed))
     for name, version, id in (("m", "", "1"), ("alias", "8", ""), ("another", "", "i" * 5000)):
         again = frame(bytes(size), name=name, version=version, id=id, typed=typed)
@@ -34,7 +36,8 @@ def test_neither_id_nor_name_change_it(size, typed):
 
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
 def test_contents_shape_and_length_change_it(size):
-    """Contents, shape and length change the digest; of long requests the beginning and the length count."""
+    """Contents, shape and length change a request's digest. Of long requests, only the beginning and the length
+    count."""
     found = {
         requestdigest.digest(frame(bytes(size))),
         requestdigest.digest(frame(b"\1" + bytes(size - 1))),
@@ -47,20 +50,22 @@ def test_contents_shape_and_length_change_it(size):
 
 @pytest.mark.parametrize("size", [0, 1000, 65_400, 65_536, 70_000, 1_000_000])
 def test_the_beginning_of_a_frame_and_its_length_are_enough(size):
-    """The beginning of a frame and its length, as a dead server leaves them, are enough for the digest."""
+    """A request's digest can be computed from the beginning of its frame and the frame's length, which is what a dead
+    server leaves."""
     whole = frame(bytes(range(256)) * (size // 256), id="7")
     assert requestdigest.digest(whole[: requestdigest.KEPT], len(whole)) == requestdigest.digest(whole)
 
 
 @given(st.binary(max_size=200))
 def test_anything_has_one(data):
-    """Garbage and compressed messages have a digest too, of their unchanged bytes."""
+    """Invalid and compressed messages have a digest too, computed from their bytes as they are."""
     assert len(requestdigest.digest(data)) == requestdigest.SIZE
     packed = b"\1" + len(data).to_bytes(4, "big") + data
     assert requestdigest.digest(packed) != requestdigest.digest(packed + b"\0")
 
 
 def test_many_fields_cost_no_more():
-    """Fields past the first thousand count as unchanged bytes, so that many of them cost no more."""
+    """After the first thousand fields, the digest takes the remaining bytes as they are, so a message with many fields
+    costs no more."""
     fields = framing.pack(b"\x50\x01" * 30_000)
     assert requestdigest.digest(fields) != requestdigest.digest(framing.pack(b"\x50\x01" * 30_001))

@@ -1,4 +1,4 @@
-"""The server, byte by byte, without a socket: its reading of requests however they are cut, and of invalid ones."""
+"""The server without a socket, byte by byte: requests cut in any way, and invalid requests."""
 
 import asyncio
 
@@ -17,7 +17,8 @@ LIMIT = 1000
 
 
 class Served:
-    """One connection of a server without a socket; every call is recorded, read to its end and answered with itself."""
+    """A connection of a server, without a socket. Every call is recorded, read to its end, and answered with its own
+    frames."""
 
     def __init__(self, handler=None, **limits):
         self.calls = []  # tuples of method, headers, encoding and frames, for calls read to their end
@@ -272,7 +273,7 @@ async def test_a_unary_answer_is_one_reply_with_trailers():
 
 
 async def test_an_answer_in_pieces_is_the_same_as_one_of_the_whole_frame():
-    """The bytes that a caller gets do not depend on whether a frame was given whole or in pieces, small or large."""
+    """A reply has the same bytes whether the handler gives its frame as one object or in pieces, small or large."""
     for size in (3, 200_000):
         frame = frames(bytes(size))
         written = []
@@ -289,7 +290,7 @@ async def test_an_answer_in_pieces_is_the_same_as_one_of_the_whole_frame():
 
 
 async def test_a_request_that_is_forgotten_still_counts_until_it_is_answered():
-    """Freeing a request's bytes early does not let more bodies in than the budget allows."""
+    """A request that frees its bytes early still counts against the budget until it is answered."""
     served = Served(lambda one: one.forget())
     await served.feed(request(frames(b"hello")))
     assert served.given[0].frame is None
@@ -573,8 +574,8 @@ async def test_a_broken_message_in_the_middle_of_a_stream_ends_the_call_for_both
     st.sampled_from([0, 1, 7, 255]),
 )
 def test_the_first_refusal_stands_whatever_comes_behind_it(chunks, places, filling):
-    """A message above the limit is one refusal, however its bytes are cut: none of them is taken for the next
-    prefix."""
+    """A message above the limit is refused once, however its bytes are cut. None of them is taken for the prefix of a
+    next message."""
 
     async def scenario():
         served = Served(lambda one: one.on_cancel(lambda: None))

@@ -1,4 +1,4 @@
-"""A real gRPC client through a real Envoy, set up as a router's edge is, to the server: nothing of gRPC is lost."""
+"""A real gRPC client that calls the server through a real Envoy, configured like a router's edge."""
 
 import asyncio
 import shutil
@@ -18,7 +18,7 @@ from tests.support.wire import frames
 
 
 class Service:
-    """A service that answers as its methods' names say."""
+    """A service whose methods answer as their names say."""
 
     def __init__(self):
         self.port = 0  # Envoy's
@@ -102,7 +102,7 @@ async def test_unary_calls_come_and_go_as_they_are(edge):
 
 
 async def test_clients_may_send_large_frames(edge):
-    """Envoy offers HTTP/2 clients frames of the size that its settings name, so that large messages take fewer."""
+    """Envoy offers HTTP/2 clients the frame size from its settings, so that a large message needs fewer frames."""
     service, _ = edge
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04\x00" + bytes(4))  # no settings of ours
