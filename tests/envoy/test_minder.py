@@ -18,7 +18,7 @@ METHOD = "/some.Service/Method"
 
 @pytest.fixture
 async def edge(workers, run_dir):
-    """An Envoy in front of two workers, and a function that makes more Envoys."""
+    """A function that starts an Envoy in front of two workers."""
     made = []
 
     async def make(**changes):

@@ -1,4 +1,4 @@
-"""CPUs by the cgroup's quota: both versions, nested groups, no limit, nonsense."""
+"""The number of CPUs that a cgroup's quota allows: both versions, nested groups, no limit, nonsense."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Total and available memory, by the machine and by the limits of the container and of groups above it."""
+"""Total and available memory, from the machine, the container's limit and the limits of groups above it."""
 
 import pytest
 
@@ -9,7 +9,7 @@ GiB = 1 << 30
 
 @pytest.fixture
 def machine(tmp_path):
-    """Returns the findings for 8 GiB, with cgroups as written."""
+    """Returns a function that finds the memory of an 8 GiB machine with these cgroup limits."""
     (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 1 kB\n")
     (tmp_path / "self").write_text("0::/pods/one\n")
 
@@ -24,20 +24,20 @@ def machine(tmp_path):
 
 
 def test_the_machine_is_the_bound_without_a_limit(machine):
-    """Without a limit the machine's memory is the bound, whatever is in use at the moment."""
+    """Without a limit, the bound is all of the machine's memory, however much of it is in use."""
     assert machine() == memory.Whole(8 * GiB, "the machine")
     assert machine(pods="max\n") == memory.Whole(8 * GiB, "the machine")
 
 
 def test_the_least_limit_counts(machine):
-    """The smallest limit of the group and of those above it counts."""
+    """The smallest limit of the group and the groups above it applies."""
     assert machine(pods__one=f"{2 * GiB}\n") == memory.Whole(2 * GiB, "the container")
     assert machine(pods=f"{GiB}\n") == memory.Whole(GiB, "the container")
     assert machine(pods=f"{64 * GiB}\n", pods__one="nonsense") == memory.Whole(8 * GiB, "the machine")
 
 
 def test_version_1(tmp_path):
-    """Limits of cgroups version 1 are read, where "no limit" is a number too."""
+    """Limits of cgroups version 1 are read. There "no limit" is a number too."""
     group = tmp_path / "memory"
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")
@@ -48,7 +48,7 @@ def test_version_1(tmp_path):
 
 
 def test_memory_of_a_container_is_without_what_makes_way(tmp_path):
-    """The memory of a container excludes files that the kernel merely keeps in memory, in both versions of cgroups."""
+    """A container's memory in use excludes files that the kernel only caches, in both versions of cgroups."""
     assert memory.container_bytes(cgroup=tmp_path) is None
     old = tmp_path / "memory"
     old.mkdir()

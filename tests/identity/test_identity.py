@@ -1,5 +1,5 @@
-"""The files of an identity: refusals at the start with their reasons, the effects of a change, and their use by gRPC
-and our own transport, with real connections."""
+"""The files of an identity: what is refused at the start, what a change does, and real connections over gRPC and our
+transport."""
 
 import asyncio
 import ssl
@@ -83,7 +83,7 @@ def test_an_identity_knows_when_it_expires(mounted):
     ],
 )
 def test_files_that_do_not_work_are_refused_at_the_start(tmp_path, authority, spoil, words):
-    """Files that do not work are refused at the start by a text that names the file and the cause."""
+    """Files that do not work are refused at the start. The error names the file and the cause."""
     certificate, key = authority.issue()
     files = {"ca_crt": authority.pem, "tls_crt": certificate, "tls_key": key}
     spoil(files, authority, Authority("other"))
@@ -129,7 +129,7 @@ def test_a_change_is_taken_and_a_bad_one_is_not(mounted, authority):
 
 
 class Ends:
-    """The data port and the control port of a pod, as an identity makes them."""
+    """A pod's data port and control port with an identity."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
@@ -148,7 +148,7 @@ class Ends:
         await self.control.stop(None)
 
     async def call(self, identity: Identity | None) -> str:
-        """Calls the data port on a new connection; returns an empty text, or why there was no answer."""
+        """Calls the data port on a new connection. Returns an empty text, or why there was no answer."""
         pool = Pool(f"127.0.0.1:{self.data_port}", identity=identity, connect_timeout=5)
         try:
             reply = await pool.call(b"/s/m", (), framing.pack(b"hello"), timeout=10)
@@ -160,7 +160,7 @@ class Ends:
             pool.abort()
 
     async def ask(self, identity: Identity | None) -> str:
-        """Calls the control port on a new connection; returns an empty text, or why there was no answer."""
+        """Calls the control port on a new connection. Returns an empty text, or why there was no answer."""
         async with rpc.channel(f"127.0.0.1:{self.control_port}", OPTIONS, identity) as channel:
             try:
                 await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
@@ -186,8 +186,8 @@ async def test_those_of_one_authority_talk_to_each_other(port, mounted, authorit
 
 
 async def test_others_are_refused(port, mounted, authority, tmp_path, monkeypatch):
-    """Clients without TLS or without a certificate are refused, and so are those with one of another authority, an
-    expired one, or one for another name. Each of them would be served if its certificate was right."""
+    """Clients are refused without TLS, without a certificate, or with a certificate of another authority, an expired
+    one, or one for another name. With the right certificate each of them would be served."""
     ours = Identity(mounted.path)
     async with Ends(ours) as ends:
         assert await getattr(ends, port)(None)
@@ -239,9 +239,9 @@ async def test_a_server_of_another_name_or_authority_is_not_called(port, mounted
 
 
 async def test_an_authority_changes_without_a_refused_connection(port, mounted, authority, tmp_path):
-    """An authority changes without a refused connection in the order of `mesh certificates`: first both sides trust
-    both, then the certificates change, then the old one is removed. A listening port follows at each step, and a
-    process that has not followed is refused in the end."""
+    """An authority can be replaced without a refused connection, in the order of `mesh certificates`. First both sides
+    trust both authorities, then the certificates change, and then the old authority is removed. A listening port
+    follows each step. A process that does not follow is refused in the end."""
     old, new = authority, Authority("new")
     folders = {"server": mounted, "client": Mounted.of(tmp_path / "client", old)}
     server, client = (Identity(folder.path) for folder in folders.values())
@@ -263,7 +263,8 @@ async def test_an_authority_changes_without_a_refused_connection(port, mounted, 
 
 
 async def test_connections_outlive_a_change(mounted, authority):
-    """Connections of the data port outlive a change of certificates; those of gRPC live as long as their channel."""
+    """When certificates change, existing connections to the data port stay open, and gRPC connections stay open as long
+    as their channel."""
     server = Identity(mounted.path)
     async with Ends(server) as ends:
         pool = Pool(f"127.0.0.1:{ends.data_port}", identity=server, connect_timeout=5)
@@ -276,8 +277,8 @@ async def test_connections_outlive_a_change(mounted, authority):
 
 
 async def test_large_messages_and_refusals_come_through(mounted):
-    """Large messages and refusals come through TLS: a refusal cannot half-close such a connection, and its answer must
-    arrive all the same."""
+    """Large messages work over TLS, and so do refusals. A refusal cannot half-close a TLS connection, but its answer
+    must still arrive."""
     identity = Identity(mounted.path)
     large = framing.pack(bytes(3 << 20))
     server = Server(lambda call: call.reply(call.frame), max_message=4 << 20)
@@ -295,7 +296,8 @@ async def test_large_messages_and_refusals_come_through(mounted):
 
 
 async def test_a_handshake_that_does_not_go_on_holds_nobody_up(mounted):
-    """A client that connects and stays silent does not stop the handshakes of others, nor the closing of the server."""
+    """A client that connects and stays silent delays neither other clients' handshakes nor the closing of the
+    server."""
     identity = Identity(mounted.path)
     async with Ends(identity) as ends:
         _, writer = await asyncio.open_connection("127.0.0.1", ends.data_port)
@@ -308,7 +310,7 @@ async def test_a_handshake_that_does_not_go_on_holds_nobody_up(mounted):
 
 
 class Elapsed:
-    """A clock for spans, set by hand."""
+    """A clock for durations that tests set by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -318,8 +320,8 @@ class Elapsed:
 
 
 async def test_another_authority_comes_without_a_refused_connection(port, mounted, authority, tmp_path):
-    """When the Secret of the authority was deleted and made again, and has reached one end only, both ends continue to
-    talk, whichever end that is and whatever the next step; in the end neither trusts the former authority."""
+    """If the authority's Secret was deleted and made again, both ends can still talk while only one end has the new
+    one, whichever end that is. In the end neither trusts the former authority."""
     new, elapsed = Authority("new"), Elapsed()
     folders = [mounted, Mounted.of(tmp_path / "client", authority)]
     server, client = (Identity(folder.path, elapsed=elapsed) for folder in folders)
@@ -359,8 +361,8 @@ def test_another_authority_is_warned_of_at_once(mounted, caplog):
 
 
 def test_a_former_certificate_that_expires_meanwhile_is_not_shown(mounted, authority, monkeypatch):
-    """A former certificate that expires meanwhile is not shown, because nobody would accept it; an authority that
-    changes again is one step more."""
+    """A former certificate that has expired is no longer shown, because nobody would accept it. If the authority
+    changes again, the earlier authorities are still trusted for a while."""
     elapsed = Elapsed()
     identity = Identity(mounted.path, elapsed=elapsed)
     second, third = Authority("second"), Authority("third")

@@ -1,4 +1,4 @@
-"""Supervision of one child, and of all in order."""
+"""Supervision of one child process, and of all children of a mesh in order."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 
 class FakeProcess:
-    """A child that behaves as a test says."""
+    """A fake child process that behaves as a test says."""
 
     def __init__(self, world, name, argv, on_line):
         self.world, self.name, self.argv, self.on_line = world, name, argv, on_line
@@ -54,7 +54,7 @@ class FakeProcess:
 
 
 class World:
-    """A spawner of fake processes that remembers them."""
+    """A spawner of fake processes, which it remembers."""
 
     def __init__(self):
         self.started = []
@@ -113,8 +113,8 @@ async def test_a_child_that_dies_is_started_again(world, tasks):
 
 
 async def test_a_child_that_cannot_start_tells_its_last_lines(world):
-    """A child that cannot start is reported with its last lines, made readable if structured, and not started again,
-    because it would fail again."""
+    """If a child cannot start, its last lines are reported, in readable form if they are structured. It is not started
+    again, because it would fail again."""
     world.missing["pod-1"] = "still starting"
     child = world.child()
     starting = asyncio.ensure_future(child.start())
@@ -130,7 +130,7 @@ async def test_a_child_that_cannot_start_tells_its_last_lines(world):
 
 
 async def test_a_child_that_is_never_ready_is_given_up(world):
-    """A child that is never ready is given up with the reason that its probe gives."""
+    """A child that never becomes ready is given up. The error says what its probe was missing."""
     world.missing["pod-1"] = "no lease yet"
     child = world.child(start_timeout=0.02)
     with pytest.raises(UpError, match=r"pod-1 is not ready after 0\.02 s: no lease yet"):
@@ -140,7 +140,7 @@ async def test_a_child_that_is_never_ready_is_given_up(world):
 
 
 async def test_a_start_that_is_given_up_leaves_nothing(world):
-    """A start that is given up, as by Ctrl-C, leaves nothing."""
+    """A start that is given up, for instance by Ctrl-C, leaves no process."""
     world.missing["pod-1"] = "starting"
     child = world.child()
     starting = asyncio.ensure_future(child.start())
@@ -152,7 +152,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(world):
 
 
 async def test_a_real_child_is_minded(tasks):
-    """A real child is supervised like the fake, which behaves as `mesh.process` does."""
+    """A real child is supervised in the same way as the fake ones."""
     lines = []
 
     async def ready():
@@ -184,7 +184,7 @@ def local(world, monkeypatch, tmp_path):
 
 
 class Lines:
-    """A replacement of the printer."""
+    """A printer that keeps its lines."""
 
     def __init__(self):
         self.texts = []
@@ -198,7 +198,7 @@ class Lines:
 
 
 async def test_parts_start_and_end_in_order(world, local):
-    """Parts start and end in order: etcd first and last, and the router ends before the pods."""
+    """Parts start and end in order: etcd starts first and ends last, and the router ends before the pods."""
     printer = Lines()
     running = asyncio.ensure_future(supervisor.run(local, printer, _nothing))
     await until(lambda: len(world.started) == 4)
@@ -214,7 +214,7 @@ async def test_parts_start_and_end_in_order(world, local):
 
 
 async def test_nothing_is_told_ready_before_it_is(world, local):
-    """The lines to try are printed only after the last part is ready."""
+    """The lines to try are printed only when the last part is ready."""
     told = []
 
     async def ready(mesh):
@@ -232,7 +232,7 @@ async def test_nothing_is_told_ready_before_it_is(world, local):
 
 
 async def test_a_part_that_fails_takes_the_others_down(world, local):
-    """A part that fails takes the others down, and `mesh up` ends with its reason."""
+    """If a part fails, the other parts are ended, and `mesh up` ends with the reason."""
     world.missing |= {"pod-1": "starting", "pod-2": "starting"}
     running = asyncio.ensure_future(supervisor.run(local, Lines(), _nothing))
     await until(lambda: len(world.started) == 4)
@@ -243,7 +243,7 @@ async def test_a_part_that_fails_takes_the_others_down(world, local):
 
 
 async def test_a_second_signal_kills(world, local):
-    """A second signal kills, so that a user in a hurry need not wait for calls in flight."""
+    """A second signal kills all parts, so that a user in a hurry does not have to wait for calls in flight."""
     stuck = asyncio.Event()
 
     async def never(self, grace):
@@ -265,7 +265,7 @@ async def test_a_second_signal_kills(world, local):
 
 
 async def test_nobody_reading_ends_the_mesh(world, local):
-    """A mesh whose output nobody reads, as in `mesh up | head`, ends."""
+    """If nothing reads the output any more, as in `mesh up | head`, the mesh ends."""
     printer = Lines()
     running = asyncio.ensure_future(supervisor.run(local, printer, _nothing))
     await until(lambda: len(world.started) == 4)
@@ -279,8 +279,8 @@ async def _nothing(mesh):
 
 
 def test_command_lines_name_everything_a_part_needs(tmp_path):
-    """Command lines have everything a part needs: new ports at each start, JSON logs, the folder of the samples among
-    the roots."""
+    """A part's command line contains everything it needs: new ports at each start, JSON logs, and the samples' folder
+    as a root."""
     settings = UpSettings(
         data_dir=tmp_path,
         file_roots=(Path("/models"),),

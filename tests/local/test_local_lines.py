@@ -26,8 +26,8 @@ def structured(**data):
 
 
 def test_a_line_stands_behind_its_name():
-    """A line follows the name of its process, aligned, with its level, its event and its data; fields that every line
-    has are left out."""
+    """A log line is printed after its process's name, aligned, with its level, its event and its data. Fields that
+    every line has are left out."""
     (line,) = printed(("pod-1", structured(level="info", event="model loaded", model="a b", ms=12)))
     prefix, _, rest = line.partition(" | ")
     assert prefix == "pod-1"
@@ -35,13 +35,13 @@ def test_a_line_stands_behind_its_name():
 
 
 def test_a_process_below_is_named():
-    """A line of an agent's server is named differently from the agent's own."""
+    """A line of an agent's model server has another name than the agent's own lines."""
     (line,) = printed(("pod-1", structured(level="info", event="up").replace('"pod-1"', '"pod-1/server"')))
     assert "pod-1/server: up" in line
 
 
 def test_etcds_lines_read_alike():
-    """Lines of etcd look like the others, despite zap's other names for the same fields."""
+    """etcd's lines look like the others, although zap has other names for the same fields."""
     (line,) = printed(
         ("etcd", '{"level":"warn","ts":"2026-01-02T03:04:05.6Z","caller":"x.go:1","msg":"slow","took":"2s"}')
     )
@@ -50,7 +50,7 @@ def test_etcds_lines_read_alike():
 
 
 def test_a_traceback_keeps_its_lines_and_its_name():
-    """Each row of a traceback follows the name of its process, so that grep finds it."""
+    """Each row of a traceback is printed after the process's name, so that grep finds it."""
     lines = printed(("pod-1", structured(level="error", event="failed", traceback="Traceback:\n  File x\nKeyError")))
     assert len(lines) == 4
     assert all(line.startswith("pod-1 | ") for line in lines)
@@ -62,8 +62,8 @@ def test_a_traceback_keeps_its_lines_and_its_name():
     [(0, ["debug", "info", "warning", "error", "plain"]), (1, ["warning", "error"]), (2, ["error"])],
 )
 def test_quiet_shows_what_is_worse(quiet, shown):
-    """The quiet mode shows warnings and errors; lines without a level count as info, and texts of our own are always
-    shown."""
+    """The quiet mode shows only warnings and errors. Lines without a level count as info, and texts of `mesh up` itself
+    are always shown."""
     entries = [
         ("pod-1", structured(level=level, event=f"it-{level}")) for level in ("debug", "info", "warning", "error")
     ]
@@ -74,14 +74,14 @@ def test_quiet_shows_what_is_worse(quiet, shown):
 
 
 def test_raw_lines_pass_as_they_came():
-    """Raw lines pass unchanged, for programs that collect logs."""
+    """Raw lines are passed on unchanged, for programs that collect logs."""
     line = structured(level="info", event="up")
     assert printed(("pod-1", line), raw=True) == [line]
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max_size=4))
 def test_no_line_moves_the_terminal(text, data):
-    """Whatever a child writes, one line stays one and carries no control characters of the terminal."""
+    """Whatever a child writes, each line stays one line without control characters of the terminal."""
     for line in (text, json.dumps({"event": text, **{k: v for k, v in data.items() if k != "traceback"}})):
         parsed = parse(line.replace("\n", " "))
         for row in [line] if parsed is None else readable(parsed):
@@ -90,7 +90,7 @@ def test_no_line_moves_the_terminal(text, data):
 
 
 def test_our_own_log_joins():
-    """Lines of this process's own structlog are printed with the others."""
+    """Lines that this process logs with structlog are printed among the others."""
     from mesh.local.lines import LogStream
 
     stream = io.StringIO()
@@ -119,7 +119,7 @@ class Stuck(io.StringIO):
 
 
 def test_a_terminal_that_stands_still_holds_nobody_up():
-    """A stopped terminal blocks nobody: lines that do not fit are dropped and counted."""
+    """A stopped terminal does not block the mesh: lines that do not fit are dropped and counted."""
     stream = Stuck()
     printer = Printer(["a"], stream=stream, colours=False)
     printer.line("a", "first")
@@ -134,7 +134,8 @@ def test_a_terminal_that_stands_still_holds_nobody_up():
 
 
 def test_a_reader_that_went_is_told():
-    """A reader that has gone, as in `mesh up | head`, is reported and ends the mesh."""
+    """If the reader of the output has gone, as in `mesh up | head`, the printer reports it, so that the mesh can
+    end."""
     stream = io.StringIO()
     stream.close()
     gone = threading.Event()

@@ -1,4 +1,4 @@
-"""Settings of `mesh up`, ports, the data directory."""
+"""Settings of `mesh up`, its ports and its data directory."""
 
 import socket
 import subprocess
@@ -22,13 +22,14 @@ from mesh.local.settings import UpError, UpSettings, default_capacity, reachable
     ids=str,
 )
 def test_settings_that_cannot_work_name_their_option(changes, word):
-    """Settings that cannot work are refused by the name of their option before anything is started."""
+    """Settings that cannot work are refused before anything starts. The error names the option."""
     with pytest.raises(UpError, match=word):
         UpSettings(**changes).check()
 
 
 def test_where_clients_reach_it():
-    """Clients reach all interfaces through loopback, and with the grpc edge REST has a port of its own."""
+    """A mesh that listens on all interfaces tells clients to use loopback. With the grpc edge, REST has a separate
+    port."""
     assert UpSettings(listen="0.0.0.0:1234").rest_address == "127.0.0.1:1234"
     assert reachable("[::]:1234") == "[::1]:1234"
     assert reachable("192.0.2.1:80") == "192.0.2.1:80"
@@ -45,7 +46,7 @@ def test_where_clients_reach_it():
     ],
 )
 def test_the_default_capacity_is_a_share_of_what_is_free(tmp_path, limit, used, expected):
-    """The default capacity is half of the free memory for all pods together, within a cgroup's limit."""
+    """By default all pods together get half of the free memory, within the cgroup's limit."""
     (tmp_path / "meminfo").write_text(f"MemTotal: {16 * 2**20} kB\nMemAvailable:  {8 * 2**20} kB\n")
     (tmp_path / "memory.max").write_text(limit)
     (tmp_path / "memory.current").write_text(used)
@@ -53,7 +54,7 @@ def test_the_default_capacity_is_a_share_of_what_is_free(tmp_path, limit, used, 
 
 
 def test_a_taken_port_is_said_with_the_way_out():
-    """The error for a port in use has the port, its cause, and an option to copy."""
+    """If a port is in use, the error names it and its cause, and contains an option to copy."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -64,13 +65,14 @@ def test_a_taken_port_is_said_with_the_way_out():
 
 
 def test_an_address_that_is_not_this_machines_is_said():
-    """An address that is not this machine's is reported as such, not as a port in use."""
+    """An address that does not belong to this machine is reported as such, not as a port in use."""
     with pytest.raises(UpError, match="cannot be listened on"):
         supervisor.check_free("192.0.2.1:1234", "--listen")
 
 
 def test_one_mesh_a_data_directory(tmp_path):
-    """A second mesh in a data directory is refused with the first's process id; the lock ends with its holder."""
+    """A second mesh in the same data directory is refused. The error names the first mesh's process id, and the lock
+    ends with that process."""
     with DataFolder(tmp_path / "d"):
         with (
             pytest.raises(UpError, match=r"another mesh is using .* \(process \d+\).*--data-dir"),
@@ -82,7 +84,7 @@ def test_one_mesh_a_data_directory(tmp_path):
 
 
 def test_the_folder_for_sockets_is_short_and_does_not_stay(tmp_path):
-    """The folder for sockets has a short path, and that of a killed mesh is removed by the next."""
+    """Sockets lie in a folder with a short path. The folder of a mesh that was killed is removed by the next mesh."""
     with DataFolder(tmp_path) as folder:
         run_dir = folder.run_dir
         assert run_dir.is_dir()
@@ -103,7 +105,7 @@ def test_the_folder_for_sockets_is_short_and_does_not_stay(tmp_path):
 
 
 def test_only_a_folder_of_ours_is_removed(tmp_path):
-    """Only a folder of Mesh's own is removed, whatever the data directory contains."""
+    """Only a folder that Mesh has made is removed, whatever the data directory contains."""
     precious = tmp_path / "mesh-up-precious"
     precious.mkdir()
     (tmp_path / "run").write_text(str(precious))
@@ -112,7 +114,7 @@ def test_only_a_folder_of_ours_is_removed(tmp_path):
 
 
 def test_a_data_directory_that_cannot_be_is_said(tmp_path):
-    """An impossible data directory is reported with the option that sets another."""
+    """The error for an unusable data directory names the option that sets another one."""
     (tmp_path / "file").touch()
     with pytest.raises(UpError, match="--data-dir"), DataFolder(tmp_path / "file"):
         pass

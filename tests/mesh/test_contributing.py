@@ -1,4 +1,4 @@
-"""The lists of files in CONTRIBUTING, which follow the code: every file that they name exists."""
+"""The lists of files in CONTRIBUTING.md: every file in them exists, and their order is that of the code."""
 
 import ast
 import re
@@ -13,8 +13,8 @@ SECTIONS = dict(re.findall(r"### (.+?)\n(.*?)(?=\n### |\Z)", TRAVELS, re.S))
 
 
 def files(section: str) -> list[str]:
-    """Returns the files of a section's table, in order; a name without a folder lies in the folder of the one before
-    it."""
+    """Returns the files in a section's table, in order. A name without a folder lies in the same folder as the file
+    before it."""
     found: list[str] = []
     for row in re.findall(r"^\| (`.+?`) \|", section, re.M):
         for name in re.findall(r"`([^`]+\.py)`", row):
@@ -24,7 +24,7 @@ def files(section: str) -> list[str]:
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_file_on_the_way_is_there_and_comes_once(name):
-    """Every file on a request's way exists and is listed once: no step returns to a former one."""
+    """Every file that a request passes exists and is listed once, so no step returns to an earlier file."""
     passed = files(SECTIONS[name])
     assert len(passed) > 5
     assert [file for file in passed if not (ROOT / file).is_file()] == []
@@ -32,7 +32,7 @@ def test_every_file_on_the_way_is_there_and_comes_once(name):
 
 
 def imported(path: str) -> set[str]:
-    """Returns the modules that a file imports, with the names that it takes from them."""
+    """Returns the modules that a file imports, and the names that it imports from them."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -43,8 +43,8 @@ def imported(path: str) -> set[str]:
 
 
 def test_an_eviction_goes_one_way():
-    """No file of an eviction's way imports one before it, so none can call back. (Decisions of `placement` are data,
-    and may be imported.)"""
+    """No file on an eviction's way imports an earlier one, so none can call back. `placement` may be imported anywhere,
+    because its decisions are only data."""
     passed = [path for path in files(SECTIONS["An eviction"]) if not path.startswith("placement/")]
     modules = [path.removesuffix(".py").replace("/", ".") for path in passed]
     for place, path in enumerate(passed):

@@ -1,4 +1,4 @@
-"""The imports that processes load at their start, while callers wait for pods, and the names of gRPC's options."""
+"""The imports of processes at their start, while callers wait for pods, and the names of gRPC options."""
 
 import re
 import subprocess
@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
     "module", ["mesh.runtime.__main__", "mesh.runtime.server.process", "router.process.pod", "router.process.worker"]
 )
 def test_what_only_logs_does_not_import_rich(module: str) -> None:
-    """Processes that only log do not import rich, which draws the command line's tables: it would cost a tenth of the
-    start and 4.7 MB."""
+    """Processes that only write logs do not import rich, which draws the command line's tables. It would add a tenth to
+    their start time, and 4.7 MB."""
     program = f"import sys, {module}; sys.exit('imported' if 'rich' in sys.modules else 0)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -37,8 +37,8 @@ def test_what_only_starts_processes_imports_neither_grpc_nor_aiohttp(module: str
 
 
 def test_every_option_of_grpc_that_we_set_is_one_that_it_has() -> None:
-    """Every gRPC option that Mesh sets exists: gRPC ignores unknown names silently, and once cut loads with "Too many
-    pings" despite an option against it."""
+    """Every gRPC option that Mesh sets exists. gRPC ignores unknown names without a word, and a wrong one once made
+    loads fail with "Too many pings"."""
     library = Path(cygrpc.__file__).read_bytes()
     named = {
         name

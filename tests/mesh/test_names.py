@@ -1,4 +1,4 @@
-"""One meaning for each name: names that several classes once shared stay with one."""
+"""The names of classes: at most two classes share one, and names that were once ambiguous belong to one class."""
 
 import ast
 from collections import defaultdict

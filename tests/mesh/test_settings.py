@@ -1,4 +1,4 @@
-"""The parsing of the texts of settings."""
+"""Parsing and formatting of sizes and addresses in settings."""
 
 import pytest
 
@@ -11,13 +11,13 @@ from mesh.options.values import format_address, format_bytes, parse_address, par
     [("0", 0), ("64MiB", 64 << 20), ("1.5Gi", 3 << 29), ("200MB", 200_000_000), ("8k", 8000), (" 2 GiB ", 2 << 30)],
 )
 def test_sizes(text, count):
-    """Sizes are parsed in binary and decimal units, with and without the B."""
+    """Sizes are parsed in binary and decimal units, with and without the letter B."""
     assert parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5.2M", "12 parsecs", "1ib"])
 def test_what_is_no_size_is_refused(text):
-    """An invalid size is refused with a text that shows how to write one."""
+    """An invalid size is refused with an error that shows how to write one."""
     with pytest.raises(ValueError, match="write bytes"):
         parse_bytes(text)
 
@@ -32,7 +32,7 @@ def test_what_is_no_size_is_refused(text):
     ],
 )
 def test_addresses(text, address):
-    """An address that is only a port means loopback, so nothing listens to the world by accident."""
+    """An address without a host means loopback, so that nothing is exposed to the network by accident."""
     assert parse_address(text) == address
 
 
@@ -44,13 +44,13 @@ def test_what_is_no_address_is_refused(text):
 
 
 def test_sizes_for_people():
-    """Sizes are printed with at most three digits and binary units."""
+    """Sizes are formatted with at most three digits and binary units."""
     sizes = [format_bytes(count) for count in (0, 1023, 1536, 200 << 20, 3 << 40)]
     assert sizes == ["0 B", "1023 B", "1.5 KiB", "200 MiB", "3.0 TiB"]
 
 
 def test_addresses_for_people():
-    """Addresses are printed with IPv6 in brackets."""
+    """Addresses are formatted with brackets around IPv6."""
     assert format_address("::1", 5) == "[::1]:5"
 
 

@@ -1,2 +1,2 @@
-"""The ONNX project's node tests, through a mesh of real processes: `make test-onnx`. They take minutes, so `make test`
-leaves them out."""
+"""The ONNX project's node tests, run through a mesh of real processes by `make test-onnx`. They take minutes, so `make
+test` leaves them out."""

@@ -1,4 +1,4 @@
-"""`make test-onnx`: runs the suite, or reports that it was not run and why."""
+"""`make test-onnx`: runs the suite, or says why it was not run."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ WANTED = "onnx.backend.test.case.node"
 
 
 def main() -> int:
-    """Returns the exit code, which is 0 even if the wheel is missing, because nothing is wrong then."""
+    """Returns the exit code. A missing wheel is not a failure, so the code is 0."""
     try:
         importlib.import_module(WANTED)
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""The node tests of the wheel `onnx`: a model of one operator each, and inputs for it.
+"""The node tests in the wheel `onnx`: models of one operator each, with inputs.
 
-The expected outputs are those of onnxruntime alone, not the ones that the tests bring: these tests check that nothing
-is lost between client and onnxruntime, not that onnxruntime computes as ONNX demands.
+Outputs are compared with those of onnxruntime alone, not with those in the wheel. These tests check that nothing is
+lost between client and onnxruntime, not that onnxruntime follows the ONNX standard.
 """
 
 import ctypes
@@ -25,14 +25,14 @@ onnxruntime.set_default_logger_severity(4)
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or an output; BF16 is held as its 16 bits."""
+    """An input or an output. BF16 values are stored as 16-bit integers."""
 
     name: str
     datatype: str
     array: np.ndarray
 
     def same(self, other: "Tensor") -> bool:
-        """Compares name, datatype, shape, and every bit but those of NaN."""
+        """Returns whether name, datatype, shape and every bit are equal. All NaN are equal to each other."""
         if (self.name, self.datatype, self.array.shape) != (other.name, other.datatype, other.array.shape):
             return False
         if self.array.dtype.hasobject:
@@ -46,7 +46,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One test. `inputs` is None if one of them is of a type that V2 does not have."""
+    """One test case. `inputs` is None if V2 has no datatype for one of them."""
 
     name: str
     model: bytes
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Expected:
-    """The result of a case in onnxruntime alone."""
+    """The result of a case that onnxruntime runs alone."""
 
     problem: str  # why onnxruntime does not load or run the model
     outputs: tuple[Tensor, ...] = ()
@@ -64,7 +64,7 @@ class Expected:
 
 
 def collect() -> Iterator[Case]:
-    """Yields all cases; raises ImportError if onnx does not have them."""
+    """Yields all cases. Raises ImportError if the wheel does not contain them."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The suite without the wheel `onnx`: it is skipped, and says so."""
+"""A run without the wheel `onnx`, in which the suite is skipped and says so."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""The ONNX project's node tests through a mesh: equal to onnxruntime alone, or refused for a reason in the docs."""
+"""The ONNX project's node tests through a mesh: results equal those of onnxruntime alone, or the docs give the reason
+why not."""
 
 import collections
 import re
@@ -30,7 +31,7 @@ _COUNT = 1500
 
 
 def excused(way: str, text: str) -> str | None:
-    """Returns what the docs say of that refusal, or None if nothing."""
+    """Returns the docs' text about a refusal, or None if they do not mention it."""
     for where, pattern, documented in REFUSALS:
         if where in ("", way) and re.search(pattern, text):
             return documented
@@ -38,7 +39,7 @@ def excused(way: str, text: str) -> str | None:
 
 
 def test_the_docs_list_what_is_refused() -> None:
-    """Each accepted reason for a refusal is listed in docs/onnx.md."""
+    """docs/onnx.md lists every accepted reason for a refusal."""
     text = " ".join(DOCS.read_text().split())
     for _, _, documented in REFUSALS:
         assert documented in text
@@ -46,8 +47,8 @@ def test_the_docs_list_what_is_refused() -> None:
 
 @pytest.mark.timeout(1800)
 async def test_every_node_test_is_answered_as_by_onnxruntime_alone(tmp_path, etcd_server) -> None:
-    """Every node test is answered as by onnxruntime alone, by each of the four ways; what onnxruntime cannot load or
-    run is an error by each, too."""
+    """In each of the four ways, every node test gets onnxruntime's own result. If onnxruntime cannot load or run the
+    model, the answer is an error."""
     tally: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
 

@@ -1,6 +1,6 @@
-"""Four ways into a mesh for the same tensors: gRPC with raw and with typed contents, REST with JSON and binary data.
+"""Four ways to send the same tensors to a mesh: gRPC with raw or typed contents, REST with JSON or binary data.
 
-Each gives the outputs, or raises `Refusal` with the text of the error.
+Each way returns the outputs, or raises `Refusal` with the text of the error.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _TIMEOUT = 60
 
 
 class Refusal(Exception):
-    """An answer without outputs; `status` is gRPC's or HTTP's."""
+    """An error answer. `status` is gRPC's code or HTTP's status."""
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(f"{status}: {text}")
@@ -54,14 +54,14 @@ class Refusal(Exception):
 
 
 def to_raw(array: np.ndarray) -> bytes:
-    """Returns the raw contents of an array."""
+    """Returns an array as raw contents."""
     if not array.dtype.hasobject:
         return array.tobytes()
     return b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in array.ravel())
 
 
 def from_raw(datatype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
-    """Returns the array of raw contents."""
+    """Returns raw contents as an array."""
     if datatype != "BYTES":
         return np.frombuffer(raw, DTYPES[datatype]).reshape(tuple(shape))
     texts, at = [], 0
@@ -79,7 +79,7 @@ def _objects(texts: Sequence[str], shape: Sequence[int]) -> np.ndarray:
 
 
 class Ways:
-    """The ways into one mesh: `await ways.all()["gRPC raw"](model, inputs)`."""
+    """The ways into one mesh, for example `await ways.all()["gRPC raw"](model, inputs)`."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self._mesh = mesh
@@ -90,7 +90,7 @@ class Ways:
         )
 
     def all(self) -> dict[str, Any]:
-        """Returns all ways by their names."""
+        """Returns all ways by name."""
         return {
             "gRPC raw": lambda model, inputs: self.grpc(model, inputs, typed=False),
             "gRPC typed": lambda model, inputs: self.grpc(model, inputs, typed=True),
@@ -99,7 +99,7 @@ class Ways:
         }
 
     async def grpc(self, model: str, inputs: Sequence[Tensor], *, typed: bool) -> list[Tensor]:
-        """Calls by gRPC with raw or typed contents in both directions, as far as the datatypes allow."""
+        """Calls over gRPC with raw or typed contents in both directions, as far as the datatypes allow it."""
         request = pb.ModelInferRequest(model_name=model)
         for tensor in inputs:
             one = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
@@ -129,7 +129,7 @@ class Ways:
         return found
 
     async def rest(self, model: str, inputs: Sequence[Tensor], *, binary: bool) -> list[Tensor]:
-        """Calls by REST with all data as JSON, or all of it binary, in both directions."""
+        """Calls over REST with all data as JSON or all data binary, in both directions."""
         document: dict[str, Any] = {"inputs": []}
         blobs = b""
         for tensor in inputs:
@@ -174,7 +174,7 @@ class Ways:
 
 
 async def in_turn(tasks: Sequence[Any], at_once: int) -> None:
-    """Awaits them all, some at a time."""
+    """Awaits all tasks, `at_once` of them at a time."""
     turns = asyncio.Semaphore(at_once)
 
     async def one(task: Any) -> None:

@@ -1,4 +1,4 @@
-"""ModelMesh's JSON about etcd, as installations have it."""
+"""ModelMesh's JSON document about etcd, as existing installations have it."""
 
 import json
 
@@ -17,7 +17,7 @@ def write(tmp_path, document) -> object:
 
 
 def test_a_whole_one(tmp_path):
-    """A complete Secret is read, and files beside the document override what it says."""
+    """A complete Secret is read. Files next to the document override its contents."""
     (tmp_path / "ca.crt").write_text("CA")
     document = {
         "endpoints": "https://a:2379, https://b:2379",

@@ -1,4 +1,4 @@
-"""Groups of options that stand for their fields, on the command line and in the environment."""
+"""Option groups, whose fields become options of a command and variables of the environment."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,7 +20,7 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Required:
-    """A group with an option that must be given."""
+    """A group with a required option."""
 
     name: Annotated[str, typer.Option()]
 

@@ -1,4 +1,4 @@
-"""A process that cannot go on: it ends in order where it can, soon in any case, and its last line says why."""
+"""The end of a process that cannot go on: orderly if possible, never late, with the reason in its last line."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ sys.exit(asyncio.run(main()))
 
 
 def ended(*, why: str, hangs: bool) -> tuple[int, list[str]]:
-    """Returns the exit status and the events of the log."""
+    """Runs the program, and returns its exit status and the lines of its log."""
     program = PROGRAM.format(why=why, hangs=hangs)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr.splitlines()
@@ -53,7 +53,7 @@ def test_an_ordinary_end_is_silent() -> None:
 
 
 async def test_who_ends_anyway_needs_no_reason() -> None:
-    """A process that is told to end needs no reason, and ends its tasks, each in its own way."""
+    """When a process is already closing, the end of a task is not a reason, and the exit status stays 0."""
     ending = Ending()
 
     async def closing() -> None:

@@ -1,4 +1,4 @@
-"""The verdict on hung processes: looks in, verdicts out, without a clock."""
+"""The decision whether a process hangs, from observations alone and without a real clock."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ STEP = LIMITS.interval
 
 
 class Story:
-    """Looks at one process, made of the events that happen to it; its clock starts anywhere."""
+    """Observations of one process, made from the events of a test. The clock starts anywhere."""
 
     def __init__(self, *, heard: float = 1000.0) -> None:
         self.hang = Hang(LIMITS)
@@ -32,7 +32,7 @@ class Story:
         runnable: bool = False,
         step: float = STEP,
     ) -> "Story":
-        """Lets the process continue for a while, looked at every `step` seconds."""
+        """Lets time pass while the process behaves like this, with an observation every `step` seconds."""
         end = self.look.now + seconds
         while self.look.now < end - 1e-9 and self.hung is None:
             now = self.look.now + step
@@ -55,8 +55,8 @@ def test_a_process_that_beats_is_well() -> None:
 
 
 def test_a_stopped_process_is_given_up_within_five_seconds() -> None:
-    """A stopped process is given up within five seconds. It is suspect at once, so that nobody counts on it, and
-    reported as stopped, because that is nobody's fault."""
+    """A stopped process is given up within five seconds. It is suspect at once, so that no calls rely on it. The
+    verdict says that it was stopped, because that is not the process's own fault."""
     story = Story().go_on(60, beats=True)
     story.go_on(STEP, state="T")
     assert (story.verdict.doing, story.verdict.stopped) == (ProcessState.SUSPECT, True)
@@ -75,28 +75,28 @@ def test_a_silent_process_is_given_up_within_fifteen_seconds() -> None:
 
 
 def test_a_busy_loop_on_a_free_machine_is_silence() -> None:
-    """A busy loop on a free machine counts as silence: it has all the time there is, and does not beat."""
+    """A busy loop on a free machine counts as silence: the process gets all the CPU time it wants, and still sends no
+    heartbeat."""
     story = Story().go_on(15, state="R", runnable=True, cpu=1.0)
     assert story.hung is not None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1])
 def test_a_starved_process_has_the_time_that_it_was_given(share: float) -> None:
-    """A starved process, which waits for a CPU, gets the time that it was given: a minute with a tenth of a CPU counts
-    as six seconds."""
+    """For a starved process, which waits for a CPU, only the CPU time that it gets counts: a minute with a tenth of a
+    CPU counts as six seconds."""
     story = Story().go_on(60, state="R", runnable=True, cpu=share)
     assert story.hung is None
     assert story.hang.silent == pytest.approx(60 * share)
 
 
 def test_whose_other_thread_waits_for_a_processor_is_starved_too() -> None:
-    """A process is also starved if its loop's thread sleeps for a lock that another thread, waiting for a CPU,
-    holds."""
+    """A process is also starved if its event loop sleeps on a lock that is held by a thread waiting for a CPU."""
     assert Story().go_on(60, state="S", runnable=True, cpu=0.05).hung is None
 
 
 def test_more_processor_time_than_time_has_passed_counts_once() -> None:
-    """CPU time beyond the elapsed time, as several threads can have, counts as the elapsed time."""
+    """If several threads use more CPU time than has elapsed, only the elapsed time counts."""
     story = Story().go_on(5, state="R", runnable=True, cpu=16.0)
     assert story.hang.silent == pytest.approx(5)
 
@@ -108,8 +108,8 @@ def test_who_waits_for_a_disk_has_longer_but_not_for_ever() -> None:
 
 
 def test_time_in_which_the_watcher_was_late_does_not_count() -> None:
-    """Time in which the watcher itself was late, looking every two seconds instead of twice a second, does not count:
-    the machine had no time for the other process either."""
+    """If the watcher looks every two seconds instead of twice a second, the delay does not count: the machine had no
+    time for the other process either."""
     story = Story().go_on(40, step=2.0)
     assert story.hung is None
     assert story.go_on(20, step=2.0).hung is not None, "a watcher that is late does not spare the process forever"
@@ -118,8 +118,8 @@ def test_time_in_which_the_watcher_was_late_does_not_count() -> None:
 @pytest.mark.parametrize("state", ["T", "S", "R"])
 @pytest.mark.parametrize("before", [0.0, 2.5, 11.5])
 def test_a_watcher_that_was_stopped_too_forgets_everything(state: str, before: float) -> None:
-    """A watcher that was stopped too, with all of a mesh, forgets its silence: a process that is not yet awake has the
-    usual time."""
+    """A watcher that was stopped together with the whole mesh forgets how long the process was silent. A process that
+    is not yet awake gets the usual time."""
     story = Story().go_on(before, state="S" if before > 3 else state)
     assert story.hung is None
     story.go_on(3600, step=3600.0, state=state)
@@ -131,7 +131,7 @@ def test_a_watcher_that_was_stopped_too_forgets_everything(state: str, before: f
 
 
 def test_who_goes_on_is_well_again() -> None:
-    """A process that continues is healthy again: a short stop and a later silence are measured separately."""
+    """A process that continues is healthy again. A short stop and a later silence are not added up."""
     story = Story().go_on(2.5, state="T").go_on(1, beats=True)
     assert story.verdict == HangVerdict(ProcessState.WELL)
     assert story.go_on(2.5, state="T").go_on(1, beats=True).hung is None
@@ -147,7 +147,7 @@ def test_a_debuggers_process_is_silent_rather_than_stopped_and_as_innocent() -> 
 
 
 def test_a_process_that_has_never_beaten_is_given_its_start() -> None:
-    """A process that has never beaten is given time for its start, but not while it is stopped."""
+    """A process that has not sent a heartbeat yet gets time for its start, unless it is stopped."""
     story = Story(heard=0.0).go_on(80)
     assert story.verdict == HangVerdict(ProcessState.WELL)
     assert story.go_on(15).hung is not None
@@ -164,8 +164,8 @@ _HAPPENINGS = st.tuples(
 
 @given(st.lists(_HAPPENINGS, max_size=200))
 def test_nobody_is_given_up_before_the_limits(happenings: list[tuple[str, bool, float, float]]) -> None:
-    """A process is never given up with less silence, or less time stopped, than its limit since the last beat or
-    gap."""
+    """A process is never given up before its silence, or the time that it was stopped, reaches the limit. Both are
+    counted from the last heartbeat or gap."""
     hang = Hang(LIMITS)
     now, cpu = 50.0, 0.0
     hang.look(Observation(now, "S", cpu, False, now))

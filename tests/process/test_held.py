@@ -1,7 +1,7 @@
-"""Ownership of tasks: no bare task runs on, or dies, without anybody hearing of it.
+"""Ownership of tasks: no task runs or dies unnoticed.
 
-Long-lived tasks are duties (`mesh.process.tasks`). Functions that may start a task by themselves are listed here, with
-what becomes of that task; a task group, and a function that ends its own tasks in a `finally`, need no row.
+Long-lived tasks are duties (`mesh.process.tasks`). Other functions that may start a task are listed here, with what
+becomes of the task. Task groups, and functions that cancel their tasks in a `finally`, need not be listed.
 """
 
 import ast
@@ -41,7 +41,7 @@ STARTS = ("create_task", "ensure_future")
 
 
 def started(module: str, tree: ast.AST) -> Iterator[str]:
-    """Returns the places that start a task by hand, as MODULE:FUNCTION, without the module's room."""
+    """Yields the functions that start a task directly, as MODULE:FUNCTION."""
     groups = {
         item.optional_vars.id
         for node in ast.walk(tree)

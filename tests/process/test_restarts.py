@@ -1,4 +1,4 @@
-"""Restarts of what has ended: events in, decisions out, without a clock."""
+"""Decisions about restarts of processes that have ended, from events alone and without a real clock."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,8 @@ PATIENT = RestartPolicy(first=0.5, longest=30.0, steady=60.0, at_once=1, give_up
 
 
 def decisions(policy: RestartPolicy, *lives: float | None) -> list[Again | GivenUp]:
-    """Returns the decision after each of those lives, in seconds from being ready; None is a failed start."""
+    """Returns the decision after each of these lives, given in seconds from ready to end. None stands for a failed
+    start."""
     machine, now, found = Restarts(policy), 100.0, []
     for life in lives:
         machine.began(now)
@@ -48,7 +49,7 @@ def test_pauses_grow_while_it_keeps_ending(
 
 
 def test_it_is_given_up_after_so_many_starts_in_vain() -> None:
-    """A child is given up after so many failed starts in a row: a start that succeeds resets the count."""
+    """A child is given up after too many failed starts in a row. A successful start resets the count."""
     found = decisions(PATIENT, 5, None, None, 5, None, None, None, 5)
     assert found[-1] == GivenUp(3)
     assert len(found) == 7
@@ -89,8 +90,8 @@ _POLICIES = st.builds(
 
 @given(_POLICIES, st.lists(st.tuples(st.none() | st.floats(0.0, 200.0), st.floats(0.0, 1.0)), max_size=100))
 def test_bounds_hold_whatever_happens(policy: RestartPolicy, lives: list[tuple[float | None, float]]) -> None:
-    """Pauses never exceed the longest and its spread, never become shorter in a row, and only the allowed number ends
-    at once; a child is given up exactly after so many failed starts."""
+    """Pauses stay below the longest pause plus its spread, and never become shorter in a row. Only the allowed number
+    of restarts is immediate. A child is given up after exactly the allowed number of failed starts."""
     machine, now, vain, row, before = Restarts(policy), 0.0, 0, 0, 0.0
     for life, luck in lives:
         machine.began(now)

@@ -1,5 +1,5 @@
-"""A child that is kept running: started, waited for, replaced when it dies or hangs, given up, ended. Real
-processes."""
+"""Supervision of a real child process: start, waiting until it is ready, restart after a death or hang, giving up,
+end."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ SLEEP = "print('up', flush=True); import time; time.sleep(600)"
 
 
 class Kept:
-    """A program of the test's, and the events of its life."""
+    """A test's program and the events of its life."""
 
     def __init__(self, code: str = SLEEP, **options: Any) -> None:
         self.code = code
@@ -101,8 +101,8 @@ async def test_one_that_dies_is_started_again() -> None:
     ids=["stopped", "silent"],
 )
 async def test_one_that_hangs_is_killed_and_replaced(limits: process.HangLimits, stopped: bool) -> None:
-    """A child that hangs is killed and replaced, and its successor learns if nothing that the child did was the
-    cause."""
+    """A child that hangs is killed and replaced. Its successor learns whether the child was innocent of the hang, as
+    when it was stopped."""
     async with kept(limits=limits) as one:
         one.run()
         await until(lambda: one.ready == 1)
@@ -149,7 +149,7 @@ async def test_later_starts_are_waited_for_where_the_program_says_so() -> None:
 
 
 async def test_one_that_does_not_start_any_more_is_given_up() -> None:
-    """A child that no longer starts is given up with its last reason, after which the duty ends."""
+    """A child that no longer starts is given up with the last reason. Then the duty ends."""
     async with kept(policy=RestartPolicy(first=0.001, longest=0.01, give_up=3)) as one:
         one.supervisor.program = replace(one.supervisor.program, missing=one.missing)
         await one.supervisor.start()
@@ -202,7 +202,8 @@ async def test_stopping_while_it_is_being_started_leaves_none() -> None:
 
 
 async def test_what_is_not_watched_any_more_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that is no longer watched, by a fault of ours, is not kept, because its hangs would go unnoticed."""
+    """If a bug ends the watch over a child, the supervisor fails instead of keeping the child, because its hangs would
+    go unnoticed."""
     monkeypatch.setattr(module, "_SLICE", 0.01)
     async with kept() as one:
         one.run()

@@ -1,4 +1,4 @@
-"""Background tasks: essential duties end with a report, expendable ones are started again, and one that hangs is
+"""Background tasks: essential duties end with a report, expendable ones are restarted, and hanging ones are
 detected."""
 
 import asyncio
@@ -46,8 +46,8 @@ async def test_the_end_of_an_essential_duty_is_told_with_its_reason(
 
 
 async def test_an_essential_duty_that_is_cancelled_by_anybody_else_is_lost_too() -> None:
-    """An essential duty that is cancelled by a stray cancellation, of a group or a time-out, is lost too, though its
-    task ends without an error."""
+    """An essential duty that is cancelled by accident, for instance by a task group or a timeout, is reported as lost
+    although it ends without an error."""
     lost: list[str] = []
     held = Tasks(lost.append)
     held.run(FOLLOW, stays).cancel()
@@ -79,7 +79,7 @@ async def test_several_of_one_kind_are_told_apart() -> None:
 async def test_an_expendable_duty_that_fails_is_logged_and_started_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An expendable duty that fails is logged and started again, and the process continues."""
+    """An expendable duty that fails is logged and restarted, and the process continues."""
     monkeypatch.setattr(module, "AGAIN", RestartPolicy(first=0.001, longest=0.004))
     lost: list[str] = []
     starts = []
@@ -109,7 +109,7 @@ async def test_an_expendable_duty_that_is_done_is_done() -> None:
 
 
 async def test_a_duty_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A duty that hangs is lost; one whose loop turns, or that waits for events, is not."""
+    """A duty that hangs is lost. A duty whose loop makes progress, or which waits for events, is not."""
     monkeypatch.setattr(module, "_LOOK", 0.01)
     lost: list[str] = []
     turns = 0
@@ -136,7 +136,7 @@ async def test_a_duty_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_a_task_that_a_duty_starts_turns_its_own_wheel() -> None:
-    """A duty within a duty reports its own progress, not that of the other."""
+    """A duty that another duty starts reports its progress as its own."""
     pulses = []
 
     async def inner() -> None:

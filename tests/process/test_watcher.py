@@ -1,4 +1,4 @@
-"""Real children that beat, are stopped, or fall silent, and the reactions to them."""
+"""Real child processes that send heartbeats, are stopped or fall silent, and what is done about them."""
 
 import asyncio
 import os
@@ -56,7 +56,7 @@ async def test_a_childs_loop_is_heard_and_its_own_children_are_not_in_its_place(
     ids=["stopped", "silent"],
 )
 async def test_a_child_that_hangs_is_killed(number: signal.Signals, why: str, stopped: bool) -> None:
-    """A child that hangs is reported with the reason, then killed."""
+    """A child that hangs is reported with the reason, and then killed."""
     verdicts: list[process.HangVerdict] = []
     child = await a_child()
     # Its loop beats twice a second, so that less than a second of silence says something is not for real limits.
@@ -80,8 +80,8 @@ async def test_a_child_that_ends_by_itself_did_not_hang() -> None:
 
 
 async def test_whoever_keeps_a_child_turns_while_it_is_watched() -> None:
-    """A duty that keeps a child, and may wait days for its end, does not count as hanging while the child is
-    watched."""
+    """A duty that keeps a child may wait days for its end. While the child is watched, the duty does not count as
+    hanging."""
     lost: list[str] = []
     tasks = Tasks(lost.append)
     watched = asyncio.get_running_loop().create_future()
@@ -134,8 +134,8 @@ asyncio.run(main())
 
 
 async def test_who_is_stopped_together_with_its_watcher_goes_on_with_it() -> None:
-    """A child that is stopped together with its watcher for longer than any limit, as a whole mesh is by Ctrl-Z or a
-    debugger, continues with it, even if the watcher continues first."""
+    """If a child and its watcher are stopped together, as by Ctrl-Z, the child survives any length of time, even if the
+    watcher continues first."""
     parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert parent.stdout is not None
     pid = int(await asyncio.to_thread(parent.stdout.readline))
@@ -157,8 +157,8 @@ async def test_who_is_stopped_together_with_its_watcher_goes_on_with_it() -> Non
 
 
 async def test_each_answer_is_a_sign_of_life() -> None:
-    """Each answer of a program that is asked is a sign of life; a question that fails in any way is none, and the
-    asking continues."""
+    """If a program is polled, each answer counts as a sign of life. A poll that fails in any way does not, and polling
+    continues."""
     answers: list[Any] = [False, RuntimeError("a bad question"), True]
     asked = 0
 
@@ -182,7 +182,8 @@ async def test_each_answer_is_a_sign_of_life() -> None:
 
 
 async def test_a_page_that_is_none_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A left-over variable whose descriptor is no heartbeat page by now is never written through."""
+    """If the variable for the heartbeat page is left over and its descriptor is another file by now, nothing is written
+    to that file."""
     file = tmp_path / "precious"
     file.write_bytes(b"x" * 64)
     with file.open("r+b") as opened:
@@ -194,7 +195,7 @@ async def test_a_page_that_is_none_is_never_written(tmp_path: Path, monkeypatch:
 
 
 def test_the_kernels_line_is_read_whatever_the_name(tmp_path: Path) -> None:
-    """The kernel's status line is read whatever the process's name, even if that is `) R 1 (`."""
+    """The kernel's status line is parsed correctly whatever the process's name is, even `) R 1 (`."""
     for pid, state in (("7", "T"), ("8", "R")):
         folder = tmp_path / pid / "task" / pid
         folder.mkdir(parents=True)

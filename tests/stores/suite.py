@@ -1,6 +1,6 @@
-"""The suite that every object store has to pass: each store's module runs all of it against its server.
+"""The tests that every object store must pass. Each store's module runs all of them against its server.
 
-It uses the product's own way: settings in a storage secret, a path that a registration would give, the provider, sinks.
+They use the same path as Mesh does: settings in a storage secret, a path from a registration, the provider, sinks.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _buckets = itertools.count(1)
 
 
 class Reach:
-    """One bucket of a store, as the puller sees it."""
+    """One bucket of a store, accessed as the puller does."""
 
     def __init__(self, store: Store, bucket: str, folder: Path) -> None:
         self.store = store
@@ -46,7 +46,7 @@ class Reach:
         self.provider = ObjectProvider(policy, self.limits)
 
     def location(self, path: str, *, port: int = 0, bucket: str = "", secret: str = "", **changed: str) -> Location:
-        """Returns the location of a path, through a key of the storage secret that is written for it."""
+        """Returns the location of a path. Its storage key refers to settings that are written into a storage secret."""
         settings = {**self.store.settings(bucket or self.bucket, port=port, secret=secret), **changed}
         secrets = self._folder / "secrets"
         secrets.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ class Reach:
         return listing, {file.path: file for file in listing.files}
 
     async def fetch(self, path: str, **changed: str) -> dict[str, bytes]:
-        """Fetches everything at a path."""
+        """Fetches all files at a path."""
         location = self.location(path, **changed)
         _, files = await self.listed(location)
         bodies = await asyncio.gather(*(self.read(location, file) for file in files.values()))
@@ -97,7 +97,7 @@ class Reach:
 
 
 class StoreSuite:
-    """The base class of each store's module, which has a fixture `store`."""
+    """The base class of each store's tests. The module of a subclass defines the fixture `store`."""
 
     @pytest.fixture
     async def reach(self, store: Store, tmp_path: Path):
@@ -108,7 +108,7 @@ class StoreSuite:
         await reach.provider.close()
 
     async def test_a_single_file(self, reach):
-        """A single file is fetched complete, by URI and by path and key, without the objects beside it."""
+        """A single file is fetched by URI, or by path and key, without the objects next to it."""
         await reach.put({"models/a.onnx": CONTENT, "models/a.onnx.bak": b"x", "models/a": b"y"})
         for path in ("models/a.onnx", "/models/a.onnx", reach.store.uri(reach.bucket, "models/a.onnx")):
             assert await reach.fetch(path) == {"": CONTENT}
@@ -117,13 +117,13 @@ class StoreSuite:
         assert listing.files[0].size == len(CONTENT)
 
     async def test_a_large_file_comes_in_parts(self, reach):
-        """A large file is fetched in several ranges at once, which make up the stored bytes."""
+        """A large file is fetched in several concurrent ranges, which together are the stored bytes."""
         await reach.put({"large": LARGE})
         assert await reach.fetch("large") == {"": LARGE}
 
     async def test_a_tree_of_any_number_of_objects(self, reach):
-        """A tree of 1,500 objects, more than a page of any store, is fetched without objects of a neighbour with the
-        same beginning."""
+        """A tree of 1,500 objects, more than fit on any store's page, is fetched without objects of a tree whose name
+        begins alike."""
         tree = {f"tree/{number % 7}/{number}.bin": b"%d" % number for number in range(MANY)}
         await reach.put({**tree, "tree-2/other": b"x", "tre": b"y"})
         for path in ("tree", "tree/"):
@@ -135,15 +135,15 @@ class StoreSuite:
         assert bodies == [tree["tree/" + file.path] for file in some]
 
     async def test_empty_files_stay(self, reach):
-        """A file of no bytes is fetched, inside a tree as part of the model and alone as a file."""
+        """An empty file is fetched, both as part of a model's tree and alone."""
         await reach.put({"t/empty": b"", "t/full": b"x"})
         assert await reach.fetch("t") == {"empty": b"", "full": b"x"}
         assert await reach.fetch("t/empty") == {"": b""}
 
     @pytest.mark.parametrize("key", ["t/junk//b", "t/./here", "t/a/../up"])
     async def test_a_key_that_no_file_can_have(self, reach, key):
-        """A key that no file can have is skipped with the reason, and everything else is fetched, also with many
-        objects and odd but valid names."""
+        """A key that cannot be a file name is skipped with the reason. Everything else is fetched, even many objects
+        and unusual but valid names."""
         if reach.store.scheme == "s3" and reach.store.checks_credentials:
             pytest.skip("versitygw keeps objects as files, so it has no such keys")
         tree = {f"{number}": b"%d" % number for number in range(1100)} | {"a b+%41&<é": b"2", "sub/deep": b"3"}
@@ -157,14 +157,15 @@ class StoreSuite:
             assert await reach.read(location, files[name]) == tree[name]
 
     async def test_an_object_before_a_tree_of_its_name(self, reach):
-        """A path without "/" at its end is the object of that name, and with it the tree below."""
+        """A path without a final "/" means the object of that name if it exists, even if there is also a tree below it.
+        With "/" it means the tree."""
         if reach.store.scheme != "s3" or not reach.store.checks_credentials:  # over a folder there cannot be both
             await reach.put({"m": b"file", "m/x": b"below"})
             assert await reach.fetch("m") == {"": b"file"}
             assert await reach.fetch("m/") == {"x": b"below"}
 
     async def test_nothing_there(self, reach):
-        """A missing object and an empty folder are errors that name the place."""
+        """The error for a missing object or an empty folder names the place."""
         await reach.put({"models/a.onnx": CONTENT})
         for path in ("models/b.onnx", "models/a", "models/a.onnx/b"):
             text = await reach.refused(reach.location(path), PullErrorKind.NOT_FOUND)
@@ -180,7 +181,7 @@ class StoreSuite:
         assert "bucket" in await reach.refused(location, PullErrorKind.NO_BUCKET)
 
     async def test_wrong_credentials(self, reach):
-        """Wrong credentials are reported as such, and are not shown."""
+        """Wrong credentials are reported as such and not shown in the error."""
         if not reach.store.checks_credentials:
             pytest.skip("this server does not check credentials")
         await reach.put({"a": CONTENT})
@@ -191,7 +192,7 @@ class StoreSuite:
             assert secret not in text
 
     async def test_changed_between_two_loads(self, reach):
-        """A file that changed between two loads is fetched again, under a new identity."""
+        """A file that changed between two loads is fetched again and has a new identity."""
         await reach.put({"a": CONTENT, "b": CONTENT})
         first = (await reach.listed(reach.location("a")))[1][""]
         assert first == (await reach.listed(reach.location("a")))[1][""]
@@ -207,7 +208,7 @@ class StoreSuite:
         )
 
     async def test_changed_between_listing_and_reading(self, reach):
-        """A file that changes between listing and reading is an error, never a mixture."""
+        """If a file changes between listing and reading, the pull fails rather than mixing both contents."""
         await reach.put({"a": LARGE})
         location = reach.location("a")
         listed = (await reach.listed(location))[1][""]
@@ -217,7 +218,7 @@ class StoreSuite:
         assert caught.value.kind is PullErrorKind.CHANGED
 
     async def test_a_truncated_body_goes_on_where_it_ended(self, reach):
-        """A truncated body is an error; the next attempt reads only what is missing, and the whole is right."""
+        """A truncated body is an error. The next attempt reads only the missing part, and the file is right."""
         await reach.put({"a": LARGE})
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
             location = reach.location("a", port=proxy.port)
@@ -241,7 +242,7 @@ class StoreSuite:
         assert path.read_bytes() == LARGE
 
     async def test_a_server_that_dies(self, reach):
-        """A server that dies, before a transfer or in the middle of it, is unreachable, a passing failure."""
+        """If a server dies before or during a transfer, the error is "unreachable", a passing failure."""
         await reach.put({"a": LARGE})
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
             location = reach.location("a", port=proxy.port)
@@ -260,7 +261,7 @@ class StoreSuite:
             assert f"127.0.0.1:{proxy.port}" in text
 
     async def test_a_server_that_stalls(self, reach):
-        """A server that stalls ends the pull by the read timeout, as a timeout."""
+        """If a server stalls, the pull ends by the read timeout and reports a timeout."""
         await reach.put({"a": LARGE})
         provider = ObjectProvider(HttpPolicy(read_timeout=0.3), reach.limits)
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
@@ -275,8 +276,8 @@ class StoreSuite:
         await provider.close()
 
     async def test_a_cancelled_pull_leaves_at_once(self, reach):
-        """A cancelled pull closes its connections although the server stays silent, and gives those of the limits
-        back."""
+        """A cancelled pull closes its connections, even if the server is silent, and they no longer count against the
+        limits."""
         await reach.put({"a": LARGE})
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
             location = reach.location("a", port=proxy.port)
@@ -295,7 +296,8 @@ class StoreSuite:
             await proxy.idle()
 
     async def test_clients_are_kept(self, reach):
-        """One client is kept for each set of settings: a rotated secret makes a new one, the same secret does not."""
+        """One client is kept for each set of settings. A rotated secret makes a new client; the same secret does
+        not."""
         await reach.put({"a": CONTENT})
         for changed in ({}, {}, {"note": "rotated"}, {}):
             assert await reach.fetch("a", **changed) == {"": CONTENT}

@@ -1,4 +1,4 @@
-"""Azure Blob Storage as azurite speaks it, with shared keys."""
+"""Azure Blob Storage with shared keys, as azurite implements it."""
 
 import pytest
 
@@ -20,4 +20,4 @@ def store(tmp_path_factory):
 
 
 class TestAzurite(StoreSuite):
-    """All of the suite."""
+    """The store suite, run against azurite."""

@@ -1,4 +1,4 @@
-"""Google Cloud Storage as fake-gcs-server speaks it, without credentials."""
+"""Google Cloud Storage without credentials, as fake-gcs-server implements it."""
 
 import pytest
 
@@ -20,4 +20,4 @@ def store(tmp_path_factory):
 
 
 class TestFakeGcs(StoreSuite):
-    """All of the suite."""
+    """The store suite, run against fake-gcs-server."""

@@ -1,4 +1,4 @@
-"""S3 as moto's server speaks it, and what is particular to S3: markers, odd keys, identities."""
+"""S3 as moto's server implements it, and what only S3 has: folder markers, odd keys, identities."""
 
 import asyncio
 
@@ -18,10 +18,10 @@ def store(tmp_path_factory):
 
 
 class TestMoto(StoreSuite):
-    """All of the suite."""
+    """The store suite, run against moto, with tests for S3 alone."""
 
     async def test_folder_markers(self, reach):
-        """Objects that consoles make for folders are no files of the model, and an empty folder stays a folder."""
+        """Objects that consoles create for folders are not files of the model, but an empty folder stays a folder."""
         await reach.put({"t/sub/a": b"x", "t/zero": b""})
         for key in ("t/", "t/sub/", "t/hollow/"):
             await reach.store.mark(reach.bucket, key)
@@ -30,15 +30,15 @@ class TestMoto(StoreSuite):
         assert set(listing.folders) == {"sub", "hollow"}
 
     async def test_only_markers(self, reach):
-        """A folder that contains only folders is empty."""
+        """A folder that contains only folders counts as empty."""
         for key in ("t/", "t/sub/"):
             await reach.store.mark(reach.bucket, key)
         assert "no files" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
 
     @pytest.mark.parametrize("key", ["t/junk//b", "t/../up", "t/./here", "t//", "t/a\\b", "t/._a", "t/sub/.nfs01"])
     async def test_keys_that_no_file_can_have(self, reach, key):
-        """Keys that no file can have are skipped with the reason, and everything else is fetched, odd names
-        included."""
+        """Keys that cannot be file names are skipped with the reason. Everything else is fetched, even unusual
+        names."""
         files = {"-x": b"1", "a b+%41&<é": b"2", "sub/deep": b"3", "empty": b"", "~": b"4"}
         await reach.put({f"t/{name}": content for name, content in files.items()})
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key=key, Body=b"x")
@@ -51,26 +51,26 @@ class TestMoto(StoreSuite):
             assert await reach.read(location, listing.files[number]) == files[str(path)]
 
     async def test_only_a_key_that_no_file_can_have(self, reach):
-        """A tree with no other key than one that no file can have is an error that names that key."""
+        """If a tree's only key cannot be a file name, the error names the key."""
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key="t//b", Body=b"x")
         assert "'/b'" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
 
     async def test_a_long_listing_with_such_a_key(self, reach):
-        """A listing of several pages with a key that no file can have is read completely."""
+        """A listing of several pages is read completely, even if one of its keys cannot be a file name."""
         await reach.put({f"t/{number}": b"x" for number in range(1100)})
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key="t/5//b", Body=b"x")
         _, files = await reach.listed(reach.location("t"))
         assert len(files) == 1100
 
     async def test_the_whole_bucket(self, reach):
-        """A path that names only its bucket is the whole bucket."""
+        """A path that names only its bucket means the whole bucket."""
         await reach.put({"a": b"1", "b/c": b"2"})
         assert await reach.fetch(f"s3://{reach.bucket}") == {"a": b"1", "b/c": b"2"}
         assert await reach.fetch("") == {"a": b"1", "b/c": b"2"}
 
 
 def boto(store: Moto):
-    """boto3's client, which writes keys that obstore does not."""
+    """Returns a boto3 client, which can write keys that obstore refuses."""
     import boto3
 
     return boto3.client(

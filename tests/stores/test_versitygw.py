@@ -1,4 +1,4 @@
-"""S3 as versitygw speaks it: signatures are checked, and it is fast enough for large files."""
+"""S3 as versitygw implements it. It checks signatures, and is fast enough for large files."""
 
 import pytest
 
@@ -20,4 +20,4 @@ def store(tmp_path_factory):
 
 
 class TestVersity(StoreSuite):
-    """All of the suite."""
+    """The store suite, run against versitygw."""

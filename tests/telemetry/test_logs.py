@@ -14,7 +14,7 @@ from mesh.telemetry import logs
 
 
 class Hostile:
-    """A value whose text cannot be obtained."""
+    """A value whose conversion to text fails."""
 
     def __str__(self):
         raise RuntimeError("no text")
@@ -24,7 +24,7 @@ class Hostile:
 
 @pytest.fixture
 def stream():
-    """Yields the stream of the lines; removes the handler afterwards."""
+    """Yields the stream to which lines are logged, and restores the root logger afterwards."""
     stream = io.StringIO()
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
@@ -154,8 +154,8 @@ def test_unknown_level_or_format_is_refused(stream, level, fmt):
 
 @pytest.mark.parametrize("fmt", ["text", "json"])
 def test_a_process_that_configures_nothing_writes_lines_too(fmt: str):
-    """A process that configures nothing, such as a command of a terminal, writes warnings and worse as lines, not as a
-    record's dict."""
+    """A process that does not configure logging, such as a terminal command, writes warnings and errors as lines, not
+    as dicts."""
     program = "from mesh.telemetry import logs; log = logs.get('x'); log.info('no'); log.warning('it ended', pid=1)"
     argv = [sys.executable, "-P", "-c", program]
     environment = {**os.environ, "MESH_LOG_FORMAT": fmt}
@@ -206,7 +206,7 @@ def _without_verbosity() -> dict[str, str]:
 
 
 def test_lines_of_grpcs_core_do_not_stand_between_ours():
-    """Lines of gRPC's core do not appear among ours, though a refused handshake makes it write one: the call's error
+    """gRPC's own log lines do not appear among Mesh's. A refused handshake causes such a line, but the call's error
     says the same."""
     argv = [sys.executable, "-P", "-c", _REFUSED]
     done = subprocess.run(argv, env=_without_verbosity(), capture_output=True, text=True, timeout=60, check=True)
@@ -221,7 +221,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def processes() -> list[str]:
-    """Returns the modules that run as processes of their own."""
+    """Returns the modules that are run as processes."""
     return sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for package in ("mesh", "router")

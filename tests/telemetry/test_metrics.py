@@ -10,7 +10,7 @@ from mesh.telemetry import metrics
 
 
 def parsed(snapshot):
-    """Returns what Prometheus' own parser reads: {(sample name, sorted labels): value}."""
+    """Parses a rendered snapshot with Prometheus' own parser. Returns {(sample name, sorted labels): value}."""
     families = parser.text_string_to_metric_families(metrics.render(snapshot).decode())
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
