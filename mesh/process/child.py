@@ -212,7 +212,7 @@ async def spawn(
 ) -> Process:
     """Starts a child with an empty standard input and both its outputs passed line by line to `on_line`.
 
-    `argv[0]` is a path or a name on PATH; `env` is the child's complete environment; None means a copy of this
+    `argv[0]` is a path or a name on PATH. `env` is the child's complete environment; None means a copy of this
     process's. `on_exit` is called once, with the exit status, after the last line. Callbacks come from the event loop
     and must be quick; one that raises is logged. A program that cannot be executed ends with status 127 and a line that
     says why (OSError without the tether). A cancelled call leaves no child. With `beats`, the child gets a page for

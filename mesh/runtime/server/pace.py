@@ -1,8 +1,8 @@
 """The decision whether a model's next call runs in the event loop, by how long calls of its size have taken.
 
-Handing a call to a thread costs about 100 us of processor time, while the whole call takes 35 us inline (measured);
-but a long call in the loop makes all others wait. So each model remembers how long calls took for each size of input
-(in powers of two): short ones run inline, long ones in threads. A size not seen before runs in a thread the first time,
+Handing a call to a thread costs about 100 us of processor time, while the whole call takes 35 us inline (measured). But
+a long call in the loop makes all others wait. So each model remembers how long calls took for each size of input (in
+powers of two): short ones run inline, long ones in threads. A size not seen before runs in a thread the first time,
 unless a larger one is known to be short.
 """
 

@@ -4,8 +4,8 @@ It ends at SIGTERM and gives calls in flight a few seconds to finish. SIGINT is 
 process group, and the agent decides when this process ends. The process that starts the server makes sure that it does
 not outlive the agent.
 
-The memory limit is set last, so that it bounds what models take and nothing that the server needs to start. The first
-session of a process takes 1.4 MB that are never freed; trying the device has made one by then.
+The memory limit is set last, so that it applies to what models take, and not to what the server needs to start. The
+first session of a process takes 1.4 MB that are never freed, and the trial of the device has made one by then.
 """
 
 import asyncio

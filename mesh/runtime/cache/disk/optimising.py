@@ -60,7 +60,7 @@ class OptimisingStatistics:
 
 
 class Optimising:
-    """The optimising of one pod. `free_bytes` returns the memory that the machine or container has left."""
+    """The optimiser of one pod's models. `free_bytes` returns the memory that the machine or container has left."""
 
     def __init__(self, keeping: Keeping, *, free_bytes: Callable[[], int]) -> None:
         self.tag = ""  # tag of the forms made now; empty: none are made

@@ -3,10 +3,10 @@
 - `outcomes`: the request for a load, and its possible outcomes
 - `flights`: the loads that begin, are joined, or end early
 - `gate`: the conditions for any load
-- `loading`: the steps of one load: its claim, its files, its way into memory, its publication
-- `publication`: its claim before, and its key after
-- `fetching`: its files
-- `admission`: its way into memory: room, a turn, the model server, and room for the measured size
+- `loading`: the steps of one load: claim, files, admission to memory, publication
+- `publication`: the claim before a load, and the copy's key after it
+- `fetching`: the files of a load
+- `admission`: a load's way into memory: room, a turn, the model server, and room for the measured size
 - `rooms`: the loads that wait for room, and the evictions for them
-- `serverside`: the model server's part
+- `serverside`: the model server's part of a load
 """

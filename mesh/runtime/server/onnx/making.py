@@ -49,7 +49,8 @@ class Made:
 
 
 class MemoryMeter:
-    """The turn to be measured, and changes of memory by others. For the event loop's thread, except `others`."""
+    """The turn to be measured, and changes of memory by others. Used only in the event loop's thread, except for
+    `others`."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
