@@ -108,7 +108,7 @@ def test_exclusions_are_named_with_their_reasons():
 
 
 def test_older_than_everything_in_full_pods_has_no_room():
-    """A preload of a model that nobody has used for long gets no room from models used more recently."""
+    """A preload of a model that has long been unused evicts no models that were used more recently."""
     pods = [full("a", 60_000), full("b", 90_000)]
     choice = choose("m", MIB, pods, idle_ms=100_000)
     assert choice.verdict is ChoiceVerdict.NO_ROOM
@@ -158,7 +158,7 @@ def test_small_differences_do_not_decide(one, other):
 
 @pytest.mark.parametrize("count", [2, 5, 8, 20])
 def test_no_herd_among_equal_pods_on_one_stale_view(count):
-    """1,000 models chosen on one unchanged view spread evenly over equal pods, within five standard deviations of a
+    """1,000 models chosen on one unchanged view spread evenly over equal pods, to within five standard deviations of a
     fair draw."""
     pods = [a_pod(f"pod-{i}") for i in range(count)]
     counts = Counter(choose(f"customer-{i}", MIB, pods).pod for i in range(1000))

@@ -64,7 +64,7 @@ def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
 
 
 def test_a_quiet_model_keeps_one_copy():
-    """A model that one copy serves keeps one copy."""
+    """A model whose calls one copy can serve keeps one copy."""
     assert plan([model(ReportedCopy("a", rate=1999, in_flight=16))], PODS, settings=MEAN).actions == ()
 
 
@@ -77,7 +77,7 @@ def test_many_copies_at_once_for_a_very_hot_model():
 
 
 def test_a_second_copy_where_there_is_plenty_of_room():
-    """Regular use earns a second copy if there is plenty of room, but not in a full mesh."""
+    """A regularly used model gets a second copy if there is plenty of room, but not in a full mesh."""
     regular = model(ReportedCopy("a", rate=60))
     assert len(loads(plan([regular], PODS))) == 1
     assert plan([regular], FULL).actions == ()

@@ -176,7 +176,8 @@ class Mesh(RuleBasedStateMachine):
     @precondition(lambda self: any(pod.copies for pod in self.pods.values()))
     @rule(data=st.data(), more=st.integers(1, 6))
     def measured(self, data: st.DataObject, more: int) -> None:
-        """Measures a copy as larger than estimated, and evicts the excess over the capacity as far as possible."""
+        """Measures a copy as larger than estimated, and evicts others if that brings the pod back within its
+        capacity."""
         pod = data.draw(st.sampled_from([pod for pod in self.pods.values() if pod.copies]))
         model = data.draw(st.sampled_from(sorted(pod.copies)))
         copy = pod.copies[model]
@@ -204,5 +205,5 @@ class Mesh(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_the_core(policy):
-    """The laws of the decisions hold under every policy."""
+    """The laws of the core's decisions hold under every policy."""
     run_state_machine_as_test(type(f"Mesh_{policy}", (Mesh,), {"policy": policy}))

@@ -33,7 +33,8 @@ def test_loaded_elsewhere_before_it_is_let_go():
 
 
 def test_the_most_recently_used_first_and_not_all_at_once():
-    """A drain moves the most recently used copies first and not all at once, because there may not be time for all."""
+    """A drain moves the most recently used copies first, because there may not be time for all. It does not move all at
+    once."""
     made = plan("gone", held(50)[::-1], PODS)
     assert [action.model_id for action in made.actions] == [f"m{i:02}" for i in range(WIDTH)]
     assert made.put_off == 50 - WIDTH
@@ -61,8 +62,8 @@ def test_what_has_no_room_elsewhere_stays():
     seconds=st.integers(0, 40),
 )
 def test_a_drain_ends_without_a_gap(ages, width, seconds):
-    """A drain carried out round by round loads every lately used copy elsewhere before it is evicted, `width` at a
-    time."""
+    """A drain, carried out round by round, moves `width` copies at a time. Each recently used copy is loaded elsewhere
+    before it is evicted."""
     left = {f"m{index}": DrainingCopy(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
     for _ in range(200):
         made = plan("gone", list(left.values()), PODS, width=width)

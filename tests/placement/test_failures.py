@@ -46,8 +46,8 @@ def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
 
 @pytest.mark.parametrize("kind", SOON)
 def test_other_kinds_are_tried_again_from_a_second_on(kind):
-    """A failure of another kind is retried after a second at first, and never later than half a minute after the last
-    try, however long it lasts."""
+    """A failure of another kind is retried after a second at first. However long it lasts, the next try comes at most
+    half a minute after the last."""
     failures = Failures()
     now, tries = 0, 0
     while now < 10 * 60_000:
@@ -169,14 +169,15 @@ def test_slow_failures_end_all_the_same():
 
 
 def unhealthy(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
-    """Makes a pod unhealthy: different models fail there and load in `e`."""
+    """Makes a pod unhealthy: several models fail there and load in pod `e`."""
     for number in range(UNHEALTHY):
         failures.failed(f"m{number}", pod, now_ms + number, "disk is broken")
         failures.loaded(f"m{number}", "e", now_ms + number)
 
 
 def test_a_pod_where_everything_fails_is_not_the_models_fault():
-    """A pod in which all loads fail gets no more of them, and its failures do not count towards a model's bound."""
+    """A pod in which all loads fail gets no more of them, and its failures do not count towards the bound of tries for
+    a model."""
     failures = Failures()
     unhealthy(failures)
     assert "4 models that loaded elsewhere" in failures.avoided(PODS, 10)["a"]
@@ -198,7 +199,8 @@ def test_broken_models_do_not_make_a_pod_unhealthy(models):
 
 
 def test_a_copy_elsewhere_is_evidence_at_once():
-    """A failed further copy of a model that serves in another pod is evidence against the failing pod at once."""
+    """If a load fails in one pod while its model serves in another, that is immediate evidence against the first
+    pod."""
     failures = Failures()
     for number in range(UNHEALTHY):
         failures.failed(f"m{number}", "a", number, "no", elsewhere=True)
@@ -250,7 +252,7 @@ def test_a_broken_pod_is_found_out_and_left_alone(draws):
 
 
 def test_an_unhealthy_pod_is_tried_now_and_then_and_forgiven_at_once():
-    """An unhealthy pod gets one load after a pause, and counts as healthy again after a success."""
+    """After a pause an unhealthy pod gets one load. If that succeeds the pod counts as healthy again."""
     failures = Failures()
     unhealthy(failures)
     assert "a" in failures.avoided(PODS, RETRY_MS - 1)
@@ -289,8 +291,8 @@ def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
 
 
 def test_the_record_decides_what_is_remembered():
-    """The record decides which failures are remembered: a release there forgets them, those that others saw count, and
-    of a failure known to both the router's own view is newer."""
+    """The record of a model decides which of its failures are remembered. A release in the record forgets them, and
+    failures seen by other routers count. The time of a failure known to both is the router's own."""
     failures = Failures()
     theirs = Failure("b", 0, "theirs", FailureKind.PASSING, 0, 0, 77)
 

@@ -14,7 +14,7 @@ START = 1_000 * SECOND
 def standing(
     now: float, *, proof: float | None = 0.0, keyed: bool = True, away: bool = True, limit: float | None = None
 ):
-    """Returns a pod's standing, with times in seconds since the start."""
+    """Returns the standing of a pod, with times in seconds since the start."""
     return PodStanding(
         now=START + int(now * SECOND),
         ttl=TTL,

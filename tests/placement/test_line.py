@@ -28,7 +28,7 @@ def in_memory(key: str, place: int) -> WaitingLoad[str]:
 def fates(
     waiters: list[WaitingLoad[str]], rooms: dict[str, RoomDecision], *, now_ms: int = FRESH_MS
 ) -> list[tuple[str, str]]:
-    """Returns the fates of the waiters, in the order of the steps."""
+    """Returns each waiter's key and fate, in the order of the steps."""
     return [(step.waiter.key, step.fate.value) for step in look(waiters, rooms.__getitem__, now_ms=now_ms)]
 
 
@@ -128,7 +128,7 @@ class Pod:
 
     @property
     def loading(self) -> list[str]:
-        """Returns the loads in the server."""
+        """Returns the keys of the loads that are in the server."""
         return [key for key in self.held if key not in self.copies and key not in self.waiting]
 
     def ask(self, key: str) -> RoomDecision:

@@ -88,7 +88,7 @@ def test_the_order_is_whole_and_does_not_depend_on_when_it_is_looked_at(policy, 
 @pytest.mark.parametrize("policy", NAMES)
 @given(steps=steps)
 def test_standings_agree_with_the_order(policy, steps):
-    """Copies sorted by standing are in the order in which the policy walks."""
+    """Copies sorted by their standing are in the order in which the policy would evict them."""
     pod = Pod(policy)
     for step, number, pause in steps:
         key = f"m{number}"
@@ -139,7 +139,7 @@ def test_a_look_at_the_first_does_not_read_them_all(policy):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_spare_goes_before_an_equal_sole_copy(policy):
-    """A copy whose model has another copy elsewhere ranks lower than an equal sole copy."""
+    """A copy whose model has another copy elsewhere is evicted before an equal copy that is its model's only one."""
     pod = Pod(policy)
     pod.load("sole")
     pod.load("spare")
@@ -157,7 +157,7 @@ def test_a_spare_goes_before_an_equal_sole_copy(policy):
 
 
 def test_lru_is_the_order_of_last_use():
-    """`lru` orders copies by last use alone, and learns of a use when the copy comes up."""
+    """`lru` orders copies by their last use alone. It notices a use only when the copy is next to be evicted."""
     pod = Pod("lru")
     for key in "abc":
         pod.now += 1
@@ -214,7 +214,7 @@ def test_gdsf_knows_the_time_of_a_use_that_it_learns_late():
 
 
 def test_the_history_of_the_inflation_is_bounded():
-    """The history of the inflation keeps its bound after tens of thousands of evictions, and ranks still grow."""
+    """After tens of thousands of evictions the history of the inflation is still bounded, and ranks still grow."""
     uses: dict[str, tuple[int, int]] = {}
     policy: Gdsf[str] = Gdsf(uses.__getitem__)
     before = 0.0
@@ -299,7 +299,8 @@ def test_an_unknown_policy_is_named_with_those_that_there_are():
 @pytest.mark.parametrize("policy", NAMES)
 @given(steps=steps, need=st.integers(1, 9))
 def test_room_is_searched_in_the_order_of_the_policy(policy, steps, need):
-    """`room.search` finds the same victims as `make_room` over all copies, though it looks only at the first few."""
+    """`room.search` finds the same victims as `make_room` does over all copies, although it looks at only the first
+    few."""
     pod = Pod(policy)
     for step, number, pause in steps:
         key = f"m{number}"

@@ -109,7 +109,7 @@ def test_the_laws_of_a_preload(sizes, pods):
 
 
 def test_what_others_need_is_left_to_them():
-    """A type that may run anywhere avoids pods that another type needs, in preloads as in cold starts."""
+    """A type that may run anywhere avoids pods that another type needs, both in preloads and in cold starts."""
     constraints = Constraints({"large": Constraint(frozenset({"gpu"}))})
     pods = [
         Candidate("cpu", 1000 * MIB, loading_threads=20, labels=frozenset({"cpu"})),

@@ -45,7 +45,7 @@ def test_names_that_tell_nothing_are_left_alone():
 
 @given(st.lists(st.tuples(st.sampled_from(["aaaaaa", "bbbbbb", "cccccc"]), st.integers(0, 100)), max_size=9))
 def test_the_youngest_pod_is_never_outgoing(members):
-    """The youngest pod is never outgoing, so some pod can always be chosen, whatever the groups."""
+    """Whatever the groups, the youngest pod is never outgoing, so some pod can always be chosen."""
     made = [Member(f"d-{group}-{index:05}", age * MINUTE) for index, (group, age) in enumerate(members)]
     found = outgoing(made)
     if made:

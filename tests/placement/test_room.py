@@ -115,7 +115,7 @@ def test_busy_copies_are_named_in_the_refusal():
 
 
 def test_what_fits_reads_nothing():
-    """A load that fits into free space, or can never fit, does not read the costly list of copies."""
+    """A load that fits into free space, or can never fit, does not need the list of copies, which is costly to read."""
 
     def explosive():
         raise AssertionError("read")
@@ -133,7 +133,7 @@ def test_an_overcommitted_cache_is_repaired():
 
 
 def test_no_ping_pong():
-    """Copies loaded in turn for waiting callers never evict the one loaded last while an older one could be evicted."""
+    """Loads for waiting callers never evict the copy loaded last while an older copy could be evicted."""
     cache: dict[str, int] = {}  # model -> time of use
     for now in range(1, 60):
         model = f"m{now % 7}"
@@ -147,7 +147,7 @@ def test_no_ping_pong():
 
 
 def test_a_copy_whose_caller_has_not_come_yet_goes_last():
-    """A copy whose caller has not come yet is evicted last, even by a policy that values newcomers little."""
+    """A copy that no call has reached yet is evicted last, even by a policy that ranks new copies low."""
     held = [ResidentCopy("new", 10, 0, standing=(0, 0.0), fresh=True), ResidentCopy("old", 10, 500, standing=(1, 9.0))]
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("old",)
     assert make_room(Need.of_host(20, 0, 100), held).victims == ("old", "new")
@@ -184,7 +184,7 @@ def test_a_victim_whose_caller_is_on_its_way_is_told():
 
 
 def test_the_policy_decides_the_order():
-    """A standing given with the copies overrides their ages."""
+    """If copies are given with a standing, it overrides their ages."""
     held = [ResidentCopy("older", 10, 900, standing=(1, 5.0)), ResidentCopy("cheaper", 10, 100, standing=(1, 2.0))]
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("cheaper",)
 

@@ -83,7 +83,7 @@ def test_a_shadow_that_every_call_begins_beside_has_to_pause():
 
 
 def test_a_time_of_zero_is_no_error():
-    """A call that took no time, because the clock did not advance, is not an error."""
+    """A call may take no time, because the clock did not advance. That is not an error."""
     shadowing = Shadowing()
     for beside in (True, False) * ENOUGH:
         shadowing.noted(0.0, beside=beside)

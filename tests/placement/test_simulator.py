@@ -51,7 +51,7 @@ def test_azure_is_mostly_idle_models():
 
 
 def test_a_day_wanders():
-    """In the daily trace the hot models of one quarter differ from those of another."""
+    """In the daily trace, the hot models of one quarter differ from those of another quarter."""
     made = [model for _, model in traces.diurnal(500, 40_000)]
     tops = [{m for m, _ in Counter(made[i : i + 5000]).most_common(50)} for i in (0, 10_000)]
     assert len(tops[0] & tops[1]) < 40
@@ -97,7 +97,7 @@ def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=200), st.integers(1, 8))
 def test_nobody_beats_who_knows_the_future(models, capacity):
-    """With equal sizes and instant loads no policy hits more often than Belady's, which knows the future."""
+    """With equal sizes and instant loads, no policy hits more often than Belady's, which knows the future."""
     calls = [(number * 10_000, str(model)) for number, model in enumerate(models)]
     model = fleet.equal(MIB)
     bound = optimum.clairvoyant([m for _, m in calls], capacity * MIB, model)
@@ -154,7 +154,7 @@ def test_a_probation_queue_keeps_the_hot_set_through_a_scan():
 
 
 def test_more_copies_are_made_of_what_is_hot():
-    """More copies are made of hot models only, and only as the room allows."""
+    """Only hot models get more copies, and only as far as there is room."""
     hot = [(number, "hot") for number in range(0, 60_000, 10)]
     cold = [(number, f"c{number % 7}") for number in range(0, 60_000, 500)]
     made = sorted(hot + cold)

@@ -36,7 +36,7 @@ def refused(before, models, **request) -> tuple[str, str]:
 
 
 def test_a_new_vmodel_serves_its_target_at_once():
-    """A new vmodel has no model to move from, so its active model is the requested one, loaded or not."""
+    """A new vmodel has no model to move from, so the requested model is active at once, loaded or not."""
     assert changed(None, {"a": IDLE}, target="a") == VModelRecord("a", "a")
     assert changed(None, {"a": IDLE}, target="a", owner="me", default_owner="us").owner == "me"
     assert changed(None, {"a": IDLE}, target="a", default_owner="us").owner == "us"
@@ -135,7 +135,7 @@ def test_another_target_takes_the_place_of_one_that_was_not_reached():
 
 
 def test_a_model_that_others_refer_to_is_not_deleted_with_one_reference():
-    """A model that was registered to be deleted automatically stays as long as another vmodel names it."""
+    """A model flagged for automatic deletion stays as long as another vmodel names it."""
     models = {"a": replace(LOADED, refs=2, auto_delete=True), "b": IDLE}
     change = changes.set_vmodel("v", VModelRecord("a", "a"), models, SetVModel(target="b", force=True))
     assert isinstance(change, Change)
@@ -164,7 +164,8 @@ def test_the_leader_ends_a_move_only_if_it_is_still_the_same():
 
 
 def test_a_parked_move_says_why():
-    """The reason of a failed move is stored beside the predecessor's flag for it, and is removed with the flag."""
+    """The reason of a failed move is stored beside the predecessor's flag for failure, and is removed together with
+    it."""
     parked = changes.park_move(VModelRecord("a", "b"), "a", "b", "no room").after
     assert parked == VModelRecord("a", "b", failed=True, more=VModelMore(why="no room"))
     assert changes.park_move(parked, "a", "b", "").after == VModelRecord("a", "b")
@@ -260,7 +261,7 @@ def test_a_version_that_could_not_be_loaded_is_the_first_to_be_dropped():
 
 
 def test_a_version_names_one_model():
-    """A version names one model for good, because a client may have written the version's name down."""
+    """A version always names the same model, because clients may have written the version's name down."""
     record = rolled_out("7", "8")
     assert refused(record, {"x": IDLE}, target="x", version="7") == (
         "CONFLICT",

@@ -73,7 +73,7 @@ class Core:
     counted: metrics.Registry
 
     def rules(self, **changed: int) -> None:
-        """Changes the numbers of the rules for cold starts."""
+        """Changes values in the rules for cold starts."""
         flights = self.coldstart._machine._flights
         flights.rules = replace(flights.rules, **changed)
 
@@ -142,16 +142,16 @@ class Core:
         return call
 
     def sent(self, pod: str) -> list[Sent]:
-        """Returns the calls sent to that pod."""
+        """Returns the calls sent to the pod."""
         return self.world.pool(pod).sent
 
     async def answered(self, call: FakeCall) -> FakeCall:
-        """Returns the call once it is answered."""
+        """Waits until the call is answered, and returns it."""
         await until(lambda: bool(call.answers), interval=0.001, why="the call is answered")
         return call
 
     async def reaches(self, pod: str, count: int = 1) -> Sent:
-        """Waits until `count` calls have been sent to that pod, and returns the last."""
+        """Waits until `count` calls have been sent to the pod, and returns the last one."""
         await until(lambda: len(self.sent(pod)) >= count, interval=0.001, why=f"{count} calls reach {pod}")
         return self.sent(pod)[-1]
 

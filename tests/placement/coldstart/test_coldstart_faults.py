@@ -41,8 +41,7 @@ def test_a_model_without_a_copy_is_read_chosen_asked_and_told():
 
 
 def test_each_instruction_carries_its_cause():
-    """Each instruction carries the number of the event that caused it, and the answer to a request names that
-    number."""
+    """Each instruction carries the number of the event that caused it. The answer to a request repeats that number."""
     carrier = Carrier("a")
     carrier.join()
     carrier.read()
@@ -397,7 +396,7 @@ def test_a_quarantined_model_is_not_loaded_but_a_copy_that_is_being_made_is_join
 
 
 def test_broken_models_make_no_pod_unhealthy():
-    """Broken models, one before each good one, make no pod unhealthy."""
+    """No pod becomes unhealthy if a broken model comes before each good one."""
     carrier = Carrier("a", "b")
     for number in range(20):
         carrier.join(model_id=f"bad{number}")

@@ -1,4 +1,4 @@
-"""Resolution of names to models: aliases, versions, splits, and models that cannot serve."""
+"""The resolution of names to models: aliases, versions, splits, and models that cannot serve."""
 
 import asyncio
 from collections import Counter
@@ -99,7 +99,7 @@ async def test_an_alias_without_versions_answers_with_its_models_own(core):
 
 @pytest.mark.parametrize("kind", ["message", "header"])
 async def test_an_alias_that_the_feed_has_not_delivered_is_read(core, kind):
-    """A vmodel is callable through any worker once its creation has returned."""
+    """A vmodel is callable through any worker as soon as its creation has returned."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", feed=False)
     call = core.call("fraud") if kind == "message" else by_header(core, "fraud")
@@ -255,7 +255,7 @@ async def test_versions_may_share_a_model(core):
 
 
 async def test_a_version_that_does_not_exist_is_not_found_and_the_others_are_named(core):
-    """The error for an unknown version lists the existing ones, so that the caller can correct the call."""
+    """The error for an unknown version lists the existing ones, so the caller can correct the call."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     call = core.call("fraud", version="99")
@@ -294,7 +294,7 @@ async def test_a_hit_that_names_the_models_own_version_reads_nothing(core):
 
 
 async def test_a_version_of_an_unknown_name_is_an_unknown_model(core):
-    """A version of an unknown name is answered as an unknown model, not as an unknown version."""
+    """A call of a version of an unknown name gets the error for an unknown model, not for an unknown version."""
     call = await core.answered(core.call("fraud", version="1"))
     assert (call.code, call.text) == (Code.NOT_FOUND, "model not found")
 
@@ -412,7 +412,7 @@ async def test_a_load_that_hangs_leaves_half_of_the_callers_time_to_another_mode
 
 
 async def test_a_split_whose_models_all_fail_answers_with_the_last_error(core):
-    """Each model of a split is tried once, and the error of the last one is the answer."""
+    """If all models of a split fail, each has been tried once and the last error is the answer."""
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.failed("bad file")
     for model in ("fraud@7", "fraud@8"):

@@ -12,7 +12,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 
 @given(name=TEXT, version=TEXT, tensors=st.lists(TEXT, max_size=3), blob=st.binary(max_size=500))
 def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
-    """The first field of a request is read as protobuf writes it, which omits an empty string."""
+    """The first field of a request is read as protobuf writes it, and protobuf omits an empty string."""
     request = inference_pb2.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[blob])
     for tensor in tensors:
         request.inputs.add(name=tensor, shape=[1, -1], datatype="FP32")
@@ -71,7 +71,7 @@ def test_nested_fields_are_read_past_numbers_and_flags(type_, path, key, used, l
 
 @given(st.floats(), st.floats(width=32), TEXT)
 def test_fixed_width_fields_are_passed_over(double, single, text):
-    """Fields of wire types 1 and 5 are skipped before the field that is sought."""
+    """Fields of wire types 1 and 5 are skipped if they come before the wanted field."""
     message = inference_pb2.InferParameter(double_param=double).SerializeToString()
     contents = b"\x0d" + b"\0\0\0\0"  # field 1, 32 bit
     raw = text.encode()

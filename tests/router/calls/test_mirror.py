@@ -62,7 +62,7 @@ def counts(core):
 
 
 def clean(core):
-    """Checks that no memory is held for shadows, and that no shadow call counts as in flight."""
+    """Checks that no memory is reserved for shadows and that no shadow call counts as in flight."""
     mirrors = core.forwarder.mirrors
     assert (mirrors._held, mirrors._running, mirrors._in_flight) == (0, set(), {})
     assert core.forwarder.budget.held == 0
@@ -122,7 +122,7 @@ async def test_answers_are_compared_by_outputs_and_codes(core, primary, shadow, 
 
 
 async def test_the_share_is_what_the_record_says(core):
-    """With 25 %, every fourth of evenly spread draws is mirrored."""
+    """With a share of 25 %, one call in four is mirrored if the draws are evenly spread."""
     shadowed(core)
     core.alias("fraud", "fraud@8", mirror={"target": "fraud@9", "share": 25})
     numbers = itertools.cycle([0.1, 0.3, 0.5, 0.9])

@@ -137,7 +137,8 @@ async def test_what_names_no_model_is_refused(core, frame):
 
 
 async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
-    """A call is refused if it cannot be written as a request, for instance with an encoding that no header can hold."""
+    """A call is refused if it cannot be written as a request, for instance because no header can contain its
+    encoding."""
     resident(core)
 
     def send(*_, **__):
@@ -208,7 +209,7 @@ async def test_not_here_without_another_copy_loads_it(core, method):
 
 
 async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
-    """Retries are bounded when a pod keeps answering *not here* because its agent and its server disagree."""
+    """A call is not retried forever if a pod keeps answering *not here*, because its agent and its server disagree."""
     resident(core)
     call = core.call()
     for count in range(1, 9):
@@ -314,7 +315,7 @@ async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
 
 
 def died_in(core, frame: bytes, *, ago_ms: int = 0):
-    """Records that the pod's server died of this request."""
+    """Writes into the model's record that a request killed the server of pod `a`."""
     at = time.time_ns() // 1_000_000 - ago_ms
     request = requestdigest.digest(frame).hex()
     core.register(killed=("a died",), blames=(Blame("a", at, "", sure=True, digests=(request,)),))
@@ -439,7 +440,7 @@ async def test_a_suspect_does_not_answer_for_an_id_registered_anew(core):
 
 
 async def test_a_suspect_answers_where_etcd_does_not(core):
-    """A suspect pod answers while etcd is unavailable, and etcd is not asked again for a while."""
+    """While etcd is unavailable a suspect pod answers calls, and for a while etcd is not asked again."""
     resident(core)
     core.world.lose("a")
     core.etcd.gate.clear()

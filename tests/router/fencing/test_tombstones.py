@@ -151,7 +151,7 @@ async def town(etcd: Etcd, keys: Keys, deaf: socket.socket) -> Town:
 
 
 async def test_nothing_is_left_of_a_model_that_nobody_held(town):
-    """Unregistering a model that no pod held leaves nothing, whatever other pods and copies exist."""
+    """Unregistering a model that no pod held leaves no keys behind, whatever other pods and copies exist."""
     await town.pod("a", "n")
     assert await town.management.unregister("m")
     assert not await town.buried()
@@ -490,7 +490,7 @@ async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
 
 
 async def test_every_address_of_a_name_must_refuse(town):
-    """A life ends only if every address of its name refuses connections: `localhost` usually has two."""
+    """A life ends only if every address of its host name refuses connections. `localhost` usually has two."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]

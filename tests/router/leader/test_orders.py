@@ -42,7 +42,8 @@ async def test_what_an_agent_answers_is_known_before_etcd_tells_it(world):
 
 
 async def test_a_refusal_changes_nothing_in_view(world):
-    """An agent's refusal does not change the view, and an agent's silence is an error to the caller."""
+    """If an agent refuses a request the view does not change. If an agent cannot be reached, the caller gets an
+    error."""
     agents = FakeAgents()
     agents.answers["a"] = fakecalls.refused("NO_ROOM", "full")
     asked = orders(world, agents)

@@ -1,4 +1,4 @@
-"""The most recently used models, in a real etcd."""
+"""The list of the most recently used models, in a real etcd."""
 
 import pytest
 

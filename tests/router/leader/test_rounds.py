@@ -72,7 +72,7 @@ class Agents:
 
 
 class World:
-    """A mesh of records."""
+    """A mesh that consists of records in etcd, a view and fake agents."""
 
     def __init__(self, etcd, keys) -> None:
         self.etcd, self.keys = etcd, keys
@@ -166,7 +166,7 @@ async def test_limits_are_kept_both_ways(world):
 
 
 async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
-    """A copy that its agent is still unloading does not count as existing, neither for limits nor for a drain."""
+    """A copy that its agent is still unloading counts neither for limits nor for a drain."""
     created = await world.register("m", limits=CopyLimits(None, 1, None))
     world.copy("m", "a", created)
     world.copy("m", "b", created)
@@ -190,7 +190,7 @@ async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
 
 
 async def test_limits_of_types(world):
-    """Limits of a type apply to models that have none of their own."""
+    """Limits of a type apply to those of its models that have no limits themselves."""
     world.settings = Current(limits=TypeLimits(default=CopyLimits(None, 1, True)))
     created = await world.register("m")
     world.copy("m", "a", created)

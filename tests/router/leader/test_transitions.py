@@ -350,7 +350,7 @@ async def test_a_target_that_is_not_registered_fails(mesh):
 
 
 async def test_a_vmodel_without_copies_moves_at_once(mesh):
-    """A vmodel whose active model has no copies moves without a load, unless the caller wanted to wait for one."""
+    """A vmodel whose active model has no copies moves without a load, unless its caller asked to wait for one."""
     await mesh.pod("p")
     await mesh.register("a", "b", last_used_ms=int(time.time() * 1000) - 5000)
     await mesh.lead()
@@ -365,7 +365,7 @@ async def test_a_vmodel_without_copies_moves_at_once(mesh):
 
 
 async def test_a_load_of_somebody_else_is_waited_for(mesh):
-    """A target that is being loaded for a caller gets no second copy for the move."""
+    """If the target of a move is already being loaded for a caller, it gets no second copy."""
     await mesh.pod("p", "q")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")
@@ -379,7 +379,7 @@ async def test_a_load_of_somebody_else_is_waited_for(mesh):
 
 
 async def test_another_leader_goes_on_where_one_has_died(mesh):
-    """The next leader ends a move whose leader died while the target was being loaded."""
+    """If a leader dies while the target of a move is being loaded, the next leader ends the move."""
     await mesh.pod("p")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")

@@ -728,7 +728,7 @@ class TestBounds:
         third.cancel()
 
     async def test_time(self, core):
-        """No call waits forever, even without a deadline, and the load continues after its wait ends."""
+        """No call waits forever, even without a deadline. The load continues after the call has given up."""
         one_pod(core)
         held(core)
         call = await core.answered(core.call())
@@ -738,7 +738,7 @@ class TestBounds:
 
 
 async def test_a_load_without_a_waiting_call_evicts_nothing_more_recent(core):
-    """A load without a waiting call, such as `ensureLoaded` with an old recency, evicts nothing that was used more
+    """A load without a waiting call, such as `ensureLoaded` with an old last use, evicts no model that was used more
     recently."""
     core.register(host_bytes=100)
     core.world.pod("a", capacity=100, used=100, oldest_idle_ms=1000)
@@ -878,7 +878,7 @@ async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
 
 
 def test_settings_travel_to_the_workers(tmp_path):
-    """Settings are passed to the workers, with secrets in a file that only this user can read."""
+    """Settings are passed to the workers. Secrets are in a file that only this user can read."""
     settings = RouterSettings("r", workers=3)
     etcd = replace(settings.etcd, password="secret", ca=b"\xff\0pem", files=EtcdFiles(ca="/ca"))
     settings = replace(settings, internal_tls="/tls", etcd=etcd)

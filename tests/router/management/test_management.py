@@ -42,7 +42,7 @@ HOUR = 3_600_000
 
 @dataclass
 class Desk:
-    """A management with agents that do as the test says, and a view that the test fills."""
+    """A management with fake agents, and a view that the test fills."""
 
     management: Asked
     etcd: Etcd
@@ -217,8 +217,7 @@ async def test_the_recency_of_a_new_model(desk, given, load_now, expected):
 
 
 async def test_an_existing_model_only_becomes_much_more_recent(desk):
-    """An existing model's last use is rewritten only if it is much more recent: a difference of an hour is worth a
-    write."""
+    """An existing model's last use is rewritten only if the new one is later by more than an hour."""
     await desk.management.register("m", "onnx", last_used_ms=NOW - 5 * HOUR)
     await desk.management.register("m", "onnx", last_used_ms=NOW - 4 * HOUR)
     assert (await desk.record()).last_used_ms == NOW - 5 * HOUR
@@ -318,7 +317,7 @@ async def test_a_model_with_referents_stays(desk):
 
 
 async def test_the_status_of_a_model(desk):
-    """The status of a model follows etcd, whatever this router has seen."""
+    """The status of a model follows etcd, whether or not this router has seen the changes."""
     management = desk.management
     assert (await management.status("m")).status == "NOT_FOUND"
     await management.register("m", "onnx")

@@ -13,7 +13,7 @@ OPERATIONS = {name: value for name, value in vars(operations).items() if isinsta
 
 
 def test_every_operation_has_one_name_and_a_door():
-    """Every operation has one name and at least one door, and no door leads anywhere else."""
+    """Every operation has one name and is offered by at least one interface. No interface offers anything else."""
     assert len({operation.name for operation in OPERATIONS.values()}) == len(OPERATIONS)
     reached = [route.operation for route in ROUTES] + list(modelmesh.OPERATIONS.values())
     assert set(reached) == set(OPERATIONS.values())

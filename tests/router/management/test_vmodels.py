@@ -138,7 +138,7 @@ INVALID = [
 
 @pytest.mark.parametrize(("fields", "code", "text"), INVALID)
 async def test_what_is_refused_has_the_predecessors_code_and_text(desk, fields, code, text):
-    """A refused request changes neither vmodel nor models."""
+    """A refused request has the predecessor's code and text, and changes neither vmodel nor models."""
     await register(desk, "a", "c")
     await set_vmodel(desk, targetModelId="a", owner="me")
     before = [kv async for kv in desk.etcd.scan(desk.keys.base.encode())]
@@ -147,7 +147,7 @@ async def test_what_is_refused_has_the_predecessors_code_and_text(desk, fields, 
 
 
 async def test_a_model_info_without_attributes_counts_as_absent(desk):
-    """A request with an empty model info demands that the target exists."""
+    """An empty model info counts as none, so the target must exist."""
     assert await refused(desk, vModelId="v", targetModelId="a", modelInfo=pb.ModelInfo()) == (
         Code.NOT_FOUND,
         "Target model a not found",
@@ -319,7 +319,8 @@ async def test_a_vmodel_that_moved_between_two_reads_is_read_again(desk):
 
 
 async def test_sync_waits_for_the_end_of_a_move(desk):
-    """A request with `sync` waits until the vmodel has moved, has failed to, has another target, or is deleted."""
+    """A request with `sync` waits until the move has ended or failed, the vmodel has another target, or the vmodel is
+    deleted."""
     await register(desk, "a", "b", "c")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
@@ -344,7 +345,7 @@ async def test_sync_waits_for_the_end_of_a_move(desk):
 
 
 async def test_a_wait_is_bounded(desk):
-    """A request whose wait takes too long fails with DEADLINE, but its change has been made."""
+    """A request that waits too long fails with DEADLINE, but its change has been made."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
@@ -400,7 +401,7 @@ async def test_what_a_reply_says_is_known_to_its_worker_before_the_feed_reports_
 
 
 async def set_version(desk: Desk, version: str, **more: object) -> handlers.VModelInfo:
-    """Registers a version as the command line does."""
+    """Registers a version in the way the command line does."""
     item = Item(f"v@{version}", "onnx", f"/{version}")
     change = SetVModel(target=item.model_id, version=version, **more)
     return await desk.management.handlers.vmodels.set(MoveVModel("v", change, item, auto_delete=True))

@@ -84,7 +84,7 @@ class FakeDispatcher:
 
 
 class FakeTuning:
-    """Settings in a dictionary."""
+    """Settings that are kept in a dictionary."""
 
     def __init__(self):
         self.texts = {"type_constraints": "", "type_limits": ""}
@@ -166,7 +166,7 @@ class FakeVModels:
 
 
 class FakeManagement:
-    """A management with models in a dictionary."""
+    """A management that keeps its models in a dictionary."""
 
     def __init__(self):
         self.models = {}

@@ -81,7 +81,7 @@ def test_a_request_becomes_the_message_of_the_long_way_or_none(requests):
     ],
 )
 def test_plain_requests_take_the_short_way(item):
-    """Numbers without parameters take the short way, flat or nested, with an id or without."""
+    """Inputs of numbers without parameters take the short way, flat or nested, with or without an id."""
     known = shortcuts.Requests()
     for members in ({"inputs": [item]}, {"id": "7", "inputs": [item, item | {"name": "y"}]}):
         frame = known.encode("m", "", members)

@@ -102,7 +102,7 @@ async def test_a_late_withdrawal_spares_the_next_registration_of_the_id(desk, mo
 
 
 async def test_requests_for_one_vmodel_at_the_same_time_leave_one_record(desk):
-    """Twenty requests that create the same vmodel at the same time on four models leave one record and one count."""
+    """Twenty concurrent requests that create the same vmodel on four models leave one record and one count."""
     names = [f"m{number}" for number in range(4)]
     for name in names:
         await desk.management.register(name, "onnx", f"/{name}")

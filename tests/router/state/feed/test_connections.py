@@ -162,7 +162,7 @@ async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkey
 
 
 class Link:
-    """A link between pod and worker that carries nothing while it is held, and can be cut."""
+    """A link between pod and worker that can be held, so that it carries nothing, and can be cut."""
 
     def __init__(self, path, target):
         self.path, self._target = str(path), str(target)
@@ -298,7 +298,7 @@ async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
 
 
 async def test_the_pod_is_told_which_ranges_are_read(tmp_path):
-    """The pod learns which ranges are read, and need not follow the others."""
+    """The pod learns which ranges are read, so it need not follow the others."""
     wanted = []
     server = FeedServer(nothing, wanted=wanted.append)
     await server.start(str(tmp_path / "feed"))

@@ -48,7 +48,7 @@ class Pod:
         )
 
     def followed(self) -> set[str]:
-        """Returns the names of the ranges that were read."""
+        """Returns the names of the ranges for which changes were passed on."""
         return {range.name for range, _ in self.passed}
 
 
@@ -60,7 +60,7 @@ async def pod(etcd, keys):
 
 
 def holding(keys: Keys, key: bytes) -> list[str]:
-    """Returns the ranges in which the key lies."""
+    """Returns the ranges that contain the key."""
     bounds = {name: each.bounds(keys) for name, each in ranges.RANGES.items()}
     return [name for name, (start, end) in bounds.items() if start <= key < end]
 

@@ -40,12 +40,12 @@ class Copy:
         self.story: list[tuple[str, int]] = []
 
     def snapshot(self, revision: int, items: list[Item]) -> None:
-        """Takes a snapshot."""
+        """Replaces the state, and records the revision of the snapshot."""
         self.state = {key: value for key, value in items if value is not None}
         self.story.append(("snapshot", revision))
 
     def delta(self, revision: int, items: list[Item]) -> None:
-        """Takes a change."""
+        """Applies a change to the state, and records its revision."""
         for key, value in items:
             if value is None:
                 self.state.pop(key, None)
@@ -124,7 +124,7 @@ def test_nothing_is_told_before_etcd_was_read() -> None:
 
 
 def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog) -> None:
-    """A worker that reconnects gets only what it missed."""
+    """A worker that reconnects gets only the changes that it missed."""
     worker = Worker(log)
     worker.take()
     worker.lose()
