@@ -7,7 +7,7 @@ from mesh.etcd import EtcdClosed, EtcdDenied, EtcdError, EtcdUnavailable, Patien
 
 
 class Work:
-    """Work that fails with each of these errors, then returns 7."""
+    """Work that fails once with each of the given errors, then returns 7."""
 
     def __init__(self, patience: Patience, *errors: EtcdError) -> None:
         self.errors = list(errors)

@@ -242,7 +242,7 @@ async def test_a_registration_that_is_gone_is_not_loaded(pod: AgentProcess) -> N
 
 
 async def test_what_was_unregistered_unseen_is_found_out(pod: AgentProcess) -> None:
-    """The agent's periodic check finds a model whose unregistration was never announced, and leaves the others."""
+    """The agent's periodic check withdraws a model whose unregistration it never saw, and leaves the others."""
     await pod.loaded("gone", models.constant(1.0))
     await pod.loaded("kept", models.constant(1.0))
     await pod.etcd.delete(pod.keys.model("gone"))

@@ -1,7 +1,7 @@
-"""Large messages that are read past the parser: however their bytes come, the outcome is that of the parser alone.
+"""Large messages that are read past the parser, with the same outcome as if the parser had read them.
 
-A reader past the parser ends some reads earlier, so the parser alone is given the reads as they were in the end: with
-damaged bytes, it makes a difference whether a message and what follows it come in one read.
+A reader past the parser cuts some reads short. The comparison with the parser therefore uses the reads as they were
+made: if bytes are damaged, it matters whether a message and the bytes after it come in one read.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ LIMIT = 2000
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Makes messages of a few bytes large."""
+    """Makes messages of a few bytes count as large."""
     monkeypatch.setattr(connection, "_WITH_HEAD", 1)
     monkeypatch.setattr(clientconnection, "_WITH_HEAD", 1)
 
@@ -47,7 +47,7 @@ _LEAST = largebody.LEAST
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Restores the size of large messages."""
+    """Restores the size from which messages are read past the parser."""
     yield
     largebody.LEAST = _LEAST
 

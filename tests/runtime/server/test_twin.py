@@ -110,7 +110,7 @@ async def test_a_load_that_takes_long_ends_when_it_is_told_to(fake, words):
 
 
 async def test_a_load_waits_at_its_gate(fake):
-    """A load in the fake server waits until a gate file appears beside the pod's folder."""
+    """A load in the fake server waits until a gate file appears next to the pod's folder."""
     gate = fake.folder / "gate"
     load = asyncio.ensure_future(fake.load("m", path(fake, "gated", gate=gate.name), slot=6))
     await until(lambda: fake.board.read(6).state is SlotState.LOADING)

@@ -126,7 +126,7 @@ async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypat
 
 
 async def test_an_optimiser_that_hangs_is_ended(tmp_path, monkeypatch):
-    """An optimiser that hangs is killed at its time limit, and the result says so."""
+    """An optimiser that hangs is killed at its time limit, and the result names the limit."""
     monkeypatch.setattr(optimising, "_TIMEOUT", 0.0)
     told = await optimising._run(tmp_path / "a", tmp_path / "b")
     assert "took more than" in json.dumps(told)

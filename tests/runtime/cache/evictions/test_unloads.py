@@ -1,4 +1,4 @@
-"""Unloads that hang."""
+"""Unloads that hang or fail."""
 
 import asyncio
 from collections.abc import AsyncIterator

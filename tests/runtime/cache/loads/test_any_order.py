@@ -1,9 +1,9 @@
 """Loads, unloads, calls and withdrawals that end in any order: hypothesis searches for one that leaves a load waiting
 forever.
 
-The agent's parts are the real ones, from `loads` down to the ledger; the model server answers when the test says so.
-After each event the loop runs until nothing more happens. If a load still waits, something that will end must block it:
-a load or an unload in the server, or a call.
+The agent's parts are real, from `loads` down to the ledger. The model server answers when the test says so. After each
+event the loop runs until nothing more happens. A load that still waits must be blocked by something that will end: a
+load or an unload in the server, or a call.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ MODELS = st.builds(
 
 
 class Story:
-    """One pod, and the events that happen to it."""
+    """A pod and the events that happen to it."""
 
     def __init__(self, pod: FakePod, models: list[Model]) -> None:
         self.pod = pod
@@ -196,7 +196,7 @@ class Story:
             assert self.actions(), f"loads wait though nothing is under way: {list(entries)}"
 
     async def end(self) -> None:
-        """Ends everything under way, and checks that each waiter got its result."""
+        """Ends everything under way, and checks that each waiter got a result."""
         for _ in range(1000):
             await self.settles()
             if not (actions := self.actions()):

@@ -1,4 +1,4 @@
-"""Single loads and many at once, against a fake model server: claims, evictions, answers and clean-up."""
+"""Loads against a fake model server, single and concurrent: claims, evictions, answers and clean-up."""
 
 import asyncio
 import time
@@ -61,8 +61,7 @@ async def test_what_is_there_is_answered_at_once(pod: FakePod) -> None:
 
 
 async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
-    """A copy that a living server has lost is loaded again as soon as a caller reports that the server does not have
-    it."""
+    """If a running server has lost a copy, the copy is loaded again as soon as a caller reports that it is missing."""
     await pod.fill("m", size=10)
     pod.server.models.clear()
     outcomes = await asyncio.gather(*(pod.load("m", 10) for _ in range(3)))
@@ -275,8 +274,8 @@ async def test_a_model_whose_files_are_larger_than_the_pod_is_not_pulled_again(p
 
 
 async def test_a_guess_evicts_about_twice_the_file(pod: FakePod) -> None:
-    """An estimate evicts about twice the file's size: after three models of a type that took fifty times their files, a
-    fourth of 100 KB evicts 200 KB and a session's memory, not 5 MB."""
+    """A load whose size is only estimated evicts about twice the size of its file. After three models of a type that
+    took fifty times their files, a fourth of 100 KB evicts 200 KB and a session's memory, not 5 MB."""
     for number in range(3):
         want = replace(pod.want(f"big{number}", 5_000_000, known=False), path=f"/big{number}/100000")
         pod.server.sizes[want.path] = 900_000
@@ -585,7 +584,7 @@ async def test_the_queue_is_bounded(pod: FakePod, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_what_a_load_has_had_is_not_expected_again() -> None:
-    """The time that a load has already spent on its pull and its waiting is subtracted from its expected duration."""
+    """The time that a load has already spent pulling and waiting is subtracted from its expected duration."""
     async with FakePod(concurrency=1) as pod:
         pod.claims.records.update({name: ModelRecord(type="t", load_ms=10_000) for name in ("a", "b")})
         go = pod.server.hold("load", "a")

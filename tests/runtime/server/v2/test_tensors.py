@@ -154,7 +154,7 @@ def test_a_split_message_is_the_same_message(raws, model, inputs):
 
 @given(st.binary(max_size=60))
 def test_splitting_garbage_raises_value_errors_alone(data):
-    """Splitting garbage raises ValueError or loses nothing, whatever the bytes are."""
+    """Splitting any bytes either raises ValueError or loses none of them."""
     try:
         rest, raws = requests.split(memoryview(data))
     except ValueError:
@@ -260,7 +260,7 @@ VALUES = pb.InferTensorContents(fp32_contents=[0] * 4)
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_text(inputs, raws, says):
-    """The refusal of an unfit input names the input, what was sent and what the model takes."""
+    """If an input does not fit the model, the refusal names the input, what was sent, and what the model takes."""
     assert says in refused(inputs, raws)
 
 
