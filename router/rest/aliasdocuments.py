@@ -1,4 +1,4 @@
-"""Aliases (vmodels) as JSON documents: management's requests and results in the form of REST."""
+"""Aliases (vmodels) as JSON documents: conversion between REST and management's requests and results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +26,9 @@ _MAX_WAIT = 3600.0  # seconds
 
 
 def move_of(document: dict[str, Any], alias: str) -> MoveVModel:
-    """Returns the request that a document makes. A `model` is registered as the target, with the id `ALIAS@VERSION`
-    unless the document names another. It is deleted with its last reference unless `auto_delete` is false. Raises
-    MeshError."""
+    """Returns the request for a document. A `model` in it is registered as the target, with the id `ALIAS@VERSION`
+    unless the document names another. That model is deleted with its last reference unless `auto_delete` is false.
+    Raises MeshError."""
     modeldocuments.check_names(document, MOVE, "an alias")
     target, version, model = _text(document, "target"), _text(document, "version"), document.get("model")
     item = None
@@ -122,7 +122,7 @@ def status_of(info: VModelInfo) -> dict[str, Any]:
 
 
 def different(error: DifferentError) -> MeshError:
-    """Returns the refusal to register the target of a move again, with the way out."""
+    """Returns the error for a target that is registered already with other attributes, with the way out."""
     return error.explained("Give the new one another version")
 
 

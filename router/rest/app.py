@@ -1,8 +1,8 @@
-"""The aiohttp application of a worker: V2 REST and management, and the form of its failures.
+"""The aiohttp application of a worker: V2 REST, management, and error responses.
 
 Run it with `make_runner`, because two of aiohttp's defaults would be wrong here. When a client goes away, its request
-must be cancelled, or the call that it made would continue; and compressed bodies must arrive unchanged, because aiohttp
-would apply a limit of its own when it decompresses them.
+must be cancelled, or the call that it made would continue. And compressed bodies must arrive unchanged, because aiohttp
+applies its own limit when it decompresses them.
 """
 
 import socket
@@ -49,9 +49,9 @@ def make_app(parts: Parts) -> web.Application:
 
 
 def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
-    """Returns the application with the options that it needs; the caller runs `setup()` and `cleanup()`.
+    """Returns a runner with the options that the application needs. The caller runs `setup()` and `cleanup()`.
 
-    `grace`: seconds that `cleanup()` gives requests in flight."""
+    `cleanup()` gives requests in flight `grace` seconds."""
     return web.AppRunner(
         make_app(parts),
         shutdown_timeout=grace,
@@ -66,8 +66,8 @@ def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
 
 
 async def serve_on(parts: Parts, listening: socket.socket, *, grace: float = 20.0) -> web.AppRunner:
-    """Serves on a socket that listens already. The runner's `cleanup()` ends this after `grace` seconds for requests in
-    flight, and closes the socket."""
+    """Serves on a socket that listens already. The runner's `cleanup()` stops serving, gives requests in flight `grace`
+    seconds, and closes the socket."""
     runner = make_runner(parts, grace=grace)
     await runner.setup()
     try:
@@ -87,7 +87,8 @@ async def serve_tcp(
     shared: bool = False,
     grace: float = 20.0,
 ) -> web.AppRunner:
-    """Serves on a TCP port; `shared`: with the other workers (SO_REUSEPORT). Raises OSError if it is taken."""
+    """Serves on a TCP port. If `shared`, the other workers listen on it too (SO_REUSEPORT). Raises OSError if the port
+    is taken."""
     runner = make_runner(parts, grace=grace)
     await runner.setup()
     try:
@@ -130,7 +131,7 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 def _plain(request: web.Request, error: web.HTTPException) -> web.Response:
-    """Returns the response for an error from aiohttp: no such path or method, or a body that is too large."""
+    """Returns the response for an error that aiohttp raised: an unknown path or method, or a body that is too large."""
     reason = Reason.UNKNOWN_METHOD if error.status in (404, 405) else Reason.BAD_REQUEST
     if error.status == Reason.TOO_LARGE.http:
         reason = Reason.TOO_LARGE

@@ -1,7 +1,8 @@
-"""The content of a V2 request over HTTP, read from its path and headers, independent of the HTTP server.
+"""A V2 request over HTTP, as read from its path and headers, independent of the HTTP server.
 
-Paths are split before they are decoded: ids may contain `/`, which clients write as `%2F`, though some stock clients do
-not escape it. Headers are read when they are needed, so a request is only refused for faults in the parts that it uses.
+Paths are split before they are decoded, because ids may contain `/`, which clients write as `%2F` (though some stock
+clients do not). Headers are only read when needed, so a request is not refused for faults in parts that it does not
+use.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-
 
 
 class Fields(Protocol):
-    """The headers of a request, by case-insensitive names; aiohttp implements this in C."""
+    """The headers of a request by case-insensitive name. aiohttp implements this in C."""
 
     def getall(self, key: str, default: tuple[()]) -> Sequence[str]:
         """Returns all values of that name."""
@@ -38,7 +39,7 @@ class Fields(Protocol):
 
 
 class PlainFields:
-    """The headers of a request as `mesh.wire` brings them."""
+    """The headers of a request as received by `mesh.wire`."""
 
     __slots__ = ("_items",)
 
@@ -52,7 +53,7 @@ class PlainFields:
         return [value for name, value in self._items if name == lower] or default
 
     def items(self) -> Iterable[tuple[str, str]]:
-        """Returns names and values in the order in which they came."""
+        """Returns names and values in the order in which they arrived."""
         return self._items
 
 
@@ -70,7 +71,7 @@ class Asked:
     __slots__ = ("_fields", "path", "peer")
 
     def __init__(self, path: str, fields: Fields, peer: str) -> None:
-        """Stores its parts. `path` is not decoded, and without the query."""
+        """Stores the arguments. `path` is not decoded and excludes the query."""
         self.path = path
         self.peer = peer
         self._fields = fields
@@ -80,11 +81,11 @@ class Asked:
         return split_path(self.path)
 
     def caller(self) -> Caller:
-        """Returns the caller; its time starts now. Raises MeshError."""
+        """Returns the caller, whose timeout starts now. Raises MeshError."""
         return Caller(asyncio.get_running_loop().time() + self.timeout(), self.metadata(), self.peer)
 
     def inference(self) -> ModelPath:
-        """Returns the parts of the path of an inference. Raises MeshError for the path of anything else."""
+        """Returns the parts of the path of an inference. Raises MeshError for any other path."""
         target = self.target()
         if target.operation != "infer":
             if (refusal := extensions.of_operation(self.path)) is not None:
@@ -93,8 +94,8 @@ class Asked:
         return target
 
     def header_length(self) -> int | None:
-        """Returns the length of the body's JSON part, if binary tensors follow it, or None if all of it is
-        JSON. Raises MeshError."""
+        """Returns the length of the body's JSON part if binary tensors follow it, or None if the body is JSON only.
+        Raises MeshError."""
         text = self._one(HEADER_LENGTH)
         if text is None:
             return None
@@ -103,7 +104,7 @@ class Asked:
         return int(text)
 
     def encoding(self) -> str:
-        """Returns the Content-Encoding; "": none. Raises MeshError."""
+        """Returns the Content-Encoding, or "" if there is none. Raises MeshError."""
         encoding = self._one("Content-Encoding")
         if encoding is None:
             return ""
@@ -111,8 +112,8 @@ class Asked:
         return "" if encoding == "identity" else encoding
 
     def timeout(self) -> float:
-        """Returns after how many seconds the caller gives up: `grpc-timeout` as in gRPC, or `x-request-timeout` in
-        seconds. Raises MeshError."""
+        """Returns the caller's timeout in seconds, from `grpc-timeout` (in gRPC's format) or `x-request-timeout` (in
+        seconds). Raises MeshError."""
         seconds: float | None = TIMEOUT
         if (grpc := self._one("grpc-timeout")) is not None:
             seconds = metadata.parse_timeout(grpc.encode("ascii", "replace"))
@@ -126,7 +127,8 @@ class Asked:
         return seconds
 
     def metadata(self) -> list[Header]:
-        """Returns the headers that become the call's metadata: the client's (x-), the mesh's (mm-), and tracing."""
+        """Returns the headers that become the call's metadata: the client's own (`x-`), the mesh's (`mm-`) and those
+        for tracing."""
         passed: list[Header] = []
         for name, value in self._fields.items():
             lower = name.lower()
@@ -140,7 +142,7 @@ class Asked:
         return passed
 
     def _one(self, name: str) -> str | None:
-        """Returns a header's value, None if it is missing. Raises MeshError if it has two that differ."""
+        """Returns a header's value, or None if it is missing. Raises MeshError if there are two different values."""
         values = self._fields.getall(name, ())
         if not values:
             return None

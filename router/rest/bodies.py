@@ -1,13 +1,13 @@
 """Bodies of REST requests and replies: read and written within the worker's budget, and at a minimum rate.
 
-aiohttp would read any body completely, and buffer a complete reply even if its client does not read it. Here a body is
-refused before it is held if it exceeds the limit or the budget has no room for it, is read in the pieces in which it
-arrives, and must keep up the minimum rate; a large reply is written piece by piece, and given up if its client reads it
-too slowly. Other modules interpret bodies.
+aiohttp would read any body completely, and buffer a complete reply even if the client does not read it. Here a body is
+refused early if it exceeds the limit or the budget has no room for it. It is read piece by piece and must keep up a
+minimum rate. A large reply is also written piece by piece, and given up if the client reads too slowly. Other modules
+interpret bodies.
 
 A refused body is still read to its end, up to a limit, and discarded. Simple clients (Python's urllib, Java's
-HttpURLConnection) write all of a request before they read an answer, and Envoy ends a connection over HTTP/1.1 once it
-has passed an answer on: without this, they would only see that their connection was reset.
+HttpURLConnection) write the complete request before they read the answer, and Envoy closes an HTTP/1.1 connection once
+it has passed on an answer. Without this, these clients would only see a connection reset.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ _DROPPING = 20.0  # seconds for reading all of it
 
 
 class Bodies:
-    """The reading and writing of bodies in one worker. `limit` is in bytes, `least` in bytes a second (0: no limit)."""
+    """A reader and writer of bodies in one worker. `limit` is in bytes. `least` is the minimum rate in bytes per
+    second, or 0 for none."""
 
     def __init__(self, budget: Budget, *, limit: int, least: int) -> None:
         self._budget = budget
@@ -41,7 +42,7 @@ class Bodies:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Hold]:
-        """Holds a part of the budget for one call, and releases it at the end of the call."""
+        """Holds a part of the budget for one call and releases it at the end of the call."""
         with self._budget.hold() as hold:
             yield hold
 
@@ -74,7 +75,7 @@ class Bodies:
     async def answer(
         self, request: web.Request, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
     ) -> web.StreamResponse:
-        """Answers with a body. Raises ConnectionResetError if the client takes a large one too slowly."""
+        """Answers with a body. Raises ConnectionResetError if the client reads a large body too slowly."""
         size = sum(map(len, pieces))
         if size <= SMALL:
             return web.Response(body=b"".join(pieces), content_type=content_type, headers=headers)
@@ -116,7 +117,7 @@ async def drop(request: web.Request) -> None:
 
 
 class _BodyPace:
-    """The time by which a peer may still fall behind the minimum rate."""
+    """A record of how far a peer may still fall behind the minimum rate."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies

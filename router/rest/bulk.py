@@ -1,12 +1,11 @@
-"""Registration, or unregistration, of many models at once: newline-delimited JSON in, newline-delimited JSON out, both
-as streams.
+"""Registration or unregistration of many models at once. Request and answer are streams of newline-delimited JSON.
 
-A million models are a body of 100 MB. It is read line by line and carried out in batches, a few at a time, so that
-memory does not grow and etcd is kept busy; while a batch waits for etcd, the next one is parsed. A bad line is reported
-and affects no other line.
+A million models make a body of 100 MB. It is read line by line and carried out in batches, a few at a time, so memory
+stays bounded and etcd is kept busy. While a batch waits for etcd, the next one is parsed. A bad line is reported and
+does not affect other lines.
 
-A line may be a single byte, and a few kilobytes of gzip may hold millions of lines. Lines, bad lines, decompressed
-bytes and concurrent imports are therefore limited, and after `SLICE` of work other calls run.
+A line may be a single byte, and a few kilobytes of gzip may hold millions of lines. So the numbers of lines, bad lines,
+decompressed bytes and concurrent imports are limited, and other calls get to run after every `SLICE` seconds of work.
 """
 
 import abc
@@ -63,27 +62,27 @@ Write = Callable[[dict[str, Any]], Awaitable[None]]
 
 @dataclass(slots=True)
 class Totals:
-    """The number of lines by outcome."""
+    """The numbers of lines by outcome."""
 
     changed: int = 0
     unchanged: int = 0
     failed: int = 0
 
     def document(self, changed: str, unchanged: str) -> dict[str, Any]:
-        """Returns the totals as reported to the caller, under the names of the outcomes."""
+        """Returns the totals as a document for the caller, under the given names of the outcomes."""
         done = self.changed + self.unchanged + self.failed
         return {"done": done, changed: self.changed, unchanged: self.unchanged, "failed": self.failed}
 
 
 class ImportPace:
-    """Pauses for other calls, in work that would not pause by itself."""
+    """Pauses that let other calls run during work that would not pause by itself."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + SLICE
 
     async def rest(self) -> None:
-        """Lets other calls run if this one has worked for `SLICE`."""
+        """Lets other calls run if this work has taken `SLICE` seconds since the last pause."""
         if self._loop.time() >= self._until:
             await asyncio.sleep(0)
             self._until = self._loop.time() + SLICE
@@ -105,10 +104,10 @@ class Bulk(abc.ABC, Generic[T]):
         self._progress_at = 0.0
 
     async def run(self, lines: AsyncIterator[bytes]) -> None:
-        """Carries out each line and writes the outcomes, with the totals last.
+        """Carries out each line and writes the outcomes, followed by the totals.
 
-        Ends early if the registry cannot be reached: what was done until then remains, and the last line says
-        `"finished": false`."""
+        Ends early if the registry is unavailable. What was done until then remains, and the last line says `"finished":
+        false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
         pace = ImportPace()
@@ -163,7 +162,8 @@ class Bulk(abc.ABC, Generic[T]):
 
     @abc.abstractmethod
     async def carry_out(self, asked: list[T]) -> Sequence[str | MeshError | None]:
-        """Does what several lines ask for. Returns None for a change, a text for no need of one, or the error."""
+        """Carries out several lines. Returns for each None if it made a change, a text if no change was needed, or the
+        error."""
 
     async def _submit(self, batch: list[tuple[int, T]]) -> None:
         if not batch:
@@ -172,7 +172,7 @@ class Bulk(abc.ABC, Generic[T]):
         self._running.add(asyncio.create_task(self._batch(batch)))
 
     async def _wait(self, most: int) -> None:
-        """Waits until at most that many batches are under way. Raises the error of one that failed."""
+        """Waits until at most `most` batches are under way. Raises the error of a batch that failed."""
         while len(self._running) > most:
             done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -275,7 +275,7 @@ def _too_much(what: str) -> MeshError:
 
 
 async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Passes a stream on in small pieces, with pauses, up to the limit. Raises MeshError."""
+    """Passes on a stream in small pieces, with pauses, up to the limit. Raises MeshError."""
     pace = ImportPace()
     total = 0
     async for chunk in chunks:
@@ -288,7 +288,7 @@ async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Cuts a stream into lines. Keeps only as much of a line that is too long as `parse` needs to refuse it."""
+    """Cuts a stream into lines. Of a line that is too long, keeps only as much as `parse` needs to refuse it."""
     rest = b""
     dropping = False  # within a line that is already too long
     async for chunk in chunks:
@@ -309,7 +309,7 @@ async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Decompresses a gzip stream with all of its members, piece by piece. Raises MeshError."""
+    """Decompresses all members of a gzip stream, piece by piece. Raises MeshError."""
     inflater = inflate.Inflater(inflate.GZIP)
     try:
         async for chunk in chunks:

@@ -1,7 +1,7 @@
-"""Conversion of large JSON in a separate process of the worker (`router.rest.converter`), one body after another.
+"""Conversion of large JSON bodies in a separate process (`router.rest.converter`), one body after another.
 
-The first body starts the process. If the process dies or hangs, only the call whose body it was converting fails, and
-the next one gets a new process.
+The first body starts the process. If the process dies or hangs, only the call whose body it was converting fails. The
+next body starts a new process.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Conversions:
     """The converter of one worker."""
 
     def __init__(self, *, max_message: int, timeout: float = _TIMEOUT) -> None:
-        """Stores its parts. `max_message` is in bytes, `timeout` in seconds for one body."""
+        """Stores the arguments. `max_message` is in bytes. `timeout` is in seconds, for one body."""
         self._memory = max(_MEMORY, _PER_BYTE * max_message)
         self._limit = max_message
         self._timeout = timeout
@@ -63,7 +63,7 @@ class Conversions:
         return paper, paper.head["json_length"]
 
     async def close(self) -> None:
-        """Ends the process; conversions under way fail."""
+        """Ends the process. Conversions under way fail."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,8 +1,8 @@
-"""`python -m router.rest.converter FD MEMORY`: converts large JSON bodies into gRPC messages, and replies back.
+"""`python -m router.rest.converter FD MEMORY`: converts large JSON bodies to gRPC messages, and replies to JSON.
 
-Python's JSON parsers hold the interpreter lock, so 16 MB would stop all calls of a worker for a second, even in a
-thread. A worker starts this process when it gets the first large body, and passes it one body after another
-(`router.rest.papers`); `router.rest.conversions` is the worker's side.
+Python's JSON parsers hold the interpreter lock, so a body of 16 MB would stop all calls of a worker for a second, even
+in a thread. A worker starts this process when it gets its first large body, and passes it one body after another
+(`router.rest.papers`). `router.rest.conversions` is the worker's side.
 
 Its memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects. If the pod runs out of
 memory, the kernel kills this process first.
@@ -33,7 +33,7 @@ _LARGE = 1 << 20  # bytes of a body, after which the heap is trimmed
 
 
 def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Contents]:
-    """Does one conversion; returns the head and the body of the result. Raises MeshError."""
+    """Does one conversion and returns the head and the body of the result. Raises MeshError."""
     if head["to"] == "message":
         request, raws, form = documents.decode_parts(
             head["model"], head["version"], Body([body]), head["header_length"]
@@ -52,7 +52,8 @@ def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Con
 
 
 def _split(head: dict[str, Any], frame: memoryview) -> tuple[bytes, list[memoryview]]:
-    """Returns a framed reply without its raw contents, and those. Raises FrameError, ValueError."""
+    """Splits a framed reply into the message without its raw contents, and the raw contents. Raises FrameError,
+    ValueError."""
     limit = head["limit"]
     if not framing.is_frame(frame, limit) or framing.is_compressed(frame):
         frame = memoryview(framing.pack(framing.unpack(bytes(frame), head["encoding"].encode("latin-1"), limit=limit)))
@@ -60,7 +61,7 @@ def _split(head: dict[str, Any], frame: memoryview) -> tuple[bytes, list[memoryv
 
 
 def serve(connection: socket.socket, memory: int) -> None:
-    """Converts what comes, until the other side closes its end."""
+    """Converts bodies as they arrive, until the worker closes its end."""
     untrimmed = False
     while True:
         # The next body often follows: what it needs would only be taken from the system again.

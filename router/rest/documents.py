@@ -1,7 +1,7 @@
 """Conversion of V2 REST bodies into V2 gRPC messages and back.
 
-A body is a JSON object, followed, in order, by the binary blobs of tensors whose data are not in the JSON (the binary
-tensor extension). `router.rest.tensors` converts single tensors; HTTP is in `router.rest.v2`.
+A body is a JSON object. With the binary tensor extension, it is followed by the binary data of the tensors that have no
+data in the JSON, in the same order. `router.rest.tensors` converts single tensors. `router.rest.v2` handles HTTP.
 """
 
 import functools
@@ -22,13 +22,13 @@ _BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The outputs that a client wants as binary data."""
+    """The form of a reply: which outputs the client wants as binary data."""
 
     binary: bool = False  # for outputs not named below
     outputs: Mapping[str, bool] = field(default_factory=dict)
 
     def is_binary(self, output: str) -> bool:
-        """Returns whether that output follows the JSON."""
+        """Returns whether the output follows the JSON as binary data."""
         return self.outputs.get(output, self.binary)
 
     def dump(self) -> list[Any]:
@@ -50,7 +50,7 @@ class Costly(Exception):
 
 
 class _Unsure(Exception):
-    """A float that may stand for an integer beyond 64 bits: only strictly read JSON tells."""
+    """A float that may stand for an integer beyond 64 bits. Only a strict read of the JSON can tell."""
 
 
 _RAW_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents, of length-delimited type
@@ -60,15 +60,16 @@ _RAW_OUTPUT = 0x32  # ModelInferResponse.raw_output_contents
 def decode_request(
     model: str, version: str, body: bytes, header_length: int | None
 ) -> tuple[pb.ModelInferRequest, Form]:
-    """Returns the message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError."""
+    """Returns the message for a body whose first `header_length` bytes are JSON. None means that all of it is. Raises
+    MeshError."""
     request, raws, form = decode_parts(model, version, Body([body]), header_length)
     request.raw_input_contents.extend(map(b"".join, raws))
     return request, form
 
 
 def framed(encoded: bytes, raws: Sequence[Contents]) -> bytes:
-    """Returns the gRPC frame of an encoded message and its raw contents, copied once: protobuf would copy them
-    twice."""
+    """Returns the gRPC frame of an encoded message and its raw contents. Copies the contents once, where protobuf would
+    copy them twice."""
     parts: Contents = [encoded]
     for raw in raws:
         parts.append(_RAW_TAG + encoding.varint(sum(map(len, raw))))
@@ -85,8 +86,9 @@ def decode_parts(
     bound: int | None = None,
     loaded: jsontext.JsonObject | None = None,
 ) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
-    """Returns the message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly if
-    strings of more than `bound` bytes would have to be examined one by one. `loaded`: the JSON, if it has been read."""
+    """Returns the message without its raw contents, the raw contents, and the form of the reply. `loaded` is the JSON
+    if it has been read already. Raises MeshError, and Costly if more than `bound` bytes of strings would have to be
+    examined one by one."""
     if header_length is not None and header_length > body.size:
         raise bad(f"Inference-Header-Content-Length is {header_length}, but the body has only {body.size} bytes")
     head = body.joined() if header_length is None else body.beginning(header_length)
@@ -103,7 +105,8 @@ class _Decoding:
     __slots__ = ("_blobs", "_bound", "_exactly", "_head", "_loaded", "_names", "_raws", "_taken")
 
     def __init__(self, loaded: jsontext.JsonObject, head: bytes, blobs: Body | None, bound: int | None) -> None:
-        """Begins. `head` is the JSON, `blobs` the body with what follows it, None if nothing can."""
+        """Begins to decode. `head` is the JSON. `blobs` is the body, with the binary data after the JSON, or None if it
+        cannot have any."""
         self._loaded = loaded
         self._head = head
         self._blobs = blobs
@@ -114,7 +117,7 @@ class _Decoding:
         self._taken = len(head)  # bytes of the body that are used up
 
     def message(self, model: str, version: str) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
-        """Returns what `decode_parts` does. Raises MeshError, Costly, _Unsure."""
+        """Returns the same as `decode_parts`. Raises MeshError, Costly, _Unsure."""
         document = self._loaded.members
         request = pb.ModelInferRequest(model_name=model, model_version=version, id=_text(document, "id", "the request"))
         parameters = _parameters(document, "the request")
@@ -165,7 +168,7 @@ class _Decoding:
         self._raws.append(raw)
 
     def _blob(self, what: str, datatype: str, shape: tuple[int, ...], size: object) -> Contents:
-        """Returns the next blob, of so many bytes."""
+        """Returns the next blob, of the given number of bytes."""
         if type(size) is float:
             self._demand_strictness()
         if type(size) is not int or size < 0:
@@ -183,7 +186,7 @@ class _Decoding:
         return blob
 
     def _exact(self, index: int) -> object:
-        """Returns an input's data with its literals read exactly."""
+        """Returns the data of an input, with its number literals read exactly."""
         if not self._exactly:
             self._exactly = jsontext.load_object(self._head, parse_float=tensors.whole)["inputs"]
         return self._exactly[index]["data"]
@@ -222,7 +225,8 @@ class _Decoding:
                 raise bad(f"{what}: parameter {name!r:.100} must be a string, a 64-bit number, true or false")
 
     def _demand_strictness(self) -> None:
-        """Ends the decoding of loosely read JSON at a float that may stand for an integer beyond 64 bits."""
+        """Raises _Unsure unless the JSON was read strictly, because a float in it may stand for an integer beyond 64
+        bits."""
         if not self._loaded.strict:
             raise _Unsure
 
@@ -230,9 +234,10 @@ class _Decoding:
 def raw_request(
     model: str, version: str, body: Body, metadata: pb.ModelMetadataResponse
 ) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
-    """Returns the frame for a body that is only the bytes of the one input, whose shape follows from the metadata.
+    """Returns the frame for a body that consists of the bytes of the model's only input. Its shape follows from the
+    metadata.
 
-    A BYTES input is one string, without the length before it. Raises MeshError if the shape cannot be determined.
+    A BYTES input is one string, not preceded by its length. Raises MeshError if the shape cannot be determined.
     """
     if len(metadata.inputs) != 1:
         raise bad(f"a body without JSON needs a model with one input, but this one has {len(metadata.inputs)}")
@@ -261,14 +266,14 @@ def raw_request(
 
 
 def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes, int | None]:
-    """Returns the body, and the length of its JSON part if binary data follows. Raises MeshError."""
+    """Returns the body for a reply, and the length of its JSON part if binary data follows. Raises MeshError."""
     parts, json_length = encode_parts(response, form)
     return b"".join(parts), json_length
 
 
 def split(frame: Piece) -> tuple[bytes, list[memoryview]]:
-    """Cuts the raw contents, uncopied, out of a framed ModelInferResponse; returns the rest of the message and those.
-    Raises ValueError if it is malformed."""
+    """Splits a framed ModelInferResponse into the rest of the message and the raw contents, without copying the
+    contents. Raises ValueError if it is malformed."""
     message = memoryview(frame)[framing.PREFIX :]
     rest = []
     raws = []
@@ -283,15 +288,15 @@ def split(frame: Piece) -> tuple[bytes, list[memoryview]]:
 
 
 def all_binary(response: pb.ModelInferResponse, raws: Sequence[Piece], form: Form) -> bool:
-    """Returns whether the body needs no conversion: every output follows the JSON unchanged."""
+    """Returns whether the body needs no conversion, because every output follows the JSON unchanged."""
     return len(raws) == len(response.outputs) and all(form.is_binary(output.name) for output in response.outputs)
 
 
 def encode_parts(
     response: pb.ModelInferResponse, form: Form, raws: Sequence[Piece] | None = None
 ) -> tuple[Contents, int | None]:
-    """Returns the body in parts: the JSON, then each output's binary data. `raws`: the raw contents, if they are not in
-    the message. Raises MeshError."""
+    """Returns the body in parts: the JSON, then each output's binary data. `raws` holds the raw contents if they are
+    not in the message. Raises MeshError."""
     raw: Sequence[Piece] = response.raw_output_contents if raws is None else raws
     if raw and len(raw) != len(response.outputs):
         raise MeshError(Reason.INTERNAL, f"the model server answered {len(response.outputs)} outputs, {len(raw)} raw")
@@ -327,7 +332,7 @@ def encode_parts(
 
 
 def metadata_document(metadata: pb.ModelMetadataResponse) -> dict[str, Any]:
-    """Returns the model metadata of REST."""
+    """Returns a model's metadata as a REST document."""
 
     def listed(parts: Any) -> list[dict[str, Any]]:
         return [{"name": part.name, "datatype": part.datatype, "shape": list(part.shape)} for part in parts]

@@ -1,8 +1,8 @@
-"""Failures in the form of REST: the HTTP status of the table in `mesh.statuses`, and the reason as JSON.
+"""Failures as REST answers: the HTTP status from the table in `mesh.statuses`, and the reason as JSON.
 
-A failure in the worker's own dispatcher comes back through a call, as a gRPC status with details. The details give the
-reason, because several reasons with different HTTP statuses share a gRPC code. A model server's answer has no such
-details, so the code decides.
+A failure in the worker's own dispatcher comes back through a call, as a gRPC status with details. The HTTP status
+follows from the reason in the details, because reasons with different HTTP statuses may share a gRPC code. A model
+server's answer has no such details, so its code decides.
 """
 
 import json
@@ -36,7 +36,7 @@ def of_answer(answer: LocalAnswer) -> tuple[int, dict[str, Any]]:
 
 
 def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
-    """Returns HTTP status and body for a failure of the router's own."""
+    """Returns the HTTP status and body for an error that the router itself raised."""
     text = statuses.shortened(error.text, _MAX_TEXT)
     body: dict[str, Any] = {"error": text, "reason": error.reason.name, "code": int(error.reason.code)}
     if error.retry_after is not None:
@@ -47,7 +47,8 @@ def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
 
 
 def encoded(status: int, body: dict[str, Any]) -> tuple[int, list[Header], bytes]:
-    """Returns status, headers and encoded body, with `Retry-After` if the body says how long to wait."""
+    """Returns the status, headers and encoded body. If the body says how long to wait, the headers contain
+    `Retry-After`."""
     headers = []
     if "retry_after" in body:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(body["retry_after"]))))

@@ -1,7 +1,7 @@
-"""One inference over REST, independent of the HTTP server: from a body to the equivalent gRPC message, and back.
+"""Inference over REST, independent of the HTTP server: from a body to the equivalent gRPC message and back.
 
-`documents` defines the form of bodies. This module is about sizes, time, and where to convert: the converter
-(`conversions`) gets the bodies that the event loop cannot convert within milliseconds.
+`documents` defines the form of bodies. This module enforces sizes and times, and decides where to convert. Bodies that
+the event loop cannot convert within milliseconds go to the converter (`conversions`).
 """
 
 import asyncio
@@ -41,14 +41,14 @@ class Send(Protocol[R_co]):
     """A sender of a reply's body."""
 
     def __call__(self, pieces: Sequence[Piece], *, content_type: str, headers: dict[str, str]) -> Awaitable[R_co]:
-        """Sends the body. Raises ConnectionResetError if the client does not take it."""
+        """Sends the body. Raises ConnectionResetError if the client does not read it."""
 
 
 class Inference:
     """Inference over REST, in one worker."""
 
     def __init__(self, models: Models, conversions: Conversions, *, max_message: int) -> None:
-        """Stores its parts. `max_message`: bytes of a message, either way."""
+        """Stores the arguments. `max_message` limits the bytes of a message in either direction."""
         self._models = models
         self._conversions = conversions
         self._max_message = max_message
@@ -57,8 +57,8 @@ class Inference:
         self._replies = shortcuts.Replies()
 
     async def infer(self, asked: Asked, target: ModelPath, hold: Hold, read: Read, send: Send[R]) -> R:
-        """Reads the request, carries it out, sends the reply. Returns the result of `send`. Raises
-        CallFailed, MeshError."""
+        """Reads the request, carries it out and sends the reply. Returns the result of `send`. Raises CallFailed,
+        MeshError."""
         header_length = asked.header_length()
         body = await read(hold)
         encoding = asked.encoding()
@@ -75,8 +75,8 @@ class Inference:
         return await self.conclude(target.model, answer, form, caller, hold, send)
 
     def quick(self, target: ModelPath, body: Body, header_length: int | None) -> tuple[bytes, documents.Form] | None:
-        """Returns the framed gRPC message for a body, and the form of the reply; None if that would take the event loop
-        too long, or needs more than the body. Raises MeshError."""
+        """Returns the framed gRPC message for a body, and the form of the reply. Returns None if the conversion would
+        block the event loop for too long, or needs more than the body. Raises MeshError."""
         if header_length == 0 or (body.size if header_length is None else header_length) > SMALL:
             return None
         model, version = target.model, target.version
@@ -102,8 +102,8 @@ class Inference:
         return frame, form
 
     def quick_answer(self, model: str, answer: LocalAnswer, form: documents.Form) -> Parts | None:
-        """Returns the body for a reply, and the length of its JSON part if binary data follows; None if that would
-        take the event loop too long. Raises MeshError."""
+        """Returns the body for a reply, and the length of its JSON part if binary data follows. Returns None if the
+        conversion would block the event loop for too long. Raises MeshError."""
         frame = answer.frame or b""
         if framing.is_compressed(frame):
             return None
@@ -135,7 +135,7 @@ class Inference:
     async def _message(
         self, target: ModelPath, body: Body, header_length: int | None, caller: Caller
     ) -> tuple[bytes, documents.Form]:
-        """Returns the same as `quick`, if that cannot."""
+        """Returns the same as `quick`, for bodies that `quick` cannot convert."""
         model, version = target.model, target.version
         if header_length == 0:
             expected = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), caller)
@@ -148,7 +148,7 @@ class Inference:
         return frame, form
 
     async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
-        """Returns the decompressed body, for which room is taken before it is decompressed."""
+        """Returns the decompressed body. Takes room for it from the budget before decompressing."""
         hold.request(body.size + min(self._max_message, body.size * _EXPANSION))
         if body.size <= _UNPACKED:
             plain = decompress(body.joined(), encoding, self._max_message)

@@ -1,4 +1,4 @@
-"""The management API over REST, `/mesh/v1/`, for models, pods and numbers: its routes, and documents in and out.
+"""The management API over REST, `/mesh/v1/`: its routes, and the conversion of documents.
 
 `router.management` does the work, as for gRPC. Imports of many models are in `router.rest.bulk`.
 """
@@ -34,7 +34,7 @@ _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or fo
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a path, with their operation and the method of `ManagementApi` that serves them."""
+    """A method and path, with the operation and the method of `ManagementApi` that serves it."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Route:
 
 
 def _route(method: str, path: str, operation: Operation, handler: str) -> Route:
-    """Returns a route. Ids are one segment: a `/` inside them is written `%2F`."""
+    """Returns a route. An id is one segment, in which `/` is written `%2F`."""
     return Route(method, PREFIX + path.replace("{id}", "{id:[^/]+}"), operation, handler)
 
 
@@ -109,7 +109,7 @@ class ManagementApi:
         return web.json_response({"models": models, "next": page.next})
 
     async def register(self, request: web.Request) -> web.Response:
-        """Registers a model; 201 if it is new."""
+        """Registers a model. Answers 201 if it is new."""
         model_id = _id(request)
         body = await _object(request)
         modeldocuments.check_names(body, (*modeldocuments.MODEL, "load", "sync"), modeldocuments.MODELS)
@@ -134,7 +134,7 @@ class ManagementApi:
         return web.json_response(document)
 
     async def change(self, request: web.Request) -> web.Response:
-        """Changes the limits of a model's copies; null removes a limit."""
+        """Changes the limits of a model's copies. A null removes a limit."""
         model_id = _id(request)
         body = await _object(request)
         if unknown := sorted(body.keys() - set(modeldocuments.LIMITS)):
@@ -151,7 +151,7 @@ class ManagementApi:
         return web.json_response({"id": model_id, "existed": await self._management.registration.unregister(model_id)})
 
     async def load(self, request: web.Request) -> web.Response:
-        """Has a model loaded; with `sync`, answers once the load has succeeded or failed."""
+        """Has a model loaded. With `sync`, answers once the load has succeeded or failed."""
         model_id = _id(request)
         body = await _object(request, optional=True)
         modeldocuments.check_names(body, ("sync",), "a load")
@@ -165,7 +165,8 @@ class ManagementApi:
         return web.json_response(modeldocuments.status_of(model_id, await self._management.status.of(model_id)))
 
     async def reload(self, request: web.Request) -> web.Response:
-        """Has a model's copies replaced by copies of the content now at its path. Answers once that has begun."""
+        """Has a model's copies replaced by copies of the content now at its path. Answers once the reload is
+        recorded."""
         model_id = _id(request)
         return web.json_response(
             modeldocuments.status_of(model_id, await self._management.registration.reload(model_id))
@@ -189,7 +190,7 @@ class ManagementApi:
         return web.json_response({"aliases": aliases, "next": page.next})
 
     async def set_alias(self, request: web.Request) -> web.Response:
-        """Creates or changes an alias; 201 if it is new."""
+        """Creates or changes an alias. Answers 201 if it is new."""
         alias = _id(request, "vmodel")
         wanted = aliasdocuments.move_of(await _object(request), alias)
         try:
@@ -275,25 +276,25 @@ class ManagementApi:
         )
 
     async def forget_pod(self, request: web.Request) -> web.Response:
-        """Forgets a pod that is cut off: registering an id again no longer waits for it."""
+        """Forgets a pod that is cut off. Registering an id again then no longer waits for the pod."""
         name = _id(request)
         return web.json_response({"pod": name, "incarnations": await self._management.pods.forget(name)})
 
     async def routers(self, _: web.Request) -> web.Response:
-        """Returns all routers of the mesh, by their records in etcd."""
+        """Returns all routers of the mesh as recorded in etcd."""
         return web.json_response({"routers": list(map(asdict, await self._management.pods.routers()))})
 
     async def describe_pod(self, request: web.Request) -> web.Response:
-        """Returns a pod's description by its agent."""
+        """Returns a pod's description, as its agent reports it."""
         return web.json_response(asdict(await self._management.pods.describe(_id(request))))
 
     async def questions(self, request: web.Request) -> web.Response:
-        """Returns a pod's latest evictions and refusals for lack of room, with the data that they were based on."""
+        """Returns a pod's latest evictions, and its refusals for lack of room, with the data behind each decision."""
         lines = await self._management.pods.questions(_id(request))
         return web.json_response({"decisions": [json.loads(line) for line in lines]})
 
     async def stats(self, _: web.Request) -> web.Response:
-        """Returns the numbers of this router, all of its workers together."""
+        """Returns this router's statistics, summed over its workers."""
         numbers = statistics.summary(await self._parts.snapshots())
         view = self._parts.view
         return web.json_response(
@@ -301,11 +302,11 @@ class ManagementApi:
         )
 
     async def dynamic_settings(self, _: web.Request) -> web.Response:
-        """Returns the settings that change while the mesh runs, as JSON texts."""
+        """Returns the settings that can change while the mesh runs, as JSON texts."""
         return web.json_response({"settings": await self._management.tuning.read()})
 
     async def set_dynamic(self, request: web.Request) -> web.Response:
-        """Changes a setting: the body is its value, a JSON object; an empty object removes the setting."""
+        """Changes a setting to the JSON object in the body. An empty object removes the setting."""
         name = _id(request)
         tuning.check(name)
         body = await _object(request, optional=True)
@@ -331,7 +332,7 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def _id(request: web.Request, what: str = "model") -> str:
-    """Returns the id in the path, which is split before it is decoded. Raises MeshError."""
+    """Returns the decoded id from the path, which was split before decoding. Raises MeshError."""
     below = request.rel_url.raw_path.removeprefix(PREFIX).split("/")
     try:
         return records.check_id(decoded(below[1]), what)
@@ -340,7 +341,7 @@ def _id(request: web.Request, what: str = "model") -> str:
 
 
 async def _object(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
-    """Returns the body, a JSON object. Raises MeshError."""
+    """Returns the body, which must be a JSON object. Raises MeshError."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise MeshError(Reason.BAD_REQUEST, "send this body without Content-Encoding")
     body = b""

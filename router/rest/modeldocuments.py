@@ -1,4 +1,4 @@
-"""Models as JSON documents: management's requests and results in the form of REST."""
+"""Models as JSON documents: conversion between REST and management's requests and results."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -35,7 +35,8 @@ _HINTS = {
 
 
 def check_names(document: Mapping[str, Any], names: Collection[str], what: str) -> None:
-    """Checks that a document has no attributes but those; `what` has them. Raises MeshError."""
+    """Checks that a document has only the known attributes. `what` describes the document in errors. Raises
+    MeshError."""
     unknown = sorted(document.keys() - set(names))
     if not unknown:
         return
@@ -45,7 +46,7 @@ def check_names(document: Mapping[str, Any], names: Collection[str], what: str) 
 
 
 def item_of(item: dict[str, Any], model_id: object) -> Item:
-    """Returns the item that a document registers; the key may be text or an object. Raises MeshError.
+    """Returns the item that a document registers. The document's key may be a text or an object. Raises MeshError.
 
     Management checks the ids themselves."""
     if not isinstance(model_id, str):
@@ -76,7 +77,7 @@ def item_of(item: dict[str, Any], model_id: object) -> Item:
 
 
 def limits_of(item: dict[str, Any], base: CopyLimits = UNLIMITED) -> CopyLimits:
-    """Returns the limits that a document sets, over those of `base`; null removes one. Raises MeshError."""
+    """Returns the limits of `base` with the document's changes. A null removes a limit. Raises MeshError."""
     if _LIMITS.isdisjoint(item):
         return base
     values: list[int | bool | None] = [base.minimum, base.maximum, base.pinned]
@@ -143,7 +144,8 @@ def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
 
 
 def different(error: DifferentError) -> MeshError:
-    """Returns the refusal to register a model again, with the ways to change a model."""
+    """Returns the error for a model that is registered already with other attributes, with the ways to change a
+    model."""
     return error.explained(
         f"To replace it without a failed call, register a version (`mesh register {error.model_id} FILE --version N`, "
         "or PUT /mesh/v1/aliases/NAME); for new content at the same path, reload it; to change anything else, "

@@ -1,13 +1,13 @@
 """Protection of management over REST from foreign web pages.
 
-Browsers send the requests that a form can send (a POST with one of three content types, or none) to any address without
-a preflight. A page on the Internet could thus register models in the mesh on its reader's laptop. That is why a request
-that changes something must have JSON's content type, or the mesh's own header: before it sends either, a browser asks,
-and the answer is always no (there is no CORS here). Requests that name another origin than the one to which they were
-sent are refused as well.
+Browsers send requests that a form could send (a POST with one of three content types, or none) to any address without a
+preflight. A page on the Internet could thus register models in a mesh on the laptop of someone who reads it. So a
+request that changes something must have JSON's content type or the mesh's own header. For either, a browser sends a
+preflight first, which always fails because there is no CORS here. Requests whose `Origin` differs from the address to
+which they were sent are refused as well.
 
-A page can also have its own name resolved to 127.0.0.1, and is then of the same origin. If the mesh listens on loopback
-only, the host that a request names must therefore be one of this machine's names.
+A page can also have its own host name resolved to 127.0.0.1, and then has the same origin. So if the mesh only listens
+on loopback, the host that a request names must be one of this machine's names.
 """
 
 import ipaddress
@@ -29,13 +29,13 @@ _OURS = frozenset({"localhost", "mesh"})  # `mesh`: the edge gives it to HTTP/1.
 
 
 def is_loopback(address: str) -> bool:
-    """Returns whether an address to listen on (`127.0.0.1:8033`) is reachable from this machine only."""
+    """Returns whether a listening address (`127.0.0.1:8033`) can only be reached from this machine."""
     host, _ = values.parse_address(address)
     return _is_local(host)
 
 
 def check(request: web.Request, *, loopback: bool) -> None:
-    """Raises MeshError for a request that a foreign page may have sent."""
+    """Raises MeshError for a request that a foreign web page may have sent."""
     host = _host_of(request.headers.get("Host", ""))
     if not host and request.version < HttpVersion11:
         host = "mesh"  # Envoy's default; browsers always name a host
@@ -75,7 +75,7 @@ def _is_local(host: str) -> bool:
 
 
 def _same(origin: str, authority: str) -> bool:
-    """Returns whether an origin (`http://host:port`) is where a request was sent; `null` never is."""
+    """Returns whether an origin (`http://host:port`) is the address to which a request was sent. `null` never is."""
     try:
         parts = urllib.parse.urlsplit(origin)
         port = parts.port

@@ -1,7 +1,7 @@
 """Memory files that a worker and its converter exchange: a head of JSON and a body of bytes.
 
-Bodies of megabytes are not sent through a socket. They are in a memfd, whose descriptor is sent in a packet with the
-lengths of the two parts.
+Bodies of megabytes are too large for a socket. They are written to a memfd, whose descriptor is sent in a packet with
+the lengths of the two parts.
 """
 
 import array
@@ -27,7 +27,7 @@ class Gone(Exception):
 
 
 class Paper:
-    """A received memory file: `head`, and `body`, a view into its memory, which is freed with the last view of it."""
+    """A received memory file. `body` is a view of its memory, which is freed with the last such view."""
 
     __slots__ = ("_map", "body", "head")
 
@@ -39,13 +39,13 @@ class Paper:
         view.release()
 
     def close(self) -> None:
-        """Frees the memory now; no other view of it may be left."""
+        """Frees the memory now. No other view of it may be left."""
         self.body.release()
         self._map.close()
 
 
 def sending(connection: socket.socket, head: dict[str, Any], body: Iterable[Piece]) -> Generator[None, None, None]:
-    """Writes and hands over a paper; other work may be done wherever this yields, after `SLICE` bytes. Raises Gone, and
+    """Writes a paper and sends it. Yields after every `SLICE` bytes, so that other work can be done. Raises Gone, and
     OSError if there is no memory."""
     encoded = json.dumps(head).encode()
     descriptor = os.memfd_create("mesh-body", os.MFD_CLOEXEC)
@@ -70,13 +70,13 @@ def sending(connection: socket.socket, head: dict[str, Any], body: Iterable[Piec
 
 
 def send(connection: socket.socket, head: dict[str, Any], body: Iterable[Piece]) -> None:
-    """Does the same without a break."""
+    """Writes a paper and sends it without yielding. Raises the errors of `sending`."""
     for _ in sending(connection, head, body):
         pass
 
 
 def receive(connection: socket.socket) -> Paper:
-    """Receives a paper. Raises Gone; BlockingIOError if there is none and the socket does not block."""
+    """Receives a paper. Raises Gone, and BlockingIOError if there is none and the socket does not block."""
     try:
         packet, ancillary, _, _ = connection.recvmsg(_packet.size, _FDS, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:

@@ -1,4 +1,5 @@
-"""A body in the pieces in which it came: cut without a copy, so that a tensor is copied once, into its message."""
+"""Bodies kept as the pieces that were received. Tensors are cut out without a copy, and copied once, into the
+message."""
 
 from collections.abc import Iterable
 
@@ -8,7 +9,7 @@ Contents = list[Piece]
 
 
 class Body:
-    """A body."""
+    """A body in pieces."""
 
     __slots__ = ("pieces", "size")
 
@@ -17,12 +18,12 @@ class Body:
         self.size = sum(map(len, self.pieces))
 
     def add(self, piece: bytes) -> None:
-        """Takes the next piece."""
+        """Adds the next piece."""
         self.pieces.append(piece)
         self.size += len(piece)
 
     def joined(self) -> bytes:
-        """Returns the whole body, which is the only piece from now on."""
+        """Returns the complete body as one piece, and keeps only that piece."""
         if len(self.pieces) != 1 or type(self.pieces[0]) is not bytes:
             self.pieces = [b"".join(self.pieces)]
         whole = self.pieces[0]
@@ -34,7 +35,7 @@ class Body:
         return b"".join(self.cut(0, size))
 
     def cut(self, start: int, stop: int) -> Contents:
-        """Returns the bytes between two places within the body, uncopied."""
+        """Returns the bytes between two positions of the body, without copying them."""
         found: Contents = []
         for piece in self.pieces:
             size = len(piece)

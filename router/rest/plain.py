@@ -1,7 +1,7 @@
 """Inference over REST on the plain HTTP server of `mesh.wire`: the hot path behind Envoy.
 
-A small request becomes a gRPC message, and its reply a body, in plain callbacks without a task or timer. Requests that
-take longer (large JSON, compressed bodies, bodies without JSON) run in tasks. Both use `inference`, as does the aiohttp
+Small requests and their replies are converted in plain callbacks, without a task or timer. Requests that take longer
+(large JSON, compressed bodies, bodies without JSON) run in tasks. Both use `inference`, as does the aiohttp
 application, which serves the same paths without Envoy.
 """
 
@@ -30,7 +30,7 @@ _LENGTH = HEADER_LENGTH.lower().encode()
 
 
 class _Note(NamedTuple):
-    """The meaning of a head, which is parsed once for all requests with an equal head."""
+    """A parsed request head, shared by all requests with an equal head."""
 
     asked: Asked
     target: ModelPath
@@ -54,11 +54,11 @@ class PlainInference:
         await self._tasks.close()
 
     def refusal(self, error: MeshError) -> Answer:
-        """Returns the answer to a request that failed in this process."""
+        """Returns the answer for an error in this process."""
         return errors.encoded(*errors.of_error(error))
 
     def serve(self, request: PlainRequest) -> None:
-        """Answers the request, now or later."""
+        """Answers the request, at once or later."""
         try:
             note = request.head.note
             if not isinstance(note, _Note):
@@ -138,7 +138,7 @@ class PlainInference:
 
 
 def _read(request: PlainRequest) -> _Note:
-    """Reads a head. Raises MeshError."""
+    """Parses a request head. Raises MeshError."""
     head = request.head
     raw_path = head.target.partition(b"?")[0]
     try:

@@ -1,13 +1,13 @@
-"""One tensor in its four forms: JSON data, the binary blob of REST, raw and typed contents of gRPC.
+"""Conversion of a tensor between its four forms: JSON data, REST's binary blob, and gRPC's raw and typed contents.
 
-For model servers everything becomes raw contents, the only form that holds every datatype, so that a request can use
-it for all inputs; a REST blob is the same bytes. A client's declarations are not trusted: a shape is compared with the
+Model servers always get raw contents, the only form that can hold every datatype, so a request can use it for all
+inputs. A REST blob consists of the same bytes. A client's declarations are not trusted: a shape is compared with the
 data before either is used, so no memory is taken for data that never arrive.
 
-JSON is read strictly, because a silently changed number is worse than an error: no booleans for numbers, no fractions
-for integers, nothing out of range, no NaN or infinity, and no FP16 or BF16, which JSON numbers cannot express exactly.
-Some languages write every number with a point or an exponent. JSON's parser turns such a literal into a float, which
-may be another number (9007199254740993.0), so for integers these literals are read again, exactly.
+JSON is read strictly, because a silently changed number is worse than an error. Refused are booleans for numbers,
+fractions for integers, numbers out of range, NaN and infinity, and FP16 and BF16, which JSON numbers cannot express
+exactly. Some languages write every number with a point or an exponent. A JSON parser turns such a literal into a float,
+which may be another number (9007199254740993.0), so integers written this way are read again, exactly.
 """
 
 import binascii
@@ -48,20 +48,20 @@ Data = list[Any] | npt.NDArray[Any]
 
 
 def bad(text: str) -> MeshError:
-    """Returns the error for a request that the client has to correct."""
+    """Returns the error for a request that the client must correct."""
     return MeshError(Reason.BAD_REQUEST, text)
 
 
 def check_datatype(what: str, datatype: object) -> str:
-    """Returns the datatype, if the protocol has it. Raises MeshError. `what` names the tensor in errors, here and
-    below."""
+    """Returns the datatype. Raises MeshError if the protocol does not have it. `what` names the tensor in errors, here
+    and below."""
     if not isinstance(datatype, str) or datatype not in OF_NAME:
         raise bad(f"{what}: datatype {datatype!r:.100} is not one of {', '.join(OF_NAME)}")
     return datatype
 
 
 def check_shape(what: str, shape: object) -> tuple[int, ...]:
-    """Returns the shape, if it is a list of whole numbers from 0. Raises MeshError."""
+    """Returns the shape. Raises MeshError if it is not a list of integers from 0 up."""
     if not isinstance(shape, list):
         raise bad(f"{what}: shape must be a list of whole numbers")
     if len(shape) > _MAX_RANK:
@@ -73,17 +73,17 @@ def check_shape(what: str, shape: object) -> tuple[int, ...]:
 
 
 class NotWhole(str):
-    """A literal, as written, that is not an integer, or an integer that no float represents exactly."""
+    """A literal as written, if it is not an integer, or is an integer that no float represents exactly."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def whole(literal: str) -> int | NotWhole:
-    """Returns the integer that a literal with a point or an exponent stands for; returns the literal if it is not an
-    integer, or one that a float would round. For JSON's `parse_float`.
+    """Returns the integer that a literal with a point or an exponent stands for. Returns the literal itself if it is
+    not an integer, or if a float would round it. Meant for `parse_float` of `json`.
 
-    A number out of the range of all integer datatypes remains out of range.
+    A number outside the range of all integer datatypes stays outside.
     """
     try:
         number = decimal.Decimal(literal)
@@ -110,11 +110,11 @@ def raw_from_json(
     base64: bool = False,
     careful: bool = True,
 ) -> bytes:
-    """Returns raw contents of nested or flat JSON data. Raises MeshError.
+    """Returns the raw contents for nested or flat JSON data. Raises MeshError.
 
-    `exact` returns the same data with `whole` applied to literals with a point or an exponent; it is called only if
-    such a literal stands for an integer. `base64`: the strings of a BYTES tensor are in base64. Not `careful`: the data
-    holds neither booleans nor infinite numbers, which must be told from numbers one by one.
+    `exact` returns the same data with `whole` applied to literals with a point or an exponent. It is only called if
+    such a literal stands for an integer. If `base64`, the strings of a BYTES tensor are in base64. Pass `careful` as
+    false if the data contain neither booleans nor infinite numbers, which can only be found one by one.
     """
     if datatype in _BINARY_ONLY:
         raise bad(f"{what}: {datatype} cannot be sent as JSON: send it as binary data")
@@ -150,12 +150,12 @@ def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: pieces.Cont
 
 
 def width_of(datatype: str) -> int:
-    """Returns the bytes of one element; 0 for BYTES, whose elements differ in size."""
+    """Returns the number of bytes of one element, or 0 for BYTES, whose elements differ in size."""
     return OF_NAME[datatype].size
 
 
 def json_from_raw(what: str, datatype: str, raw: bytes | memoryview) -> Data:
-    """Returns flat JSON data of raw contents. Raises MeshError: INTERNAL if the contents are broken, BAD_REQUEST if
+    """Returns flat JSON data for raw contents. Raises MeshError: INTERNAL if the contents are malformed, BAD_REQUEST if
     JSON cannot express them."""
     if datatype in _BINARY_ONLY:
         raise _binary_only(what, f"{datatype} cannot be sent as JSON")
@@ -169,7 +169,7 @@ def json_from_raw(what: str, datatype: str, raw: bytes | memoryview) -> Data:
 
 
 def json_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> Data:
-    """Returns flat JSON data of typed contents. Raises MeshError as `json_from_raw` does."""
+    """Returns flat JSON data for typed contents. Raises MeshError as `json_from_raw` does."""
     values = _typed(what, datatype, contents)
     if datatype == "BYTES":
         return [_utf8(what, item) for item in values]
@@ -179,7 +179,7 @@ def json_from_typed(what: str, datatype: str, contents: inference_pb2.InferTenso
 
 
 def raw_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> bytes:
-    """Returns raw contents of typed contents. Raises MeshError."""
+    """Returns the raw contents for typed contents. Raises MeshError."""
     values = _typed(what, datatype, contents)
     if datatype == "BYTES":
         return b"".join(len(item).to_bytes(4, "little") + item for item in values)
@@ -201,7 +201,7 @@ def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents
 
 
 def flattened(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
-    """Returns the elements in row-major order, of data that is flat or nested exactly as the shape."""
+    """Returns the elements in row-major order. The data must be flat or nested exactly as the shape says."""
     if not isinstance(data, list):
         raise bad(f"{what}: data must be a list")
     items = data
@@ -331,7 +331,7 @@ def _shown(what: str, array: npt.NDArray[Any]) -> Data:
 
 
 def widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns an array of the same values in a form that is written right."""
+    """Returns an array with the same values, of a type that the JSON writer writes correctly."""
     kind = array.dtype.kind
     if kind == "f":
         return array.astype(np.float64, copy=False)  # all digits of a FP32's value, not the fewest that tell it apart

@@ -1,6 +1,6 @@
 """V2 REST: the Open Inference Protocol over HTTP, with the binary tensor extension, as aiohttp serves it.
 
-This module is only the aiohttp part. `asked` reads a request, `inference` carries out an inference, and
+This module is only the aiohttp part. `asked` parses a request, `inference` carries out an inference, and
 `router.inference` answers for the server and its models.
 """
 
@@ -45,7 +45,7 @@ class V2:
     # --- the server ---
 
     async def server_metadata(self, _: web.Request) -> web.Response:
-        """Returns name, version and extensions."""
+        """Returns the server's name, version and extensions."""
         found = self._server.metadata(pb.ServerMetadataRequest())
         return _json({"name": found.name, "version": found.version, "extensions": list(found.extensions)})
 
@@ -54,7 +54,7 @@ class V2:
         return _json({"live": self._server.live(pb.ServerLiveRequest()).live})
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Answers that inference can be served, or 503 with the reason why not."""
+        """Answers that inference can be served, or 503 with the reason."""
         reason = self._server.why_not_ready()
         if reason is not None:
             status, body = errors.of_error(MeshError(Reason.UNAVAILABLE, reason))
@@ -62,7 +62,7 @@ class V2:
         return _json({"ready": True})
 
     async def models(self, request: web.Request) -> web.Response:
-        """Returns the registered ids, a page at a time: `?limit=`, `?after=`."""
+        """Returns a page of the registered ids (`?limit=`, `?after=`)."""
         limit = whole_number(request, "limit", _LISTED, least=1, most=_LISTED)
         page = await self._management.status.page(limit=limit, after=request.query.get("after", ""))
         return _json({"models": [model_id for model_id, _ in page.models], "next": page.next})
@@ -103,7 +103,7 @@ class V2:
 
 
 def whole_number(request: web.Request, name: str, default: int, *, least: int, most: int) -> int:
-    """Returns a number of the query, at most `most`. Raises MeshError."""
+    """Returns a number from the query, at most `most`. Raises MeshError."""
     text = request.query.get(name)
     if text is None:
         return default
