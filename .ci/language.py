@@ -4,7 +4,7 @@
 
 - A function's docstring begins with a verb in the third person (VERBS), a property's with a noun phrase or such a verb,
   a class's or module's with a noun phrase. A test's is a sentence that stands alone (not CONTINUING).
-- Words that readers stumble over (BANNED) do not occur in code, comments, docs and charts.
+- Words in BANNED, over which readers stumble, do not occur in code, comments, docs and charts.
 - The help of an option begins with a noun phrase or an imperative, and names the unit of a number.
 
 Needs only the standard library. The other rules are for readers to check.

@@ -68,7 +68,7 @@ def tidy() -> None:
 
 
 def tag() -> str:
-    """Returns the name of Mesh's image for the current tree; each content of the tree has its own name."""
+    """Returns the name of Mesh's image for the current tree. It contains a checksum of the image's sources."""
     files = []
     for name in INGREDIENTS:
         path = layout.ROOT / name
@@ -112,8 +112,8 @@ def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
 
 
 def load(name: str) -> None:
-    """Imports an image into the running cluster unless it is there, and removes other versions of Mesh's image from
-    it."""
+    """Imports an image into the running cluster, unless the cluster has it. Other versions of Mesh's image are
+    removed."""
     there = node.images()
     if name not in there:
         archive = layout.CACHE / "image.tar"
@@ -131,7 +131,7 @@ def load(name: str) -> None:
 
 
 def _from_programs(name: str, files: dict[str, str], entrypoint: str = "") -> None:
-    """Makes an image of programs, with a new name for each version of their sources."""
+    """Makes an image of some programs, unless it was made from their current sources."""
     total = programs.checksum([program.sum() for program in programs.ALL if program.name in files], [])
     stamp = layout.STORAGE.with_name(f".image-{name.replace('/', '-')}")
     if _exists(name) and stamp.exists() and stamp.read_text() == total:

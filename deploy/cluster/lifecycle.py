@@ -1,4 +1,4 @@
-"""Start and stop of the cluster, whatever state an earlier run left.
+"""Start and stop of the cluster, from any state that an earlier run has left.
 
 A start first stops everything, so it does not matter how the last cluster ended. A stop kills the control plane instead
 of shutting it down: its store is discarded anyway, and an API server that shuts down keeps its port for up to a minute.

@@ -1,6 +1,6 @@
 """Requirements of the machine for building and starting the cluster, and how to meet them.
 
-Missing Debian packages are installed if possible; other missing requirements are only reported. Checking changes
+Missing Debian packages are installed if possible. Other missing requirements are only reported. Checking changes
 nothing, so tests can check to decide whether to run.
 """
 

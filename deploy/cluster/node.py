@@ -48,7 +48,7 @@ def kill_pods() -> None:
 
 
 def forget_pods() -> None:
-    """Removes all pods from containerd, so that it starts without pods the next time. Images stay."""
+    """Removes all pods from containerd, which then starts without pods the next time. Images stay."""
     for name in ctr("tasks", "list", "--quiet").split():
         with contextlib.suppress(RuntimeError):  # it has ended and was removed
             ctr("tasks", "delete", "--force", name)

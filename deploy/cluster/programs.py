@@ -1,8 +1,8 @@
-"""The Go programs of the cluster: built once, kept in `.cache/cluster/bin`, and rebuilt when their sources change.
+"""The Go programs of the cluster. They are built once into `.cache/cluster/bin`, and again when their sources change.
 
 Each folder below `programs/` is a module with its own go.mod: Kubernetes, CoreDNS and etcd need different versions of
-the same libraries. On two idle cores the first build takes about 12 minutes, most of it for Kubernetes; Go caches its
-results, so another tree on the same machine takes seconds.
+the same libraries. On two idle cores the first build takes about 12 minutes, most of it for Kubernetes. Go caches its
+results, so building for another tree on the same machine takes seconds.
 """
 
 import collections

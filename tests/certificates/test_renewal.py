@@ -140,7 +140,7 @@ def test_no_certificate_outlives_its_authority(first):
 
 
 def test_an_authority_of_ones_own_is_used(first):
-    """An admin's own authority, given as ca.crt and ca.key, is used, and the other files are made."""
+    """If an admin provides an authority as ca.crt and ca.key, it is used and the other files are made."""
     own = {name: first.content[name] for name in (AUTHORITIES, AUTHORITY_KEYS)}
     done = renew(own, WANTED, START + DAY)
     assert done.content[AUTHORITIES] == own[AUTHORITIES]

@@ -100,8 +100,8 @@ async def test_a_folder_that_cannot_be_is_named(tmp_path):
 
 
 async def test_etcd_takes_them(tmp_path):
-    """etcd accepts the files as its own certificate and as its clients'. Clients expect the mesh's name, whatever
-    etcd's address."""
+    """etcd accepts the files as its own certificate and as that of its clients. The clients check the mesh's name
+    instead of etcd's address."""
     folder = tmp_path / "tls"
     made = (await keeping.keep(Folder(folder), WANTED)).content
     extra = [

@@ -39,7 +39,7 @@ def alias(active="fraud@7", target=None, status=None, **more):
 
 
 def answers(mesh, path, *documents):
-    """Sets the answers for a path: each document once, in order, then the last one again and again."""
+    """Sets the answers for a path. Each document is sent once, in order; the last one is repeated."""
     rest = list(documents)
 
     def answer():
@@ -230,7 +230,7 @@ def test_versions_of_what_is_no_alias(mesh, run):
 
 
 def test_aliases_are_listed_page_by_page(mesh, run):
-    """`mesh alias ls` lists all aliases, on any number of pages, with their splits, mirrors and stuck moves."""
+    """`mesh alias ls` lists all aliases with their splits, mirrors and stuck moves, however many pages it reads."""
     stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file")
     split = alias(id="g", weights={"a": 90, "b": 10}, sticky="x-user", mirror={"target": "c", "share": 5.0})
     answers(mesh, "/mesh/v1/aliases", {"aliases": [stuck], "next": "fraud"}, {"aliases": [split], "next": None})

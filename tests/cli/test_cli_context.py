@@ -154,7 +154,7 @@ def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands work for a user without a home directory, as in containers; such a user has no contexts."""
+    """Commands work for a user without a home directory, as in containers. That user has no contexts."""
 
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")

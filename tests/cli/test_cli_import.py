@@ -83,8 +83,8 @@ def imported(mesh, run, folder: Path, *, code: int = 0) -> dict[str, str]:
 
 
 def test_a_model_of_more_than_one_file_is_registered_by_its_folder(mesh, run, tmp_path):
-    """A model with tensors in other files, also below its folder, is registered by its folder. A model that only
-    mentions such files is registered by its file."""
+    """A model with tensors in other files, even in subfolders, is registered by its folder. If the files do not exist
+    in its folder, the model is registered by its own file."""
     write(
         tmp_path,
         {
@@ -120,8 +120,8 @@ def test_the_name_of_external_data_is_found_wherever_it_stands(tmp_path, monkeyp
 
 def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
     """Each model of a version repository in Triton's layout is registered once. The imported folder itself is not a
-    model, whatever its subfolders are called. A folder with numbered subfolders but no models in them is not one
-    either."""
+    model, even if its subfolders are numbers. A folder is not a model either if its numbered subfolders contain no
+    models."""
     write(
         tmp_path,
         {
@@ -253,7 +253,7 @@ def test_an_answer_without_an_end_is_a_failure(mesh, run):
 
 @given(st.lists(st.binary(max_size=40), max_size=60), st.integers(1, 7), st.integers(1, 100))
 def test_chunks_hold_every_line_once_in_order(source, most_lines, most_bytes):
-    """Whatever the limits, chunks contain every line once, in order and with its number, and no chunk is too large."""
+    """For any limits, chunks contain every line once, in order and with its number. No chunk is too large."""
     before = bulk.CHUNK_LINES, bulk.CHUNK_BYTES
     bulk.CHUNK_LINES, bulk.CHUNK_BYTES = most_lines, most_bytes
     try:

@@ -198,7 +198,7 @@ def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, mon
 
 def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
     """If a model could not be loaded, `mesh ls` says why in the last column, shortened if necessary. Without failures
-    there is no such column."""
+    it omits the column."""
     register(mesh, "a", "b", "c", "d")
     assert "WHY" not in run("ls").stdout
     mesh.models["b"] |= {"errors": ["s3://bucket/b: not found\nreally", "older"], "quarantined": False}
@@ -232,7 +232,7 @@ def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
 
 @pytest.mark.parametrize("count", [0, 1, 2500], ids=["none", "one", "pages"])
 def test_ls_all_lists_every_page(mesh, run, count):
-    """`mesh ls --all` prints one JSON document, however many pages it reads."""
+    """`mesh ls --all` reads all pages and prints one JSON document."""
     ids = [f"model-{number:05d}" for number in range(count)]
     register(mesh, *ids)
     result = run("ls", "--all", "--json")
@@ -271,7 +271,7 @@ def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
 
 
 def test_status_shows_how_far_a_pull_is(mesh, run):
-    """For a copy that is being loaded, `mesh status` shows the bytes, total and rate of its pull, as far as they are
+    """For a copy that is being loaded, `mesh status` shows its pull's bytes, total and rate as far as they are
     known."""
     register(mesh, "a")
     for pull, text in (

@@ -36,7 +36,7 @@ def test_every_command_is_there_and_explains_itself():
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, asyncio.CancelledError])
 def test_an_interrupted_command_ends_with_130(interrupt):
-    """An interrupted command exits with 130, however asyncio reports the interrupt: as KeyboardInterrupt or as a
+    """An interrupted command exits with 130, whether asyncio reports the interrupt as KeyboardInterrupt or as a
     cancellation."""
 
     def command():

@@ -111,7 +111,7 @@ def _tracing(executed: Counter[CodeType]) -> Iterator[None]:
 
 @contextmanager
 def _monitoring(executed: Counter[CodeType]) -> Iterator[None]:
-    """Counts by means of `sys.monitoring`, which reports all threads; only this thread's instructions are counted."""
+    """Counts with `sys.monitoring`. It reports all threads, of which only this one is counted."""
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
     tool = monitoring.PROFILER_ID
     here = threading.get_ident()

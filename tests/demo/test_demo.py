@@ -30,8 +30,8 @@ def shown(report) -> str:
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw answers", "typed answers"])
 async def test_a_mesh_that_answers_rightly(mesh, tiny, raw):
-    """With a correct mesh the demo registers all models, uses every form of request, compares every answer, and reports
-    success."""
+    """With a correct mesh the demo registers all models, uses every form of request and compares every answer. It
+    reports success."""
     mesh.raw = raw
     report = await demo(mesh, tiny, root_pid=os.getpid())
     assert report.ok
@@ -48,8 +48,8 @@ async def test_a_mesh_that_answers_rightly(mesh, tiny, raw):
 
 
 async def test_wrong_answers_are_found(mesh, tiny):
-    """If a model gives the answers of another one, each wrong answer is counted, in every form of request, and the
-    report names the model."""
+    """If a model gives another model's answers, each wrong answer is counted in every form of request. The report names
+    the model."""
     mesh.wrong = tiny.models[2].id  # the one with texts
     report = await demo(mesh, tiny)
     assert not report.ok

@@ -1,5 +1,5 @@
-"""The alerts, evaluated by Prometheus' own `promtool test rules`. Each fires for its fault, for the right namespace,
-not too early, and not without the fault. `test_monitoring` checks the expressions alone."""
+"""The alerts, evaluated by Prometheus' own `promtool test rules`. Each alert fires for its fault and names the right
+namespace. It fires neither too early nor without the fault. `test_monitoring` checks the expressions alone."""
 
 import json
 import os

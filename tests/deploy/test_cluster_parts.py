@@ -135,7 +135,7 @@ def test_each_program_has_a_source() -> None:
 
 
 async def test_steps_say_which_of_how_many_and_are_never_silent() -> None:
-    """A build step prints its number, the time since the start and its progress, again and again while it runs."""
+    """A build step prints its number, the time since the start and its progress, and repeats them while it runs."""
     assert SILENCE <= 10.0
     now, stream = [0.0], io.StringIO()
     steps = Steps(12, stream=stream, clock=lambda: now[0], silence=0.01)

@@ -145,8 +145,8 @@ def check(expression: str) -> None:
 
 
 def test_metrics_are_found():
-    """Metrics of all sorts are found in the sources: a counter, a gauge, a histogram with labels, one of Envoy's, one
-    of a process."""
+    """Metrics of every kind are found in the sources: counters, gauges, histograms with labels, and those of Envoy and
+    of processes."""
     assert METRICS["mesh_evictions"] == ("counter", set())
     assert METRICS["mesh_load_refusals"] == ("counter", {"reason"})
     assert METRICS["mesh_pods"] == ("gauge", set())
@@ -183,8 +183,7 @@ def test_alerts_keep_their_namespace(rule: dict[str, Any]):
 
 
 def kept(expression: str) -> set[str]:
-    """Returns the labels that every result of an expression is sure to have. It understands only as much PromQL as the
-    rules use.
+    """Returns the labels that every result of an expression is sure to have, for the part of PromQL that the rules use.
 
     An aggregation keeps the labels in its `by`. Functions and comparisons keep those of their input, and `absent` those
     of a plain selector. `or` keeps the labels that both sides have; `and` and arithmetic keep those of the left side.

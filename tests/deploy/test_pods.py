@@ -1,4 +1,4 @@
-"""Every pod, for every way to install: it meets Pod Security `restricted` and quotas, and needs rights in one namespace
+"""Checks of every pod in every kind of installation: Pod Security `restricted`, quotas, and rights in one namespace
 only."""
 
 from typing import Any
@@ -38,7 +38,7 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("which", installs.ALL)
 def test_kinds(which):
-    """An admin of one namespace may create every object: there are no CRDs, cluster roles or webhooks."""
+    """An admin of one namespace may create every object, because none is a CRD, a cluster role or a webhook."""
     for one in installs.load(which):
         if which == ("helm", "all-on") and one["kind"] in ON_REQUEST:
             continue

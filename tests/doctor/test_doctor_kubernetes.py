@@ -207,8 +207,8 @@ REFUSED = 'pods "mesh-certificates-1-x" is forbidden: minimum cpu usage per Cont
     [("mesh-certificates-4a1b", "certificate"), ("mesh-etcd-snapshots-2901", "snapshots")],
 )
 def test_a_job_whose_pods_are_refused(doctor, cluster: Cluster, job: str, meaning: str) -> None:
-    """A Job whose pods are refused, for instance by a LimitRange, is a finding, because no pod shows the fault. Once
-    the Job has succeeded, it is not."""
+    """A Job whose pods are refused, for instance by a LimitRange, is a finding until it has succeeded. No pod would
+    show the fault."""
     about = {"kind": "Job", "name": job}
     event = named("Event", "e1", involvedObject=about, type="Warning", reason="FailedCreate", message=REFUSED)
     cluster.add(named("Job", job, status={"failed": 0}), event)
@@ -381,7 +381,7 @@ def test_a_routers_pod_looks_at_etcd(doctor, cluster: Cluster) -> None:
     ("text", "count"), [("", 0), ('{"items": [{}, {}]}', 2), ('{"kind": "Pod"}', 1), ('{"a": 1}\n{"b": 2}\n', 2)]
 )
 def test_what_kubectl_prints(text: str, count: int) -> None:
-    """kubectl's output may be a list, one object, several in sequence, or empty."""
+    """kubectl's output may be empty, a list, one object or several objects in sequence."""
     assert len(parse(text)) == count
 
 

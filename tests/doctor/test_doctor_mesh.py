@@ -220,7 +220,7 @@ def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: d
 
 
 def test_certificates_in_a_folder(doctor, fine: FakeMesh, tmp_path: Path) -> None:
-    """If a folder is given, the certificates in it, which the mesh's processes use among themselves, are checked."""
+    """If a folder with the certificates of the mesh's processes is given, the certificates are checked."""
     (tmp_path / "tls.crt").write_bytes(certificate("mesh.internal", ends=48 * HOUR)[1])
     (tmp_path / "ca.crt").write_bytes(b"nonsense")
     visit = looked(doctor, fine, "--certificates", str(tmp_path))

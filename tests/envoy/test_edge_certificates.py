@@ -106,7 +106,7 @@ def test_what_does_not_work_is_not_taken_and_said_once(
 
 
 def test_a_pair_that_comes_in_two_steps_is_taken_when_it_is_whole(tls: config.Tls, tmp_path: Path) -> None:
-    """If a certificate arrives a moment before its key, the pair is used only once both are there."""
+    """If a certificate arrives a moment before its key, the old pair is used until both have arrived."""
     key = tmp_path / "key.pem"
     key.write_bytes(GOOD[1])
     tls = replace(tls, private_key=str(key))

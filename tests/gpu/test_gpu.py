@@ -1,6 +1,6 @@
 """Tests on a real GPU: models are loaded, called, counted and evicted there. Every answer is compared with numpy's.
 
-Memory is compared between the pod's count and the driver's (NVML).
+Memory is measured twice: by the pod and by the driver (NVML).
 """
 
 import asyncio

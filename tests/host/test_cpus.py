@@ -1,4 +1,4 @@
-"""The number of CPUs that a cgroup's quota allows: both versions, nested groups, no limit, nonsense."""
+"""The number of CPUs that a cgroup's quota allows, for both versions, nested groups, no limit and nonsense."""
 
 import os
 

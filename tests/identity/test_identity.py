@@ -186,8 +186,9 @@ async def test_those_of_one_authority_talk_to_each_other(port, mounted, authorit
 
 
 async def test_others_are_refused(port, mounted, authority, tmp_path, monkeypatch):
-    """Clients are refused without TLS, without a certificate, or with a certificate of another authority, an expired
-    one, or one for another name. With the right certificate each of them would be served."""
+    """Clients are refused without TLS or without a certificate. They are also refused with a certificate that has
+    expired, is from another authority, or is for another name. With the right certificate each of them would be
+    served."""
     ours = Identity(mounted.path)
     async with Ends(ours) as ends:
         assert await getattr(ends, port)(None)

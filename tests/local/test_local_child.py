@@ -243,7 +243,7 @@ async def test_a_part_that_fails_takes_the_others_down(world, local):
 
 
 async def test_a_second_signal_kills(world, local):
-    """A second signal kills all parts, so that a user in a hurry does not have to wait for calls in flight."""
+    """A second signal kills all parts, so a user in a hurry need not wait for calls in flight."""
     stuck = asyncio.Event()
 
     async def never(self, grace):
@@ -265,7 +265,7 @@ async def test_a_second_signal_kills(world, local):
 
 
 async def test_nobody_reading_ends_the_mesh(world, local):
-    """If nothing reads the output any more, as in `mesh up | head`, the mesh ends."""
+    """If nothing reads the output, as in `mesh up | head`, the mesh ends."""
     printer = Lines()
     running = asyncio.ensure_future(supervisor.run(local, printer, _nothing))
     await until(lambda: len(world.started) == 4)

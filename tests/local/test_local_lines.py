@@ -134,8 +134,7 @@ def test_a_terminal_that_stands_still_holds_nobody_up():
 
 
 def test_a_reader_that_went_is_told():
-    """If the reader of the output has gone, as in `mesh up | head`, the printer reports it, so that the mesh can
-    end."""
+    """If the reader of the output has gone, as in `mesh up | head`, the printer reports it."""
     stream = io.StringIO()
     stream.close()
     gone = threading.Event()

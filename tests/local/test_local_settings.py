@@ -65,7 +65,7 @@ def test_a_taken_port_is_said_with_the_way_out():
 
 
 def test_an_address_that_is_not_this_machines_is_said():
-    """An address that does not belong to this machine is reported as such, not as a port in use."""
+    """The error for an address that is not this machine's does not claim that a port is in use."""
     with pytest.raises(UpError, match="cannot be listened on"):
         supervisor.check_free("192.0.2.1:1234", "--listen")
 
@@ -105,7 +105,7 @@ def test_the_folder_for_sockets_is_short_and_does_not_stay(tmp_path):
 
 
 def test_only_a_folder_of_ours_is_removed(tmp_path):
-    """Only a folder that Mesh has made is removed, whatever the data directory contains."""
+    """Only a folder that Mesh has made is removed, even if the data directory names another one."""
     precious = tmp_path / "mesh-up-precious"
     precious.mkdir()
     (tmp_path / "run").write_text(str(precious))

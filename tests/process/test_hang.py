@@ -55,8 +55,8 @@ def test_a_process_that_beats_is_well() -> None:
 
 
 def test_a_stopped_process_is_given_up_within_five_seconds() -> None:
-    """A stopped process is given up within five seconds. It is suspect at once, so that no calls rely on it. The
-    verdict says that it was stopped, because that is not the process's own fault."""
+    """A stopped process is given up within five seconds, and is suspect at once. The verdict says that it was stopped,
+    because that is not the process's own fault."""
     story = Story().go_on(60, beats=True)
     story.go_on(STEP, state="T")
     assert (story.verdict.doing, story.verdict.stopped) == (ProcessState.SUSPECT, True)

@@ -81,8 +81,8 @@ def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
-    """A free port is not ephemeral and is reserved. A server, which sets SO_REUSEADDR, can listen on it, but a program
-    that looks for a free port does not get it."""
+    """A free port is reserved and not ephemeral. A server, which sets SO_REUSEADDR, can listen on it. A program that
+    looks for a free port does not get it."""
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     port = process.free_port()
     assert port < low
@@ -125,8 +125,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_modules_of_ours_run_whatever_the_current_folder_holds(module: str, project: Path) -> None:
-    """Mesh's modules, and all that they import, come from where they are installed, whatever the current folder
-    contains."""
+    """Mesh's modules and all their imports come from where they are installed, even if the current folder has modules
+    of the same names."""
     words = ["--help"] if module not in ("router.process.worker", "mesh.etcdserver.member") else ["/nowhere.json", "0"]
     done = subprocess.run(process.python(module, *words), capture_output=True, text=True, timeout=60)
     assert "my own" not in done.stdout + done.stderr
@@ -151,8 +151,8 @@ def test_nobody_else_starts_an_interpreter() -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_output_and_exit_status_arrive_in_order(run: Any) -> None:
-    """Both outputs arrive line by line, even an unfinished last line, and then the exit status, with either event
-    loop."""
+    """Both outputs arrive line by line, even an unfinished last line. The exit status arrives after them. Both event
+    loops behave the same."""
 
     async def scenario() -> None:
         happened: list[object] = []

@@ -1,5 +1,4 @@
-"""Supervision of a real child process: start, waiting until it is ready, restart after a death or hang, giving up,
-end."""
+"""Supervision of a real child process, from its start through deaths, hangs and restarts to its end."""
 
 import asyncio
 import contextlib

@@ -134,8 +134,8 @@ asyncio.run(main())
 
 
 async def test_who_is_stopped_together_with_its_watcher_goes_on_with_it() -> None:
-    """If a child and its watcher are stopped together, as by Ctrl-Z, the child survives any length of time, even if the
-    watcher continues first."""
+    """If a child and its watcher are stopped together, as by Ctrl-Z, the child survives even if the watcher continues
+    first."""
     parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert parent.stdout is not None
     pid = int(await asyncio.to_thread(parent.stdout.readline))
@@ -195,7 +195,7 @@ async def test_a_page_that_is_none_is_never_written(tmp_path: Path, monkeypatch:
 
 
 def test_the_kernels_line_is_read_whatever_the_name(tmp_path: Path) -> None:
-    """The kernel's status line is parsed correctly whatever the process's name is, even `) R 1 (`."""
+    """The kernel's status line is parsed correctly even if the process's name is `) R 1 (`."""
     for pid, state in (("7", "T"), ("8", "R")):
         folder = tmp_path / pid / "task" / pid
         folder.mkdir(parents=True)

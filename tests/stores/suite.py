@@ -122,8 +122,8 @@ class StoreSuite:
         assert await reach.fetch("large") == {"": LARGE}
 
     async def test_a_tree_of_any_number_of_objects(self, reach):
-        """A tree of 1,500 objects, more than fit on any store's page, is fetched without objects of a tree whose name
-        begins alike."""
+        """A tree of 1,500 objects, more than a page of any store, is fetched. Objects of another tree whose name begins
+        alike are not."""
         tree = {f"tree/{number % 7}/{number}.bin": b"%d" % number for number in range(MANY)}
         await reach.put({**tree, "tree-2/other": b"x", "tre": b"y"})
         for path in ("tree", "tree/"):
@@ -181,7 +181,7 @@ class StoreSuite:
         assert "bucket" in await reach.refused(location, PullErrorKind.NO_BUCKET)
 
     async def test_wrong_credentials(self, reach):
-        """Wrong credentials are reported as such and not shown in the error."""
+        """The error for wrong credentials says so and does not show them."""
         if not reach.store.checks_credentials:
             pytest.skip("this server does not check credentials")
         await reach.put({"a": CONTENT})
@@ -296,7 +296,7 @@ class StoreSuite:
             await proxy.idle()
 
     async def test_clients_are_kept(self, reach):
-        """One client is kept for each set of settings. A rotated secret makes a new client; the same secret does
+        """One client is kept for each set of settings. A rotated secret makes a new client, the same secret does
         not."""
         await reach.put({"a": CONTENT})
         for changed in ({}, {}, {"note": "rotated"}, {}):
