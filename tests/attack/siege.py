@@ -1,11 +1,11 @@
-"""A mesh under attack: callers of a hot model beside it, and a watch on the memory of every process.
+"""A mesh under attack: callers of a hot model during the attack, and a watch on the memory of every process.
 
     async with Siege(mesh, growth=200 * MIB) as siege:
         ...the attack...
 
-At the end the siege checks that there were enough hot calls, over gRPC and over REST, and that none failed. No process
-may have grown beyond the allowed size in any sample, all must return to about their former size, and only models named
-by the attack may have been blamed.
+At the end the siege checks that there were enough hot calls over gRPC and over REST, and that none failed. No process
+may have grown beyond the limit in any sample, and all must return to about their former size. Only models that the test
+names may have been blamed.
 """
 
 import asyncio
@@ -32,7 +32,8 @@ _TIMEOUT = 10.0  # seconds that a call of the hot model may take
 
 
 class Siege:
-    """An attack's surroundings: `growth` is what each process may grow by meanwhile, `left` what may stay, in bytes."""
+    """The watch during an attack. Each process may grow by `growth` bytes meanwhile, and keep `left` bytes of that
+    afterwards."""
 
     def __init__(
         self,
@@ -45,8 +46,9 @@ class Siege:
         retry: bool = False,
         least: int = 20,
     ) -> None:
-        """Makes a siege: `blamed` are models that may be quarantined; `retry` lets callers retry UNAVAILABLE, as
-        clients do while the serving process is replaced; `least` is how often each caller must have been answered."""
+        """Prepares a siege. `blamed` are models that may be quarantined. `retry` lets callers retry UNAVAILABLE, as
+        clients do while the serving process is replaced. `least` is the number of answers that each caller must have
+        got."""
         self.mesh = mesh
         self.growth = growth
         self.left = left
@@ -85,7 +87,7 @@ class Siege:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def more(self, count: int = 5) -> None:
-        """Waits until both callers were answered so many more times, or have failed."""
+        """Waits until both callers have got that many more answers, or have failed."""
         goal = {kind: answered + count for kind, answered in self.answered.items()}
         await until(
             lambda: self.failures or all(self.answered[kind] >= least for kind, least in goal.items()),
@@ -161,12 +163,12 @@ class Siege:
             await asyncio.sleep(_LOOK)
 
     def _grown(self) -> dict[str, int]:
-        """Returns the processes that hold more than may stay, in MiB beyond their start."""
+        """Returns the processes that hold more than they may keep, in MiB above their size at the start."""
         grown = {_name(pid): resident(pid) - self._base.get(pid, 128 * MIB) for pid in processes(self.mesh)}
         return {name: growth // MIB for name, growth in grown.items() if growth > self.left}
 
     async def _settle(self) -> None:
-        """Waits until the hot model answers; its first call loads it."""
+        """Waits until the hot model answers. The first call loads it."""
         client = Client(self.mesh.channel())
 
         async def answers() -> bool:
@@ -179,7 +181,7 @@ class Siege:
 
 
 def processes(mesh: LocalMesh) -> list[int]:
-    """Returns every process of the mesh but etcd: routers, workers, Envoy, agents, model servers."""
+    """Returns every process of the mesh except etcd: routers, workers, Envoy, agents, model servers."""
     found = []
     for program in (*mesh.routers, *mesh.pods):
         if program.process is not None and program.process.poll() is None:

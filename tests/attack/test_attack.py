@@ -1,8 +1,8 @@
-"""The protection of all others from one caller, one store or one broken model.
+"""Protection from one caller, one store or one broken model that could harm all others.
 
 Each test attacks a mesh of real processes while others call a loaded model: none of their calls fails, no process grows
-without bound, memory comes back, and no innocent model is blamed (`siege`). The bounds of each door are listed in
-docs/limits.md.
+without bound, memory comes back, and no innocent model is blamed (`siege`). docs/limits.md lists the limits of each
+interface.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ LARGE = 14 * MIB  # below the 16 MiB that a message may have
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer) -> AsyncIterator[LocalMesh]:
-    """Two pods and one router with two workers, and a hot model."""
+    """Two pods, one router with two workers, and a hot model."""
     folder = tmp_path_factory.mktemp("attack")
     options = ["--workers", "2", "--load-wait", "60"]
     async with LocalMesh(
@@ -83,7 +83,7 @@ def _leaf(mesh: LocalMesh, word: str) -> list[int]:
 
 async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
     """Most of 200 bodies that stop before their end, of which a worker would hold 2.8 GB, are refused before they are
-    read, and the rest are dropped."""
+    read. The rest are dropped."""
     async with Siege(mesh, growth=500 * MIB):
         ends: collections.Counter[str] = collections.Counter()
 
@@ -112,7 +112,7 @@ async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
 
 
 async def test_grpc_requests_that_stop_before_their_end(mesh: LocalMesh) -> None:
-    """gRPC requests that stop before their end, announcing 14 MiB and ending after 13, do no harm."""
+    """gRPC requests that announce 14 MiB and stop after 13 MiB do no harm."""
     async with Siege(mesh, growth=500 * MIB):
         channels = [grpc.aio.insecure_channel(mesh.grpc_address(), [("grpc.use_local_subchannel_pool", 1)])] * 60
 
@@ -131,7 +131,7 @@ async def _ended(call: object) -> None:
 
 
 async def test_replies_that_nobody_reads(mesh: LocalMesh) -> None:
-    """Sixty clients that ask for 12 MiB each and read nothing do no harm."""
+    """Sixty clients that each request 12 MiB and read nothing do no harm."""
     await mesh.register("echo", models.identity(), load=True)
     count = 3 * MIB
     head = json.dumps(
@@ -167,7 +167,7 @@ async def test_replies_that_nobody_reads(mesh: LocalMesh) -> None:
 
 
 async def test_large_json(mesh: LocalMesh) -> None:
-    """Eight bodies of 15 MB of JSON at once, with equally large replies, do no harm."""
+    """Eight concurrent bodies of 15 MB of JSON, with equally large replies, do no harm."""
     await mesh.register("echo64", models.identity("FP64"), load=True)
     number = 1_200_000
     body = json.dumps(
@@ -219,7 +219,7 @@ async def test_large_json(mesh: LocalMesh) -> None:
     ],
 )
 async def test_small_elements(mesh: LocalMesh, request_of: object) -> None:
-    """Messages of millions of small elements, sent five times at once to the pods that also hold the hot model, do no
+    """Messages of millions of small elements, five at once, sent to the pods that also hold the hot model, do no
     harm."""
     message = request_of().SerializeToString()  # type: ignore[operator]
     assert len(message) < 16 * MIB
@@ -271,7 +271,7 @@ async def test_invented_methods(mesh: LocalMesh) -> None:
 
 
 async def test_loads_and_warm_ups_that_never_end(mesh: LocalMesh) -> None:
-    """While loads and warm-ups never end good cold models are still loaded, and only the endless ones are blamed."""
+    """While loads and warm-ups run forever, good cold models are still loaded. Only the endless ones are blamed."""
     endless = [f"endless{number}" for number in range(4)]
     unfolding = [f"unfolding{number}" for number in range(4)]
     for name in endless:
@@ -297,7 +297,7 @@ async def test_loads_and_warm_ups_that_never_end(mesh: LocalMesh) -> None:
 
 
 async def test_one_slow_model_with_a_thousand_callers(mesh: LocalMesh) -> None:
-    """Callers of another model on the same pod find connections while one slow model has a thousand callers."""
+    """While one slow model has a thousand callers, callers of another model on the same pod still find connections."""
     await mesh.register("slow", models.slow(), load=True)
     inputs = models.slow_inputs(0.5)
     async with Siege(mesh, growth=400 * MIB):
@@ -318,7 +318,8 @@ async def test_one_slow_model_with_a_thousand_callers(mesh: LocalMesh) -> None:
 
 
 async def test_stores_that_hang_and_drip(mesh: LocalMesh) -> None:
-    """Models from the disk load while 40 models, more than all concurrent pulls, are in stores that hang and drip."""
+    """Models on the disk are loaded while stores that hang and drip have 40 models, more than the limit of concurrent
+    pulls."""
     held: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -368,13 +369,13 @@ async def test_stores_that_hang_and_drip(mesh: LocalMesh) -> None:
 
 
 async def replaced(mesh: LocalMesh, pid: int) -> None:
-    """Waits until a stopped process is killed; its successor is the next condition's business."""
+    """Waits until a stopped process has been killed. It does not wait for a new one."""
     await until(lambda: not os.path.exists(f"/proc/{pid}"), timeout=20, why=f"process {pid} is replaced")
 
 
 @pytest.mark.parametrize("kind", ["router.process.worker", "envoy"])
 async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, kind: str) -> None:
-    """A stopped worker or Envoy is replaced: callers who retry are served, and nothing is loaded again."""
+    """A stopped worker or Envoy is replaced. Callers who retry are served, and nothing is loaded again."""
     pid = _leaf(mesh, kind)[0]
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):
@@ -394,7 +395,7 @@ async def test_a_model_server_that_stands_still_is_replaced(mesh: LocalMesh) -> 
 
 
 async def test_an_agent_that_stands_still_is_done_without(mesh: LocalMesh) -> None:
-    """The model server of a stopped agent falls silent, and the other pod answers."""
+    """The model server of a stopped agent stops answering, and the other pod answers instead."""
     agent = mesh.pods[0].pid
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(agent):
@@ -404,7 +405,7 @@ async def test_an_agent_that_stands_still_is_done_without(mesh: LocalMesh) -> No
 
 
 async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
-    """A model server that is killed twice from outside, under calls of a slow model, gets no model blamed."""
+    """No model is blamed when a model server is killed twice from outside, during calls of a slow model."""
     await mesh.register("busy", models.slow(), load=True)
     inputs = models.slow_inputs(0.2)
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
@@ -420,7 +421,7 @@ async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
 
 
 def test_memory_is_read_of_this_process() -> None:
-    """The watch on memory sees the memory of this process, as it must."""
+    """The watch on memory reads the memory of this process correctly."""
     before = resident(os.getpid())
     held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)  # fresh memory: a heap may have kept some
     held.write(b"x" * len(held))

@@ -1,4 +1,5 @@
-"""Messages that are small on the wire and large once decompressed or read: refused by size, before they do harm."""
+"""Messages that are small on the wire and large once decompressed or parsed. They are refused by size before they do
+harm."""
 
 import asyncio
 import gzip
@@ -23,7 +24,7 @@ AT_ONCE = 4
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer) -> AsyncIterator[LocalMesh]:
-    """One pod, and one router with one worker, so that a request that stops it stops every caller."""
+    """One pod, and one router with a single worker, so a request that blocks the worker blocks every caller."""
     folder = tmp_path_factory.mktemp("compressed")
     options = ["--workers", "1"]
     async with LocalMesh(folder, etcd_server, pods=1, log_level="info", router_options=options) as mesh:
@@ -41,7 +42,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer
     ],
 )
 async def test_bodies_over_rest(mesh: LocalMesh, method: str, path: str) -> None:
-    """Each door of REST that takes a body refuses too large ones."""
+    """Every REST endpoint that takes a body refuses one that is too large."""
     async with Siege(mesh, growth=300 * MIB):
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
         replies = await asyncio.gather(
@@ -63,7 +64,7 @@ async def test_bodies_over_rest(mesh: LocalMesh, method: str, path: str) -> None
 )
 @pytest.mark.parametrize("named", [False, True], ids=["id in the message", "id in the metadata"])
 async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> None:
-    """Messages compressed by gRPC's own means are refused if too large."""
+    """Messages with gRPC's own compression are refused if they are too large."""
     message = b"\x0a\x03hot" + b"\x12\x80\x80\x80\x20" + b" " * (UNPACKED // 4)
     metadata = [("mm-model-id", HOT)] if named else []
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
@@ -86,8 +87,8 @@ async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> 
 
 
 async def test_a_hundred_thousand_parameters(mesh: LocalMesh) -> None:
-    """A hundred thousand parameters of a request, an input or an output do no harm, though maps cost more to read than
-    lists."""
+    """A hundred thousand parameters of a request, an input or an output do no harm, although maps take longer to parse
+    than lists."""
     requests = [inference_pb2.ModelInferRequest(model_name=HOT) for _ in range(3)]
     requests[1].inputs.add(name="x", datatype="FP32", shape=[1, 1])
     requests[2].outputs.add(name="y")

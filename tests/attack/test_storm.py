@@ -1,4 +1,4 @@
-"""A storm of cold models: 200 are called at once where there is room for 65, under hot traffic."""
+"""A storm of cold models: 200 are called at once in a mesh with room for 65, while a hot model has traffic."""
 
 import asyncio
 import collections
@@ -18,7 +18,7 @@ DEADLINE = 60.0  # seconds
 
 
 async def test_every_cold_call_is_answered_in_time(tmp_path, etcd_server: EtcdServer) -> None:
-    """Each cold call waits for its turn and is answered within its deadline; none is refused because others came
+    """Each cold call waits for its turn and is answered within its deadline. No call is refused because others came
     first."""
     async with LocalMesh(tmp_path, etcd_server, pods=2, capacity="33MiB", log_level="info", fake=True) as mesh:
         await mesh.register_fake(HOT, value=HOT_VALUE, size="1MiB", now=True)

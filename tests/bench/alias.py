@@ -1,4 +1,5 @@
-"""The cost of calls by alias: beside calls by id, with a shadow, and with a shadow that hangs; and a canary's share.
+"""The cost of calls by alias, compared with calls by id, with a shadow and with a shadow that hangs, and a canary's
+share.
 
 The same model is called by its id and by aliases, in turn, in one mesh, so that ratios hold although the speed of the
 machine drifts. The shadow that hangs is a fake model that never answers and uses no CPU: a model that occupies the

@@ -1,4 +1,4 @@
-"""Calls a second, CPU a call by process, and one caller's latency: the whole chain beside a plain server."""
+"""Calls per second, CPU per call by process, and one caller's latency, for the complete chain and a plain server."""
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ PLAIN = "plain grpc.aio"
 
 
 async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> None:
-    """Measures both in turn, several rounds."""
+    """Measures both servers alternately, in several rounds."""
     content = models.logistic_regression(0, features=64)
     await mesh.register("regression", content, load=True)
     path = folder / "plain.onnx"

@@ -35,7 +35,8 @@ async def throughput(
     each: int = 8,
     trust: Path | None = None,
 ) -> float:
-    """Returns calls a second, all answered OK; `connections` x `each` in flight, by TLS if there is a `trust` (PEM)."""
+    """Returns calls per second, all answered OK, with `connections` x `each` calls in flight, over TLS if `trust` (PEM)
+    is given."""
     body = folder / "body.bin"
     body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     if generator() == "h2load":
@@ -65,7 +66,7 @@ def _channel(address: str, trust: Path | None) -> grpc.aio.Channel:
 
 
 async def latency(address: str, message: bytes, *, calls: int, trust: Path | None = None) -> list[float]:
-    """Returns the seconds of each call of one caller who waits for each answer."""
+    """Returns the seconds of each call of one caller, who waits for each answer."""
     async with _channel(address, trust) as channel:
         call = channel.unary_unary(METHOD)
         times = []

@@ -12,7 +12,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def _read(pid: int, name: str) -> str:
-    """Returns a file of a process; nothing once it has ended."""
+    """Returns the content of a file in /proc about a process, or "" once the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -38,7 +38,7 @@ def reset_peak(pid: int) -> None:
 
 
 def peak_bytes(pid: int) -> int:
-    """Largest resident memory of a process since `reset_peak`."""
+    """Returns the largest resident memory of a process since `reset_peak`."""
     _, found, rest = _read(pid, "status").partition("VmHWM:")
     return int(rest.split()[0]) * 1024 if found else 0
 

@@ -24,7 +24,7 @@ BUCKET, KEY = "bench", "large.bin"
 
 
 async def run(folder: Path, console: Console) -> None:
-    """Measures each way in a process of its own, in turn, several rounds, and prints medians."""
+    """Measures the clients alternately, each in a separate process, in several rounds, and prints medians."""
     if why := programs.VERSITYGW.missing():
         console.print(f"[yellow]SKIPPED: no pull row: {why}")
         return

@@ -42,7 +42,7 @@ class Row:
     judged: bool = True  # whether the best system is reported; false for rows that are parts of another one
 
     def median(self, system: str) -> float | None:
-        """Returns the median of a system's rounds; None if it has none."""
+        """Returns the median of a system's rounds, or None if it has none."""
         figures = self.figures.get(system)
         return statistics.median(figures) if figures else None
 
@@ -60,7 +60,7 @@ class Row:
         return text if remark is None else f"{text} {marks[remark]})"
 
     def best(self) -> str | None:
-        """Returns the system with the best median; None if there is nothing to compare."""
+        """Returns the system with the best median, or None if there is nothing to compare."""
         medians = {system: self.median(system) for system in self.figures}
         known = {system: value for system, value in medians.items() if value is not None}
         if len(known) < 2 or not self.judged:

@@ -1,4 +1,4 @@
-"""The judge of a history: which answers no correct mesh can have given.
+"""A judge of histories, which finds the answers that no correct mesh can have given.
 
 The judge knows nothing of how the mesh works. Its input is what clients saw (`history`) and, for each model, the order
 in which the registry changed. That order serves only to settle the fate of changes that were never acknowledged, and is
@@ -71,7 +71,7 @@ def judge(
 
 
 class _Past:
-    """The past of one id."""
+    """The history of one id."""
 
     def __init__(self, model: str, changes: Sequence[Change], registry: Sequence[int | None]) -> None:
         self._model = model
@@ -107,7 +107,7 @@ class _Past:
     # --- calls ---
 
     def judge(self, call: Call) -> Fault | None:
-        """Returns what is wrong with one answer, or None if nothing is."""
+        """Returns the fault of one answer, or None if the answer may be right."""
         if call.value is not None:
             return self._answer(call, call.value)
         if call.code == NOT_FOUND:
@@ -147,7 +147,7 @@ class _Past:
     # --- the registry ---
 
     def forgotten(self) -> Iterator[Fault]:
-        """Yields the acknowledgements that the registry contradicts."""
+        """Yields a fault for each acknowledgement that the registry contradicts."""
         for change in self._changes:
             if change.outcome is Outcome.DONE and change.value is not None and change.value not in self._first:
                 yield Fault("forgotten", self._model, change.ended, f"{change}; the registry never had it")
@@ -166,7 +166,7 @@ class _Past:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Numbers of one run, for people."""
+    """The numbers of one run, for its report."""
 
     calls: int
     answered: int
@@ -178,7 +178,7 @@ class Summary:
 
     @classmethod
     def of(cls, history: History, faults: Sequence[Fault]) -> "Summary":
-        """Counts what a history holds."""
+        """Counts the entries of a history."""
         failed: dict[str, int] = defaultdict(int)
         for call in history.calls:
             if call.value is None:

@@ -1,4 +1,4 @@
-"""The options of `make test-chaos`, and the report at its end."""
+"""The options of `make test-chaos`, and its report at the end."""
 
 import os
 
@@ -17,12 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps the reports of runs until the end."""
+    """Prepares the list of reports."""
     config.stash[_SAID] = []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the reports of the runs, also of those without a fault."""
+    """Prints the reports of all runs, also of those without a fault."""
     for text in config.stash.get(_SAID, []):
         terminalreporter.write_line(f"chaos: {text}")
 
@@ -42,6 +42,6 @@ def seconds(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest):
-    """Returns a function that has a text printed at the end of the session, whatever the outcome."""
+    """Returns a function that has a text printed at the end of the session, whether or not the test passes."""
     said = request.config.stash.setdefault(_SAID, [])
     return said.append

@@ -1,5 +1,5 @@
-"""The record of what clients saw of a mesh: changes of registrations and calls, each from its start to its answer, on
-one clock.
+"""The record of what clients saw of a mesh: changes of registrations and calls, each with its start and its end on one
+clock.
 
 The record holds only what a client can know. Times are seconds of the recorder's monotonic clock: a start is taken
 before the request is sent, an end after its answer was read, so each true moment of effect lies between them.
@@ -18,18 +18,18 @@ _FILE = re.compile(rb"\.(\d+)\.onnx")
 
 
 def file_name(model: str, number: int) -> str:
-    """Names the file of one registration."""
+    """Returns the name of one registration's file."""
     return f"{model}.{number}.onnx"
 
 
 def number_of(record: bytes) -> int:
-    """Returns the number of the file that a registry's record names, or 0 if the file is not one of the test's."""
+    """Returns the number of the file that a model's record names, or 0 if the file is not one of the test's."""
     found = _FILE.search(record)
     return int(found[1]) if found else 0
 
 
 class Outcome(enum.Enum):
-    """A client's knowledge of a change, after its answer."""
+    """The effect of a change as far as the client knows it."""
 
     DONE = "done"  # acknowledged
     REFUSED = "refused"  # answered with a status that proves that nothing was changed
@@ -49,7 +49,7 @@ class Change:
     text: str = ""
 
     def may_act_after(self, moment: float) -> bool:
-        """Tells whether the change can have taken effect after that moment."""
+        """Returns whether the change can have taken effect after that moment."""
         if self.outcome is Outcome.REFUSED:
             return False
         return self.outcome is Outcome.UNKNOWN or self.ended > moment
@@ -62,7 +62,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One inference: the number that it was answered with, or its status."""
+    """One inference call: the number in its answer, or its status."""
 
     model: str
     router: str
@@ -87,7 +87,7 @@ class Event:
 
 @dataclass
 class History:
-    """All that was seen in one run."""
+    """Everything that was seen in one run."""
 
     changes: list[Change] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
@@ -98,9 +98,10 @@ class History:
         self.events.append(Event(at, text))
 
     def story(self, model: str, end: float, *, before: float = 30.0) -> Iterator[str]:
-        """Tells what happened to a model until `end`: all that was done to the mesh, its changes, and its answers.
+        """Yields what happened to a model until `end`: the faults injected into the mesh, the model's changes, and its
+        answers.
 
-        Equal consecutive answers of one router are one line.
+        Equal consecutive answers of one router are merged into one line.
         """
         start = end - before
         lines = [(event.at, event.text) for event in self.events if start <= event.at <= end]

@@ -1,8 +1,9 @@
-"""One run: rounds of troubles under traffic, each followed by a calm in which everything must work again; a verdict.
+"""One run: rounds of troubles under traffic, each followed by a calm in which everything must work again, and a verdict
+at the end.
 
-In the calm all troubles are healed, changes under way must be acknowledged, each registered model must be called with
-success through each router, and then no call may fail for a while. In the end the `checker` judges what was answered
-meanwhile, in trouble and in calm.
+In a calm all troubles are healed. Changes under way must then be acknowledged, each registered model must answer
+through each router, and after that no call may fail for a while. At the end the `checker` judges all answers, from
+troubles and calms alike.
 """
 
 import asyncio
@@ -153,7 +154,8 @@ class Run:
             writer.resume()
 
     def _restart(self, name: str) -> None:
-        """Restarts a process that could not start during a trouble, as Kubernetes does; no other process may end."""
+        """Restarts a process that could not start during a trouble, as Kubernetes does. No other process may have
+        ended."""
         if self.arena.alive(name):
             return
         program = self.arena.program(name)
@@ -164,7 +166,7 @@ class Run:
         program.start()
 
     async def _called(self, way: Way, model: str, value: int | None) -> None:
-        """Waits until a router gives the answer of a model's last acknowledged registration."""
+        """Waits until a router returns the answer of a model's last acknowledged registration."""
         last: list[Call] = []
 
         async def right() -> bool:
@@ -193,7 +195,7 @@ class Run:
         return Verdict(self, Summary.of(self.history, faults), faults)
 
     def _legitimate(self, failed: Call) -> bool:
-        """Tells whether a call may have failed so, given what was done to the mesh at that time."""
+        """Returns whether a call may have failed with its status, given the faults injected at that time."""
         quiet = any(began <= failed.began and failed.ended <= ended for began, ended in self.quiet)
         return failed.code in (LEGITIMATE_IN_QUIET if quiet else LEGITIMATE)
 
@@ -215,7 +217,7 @@ class Verdict:
         )
 
     def story(self) -> str:
-        """Tells the first faults in full."""
+        """Returns the stories of the first faults."""
         return "\n".join(self._stories())
 
     def _stories(self) -> Iterator[str]:
@@ -227,7 +229,7 @@ class Verdict:
             yield f"\n... and {len(self.faults) - STORIES} more"
 
     def write(self, path: Path) -> None:
-        """Writes all that was seen, a line of JSON each, in the order of time."""
+        """Writes the history in order of time, one line of JSON per entry."""
         history = self.run.history
         seen: list[tuple[float, dict[str, Any]]] = [(event.at, {"event": event.text}) for event in history.events]
         seen += [(change.ended, asdict(change) | {"outcome": change.outcome.value}) for change in history.changes]

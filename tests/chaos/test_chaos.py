@@ -1,4 +1,4 @@
-"""Random troubles under traffic: no answer is wrong or stale, and everything works again once they end."""
+"""Random troubles under traffic: no answer is wrong or stale, and everything works again when the troubles end."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,8 @@ from tests.support.waiting import until
 
 
 async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, **size: int) -> None:
-    """Runs the scene; with `bounded`, pods serve without etcd so briefly that ids may soon be registered again."""
+    """Makes one run with a mesh, and fails on any fault. With `bounded`, pods serve without etcd only briefly, so ids
+    can be registered again soon."""
     # About ten of the models fit into a pod: there are evictions, and loads all the time. Registrations are compared
     # often, so that a process that missed a removal finds out within a calm.
     serve, wait = ("4", "8") if bounded else ("forever", "600")
@@ -39,7 +40,7 @@ async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, 
 
 @pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_a_short_run(tmp_path, say):
-    """One round of the long run, with a seed that draws most kinds of trouble, finds no fault."""
+    """One round of the long run finds no fault, with a seed that draws most kinds of trouble."""
     await run(tmp_path, say, seed=20, seconds=12, pods=2, routers=2)
 
 
@@ -47,7 +48,7 @@ async def test_a_short_run(tmp_path, say):
 @pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_chaos(tmp_path, say, seed, seconds):
     """Three routers and three pods survive ten minutes of troubles without a fault. With every second seed, ids wait
-    for lost pods for seconds only."""
+    only seconds for lost pods."""
     await run(tmp_path, say, seed=seed, seconds=seconds, pods=3, routers=3, bounded=seed % 2 == 1)
 
 
@@ -59,8 +60,8 @@ MODELS = [f"m{number}" for number in range(8)]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["frozen", "killed", "all cut off"])
 async def test_etcd_away_for_ten_lease_times(tmp_path, say, how):
-    """When etcd is unavailable to all for ten lease times, under traffic, no call of a resident model fails, nothing is
-    loaded again, and all works afterwards."""
+    """Under traffic, etcd is unavailable to all for ten lease times. No call of a resident model fails, nothing is
+    loaded again, and everything works afterwards."""
     async with Arena(tmp_path, pods=3, routers=2, ttl=3) as arena:
         reply = await arena.mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
         assert reply.status == 200
@@ -115,7 +116,7 @@ async def away(arena: Arena, how: str):
 
 
 async def loads(arena: Arena) -> dict[str, int]:
-    """Returns the loads done, by pod and life, as the pods count them."""
+    """Returns the number of loads by pod and life, as the pods count them."""
     found = {}
     for pod in (await arena.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
         text = (await arena.mesh.get(f"http://{pod['probe']}/metrics")).body.decode()

@@ -1,4 +1,4 @@
-"""The judge itself: it accuses wrong, stale, lost and forgotten histories, and nothing else."""
+"""The judge of histories accuses wrong, stale, lost and forgotten answers, and nothing else."""
 
 import random
 
@@ -60,7 +60,7 @@ REPLACED = [register(1, 0, 1), remove(10, 11), register(2, 12, 13)]
     ],
 )
 def test_one_answer(call, found):
-    """One call of a model whose registration is replaced once gets the expected verdict."""
+    """One call of a model that is registered twice gets the expected verdict."""
     assert kinds(History(changes=REPLACED, calls=[call]), [1, None, 2]) == found
 
 
@@ -83,30 +83,29 @@ def test_a_registration_of_unknown_fate_may_answer_where_it_took_place():
 
 
 def test_the_former_may_answer_while_its_successor_is_not_acknowledged():
-    """A former registration may answer while its successor is not acknowledged, because nothing has been promised
-    yet."""
+    """A former registration may answer until its successor is acknowledged, because nothing has been promised
+    before."""
     changes = [register(1, 0, 1), remove(2, 3), register(2, 4, 9, UNKNOWN)]
     assert kinds(History(changes=changes, calls=[answer(1, 10)]), [1, None, 2]) == []
 
 
 def test_a_later_attempt_that_is_acknowledged_counts():
-    """A registration that is attempted until it is acknowledged counts from the attempt that was."""
+    """A registration that is retried until it is acknowledged counts from the acknowledged attempt."""
     changes = [register(1, 0, 1), remove(2, 3), register(2, 4, 9, UNKNOWN), register(2, 10, 11)]
     assert kinds(History(changes=changes, calls=[answer(1, 10.5)]), [1, None, 2]) == []
     assert kinds(History(changes=changes, calls=[answer(1, 12)]), [1, None, 2]) == ["stale"]
 
 
 def test_any_acknowledged_successor_counts():
-    """Any acknowledged successor makes an answer stale, also one two registrations later whose predecessor was never
-    acknowledged."""
+    """Any acknowledged successor makes an answer stale, even a successor two registrations later whose predecessor was
+    never acknowledged."""
     changes = [register(1, 0, 1), remove(2, 3), register(2, 4, 5, UNKNOWN), remove(6, 7), register(3, 8, 9)]
     history = History(changes=changes, calls=[answer(1, 10), answer(2, 10)])
     assert kinds(history, [1, None, 2, None, 3]) == ["stale", "stale"]
 
 
 def test_a_registration_that_takes_effect_late_may_answer_after_another():
-    """A registration that takes effect late, because its first attempt was delayed on its way, may answer after its
-    successor is gone."""
+    """A registration whose first attempt is delayed may take effect, and answer, after its successor is gone."""
     changes = [register(1, 0, 1, UNKNOWN), register(2, 2, 3), remove(4, 5)]
     history = History(changes=changes, calls=[answer(1, 6)])
     assert kinds(history, [2, None, 1]) == []
@@ -114,7 +113,7 @@ def test_a_registration_that_takes_effect_late_may_answer_after_another():
 
 
 def test_a_registration_that_took_effect_twice_accuses_nobody_between():
-    """A registration that took effect twice accuses no answer in between, because nobody knows which one was
+    """If a registration took effect twice, no answer in between is accused, because nobody knows which of the two was
     acknowledged."""
     changes = [register(1, 0, 1, UNKNOWN), register(2, 2, 3, UNKNOWN), register(1, 4, 5)]
     assert kinds(History(changes=changes, calls=[answer(2, 6)]), [1, None, 2, None, 1]) == []
@@ -161,7 +160,7 @@ def test_a_failure_that_nothing_explains():
 
 
 def test_a_fault_tells_what_and_when():
-    """A fault's text for people has the answer, what it contradicts, and by how much."""
+    """The text of a fault has the answer, the registration that it contradicts, and the time between them."""
     (fault,) = judge(History(changes=REPLACED, calls=[answer(1, 14)]), {"m": [1, None, 2]})
     assert str(fault) == (
         "stale: m: call by r, from 14.000: answer 1; its successor 2 was acknowledged at 13.000, 1.000 s before"
@@ -169,8 +168,8 @@ def test_a_fault_tells_what_and_when():
 
 
 def test_the_story_of_a_model():
-    """The story of a model has what was done to the mesh, the model's changes, and its answers, with equal ones in one
-    line."""
+    """The story of a model has the faults injected into the mesh, the model's changes, and its answers. Equal answers
+    are merged into one line."""
     history = History(changes=[*REPLACED, Change("other", 9, 13, 14, DONE)])
     history.calls = [answer(1, 13.5), answer(1, 13.6), answer(2, 13.7), Call("other", "r", 13, 14, 9.0)]
     history.note(9.5, "router-3: cut off from etcd")
@@ -196,7 +195,7 @@ def test_the_summary_counts():
 
 
 class Model:
-    """One id of a correct mesh, or of one whose copies of a former registration continue to answer (`stale`)."""
+    """One id of a correct mesh, or, with `stale`, of a mesh whose copies of a former registration keep answering."""
 
     def __init__(self, draw: random.Random, *, stale: bool) -> None:
         self.history = History()
@@ -216,7 +215,7 @@ class Model:
         return began, self._now
 
     def step(self) -> None:
-        """Makes one change or call at a time, so that its true outcome is known."""
+        """Makes one change or call at a time, so its true outcome is known."""
         self._now += self._draw.uniform(0.01, 0.5)
         began, ended = self._span()
         unknown = self._draw.random() < 0.2

@@ -1,8 +1,9 @@
-"""Routers and pods that etcd has lost sight of: once an id is acknowledged to be another file, none answers from the
-former one.
+"""Routers and pods that are cut off from etcd: once an id is registered again with another file, none of them answers
+from the former one.
 
-Each test makes a pod miss that its model was removed, and a router miss that the pod is gone. Registering the id again
-may be refused as long as the pod may answer, and says so; once it is acknowledged, every answer is judged.
+In each test a pod misses the removal of its model, and a router misses that the pod is gone. As long as the pod may
+answer, registering the id again may be refused with that reason. Once the new registration is acknowledged, every
+answer is judged.
 """
 
 import asyncio
@@ -34,7 +35,8 @@ TIMEOUT = 1.0  # seconds
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def arena(tmp_path_factory) -> AsyncIterator[Arena]:
-    """A mesh cut in two: {router-1, one pod}, which stay with etcd, and {router-3, the other pod}, which do not."""
+    """A mesh for two sides: {router-1, one pod}, which keep etcd, and {router-3, the other pod}, which the tests cut
+    off."""
     folder = tmp_path_factory.mktemp("fence")
     async with Arena(folder, pods=2, routers=3, router_options=["--unload-wait", "2"]) as arena:
         reply = await arena.mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
@@ -44,7 +46,7 @@ async def arena(tmp_path_factory) -> AsyncIterator[Arena]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def scene(arena: Arena) -> AsyncIterator["Scene"]:
-    """One model in one pod, under calls through all routers; afterwards the verdict on all that was answered."""
+    """One model in one pod, called through all routers. After each test all answers are judged."""
     await arena.mesh.ready()
     scene = Scene(arena)
     await scene.begin()
@@ -57,7 +59,7 @@ async def scene(arena: Arena) -> AsyncIterator["Scene"]:
 
 
 class Scene:
-    """One model, its registrations, and calls of it through all routers, all of them recorded."""
+    """One model, its registrations, and its calls through all routers, all of them recorded."""
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
@@ -79,7 +81,8 @@ class Scene:
         (self.other,) = (pod for pod in self.arena.pods if pod != self.pod)
 
     async def end(self) -> None:
-        """Checks that the last acknowledged registration is callable, and that no answer before was wrong."""
+        """Checks that the model's last acknowledged registration can be called, and that no earlier answer was
+        wrong."""
         for task in self._callers:
             task.cancel()
         await asyncio.gather(*self._callers, return_exceptions=True)
@@ -108,7 +111,7 @@ class Scene:
             await asyncio.sleep(0.05)
 
     async def register(self, router: str) -> Change:
-        """Makes one attempt to register the model, with a file that it never had."""
+        """Makes one attempt to register the model with a new file."""
         value = NUMBERS.next()
         path = self.arena.mesh.write(file_name(self.model, value), models.constant(float(value)))
         sent = self._ways[router].register(self.model, path, load=False)
@@ -118,7 +121,7 @@ class Scene:
         return made
 
     async def registered(self, router: str) -> None:
-        """Registers the model, repeatedly until it is acknowledged."""
+        """Registers the model, and retries until this is acknowledged."""
         if self.value:
             return
 
@@ -134,7 +137,7 @@ class Scene:
         self.value = 0
 
     async def some(self, router: str, count: int = ENOUGH) -> None:
-        """Waits for so many more calls through a router to end, whatever their outcome."""
+        """Waits until that many more calls through a router have ended, whatever their outcome."""
         goal = self._made(router) + count
         await until(lambda: self._made(router) >= goal, timeout=90, why=f"calls through {router} end")
 
@@ -142,7 +145,7 @@ class Scene:
         return sum(made.router == router for made in self.history.calls)
 
     async def answered(self, router: str) -> None:
-        """Waits for the answer of the last acknowledged registration."""
+        """Waits for an answer of the last acknowledged registration."""
 
         async def right() -> bool:
             return (await self.call(router, timeout=3.0)).value == self.value
@@ -155,7 +158,7 @@ class Scene:
 
 
 def refused_with_a_way_out(made: Change, pod: str) -> None:
-    """Checks that a registration that waits for a pod names the pod and a way out."""
+    """Checks that the refusal of a registration names the pod that it waits for, and a way out."""
     if made.outcome is not Outcome.DONE:
         assert "UNAVAILABLE" in made.text
         assert pod in made.text
@@ -163,8 +166,8 @@ def refused_with_a_way_out(made: Change, pod: str) -> None:
 
 
 async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
-    """No stale answer comes from {router-3, one pod}, cut off from {etcd, router-1, the other pod}, while that pod's
-    server lives on and its agent is stopped."""
+    """Router-3 and one pod are cut off from etcd, router-1 and the other pod. That pod's server keeps running while its
+    agent is stopped, and neither gives a stale answer."""
     agent = arena.program(scene.pod).pid
     with arena.cut_off("router-3"):
         with arena.stopped(agent):
@@ -181,8 +184,8 @@ async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
-    """No stale answer comes from the worker of router-3, which was stopped, misses everything, and finds etcd silent
-    when it resumes."""
+    """The worker of router-3 is stopped, misses all changes, and finds etcd silent when it resumes. It gives no stale
+    answer."""
     with arena.stopped(arena.program(scene.pod).pid), contextlib.ExitStack() as stack:
         # The process that minds the worker is stopped too, because it would replace a worker that is stopped alone.
         with arena.stopped(arena.program("router-3").pid, *arena.workers("router-3")):
@@ -199,8 +202,8 @@ async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
 
 @pytest.mark.chaos
 async def test_an_agent_that_goes_on_after_a_long_stop(arena, scene):
-    """An agent that continues after a long stop, with a copy of a registration that is gone, gives no stale answer to
-    routers that see everything."""
+    """An agent that continues after a long stop, with a copy of a removed registration, gives no stale answer to
+    routers that see all changes."""
     with arena.stopped(arena.program(scene.pod).pid):
         await arena.gone(scene.pod)
         await scene.unregister("router-1")
@@ -213,7 +216,7 @@ async def test_an_agent_that_goes_on_after_a_long_stop(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
-    """Calls that were sent to a stopped pod are not answered from its former registrations when it continues."""
+    """When a stopped pod continues, calls that it got meanwhile are not answered from its former registrations."""
     agent, servers = arena.program(scene.pod).pid, arena.servers(scene.pod)
     with arena.cut_off("router-3"):
         with arena.stopped(agent):
@@ -231,8 +234,8 @@ async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
-    """A pod that an operator took for lost, and whose life was closed by hand so that nobody waits for it, gives no
-    stale answer when it continues."""
+    """An operator takes a pod for lost and closes its life by hand, so nobody waits for the pod. When it continues, it
+    gives no stale answer."""
     with arena.cut_off("router-3"), arena.stopped(arena.program(scene.pod).pid, *arena.servers(scene.pod)):
         await arena.gone(scene.pod)
         await scene.unregister("router-1")
@@ -248,8 +251,8 @@ async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
-    """A pod and a router that are alive and cut off serve each other without etcd, no call fails, and they do not
-    answer for what is registered again elsewhere."""
+    """A pod and a router that are both cut off keep serving without etcd, and no call fails. They do not answer for ids
+    that are registered again elsewhere."""
     with arena.cut_off("router-3", scene.pod):
         await arena.gone(scene.pod)
         await scene.some("router-3", 100)
@@ -264,8 +267,8 @@ async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_drains_for_a_router_that_does_not_know(arena, scene):
-    """A draining pod, which a call in flight keeps from ending, gives no stale answer to router-3, which does not hear
-    that its copies are withdrawn."""
+    """A draining pod cannot end because of a call in flight. It gives no stale answer to router-3, which does not hear
+    that the pod's copies are withdrawn."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(arena.stopped(arena.program(scene.other).pid))  # otherwise this pod would get the copies
         await arena.gone(scene.other)

@@ -1,7 +1,7 @@
-"""Clients of a mesh under trouble: callers that call, writers that register, remove and register again.
+"""Clients of a mesh under trouble: callers, and writers that register, remove and register again.
 
-Each writer owns some of the ids and does one thing at a time, through any router, again and again until it is
-acknowledged: so what must be callable in the end is known. Everything that is sent and answered is recorded.
+Each writer owns some of the ids. It makes one change at a time, through any router, and retries until the change is
+acknowledged. The models that must be callable at the end are therefore known. All requests and answers are recorded.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ _NOTHING_DONE = frozenset({"ALREADY_EXISTS", "FAILED_PRECONDITION", "INVALID_ARG
 
 @dataclass(slots=True)
 class Numbers:
-    """The numbers of files: each is answered by one file of one registration only."""
+    """The numbers of files. Each number is answered by one file of one registration only."""
 
     last: int = 0
 
     def next(self) -> int:
-        """Returns a number that no file has."""
+        """Returns a number that no file has yet."""
         self.last += 1
         return self.last
 
@@ -62,7 +62,7 @@ async def change(history: History, router: str, model: str, value: int | None, s
 
 
 class Caller:
-    """Calls of all models in one way, of some far more often than of others."""
+    """Calls of all models by one client, some models far more often than others."""
 
     def __init__(self, history: History, way: Way, models: Sequence[str], seed: int) -> None:
         self._history = history
@@ -80,7 +80,7 @@ class Caller:
 
 
 class Writer:
-    """Changes of the registrations of some models, one after the other, each in a random way."""
+    """Sequential changes of the registrations of some models, each through a random client."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Writer:
             await asyncio.sleep(self._draw.uniform(0, 2 * CHANGE_PAUSE))
 
     def pause(self) -> None:
-        """Lets the writer complete what it has begun, and begin nothing more."""
+        """Lets the writer finish its current change, and start no other."""
         self._go_on.clear()
 
     def resume(self) -> None:
@@ -134,7 +134,7 @@ class Writer:
         self._go_on.set()
 
     async def register(self, model: str, *, again: bool = False) -> None:
-        """Registers a model with a new file, or its former one, until it is acknowledged."""
+        """Registers a model with a new file, or with its former one, and retries until that is acknowledged."""
         value = self._former[model] if again else self._numbers.next()
         path = self._arena.mesh.write(file_name(model, value), models.constant(float(value)))
         load = self._draw.random() < 0.5
@@ -148,8 +148,8 @@ class Writer:
         self.doing = ""
 
     async def race(self, model: str) -> None:
-        """Registers two files at the same time in two ways, of which one can win. If none was acknowledged, or both,
-        the model is removed again."""
+        """Registers two files concurrently through two clients; at most one can win. Unless exactly one is
+        acknowledged, the model is removed again."""
         values = [self._numbers.next() for _ in range(2)]
         self.doing = f"register {model} as {values[0]} or {values[1]}"
 
@@ -167,7 +167,7 @@ class Writer:
             await self.unregister(model)
 
     async def unregister(self, model: str) -> None:
-        """Removes a model, until it is acknowledged."""
+        """Removes a model, and retries until that is acknowledged."""
         self.doing = f"unregister {model}"
         while not await self._try(model, None, lambda way: way.unregister(model)):
             await asyncio.sleep(self._draw.uniform(0.05, 0.5))

@@ -1,8 +1,8 @@
 """Troubles of a mesh: processes that stop, die or leave, broken connections to etcd, and etcd itself.
 
-Each trouble is a context: harm on entering, healing on leaving. It claims its target, so that no two meet on one; all
-others may overlap. The kind, target and length of the next one are drawn from a seeded generator, so a seed gives the
-same sequence of draws (not the same interleaving, which depends on the mesh's own timing).
+Each trouble is a context manager: it harms on entering and heals on leaving. It claims its target, so no two troubles
+share one; all others may overlap. A seeded generator draws the kind, target and length of each trouble. A seed
+therefore gives the same sequence of draws, but not the same interleaving, which depends on the mesh's timing.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Trouble:
 
 
 def draw(random: random.Random, arena: Arena, taken: Iterable[str] = ()) -> Trouble | None:
-    """Draws the next trouble; returns None if its target is taken, or if no pod or no router would be left unharmed to
+    """Draws the next trouble. Returns None if its target is taken, or if no pod or no router would be left unharmed to
     answer calls."""
     make = random.choices([make for make, _ in _KINDS], [weight for _, weight in _KINDS])[0]
     # From instants up to five lease times: shorter than a lease, and longer than anything that waits for one.
@@ -143,7 +143,7 @@ def _etcd_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble
 
 
 def _cut_off(random: random.Random, arena: Arena, seconds: float) -> Trouble:
-    """Cuts off one of them, or a router and a pod together, which then agree with each other and with nobody else."""
+    """Cuts off one pod or router, or one of each, which then agree only with each other."""
     drop = random.random() < 0.5
     names = [random.choice([*arena.pods, *arena.routers])]
     if random.random() < 0.5:
@@ -198,7 +198,8 @@ def _broken_road(random: random.Random, arena: Arena, seconds: float) -> Trouble
 
 
 def _partition(random: random.Random, arena: Arena, seconds: float) -> Trouble:
-    """Parts a router that hears nothing from etcd, and a pod whose server lives on while its agent is stopped."""
+    """Combines a router that hears nothing from etcd with a pod whose server keeps running while its agent is
+    stopped."""
     router, pod = random.choice(arena.routers), random.choice(arena.pods)
 
     @contextlib.asynccontextmanager

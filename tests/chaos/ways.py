@@ -1,4 +1,4 @@
-"""Ways into a mesh through one router: gRPC, and REST. Failures raise `Failed`, with gRPC's name of the status."""
+"""Clients of a mesh through one router, over gRPC or REST. Failures raise `Failed`, with gRPC's name of the status."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ _OF_REASON = {"CONFLICT": "ALREADY_EXISTS", "BAD_REQUEST": "INVALID_ARGUMENT"}
 
 
 class Failed(Exception):
-    """The failure of a call or a change."""
+    """The failure of a call or a change, with gRPC's name of the status."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(f"{code} {text}")
@@ -54,7 +54,7 @@ class Way(Protocol):
 
 
 class Grpc:
-    """A client by gRPC, as the predecessor's clients and V2 clients speak it."""
+    """A client over gRPC, as the predecessor's clients and V2 clients use it."""
 
     def __init__(self, arena: Arena, router: str) -> None:
         self.router = router
@@ -86,7 +86,7 @@ class Grpc:
 
 
 class Rest:
-    """A client by REST; with `bulk`, it registers as `mesh import` does."""
+    """A client over REST. With `bulk`, it registers as `mesh import` does."""
 
     def __init__(self, arena: Arena, router: str, session: aiohttp.ClientSession, *, bulk: bool = False) -> None:
         self.router = router

@@ -1,7 +1,8 @@
 """A real Kubernetes for the tests of this folder, an image of this tree on it, and a namespace for each test.
 
-A running cluster (`make cluster`) is used and left running. Otherwise one is made, started and taken down again;
-MESH_CLUSTER_KEEP=1 leaves that one running too. If that is impossible the tests are skipped, and say why.
+A running cluster (`make cluster`) is used and left running. Otherwise one is built, started and taken down again,
+unless MESH_CLUSTER_KEEP=1 leaves it running. If the machine cannot run a cluster, the tests are skipped with the
+reason.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextlib.contextmanager
 def _aloud(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Shows output at once, for steps that take minutes."""
+    """Shows output immediately, for steps that take minutes."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
         yield
@@ -37,7 +38,7 @@ def _aloud(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
-    """The cluster, as its admin."""
+    """The cluster, used by its admin."""
     if obstacles := needs.obstacles():
         pytest.skip(f"this machine cannot run the test cluster: {'; '.join(obstacles)}")
     kept = True
@@ -59,15 +60,14 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
 
 @pytest.fixture(scope="session")
 def image(cluster: Kube, request: pytest.FixtureRequest) -> str:
-    """The name of this tree's image, which the node has. It is built if the tree has changed since the last time."""
+    """The name of this tree's image on the node. The image is built if the tree has changed since the last build."""
     with _aloud(request), Steps(1).step("building Mesh's image"):
         return lifecycle.image()
 
 
 @pytest.fixture(scope="session")
 def image_before(image: str) -> str:
-    """The name of an image of the previous version, whose routers and agents speak the previous protocol and know no
-    later one."""
+    """The name of an image of the previous version, whose routers and agents know only the previous protocol."""
 
     def lower(root: Path) -> None:
         (source,) = root.glob("opt/mesh/lib/python*/site-packages/mesh/schema/records.py")
@@ -82,8 +82,8 @@ def image_before(image: str) -> str:
 
 @contextlib.contextmanager
 def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
-    """Makes a fresh namespace under Pod Security's `restricted`, and yields it as seen by its admin, who owns nothing
-    else."""
+    """Creates a namespace under Pod Security's `restricted`, and yields it for an admin with rights in this namespace
+    only."""
     name = f"test-{secrets.token_hex(4)}"
     here = cluster.within(name)
     here.apply(
@@ -118,29 +118,30 @@ def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
 
 @pytest.fixture
 def namespace(cluster: Kube, tmp_path: Path) -> Iterator[Kube]:
-    """A fresh namespace under Pod Security's `restricted`, as seen by its admin, who owns nothing else."""
+    """A new namespace under Pod Security's `restricted`, for an admin with rights in this namespace only."""
     with _a_namespace(cluster, tmp_path) as here:
         yield here
 
 
 @pytest.fixture(scope="module")
 def shared_namespace(cluster: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    """A namespace as `namespace` gives it, for all tests of a module."""
+    """A namespace like `namespace`, shared by all tests of a module."""
     with _a_namespace(cluster, tmp_path_factory.mktemp("namespace")) as here:
         yield here
 
 
 @pytest.fixture(scope="module")
 def volume(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
-    """The storage class of one volume for `shared_namespace`, as the cluster makes no volumes by itself."""
+    """The storage class of one volume for `shared_namespace`, because the cluster does not provision volumes by
+    itself."""
     with _volumes(cluster, shared_namespace.namespace, 1) as name:
         yield name
 
 
 @pytest.fixture(scope="module")
 def volumes(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
-    """The storage class of eight volumes: three members of etcd, one that loses its own, all three once more, and
-    snapshots."""
+    """The storage class of eight volumes: three for members of etcd, one for a member that loses its volume, three for
+    all members again, and one for snapshots."""
     with _volumes(cluster, shared_namespace.namespace, 8) as name:
         yield name
 

@@ -1,4 +1,4 @@
-"""Another authority inside the mesh: its Secret is deleted and made again, under traffic, and all pods follow."""
+"""A new authority inside the mesh: its Secret is deleted and created again under traffic, and all pods adopt it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 
 def restarts(mesh: Installed) -> dict[str, int]:
-    """Returns how often each pod's containers were started again."""
+    """Returns how often each pod's containers were restarted."""
     return {
         one["metadata"]["name"]: sum(state["restartCount"] for state in one["status"]["containerStatuses"])
         for one in mesh.pods()
@@ -38,8 +38,8 @@ def restarts(mesh: Installed) -> dict[str, int]:
 
 @pytest.mark.timeout(900)
 async def test_everybody_follows_another_authority(mesh: Installed) -> None:
-    """While the Secret is missing, doctor names the commands of the docs. Once they have been typed, each process
-    warns, no call fails, no container is started again, and a pod that starts becomes ready."""
+    """While the Secret is missing, doctor names the commands of the docs. After these commands each process warns, no
+    call fails, no container restarts, and a new pod becomes ready."""
     kube = mesh.kube
     before, first = restarts(mesh), kube.get("secret", INTERNAL)["data"]["ca.crt"]
     everybody = list(before)
@@ -72,7 +72,7 @@ async def test_everybody_follows_another_authority(mesh: Installed) -> None:
 
 @pytest.mark.timeout(600)
 async def test_new_pods_of_all_kinds_start_with_it(mesh: Installed) -> None:
-    """Once the new certificate is shown, a pod of each kind, etcd included, is replaced and starts with it."""
+    """Once the mesh shows the new certificate, a pod of each kind, including etcd, is replaced and starts with it."""
     await asyncio.gather(
         *(
             mesh.kube.until(

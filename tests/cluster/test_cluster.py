@@ -23,7 +23,7 @@ _ASK = "import urllib.request; print(urllib.request.urlopen('http://hello:8080',
 
 
 def test_the_owner_of_a_namespace_owns_nothing_else(namespace: Kube) -> None:
-    """An admin of one namespace has all rights that an installation needs there, and none outside of it."""
+    """An admin of one namespace has all rights that an installation needs there, and none elsewhere."""
     assert namespace.can("create", "deployments.apps")
     assert namespace.can("create", "roles.rbac.authorization.k8s.io")
     with pytest.raises(KubeError, match=r"cannot list resource .nodes"):
@@ -64,14 +64,14 @@ async def test_services_have_names_and_lead_to_pods(namespace: Kube, image: str)
 
 
 def test_helm_works_as_the_owner(namespace: Kube) -> None:
-    """Helm reaches the cluster as a user who owns one namespace."""
+    """Helm works for a user with rights in only one namespace."""
     assert json.loads(namespace.helm("list", "--output=json")) == []
 
 
 async def test_the_current_folder_stays_as_it_is(
     namespace: Kube, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """kubectl and helm write their caches elsewhere than into the current folder, even for a user without a home."""
+    """kubectl and helm write no caches into the current folder, even for a user without a home directory."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     here = set(tmp_path.iterdir())

@@ -1,7 +1,8 @@
-"""`mesh doctor` on a real cluster: it finds each fault of a mesh, says what to do, and is satisfied once that is done.
+"""`mesh doctor` on a real cluster: it finds each fault of a mesh, says what to do, and reports nothing once that is
+done.
 
-Each fault is planted in the one mesh of these tests and taken away again. A wrong password is in `test_one_etcd`, a
-quarantined model in `test_exhaustion`.
+Each test plants a fault in the same mesh and removes it again. `test_one_etcd` tests a wrong password, and
+`test_exhaustion` a quarantined model.
 """
 
 import asyncio
@@ -88,7 +89,7 @@ async def mesh(
 
 @contextlib.asynccontextmanager
 async def changed(mesh: Installed, cluster: Kube, *argv: str) -> AsyncIterator[None]:
-    """Changes a pool's template by kubectl for the time of the block."""
+    """Changes a pool's pod template with kubectl while the block runs."""
     mesh.kube.kubectl(*argv)
     try:
         yield
@@ -98,7 +99,7 @@ async def changed(mesh: Installed, cluster: Kube, *argv: str) -> AsyncIterator[N
 
 @contextlib.asynccontextmanager
 async def scaled(mesh: Installed, cluster: Kube, what: str) -> AsyncIterator[None]:
-    """Scales a workload to nothing for the time of the block."""
+    """Scales a workload to zero while the block runs."""
     mesh.kube.kubectl("scale", what, "--replicas=0")
     try:
         yield
@@ -108,7 +109,7 @@ async def scaled(mesh: Installed, cluster: Kube, what: str) -> AsyncIterator[Non
 
 @contextlib.asynccontextmanager
 async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """Allows no more pods than exist, and asks for one more, for the time of the block."""
+    """Sets a quota of as many pods as exist and requests one more while the block runs."""
     running = [one for one in mesh.kube.get("pods")["items"] if one["status"]["phase"] == "Running"]
     hard = {"pods": str(len(running))}  # ended pods do not count
     limit = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": hard}}
@@ -125,7 +126,7 @@ async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def applied(mesh: Installed, cluster: Kube, *objects: dict[str, Any]) -> AsyncIterator[None]:
-    """Applies objects that should not exist, or not in this form, for the time of the block."""
+    """Applies objects that should not exist, or not in this form, while the block runs."""
     mesh.kube.apply(*objects)
     try:
         yield
@@ -136,7 +137,7 @@ async def applied(mesh: Installed, cluster: Kube, *objects: dict[str, Any]) -> A
 
 @contextlib.asynccontextmanager
 async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """Puts a certificate that expired an hour ago into the endpoint's Secret; running routers keep their valid one."""
+    """Puts a certificate that expired an hour ago into the endpoint's Secret. Running routers keep their valid one."""
     before = mesh.kube.get("secret", "edge")
     _, pem = certificates.certificate(NAME, ends=-certificates.HOUR)
     mesh.kube.apply(edge(pem))
@@ -160,7 +161,7 @@ async def without_connection(mesh: Installed, cluster: Kube) -> AsyncIterator[No
 
 @contextlib.asynccontextmanager
 async def unknown_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """Registers a model that names a store which the storage Secret does not have."""
+    """Registers a model that names a store missing from the storage Secret."""
     key = json.dumps({"storage_key": "nowhere", "storage_params": {"bucket": "models"}})
     await mesh.mesh("register", "keyed", "keyed.onnx", "--key", key)
     try:
@@ -171,7 +172,7 @@ async def unknown_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def no_place(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """Registers a type that only pods with a missing label may hold."""
+    """Registers a type that requires a label which no pod has."""
     await mesh.mesh("settings", "type_constraints", '{"onnx": {"required": ["nobody-has-it"]}}')
     try:
         yield
@@ -181,7 +182,7 @@ async def no_place(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def full(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """Uses up etcd's quota for real."""
+    """Fills etcd up to its real quota."""
     program = ("exec", "mesh-etcd-0", "--", "python", "-c")
     await asyncio.to_thread(mesh.kube.kubectl, *program, _ETCDCTL + _FILL)
     try:
@@ -251,7 +252,7 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
 
 
 async def test_a_mesh_without_faults_is_well(mesh: Installed) -> None:
-    """In a mesh without faults doctor reports only ok, from every area; a router's pod looks at etcd."""
+    """In a mesh without faults doctor reports only `ok`, in every area. It checks etcd from a router's pod."""
     visits = Visits(mesh)
     await visits.visit()
     assert visits.bad == []
@@ -261,7 +262,7 @@ async def test_a_mesh_without_faults_is_well(mesh: Installed) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_fault_is_found(mesh: Installed, cluster: Kube, name: str) -> None:
-    """A planted fault is found with its cause and what to do, and no longer once it is mended."""
+    """A planted fault is reported with its cause and the way out, and is no longer reported once it is removed."""
     fault, expected = FAULTS[name]
     async with fault(mesh, cluster):
         await Visits(mesh).until_said(expected)
@@ -270,7 +271,7 @@ async def test_a_fault_is_found(mesh: Installed, cluster: Kube, name: str) -> No
 
 
 async def test_rights_that_are_missing(mesh: Installed, cluster: Kube, tmp_path: Path) -> None:
-    """A user who may only look is told what these rights are not enough for, and is shown the rest."""
+    """A user with read-only rights sees which rights are missing, and still gets the other findings."""
     there, name = cluster.within(mesh.kube.namespace), mesh.kube.namespace
     there.kubectl("create", "serviceaccount", "guest")
     there.kubectl("create", "rolebinding", "guest", "--clusterrole=view", f"--serviceaccount={name}:guest")

@@ -1,7 +1,8 @@
-"""A model that really exhausts its container: the kernel kills, the culprit is quarantined, and the others are served.
+"""A model that really exhausts its container: the kernel kills the server, the model is quarantined, and others are
+served.
 
-A model server bounds its own memory, so a call that asks for too much fails alone (`test_memory`). A model server
-without that bound stands in here for memory that the bound does not see, such as what a driver maps.
+A model server limits its memory, so usually only the call that needs too much fails (`test_memory`). This test turns
+the limit off, to simulate memory that the limit does not cover, such as mappings of a driver.
 """
 
 import json
@@ -33,7 +34,7 @@ __main__.main()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
-    """Two runtime pods whose model servers have no bound, and models that take little when they are loaded."""
+    """Two runtime pods whose model servers have no memory limit, and models that take little memory when loaded."""
     mesh = Installed(shared_namespace, image)
     program = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "unbounded"}}
     mesh.kube.apply({**program, "data": {"unbounded.py": _UNBOUNDED}})
@@ -56,9 +57,9 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 @pytest.mark.timeout(240)
 async def test_a_model_that_exhausts_its_container_is_quarantined(mesh: Installed) -> None:
-    """A model whose different requests have killed servers is quarantined, and each of its callers gets a reason. Of
-    other models' calls at most one per caller and death, in flight when the server was killed, may fail; all models
-    come back, and the pods are ready."""
+    """A model whose various requests have killed servers is quarantined, and each of its callers gets the reason. For
+    each death, at most one call per caller of other models may fail, which was in flight. All models come back, and the
+    pods are ready."""
 
     async def status() -> dict[str, object]:
         while True:

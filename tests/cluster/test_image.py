@@ -1,4 +1,4 @@
-"""The image with the fewest rights: any uid, a read-only root, nothing but /tmp to write to."""
+"""The image with minimal rights: any uid, a read-only root, and only /tmp writable."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ _COMMANDS = {
 
 @pytest.mark.parametrize("uid", [None, 1_000_730_000], ids=["its own uid", "a random uid"])
 async def test_every_program_starts(namespace: Kube, image: str, uid: int | None) -> None:
-    """Each program of the image starts, under the image's own uid and under one that nothing in it knows."""
+    """Each program of the image starts under the image's own uid and under a uid that the image does not know."""
     containers = [
         {"name": name, "image": image, "args": args, **({"command": command} if command else {})}
         for name, (command, args, _) in _COMMANDS.items()
@@ -37,7 +37,7 @@ async def test_every_program_starts(namespace: Kube, image: str, uid: int | None
 
 
 async def test_a_whole_mesh_runs_from_it(namespace: Kube, image: str) -> None:
-    """etcd, a runtime pod and a router behind Envoy become ready from the image, with no more than /tmp to write to."""
+    """etcd, a runtime pod and a router behind Envoy become ready from the image with only /tmp writable."""
 
     def probed(port: int) -> dict[str, object]:
         return {"readinessProbe": {"httpGet": {"path": "/ready", "port": port}, "periodSeconds": 1}}
@@ -69,7 +69,7 @@ print(ascii(text))
 
 
 async def test_models_that_work_on_texts_have_their_locale(namespace: Kube, image: str) -> None:
-    """The image has the locale that scikit-learn's converter writes into models of texts."""
+    """The image has the locale that scikit-learn's converter writes into text models."""
     namespace.apply(pod("texts", {"name": "it", "image": image, "command": ["sleep", "600"]}))
     await namespace.wait("pod/texts", "condition=Ready")
     given = base64.b64encode(models.lower("en_US.UTF-8")).decode()

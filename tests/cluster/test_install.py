@@ -1,7 +1,8 @@
-"""A mesh on a real Kubernetes, installed by the admin of one namespace, and what clusters do to it while it is called.
+"""A mesh on a real Kubernetes, installed by the admin of one namespace, and typical events of a cluster while it is
+called.
 
-One installation serves all of these tests, which leave it as they found it. Calls come from outside of the cluster
-through the Service; a caller whose call fails with UNAVAILABLE makes it once more, and no call may fail beyond that.
+One installation serves all of these tests, which leave it as they found it. Calls come from outside the cluster through
+the Service. Callers retry a call once if it fails with UNAVAILABLE, and no call may fail otherwise.
 """
 
 import gzip
@@ -75,7 +76,7 @@ async def test_the_page_shows_what_was_installed(mesh: Installed) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_pod_is_deleted(mesh: Installed, kind: str) -> None:
-    """When a pod is deleted another one takes its place, and no caller notices."""
+    """When a pod is deleted, another one replaces it, and no caller notices."""
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("delete", "pod", mesh.names(*KINDS[kind])[0], timeout=120.0)
         await mesh.ready()
@@ -85,7 +86,7 @@ async def test_a_pod_is_deleted(mesh: Installed, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_pod_is_deleted_by_force(mesh: Installed, kind: str) -> None:
-    """When a pod is deleted by force, at most one call of each caller, in flight there, may fail; no others do."""
+    """When a pod is deleted by force, at most the call of each caller that is in flight there may fail."""
     async with Traffic(mesh, callers=CALLERS) as traffic:
         mesh.kube.kubectl("delete", "pod", mesh.names(*KINDS[kind])[0], "--force", "--grace-period=0")
         await mesh.ready()
@@ -95,7 +96,7 @@ async def test_a_pod_is_deleted_by_force(mesh: Installed, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["mesh-router", "mesh-runtime-cpu", "mesh-runtime-big"])
 async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
-    """A rollout that replaces all pods of the mesh is not noticed by callers."""
+    """Callers do not notice a rollout that replaces all pods of the mesh."""
     before = {one["metadata"]["name"] for one in mesh.pods()}
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("rollout", "restart", f"deployment/{name}")
@@ -107,7 +108,7 @@ async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
 
 
 async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_path: Path) -> None:
-    """An upgrade that changes options of routers and of all pools at once is not noticed by callers."""
+    """Callers do not notice an upgrade that changes options of routers and of all pools at once."""
     over = {"router": {"loadWait": 90, "podLabels": {"changed": "yes"}}, "runtime": {"loadTimeout": 60}}
     before = set(mesh.names("router") + mesh.names("runtime"))
     backup = tmp_path / "registry.backup"
@@ -123,7 +124,7 @@ async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_
 
 
 async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
-    """A pool shrinks to one pod and grows back to three: leaving pods hand over their copies."""
+    """A pool shrinks to one pod and grows back to three. Leaving pods hand over their copies."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3):
             mesh.typed("Scale", "mesh-runtime-cpu", words={"--replicas=5": f"--replicas={replicas}"})
@@ -133,7 +134,7 @@ async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
 
 
 async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
-    """Routers go from one to three, and back to the two that the values ask for, without a failed call."""
+    """Routers are scaled from one to three, and back to the two of the values, without a failed call."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3, 2):
             mesh.typed("Scale", "mesh-router", words={"--replicas=3": f"--replicas={replicas}"})
@@ -143,7 +144,7 @@ async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
 
 
 async def test_connections_even_out(mesh: Installed) -> None:
-    """Callers that are connected to few routers find new ones within one age of a connection."""
+    """Callers that are connected to few routers are connected to new ones within the maximum age of a connection."""
     async with Traffic(mesh, callers=12, pause=0.1) as traffic:
         mesh.kube.kubectl("scale", "deployment/mesh-router", "--replicas=3")
         await mesh.ready(120.0)
@@ -159,7 +160,7 @@ async def test_connections_even_out(mesh: Installed) -> None:
 
 @pytest.mark.parametrize("force", [False, True], ids=["asked", "by force"])
 async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
-    """Loaded models are served while etcd is gone. Once it is back, it still has all registrations, and models can be
+    """Loaded models are served while etcd is down. When it returns, it still has all registrations, and models can be
     loaded."""
     async with Traffic(mesh) as traffic:
         await traffic.some()  # loads all models
@@ -173,8 +174,8 @@ async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
 
 @pytest.mark.timeout(300)
 async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
-    """On clusters with the kinds of the Prometheus operator objects of each are made, with the rights of a namespace's
-    admin."""
+    """On a cluster with the Prometheus operator, the chart creates monitoring objects with only the rights of a
+    namespace's admin."""
     kinds = {"ServiceMonitor": "servicemonitors", "PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"}
     names = [f"{plural}.{GROUP}" for plural in kinds.values()]
     cluster.apply(*(kind_of_objects(kind, plural) for kind, plural in kinds.items()), RIGHTS)
@@ -200,13 +201,14 @@ async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
 
 
 async def test_nothing_is_left(mesh: Installed) -> None:
-    """`helm uninstall` removes everything that it and the mesh have made; the admin's own things stay."""
+    """`helm uninstall` removes everything that the chart and the mesh have created. The admin's own objects stay."""
     mesh.typed("Uninstall", "helm uninstall")
     await mesh.kube.until(lambda: not mesh.left(), "nothing is left", timeout=150.0)
 
 
 def kind_of_objects(kind: str, plural: str) -> dict[str, Any]:
-    """Returns a kind of the operator's by its name, of which every object is valid."""
+    """Returns a CustomResourceDefinition for a kind of the Prometheus operator, with a schema that accepts any
+    object."""
     anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}
     names = {"kind": kind, "plural": plural, "singular": kind.lower()}

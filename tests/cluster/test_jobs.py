@@ -1,4 +1,4 @@
-"""Jobs whose pods the namespace refuses, and autoscalers that see no metrics: only doctor shows either."""
+"""Jobs whose pods the namespace refuses, and autoscalers without metrics: only doctor shows either."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ SMALL = {"router": {"replicas": 1}, "pools": [{"name": "cpu", "replicas": 1}]}
 
 
 def asking(cpu: str) -> dict[str, Any]:
-    """Returns values with that request of CPUs for all pods but the Jobs'."""
+    """Returns values with that CPU request for all pods except those of the Jobs."""
     resources = {"resources": {"requests": {"cpu": cpu}}}
     return {
         "router": {**SMALL["router"], **resources},
@@ -30,8 +30,8 @@ def asking(cpu: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 async def test_a_limit_range_that_refuses_a_jobs_pod(cluster: Kube, namespace: Kube, image: str) -> None:
-    """When a LimitRange refuses a Job's pod, doctor shows the refusal and names the values; with them the mesh comes
-    up."""
+    """When a LimitRange refuses a Job's pod, doctor shows the refusal and names the values that help. With them the
+    mesh becomes ready."""
     cluster.within(namespace.namespace).apply(LIMITS)
     mesh = Installed(namespace, image)
     mesh.helm("install", "mesh", over=asking("70m"))
@@ -44,8 +44,8 @@ async def test_a_limit_range_that_refuses_a_jobs_pod(cluster: Kube, namespace: K
 
 @pytest.mark.timeout(300)
 async def test_an_autoscaler_without_metrics(namespace: Kube, image: str) -> None:
-    """Doctor reports an autoscaler without metrics, which the cluster lacks a server for; the autoscaler itself says so
-    only where nobody looks."""
+    """Doctor reports an autoscaler that gets no metrics because the cluster has no metrics server. Otherwise only the
+    autoscaler's own status shows that."""
     mesh = Installed(namespace, image)
     scaling = {"autoscaling": {"enabled": True, "minReplicas": 1}}
     pools = [{**SMALL["pools"][0], **scaling}]

@@ -12,7 +12,7 @@ from tests.support.installed import Installed, Traffic
 
 
 def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
-    """Writes a kustomization as the docs say, with models from a private address and pods that ask for little."""
+    """Writes a kustomization as the docs describe, with models from a private address and small resource requests."""
     up = "../" * len(folder.parts[1:])  # kustomize takes relative paths only
     name, _, tag = image.rpartition(":")
     patch = [
@@ -33,7 +33,7 @@ def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
 
 
 async def test_a_mesh_is_applied_and_deleted(namespace: Kube, image: str, tmp_path: Path) -> None:
-    """The applied mesh serves its models, Helm refuses to install another one over it, and nothing is left after its
+    """The applied mesh serves its models. Helm refuses to install another one over it, and nothing is left after its
     deletion."""
     (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization(image, namespace.namespace, tmp_path)))
     mesh = Installed(namespace, image)

@@ -1,4 +1,4 @@
-"""The manifests as a real API server accepts them from the admin of one namespace, without a warning."""
+"""The manifests, which a real API server accepts without a warning from the admin of one namespace."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ OPERATOR = "monitoring.coreos.com/v1"
 
 @pytest.fixture(autouse=True)
 def helm(cluster: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cluster's own helm, also on a machine that has another."""
+    """The test cluster's helm, even on a machine with another one."""
     monkeypatch.setenv("HELM", str(layout.BIN / "helm"))
 
 
@@ -30,7 +30,7 @@ def check(namespace: Kube, found: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("name", installs.RENDERED)
 def test_the_chart(namespace: Kube, name: str) -> None:
-    """The API server accepts the chart with all values that the tests render it with."""
+    """The API server accepts the chart with every set of values that the tests render."""
     check(namespace, installs.rendered(*installs.RENDERED[name], namespace=namespace.namespace))
 
 
@@ -41,7 +41,7 @@ def test_kustomize(namespace: Kube, name: str) -> None:
 
 
 def test_what_is_wrong_is_found(namespace: Kube) -> None:
-    """The API server's check, on which these tests rest, refuses a field that does not exist and warns of a careless
+    """The API server's validation, on which these tests rely, refuses an unknown field and warns about a careless
     template."""
     found = installs.patched("trial")
     deployment = installs.one(found, "Deployment", "mesh-router")

@@ -1,4 +1,4 @@
-"""Small containers: models that do not fit are evicted or refused, and nothing is killed for its memory."""
+"""Small containers: models that do not fit are evicted or refused, and nothing is killed for using too much memory."""
 
 from collections.abc import AsyncIterator
 
@@ -20,7 +20,7 @@ LIMIT = "512Mi"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
-    """One runtime pod of half a gigabyte, and models of four times its capacity."""
+    """One runtime pod of half a gigabyte, and models that together need four times its capacity."""
     mesh = Installed(shared_namespace, image)
     resources = {"requests": {"cpu": "20m", "memory": LIMIT}, "limits": {"cpu": "2", "memory": LIMIT}}
     pools = [{"name": "small", "replicas": 1, "resources": resources}]
@@ -34,7 +34,7 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 
 def lives(mesh: Installed) -> list[tuple[int, object]]:
-    """Returns how often each container in a runtime pod was started again, and why it ended."""
+    """Returns how often each container in a runtime pod was restarted, and why it ended."""
     return [
         (state["restartCount"], state["lastState"])
         for one in mesh.pods("runtime")
@@ -58,8 +58,7 @@ async def test_models_that_do_not_fit_make_way_for_each_other(mesh: Installed) -
 
 
 async def test_a_call_that_asks_for_more_than_there_is_fails_alone(mesh: Installed) -> None:
-    """A call that asks for too much memory fails alone with the reason; the model server lives, and serves the
-    others."""
+    """A call that needs too much memory fails with the reason. The model server keeps running and serves the others."""
     async with mesh.channel() as channel:
         client = Client(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failed:

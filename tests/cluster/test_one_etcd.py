@@ -1,4 +1,4 @@
-"""An existing etcd for meshes of several namespaces: its Secret decides, and mistakes are named."""
+"""One etcd for meshes of several namespaces: a Secret holds the connection, and errors name each mistake in it."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def secret(endpoint: str, *, prefix: str = "shared", **more: str) -> dict[str, o
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(shared_namespace: Kube, image: str) -> str:
-    """An etcd of its own, with a user."""
+    """A separate etcd with a user."""
     ready = {"httpGet": {"path": "/readyz", "port": 2379}, "periodSeconds": 1}
     argv = ["--data-dir=/tmp/etcd", "--unsafe-no-fsync", "--listen-client-urls=http://0.0.0.0:2379"]
     argv += [f"--advertise-client-urls=http://outside.{shared_namespace.namespace}:2379"]
@@ -57,7 +57,7 @@ async def endpoint(shared_namespace: Kube, image: str) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def first(shared_namespace: Kube, image: str, endpoint: str) -> AsyncIterator[Installed]:
-    """A mesh on that etcd."""
+    """A mesh on the shared etcd."""
     mesh = Installed(shared_namespace, image)
     with pytest.raises(KubeError, match=r'"model-serving-etcd" .* is not in the namespace.* Create it .*etcd.embedded'):
         mesh.helm("install", "mesh", over=SMALL)
@@ -68,7 +68,7 @@ async def first(shared_namespace: Kube, image: str, endpoint: str) -> AsyncItera
 
 
 async def refused(mesh: Installed, says: Callable[[str], bool]) -> None:
-    """Waits until each process has ended with that text, and checks that none is ready."""
+    """Waits until each process has ended with that text, and checks that no pod is ready."""
 
     def ended() -> bool:
         names = [*mesh.names("router"), *mesh.names("runtime")]
@@ -83,7 +83,7 @@ async def refused(mesh: Installed, says: Callable[[str], bool]) -> None:
 async def test_a_second_mesh_on_the_same_prefix_refuses_to_start(
     first: Installed, namespace: Kube, endpoint: str
 ) -> None:
-    """A second mesh on the same prefix does not start and names the owner; the first one is unaffected."""
+    """A second mesh on the same prefix does not start and names the owner. The first one is unaffected."""
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, userid="root", password="right"))
     mesh.helm("install", "mesh", over=SMALL)
@@ -95,7 +95,7 @@ async def test_a_second_mesh_on_the_same_prefix_refuses_to_start(
 async def test_a_mesh_of_another_prefix_sees_nothing_of_the_first(
     first: Installed, namespace: Kube, endpoint: str
 ) -> None:
-    """A mesh with another prefix sees neither models nor pods of the first."""
+    """A mesh with another prefix sees neither the models nor the pods of the first one."""
     await first.offer(3)
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, prefix="other", userid="root", password="right"))
@@ -109,7 +109,7 @@ async def test_a_mesh_of_another_prefix_sees_nothing_of_the_first(
 
 
 async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endpoint: str, tmp_path: Path) -> None:
-    """A wrong password is named by the processes and by the doctor; once the Secret is right, the pods come up by
+    """The processes and the doctor name a wrong password. Once the Secret is right, the pods become ready by
     themselves."""
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, prefix="third", userid="root", password="wrong"))
@@ -126,7 +126,7 @@ async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endp
 
 
 def gone(mesh: Installed, *argv: str) -> dict[str, object]:
-    """Returns the docs' pod for the prefix of a mesh that is gone; `argv` replaces its command."""
+    """Returns the docs' pod for the prefix of a deleted mesh. `argv` replaces its command."""
     page = (documented.DOCS / "kubernetes.md").read_text()
     (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "mesh-prefix" in block]
     found: dict[str, Any] = yaml.safe_load(text)

@@ -1,6 +1,5 @@
-"""Mistakes of an admin on a real cluster: each time a message names the cause and the way out, and once the mistake is
-corrected the mesh comes up by itself. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and
-`test_tls`."""
+"""Mistakes of an admin on a real cluster. A message names the cause and the way out of each, and the mesh becomes ready
+once the mistake is corrected. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and `test_tls`."""
 
 import base64
 from typing import Any
@@ -22,13 +21,13 @@ def secret(name: str, **files: bytes) -> dict[str, Any]:
 
 
 def internal(by: authority.Authority, *, hours: float) -> dict[str, Any]:
-    """Returns the certificate between the mesh's pods."""
+    """Returns the Secret with the certificate between the mesh's pods."""
     certificate, key = by.issue(*ETCD, hours=hours)
     return secret("ours", ca_crt=by.pem, tls_crt=certificate, tls_key=key)
 
 
 def edge(*, ends: Any = certificates.HOUR) -> dict[str, Any]:
-    """Returns the certificate that clients see."""
+    """Returns the Secret with the certificate that clients see."""
     _, pem = certificates.certificate(NAME, ends=ends)
     certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
     return secret("edge", tls_crt=certificate, tls_key=b"-----BEGIN PRIVATE KEY-----" + key)
@@ -49,8 +48,8 @@ def test_a_typo_in_a_values_file(namespace: Kube, image: str) -> None:
 
 @pytest.mark.timeout(300)
 async def test_certificates_that_have_expired(namespace: Kube, image: str) -> None:
-    """With an expired certificate, first between the mesh's pods and then for clients, processes say which one expired
-    and since when."""
+    """With an expired certificate, first between the mesh's pods and then for clients, processes say which certificate
+    expired, and when."""
     mesh = Installed(namespace, image)
     ours = authority.Authority()
     namespace.apply(internal(ours, hours=-1), edge(ends=-certificates.HOUR))

@@ -1,4 +1,4 @@
-"""Three members of etcd: one may fail unnoticed; snapshots are made, listed, and restored."""
+"""Three members of etcd: one may fail unnoticed, and snapshots are made, listed and restored."""
 
 import json
 import re
@@ -20,7 +20,7 @@ MODELS = 20
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(shared_namespace: Kube, image: str, volumes: str) -> AsyncIterator[Installed]:
-    """Two routers, a pool of two, three members, each on a volume, and a volume for snapshots."""
+    """Two routers, a pool of two, three members of etcd with a volume each, and a volume for snapshots."""
     mesh = Installed(shared_namespace, image, storage=volumes)
     mesh.values["pools"] = [{"name": "cpu", "replicas": 2}]
     mesh.values["etcd"]["members"] = 3
@@ -32,14 +32,14 @@ async def mesh(shared_namespace: Kube, image: str, volumes: str) -> AsyncIterato
 
 
 def _leader(mesh: Installed) -> str:
-    """Returns the member that leads."""
+    """Returns the leading member of etcd."""
     return next(name for name in mesh.names("etcd") if mesh.metric(name, "etcd_server_is_leader", port=2381))
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("which", ["leader", "another"])
 async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None:
-    """While one member is away models are registered and loaded, and no call fails."""
+    """While one member is down, models are registered and loaded, and no call fails."""
     leader = _leader(mesh)
     member = leader if which == "leader" else next(name for name in mesh.names("etcd") if name != leader)
     async with Traffic(mesh) as traffic:
@@ -81,8 +81,7 @@ async def test_a_member_loses_its_volume(mesh: Installed) -> None:
 
 @pytest.mark.timeout(420)
 async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None:
-    """The admins' page restores everything that was registered by its steps: a snapshot at once, a new etcd, a
-    restore."""
+    """The steps of the admins' page restore all registrations: a snapshot at once, a new etcd, a restore."""
     before = {one["id"] for one in await _listed(mesh)}
     assert len(before) >= MODELS
     made = mesh.typed("Back up")

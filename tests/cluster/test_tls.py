@@ -1,4 +1,4 @@
-"""The endpoint's certificate in a Secret: it is required at the start, and a new one is taken under traffic."""
+"""The endpoint's certificate in a Secret: routers require it at their start, and adopt a new one under traffic."""
 
 import base64
 import ssl
@@ -19,7 +19,7 @@ TLS = {"tls": {"secretName": "edge"}, "pools": [{"name": "cpu", "replicas": 1}]}
 
 
 def secret(pem: bytes) -> dict[str, Any]:
-    """Returns a Secret such as cert-manager makes, from a certificate and its key in one text."""
+    """Returns a Secret like those of cert-manager, from one text with a certificate and its key."""
     certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
     data = {"tls.crt": certificate, "tls.key": b"-----BEGIN PRIVATE KEY-----" + key}
     return {
@@ -75,8 +75,8 @@ async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: l
 
 
 async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
-    """Running routers do not take an expired certificate: they keep the valid one and report it in log and metrics,
-    doctor names the Secret, and no call fails. A new valid one is then taken as usual."""
+    """Running routers do not adopt an expired certificate: they keep the valid one and report that in log and metrics,
+    doctor names the Secret, and no call fails. They adopt a new valid one as usual."""
     (valid,) = shown(mesh)
     assert mesh.trust is not None
     # If two authorities have one name, a new connection tries the first alone.

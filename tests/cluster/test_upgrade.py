@@ -1,4 +1,4 @@
-"""The upgrade from the previous version under traffic: both versions work beside each other, in any order.
+"""The upgrade from the previous version under traffic: both versions work together, in any order.
 
 The previous version is this tree's image with the protocol between routers and agents lowered by one.
 """
@@ -28,8 +28,8 @@ async def mesh(shared_namespace: Kube, image_before: str, volume: str) -> AsyncI
 
 @pytest.mark.timeout(300)
 async def test_routers_of_the_version_before_load_into_new_pods(mesh: Installed, image: str) -> None:
-    """Routers of the previous version load into pods of the new one: when pools are upgraded first, there are for a
-    while only such pods."""
+    """Routers of the previous version load models into pods of the new one. When pools are upgraded first, only such
+    pods exist for a while."""
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("set", "image", "deployment/mesh-runtime-cpu", f"runtime={image}")
         await mesh.ready(180.0)
@@ -43,8 +43,8 @@ async def test_routers_of_the_version_before_load_into_new_pods(mesh: Installed,
 
 @pytest.mark.timeout(300)
 async def test_an_upgrade_is_not_noticed(mesh: Installed, image: str) -> None:
-    """`helm upgrade` replaces every pod, including etcd's one member, unnoticed by callers; afterwards cold models are
-    loaded as before."""
+    """Callers do not notice `helm upgrade`, which replaces every pod, including etcd's only member. Cold models are
+    loaded as before afterwards."""
     before = set(mesh.names("router") + mesh.names("runtime"))
     pools = mesh.values["pools"]
     mesh.values = {

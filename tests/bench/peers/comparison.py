@@ -71,12 +71,12 @@ class Bar:
         self.cut = False  # rounds were left out for lack of time
 
     def more(self, number: int) -> bool:
-        """Returns whether there is time for another round; the first one is always taken."""
+        """Returns whether there is time for another round. The first one is always run."""
         self.cut = self.cut or (number > 0 and time.monotonic() > self._limit)
         return not self.cut or not number
 
     def doing(self, stage: str, what: str) -> None:
-        """Shows what is measured now."""
+        """Shows what is being measured."""
         self._progress.update(self._task, description=what)
         if self._lines and stage != self._last:
             self._progress.console.print(f"{self._passed:4.0f} of {self._total:.0f} s: {stage}", highlight=False)

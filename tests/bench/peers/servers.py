@@ -55,7 +55,7 @@ class Server:
     headers: Callable[[str, Kind], Mapping[str, str]] = field(default=lambda model, kind: {})
 
     def door(self, kind: Kind, payload: Payload, *, binary: bool = False) -> Door:
-        """Returns the door for a payload. `binary`: REST with binary tensors."""
+        """Returns the door for a payload. `binary` selects REST with binary tensors."""
         address, headers = self.doors[kind], self.headers(payload.model, kind)
         if kind == "grpc":
             return bodies.grpc(address, payload.model, payload.values, payload.answer, headers)
