@@ -54,7 +54,8 @@ def test_a_deletion_is_told_from_a_write() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.data())
 def test_any_cut_gives_the_same_revisions(sizes: list[int], data: st.DataObject) -> None:
-    """Revisions are the same wherever responses end between them, and wherever a response is cut into fragments."""
+    """The same revisions come out however they are spread over responses, and however each response is cut into
+    fragments."""
     expected = [(revision, "x" * size) for revision, size in enumerate(sizes, 1)]
     revisions = Revisions()
     got: list[tuple[int, str]] = []

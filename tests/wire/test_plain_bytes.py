@@ -97,8 +97,8 @@ BODIES = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(BODIES, st.lists(st.integers(0, 2000), max_size=12))
 def test_however_the_bytes_are_cut_the_requests_are_the_same(bodies, places):
-    """However the bytes are cut, the server hands out the same requests, in the same order and with the same
-    answers."""
+    """The server hands out the same requests in the same order, and gives the same answers, wherever the bytes are
+    cut."""
     data = b"".join(
         post(b"".join(pieces), target=target, fields=fields, pieces=pieces if chunked else None)
         for target, fields, pieces, chunked in bodies

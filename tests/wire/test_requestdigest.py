@@ -25,8 +25,8 @@ def frame(
 @pytest.mark.parametrize("size", [0, 10, 1000, 32_700, 40_000, 100_000])
 @pytest.mark.parametrize("typed", [True, False])
 def test_neither_id_nor_name_change_it(size, typed):
-    """Neither the id nor the name of the model changes a request's digest, whatever their lengths and that of the
-    request."""
+    """A request's digest does not depend on its id or on the name of the model, however long these and the request
+    are."""
     expected = requestdigest.digest(frame(bytes(size), typed=typed))
     for name, version, id in (("m", "", "1"), ("alias", "8", ""), ("another", "", "i" * 5000)):
         again = frame(bytes(size), name=name, version=version, id=id, typed=typed)

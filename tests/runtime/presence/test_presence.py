@@ -354,8 +354,8 @@ async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> 
 
 
 async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
-    """A pod's presence is deleted with its life, even if the lease cannot be revoked or only the pod's clock says that
-    it is lost. Otherwise a reader of both would overlook another pod's open life."""
+    """When a pod's life is deleted, its presence is deleted too, even if the lease cannot be revoked or only the pod's
+    clock says that it is lost. Otherwise a reader of both would overlook another pod's open life."""
     for how in ("revoked", "not revoked", "lost here"):
         pod = Pod(etcd, keys, ttl=60)
         await pod.presence.start()
