@@ -1,9 +1,9 @@
 """The one table of statuses: every failure, its gRPC code, its HTTP code, and whether a caller may retry.
 
-Whatever goes wrong is raised or answered as a `MeshError` with a `Reason`; only this module knows which codes a reason
-has on the wire. The reason also travels as `google.rpc.ErrorInfo` in the trailer `grpc-status-details-bin`, so that a
-program can tell two failures with the same code apart. What the *model server* answers is not ours: it is passed
-through and never becomes a `MeshError`.
+Every failure is raised or answered as a `MeshError` with a `Reason`. Only this module knows the codes of a reason. The
+reason is also sent as `google.rpc.ErrorInfo` in the trailer `grpc-status-details-bin`, so that a program can tell apart
+two failures with the same code. Errors that the *model server* answers are passed through, and never become a
+`MeshError`.
 """
 
 import enum
@@ -89,7 +89,7 @@ class Reason(enum.Enum):
 
     # Two reasons may have equal codes: without this, Enum would make the second an alias of the first.
     def __new__(cls, *args: object) -> "Reason":
-        """Gives each member a value of its own."""
+        """Gives each member a different value, so that members with equal codes are not aliases."""
         member = object.__new__(cls)
         member._value_ = len(cls.__members__)
         return member
@@ -101,9 +101,9 @@ repeat the text in base64."""
 
 
 def shortened(text: str, limit: int = MAX_TEXT) -> str:
-    """Returns the text, cut to at most `limit` bytes, as texts may repeat what callers send.
+    """Returns the text, cut to at most `limit` bytes, because it may repeat what callers send.
 
-    Characters that UTF-8 cannot hold are replaced, as protobuf would refuse them."""
+    Characters that UTF-8 cannot encode are replaced, because protobuf would refuse them."""
     raw = text[: limit + 1].encode("utf-8", "replace")  # cut first: it may have megabytes
     return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "..."
 
@@ -111,7 +111,7 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 class MeshError(Exception):
     """A failure with its reason and a text that says what to do.
 
-    `retry_after` is in seconds, None if it is unknown how long to wait; `details` are short strings for programs.
+    `retry_after` is in seconds, None if it is unknown how long to wait. `details` are short strings for programs.
     """
 
     def __init__(
@@ -144,12 +144,14 @@ MAX_MESSAGE = "--max-message"
 
 
 def above_limit(what: str, limit: int, option: str = MAX_MESSAGE) -> str:
-    """Returns the text for something larger than a limit in bytes, with the option that raises it ("": none does)."""
+    """Returns the text of an error for something larger than a limit in bytes. `option` sets the limit, "" if none
+    does."""
     return f"{what} is above the limit of {limit} bytes" + (f" (set by {option})" if option else "")
 
 
 def too_large(what: str, limit: int, option: str = MAX_MESSAGE) -> MeshError:
-    """Returns the failure for something larger than a limit in bytes; programs find both in its details."""
+    """Returns the error for something larger than a limit in bytes. Its details name the limit and the option for
+    programs."""
     details = {"limit_bytes": str(limit)} | ({"option": option} if option else {})
     return MeshError(Reason.TOO_LARGE, above_limit(what, limit, option), details=details)
 

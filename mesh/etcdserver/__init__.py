@@ -1,1 +1,1 @@
-"""The etcd server that Mesh starts: as a member of the chart's cluster, and for a local mesh."""
+"""The etcd server that Mesh starts, as a member of the chart's cluster or for a local mesh."""

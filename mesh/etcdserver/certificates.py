@@ -1,9 +1,9 @@
 """The certificates of a member of the chart's etcd, and restarts of etcd for changes that it does not follow.
 
-etcd reads its certificate at each handshake, but its trusted authorities only when it starts. So it gets copies of the
-files, in a folder of its own, which change in the steps of `mesh.identity.handover`; when an authority appears that it
-was not started with, etcd is restarted, one member after the other. Meanwhile no connection between etcd and its
-clients is refused, not even if the mesh's Secret was deleted and created again.
+etcd reads its certificate at each handshake, but its trusted authorities only when it starts. So etcd reads copies of
+the files in a separate folder, which change in the steps of `mesh.identity.handover`. When an authority is added, etcd
+is restarted, one member after the other. Meanwhile no connection between etcd and its clients is refused, even if the
+mesh's Secret was deleted and created again.
 
 Only at the start are invalid files passed on unchanged: etcd then refuses connections, and its log says so.
 """
@@ -35,7 +35,7 @@ _CURRENT, _VERSION = "current", "version-"
 
 
 class Copies:
-    """The files of a mounted folder, copied to one that etcd reads. Blocking; call `look` now and then."""
+    """Copies of the files of a mounted folder, in a folder that etcd reads. Methods block. Call `look` periodically."""
 
     def __init__(self, source: Path, target: Path, *, elapsed: Callable[[], float] = time.monotonic) -> None:
         """Makes the first copies. Raises OSError if there is nothing to copy."""
@@ -54,11 +54,11 @@ class Copies:
 
     @property
     def authorities(self) -> frozenset[bytes]:
-        """The authorities to be trusted."""
+        """The authorities that etcd is to trust."""
         return handover.authorities(self._written[0])
 
     def look(self) -> None:
-        """Copies changed files, and performs the steps that are due. Invalid files are logged once."""
+        """Copies changed files, and performs the steps that are due. Logs invalid files once."""
         now = self._elapsed()
         try:
             found = credentials.stamp(self.source)
@@ -110,7 +110,7 @@ class Copies:
 def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, delay: float = 0.0) -> int:
     """Runs etcd until it ends by itself or by SIGTERM. Returns its exit status, as a shell would.
 
-    `delay`: seconds before a restart for another authority, a different number for each member."""
+    `delay` is the number of seconds before a restart for another authority, and differs between members."""
     trusted = copies.authorities
     child = subprocess.Popen(process.tethered(argv), env=environment)
     ending = False

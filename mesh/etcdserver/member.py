@@ -1,19 +1,17 @@
 """`python -m mesh.etcdserver.member`: runs etcd, as a member of the cluster that `ETCD_...` variables describe.
 
-etcd starts by itself if its data exist, but it cannot come back without them: a member whose volume was lost has the
-name of one that the others still list, and etcd refuses to start it at every attempt ("has already been bootstrapped").
-So without data, the others are asked first (`etcdctl`, configured by `ETCDCTL_...` variables). If they know this member
-as one that has served, it is removed from their list and added again, as etcd's manual tells operators to do, and
-starts as a new one that fetches everything from them.
+A member with data just starts. A member whose volume was lost cannot: the others still list its name, and etcd refuses
+to start it ("has already been bootstrapped"). So without data, the others are asked first (`etcdctl`, configured by
+`ETCDCTL_...` variables). If this member has served before, it is removed from their list and added again, as etcd's
+manual advises. It then starts as a new member that fetches everything from the others.
 
 Without a quorum the others cannot agree to that. Then this process waits, and never starts a second cluster next to an
-existing one. Without a quorum, a new cluster differs from an existing one in that no member has ever served, which each
-member's peer port tells (etcd's own check at a start asks there too). If no member answers at all, this may be the
-first start, and etcd decides as it always has. A cluster that has lost most of its data must be restored from a
-snapshot by an operator. See docs/kubernetes.md.
+existing one. In a new cluster no member has ever served, which the members' peer ports tell even without a quorum
+(etcd's own check asks there too). If no member answers at all, this may be the first start, and etcd decides as usual.
+If a cluster has lost most of its data, an operator must restore it from a snapshot. See docs/kubernetes.md.
 
-With TLS, this process stays beside etcd: it copies the folder that MESH_ETCD_CERTIFICATES names to the one named by
-etcd's own variables, and follows changes (`mesh.etcdserver.certificates`). Otherwise it becomes etcd.
+With TLS, this process runs etcd as a child. It copies the folder that MESH_ETCD_CERTIFICATES names to the folder in
+etcd's own variables, and follows changes (`mesh.etcdserver.certificates`). Without TLS, etcd replaces this process.
 """
 
 import json
@@ -45,7 +43,7 @@ _PAUSE = 2.0
 
 
 class MemberError(Exception):
-    """A request that the other members have not fulfilled. The text is etcdctl's."""
+    """A request that the other members have not fulfilled. The text comes from etcdctl."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class ListedMember:
 
 
 def entries() -> list[ListedMember] | None:
-    """Returns the members as a majority lists them; None if no member answers."""
+    """Returns the members that a majority lists, or None if no member answers."""
     try:
         said = _etcdctl("member", "list", "--write-out=json")
         return [ListedMember.of(fields) for fields in json.loads(said)["members"]]
@@ -81,8 +79,8 @@ def entries() -> list[ListedMember] | None:
 
 
 def joins(name: str, peer_url: str, listed: list[ListedMember]) -> bool:
-    """Has the others list a member without data again. Returns True if it then joins an existing cluster, False if it
-    starts a new cluster with the others. Raises MemberError."""
+    """Prepares the start of a member without data. Returns True if it joins an existing cluster, whose list now has it
+    as a new member, and False if it starts a new cluster with the others. Raises MemberError."""
     ours = next((entry for entry in listed if peer_url in entry.peer_urls or entry.name == name), None)
     if ours is not None and ours.name and not ours.served:
         return False  # from the first list of a cluster that is being made
@@ -100,7 +98,8 @@ def has_data(folder: Path) -> bool:
 
 
 def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
-    """Asks the others at their peer URLs, and returns whether any knows a member that has served; needs no quorum."""
+    """Asks the others at their peer URLs, which needs no quorum, and returns whether any knows a member that has
+    served."""
     for url in others:
         try:
             with urllib.request.urlopen(f"{url}/members", timeout=2.0, context=tls) as answer:
@@ -112,7 +111,7 @@ def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
 
 
 def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | None) -> bool:
-    """Repeats `joins` while the others have no quorum or admit no member: they agree to no change before they have been
+    """Repeats `joins` while the others have no quorum or admit no member. They admit none until they have been
     connected to each other for five seconds. Raises MemberError after `PATIENCE`."""
     end = time.monotonic() + PATIENCE
     others = [url for other, url in peers.items() if other != name]
@@ -155,20 +154,21 @@ def _etcdctl(*argv: str) -> str:
 
 
 def _copies(environment: Mapping[str, str]) -> certificates.Copies | None:
-    """Returns the certificates, copied to where etcd looks for them; None if they are not followed. Raises OSError."""
+    """Returns the copies of the certificates that etcd reads, or None if certificates are not followed. Raises
+    OSError."""
     if not (source := environment.get("MESH_ETCD_CERTIFICATES")):
         return None
     return certificates.Copies(Path(source), Path(environment["ETCD_TRUSTED_CA_FILE"]).parents[1])
 
 
 def _turn(name: str) -> float:
-    """Returns the seconds to wait before this member's restart; the number in its name decides its turn."""
+    """Returns the seconds to wait before this member's restart, which depend on the number in its name."""
     digits = name.rpartition("-")[2]
     return certificates.TURN * int(digits) if digits.isdigit() else 0.0
 
 
 def main() -> None:
-    """Runs etcd, or becomes etcd, or exits with 1 and logs the reason; never returns."""
+    """Runs etcd, or replaces this process by etcd. If that fails, logs the reason and exits with 1. Never returns."""
     logs.configure(level="info", fmt="json", process="etcd-member")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has no other way to end
     environment = dict(os.environ)

@@ -1,8 +1,8 @@
-"""The etcd of one machine: how it is found, its command line, and whether its version can be trusted.
+"""The etcd of a mesh on one machine: finding the program, its command line, and a check of its version.
 
-It has one member, on loopback. Nobody administers it, so it compacts itself and has a quota: without compaction, its
-history grows with every change of a pod's presence; without a quota, a full disk ends it. `mesh up` and the tests start
-and supervise the process; they share this command line.
+It has one member, on loopback, and no administrator. So it compacts itself, because its history grows with every change
+of a pod's presence, and has a quota, because a full disk would end it. `mesh up` and the tests start and supervise the
+process; they share this command line.
 """
 
 import os
@@ -19,7 +19,7 @@ QUOTA_BYTES = 4 * 2**30
 
 
 class NoEtcd(Exception):
-    """A missing etcd, or one that does not run. The text says what to do."""
+    """An etcd that is missing or does not run. The text says what to do."""
 
 
 def find() -> str:
@@ -31,7 +31,7 @@ def find() -> str:
 
 
 def version(binary: str) -> str:
-    """Runs a binary and returns the version that it prints. Raises NoEtcd."""
+    """Runs the binary and returns the version that it prints. Raises NoEtcd."""
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:

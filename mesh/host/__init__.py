@@ -1,1 +1,1 @@
-"""Resources that the machine and the container grant this process: CPUs and memory, as the kernel accounts for them."""
+"""CPUs and memory that this process may use, on its machine and in its container."""

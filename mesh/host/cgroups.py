@@ -1,6 +1,6 @@
-"""The cgroups above this process, of either version, for modules that read its limits.
+"""The cgroups of this process, of version 1 or 2, for modules that read its limits.
 
-A limit of a parent group counts too.
+Limits of parent groups count too.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ NO_LIMIT = 1 << 60  # bytes; version 1 expresses "no limit" as more than any mac
 
 
 def folders(controller: str, *, root: Path = ROOT, membership: Path = SELF) -> Iterator[Path]:
-    """Yields the possible folders of a controller (cpu, memory), from this process's group up; some may not exist."""
+    """Yields the folders that a controller (cpu, memory) may have, from this process's group upwards. Some may not
+    exist."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""The number of CPUs this process may use: the cgroup's grant, not the host's count.
+"""The number of CPUs that this process may use, including the quota of its container.
 
-In a container `os.cpu_count()` is the host's count. With one worker for each of 64 cores under a quota of 2, memory and
-context switches would be wasted, and the kernel would throttle them together. Both cgroup versions are read; a quota of
-a parent group counts too.
+In a container, `os.cpu_count()` returns the host's count. With one worker for each of 64 cores under a quota of 2,
+memory and context switches would be wasted, and the kernel would throttle all workers together. Both cgroup versions
+are read. Quotas of parent groups count too.
 """
 
 import os
@@ -12,14 +12,14 @@ from mesh.host import cgroups
 
 
 def available(*, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> int:
-    """Returns the CPUs to plan for, at least 1: the lesser of affinity and quota; part of a CPU is rounded up."""
+    """Returns the number of CPUs to plan for: the lesser of affinity and quota, rounded up, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = quota(root=root, membership=membership)
     return allowed if share is None else max(1, min(allowed, -int(-share // 1)))
 
 
 def quota(*, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> float | None:
-    """Returns the CPUs that the tightest cgroup above this process grants, None if there is no limit."""
+    """Returns the lowest CPU quota of this process's cgroups, or None if there is no limit."""
     shares = [
         share
         for folder in cgroups.folders("cpu", root=root, membership=membership)

@@ -1,6 +1,6 @@
-"""The memory of this machine, and the container's grant of it: in total, and what is left.
+"""The memory of this machine and its limits for this container: in total, and what is left.
 
-The smaller of the two counts for planning. A limit of a parent group counts too.
+The smaller of the two counts for planning. Limits of parent groups count too.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class Whole:
 
 
 def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> Whole | None:
-    """Returns the total memory of the machine or its container, whichever is less; None if it is unknown."""
+    """Returns the total memory of the machine or the container, whichever is less, or None if it is unknown."""
     found = [Whole(limit, "the container") for limit in _limits(root, membership)]
     if (total := _told("MemTotal", meminfo)) is not None:
         found.append(Whole(total, "the machine"))
@@ -31,7 +31,7 @@ def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Pat
 
 
 def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
-    """Returns how much this process and its children may still take, of the machine's memory and the container's."""
+    """Returns how much more memory this process and its children may take, given the machine and the container."""
     known = _told("MemAvailable", meminfo)
     free = _GUESS if known is None else known
     container = container_bytes(cgroup=cgroup)
@@ -39,7 +39,7 @@ def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> 
 
 
 def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
-    """Returns how much the container may still take; None if it has no limit of its own."""
+    """Returns how much more memory the container may take, or None if it has no limit."""
     for folder, most, now, files in (
         (cgroup, "memory.max", "memory.current", ("active_file", "inactive_file")),
         (
@@ -63,7 +63,8 @@ def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
 
 
 def _told(field: str, meminfo: Path) -> int | None:
-    """Reads a figure from /proc/meminfo, such as MemTotal; None if it is missing, as on systems other than Linux."""
+    """Reads a field of /proc/meminfo, such as MemTotal. Returns None if it is missing, as on systems other than
+    Linux."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         return int(fields[field].split()[0]) * 1024

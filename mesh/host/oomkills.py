@@ -1,4 +1,4 @@
-"""The number of processes that this machine's kernel has killed for memory, as evidence about unexplained SIGKILLs."""
+"""The number of processes that the kernel has killed for lack of memory, as evidence about unexplained SIGKILLs."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ _VMSTAT = Path("/proc/vmstat")
 
 
 def oom_kills(vmstat: Path = _VMSTAT) -> int:
-    """Counts kills so far, including those for any container's limit; returns -1 if the kernel does not say."""
+    """Counts kills so far, including those for the limit of any container. Returns -1 if the kernel does not count
+    them."""
     try:
         lines = vmstat.read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""Mutual TLS inside the mesh: the certificate that a process shows to others, and how it recognizes theirs.
+"""Mutual TLS inside the mesh: the certificate that a process presents to others, and how it checks theirs.
 
-`credentials` reads the files and proves them, `identity` follows them as they change, `rpc` hands them to gRPC.
+`credentials` reads and checks the files, `identity` follows their changes, `rpc` passes them to gRPC.
 """
 
 from mesh.identity.credentials import NAME, IdentityError

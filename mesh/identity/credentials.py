@@ -1,10 +1,10 @@
-"""Credentials read from a folder with ca.crt, tls.crt and tls.key, proven by a handshake with themselves.
+"""Credentials read from a folder with ca.crt, tls.crt and tls.key, and tested by a handshake with themselves.
 
-The handshake in memory finds every fault that two processes with these files would run into: a key of another
-certificate, an authority that did not sign it, a certificate for servers only, for another name, or not valid now. It
+The handshake in memory finds every fault that two processes with these files would have: a key of another certificate,
+an authority that did not sign it, or a certificate that is for servers only, for another name, or not valid now. It
 also yields the expiry date, for which Python's `ssl` has no function.
 
-Peers are recognized not by address, because those of pods change, but by one name that every certificate has.
+Peers are recognized by a name that every certificate of the mesh has, because the addresses of pods change.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 
 class IdentityError(ValueError):
-    """Unusable files; the text says which, why, and what to do."""
+    """Unusable files. The text says which, why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Credentials:
 
 
 def stamp(folder: Path) -> Stamp:
-    """Returns the state of the files, without reading them. Raises IdentityError."""
+    """Returns the state of the files (inode and time of change) without reading them. Raises IdentityError."""
     found = []
     for name in FILES:
         try:
@@ -55,7 +55,7 @@ def stamp(folder: Path) -> Stamp:
 
 
 def read(folder: Path) -> tuple[Credentials, Stamp]:
-    """Reads the files, and returns their state at that time too. Raises IdentityError."""
+    """Returns the credentials in the files, and the state of the files at that time. Raises IdentityError."""
     for _ in range(_READINGS):
         before = stamp(folder)
         parts = [_content(folder / name) for name in FILES]
@@ -81,7 +81,7 @@ def _unreadable(path: Path, error: OSError) -> IdentityError:
 
 
 def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key: bytes) -> ssl.SSLContext:
-    """Makes the context of one side, ssl.PROTOCOL_TLS_SERVER or ssl.PROTOCOL_TLS_CLIENT. Raises IdentityError."""
+    """Makes the TLS context for `side`, ssl.PROTOCOL_TLS_SERVER or ssl.PROTOCOL_TLS_CLIENT. Raises IdentityError."""
     made = ssl.SSLContext(side)
     made.verify_mode = ssl.CERT_REQUIRED
     made.minimum_version = ssl.TLSVersion.TLSv1_3  # both ends are Mesh's
@@ -102,7 +102,8 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
 
 
 def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Credentials:
-    """Makes credentials from these texts, and proves them; errors name `folder`. Raises IdentityError."""
+    """Makes credentials from the contents of the files, and tests them. Raises IdentityError, which names files in
+    `folder`."""
     accepting = context(folder, ssl.PROTOCOL_TLS_SERVER, ca, certificate, private_key)
     connecting = context(folder, ssl.PROTOCOL_TLS_CLIENT, ca, certificate, private_key)
     try:
@@ -134,7 +135,7 @@ def accepts(former: Credentials, new: Credentials) -> bool:
 
 
 def _expired(ca: bytes, certificate: bytes) -> str | None:
-    """Says which certificate has expired, and when; None if none has. Only called after a failure."""
+    """Says which certificate has expired, and when. Returns None if none has. Called only after a failure."""
     for name, pem, some in (("tls.crt", certificate, 1), ("ca.crt", ca, None)):
         with contextlib.suppress(ValueError):
             if ended := expired(pem, some):
@@ -143,7 +144,7 @@ def _expired(ca: bytes, certificate: bytes) -> str | None:
 
 
 def expired(pem: bytes, some: int | None = 1) -> str:
-    """Returns "has expired on ..." if each of the first `some` certificates (None: all) has expired, else "". Raises
+    """Returns "has expired on ..." if each of the first `some` certificates (None: all) has expired, or else "". Raises
     ValueError."""
     from cryptography import x509  # imported here: it takes megabytes that a process with valid files does not need
 
@@ -154,7 +155,7 @@ def expired(pem: bytes, some: int | None = 1) -> str:
 def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
     """Loads a certificate and its key, in PEM, into a context. Raises ssl.SSLError, ValueError.
 
-    `load_cert_chain` takes only paths, by which a file that was just replaced could slip in."""
+    `load_cert_chain` takes only paths, and the files at these may just have been replaced by others."""
     memory = os.memfd_create("chain", os.MFD_CLOEXEC)
     try:
         os.write(memory, chain)

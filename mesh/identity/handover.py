@@ -1,15 +1,15 @@
-"""The change from one authority to another that did not sign the certificates in use.
+"""The handover from one authority to another that did not sign the certificates in use.
 
-Usually an authority changes in steps (`mesh.certificates`): every process trusts both before the new one signs. But its
-Secret may be deleted and created again, or filled by other means, and then the old and new files have nothing in
-common: processes with the new files and processes without them would refuse each other for the minute or so that
-Kubernetes takes to deliver the files.
+Usually an authority changes in steps (`mesh.certificates`), and every process trusts both authorities before the new
+one signs. But the Secret may be deleted and created again, or written by something else. Then the old and the new files
+have nothing in common. Processes with new files and processes with old files would refuse each other for the minute or
+so that Kubernetes takes to deliver the files.
 
-So a process that finds such files performs the steps itself. It trusts both authorities at once, keeps showing the
-certificate that others know until the files have reached all pods, and then shows the new one. It trusts the former
-authority for a while longer, for pods that are late.
+So a process that finds such files performs the steps itself. It trusts both authorities at once. It presents the old
+certificate until the files have reached all pods, and then the new one. It trusts the former authority for a while
+longer, for pods that are late.
 
-The module is pure: its caller reads files and clocks.
+This module is pure. Its caller reads files and clocks.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 @dataclass(slots=True)
 class Handover:
-    """The credentials in use, and the steps from them to those in the files."""
+    """The credentials in use, and the steps from these to the credentials in the files."""
 
     used: Credentials
     _next: Credentials | None = field(default=None, init=False)  # the content of the files, if it differs
@@ -43,7 +43,7 @@ class Handover:
         return self._next is not None
 
     def take(self, folder: Path, new: Credentials, now: float) -> bool:
-        """Switches to the content of the files, at once or in steps; returns whether it takes steps."""
+        """Switches to new credentials, at once or in steps. Returns whether it takes steps."""
         former = self.used
         self._next = None
         if credentials.accepts(former, new):
@@ -57,7 +57,7 @@ class Handover:
         return True
 
     def step(self, folder: Path, now: float) -> bool:
-        """Performs the step that is due; returns whether there was one."""
+        """Performs the step that is due, and returns whether one was."""
         if (new := self._next) is None:
             return False
         if now >= self._since + KEEP:

@@ -1,10 +1,11 @@
-"""The identity of a process: the files of its folder, followed as they change.
+"""The identity of a process: the credentials in its folder, which are read again when they change.
 
-Changes apply to new connections; existing ones stay open. Files that do not match are ignored until they do, because a
-certificate that is about to expire is better than none. To change an authority, ca.crt may hold the old and the new one
-for a while; if it does not, the process performs the steps itself (`handover`).
+Changes apply to new connections, and existing ones stay open. Files that do not match each other are ignored until they
+do, because a certificate that is about to expire is better than none. To change an authority, ca.crt may hold the old
+and the new one for a while. If it does not, the process performs the steps itself (`handover`).
 
-A listening socket keeps the context that it was created with, so that context passes each handshake to the newest one.
+A listening socket keeps the TLS context that it was created with. So that context passes each handshake to the newest
+one.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ class Identity:
         clock: Callable[[], float] = time.time,
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Reads the folder. `clock` is for dates, `elapsed` for spans. Raises IdentityError."""
+        """Reads the folder. `clock` is for dates, `elapsed` for durations. Raises IdentityError."""
         self.folder = folder
         self._clock = clock
         self._elapsed = elapsed
@@ -65,12 +66,12 @@ class Identity:
 
     @property
     def connecting(self) -> ssl.SSLContext:
-        """The context for the next connection, to the name NAME."""
+        """The TLS context for the next connection. The peer must have the name NAME."""
         return self.current.connecting
 
     @property
     def expires_in(self) -> float:
-        """Seconds until the certificate expires; negative once it has expired."""
+        """Seconds until the certificate expires, negative once it has expired."""
         return self.current.expires - self._clock()
 
     def statistics(self) -> IdentityStatistics:
@@ -78,7 +79,8 @@ class Identity:
         return IdentityStatistics(self.changes, self.expires_in, self._refusal)
 
     def look(self) -> bool:
-        """Adopts changed files; returns whether there were any. Invalid files are logged once, and tried again."""
+        """Reads changed files and uses their credentials. Returns whether the credentials in use have changed. Logs
+        invalid files once, and tries them again."""
         found = None
         try:
             found = credentials.stamp(self.folder)
@@ -126,7 +128,7 @@ class Identity:
             turned()
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metric; for several processes, the earliest expiry counts."""
+        """Adds the metric of the certificate's expiry. Of several processes, the earliest expiry counts."""
         registry.gauge(
             "mesh_internal_certificate_expires_seconds",
             "Seconds until the certificate for TLS inside the mesh expires.",

@@ -1,6 +1,7 @@
-"""Mutual TLS for gRPC's channels and servers, and tokens for meshes without TLS.
+"""Mutual TLS for gRPC channels and servers, and tokens for meshes without TLS.
 
-gRPC checks both peers' signatures, but only the server's name; this module checks the client's name."""
+gRPC checks the certificates of both peers, but only the server's name. This module checks the client's name.
+"""
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ _NAMES = "x509_subject_alternative_name"
 
 
 def channel(address: str, options: Options, identity: Identity | None) -> grpc.aio.Channel:
-    """Opens a channel that keeps showing the current certificate; without an identity it is plaintext."""
+    """Opens a channel that always presents the current certificate. Without an identity, the channel is plaintext."""
     if identity is None:
         return grpc.aio.insecure_channel(address, options=options)
     now = identity.current
@@ -31,7 +32,8 @@ def channel(address: str, options: Options, identity: Identity | None) -> grpc.a
 
 
 def listen(server: grpc.aio.Server, address: str, identity: Identity | None) -> int:
-    """Adds a port, plaintext without an identity. Returns 0 if it is not available. Raises RuntimeError."""
+    """Adds a port to a server. Without an identity, the port is plaintext. Returns 0 if it is not available. Raises
+    RuntimeError."""
     if identity is None:
         return int(server.add_insecure_port(address))
     served: Credentials = identity.current
@@ -52,7 +54,7 @@ def _configuration(now: Credentials) -> "grpc.ServerCertificateConfiguration":
 
 
 class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in the stubs
-    """A check of each unary call before its method runs."""
+    """A check of the caller before the method of a unary call runs."""
 
     def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
         """Returns the reason for refusing the caller; empty if there is none."""
@@ -63,7 +65,7 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic o
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Runs the check before the method."""
+        """Returns the handler of a method, with the check before it."""
         handler = await continuation(handler_call_details)
         if handler is None:  # the method does not exist
             return None
@@ -81,7 +83,7 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic o
 
 
 class OnlyKnown(_Guard):
-    """A refusal of clients whose certificate has another name."""
+    """A guard that refuses clients whose certificate has another name."""
 
     def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
         """Returns the reason for refusing the caller; empty if there is none."""
@@ -91,7 +93,8 @@ class OnlyKnown(_Guard):
 
 
 class OnlyWithToken(_Guard):
-    """A refusal of clients without the token that the server has published in etcd, which only the mesh can read."""
+    """A guard that refuses clients without the server's token. The server publishes it in etcd, where only the mesh can
+    read it."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -106,5 +109,5 @@ class OnlyWithToken(_Guard):
 
 
 def shown(token: str) -> tuple[tuple[str, str], ...]:
-    """Returns the metadata with a token; none if there is no token."""
+    """Returns metadata with the token, or no metadata if the token is ""."""
     return ((TOKEN, token),) if token else ()

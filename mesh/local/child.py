@@ -1,7 +1,7 @@
 """One part of a local mesh: its command line, its readiness check, and the report of its failure.
 
-If a part ends before it was ready for the first time, the start fails and shows the part's last lines. Afterwards the
-supervisor keeps it running (`mesh.process.supervisor`).
+If a part ends before it was ready for the first time, its start fails with an error that shows the part's last lines.
+Later, the supervisor keeps the part running (`mesh.process.supervisor`).
 """
 
 import os
@@ -21,7 +21,7 @@ TAIL = 15
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part to run. `argv` is called at each start, because ports may differ. Times in seconds."""
+    """A part of a local mesh. `argv` is called at each start, because ports may differ. Times are in seconds."""
 
     name: str
     argv: Callable[[], Sequence[str]]
@@ -41,7 +41,7 @@ class ChildStatistics:
 
 
 class Child:
-    """Keeps one part running. `on_line` gets its name and every line of its output."""
+    """The supervised process of a part. `on_line` gets the part's name and each line of its output."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Child:
             raise UpError(str(error)) from error
 
     async def run(self) -> None:
-        """Keeps the part running; an essential task of this process."""
+        """Keeps the part running. This is an essential task of the process."""
         await self._supervisor.run()
 
     def leave(self) -> None:
-        """Notes that the part is about to be stopped, within its grace period, and must not be started again."""
+        """Notes that the part is about to be stopped, so that it is not started again."""
         self._supervisor.leave()
 
     async def stop(self) -> None:

@@ -1,8 +1,8 @@
-"""The data directory of a local mesh, used by only one mesh at a time.
+"""The data directory of a local mesh, which only one mesh may use at a time.
 
-The lock is the kernel's (`flock`), so it ends with the process in any case. Sockets are in a folder with a short path
-under /tmp, because the path of a unix socket may have at most 107 bytes. That folder is removed when the mesh ends; the
-next mesh removes one that a killed mesh left.
+The directory is locked with `flock`, so the kernel unlocks it however the process ends. Sockets are in a run folder
+with a short path under /tmp, because the path of a unix socket may have at most 107 bytes. The run folder is removed
+when the mesh ends. If the mesh is killed, the next mesh removes it.
 """
 
 import fcntl
@@ -59,7 +59,7 @@ class DataFolder:
             os.close(self._lock)
 
     def _sweep(self) -> None:
-        """Removes the run folder of a killed mesh, if the path is certainly such a folder."""
+        """Removes the run folder of a killed mesh, if the path certainly belongs to one."""
         try:
             left = Path((self.path / "run").read_text().strip())
         except (OSError, UnicodeDecodeError):

@@ -1,8 +1,8 @@
 """The log lines of several processes as one readable stream: `pod-1  | 12:03:04 info  model loaded  model=a ms=12`.
 
-The children, including etcd, log JSON, so level and data need no guessing. Anything else (a traceback, Envoy's own
-lines) is shown unchanged. A thread writes from a bounded queue: a terminal stopped with Ctrl-S must not block the
-supervisor, nor, through full pipes, the mesh. Lines that do not fit are dropped and counted.
+The children, including etcd, log JSON, so their lines can be parsed. Anything else, such as a traceback or a line of
+Envoy, is shown unchanged. A thread writes the lines from a bounded queue. So a terminal stopped with Ctrl-S does not
+block the supervisor or, through full pipes, the mesh. Lines that do not fit into the queue are dropped and counted.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ QUEUE = 20_000
 
 
 def level_of(data: dict[str, Any]) -> int:
-    """Returns the level of a structured line; 20 (info) if it has no known level."""
+    """Returns the level of a structured line, or 20 (info) if it has no known level."""
     return LEVELS.get(str(data.get("level", "")).lower(), 20)
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """Returns a structured line's data; None for any other line."""
+    """Returns the data of a structured line, or None for any other line."""
     if not line.startswith("{"):
         return None
     try:
@@ -45,7 +45,8 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> list[str]:
-    """Formats a structured line for people: one line, and those of its traceback. `name` is the known source."""
+    """Formats a structured line for people: one line, and the lines of its traceback, if any. `name` is the source,
+    which is not repeated."""
     number = level_of(data)
     level = _LEVEL_NAMES.get(number, "info")
     event = one_line(str(data.get("event", data.get("msg", ""))))
@@ -63,7 +64,7 @@ def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> 
 
 
 class Printer:
-    """A printer of the lines of named sources, each after its name. Call `line` from any thread, `close` at the end."""
+    """A printer of lines, each with the name of its source. Call `line` from any thread, and `close` at the end."""
 
     def __init__(
         self, names: list[str], *, stream: TextIO, quiet: int = 0, raw: bool = False, colours: bool | None = None
@@ -97,7 +98,7 @@ class Printer:
         self._put(text)
 
     def close(self, timeout: float = 2.0) -> None:
-        """Writes the waiting lines; gives up after `timeout` seconds."""
+        """Writes the waiting lines. Gives up after `timeout` seconds."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
         self._thread.join(timeout)
@@ -144,7 +145,7 @@ class LogStream(io.TextIOBase):
 
 
 def _clock(data: dict[str, Any]) -> str:
-    """Returns the local time of day of a line; the current one if the line has none."""
+    """Returns the local time of day of a line, or the current time if the line has none."""
     for key in _TIMES:
         value = data.get(key)
         if isinstance(value, str):

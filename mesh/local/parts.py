@@ -1,7 +1,7 @@
 """The command line of each part of a local mesh, and its readiness check.
 
-Ports that no client needs to know are chosen at each start of a part, so that a port taken meanwhile does not prevent
-a restart; etcd's port is fixed, because the other parts know it.
+Ports that no client needs to know are chosen at each start of a part, so that a port taken meanwhile does not prevent a
+restart. etcd keeps its port, because the other parts know it.
 """
 
 import json
@@ -20,7 +20,7 @@ KILL_AFTER = 10.0
 
 
 def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.ClientSession) -> Part:
-    """Returns the part that runs etcd, on the port that the others know."""
+    """Returns the part that runs etcd, on the port that the other parts know."""
 
     def argv() -> list[str]:
         return etcd_argv(binary, settings.data_dir / "etcd", port, free_port())
@@ -36,7 +36,7 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
 
 
 class LocalPod:
-    """A runtime pod, whose probe has another port at each start."""
+    """A runtime pod. Its ports are chosen at each start."""
 
     def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:
         self.name = f"pod-{number}"
@@ -53,7 +53,7 @@ class LocalPod:
         return Part(self.name, self.argv, self.ready, grace, start_timeout=settings.start_timeout)
 
     def argv(self) -> list[str]:
-        """Returns the pod's command line, with new ports."""
+        """Chooses ports, and returns the pod's command line with them."""
         settings = self._settings
         self._probe = f"{LOOPBACK}:{free_port()}"
         argv = python("mesh.runtime", "--name", self.name, *_common(settings, self._etcd_url))
@@ -78,12 +78,12 @@ class LocalPod:
         return [*argv, *settings.runtime_limits]
 
     async def ready(self) -> str:
-        """Returns what the pod still lacks to be ready, as its probe says."""
+        """Returns what the pod's probe says is missing until the pod is ready, "" if it is ready."""
         return await _probed(self._session, f"http://{self._probe}/ready")
 
 
 def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aiohttp.ClientSession) -> Part:
-    """Returns the part that runs the router, ready once it also answers clients and sees every runtime pod."""
+    """Returns the part that runs the router. It is ready once it answers clients and sees every runtime pod."""
 
     def argv() -> list[str]:
         argv = python("router", "--name", "router-1", *_common(settings, etcd_url))

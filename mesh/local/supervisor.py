@@ -1,8 +1,8 @@
 """All parts of a local mesh: started in order, supervised, and stopped in the opposite order.
 
-etcd starts first, because everything else needs it; then the pods and the router together. The router stops first, so
-that no call reaches a pod that is stopping, and etcd last, so that the pods can still withdraw from it. Every part ends
-with this process, even if this process is killed with SIGKILL.
+etcd starts first, because everything else needs it. Then the pods and the router start together. The router stops
+first, so that no call reaches a pod that is stopping. etcd stops last, so that the pods can still remove their keys
+from it. Every part ends with this process, even if this process is killed with SIGKILL.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _ETCD_NOISE = ("simple token is not cryptographically signed", "grpc: addrConn.c
 
 
 class LocalMesh:
-    """The parts of a mesh. `run` creates it, and handles signals, the data folder and the terminal."""
+    """The parts of a local mesh. `run` creates it, and handles signals, the data folder and the terminal."""
 
     def __init__(
         self, settings: UpSettings, folder: DataFolder, printer: Printer, session: aiohttp.ClientSession
@@ -141,7 +141,8 @@ async def _serve(mesh: LocalMesh, on_ready: Callable[[LocalMesh], Awaitable[None
 
 
 async def _until(stopping: asyncio.Event, serving: Awaitable[None]) -> None:
-    """Waits for one of the two to end, and cancels the other."""
+    """Waits until serving ends or the event is set. Cancels serving in the latter case, and raises its error in the
+    former."""
     tasks = [asyncio.ensure_future(serving), asyncio.ensure_future(stopping.wait())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -185,8 +186,8 @@ def _check_ports(settings: UpSettings) -> None:
 
 
 def check_free(address: str, option: str) -> None:
-    """Raises UpError with what to do if `address` cannot be listened on, which is clearer than a dying child's
-    error."""
+    """Raises UpError, which says what to do, if `address` cannot be listened on. That is clearer than the error of a
+    child."""
     host, port = parse_address(address)
     try:
         ports.check_free(host, port)

@@ -1,1 +1,1 @@
-"""Telemetry of a process: log lines, metrics, and the probes that serve them."""
+"""Telemetry of a process: log lines, metrics, and the HTTP port for probes."""

@@ -1,11 +1,11 @@
 """Structured log lines: an event in a few words, and its data as key=value or as JSON.
 
-structlog makes the events and the standard library carries them, so that lines of libraries (grpc, asyncio, aiohttp)
-have the same form and level filters work as usual. This module renders lines itself, because a log line must never fail
-or leak: a value whose `repr` raises is shown as such, text that is not printable is escaped, one event is one line (a
-traceback follows it, indented), and values under the names of secrets are hidden.
+structlog makes the events and the standard library carries them. So lines of libraries (grpc, asyncio, aiohttp) have
+the same form, and level filters work as usual. This module renders lines itself, because a log line must never fail or
+leak. A value whose `repr` raises is shown as such, and text that is not printable is escaped. An event is one line,
+followed by any traceback, indented. Values under the names of secrets are hidden.
 
-Everything is written to standard error; where it goes is up to the parent process.
+Everything is written to standard error, which the parent process may redirect.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any, Literal, TextIO
 
 @contextlib.contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Hides a module while the block runs, as if it were not installed."""
+    """Hides a module for the duration of the block, as if it were not installed."""
     before = sys.modules.get(module)
     sys.modules[module] = None  # type: ignore[assignment]
     try:
@@ -77,7 +77,7 @@ def _text(value: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Returns text with escapes for anything that is not printable or cannot be encoded."""
+    """Escapes characters that are not printable or cannot be encoded."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
@@ -176,10 +176,10 @@ def _timestamp(seconds: float) -> str:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """A handler for a stream that may have lost its reader."""
+    """A handler for a stream whose reader may have ended."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Does nothing: a process must not fail because of its log."""
+        """Does nothing, because a process must not fail because of its log."""
 
 
 def _to_stdlib(
@@ -205,7 +205,7 @@ if logging.lastResort is not None:
 
 
 def configure(*, level: str = "info", fmt: Format = "text", process: str = "", stream: TextIO | None = None) -> None:
-    """Sends every log line of this process to standard error (or `stream`). A further call replaces the settings.
+    """Sends every log line of this process to standard error (or `stream`). Another call replaces the settings.
 
     `level` is debug, info, warning or error; `process` names this process in each line. Raises ValueError for a level
     or a format that does not exist.

@@ -1,13 +1,13 @@
 """Metrics: cheap counting on the hot path, and Prometheus's text format.
 
-A count is one attribute or one list element: `prometheus_client`'s own metrics take a lock and several calls each, and
-cannot be added up over worker processes without files. So each process has a `Registry`; its `snapshot()` is plain data
-that travels between processes as JSON; `merge()` adds snapshots up and `render()` writes the Prometheus text format
-0.0.4. `prometheus_client`'s writer is not used either: it would append `_total` to counters, but existing dashboards
-for the predecessor fix the names.
+Counting changes one attribute or one list element. The metrics of `prometheus_client` take a lock and several calls
+each, and cannot be added up over worker processes without files. So each process has a `Registry`. Its `snapshot()` is
+plain data, sent between processes as JSON. `merge()` adds snapshots up, and `render()` writes the Prometheus text
+format 0.0.4. The writer of `prometheus_client` is not used either, because it appends `_total` to counters, and
+existing dashboards for the predecessor need the unchanged names.
 
-Series are bounded: label values may come from clients (a method's name), so beyond `MAX_SERIES` of one metric all
-further label values are counted together under `other`.
+The number of series is bounded, because label values may come from clients, such as a method's name. Beyond
+`MAX_SERIES` series of a metric, all further label values are counted together under `other`.
 """
 
 import os
@@ -69,7 +69,7 @@ class Count:
 
 
 class Level(Count):
-    """One series of a gauge: it can also be set, and decrease."""
+    """One series of a gauge, which can also be set, and decrease."""
 
     __slots__ = ()
 
@@ -94,7 +94,7 @@ class Distribution:
         self.sum += value
 
     def quantile(self, q: float) -> float:
-        """Returns the q-quantile (0 to 1), interpolated inside its bucket; 0 without observations."""
+        """Returns the q-quantile (0 to 1), interpolated inside its bucket, or 0 without observations."""
         return quantile(self._bounds, self.counts, q)
 
     def read(self) -> object:
@@ -209,9 +209,9 @@ class Histogram(Metric[Distribution]):
 
 
 class Registry:
-    """The metrics of one process. Asking twice for one name gives the same metric.
+    """The metrics of one process. Adding a metric again under the same name returns the same metric.
 
-    With `process` set, snapshots also hold memory, CPU time and open files of this process under that label.
+    If `process` is set, snapshots also have the memory, CPU time and open files of this process under that label.
     """
 
     def __init__(self, process: str = "") -> None:
@@ -223,7 +223,8 @@ class Registry:
         return self._add(name, Counter(name, help, "counter", tuple(labels), Count))
 
     def gauge(self, name: str, help: str, labels: Sequence[str] = (), *, merge: Merge = "sum") -> Gauge:
-        """Adds a gauge; `merge` combines several processes: their sum, the highest or the lowest."""
+        """Adds a gauge. `merge` says how to combine the values of several processes: their sum, the highest or the
+        lowest."""
         return self._add(name, Gauge(name, help, "gauge", tuple(labels), Level, merge=merge))
 
     def histogram(self, name: str, help: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
@@ -259,8 +260,8 @@ class Registry:
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Merges the snapshots of several processes. A metric that differs in kind from its first appearance is left
-    out."""
+    """Merges the snapshots of several processes. Leaves out a metric whose type, labels or buckets differ from those in
+    the first snapshot with it."""
     merged: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[tuple[str, ...], Any]] = {}
     for snapshot in snapshots:

@@ -1,8 +1,8 @@
 """The port on which Kubernetes, Prometheus and `mesh` ask for a process's state: `/ready`, `/live`, `/metrics`.
 
-It answers what its owner's functions return and decides nothing. The reason why a process is not ready is sent as text,
-so that `kubectl describe pod` shows it. The port is separate because it must answer while the main port is full, and
-because it is not for clients.
+The answers are what the owner's functions return. The reason why a process is not ready is sent as text, so that
+`kubectl describe pod` shows it. The port is separate because it must answer while the main port is full, and because it
+is not for clients.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _METRICS_TIMEOUT = 5.0  # seconds; Prometheus gives up after 10
 
 
 class Probes:
-    """An HTTP server for the three paths. `address` is host and port; port 0 takes a free one."""
+    """An HTTP server for the three paths. `address` is host and port. Port 0 takes a free port."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Probes:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
-        """Starts to listen; returns the port. Raises OSError if it is taken."""
+        """Starts to listen, and returns the port. Raises OSError if it is taken."""
         app = web.Application()
         app.router.add_get("/ready{slash:/?}", functools.partial(self._answer, self._ready))
         app.router.add_get("/live{slash:/?}", functools.partial(self._answer, self._live))
