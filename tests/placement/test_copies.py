@@ -1,4 +1,5 @@
-"""The number of copies: it grows soon, shrinks slowly, never jumps, and is the same for the same mesh."""
+"""The number of copies: it grows soon and shrinks slowly. A plan never floods the mesh, and equal meshes get equal
+plans."""
 
 from dataclasses import replace
 

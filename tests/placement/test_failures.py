@@ -114,7 +114,7 @@ def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outag
 
 @given(st.text(max_size=40))
 def test_a_kind_of_another_version_is_a_lasting_one(name):
-    """A failure of an unknown kind, from another version, counts as lasting, because otherwise every call would try
+    """If another version reports a failure of an unknown kind, it counts as lasting. Otherwise every call would try
     again."""
     kind = FailureKind.named(name)
     assert kind is FailureKind.LASTING or kind.value == name

@@ -1,4 +1,4 @@
-"""The fence: who may answer, by each row of the table in docs/admin.md, and over any time."""
+"""The fence, which decides who may answer a call: each row of the table in docs/admin.md, and sequences of events."""
 
 import pytest
 from hypothesis import given

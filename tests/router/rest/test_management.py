@@ -326,8 +326,8 @@ async def test_import_refuses_unknown_attributes_by_name(http, worker):
 
 
 async def test_many_are_unregistered(http, worker):
-    """A bulk removal reports the outcome of each line: the model is unregistered, is missing, or stays, or the line
-    names none."""
+    """A bulk removal reports an outcome for each line: the model is unregistered or missing, it stays, or the line
+    names no model."""
     for name in ("a", "b", "referred"):
         await worker.management.add(name, "t", "", "")
     lines = ['{"id": "a"}', '{"id": "x"}', '{"id": "referred"}', '{"id": 1}', '{"name": "b"}', '{"id": "b"}']

@@ -91,8 +91,8 @@ def test_plain_requests_take_the_short_way(item):
 
 
 def test_memory_of_inputs_is_bounded():
-    """The memory of names and shapes, which come from clients, is bounded. When it is full everything is forgotten, and
-    what is in use is learnt again."""
+    """Names and shapes come from clients, so the memory of them is bounded. When it is full, everything is forgotten
+    and what is in use is learnt again."""
     known = shortcuts.Requests()
     for number in range(3 * shortcuts._MAX_KNOWN):
         item = {"name": f"x{number}", "shape": [1], "datatype": "FP32", "data": [1]}

@@ -1,4 +1,4 @@
-"""The mirror of pods and copies, which are callable, suspect or gone, in every order of events."""
+"""The mirror of pods and copies in every order of events: each is callable, suspect or gone."""
 
 import json
 
