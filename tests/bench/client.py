@@ -101,7 +101,7 @@ def _percentiles(times: list[float]) -> tuple[float, ...]:
 
 
 def _caller(door: Door) -> Callable[[], int]:
-    """Connects; returns a function that calls once and returns the answer's size in bytes, or 0 for a bad answer."""
+    """Connects. Returns a function that calls once and returns the answer's size in bytes, or 0 for a bad answer."""
     if door.kind == "grpc":
         infer = grpc.insecure_channel(door.address, options=_OPTIONS).unary_unary(METHOD)
         metadata = list(door.headers.items())

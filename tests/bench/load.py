@@ -1,9 +1,9 @@
 """Load on a gRPC server: many calls in flight for throughput, one caller at a time for latency.
 
 Throughput comes from `h2load` (Debian's nghttp2-client), as in the measurements that the design rests on: it costs so
-little that two cores are left for the servers. Without it `grpc.aio` clients in processes of their own do the work;
-they cost more CPU than what they measure, so calls per second are then too low throughout, and the output says so. CPU
-per call is right either way.
+little that two cores are left for the servers. Without it, `grpc.aio` clients in separate processes make the calls.
+They use more CPU than the servers that they measure, so all calls per second are then too low, and the output says so.
+CPU per call is right either way.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ async def latency(address: str, message: bytes, *, calls: int, trust: Path | Non
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Returns the value below which that share of the values lies; 0.5 is the median."""
+    """Returns the value below which that share of the values lies. A share of 0.5 gives the median."""
     return statistics.quantiles(values, n=1000, method="inclusive")[min(int(share * 1000), 999) - 1]
 
 

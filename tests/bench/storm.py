@@ -1,4 +1,4 @@
-"""A storm of cold models beside a hot one: 200 are called at once where 65 have room.
+"""A storm of cold models while a hot one is called: 200 are called at once in a mesh with room for 65.
 
 What counts is what the hot model's callers notice (its p99 divided by that of a quiet time), and the fate of the cold
 calls: each has a minute, and should be answered in it.
@@ -70,7 +70,7 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
 
 
 async def _size(etcd: EtcdServer, folder: Path) -> int:
-    """Returns the bytes that one such model takes, as its pod counts it."""
+    """Returns the bytes that one cold model takes, as its pod counts them."""
     async with LocalMesh(folder, etcd, pods=1, capacity="64MiB", log_level="info") as mesh:
         await mesh.register("one", models.logistic_regression(0), load=True)
 

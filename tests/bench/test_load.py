@@ -27,7 +27,7 @@ RATE = 2000.0
 
 
 class Http:
-    """An HTTP server that answers once it has received `together` requests; if that is 0, it never answers."""
+    """An HTTP server that answers once it has received `together` requests. If `together` is 0, it never answers."""
 
     def __init__(self, together: int, status: int = 200) -> None:
         self.together = together
@@ -174,7 +174,8 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, monk
 
 
 def test_rounds_are_left_out_when_time_is_up(monkeypatch):
-    """The first round of a row is always taken; later ones are not, and the comparison says so."""
+    """The first round of a row is always run. Later rounds are left out when the time is up, and the comparison says
+    so."""
     progress = Progress(console=Console(quiet=True))
     assert comparison.Bar(progress, 1.0).more(1)
     monkeypatch.setattr(comparison, "LIMIT", -1.0)

@@ -37,7 +37,8 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds():
 
 @pytest.mark.parametrize("more_is_better", [True, False])
 def test_the_best_system_has_the_best_median(more_is_better):
-    """The best system has the most calls a second, or the least time; a single system is not the best of anything."""
+    """The best system has the most calls per second or the least time. A system without competitors is not the best of
+    anything."""
     row = Row("x", "ms", {"Mesh": [1, 9, 2], "plain": [3, 3, 3], "Other": []}, more_is_better=more_is_better)
     assert row.best() == ("plain" if more_is_better else "Mesh")
     assert Row("x", "ms", {"Mesh": [1.0], "Other": []}).best() is None

@@ -1,8 +1,9 @@
-"""The cost of a unary call at each end of `mesh.wire`, beside `grpc.aio`'s, in one run: `python -m tests.bench.wire`.
+"""The cost of a unary call at each end of `mesh.wire`, compared with `grpc.aio`, in one run: `python -m
+tests.bench.wire`.
 
-Server and client are processes of their own, joined by a unix socket, uvloop in both; the server answers with a
-constant, the client keeps some calls in flight. With `--profile client` or `--profile server` cProfile shows one end
-instead, and `--stream` measures messages of bidirectional streams.
+Server and client are separate processes that use uvloop and a unix socket. The server answers with a constant, and the
+client keeps some calls in flight. With `--profile client` or `--profile server` cProfile shows one end instead, and
+`--stream` measures messages of bidirectional streams.
 """
 
 import argparse
@@ -161,7 +162,7 @@ Way = Callable[[str, int, int], Awaitable[None]]
 
 
 async def measure(kind: str, way: Way, arguments: argparse.Namespace, folder: Path) -> tuple[float, float]:
-    """Prints one line; returns the CPU of server and client in us a call."""
+    """Prints one line of results. Returns the CPU time of server and client, in microseconds per call."""
     path = str(folder / kind)
     argv = [sys.executable, "-m", "tests.bench.wire", "--serve", kind, "--path", path]
     if arguments.profile == "server":

@@ -4,7 +4,7 @@ clock.
 The record holds only what a client can know. Times are seconds of the recorder's monotonic clock: a start is taken
 before the request is sent, an end after its answer was read, so each true moment of effect lies between them.
 
-Each registration has a file of its own, and the file's answer is a number that no other file has. So an answer tells
+Each registration has a separate file, which answers a number that no other file answers. An answer therefore shows
 which registration it came from.
 """
 

@@ -67,7 +67,7 @@ class Run:
     quiet: list[tuple[float, float]] = field(default_factory=list)  # calms, each from its start to its end
 
     async def run(self) -> None:
-        """Runs all rounds; raises AssertionError if something does not heal."""
+        """Runs all rounds. Raises AssertionError if something does not heal."""
         draw = random.Random(self.seed)
         names = [f"m{number}" for number in range(self.models)]
         numbers = Numbers()

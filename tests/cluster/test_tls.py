@@ -41,7 +41,7 @@ def pairs() -> list[tuple[bytes, bytes]]:
 async def mesh(
     shared_namespace: Kube, image: str, pairs: list[tuple[bytes, bytes]], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Installed]:
-    """Two routers that speak TLS with the first certificate; callers trust both authorities."""
+    """Two routers that speak TLS with the first certificate. Callers trust both authorities."""
     mesh = Installed(shared_namespace, image)
     with pytest.raises(KubeError, match=r'tls\.secretName: the Secret "edge" is not in the namespace'):
         mesh.helm("install", "mesh", over=TLS)

@@ -72,7 +72,8 @@ async def test_time_is_bounded():
 
 
 async def test_a_transfer_that_gets_on_is_not_given_up():
-    """A transfer continues as long as each attempt brings some bytes, because such attempts are not counted."""
+    """A transfer continues as long as each attempt brings some bytes, because attempts that make progress are not
+    counted."""
     store = Store(*[PullErrorKind.INTEGRITY] * 20)
     store.step = 1
     assert await store.run(POLICY) == "done"

@@ -180,7 +180,7 @@ class AgentProcess:
         return created
 
     async def unload(self, model_id: str, created: int = 0) -> bool:
-        """Unloads a model; returns whether there was a copy."""
+        """Unloads a model. Returns whether there was a copy."""
         request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=created)
         return (await self.stub.Unload(request, timeout=30, metadata=self.shown)).had_copy
 

@@ -1,7 +1,7 @@
 """Tiny ONNX models for tests, as bytes: good ones, and each kind of bad one.
 
 All are deterministic: the same arguments give the same bytes. Unless its docstring says otherwise, a model takes `x`
-(FP32, shape [-1, 1]) and answers `y` of the same shape, so that one request fits them all.
+(FP32, shape [-1, 1]) and answers `y` of the same shape, so one request works for all of them.
 """
 
 import functools
@@ -64,7 +64,7 @@ def _constant(name: str, value: Any, dtype: Any = np.float32) -> TensorProto:
 
 
 def constant(value: float) -> bytes:
-    """Answers `value` for every row, so that an answer tells its file."""
+    """Answers `value` for every row, so an answer shows which file it came from."""
     return _model(
         [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Expand", ["c", "s"], ["y"])],
         initializers=[_constant("c", value)],
@@ -185,7 +185,7 @@ def without_inputs() -> bytes:
 
 
 def with_default() -> bytes:
-    """Answers `x` + `offset`; `offset` (shape [1]) may be omitted and is 10 then."""
+    """Answers `x` + `offset`. `offset` (shape [1]) may be omitted and is 10 then."""
     return _model(
         [helper.make_node("Add", ["x", "offset"], ["y"])],
         inputs=[_value("x"), _value("offset", shape=(1,))],

@@ -76,7 +76,7 @@ def node() -> str | None:
 
 
 def _npm() -> list[str]:
-    """Returns the command line of npm; fetches the wheel if the machine has none."""
+    """Returns the command line of npm. Fetches the wheel if the machine has none."""
     if shutil.which("npm") is not None and shutil.which("node") is not None:
         return ["npm"]
     if not _WHEEL.exists():

@@ -18,7 +18,7 @@ ONE = np.ones((1, 1), np.float32)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pod(tmp_path_factory, etcd_server):
-    """One mesh for the whole module, with one pod and a good model in it."""
+    """A mesh shared by the module's tests, with one pod and a good model in it."""
     options = ["--load-timeout", "5"]
     async with LocalMesh(tmp_path_factory.mktemp("bad"), etcd_server, pods=1, runtime_options=options) as mesh:
         await mesh.register("good", models.constant(1.0), load=True)

@@ -1,4 +1,5 @@
-"""GPU pods beside CPU pods, with a fake device: accounting, evictions, and the placement of models that may not fit.
+"""GPU pods and CPU pods in one mesh, with a fake device: accounting, evictions, and the placement of models that may
+not fit.
 
 tests/gpu has the same tests with a real device.
 """

@@ -31,7 +31,7 @@ class Onnx:
 
     @serve.multiplexed(max_num_models_per_replica=8)
     async def session(self, model_id: str) -> onnxruntime.InferenceSession:
-        """Loads a model; Ray keeps it, and picks replicas that have it."""
+        """Loads a model. Ray keeps it, and prefers replicas that have it."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         path = str(self._folder / f"{model_id}.onnx")

@@ -1,4 +1,5 @@
-"""V2's messages under the name that their classes bear, so that Ray can pickle them between its processes."""
+"""V2's messages under the module name that their classes carry, which Ray needs to pickle them between its
+processes."""
 
 import sys
 
