@@ -1,4 +1,4 @@
-"""A router process's knowledge of the mesh.
+"""The knowledge that a router process has of the mesh.
 
 | module | knows |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""The pods as `placement` sees them, for a load."""
+"""Pods as candidates for a load, in the form that `placement` takes."""
 
 import functools
 from collections.abc import Container, Iterable
@@ -16,7 +16,7 @@ AVOID = 1.0
 
 
 class Rollouts:
-    """The pods that a rollout is replacing by others."""
+    """The pods that a rollout is about to replace."""
 
     def __init__(self) -> None:
         self.outgoing: dict[str, str] = {}  # the pods, and their replacements
@@ -35,12 +35,12 @@ class Rollouts:
 
 @functools.lru_cache(maxsize=256)
 def _types(listed: tuple[str, ...]) -> frozenset[str]:
-    """Returns the types of a pod, the same object for equal ones: a choice compares them by identity."""
+    """Returns the types of a pod. Equal sets are the same object, because a choice compares them by identity."""
     return frozenset(listed)
 
 
 def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str]) -> list[placement.pod.Candidate]:
-    """Returns the pods for a load of that model."""
+    """Returns the candidates for a load of the model."""
     found = []
     for pod in pods:
         record = pod.record

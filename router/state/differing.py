@@ -1,6 +1,6 @@
 """The refusal to register an id that is registered with other attributes.
 
-Its text is the predecessor's, for its clients. Other doors say more: which attributes differ, and what to do instead.
+Over the predecessor's API the text is the predecessor's. Other APIs add which attributes differ and what to do instead.
 """
 
 from mesh.schema import confidential
@@ -23,7 +23,7 @@ class DifferentError(MeshError):
         self._asked = asked
 
     def explained(self, ways: str) -> MeshError:
-        """Returns the same refusal with the attributes that differ, and `ways` out of it, a sentence."""
+        """Returns the same error with the attributes that differ. `ways` is a sentence that says what to do instead."""
         differing = ", ".join(
             f"{name} {_value(name, self._registered)}, not {_value(name, self._asked)}" for name in self.names
         )

@@ -1,7 +1,7 @@
 """Settings that change while the mesh runs: the keys below `config/` in etcd, as the feed delivers them.
 
-Each is a text for a parser in `placement`, checked before it is written (`router.management.tuning`). If a text cannot
-be parsed all the same, because another program wrote it, this is logged and the former value stays in force.
+Each is a text that `placement` parses, and is checked before it is written (`router.management.tuning`). If another
+program has written a text that cannot be parsed, this is logged and the former value still applies.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,7 +37,8 @@ NAMES = tuple(_SETTERS)
 
 
 def parse(name: str, text: str) -> Current:
-    """Returns the values with only that setting. Raises ValueError for a text that cannot be parsed."""
+    """Parses one setting and returns `Current` with only that setting. Raises ValueError if the text cannot be
+    parsed."""
     return _SETTERS[name](Current(), text)
 
 
@@ -50,7 +51,7 @@ class Dynamic:
         self.current = Current()
 
     def snapshot(self, _: int, items: Iterable[Item]) -> None:
-        """Adopts all settings; those that are missing are not set."""
+        """Adopts all settings. A missing setting is not set."""
         values = {self._keys.setting_of(key): value for key, value in items}
         for name in NAMES:
             self._take(name, values.get(name))

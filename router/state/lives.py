@@ -1,4 +1,4 @@
-"""The lives of pods and the tombstones of models in etcd, which the fence needs, but calls do not."""
+"""The lives of pods and the tombstones of models in etcd. The fence needs them; calls do not."""
 
 from router.state.published import LifeSaid, TombstoneSaid
 
@@ -18,7 +18,7 @@ class Lives:
         """The models that were unregistered while a pod might still answer for them."""
 
     def clear(self) -> None:
-        """Forgets everything before a snapshot. A pod may have come back and been cut off again, unseen."""
+        """Forgets everything before a snapshot, because a pod may have come back and been cut off again unnoticed."""
         self.standing.clear()
         self.ended.clear()
         self.tombstones.clear()
@@ -36,10 +36,10 @@ class Lives:
             self.standing[life] = said.value
 
     def present(self, pod: str, incarnation: str) -> None:
-        """Notes that the pod has published itself in that life."""
+        """Notes that a pod has published itself in the given life."""
         self.ended.pop((pod, incarnation), None)
 
     def gone(self, pod: str, incarnation: str, revision: int) -> None:
-        """Notes that the pod's presence ended at that revision."""
+        """Notes the revision at which a pod's presence ended."""
         if (pod, incarnation) in self.standing:
             self.ended[pod, incarnation] = revision

@@ -1,8 +1,8 @@
 """Pods and the copies in them, as one process of the router knows them.
 
-A pod is known from the record that it published, or only from its copies; a copy is known from its key, or from its
-agent's answer, which is newer. The code that sends calls counts here what the choice of a copy needs. `view` keeps pods
-and copies up to date.
+A pod is known from the record that it published, or only from its copies. A copy is known from its key, or from its
+agent's answer, which is newer. The code that sends calls updates the counts that the choice of a copy needs. `view`
+keeps pods and copies up to date.
 """
 
 import enum
@@ -15,10 +15,10 @@ from mesh.wire.client import Pool
 
 
 class Waiter(Protocol):
-    """A call that waits for another one of its model to end."""
+    """A call that waits for a connection to a copy's pod."""
 
     def resume(self) -> None:
-        """Continues: the call may be sent."""
+        """Continues, because the call may be sent now."""
 
 
 class News(enum.Enum):
@@ -106,7 +106,7 @@ class Copy:
 
     @property
     def loaded(self) -> bool:
-        """True if the copy is loaded, as far as known."""
+        """True if the copy is known to be loaded."""
         return self.record.state == records.LOADED
 
     @property

@@ -1,6 +1,6 @@
 """The contents of etcd's range `presence`, key by key: pods, copies, lives, tombstones.
 
-Keys and records that cannot be read, and the few foreign keys in the range, are skipped with a line in the log.
+Keys and records that cannot be decoded, and the few foreign keys in the range, are logged and skipped.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +19,14 @@ _TOMBSTONE = f"/{TOMBSTONE}".encode()
 
 
 class PodSaid(NamedTuple):
-    """The news that a pod published itself, or None if its presence ended."""
+    """The news that a pod published itself or, without a record, that its presence ended."""
 
     name: str
     record: records.PodRecord | None
 
 
 class CopySaid(NamedTuple):
-    """The news that a pod published a copy, or None if the key was deleted."""
+    """The news that a pod published a copy or, without a record, that the copy's key was deleted."""
 
     model: str
     pod: str
@@ -34,7 +34,7 @@ class CopySaid(NamedTuple):
 
 
 class LifeSaid(NamedTuple):
-    """The news that a life began or changed (`mesh.schema.lives`), or None if it is closed."""
+    """The news that a life (`mesh.schema.lives`) began or changed or, without a value, that it was closed."""
 
     pod: str
     incarnation: str
@@ -42,7 +42,7 @@ class LifeSaid(NamedTuple):
 
 
 class TombstoneSaid(NamedTuple):
-    """The news that pods may still answer for an unregistered model; or that none may any more."""
+    """The news that pods may still answer for an unregistered model, or that no pod may any longer."""
 
     model: str
     stands: bool
@@ -52,7 +52,7 @@ Said = PodSaid | CopySaid | LifeSaid | TombstoneSaid
 
 
 def read(keys: Keys, items: Iterable[Item]) -> Iterator[Said]:
-    """Yields the news in the items, in their order."""
+    """Yields the news that the items contain, in order."""
     lives, copies, pods = keys.lives, keys.all_copies, keys.pods
     for key, value in items:
         try:

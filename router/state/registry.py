@@ -1,14 +1,14 @@
-"""Reads of model records: on demand, shared by concurrent callers, and never wrong about a missing record.
+"""Reads of model records on demand. Concurrent callers share a read, and a missing record is never reported by mistake.
 
-It must be possible to call a model through any worker the moment its registration has returned. A caller is therefore
-only told that a model does not exist after a read that began after it asked: it may join a read under way, but only
-trusts a record that this finds. For the same reason a missing record is never remembered.
+A model must be callable through any worker as soon as its registration has returned. So a caller only learns that a
+model does not exist from a read that began after the caller asked. It may join a read under way, but only trusts it if
+it finds the record. For the same reason a missing record is never remembered.
 
-Found records are remembered, in a bounded LRU without a watch. They may be old, which their user, a cold start, need
-not care about: an agent's claim succeeds only for the current registration.
+Found records are remembered in a bounded LRU, without a watch. They may be outdated. That is fine for cold starts,
+which use them, because an agent's claim succeeds only for the current registration.
 
-A name may mean a model or a vmodel. A worker's reads look for both at one revision, and tell `Vmodels` what they find.
-So "there is no such model" also says that there was no vmodel of that name.
+A name may be that of a model or a vmodel. A worker's reads look for both at one revision and pass the vmodel to
+`Vmodels`. So "there is no such model" also says that there was no vmodel of that name.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = logs.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A model's record as read."""
+    """A model's record as read from etcd."""
 
     model_id: str
     record: ModelRecord
@@ -50,7 +50,7 @@ class _Read:
 
 class Registry:
     """Shared reads of records (see the module's text). All errors are MeshErrors: REGISTRY_AWAY if etcd does not answer
-    in `timeout` s. With `vmodels`, reads tell them the vmodel of the same name."""
+    within `timeout` seconds. Each read also passes the vmodel of the same name to `vmodels`, if given."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class Registry:
         self._clock = 0  # counts arrivals and starts of reads, to find out which came first
 
     async def read(self, model_id: str, *, fresh: bool = False) -> Registration | None:
-        """Returns the registration, or None if there is none, by a read that began after this was called.
+        """Returns the registration. Returns None if there is none, according to a read that began after this call.
 
-        Without `fresh`, also returns a registration that an earlier read finds.
+        Unless `fresh`, may also return a registration found by a read that began earlier.
         """
         self._clock += 1
         arrived = self._clock
@@ -106,7 +106,8 @@ class Registry:
         self._cache.pop(model_id, None)
 
     async def change(self, model_id: str, change: Callable[[ModelRecord], ModelRecord | None]) -> Registration | None:
-        """Rewrites the record by compare-and-set; `change` may be called several times and returns None to leave it.
+        """Rewrites the record by compare-and-set. `change` may be called several times. It returns None to leave the
+        record as it is.
 
         Returns the registration after the change, or None if the model is not registered.
         """

@@ -1,19 +1,19 @@
 """A router's view of pods and copies: a mirror of etcd's `pods/` and `copies/`, corrected by the outcomes of calls.
 
-To choose a copy, a call only reads the view; nothing here does I/O, waits or reads a clock. Changes arrive as etcd
-published them, all events of one revision together, because that distinguishes a pod that *disappeared* from a pod that
-withdrew a copy:
+To choose a copy, a call only reads the view. The view does no I/O, never waits and reads no clock. Changes arrive as
+etcd published them, with all events of one revision together. This distinguishes a pod that *disappeared* from a pod
+that withdrew a copy:
 
 - If a pod's lease has ended and the pod never announced a drain, it and its copies become **suspect**. They may be fine
   (if etcd stalled, all leases ended at once), so they are still called, get no loads, and are removed by the first call
   or probe that fails. They are restored when the pod publishes them again; a new incarnation replaces them.
 - If a copy is deleted and its pod is not, the copy was withdrawn, and is forgotten at once.
 
-The outcomes of calls are newer than the mirror: a pod did not hold the copy (`drop`), a load ended (`loaded`), a pod
-cannot be reached (`failed`). Later events of the mirror correct mistakes.
+The outcomes of calls are newer than the mirror: a pod does not hold the copy (`drop`), a load has ended (`loaded`), a
+pod cannot be reached (`failed`). Later events of the mirror correct mistakes.
 
-A copy is callable when it is loaded and its incarnation is the one that its pod has published. A copy that is being
-loaded is known, so that callers join that load instead of starting another.
+A copy is callable when it is loaded and belongs to the incarnation that its pod has published. The view also has copies
+that are being loaded, so that callers join that load instead of starting another.
 """
 
 import math
@@ -57,7 +57,8 @@ class View:
     # --- the mirror ---
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes the complete state at one revision: missing pods and copies disappeared or were withdrawn, unseen."""
+        """Takes the complete state at one revision. Pods that are missing have disappeared, and copies that are missing
+        were withdrawn."""
         pods: dict[str, records.PodRecord] = {}
         copies: dict[tuple[str, str], records.CopyRecord] = {}
         self.lives.clear()
@@ -140,7 +141,8 @@ class View:
         self._index(model)
 
     def _vanished(self, pod: Pod, still_there: Container[str] = ()) -> None:
-        """Handles the end of a pod's presence: it becomes suspect, or is removed if it announced this or had failed."""
+        """Handles the end of a pod's presence. The pod becomes suspect, or is removed if it had announced a drain or
+        had failed."""
         if not pod.leaving and not pod.failed_at:
             pod.suspect = pod.unsettled = True
             pod.unsettled_since = 0.0
@@ -158,7 +160,8 @@ class View:
     # --- news from calls and loads ---
 
     def loaded(self, model: str, pod: Pod, record: records.CopyRecord) -> Copy | None:
-        """Takes an agent's answer that its pod holds the copy. Returns None if another incarnation gave it."""
+        """Takes an agent's answer that its pod holds the copy. Returns None if the answer is from another
+        incarnation."""
         if pod.record is None or pod.record.incarnation != record.incarnation or self.pods.get(pod.name) is not pod:
             return None
         known = pod.copies.get(model)
@@ -170,7 +173,7 @@ class View:
         return copy
 
     def drop(self, copy: Copy) -> None:
-        """Removes a copy, because a call has shown that its pod does not hold it."""
+        """Removes a copy because a call has shown that its pod does not hold it."""
         if copy.pod.copies.get(copy.model) is copy:
             self._withdraw(copy)
 
@@ -183,8 +186,8 @@ class View:
             self._forget(pod)
 
     def settle(self, now: float, *, away: bool = False) -> None:
-        """Forgets copies that did not come back with their pod, and updates which pods are being replaced. Call it
-        every second or so. `away`: etcd does not answer this router."""
+        """Forgets copies that did not come back with their pod, and updates which pods are being replaced. Call this
+        about once a second. `away` is true while etcd does not answer this router."""
         self._rollouts.look(self.pods.values(), now)
         for pod in list(self.pods.values()):
             # A pod that is still wary says so again. But if it stays cut off while etcd is unavailable, each time costs
@@ -204,12 +207,12 @@ class View:
     # --- questions ---
 
     def published(self, pod: str) -> records.PodRecord | None:
-        """Returns the record of a pod that is published, as far as known."""
+        """Returns the record of a pod if the pod is known to be published."""
         found = self.pods.get(pod)
         return None if found is None or found.suspect else found.record
 
     def open_lives(self) -> list[tuple[str, str]]:
-        """Returns pod and incarnation of the lives without presence."""
+        """Returns the pod and incarnation of each open life."""
         return [
             (pod, incarnation)
             for pod, incarnation in self.lives.standing
@@ -225,21 +228,21 @@ class View:
         return self._known.keys()
 
     def several(self) -> list[str]:
-        """Returns the models with more than one copy, including those being loaded. 30 ns a model."""
+        """Returns the models with more than one copy, including those being loaded. Takes 30 ns per model."""
         return [model for model, pods in self._known.items() if len(pods) > 1]
 
     def candidates(self, now: float, model: str) -> list[placement.pod.Candidate]:
-        """Returns the pods as placement sees them for a load of that model."""
+        """Returns the candidates for a load of the model."""
         return candidates.of(self.pods.values(), now=now, model=model, outgoing=self._rollouts.outgoing)
 
     # --- listeners ---
 
     def listen(self, listener: Callable[[str, News], None]) -> None:
-        """Calls the listener from now on when a pod publishes itself or disappears, with its name."""
+        """Registers a listener, which is called with a pod's name when the pod publishes itself or disappears."""
         self._listeners.append(listener)
 
     def watch(self, model: str, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls back whenever the copies of that model change; returns the function that ends the watch."""
+        """Calls back whenever the copies of a model change. Returns a function that ends the watch."""
         self._watchers.setdefault(model, []).append(callback)
 
         def unwatch() -> None:
@@ -274,7 +277,7 @@ class View:
             callback()
 
     def _withdraw(self, copy: Copy) -> None:
-        """Removes a copy, and with its last copy a pod that is only known from its copies."""
+        """Removes a copy. If the pod was only known from its copies and this was the last one, removes the pod too."""
         self._remove(copy)
         if copy.pod.suspect and not copy.pod.copies:
             self._forget(copy.pod)
@@ -306,8 +309,8 @@ class View:
 
 
 def _behind(news: records.CopyRecord, answered: records.CopyRecord) -> bool:
-    """Returns whether the mirror's news of a copy is older than the agent's answer: its claim, or its former
-    content."""
+    """Returns whether the mirror's news of a copy is older than the agent's answer, because it shows the claim or the
+    former content."""
     if (news.incarnation, news.create_revision) != (answered.incarnation, answered.create_revision):
         return False
     return news.state != records.LOADED or news.generation < answered.generation

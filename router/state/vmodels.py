@@ -1,7 +1,7 @@
-"""The vmodels of the mesh, as the feed's range `vmodels` delivers them. A hit by a vmodel's name reads nothing else.
+"""The vmodels of the mesh, as the feed's range `vmodels` delivers them. A hit by a vmodel's name needs no other data.
 
-The feed may lag. A name that it has not delivered is therefore read from etcd before a call fails (`registry`), and
-the result of that read counts until the feed has passed its revision.
+The feed may lag. So a name that it has not delivered is read from etcd before a call fails (`registry`). The result of
+that read applies until the feed has passed its revision.
 
 A record that cannot be read is logged and counts as missing. Its former value is not kept, because it may name models
 that are deleted.
@@ -39,11 +39,11 @@ class Vmodels:
         return list(self._records)
 
     def listen(self, listener: Callable[[str], None]) -> None:
-        """Calls the listener from now on with the name of each vmodel that is created, changed or deleted."""
+        """Registers a listener, which is called with the name of each vmodel that is created, changed or deleted."""
         self._listeners.append(listener)
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes all vmodels at one revision: missing ones are deleted."""
+        """Takes all vmodels at one revision. Vmodels that are missing have been deleted."""
         found = {self._name(key): value for key, value in items}
         for name in [*found, *(name for name in self._records if name not in found)]:
             self._take(name, found.get(name), revision)

@@ -1,8 +1,8 @@
 """The records of virtual models in etcd, changed together with the models that they name.
 
-One transaction writes the vmodel, the reference counts, the model that a request registers with it, and the deletions
-of models that nothing refers to any more. It succeeds only if none of these records has changed since the decision was
-made; otherwise the decision is made again from the current records. So counts stay right whatever others write.
+One transaction writes the vmodel and the reference counts, registers a model if the request describes one, and deletes
+models without references. It succeeds only if none of these records has changed since the decision was made. Otherwise
+the decision is made again from the current records. So counts stay correct no matter what others write.
 
 A model that is deleted with its last reference is unregistered at once, but its copies keep answering for a moment:
 routers that do not know the vmodel's new target yet still send calls there, and none of those may fail.
@@ -78,7 +78,7 @@ class LingeringCopiesError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadModel:
-    """A model as read for a decision."""
+    """A model as read from etcd for a decision."""
 
     registration: Registration | None
     named: NamedModel
@@ -86,7 +86,7 @@ class ReadModel:
 
 
 class VModelStore:
-    """The store of one process."""
+    """The vmodel store of one process."""
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class VModelStore:
         tombstones: Tombstones,
         note: Note = lambda *_: None,
     ) -> None:
-        """Stores its parts. `note` is told what was read or written, before the feed reports it: a call through this
-        process that follows a request goes where the request's reply says."""
+        """Stores the arguments. `note` is called with what was read or written, before the feed reports it. So a call
+        that follows a request through this process goes to the model that the request's reply named."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry
@@ -116,8 +116,8 @@ class VModelStore:
         return self._decode(vmodel_id, kv)
 
     async def page(self, *, prefix: str, after: str, limit: int) -> tuple[list[tuple[str, VModelRecord]], str | None]:
-        """Returns the vmodels whose id begins with `prefix`, after the id `after`, at most `limit`; and the `after` of
-        the next page, None for the last one."""
+        """Returns at most `limit` vmodels whose id begins with `prefix` and comes after `after`. Also returns the
+        `after` of the next page, or None if this is the last one."""
         first = self._keys.vmodels + prefix.encode()
         start = max(first, self._keys.vmodels + after.encode() + b"\0") if after else first
         end = after_prefix(first)
@@ -181,7 +181,7 @@ class VModelStore:
             await asyncio.sleep(random.uniform(0, _PAUSE * attempt))
 
     async def close(self) -> None:
-        """Ends the withdrawals in progress: pods notice the deletion by themselves, and the leader removes
+        """Stops the withdrawals in progress. Pods notice the deletions on their own, and the leader removes the
         tombstones."""
         await self._tasks.close()
 
@@ -218,8 +218,8 @@ class VModelStore:
         return ReadModel(registration, NamedModel(True, record.refs, record.auto_delete, len(states), loaded), copies)
 
     def _state(self, kv: KeyValue, created: int) -> str:
-        """Returns the state of a copy of that registration; "" for a copy of another one, a tombstone, or an unreadable
-        record."""
+        """Returns the state of a copy of the registration, or "" for a copy of another registration, a tombstone, or an
+        unreadable record."""
         if self._keys.copy_of(kv.key)[1] == TOMBSTONE:
             return ""
         try:
@@ -248,7 +248,7 @@ class VModelStore:
         known: dict[str, ReadModel],
         new: NewModel | None,
     ) -> bool:
-        """Writes a change; returns False if a record on which it is based has changed."""
+        """Writes a change. Returns False if a record on which the change is based has changed."""
         keys = self._keys
         key = keys.vmodel(vmodel_id)
         compares = [etcds.modified(key, 0 if kv is None else kv.mod_revision)]
@@ -300,8 +300,8 @@ class VModelStore:
 
     @staticmethod
     def _used_ms(change: Change, known: dict[str, ReadModel]) -> int:
-        """Returns when the model to be replaced was last used, which the target takes over for evictions; 0 if no model
-        is replaced."""
+        """Returns when the replaced model was last used, or 0 if no model is replaced. The target inherits this time
+        for the order of evictions."""
         if change.before is None or change.after is None or change.before.target == change.after.target:
             return 0
         active = known.get(change.before.active)

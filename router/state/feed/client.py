@@ -1,4 +1,4 @@
-"""A worker's end of the feed: keeps the readers of its ranges up to date, for as long as the pod lives.
+"""A worker's end of the feed, which keeps the readers of its ranges up to date.
 
 After a broken connection it continues each range from where it stopped.
 """
@@ -48,11 +48,11 @@ class FeedClient:
 
     @property
     def seen(self) -> bool:
-        """True once each range was received."""
+        """True once every range was received."""
         return self._seen.is_set()
 
     async def first(self, timeout: float) -> bool:
-        """Waits until each range was received, at most `timeout` seconds; returns whether it was."""
+        """Waits at most `timeout` seconds until every range was received. Returns whether this succeeded."""
         try:
             async with asyncio.timeout(timeout):
                 await self._seen.wait()
@@ -68,7 +68,7 @@ class FeedClient:
             self._writer.write(encode(["ready", reason]))
 
     async def merged(self) -> metrics.Snapshot:
-        """Returns the metrics of all workers of this router pod; only this one's if the pod does not answer."""
+        """Returns the metrics of all workers of this router pod, or only this worker's if the pod does not answer."""
         number = next(self._numbers)
         future: asyncio.Future[metrics.Snapshot] = asyncio.get_running_loop().create_future()
         if self._writer is None:

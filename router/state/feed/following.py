@@ -1,6 +1,6 @@
 """The pod's view of etcd: follows each range that has a reader here or in a worker, and passes on changes.
 
-Each range has its own `Mirror`, which continues from its own revision after a fault; a range that was compacted
+Each range has its own `Mirror`, which continues from its own revision after a fault. A range that was compacted
 meanwhile is read again while the others continue.
 """
 
@@ -16,7 +16,8 @@ from router.state.feed.ranges import Range, Reader
 
 
 class Following:
-    """The ranges followed (see the module's text). `run` starts a duty under a name; `apply` gets every change."""
+    """The followed ranges (see the module's text). `run` starts a duty under a name. `apply` is called with every
+    change."""
 
     def __init__(
         self,
@@ -27,7 +28,7 @@ class Following:
         apply: Callable[[Range, Change], None],
         run: Callable[[Callable[[], Coroutine[Any, Any, None]], str], object],
     ) -> None:
-        """Stores its parts. `readers` are this process's own."""
+        """Stores the arguments. `readers` are the readers in this process."""
         self._etcd = etcd
         self._keys = keys
         self._readers = readers
@@ -41,7 +42,7 @@ class Following:
         """Set once every range that has a reader here was read."""
 
     def want(self, range: Range) -> None:
-        """Follows a range from now on, or from `begin` on, if it is not followed already."""
+        """Starts to follow a range, unless it is followed already. Before `begin`, only notes that it is wanted."""
         self._wanted[range] = None
         if self._begun and range not in self._mirrors:
             self._mirrors[range] = Mirror(self._etcd, *range.bounds(self._keys))
@@ -55,7 +56,8 @@ class Following:
 
     @property
     def stale_for(self) -> float:
-        """Returns the seconds since changes of some range stopped arriving; 0 while they arrive, and before `begin`."""
+        """Returns for how many seconds the changes of some range have not arrived, or 0 while all arrive and before
+        `begin`."""
         return max((mirror.stale_for for mirror in self._mirrors.values()), default=0.0)
 
     async def _follow(self, range: Range) -> None:

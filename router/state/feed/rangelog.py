@@ -1,4 +1,4 @@
-"""One range as the pod keeps it for its workers: its content, its latest changes, and how far each worker has read.
+"""A range as the pod keeps it for its workers: its content, its latest changes, and how far each worker has read.
 
 Changes are encoded once, and each is linked to the next. A worker's `Cursor` holds the last change that the worker was
 sent, so changes that no worker waits for are garbage-collected. If the change after a worker's last one is not kept, or
@@ -30,7 +30,7 @@ PORTION_BYTES = 1 << 20
 
 
 def items_of(change: Change) -> list[Item]:
-    """Returns keys and values of a change, in the form that readers take."""
+    """Returns the keys and values of a change in the form that readers take."""
     if isinstance(change, Snapshot):
         return [(kv.key, kv.value) for kv in change.kvs]
     return [(event.kv.key, event.kv.value if event.kind is ChangeKind.PUT else None) for event in change.events]
@@ -60,11 +60,11 @@ class RangeLog:
 
     @property
     def revision(self) -> int:
-        """The revision of the content; 0: nothing was read yet."""
+        """The revision of the content, or 0 if nothing was read yet."""
         return self._last.revision
 
     def apply(self, change: Change) -> None:
-        """Takes a change from etcd. Cursors will find it; the caller wakes those that wait."""
+        """Adds a change from etcd, which cursors then find. The caller wakes the cursors that wait."""
         items = items_of(change)
         if isinstance(change, Snapshot):
             self.epoch = secrets.token_hex(8)
@@ -93,14 +93,14 @@ class RangeLog:
                 cursor.begin()
 
     def cursor(self, epoch: str, revision: int) -> "Cursor":
-        """Returns a cursor for a worker that has read up to `revision` of `epoch`, or nothing (""). `close` it at the
-        end."""
+        """Returns a cursor for a worker that has read up to `revision` of `epoch`. The epoch is "" if it has read
+        nothing. The caller must `close` the cursor."""
         cursor = Cursor(self, self._after(epoch, revision))
         self._cursors.add(cursor)
         return cursor
 
     def _after(self, epoch: str, revision: int) -> _Change | None:
-        """Returns the last change that such a worker has read, if the later ones are kept."""
+        """Returns the last change that a worker has read, if all later changes are kept."""
         if not self.epoch or epoch != self.epoch or not self._first.revision <= revision <= self._last.revision:
             return None
         change = self._first
@@ -118,7 +118,7 @@ class RangeLog:
 
 
 def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Cuts items so that each part fits into a message. Yields nothing if there are none."""
+    """Splits items into parts that each fit into a message. Yields nothing if there are no items."""
     portion: list[Item] = []
     size = 0
     for key, value in items:
@@ -143,15 +143,15 @@ class Cursor:
 
     @property
     def behind(self) -> int:
-        """The bytes of changes that wait for the worker."""
+        """The bytes of changes that the worker has not been sent yet."""
         return 0 if self._have is None else self._log._last.total - self._have.total
 
     def begin(self) -> None:
-        """Has the complete range sent next, no matter what was sent so far."""
+        """Sends the complete range next, no matter what was sent so far."""
         self._have = self._all = None
 
     def take(self) -> bytes | None:
-        """Returns the next message; None if there is none now."""
+        """Returns the next message, or None if there is none now."""
         if self._have is None:
             if not self._log.epoch:
                 return None

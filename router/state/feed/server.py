@@ -1,4 +1,4 @@
-"""The pod's end of the feed: a connection to each worker, which gets its ranges as fast as it reads.
+"""The pod's end of the feed: a connection to each worker, on which ranges are sent as fast as the worker reads.
 
 The ranges take turns, one message each, so that a large range does not delay the others; all other messages are sent
 first. A worker that reads nothing stays connected: heartbeats show whether it lives (`mesh.process`), and `rangelog`
@@ -59,11 +59,11 @@ class _Peer:
         self.wake()
 
     def wake(self) -> None:
-        """Wakes the writer: there may be something to send."""
+        """Wakes the writer, because there may be something to send."""
         self._some.set()
 
     async def write(self) -> None:
-        """Writes as fast as the worker reads. Raises OSError at the connection's end."""
+        """Writes as fast as the worker reads. Raises OSError when the connection ends."""
         while True:
             await self._some.wait()
             self._some.clear()
@@ -93,7 +93,8 @@ class _Peer:
 
 
 class FeedServer:
-    """The pod's end. `merged` returns the whole router pod's metrics, for workers that are asked for them."""
+    """The pod's end of the feed. `merged` returns the metrics of the complete router pod, for workers that are asked
+    for them."""
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class FeedServer:
         *,
         wanted: Callable[[Range], None] = lambda _: None,
     ) -> None:
-        """Stores its parts. `wanted` is called with each range that a worker reads, whenever one connects."""
+        """Stores the arguments. When a worker connects, `wanted` is called with each range that it reads."""
         self._merged = merged
         self._wanted = wanted
         self._logs = {name: RangeLog(name) for name in RANGES}
@@ -120,7 +121,7 @@ class FeedServer:
             os.umask(before)
 
     def apply(self, range: Range, change: Change) -> None:
-        """Passes a change of a range on."""
+        """Passes on a change of a range."""
         self._logs[range.name].apply(change)
         for peer in self._peers:
             peer.wake()
