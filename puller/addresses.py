@@ -4,8 +4,8 @@ People who may register a model name URLs that the pod then opens from inside th
 the public internet are allowed. `allow_private` adds loopback and private networks, which a store in the cluster needs;
 link-local addresses, at which clouds serve credentials, need `allow_link_local`.
 
-The address of the socket about to connect is checked, not the name, which may resolve to another address the next time.
-IPv6 forms that carry an IPv4 address count as that address.
+The address that a socket is about to connect to is checked, not the name, which may resolve to another address next
+time. IPv6 forms that carry an IPv4 address count as that address.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ def refusal(host: str, *, allow_private: bool, allow_link_local: bool) -> str | 
 
 
 def _meant(address: _Address) -> list[_Address]:
-    """Returns the address and every IPv4 address inside it."""
+    """Returns the address and every IPv4 address that it contains."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     inner: list[_Address] = []

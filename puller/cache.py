@@ -98,7 +98,7 @@ class DiskReservation:
         self._cache._give_back(count, 0)
 
     def close(self) -> None:
-        """Ends the reservation. Blobs that were made from it must be added before."""
+        """Ends the reservation. Add the blobs that were made from it first."""
         self._cache._give_back(self._left, self._size)
         self._size = self._left = 0
 
@@ -148,7 +148,7 @@ class Cache:
         self._evictions = self._damaged = self._leftovers = 0
 
     def load(self) -> None:
-        """Finds the blobs that an earlier process left. Blocks, for a second with a hundred thousand blobs."""
+        """Finds the blobs that an earlier process left. Blocks, for about a second with a hundred thousand blobs."""
         self.links = self._disk.links()
         found: dict[tuple[int, int], Blob] = {}
         names: list[tuple[os.DirEntry[str], os.stat_result]] = []
@@ -177,8 +177,8 @@ class Cache:
         self._unlink()
 
     def pick(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
-        """Picks and returns a blob that has one of these names, which then stays until `drop`; None if it must be
-        fetched."""
+        """Picks a blob that has one of these names, so that it stays until `drop`, and returns it. Returns None if the
+        file must be fetched."""
         blob = self.look_up(identities, size=size)
         if blob is None:
             self._misses += 1
@@ -187,7 +187,7 @@ class Cache:
         return blob
 
     def look_up(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
-        """Picks a blob like `pick`, without counting a hit or miss."""
+        """Picks a blob as `pick` does, but counts no hit or miss."""
         picked = None
         with self._lock:
             for identity in identities:
@@ -230,7 +230,7 @@ class Cache:
             self._pin(blob)
 
     def secure(self, blob: Blob) -> None:
-        """Makes the blob survive a crash. Blocks for as long as the disk takes."""
+        """Writes the blob to disk, so that it survives a crash. Blocks for as long as the disk takes."""
         with self._lock:
             if blob.safe or blob.path is None:
                 return
@@ -258,7 +258,7 @@ class Cache:
     def sound(self, blob: Blob) -> bool:
         """Returns whether the blob's bytes are unchanged. Blocks while all of it is read.
 
-        If not, it will not be found any more."""
+        A changed blob will no longer be found."""
         with self._lock:
             try:
                 file = open(self._there(blob), "rb")  # noqa: SIM115 - opened under the lock, read outside it
@@ -276,8 +276,8 @@ class Cache:
         return blob.read
 
     def link(self, blob: Blob, target: Path) -> None:
-        """Makes the file appear at the target too. Blocks if the file system has no links, because the file is then
-        copied."""
+        """Makes the file appear at the target too, by a link if the file system has links. Otherwise copies the file,
+        and blocks."""
         with self._lock:
             path = self._there(blob)
             try:
@@ -293,7 +293,7 @@ class Cache:
                 offset += count
 
     def warm(self, blobs: Iterable[Blob]) -> None:
-        """Asks the kernel to read blobs into memory, for a load that follows. May block for the disk's queue."""
+        """Asks the kernel to read blobs into memory before a load. May block on the disk's queue."""
         for blob in blobs:
             try:
                 with self._lock:
@@ -316,7 +316,7 @@ class Cache:
         self._unlink()
 
     def lost(self, blob: Blob) -> None:
-        """Makes a blob unfindable, because its file no longer exists."""
+        """Stops a blob from being found, because its file no longer exists."""
         with self._lock:
             self._damage(blob)
         self._unlink()
@@ -351,11 +351,11 @@ class Cache:
                     self._let_go(blob)
 
     def remembers(self, into: str) -> bool:
-        """Returns whether all blobs that the model last used are still here."""
+        """Returns whether all blobs that the model last used are still in the cache."""
         return into in self._made_of
 
     def remembered(self) -> list[str]:
-        """Returns all models whose last used blobs are all still here, least recently used first."""
+        """Returns the models whose last used blobs are all still in the cache, least recently used first."""
         with self._lock:
             return list(self._made_of)
 
@@ -397,7 +397,7 @@ class Cache:
             return max(0, over_budget, needs - self._most())
 
     def _set_aside(self, size: int, *, had: int = 0) -> None:
-        """Reserves bytes. `had`: what the same pull has already reserved, and gives back if this fails."""
+        """Reserves bytes. `had` is what the same pull has already reserved, and would give back if this fails."""
         while True:
             with self._lock:
                 try:
@@ -419,7 +419,7 @@ class Cache:
             self._unlink()
 
     def _refuse(self, size: int) -> None:
-        """Raises PullError if the room can never exist, so that nothing is evicted for a pull that cannot happen."""
+        """Raises PullError if there can never be enough room, so that nothing is evicted for a pull that must fail."""
         if self._budget is not None and self._used_bytes + self._reserved + size > self._budget:
             text = (
                 f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
@@ -477,7 +477,7 @@ class Cache:
         self._bytes += blob.size
 
     def _name(self, blob: Blob, identities: Iterable[str]) -> None:
-        """Makes the blob findable by these names, which led to other blobs or none before."""
+        """Makes these names lead to the blob, even if they led to other blobs before."""
         for name in map(_file_name, identities):
             former = self._named.get(name)
             if former is blob:
@@ -538,7 +538,7 @@ class Cache:
                 blob.stamp = os.stat(blob.path).st_mtime_ns
 
     def _disown(self, blob: Blob) -> None:
-        """Makes the blob unfindable; it is removed once unused."""
+        """Stops the blob from being found. It is removed once it is unused."""
         if self._contents.get(blob.sha256) is not blob:
             return
         del self._contents[blob.sha256]

@@ -5,7 +5,7 @@ The secret is a directory, as Kubernetes mounts one: each file is a named store,
 `default_<type>` or `default`, and may override single values (`storage_params`, dotted paths into nested objects).
 Names and precedence are those of ModelMesh, so its secrets work unchanged.
 
-The secret is read again for each pull, so a rotated one applies from the next load on. Its content stays in
+The secret is read again for each pull, so a rotated secret applies from the next load on. Its content stays in
 `StoreSettings`, which never reveals it, neither as text nor pickled.
 
 Registrations and secrets are written by different people, so the origin of each value is remembered: credentials of the
@@ -44,7 +44,7 @@ class StoreSettings:
     def __init__(
         self, type: str, values: Mapping[str, Any], *, origin: str = "", overridden: Iterable[str] = ()
     ) -> None:
-        """Makes settings; `origin` names the secret's key, "" for none; `overridden` are the top-level names that a
+        """Makes settings. `origin` names the secret's key, "" for none. `overridden` has the top-level names that a
         registration set."""
         self.type = type
         self.origin = origin
@@ -88,8 +88,8 @@ class StoreSettings:
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def credentials(self) -> str:
-        """Returns a text that is equal for equal credentials and does not reveal them. Every setting counts that is not
-        known to be something else."""
+        """Returns a text that is equal for equal credentials and does not reveal them. Every setting that is not known
+        to be something else counts as a credential."""
         values = {name: value for name, value in self._values.items() if name not in _NO_CREDENTIALS and value}
         text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -102,7 +102,7 @@ class StoreSettings:
 
     @property
     def where(self) -> str:
-        """The origin, for people."""
+        """The origin of these settings, in words."""
         return f"storage secret, key {self.origin}" if self.origin else "no key of the storage secret"
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ class Secrets:
     """The storage secret."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """Remembers where the secret is mounted; None, or a missing directory: no store has a name."""
+        """Remembers where the secret is mounted. If that is None or a missing directory, there are no named stores."""
         self._directory = directory
 
     @property
@@ -147,7 +147,7 @@ class Secrets:
         uri: Mapping[str, str] | None = None,
         bucket: str = "",
     ) -> StoreSettings | None:
-        """Returns the settings for a registration; None if the type of store is not known.
+        """Returns the settings for a registration, or None if the type of store is not known.
 
         `key` is its storage_key, `parameters` its storage_params; `uri` is what its URI says and wins over these.
         `bucket` is the old top-level attribute. Reads a file or two. Raises PullError.

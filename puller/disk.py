@@ -49,7 +49,7 @@ def folder_name(text: str) -> str:
 
 
 def write_error(error: OSError) -> PullError | None:
-    """Returns the error for a write that the disk refused; None for any other error."""
+    """Returns the PullError for a write that the disk refused, or None for any other error."""
     if error.errno not in _WRITE_ERRNOS:
         return None
     return PullError(PullErrorKind.DISK_FULL, f"the pod's disk cannot be written to: {error.strerror}")

@@ -1,11 +1,11 @@
-"""The errors of pulls, in a handful of kinds.
+"""The errors of pulls, which have a few kinds.
 
 The text is for the person who registered the model: it names what was asked for, what happened, and what to do. It
 contains no credentials: URLs are shown without user, password and query.
 
-A kind answers two questions. Is it worth trying the same again a moment later, in this pod? If so, the puller does that
-by itself (`retry`). And what has to happen before a later pull can succeed (`Nature`)? That tells the caller how soon
-to ask again.
+A kind answers two questions. May another attempt in this pod succeed a moment later? If so, the puller retries by
+itself (`retry`). What has to happen before a later pull can succeed (`Nature`)? That tells the caller how soon to ask
+again.
 """
 
 import enum
@@ -67,9 +67,10 @@ class PullErrorKind(enum.Enum):
 
 
 class PullError(Exception):
-    """A pull that failed, and left nothing behind. `retry_after` is in seconds, if the store has named them; `short` is
-    how many bytes of models in use must be evicted from the disk for it, 0 if that does not help; `never` says that
-    this pod's disk would be too small if it were empty. `needs` is how many bytes it asked room for, or more."""
+    """A pull that failed and left nothing behind. `retry_after` is in seconds, if the store has named them. `short` is
+    how many bytes of models in use must be evicted from the disk for the pull, 0 if that does not help. `never` says
+    that this pod's disk would be too small even if it were empty. `needs` is how many bytes the pull asked room for, or
+    more."""
 
     def __init__(
         self,

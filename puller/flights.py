@@ -1,9 +1,9 @@
-"""Downloads of files, each shared by all pulls that want the file, for as long as one of them does.
+"""Downloads of files. All pulls that want the same file share one download, which ends when none wants it.
 
 A flight begins with the first pull that misses a file and is joined by others that miss the same. It retries passing
 failures (`retry`), and continues where it broke off. When the last pull that waits for it is cancelled, so is the
-flight; when it fails, pulls that joined from another location must try their own, since the failure may have been
-caused by the first one's credentials.
+flight. When it fails, pulls that joined from another location must try their own location, because the first pull's
+credentials may have caused the failure.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Flights:
         secure: Callable[[Blob], None],
         check: Callable[[int], None],
     ) -> None:
-        """Makes a pod's downloads; `secure` gets each new blob; `check` raises PullError for a file with too many
+        """Makes a pod's downloads. `secure` gets each new blob. `check` raises PullError for a file with too many
         bytes."""
         self._disk = disk
         self._cache = cache
@@ -90,7 +90,7 @@ class Flights:
         store: str,
         room: DiskReservation,
     ) -> FileFlight:
-        """Begins a flight. It takes over `room`. `store` is that of the listing."""
+        """Begins a flight, which takes over `room`. `store` is the store of the listing."""
         flight = FileFlight(name, location, file.size)
         if name is not None:
             self._flights[name] = flight
@@ -102,7 +102,7 @@ class Flights:
     async def wait(self, flight: FileFlight) -> Blob:
         """Waits for the file and returns its blob, picked for the caller. Raises PullError.
 
-        If cancelled, it ends the flight unless another pull waits, and returns once nothing is left of it."""
+        If cancelled, it ends the flight unless another pull waits for it, and returns once the flight is cleaned up."""
         task = flight.task
         assert task is not None
         flight.waiting += 1
@@ -127,7 +127,7 @@ class Flights:
         self._release(flight)
 
     def _release(self, flight: FileFlight) -> None:
-        """Releases the flight's own hold on its blob when its last passenger has left."""
+        """Releases the flight's pin on its blob once the last pull has left the flight."""
         task = flight.task
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
             return

@@ -1,4 +1,4 @@
-"""The minimum rate at which a store must send: one that only trickles is as bad as one that hangs.
+"""The minimum rate at which a store must send. A store that sends too slowly is as bad as one that hangs.
 
 Only the time spent waiting for the store counts, not the handling of its bytes, because the operator's bandwidth limit
 and the pod's disk may be slow.
@@ -23,7 +23,7 @@ async def kept(
     least: int = LEAST_RATE,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[_Piece]:
-    """Yields the pieces of a body. Raises PullError(SLOW) after `window` seconds of waiting that brought too little."""
+    """Yields the pieces of a body. Raises PullError(SLOW) if too little arrives in `window` seconds of waiting."""
     waited, came = 0.0, 0
     while True:
         began = clock()

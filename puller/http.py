@@ -3,9 +3,9 @@
 This module avoids two errors of the predecessor: an answer other than 200 is an error and not a model, and a body
 shorter than announced is noticed. `http_client` decides where requests may be sent.
 
-A pull takes one request if possible: a GET of which only the headers are read at first. The ETag, date of change or
-digest shows whether the file is already on disk; the body waits meanwhile. A file of a known version is requested with
-a condition, so that no body is sent if the file is unchanged. If the server supports ranges, a large file is fetched in
+A pull takes one request if possible: a GET whose headers alone are read at first. The ETag, date of change or digest
+shows whether the file is already on disk; the body waits meanwhile. A file of a known version is requested with a
+condition, so that no body is sent if the file is unchanged. If the server supports ranges, a large file is fetched in
 several at once, and a broken transfer continues where it ended, provided that the file is still the same.
 
 Compression is declined, since the announced length must be that of the file. Credentials in the URL (`user:password@`),
@@ -55,7 +55,7 @@ class HttpProvider:
     async def listing(self, location: Location) -> Listing:
         """Requests the file and reads the headers. The body waits for `read`.
 
-        So a pull takes one request. A HEAD first would be a second one, and signed URLs allow only one method."""
+        A pull takes only one request. A HEAD would be another request, and signed URLs allow only one method."""
         if parse(location.uri).path.endswith("/"):
             raise _no_file(location, "ends with a slash")
         async with self._client.translated(location.shown):
@@ -122,7 +122,7 @@ class HttpProvider:
         )
 
     def _trust(self, settings: StoreSettings) -> ssl.SSLContext | None:
-        """Returns the TLS settings of a store that has its own: its authority, our certificate for it."""
+        """Returns the TLS settings of a store that names an authority, or a certificate for its clients."""
         name = settings.fingerprint()
         context = self._trusted.get(name)
         if context is None:
@@ -213,8 +213,8 @@ def _no_file(location: Location, why: str) -> PullError:
 
 
 def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
-    """Returns whether an answer is an index, or a login page: a URL without a file name, or HTML for a file whose name
-    does not say so."""
+    """Returns whether an answer is an index or a login page. That is HTML at a URL without a file name, or HTML for a
+    file whose name does not end as HTML files do."""
     asked, answered = location.uri.partition("?")[0].partition("#")[0], response.url.path
     if response.content_type not in ("text/html", "application/xhtml+xml"):
         return False
@@ -234,8 +234,8 @@ def _place(location: Location) -> str:
 
 
 def _validator(headers: Mapping[str, str]) -> tuple[str, bool]:
-    """Returns what distinguishes versions, a strong ETag or else a date of change, and whether a later change would
-    change it."""
+    """Returns what distinguishes versions, a strong ETag or else a date of change. Also returns whether it would differ
+    after a later change."""
     tag = headers.get("ETag", "").strip()
     strong = tag if tag.startswith('"') else ""
     changed = headers.get("Last-Modified", "")
@@ -264,9 +264,10 @@ def _condition(file: RemoteFile) -> dict[str, str]:
 
 
 def digests(headers: Mapping[str, str]) -> tuple[str, str]:
-    """Returns SHA-256 and MD5, in hex, that an answer's headers give for its body; "" if they give none.
+    """Returns the SHA-256 and MD5 of the body, in hex, from an answer's headers. A missing digest is "".
 
-    It understands Repr-Digest (RFC 9530), its predecessor Digest, Content-MD5, and Google storage's header."""
+    The headers are Repr-Digest (RFC 9530), its predecessor Digest, Content-MD5, and the header of Google Cloud
+    Storage."""
     found = {"sha-256": "", "md5": ""}
     texts = [headers.get("Digest", ""), headers.get("Repr-Digest", ""), headers.get("x-goog-hash", "")]
     if "Content-MD5" in headers:
@@ -306,7 +307,7 @@ def _changed(location: Location) -> PullError:
 
 
 def trust(settings: StoreSettings, policy: HttpPolicy) -> ssl.SSLContext | None:
-    """Returns the TLS settings of a store that has its own. Raises PullError if they are not valid certificates."""
+    """Returns the TLS settings of a store that names certificates. Raises PullError if these are not valid."""
     authority, certificate = settings.text("certificate"), settings.text("client_certificate")
     if not authority and not certificate:
         return None

@@ -163,7 +163,8 @@ class HttpClient:
             raise
 
     async def _check(self, host: str) -> None:
-        """Refuses a host that a proxy must not be asked for. A name unknown here may be known to the proxy."""
+        """Refuses a host that a proxy must not be asked for. A name that does not resolve here may resolve at the
+        proxy."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
@@ -195,8 +196,8 @@ class HttpClient:
     async def receive(
         self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, shown: str, stop_at: int | None = None
     ) -> None:
-        """Writes the body, whose first byte has the offset `start`, up to `stop_at`, from where others fetch the
-        rest."""
+        """Writes the body up to `stop_at`, after which others fetch the rest. `start` is the offset of its first
+        byte."""
         body = self.pieces(response, shown)
         announced = response.content_length
         if announced is not None and announced <= _SMALL and (stop_at is None or start + announced <= stop_at):
@@ -220,7 +221,7 @@ class HttpClient:
         await self._pace(pending)
 
     def pieces(self, response: aiohttp.ClientResponse, shown: str) -> AsyncIterator[bytes]:
-        """Yields the body as it arrives. Raises PullError if that is too slow."""
+        """Yields the body as it arrives. Raises PullError if it arrives too slowly."""
         return floor.kept(aiter(response.content.iter_any()), shown=shown, window=self.policy.read_timeout)
 
     async def _pace(self, count: int) -> None:
@@ -277,7 +278,8 @@ def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds that an answer's Retry-After asks for, a number or a date; None if it is neither."""
+    """Returns the seconds that an answer's Retry-After asks for, as a number or a date. Returns None if it is
+    neither."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
@@ -291,7 +293,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
-    """Returns the error for an answer with another status than the expected one, and what to do."""
+    """Returns the error for an answer with an unexpected status. The error says what to do."""
     status = response.status
     match status:
         case HTTPStatus.NOT_FOUND | HTTPStatus.GONE:

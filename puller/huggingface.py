@@ -246,7 +246,7 @@ def _check(held: OpenAnswer, location: Location, start: int, end: int, file: Rem
 
 
 def _following(held: OpenAnswer, url: URL) -> URL | None:
-    """Returns the next page, on the same host: the token is sent with the request."""
+    """Returns the URL of the next page. It must be on the same host, because the token is sent there."""
     match = _NEXT.search(held.response.headers.get("Link", ""))
     if match is None:
         return None

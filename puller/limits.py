@@ -68,8 +68,7 @@ class PullLimits:
             return max(0.0, self._paid_at - now)
 
     async def acquire(self, store: str) -> None:
-        """Takes one of the pod's connections, for this host. A caller must not ask for a second one while holding the
-        first."""
+        """Takes one of the pod's connections, for this host. A caller that holds one must not ask for a second."""
         await self._slots.acquire(store)
 
     def release(self, store: str) -> None:
@@ -85,9 +84,9 @@ class PullLimits:
     async def in_parts(
         self, missing: list[tuple[int, int]], fetch: Callable[[int, int], Coroutine[Any, Any, None]]
     ) -> None:
-        """Fetches ranges (first byte, one after the last), several parts at a time. Raises the first error of a part.
+        """Fetches ranges (first byte, one after the last) in several parts at a time. Raises the first error of a part.
 
-        `fetch` takes its connection itself."""
+        `fetch` must take a connection for its part."""
         queue = iter(self.parts(missing))
 
         async def work() -> None:

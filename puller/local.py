@@ -1,9 +1,9 @@
 """`file:` paths: only under the folders that the operator named.
 
 A path is resolved, including links, and must then lie under a root. The same holds for each link inside a folder; other
-links are skipped, like everything else that cannot be read, because volumes hold things that belong to no model.
-Between the check and the opening, a folder may be exchanged for a link, so the check is repeated on the opened file,
-whose path the kernel tells. Only regular files are read: opening a pipe would wait, and a device may never end.
+links are skipped, like everything else that cannot be read, because volumes hold things that belong to no model. A
+folder may be replaced by a link between the check and the opening, so the path of the opened file, as the kernel
+reports it, is checked again. Only regular files are read: opening a pipe would wait, and a device may never end.
 
 The files are copied, not linked: the model server maps them, and a file that is rewritten under it must not change a
 loaded model or end its process. A file whose size or times differ after the copy is refused. Size, times and inode also
@@ -54,7 +54,8 @@ _SKIPPED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errn
 
 
 class _Stop(threading.Event):
-    """A request to a thread to stop, and a count of the thread's checks for it, which show its progress."""
+    """A request to a thread to stop. It counts how often the thread has checked for the request, which shows
+    progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class LocalProvider:
     """Copies files and folders from under the roots."""
 
     def __init__(self, roots: Sequence[Path], *, volumes: Path | None = None, patience: float = _PATIENCE) -> None:
-        """Makes a provider; `volumes` is a further root, whose folders are mounts; `patience` is in seconds."""
+        """Makes a provider. `volumes` is another root, whose folders are mounts. `patience` is in seconds."""
         every = [*roots, *([volumes] if volumes is not None else [])]
         self._roots = tuple(os.path.realpath(root) for root in every)
         self._named = {

@@ -194,7 +194,7 @@ class ObjectProvider:
         return found
 
     async def _by_hand(self, location: Location, lister: Lister, key: str) -> list[Any]:
-        """Lists everything without obstore, because one of the keys is not a path."""
+        """Lists all objects without obstore, because one of the keys is not a path."""
         settings = location.settings
         # The operator's own endpoints may be anywhere; redirects are not followed.
         client = self._guarded if objects_client.chosen(settings) else self._free
@@ -302,8 +302,7 @@ class ObjectProvider:
 
     @asynccontextmanager
     async def _answered(self, location: Location, *, pages: int = 1) -> AsyncIterator[None]:
-        """Bounds a wait for the store, whose client only bounds the pauses between two bytes. Raises
-        PullError(SLOW)."""
+        """Bounds a wait for the store. Its client bounds only the pauses between two bytes. Raises PullError(SLOW)."""
         seconds = pages * (self._policy.connect_timeout + self._policy.read_timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -355,7 +354,7 @@ def _validator(meta: Any) -> str:
 
 
 async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
-    """Returns the results of all; the first error ends the others."""
+    """Returns the results of all coroutines. The first error ends the others."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
@@ -365,7 +364,7 @@ async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
 
 
 async def _on_google() -> bool:
-    """Returns whether this is a Google machine, as only there the name of the metadata service exists."""
+    """Returns whether this is a Google machine. Only there the name of the metadata service resolves."""
     try:
         async with asyncio.timeout(2.0):
             await asyncio.get_running_loop().getaddrinfo("metadata.google.internal.", 80)

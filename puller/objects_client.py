@@ -1,4 +1,4 @@
-"""Creation of obstore clients from a store's settings, and everything that must be known about that library.
+"""Creating obstore clients from a store's settings. Only this module deals with the library's peculiarities.
 
 obstore was chosen for its speed (a third of boto3's CPU) and for speaking all three clouds. Its peculiarities, and the
 remedies:
@@ -163,8 +163,8 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
 
 
 def _granted(target: Target, settings: StoreSettings, grant: Grant) -> Target:
-    """Allows the client to connect to places named by the operator, but not by a registration, and to ask for an
-    identity."""
+    """Allows the client to connect to hosts that the operator named, and to ask for an identity. Hosts that a
+    registration named get no such exception."""
     if not chosen(settings):
         named = [target.endpoint, settings.text("authority_host"), *map(os.environ.get, _ENDPOINTS)]
         splits = [urlsplit(url) for url in named if url]
@@ -291,8 +291,7 @@ def _azure(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> T
 
 
 def _ambient(*prefixes: str) -> str:
-    """Returns a text that is equal for environments that decide the pod's identity equally, and does not reveal
-    them."""
+    """Returns a text that is equal if the environment gives the pod the same identity, and reveals nothing of it."""
     found = sorted((name, value) for name, value in os.environ.items() if name.startswith(prefixes))
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=16).hexdigest()
 
@@ -321,7 +320,7 @@ def chosen(settings: StoreSettings) -> bool:
 
 
 def _own(settings: StoreSettings) -> bool:
-    """Returns whether nothing of the operator's is sent: a registration's own credentials, or none at all."""
+    """Returns whether only a registration's credentials, or none, are sent, and none of the operator's."""
     return all(settings.overridden(name) for name in _SECRETS[settings.type] if settings.has(name))
 
 

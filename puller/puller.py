@@ -4,7 +4,7 @@ The store is asked each time, even if everything is on disk, so that a changed o
 no longer read it gets no copy of it. `pulling` is one pull.
 
 The caller names the folder (`into`), runs only one pull into a name at a time, and removes the folder when it is no
-longer needed. `remembers` then still tells whether all of its files are here, so that the model may be loaded again
+longer needed. `remembers` then still says whether all of its files are on disk, so that the model can be loaded again
 cheaply.
 """
 

@@ -270,7 +270,7 @@ class Pulling:
         room: DiskReservation,
         sha256: str,
     ) -> Blob:
-        """Fetches one file, by its own flight or that of another pull."""
+        """Fetches a file, by a flight of this pull or of another."""
         name = _flight_name(file)
         while True:
             flight = self._tools.flights.find(name)
@@ -333,7 +333,8 @@ def derived_identity(tag: str, digest: str) -> str:
 
 
 def _alike(one: Location, other: Location) -> bool:
-    """Returns whether a failure of one location is also one of the other: the same place with the same credentials."""
+    """Returns whether the locations are the same and have the same credentials, so that a failure of one is a failure
+    of the other."""
     return one == other and one.settings.fingerprint() == other.settings.fingerprint()
 
 

@@ -1,4 +1,4 @@
-"""Turns shared by many stores, so that one that hangs does not take them from others.
+"""Turns that many stores share. A store that hangs does not take all turns.
 
 A store may have `each` turns, and all together `total`; beyond that, each may still have `least`, up to `most` in
 total. So a store that holds its turns for as long as its time-outs allow leaves others their share, however many of its

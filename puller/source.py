@@ -74,7 +74,7 @@ class Location:
 
     @property
     def shown(self) -> str:
-        """The URI for people: without user, password, query and fragment."""
+        """The URI to show, without user, password, query and fragment."""
         return self.told or redact(self.uri)
 
 

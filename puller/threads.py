@@ -17,8 +17,8 @@ class Threads:
     async def run(
         self, function: Callable[..., _T], *arguments: object, undo: Callable[[_T], None] | None = None
     ) -> _T:
-        """Runs the function to its end, even if the caller is cancelled meanwhile; the cancellation takes effect
-        afterwards, and `undo` gets the result that the caller does not take."""
+        """Runs the function to its end, even if the caller is cancelled meanwhile. The cancellation takes effect
+        afterwards, and `undo` gets the result that the caller no longer takes."""
         work = self.begin(function, *arguments)
         cancelled: asyncio.CancelledError | None = None
         while not work.done():
@@ -37,5 +37,5 @@ class Threads:
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self, *, drop: bool = False) -> None:
-        """Ends the threads, without waiting; `drop` discards work that has not begun."""
+        """Ends the threads without waiting for them. `drop` discards work that has not begun."""
         self._executor.shutdown(wait=False, cancel_futures=drop)

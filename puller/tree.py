@@ -32,7 +32,7 @@ class Layout:
 
 
 def stray(name: str) -> str:
-    """Returns why an element of a path cannot belong to a model, "" if it can."""
+    """Returns why a path with this element cannot belong to a model, "" if it can."""
     if name.startswith("._"):
         return "holds what macOS keeps beside a file"
     if name.startswith(".nfs"):
@@ -108,6 +108,6 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
 
 
 def told(skipped: Sequence[str]) -> str:
-    """Returns the skipped entries as one text of bounded length."""
+    """Returns the skipped entries and the reasons as one text of bounded length."""
     more = [f"and {len(skipped) - _TOLD} more"] if len(skipped) > _TOLD else []
     return "; ".join([*skipped[:_TOLD], *more])

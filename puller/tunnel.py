@@ -188,7 +188,7 @@ class Tunnel:
         return None
 
     async def _connect(self, client: socket.socket, head: _Head, grant: Grant) -> None:
-        """Serves an HTTPS connection, carrying bytes both ways from now on."""
+        """Serves an HTTPS connection by carrying bytes both ways until it ends."""
         host, _, port = head.target.rpartition(":")
         host = host.strip("[]")
         proxy = self._proxies.of_url("https", host, int(port))
@@ -237,7 +237,7 @@ class Tunnel:
                     await asyncio.gather(*begun, return_exceptions=True)
 
     def _asks_who(self, head: _Head, grant: Grant) -> bool:
-        """Returns whether a request asks for the pod's own identity and is allowed to."""
+        """Returns whether a request asks for the pod's identity and may do so."""
         if not grant.identity or head.names & _SIGNED:
             return False
         return bool(head.names & _ASKS_WHO) or self._named(head, grant)
@@ -274,7 +274,7 @@ class Tunnel:
         identity: bool = False,
         anywhere: bool = False,
     ) -> socket.socket:
-        """Opens a connection to the host, or to the operator's proxy for it. Raises _Refused."""
+        """Opens a connection to the host, or to the operator's proxy for it. Raises _ConnectionRefused."""
         anywhere = anywhere or (host.lower(), port) in grant.home
         try:
             found = await self._resolve(host, port)
