@@ -242,7 +242,8 @@ async def test_only_200_is_a_model(puller, store, status, kind):
     [(429, "5", 5.0), (503, "120", 120.0), (429, "soon", None), (429, "", None), (404, "5", None)],
 )
 async def test_a_store_says_when_to_ask_again(puller, store, status, after, seconds):
-    """Passing errors are retried when the store says. A wait of zero is ignored, and a missing file is not retried."""
+    """The error of a passing failure has the waiting time that the store names, unless that is missing or invalid. The
+    error of a missing file has none."""
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(store.url(f"/status/{status}/a.onnx?after={after}")), into="id")
     assert caught.value.retry_after == seconds
