@@ -1,8 +1,8 @@
 """The decisions of Mesh as pure functions: facts go in, a decision with its reason comes out.
 
-No clock, no I/O, no asyncio: ages and times are arguments, in milliseconds, so that the router, the agent, the
-simulator and `mesh explain` run the very same code, and a test of it takes microseconds. The caller carries out a
-decision, and knows when to ask again.
+The functions use no clock, I/O or asyncio. Ages and times are arguments, in milliseconds. So the router, the agent, the
+simulator and `mesh explain` all run the same code, and a test takes microseconds. The caller carries out a decision and
+knows when to ask again.
 
 - `pod`: a pod as a decision sees it; `debits` corrects its figures by the loads that the observer has sent there since.
 - `choice`: which pod loads a model. `balance`: which copy answers a call. `room`: which copies make way for a load.

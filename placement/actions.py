@@ -1,7 +1,7 @@
-"""Actions: the loads and unloads of a plan. They are idempotent.
+"""Actions: the idempotent loads and unloads of a plan.
 
-An action names the model and the pod, so an agent that already has the copy, or has none to unload, is done at once;
-and two leaders at the same moment, who see the same mesh, request the same actions.
+An action names the model and the pod, so an agent that already has the copy, or has none to unload, is done at once.
+Two leaders at the same moment see the same mesh and request the same actions.
 """
 
 import enum
@@ -66,7 +66,7 @@ class PlannedPods:
         return self._pods[name]
 
     def get(self, name: str) -> Candidate | None:
-        """Returns a pod; None if there is none of that name."""
+        """Returns the pod with that name, or None."""
         return self._pods.get(name)
 
     def take(self, name: str, footprint: Footprint) -> None:
@@ -78,7 +78,7 @@ class PlannedPods:
         )
 
     def preferences(self, model_type: str) -> Mapping[frozenset[str], bool] | None:
-        """Returns the sets of labels that a type prefers, stated or inferred; None if there are no constraints."""
+        """Returns the sets of labels that a type prefers, stated or inferred, or None if there are no constraints."""
         if self._constraints is NONE:
             return None
         if model_type not in self._preferences:
@@ -87,7 +87,7 @@ class PlannedPods:
         return self._preferences[model_type]
 
     def zones(self, names: Iterable[str]) -> list[str]:
-        """Returns the zones of those pods."""
+        """Returns the zones of the given pods."""
         return [self._pods[name].zone for name in names if name in self._pods]
 
     @property

@@ -1,4 +1,5 @@
-"""The choice of the copy that answers a call: the one with the least busy pod. A plain loop, since every hit runs it.
+"""The choice of the copy that answers a call: the one in the least busy pod. It is a plain loop, since every hit runs
+it.
 
 A pod's load is the number of calls that the router has in flight there, plus the number that the pod reported with its
 last reply (`mesh-load`). The second figure covers other routers, and lags behind. It also counts this router's own
@@ -23,7 +24,7 @@ class LoadedPod(Protocol):
 
 
 def least_loaded(copies: Sequence[LoadedPod], turn: int = 0) -> int:
-    """Returns the index of the copy to call. Raises ValueError if there is none."""
+    """Returns the index of the copy to call. Raises ValueError if there are no copies."""
     count = len(copies)
     if count == 1:
         return 0

@@ -63,7 +63,7 @@ def alive(blames: Iterable[Blame], now_ms: int) -> tuple[Blame, ...]:
 
 
 def quarantine(blames: Iterable[Blame], now_ms: int) -> str:
-    """Returns the reason for a quarantine of the model, "" if there is none."""
+    """Returns why the model is quarantined, or "" if it is not."""
     blames = alive(blames, now_ms)
     loads = [blame for blame in blames if not blame.requests]
     if len({blame.pod for blame in loads}) >= PODS:
@@ -79,7 +79,8 @@ def quarantine(blames: Iterable[Blame], now_ms: int) -> str:
 
 
 def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
-    """Returns the digests of requests that are not sent to the model: each surely killed a server recently."""
+    """Returns the digests of requests that are not sent to the model, because each certainly killed a server
+    recently."""
     return frozenset(
         digest
         for blame in blames

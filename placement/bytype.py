@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 def parse(text: str | bytes, what: str, one: Callable[[str, Any], _T], default: _T) -> tuple[Mapping[str, _T], _T]:
     """Parses each type's entry, and the default's, with `one`. An empty text has no entries.
 
-    Raises ValueError with a text for the operator, which calls the document `what`."""
+    Raises ValueError with a text for the operator. `what` names the document in that text."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"{what} are longer than {MAX_BYTES} bytes")
     if not text.strip():

@@ -111,7 +111,7 @@ class Ranked:
 
     @property
     def why(self) -> str:
-        """The figures as part of a sentence that begins with the pod's name."""
+        """The figures in words, as the rest of a sentence that begins with the pod's name."""
         if not self.evicts:
             room = f"has {words.size(self.free_bytes)} free"
         elif self.oldest_idle_ms:
@@ -238,7 +238,7 @@ def choose(
 
 
 def fits(pod: Candidate, footprint: Footprint) -> bool:
-    """Tells whether the model fits into the free space of the pod, in both memories."""
+    """Tells whether the model fits into the pod's free host and device memory."""
     return _has_free(pod, footprint.on(device=pod.has_device))
 
 
@@ -284,7 +284,7 @@ def _rate(
     preferences: Mapping[frozenset[str], bool] | None,
     zones: Collection[str],
 ) -> list[tuple[_Bucket, Candidate, bool]]:
-    """Returns each candidate with its bucket (`Ranked.bucket`), and whether its type prefers it."""
+    """Returns each candidate with its bucket (`Ranked.bucket`), and whether the model's type prefers it."""
     oldest, calmest = 0, candidates[0][0].rate
     for pod, fit in candidates:
         if not fit and pod.oldest_idle_ms > oldest:

@@ -14,7 +14,7 @@ never runs without a device, and a type that prefers it falls back if no such po
 If a type states no preference, one is inferred, as in the predecessor: among allowed pods, those that exclude more of
 the other types are preferred, so that pods open to every type stay open.
 
-A change at run time is a new `Constraints`; `copies` then moves the copies that are on pods no longer allowed.
+A change at run time creates a new `Constraints`. `copies` then moves copies off pods that are no longer allowed.
 """
 
 import json
@@ -75,8 +75,9 @@ class Constraints:
         return {kind: not alike and scores.get(kind) == best for kind in kinds}
 
     def _reserved(self, model_type: str, labels: frozenset[str]) -> int:
-        """Scores how little other types want pods with these labels: the higher, the better to take. The weights are
-        the predecessor's: a type that may not run there counts four times as much as one that prefers them."""
+        """Scores how little other types want pods with these labels. Pods with a higher score are preferred. The
+        weights are the predecessor's: a type that may not run there counts four times as much as one that prefers
+        them."""
         others = [constraint for name, constraint in self.types.items() if name != model_type]
         prohibited = sum(1 for constraint in others if constraint.lacking(labels))
         preferring = sum(1 for constraint in others if constraint.prefers(labels))

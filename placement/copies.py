@@ -48,7 +48,7 @@ class CopyLimits:
             raise ValueError(f"a maximum of {self.maximum} copies is below {max(1, self.minimum or 0)}")
 
     def over(self, other: "CopyLimits") -> "CopyLimits":
-        """Returns these limits, completed by the other's; a maximum set here wins over the other's minimum, and vice
+        """Returns these limits, completed by the other's. A maximum set here overrides the other's minimum, and vice
         versa."""
         minimum = other.minimum if self.minimum is None else self.minimum
         maximum = other.maximum if self.maximum is None else self.maximum
@@ -89,7 +89,7 @@ class ScaledModel:
 
 @dataclass(frozen=True, slots=True)
 class ScalingSettings:
-    """Thresholds; the predecessor's figures if it has them."""
+    """Thresholds of scaling, with the predecessor's values where it has them."""
 
     rate_per_copy: int = 2000  # calls a minute above which another copy is wanted
     in_flight_per_copy: int = 16
@@ -120,7 +120,7 @@ class Wanted:
 
 @dataclass(order=True, slots=True)
 class _Wish:
-    """A wanted load; the smallest is the most urgent."""
+    """A wanted load. Wishes sort by urgency, the most urgent first."""
 
     urgency: int
     order: int
@@ -237,7 +237,7 @@ def plan(
 
 
 def _wishes(model: ScaledModel, standing: Sequence[ReportedCopy], want: Wanted) -> Iterable[_Wish]:
-    """Yields the missing loads. `standing` are the copies on allowed pods."""
+    """Yields the missing loads. `standing` holds the copies on allowed pods."""
     minimum = max(model.limits.minimum or 0, 1 if model.limits.pinned else 0)
     misplaced = len(model.copies) - len(standing)
     hottest = -sum(copy.rate for copy in model.copies)
@@ -304,7 +304,7 @@ def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constr
 
 
 def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: int, by: ScalingSettings) -> str:
-    """Returns the reason why one copy fewer is enough; "" if it is not."""
+    """Returns why one copy fewer is enough, or "" if it is not."""
     if len(loaded) == 2:
         limit = min(by.second_idle_ms, stalest // 10)
         if model.idle_ms > limit:

@@ -1,4 +1,4 @@
-"""Debits: loads that an observer has sent to pods, and that the pods' published figures do not show yet.
+"""Debits: loads that an observer has sent to pods and that the pods' published figures do not show yet.
 
 A pod publishes every few seconds; a router may send it twenty loads in between. Each load is debited when it is sent
 (its bytes, a copy, a load in progress). The debit ends when the pod's own figures must contain the load: at a
@@ -123,7 +123,7 @@ class Debits:
         return found
 
     def statistics(self) -> DebitsStatistics:
-        """Returns the present debits; expired ones count until the next `sent` or `apply`."""
+        """Returns statistics of the current debits. Expired debits count until the next `sent` or `apply`."""
         return DebitsStatistics(len(self._debits), sum(debit.bytes for debit in self._debits.values()))
 
     def _apply(self, pod: Candidate) -> Candidate:

@@ -45,8 +45,8 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     width: int = WIDTH,
 ) -> Plan:
-    """Plans the next step. The drain is over when there is neither an action nor a load elsewhere; if models are still
-    unmet then, they have no room anywhere."""
+    """Plans the next step. The drain is over when there is no action and no load elsewhere. Models that are still unmet
+    then have no room anywhere."""
     room = PlannedPods(pods, constraints)
     under_way = sum(1 for copy in held if copy.loading_in and not copy.loaded_in)
     loads: list[Action] = []

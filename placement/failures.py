@@ -71,7 +71,7 @@ class FailureKind(enum.Enum):
 
     @classmethod
     def named(cls, name: str) -> "FailureKind":
-        """Returns the kind of that name; LASTING for a name of another version."""
+        """Returns the kind with that name, or LASTING for a name that this version does not know."""
         try:
             return cls(name)
         except ValueError:
@@ -145,7 +145,7 @@ class _ModelFailures:
 
 @dataclass(frozen=True, slots=True)
 class FailuresStatistics:
-    """Numbers of kept failures; expired ones count until the next question about them."""
+    """Numbers of kept failures. Expired failures count until they are next looked up."""
 
     models: int
     pods: int  # with evidence against them since their last success
@@ -212,7 +212,7 @@ class Failures:
             self._testify(model_id, pod, now_ms)
 
     def loaded(self, model_id: str, pod: str, now_ms: int) -> None:
-        """Notes a successful load: the pod is healthy, and there is evidence against pods in which the model just
+        """Notes a successful load. It proves the pod healthy, and is evidence against pods in which the model has just
         failed."""
         self._pods.pop(pod, None)
         model = self._models.get(model_id)
@@ -267,7 +267,7 @@ class Failures:
         return Eligibility(excluded, answer, held[0] if held else None, max(0, due - now_ms), names)
 
     def unhealthy(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
-        """Returns the unhealthy pods, each with the reason; none if all pods look unhealthy."""
+        """Returns the unhealthy pods, each with the reason. Returns none if all pods look unhealthy."""
         names = list(pods)
         found: dict[str, str] = {}
         for name in names:
@@ -281,7 +281,7 @@ class Failures:
         return found if len(found) < len(names) else {}
 
     def avoided(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
-        """Returns the unhealthy pods that get no load now: all but those due for a trial."""
+        """Returns the unhealthy pods that get no load now, which are all except those due for a trial."""
         found = self.unhealthy(pods, now_ms)
         return {pod: why for pod, why in found.items() if now_ms - self._last_try(pod) < RETRY_MS}
 

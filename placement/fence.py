@@ -1,4 +1,4 @@
-"""The fence: which calls a pod may answer, and until when. A lease alone is no fence.
+"""The fence: which calls a pod may answer, and until when. A lease alone does not fence a pod off.
 
 A pod that is cut off from etcd keeps its models in memory, a router that is cut off keeps its view, and together they
 would continue to answer for a deleted registration. The agent therefore grants its model server permission to answer,
@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 
 
 class Mode(enum.IntEnum):
-    """The calls that may be answered. The numbers are those on the use board."""
+    """The calls that may be answered. The numbers are the ones written to the use board."""
 
     CLOSED = 0
     PROVEN = 1

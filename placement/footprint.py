@@ -48,12 +48,12 @@ class Footprint:
         return Footprint(max(0, self.host_bytes), max(0, self.device_bytes))
 
     def within(self, room: "Footprint") -> bool:
-        """Tells whether the footprint fits into `room`, in both memories."""
+        """Tells whether the footprint fits into `room`, in host and in device memory."""
         return self.host_bytes <= room.host_bytes and self.device_bytes <= room.device_bytes
 
     @property
     def total_bytes(self) -> int:
-        """Bytes in both memories together."""
+        """Bytes of host and device memory together."""
         return self.host_bytes + self.device_bytes
 
     def share_of(self, capacity: "Footprint") -> float:
@@ -84,7 +84,7 @@ class Figures(Protocol):
 
     @property
     def used_bytes(self) -> int:
-        """Host memory that copies take."""
+        """Host memory that the pod's copies take."""
 
     @property
     def copies(self) -> int:
@@ -96,7 +96,7 @@ class Figures(Protocol):
 
     @property
     def device_used_bytes(self) -> int:
-        """Device memory that copies take."""
+        """Device memory that the pod's copies take."""
 
 
 def guess(pods: Sequence[Figures]) -> Footprint:

@@ -1,4 +1,4 @@
-"""The line of loads that wait for room: which ones get room, which have to go on waiting, and which yield.
+"""The line of loads that wait for room: which get room, which keep waiting, and which yield.
 
 There are two kinds. A *newcomer* has only its files; it holds no memory while it waits, so no load waits for it. A load
 *in memory* has proved larger than its reservation, and holds that memory and its turn at the model server until it gets

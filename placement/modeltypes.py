@@ -14,7 +14,7 @@ _FORMAT = "mt:"
 
 
 def takes(served: frozenset[str], model_type: str) -> bool:
-    """Tells whether a pod with these types takes a model of that type; "": of an unknown one."""
+    """Tells whether a pod with these types takes a model of the given type. "" is an unknown type."""
     if not served or not model_type or model_type in served:
         return True
     plain = model_type.partition("|")[0].removeprefix(_FORMAT)
@@ -25,8 +25,8 @@ def takes(served: frozenset[str], model_type: str) -> bool:
 
 
 def untaken(model_type: str, pods: Iterable[frozenset[str]]) -> str:
-    """Returns why no pod takes models of that type; "" if one does, or if there is no pod. `pods` are the types of
-    each."""
+    """Returns why no pod takes models of that type, or "" if a pod does or there is no pod. `pods` holds the types of
+    each pod."""
     served = list(pods)
     if not served or any(takes(one, model_type) for one in served):
         return ""

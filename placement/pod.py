@@ -58,8 +58,8 @@ class Candidate:
         return self.device_free_bytes if self.device_capacity_bytes else self.free_bytes
 
     def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Candidate":
-        """Returns this pod with that much added. (`dataclasses.replace` takes six times as long, and every cold start
-        does this for every pod.)"""
+        """Returns this pod with the given amounts added. `dataclasses.replace` would take six times as long, and every
+        cold start does this for every pod."""
         return Candidate(
             self.name,
             self.capacity_bytes,

@@ -43,7 +43,7 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     most: int = 64,
 ) -> Plan:
-    """Plans at most `most` loads. `avoided` maps pods that get none to the reason."""
+    """Plans at most `most` loads. `avoided` maps pods that get no loads to the reason."""
     room = PlannedPods(pods, constraints)
     actions: list[Action] = []
     for number, model in enumerate(sorted(models, key=lambda model: (model.idle_ms, model.model_id))):

@@ -62,11 +62,11 @@ class LoadQueue(Generic[K]):
         heapq.heappush(self._heap, (*item, key))
 
     def cancel(self, key: K) -> bool:
-        """Removes a load that is no longer wanted; false if it was not queued."""
+        """Removes a load that is no longer wanted. Returns False if it was not queued."""
         return self._items.pop(key, None) is not None
 
     def pop(self) -> K | None:
-        """Returns the load whose turn it is; None if the queue is empty."""
+        """Returns the load whose turn it is, or None if the queue is empty."""
         while self._heap:
             kind, order, arrival, key = heapq.heappop(self._heap)
             if self._items.get(key) == (kind, order, arrival):
@@ -75,12 +75,13 @@ class LoadQueue(Generic[K]):
         return None
 
     def ahead_of(self, key: K) -> int:
-        """Counts the loads before it; all of them if it is not queued. O(n): for forecasts and people."""
+        """Counts the loads ahead of a load, or all loads if it is not queued. Takes O(n), so it is for forecasts and
+        people."""
         item = self._items.get(key)
         return len(self._items) if item is None else sum(1 for other in self._items.values() if other < item)
 
     def ahead_of_a_caller(self) -> int:
-        """Counts the loads before one that a caller would bring now. O(n)."""
+        """Counts the loads that would be ahead of a load for a caller that arrives now. Takes O(n)."""
         return sum(1 for kind, _, _ in self._items.values() if kind == 0)
 
     def __iter__(self) -> Iterator[Queued]:

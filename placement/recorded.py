@@ -27,7 +27,7 @@ class RecordedFailure(Protocol):
 
     @property
     def since_ms(self) -> int:
-        """Start of the unbroken series of failures; 0: this one."""
+        """Start of the unbroken series of failures, or 0 if it starts with this one."""
 
     @property
     def asked_ms(self) -> int:

@@ -24,7 +24,7 @@ class ReloadingCopy:
 
 @dataclass(frozen=True, slots=True)
 class ReloadStep:
-    """The next step, and why. If there is no action, and it is not `done`: wait."""
+    """The next step, and why. A step without an action that is not `done` means to wait."""
 
     why: str
     beside: tuple[str, ...] = ()  # pods that load the new content beside the old

@@ -30,7 +30,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A question to which the installed code has another answer."""
+    """A question that the installed code answers differently."""
 
     line: int
     question: Question

@@ -46,7 +46,7 @@ class Trouble(enum.Enum):
 
 
 class End(enum.Enum):
-    """The end of a call that is given up."""
+    """The reason why a call is given up."""
 
     EXHAUSTED = "exhausted"  # it was tried as often as allowed; nothing has run
     UNKEPT = "unkept"  # it has not run, and not all of it is available to be sent again
@@ -125,7 +125,8 @@ def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Be
 
 
 def _gone(tried: Try) -> bool:
-    """Tells whether the copy counts as missing, as it also does if its pod demands what it has just got."""
+    """Tells whether the copy counts as missing. It also does if its pod demands verification of a call that is verified
+    already."""
     if tried.trouble is Trouble.VERIFY_FIRST:
         return tried.said is Said.VERIFIED
     return tried.trouble is Trouble.NOT_HERE

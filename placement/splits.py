@@ -35,8 +35,8 @@ class Split:
         self._salts = tuple(blake2b(model.encode(), digest_size=16).digest() for model in positive)
 
     def at(self, point: float, without: Collection[str] = ()) -> str | None:
-        """Returns the model at `point`, a uniform random number from 0 up to, but not including, 1. None: there is no
-        model besides those in `without`."""
+        """Returns the model at `point`, a uniform random number from 0 up to, but not including, 1. Returns None if all
+        models are in `without`."""
         if without:
             left = {model: weight for model, weight in self._items() if model not in without}
             return Split(left).at(point) if left else None
@@ -44,7 +44,7 @@ class Split:
         return self.models[min(bisect_right(self._bounds, point * self._total), len(self.models) - 1)]
 
     def of(self, key: bytes, without: Collection[str] = ()) -> str | None:
-        """Returns the key's model. None: there is no model besides those in `without`."""
+        """Returns the key's model, or None if all models are in `without`."""
         best, found = -1.0, None
         for (model, weight), salt in zip(self._items(), self._salts, strict=True):
             if model in without:

@@ -3,8 +3,8 @@
 A crash happens in one thread. If that thread is known and was running a model, that model is the cause. If it was not
 running a model, it may have hit memory that a model corrupted, so every model at work is suspect, as it is if nothing
 is known about threads. A server that hung was blocked by what its event loop ran; work in other threads does not block
-it. To free a model has crashed servers too, but copies come and go all the time, so unloads are only suspect if nothing
-else was going on.
+it. Unloading a model has crashed servers too, but copies come and go all the time, so unloads are only suspect if
+nothing else was going on.
 
 No model is blamed for an end that came from outside: a stop, a kill by hand, a replacement. A kill for lack of memory
 comes from outside too, but its cause is inside: the models at work may have taken the memory.
@@ -66,7 +66,7 @@ class Suspect(Generic[Key]):
 
 
 def suspects(cause: EndCause, work: Iterable[Work[Key]], *, thread: int = 0) -> tuple[Suspect[Key], ...]:
-    """Names the models that may have caused an end. `thread`: the one that crashed, 0 if unknown."""
+    """Names the models that may have caused a server's end. `thread` is the thread that crashed, or 0 if unknown."""
     work = tuple(work)
     if cause in _FROM_OUTSIDE:
         return ()

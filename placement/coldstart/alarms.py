@@ -9,7 +9,7 @@ _SLACK = 64  # cancelled alarms that may stay in the heap, besides as many as ar
 
 
 class Alarm(Generic[T]):
-    """One time, and its owner."""
+    """An alarm's time and owner."""
 
     __slots__ = ("at_ms", "number", "whose")
 
@@ -23,7 +23,7 @@ class Alarm(Generic[T]):
 
 
 class Alarms(Generic[T]):
-    """The alarms of one machine. To set one costs log n, to cancel one next to nothing."""
+    """The alarms of one machine. Setting an alarm costs O(log n), cancelling one next to nothing."""
 
     __slots__ = ("_heap", "_number", "_off")
 
@@ -59,7 +59,7 @@ class Alarms(Generic[T]):
         return heap[0].at_ms if heap else None
 
     def ring(self, now_ms: int) -> T | None:
-        """Removes the earliest alarm that is due, and returns its owner; None if none is due."""
+        """Removes the earliest alarm that is due and returns its owner, or None if no alarm is due."""
         due_ms = self.earliest_ms()
         if due_ms is None or due_ms > now_ms:
             return None

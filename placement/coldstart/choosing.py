@@ -13,7 +13,7 @@ from placement.failures import Eligibility
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """Ask that pod."""
+    """The outcome that a pod is to be asked."""
 
     pod: str
     why: str
@@ -21,7 +21,8 @@ class Go:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """Nothing can be done now, but time or a change of the view may help. `why` is the error if they do not."""
+    """The outcome that nothing can be done now, but time or a change of the view may help. `why` is the error if
+    neither does."""
 
     why: str
 

@@ -74,7 +74,7 @@ class Hurry(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class ForgetRecord(Instruction):
-    """The remembered record of the model is wrong."""
+    """The instruction to forget the remembered record of a model, because it is wrong."""
 
     model_id: str
 

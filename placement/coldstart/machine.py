@@ -156,7 +156,7 @@ class Machine:
     # --- impossible events ---
 
     def _expecting(self, answer: Answer) -> Flight | None:
-        """Returns the flight that waits for that answer; None if it has ended meanwhile."""
+        """Returns the flight that waits for the answer, or None if the flight has ended meanwhile."""
         flight = self._flights.by_model.get(answer.model_id)
         if flight is not None and flight.awaits == answer.answers:
             if type(answer) not in EXPECTED[flight.phase]:

@@ -31,7 +31,7 @@ class ProblemReason(enum.Enum):
 
     @classmethod
     def named(cls, name: str) -> "ProblemReason":
-        """Returns the reason of that name; UNAVAILABLE for names that have no meaning here."""
+        """Returns the reason with that name, or UNAVAILABLE for a name that cold starts do not use."""
         return cls.__members__.get(name, cls.UNAVAILABLE)
 
 

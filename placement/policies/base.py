@@ -29,20 +29,20 @@ infinite, the second copy of a busy model would be the first victim of every loa
 
 
 class Policy(Protocol[K]):
-    """An order of eviction over the copies of one pod."""
+    """An order in which the copies of one pod are evicted."""
 
     @property
     def name(self) -> str:
         """The policy's name in `named`."""
 
     def add(self, key: K, *, size: int, cost: float) -> None:
-        """Adds a copy. `size` in bytes, `cost` of loading it again in milliseconds."""
+        """Adds a copy. `size` is in bytes. `cost` is the time to load the copy again, in milliseconds."""
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
         """Replaces an estimate by the measurement."""
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """Removes a copy. `evicted_at`: when, if it was evicted. An unknown key is ignored."""
+        """Removes a copy. `evicted_at` is the time of its eviction, if it was evicted. An unknown key is ignored."""
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
         """Returns the copies in the order of eviction, up to the first for which `enough` is true. Has no visible

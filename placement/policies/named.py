@@ -9,7 +9,7 @@ NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
 
 
 def check(name: str) -> str:
-    """Returns the name, if a policy has it. Raises ValueError with the existing names."""
+    """Returns the name. Raises ValueError, with the existing names, if no policy has it."""
     if name not in NAMES:
         raise ValueError(f"no eviction policy is called {name!r}; there are {', '.join(NAMES)}")
     return name

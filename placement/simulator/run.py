@@ -12,7 +12,7 @@ WINDOWS = 60
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The setup of a simulation."""
+    """The parameters of a simulation."""
 
     pods: int
     capacity_bytes: int  # of each pod

@@ -93,7 +93,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The writes of a change, of which all are done, or none."""
+    """The writes of a change. Either all of them are made or none."""
 
     before: VModelRecord | None
     after: VModelRecord | None  # None: the vmodel is deleted
