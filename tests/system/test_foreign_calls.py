@@ -56,6 +56,13 @@ async def test_an_id_is_put_into_an_embedded_message(it):
     assert (response.inner_model_name, response.model_name) == ("m", "untouched")
 
 
+async def test_a_call_by_alias_reaches_the_server_with_the_id_of_the_model(it):
+    """The id put into a call with `mm-vmodel-id` is the concrete one, that of the model behind the alias."""
+    assert (await it.mesh.rest("PUT", "/mesh/v1/aliases/alias-of-m", {"target": "m"})).status == 201
+    response = await it.predict(PredictRequest(text="hello"), metadata=(("mm-vmodel-id", "alias-of-m"),), timeout=20)
+    assert (response.inner_model_name, text_of(response)) == ("m", "hello")
+
+
 async def test_a_method_that_is_not_listed_passes_unchanged_if_any_is_allowed(it):
     """With `allowAnyMethod`, methods that the server does not list reach it, except those of its management API."""
     other = it.mesh.channel().unary_unary("/example.Unlisted/method")
