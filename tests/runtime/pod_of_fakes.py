@@ -117,8 +117,7 @@ class FakeFiles:
 
     def __init__(self) -> None:
         self.errors: dict[str, PullError] = {}
-        self.digests: dict[str, str] = {}  # by path
-        self.skipped: dict[str, tuple[str, ...]] = {}  # likewise
+        self.skipped: dict[str, tuple[str, ...]] = {}  # by path
         self.budget: int | None = None  # disk budget in bytes
         self.sizes: dict[str, int] = {}  # bytes on disk, by id
         self.held: dict[str, asyncio.Event] = {}

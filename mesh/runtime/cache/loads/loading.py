@@ -148,15 +148,14 @@ class Loading:
             await self._unloads.silent(want.model_id)
             return
         self._ledger.remove(entry)
-        if not (entry.aside and want.model_id in self._ledger.entries):  # the other generation removes the files
+        shared = entry.aside and want.model_id in self._ledger.entries  # the other generation removes the files
+        if not shared:
             self._files.doom(want.model_id)
         self._space.freed()
-        if entry.aside:
-            if want.model_id not in self._ledger.entries:
-                await self._files.remove(want.model_id)
-            return
-        await self._publication.withdraw(want)
-        await self._files.remove(want.model_id)
+        if not entry.aside:
+            await self._publication.withdraw(want)
+        if not shared:
+            await self._files.remove(want.model_id)
 
     async def _remember(self, want: Want, entry: CacheEntry, outcome: Outcome) -> None:
         """Writes into the model's record what other pods should know about a load that did not succeed."""
