@@ -1,8 +1,8 @@
 """The data port of a foreign server: each call is checked as the ONNX server checks it, and passed on to the server.
 
-Each call is a task, because `grpc.aio` has no callbacks. Whatever its shape, it is passed on as a stream of messages in
-both directions. A reply of one message, the usual case, is written in one piece with its trailers. If the end does not
-follow the first message at once, the reply is passed on message by message.
+Each call is a task, which passes it on through the `egress`. A reply of one message, the usual case, is written in one
+piece with its trailers. If the end does not follow the first message at once, the reply is passed on message by
+message.
 
 The caller gets the server's answer with metadata, trailers and rich errors, except in two cases. *Not found* means that
 the server has lost the model: the copy is withdrawn, and the router gets *not here*, so that it asks for a load. And
@@ -12,14 +12,11 @@ ended. If it has, this process ends too, and routers see the connection break, a
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
-
-import grpc
 
 from mesh.runtime.port import answers
 from mesh.runtime.port.permission import named, permitted, proven
 from mesh.runtime.relay import metadata, verdicts
+from mesh.runtime.relay.egress import Answer, Egress, Outgoing
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.methods import Methods
 from mesh.runtime.relay.splice import SpliceError, append, splice
@@ -29,7 +26,8 @@ from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
 from mesh.v2 import PREFIX
 from mesh.wire import framing, headers
-from mesh.wire.call import Call, CallCancelled
+from mesh.wire.call import Call, CallCancelled, Header, Headers
+from mesh.wire.reply import Lost, Reply
 
 log = logs.get(__name__)
 
@@ -38,8 +36,7 @@ _SOON = 0.005
 
 _METHODS = {PREFIX + name.encode(): index for index, name in enumerate(METHODS[:-1])}
 _OTHER = len(METHODS) - 1
-_EOF = grpc.aio.EOF  # type: ignore[attr-defined] # missing in the stubs
-_MAX_METHODS = 1000  # names of methods that are kept, as clients choose them
+_INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
 
 
 class _NotHere(Exception):
@@ -49,15 +46,15 @@ class _NotHere(Exception):
 class RelayPort:
     """The handler of the data port's calls. For use in the event loop's thread only."""
 
-    def __init__(self, table: Table, board: Board, link: Link, *, max_message: int) -> None:
+    def __init__(self, table: Table, board: Board, link: Link, egress: Egress, *, max_message: int) -> None:
         self.methods: Methods | None = None  # None: the server has not reported its status yet
         self.in_flight = 0
         self._table = table
         self._board = board
         self._link = link
+        self._egress = egress
         self._max_message = max_message
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[bytes, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # by method
 
     def handle(self, call: Call) -> None:
         """Starts handling a call. Never raises."""
@@ -131,111 +128,110 @@ class RelayPort:
         call = carried.call
         if not await self._link.up():
             raise _NotHere
-        try:
-            sent = metadata.to_server(call.headers, carried.copy.model_id)
-        except ValueError as error:
-            raise MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}") from None
+        sent = metadata.to_server(call.headers, carried.copy.model_id)
         left = None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
         epoch = self._link.epoch
-        one, several = self._method(call.method)
         feeding = None
-        if call.frame is not None:
-            rpc = one(self._read(carried, call.frame), metadata=sent, timeout=left)
-        else:
-            rpc = several(metadata=sent, timeout=left)
-            feeding = self._loop.create_task(self._feed(carried, rpc))
         try:
-            return await self._reply(carried, rpc)
-        except grpc.aio.AioRpcError as error:
-            return await self._failed(carried, error, epoch)
-        except asyncio.CancelledError:
+            if call.frame is not None:
+                frame = self._read(carried, call.frame)
+                outgoing = self._egress.send(call.method, sent, frame, timeout=left, encoding=call.encoding)
+            else:
+                outgoing = self._egress.open(call.method, sent, timeout=left, encoding=call.encoding)
+                feeding = self._loop.create_task(self._feed(carried, outgoing))
+        except ValueError as error:
+            raise MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}") from None
+        try:
+            answer = await outgoing.first()
+            return self._ended(carried, answer) if isinstance(answer, Reply) else await self._stream(carried, answer)
+        except Lost as lost:
             if carried.refused is not None:
                 raise carried.refused from None
-            raise
+            await self._link.noticed(epoch)
+            await self._link.survived()
+            text = f"the connection to the model server was lost during the call: {lost.why}"
+            raise MeshError(Reason.LOST, text) from None
         finally:
-            rpc.cancel()  # no effect after the end
+            outgoing.cancel()  # no effect after the end
             if feeding is not None:
                 feeding.cancel()
                 await asyncio.wait({feeding})
 
-    async def _reply(self, carried: "_Carried", rpc: Any) -> int:
-        """Passes a reply on. Raises AioRpcError for any status except OK."""
+    async def _stream(self, carried: "_Carried", answer: Answer) -> int:
+        """Passes on an answer that is read message by message. Raises `Lost`."""
         call = carried.call
-        first = await rpc.read()
-        if first is _EOF:
-            call.finish(0, trailers=metadata.from_server(await rpc.trailing_metadata()))
-            return 0
-        returned = metadata.from_server(await rpc.initial_metadata())
-        following = asyncio.ensure_future(rpc.read())
+        first = await answer.read()
+        if first is None:
+            return self._ended(carried, await answer.result(), answer.headers)
+        following = asyncio.ensure_future(answer.read())
         try:
             await asyncio.wait({following}, timeout=_SOON)
-            frame = framing.pack(carried.named(first))
-            if following.done() and following.exception() is None and following.result() is _EOF:
-                call.reply(
-                    frame,
-                    (*returned, *answers.load(self.in_flight - 1)),
-                    metadata.from_server(await rpc.trailing_metadata()),
-                )
-                return 0
+            if following.done() and following.exception() is None and following.result() is None:
+                reply = await answer.result()
+                if reply.code == Code.OK:
+                    reply.frame, reply.headers, reply.encoding = first, answer.headers, answer.encoding
+                    return self._ended(carried, reply)
             carried.begun = True
-            call.start((*returned, *answers.load(self.in_flight - 1)))
-            await call.write(frame)
-            while (message := await following) is not _EOF:
-                await call.write(framing.pack(carried.named(message)))
-                following = asyncio.ensure_future(rpc.read())
-            call.finish(0, trailers=metadata.from_server(await rpc.trailing_metadata()))
-            return 0
+            call.start(self._returned(answer.headers, answer.encoding))
+            await call.write(carried.named(first, answer.encoding, limit=self._max_message))
+            while (frame := await following) is not None:
+                await call.write(carried.named(frame, answer.encoding, limit=self._max_message))
+                following = asyncio.ensure_future(answer.read())
+            return self._ended(carried, await answer.result())
         finally:
             following.cancel()  # no effect after the end
 
-    async def _failed(self, carried: "_Carried", error: grpc.aio.AioRpcError, epoch: int) -> int:
-        """Answers a call that failed at the server, or on the way there. Returns the code of the answer."""
+    def _ended(self, carried: "_Carried", reply: Reply, returned: Headers = ()) -> int:
+        """Answers a call with the server's status, and its only message if it has one. Returns the code of the answer;
+        raises _NotHere."""
         call, copy = carried.call, carried.copy
-        code, text = int(error.code().value[0]), error.details() or ""
-        if code == Code.UNAVAILABLE and await self._link.broken(epoch, text):
-            await self._link.survived()
-            raise MeshError(Reason.LOST, f"the connection to the model server was lost during the call: {text}")
-        lost = not carried.begun and verdicts.model_is_lost(code, text)
-        if lost and self._table.lose(copy, f"{Code(code).name}: {text}"):
+        trailers = metadata.to_client(reply.trailers)
+        if reply.code == Code.OK:
+            if reply.frame is not None:
+                frame = carried.named(reply.frame, reply.encoding, limit=self._max_message)
+                call.reply(frame, self._returned(reply.headers, reply.encoding), trailers)
+                return 0
+            if not carried.begun:
+                call.start(self._returned(returned or reply.headers, b""))
+            call.finish(0, trailers=trailers)
+            return 0
+        lost = not carried.begun and verdicts.model_is_lost(reply.code, reply.text)
+        if lost and self._table.lose(copy, f"{Code(reply.code).name}: {reply.text}"):
             raise _NotHere
-        code, text = verdicts.to_client(code, text, call.method[1:].decode(errors="replace"))
-        returned = [] if carried.begun else metadata.from_server(error.initial_metadata())
-        call.fail(code, text, returned, metadata.from_server(error.trailing_metadata()))
+        code, text = verdicts.to_client(reply.code, reply.text, call.method[1:].decode(errors="replace"))
+        call.fail(code, text, [] if carried.begun else metadata.to_client(returned or reply.headers), trailers)
         return code
 
-    async def _feed(self, carried: "_Carried", rpc: Any) -> None:
+    def _returned(self, received: Headers, encoding: bytes) -> list[Header]:
+        """Returns the initial metadata of an answer with messages."""
+        returned = [*metadata.to_client(received), *answers.load(self.in_flight - 1)]
+        if encoding:
+            returned.append((b"grpc-encoding", encoding))
+        return returned
+
+    async def _feed(self, carried: "_Carried", outgoing: Outgoing) -> None:
         """Sends the messages of a streamed request. A message that cannot be sent ends the call."""
         try:
             while (frame := await carried.call.read()) is not None:
-                await rpc.write(self._read(carried, frame))
-            await rpc.done_writing()
+                await outgoing.write(self._read(carried, frame))
+            outgoing.end()
         except (MeshError, CallCancelled) as error:
             carried.refused = error
-            rpc.cancel()
-        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            pass  # the call has ended, and its reply has the reason
+            outgoing.cancel()
+        except Lost:
+            pass  # the call has ended, and its answer has the reason
 
     def _read(self, carried: "_Carried", frame: bytes) -> bytes:
-        """Returns a message for the server, with the model's id in its place. Raises MeshError."""
-        message = framing.unpack(frame, carried.call.encoding, limit=self._max_message)
+        """Returns a frame for the server, with the model's id in its place. Raises MeshError."""
         if not carried.path:
-            return message
+            return frame
+        message = framing.unpack(frame, carried.call.encoding, limit=self._max_message)
         try:
-            return splice(message, carried.path, carried.copy.model_id.encode("utf-8", "surrogatepass"))
+            spliced = splice(message, carried.path, carried.copy.model_id.encode("utf-8", "surrogatepass"))
         except SpliceError as error:
             text = f"the model id cannot be put into the request: {error}"
             raise MeshError(Reason.BAD_REQUEST, text) from None
-
-    def _method(self, name: bytes) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Returns the `grpc.aio` callables of a method, for a request of one message and for a streamed request."""
-        made = self._calls.get(name)
-        if made is None:
-            channel = self._link.channel
-            path = name.decode()
-            made = channel.unary_stream(path, None, None), channel.stream_stream(path, None, None)
-            if len(self._calls) < _MAX_METHODS:
-                self._calls[name] = made
-        return made
+        return framing.pack(spliced)
 
 
 def _cancel(task: "asyncio.Task[None]") -> None:
@@ -258,15 +254,17 @@ class _Carried:
         if named_as is not None:
             self._alias, self._version = headers.read_as(named_as)
 
-    def named(self, message: bytes) -> bytes:
-        """Returns the message of a reply, under the alias that the call used if it is a V2 message."""
-        if self.call.method == PREFIX + b"ModelInfer":
-            if self._alias:
-                message = splice(message, (1,), self._alias.encode())
-            return splice(message, (2,), self._version.encode()) if self._version else message
-        if self.call.method == PREFIX + b"ModelMetadata":
-            if self._alias:
-                message = splice(message, (1,), self._alias.encode())
-            listed = self.call.header(headers.VERSIONS)
-            return append(message, 2, [v.encode() for v in headers.read_listed(listed)]) if listed else message
-        return message
+    def named(self, frame: bytes, encoding: bytes, *, limit: int) -> bytes:
+        """Returns the frame of a reply, under the alias that the call used if it is a V2 message."""
+        call = self.call
+        if not (self._alias or self._version) or call.method not in (_INFER, _METADATA):
+            return frame
+        message = framing.unpack(frame, encoding, limit=limit)
+        if self._alias:
+            message = splice(message, (1,), self._alias.encode())
+        if call.method == _METADATA:
+            listed = call.header(headers.VERSIONS)
+            message = append(message, 2, [v.encode() for v in headers.read_listed(listed)]) if listed else message
+        elif self._version:
+            message = splice(message, (2,), self._version.encode())
+        return framing.pack(message)

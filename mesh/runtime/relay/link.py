@@ -89,6 +89,14 @@ class Link:
         if not await self.up():
             await asyncio.Event().wait()
 
+    async def noticed(self, epoch: int) -> None:
+        """Waits until the loss of a connection of `epoch` has been noticed here as well, but for a second at most:
+        a call may be lost alone."""
+        for _ in range(_LOOKS):
+            if self.epoch != epoch or self.ended.done():
+                return
+            await asyncio.sleep(_NOTICING)
+
     async def broken(self, epoch: int, text: str) -> bool:
         """Returns whether a call failed with UNAVAILABLE because its connection, of `epoch`, was lost, and not by the
         server's answer. `text` is the text of the failure, which may arrive before the channel changes its state."""

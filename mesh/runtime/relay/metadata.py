@@ -1,13 +1,10 @@
-"""Conversion of metadata between the wire, where binary values are base64, and `grpc.aio`, where they are bytes."""
+"""The metadata that passes the relay, and its conversion for `grpc.aio`, where binary values are bytes, not base64."""
 
 from collections.abc import Iterable
 
-from mesh.telemetry import logs
 from mesh.wire import headers
 from mesh.wire import metadata as wire
-from mesh.wire.call import Header
-
-log = logs.get(__name__)
+from mesh.wire.call import Header, Headers
 
 Pairs = tuple[tuple[str, str | bytes], ...]
 
@@ -15,33 +12,39 @@ _NOT_SENT = (headers.INTERNAL, b"grpc-", b"mm-")
 _NAMES_NOT_SENT = frozenset({headers.LEGACY_MODEL_ID, b"content-type", b"user-agent", b"te", b"host"})
 
 
-def to_server(received: Iterable[Header], model_id: str) -> Pairs:
-    """Returns the metadata that a foreign server gets: the client's, and the model's id. Raises ValueError for a binary
-    value that is not base64."""
+def to_server(received: Iterable[Header], model_id: str) -> list[Header]:
+    """Returns the metadata that a foreign server gets: the model's id, and the client's."""
     raw = model_id.encode("utf-8", "surrogatepass")
-    sent: list[tuple[str, str | bytes]] = [("mm-model-id-bin", raw)]
+    sent = [(headers.MODEL_ID_BIN, wire.encode_bin(raw))]
     if all(" " <= character <= "~" for character in model_id):
-        sent.append(("mm-model-id", model_id))
-    for name, value in received:
-        if name.startswith(_NOT_SENT) or name in _NAMES_NOT_SENT:
-            continue
-        if name.endswith(b"-bin"):
-            sent += [(name.decode(), wire.decode_bin(part.strip())) for part in value.split(b",")]
-        else:
-            sent.append((name.decode(), value.decode("ascii")))
-    return tuple(sent)
+        sent.append((headers.MODEL_ID, raw))
+    for header in received:
+        name = header[0]
+        if not name.startswith(_NOT_SENT) and name not in _NAMES_NOT_SENT:
+            sent.append(header)
+    return sent
 
 
-def from_server(received: object) -> list[Header]:
-    """Returns the metadata of a server's reply that the client gets. Mesh's own names are left out, so that no server
+def to_client(received: Iterable[Header]) -> list[Header]:
+    """Returns the metadata of a server's answer that the client gets. Mesh's own names are left out, so that no server
     can claim that a model is not here."""
-    returned: list[Header] = []
-    for key, value in received or ():  # type: ignore[attr-defined]
-        name = key.encode()
-        if name.startswith(headers.INTERNAL):
-            continue
-        if isinstance(value, bytes):
-            returned.append((name, wire.encode_bin(value)))
+    return [header for header in received if not header[0].startswith(headers.INTERNAL)]
+
+
+def pairs(sent: Headers) -> Pairs:
+    """Returns metadata as `grpc.aio` takes it. Raises ValueError for a binary value that is not base64."""
+    made: list[tuple[str, str | bytes]] = []
+    for name, value in sent:
+        if name.endswith(b"-bin"):
+            made += [(name.decode(), wire.decode_bin(part.strip())) for part in value.split(b",")]
         else:
-            returned.append((name, value.encode("ascii", "replace")))
-    return returned
+            made.append((name.decode(), value.decode("ascii")))
+    return tuple(made)
+
+
+def from_pairs(received: Iterable[tuple[str, str | bytes]] | None) -> list[Header]:
+    """Returns metadata of `grpc.aio` as it is on the wire."""
+    return [
+        (key.encode(), wire.encode_bin(value) if isinstance(value, bytes) else value.encode("ascii", "replace"))
+        for key, value in received or ()
+    ]

@@ -19,6 +19,7 @@ from mesh.runtime import duties
 from mesh.runtime.port.boards import CannotStart, open_board
 from mesh.runtime.port.spi import listen
 from mesh.runtime.relay.calls import RelayPort
+from mesh.runtime.relay.grpcegress import GrpcEgress
 from mesh.runtime.relay.journal import Journal
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.settings import RelaySettings
@@ -51,7 +52,8 @@ async def serve(settings: RelaySettings) -> int:
     journal = Journal(settings.journal)
     table = Table(board, journal)
     link = Link(settings.server, table, hang_timeout=settings.hang_timeout, max_message=settings.max_message)
-    port = RelayPort(table, board, link, max_message=settings.max_message)
+    egress = GrpcEgress(link, max_message=settings.max_message)
+    port = RelayPort(table, board, link, egress, max_message=settings.max_message)
     data = Server(port.handle, max_message=settings.max_message, budget=(budget := Budget(settings.max_body_bytes)))
     ending = Ending()
     tasks = Tasks(ending.because)

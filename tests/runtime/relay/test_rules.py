@@ -72,13 +72,19 @@ def test_the_server_gets_the_clients_metadata_and_the_id_and_nothing_of_the_mesh
         (b"user-agent", b"u"),
     ]
     sent = metadata.to_server(received, "m")
-    assert sent == (("mm-model-id-bin", b"m"), ("mm-model-id", "m"), ("own", "1"), ("own-bin", b"\0\xff"))
-    assert metadata.to_server([], "é") == (("mm-model-id-bin", "é".encode()),)
+    assert sent == [(b"mm-model-id-bin", b"bQ"), (b"mm-model-id", b"m"), (b"own", b"1"), (b"own-bin", b"AP8")]
+    assert metadata.pairs(sent) == (
+        ("mm-model-id-bin", b"m"),
+        ("mm-model-id", "m"),
+        ("own", "1"),
+        ("own-bin", b"\0\xff"),
+    )
+    assert metadata.pairs(metadata.to_server([], "é")) == (("mm-model-id-bin", "é".encode()),)
 
 
 def test_no_server_can_claim_that_a_model_is_not_here() -> None:
-    received = (("mesh-not-here", "1"), ("own", "2"), ("own-bin", b"\0\xff"))
-    assert metadata.from_server(received) == [(b"own", b"2"), (b"own-bin", b"AP8")]
+    received = metadata.from_pairs((("mesh-not-here", "1"), ("own", "2"), ("own-bin", b"\0\xff")))
+    assert metadata.to_client(received) == [(b"own", b"2"), (b"own-bin", b"AP8")]
 
 
 def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The contract of an egress, which carries calls from the relay to the foreign server as real gRPC.
+
+There is one interface for all egresses, in the terms of `mesh.wire`: metadata is as on the wire, messages are frames,
+and an answer is a `Reply`, a stream, or a `Lost` connection. `grpcegress` is the egress of `grpc.aio`.
+
+An egress never turns a server's status into another one. If a call has no status because its connection was lost,
+`first`, `read` and `result` raise `Lost`, and the caller asks the link what happened to the server.
+"""
+
+from typing import Protocol
+
+from mesh.wire.call import Header, Headers
+from mesh.wire.reply import Reply
+
+
+class Answer(Protocol):
+    """An answer that is read message by message."""
+
+    headers: list[Header]
+    """The initial metadata."""
+
+    encoding: bytes
+    """The value of `grpc-encoding`."""
+
+    async def read(self) -> bytes | None:
+        """Returns the next frame, or None at the end, even of an answer that failed. Raises `Lost`."""
+
+    async def result(self) -> Reply:
+        """Returns status and trailing metadata once the answer has ended. Raises `Lost`."""
+
+
+class Outgoing(Protocol):
+    """One call on its way to the server, whose answer may begin before the request has ended."""
+
+    async def write(self, frame: bytes) -> None:
+        """Sends one message of a streamed request, once there is room. Raises `Lost`, also if the server has ended the
+        call and reads no more; the reason is then in the answer."""
+
+    def end(self) -> None:
+        """Ends a streamed request, after its last message."""
+
+    async def first(self) -> Reply | Answer:
+        """Returns the complete answer if it has failed without a message, or is one message and has ended; otherwise
+        returns a stream. Raises `Lost`."""
+
+    def cancel(self) -> None:
+        """Ends the call at the server. Waiting readers get `Lost`. Has no effect after the end."""
+
+
+class Egress(Protocol):
+    """A way to the server. Both methods return at once. They raise ValueError for metadata that cannot be sent, and
+    `FrameError` for a message that cannot be read."""
+
+    def send(
+        self, method: bytes, headers: Headers, frame: bytes, *, timeout: float | None, encoding: bytes
+    ) -> Outgoing:
+        """Sends a request of one message. `timeout` is in seconds, `encoding` the value of `grpc-encoding`."""
+
+    def open(self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes) -> Outgoing:
+        """Begins a request whose messages are written one by one."""

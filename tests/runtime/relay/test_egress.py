@@ -1,0 +1,180 @@
+"""Calls through an egress to a real gRPC server: whatever the server answers, and whenever, arrives unchanged."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from mesh.runtime.relay.egress import Egress
+from mesh.runtime.relay.grpcegress import GrpcEgress
+from mesh.runtime.relay.link import Link
+from mesh.runtime.relay.table import Journal, Table
+from mesh.runtime.sharedmemory.board import Board
+from mesh.statuses import Code
+from mesh.wire import framing
+from mesh.wire.reply import Lost, Reply
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIMIT = 16 << 20
+
+
+class Server:
+    """A real gRPC server. The name of a method says what it does; all methods take streams."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+        self.server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
+        self.server.add_generic_rpc_handlers((self,))  # type: ignore[arg-type]
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+
+    def service(self, details: Any) -> Any:
+        """Returns the handler of a method."""
+        handler = getattr(self, details.method.rpartition("/")[2], None)
+        return None if handler is None else grpc.stream_stream_rpc_method_handler(handler)
+
+    async def refuse(self, _: Any, context: Any) -> None:
+        await context.send_initial_metadata((("initial", "1"),))
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now", (("trailing-bin", b"\0\xff"),))
+
+    async def answer(self, _: Any, context: Any) -> None:
+        """Answers three messages without reading any."""
+        await context.send_initial_metadata((("initial", "1"),))
+        for number in range(3):
+            await context.write(b"%d" % number)
+        context.set_trailing_metadata((("trailing-bin", b"\0\xff"),))
+
+    async def echo(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for request in requests:
+                yield request
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def hang(self, requests: Any, context: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[Server]:
+    server = Server()
+    await server.server.start()
+    yield server
+    await server.server.stop(None)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def egress(server: Server) -> AsyncIterator[Egress]:
+    link = Link(f"127.0.0.1:{server.port}", Table(Board.private(1), Journal(None)), hang_timeout=9, max_message=LIMIT)
+    await link.connected()
+    yield GrpcEgress(link, max_message=LIMIT)
+    await link.close()
+
+
+async def outcome(outgoing: Any) -> tuple[list[bytes], Reply, list[Any]]:
+    """Returns the messages of an answer, its end and its initial metadata."""
+    answer = await outgoing.first()
+    if isinstance(answer, Reply):
+        return [] if answer.frame is None else [framing.unpack(answer.frame, limit=LIMIT)], answer, answer.headers
+    messages = []
+    while (frame := await answer.read()) is not None:
+        messages.append(framing.unpack(frame, limit=LIMIT))
+    return messages, await answer.result(), answer.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "messages", "code", "text"),
+    [
+        ("refuse", [], Code.FAILED_PRECONDITION, "not now"),
+        ("answer", [b"0", b"1", b"2"], Code.OK, ""),
+        ("unknown", [], Code.UNIMPLEMENTED, None),
+    ],
+)
+async def test_a_status_that_comes_during_writes_arrives_unchanged(
+    egress: Egress, method: str, messages: list[bytes], code: Code, text: str | None
+) -> None:
+    """A server may end a call while its request is still being written. The client gets all messages, the status, its
+    text and all metadata of the server, at whatever moment the end comes. Only initial metadata that no message follows
+    is sometimes lost in `grpc.aio`."""
+    seen: Counter[Any] = Counter()
+    for _ in range(60):
+        outgoing = egress.open(f"/test/{method}".encode(), [], timeout=20, encoding=b"")
+
+        async def feed(outgoing: Any) -> None:
+            try:
+                for _ in range(20):
+                    await outgoing.write(framing.pack(b"x" * 1000))
+                outgoing.end()
+            except Lost:
+                pass
+
+        feeding = asyncio.ensure_future(feed(outgoing))
+        got, reply, initial = await outcome(outgoing)
+        await feeding
+        outgoing.cancel()
+        said = reply.text if text is not None else None
+        seen[tuple(got), reply.code, said, tuple(initial) if got else (), tuple(reply.trailers)] += 1
+    metadata = ((b"initial", b"1"),) if messages else ()
+    trailers = () if method == "unknown" else ((b"trailing-bin", b"AP8"),)
+    assert seen == {(tuple(messages), code, text, metadata, trailers): 60}
+
+
+async def test_messages_pass_in_both_directions(egress: Egress) -> None:
+    """A request of one message, and a stream whose messages are answered one by one."""
+    frame = framing.pack(b"hello")
+    assert (await outcome(egress.send(b"/test/echo", [], frame, timeout=20, encoding=b"")))[:1] == ([b"hello"],)
+    outgoing = egress.open(b"/test/echo", [], timeout=20, encoding=b"")
+    await outgoing.write(framing.pack(b"first"))
+    answer = await outgoing.first()
+    assert not isinstance(answer, Reply)
+    assert await answer.read() == framing.pack(b"first")
+    for number in range(20):
+        await outgoing.write(framing.pack(b"%d" % number))
+        assert await answer.read() == framing.pack(b"%d" % number)
+    outgoing.end()
+    assert await answer.read() is None
+    assert (await answer.result()).code == Code.OK
+
+
+async def test_a_call_without_messages_is_answered(egress: Egress) -> None:
+    """A request may end without a message, and its answer too."""
+    outgoing = egress.open(b"/test/echo", [], timeout=20, encoding=b"")
+    outgoing.end()
+    messages, reply, _ = await outcome(outgoing)
+    assert (messages, reply.code) == ([], Code.OK)
+
+
+@pytest.mark.parametrize("one", [True, False])
+async def test_a_cancellation_reaches_the_server(egress: Egress, server: Server, one: bool) -> None:
+    """Cancelling a call ends it at the server, and the task that waits for its answer gets `Lost`."""
+    before = server.cancelled
+    if one:
+        outgoing = egress.send(b"/test/hang", [], framing.pack(b""), timeout=None, encoding=b"")
+    else:
+        outgoing = egress.open(b"/test/hang", [], timeout=None, encoding=b"")
+        await outgoing.write(framing.pack(b""))
+    waiting = asyncio.ensure_future(outgoing.first())
+    await asyncio.sleep(0.1)  # the server has got it
+    outgoing.cancel()
+    with pytest.raises(Lost):
+        await waiting
+    await until(lambda: server.cancelled == before + 1, why="the server notices")
+
+
+async def test_a_deadline_reaches_the_server(egress: Egress, server: Server) -> None:
+    """A call whose deadline passes ends with DEADLINE_EXCEEDED, and at the server as well."""
+    before = server.cancelled
+    outgoing = egress.send(b"/test/hang", [], framing.pack(b""), timeout=0.3, encoding=b"")
+    _, reply, _ = await outcome(outgoing)
+    assert reply.code == Code.DEADLINE_EXCEEDED
+    await until(lambda: server.cancelled == before + 1, why="the server notices")
