@@ -1,7 +1,7 @@
 """Actions: the idempotent loads and unloads of a plan.
 
-An action names the model and the pod, so an agent that already has the copy, or has none to unload, is done at once.
-Two leaders at the same moment see the same mesh and request the same actions.
+An action names a model and a pod. An agent that already has the copy, or has no copy to unload, does nothing. If there
+are briefly two leaders, both see the same mesh and request the same actions.
 """
 
 import enum
@@ -34,7 +34,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """A wanted action that is not possible now."""
+    """A wanted action that is impossible at the moment, and why."""
 
     model_id: str
     why: str
@@ -50,7 +50,7 @@ class Plan:
 
 
 class PlannedPods:
-    """The pods by name, corrected by the loads of the plan that is being made."""
+    """The pods by name, with the loads of the plan so far added to their figures."""
 
     __slots__ = ("_constraints", "_pods", "_preferences")
 
@@ -78,7 +78,7 @@ class PlannedPods:
         )
 
     def preferences(self, model_type: str) -> Mapping[frozenset[str], bool] | None:
-        """Returns the sets of labels that a type prefers, stated or inferred, or None if there are no constraints."""
+        """Returns the sets of labels that a type prefers, stated or inferred, or None if no type has constraints."""
         if self._constraints is NONE:
             return None
         if model_type not in self._preferences:
@@ -97,7 +97,7 @@ class PlannedPods:
 
     @property
     def free_share(self) -> float:
-        """Returns the free share of all capacity, taking for each pod the memory that is fuller."""
+        """Returns the free share of all capacity. For each pod, the fuller of its two memories counts."""
         free = 0.0
         for pod in self._pods.values():
             capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)

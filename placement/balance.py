@@ -1,5 +1,5 @@
-"""The choice of the copy that answers a call: the one in the least busy pod. It is a plain loop, since every hit runs
-it.
+"""The choice of the copy that answers a call: the copy in the least busy pod. Every hit runs this code, so it is a
+plain loop.
 
 A pod's load is the number of calls that the router has in flight there, plus the number that the pod reported with its
 last reply (`mesh-load`). The second figure covers other routers, and lags behind. It also counts this router's own
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class LoadedPod(Protocol):
-    """The part of a copy that balancing needs."""
+    """The figures of a copy's pod on which balancing depends."""
 
     @property
     def in_flight(self) -> int:

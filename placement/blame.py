@@ -1,19 +1,20 @@
 """The consequences of a model server's death: which requests are refused, and which models are quarantined.
 
-`placement.suspects` decides which models may have caused a death, from how the server ended; an end with an outside
-cause is blamed on no model. This module decides what a record's blames mean. A blame expires, so that coincidences do
-not add up over days. A single death only puts the model on probation (`on_probation`): its next load runs apart from
-others, which separates the culprit from bystanders.
+`placement.suspects` decides, from how the server ended, which models may have caused the death. No model is blamed for
+an end with an outside cause. This module decides what the blames in a model's record mean. A blame expires, so that
+coincidences do not add up over days. A single death only puts the model on probation (`on_probation`): its next load
+runs apart from other loads, which separates the culprit from bystanders.
 
 A load that kills its server will do so again: the model is quarantined after the second blame, if it is from another
 pod or nothing else can have been the cause. If a call kills its server (by a division that overflows, say), the request
-is blamed first: it is refused for `REFUSED_MS`, and the model is quarantined only if servers died in `REQUESTS`
-different ones.
+is blamed first: it is refused for `REFUSED_MS`, and the model is quarantined only once `REQUESTS` different requests
+have killed servers.
 
 A pod that is killed completely leaves no account of the cause. It is assumed to have run out of memory only if its last
 memory samples suggest it (`exhausted`).
 
-Times are in milliseconds since the epoch, as in records: the differences between hosts' clocks do not matter here.
+Times are in milliseconds since the epoch, as in records. Differences between the hosts' clocks are too small to matter
+here.
 """
 
 from collections.abc import Iterable
@@ -26,10 +27,10 @@ REFUSED_MS = 600_000
 """Time for which a request that killed a server is refused."""
 
 PODS = 2
-"""Different pods whose servers a model's loads must have killed before it is quarantined."""
+"""Number of pods in which a model's loads must have killed the server before the model is quarantined."""
 
 REQUESTS = 3
-"""Different requests that must have killed a server before the model is quarantined."""
+"""Number of different requests that must have killed a server before the model is quarantined."""
 
 KEPT = 16
 """Blames kept for each model, the newest ones."""
@@ -79,8 +80,8 @@ def quarantine(blames: Iterable[Blame], now_ms: int) -> str:
 
 
 def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
-    """Returns the digests of requests that are not sent to the model, because each certainly killed a server
-    recently."""
+    """Returns the digests of requests that are not sent to the model, because each of them alone is known to have
+    killed a server recently."""
     return frozenset(
         digest
         for blame in blames
@@ -90,18 +91,19 @@ def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
 
 
 def on_probation(blames: Iterable[Blame], now_ms: int) -> bool:
-    """Tells whether the model's next load runs apart from others, because a load of it may have killed a server."""
+    """Tells whether the model's next load must run apart from other loads, because an earlier one may have killed a
+    server."""
     return any(not blame.requests for blame in alive(blames, now_ms))
 
 
 def exhausted(left_bytes: int, fallen_bytes: int, whole_bytes: int) -> bool:
-    """Tells whether a completely killed pod had run out of memory: `left_bytes` were left at the last sample,
-    `fallen_bytes` less than at the one before."""
+    """Tells whether a pod that was killed completely had probably run out of memory. `left_bytes` is the free memory at
+    the last sample, `fallen_bytes` the decrease since the sample before."""
     return left_bytes - _LOOKS * max(0, fallen_bytes) <= _LITTLE * whole_bytes
 
 
 def _different(blames: Iterable[Blame]) -> int:
-    """Counts the blames whose requests do not occur in an earlier blame."""
+    """Counts the blames for requests that no earlier blame names."""
     seen: set[str] = set()
     count = 0
     for blame in blames:

@@ -1,4 +1,4 @@
-"""Documents by model type: a JSON object with an entry for each type, and one for all others, `_default`."""
+"""Documents by model type: a JSON object with an entry for each type, and an entry `_default` for all other types."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,9 +14,10 @@ _T = TypeVar("_T")
 
 
 def parse(text: str | bytes, what: str, one: Callable[[str, Any], _T], default: _T) -> tuple[Mapping[str, _T], _T]:
-    """Parses each type's entry, and the default's, with `one`. An empty text has no entries.
+    """Parses each type's entry, and the default's, with the function `one`. An empty text has no entries.
 
-    Raises ValueError with a text for the operator. `what` names the document in that text."""
+    Raises ValueError with a text for the operator. `what` names the document in that text.
+    """
     if len(text) > MAX_BYTES:
         raise ValueError(f"{what} are longer than {MAX_BYTES} bytes")
     if not text.strip():

@@ -1,17 +1,18 @@
-"""The choice of a pod to load a model: filter, rank coarsely, draw.
+"""The choice of a pod to load a model, in three steps: filter, rank coarsely, draw.
 
-Views of pods lag by seconds: "the best pod" by exact figures is the same pod for every router until it publishes again,
-and all of them would choose it at the same time. That is why there are three steps:
+Views of pods lag by seconds. If every router picked "the best pod" by exact figures, all of them would pick the same
+pod until it publishes new figures. That is why there are three steps:
 
 1. **Filter**: each pod that may not take the model is refused, with the cause: too small, without a label that the
    model's type requires, excluded, accepting no loads, or full of copies used more recently.
-2. **Rank** the others in coarse buckets, in this order. Pods that a rollout is about to replace come last; pods in a
-   zone without a copy come before those in a zone with one. Pods with free space come before those that must evict.
-   Then the type's preference; among full pods it counts only if the preferred pod's oldest copy has been idle for
-   about as long. If an eviction is needed, pods whose oldest copy has been idle longer, in powers of two (so the
-   pods' caches work as one: the pod with the oldest copies gets the next load); fewer loads queued for each loading
-   thread; fewer calls a minute. Ages and rates are compared with the best candidate's, not with fixed marks: two pods
-   at 63 and 65 s are equal. Last, among otherwise equal pods, those that have the files on disk.
+2. **Rank** the other pods in coarse buckets, by these criteria in this order. Pods that a rollout is about to replace
+   come last. Pods in a zone without a copy come before those in a zone with one. Pods with free space come before those
+   that must evict. Then comes the type's preference; among full pods it counts only if the preferred pod's oldest copy
+   has been idle for about as long as the others'. If an eviction is needed, pods whose oldest copy has been idle longer
+   come first, in powers of two (so the pods' caches work as one: the pod with the oldest copies gets the next load).
+   Then fewer loads queued for each loading thread, then fewer calls a minute. Ages and rates are compared with the best
+   candidate's, not with fixed marks: two pods at 63 and 65 s are equal. Last, among otherwise equal pods, those that
+   have the files on disk come first.
 3. **Draw** within the best bucket by rendezvous hash, weighted by free space (by capacity if all are full).
 
 The predecessor also refuses a load if the oldest copy is younger than a "churn age". Mesh does not: a waiting caller is
@@ -34,11 +35,12 @@ from placement.modeltypes import ANY, takes
 from placement.pod import Candidate
 
 QUIET_RATE = 600
-"""Calls a minute below which pods count as equally idle: 10 a second is nothing to a pod."""
+"""Calls a minute below which pods count as equally idle: even 10 calls a second do not load a pod noticeably."""
 
 PREFERRED_MS = 120_000
-"""Largest lag of a full pod's oldest copy behind the oldest of all with which the type's preference still counts; or a
-quarter of that age, if more. The predecessor's figures."""
+"""The type's preference counts among full pods only if the preferred pod's oldest copy has been idle for at most this
+much less time than the longest idle copy of all; or for at most a quarter less, if that is more. The predecessor's
+figures."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -48,11 +50,11 @@ class ChoiceVerdict(enum.Enum):
 
     CHOSEN = "chosen"
     NO_PODS = "no pods"
-    """There are no pods, or each that could hold the model is excluded or accepts no loads: a retry may succeed."""
+    """There are no pods, or each pod that could hold the model is excluded or accepts no loads. A retry may succeed."""
     NOWHERE = "nowhere"
     """The model exceeds the capacity of every pod that its type may run on: waiting does not help."""
     NO_ROOM = "no room"
-    """Every pod that could hold it is full of copies used more recently than the model."""
+    """Every pod that could hold the model is full of copies used more recently than the model."""
 
 
 class IneligibilityCause(enum.Enum):
@@ -76,7 +78,7 @@ class Ineligible:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate and the figures that it was ranked by. Lower buckets are better; within equal ones, higher scores."""
+    """A candidate and the figures that it was ranked by. Lower buckets are better; within a bucket, higher scores."""
 
     pod: str
     evicts: bool
@@ -147,7 +149,8 @@ class Choice:
 
     @cached_property
     def ranking(self) -> tuple[Ranked, ...]:
-        """The candidates, best first. Computed on demand: it is for people, and costs more than the choice itself."""
+        """The candidates, best first. Computed on demand, because it is only for people and costs more than the choice
+        itself."""
         ranked = [_ranked(self.model_id, *candidate) for candidate in self.candidates]
         return tuple(sorted(ranked, key=lambda r: (r.bucket, -r.score, r.pod)))
 

@@ -1,18 +1,18 @@
 """Type constraints, as in the predecessor: which pods may hold a model of a type, and which are preferred.
 
-A pod has labels; a type may require some (the pod must have **all** of them) and prefer others (**any** of them is
-enough). The JSON is the predecessor's, so that its configuration works unchanged:
+A pod has labels. A type may require some labels (the pod must have **all** of them) and prefer others (**any** of them
+is enough). The JSON is the predecessor's, so that its configuration works unchanged:
 
     {"type-a": {"required": ["l1", "l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}
 
-Types that are not listed use `_default`; without it they may go anywhere. Unknown attributes are ignored; a label in
-both lists counts as required.
+Types that are not listed use `_default`; without a default they may go anywhere. Unknown attributes are ignored; a
+label in both lists counts as required.
 
 GPU pods and CPU pods are distinguished in the same way: pods with a device have a label; a type that requires the label
-never runs without a device, and a type that prefers it falls back if no such pod has room.
+never runs without a device, and a type that prefers it falls back to other pods if no pod with a device has room.
 
-If a type states no preference, one is inferred, as in the predecessor: among allowed pods, those that exclude more of
-the other types are preferred, so that pods open to every type stay open.
+If a type states no preference, one is inferred, as in the predecessor: among the pods that it may use, those that fewer
+other types may use are preferred, so that pods that are open to every type stay free for the other types.
 
 A change at run time creates a new `Constraints`. `copies` then moves copies off pods that are no longer allowed.
 """
@@ -62,8 +62,8 @@ class Constraints:
         return not self.of(model_type).lacking(labels)
 
     def preferences(self, model_type: str, labels: Iterable[frozenset[str]]) -> dict[frozenset[str], bool]:
-        """Returns for each set of labels whether that type prefers pods with it, by its own list or by inference. If
-        all sets are equally good, none is preferred."""
+        """Returns for each set of labels whether the type prefers pods with these labels, by its own list or by
+        inference. If all sets are equally good, none is preferred."""
         kinds = set(labels)
         own = self.of(model_type)
         if own.preferred:
@@ -75,9 +75,9 @@ class Constraints:
         return {kind: not alike and scores.get(kind) == best for kind in kinds}
 
     def _reserved(self, model_type: str, labels: frozenset[str]) -> int:
-        """Scores how little other types want pods with these labels. Pods with a higher score are preferred. The
-        weights are the predecessor's: a type that may not run there counts four times as much as one that prefers
-        them."""
+        """Scores how little the other types need pods with these labels: pods with a higher score are preferred. The
+        weights are the predecessor's. A type that may not run there counts four times as much as one that prefers such
+        pods."""
         others = [constraint for name, constraint in self.types.items() if name != model_type]
         prohibited = sum(1 for constraint in others if constraint.lacking(labels))
         preferring = sum(1 for constraint in others if constraint.prefers(labels))
@@ -88,8 +88,8 @@ NONE = Constraints()
 
 
 def parse(text: str | bytes) -> Constraints:
-    """Parses the predecessor's JSON; an empty text means no constraints. Raises ValueError with a text for
-    operators."""
+    """Parses the predecessor's JSON; an empty text means no constraints. Raises ValueError with a text for the
+    operator."""
     types, default = bytype.parse(text, "type constraints", _constraint, ANYWHERE)
     return Constraints(types, default) if types or default != ANYWHERE else NONE
 

@@ -2,20 +2,21 @@
 
 The number is the largest that any of these reasons calls for: the minimum of the model or its type; pinning; calls a
 minute; concurrent calls; the time that calls wait in a copy's queue; and, while the mesh has plenty of room, a second
-copy of regularly used models, so that the death of a pod causes no cold start. A model that turns hot gets its second
-copy in the next round, seconds later, without waiting for a pattern over minutes.
+copy of regularly used models, so that the death of a pod causes no cold start. A model that suddenly gets many calls
+gets its second copy in the next round, a few seconds later.
 
 Copies are removed more slowly than added. A surplus copy is only unloaded if room is scarce, if the *highest* rate of
 the last minutes would use the remaining copies at two thirds of their capacity or less, and if none of the model's
-copies is young, so that a copy is not removed by what caused it. Copies above the maximum are unloaded at once.
+copies is young, so that a copy is not removed by the effect that it had itself. Copies above the maximum are unloaded
+immediately.
 
-A copy on a pod that its type may no longer use does not count: another one is loaded first, and then it is unloaded. It
-is unloaded at once if no other pod has room for a model that has been idle for as long. A model whose last copy was
-lost with a pod gets a new one if it was used recently; the load takes no room from models used more recently.
+A copy in a pod that its type may no longer use does not count: another one is loaded first, and then the old one is
+unloaded. It is unloaded immediately if every allowed pod is full of models used more recently. A model whose last copy
+was lost with a pod gets a new one if it was used recently; that load evicts no models used more recently.
 
 Each round is bounded: loads under way and new ones may only take a share of the mesh's memory, the most urgent first,
-so that a change of constraints for a thousand models causes a stream of loads rather than a flood. The plan is a pure
-function; the caller provides rates and ages, and plans again in a few seconds.
+so that a change of constraints for a thousand models does not start a thousand loads at the same time. The plan is a
+pure function; the caller provides rates and ages, and plans again in a few seconds.
 """
 
 import math
@@ -34,7 +35,7 @@ NOTHING: Mapping[str, str] = choice.NOTHING
 
 @dataclass(frozen=True, slots=True)
 class CopyLimits:
-    """Settings of a model or a type; None means not set."""
+    """The limits on copies of a model or a type; None means not set."""
 
     minimum: int | None = None
     maximum: int | None = None
@@ -48,8 +49,8 @@ class CopyLimits:
             raise ValueError(f"a maximum of {self.maximum} copies is below {max(1, self.minimum or 0)}")
 
     def over(self, other: "CopyLimits") -> "CopyLimits":
-        """Returns these limits, completed by the other's. A maximum set here overrides the other's minimum, and vice
-        versa."""
+        """Returns these limits, completed by `other`. A maximum that is set here overrides the minimum of `other`, and
+        vice versa."""
         minimum = other.minimum if self.minimum is None else self.minimum
         maximum = other.maximum if self.maximum is None else self.maximum
         if minimum is not None and maximum is not None and minimum > maximum:
@@ -62,7 +63,7 @@ UNLIMITED = CopyLimits()
 
 @dataclass(frozen=True, slots=True)
 class ReportedCopy:
-    """A copy, or a load, as its pod last reported it. Times in milliseconds."""
+    """A copy, or a load in progress, as its pod last reported it. Times are in milliseconds."""
 
     pod: str
     loaded: bool = True  # False: still loading
@@ -132,8 +133,8 @@ class _Wish:
 
 
 def wanted(model: ScaledModel, pods: int, free_share: float, settings: ScalingSettings = DEFAULTS) -> Wanted:
-    """Returns the number of copies that a model should have. `pods` is the number of pods that may hold it,
-    `free_share` the free share of their memory."""
+    """Returns the number of copies that a model should have, and why. `pods` is the number of pods that may hold the
+    model, `free_share` the free share of their memory."""
     limits = model.limits
     reasons = [Wanted(0, "nothing asks for a copy")]
     if limits.minimum:
@@ -175,7 +176,8 @@ def plan(
     settings: ScalingSettings = DEFAULTS,
     avoided: Mapping[str, str] = NOTHING,
 ) -> Plan:
-    """Plans this round. `avoided` maps pods that get no loads to the reason (`failures.avoided`)."""
+    """Plans the loads and unloads of this round. `avoided` maps pods that get no loads to the reason
+    (`failures.avoided`)."""
     models = list(models)
     room = PlannedPods(pods, constraints)
     stalest = room.oldest_idle_ms
@@ -237,7 +239,7 @@ def plan(
 
 
 def _wishes(model: ScaledModel, standing: Sequence[ReportedCopy], want: Wanted) -> Iterable[_Wish]:
-    """Yields the missing loads. `standing` holds the copies on allowed pods."""
+    """Yields the loads that the model lacks. `standing` holds its copies in allowed pods."""
     minimum = max(model.limits.minimum or 0, 1 if model.limits.pinned else 0)
     misplaced = len(model.copies) - len(standing)
     hottest = -sum(copy.rate for copy in model.copies)
@@ -267,7 +269,7 @@ def _drops(
     stalest: int,
     by: ScalingSettings,
 ) -> Iterable[Action]:
-    """Yields the unloads."""
+    """Yields the unloads of the model's surplus copies."""
     loaded = [copy for copy in standing if copy.loaded]
     least = max(1, model.limits.minimum or 0)
     if len(loaded) >= least:
@@ -293,8 +295,8 @@ def _allowed(pod: Candidate, model_type: str, constraints: Constraints) -> bool:
 
 
 def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constraints) -> Iterable[Action]:
-    """Yields unloads on pods that the type may no longer use, if all allowed pods are full of models used more
-    recently, where the copy would be the next victim."""
+    """Yields the unloads of copies in pods that the type may no longer use, if all allowed pods are full of models used
+    more recently. A copy that was loaded there instead would be the next victim."""
     by_name = {pod.name: pod for pod in pods}
     for copy in model.copies:
         pod = by_name.get(copy.pod)
@@ -304,7 +306,7 @@ def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constr
 
 
 def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: int, by: ScalingSettings) -> str:
-    """Returns why one copy fewer is enough, or "" if it is not."""
+    """Returns why the model needs one copy fewer, or "" if it needs all of them."""
     if len(loaded) == 2:
         limit = min(by.second_idle_ms, stalest // 10)
         if model.idle_ms > limit:
@@ -321,7 +323,8 @@ def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: in
 
 
 def _least_wanted(loaded: Sequence[ReportedCopy], room: PlannedPods) -> list[ReportedCopy]:
-    """Sorts copies, the least useful first: on a draining pod, in a zone with another copy, rarely called."""
+    """Sorts copies, the least useful first: those in draining pods, then those in a zone with another copy, then those
+    that are rarely called."""
     zones = room.zones(copy.pod for copy in loaded)
 
     def missed(copy: ReportedCopy) -> tuple[bool, int, int, str]:

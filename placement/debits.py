@@ -1,12 +1,13 @@
 """Debits: loads that an observer has sent to pods and that the pods' published figures do not show yet.
 
-A pod publishes every few seconds; a router may send it twenty loads in between. Each load is debited when it is sent
-(its bytes, a copy, a load in progress). The debit ends when the pod's own figures must contain the load: at a
-publication after the copy's own, or some time after the load was sent. It ends after `expiry_ms` in any case, so that
-no debit is left behind. The debit of a failed load ends at once, that of a successful one when its bytes are published.
+A pod publishes its figures every few seconds, and a router may send it twenty loads in between. Each load is debited
+when it is sent: its bytes, a copy, a load in progress. The debit ends when the pod's own figures must contain the load:
+with the pod's first figures after it has published the copy, or with those published some time after the load was sent.
+It ends after `expiry_ms` in any case, so that no debit is left behind. The debit of a failed load ends immediately;
+after a successful one, its bytes stay debited until they are published.
 
-Each router keeps its own debits. Loads by other routers only show in published figures; the coarse ranking of `choice`
-absorbs that error.
+Each router keeps its own debits, so loads by other routers only show in published figures. The coarse ranking of
+`choice` absorbs that error.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -17,8 +18,8 @@ from placement.pod import Candidate
 
 EXPIRY_MS = 15_000
 SETTLE_MS = 500
-"""A publication that arrives sooner than this after a load was sent may have been written before the load arrived,
-unless there is other evidence."""
+"""A publication that arrives sooner than this after a load was sent may have been written before the load arrived, so
+it only ends the debit if it shows the copy."""
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class _Total:
 
 @dataclass(frozen=True, slots=True)
 class DebitsStatistics:
-    """Debits at this moment."""
+    """The number and the sums of debits at one moment."""
 
     debits: int
     bytes: int
@@ -78,8 +79,8 @@ class Debits:
         self._debited.pop(pod, None)
 
     def done(self, key: Hashable, *, loaded: bool = True, measured: Footprint | None = None) -> None:
-        """Notes that the load has ended. Without `loaded`, its bytes are free again; otherwise they stay debited, as
-        many as were `measured`, until they are published."""
+        """Notes that the load has ended. Unless it is `loaded`, its bytes are free again; otherwise the `measured`
+        bytes stay debited until they are published."""
         debit = self._debits.get(key)
         if debit is None:
             return
@@ -95,8 +96,8 @@ class Debits:
             self._drop(key)
 
     def published(self, pod: str, now_ms: int, *, shown: Callable[[Hashable], bool] | None = None) -> None:
-        """Ends the debits that the pod's new figures contain: loads sent some time before, and loads for which `shown`
-        is true because the pod has published their copies."""
+        """Ends the debits that the pod's new figures contain: those of loads that were sent some time before, and those
+        of loads whose copies the pod has published (`shown` tells which)."""
         before, of = now_ms - self._settle_ms, self._of.get(pod, {})
         settled = [key for key, debit in of.items() if debit.sent_ms <= before or (shown is not None and shown(key))]
         for key in settled:

@@ -1,9 +1,9 @@
-"""The order in which a draining pod hands over its copies: each is loaded elsewhere first and unloaded afterwards, so
-that no call waits.
+"""The order in which a draining pod hands over its copies. Each copy is loaded elsewhere first and unloaded afterwards,
+so that no call waits.
 
 The most recently used copies come first, because there may not be time for all. A copy whose model is loaded elsewhere
-is unloaded at once. A copy that has not been used for long is unloaded at the end, without a replacement. A copy for
-which there is no room elsewhere, without evicting models used more recently, stays until the pod ends.
+is unloaded immediately. A copy that has not been used for long is unloaded at the end, without a replacement. A copy
+that no other pod could take without evicting models used more recently stays until the pod ends.
 
 The caller plans again whenever a load elsewhere has ended; loads under way are not planned twice.
 """
@@ -45,8 +45,8 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     width: int = WIDTH,
 ) -> Plan:
-    """Plans the next step. The drain is over when there is no action and no load elsewhere. Models that are still unmet
-    then have no room anywhere."""
+    """Plans the next step. The drain is over when the plan has no action and no load elsewhere is under way. Models
+    that are then still unmet find no room in any other pod."""
     room = PlannedPods(pods, constraints)
     under_way = sum(1 for copy in held if copy.loading_in and not copy.loaded_in)
     loads: list[Action] = []

@@ -1,18 +1,19 @@
-"""Failed loads: back-off for each pod, the error for callers meanwhile, and whether model or pod is at fault.
+"""Failed loads: the pauses before each retry, the error that callers get meanwhile, and whether the model or the pod is
+at fault.
 
 Failures have kinds, each with its own back-off. A temporary failure is retried soon: after as long as the model has
 been failing, at least a second and at most half a minute, or after as long as the store asked for. The model is
-therefore served again after at most twice the duration of the fault, and a store that is down is not asked by every
-call. Files that exist but cannot be loaded are checked again after the same pauses, and loaded again only if they have
-changed; the agent compares them. Only failures of unknown cause last for the full `EXPIRY_MS`.
+therefore served again after at most twice the duration of the fault, and a store that is down does not get a request
+for every call. Files that exist but cannot be loaded are checked again after the same pauses, and loaded again only if
+they have changed; the agent compares them. Only failures of unknown cause last for the full `EXPIRY_MS`.
 
-After each failure another pod is tried, up to a limit; then the model's own error is the answer.
+After each failure another pod is tried, up to a limit; then callers get the model's own error.
 
-That is right if the model is at fault, and wrong if a pod is: a pod with a broken disk or device fails every load, and
+That is right if the model is at fault, and wrong if a pod is. A pod with a broken disk or device fails every load, and
 because it is empty, it would be chosen first each time. A failure is only evidence against a pod if another pod has
 loaded the same model, so broken models make no pod unhealthy. A pod with evidence from several models since its last
 success is *unhealthy*: it gets no loads, except one now and then to see whether it has recovered, and its failures do
-not count against the models. If all pods look unhealthy at once, none is treated as such.
+not count against the models. If all pods look unhealthy at the same time, none is treated as unhealthy.
 
 Times are in milliseconds on any clock that does not go back. The caller passes recorded failures to `recall` (converted
 by `recorded`), without released ones.
@@ -31,20 +32,21 @@ EXPIRY_MS = 15 * 60_000
 
 FIRST_PAUSE_MS = 1_000
 LONGEST_PAUSE_MS = 30_000
-"""Shortest and longest pause before a temporary failure is retried."""
+"""The shortest and the longest pause before a temporary failure is retried."""
 
 MOST_ASKED_MS = 5 * 60_000
 """Longest Retry-After of a store that is respected."""
 
 MAX_FAILURES = 3
-"""Pods in which a model may fail before its error is the answer; the predecessor's figure."""
+"""Number of pods in which a model may fail before callers get its error; the predecessor's figure."""
 
 UNHEALTHY = 4
-"""Number of models that fail in a pod and load elsewhere, without a success in between, that makes it unhealthy."""
+"""Number of models that make a pod unhealthy: they failed there and loaded elsewhere, with no successful load in the
+pod in between."""
 
 WITNESS_MS = 30_000
-"""A model that loads elsewhere later than this after a failure is no evidence against the pod: its store or file may
-have recovered in between."""
+"""Time after a failure within which the model must load elsewhere to be evidence against the pod. Later, its store or
+file may have recovered."""
 
 RETRY_MS = 60_000
 """Time after which an unhealthy pod gets one load as a trial."""
@@ -61,7 +63,7 @@ class FailureKind(enum.Enum):
     NOT_FOUND = "not found"
     """Nothing exists at that path; files may be added."""
     FORBIDDEN = "forbidden"
-    """Forbidden by the store or the operator's rules, or without credentials; it may be allowed."""
+    """Forbidden by the store or by the operator's rules, or tried without credentials; it may be allowed later."""
     CONTENT = "content"
     """The files exist, have a digest, and cannot be loaded; they may be replaced."""
     MEMORY = "memory"
@@ -97,7 +99,7 @@ class Failure:
 
     @property
     def due_ms(self) -> int:
-        """Time at which the pod may be asked again."""
+        """Time from which the pod may be asked again."""
         return self.at_ms + pause_ms(self.kind, self.at_ms - self.began_ms, self.asked_ms)
 
 
@@ -145,14 +147,14 @@ class _ModelFailures:
 
 @dataclass(frozen=True, slots=True)
 class FailuresStatistics:
-    """Numbers of kept failures. Expired failures count until they are next looked up."""
+    """The numbers of kept failures. Expired failures count until they are next looked up."""
 
     models: int
     pods: int  # with evidence against them since their last success
 
 
 class Failures:
-    """The memory of one observer."""
+    """The failures that one observer remembers."""
 
     __slots__ = ("_expiry_ms", "_max_failures", "_models", "_pods")
 
@@ -196,9 +198,8 @@ class Failures:
         asked_ms: int = 0,
         elsewhere: bool = False,
     ) -> None:
-        """Notes a failed load. Another failure of the same model in the same pod replaces the first.
-
-        `elsewhere`: the model is loaded in another pod."""
+        """Notes a failed load. It replaces an earlier failure of the same model in the same pod. `elsewhere` tells
+        whether the model is loaded in another pod."""
         model = self._models.get(model_id)
         if model is None or model.created != created:
             model = _ModelFailures(created)
@@ -226,7 +227,8 @@ class Failures:
             self._models.pop(model_id, None)
 
     def tried(self, pod: str, now_ms: int) -> None:
-        """Notes a load sent to a pod: an unhealthy pod gets no other load until it has ended, or for `RETRY_MS`."""
+        """Notes a load sent to a pod. An unhealthy pod then gets no other load until this one has ended, or until
+        `RETRY_MS` have passed."""
         if pod in self._pods:
             self._pods[pod].probed_ms = now_ms
 
@@ -281,7 +283,7 @@ class Failures:
         return found if len(found) < len(names) else {}
 
     def avoided(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
-        """Returns the unhealthy pods that get no load now, which are all except those due for a trial."""
+        """Returns the unhealthy pods that get no load now: all of them except those that are due for a trial."""
         found = self.unhealthy(pods, now_ms)
         return {pod: why for pod, why in found.items() if now_ms - self._last_try(pod) < RETRY_MS}
 

@@ -44,7 +44,7 @@ class Said(enum.Enum):
 
 
 class CallVerdict(enum.Enum):
-    """The answer to a call."""
+    """The decision on a call."""
 
     ANSWER = "answer"
     VERIFY_FIRST = "verify first"  # not run; the router reads the record and sends the call again
@@ -74,13 +74,15 @@ class Permission:
 
 
 def margin(ttl: int) -> int:
-    """Returns by how much a proof ends before its lease: 2 s of 10, a fifth of a shorter one. This allows for clocks
-    that run at different speeds, and for the moment between a look at the clock and the answer."""
+    """Returns how long before the end of its lease a proof expires: 2 s for a lease of 10 s, a fifth of a shorter
+    lease. This allows for clocks that run at different speeds, and for the moment between a look at the clock and the
+    answer."""
     return min(2 * SECOND, ttl // 5)
 
 
 def pause(ttl: int) -> int:
-    """Returns the time between two decisions: a second, or a tenth of a shorter lease, whose proof would end first."""
+    """Returns the time between two decisions: a second, or a tenth of a lease that is shorter than 10 s, so that the
+    proof does not expire before the next decision."""
     return min(SECOND, ttl // 10)
 
 

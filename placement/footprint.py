@@ -1,8 +1,8 @@
-"""The memory that a model takes in a pod, host and device. They are counted separately, and neither may overflow.
+"""The memory that a model takes in a pod. Host and device memory are counted separately, and neither may overflow.
 
-In a pod without a device, a model keeps in host memory what it would keep on a device, above all its weights.
-Conversely, a measurement in host memory alone is mostly weights. A model therefore has a footprint on either kind of
-pod: measured on one, and estimated for the other from what sessions usually take besides weights.
+In a pod without a device, a model keeps in host memory what it would otherwise keep on the device, above all its
+weights. A measurement in host memory alone therefore consists mostly of weights. So a model has a footprint on either
+kind of pod: measured on one, and estimated for the other from the memory that sessions usually take besides weights.
 """
 
 from collections.abc import Iterable, Sequence
@@ -57,8 +57,8 @@ class Footprint:
         return self.host_bytes + self.device_bytes
 
     def share_of(self, capacity: "Footprint") -> float:
-        """Returns the share of a capacity that the footprint fills, in the memory that it fills more of; without a
-        device, in host memory."""
+        """Returns the share of a capacity that the footprint fills: the larger of the shares in host and device memory,
+        or the share in host memory if there is no device."""
         share = self.host_bytes / max(1, capacity.host_bytes)
         return max(share, self.device_bytes / capacity.device_bytes) if capacity.device_bytes else share
 
@@ -76,7 +76,7 @@ def total(footprints: Iterable[Footprint]) -> Footprint:
 
 
 class Figures(Protocol):
-    """A pod's figures on its memory and copies. Sizes in bytes."""
+    """The figures of a pod's memory and copies. Sizes are in bytes."""
 
     @property
     def capacity_bytes(self) -> int:
@@ -100,8 +100,8 @@ class Figures(Protocol):
 
 
 def guess(pods: Sequence[Figures]) -> Footprint:
-    """Returns the estimate for a model that was never measured: the average of copies, only of copies on devices if
-    there are any. An estimate is never a reason for a pod of either kind to refuse a load."""
+    """Returns the estimate for a model that was never measured: the average of all copies, or of the copies on devices
+    if there are any. No pod refuses a load because of this estimate."""
     devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
     seen = devices or pods
     on_devices = [pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes]

@@ -1,17 +1,18 @@
-"""The line of loads that wait for room: which get room, which keep waiting, and which yield.
+"""The line of loads that wait for room: which of them get room, keep waiting, or yield.
 
 There are two kinds. A *newcomer* has only its files; it holds no memory while it waits, so no load waits for it. A load
 *in memory* has proved larger than its reservation, and holds that memory and its turn at the model server until it gets
 the rest. Loads in memory come first, and may take reservations of loads that have not begun (those return to the line).
-Then come newcomers in the order of arrival; smaller ones may overtake one without room.
+Then come newcomers in the order of arrival. If there is no room for a newcomer, smaller ones may overtake it.
 
-Every wait must end by itself. Calls end, loads under way end, copies that were just loaded are called. Only loads in
-memory could wait for each other, each holding what the next one needs, so memory held by the others does not count as
-temporarily busy (`placement.room.LASTING`). If all of them are stuck in this way, the last one to arrive *yields*: it
-leaves memory and returns to its former place in the line, as a newcomer of known size. The first one never yields, so
-there is always one that is served in the end. A single stuck load is refused, because what is in its way will stay.
+Every wait must end by itself. Calls end, loads under way end, and copies that were just loaded get their calls. Only
+loads in memory could wait for each other, each holding what the next one needs, so memory held by the others does not
+count as temporarily busy (`placement.room.LASTING`). If all of them are stuck in this way, the last one to arrive
+*yields*: it leaves memory and returns to its former place in the line, as a newcomer of known size. The first one never
+yields, so it is always served in the end. A single stuck load is refused, because what is in its way will stay.
 
-If room for a newcomer would take copies whose callers are on their way, it waits a moment for those callers.
+If room for a newcomer would require the eviction of fresh copies whose callers are still on their way, the newcomer
+waits a moment for those callers.
 """
 
 import enum
@@ -26,7 +27,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Fate(enum.Enum):
-    """The outcome for a waiting load."""
+    """The outcome of a look for a waiting load."""
 
     GOES = "goes"
     WAITS = "waits"
@@ -47,7 +48,7 @@ class WaitingLoad(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[K]):
-    """The outcome of a look for one load, and the answer to its question for room."""
+    """The outcome for one load, with the answer to its question for room."""
 
     waiter: WaitingLoad[K]
     fate: Fate
@@ -55,11 +56,12 @@ class Step(Generic[K]):
 
 
 def look(waiters: Collection[WaitingLoad[K]], ask: Callable[[K], RoomDecision], *, now_ms: int) -> Iterator[Step[K]]:
-    """Looks once at all waiting loads.
+    """Looks at all waiting loads once, and yields a step for each.
 
     Carry out each step before taking the next one, because room is given only once. For a load in memory, `ask` counts
-    memory held by other waiting loads in memory as `growing`. A load that needs no less than an earlier one that found
-    no room is skipped, and has no step: with thousands of copies, the question is too expensive."""
+    memory held by other waiting loads in memory as `growing`. A load gets no step if it needs at least as much as an
+    earlier one that found no room: with thousands of copies, the question is too expensive.
+    """
     hopeless: list[Step[K]] = []
     hope = False  # a load in memory proceeds, or waits for something that ends
     short: Footprint | None = None  # the least need without room
@@ -98,7 +100,7 @@ def _fate(room: RoomDecision, patient: bool) -> tuple[Fate, RoomDecision]:
 
 
 def _settled(hopeless: list[Step[K]], hope: bool) -> Iterator[Step[K]]:
-    """Yields the steps of loads in memory that only wait for each other, in order."""
+    """Yields the steps of loads in memory that wait only for each other, in their order."""
     *others, last = hopeless
     if not hope and not others:
         yield last

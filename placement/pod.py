@@ -54,12 +54,12 @@ class Candidate:
 
     @property
     def weights_free_bytes(self) -> int:
-        """Free part of the memory that holds weights."""
+        """Free bytes of the memory that holds weights."""
         return self.device_free_bytes if self.device_capacity_bytes else self.free_bytes
 
     def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Candidate":
-        """Returns this pod with the given amounts added. `dataclasses.replace` would take six times as long, and every
-        cold start does this for every pod."""
+        """Returns this pod with the given amounts added. Every cold start does this for every pod, and
+        `dataclasses.replace` would take six times as long."""
         return Candidate(
             self.name,
             self.capacity_bytes,

@@ -1,8 +1,8 @@
-"""Preloading: models are loaded into free space without a caller, the most recently used first.
+"""Preloading: models are loaded into free space before anyone calls them, the most recently used first.
 
-This is how a restarted mesh warms up, and how a new pod gets models. Preloads evict nothing (they carry the idle time
-of their models, and only pods with free space are asked), leave an eighth of each pod free, so that a first call finds
-room without an eviction, and are limited for each pod, so that callers do not queue behind them.
+A restarted mesh warms up in this way, and a new pod gets its models. Preloads evict nothing: they carry the idle time
+of their models, and only pods with free space are asked. They leave an eighth of each pod free, so that a first call
+finds room without an eviction. Their number is limited for each pod, so that callers do not queue behind them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,19 +15,19 @@ from placement.footprint import Footprint
 from placement.pod import Candidate
 
 RESERVE = 8
-"""The part of a pod's memory that stays free is one in this many."""
+"""One part in this many of a pod's memory stays free."""
 
 AHEAD = 8
-"""Loads in progress for each loading thread of a pod, up to which it gets more. Callers overtake them in the pod's
-queue."""
+"""Loads in progress for each loading thread of a pod below which the pod gets more preloads. Loads for callers overtake
+preloads in the pod's queue."""
 
 TRIES = 1000
-"""Models considered in one round, fitting or not."""
+"""Models considered in one round, whether they fit or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """A registered model that has no copy and no load."""
+    """A registered model without a copy or a load in progress."""
 
     model_id: str
     footprint: Footprint

@@ -1,11 +1,11 @@
-"""The queue of a pod's loads: the order of their turns, and the forecast of when one will be done.
+"""The queue of a pod's loads: the order in which they get their turns, and the forecast of when each will be done.
 
-A model server loads a few models at once; the others wait. Loads with a waiting caller come first, in the order in
-which the callers arrived, so that none starves. Then come loads without a caller (preloads, copies for a drain), the
+A model server loads a few models at a time; the other loads wait. Loads with a waiting caller come first, in the order
+in which the callers arrived, so that none starves. Then come loads without a caller (preloads, copies for a drain), the
 most recently used first. A caller that arrives for a queued model moves its load up.
 
-A caller that cannot be served by its deadline gets an error at once, with the time to wait, and the load continues: see
-`forecast`.
+A caller that cannot be served by its deadline gets an error immediately, with the time to wait, and the load continues:
+see `forecast`.
 """
 
 import heapq
@@ -20,7 +20,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A load that waits, as `mesh status` shows it."""
+    """A waiting load, as `mesh status` shows it."""
 
     key: Hashable
     waiting: bool  # a caller waits for it
@@ -75,8 +75,8 @@ class LoadQueue(Generic[K]):
         return None
 
     def ahead_of(self, key: K) -> int:
-        """Counts the loads ahead of a load, or all loads if it is not queued. Takes O(n), so it is for forecasts and
-        people."""
+        """Counts the loads ahead of the given load, or all loads if it is not queued. Takes O(n), so it is for
+        forecasts and people."""
         item = self._items.get(key)
         return len(self._items) if item is None else sum(1 for other in self._items.values() if other < item)
 

@@ -35,7 +35,7 @@ class RecordedFailure(Protocol):
 
     @property
     def secrets(self) -> str:
-        """The version of the storage secret that the pod pulled with."""
+        """The versions of the storage secrets that the pod pulled with."""
 
 
 def on_clock(
@@ -44,8 +44,9 @@ def on_clock(
     """Converts the failures in a record to the caller's clock.
 
     `secrets` are the current versions of the storage secret in pods, if known: failures with another version are
-    dropped. `wall_ms` is `now_ms` as time since the epoch. Hosts' clocks differ, so an age is never negative, and
-    counts by the caller's clock from the first look on."""
+    dropped. `wall_ms` is the time `now_ms` as milliseconds since the epoch. Hosts' clocks differ, so an age that would
+    be negative counts as 0, and from the first look on, ages grow by the caller's clock.
+    """
     found = []
     for entry in entries:
         if secrets.get(entry.pod, entry.secrets) != entry.secrets:

@@ -1,11 +1,11 @@
 """The order in which a model's copies move to the new content of its registration.
 
 A pod with a copy of the old content loads the new content beside it if there is room for both, so that no call waits.
-One pod is first, so that new content that cannot be loaded costs one failed load, and no old copy. Then all others load
-it at once.
+One pod goes first, so that new content that cannot be loaded costs one failed load and no old copy. Then all other pods
+load it at the same time.
 
 A pod without room for both unloads the old copy once another pod has the new content. If no pod has room for both, the
-new content goes to a pod without a copy. If there is none either, the old copies stay.
+new content goes to a pod without a copy. If there is no such pod either, the old copies stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ReloadingCopy:
-    """A copy, or a load under way."""
+    """A copy of a model that is being reloaded, or a load in progress."""
 
     pod: str
     generation: int
@@ -24,7 +24,7 @@ class ReloadingCopy:
 
 @dataclass(frozen=True, slots=True)
 class ReloadStep:
-    """The next step, and why. A step without an action that is not `done` means to wait."""
+    """The next step of a reload, and why. A step that has no action and is not `done` means to wait."""
 
     why: str
     beside: tuple[str, ...] = ()  # pods that load the new content beside the old

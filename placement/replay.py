@@ -1,8 +1,8 @@
-"""Questions for room as an agent asked them, recorded so that they can be asked again.
+"""Records of an agent's questions for room, which can be asked again later.
 
 An agent's evictions depend on the facts at that moment: sizes, ages, calls in flight, spare copies elsewhere. Each
-question is kept as one line of JSON with its answer, so that it can be put again to this version of the library, or to
-a changed one, to see how it decides.
+question is kept as one line of JSON with its answer. It can then be put to this version of the library, or to a changed
+one, to see how that version decides.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The retry policy: whether, where and when a call without an answer is sent again, or given up.
+"""The retry policy: whether, where and when a call that got no answer is sent again.
 
 Unary calls and streams share this rule; they only differ in whether everything that was sent is still available.
 
@@ -12,7 +12,7 @@ Unary calls and streams share this rule; they only differ in whether everything 
 | lost: sent, and no byte of a reply arrived | try once, elsewhere, after a moment, if method and model are safe |
 | broken: lost within the reply | give up |
 
-An attempt of the first four kinds has run nothing, so any method may be sent again. No call is sent more than
+Unless the attempt was lost or broken, nothing has run, so any method may be sent again. No call is sent more than
 `MAX_TRIES` times, or again once a part of it is no longer available.
 
 This module has no I/O and no clock: the router forgets copies, reads records and waits (`router.calls.attempts`).
@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from placement.fence import Said
 
 MAX_TRIES = 8
-"""Attempts after which the cause of the last failure is the answer; the predecessor's number."""
+"""Number of attempts after which the caller gets the error of the last one; the predecessor's number."""
 
 SETTLE = 0.2
 """Seconds between the loss of a call and its second attempt: a pod notices its server's death at once, and writes the
 blame into the model's record some milliseconds later. The second attempt reads that first."""
 
 KILLER = 2
-"""Servers lost in calls of one model before no further one is risked."""
+"""Number of servers that may be lost in calls of one model; after that, its calls are not sent to another server."""
 
 
 class Trouble(enum.Enum):
@@ -55,7 +55,7 @@ class End(enum.Enum):
 
 
 class Beyond(enum.Enum):
-    """The outcome for a call beyond its model's share of the connections to a pod."""
+    """The outcome for a call that exceeds its model's share of the connections to a pod."""
 
     ELSEWHERE = "elsewhere"
     WAIT = "wait"
@@ -64,7 +64,7 @@ class Beyond(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """An attempt without an answer, and the facts for the decision."""
+    """An attempt without an answer, and the facts on which the decision depends."""
 
     trouble: Trouble
     tries: int  # of this call so far, including this one
@@ -79,7 +79,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The decision on a call. `end` None: it is sent again."""
+    """The decision on a call. If `end` is None, the call is sent again."""
 
     why: str
     end: End | None = None
@@ -91,7 +91,7 @@ class Decision:
 
 
 def decide(tried: Try) -> Decision:
-    """Decides on the call."""
+    """Decides whether the call is sent again."""
     if tried.trouble is Trouble.BROKEN:
         return Decision(end=End.LOST, why="the reply had begun")
     if tried.trouble is Trouble.LOST:
@@ -116,24 +116,26 @@ def decide(tried: Try) -> Decision:
 
 
 def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Beyond:
-    """Decides on a call beyond its model's share of the connections to a pod. `elsewhere`: another copy has room;
-    `waiting`: calls that wait for this copy, at most `most`. Only unary calls wait: streams may hold connections for
-    hours, so further ones are refused."""
+    """Decides on a call that exceeds its model's share of the connections to a pod.
+
+    `elsewhere` tells whether another copy has room. `waiting` calls wait for this copy already, of at most `most`. Only
+    unary calls wait: streams may hold connections for hours, so further ones are refused.
+    """
     if elsewhere:
         return Beyond.ELSEWHERE
     return Beyond.WAIT if unary and waiting < most else Beyond.REFUSE
 
 
 def _gone(tried: Try) -> bool:
-    """Tells whether the copy counts as missing. It also does if its pod demands verification of a call that is verified
-    already."""
+    """Tells whether the copy counts as missing. It also counts as missing if its pod asks to verify a call that was
+    already verified."""
     if tried.trouble is Trouble.VERIFY_FIRST:
         return tried.said is Said.VERIFIED
     return tried.trouble is Trouble.NOT_HERE
 
 
 def _lost(tried: Try) -> Decision:
-    """Decides on a call that a server may have run: it is sent once more if running it twice is safe."""
+    """Decides on a call that a server may have run. It is sent once more if it is safe to run it twice."""
     why = ""
     if not tried.safe:
         why = "its method is not known to be safe to run twice"

@@ -2,9 +2,9 @@
 
 The mesh is not notified of a rollout, but can recognise it by the pods. A deployment's pods come in groups (on
 Kubernetes a ReplicaSet, the part of the name before the last dash), and during an update there are a new and an old
-group. A group counts as outgoing while another one with the same labels has a pod younger than `LASTS_MS`, and no pod
-older than the youngest of the old group: a group that still grows is not being replaced. Because only ages count, this
-state ends by itself, even if a rollout stops half way or is undone.
+group. A group counts as outgoing if another group with the same labels has a pod younger than `LASTS_MS`, and if all
+pods of that group are younger than the youngest of this one, so that a group that still grows does not count. Because
+only ages count, this state ends by itself, even if a rollout stops half way or is undone.
 
 Outgoing pods are avoided, never forbidden: see `choice`.
 """
@@ -22,7 +22,7 @@ _MEMBER = re.compile(r"(?P<deployment>.+)-(?P<template>[a-z0-9]{5,10})-[a-z0-9]{
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A pod in the mesh."""
+    """A pod of the mesh."""
 
     name: str
     age_ms: int  # since it started
@@ -30,7 +30,7 @@ class Member:
 
 
 def group_of(name: str) -> tuple[str, str] | None:
-    """Returns deployment and group of a pod, by its name; None if the name has no such parts."""
+    """Returns the deployment and the group of a pod, by its name, or None if the name has no such parts."""
     match = _MEMBER.fullmatch(name)
     return None if match is None else (match["deployment"], match["template"])
 

@@ -1,4 +1,5 @@
-"""The search for room: which copies to evict for a load. Either all that are needed or none, and none without need.
+"""The search for room: which copies to evict for a load. It evicts nothing unless that makes enough room, and never
+more than needed.
 
 A policy defines the order of eviction (`policies`; by default least recently used first). A copy whose model has
 another copy elsewhere counts as `SPARE` times as idle as it is: its loss costs capacity but no cold start, so it is
@@ -11,13 +12,14 @@ unloading, and those used more recently than the newcomer. The last rule means t
 a registration) cannot evict copies in use, that a load with a waiting caller (`idle_ms` 0) may evict any idle copy, and
 that two loads cannot evict each other in turn. A freshly loaded copy whose caller has not arrived yet is only evicted
 if no other copy can be, although some policies would evict it first. A caller that can wait should wait in that case
-(`RoomDecision.hasty`), and if only busy copies are in the way (`RoomDecision.passes`).
+(`RoomDecision.hasty`), and also if only busy copies are in the way (`RoomDecision.passes`).
 
 There are two kinds of memory, host and device; room is found in both or not at all. In a pod with only one of them, the
 figures of the other are 0.
 
-The agent provides the ages from its use board and carries out the evictions. If `Need.free` is negative (a size was
-estimated too small) and nothing is needed, the same function returns the evictions that make it positive again.
+The agent provides the ages from its use board and carries out the evictions. If a size was estimated too small,
+`Need.free` is negative; with a need of 0 bytes, the same function then returns the evictions that make it positive
+again.
 """
 
 import enum
@@ -43,13 +45,13 @@ __all__ = [
 ]
 
 CANDIDATES = 16
-"""Copies to examine before one is taken, if some may have a spare elsewhere."""
+"""Number of copies to examine before one is chosen, if some of them may have a spare elsewhere."""
 
 LASTING = frozenset({"pinned", "kept", "growing"})
-"""Reasons to be busy (`ResidentCopy.busy_reason`) that do not end by themselves; for `growing` see `line`."""
+"""Reasons to be busy (`ResidentCopy.busy_reason`) that do not end by themselves. `line` explains `growing`."""
 
 FRESH_MS = 2_000
-"""Time for which a loaded copy counts as fresh until it is called: its caller is still waiting in a router."""
+"""Time for which a loaded copy counts as fresh while it has not been called: its caller still waits in a router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,12 @@ class Need:
 
     @classmethod
     def of_host(cls, need_bytes: int, free_bytes: int, capacity_bytes: int) -> "Need":
-        """Makes a need in host memory alone."""
+        """Creates a need for host memory alone."""
         return cls(Footprint(need_bytes), Footprint(free_bytes), Footprint(capacity_bytes))
 
     @property
     def short(self) -> Footprint:
-        """The memory that must be freed."""
+        """The amount of memory that must be freed."""
         return (self.size - self.free).positive
 
 
@@ -203,7 +205,7 @@ def search(
 
 
 def _without_looking(need: Need) -> RoomDecision | None:
-    """Returns the decision if it does not depend on the copies; None if it does."""
+    """Returns the decision if it does not depend on the copies, or None if it does."""
     size, capacity = need.size, need.capacity
     if size.host_bytes > capacity.host_bytes:
         why = f"needs {words.size(size.host_bytes)}, the capacity is {words.size(capacity.host_bytes)}"

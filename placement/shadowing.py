@@ -1,11 +1,11 @@
 """The part of its calls that a shadow actually gets, so that callers are not slowed down.
 
-A shadow uses processors that callers may need, and no counter shows how much is left over, least of all in pods on
-other machines. But the effect can be measured. Callers' calls that began during a shadow call are compared with those
-that did not, by the averages of the logarithms of their times, so that a few slow calls do not decide. If the former
-are slower by more than a tenth, the shadow gets fewer calls, down to one in a hundred, which no longer affects the
-callers' 99th percentile. If they are not slower, the shadow gets more calls again. Only the beginning of a call counts,
-not whether it overlapped, because long calls overlap others just by being long.
+A shadow uses processors that callers may need, and no counter shows how much capacity is left over, least of all in
+pods on other machines. But the effect can be measured. Callers' calls that began during a shadow call are compared with
+those that did not, by the averages of the logarithms of their times, so that a few slow calls do not decide. If the
+former are slower by more than a tenth, the shadow gets fewer calls, down to one in a hundred, which no longer affects
+the callers' 99th percentile. If they are not slower, the shadow gets more calls again. Only the beginning of a call
+counts, not whether it overlapped, because long calls overlap others just by being long.
 
 If every call begins during a shadow call, there is nothing to compare with. The shadow then pauses until a call has
 begun without it.
@@ -17,7 +17,7 @@ SLOWER = math.log(1.1)
 """The slowdown, as a logarithm, beyond which a shadow gets fewer calls."""
 
 LEAST = 0.01
-"""The part of its calls that a shadow always gets."""
+"""The smallest part of its calls to which a shadow is reduced."""
 
 ENOUGH = 20
 """Number of calls of either kind before they are compared."""
@@ -26,7 +26,8 @@ STALE = 50
 """Number of successive calls that begin during shadow calls before the shadow has to pause."""
 
 WAY = 0.001
-"""Seconds that a call takes between its client and this process, added because the time that clients notice matters."""
+"""Seconds that a call spends between its client and this process. They are added because the total is what clients
+notice."""
 
 _WEIGHT = 0.02  # weight of a new call in the averages
 _FEWER = 0.97  # factor for each call during a shadow call, while callers are slowed down
@@ -34,7 +35,7 @@ _MORE = 0.005  # summand for each such call, while they are not
 
 
 class Shadowing:
-    """The measurements about one shadow in one process. Times are in seconds."""
+    """The measurements of one shadow's effect in one process. Times are in seconds."""
 
     __slots__ = ("_alone", "_beside", "_counts", "_since", "part")
 

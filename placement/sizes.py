@@ -4,12 +4,13 @@ The best source is the measurement of an earlier load of the same model. The nex
 measured bytes over file bytes, learned from every load. The slope is the memory for each byte of a file, the intercept
 the memory that a session takes besides; both are medians over the last loads, so that neither an odd model nor the
 distant past has much influence. Files below `SMALL_BYTES` only contribute to the intercept: 80 KB for a file of 558
-bytes does not mean a slope of 150. The last source is the file's size. Pods with and without a device are separate.
+bytes does not mean a slope of 150. The last source is the file's size. Pods with and without a device have separate
+lines.
 
 Estimates are low on purpose: a high one evicts copies without need, while a low one is corrected by the measurement a
-moment later. An estimate is never larger than a pod, and so never the reason for a refusal; a measurement, or a file,
-that is larger than any pod is one. An estimate alone evicts no more than about twice the file: `Prediction.steps` lists
-what to reserve if there is little room.
+moment later. An estimate is never larger than a pod, so a load is never refused because of an estimate; it is refused
+if a measurement, or a file, is larger than any pod. An estimate alone evicts no more than about twice the file:
+`Prediction.steps` lists what to reserve if there is little room.
 
 The memory used here is bounded: a few loads of each of the types seen last.
 """
@@ -26,7 +27,7 @@ from placement import words
 from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint
 
 SAMPLES = 33
-"""Loads kept for each type, and as many of small files. An odd number has a median."""
+"""Loads kept for each type, and as many of small files. The number is odd, so that there is a middle one."""
 
 ENOUGH = 3
 """Loads of a type that are needed before they are trusted."""
@@ -35,10 +36,11 @@ SMALL_BYTES = 64 << 10
 """Files below this size do not contribute to the slope: their sessions take more than the file."""
 
 SPREAD = 4
-"""Least ratio of the largest to the smallest file for larger files alone to separate slope and intercept."""
+"""Smallest ratio of the largest to the smallest file with which large files alone can tell slope and intercept
+apart."""
 
 MOST = 2
-"""Multiple of its file that an estimate may evict."""
+"""Multiple of the file's size up to which an estimate may evict copies."""
 
 TYPES = 1024
 
@@ -64,11 +66,12 @@ class Prediction:
     file_bytes: int = 0
 
     def steps(self, free: Footprint) -> tuple[Footprint, ...]:
-        """Returns what to reserve, in this order, until there is room for one; `free` is unused memory.
+        """Returns the reservations to try, in this order, until there is room for one; `free` is unused memory.
 
-        A measurement is reserved completely. An estimate takes as much as is free anyway, or about twice the file;
-        without room even for that, about the file itself. No load is refused, and no more is evicted, because of an
-        estimate alone: the load is tried and measured."""
+        A measurement is reserved completely. For an estimate, the first try is as much as is free anyway, or about
+        twice the file; the next is about the file itself. Because of an estimate alone, no load is refused and no more
+        is evicted: the load is tried and measured.
+        """
         if self.source is Source.MEASURED:
             return (self.footprint,)
         device = self.footprint.device_bytes > 0
@@ -84,7 +87,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A line: the memory that loads of a type take, over the sizes of their files."""
+    """A line: the memory that loads of a type take, as a function of their files' sizes."""
 
     base_bytes: int
     ratio: float
@@ -95,7 +98,7 @@ class Fit:
 
 
 class _Observations:
-    """Observations of a type: (file, measured) of its last loads; small files are separate."""
+    """The last loads of a type as pairs (file bytes, measured bytes); small files are separate."""
 
     __slots__ = ("fit", "large", "small")
 
@@ -107,7 +110,7 @@ class _Observations:
 
 @dataclass(frozen=True, slots=True)
 class SizesStatistics:
-    """Accuracy of estimates. Bytes are sums over both memories."""
+    """The accuracy of estimates. Bytes are sums of host and device memory."""
 
     predictions: int  # compared with a measurement
     over: int  # too large: copies were evicted for nothing
@@ -123,7 +126,7 @@ class Sizes:
     __slots__ = ("_default_bytes", "_over", "_over_bytes", "_predictions", "_seen", "_under", "_under_bytes")
 
     def __init__(self, *, default_bytes: int = 0) -> None:
-        """Starts without observations; `default_bytes` is the estimate if neither model, type nor file is known."""
+        """Starts without observations; `default_bytes` is the estimate if model, type and file are all unknown."""
         self._default_bytes = default_bytes
         self._seen: LRUCache[tuple[str, bool], _Observations] = LRUCache(maxsize=2 * TYPES)
         self._predictions = self._over = self._under = 0
@@ -138,8 +141,11 @@ class Sizes:
         device: bool = False,
         limit_bytes: int | None = None,
     ) -> Prediction:
-        """Estimates what a model will take. `file_bytes` 0: not known yet. `device`: on a pod that keeps models on one.
-        `limit_bytes` bounds an estimate, not a measurement: the capacity of the largest pod, or of its device."""
+        """Estimates the memory that a model will take.
+
+        `file_bytes` is 0 while unknown. `device` tells whether the pod keeps models on a device. `limit_bytes` bounds
+        an estimate, but not a measurement: it is the capacity of the largest pod, or of its device.
+        """
         if measured is not None and measured.total_bytes:
             footprint = measured.on(device=device)
             where = " without a device" if device and not measured.device_bytes else ""
@@ -208,8 +214,8 @@ class Sizes:
 
 
 def _fit(seen: _Observations, usual_base: int) -> Fit:
-    """Fits the line. The intercept comes from small files if there are enough, else from larger ones if their sizes
-    differ enough, else it is what sessions usually take."""
+    """Fits the line. The intercept comes from small files if there are enough of them, or else from larger ones if
+    their sizes differ enough; otherwise it is the memory that sessions usually take."""
     base, ratio = usual_base, 1.0
     if len(seen.small) >= ENOUGH:
         base = max(0, _middle([took - file for file, took in seen.small]))
@@ -236,10 +242,10 @@ def _middle(values: list[_Number]) -> _Number:
 
 
 def _in(took: int, device: bool) -> Footprint:
-    """Returns a footprint in the memory that weights are kept in."""
+    """Returns a footprint of that many bytes in the memory that holds weights."""
     return Footprint(min(OVERHEAD_BYTES, took), max(0, took - OVERHEAD_BYTES)) if device else Footprint(took)
 
 
 def _with_weights(weights: int, device: bool) -> Footprint:
-    """Returns the footprint of a session with such weights."""
+    """Returns the footprint of a session with weights of that many bytes."""
     return Footprint(OVERHEAD_BYTES, SESSION_BYTES + weights) if device else Footprint(OVERHEAD_BYTES + weights)

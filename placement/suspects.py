@@ -1,15 +1,15 @@
 """Suspects: the models that may have brought a model server down, by how it ended and what its threads were doing.
 
 A crash happens in one thread. If that thread is known and was running a model, that model is the cause. If it was not
-running a model, it may have hit memory that a model corrupted, so every model at work is suspect, as it is if nothing
-is known about threads. A server that hung was blocked by what its event loop ran; work in other threads does not block
-it. Unloading a model has crashed servers too, but copies come and go all the time, so unloads are only suspect if
-nothing else was going on.
+running a model, it may have hit memory that a model corrupted, so every model at work is a suspect. The same is true if
+nothing is known about threads. A server that hung was blocked by what its event loop ran; work in other threads does
+not block it. Servers have also crashed while unloading a model, but copies come and go all the time, so unloads are
+only suspect if nothing else was going on.
 
 No model is blamed for an end that came from outside: a stop, a kill by hand, a replacement. A kill for lack of memory
 comes from outside too, but its cause is inside: the models at work may have taken the memory.
 
-A single death is only a suspicion, however sure; `placement.blame` decides what several deaths mean.
+A single death is only a suspicion, however clear the case; `placement.blame` decides what several deaths mean.
 """
 
 import enum

@@ -1,4 +1,4 @@
-"""Figures in plain words, for the sentences that explain a decision."""
+"""Numbers in plain words, for the sentences that explain a decision."""
 
 _SIZES = ("B", "KiB", "MiB", "GiB")
 

@@ -1,4 +1,4 @@
-"""Alarms: the times at which the machine needs an event, in a heap; each can be cancelled."""
+"""Alarms: a heap of the times at which the machine needs an event. Each alarm can be cancelled."""
 
 import heapq
 from typing import Generic, TypeVar

@@ -1,4 +1,4 @@
-"""The consequences of answers to instructions: a table from the type of an answer to a step of its flight."""
+"""The consequences of answers to instructions: a table that maps each type of answer to the next step of its flight."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,8 +43,8 @@ def _record_read(flights: Flights, flight: Flight, event: events.RecordRead) -> 
 
 
 def _record_missing(flights: Flights, flight: Flight, event: events.RecordMissing) -> None:
-    """Tells all waiters that had joined when the read began. For later ones the record is read again, because the model
-    may have been registered in between."""
+    """Tells all waiters who joined before the read began that the model is unknown. For later waiters the record is
+    read again, because the model may have been registered in between."""
     problem = problems.unknown(flight.model_id)
     early = [place for place in flight.places.values() if place.number <= flight.read_after]
     if len(early) == len(flight.places):
@@ -159,7 +159,8 @@ def _stale(flights: Flights, flight: Flight, event: events.Stale) -> None:
 
 
 def _silent(flights: Flights, flight: Flight, event: events.Unreachable | events.TimedOut) -> None:
-    """Looks again: the view skips an agent that has just not answered, and one that took too long is joined again."""
+    """Looks at the view again, which now skips an agent that has not answered. An agent that took too long is asked
+    again, and the request joins the load in progress."""
     flights.look(flight)
 
 

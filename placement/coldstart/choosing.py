@@ -1,4 +1,4 @@
-"""The consequences of a look at the view, and of a choice: ask a pod, give up, or wait a little."""
+"""The consequences of a look at the view and of a choice: ask a pod, give up, or wait a little."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from placement.failures import Eligibility
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """The outcome that a pod is to be asked."""
+    """The outcome that names a pod to ask."""
 
     pod: str
     why: str
@@ -21,14 +21,15 @@ class Go:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """The outcome that nothing can be done now, but time or a change of the view may help. `why` is the error if
-    neither does."""
+    """The outcome that nothing can be done now, although time or a change of the view may help. `why` is the error for
+    callers if neither helps."""
 
     why: str
 
 
 def usable(created: int, seen: Seen) -> bool:
-    """Returns whether there is a copy of that registration that may be called and whose pod has not just failed."""
+    """Returns whether the view shows a copy of that registration that may be called, in a pod that has not just
+    failed."""
     return any(copy.usable and copy.created == created for copy in seen.copies)
 
 

@@ -1,4 +1,4 @@
-"""Events of cold starts, with which the machine is fed.
+"""Events of cold starts: everything that the machine can be told.
 
 Every event has the time, in milliseconds on any clock that does not go back. An `Answer` names the instruction that it
 answers: `answers` is that instruction's `cause`. Each instruction that needs an answer gets exactly one.
@@ -14,7 +14,7 @@ from placement.failures import Failure, FailureKind
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Anything that happens."""
+    """An event: something that has happened, and when."""
 
     now_ms: int
 
@@ -36,7 +36,7 @@ class Joined(Event):
 
 @dataclass(frozen=True, slots=True)
 class Left(Event):
-    """A waiter has left. Harmless if it has just been answered."""
+    """A waiter has left. The event has no effect if the waiter has already been answered."""
 
     model_id: str
     waiter: Hashable
@@ -57,7 +57,7 @@ class Closed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CopiesChanged(Event):
-    """The view of that model's copies has changed."""
+    """The view of the model's copies has changed."""
 
     model_id: str
 
@@ -101,14 +101,14 @@ class Recalled(Answer):
 
 @dataclass(frozen=True, slots=True)
 class RecordRead(Answer):
-    """The record, from a read that began after the instruction, or that has found a registration."""
+    """The record. Its read began after the instruction, or an earlier read in progress found a registration."""
 
     record: Record
 
 
 @dataclass(frozen=True, slots=True)
 class RecordMissing(Answer):
-    """The record is missing, by a read that began after the instruction."""
+    """The record does not exist, as a read shows that began after the instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Seen(Answer):
-    """The view as it is now."""
+    """The part of the view that concerns the model, as it is now."""
 
     copies: tuple[Sighting, ...]
     pods: Collection[str]  # the names of all pods
@@ -153,7 +153,7 @@ class Loaded(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere(Answer):
-    """Another pod has the copy, or the right to make it."""
+    """Another pod has the copy, or the claim to load it."""
 
     pod: str
     there: bool = True  # the pod is in view, with its address
@@ -162,7 +162,7 @@ class Elsewhere(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Refused(Answer):
-    """The agent cannot take the model, for reasons that are not the model's fault."""
+    """The agent cannot take the model, for a reason that has nothing to do with the model."""
 
     reason: ProblemReason
     text: str
@@ -180,7 +180,7 @@ class Failed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Stale(Answer):
-    """The agent knows of another registration than the one that it was asked to load."""
+    """The agent knows another registration of the model than the one that it was asked to load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class TimedOut(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Garbled(Answer):
-    """The agent answered something that this router does not understand."""
+    """The agent sent an answer that this router does not understand."""
 
 
 @dataclass(frozen=True, slots=True)

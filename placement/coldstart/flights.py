@@ -1,6 +1,6 @@
 """The flights under way, and the steps that a flight can take: read, look, ask, wait, end.
 
-This is also where flights share things: the sums of waiters, the alarms, the memory of failures, and the instructions
+What the flights share is kept here too: the totals of waiters, the alarms, the memory of failures, and the instructions
 that the current event has led to so far.
 """
 
@@ -66,13 +66,13 @@ class Flights:
         self.read(flight, fresh=True)
 
     def look(self, flight: Flight) -> None:
-        """Has the view looked at."""
+        """Has the view of the model's copies looked up."""
         flight.changed = False
         flight.looked_ms = self.now_ms
         self._request(flight, Phase.LOOKING, Look(self.number, flight.model_id))
 
     def go_on(self, flight: Flight) -> None:
-        """Has the view looked at after an answer that made progress, so that the flight is not stuck."""
+        """Has the view looked up again after an answer that made progress, so the flight no longer counts as stuck."""
         flight.stuck_ms = None
         self.look(flight)
 
@@ -81,7 +81,8 @@ class Flights:
         self._request(flight, Phase.CHOOSING, Choose(self.number, flight.model_id, excluded, flight.idle_ms))
 
     def ask(self, flight: Flight, pod: str) -> None:
-        """Has an agent asked. Waiters whose deadline comes before the expected end of the load are told now."""
+        """Has an agent asked to load the model. Waiters whose deadline comes before the expected end of the load get
+        their error now."""
         assert flight.record is not None, "a flight asks once it has a record"
         self.failures.tried(pod, self.now_ms)
         flight.pod, flight.asked_ms, flight.quiet = pod, self.now_ms, flight.idle_ms > 0
@@ -96,9 +97,11 @@ class Flights:
                 self.say(TellAsked(self.number, place.waiter, self.release(flight, place)))
 
     def wait(self, flight: Flight, why: str) -> None:
-        """Waits for a change of the view, or a moment. Gives up, for the reason `why`, if it has been stuck too long.
+        """Waits for a change of the view, or for a moment. A flight that has been stuck too long gives up, for the
+        reason `why`.
 
-        Claims of dead pods end with their leases, and pods come back, but no waiter waits without end."""
+        Claims of dead pods end with their leases, and pods come back, but no waiter waits without end.
+        """
         rules = self.rules
         if flight.stuck_ms is None:
             flight.stuck_ms = flight.looked_ms
@@ -112,7 +115,7 @@ class Flights:
             flight.pause = self.alarms.set(self.now_ms + rules.pause_ms, flight)
 
     def end(self, flight: Flight, problem: Problem | None = None) -> None:
-        """Ends the flight, and tells all its waiters of the copy, or of the problem."""
+        """Ends the flight, and gives all its waiters the copy or the problem."""
         if flight.awaits:
             self.orphans.add((flight.model_id, flight.awaits))
         if flight.pause is not None:
@@ -129,7 +132,7 @@ class Flights:
     # --- waiters ---
 
     def release(self, flight: Flight, place: Place) -> int:
-        """Ends one waiter's wait. Returns how long it was, in milliseconds."""
+        """Ends one waiter's wait. Returns its length, in milliseconds."""
         del flight.places[place.waiter]
         self.waiters.remove(place)
         if place.alarm is not None:

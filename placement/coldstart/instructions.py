@@ -1,8 +1,7 @@
-"""Instructions of the machine for cold starts.
+"""Instructions of the cold-start machine to its carrier.
 
 Each carries its cause, the number of the event that led to it. A `Request` is answered by one event that names that
-cause. A `Release` ends the wait of one waiter: each waiter gets exactly one, and it is the machine's last instruction
-about it.
+cause. A `Release` ends the wait of one waiter: each waiter gets exactly one, as the last instruction about it.
 """
 
 from collections.abc import Hashable, Mapping
@@ -13,7 +12,7 @@ from placement.coldstart.problems import Problem
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """Anything to be done."""
+    """An instruction: something that the carrier must do."""
 
     cause: int
 
@@ -30,8 +29,8 @@ class Request(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Recall(Request):
-    """Recall the remembered record for a flight that begins. Answered by `Recalled`, but not from within the call that
-    joined, because waiters are called later."""
+    """Recall the remembered record for a flight that begins. Answered by `Recalled`, which must be fed to the machine
+    after the call that fed `Joined` has returned: a waiter never gets its answer while it joins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,8 @@ class Ask(Request):
 
 @dataclass(frozen=True, slots=True)
 class Hurry(Instruction):
-    """Tell the agent that is being asked that a call waits now. The agent joins the two requests, without an answer."""
+    """Tell the agent that is being asked that a call waits now. The agent applies this to the request that it already
+    has, and sends no answer."""
 
     model_id: str
     pod: str
@@ -104,7 +104,7 @@ class TellCopy(Release):
 
 @dataclass(frozen=True, slots=True)
 class TellAsked(Release):
-    """A waiter that waited only until an agent was asked gets its answer."""
+    """A waiter that only waited until an agent was asked gets its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ class Departed(Release):
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil(Instruction):
-    """Feed `TimePassed` at that time. It replaces the former such time, and comes before the other instructions."""
+    """Feed `TimePassed` at that time. This replaces the time of an earlier `WaitUntil`, and comes before all other
+    instructions."""
 
     at_ms: int

@@ -1,4 +1,5 @@
-"""The state machine of cold starts: takes one event at a time and returns the instructions that it leads to."""
+"""The state machine of cold starts: it takes one event at a time, and returns the instructions that the event leads
+to."""
 
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from placement.coldstart.waiters import Place
 
 @dataclass(frozen=True, slots=True)
 class MachineStatistics:
-    """Flights and waiters at this moment."""
+    """The numbers of flights and waiters at one moment."""
 
     flights: int
     waiters: int
@@ -32,8 +33,8 @@ class Machine:
         self._closed = False
 
     def handle(self, event: Event) -> list[Instruction]:
-        """Handles an event; returns the instructions that it leads to. Raises Impossible, without any change, if the
-        event cannot have happened."""
+        """Handles an event and returns the instructions that it leads to. Raises Impossible, and changes nothing, if
+        the event cannot have happened."""
         flights = self._flights
         flight = self._expecting(event) if isinstance(event, Answer) else None
         if isinstance(event, events.Joined):
@@ -56,7 +57,7 @@ class Machine:
         return model_id in self._flights.by_model
 
     def statistics(self) -> MachineStatistics:
-        """Returns flights and waiters at this moment."""
+        """Returns the current numbers of flights and waiters."""
         waiters = self._flights.waiters
         return MachineStatistics(len(self._flights.by_model), waiters.count, waiters.bytes)
 

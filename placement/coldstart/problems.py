@@ -1,4 +1,4 @@
-"""Problems: reasons why a waiter gets no copy, as data. The carrier maps each reason to its own error, by name."""
+"""Problems: the reasons why a waiter gets no copy, as data. The carrier maps each reason to an error by its name."""
 
 import enum
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ from placement.failures import Eligibility, Failure, FailureKind, hint
 
 
 class ProblemReason(enum.Enum):
-    """A reason why a model was not loaded, or a waiter may not wait for it."""
+    """A reason why a model was not loaded, or why a waiter may not wait for it."""
 
     UNKNOWN_MODEL = enum.auto()
     QUARANTINED = enum.auto()
     LOAD_FAILED = enum.auto()
-    """The model's own fault."""
+    """The load failed, and the model itself is at fault."""
     NOT_FETCHED = enum.auto()
     """The model's files cannot be fetched, for a temporary reason."""
     CONTENT_CHANGED = enum.auto()
     NOWHERE = enum.auto()
-    """No pod may ever hold the model."""
+    """No pod can ever hold the model."""
     NO_ROOM = enum.auto()
     OVERLOADED = enum.auto()
     """Too many calls wait, or they hold too many bytes."""
@@ -60,7 +60,7 @@ def unknown(model_id: str) -> Problem:
 
 
 def failed(model_id: str, standing: Eligibility, failure: Failure) -> Problem:
-    """Returns the model's own error, with the way out and the pods in which it failed."""
+    """Returns the model's own error, with the pods in which it failed and the way out."""
     passing = failure.kind is FailureKind.PASSING
     text = failure.why or "the model could not be loaded"
     return Problem(

@@ -1,4 +1,4 @@
-"""Limits and times of cold starts."""
+"""The limits and times of cold starts."""
 
 from dataclasses import dataclass
 
@@ -22,4 +22,4 @@ class Rules:
     """Time for which a flight without waiters waits for pods to come back, or for claims of dead pods to end: a lease's
     time to live. A flight with waiters waits three times as long."""
     waited_ms: int = 1_000
-    """An agent that refuses later than this after it was asked has waited for room."""
+    """An agent that takes longer than this to refuse a load must have waited for room first."""

@@ -1,4 +1,4 @@
-"""The story of a flight: its latest events and instructions, and an error that contains it."""
+"""The story of a flight: its latest events and instructions, for errors."""
 
 from collections import deque
 from dataclasses import fields

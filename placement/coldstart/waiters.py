@@ -1,4 +1,4 @@
-"""Waiters: their number, their bytes, and their deadlines.
+"""Waiters: the calls that wait for a model, with limits on their number and their bytes.
 
 Waiters, and the bytes of the messages that they hold, are limited for each model and in total, so that a slow store
 cannot fill the router's memory.
@@ -42,7 +42,7 @@ class Place:
         return Problem(ProblemReason.NOT_IN_TIME, text, left_ms)
 
     def expired(self, now_ms: int, rules: Rules) -> Problem:
-        """Returns the problem of a waiter whose alarm rings."""
+        """Returns the problem for a waiter whose time has run out."""
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
             return Problem(ProblemReason.DEADLINE, f"{self.model_id} was not loaded by the deadline")
         text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s; its load goes on"
@@ -50,7 +50,7 @@ class Place:
 
 
 class Waiters:
-    """The sums over all flights, and their limits."""
+    """The totals of waiters over all flights, and their limits."""
 
     __slots__ = ("arrivals", "bytes", "count")
 
@@ -60,7 +60,8 @@ class Waiters:
         self.arrivals = 0  # how many have come so far
 
     def refusal(self, event: Joined, waiting: int, rules: Rules) -> Problem | None:
-        """Returns why another call may not wait; `waiting` calls wait for the same model."""
+        """Returns why another call may not wait, or None if it may. `waiting` is the number of calls that already wait
+        for the same model."""
         if event.deadline_ms is not None and event.deadline_ms <= event.now_ms:
             return PASSED
         if self.count >= rules.max_waiters:
@@ -72,7 +73,7 @@ class Waiters:
         return None
 
     def place(self, event: Joined) -> Place:
-        """Creates the place of a new waiter, which is counted once it is added."""
+        """Creates the place of a new waiter. It is not counted until it is added."""
         self.arrivals += 1
         return Place(event, self.arrivals)
 

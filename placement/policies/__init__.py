@@ -1,13 +1,13 @@
 """Eviction policies: the order in which copies are evicted, behind one interface.
 
-A policy only defines an order. `placement.room` decides, alike for all policies, whether a copy may be evicted (calls
-in flight, pinned, used more recently than the newcomer) and how many must be. Policies can therefore be exchanged
-safely, and the same property tests hold for each.
+A policy only defines an order. For all policies alike, `placement.room` decides how many copies must be evicted, and
+which must not be (those with calls in flight, pinned ones, those used more recently than the newcomer). Policies can
+therefore be exchanged safely, and the same property tests apply to each.
 
 - `base`: the interface, and the heap that all of them use.
 - `lru`: least recently used first; the default.
 - `gdsf`: cheap to load again, large and rarely used first.
-- `probation`: either of them behind a small queue of newcomers, against scans.
+- `probation`: one of these two behind a small queue of newcomers, which protects against scans.
 - `named`: the policies by name, for settings.
 """
 

@@ -1,10 +1,10 @@
 """The interface of eviction policies, and a heap whose ranks may be out of date.
 
-Uses are learned late. In an agent every call is counted on the use board; to read one slot takes microseconds, and a
-pod holds thousands of copies. That is why a policy is not notified of uses, but asks when a copy comes up as the next
-victim: its rank is computed again, and if it was used since, it sinks. This is exact as long as a use never lowers a
-copy's rank, which holds for every policy here: the heap's rank is then never above the true one, so the copy at the top
-with a fresh rank is really the first. The simulator works in the same way, on plain lists.
+In an agent, calls are counted on the use board. It takes microseconds to read one slot of the board, and a pod holds
+thousands of copies. Policies are therefore not notified of uses. A policy computes a copy's rank again when the copy
+comes up as the next victim; if the copy was used since, it sinks. This is exact as long as a use never lowers a copy's
+rank, which holds for every policy here: the rank in the heap is then never above the true one, so a copy that is at the
+top with a newly computed rank is really the first. The simulator works in the same way, on plain lists.
 
 A use costs a policy nothing; a look at each of the first few copies costs O(log n).
 """
@@ -16,16 +16,16 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 Uses: TypeAlias = Callable[[K], tuple[int, int]]
-"""A copy's last use (its load, until it is called), and its calls since it was loaded. Times in any unit of one clock
-that does not go back; neither figure shrinks while the copy exists."""
+"""Returns the time of a copy's last use (of its load, until it is called), and its calls since it was loaded. Times are
+in any unit of one clock that does not go back; neither figure shrinks while the copy exists."""
 
 Standing: TypeAlias = tuple[int, float]
-"""A copy's distance from eviction; the lowest is evicted first. Comparable among the copies of one policy at one
-moment."""
+"""A copy's distance from eviction: the copy with the lowest is evicted first. Values are comparable among the copies of
+one policy at one moment."""
 
 SPARE = 4
-"""Discount of a copy whose model has another copy elsewhere: its loss costs capacity but no cold start. If it were
-infinite, the second copy of a busy model would be the first victim of every load."""
+"""The factor by which a copy is worth less if its model has another copy elsewhere: its loss costs capacity but no cold
+start. With an infinite factor, the second copy of a busy model would be the first victim of every load."""
 
 
 class Policy(Protocol[K]):
@@ -39,17 +39,18 @@ class Policy(Protocol[K]):
         """Adds a copy. `size` is in bytes. `cost` is the time to load the copy again, in milliseconds."""
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Replaces an estimate by the measurement."""
+        """Replaces the estimate of a copy's size by its measurement."""
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
         """Removes a copy. `evicted_at` is the time of its eviction, if it was evicted. An unknown key is ignored."""
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns the copies in the order of eviction, up to the first for which `enough` is true. Has no visible
-        effect."""
+        """Returns the copies in the order of eviction, up to the first for which `enough` is true. The call does not
+        change the order."""
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
-        """Returns a copy's distance from eviction; with `spare`, as one whose model has another copy elsewhere."""
+        """Returns a copy's distance from eviction. With `spare`, the copy is treated as one whose model has another
+        copy elsewhere."""
 
     def __len__(self) -> int: ...
 
@@ -57,11 +58,12 @@ class Policy(Protocol[K]):
 
 
 R = TypeVar("R", float, tuple[float, int])
-"""A rank."""
+"""The type of a rank."""
 
 
 class RankedKeys(Generic[K, R]):
-    """Keys by a rank that may have grown since it was computed. Ties are broken by age in the order."""
+    """Keys in the order of ranks that may have grown since they were computed. Keys with equal ranks are in the order
+    of their insertion."""
 
     __slots__ = ("_heap", "_live", "_rank", "_ties")
 
@@ -78,7 +80,7 @@ class RankedKeys(Generic[K, R]):
         return key in self._live
 
     def add(self, key: K) -> None:
-        """Inserts a key. Call it again if the key's rank may have fallen."""
+        """Inserts a key. If the rank of a key may have fallen, it must be inserted again."""
         self._ties += 1
         self._live[key] = self._ties
         heapq.heappush(self._heap, (self._rank(key), self._ties, key))

@@ -1,11 +1,11 @@
 """Greedy-dual-size-frequency: copies that are cheap to load again, large and rarely used are evicted first.
 
 Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy", HP Labs 1998. A copy is
-worth `calls x milliseconds to load it again / MiB`. Its rank is that worth plus an *inflation*, the rank of the last
-victim at the time of the copy's last use, so that unused copies fall behind, however much they were once worth.
+worth `calls x milliseconds to load it again / MiB`. Its rank is that worth plus an *inflation*: the rank of the last
+victim at the time of the copy's last use. Unused copies therefore fall behind, however much they were once worth.
 
-Uses are learned late (`base`), so the inflation at the time of the use is needed, not the current one: a history of
-it is kept, thinned to a bounded length.
+A policy learns of uses late (`base`). It needs the inflation at the time of the use, not the current one, so it keeps a
+history of the inflation, thinned to a bounded length.
 
 Calls count by their square root. With the plain number, a model that was hot for an hour would stay for days, because
 the inflation would need as many evictions to reach it; docs/placement.md compares the hit rates.
@@ -58,8 +58,8 @@ class Gdsf(Generic[K]):
             self._order.add(key)
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """Removes a copy. An eviction raises the inflation to the rank of the victim, or of the one that should have
-        been the victim."""
+        """Removes a copy. An eviction raises the inflation to the rank of the victim, or to the lowest rank if that is
+        lower."""
         if key not in self._order:
             return
         if evicted_at is not None:

@@ -1,16 +1,16 @@
 """Probation for newcomers: a small queue in front of another policy, so that a scan cannot flush the cache.
 
-A model that is called once, for example by a nightly job over all models, is not worth keeping; under plain recency it
-evicts one that is called every minute. Here a newcomer waits in a queue until later newcomers have added `share` of all
-bytes. If it was called again by then, it moves to the other policy; if not, it is evicted before all others. A model
-evicted from the queue is remembered for a while (only by its id), and does not queue again: a model that comes back
-soon is not part of a scan.
+A model that is called once, for example by a nightly job over all models, is not worth keeping, yet under plain recency
+it evicts a model that is called every minute. Here a newcomer stays in a queue until later newcomers have added `share`
+of all bytes. A newcomer that was called again in that time moves to the other policy; any other is evicted before all
+other copies. The id of a model evicted from the queue is remembered for a while, and the model does not queue again if
+it comes back soon, because then it is not part of a scan.
 
 The queue's length is counted in bytes that have arrived, not in those still queued, so the order does not depend on
 when a newcomer was found to have proven itself.
 
 The idea is from 2Q (Johnson and Shasha, VLDB 1994) and S3-FIFO (Yang and others, SOSP 2023), whose small queue of a
-tenth is used here too. That a model was called again is learned late, like all uses: when a copy comes up for eviction.
+tenth is used here too. A second call is noticed late, as are all uses: when the copy comes up for eviction.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from typing import Generic
 from placement.policies.base import K, Policy, Standing, Uses
 
 SHARE = 0.10
-"""Share of all bytes; docs/placement.md compares others."""
+"""The queue's share of all bytes; docs/placement.md compares other shares."""
 
 GHOSTS = 1.0
-"""Remembered evictions from the queue, as a multiple of the current copies."""
+"""Number of remembered evictions from the queue, as a multiple of the number of current copies."""
 
 MIN_GHOSTS = 16
 
 _PROVEN = 2
-"""Calls after which a copy is not a newcomer: the one that loaded it, and another."""
+"""Calls from which on a copy is no longer a newcomer: the call that loaded it, and another one."""
 
 
 class Probation(Generic[K]):
@@ -102,7 +102,8 @@ class Probation(Generic[K]):
                 del self._ghosts[next(iter(self._ghosts))]
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns newcomers whose time is over, then copies of the other policy, then the remaining newcomers."""
+        """Returns newcomers whose time in the queue is over, then copies of the other policy, then the remaining
+        newcomers."""
         found: list[K] = []
         ended = False
         self._front = {}
@@ -142,7 +143,8 @@ class Probation(Generic[K]):
         return found
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
-        """Returns the rank: newcomers whose time was over at the last walk first, remaining ones last."""
+        """Returns the rank: newcomers whose time in the queue was over at the last walk come first, the remaining ones
+        last."""
         place = self._front.get(key)
         if place is not None:
             return 0, place

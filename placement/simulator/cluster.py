@@ -1,4 +1,4 @@
-"""One router's view and its pods, with only the decisions of `placement`.
+"""A simulated router and its pods, which make all decisions by `placement`.
 
 As in a real mesh, a pod publishes its figures every two seconds, and meanwhile the router debits the loads that it has
 sent (`debits`); a pod is chosen (`choice`), victims are searched (`room.search`, by the pod's policy), each pod runs a
@@ -23,14 +23,14 @@ from placement.simulator.fleet import SimulatedModel
 PUBLISH_MS = 2_000
 PLAN_MS = 10_000
 TRIES = 5
-"""Pods asked for one load."""
+"""Number of pods that are asked for one load."""
 
 _RATE_MS = 60_000
 
 
 @dataclass(slots=True)
 class Counts:
-    """Counts of events. A request hits, waits for a load under way, misses, or is refused."""
+    """Counts of events. Each request is a hit, a wait for a load under way, a miss, or a refusal."""
 
     requests: int = 0
     hits: int = 0

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 MEDIAN_BYTES = 4 << 20
 SPREAD = 1.2
-"""Standard deviation of the logarithm of sizes: 19 in 20 models lie within a factor of ten of the median."""
+"""Standard deviation of the logarithm of sizes: 19 of 20 models lie within a factor of ten of the median."""
 
 LATENCY_MS = 10.0
-"""Time of a load that does not depend on the size: claim, pull, session, answer."""
+"""Time that each load takes whatever the model's size: claim, pull, session, answer."""
 
 BYTES_PER_MS = 100_000
-"""Rate of a load beyond that: 100 MB/s from the store into a session."""
+"""Bytes that a load transfers in each further millisecond: 100 MB/s from the store into a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,13 @@ class SimulatedModel:
 
 
 def load_ms(size: int) -> int:
-    """Returns the time to load a model of that size, if it was not measured."""
+    """Returns the assumed time to load a model of that size."""
     return max(1, round(LATENCY_MS + size / BYTES_PER_MS))
 
 
 def lognormal(seed: int = 0, *, median: int = MEDIAN_BYTES, spread: float = SPREAD) -> Callable[[str], SimulatedModel]:
-    """Returns realistic models: many small, a few large. A model's size depends on its id and the seed alone."""
+    """Returns models with sizes as in real fleets: many small, a few large. A model's size depends only on its id and
+    the seed."""
 
     def model(model_id: str) -> SimulatedModel:
         drawn = random.Random(f"{seed} {model_id}").normalvariate(0.0, spread)

@@ -1,9 +1,9 @@
 """The clairvoyant bound: the hit rate that a policy with knowledge of the future would reach.
 
-It assumes one cache of the total capacity and loads that take no time; every called model must be loaded. If sizes are
-equal, the best victim is the model whose next use is farthest away (Belady, "A study of replacement algorithms", 1966).
-Otherwise the problem is NP-hard, and the usual heuristic evicts the model with the largest product of size and time to
-the next use. Both are tried, and the better result is reported.
+It assumes one cache with the capacity of all pods, in which loads take no time and every called model must be loaded.
+If sizes are equal, the best victim is the model whose next use is farthest away (Belady, "A study of replacement
+algorithms", 1966). Otherwise the problem is NP-hard, and the usual heuristic evicts the model with the largest product
+of size and time to the next use. Both are tried, and the better result is reported.
 """
 
 import heapq
@@ -20,15 +20,15 @@ _SAMPLE = 48  # of the residents, of which the largest product is evicted; more 
 def clairvoyant(
     models: Sequence[str], capacity_bytes: int, model: Callable[[str], SimulatedModel], *, since: int = 0
 ) -> Counts:
-    """Returns the better of the two results for models called in that order. A model that never fits is refused. Only
-    requests from number `since` on are counted."""
+    """Returns the better of the two results for the models, called in the given order. A model larger than the cache is
+    refused. Only requests from number `since` on are counted."""
     next_use = _next_uses(models)
     found = [way(models, next_use, capacity_bytes, model, since) for way in (_farthest, _largest)]
     return max(found, key=lambda counts: counts.hits)
 
 
 def _next_uses(models: Sequence[str]) -> list[int]:
-    """Returns for each request the index of the same model's next one."""
+    """Returns for each request the index of the next request for the same model."""
     later: dict[str, int] = {}
     found = [0] * len(models)
     for index in range(len(models) - 1, -1, -1):

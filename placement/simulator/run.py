@@ -1,4 +1,4 @@
-"""Simulation runs: the hit rates of a trace in a cluster."""
+"""Simulation runs: a trace goes through a cluster, and its hit rates are measured."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from placement.simulator.cluster import Cluster, Counts
 from placement.simulator.fleet import SimulatedModel
 
 WINDOWS = 60
-"""Points in the course of a trace's hit rate."""
+"""Number of points at which the course of the hit rate is recorded."""
 
 
 @dataclass(frozen=True, slots=True)

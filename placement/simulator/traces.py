@@ -1,6 +1,6 @@
 """Traces: requests in the shapes of real traffic. Each is a stream of (milliseconds, model), in the order of time.
 
-Rates are those of the whole mesh. A cache only sees the order of the models and the time between two uses. All random
+Rates are totals for the whole mesh. A cache only sees the order of the models and the time between two uses. All random
 numbers come from a seed.
 """
 
@@ -40,7 +40,8 @@ def zipf(models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, 
 def scan(
     models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, share: float = 0.2, seed: int = 0
 ) -> Trace:
-    """Generates Zipf, and from time to time a job that calls every model once: `share` of all requests."""
+    """Generates a Zipf trace in which, from time to time, a job calls every model once. The jobs make up `share` of all
+    requests."""
     names = _names(models)
     usual = zipf(models, requests, alpha=alpha, rate=rate, seed=seed)
     jobs = max(1, round(requests * share / models))
@@ -64,8 +65,8 @@ def scan(
 def diurnal(
     models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, zones: int = 24, seed: int = 0
 ) -> Trace:
-    """Generates Zipf with each model awake for about half of the day in its own time zone, so that the hot set
-    moves."""
+    """Generates a Zipf trace in which each model is active for about half of the day, in its own time zone, so that the
+    hot set moves."""
     draw = random.Random(seed + 1)
     # A day is as long as the trace, because a million requests at 200/s would cover a twentieth of a real day.
     length = requests / rate * 1000
@@ -85,7 +86,7 @@ def diurnal(
 
 
 _TIMERS = ((60.0, 0.35), (300.0, 0.30), (900.0, 0.10), (3600.0, 0.20), (86_400.0, 0.05))
-"""Periods in seconds, and the share of timers with each."""
+"""Periods in seconds, each with the share of timers that have it."""
 
 
 def azure(models: int, requests: int, *, rate: float = RATE, seed: int = 0) -> Trace:
@@ -93,7 +94,8 @@ def azure(models: int, requests: int, *, rate: float = RATE, seed: int = 0) -> T
     ATC 2020): rates over eight orders of magnitude; most models are called once an hour or less, while a hundredth of
     them gets nearly all calls; a third of the models are called by timers with round periods, others in bursts.
 
-    The shape is theirs; the figures are rough, and scaled to a total of `rate`."""
+    The shape is taken from the paper; the figures are rough, and scaled to a total of `rate`.
+    """
     draw = random.Random(seed)
     kinds: list[tuple[str, float]] = []
     for _ in range(models):

@@ -1,4 +1,4 @@
-"""Virtual models: their record, and the pure decisions about it.
+"""Virtual models (aliases): their record, and the pure decisions about it.
 
 | module | holds |
 | --- | --- |

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 
 KEEP = 2
-"""Number of earlier versions kept for going back, unless the vmodel sets another number."""
+"""Number of earlier versions that are kept for going back, unless the vmodel sets another number."""
 
 MOST_WEIGHTS = 16
 MOST_KEPT = 10
@@ -93,7 +93,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The writes of a change. Either all of them are made or none."""
+    """The writes that make up a change. Either all of them are made or none."""
 
     before: VModelRecord | None
     after: VModelRecord | None  # None: the vmodel is deleted
@@ -108,7 +108,7 @@ class Change:
 
 
 def set_vmodel(vmodel_id: str, before: VModelRecord | None, models: Models, request: SetVModel) -> Change | Refusal:
-    """Decides a request to create or change a vmodel. The order of the checks is the predecessor's."""
+    """Decides on a request to create or change a vmodel. The order of the checks is the predecessor's."""
     target = _target(vmodel_id, before, request)
     if isinstance(target, Refusal):
         return target
@@ -134,15 +134,15 @@ def set_vmodel(vmodel_id: str, before: VModelRecord | None, models: Models, requ
 
 
 def delete_vmodel(before: VModelRecord | None, models: Models, owner: str) -> Change:
-    """Decides a deletion, which has no effect if the owner differs or the vmodel does not exist."""
+    """Decides on the deletion of a vmodel. It has no effect if the vmodel has another owner or does not exist."""
     if before is None or (owner and owner != before.owner):
         return Change(before, before)
     return _change(before, None, models)
 
 
 def finish_move(before: VModelRecord | None, models: Models, active: str, target: str) -> Change:
-    """Decides the end of a move: the target, which is ready, becomes the active model. Nothing changes if the vmodel is
-    no longer making that move."""
+    """Decides on the end of a move: the target, which is ready, becomes the active model. Nothing changes if the vmodel
+    no longer makes that move."""
     if before is None or (before.active, before.target) != (active, target):
         return Change(before, before)
     more = replace(before.more, wait=False, why="")
@@ -151,7 +151,7 @@ def finish_move(before: VModelRecord | None, models: Models, active: str, target
 
 def park_move(before: VModelRecord | None, active: str, target: str, why: str) -> Change:
     """Decides what to record about a move whose target could not be loaded: the reason `why`, or "" once it can be
-    loaded. Nothing changes if the vmodel is no longer making that move."""
+    loaded. Nothing changes if the vmodel no longer makes that move."""
     if before is None or (before.active, before.target) != (active, target):
         return Change(before, before)
     return Change(before, replace(before, failed=bool(why), more=replace(before.more, why=why)))
@@ -243,7 +243,7 @@ def _unowned(vmodel_id: str, before: VModelRecord | None, owner: str) -> Refusal
 
 
 def _moved(before: VModelRecord, models: Models, request: SetVModel, target: str) -> VModelRecord:
-    """Returns the record with a target, which becomes active at once if no call suffers from it."""
+    """Returns the record with a new target, which becomes active immediately if no call suffers from that."""
     after = before
     if target != before.target:
         after = replace(before, target=target, failed=False)

@@ -20,7 +20,7 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class VModelMore:
-    """Additions of Mesh to the predecessor's record."""
+    """The attributes that Mesh adds to the predecessor's record."""
 
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # model ids, the latest last
     keep: int | None = None  # earlier versions kept for going back; None: the default
@@ -32,12 +32,12 @@ class VModelMore:
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # unknown attributes
 
     def names(self) -> frozenset[str]:
-        """Returns all models that are named here, in any role."""
+        """Returns all models that these attributes name, in any role."""
         names = {*self.versions.values(), *self.weights}
         return frozenset(names if self.mirror is None else names | {self.mirror.target})
 
     def version_of(self, model_id: str) -> str:
-        """Returns the version whose model this is, the latest of several; "" if it is no version."""
+        """Returns the version that has this model, the latest of several, or "" if there is none."""
         return next((version for version, one in reversed(list(self.versions.items())) if one == model_id), "")
 
 
@@ -57,7 +57,7 @@ class VModelRecord:
 
     @property
     def moving(self) -> bool:
-        """True while calls are still served by another model than the target."""
+        """True while another model than the target still serves the calls."""
         return self.active != self.target
 
     def names(self) -> frozenset[str]:
