@@ -1,11 +1,11 @@
 """The network addresses that a pull may connect to.
 
-People who may register a model name URLs that the pod then opens from inside the cluster. By default only addresses of
-the public internet are allowed. `allow_private` adds loopback and private networks, which a store in the cluster needs;
-link-local addresses, at which clouds serve credentials, need `allow_link_local`.
+A person who may register a model can name URLs, which the pod then opens from inside the cluster. By default, only
+addresses of the public internet are allowed. `allow_private` adds loopback and private networks, which are needed if
+the store is in the cluster; link-local addresses, at which clouds serve credentials, need `allow_link_local`.
 
-The address that a socket is about to connect to is checked, not the name, which may resolve to another address next
-time. IPv6 forms that carry an IPv4 address count as that address.
+The check applies to the address that a socket is about to connect to, not to the name, which may resolve to another
+address next time. IPv6 forms that carry an IPv4 address count as that address.
 """
 
 import ipaddress

@@ -1,10 +1,10 @@
-"""The complete files on a pod's disk, each kept once for all models that use it, while there is room.
+"""The complete files on a pod's disk. Each is kept once for all models that use it, and afterwards while there is room.
 
-A file is a *blob*. It is identified by its SHA-256, computed here from its bytes, so files with equal digests are kept
-as one. It is *found* by names that providers compose (`provider`): which version of a file, at which place, for whom. A
-name leads to one blob, and a blob may have many names. Models' folders contain hard links to blobs, so two models, or
-two revisions, with an equal file share it, and a model that is loaded again finds its files here. The model server sees
-plain files.
+A file is called a *blob*. It is identified by its SHA-256, computed here from its bytes, so files with equal digests
+are kept as one. A blob is *found* by names that providers compose (`provider`), which say what version of which file
+this is, and for whom. A name leads to one blob, and a blob may have many names. Models' folders contain hard links to
+blobs, so two models, or two revisions, with an equal file share it, and a model that is loaded again finds its files
+here. The model server sees plain files.
 
 Other programs may damage files on a disk. So a blob is checked whenever it is found, and is no longer found once its
 size or time of change differs from what this module left. Blobs of an earlier process must be read and digested before
@@ -14,13 +14,13 @@ Only blobs that no model's folder uses and no pull has picked may be removed, le
 against the budget, used or not; used ones are never removed to meet it, so a pull that does not fit next to them is
 refused.
 
-A blob is usable at once and written to disk afterwards, so that no model waits for the disk (an fsync takes 2 ms here,
-a pull of a small model less than one). Until then it has a temporary name, which the next start sweeps; its name in
-`.blobs` appears once its bytes are on disk. So the files in `.blobs` are complete after any crash. The order of use
-roughly survives in the files' times.
+A blob can be used immediately and is written to disk afterwards, so that no model waits for the disk (an fsync takes 2
+ms here, a pull of a small model less than one). Until then it has a temporary name, and the next start of the process
+removes it; its name in `.blobs` appears once its bytes are on disk. So the files in `.blobs` are complete after any
+crash. The order of use roughly survives in the files' times.
 
-    .blobs/s-<SHA-256>   a whole file
-    .blobs/i-<hash>      a name of one: a hard link to it, or, without links, a file that holds its `s-` name
+    .blobs/s-<SHA-256>   a complete file
+    .blobs/i-<hash>      one of its names: a hard link to it, or, without links, a file that holds its `s-` name
 
 All methods may be called from any thread. Those whose docstrings say so block for as long as the disk takes.
 """
@@ -51,7 +51,7 @@ _IDLE_MOST = 10 * 2**30  # maximum bytes kept free of unused blobs if no budget 
 
 
 class Blob:
-    """A complete file. All of its fields belong to the cache."""
+    """A complete file. All its fields belong to the cache."""
 
     __slots__ = ("memories", "names", "path", "pins", "read", "safe", "sha256", "size", "stamp", "users")
 
@@ -69,7 +69,7 @@ class Blob:
 
 
 class DiskReservation:
-    """Bytes reserved for expected files. Must be closed."""
+    """Bytes reserved for expected files. The caller must close it."""
 
     __slots__ = ("_cache", "_left", "_size")
 
@@ -79,33 +79,33 @@ class DiskReservation:
         self._left = size  # the part of the reservation that is not yet on disk
 
     def grow(self, size: int) -> None:
-        """Reserves more, for a file whose size was unknown. Blocks. Raises PullError(DISK_FULL)."""
+        """Reserves more bytes, for a file whose size was unknown. Blocks. Raises PullError(DISK_FULL)."""
         self._cache._set_aside(size, had=self._size)
         self._size += size
         self._left += size
 
     def split(self, size: int) -> "DiskReservation":
-        """Splits off a part, to be closed separately; at most what is left."""
+        """Splits off a reservation of at most the bytes that are left. The caller must close it separately."""
         part = DiskReservation(self._cache, min(size, self._left))
         self._size -= part._size
         self._left -= part._left
         return part
 
     def arrived(self, count: int) -> None:
-        """Notes that `size` bytes are now on disk, and no longer free there. They still count against the budget."""
+        """Notes that `count` bytes are now on disk, and no longer free there. They still count against the budget."""
         count = min(count, self._left)
         self._left -= count
         self._cache._give_back(count, 0)
 
     def close(self) -> None:
-        """Ends the reservation. Add the blobs that were made from it first."""
+        """Ends the reservation. The blobs that were made from it must have been added before."""
         self._cache._give_back(self._left, self._size)
         self._size = self._left = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """The files on disk, and counts of events."""
+    """The current number and bytes of files on disk, and counts of events."""
 
     blobs: int
     bytes: int
@@ -129,7 +129,7 @@ class Cache:
         budget_bytes: int | None = None,
         on_change: Callable[[str, bool], None] = lambda into, remembered: None,
     ) -> None:
-        """Makes an unloaded cache; without a budget, unused blobs stay while a tenth of the file system (at most 10
+        """Makes an unloaded cache. Without a budget, unused blobs stay while a tenth of the file system (at most 10
         GiB) is free."""
         self._disk = disk
         self._budget = budget_bytes
@@ -148,7 +148,8 @@ class Cache:
         self._evictions = self._damaged = self._leftovers = 0
 
     def load(self) -> None:
-        """Finds the blobs that an earlier process left. Blocks, for about a second with a hundred thousand blobs."""
+        """Finds the blobs that an earlier process left. Blocks, for about a second if there are a hundred thousand
+        blobs."""
         self.links = self._disk.links()
         found: dict[tuple[int, int], Blob] = {}
         names: list[tuple[os.DirEntry[str], os.stat_result]] = []
@@ -202,7 +203,8 @@ class Cache:
 
     def add(self, path: Path, *, sha256: str, identities: Iterable[str] = ()) -> Blob:
         """Takes over a complete file under these names; `sha256` is its digest in hex. Returns its blob, already
-        picked; an earlier blob with equal bytes replaces the file. Call `secure` afterwards."""
+        picked. If a blob with equal bytes exists, the file is removed and that blob returned. Call `secure`
+        afterwards."""
         os.chmod(path, FILE_MODE)
         info = os.stat(path)
         with self._lock:
@@ -225,7 +227,7 @@ class Cache:
         return blob
 
     def pin(self, blob: Blob) -> None:
-        """Pins the blob for another pull."""
+        """Picks the blob for another pull."""
         with self._lock:
             self._pin(blob)
 
@@ -256,9 +258,10 @@ class Cache:
             os.close(directory)
 
     def sound(self, blob: Blob) -> bool:
-        """Returns whether the blob's bytes are unchanged. Blocks while all of it is read.
+        """Returns whether the blob's bytes are unchanged. Blocks while the whole file is read.
 
-        A changed blob will no longer be found."""
+        A changed blob will no longer be found.
+        """
         with self._lock:
             try:
                 file = open(self._there(blob), "rb")  # noqa: SIM115 - opened under the lock, read outside it
@@ -276,8 +279,8 @@ class Cache:
         return blob.read
 
     def link(self, blob: Blob, target: Path) -> None:
-        """Makes the file appear at the target too, by a link if the file system has links. Otherwise copies the file,
-        and blocks."""
+        """Makes the file appear at the target too: by a link, or by a copy, which blocks, if the file system has no
+        links."""
         with self._lock:
             path = self._there(blob)
             try:
@@ -322,7 +325,7 @@ class Cache:
         self._unlink()
 
     def use(self, into: str, blobs: Iterable[Blob]) -> None:
-        """Notes that a model's folder now uses these blobs instead of its former ones."""
+        """Notes that a model's folder now uses these blobs, and no longer the ones that it used before."""
         with self._lock:
             made_of = tuple(dict.fromkeys(blobs))
             former = self._made_of.pop(into, ())
@@ -360,12 +363,14 @@ class Cache:
             return list(self._made_of)
 
     def room(self, size: int) -> DiskReservation:
-        """Reserves bytes for files to come. Blocks if unused blobs must be evicted. Raises PullError(DISK_FULL)."""
+        """Reserves bytes for files that are about to arrive. Blocks if unused blobs must be evicted. Raises
+        PullError(DISK_FULL)."""
         self._set_aside(size)
         return DiskReservation(self, size)
 
     def crowded(self, size: int = 0) -> bool:
-        """Returns whether blobs must be evicted for `size` more bytes; `room` and `trim` then block for a while."""
+        """Returns whether blobs must be evicted to make room for `size` more bytes. If so, `room` and `trim` will
+        block."""
         with self._lock:
             return bool(self._idle) and self._excess(size) > 0
 
@@ -376,7 +381,7 @@ class Cache:
         self._unlink()
 
     def statistics(self) -> CacheStatistics:
-        """Returns the current state of the disk."""
+        """Returns the current statistics."""
         with self._lock:
             return CacheStatistics(
                 self._blobs,
@@ -391,13 +396,15 @@ class Cache:
             )
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of blobs in use, or of reservations, prevent `size` more bytes at this moment."""
+        """Returns how many bytes of blobs in use, or of reservations, are in the way of `needs` more bytes at this
+        moment."""
         with self._lock:
             over_budget = 0 if self._budget is None else self._used_bytes + self._reserved + needs - self._budget
             return max(0, over_budget, needs - self._most())
 
     def _set_aside(self, size: int, *, had: int = 0) -> None:
-        """Reserves bytes. `had` is what the same pull has already reserved, and would give back if this fails."""
+        """Reserves bytes. `had` is the number of bytes that the same pull has already reserved, and would give back if
+        this fails."""
         while True:
             with self._lock:
                 try:
@@ -419,7 +426,8 @@ class Cache:
             self._unlink()
 
     def _refuse(self, size: int) -> None:
-        """Raises PullError if there can never be enough room, so that nothing is evicted for a pull that must fail."""
+        """Raises PullError if there can never be enough room, so that nothing is evicted for a pull that must fail
+        anyway."""
         if self._budget is not None and self._used_bytes + self._reserved + size > self._budget:
             text = (
                 f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
@@ -437,12 +445,13 @@ class Cache:
             raise PullError(PullErrorKind.DISK_FULL, text, short=self._short(size - most))
 
     def _most(self) -> int:
-        """Returns the bytes that the disk itself could take without unused blobs; negative if its reserve is
-        touched."""
+        """Returns the bytes that the disk could hold if all unused blobs were removed; negative if even then the
+        reserve is in use."""
         return self._disk.free() - self._coming + self._bytes - self._used_bytes
 
     def _short(self, size: int) -> int:
-        """Returns how many bytes of blobs in use are in the way; 0 if even all of them would not be enough."""
+        """Returns how many bytes of blobs in use are in the way of `size` bytes, or 0 if even all of them would not be
+        enough."""
         return size if size <= self._used_bytes else 0
 
     def _give_back(self, coming: int, reserved: int) -> None:
@@ -451,8 +460,8 @@ class Cache:
             self._reserved -= reserved
 
     def _excess(self, size: int, *, hard: bool = False) -> int:
-        """Returns the bytes to evict for `size` more; `hard`: only what the disk itself demands, without the part to
-        keep free."""
+        """Returns the bytes to evict to make room for `size` more. With `hard`, only the bytes that the disk itself
+        lacks count, without the part of the disk that is to stay free."""
         if self._budget is not None:
             over = self._bytes + self._reserved + size - self._budget
             if over > 0:
@@ -462,7 +471,7 @@ class Cache:
         return self._coming + size + wish - self._disk.free()
 
     def _evict(self, excess: int) -> bool:
-        """Evicts the least recently used blobs until `size` bytes are free. Returns whether any was evicted."""
+        """Evicts the least recently used blobs until `excess` bytes are free. Returns whether any was evicted."""
         freed = 0
         while self._idle and freed < excess:
             blob = next(iter(self._idle))
@@ -502,7 +511,8 @@ class Cache:
             self._doom(self._disk.blobs / name)
 
     def _untouched(self, blob: Blob) -> bool:
-        """Returns whether the blob's file looks as this module left it. If not, the blob will no longer be found."""
+        """Returns whether the blob's file still looks as this module left it. If it does not, the blob will no longer
+        be found."""
         try:
             info = os.stat(self._there(blob), follow_symlinks=False)
         except OSError:
@@ -553,7 +563,7 @@ class Cache:
             self._remove(blob)
 
     def _withdraw(self, blob: Blob) -> None:
-        """Frees the blob's name in `.blobs`, as an equal file may arrive."""
+        """Frees the blob's name in `.blobs`, because an equal file may arrive."""
         former, blob.path = self._there(blob), self._disk.new()
         try:
             os.rename(former, blob.path)
@@ -563,7 +573,7 @@ class Cache:
             self._leftovers += 1
 
     def _remove(self, blob: Blob) -> None:
-        """Removes an idle blob, or one that has just become idle."""
+        """Removes a blob that is not in use."""
         self._idle.pop(blob, None)
         self._disown(blob)
         self._blobs -= 1
@@ -607,7 +617,8 @@ class Cache:
         return blob.path
 
     def _doom(self, path: Path) -> None:
-        """Marks a file to be unlinked soon. Its name in `.blobs` is free at once, as an equal file may arrive."""
+        """Marks a file to be unlinked soon. Its name in `.blobs` is free immediately, because an equal file may
+        arrive."""
         if path.parent == self._disk.blobs:
             target = self._disk.new()
             try:

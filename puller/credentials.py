@@ -1,18 +1,18 @@
 """The choice of a store and its credentials, from the storage secret and a registration's additions.
 
-The secret is a directory, as Kubernetes mounts one: each file is a named store, a JSON object such as
-`{"type": "s3", "access_key_id": …, "endpoint_url": …}`. A registration names one (`storage_key`), or gets
-`default_<type>` or `default`, and may override single values (`storage_params`, dotted paths into nested objects).
-Names and precedence are those of ModelMesh, so its secrets work unchanged.
+The secret is a directory, as Kubernetes mounts one: each file is a named store, a JSON object such as `{"type": "s3",
+"access_key_id": …, "endpoint_url": …}`. A registration names a store (`storage_key`), or gets `default_<type>` or
+`default`, and may override single values (`storage_params`, dotted paths into nested objects). Names and precedence are
+those of ModelMesh, so its secrets work unchanged.
 
 The secret is read again for each pull, so a rotated secret applies from the next load on. Its content stays in
-`StoreSettings`, which never reveals it, neither as text nor pickled.
+`StoreSettings`, which reveals it neither as text nor when pickled.
 
-Registrations and secrets are written by different people, so the origin of each value is remembered: credentials of the
-operator must not be sent to a host that a registration chose (`StoreSettings.overridden`).
+Registrations and secrets are written by different people, so the origin of each value is remembered: the operator's
+credentials must not be sent to a host that a registration chose (`StoreSettings.overridden`).
 
-Unlike in ModelMesh, a default that exists but cannot be read is an error here, since continuing without credentials
-would end in an unexplained refusal by the store.
+Unlike in ModelMesh, a default that exists but cannot be read is an error here. Without its credentials, the store would
+refuse the pull without an explanation.
 """
 
 import hashlib
@@ -37,22 +37,22 @@ _NO_CREDENTIALS = frozenset(
 
 
 class StoreSettings:
-    """One store's settings. They hold secrets, so they are compared and shown by their origin only."""
+    """One store's settings. They hold secrets, so only their origin is shown or compared."""
 
     __slots__ = ("_overridden", "_values", "origin", "type")
 
     def __init__(
         self, type: str, values: Mapping[str, Any], *, origin: str = "", overridden: Iterable[str] = ()
     ) -> None:
-        """Makes settings. `origin` names the secret's key, "" for none. `overridden` has the top-level names that a
-        registration set."""
+        """Makes settings. `origin` names the secret's key, or is "" without one. `overridden` has the top-level names
+        that a registration set."""
         self.type = type
         self.origin = origin
         self._values = values
         self._overridden = frozenset(overridden)
 
     def text(self, name: str) -> str:
-        """Returns a setting, "" if it is missing. Raises PullError if it is not a string."""
+        """Returns the setting of that name, or "" if it is missing. Raises PullError if it is not a string."""
         value = self._values.get(name, "")
         if value is None:
             return ""
@@ -88,14 +88,14 @@ class StoreSettings:
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def credentials(self) -> str:
-        """Returns a text that is equal for equal credentials and does not reveal them. Every setting that is not known
-        to be something else counts as a credential."""
+        """Returns a text that is equal for equal credentials and does not reveal them. A setting counts as a credential
+        unless it is known to be something else."""
         values = {name: value for name, value in self._values.items() if name not in _NO_CREDENTIALS and value}
         text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def error(self, why: str, kind: PullErrorKind | None = None) -> PullError:
-        """Returns an error about these settings, which names their origin."""
+        """Returns an error about these settings that names their origin."""
         if kind is None:  # without a key of the secret, all of them are the registration's
             kind = PullErrorKind.SETTINGS if self.origin else PullErrorKind.BAD_REQUEST
         return PullError(kind, f"the settings of the {self.type} store ({self.where}) cannot be used: {why}")
@@ -124,8 +124,8 @@ class Secrets:
 
     @property
     def version(self) -> str:
-        """Returns a text that changes whenever a key is added, removed or rewritten, and reveals nothing of the
-        content; "" without a secret. Reads the folder and its entries' times."""
+        """Returns a text that changes whenever a key is added, removed or rewritten, and that reveals nothing of the
+        content; "" without a secret. Reads the folder and the times of its entries."""
         if self._directory is None:
             return ""
         try:
@@ -149,8 +149,9 @@ class Secrets:
     ) -> StoreSettings | None:
         """Returns the settings for a registration, or None if the type of store is not known.
 
-        `key` is its storage_key, `parameters` its storage_params; `uri` is what its URI says and wins over these.
-        `bucket` is the old top-level attribute. Reads a file or two. Raises PullError.
+        `key` is the registration's storage_key, `parameters` its storage_params. `uri` has the settings that its URI
+        names, which take precedence over both. `bucket` is the old top-level attribute. Reads a file or two. Raises
+        PullError.
         """
         parameters, uri = dict(parameters or {}), dict(uri or {})
         overrides = {**parameters, **uri}
@@ -207,8 +208,8 @@ class Secrets:
 
 
 def _override(values: dict[str, Any], path: str, value: object) -> bool:
-    """Sets a string at a dotted path; returns whether that changed it. Raises PullError if the old value is not a
-    string."""
+    """Sets a string at a dotted path, and returns whether that changed the values. Raises PullError if the old value is
+    not a string."""
     *parents, last = path.split(".")
     for name in parents:
         values = values.setdefault(name, {})

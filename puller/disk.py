@@ -1,17 +1,17 @@
 """The pod's own directory of pulled files.
 
     <directory>/.lock            held while a process uses the directory
-    <directory>/.blobs/<name>    whole files, safe on disk: the only files that outlive the process (`cache`)
+    <directory>/.blobs/<name>    complete files, safe on disk: the only files that outlive the process (`cache`)
     <directory>/.new-<n>         a file being fetched, or not yet safe on disk
-    <directory>/.partial-<n>/    a model's folder being put together, or being removed
-    <directory>/<name>/<file>    a model's folder; it appears whole, by a rename
+    <directory>/.partial-<n>/    a model's folder that is being assembled or removed
+    <directory>/<name>/<file>    a model's folder, complete from the moment it appears, by a rename
 
-A model's `<name>` is derived from its id, so that no id can name another's folder or anything outside: it is
-percent-encoded, has no leading dot, and is cut and given a hash if it is too long for a file system.
+A model's `<name>` is derived from its id in such a way that no id can name another model's folder or anything outside
+the directory: it is percent-encoded, has no leading dot, and is cut and given a hash if it is too long for a file
+system.
 
-At start everything but the blobs is swept: it belongs to models that are no longer loaded, and may be incomplete. A
-non-empty directory that this module did not make is refused rather than swept, so a wrong option cannot empty
-somebody's home.
+At start, everything but the blobs is removed: it belongs to models that are no longer loaded, and may be incomplete. A
+non-empty directory that this module did not make is refused, so a wrong option cannot empty somebody's home.
 """
 
 import errno
@@ -27,7 +27,8 @@ from puller.errors import PullError, PullErrorKind
 
 BLOBS = ".blobs"
 FILE_MODE = 0o440
-"""Mode of complete files: the model server reads them, as the same user or group, and nothing writes them again."""
+"""Mode of complete files. The model server, which runs as the same user or group, reads them, and nothing writes to
+them again."""
 FOLDER_MODE = 0o750
 _LOCK = ".lock"
 _NEW = ".new-"
@@ -56,7 +57,7 @@ def write_error(error: OSError) -> PullError | None:
 
 
 class Disk:
-    """One directory. Its methods block, for microseconds except `remove` and `sweep` of large folders."""
+    """One directory. Its methods block for microseconds; `remove` and `sweep` block for longer if folders are large."""
 
     def __init__(self, directory: Path, *, reserve_bytes: int = 64 * 2**20) -> None:
         self._directory = Path(os.path.abspath(directory))
@@ -72,7 +73,7 @@ class Disk:
 
     @property
     def blobs(self) -> Path:
-        """The folder of whole files."""
+        """The folder of complete files."""
         return self._directory / BLOBS
 
     def open(self) -> None:
@@ -111,7 +112,7 @@ class Disk:
                 _remove(Path(entry.path))
 
     def begin(self) -> Path:
-        """Makes a new empty folder for a model being put together."""
+        """Makes a new empty folder in which a model can be assembled."""
         path = self._next(_PARTIAL)
         try:
             path.mkdir(FOLDER_MODE)
@@ -120,7 +121,7 @@ class Disk:
         return path
 
     def new(self) -> Path:
-        """Returns the path of a new file to be fetched; it does not exist."""
+        """Returns the path for a new file, which does not exist yet."""
         return self._next(_NEW)
 
     def commit(self, partial: Path, into: str) -> Path:
@@ -142,7 +143,8 @@ class Disk:
         return self._directory / folder_name(into)
 
     def withdraw(self, into: str) -> Path | None:
-        """Moves the folder of `into` to a hidden name, to be removed later; returns None if there is none."""
+        """Moves the folder of `into` to a hidden name, so that it can be removed later. Returns the new path, or None
+        if there is no folder."""
         withdrawn = self._next(_PARTIAL)
         try:
             self.path(into).rename(withdrawn)
@@ -171,7 +173,7 @@ class Disk:
         return True
 
     def free(self) -> int:
-        """Returns the bytes that may still be written, without the reserve; negative if the reserve is in use."""
+        """Returns the bytes that may still be written without use of the reserve; negative if the reserve is in use."""
         self.open()
         found = os.statvfs(self._directory)
         return found.f_bavail * found.f_frsize - self._reserve_bytes

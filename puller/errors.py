@@ -1,4 +1,4 @@
-"""The errors of pulls, which have a few kinds.
+"""The errors of pulls, each of one of a few kinds.
 
 The text is for the person who registered the model: it names what was asked for, what happened, and what to do. It
 contains no credentials: URLs are shown without user, password and query.
@@ -19,15 +19,15 @@ class Nature(enum.Enum):
     NOT_FOUND = "not found"
     """The files must be put into the store, and may be on their way."""
     FORBIDDEN = "forbidden"
-    """Credentials, permissions or settings of the store must be corrected."""
+    """Credentials, permissions or settings of the store must be corrected first."""
     CONTENT = "bad content"
-    """The registration or the files must be changed: the same request fails again."""
+    """The registration or the files must be changed; until then, the same request fails again."""
     POD = "of this pod"
-    """The pod's disk needs room: another pod may succeed now, this one later."""
+    """The pod's disk needs room: a pull in another pod may succeed now, and in this pod later."""
 
 
 class PullErrorKind(enum.Enum):
-    """The kind of failure: a title for people, whether it is retried at once, and its nature."""
+    """The kind of a failure: its title for people, whether the pull is retried immediately, and its nature."""
 
     NOT_FOUND = ("not found", False, Nature.NOT_FOUND)
     NO_BUCKET = ("no such bucket", False, Nature.NOT_FOUND)
@@ -49,16 +49,16 @@ class PullErrorKind(enum.Enum):
     BUSY = ("too many requests", True, Nature.PASSING)
     TIMEOUT = ("timeout", True, Nature.PASSING)
     SLOW = ("too slow", True, Nature.PASSING)
-    """The store sends next to nothing."""
+    """The store sends too slowly."""
     DISK_FULL = ("disk full", False, Nature.POD)
-    """The pod's disk has too little space or refuses writes; another pod's disk may not."""
+    """The pod's disk has too little space or refuses writes. Another pod's disk may have room."""
     TOO_LARGE = ("too large", False, Nature.CONTENT)
     INTEGRITY = ("incomplete", True, Nature.PASSING)
     """Fewer bytes arrived than were announced."""
     CHANGED = ("changed meanwhile", False, Nature.PASSING)
     """The file changed since it was listed: it is listed and fetched again."""
     CHECKSUM = ("checksum", False, Nature.CONTENT)
-    """The whole file arrived, but it is not the one that the registration or the store announced."""
+    """The file arrived completely, but it is not the one that the registration or the store announced."""
 
     def __init__(self, title: str, retried: bool, nature: Nature) -> None:
         self.title = title
@@ -67,10 +67,12 @@ class PullErrorKind(enum.Enum):
 
 
 class PullError(Exception):
-    """A pull that failed and left nothing behind. `retry_after` is in seconds, if the store has named them. `short` is
-    how many bytes of models in use must be evicted from the disk for the pull, 0 if that does not help. `never` says
-    that this pod's disk would be too small even if it were empty. `needs` is how many bytes the pull asked room for, or
-    more."""
+    """A failed pull, which has left nothing behind.
+
+    `retry_after` is the time that the store asked for, in seconds. `short` is how many bytes of models in use must be
+    evicted from the disk for the pull, or 0 if that does not help. `never` says that this pod's disk would be too small
+    even if it were empty. `needs` is how many bytes the pull has asked room for.
+    """
 
     def __init__(
         self,

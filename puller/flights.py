@@ -1,9 +1,9 @@
-"""Downloads of files. All pulls that want the same file share one download, which ends when none wants it.
+"""Downloads of files. All pulls that want the same file share one download.
 
-A flight begins with the first pull that misses a file and is joined by others that miss the same. It retries passing
-failures (`retry`), and continues where it broke off. When the last pull that waits for it is cancelled, so is the
-flight. When it fails, pulls that joined from another location must try their own location, because the first pull's
-credentials may have caused the failure.
+A flight begins with the first pull that does not find a file in the cache, and other pulls that need the same file join
+it. It retries passing failures (`retry`), and continues where it broke off. It is cancelled with the last pull that
+waits for it. When it fails, pulls that joined from another location must try their own location, because the first
+pull's credentials may have caused the failure.
 """
 
 import asyncio
@@ -57,8 +57,8 @@ class Flights:
         secure: Callable[[Blob], None],
         check: Callable[[int], None],
     ) -> None:
-        """Makes a pod's downloads. `secure` gets each new blob. `check` raises PullError for a file with too many
-        bytes."""
+        """Makes a pod's downloads. Each new blob is passed to `secure`. `check` raises PullError for a file with too
+        many bytes."""
         self._disk = disk
         self._cache = cache
         self._limits = limits
@@ -77,7 +77,7 @@ class Flights:
         return len(self._flights)
 
     def find(self, name: str | None) -> FileFlight | None:
-        """Returns a flight to join."""
+        """Returns a flight under way for that file, or None."""
         return self._flights.get(name) if name is not None else None
 
     def start(
@@ -90,7 +90,7 @@ class Flights:
         store: str,
         room: DiskReservation,
     ) -> FileFlight:
-        """Begins a flight, which takes over `room`. `store` is the store of the listing."""
+        """Begins a flight. From now on `room` belongs to the flight. `store` is the store of the listing."""
         flight = FileFlight(name, location, file.size)
         if name is not None:
             self._flights[name] = flight
@@ -102,7 +102,9 @@ class Flights:
     async def wait(self, flight: FileFlight) -> Blob:
         """Waits for the file and returns its blob, picked for the caller. Raises PullError.
 
-        If cancelled, it ends the flight unless another pull waits for it, and returns once the flight is cleaned up."""
+        If the wait is cancelled and no other pull waits, the flight ends too, and this returns once the flight is
+        cleaned up.
+        """
         task = flight.task
         assert task is not None
         flight.waiting += 1

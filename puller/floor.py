@@ -23,7 +23,8 @@ async def kept(
     least: int = LEAST_RATE,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[_Piece]:
-    """Yields the pieces of a body. Raises PullError(SLOW) if too little arrives in `window` seconds of waiting."""
+    """Yields the pieces of a body. Raises PullError(SLOW) if fewer than `least` bytes arrive in `window` seconds of
+    waiting."""
     waited, came = 0.0, 0
     while True:
         began = clock()

@@ -1,14 +1,15 @@
 """`http:` and `https:` URLs: one URL, one file.
 
-This module avoids two errors of the predecessor: an answer other than 200 is an error and not a model, and a body
-shorter than announced is noticed. `http_client` decides where requests may be sent.
+This module avoids two errors of the predecessor, which took an answer other than 200 for a model, and did not notice
+that a body was shorter than announced. `http_client` decides where requests may be sent.
 
-A pull takes one request if possible: a GET whose headers alone are read at first. The ETag, date of change or digest
-shows whether the file is already on disk; the body waits meanwhile. A file of a known version is requested with a
-condition, so that no body is sent if the file is unchanged. If the server supports ranges, a large file is fetched in
-several at once, and a broken transfer continues where it ended, provided that the file is still the same.
+A pull takes one request if possible: a GET of which only the headers are read at first. The ETag, date of change or
+digest shows whether the file is already on disk; the body waits meanwhile. A file of a known version is requested with
+a condition, so that no body is sent if the file is unchanged. If the server supports ranges, a large file is fetched in
+several ranges at the same time, and a broken transfer continues where it ended, provided that the file is still the
+same.
 
-Compression is declined, since the announced length must be that of the file. Credentials in the URL (`user:password@`),
+Compression is declined, since the announced length must be the file's own. Credentials in the URL (`user:password@`),
 and the headers and certificates of an http store of the storage secret, are used for the URL's own origin only; neither
 they nor the query appear in errors.
 """
@@ -42,7 +43,7 @@ _RANGES = " ranges"  # suffix of the key of a file whose server supports ranges
 
 
 class HttpProvider:
-    """Fetches single files by GET."""
+    """The provider for `http:` and `https:`, which fetches single files by GET."""
 
     def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         self._client = HttpClient(policy, limits)
@@ -55,7 +56,8 @@ class HttpProvider:
     async def listing(self, location: Location) -> Listing:
         """Requests the file and reads the headers. The body waits for `read`.
 
-        A pull takes only one request. A HEAD would be another request, and signed URLs allow only one method."""
+        A pull therefore takes only one request. A HEAD would be a second one, and signed URLs allow only one method.
+        """
         if parse(location.uri).path.endswith("/"):
             raise _no_file(location, "ends with a slash")
         async with self._client.translated(location.shown):
@@ -81,7 +83,8 @@ class HttpProvider:
             return Listing((file,), is_file=True, release=lambda: self._release(file.key), store=store)
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Writes the body, large ones by several ranges at once if the server supports them."""
+        """Writes the body to the sink. A large body comes in several ranges at the same time if the server supports
+        ranges."""
         held = self._held.pop(file.key, None)
         try:
             async with self._client.translated(location.shown):
@@ -132,7 +135,7 @@ class HttpProvider:
         return context
 
     async def _again(self, location: Location, file: RemoteFile) -> OpenAnswer:
-        """Requests the whole file once more, in the version that was listed."""
+        """Requests the whole file again, in the version that was listed."""
         held = await self._get(location, {})
         try:
             now = _described(held.response, location, "")
@@ -146,7 +149,7 @@ class HttpProvider:
         return held
 
     async def _read_ranges(self, location: Location, file: RemoteFile, sink: Sink, held: OpenAnswer | None) -> None:
-        """Reads the missing ranges in parts; the already open answer brings the first."""
+        """Reads the missing ranges in parts. The answer `held`, which is already open, brings the first part."""
 
         async def fetch(start: int, end: int) -> None:
             if held is not None and not start:
@@ -174,7 +177,8 @@ class HttpProvider:
 
 
 def _described(response: aiohttp.ClientResponse, location: Location, key: str) -> RemoteFile:
-    """Returns the description of a body by its headers. Raises PullError unless it is a whole file."""
+    """Returns the description of the file whose body the answer has, from its headers. Raises PullError unless the body
+    is the whole file."""
     if response.status != HTTPStatus.OK:
         raise status_error(response, location.shown)
     headers = response.headers
@@ -213,8 +217,8 @@ def _no_file(location: Location, why: str) -> PullError:
 
 
 def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
-    """Returns whether an answer is an index or a login page. That is HTML at a URL without a file name, or HTML for a
-    file whose name does not end as HTML files do."""
+    """Returns whether an answer is an index or a login page rather than a file: HTML at a URL without a file name, or
+    HTML for a file whose name does not end as the names of HTML files do."""
     asked, answered = location.uri.partition("?")[0].partition("#")[0], response.url.path
     if response.content_type not in ("text/html", "application/xhtml+xml"):
         return False
@@ -222,7 +226,8 @@ def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
 
 
 def _store(location: Location) -> str:
-    """Returns a name of the origin and the caller, who is known by user and password, query, headers or certificate."""
+    """Returns a name of the origin and the caller. The caller is known by user and password, query, headers or
+    certificate."""
     url = parse(location.uri)
     secret = f"{url.raw_user}\0{url.raw_password}\0{url.raw_query_string}"
     hashed = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -234,8 +239,8 @@ def _place(location: Location) -> str:
 
 
 def _validator(headers: Mapping[str, str]) -> tuple[str, bool]:
-    """Returns what distinguishes versions, a strong ETag or else a date of change. Also returns whether it would differ
-    after a later change."""
+    """Returns the header value that distinguishes versions: a strong ETag, or else a date of change. Also returns
+    whether that value would certainly differ after a later change."""
     tag = headers.get("ETag", "").strip()
     strong = tag if tag.startswith('"') else ""
     changed = headers.get("Last-Modified", "")
@@ -251,7 +256,8 @@ def _validator(headers: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _unchanged(headers: Mapping[str, str], known: RemoteFile, changed: str) -> bool:
-    """Returns whether an answer without a body shows the known version, with that date of change."""
+    """Returns whether an answer without a body means that the known version, with that date of change, is still the
+    current one."""
     tag = known.validator if known.validator.startswith('"') else ""
     same = headers.get("ETag", tag).strip() == tag and headers.get("Last-Modified", changed) == changed
     sha256, md5 = digests(headers)
@@ -286,7 +292,7 @@ def digests(headers: Mapping[str, str]) -> tuple[str, str]:
 
 
 class _NoRanges(Exception):
-    """An answer with the whole file from a server that announced ranges."""
+    """The error that a server announced ranges but answered with the whole file."""
 
 
 def _check_part(response: aiohttp.ClientResponse, location: Location, start: int, end: int, file: RemoteFile) -> None:

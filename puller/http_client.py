@@ -1,11 +1,12 @@
 """HTTP requests for URLs that other people name: bounded in time, guarded, and with clear errors.
 
-People who may register a model choose the URLs, so `addresses` decides, for each socket before it connects, which
-addresses are allowed; neither redirects nor name servers can lead elsewhere. A redirect is only followed to places that
+People who may register a model choose the URLs. Before a socket connects, `addresses` therefore decides whether its
+address is allowed; neither redirects nor name servers can lead elsewhere. A redirect is only followed to places that
 the URL itself might have named, and credentials are only sent to the origin that they are meant for. If the operator
 has proxies (`proxies`), they resolve names; addresses that can be resolved here must nevertheless be allowed.
 
-Its users decide which files are fetched, and in which version: `http` for plain URLs, and `huggingface`.
+The modules that use the client decide which files are fetched, and in which version: `http` for plain URLs, and
+`huggingface`.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ _WRITERS = 4
 
 @dataclass(frozen=True, slots=True)
 class HttpPolicy:
-    """The operator's rules. Times in seconds."""
+    """The operator's rules for requests. Times are in seconds."""
 
     allow_private: bool = False  # loopback and private networks
     allow_link_local: bool = False
@@ -53,12 +54,12 @@ class HttpPolicy:
     proxies: Proxies = DIRECT  # the operator's
 
     def refusal(self, host: str) -> str | None:
-        """Returns why an address may not be connected to; None if it may."""
+        """Returns why an address may not be connected to, or None if it may."""
         return addresses.refusal(host, allow_private=self.allow_private, allow_link_local=self.allow_link_local)
 
 
 class _AddressRefused(OSError):
-    """A refusal to create a socket."""
+    """The error that a socket was not created because its address is not allowed."""
 
 
 class OpenAnswer:
@@ -78,7 +79,7 @@ class OpenAnswer:
 
 
 class HttpClient:
-    """The connections of one kind of store. `limits` bounds those of all stores together."""
+    """The connections to one kind of store. `limits` bounds the connections to all stores together."""
 
     def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         self.policy = policy
@@ -97,7 +98,7 @@ class HttpClient:
 
     @contextlib.asynccontextmanager
     async def translated(self, shown: str) -> AsyncIterator[None]:
-        """Bounds the block, and turns its errors into PullErrors."""
+        """Bounds the time of the block, and turns its errors into PullErrors."""
         try:
             async with asyncio.timeout(self.policy.total_timeout):
                 yield
@@ -126,10 +127,11 @@ class HttpClient:
         json: Any = None,
         follow: bool = True,
     ) -> OpenAnswer:
-        """Sends a GET, or a POST with JSON, and follows redirects unless told not to; returns any other answer.
+        """Sends a GET, or a POST with JSON. Follows redirects unless `follow` is false, and returns any other answer.
 
-        `secret` are headers for the URL's own origin only; `trust` replaces the policy's trusted authorities. To be
-        used inside `translated`."""
+        `secret` are headers for the URL's own origin only; `trust` replaces the policy's trusted authorities. Must be
+        called inside `translated`.
+        """
         origin = url.origin()
         store = origin.raw_authority
         await self.limits.acquire(store)
@@ -163,8 +165,8 @@ class HttpClient:
             raise
 
     async def _check(self, host: str) -> None:
-        """Refuses a host that a proxy must not be asked for. A name that does not resolve here may resolve at the
-        proxy."""
+        """Raises PullError for a host that the proxy must not be asked for. A name that does not resolve here is
+        allowed, because it may resolve at the proxy."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
@@ -196,8 +198,8 @@ class HttpClient:
     async def receive(
         self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, shown: str, stop_at: int | None = None
     ) -> None:
-        """Writes the body up to `stop_at`, after which others fetch the rest. `start` is the offset of its first
-        byte."""
+        """Writes the body to the sink, up to the offset `stop_at`; other requests fetch the rest. `start` is the offset
+        of the body's first byte."""
         body = self.pieces(response, shown)
         announced = response.content_length
         if announced is not None and announced <= _SMALL and (stop_at is None or start + announced <= stop_at):
@@ -236,7 +238,8 @@ def _write(sink: Sink, offset: int, pieces: list[bytes]) -> None:
 
 
 def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], socket.socket]:
-    """Returns a maker of sockets for allowed addresses only: aiohttp calls it with each address before connecting."""
+    """Returns a function that creates sockets for allowed addresses only. aiohttp calls it with each address before it
+    connects."""
 
     def make(info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, address = info
@@ -249,7 +252,8 @@ def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], 
 
 
 def parse(text: str, base: URL | None = None) -> URL:
-    """Returns a URL that can be requested, taken literally, relative to `base`. Raises PullError(BAD_REQUEST)."""
+    """Returns a URL that can be requested. The text is taken literally, and may be relative to `base`. Raises
+    PullError(BAD_REQUEST)."""
     try:
         # Used literally if a request line can hold it, because a signed URL must not be quoted again.
         url = URL(text, encoded=text.isascii() and " " not in text)
@@ -278,7 +282,7 @@ def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds that an answer's Retry-After asks for, as a number or a date. Returns None if it is
+    """Returns the seconds that an answer's Retry-After asks for, as a number or a date. Returns None if there is
     neither."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):

@@ -3,10 +3,10 @@
 A revision is a branch, a tag or a commit. It is first resolved to a commit, and everything is read at that commit, so
 that a push during a pull cannot mix two versions. Files in large-file storage have a SHA-256, which is checked as they
 arrive; a file that this hub has already delivered for this token is not fetched again, whichever repository it is in.
-Other files have git's own digest of their contents, which counts if the bytes match it.
+Other files have git's own digest of their contents, which is used as their version if the bytes match it.
 
 The hub sends large files from other hosts, by redirects with signed URLs, which never get the token (`http_client`).
-The token is that of the storage secret (type `hf`, `token`), or else the operator's from the environment.
+The token comes from the storage secret (type `hf`, `token`), or else from the operator's environment.
 
 The API: https://huggingface.co/docs/hub/api, as of 2026: `revision`, `paths-info`, `tree` (paged by Link headers),
 `resolve`.
@@ -39,7 +39,7 @@ _NEXT = re.compile(r'<([^<>]+)>\s*;[^,]*rel="?next"?')
 
 
 class HuggingFaceProvider:
-    """Fetches files and folders of repositories."""
+    """The provider for `hf:`, which fetches files and folders of repositories."""
 
     def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
         self._client = HttpClient(policy, limits)
@@ -64,7 +64,7 @@ class HuggingFaceProvider:
         return Listing(tuple(files), is_file=False, store=_store(location))
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Writes the bytes of the file that the sink is missing, at the commit that was listed."""
+        """Writes the bytes of the file that the sink lacks, at the commit that was listed."""
         repository, _ = _repository(location)
         below = location.path.strip("/")
         path = "/".join(part for part in (below, file.path) if part)
@@ -165,7 +165,8 @@ def _endpoint(location: Location) -> str:
 
 
 def _token(location: Location) -> str:
-    """Returns the token for the endpoint. Raises PullError if the endpoint's author may not use that token."""
+    """Returns the token for the endpoint. Raises PullError if the person who named the endpoint may not use that
+    token."""
     settings = location.settings
     chosen = settings.overridden("endpoint_url")
     token = settings.text("token")

@@ -1,12 +1,13 @@
 """The bounds of a pod's use of the network: bytes a second, and concurrent connections, in total and to each store.
 
 A starting pod fetches many models over the link that also carries its calls. The bandwidth is a token bucket that is
-asked after bytes have arrived: a pull that took too many waits until they are paid for, which slows the sender through
-TCP. Both the event loop and threads use it, so it returns the time to wait and leaves the waiting to them.
+charged after bytes have arrived: a pull that took too many waits until they are paid for, which slows the sender
+through TCP. Both the event loop and threads use the bucket, so it returns the time to wait and leaves the waiting to
+them.
 
-Large files are fetched in several concurrent ranges, since one connection is bounded by one core's TLS and one machine
-of the store. Measured for 1 GiB from a local S3 server: one stream 1,542 MB/s, eight of 128 MiB each 2,006 MB/s; over
-TLS 110 MB/s and 412 MB/s.
+Large files are fetched in several concurrent ranges, since a single connection is limited to the TLS speed of one core
+and to one machine of the store. Measured for 1 GiB from a local S3 server: one stream 1,542 MB/s, eight of 128 MiB each
+2,006 MB/s; over TLS 110 MB/s and 412 MB/s.
 """
 
 import asyncio
@@ -44,8 +45,8 @@ class PullLimits:
         range_bytes: int = 128 * 2**20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Makes the bounds; `bytes_per_second` 0 means no limit. Files of more than `range_bytes` are fetched in up to
-        `ranges` parts at once."""
+        """Makes the bounds; 0 for `bytes_per_second` means no limit. Files of more than `range_bytes` are fetched in up
+        to `ranges` parts at the same time."""
         if bytes_per_second < 0 or connections < 1 or ranges < 1 or range_bytes < 1:
             raise ValueError("a limit of the puller is out of range: connections and ranges are 1 or more")
         self.connections = connections
@@ -68,7 +69,8 @@ class PullLimits:
             return max(0.0, self._paid_at - now)
 
     async def acquire(self, store: str) -> None:
-        """Takes one of the pod's connections, for this host. A caller that holds one must not ask for a second."""
+        """Takes one of the pod's connections for this store. A caller that holds a connection must not ask for a second
+        one."""
         await self._slots.acquire(store)
 
     def release(self, store: str) -> None:
@@ -84,9 +86,11 @@ class PullLimits:
     async def in_parts(
         self, missing: list[tuple[int, int]], fetch: Callable[[int, int], Coroutine[Any, Any, None]]
     ) -> None:
-        """Fetches ranges (first byte, one after the last) in several parts at a time. Raises the first error of a part.
+        """Fetches ranges (first byte, one after the last) in several concurrent parts. Raises the first error of a
+        part.
 
-        `fetch` must take a connection for its part."""
+        `fetch` must take a connection for its part.
+        """
         queue = iter(self.parts(missing))
 
         async def work() -> None:

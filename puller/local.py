@@ -1,19 +1,19 @@
 """`file:` paths: only under the folders that the operator named.
 
 A path is resolved, including links, and must then lie under a root. The same holds for each link inside a folder; other
-links are skipped, like everything else that cannot be read, because volumes hold things that belong to no model. A
+links are skipped, like everything else that cannot be read, because volumes also hold files that belong to no model. A
 folder may be replaced by a link between the check and the opening, so the path of the opened file, as the kernel
 reports it, is checked again. Only regular files are read: opening a pipe would wait, and a device may never end.
 
-The files are copied, not linked: the model server maps them, and a file that is rewritten under it must not change a
-loaded model or end its process. A file whose size or times differ after the copy is refused. Size, times and inode also
-distinguish versions of a file.
+The files are copied, not linked: the model server maps them, and if somebody rewrites a file, that must not change a
+loaded model or end the server's process. A file whose size or times differ after the copy is refused. Size, times and
+inode also distinguish versions of a file.
 
 All of this happens in threads, because a root may be a network mount, and one that hangs must block neither the agent's
 event loop (its lease would lapse) nor the files of another mount: each root and each volume has its own threads. A pull
 that sees no progress for a minute gives up, and abandons the thread to the kernel. A switch to a thread costs 0.35 ms
-and the whole pull of a small file 1 ms (measured, 2 shared cores), so there is only one switch: listing a small file
-reads it.
+and the whole pull of a small file 1 ms (measured, 2 shared cores), so there is only one switch: the same thread that
+lists a small file reads it.
 """
 
 import asyncio
@@ -54,8 +54,8 @@ _SKIPPED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errn
 
 
 class _Stop(threading.Event):
-    """A request to a thread to stop. It counts how often the thread has checked for the request, which shows
-    progress."""
+    """A request to a thread to stop. It counts how often the thread has checked for the request, so that others can see
+    whether the thread makes progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,10 +83,11 @@ class _Tree:
 
 
 class LocalProvider:
-    """Copies files and folders from under the roots."""
+    """The provider for `file:`, which copies files and folders from under the roots."""
 
     def __init__(self, roots: Sequence[Path], *, volumes: Path | None = None, patience: float = _PATIENCE) -> None:
-        """Makes a provider. `volumes` is another root, whose folders are mounts. `patience` is in seconds."""
+        """Makes a provider. `volumes` is another root, whose folders are mounts. `patience` is the time without
+        progress after which a pull gives up, in seconds."""
         every = [*roots, *([volumes] if volumes is not None else [])]
         self._roots = tuple(os.path.realpath(root) for root in every)
         self._named = {
@@ -109,13 +110,13 @@ class LocalProvider:
         await self._in_thread(path, shown, self._copy, shown, file, sink)
 
     async def close(self) -> None:
-        """Ends the threads; one that hangs in a mount is left behind."""
+        """Ends the threads. A thread that hangs in a mount is abandoned."""
         for executor in self._executors.values():
             executor.shutdown(wait=False, cancel_futures=True)
         self._executors.clear()
 
     def _mount(self, path: str) -> str:
-        """Returns the key of the threads for a path. Touches no mount, only the parent folder of volumes' mounts."""
+        """Returns which threads serve a path. Touches no mount, only the folder that contains the volumes' mounts."""
         path = os.path.normpath(path)
         named = max(
             (name for name in self._named if f"{path}/".startswith(f"{name.rstrip('/')}/")), key=len, default=""
@@ -181,8 +182,8 @@ class LocalProvider:
             raise PullError(PullErrorKind.BAD_REQUEST, f"{shown!r} is not a path: {error}") from error
 
     def _check(self, real: str, path: str, shown: str) -> None:
-        """Raises PullError for paths outside the roots. The text does not list the roots, which only concern the
-        operator."""
+        """Raises PullError for a path outside the roots. The text does not list the roots, because they only concern
+        the operator."""
         for root in self._roots:
             if real == root or real.startswith(root.rstrip("/") + "/"):
                 return
@@ -194,8 +195,10 @@ class LocalProvider:
     def _list_folder(
         self, folder: str, prefix: str, above: list[tuple[int, int]], tree: "_Tree", stop: threading.Event
     ) -> None:
-        """Adds the content of a folder to the tree. Entries that cannot be part of a model, or cannot be read, are
-        skipped: they may belong to others. Raises OSError if the folder itself cannot be listed."""
+        """Adds the content of a folder to the tree. Raises OSError if the folder itself cannot be listed.
+
+        Entries that cannot be part of a model, or that cannot be read, are skipped: they may belong to something else.
+        """
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
         for name in names:
@@ -236,8 +239,8 @@ class LocalProvider:
 
     @contextmanager
     def _opened(self, shown: str, file: RemoteFile) -> Iterator[int]:
-        """Opens the listed file for the block. Raises PullError, even at the end, if it is not the file that was
-        listed."""
+        """Opens the listed file for the block. Raises PullError if it is not the file that was listed; this is also
+        checked at the end of the block."""
         # O_NONBLOCK: if the path has become a pipe since the listing, opening it must not wait for a writer.
         source = os.open(file.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -1,20 +1,21 @@
 """S3, Google Cloud Storage and Azure Blob Storage, and other stores with their APIs.
 
-Such stores have keys and no folders. A location without "/" at its end is the object with that key if it exists,
-otherwise everything below it; with "/" it is always everything below. Both are the predecessor's rules, except that an
-empty location is an error here, and so is one with more objects than a model can have.
+These stores have keys and no folders. A location without "/" at its end is the object with that key if it exists,
+otherwise everything below it; a location with "/" at its end is always everything below it. Both rules are the
+predecessor's, except that an empty location is an error here, as is a location with more objects than a model can have.
 
-Consoles mark folders by empty objects whose key ends in "/"; obstore lists them without it. To tell them from empty
-files, the shorter key is requested: if no object has it, it becomes a folder.
+Consoles mark folders by empty objects whose key ends in "/"; obstore lists them without the "/". To tell them from
+empty files, the key without "/" is requested: if no object has it, it is a folder.
 
 Large objects are fetched in several ranges, each with If-Match, so that all are of one version; the answer's ETag is
 compared too, for servers that ignore the condition. Streams are awaited on the event loop, so that a cancelled pull
-ends at once (obstore then closes the socket), and written in threads. A thread for each range, as with obstore's own
-synchronous streams, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only end when the store sends again.
+ends immediately (obstore then closes the socket), and written in threads. A thread for each range, as with obstore's
+own synchronous streams, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only end when the store sends
+again.
 
-A version is identified by the object's key, ETag and time of change. Some servers give every object the same ETag, so
-the version of an object that changed within the last minute counts only if its ETag is the MD5 of the bytes that
-arrive.
+A version is identified by the object's key, ETag and time of change. Some servers give every object the same ETag. An
+object that changed within the last minute is therefore only recognised by its version if its ETag is the MD5 of the
+bytes that arrive.
 """
 
 import asyncio
@@ -65,7 +66,7 @@ class ObjectProvider:
     """The provider for `s3:`, `gs:` and `azure:`."""
 
     def __init__(self, policy: HttpPolicy, limits: PullLimits) -> None:
-        """Makes a provider; `policy` gives timeouts, trusted authorities, and the endpoints that registrations may
+        """Makes a provider. `policy` gives timeouts, trusted authorities, and the endpoints that registrations may
         name."""
         self._policy = policy
         self._limits = limits
@@ -101,7 +102,7 @@ class ObjectProvider:
         return await self._tree(location, target, key, found)
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Writes the bytes of that version that the sink is missing."""
+        """Writes the bytes of the listed version that the sink lacks."""
         target = await self._target(location)
 
         async def fetch(start: int, end: int) -> None:
@@ -128,7 +129,7 @@ class ObjectProvider:
             self._executor = None
 
     async def _target(self, location: Location) -> Target:
-        """Returns the client for a location, from an earlier use with the same settings or a new one."""
+        """Returns the client for a location: a new one, or the one from an earlier use with the same settings."""
         settings = location.settings
         now = time.monotonic()
         name = settings.fingerprint()
@@ -153,8 +154,8 @@ class ObjectProvider:
         return held.target
 
     async def _check(self, endpoint: str, shown: str) -> None:
-        """Refuses endpoints that registrations must not reach. For names, that only holds at the moment of the
-        check."""
+        """Raises PullError for an endpoint that registrations must not reach. For a name, this is only true at the
+        moment of the check."""
         if not endpoint:
             return
         host = re.sub(r"^https?://|/.*$", "", endpoint)
@@ -302,7 +303,8 @@ class ObjectProvider:
 
     @asynccontextmanager
     async def _answered(self, location: Location, *, pages: int = 1) -> AsyncIterator[None]:
-        """Bounds a wait for the store. Its client bounds only the pauses between two bytes. Raises PullError(SLOW)."""
+        """Limits the total wait for the store, because the client only limits the pauses between two bytes. Raises
+        PullError(SLOW)."""
         seconds = pages * (self._policy.connect_timeout + self._policy.read_timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -341,7 +343,7 @@ def _remote(path: str, key: str, meta: Any, target: Target, location: Location) 
 
 
 def _store(target: Target, location: Location) -> str:
-    """Returns a name of the bucket at its endpoint and the caller."""
+    """Returns a name for the bucket at its endpoint, together with the caller."""
     settings = location.settings
     place = settings.text("bucket") or settings.text("container")
     return f"{location.scheme} {target.endpoint} {place} {settings.credentials()} {target.ambient}"
@@ -354,7 +356,7 @@ def _validator(meta: Any) -> str:
 
 
 async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
-    """Returns the results of all coroutines. The first error ends the others."""
+    """Returns the results of all coroutines. The first error cancels the others."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
@@ -364,7 +366,7 @@ async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
 
 
 async def _on_google() -> bool:
-    """Returns whether this is a Google machine. Only there the name of the metadata service resolves."""
+    """Returns whether this is a Google machine. The name of the metadata service only resolves there."""
     try:
         async with asyncio.timeout(2.0):
             await asyncio.get_running_loop().getaddrinfo("metadata.google.internal.", 80)

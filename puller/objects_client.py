@@ -1,25 +1,26 @@
-"""Creating obstore clients from a store's settings. Only this module deals with the library's peculiarities.
+"""The creation of obstore clients from a store's settings. Only this module deals with the library's peculiarities.
 
-obstore was chosen for its speed (a third of boto3's CPU) and for speaking all three clouds. Its peculiarities, and the
-remedies:
+obstore was chosen for its speed (a third of boto3's CPU) and because it speaks to all three clouds. Its peculiarities,
+and what this module does about them:
 
 - Its constructors read the environment even if they are given settings: `AWS_SESSION_TOKEN` would be added to the keys
   of a secret, `AWS_ENDPOINT_URL_S3` overrides an endpoint, an account key in the environment overrides an explicit
   signature. Keys are therefore passed through a `credential_provider`, to which nothing is added, and every setting
   that the environment has a name for is given explicitly. Google's cannot be kept out entirely: see
   `_google_environment`.
-- `timeout` (30 s) covers the whole body: a large object would never arrive. It is a day here; `read_timeout` ends a
-  stalled transfer. Never 0, which fails at once.
-- By itself it retries ten times, even refused connections and wrong names, counted from the first request. This is
-  switched off, because `retry` knows what is already on disk. Two retries remain for tokens of the pod's own identity.
-- `.config`, `repr` and pickles of a client hold its secrets: clients stay inside `objects`.
-- It resolves names and follows redirects by itself, with no way to check an address. So all of its connections are made
-  by Mesh's own proxy, `tunnel`.
-- A child that is forked after the first use hangs in it. Mesh never forks without exec.
+- `timeout` (30 s) covers the whole body: a large object would never arrive. Here it is a day, and `read_timeout` ends a
+  stalled transfer. It is never 0, with which every request fails immediately.
+- By default, it retries ten times, even after refused connections and for wrong names, and counts the time from the
+  first request. This is switched off, because `retry` knows what is already on disk. Two retries remain for tokens of
+  the pod's own identity.
+- `.config`, `repr` and pickles of a client contain its secrets, so clients stay inside `objects`.
+- It resolves names and follows redirects by itself, with no way to check an address. So Mesh's own proxy, `tunnel`,
+  makes all of its connections.
+- A child process that is forked after the first use hangs when it uses the library. Mesh never forks without exec.
 
 Identity of a pod: without credentials in the settings, obstore uses the pod's own (instance role, workload identity,
-environment). For S3 this is always so, as that is the purpose of a role; for GCS and Azure only if there is a trace of
-an identity, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"` or `"ambient"` in the
+environment). For S3 this is always so, because roles exist for this; for GCS and Azure only if there is a sign of an
+identity, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"` or `"ambient"` in the
 settings overrides this.
 """
 
@@ -89,7 +90,7 @@ _REGION = re.compile(r"[A-Za-z0-9-]{1,40}")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bucket or container at an endpoint, and the way to access it."""
+    """A bucket or container at an endpoint, with the client that reads it."""
 
     client: Client
     endpoint: str  # for identities and errors; holds no credentials
@@ -105,7 +106,7 @@ class Target:
 
 
 def endpoint_of(settings: StoreSettings) -> str:
-    """Returns the endpoint that settings name, "" for the cloud's own. Raises PullError if it is not a URL."""
+    """Returns the endpoint that the settings name, or "" for the cloud's own. Raises PullError if it is not a URL."""
     url = settings.text("endpoint_url") or _connection(settings).get("blobendpoint", "")
     if not url:
         return ""
@@ -120,10 +121,11 @@ def endpoint_of(settings: StoreSettings) -> str:
 
 
 def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
-    """Makes a client for the bucket that settings name, without opening a connection. Raises PullError.
+    """Makes a client for the bucket that the settings name, without opening a connection. Raises PullError.
 
-    `on_google` says whether this is a Google machine, on which an instance has an identity. All connections of the
-    client are made by the `tunnel`."""
+    `on_google` tells whether this is a Google machine, on which an instance has an identity. All connections of the
+    client are made by the `tunnel`.
+    """
     if chosen(settings):
         if not policy.allow_private:
             why = "the registration sets its endpoint; name it in the secret, or allow it (--http-allow-private)"
@@ -211,7 +213,7 @@ def _s3(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> Targ
 
 
 def _account(region: str) -> Account | None:
-    """Returns the keys that the pod's environment holds, if any."""
+    """Returns the keys in the pod's environment, or None if there are none."""
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
     return Account(region, key, secret, os.environ.get("AWS_SESSION_TOKEN", "")) if key and secret else None
 
@@ -291,7 +293,8 @@ def _azure(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> T
 
 
 def _ambient(*prefixes: str) -> str:
-    """Returns a text that is equal if the environment gives the pod the same identity, and reveals nothing of it."""
+    """Returns a text that stays equal while the environment gives the pod the same identity, and that does not reveal
+    it."""
     found = sorted((name, value) for name, value in os.environ.items() if name.startswith(prefixes))
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=16).hexdigest()
 
@@ -311,7 +314,7 @@ def _identity(settings: StoreSettings) -> str:
 
 
 def chosen(settings: StoreSettings) -> bool:
-    """Returns whether a registration, not the operator, chooses the servers."""
+    """Returns whether a registration, rather than the operator, chooses the servers."""
     if settings.overridden("endpoint_url", "authority_host"):
         return True
     return settings.overridden("connection_string") and any(
@@ -320,7 +323,7 @@ def chosen(settings: StoreSettings) -> bool:
 
 
 def _own(settings: StoreSettings) -> bool:
-    """Returns whether only a registration's credentials, or none, are sent, and none of the operator's."""
+    """Returns whether no credentials of the operator are sent: only a registration's, or none."""
     return all(settings.overridden(name) for name in _SECRETS[settings.type] if settings.has(name))
 
 
@@ -347,7 +350,7 @@ def _ambient_google(on_google: bool) -> bool:
 
 
 def _google_environment(settings: StoreSettings) -> None:
-    """Raises PullError if the environment would replace explicit credentials, which obstore allows."""
+    """Raises PullError if the environment would replace explicit credentials, because obstore lets it do that."""
     for name in ("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"):
         if os.environ.get(name):
             raise settings.error(f"{name} in the pod's environment would override it; remove one of them")

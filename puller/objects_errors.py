@@ -1,4 +1,4 @@
-"""The meaning of an object store's refusal, and the remedy.
+"""The translation of an object store's refusal into an error that says what to do.
 
 obstore has few classes of errors, and names the cause only in a text that quotes requests, signatures and bodies. So
 that text is never passed on: it is searched for the HTTP status, the store's own code and some names of Rust errors,
@@ -41,7 +41,7 @@ _IDENTITY = re.compile(
 
 
 def code_of(error: BaseException) -> tuple[int, str]:
-    """Returns the HTTP status and the store's own code; 0 and "" if the text has none."""
+    """Returns the HTTP status and the store's own code, or 0 and "" if the text has none."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     return (
@@ -51,7 +51,7 @@ def code_of(error: BaseException) -> tuple[int, str]:
 
 
 def translated(error: BaseException, shown: str, target: Target) -> PullError:
-    """Returns the error for people. Raise it `from None`: a traceback would show the cause's text."""
+    """Returns the error for people. It must be raised `from None`: a traceback would show the text of its cause."""
     status, _ = code_of(error)
     # A refusal by Mesh's own proxy looks like a failure of the store.
     if status in (0, 403, 502) and (trouble := target.grant.trouble()) is not None:

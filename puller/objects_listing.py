@@ -1,11 +1,11 @@
-"""Listings that obstore cannot read: those with a key that is not a path, such as `a//b` or `a/./b`.
+"""Listings that obstore cannot read because a key is not a path, such as `a//b` or `a/./b`.
 
-obstore gives up a whole listing for one such key, which consoles and scripts create by accident. Then this module
-requests the listing once more by the store's own API, and `tree` skips keys that cannot be names of files. S3 and
+obstore gives up a whole listing for one such key, and consoles and scripts create such keys by accident. This module
+then requests the listing again by the store's own API, and `tree` skips keys that cannot be names of files. S3 and
 Google Cloud Storage have one API for it (ListObjectsV2), Azure another (List Blobs).
 
-Requests are signed here, with the keys of an account, or carry proof of the caller. Only obstore can use a pod's own
-identity, so with one the key has to be renamed.
+Requests are signed here, with the keys of an account, or carry its token. Only obstore can use a pod's own identity, so
+a pod that relies on it cannot list such a bucket; the key has to be renamed.
 """
 
 import base64
@@ -33,11 +33,12 @@ _GOOGLE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 _AZURE_VERSION = "2021-12-02"  # version of the API: since 2021-02-12, names that XML cannot hold are encoded
 
 Page = tuple[list[dict[str, Any]], str]
-"""The objects of a page, as obstore's listing describes them, and the token of the next page, "" after the last."""
+"""The objects of a page, as obstore's listing describes them, and the token of the next page, or "" after the last
+one."""
 
 
 class Lister(Protocol):
-    """The requests for the listing of a bucket, and the reading of its pages."""
+    """The interface to a store's listing: the request for each page, and the parser of its answer."""
 
     def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
         """Returns the URL of a page and the headers for it. Raises ValueError for invalid keys."""
@@ -48,7 +49,7 @@ class Lister(Protocol):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Account:
-    """The bucket, and the caller: the keys of an account, or none."""
+    """The bucket, and the keys of the account that reads it, or none."""
 
     region: str
     access_key: str = ""
@@ -187,7 +188,8 @@ async def everything(
 
 
 def signed(base: str, query: dict[str, str], account: Account, *, now: datetime) -> tuple[str, dict[str, str]]:
-    """Returns the URL of a GET and its headers, with an AWS signature, version 4; without one if anonymous."""
+    """Returns the URL of a GET and its headers, with an AWS signature, version 4, or without one for an anonymous
+    caller."""
     split = urlsplit(base)
     text = _encoded(query)
     url = f"{base}?{text}"

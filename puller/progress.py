@@ -1,4 +1,4 @@
-"""Progress of a pull, and its rate."""
+"""The progress of a pull, and its rate."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ _WINDOW = 2.0  # seconds, about, over which the rate is measured
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of one pull."""
+    """The progress of one pull."""
 
     done_bytes: int  # on disk, fetched now or before
     total_bytes: int | None  # None: the store has not announced it

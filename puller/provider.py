@@ -3,18 +3,19 @@
 A provider lists a location, then reads files of that listing into sinks. Other modules do everything else: they decide
 which files are fetched and which are already on disk (`cache`), choose names on disk (`tree`), and handle temporary
 files, retries, and clean-up after failure and cancellation. So a provider may simply stop, by an error or when
-cancelled. A new store is one module with one class, registered under its schemes.
+cancelled. A new kind of store is one module with one class, registered under its schemes.
 
 A store's name for a version of a file (an ETag, a generation, a time, a digest) proves nothing: some stores give every
-object the same ETag, and some servers name somebody else's file in a header. It is only a hint, and can save a download
-in two ways:
+object the same ETag, and some servers name another file's digest in a header. It is only a hint, and can save a
+download in two ways:
 
-- The same version of the same file, requested with the same credentials: its `identity`, made by `version`. It counts
-  if the file is `settled`, so that a later change changes the hint, or if the bytes that arrive have the digest in
-  `proof`.
-- The same content from the same store, for the same credentials: where a digest is named (by the store in `sha256`, or
-  by the registration), bytes that this `Listing.store` was seen to deliver and whose digest was computed here are used
-  (`delivered`). A store is everything under one owner: an endpoint and a bucket, an origin, a hub.
+- The same version of the same file was requested before, with the same credentials. `version` makes this `identity`. It
+  is relied on if the file is `settled`, which means that a later change would change the hint, or if the bytes that
+  arrive have the digest in `proof`.
+- The same content came from the same store before, for the same credentials. If a digest is named (by the store in
+  `sha256`, or by the registration), bytes with that digest are used that this `Listing.store` has delivered and whose
+  digest was computed here (`delivered`). A store is everything under one owner: an endpoint and a bucket, an origin, a
+  hub.
 
 So no caller gets bytes that the store has not delivered for these credentials. If neither applies, the file is fetched
 each time; equal files are still kept only once (`cache`).
@@ -50,7 +51,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The content of a location."""
+    """The files and folders at a location."""
 
     files: tuple[RemoteFile, ...]
     is_file: bool  # the location is one file, the only one in `files`; otherwise it is a tree
@@ -61,27 +62,30 @@ class Listing:
 
 
 class Provider(Protocol):
-    """A kind of store. Both calls may run many times at once, and raise PullError."""
+    """A kind of store. `listing` and `read` may run many times concurrently, and raise PullError."""
 
     async def listing(self, location: Location) -> Listing:
-        """Lists everything at the location, however many files: never empty (NOT_FOUND, EMPTY)."""
+        """Lists everything at the location, however many files there are. Raises PullError (NOT_FOUND, EMPTY) if there
+        are none."""
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
         """Writes a listed file to the sink, and never another version of it (CHANGED).
 
-        Connections are taken from `sink.limits`, bytes noted with `sink.pace`. If the sink already holds bytes from an
-        attempt that broke off, only the missing ones may be read, provided that the version is certainly the same;
-        otherwise `sink.restart` is called. If cancelled, it stops soon."""
+        Connections are taken from `sink.limits`, and bytes are reported to `sink.pace`. If the sink already holds bytes
+        from an attempt that broke off, only the missing ones may be read, provided that the version is certainly the
+        same; otherwise `sink.restart` is called. A cancelled read stops soon.
+        """
 
     async def close(self) -> None:
         """Releases connections and threads."""
 
 
 def version(store: str, place: str, tag: str, size: int | None) -> str:
-    """Returns the identity of a version of a file, which `store` (as in `Listing.store`) calls `tag`, at that place."""
+    """Returns the identity of a version of the file at that place. `tag` is the version's name in `store`
+    (`Listing.store`)."""
     return "\0".join(("version", store, place, str(size), tag))
 
 
 def delivered(store: str, sha256: str) -> str:
-    """Returns the identity of bytes with that digest, computed here, that `Listing.store` delivered."""
+    """Returns the identity of bytes that `Listing.store` has delivered and whose digest, computed here, is `sha256`."""
     return "\0".join(("delivered", store, sha256.lower()))

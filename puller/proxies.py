@@ -30,7 +30,7 @@ class Proxies:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> "Proxies":
-        """Reads the environment. Raises ValueError, which names the variable, for an invalid proxy."""
+        """Reads the environment. Raises ValueError for an invalid proxy; the text names the variable."""
         bypassed = environment.get("no_proxy", environment.get("NO_PROXY", ""))
         return cls(
             _proxy(environment, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"),
@@ -39,7 +39,7 @@ class Proxies:
         )
 
     def of_url(self, scheme: str, host: str, port: int | None = None) -> URL | None:
-        """Returns the proxy for a URL of that scheme and host, None if it is requested directly."""
+        """Returns the proxy for a URL of that scheme and host, or None if the URL is requested directly."""
         proxy = self.https if scheme == "https" else self.http
         port = port or _PORTS.get(scheme, 0)
         return proxy if proxy is not None and not self._direct(host.lower().rstrip("."), port) else None
@@ -52,7 +52,7 @@ class Proxies:
 
 
 DIRECT = Proxies()
-"""No proxy for anything."""
+"""The setting that uses no proxy for any URL."""
 
 
 def _proxy(environment: Mapping[str, str], *names: str) -> URL | None:

@@ -1,11 +1,11 @@
-"""The package's entry point: turns a registration's path and key into a folder on the pod's disk.
+"""The package's entry point: it turns a registration's path and key into a folder on the pod's disk.
 
 The store is asked each time, even if everything is on disk, so that a changed object is noticed, and a caller who may
-no longer read it gets no copy of it. `pulling` is one pull.
+no longer read the object gets no copy of it. `pulling` is one pull.
 
 The caller names the folder (`into`), runs only one pull into a name at a time, and removes the folder when it is no
-longer needed. `remembers` then still says whether all of its files are on disk, so that the model can be loaded again
-cheaply.
+longer needed. `remembers` then tells whether all of the folder's files are still on disk, so that the model can be
+loaded again cheaply.
 """
 
 import asyncio
@@ -42,7 +42,8 @@ from puller.threads import Threads
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**30
-"""Default limit of one pull, in bytes: larger than any model that a pod holds, small enough to stop an endless body."""
+"""Default limit of one pull, in bytes: larger than any model that a pod can hold, and small enough to stop an endless
+body."""
 
 _TURNS = {"total": 16, "each": 12, "least": 4, "most": 64}  # concurrent pulls, from all stores and from one
 _REMOVE_WAIT = 10.0  # seconds
@@ -70,7 +71,7 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class PullerStatistics:
-    """Current work, and counts since the puller was made."""
+    """The current work of a puller, and counts since it was made."""
 
     in_progress: int
     pulls: int  # finished successfully
@@ -87,7 +88,7 @@ class PullerStatistics:
 
 
 class Puller:
-    """Pulls models into one pod's directory. Use from one event loop."""
+    """Pulls of models into one pod's directory. Must be used from one event loop."""
 
     def __init__(
         self,
@@ -103,11 +104,12 @@ class Puller:
         retries: retry.RetryPolicy | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Makes a puller; `file_roots` are folders that paths may lie in, `volumes` one with a folder for each `pvc:`
-        name, `secrets` the mounted storage secret. `providers` are further ones by scheme, which take precedence over
-        built-in ones.
+        """Makes a puller. `file_roots` are folders that paths may lie in, `volumes` a folder with a subfolder for each
+        `pvc:` name, and `secrets` the mounted storage secret. `providers` are further ones by scheme, which take
+        precedence over the built-in ones.
 
-        `budget_bytes` bounds all files on disk; without it, unused ones stay while the disk has room (`cache`)."""
+        `budget_bytes` bounds all files on disk. Without it, unused files stay while the disk has room (`cache`).
+        """
         self._disk = Disk(directory)
         self._limits = limits or PullLimits()
         retries = retries or retry.RetryPolicy()
@@ -170,9 +172,10 @@ class Puller:
         return self._secrets.version
 
     def sweep(self) -> None:
-        """Removes what an earlier process left, except its whole files, which are used again.
+        """Removes what an earlier process left, except complete files, which are used again.
 
-        Blocks. Raises ValueError if the directory belongs to another program."""
+        Blocks. Raises ValueError if the directory belongs to another program.
+        """
         self._disk.sweep()
         self._cache.load()
 
@@ -192,19 +195,21 @@ class Puller:
         return self._cache.remembers(into)
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of models in use must be evicted from the disk to make room for this many, at this
-        moment and counting the reservations of other pulls."""
+        """Returns how many bytes of models in use must be evicted from the disk to make room for `needs` bytes. The
+        reservations of other pulls at this moment count."""
         return self._cache.short(needs)
 
     def progress(self, into: str) -> Progress | None:
-        """Returns the progress of the pull into that name; None if there is none."""
+        """Returns the progress of the pull into that name, or None if there is no pull."""
         pull = self._pulls_now.get(into)
         return pull.progress() if pull is not None else None
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
-        """Fetches a registered model. Raises PullError; failed or cancelled, it leaves nothing behind.
+        """Fetches a registered model and returns its folder. Raises PullError. If the pull fails or is cancelled, it
+        leaves nothing behind.
 
-        `tag` asks for the file that was made of the same files under it (`keep`)."""
+        `tag` asks for the file that was made of the same files and kept under that tag (`keep`).
+        """
         request = sources.resolve(source, secrets=self._secrets, claims=self._volumes)
         if source.sha256 and not _SHA256.fullmatch(source.sha256):
             text = f"sha256 is 64 hexadecimal digits, not {source.sha256[:100]!r}; see what `sha256sum` prints"
@@ -262,15 +267,16 @@ class Puller:
         )
 
     def current(self, into: str, pulled: Pulled) -> bool:
-        """Returns whether the folder of that name is still the one of this pull."""
+        """Returns whether the folder of that name is still the result of this pull."""
         return self._latest.get(into) == pulled.number
 
     async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
-        """Takes over a file that was made of a pull's files: pulls of equal files with that tag get it, for as long as
-        the cache has room for it. Returns False if those files were removed or changed meanwhile, or the disk has no
-        room; the file then still belongs to the caller.
+        """Takes over a file that was made of a pull's files. Pulls of equal files with that tag get it, for as long as
+        the cache has room. Returns False if those files were removed or changed meanwhile, or if the disk has no room;
+        the file then still belongs to the caller.
 
-        The file must lie on the same file system as the cache."""
+        The file must lie on the same file system as the cache.
+        """
         if not self.current(into, pulled):
             return False
         identity = derived_identity(tag, pulled.digest)
@@ -301,9 +307,10 @@ class Puller:
         return self._cache.add(path, sha256=sha256, identities=[identity])
 
     async def remove(self, into: str) -> None:
-        """Removes the folder of that name, if it exists. Its files must no longer be needed there.
+        """Removes the folder of that name, if it exists. The model server must no longer need the files there.
 
-        They stay in the cache for as long as there is room."""
+        The files stay in the cache for as long as there is room.
+        """
         # Done at once, so that a late removal does not hit a later pull into the same name.
         self._latest.pop(into, None)
         withdrawn = self._disk.withdraw(into)
@@ -315,7 +322,7 @@ class Puller:
             work.result()
 
     async def close(self) -> None:
-        """Closes connections and releases the directory. Cancel all pulls before."""
+        """Closes connections and releases the directory. All pulls must have been cancelled before."""
         for provider in dict.fromkeys(self._providers.values()):
             await provider.close()
         if self._securing:
@@ -325,7 +332,7 @@ class Puller:
         self._disk.close()
 
     def statistics(self) -> PullerStatistics:
-        """Returns counts since the puller was made."""
+        """Returns the current statistics."""
         cache = self._cache.statistics()
         return PullerStatistics(
             in_progress=len(self._pulls_now),

@@ -28,8 +28,8 @@ from puller.threads import Threads
 log = logging.getLogger(__name__)
 
 DERIVED = ".derived"
-"""Name in a model's folder of the file that was made from its files; no file of a model begins with a dot
-(`folder_name`)."""
+"""Name, in a model's folder, of the file that was made from the model's files. No file of a model has a name that
+begins with a dot (`folder_name`)."""
 
 _CHANGES = 3  # times that a model is listed again because one of its files changed meanwhile
 _FILES = 32  # concurrent fetches of one pull
@@ -37,7 +37,7 @@ _FILES = 32  # concurrent fetches of one pull
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The tools that all pulls of a pod share."""
+    """The objects that all pulls of a pod share."""
 
     disk: Disk
     cache: Cache
@@ -51,13 +51,13 @@ class Tools:
 
 
 class Pulling:
-    """The files that a pull has, and those it waits for."""
+    """One pull: the files that it has, and those that it waits for."""
 
     def __init__(
         self, tools: Tools, names: Mapping[Location, str], *, into: str, sha256: str = "", tag: str = ""
     ) -> None:
-        """Makes a pull; `names` are the locations, the model's first, with their names in the folder. `sha256` is the
-        model's."""
+        """Makes a pull. `names` maps its locations, the model's first, to their names in the folder. `sha256` is the
+        registered digest of the model."""
         self.began = time.monotonic()
         self.sizes: dict[Location, int] = {}  # bytes
         self.fetched = 0  # bytes
@@ -84,8 +84,8 @@ class Pulling:
         )
 
     async def run(self) -> Path:
-        """Pulls, and returns the folder; the fields then describe its content. Raises PullError, and OSError of the
-        disk."""
+        """Pulls the model and returns its folder; the fields of this object then describe the content. Raises
+        PullError, and OSError if the disk fails."""
         for attempt in itertools.count(1):
             try:
                 return await self._once()
@@ -160,8 +160,8 @@ class Pulling:
     async def _fetch(
         self, location: Location, name: str, sha256: str
     ) -> tuple[list[tuple[PurePosixPath, Blob]], list[PurePosixPath]]:
-        """Returns the files of one location, picked, with their paths in the model's folder; and the folders they
-        need."""
+        """Returns the files of one location, picked, with their paths in the model's folder. Also returns the folders
+        that they need."""
         provider = self._tools.provider(location)
         listing = await retry.retried(
             lambda: provider.listing(location), self._tools.policy, on_retry=self._tools.on_retry
@@ -236,7 +236,7 @@ class Pulling:
     def _laid_out(
         self, listing: Listing, location: Location, name: PurePosixPath
     ) -> tuple[Listing, list[PurePosixPath], list[PurePosixPath]]:
-        """Returns the files that can be part of a model, their paths in the model's folder, and the folders they
+        """Returns the files that can be part of a model, their paths in the model's folder, and the folders that they
         need."""
         if listing.is_file:
             return listing, [name], []
@@ -250,7 +250,8 @@ class Pulling:
         return kept, paths, [name, *(name / folder for folder in layout.folders)]
 
     async def _pick(self, identities: list[str], size: int | None, *, sha256: str = "") -> Blob | None:
-        """Returns the cache's file under one of these names, if it is sound; `sha256` is the registered one."""
+        """Returns the blob that the cache has under one of these names, if its bytes are unchanged, or None. `sha256`
+        is the registered digest."""
         cache = self._tools.cache
         blob = cache.pick(identities, size=size)
         if blob is None:
@@ -270,7 +271,7 @@ class Pulling:
         room: DiskReservation,
         sha256: str,
     ) -> Blob:
-        """Fetches a file, by a flight of this pull or of another."""
+        """Fetches a file, by a flight that this pull begins or that another one has begun."""
         name = _flight_name(file)
         while True:
             flight = self._tools.flights.find(name)
@@ -328,13 +329,14 @@ def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
 
 
 def derived_identity(tag: str, digest: str) -> str:
-    """Returns the name under which the cache keeps the file that was made from files with that digest."""
+    """Returns the name under which the cache keeps the file that was made, with that tag, from files with that
+    digest."""
     return f"derived {tag} {digest}"
 
 
 def _alike(one: Location, other: Location) -> bool:
-    """Returns whether the locations are the same and have the same credentials, so that a failure of one is a failure
-    of the other."""
+    """Returns whether both locations are the same place with the same credentials, so that a failure of one is also a
+    failure of the other."""
     return one == other and one.settings.fingerprint() == other.settings.fingerprint()
 
 

@@ -1,11 +1,11 @@
 """Retries of operations that may succeed a moment later; any other failure is final.
 
-Pauses double, and each is drawn at random below its bound, so that a fleet whose store had a hiccup does not return all
-at once. Both the number of attempts and their time are bounded; a transfer that makes progress is not counted against
-either, since it has less to do each time.
+Pauses double, and each is drawn at random up to its bound, so that after a short fault of a store its whole fleet does
+not return at the same moment. Both the number of attempts and their time are bounded. An attempt that made progress
+does not count against either, since the next one has less to do.
 
-A store that says how long to wait (`Retry-After`) is obeyed: a short wait happens here; a longer one ends the attempts
-at once, and the error carries it to the caller, who decides when to ask again.
+A store that says how long to wait (`Retry-After`) is obeyed: a short wait happens here; a longer one ends the attempts,
+and the error carries it to the caller, who decides when to ask again.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The number of attempts, and their time. Times in seconds."""
+    """The limits on the number of attempts and on their time. Times are in seconds."""
 
     attempts: int = 4  # in total, without progress in between
     first_pause: float = 0.2

@@ -1,8 +1,9 @@
-"""Turns that many stores share. A store that hangs does not take all turns.
+"""Turns that many stores share, so that a store that hangs does not take all of them.
 
-A store may have `each` turns, and all together `total`; beyond that, each may still have `least`, up to `most` in
-total. So a store that holds its turns for as long as its time-outs allow leaves others their share, however many of its
-models are wanted. Waiters are served in the order of arrival, provided that their store may have another turn.
+A store may have `each` turns, and all stores together `total`; when these are taken, each store may still have `least`,
+up to `most` in total. So a store that holds its turns until they time out leaves other stores their share, however many
+of its models are wanted. Waiters are served in the order of arrival, except that a waiter whose store may have no more
+turns is passed over.
 """
 
 import asyncio

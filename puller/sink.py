@@ -1,12 +1,12 @@
-"""The destination of one file's bytes: a temporary file, filled from one stream or several concurrent ones.
+"""The destination of one file's bytes: a temporary file, filled from one stream or from several concurrent ones.
 
-It knows which bytes have arrived, so that a broken transfer continues where it ended, and digests them as they arrive,
-so that a checksum needs no second reading. The next writer reads parts that arrived ahead of the digest back from the
-page cache, a few megabytes at a time.
+A sink knows which bytes have arrived, so that a broken transfer continues where it ended. It digests them as they
+arrive, so that a checksum needs no second reading. Parts that arrive ahead of the digest are read back from the page
+cache by a later writer, a few megabytes at a time.
 
 Writes block for as long as the page cache takes, and may be made from any thread. A stopped sink refuses further
-writes; its file is closed once the last writer has left, so that no late thread writes to a descriptor that has become
-another file.
+writes; its file is closed once the last writer has left, so that no late thread writes to a descriptor that by then
+belongs to another file.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Stopped(Exception):
-    """The end of a sink whose bytes are no longer wanted: the thread should end."""
+    """The error that a sink's bytes are no longer wanted: the thread should end."""
 
 
 class Sink:
@@ -46,10 +46,11 @@ class Sink:
         sha256: str = "",
         md5: str = "",
     ) -> None:
-        """Makes a sink; `admit` raises PullError if a file has too many bytes; `arrived` gets the number of bytes
-        written.
+        """Makes a sink. `admit` raises PullError if a file has too many bytes; `arrived` is called with the number of
+        bytes written.
 
-        `shown` names the file in errors."""
+        `shown` names the file in errors.
+        """
         self.limits = limits
         self.meter = meter or PullMeter()
         self.size: int | None = None
@@ -75,8 +76,9 @@ class Sink:
     def expect(self, *, size: int | None = None, sha256: str = "", md5: str = "") -> None:
         """Takes the store's description of the file (digests in hex), before its first byte. Raises PullError.
 
-        Earlier expectations, from the registration or the listing, still apply: a store that now announces something
-        else has a changed file, or a wrong one."""
+        Earlier expectations, from the registration or the listing, still apply: if the store now announces something
+        else, the file has changed, or is the wrong one.
+        """
         if size is not None:
             if self.size is not None and size != self.size:
                 text = f"{self._shown} changed: {self.size} bytes were announced at first, then {size}"
@@ -92,8 +94,8 @@ class Sink:
             self.compute(name)
 
     def compute(self, name: str) -> None:
-        """Has a digest computed, for `digest`: `sha256`, `md5`, or `git` (git's digest of a file, which needs its
-        size)."""
+        """Prepares the computation of a digest that `digest` will return: `sha256`, `md5`, or `git` (git's digest of a
+        file, which needs its size)."""
         if name not in self._digests:
             with self._digesting:
                 # All digests start over together; usually nothing has arrived yet.
@@ -106,7 +108,7 @@ class Sink:
 
     @property
     def behind(self) -> int:
-        """The bytes that `finish` has yet to digest."""
+        """The number of bytes that `finish` has yet to digest."""
         return self.written - self._frontier if self._digests else 0
 
     @property
@@ -145,7 +147,8 @@ class Sink:
     def hold(self) -> Iterator[int]:
         """Yields the file's descriptor for the duration of the block. Raises Stopped.
 
-        It is for copying inside the kernel; report the written bytes to `wrote`."""
+        It is meant for copies inside the kernel; the bytes written must be reported to `wrote`.
+        """
         with self._lock:
             if self._stop.is_set() or self._descriptor < 0:
                 raise Stopped
@@ -186,15 +189,18 @@ class Sink:
                 self._digesting.release()
 
     def pace(self, count: int) -> None:
-        """Notes that `count` bytes have arrived, and waits, in a thread, as the bandwidth demands. Raises Stopped."""
+        """Notes that `count` bytes have arrived, and waits, in a thread, if the bandwidth limit requires it. Raises
+        Stopped."""
         delay = self.limits.take(count)
         if delay and self._stop.wait(delay):
             raise Stopped
 
     def finish(self) -> int:
-        """Checks that the file is complete and the expected one; returns its size. Blocks while it digests the rest.
+        """Checks that the file is complete and the expected one, and returns its size. Blocks while it digests the
+        rest.
 
-        Raises PullError (INTEGRITY, CHECKSUM)."""
+        Raises PullError (INTEGRITY, CHECKSUM).
+        """
         there = list(self._there)
         size = self.size if self.size is not None else (there[-1][1] if there else 0)
         if there != ([(0, size)] if size else []):
@@ -251,7 +257,7 @@ class Sink:
         self._frontier += len(data)
 
     def _read_back(self, most: int) -> None:
-        """Digests at most `most` bytes beyond those digested so far, up to the first gap."""
+        """Digests at most `most` bytes that follow those digested so far, up to the first gap."""
         while most > 0:
             with self._lock:
                 end = next((end for start, end in self._there if start <= self._frontier < end), 0)

@@ -1,6 +1,7 @@
-"""Resolution of a registration's path and key to one location in one store, and possibly a second one for its schema.
+"""The resolution of a registration's path and key to one location in one store, and possibly to a second one for its
+schema.
 
-Two forms mean the same. The path may be a URI, as in KServe's `storageUri`:
+There are two forms with the same meaning. The path may be a URI, as in KServe's `storageUri`:
 
     s3://bucket/path               azure://account/container/path
     gs://bucket/path               https://account.blob.core.windows.net/container/path
@@ -51,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A place of a model, or of its schema, in a store."""
+    """The place of a model, or of its schema, in a store."""
 
     scheme: str  # lower case; chooses the provider
     uri: str  # as registered, or derived from that; may hold credentials
@@ -62,8 +63,8 @@ class Location:
 
     @property
     def store(self) -> str:
-        """The host to fetch from, if known before the request; if settings name no host, the kind of store. Used for
-        the shares of stores."""
+        """The host to fetch from, if known before the request, or the kind of store if the settings name no host.
+        Stores get their shares of turns under this name."""
         try:
             if self.scheme in ("http", "https"):
                 return urlsplit(self.uri).netloc.rpartition("@")[2]
@@ -80,7 +81,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """A source, resolved."""
+    """A source that has been resolved to its locations."""
 
     model: Location
     schema: Location | None
@@ -88,17 +89,17 @@ class PullRequest:
 
 
 def redact(uri: str) -> str:
-    """Returns a URI without possible secrets, which signed URLs have in their query."""
+    """Returns a URI without its possible secrets; signed URLs have them in their query."""
     head = re.split(r"[?#]", uri, maxsplit=1)[0]
     text = re.sub(r"(//)[^/]*@", r"\1", head)
     return text + "?…" if "?" in uri else text
 
 
 def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | None = None) -> PullRequest:
-    """Reads path and key, and the storage secret. Raises PullError.
+    """Resolves a registration's path and key, with the storage secret. Raises PullError.
 
-    `claims` is the folder below which volume claims are mounted, each under its name, or None if there
-    are none."""
+    `claims` is the folder below which volume claims are mounted, each under its name, or None if there are none.
+    """
     key = _parse_key(source.key)
     schema = key.get("schema_path")
     if schema is not None and not isinstance(schema, str):
@@ -109,12 +110,12 @@ def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | No
 
 
 def locate(path: str) -> Location:
-    """Returns the location that a path or URI names by itself, without a secret. Raises PullError(BAD_REQUEST)."""
+    """Returns the location that a path or URI names without a storage secret. Raises PullError(BAD_REQUEST)."""
     return _Store({}, _NO_SECRETS, None).locate(path)
 
 
 def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -> str:
-    """Returns the key as a model server gets it after the pull: sizes and local paths instead of stores."""
+    """Returns the key that a model server gets after the pull, with sizes and local paths instead of stores."""
     kept = {name: value for name, value in key.items() if name not in _STORE_ATTRIBUTES and name != "schema_path"}
     kept["disk_size_bytes"] = disk_bytes
     if schema is not None:
@@ -123,7 +124,7 @@ def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -
 
 
 class _Store:
-    """A key's description of the store, and the pod's settings that are needed to find it."""
+    """The description of the store in a registration's key, and the pod's settings that are needed to find it."""
 
     def __init__(self, key: Mapping[str, Any], secrets: Secrets, claims: Path | None) -> None:
         self._key = _text(key, "storage_key")
@@ -135,7 +136,7 @@ class _Store:
         self._claims = claims
 
     def locate(self, path: str, *, beside: Location | None = None) -> Location:
-        """Returns the location of a path. `beside` is the model's, for the path of a schema."""
+        """Returns the location of a path. For the path of a schema, `beside` is the location of the model."""
         if _CONTROL.search(path):
             raise PullError(PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters")
         named = bool(self._key or self._bucket or self._parameters)
@@ -185,7 +186,8 @@ class _Store:
         return _in_store(settings, path, self._claims)
 
     def _by_url(self, uri: str, scheme: str, name: str) -> Location:
-        """Returns the location of a plain URL: an http store's settings are only for the host of its own `url`."""
+        """Returns the location of a plain URL. The settings of an http store only apply to the host of its own
+        `url`."""
         settings = self._secrets.settings(key=self._key, parameters={**self._parameters, "type": "http"})
         assert settings is not None
         if settings.text("url") and _origin(settings.text("url")) != _origin(uri):
@@ -204,7 +206,8 @@ class _Store:
 
 
 def _parse_uri(uri: str, scheme: str) -> tuple[dict[str, str], str]:
-    """Returns a store URI's settings, as storage_params, and the path inside the store; nothing for unknown schemes."""
+    """Returns the settings that a store URI contains, as storage_params, and the path inside the store. Returns nothing
+    for an unknown scheme."""
     rest = uri.partition(":")[2].removeprefix("//")
     first, _, path = rest.partition("/")
     match scheme:
@@ -238,7 +241,7 @@ def _split_revision(text: str) -> tuple[str, str, str]:
 
 
 def _in_store(settings: StoreSettings, path: str, claims: Path | None) -> Location:
-    """Returns the location of a path inside the store that settings describe. Raises PullError."""
+    """Returns the location of a path inside the store that the settings describe. Raises PullError."""
     if settings.type == "http":
         return _below_url(settings, path)
     path = _checked(path.removeprefix("/"), settings)

@@ -18,7 +18,7 @@ class Threads:
         self, function: Callable[..., _T], *arguments: object, undo: Callable[[_T], None] | None = None
     ) -> _T:
         """Runs the function to its end, even if the caller is cancelled meanwhile. The cancellation takes effect
-        afterwards, and `undo` gets the result that the caller no longer takes."""
+        afterwards, and `undo` is called with the result, which the caller does not get."""
         work = self.begin(function, *arguments)
         cancelled: asyncio.CancelledError | None = None
         while not work.done():
@@ -33,7 +33,7 @@ class Threads:
         return work.result()
 
     def begin(self, function: Callable[..., _T], *arguments: object) -> "asyncio.Future[_T]":
-        """Starts the function, which runs whether or not the caller waits for it."""
+        """Starts the function, which also runs if nothing waits for it."""
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self, *, drop: bool = False) -> None:

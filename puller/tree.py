@@ -1,9 +1,9 @@
 """Names on disk for a store's files.
 
 A store's keys are arbitrary text: `../../etc/passwd`, `a//b`, `a` next to `a/b`. Each of them becomes one path below
-the model's folder, spelled as in the store, or is skipped with a reason. Volumes and buckets hold things that were
-never part of a model, so a model only fails if it misses one of its files when it is loaded; its error then names the
-reasons too.
+the model's folder, spelled as in the store, or is skipped with a reason. Volumes and buckets also hold files that were
+never part of a model, so a skipped file does not fail the pull. The model only fails if a file is missing when it is
+loaded; its error then names the reasons too.
 """
 
 import os
@@ -24,7 +24,7 @@ _TOLD = 10  # skipped entries named in one text
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths of a listing's files."""
+    """The files of a listing with their paths in the model's folder."""
 
     files: tuple[tuple[int, PurePosixPath], ...]  # numbers in the listing, and paths below the model's folder
     folders: tuple[PurePosixPath, ...]  # all folders needed, parents first
@@ -32,7 +32,7 @@ class Layout:
 
 
 def stray(name: str) -> str:
-    """Returns why a path with this element cannot belong to a model, "" if it can."""
+    """Returns why a path that contains this element cannot belong to a model, or "" if it can."""
     if name.startswith("._"):
         return "holds what macOS keeps beside a file"
     if name.startswith(".nfs"):
@@ -43,7 +43,7 @@ def stray(name: str) -> str:
 
 
 def fault(path: str) -> str:
-    """Returns why a store's name for a file cannot be a path relative to the model's folder, "" if it can."""
+    """Returns why a store's name for a file cannot be a path relative to the model's folder, or "" if it can."""
     elements = path.split("/")
     if not elements[0]:
         return "is absolute or empty"
@@ -65,10 +65,11 @@ def fault(path: str) -> str:
 
 
 def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
-    """Gives each file its own path. Raises PullError for two files with one name, for more than a model can have, or if
-    none is left.
+    """Gives each file its own path. Raises PullError if two files have one name, if there are more than a model can
+    have, or if none is left.
 
-    A file whose path is needed for a folder is skipped."""
+    A file whose path is needed for a folder is skipped.
+    """
     skipped: list[str] = []
 
     def usable(name: str) -> bool:
@@ -108,6 +109,6 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
 
 
 def told(skipped: Sequence[str]) -> str:
-    """Returns the skipped entries and the reasons as one text of bounded length."""
+    """Returns the skipped entries with their reasons as one text of bounded length."""
     more = [f"and {len(skipped) - _TOLD} more"] if len(skipped) > _TOLD else []
     return "; ".join([*skipped[:_TOLD], *more])

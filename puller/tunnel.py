@@ -1,18 +1,18 @@
-"""The guard of a library's own connections: a proxy on loopback that connects for the library.
+"""A guard of a library's own connections: a proxy on loopback that connects for the library.
 
-obstore resolves names and follows redirects without asking. So its clients use this proxy, which makes each of their
-connections, for whatever purpose: it resolves names, and checks each address before a socket connects to it
-(`addresses`). A client has a grant, identified by the proxy's user and password: the endpoint that the operator named
-for it, which may be at any address, and whether it may ask the cloud's metadata service for the pod's identity. That
-service is at a link-local address; a request to it that does not ask for an identity is refused, since a store could
-redirect there.
+obstore resolves names and follows redirects without asking. So its clients use this proxy, which makes all of their
+connections: it resolves names, and checks each address before a socket connects to it (`addresses`). A client has a
+grant, identified by the proxy's user and password. The grant names the endpoint that the operator chose for the client,
+which may be at any address, and says whether the client may ask the cloud's metadata service for the pod's identity.
+That service is at a link-local address; a request to it that does not ask for an identity is refused, since a store
+could redirect there.
 
 HTTPS passes through unchanged (CONNECT). In plain HTTP, the heads of requests are read and passed on, while bodies and
 answers pass through unchanged. If the environment names proxies of the operator (`proxies`), connections are made
 through them: they then resolve names, and addresses that can be resolved here must nevertheless be allowed.
 
-It runs in a thread with its own event loop, so that stores' bytes and the agent's loop do not wait for each other. 1
-GiB over loopback took 1.7 s of CPU in total instead of 1.6 without it, and the same time (2 shared cores).
+The proxy runs in a thread with its own event loop, so that stores' bytes and the agent's loop do not wait for each
+other. 1 GiB over loopback took 1.7 s of CPU in total instead of 1.6 without it, and the same time (2 shared cores).
 """
 
 import asyncio
@@ -52,7 +52,7 @@ _SIGNED = frozenset({"x-amz-content-sha256", "x-goog-content-sha256", "x-ms-vers
 
 @dataclass(slots=True)
 class Grant:
-    """The destinations that one client may reach beyond those open to all, and its last failure."""
+    """The destinations that one client may reach in addition to those open to all, and the client's last failure."""
 
     home: frozenset[tuple[str, int]] = frozenset()  # hosts and ports that the operator named
     identity: bool = False  # the client may ask the metadata service
@@ -61,7 +61,7 @@ class Grant:
     failed_at: float = 0.0
 
     def trouble(self) -> PullError | None:
-        """Returns the last failure, once, if it is recent."""
+        """Returns the last failure if it is recent, and forgets it."""
         failed, self.failed = self.failed, None
         return failed if time.monotonic() - self.failed_at < _TOLD else None
 
@@ -99,7 +99,7 @@ class Tunnel:
         proxies: Proxies | None = None,
         resolve: Callable[[str, int], Coroutine[Any, Any, list[str]]] | None = None,
     ) -> None:
-        """Makes the proxy; `refusal` says why an address may not be connected to; `resolve` gives a host's
+        """Makes the proxy. `refusal` says why an address may not be connected to; `resolve` returns a host's
         addresses."""
         self._refusal = refusal
         self._timeout = connect_timeout
@@ -365,7 +365,7 @@ class Tunnel:
 
 
 class _Reader:
-    """Heads and bodies of a client's requests."""
+    """A parser of a client's requests: their heads and bodies."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, source: socket.socket) -> None:
         self._loop = loop
@@ -373,7 +373,7 @@ class _Reader:
         self._held = b""
 
     async def head(self) -> _Head | None:
-        """Returns the next request's head; None at the end. Raises ValueError for an invalid one."""
+        """Returns the next request's head, or None at the end. Raises ValueError for an invalid head."""
         while b"\r\n\r\n" not in self._held:
             more = await self._loop.sock_recv(self._source, _MAX_HEAD)
             if not more:
@@ -422,7 +422,7 @@ def refusal_in(text: str) -> tuple[PullErrorKind, str] | None:
 
 
 def identity_urls(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the URLs that the environment names for asking for a pod's identity."""
+    """Returns the URLs, named by the environment, at which a pod asks for its identity."""
     names = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "IDENTITY_ENDPOINT", "MSI_ENDPOINT")
     found = [environment.get(name, "") for name in names]
     if path := environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", ""):

@@ -1,16 +1,16 @@
 """A limit on the bytes of bodies, of requests and replies, that one process holds for all its connections.
 
-The limits on one message and on connections bound memory only by their product: 16 MiB times thousands. So code that is
-about to hold a body asks this budget first, with the size that the head or prefix announces, before it reads any of the
-body.
+The limits on the size of a message and on the number of connections bound memory only by their product: 16 MiB times
+thousands. So code that is about to hold a body asks this budget first, with the size that the head or prefix announces,
+before it reads any of the body.
 
 One caller must not use up what others need, so the bound depends on the kind of body. Large requests are refused once
 half of the budget is used. Large replies, which have already been computed, are refused once seven eighths are used.
-Requests of ordinary size are refused only when all of it is used. So large bodies that stall, or that nobody reads,
-cannot stop small calls.
+Requests of ordinary size are refused only when the whole budget is used. So large bodies that stall, or that nobody
+reads, cannot stop small calls.
 
-Bytes that are already in memory are counted without asking: `add`. Servers end bodies that arrive or leave too slowly,
-and are stricter while the budget is `short`.
+`add` counts bytes that are already in memory, without asking. Servers end bodies that arrive or leave too slowly, and
+are stricter while the budget is `short`.
 """
 
 from dataclasses import dataclass
@@ -81,8 +81,8 @@ class Budget:
         self.held -= size
 
     def settle(self) -> bool:
-        """Ends one second. Returns whether far fewer bytes were held in it than before, so that trimming the heap is
-        worthwhile."""
+        """Ends one second. Returns whether the budget held far fewer bytes in it than at the peak before, so that it is
+        worthwhile to trim the heap."""
         self.short, self._lately = self._lately, False
         highest, self._highest = self._highest, self.held
         self._peak = max(self._peak, highest)
@@ -108,7 +108,8 @@ class Budget:
 
 
 class Hold:
-    """The bytes that one call holds, whatever its stage. As a context manager, it gives all of them back at the end."""
+    """The bytes that one call holds, at any stage of the call. As a context manager, it gives all of them back at the
+    end."""
 
     __slots__ = ("_budget", "size")
 
@@ -117,7 +118,8 @@ class Hold:
         self.size = 0
 
     def request(self, size: int) -> None:
-        """Holds at least this many bytes of a request in total. Raises MeshError if there is no room for them."""
+        """Makes sure that at least this many bytes are held for a request. Raises MeshError if there is no room for
+        them."""
         more = size - self.size
         if more <= 0:
             return
@@ -126,7 +128,7 @@ class Hold:
         self.size = size
 
     def counts(self, size: int) -> None:
-        """Sets the number of bytes held; they are already in memory."""
+        """Sets the number of bytes held, without asking for room, because they are already in memory."""
         self._budget.add(size - self.size)
         self.size = size
 

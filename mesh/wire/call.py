@@ -24,7 +24,7 @@ class Call(ABC):
     """Full name with its leading slash: b"/inference.GRPCInferenceService/ModelInfer"."""
 
     headers: list[Header]
-    """The metadata: lower-case names; values of `-bin` names in base64, as on the wire. The transport's own
+    """The metadata: lower-case names; values of `-bin` names in base64, as on the wire. The transport's own headers
     (`content-type`, `te`, `content-length`, `host`, `grpc-timeout`, `grpc-encoding`, ...) are left out."""
 
     frame: bytes | None
@@ -72,7 +72,7 @@ class Call(ABC):
         self.reply(b"".join(pieces), headers)
 
     def forget(self) -> None:
-        """Frees the request: it has been read, and nothing needs its frame any more."""
+        """Frees the request. Call this once the request has been read and nothing needs its frame any more."""
         self.frame = None
 
     @abstractmethod
@@ -98,5 +98,5 @@ class CallCancelled(Exception):
 
 
 Handler = Callable[[Call], None]
-"""Takes a call and returns at once; it may answer before or after returning. An exception is logged and becomes
-INTERNAL."""
+"""Takes a call and returns without waiting; it may answer before or after it returns. An exception is logged and
+becomes INTERNAL."""

@@ -1,9 +1,9 @@
 """The client end: a pool of connections to one address, and calls on them.
 
-HTTP/1.1 carries one call at a time on a connection, so each call in flight needs its own. The most recently used
-connection is used again first, so that the others become idle and are closed. A call never waits for another to end:
-beyond `max_connections` it is lost at once, unsent, and its sender decides what to do. It waits only while a connection
-is being opened, and takes the first one that becomes free. The pool never retries.
+HTTP/1.1 carries one call at a time on a connection, so each call in flight needs a connection of its own. The most
+recently used connection is used again first, so that the others become idle and are closed. A call never waits for
+another to end: if all `max_connections` are in use, it is lost immediately, unsent, and its sender decides what to do.
+It waits only while a connection is being opened, and takes the first one that becomes free. The pool never retries.
 
 `exchange` is one call, `clientconnection` reads replies, `streams` handles messages that are sent one by one.
 """
@@ -265,7 +265,7 @@ class Pool:
         return clientconnection.ClientConnection(self, self._max_message, random.randint(*_PATIENCE))
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Closes connections that have been idle for their time."""
+        """Closes connections that have been idle for `idle_timeout`."""
         self._tick += 1
         cold = [connection for connection in self._idle if self._tick - connection.idle_since > connection.patience]
         try:

@@ -1,4 +1,4 @@
-"""One connection of a pool: writes one request, reads its reply, and then returns to the pool or closes.
+"""One connection of a pool: it writes one request, reads the reply, and then returns to the pool or closes.
 
 Replies are judged as gRPC requires of clients. A reply that is not gRPC gets a status from its HTTP code. A reply that
 breaks the framing or is too large becomes a failure with a text. If the connection ends without a status, the call is
@@ -117,11 +117,11 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def how_far(self) -> replies.LostKind:
-        """The kind of loss for the call in flight if the connection ends now."""
+        """The progress to report for the call in flight if the connection ended now."""
         return replies.LostKind.STARTED if self._heard else replies.LostKind.SENT
 
     def begin(self, owner: exchange.Exchange) -> None:
-        """Writes the request of a call; the connection belongs to the call until the call is over."""
+        """Writes the request of a call, which owns the connection until the call is over."""
         self._exchange = owner
         owner.connection = self
         request, owner.request = owner.request, ()
@@ -176,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
             self._parsed(owner, seen)
 
     def _parse(self, data: bytes | memoryview) -> bool:
-        """Parses; returns False if the call is lost."""
+        """Parses the bytes. Returns False if that has ended the call as lost."""
         self._heard = True
         self._overhead += len(data)
         try:
@@ -192,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _parsed(self, owner: exchange.Exchange, seen: heads.Answer | None = None) -> None:
-        """Passes what one read has brought to the call."""
+        """Passes the results of one read to the call."""
         if self._complete:
             if seen is not None:
                 self._learn(seen)
@@ -237,7 +237,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def body_moved(self, count: int) -> None:
-        """Does nothing: the progress of a large reply is not judged here."""
+        """Does nothing, because no minimum rate is demanded of large replies."""
 
     def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
         """Takes a large message, and resumes reading."""
@@ -355,7 +355,7 @@ class ClientConnection(asyncio.Protocol):
     # --- outcomes of a reply ---
 
     def _begin(self, owner: exchange.Exchange) -> None:
-        """Turns the reply into a stream if its head has arrived and its end has not, unless its first message is
+        """Turns the reply into a stream if its head has arrived and its end has not. Waits if the first message is
         incomplete."""
         body = self._body
         try:
@@ -399,7 +399,7 @@ class ClientConnection(asyncio.Protocol):
         owner.answered(reply, box)
 
     def _inbox(self) -> inbox.Inbox:
-        """Makes an inbox for the messages of a stream; the inbox counts them in the budget."""
+        """Makes an inbox for the messages of a stream. It counts them in the budget."""
         budget = self._pool.budget
         if self._held:
             budget.give(self._held)
@@ -487,7 +487,7 @@ class ClientConnection(asyncio.Protocol):
         owner.answered(reply)
 
     def _hold(self, holding: bool) -> None:
-        """Pauses reading while the reader of the stream wants no more, and resumes it later."""
+        """Pauses reading while the reader of the stream wants no more, and resumes reading later."""
         if holding != self._paused and not self.transport.is_closing():
             self._paused = holding
             if holding:
@@ -497,7 +497,7 @@ class ClientConnection(asyncio.Protocol):
 
 
 def _broken(error: framing.FrameError) -> replies.Reply:
-    """Returns the reply to report for one with broken framing."""
+    """Returns the reply to report for a reply with broken framing."""
     if error.reason is statuses.Reason.BAD_REQUEST:  # the reason for requests; in a reply the server is at fault
         return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
     text = f"of the reply, {error.text}"

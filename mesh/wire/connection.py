@@ -51,11 +51,11 @@ class Inbound(Protocol):
 
     @property
     def missing(self) -> int:
-        """Bytes of the body that are still to come and wanted, if the head has announced their number."""
+        """Bytes of the body that are still wanted and have not arrived, if the head has announced their number."""
 
     @property
     def begun(self) -> bytes | bytearray:
-        """The part of the body that has arrived, to be joined with the missing part in one piece."""
+        """The part of the body that has arrived, if it is to be joined with the missing part in one piece."""
 
     def fill(self, body: bytes | bytearray) -> None:
         """Takes a body that consists of `begun` and the part that was missing."""
@@ -83,7 +83,7 @@ class Inbound(Protocol):
         """Gives the request's bytes back to the budget."""
 
     def cut(self, why: str) -> None:
-        """Notifies the handler that the caller has gone."""
+        """Tells the handler that the caller has gone."""
 
 
 M = TypeVar("M", bound=Inbound)
@@ -91,7 +91,7 @@ K = TypeVar("K")  # the parser's result for a head, for requests with an equal h
 
 
 class Owner(Protocol[M, K]):
-    """The server as its connections see it: their common limits, and the counters of all of them."""
+    """The server as its connections see it: their common limits, and the counters for all of them."""
 
     handler: Callable[[M], None]
     budget: budgets.Budget
@@ -272,7 +272,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._server.left(self)
 
     def pause_writing(self) -> None:
-        """Makes writers wait and holds further requests back, because the peer is slow."""
+        """Makes writers wait and holds back further requests, because the peer is slow."""
         self.stalled = True
         self._count_unsent(self.transport.get_write_buffer_size())
         if not self._guarded:
@@ -319,7 +319,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- large bodies ---
 
     def _wants(self, made: M) -> bool:
-        """Returns whether the rest of a body is wanted and has no other reader yet."""
+        """Returns whether the rest of a body is wanted and nothing else reads it yet."""
         wanted = made.refusal is None and not made.phase and made is not self._active
         return wanted and self._reader is None and not self._deaf
 
@@ -404,7 +404,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._throttle()
 
     def hold(self, holding: bool) -> None:
-        """Pauses reading while the reader of the stream in flight wants no more, and resumes it later."""
+        """Pauses reading while the reader of the stream in flight wants no more, and resumes reading later."""
         self._holding = holding
         self._throttle()
 
@@ -429,13 +429,13 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return descriptor
 
     def retire(self) -> None:
-        """Closes the connection once calls in flight are answered, or at once if there are none."""
+        """Closes the connection once the call in flight is answered, or immediately if there is none."""
         if self._active is None and not self._queue and self._incoming is None:
             self._close(True)
 
     def stuck(self) -> object:
-        """Returns where the connection waits for its peer, or None if it does not wait. Two equal results mean that no
-        progress was made in between."""
+        """Returns the point at which the connection waits for its peer, or None if it does not wait. Two equal results
+        mean that no progress was made in between."""
         if self._closing:
             return "closing"
         if self._active is not None:
@@ -448,7 +448,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return None if self._between else ("head", self._overhead)
 
     def fast_enough(self, least: int, grace: int) -> bool | None:
-        """Judges, once a second, a peer that has bytes to send or to read. Returns None once it has no more.
+        """Tells whether a peer that has bytes to send or to read is fast enough; called once a second. Returns None
+        once it has no more.
 
         A peer may fall behind `least` bytes a second by `grace` bytes in total.
         """
@@ -470,7 +471,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return self._credit >= 0
 
     def end_slow(self, least: int) -> None:
-        """Ends the body for which the peer is too slow: answers a request, cuts off a reply."""
+        """Ends the body for which the peer is too slow: refuses a request, or cuts off a reply."""
         made = self._incoming
         if self.stalled or made is None:
             self.transport.abort()

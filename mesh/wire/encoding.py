@@ -69,7 +69,7 @@ def _skip_group(message: memoryview, at: int, tag: int, left: int) -> tuple[int,
 
 
 def varint(value: int) -> bytes:
-    """Encodes an unsigned number of at most 64 bits."""
+    """Encodes an unsigned number of at most 64 bits as a varint."""
     if value < 0x80:
         return _SMALL[value]
     out = bytearray()

@@ -1,8 +1,8 @@
 """One call of the client, from `send()` or `open()` to its single outcome.
 
-It connects three objects with different lifetimes: the caller's sink, the connection that carries the call (none while
-one is being opened), and the stream of a reply that has one. The first event that ends the call wins; later ones have
-no effect.
+An exchange connects three objects with different lifetimes: the caller's sink, the connection that carries the call
+(none while one is being opened), and the reply's stream, if it has one. The first event that ends the call wins; later
+events have no effect.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ class Sink(Protocol):
         """Takes the whole reply: OK with one message, or a failure without any."""
 
     def on_stream(self, stream: streams.ReplyStream) -> None:
-        """Takes a reply that is read message by message: it has several messages, it is OK without any, or its end has
-        not arrived yet."""
+        """Takes a reply that is read message by message, because it has several messages, or is OK without any, or has
+        not ended yet."""
 
     def on_lost(self, lost: replies.Lost) -> None:
         """Learns that there will be no reply."""
@@ -44,7 +44,7 @@ class Carrier(Protocol):
 
     @property
     def how_far(self) -> replies.LostKind:
-        """The kind of loss for the call if its connection ends now."""
+        """The progress to report for the call if its connection ended now."""
 
     def drop(self) -> None:
         """Closes the connection at once, without notifying the call."""
@@ -99,8 +99,8 @@ class Exchange:
             self.cancel()  # the sink did not take the stream, so nothing else would cancel it
 
     def answered(self, reply: replies.Reply, box: inbox.Inbox | None = None) -> None:
-        """Passes the complete reply to the sink. `box` has the messages of a reply that was not a stream and does not
-        have exactly one."""
+        """Passes the complete reply to the sink. `box` has the messages of a reply that arrived complete but does not
+        have exactly one message."""
         stream, sink = self._stream, self._sink
         self._finish(_ENDED)
         if stream is not None:
@@ -124,7 +124,7 @@ class Exchange:
             _tell(sink, "on_lost", lost)
 
     def let_write(self) -> None:
-        """Wakes writers, because there is a connection or room on it, or because there never will be."""
+        """Wakes writers, because there is now a connection with room, or because there never will be one."""
         rooms, self._rooms = self._rooms, []
         for waiter in rooms:
             if not waiter.done():
@@ -172,7 +172,7 @@ class Exchange:
 
 
 def _tell(sink: Sink | None, callback: str, outcome: object) -> bool:
-    """Calls the sink; an exception from it is logged and harms neither the connection nor other calls."""
+    """Calls the sink. An exception from it is logged and harms neither the connection nor other calls."""
     try:
         getattr(sink, callback)(outcome)
     except Exception:

@@ -1,8 +1,8 @@
 """The 5-byte prefix of gRPC messages: a flag (0 plain, 1 compressed) and the length, big-endian.
 
-A *frame* is a prefix and its message. Most frames are only forwarded, so only `unpack` looks into a message. A peer's
-input, that is the length in a prefix and the size of a decompressed message, is checked against a limit before memory
-is allocated for it. `inbox` splits a byte stream into frames.
+A *frame* is a prefix and its message. Most frames are only forwarded, so only `unpack` looks into a message. The sizes
+that a peer controls (the length in a prefix, the size of a decompressed message) are checked against a limit before
+memory is allocated. `inbox` splits a byte stream into frames.
 """
 
 import struct
@@ -19,7 +19,7 @@ _WINDOW = {b"gzip": inflate.GZIP, b"deflate": inflate.ZLIB}
 
 
 class FrameError(statuses.MeshError):
-    """A malformed frame, or one above the limit; `reason` says which."""
+    """The error of a malformed frame, or of one above the limit; `reason` says which."""
 
     @classmethod
     def above(cls, what: str, limit: int) -> "FrameError":
@@ -61,7 +61,7 @@ def is_compressed(frame: bytes | memoryview) -> bool:
 
 
 def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
-    """Returns the end of the frame that begins at `start`, which is beyond the buffer if the frame is incomplete.
+    """Returns the end of the frame that begins at `start`. It lies beyond the buffer if the frame is incomplete.
 
     Raises `FrameError` for a bad flag or a message above `limit`. An incomplete prefix counts as a frame that is at
     least a prefix long.
@@ -87,7 +87,7 @@ def announced(buffer: bytes | bytearray, limit: int) -> int:
 
 
 def is_frame(data: bytes | memoryview, limit: int) -> bool:
-    """Returns whether this is exactly one frame, of a message within the limit."""
+    """Returns whether the data is exactly one frame, with a message within the limit."""
     if len(data) < PREFIX:
         return False
     flag, length = _prefix(data)

@@ -42,8 +42,8 @@ class Inbox:
         self, limit: int, hold: Callable[[bool], None], budget: budgets.Budget = budgets.UNBOUNDED, most: int = 0
     ) -> None:
         """Makes an empty inbox. `limit` is the size of the largest message in bytes. `hold` is called with True to
-        pause the connection's reading, and with False to resume it. `budget` counts the messages, up to `most` bytes (0
-        for the budget's bound for a request of that size)."""
+        pause the connection's reading, and with False to resume it. `budget` counts the messages, up to `most` bytes;
+        with 0, up to the budget's bound for a request of the message's size."""
         self._limit = limit
         self._hold = hold
         self._holding = False

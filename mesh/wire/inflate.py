@@ -1,12 +1,12 @@
 """Bounded decompression of peers' input: gzip with all of its members, and zlib.
 
-A gzip stream is a series of members (RFC 1952, 2.2): log shippers, `cat a.gz b.gz` and parallel compressors write
-several, and dropping all but the first would silently lose data. Python's zlib stops at the end of each member, so this
-module handles the series, for whole messages and streams alike.
+A gzip stream is a series of members (RFC 1952, 2.2). Log shippers, `cat a.gz b.gz` and parallel compressors write
+several, and a decoder that dropped all but the first would silently lose data. Python's zlib stops at the end of each
+member, so this module handles the series, for whole messages and for streams.
 
 Input is not trusted: output is produced in pieces, never more than a caller wants, and the number of members in a whole
-message is bounded, because each costs 0.8 us of CPU for 20 bytes. zlib gets its input in small slices, because it
-copies the bytes after a member's end, which would otherwise take quadratic time.
+message is bounded, because a member of only 20 bytes costs 0.8 us of CPU. zlib gets its input in small slices, because
+it copies the bytes that follow a member's end, which would otherwise take quadratic time.
 """
 
 import zlib
@@ -16,7 +16,7 @@ GZIP, ZLIB = 31, 15
 """zlib's names for the containers. HTTP and gRPC call zlib's container deflate."""
 
 MAX_MEMBERS = 4096
-"""Maximum number of members in one message: block compressors (64 KiB in each member) need 256 for 16 MiB."""
+"""Maximum number of members in one message. Block compressors, with 64 KiB in each member, need 256 for 16 MiB."""
 
 _SLICE = 16 * 1024  # bytes of input
 _PIECE = 256 * 1024  # bytes of output: 0.5 ms
@@ -27,7 +27,7 @@ class InflateError(ValueError):
 
 
 class TooLong(ValueError):
-    """Data that unpacks to more than the limit."""
+    """The error that the unpacked data would exceed the limit."""
 
 
 class Inflater:

@@ -1,6 +1,6 @@
 """Metadata as it travels in HTTP/1.1 headers and trailers: time-outs, status texts, binary values, and whole blocks.
 
-The rules are gRPC's (grpc/grpc, doc/PROTOCOL-HTTP2.md). This module enforces two things for both ends: no value from a
+The rules are gRPC's (grpc/grpc, doc/PROTOCOL-HTTP2.md). This module enforces two more for both ends: no value from a
 handler or a caller can end a line or the head early (it could then forge a reply), and the transport's own names are
 neither shown to handlers nor accepted from them.
 """
@@ -36,7 +36,8 @@ _ENVOY = frozenset({
 NOT_METADATA = (
     _FRAMING | _STATUS | _ENVOY | {b"accept-encoding", b"date", b"grpc-accept-encoding", b"grpc-encoding", b"server"}
 )
-"""Names removed from received metadata; in sent metadata, the handler may set `grpc-encoding` and the like."""
+"""Names that are removed from received metadata. In sent metadata, the handler may set some of them, such as
+`grpc-encoding`."""
 
 RESERVED = _FRAMING | _STATUS
 """Names that only the transport may set."""
@@ -60,7 +61,8 @@ def parse_timeout(value: bytes) -> float | None:
 
 
 def format_timeout(seconds: float) -> bytes:
-    """Returns a `grpc-timeout` of at least `seconds`, in the finest unit that fits 8 digits; b"1n" if none are left."""
+    """Returns a `grpc-timeout` of at least `seconds`, in the finest unit that fits 8 digits; b"1n" if the time is
+    over."""
     if not seconds > 0:  # NaN too
         return b"1n"
     if seconds < 99:

@@ -1,7 +1,7 @@
-"""One connection of the server for plain HTTP/1.1; `connection` has the parts that it shares with gRPC.
+"""One connection of the server for plain HTTP/1.1. `connection` has the code that it shares with gRPC.
 
 The handler gets a request once all of it has arrived. A refused request is read to its end, within limits, and then
-answered, so that the connection outlives it. The server's owner decides the form of a refusal.
+answered, so that the connection can be used again. The server's owner decides the form of a refusal.
 
 The server is behind Envoy, so it takes no special care of HTTP/1.0, and supports no protocol upgrades.
 """
@@ -30,7 +30,7 @@ class PlainOwner(connection.Owner[PlainRequest, Head], Protocol):
 
 
 class PlainConnection(Connection[PlainRequest, Head]):
-    """Parser callbacks of one connection, and its refusals."""
+    """The parser callbacks of one connection, and its refusals."""
 
     __slots__ = ()
 

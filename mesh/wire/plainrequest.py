@@ -118,7 +118,7 @@ class PlainRequest:
 
     @property
     def begun(self) -> bytes:
-        """Nothing, because the body need not be in one piece."""
+        """Nothing, because the parts of the body need not be joined."""
         return b""
 
     def fill(self, body: bytes | bytearray) -> None:
@@ -152,7 +152,7 @@ class PlainRequest:
         self._pieces.append(data)
 
     def reserve(self, size: int) -> bool:
-        """Holds at least `size` bytes of the budget. Refuses the request if that is too much or not available."""
+        """Holds at least `size` bytes of the budget. Refuses the request if it is too large or there is no room."""
         connection = self._connection
         if size > connection.limit:
             self.refuse(refusals.of_error(too_large(f"the body of {size} bytes or more", connection.limit)))
@@ -233,7 +233,7 @@ class PlainRequest:
         return pieces
 
     def hand_over(self, hold: budgets.Hold) -> None:
-        """Transfers the bytes that the request holds of the budget to another holder."""
+        """Transfers the bytes that the request holds in the budget to another holder."""
         hold.size += self.held
         self.held = 0
 

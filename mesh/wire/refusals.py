@@ -24,7 +24,7 @@ _HTTP = (
 
 
 class Refusal(NamedTuple):
-    """The reason why a request is refused; `http` is set if it is not a gRPC request."""
+    """The reason why a request is refused. `http` is set if it is not a gRPC request."""
 
     reason: statuses.Reason
     text: str

@@ -1,7 +1,8 @@
 """The outcome of a call for its caller: a reply, or the loss of the call together with its progress.
 
-The progress decides whether a call may be retried. Before any byte was written, it may always be retried. After that,
-only a method known to be safe may be. Once the reply has begun, no call may be. The client only reports the progress.
+The progress decides whether a call may be retried. If no byte was written, it may always be retried. If some bytes were
+written, it may be retried only if its method is known to be safe. If the reply has begun, it may not be retried. The
+client only reports the progress.
 """
 
 import enum
@@ -40,7 +41,8 @@ class Lost(Exception):
         self.why = why
 
     def again(self) -> "Lost":
-        """Returns a copy to raise. If several tasks raised the same exception, their tracebacks would be mixed up."""
+        """Returns a copy to raise, because the tracebacks of several tasks that raised the same exception would be
+        mixed up."""
         return Lost(self.kind, self.why)
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ that finds its request stopped in the middle, or its last answer unread. Idle co
 owner, Envoy or one of our pools, closes them.
 
 Bodies hold memory while they arrive and leave, so peers must keep up a minimum rate, which is checked once a second.
-While the budget for bodies is short, peers may fall behind by only a sixteenth as much.
+While the budget for bodies is short, the minimum rate is sixteen times as high.
 
 The sweep also finds disconnected peers of connections whose reading is paused because their handler takes no more.
 """
@@ -36,7 +36,7 @@ MIN_RATE = 32 * 1024
 memory."""
 
 PATIENCE = 10
-"""Seconds by which a body may fall behind."""
+"""Seconds by which a body may fall behind the minimum rate."""
 
 HASTE = 16
 """Factor by which the minimum rate rises while requests are refused because the budget is exhausted."""
@@ -277,7 +277,7 @@ class Server(Listener[servercall.ServerCall, serverconnection.Known]):
 
 
 def _bind(path: str, fresh: str, mode: int) -> socket.socket:
-    """Creates a socket at `fresh`, to be moved to `path` once it listens."""
+    """Creates a socket at `fresh`, which the caller moves to `path` once the socket listens."""
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise FileExistsError(f"{path} exists and is not a socket: remove it, or use another path")
     with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
 """One call in the HTTP/1.1 server: `call.Call` on top of a connection.
 
-It builds the bytes of the answer and enforces the order of its parts; `serverconnection` decides when and in which
-order handlers get calls, and what happens to the connection afterwards.
+This module builds the bytes of the answer and enforces the order of its parts. `serverconnection` decides when and in
+which order handlers get calls, and what happens to the connection afterwards.
 
 A unary answer is one write: head, one chunk with the frame, the last chunk, trailers. A failure is trailers-only: a
 head and nothing else. Every answer says `connection: close` if the connection will not be used again, so that the peer
@@ -51,7 +51,7 @@ class CallConnection(Protocol):
         """Notes that the last byte of the answer was written."""
 
     def hold(self, holding: bool) -> None:
-        """Pauses reading while the reader of the call's messages wants no more, and resumes it later."""
+        """Pauses reading while the reader of the call's messages wants no more, and resumes reading later."""
 
     async def room(self) -> None:
         """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
@@ -136,7 +136,8 @@ class ServerCall(call.Call):
             self.refusal = refusals.of_error(error)
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes of the body. After a refusal nothing is parsed, as those bytes may begin anywhere."""
+        """Takes the next bytes of the body. After a refusal nothing is parsed, because the bytes may begin in the
+        middle of a message."""
         if self.refusal is not None:
             return
         box = self._inbox
@@ -224,8 +225,8 @@ class ServerCall(call.Call):
                 self.refusal = refusals.of_error(error)
 
     def refused(self, refusal: refusals.Refusal) -> bytes:
-        """Returns the bytes that refuse this call in place of the handler; after the answer has begun, those that end
-        it."""
+        """Returns the bytes that refuse this call in place of the handler. If the answer has begun, returns the bytes
+        that end it."""
         code = refusal.reason.code
         if self.phase == STARTED:
             return b"0\r\n%b%b\r\n" % (_status(code, refusal.text), refusal.trailers())
@@ -379,7 +380,7 @@ class ServerCall(call.Call):
         self._connection.answered(self)
 
     def _discard_input(self) -> None:
-        """Gives the request's bytes back to the budget, as nothing reads more of it."""
+        """Gives the request's bytes back to the budget, because nothing reads more of it."""
         if self.held:
             self._connection.budget.held -= self.held
             self.held = 0

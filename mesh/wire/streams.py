@@ -1,6 +1,6 @@
 """The client's streams: a reply that is read message by message, and a request that is sent message by message.
 
-Both are thin: messages wait in an `inbox`, and bytes are passed to the exchange, which knows the connection. An error
+Both do little: messages wait in an `inbox`, and bytes are passed to the exchange, which knows the connection. An error
 of the connection is raised as `reply.Lost` from each waiting method.
 """
 
@@ -51,8 +51,8 @@ class ReplyStream:
         return await self._box.read()
 
     async def result(self) -> replies.Reply:
-        """Returns status and trailing metadata once the reply has ended; frames not read do not delay it. Raises
-        `Lost`."""
+        """Returns the status and the trailing metadata once the reply has ended, even if frames are still unread.
+        Raises `Lost`."""
         while self._result is None:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -89,8 +89,8 @@ class RequestStream:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message, once there is a connection and room on it. Raises `Lost`, also if the reply has ended and
-        the server reads no more. If cancelled while waiting, it has sent nothing."""
+        """Sends one message, once there is a connection with room. Raises `Lost`, also if the reply has ended and the
+        server reads no more. If cancelled while waiting, it has sent nothing."""
         await self.exchange.write(frame)
 
     def end(self) -> None:

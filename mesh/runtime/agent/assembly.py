@@ -1,7 +1,7 @@
 """The parts of one pod's agent, each made from those below it.
 
 A part never knows the parts that are made after it. Events that concern a later part (a server dies, a copy's
-registration is gone, another pod takes the name) reach it through callbacks, which are all bound here.
+registration is gone, another pod takes the name) reach that part through callbacks, which are all bound here.
 """
 
 import functools
@@ -182,7 +182,7 @@ class Pod:
 def _foreign(
     settings: RuntimeSettings, run_dir: RunDir, *, on_given_up: Callable[[str], None]
 ) -> tuple[ForeignServer | None, str]:
-    """Returns the server of --server-command, if there is one, and the address of any server that is not ours. Raises
+    """Returns the server that --server-command starts, if any, and the address of a server that is not ours. Raises
     ValueError."""
     if not settings.server_command:
         return None, settings.server

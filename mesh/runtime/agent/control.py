@@ -1,4 +1,5 @@
-"""The gRPC service that routers call on a pod: mesh.agent.v1.Agent. It only translates answers into messages."""
+"""The gRPC service that routers call on a pod: mesh.agent.v1.Agent. It only translates between messages and the agent's
+requests and answers."""
 
 import time
 from collections.abc import Iterable

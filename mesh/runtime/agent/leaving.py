@@ -1,8 +1,8 @@
 """The orderly departure of a pod from the mesh.
 
 The pod first announces that it leaves, and its copies are loaded elsewhere. Then the fence is shut, the copies' keys
-are deleted, and calls in flight get time to end. The pod stops answering before it deletes keys, so a missing key means
-that no copy answers. A router whose view is a moment behind gets *not here*, and calls another pod.
+are deleted, and calls in flight get time to end. The pod stops answering before it deletes keys, so if a key is
+missing, no copy answers. A router whose view is a moment behind gets *not here*, and calls another pod.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """The agent of a runtime pod from its start to its end; `assembly` makes its parts.
 
-At the start, the model server and the control port come up before the pod is published, so that routers can use it at
-once. At the end, the pod leaves the mesh (`leaving`), then its model server ends, and its presence is deleted last.
+At the start, the model server and the control port come up before the pod is published, so that routers can use the pod
+as soon as they see it. At the end, the pod leaves the mesh (`leaving`), then its model server ends, and its presence is
+deleted last.
 """
 
 import dataclasses

@@ -91,8 +91,8 @@ class Memory:
             raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
     def split(self, *, foreign: bool) -> tuple[int, int]:
-        """Returns the bytes for models and for the whole model server; 0 if a foreign server decides. Raises
-        BadParameter if there is too little."""
+        """Returns the bytes for models and for the whole model server, or 0 if a foreign server decides. Raises
+        BadParameter if there is too little memory."""
         if foreign:
             return 0 if self.capacity == "auto" else checked.size(self.capacity, "--capacity"), 0
         there = memory.whole()
@@ -174,7 +174,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Limits of loads, calls and the model server."""
+    """The limits on loads, on calls and on the model server."""
 
     load_timeout: Annotated[
         float,
@@ -225,7 +225,8 @@ class Work:
     ] = 20.0
 
     def body_bytes(self) -> int:
-        """Returns the bytes of bodies that the model server may hold. Raises BadParameter if a message does not fit."""
+        """Returns the bytes of bodies that the model server may hold. Raises BadParameter if a message of the largest
+        size does not fit."""
         return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 
@@ -263,13 +264,13 @@ class ModelServer:
     ] = ""
 
     def served(self, *, ours: bool) -> tuple[str, ...]:
-        """Returns the types; none: any."""
+        """Returns the types that the server takes, or none if it takes any."""
         if not self.types:
             return (ONNX,) if ours else ()
         return () if self.types == "any" else tuple(one.strip() for one in self.types.split(",") if one.strip())
 
     def address(self) -> str:
-        """Returns the address as gRPC names it; "": none is given. Raises BadParameter."""
+        """Returns the address in gRPC's notation, or "" if none is given. Raises BadParameter."""
         try:
             return servers.target(self.server) if self.server else ""
         except ValueError as error:
@@ -278,7 +279,7 @@ class ModelServer:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The pod's lease and its comparisons with the registry, and what it does without etcd."""
+    """The pod's lease, its comparisons with the registry, and its behaviour without etcd."""
 
     lease_ttl: Annotated[
         int,

@@ -19,7 +19,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 JOURNAL = "relay"
-"""The file, beside the use board, from which a relay goes on after another one's death."""
+"""Name of the file, beside the use board, from which a new relay continues after the former one died."""
 
 RELAY = "mesh.runtime.relay"
 
@@ -27,7 +27,7 @@ _PORT_TRIES = 3  # attempts if another process takes the chosen port meanwhile
 
 
 class StartError(Exception):
-    """A failed start of a pod; the text says what to do."""
+    """A failed start of a pod. The text says what to do."""
 
 
 class ServerStart:
@@ -46,7 +46,7 @@ class ServerStart:
         address: str,
     ) -> None:
         """Takes `run_dir`, which holds the use board and will hold the server's socket. A server that is not ours has
-        an `address`, and is `foreign` if it is this pod's child."""
+        an `address`; it is `foreign` if it is this pod's child."""
         self._settings = settings
         self._server = server
         self._cache = cache
@@ -57,7 +57,7 @@ class ServerStart:
         self._address = address
 
     async def start(self) -> tuple[str, str]:
-        """Returns the address of the server, and the device that it uses: "cpu" or "cuda". Raises StartError."""
+        """Starts the server. Returns its address, and the device that it uses: "cpu" or "cuda". Raises StartError."""
         settings = self._settings
         host, port = parse_address(settings.data)
         if self._foreign is not None:

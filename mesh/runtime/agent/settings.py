@@ -1,4 +1,4 @@
-"""The settings of an agent, as one frozen object. Nothing below `__main__` reads the environment."""
+"""The settings of an agent, as one frozen object. Only `__main__` reads the environment."""
 
 import socket
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from puller.proxies import DIRECT, Proxies
 
 MIB = 1 << 20
 SERVER = "mesh.runtime.server"
-"""Mesh's own ONNX server. A replacement must take the same command line."""
+"""The module of Mesh's own ONNX server. A replacement must take the same command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class RuntimeSettings:
 
     @property
     def slots(self) -> int:
-        """The number of slots of the use board: as many as the capacity holds of the smallest models, within limits."""
+        """The number of slots of the use board: the number of the smallest models that the capacity can hold, within
+        limits."""
         return min(max(self.capacity // (32 << 10), 1024), 32768) if self.capacity else 8192
 
     def reachable(self, address: str) -> str:
@@ -81,7 +82,7 @@ class RuntimeSettings:
 
 
 def own_address() -> str:
-    """Returns this host's address as others see it: that of the outgoing interface, or else loopback."""
+    """Returns this host's address as others see it: the outgoing interface's, or else loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # a documentation address; nothing is sent

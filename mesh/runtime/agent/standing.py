@@ -1,4 +1,4 @@
-"""The state of a pod, as its record, the probes, routers and operators see it."""
+"""The state of a pod, as it is shown in the pod's record and to the probes, routers and operators."""
 
 import time
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ _DEAD = 180.0  # seconds of fruitless starts of a model server after which the p
 
 
 class AgentStanding:
-    """The state of one pod: the agent sets its phase, and everything else is read from the parts."""
+    """The state of one pod. The agent sets its phase; everything else is read from the agent's parts."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class AgentStanding:
         incarnation: str,
         token: str,
     ) -> None:
-        """Takes the `token` that callers of this agent must show, and `patience`, which knows what the start waits
-        for."""
+        """Takes the `token` that callers of this agent must show, and `patience`, which knows what the pod's start
+        waits for."""
         self.name = settings.name
         self.incarnation = incarnation
         self.phase = STARTING  # starting, ready or leaving, independent of the model server
@@ -122,8 +122,8 @@ class AgentStanding:
         return self._patience.why or f"the pod is {state}"
 
     def why_not_live(self) -> str | None:
-        """Returns why the container should be replaced: no model server has started for minutes. An unavailable etcd or
-        a slow first start is no reason."""
+        """Returns why the container should be replaced, or None: it should be if no model server has started for
+        minutes, but not because etcd is unavailable or a first start is slow."""
         if self._server.down_for > _DEAD:
             return f"no model server has started for {self._server.down_for:.0f} s: {self._server.why_down}"
         return None

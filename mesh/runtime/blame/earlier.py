@@ -1,16 +1,17 @@
-"""Evidence left by an earlier life of this pod: the models at work when all of the pod was killed at once.
+"""Evidence left by an earlier life of this pod: the models at work when the whole pod was killed.
 
 On most Kubernetes nodes, a container that takes too much memory is killed with all its processes (`memory.oom.group`):
 the agent dies with its model server and cannot write anything down. The use board outlives both, since a pod's /tmp
-outlives its containers. So the next agent reads it, and writes into the models' records what the former agent could
-not.
+outlives its containers. So the next agent reads the board, and writes into the models' records what the former agent
+could not.
 
-A pod killed by hand leaves the same traces, so no model is blamed if memory was left at the last looks (`lastlooks`).
+A pod killed by hand leaves the same traces, so no model is blamed if memory was left when it was last measured
+(`lastlooks`).
 
 The board identifies a model only by its record's create revision, which is enough to find the record again. A board is
 read only if it belongs to the same pod and registry and to the same boot of the machine: no model is to blame for a
-power failure. An agent that leaves in order has no suspects, because it first disowns the folder. An agent that was
-stopped from outside and therefore replaced (`mesh up` says so) has none either, whatever its models were doing.
+power failure. An agent that leaves in order has no suspects, because it first disowns the folder. Nor has an agent that
+was stopped from outside and then replaced (`mesh up` passes this on), whatever its models were doing.
 """
 
 import os
@@ -43,7 +44,7 @@ def owner(*, base: str, pod: str, boot: Path = Path("/proc/sys/kernel/random/boo
 
 
 class Earlier:
-    """The suspects of earlier lives: `read` each folder that they left, then `accuse` once."""
+    """The suspects of earlier lives. Call `read` for each folder that they left, then `accuse` once."""
 
     def __init__(self, pod: str) -> None:
         self._pod = pod
@@ -66,7 +67,8 @@ class Earlier:
         board.close()
 
     async def accuse(self, etcd: Etcd, keys: Keys, history: History) -> None:
-        """Blames the models in their records, if those still exist. Never raises: the pod starts anyway."""
+        """Adds blames to the records of these models, if the records still exist. Never raises: the pod starts
+        anyway."""
         for revision, doing in self.suspects.items():
             try:
                 prefix = keys.registry

@@ -1,8 +1,8 @@
 """This pod's writes to models' records: sizes, load times, failures, and the work under way when a server died.
 
 Records are shared, so each write is a compare-and-set that keeps unknown fields, and has no effect if the id has been
-registered again. No call waits for it, except one whose load failed: the model's status must show the failure as soon
-as the caller knows of it.
+registered again. Only a call whose load failed waits for the write: the model's status must show the failure as soon as
+the caller knows of it.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Took:
 
 @dataclass(frozen=True, slots=True)
 class HistoryStatistics:
-    """Writes so far."""
+    """The number of writes so far."""
 
     pending: int
     written: int
@@ -55,7 +55,7 @@ class HistoryStatistics:
 
 
 class History:
-    """Writes for one pod, in the background."""
+    """Writes to records for one pod, in the background."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class History:
 
     def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
         """Returns the record with the results of the first load of its content: the digest that all copies must have,
-        and the cost of a load. It is written when that copy is published."""
+        and the cost of the load. The record is written when that copy is published."""
         failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
         return replace(
             record,
@@ -122,8 +122,8 @@ class History:
             self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
 
     async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
-        """Records the measured size of a model that could not stay. Returns once it is written, or after `PATIENCE`. A
-        router that is refused because of the size then asks no other pod of this size."""
+        """Records the measured size of a model that found no room for it. Returns once the size is written, or after
+        `PATIENCE`. A router that is refused because of the size then asks no other pod that is too small."""
 
         def change(record: ModelRecord) -> ModelRecord:
             return replace(record, host_bytes=footprint.host_bytes, device_bytes=footprint.device_bytes)
@@ -158,8 +158,8 @@ class History:
             await asyncio.wait({death}, timeout=PATIENCE)
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
-        """Records that a load found content that differs from the registration's. It counts against no pod, because
-        each would find the same. Returns when `failed` would."""
+        """Records that a load found content that differs from the registration's. This counts against no pod, because
+        each pod would find the same. Returns once it is written, or after `PATIENCE`."""
 
         def change(record: ModelRecord) -> ModelRecord:
             if record.digest in ("", digest):
@@ -171,9 +171,12 @@ class History:
     def killed(
         self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
     ) -> None:
-        """Records that a server died while the model was loading or running. A failure recorded next waits for this
-        write, so that a caller who gets the failure also finds the death. `sure` means that nothing else can have
-        caused it. `digests` identify the requests that the model was running."""
+        """Records that a server died while the model was loading or running.
+
+        A failure recorded next waits for this write, so that a caller who gets the failure also finds the death in the
+        record. `sure` means that nothing else can have caused the death. `digests` identify the requests that the model
+        was running.
+        """
         # Unique, so that each death counts once even if the outcome of a write is unknown.
         now = self._clock_ms()
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {self._pod}: {text[:_TEXT]}"
@@ -223,7 +226,7 @@ class History:
         await self._tasks.close()
 
     def statistics(self) -> HistoryStatistics:
-        """Writes so far."""
+        """Returns the number of writes so far."""
         return HistoryStatistics(len(self._tasks), self._written, self._given_up)
 
 

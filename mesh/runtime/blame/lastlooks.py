@@ -1,9 +1,9 @@
-"""The last measurements of the memory that this pod might still take, in a file that outlives its processes.
+"""The last measurements of the memory that this pod had left, in a file that outlives its processes.
 
-A container that runs out of memory is killed with all its processes on most nodes, and nothing tells its successor why;
-a pod killed by hand leaves the same traces. So the agent notes ten times a second how much memory is left, and the next
-life judges by that whether memory was the cause (`placement.blame.exhausted`). A model that takes all of the memory
-between two looks leaves no evidence, but it may leave some at a later death.
+On most nodes, a container that runs out of memory is killed with all its processes, and nothing tells its successor
+why; a pod killed by hand leaves the same traces. So the agent notes ten times a second how much memory is left, and the
+next life decides by these notes whether memory was the cause (`placement.blame.exhausted`). A model that takes all of
+the memory between two looks leaves no evidence, but it may leave some at a later death.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _FORMAT = struct.Struct("3q")
 
 
 class LastLooks:
-    """A recorder of free memory. `left` returns how many of the `whole` bytes may still be taken."""
+    """A recorder of free memory. `left` returns how many of the `whole` bytes are free."""
 
     def __init__(self, folder: Path, left: Callable[[], int], whole: int) -> None:
         self._left = left
@@ -34,14 +34,14 @@ class LastLooks:
         self._file = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     async def run(self) -> None:
-        """Looks every `INTERVAL` until cancelled."""
+        """Records free memory every `INTERVAL` seconds until cancelled."""
         while True:
             self.look()
             turned()
             await asyncio.sleep(INTERVAL)
 
     def look(self) -> None:
-        """Notes the memory that is left now."""
+        """Records the memory that is free now."""
         left = self._left()
         os.pwrite(self._file, _FORMAT.pack(left, self._before - left if self._before else 0, self._whole), 0)
         self._before = left

@@ -39,7 +39,7 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """Returns what each copy at work was doing, from the board alone: nothing is known about threads."""
+    """Returns what each copy at work was doing, by the board alone, if nothing is known about threads."""
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 

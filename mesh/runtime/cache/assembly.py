@@ -1,7 +1,7 @@
 """The cache of one pod: all parts that bring models into the model server's memory and out of it.
 
 `Cache` makes the parts of this package from those below it: the server, the use board, this pod's presence in etcd, the
-writes to models' records, and the pulled files. Each part is given what it uses when it is made, so there are no
+writes to models' records, and the pulled files. Each part gets the parts that it uses when it is made, so there are no
 callbacks.
 """
 
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """The parts that the cache is built on."""
+    """The parts of the pod that the cache is built on."""
 
     incarnation: str  # of the agent
     server: ServerProcess

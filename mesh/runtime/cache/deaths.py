@@ -25,7 +25,7 @@ _GONE = (EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADING)
 
 
 class Deaths:
-    """The clean-up after deaths of one pod's servers."""
+    """The clean-up after the deaths of one pod's servers."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ OWN_KEYS_EVERY = 10
 
 
 class Housekeeping:
-    """The check, which runs about every `interval` seconds."""
+    """The periodic check, about every `interval` seconds."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Housekeeping:
                 log.info("housekeeping was postponed", error=error.detail)
 
     async def check(self) -> int:
-        """Does one round. Returns the number of copies withdrawn. Raises EtcdError."""
+        """Makes one check. Returns the number of copies withdrawn. Raises EtcdError."""
         held = [
             (entry.model_id, entry.revision)
             for entry in self._ledger.entries.values()

@@ -18,7 +18,7 @@ _LOOK = 0.25  # seconds between two checks of the number of losses
 
 
 class Losses:
-    """The watch over lost copies of one pod. `count` returns the number of losses so far."""
+    """The watch over copies that one pod's server has lost. `count` returns the number of losses so far."""
 
     def __init__(self, ledger: Ledger, unloads: Unloads, count: Callable[[], int]) -> None:
         self._ledger = ledger

@@ -1,8 +1,8 @@
-"""The contents of the pod's memory, and counts of them:
+"""The contents of the pod's memory, and counts of them.
 
 - `entries`: one model in this pod
 - `ledger`: bytes by model, reserved and in use, and the order in which copies would be evicted
-- `space`: the news that memory has become free
+- `space`: the event that memory has become free
 - `activity`: the call rate of each copy
 - `rate`: the call rate of the pod
 - `demand`: the memory that the models in use need, in pods

@@ -1,7 +1,7 @@
 """The call rate of each copy, from readings of the use board every few seconds.
 
-Rates cover the last reading or two, so a model that has just become hot shows within seconds; a peak is remembered for
-some minutes, so that a lull does not look like the end of the traffic.
+Rates cover the last reading or two, so a model that suddenly gets many calls is noticed within seconds. A peak is
+remembered for some minutes, so that a lull does not look like the end of the traffic.
 
 How long calls wait before they run follows from the number seen waiting and the number answered a second (Little's
 law), so the board, which is written at every call, need not record it.
@@ -18,7 +18,7 @@ STEP = 3.0
 """Seconds between two looks. A look at 2,000 copies takes 10 ms."""
 
 REMEMBER = 300.0
-"""Seconds in which a peak halves."""
+"""Half-life of a remembered peak, in seconds."""
 
 
 class Activity:
@@ -56,11 +56,12 @@ class Activity:
 
 
 YOUNG = 60.0
-"""Seconds for which a copy counts as young."""
+"""Age up to which a copy counts as young, in seconds."""
 
 
 def active(ledger: Ledger, entry: CacheEntry) -> bool:
-    """Returns whether the leader should know of a copy: it was called lately, is pinned, young, or being loaded."""
+    """Tells whether the leader should know of a copy, because it was called lately, is pinned or young, or is being
+    loaded."""
     if entry.rate or entry.pinned or entry.state is not EntryState.LOADED or ledger.age(entry) < YOUNG:
         return True
     use = ledger.use(entry)

@@ -15,7 +15,7 @@ KEPT = 512
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision about `models`, the subject first."""
+    """One decision about `models`; the first is the one that was decided on."""
 
     kind: str  # evict, refuse, unload, withdraw
     models: tuple[str, ...]

@@ -1,12 +1,12 @@
-"""The memory that this pod's models in use need, counted in pods: the figure that scales a pool of pods.
+"""The memory that this pod's models in use need, counted in pods: the figure by which a pool of pods is scaled.
 
 A cache that works well is full, so its fill level says nothing. The *working set* is a better measure: copies called
-within a window of time, and evicted copies whose last call lies within it. As long as it fits, more pods would only
-hold models that are not called; if it does not fit, models in use evict each other.
+within a window of time, and evicted copies whose last call lies within it. If the working set fits, more pods would
+only hold models that are not called; if it does not fit, models in use evict each other.
 
-The sum over the pods of a pool is the number of pods that the pool needs. A model evicted here and loaded in another
-pod since counts in both for the rest of the window; so a pool that is far too small asks for more than it will need,
-and later for less. Placement prefers the same pod for the same model, which keeps that error small.
+The sum over the pods of a pool is the number of pods that the pool needs. A model that was evicted here and then loaded
+in another pod counts in both for the rest of the window; so a pool that is far too small asks for more pods than it
+will need, and later for fewer. Placement prefers the same pod for the same model, which keeps that error small.
 """
 
 import time
@@ -17,7 +17,7 @@ from mesh.runtime.cache.books.ledger import Ledger
 from placement.footprint import Footprint, total
 
 WINDOW = 600.0
-"""The window, in seconds. A shorter one means fewer pods, and more models that must be loaded again for their next
+"""The window, in seconds. A shorter window means fewer pods, and more models that must be loaded again for their next
 call."""
 
 _MOST = 20_000  # evicted copies that are remembered
@@ -55,6 +55,5 @@ class Demand:
         return total(sizes)
 
     def pods(self) -> float:
-        """Returns how many pods like this one the working set would fill, counted in the kind of memory that is
-        scarcer."""
+        """Returns how many pods like this one the working set would fill. The kind of memory that is scarcer counts."""
         return self.working_set().share_of(self._ledger.capacity)

@@ -1,4 +1,4 @@
-"""One model in this pod, from the moment its load begins until nothing of it is left."""
+"""The entry of one model in this pod, from the moment its load begins until nothing of it is left."""
 
 import enum
 
@@ -20,8 +20,11 @@ _PHYSICAL = frozenset({EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADI
 
 
 class CacheEntry:
-    """One model in this pod. Only its ledger changes it, except for the notes of other parts: `load_ms`, `usual_ms`,
-    `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, the rates."""
+    """One model in this pod.
+
+    Only its ledger changes it, except for the notes of other parts: `load_ms`, `usual_ms`, `disk_bytes`, `suspect`,
+    `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, the rates.
+    """
 
     __slots__ = (
         "aside",

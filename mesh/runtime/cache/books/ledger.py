@@ -6,11 +6,11 @@ memory holds or may hold now: copies, loads that have begun, and copies being un
 Decisions use the committed sum (`victims`), and a load begins only when it fits into the physical one; so memory is
 never reserved twice, and every reservation fits once the unloads are done.
 
-Memory is of two kinds, the host's and, where the pod has one, a device's. Both sums are kept for each, and neither may
-overflow. In a pod without a device, what a model takes of a device elsewhere counts as host memory.
+There are two kinds of memory: the host's and, in a pod that has one, a device's. Both sums are kept for each kind, and
+neither may overflow. In a pod without a device, memory that a model takes on devices elsewhere counts as host memory.
 
 An eviction policy (`placement.policies`) orders the copies: by default least recently used first, according to the use
-board, which sees every call. Reading a slot costs microseconds and a pod has thousands, so a policy reads only the
+board, which sees every call. It takes microseconds to read a slot, and a pod has thousands, so a policy reads only the
 slots of copies that it considers. The ledger does not wait, do I/O or decide.
 """
 
@@ -43,8 +43,11 @@ class LedgerStatistics:
 
 
 class Ledger:
-    """The ledger of one pod. A model has at most one entry; while its content is reloaded, one more is kept aside:
-    first the new one, while it is loaded, then the old one, until it is gone."""
+    """The ledger of one pod.
+
+    A model has at most one entry, except while its content is reloaded: then another one is kept aside, first the new
+    one while it is loaded, then the old one until it is gone.
+    """
 
     def __init__(
         self,
@@ -77,8 +80,8 @@ class Ledger:
     # --- an entry's life ---
 
     def add(self, model_id: str, revision: int, *, idle_ms: int = 0, aside: bool = False) -> CacheEntry:
-        """Adds an entry for a load that begins, `aside` if it loads beside a copy. Raises ValueError if the model has
-        this entry already."""
+        """Adds an entry for a load that begins. It is kept `aside` if the model has a copy that the load is to replace.
+        Raises ValueError if the model has this entry already."""
         entry = CacheEntry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock(), aside=aside)
         if entry.key in self.entries:
             raise ValueError(f"{model_id!r} is already in the ledger: {self.entries[entry.key]!r}")
@@ -132,7 +135,7 @@ class Ledger:
             self.policy.resize(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
     def begin(self, entry: CacheEntry) -> bool:
-        """Returns whether there is space in memory for an entry now; if so, it takes that space."""
+        """Takes the space for an entry if it is free in physical memory now. Returns whether it was."""
         if not entry.begun:
             if not (self.physical + entry.footprint).within(self.capacity):
                 return False
@@ -193,7 +196,7 @@ class Ledger:
 
     @property
     def free(self) -> Footprint:
-        """Returns the memory that is not reserved. It is negative if sizes were predicted too small."""
+        """Returns the memory that is not reserved. It is negative if sizes were estimated too small."""
         return self.capacity - self.committed
 
     @property
@@ -202,7 +205,7 @@ class Ledger:
         return self.committed.share_of(self.capacity)
 
     def fits(self, size: Footprint) -> bool:
-        """Returns whether this much is free in both memories."""
+        """Returns whether this much memory is free, of both kinds."""
         return size.on(device=self.has_device).within(self.free)
 
     def holds(self, size: Footprint) -> bool:
@@ -227,11 +230,11 @@ class Ledger:
         return use is not None and bool(use.calls or use.in_flight)
 
     def asked_ms(self, entry: CacheEntry) -> int:
-        """Returns the time since the load under way was asked for."""
+        """Returns the time since the load in progress was requested."""
         return max(0, (self._clock() - entry.loaded_ns) // 1_000_000)
 
     def age(self, entry: CacheEntry) -> float:
-        """Returns the seconds since the entry got its present state."""
+        """Returns how long the entry has been in its present state, in seconds."""
         return (self._clock() - entry.since_ns) / 1e9
 
     def order(self, enough: Callable[[CacheEntry], bool] = lambda entry: False) -> list[CacheEntry]:
@@ -239,7 +242,7 @@ class Ledger:
         return [self.entries[key] for key in self.policy.walk(lambda key: enough(self.entries[key]))]
 
     def first(self) -> CacheEntry | None:
-        """Returns the copy that would be evicted first, among those that may be evicted."""
+        """Returns the copy that would be evicted first, of those that may be evicted."""
         order = self.order(lambda entry: not entry.pinned)
         return order[-1] if order and not order[-1].pinned else None
 

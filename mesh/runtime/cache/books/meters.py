@@ -1,7 +1,7 @@
-"""The agent's metrics, under the predecessor's names if it had the same.
+"""The agent's metrics. A metric that the predecessor had too keeps its name.
 
-`modelmesh_invoke_model_milliseconds` is the model server's own count, taken from the use board, because no call passes
-the agent.
+`modelmesh_invoke_model_milliseconds` is the model server's own count, taken from the use board, because no call goes
+through the agent.
 """
 
 import time
@@ -19,7 +19,7 @@ from puller.puller import PullerStatistics
 
 
 class Meters:
-    """The metrics of one agent; parts keep the children they use."""
+    """The metrics of one agent. Other parts keep references to the metrics that they change."""
 
     def __init__(self) -> None:
         self.registry = registry = metrics.Registry("agent")

@@ -1,4 +1,4 @@
-"""Calls a minute, from a counter that only grows."""
+"""The rate of calls a minute, computed from a counter that only grows."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ WINDOW, STEP = 60.0, 5.0
 
 
 class Rate:
-    """A rate, from readings of `count` every few seconds while `run` runs."""
+    """A rate, computed from readings of `count` that `run` takes every few seconds."""
 
     def __init__(self, count: Callable[[], int], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._count = count
@@ -32,8 +32,8 @@ class Rate:
 
     @property
     def per_minute(self) -> int:
-        """The rate over the last minute. The first quarter of a minute counts in full, so that a few calls do not
-        look like a high rate."""
+        """The rate over the last minute. In the first quarter of a minute, calls count as if they were a quarter's, so
+        that a few calls do not look like a high rate."""
         if len(self._readings) < 2:
             return 0
         (start, before), (end, now) = self._readings[0], self._readings[-1]

@@ -1,4 +1,4 @@
-"""Notification of the loads that wait for memory when some becomes free."""
+"""The event that wakes loads that wait for memory, when some memory becomes free."""
 
 import asyncio
 
@@ -12,6 +12,6 @@ class Space:
         self.news = asyncio.Event()
 
     def freed(self) -> None:
-        """Wakes waiting loads: memory has become free, or a load has ended."""
+        """Wakes waiting loads, because memory has become free or a load has ended."""
         news, self.news = self.news, asyncio.Event()
         news.set()

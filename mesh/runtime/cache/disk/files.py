@@ -1,7 +1,8 @@
-"""The pulled files of this pod's models: one folder for each model, whose removal never overlaps the next pull.
+"""The pulled files of this pod's models: one folder for each model. A folder's removal never overlaps the model's next
+pull.
 
-The puller fetches and removes at once when asked; a model may be loaded again while a thread still removes the files of
-its former copy. So a pull here first waits for that removal.
+The puller fetches and removes whenever it is asked to; but a model may be loaded again while a thread still removes the
+files of its former copy. So a pull here first waits for that removal.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ _LONG = 10.0  # seconds after which a pull is logged, and between two such lines
 
 
 class Files:
-    """A puller, and the removals under way."""
+    """A puller, and the removals in progress."""
 
     def __init__(self, puller: Puller) -> None:
         self._puller = puller
@@ -27,7 +28,7 @@ class Files:
         self._tasks = Tasks()
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
-        """Fetches a model's files, and the optimised form of them that has this tag. Raises PullError."""
+        """Fetches a model's files, and the optimised form made of them that has the given tag. Raises PullError."""
         while (removal := self._removals.get(into)) is not None:
             await asyncio.wait({removal})
         return await self._puller.pull(source, into=into, tag=tag)
@@ -42,7 +43,7 @@ class Files:
         return bool(self._removals or self._doomed)
 
     def doom(self, into: str) -> None:
-        """Announces the removal of a model's pulled files by a load that first has other things to undo."""
+        """Announces that a model's pulled files will be removed, for a load that first has other steps to undo."""
         self._doomed.add(into)
 
     async def remove(self, into: str) -> None:

@@ -29,7 +29,7 @@ from puller.puller import Pulled
 log = logs.get(__name__)
 
 LEAST_MS = 15.0
-"""Milliseconds of a load in the model server below which optimising is not worth it."""
+"""Duration of a load in the model server from which on optimising is worthwhile, in milliseconds."""
 
 MAX_BYTES = 64 << 20
 """Largest size of a model's files: `optimiser` refuses more."""
@@ -41,7 +41,7 @@ _REMEMBERED = 4096  # contents already examined
 
 
 class Keeping(Protocol):
-    """The part of the puller that keeps optimised forms."""
+    """The part of the puller that stores optimised forms."""
 
     def current(self, into: str, pulled: Pulled) -> bool:
         """Returns whether the folder still holds the files of that pull."""
@@ -60,7 +60,7 @@ class OptimisingStatistics:
 
 
 class Optimising:
-    """The optimiser of one pod's models. `free_bytes` returns the memory that the machine or container has left."""
+    """The optimiser of one pod's models. `free_bytes` returns how much memory the machine or container has left."""
 
     def __init__(self, keeping: Keeping, *, free_bytes: Callable[[], int]) -> None:
         self.tag = ""  # tag of the forms made now; empty: none are made

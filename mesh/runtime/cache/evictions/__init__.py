@@ -1,8 +1,8 @@
-"""Copies out of memory, in this order:
+"""Copies out of memory: the modules, in the order in which they are used.
 
 - `victims`: the copies to evict for a load, by `placement.room`
-- `memory`: the copies to evict because the server takes more than it may
-- `eviction`: carries both out, counts them, keeps the reasons
+- `memory`: the copies to evict because the server takes more memory than it may
+- `eviction`: carries out both kinds of evictions, counts them, keeps the reasons
 - `unloads`: one copy out of memory, until nothing of it is left
 - `capacity`: how much memory models may take in total
 """

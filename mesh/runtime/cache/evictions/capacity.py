@@ -3,11 +3,11 @@
 A full cache is the normal state, so the model server must have room beyond its capacity for itself, for running calls
 and for memory that malloc cannot give back. `limit` is the sum of all this, and the hard limit of the process.
 
-A capacity larger than the container's memory, or the machine's if there is no container, is refused at the start rather
-than reduced: a rollout then stops at its first pod while the others serve, and the operator learns of the error,
-whereas a smaller cache would only be noticed by its misses. A pod that planned with more memory than exists would be
-killed, with all its models, once its cache is full. A capacity that fits but leaves little room is accepted, and the
-model server is then limited to the existing memory.
+A capacity larger than the container's memory (or the machine's, if there is no container) is refused at the start. A
+rollout then stops at its first pod while the other pods serve, and the operator learns of the error. If the capacity
+were reduced instead, only cache misses would show it; if it were accepted, the pod would be killed, with all its
+models, once its cache is full. A capacity that fits but leaves little room is accepted, and the model server is then
+limited to the existing memory.
 """
 
 from mesh.host.memory import Whole
@@ -36,13 +36,13 @@ def limit(capacity_bytes: int) -> int:
 
 
 def auto_limit(available_bytes: int) -> int:
-    """Returns the same for the automatic capacity. It is lower in a small container, which would otherwise be killed
-    before the limit is reached."""
+    """Returns the bytes that the server's process may take in total if the capacity is automatic. They are fewer in a
+    small container, which would otherwise be killed before the limit is reached."""
     return min(limit(auto_capacity(available_bytes)), int(available_bytes * AUTO_SHARE))
 
 
 def auto_capacity(available_bytes: int) -> int:
-    """Returns the capacity whose limit is a good part of the available memory; at least 64 MiB."""
+    """Returns the capacity whose limit is a good part of the available memory: at least 64 MiB."""
     whole = int(available_bytes * AUTO_SHARE)
     capacity = int(whole / (1 + HEADROOM_SHARE))
     if capacity * HEADROOM_SHARE < HEADROOM_LEAST:
@@ -51,9 +51,11 @@ def auto_capacity(available_bytes: int) -> int:
 
 
 def device_capacity(wanted: int, used: int, total: int) -> int:
-    """Returns the bytes for models on a device of `total` bytes, of which `used` are in use before any model. If
-    `wanted` is 0, they are a good part of the rest. Raises ValueError if there is too little, or not enough for one
-    model below the share at which copies are evicted."""
+    """Returns the bytes for models on a device of `total` bytes, of which `used` are in use before any model is loaded.
+
+    If `wanted` is 0, the result is a good part of the rest. Raises ValueError if there is too little memory, or not
+    enough for one model below the share at which copies are evicted.
+    """
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
         text = f"{format_bytes(wanted)} requested for models, but of the device's {format_bytes(total)}"
@@ -65,8 +67,8 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
 
 
 def server_limit(capacity: int, there: Whole | None) -> int:
-    """Returns the bytes for the whole model server, `capacity` of them for models. Raises ValueError if there are too
-    few."""
+    """Returns the bytes for the whole model server, `capacity` of which are for models. `there` is the memory that
+    exists. Raises ValueError if it is too little."""
     wanted = limit(capacity)
     if there is None:
         return wanted
@@ -81,8 +83,8 @@ def server_limit(capacity: int, there: Whole | None) -> int:
 
 
 def check_least(there: Whole | None) -> None:
-    """Raises ValueError if there is too little memory for the least automatic capacity: loads would fail for lack of
-    memory that the pod claims to have."""
+    """Raises ValueError if there is too little memory for the smallest automatic capacity: the pod would announce
+    memory that it does not have, and loads would fail."""
     needed = _needed(AUTO_LEAST)
     if there is not None and there.bytes < needed:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Evictions of copies, for a load that needs room or because the server takes more memory than it may.
+"""The execution of evictions: for a load that needs room, or because the server takes more memory than it may.
 
-The victims were chosen before (`victims` for a load, `memory` for the server); here they are evicted and counted, and
-the reason is kept. `unloads` takes the copies out of memory, and `space` wakes the loads that wait for it.
+Other modules choose the victims (`victims` for a load, `memory` for the server). This one has them unloaded, counts
+them and keeps the reason. `unloads` takes the copies out of memory, and `space` wakes the loads that wait for it.
 """
 
 from mesh.runtime.cache.books.decisions import Decisions

@@ -1,12 +1,12 @@
-"""A watch over the real memory of the model server and its device, whatever the ledger says.
+"""A watch over the memory that the model server and its device really use, whatever the ledger says.
 
 Sizes are measured when a model is loaded, but the model may take more later, when a first call has a large input or an
 arena grows. So the server's private resident memory is watched.
 
-The shares are of the hard limit of the process (`capacity.limit`): above 90 % the least recently used copies are
-evicted, one after the other as long as it helps; above 95 % loads are refused too. At 100 % an allocation fails in the
-code that asks for it, and the server continues. (90 % of the capacity itself would evict from every cache that is
-merely full.)
+The shares are of the hard limit of the process (`capacity.limit`). Above 90 %, the least recently used copies are
+evicted, one after the other as long as that frees memory; above 95 %, loads are refused too. At 100 %, an allocation
+fails in the code that asks for it, and the server continues. (90 % of the capacity itself would evict from every cache
+that is merely full.)
 
 A device is watched in the same way: sessions take workspace there when they are called, and other processes may use it
 too. Its limit is all of its memory, the shares are higher, and the capacity is separate: `capacity.device_capacity`
@@ -29,11 +29,11 @@ EVICT, REFUSE = 0.90, 0.95
 DEVICE_EVICT, DEVICE_REFUSE = 0.95, 0.98
 
 INTERVAL = 1.0
-"""Seconds between two looks: memory is released within 0.3 s of an unload, so the next look sees it."""
+"""Seconds between two looks. Memory is released within 0.3 s of an unload, so the next look sees that."""
 
 
 class MemoryWatch:
-    """The watch over one kind of memory. `used` returns the bytes, 0 if no server runs."""
+    """The watch over one kind of memory. `used` returns the bytes in use, 0 if no server runs."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class MemoryWatch:
             turned()
 
     def look(self) -> None:
-        """Looks once, and evicts or refuses if it must."""
+        """Looks once, and evicts copies or refuses loads if necessary."""
         if not self.limit_bytes:
             return
         evict, refuse = self._shares

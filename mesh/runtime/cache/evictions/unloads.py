@@ -1,12 +1,13 @@
 """Unloads: a copy stops answering, then its key is deleted, its memory freed and its files removed.
 
-New calls must get *not here* before the mesh learns that the copy is gone, and the mesh learns it before the memory is
-free, because calls in flight may take long. First the agent asks the server to unload, which from then on answers *not
-here* and marks the slot; as soon as the board shows the mark, the key is deleted. The server's answer means that the
-last call has ended and the memory is free; only then do the bytes count as free, and the slot is released.
+New calls must get *not here* before the mesh learns that the copy is gone, and the mesh must learn it before the memory
+is free, because calls in flight may take long. First the agent asks the server to unload the copy. From then on the
+server answers *not here* and marks the copy's slot; as soon as the board shows the mark, the key is deleted. The
+server's answer to the agent means that the last call has ended and the memory is free. Only then do the bytes count as
+free, and the slot is released.
 
 If a call in flight cannot be ended, the server says so; the copy then stays on the books, as memory in use, until the
-server's next life. If etcd is unavailable the key is deleted later; the unload itself continues.
+server's next life. If etcd is unavailable, the key is deleted later; the unload itself continues.
 """
 
 import asyncio
@@ -91,8 +92,8 @@ class Unloads:
         return True
 
     async def take_out(self, entry: CacheEntry) -> bool:
-        """Removes a load that will begin again from the server; its entry, key and files stay. Makes one attempt, and
-        returns whether nothing is left in the server."""
+        """Makes one attempt to remove from the server a load that will begin again; its entry, key and files stay.
+        Returns whether nothing is left in the server."""
         return await self._free(entry)
 
     async def silent(self, model_id: str) -> None:

@@ -1,7 +1,7 @@
-"""The choice of copies to evict in this pod, made by `placement.room`.
+"""The choice of the copies to evict in this pod, which `placement.room` makes.
 
 The question and the order of eviction are the same for memory and for the disk. The latest questions and answers are
-kept for `mesh replay`. `eviction` carries the answers out.
+kept for `mesh replay`. `eviction` carries out the answers.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from placement.footprint import Footprint
 from placement.replay import Question
 
 QUESTIONS = 256
-"""The number of questions kept, a kilobyte or two each."""
+"""The number of questions kept. Each takes a kilobyte or two."""
 
 
 class Victims:
@@ -27,8 +27,8 @@ class Victims:
         self.questions: deque[tuple[Question, room.RoomDecision]] = deque(maxlen=QUESTIONS)  # the latest, about room
 
     def candidates(self, need: Footprint) -> list[str]:
-        """Returns the models whose other copies matter if room must be made for this much. Returns none if it fits
-        anyway."""
+        """Returns the models of which the number of copies elsewhere must be known before room is made for this much.
+        Returns none if the need fits anyway."""
         if self._ledger.fits(need):
             return []
         count = itertools.count(1)
@@ -44,12 +44,12 @@ class Victims:
         for_whom: str = "",
         growing: Collection[str] | None = None,
     ) -> room.RoomDecision:
-        """Returns the victims that must be evicted to fit this much more. `spares` is the number of copies in other
-        pods, for each model asked about. `keep` has the keys of entries that are never victims.
+        """Returns the victims that must be evicted to fit this much more.
 
-        `growing` is set if the load is in memory already and needs more: it has the keys of all waiting loads of this
-        kind. They may take memory reserved for others. The memory of the other growing loads does not become free
-        before they have grown.
+        `spares` is the number of copies in other pods, for each model asked about. `keep` has the keys of entries that
+        are never victims. `growing` is set for a load that is in memory already and needs more: it has the keys of all
+        such loads that wait. They may take memory reserved for other loads, and the memory of each does not become free
+        before it has grown.
         """
         ledger = self._ledger
         need = need.on(device=ledger.has_device)
@@ -98,8 +98,8 @@ class Victims:
         return self._ask(question, on_disk, spares, busy)
 
     def leaving_disk_bytes(self, promised: Collection[str]) -> int:
-        """Returns the bytes of files that copies being unloaded will soon free on disk. Copies whose keys are in
-        `promised` do not count, as their space is promised to a load."""
+        """Returns the bytes of files on disk that copies being unloaded will soon free. Copies whose keys are in
+        `promised` do not count, because their space is promised to a load."""
         ledger = self._ledger
         return sum(
             entry.disk_bytes

@@ -1,4 +1,4 @@
-"""Models into memory, from the request to the copy that answers, in this order:
+"""Models into memory: the modules, from the request to the copy that answers.
 
 - `outcomes`: the request for a load, and its possible outcomes
 - `flights`: the loads that begin, are joined, or end early

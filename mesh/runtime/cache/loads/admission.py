@@ -1,10 +1,10 @@
-"""Admission of models to memory. A model gets room on the books, then its turn, and the model server loads it; then it
-gets room for its measured size. Either room may need evictions.
+"""Admission of models to memory. A model gets room on the books, then its turn, and the model server loads it; then the
+room is corrected to the measured size. Both steps may need evictions.
 
-A size that was measured before is part of the request. Otherwise it is predicted once the file is here, from experience
-with models of its type (`placement.sizes`). The prediction is deliberately low. A high one would evict models
+A size that was measured before is part of the request. Otherwise it is estimated once the files are here, from
+experience with models of its type (`placement.sizes`). The estimate is low on purpose. A high one would evict models
 needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has headroom for
-it.
+the difference.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Admission:
         *,
         concurrency: int,
     ) -> None:
-        """Takes `concurrency`, the number of loads in the model server at once."""
+        """Takes `concurrency`, the number of loads that may be in the model server at the same time."""
         self._ledger = ledger
         self._rooms = rooms
         self._server = server
@@ -79,11 +79,11 @@ class Admission:
 
     @property
     def concurrency(self) -> int:
-        """The number of loads in the model server at once."""
+        """The number of loads that may be in the model server at the same time."""
         return self._turns.count
 
     def resize(self, concurrency: int) -> None:
-        """Sets the number of loads at once. Call it before the first load."""
+        """Sets the number of loads that may be in the model server at the same time. Call it before the first load."""
         self._turns.resize(concurrency)
 
     def lift(self, entry: CacheEntry) -> None:
@@ -97,15 +97,15 @@ class Admission:
         return self._turns.statistics()
 
     def sizes(self) -> SizesStatistics:
-        """Returns the accuracy of size predictions."""
+        """Returns the accuracy of size estimates."""
         return self._sizes.statistics()
 
     def ahead_of(self, entry: CacheEntry) -> int:
-        """Returns how many loads have their turn before this one. O(n): for operators."""
+        """Returns how many loads get their turn before this one. Takes O(n): for operators."""
         return self._turns.ahead_of(entry.model_id)
 
     def expected(self, entry: CacheEntry) -> Forecast:
-        """Returns when a load under way, whose files are here, should be done. O(n): for operators."""
+        """Returns when a load in progress, whose files are here, should be done. Takes O(n): for operators."""
         usual, gone, mean = entry.usual_ms, self._ledger.asked_ms(entry), round(self._server.mean_ms)
         if entry.state is EntryState.LOADING:
             return forecast(usual, begun_ms=gone)
@@ -119,7 +119,7 @@ class Admission:
         )
 
     def too_large(self, want: Want) -> Refused | None:
-        """Returns why a model of known size can never fit here."""
+        """Returns why a model of known size can never fit into this pod, or None if it can."""
         ledger = self._ledger
         need = want.footprint.on(device=ledger.has_device)
         if ledger.holds(need):
@@ -153,8 +153,8 @@ class Admission:
                 return Refused(Reason.NO_ROOM, text)
 
     async def _take_turn(self, ticket: Ticket) -> Size | Refused | Failed | Want | None:
-        """Takes one turn at the model server. Returns None if the room is gone by then, and the request with its known
-        size if the load has given way."""
+        """Takes one turn at the model server. Returns None if the reserved room was lost meanwhile, and the request
+        with its known size if the load has yielded."""
         want, entry, pulled = ticket.want, ticket.entry, ticket.pulled
         take = self._turns.apart if ticket.apart else self._turns.turn
         async with take(want.model_id, idle_ms=entry.idle_ms):
@@ -176,7 +176,7 @@ class Admission:
             return grown or want.of_size(size.footprint)
 
     async def _take_out(self, entry: CacheEntry, gives_way: GivesWay) -> Refused | None:
-        """Takes a load that gives way to others out of the server, so that it may begin again."""
+        """Takes a load that yields to others out of the server, so that it can begin again."""
         log.info("load gives way", model=entry.model_id, bytes=entry.weight, why=gives_way.why)
         if not await self._unloads.take_out(entry):
             return Refused(Reason.NO_ROOM, f"it could not be unloaded to give way: {gives_way.why}")

@@ -1,4 +1,4 @@
-"""Fetching of a load's files. If the disk is full, copies are evicted first.
+"""The fetching of a load's files. If the disk is full, copies are evicted first.
 
 The puller limits the number of concurrent pulls, in total and from each store.
 """
@@ -26,7 +26,7 @@ _ROOM_WAIT = 120.0  # seconds in which a pull may repeatedly lose its room to ot
 
 
 class NotFetched(Exception):
-    """A failure to fetch files. `outcome` is the outcome of the load."""
+    """A failure to fetch files. `outcome` is the load's outcome."""
 
     def __init__(self, outcome: Refused | Failed) -> None:
         super().__init__(outcome.text)

@@ -2,7 +2,7 @@
 
 A caller that asks for a model being loaded joins that load. The load is a separate task: it continues if a caller gives
 up, but a withdrawal ends it. A model has at most one load. A copy or load of an older registration of the id is
-withdrawn first. A request for an older registration than the one here is refused as stale. A copy of an older
+withdrawn first. A request for a registration older than the one in this pod is refused as stale. A copy of an older
 generation of the same registration stays: the newer one is loaded beside it and then takes its place.
 """
 
@@ -30,13 +30,13 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MAX_LOADS = 1024
-"""Maximum number of loads in this pod, including waiting ones; beyond it, another pod is the better choice."""
+"""Maximum number of loads in this pod, including waiting ones. When it is reached, another pod is the better choice."""
 
 _ASK = 2.0  # seconds for the model server to say whether it has a model
 
 
 class _LoadFlight:
-    """A load under way."""
+    """A load in progress."""
 
     __slots__ = ("entry", "future", "stale", "task", "want", "withdrawn")
 
@@ -49,7 +49,7 @@ class _LoadFlight:
         self.stale = False  # withdrawn because its registration is not the current one
 
     def withdraw(self, why: str, *, stale: bool = False) -> None:
-        """Ends the load, whose outcome is then withdrawn, or stale."""
+        """Ends the load. Its outcome is then withdrawn, or stale."""
         if not self.withdrawn and self.task is not None:
             self.withdrawn = why
             self.stale = stale
@@ -59,7 +59,7 @@ class _LoadFlight:
 
 @dataclass(frozen=True, slots=True)
 class LoadsStatistics:
-    """Loads in numbers."""
+    """The loads in numbers."""
 
     in_progress: int
     loads: int
@@ -154,17 +154,18 @@ class Loads:
         return await asyncio.shield(flight.future)
 
     async def _held(self, model_id: str) -> bool:
-        """Returns whether the model server has the copy in the ledger. A request for a copy that is here may follow
-        from a *not here*: a server may lose a copy without dying, or unload it at another's request."""
+        """Returns whether the model server still has the copy that the ledger lists. The router that asks may have got
+        *not here*: a server may lose a copy without dying, or unload it at another program's request."""
         spi = await self._server.ready(0.0)
         return spi is None or await spi.holds(model_id, timeout=_ASK)
 
     async def outdated(self, model_id: str, revision: int) -> bool:
-        """Withdraws a registration that is not the current one; waiters for its load get stale."""
+        """Withdraws a registration that is not the current one. Requests that wait for its load get the outcome
+        stale."""
         return await self.withdraw(model_id, revision, "it is no longer registered, or registered again", stale=True)
 
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
-        """Removes a copy or a load of that registration (0 for any), and waits until it answers no call.
+        """Removes a copy or a load of that registration (0 for any), and waits until it no longer answers calls.
 
         Returns whether there was one; a copy being unloaded does not count.
         """
@@ -199,11 +200,11 @@ class Loads:
         await self._tasks.close()
 
     def statistics(self) -> LoadsStatistics:
-        """Loads in numbers."""
+        """Returns the loads in numbers."""
         return LoadsStatistics(len(self._flights), self._loads, self._failures, self._refusals)
 
     def _quick(self, want: Want) -> Refused | None:
-        """Returns why a load is not even tried."""
+        """Returns why the load cannot even begin, or None if it can."""
         if self._closed:
             return Refused(Reason.UNAVAILABLE, self._closed)
         if (why := self._gate.why_refused()) is not None:
@@ -218,7 +219,8 @@ class Loads:
         return None if room.passes and not want.idle_ms else no_room(room)
 
     def _silent(self) -> Refused | None:
-        """Returns why no copy may be reported as loaded: the fence lets the model server answer for none at present."""
+        """Returns why no copy may be reported as loaded, or None: the fence may currently forbid the model server to
+        answer for any copy."""
         if not (why := self._fence.why_silent()):
             return None
         return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)
@@ -256,5 +258,5 @@ class Loads:
 
 
 def _will_do(entry: CacheEntry, want: Want) -> bool:
-    """Returns whether the copy is the one asked for."""
+    """Returns whether the copy satisfies the request."""
     return entry.state is EntryState.LOADED and entry.revision == want.revision and entry.generation >= want.generation

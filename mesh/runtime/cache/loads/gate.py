@@ -1,5 +1,4 @@
-"""The conditions for any load in this pod: it must be published in etcd, its server must be up, and there must be
-memory."""
+"""The conditions for any load in this pod: the pod is published in etcd, its server is up, and memory is left."""
 
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from mesh.statuses import Reason
 
 
 class Gate:
-    """The gate, which is asked at each request for a load and before each step that takes a resource."""
+    """The gate. It is asked at each request for a load, and before each step that takes a resource."""
 
     def __init__(
         self, presence: Presence, server: ServerProcess, relief: Relief, watches: Sequence[MemoryWatch]

@@ -1,8 +1,9 @@
 """The steps of one load, and how each is undone.
 
-The claim and the pull come first and run concurrently, as one is a round trip to etcd and the other to a store. Then
-the model is admitted to memory (`admission`), which may evict others, and then published (`publication`). The claim
-comes before the room, so a pod that loses it has evicted nothing. The answer is sent as soon as the model can serve.
+The claim and the pull come first and run concurrently, because one is a round trip to etcd and the other to a store.
+Then the model is admitted to memory (`admission`), which may require evictions, and then published (`publication`). The
+claim comes before the room, so a pod that does not get the claim has evicted nothing. The answer is sent as soon as the
+model can serve.
 
 All copies of a registration have the same content: content whose digest differs from the record's is refused before the
 model server sees it, and the very first load writes its digest before it answers (`claims.publish`).
@@ -10,9 +11,9 @@ model server sees it, and the very first load writes its digest before it answer
 A *reload* brings new content into a pod that has a copy of the old content: it is loaded aside, as another generation,
 and replaces the old copy once it is published. Until then, and if the reload fails, the old copy answers.
 
-Any outcome but success restores the former state: key, room, slot, files, and the server's memory, in which nothing of
-a failed load may remain. This happens before the answer, because the router then asks another pod, which must not find
-this pod's claim.
+After any outcome but success, the former state is restored: key, room, slot, files, and the server's memory, in which
+nothing of a failed load may remain. This happens before the answer, because the router then asks another pod, which
+must not find this pod's claim.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ log = logs.get(__name__)
 
 
 class Loading:
-    """The loading of models, from the entry in the ledger to the outcome."""
+    """The steps from an entry in the ledger to the outcome of its load."""
 
     def __init__(
         self,
@@ -130,7 +131,8 @@ class Loading:
         return await self._publication.conclude(want, entry, verdict)
 
     def _unchanged(self, record: ModelRecord, pulled: Pulled) -> Failed | None:
-        """Returns the recorded failure if these same files have recently failed here: they would fail again."""
+        """Returns the recorded failure if the same files have recently failed to load here, because they would fail
+        again."""
         known = self._history.known(record)
         if known is None or not known.digest or known.digest != pulled.digest:
             return None
@@ -173,8 +175,8 @@ class Loading:
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     """Completes the work even if cancelled meanwhile; the cancellation takes effect afterwards.
 
-    A load that has lost its claim undoes itself, and may be withdrawn just then. If that stopped it halfway, its entry
-    would stay in the ledger, and waiters for its removal would wait without end.
+    A load that has lost its claim undoes its steps, and may be withdrawn at the same moment. If the withdrawal stopped
+    this halfway, its entry would stay in the ledger, and whatever waits for its removal would wait without end.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

@@ -1,4 +1,4 @@
-"""Requests for loads and their outcomes, as data independent of any transport."""
+"""Requests for loads and their outcomes, as data that does not depend on any transport."""
 
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ class Want:
     generation: int = 0  # a copy of an older one is replaced, once the new one can answer; 0: any generation
 
     def of_size(self, footprint: Footprint) -> "Want":
-        """Returns the request with a known size."""
+        """Returns the request with the size, now known."""
         return replace(self, footprint=footprint)
 
 

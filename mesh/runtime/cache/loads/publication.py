@@ -1,6 +1,6 @@
-"""A copy's record in etcd: claimed before the load, published after it.
+"""A copy's key in etcd: claimed before the load, published after it.
 
-The key of a loaded copy is written after the load's answer, as it already exists as a claim. The first copy of a
+The key of a loaded copy is written after the load's answer, because it already exists as a claim. The first copy of a
 registration's content is published before the answer, in a transaction that writes the content's digest
 (`claims.publish`). So if two pods make a first load, the later one learns of the earlier. A copy that replaces one
 whose key has been deleted meanwhile is also published before the answer.
@@ -58,7 +58,7 @@ class Publication:
         self._incarnation = incarnation
 
     async def claim(self, want: Want, entry: CacheEntry) -> verdicts.Verdict:
-        """Claims the model, or reads its record if there is nothing to claim."""
+        """Claims the model. If a copy of this pod is reloaded, no claim is needed, and the record is read instead."""
         if entry.aside:
             return await self._claims.look(want.model_id, want.revision)
         # The claim also reads about possible victims; for an unknown size, only if the pod is nearly full.
@@ -77,7 +77,7 @@ class Publication:
         return await self._claims.claim(want.model_id, claim, expected=want.expected_copies, ask=ask)
 
     async def conclude(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> Outcome:
-        """Makes the loaded model a copy, once etcd knows its content."""
+        """Turns the loaded model into a copy, once etcd knows its content."""
         record, published = claimed.record, False
         outcome: Outcome | None = None
         first = not record.digest and entry.digest and claimed.modified
@@ -97,8 +97,8 @@ class Publication:
         await self._presence.settled(want.model_id, _KEY_WAIT)
 
     def _unclaimed(self, want: Want, entry: CacheEntry) -> bool:
-        """Returns whether no key prevents a new registration of the id, because the replaced copy's key has been
-        deleted."""
+        """Returns whether no key prevents a new registration of the id, because the key of the copy to be replaced has
+        been deleted."""
         return entry.aside and self._presence.wanted(want.model_id) is None
 
     async def _publish(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
@@ -124,7 +124,7 @@ class Publication:
                 return published
 
     def _keep(self, want: Want, entry: CacheEntry, *, published: bool) -> Loaded:
-        """Turns the load into a copy, in place of one of an earlier generation if there is one."""
+        """Makes the loaded model the pod's copy, in place of one of an earlier generation if there is one."""
         ledger = self._ledger
         if not published:
             self._presence.put(want.model_id, self._record(want, entry))
@@ -138,7 +138,7 @@ class Publication:
         return Loaded(entry.footprint, entry.load_ms, entry.generation, entry.digest, entry.blamed)
 
     def _record(self, want: Want, entry: CacheEntry) -> CopyRecord:
-        """Returns the record of the loaded copy."""
+        """Returns the record to write for the loaded copy."""
         return CopyRecord(
             self._incarnation,
             want.revision,

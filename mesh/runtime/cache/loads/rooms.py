@@ -33,10 +33,11 @@ from placement.sizes import Prediction
 log = logs.get(__name__)
 
 WAIT = 60.0
-"""Seconds that a load waits for room. Calls in flight in a victim get half of it before they are ended."""
+"""Seconds that a load waits for room. A call in flight in a victim gets half of this time before it is ended."""
 
 LOOK = 0.05
-"""Seconds between two looks while a load waits; longer if a look takes long: thousands of copies, all busy."""
+"""Seconds between two looks while a load waits. They are more if a look takes long, as with thousands of busy
+copies."""
 
 _LOOK_SHARE = 0.1  # of the event loop's time that looks may take
 
@@ -45,8 +46,8 @@ _NOT_ASKED = Refused(Reason.NO_ROOM, "earlier loads that need no more memory are
 
 @dataclass(frozen=True, slots=True)
 class GivesWay:
-    """An order to a load to leave the model server, so that others in memory get the room they need, and to begin again
-    with a known size."""
+    """The order to a load to leave the model server, so that other loads in memory get the room they need. The load
+    then begins again with a known size."""
 
     why: str
 
@@ -57,13 +58,13 @@ Answer = Refused | GivesWay | None
 
 @dataclass(frozen=True, slots=True)
 class RoomsStatistics:
-    """The loads that wait, in numbers."""
+    """The numbers of loads that wait."""
 
     waiting: int
 
 
 class _Waiting:
-    """A load that waits."""
+    """A load that waits for room."""
 
     __slots__ = ("answer", "ask", "done", "entry", "take", "waiter", "why_not")
 
@@ -85,7 +86,7 @@ class _Waiting:
 
 
 class Rooms:
-    """The rooms of one pod."""
+    """The room for loads in one pod's memory and disk, and the line of loads that wait for it."""
 
     def __init__(self, ledger: Ledger, victims: Victims, eviction: Eviction, gate: Gate, space: Space) -> None:
         self._ledger = ledger
@@ -110,8 +111,8 @@ class Rooms:
         place: int,
         spares: Mapping[str, int],
     ) -> Refused | None:
-        """Reserves room for a load, and begins to unload the victims. Returns the refusal if there is no room, or no
-        loads are taken."""
+        """Reserves room for a load, and begins to unload the victims. Returns the refusal if there is no room, or if
+        the pod takes no loads."""
         need = prediction.footprint
         keep = (entry.model_id, entry.key)  # a copy that it may replace stays until the load is done
 
@@ -174,9 +175,11 @@ class Rooms:
         spares: Mapping[str, int],
     ) -> Refused | None:
         """Evicts copies until a model's files fit on the disk, by the same rules and in the same order as for memory.
+
         Returns once the victims' files are gone, or returns why there is no room. `short` returns how many bytes of
         files in use must be removed. `removing` returns whether the files of loads that failed or died are still being
-        removed."""
+        removed.
+        """
         took = RoomDecision(RoomVerdict.FITS, (), "")
 
         def ask() -> RoomDecision:
@@ -219,7 +222,7 @@ class Rooms:
         return None
 
     def statistics(self) -> RoomsStatistics:
-        """Returns the loads that wait."""
+        """Returns the numbers of loads that wait."""
         return RoomsStatistics(len(self._waiting))
 
     async def _made(self, waiting: _Waiting) -> Answer:
@@ -299,7 +302,7 @@ def _now_ms() -> int:
 
 
 def no_room(room: RoomDecision) -> Refused | None:
-    """Returns the refusal that follows from a decision. Returns None if there is room, or will be once the victims are
+    """Returns the refusal that follows from a decision, or None if there is room, or will be once the victims are
     gone."""
     if room.verdict is RoomVerdict.TOO_LARGE:
         return Refused(Reason.NOWHERE, room.why)

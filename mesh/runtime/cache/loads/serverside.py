@@ -1,4 +1,4 @@
-"""The model server's part of a load: one call over the SPI, and the interpretation of its failures."""
+"""The model server's part of a load: one call over the SPI, and what the server's failures mean."""
 
 import time
 from dataclasses import replace
@@ -24,7 +24,7 @@ _DEATH_WAIT = 2.0  # seconds in which a lost connection proves to be a death
 
 
 class ServerSide:
-    """The loads of this pod's server."""
+    """The loads in this pod's server."""
 
     def __init__(
         self,
@@ -48,18 +48,19 @@ class ServerSide:
         self._incarnation = incarnation
         self.load_timeout = load_timeout
         self.default_bytes = 0
-        """The size that a foreign server assumes for models of which it knows nothing; 0: the server measures all."""
+        """The size that a foreign server assumes for models that it knows nothing about, or 0 if the server measures
+        all models."""
         self._mute = 0  # life of the server that cannot predict sizes
         self.mean_ms = 0.0  # mean time of the last loads
 
     @property
     def why_down(self) -> str:
-        """The reason why the server is down, if it is."""
+        """The reason why the server is down, or "" if it is up."""
         return self._server.why_down
 
     async def predicted(self, want: Want, pulled: Pulled) -> int:
-        """Returns the bytes that a foreign server expects a model to take. Returns 0 if it does not say, or the server
-        is Mesh's own."""
+        """Returns the bytes that a foreign server expects a model to take, or 0 if the server does not say, or is
+        Mesh's own."""
         if not self.default_bytes or self._mute == self._server.lives:
             return 0
         spi = await self._server.ready(0.0)
@@ -73,7 +74,8 @@ class ServerSide:
             return 0
 
     async def load(self, want: Want, entry: CacheEntry, pulled: Pulled) -> Size | Refused | Failed:
-        """Loads a model whose room is on the books. Returns its measured size, or else the one on the books."""
+        """Loads a model whose room is on the books. Returns the measured size, or the size on the books if none was
+        measured."""
         ledger = self._ledger
         spi = await self._server.ready(_WAIT)
         if spi is None:
