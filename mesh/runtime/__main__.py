@@ -116,8 +116,8 @@ def main(
 
 
 async def serve(settings: RuntimeSettings) -> int:
-    """Runs the pod until a signal. SIGTERM or SIGINT drains it, and a second signal ends it at once. Returns the exit
-    status."""
+    """Runs the pod until a signal. SIGTERM or SIGINT drains it, and a second signal ends it immediately. Returns the
+    exit status."""
     loop = asyncio.get_running_loop()
     leave, at_once = asyncio.Event(), asyncio.Event()
 
@@ -154,7 +154,7 @@ async def serve(settings: RuntimeSettings) -> int:
 
 
 async def _until(work: Coroutine[Any, Any, None], *ends: asyncio.Future[Any]) -> bool:
-    """Does the work, or cancels it once one of `ends` is done. Returns whether the work was finished; raises its
+    """Does the work, but cancels it as soon as one of `ends` is done. Returns whether the work was finished; raises its
     errors."""
     task = asyncio.ensure_future(work)
     await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)

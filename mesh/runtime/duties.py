@@ -45,6 +45,6 @@ LINK = Duty("follow the server", "nobody notices that the model server has gone"
 LINK_WATCH = Duty("watch the server", "nobody notices that the model server hangs, or has lost a model", turns=60)
 
 BESIDE_FOREIGN = (FOREIGN_SERVER,)
-"""What an agent does besides if it starts a server that is not ours."""
+"""The additional tasks of an agent that starts a foreign server."""
 
 RELAYS = (BEAT, SERVER_CERTIFICATES, LINK, LINK_WATCH)

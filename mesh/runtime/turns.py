@@ -1,12 +1,12 @@
 """The turns of loads at the model server: `placement.queue`, with tasks that wait in it.
 
-A long load lends its place to the next one and runs concurrently with it: a few models whose warm-up call does not end
-would otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. The number
-of places lent at once is limited, since each long load keeps a processor busy. The agent and the model server both
-count this way, in step.
+A long load lends its place to the next one and runs concurrently with it. Otherwise, a few models whose warm-up call
+does not end would hold up every cold start of the pod until they are given up, which takes a minute and a half. The
+number of places lent at the same time is limited, because each long load keeps a processor busy. The agent and the
+model server both count turns in this way, so they agree.
 
-A load that must run alone holds up the others, but only for the length of a normal turn. It does not hold them up while
-it would have to wait for a long load, or once it is long itself.
+A load that must run alone holds up other loads, but only for the length of a normal turn. It does not hold them up
+while it has to wait for a long load, or once it is long itself.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ LONG = 5.0
 """Seconds after which a load lends its place."""
 
 APART = 60.0
-"""Seconds for which a load that must run alone waits for a long one without holding up the others. After that it does
-hold them up."""
+"""Seconds for which a load that must run alone waits for a long load without holding up others. After that, it holds
+them up."""
 
 LENT = 8
-"""Maximum number of places lent at once."""
+"""Maximum number of places that are lent at the same time."""
 
 
 class _Turn:
-    """A turn under way."""
+    """A turn that is taken."""
 
     __slots__ = ("lent", "on_long")
 
@@ -37,7 +37,8 @@ class _Turn:
 
 
 class Turns:
-    """The turns: a few loads at a time; the others wait in the order of the queue, by model."""
+    """The turns of one model server: a few loads at a time. The other loads wait in the order of the queue, by
+    model."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
         """Takes `long`, in seconds, which replaces `LONG`."""
@@ -54,14 +55,14 @@ class Turns:
         self._changed = asyncio.Event()  # a turn has ended, or become long
 
     def resize(self, count: int) -> None:
-        """Sets the number of turns at once. Call it before the first one."""
+        """Sets the number of loads that have their turn at the same time. Call it before the first turn."""
         self._free += count - self.count
         self.count = count
 
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
-        """Holds one turn that begins while no other load has one: it waits for the others, and later ones wait for its
-        end."""
+        """Holds one turn that no other load shares. It begins once no other load has a turn, and later loads wait for
+        its end."""
         loop = asyncio.get_running_loop()
         async with self._apart, self._turn(model_id, idle_ms) as own:
             limit = loop.time() + APART
@@ -86,9 +87,10 @@ class Turns:
         self, model_id: str, *, idle_ms: int = 0, on_long: Callable[[], None] | None = None
     ) -> AsyncIterator[None]:
         """Holds one turn. `idle_ms` is the time since the model's last use, 0 if a caller waits; `on_long` is called
-        when it has become long.
+        once the load has become long.
 
-        If cancelled, it gives up its place in the queue."""
+        If cancelled while waiting, it gives up its place in the queue.
+        """
         async with self._turn(model_id, idle_ms, on_long):
             yield
 
@@ -111,7 +113,7 @@ class Turns:
             self._queue.push(model_id, waiting=True)
 
     def ahead_of(self, model_id: str) -> int:
-        """Returns how many loads have their turn before this one. For operators: O(n)."""
+        """Returns how many loads get their turn before this one. Takes O(n): for operators."""
         return self._queue.ahead_of(model_id) if model_id in self._queue else 0
 
     @property
@@ -142,7 +144,7 @@ class Turns:
                 del self._waiting[model_id]
 
     def _open(self) -> None:
-        """Lets the others take turns again."""
+        """Lets other loads take turns again."""
         self._held = False
         free, self._free = self._free, 0
         for _ in range(free):

@@ -15,7 +15,7 @@ from cachetools import TTLCache
 from router.state.pods import Pod
 
 REMEMBER = 60.0
-"""Seconds that a loss counts."""
+"""Seconds for which a loss counts."""
 
 BRIEF = 10.0
 """Seconds for which the record is read after a first loss, and again after each request that it refuses."""
@@ -31,8 +31,8 @@ class Deaths:
     def __init__(self, *, size: int = 10_000) -> None:
         self._lost: TTLCache[str, frozenset[tuple[str, int]]] = TTLCache(size, REMEMBER)
         self.watched: dict[str, float] = {}
-        """The models whose records are read before calls, and until when. Normally empty, so the check costs
-        nothing."""
+        """The models whose records are read before calls, each with the time until which this lasts. Normally empty, so
+        that the check costs nothing."""
 
     def lost(self, model_id: str, pod: Pod, now: float) -> int:
         """Notes that a connection broke in the middle of a call. Returns how many servers the model's calls have

@@ -67,7 +67,7 @@ def of_method(label: str) -> str:
 
 
 def of_path(segment: str) -> MeshError:
-    """Returns the refusal for a path below `/v2/` that matches one of `PATHS`."""
+    """Returns the refusal for a path below `/v2/` that belongs to an extension, which `segment` identifies."""
     return _refusal(_PATHS[segment])
 
 

@@ -1,4 +1,4 @@
-"""State shared by the calls of one worker: the choice of a copy, facts about pods, and waits for a connection.
+"""The state that the calls of one worker share: the choice of a copy, facts about pods, and waits for a connection.
 
 `unary` and `streams` carry calls; `attempts` decides what to do after one has failed.
 """
@@ -144,7 +144,7 @@ class Forwarder:
         copy.pod.wary = True
 
     def unsent(self, copy: Copy, pool: Pool | None) -> bool:
-        """Notes that a call could not be sent. Returns False if the cause is not the pod, but that this worker has no
+        """Notes that a call could not be sent. Returns False if the pod is not to blame, because this worker had no
         free connection."""
         pod = copy.pod
         self.meter.unsent.inc()

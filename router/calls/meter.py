@@ -1,7 +1,7 @@
 """Cheap counting of calls: the predecessor's metrics by method and code, and our own, which distinguish hits from cold
 starts.
 
-The children of a method and a code are looked up once and kept. A hit therefore costs three observations and builds no
+The series of a method and a code are looked up once and kept. A hit therefore costs three observations and builds no
 strings.
 
 Method names come from clients. A method gets its own series once a model server has answered a call of it with OK. All

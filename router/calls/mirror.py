@@ -2,8 +2,8 @@
 
 Callers come first. A shadow call is sent a moment after its caller has been answered, to a loaded copy in a pod that is
 not busy with callers' calls. It never waits, is never retried, and never causes more than one load at a time. Shadow
-calls are shed if too many are in flight, if they hold too much memory, or if they would slow callers down
-(`placement.shadowing`). Shed calls are counted. A shadow that hangs or kills its server gets no calls for a while.
+calls are dropped if too many are in flight, if they hold too much memory, or if they would slow callers down
+(`placement.shadowing`). Dropped calls are counted. A shadow that hangs or kills its server gets no calls for a while.
 
 Answers are compared byte by byte, in all fields of a V2 reply except the model's name, its version and the `id`.
 """
@@ -32,16 +32,16 @@ from router.state.vmodels import Vmodels
 log = logs.get(__name__)
 
 MOST = 4
-"""Calls of shadows in flight, in one worker."""
+"""Maximum number of shadow calls in flight in one worker."""
 
 EACH = 2
-"""Calls of one alias's shadow in flight, in one worker."""
+"""Maximum number of calls in flight to one alias's shadow in one worker."""
 
 MAX_BYTES = 8 << 20
-"""Bytes of requests and answers kept for shadows in one worker."""
+"""Maximum bytes of requests and answers that one worker keeps for shadows."""
 
 BUSY = 4
-"""Callers' calls in flight in a pod beyond which the pod gets no shadow calls."""
+"""Number of callers' calls in flight in a pod above which the pod gets no shadow calls."""
 
 TIMEOUT = 10.0
 """Seconds that a shadow has for an answer."""
@@ -50,10 +50,10 @@ LOADS = 10.0
 """Seconds between two requests of one worker to load a shadow."""
 
 LATER = 0.002
-"""Seconds between a caller's answer and the shadow call. Without them the two would compete for processors."""
+"""Seconds between a caller's answer and the shadow call. Without this pause, the two would compete for processors."""
 
 PAUSE = 30.0
-"""Seconds without calls for a shadow that has hung, or whose server was lost during a shadow call."""
+"""Seconds for which a shadow gets no calls after it has hung, or after its server was lost during a shadow call."""
 
 _REMEMBERED = 32  # ended shadow calls that are kept, because callers' calls in flight may have run beside them
 _NAMES = frozenset((0x0A, 0x12, 0x1A))  # tags of a ModelInferResponse's fields that are not compared
@@ -240,8 +240,8 @@ class Mirrors:
         vmodels.listen(self._changed)
 
     def offer(self, alias: Alias, mirrored: Mirrored) -> None:
-        """Takes a call that has just been answered. If it belongs to the shadow's share, it is sent to the shadow soon,
-        or shed."""
+        """Takes a call that has just been answered. If it belongs to the shadow's share, it is soon sent to the shadow,
+        or dropped and counted."""
         mirror = alias.mirror
         if mirror is None or not mirrored.method.infers:
             return

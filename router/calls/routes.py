@@ -46,7 +46,7 @@ VMODEL: Final = 2
 """In `mm-vmodel-id`: a vmodel."""
 
 Asked = tuple[str, Kind, str]
-"""A name, its kind, and the version of it that the call wants; "": any."""
+"""A name, its kind, and the version of it that the call wants, or "" for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,8 @@ class _Passes(dict[bytes, bool]):
 
 
 passes = _Passes()
-"""`passes[name]`: whether the model server gets that header of a client's. It gets none of the mesh's or the
-transport's own."""
+"""Whether the model server gets a client's header of that name (`passes[name]`). It gets no headers of the mesh or of
+the transport."""
 
 
 class _Returns(dict[bytes, bool]):
@@ -220,4 +220,4 @@ class _Returns(dict[bytes, bool]):
 
 
 returns = _Returns()
-"""`returns[name]`: whether the client gets that header or trailer of a model server's reply."""
+"""Whether the client gets a model server's header or trailer of that name (`returns[name]`)."""

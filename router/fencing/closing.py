@@ -33,11 +33,11 @@ LOOK = 0.5
 """Seconds between two checks of all lives."""
 
 NOTE = 10
-"""Seconds between two records of how long a life has been open."""
+"""Seconds between two writes to etcd of how long a life has been open."""
 
 REPLACED = 10
-"""Seconds after which another incarnation of the same name ends a life. The former pod may be alive, and only its agent
-have seemed dead to the new one. It checks every few seconds that the presence under its name is its own, and stops
+"""Seconds after which another incarnation of the same name ends a life. The former pod may still be alive, if its agent
+only seemed dead to the new one. But it checks every few seconds that the presence under its name is its own, and stops
 answering if it is not."""
 
 _SHARE = 4  # the pause after a check, in multiples of its duration: with thousands of tombstones, a check takes seconds

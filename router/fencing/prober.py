@@ -16,8 +16,8 @@ from router.state.view import View
 log = logs.get(__name__)
 
 TIMEOUT = 5.0
-"""Seconds to wait for an answer: long, because the cause of etcd's stall may have slowed the agent too, and removing a
-live pod costs loads."""
+"""Seconds to wait for an answer. They are many, because the cause of etcd's stall may have slowed the agent too, and a
+live pod that is removed costs loads."""
 
 INTERVAL = 2.0
 """Seconds between two questions to the same pod."""

@@ -25,7 +25,8 @@ BATCHES = 16
 """Transactions in flight."""
 
 SINGLE = 64
-"""Models removed one by one at the same time: each may wait for pods to unload its copies."""
+"""Maximum number of models that are removed one by one at the same time. Each may wait for pods to unload its
+copies."""
 
 MISSING = "missing"
 """The outcome for a model that is not registered."""

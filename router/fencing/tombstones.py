@@ -52,10 +52,10 @@ BATCH = 60
 """Tombstones in one transaction: each takes two reads, and etcd allows 128."""
 
 AT_ONCE = 16
-"""Tombstones judged at the same time."""
+"""Maximum number of tombstones judged at the same time."""
 
 HISTORY = 120
-"""Models looked up in etcd's history by one transaction."""
+"""Number of models that one transaction looks up in etcd's history."""
 
 _ASK = 2.0  # seconds for an agent to confirm
 _SILENT = 2.0  # seconds for which an agent that has not answered is not asked again
@@ -63,7 +63,7 @@ _SILENT = 2.0  # seconds for which an agent that has not answered is not asked a
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An open life: one without presence."""
+    """An open life: its pod has no presence in etcd."""
 
     pod: str
     incarnation: str

@@ -30,8 +30,8 @@ FRESH = 1.0
 """Seconds for which a read of the record counts as recent."""
 
 PATIENCE = 5.0
-"""Seconds for which the record is read again and again for a pod that reaches etcd while this router does not: when
-etcd comes back, processes notice at different moments."""
+"""Seconds for which the record is read repeatedly for a pod that reaches etcd while this router does not: when etcd
+comes back, not all processes notice it at the same moment."""
 
 _PROBE = 0.5  # seconds between two probes of an unavailable etcd
 _AGAIN = 0.1  # seconds between two reads

@@ -1,4 +1,5 @@
-"""Execution of plans by requests to agents: one at a time for each model and pod, with back-off after failures."""
+"""Execution of plans by requests to agents: one request at a time for each model and pod, with back-off after
+failures."""
 
 import asyncio
 import time
@@ -20,7 +21,7 @@ from router.state.view import View
 log = logs.get(__name__)
 
 AT_ONCE = 32
-"""Concurrent requests to agents."""
+"""Maximum number of concurrent requests to agents."""
 
 REST = 30.0
 """Seconds of back-off for a model after a failed load; doubled after each further failure."""
@@ -29,7 +30,7 @@ REST_MOST = 900.0
 
 
 class _UnhealthyMeanwhile(Exception):
-    """The pod has proved unhealthy since the load was planned, which is not the model's fault."""
+    """The error that the pod has proved unhealthy since the load was planned, which is not the model's fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ TTL = 10
 """Lease time to live, in seconds: the time without a leader after one has died."""
 
 LOOK = 1.0
-"""Seconds between two attempts."""
+"""Seconds between two attempts to become the leader."""
 
 
 class Election:

@@ -37,7 +37,7 @@ _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
 
 @dataclass(slots=True)
 class MoveNotes:
-    """The results of one move's loads so far."""
+    """The results so far of the loads for one move."""
 
     most: int | None = None  # copies of the target that fit; None: not known
     began: float = field(default_factory=time.monotonic)

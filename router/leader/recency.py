@@ -24,10 +24,10 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MOST = 20_000
-"""Models that are remembered."""
+"""Maximum number of models that are remembered."""
 
 PIECE = 1000
-"""Models in one key: 10 to 30 KB, compressed."""
+"""Number of models in one key, which then has 10 to 30 KB, compressed."""
 
 _LARGEST = 8 << 20  # bytes of a decompressed piece; a larger one was not written by Mesh
 

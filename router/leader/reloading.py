@@ -34,10 +34,10 @@ PATIENCE = 20.0
 """Seconds after which a move that waits for pods reports this, and begins again after a back-off. Two lease times."""
 
 INTERVAL = 0.5
-"""Seconds between two looks for models to be moved, each a read of a usually empty range."""
+"""Seconds between two looks for models to be moved. Each look reads a range of keys that is usually empty."""
 
 MIXED_EVERY = 5.0
-"""Seconds between two looks through the view for copies of several generations."""
+"""Seconds between two searches of the view for models with copies of several generations."""
 
 AT_ONCE = 16
 """Models moved at the same time."""

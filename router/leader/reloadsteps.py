@@ -25,7 +25,8 @@ _QUIET_MS = 60_000
 _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
 
 Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
-"""Chooses a pod: registration, size, pods not to use and why, ms since its last use."""
+"""Chooses a pod, given the registration, its size, the excluded pods with the reasons, and the ms since its last
+use."""
 
 
 class Move:

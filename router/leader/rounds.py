@@ -45,10 +45,10 @@ INTERVAL = 2.0
 """Seconds between two rounds."""
 
 SOON = 0.3
-"""Seconds between two rounds while plans are being carried out: for routers to learn of new copies."""
+"""Seconds between two rounds while plans are being carried out, so that routers can learn of new copies in between."""
 
 REMEMBER = 60.0
-"""Seconds between two notes of the models used last."""
+"""Seconds between two writes of the list of models used last."""
 
 _LAST_WORDS = 1.0  # seconds for recording the last uses before leadership ends
 _AGAIN = 5.0  # seconds before a retry when etcd did not answer
@@ -257,8 +257,8 @@ class Rounds:
         self._idle = idle
 
     def _models(self, seen: Observation, settings: Current) -> Iterator[ScaledModel]:
-        """Yields the models that a plan may affect: hot, misplaced and lost ones, those with several copies, and those
-        with limits."""
+        """Yields the models that a plan may affect: those that are hot, misplaced or lost, those with several copies,
+        and those with limits."""
         mentioned = {model for model, _ in seen.copies}
         loading = self.carrying.loading()
         for model_id in dict.fromkeys((*self._view.models(), *seen.wanted, *self._lost)):

@@ -60,7 +60,7 @@ class Records(Protocol):
 
 
 _Names = tuple[str, str, str]
-"""A move: vmodel, active model, target."""
+"""The names in a move: vmodel, active model, target."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Preloading of the most recently used models into free space, after a restart and into new pods.
 
-A mesh that was stopped completely comes back with empty pods and a registry of thousands of models. To spare calls the
-wait for a load, the leader has the most recently used models loaded, a few at a time. Loads that a call waits for
+A mesh that was stopped completely comes back with empty pods and a registry of thousands of models. So that calls need
+not wait for a load, the leader has the most recently used models loaded, a few at a time. Loads that a call waits for
 always come first (see `placement.preload`).
 """
 

@@ -18,7 +18,7 @@ from router.state.view import View
 
 
 class Choosing:
-    """The choices of one worker. `now` returns the time in seconds on the view's clock, `current` the current
+    """The choices of one worker. `now` returns the time in seconds on the view's clock, `current` returns the current
     settings."""
 
     def __init__(self, view: View, *, now: Callable[[], float], current: Callable[[], Current] = Current) -> None:

@@ -1,7 +1,7 @@
 """Writes of registrations to etcd, alone or in batches, but never while copies of an id's former registration exist.
 
-Registering is idempotent. If etcd did not confirm a write, a read shows whether it was made. If copies of a former
-registration are left, their agents are told to unload them, and the registration waits for that, up to a limit.
+It is idempotent to register a model. If etcd did not confirm a write, a read shows whether it was made. If copies of a
+former registration are left, their agents are told to unload them, and the registration waits for that, up to a limit.
 """
 
 import asyncio
@@ -37,7 +37,8 @@ Fate = str | MeshError | None
 """The outcome of one item of many: None (created), EXISTING, or why it was not registered."""
 
 Way = tuple[list[etcds.Compare], list[etcds.Op]]
-"""The comparisons and writes by which a transaction creates a record beside no copies of a former registration."""
+"""The comparisons and writes with which a transaction creates a record, provided that no copies of a former
+registration are left."""
 
 _HOLDERS = 1000  # copies read at once
 _PAUSE = 0.1  # seconds between two looks at copies of a former registration

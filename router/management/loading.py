@@ -1,4 +1,4 @@
-"""Loads that are requested through management, not by a call. `router.loads` carries them out."""
+"""Loads that are requested through management, rather than by a call. `router.loads` carries them out."""
 
 from collections.abc import Callable
 from dataclasses import replace

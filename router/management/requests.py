@@ -12,7 +12,8 @@ from placement.vmodels.changes import SetVModel
 
 HOUR_MS = 3_600_000
 RECENCY_LOAD_NOW_MS = HOUR_MS
-"""A model registered and loaded at once counts as used an hour ago: it does not displace models in real use."""
+"""Idle time, in ms, with which a model that is loaded when it is registered begins: an hour, so that it does not
+displace models in real use."""
 RECENCY_MS = 6 * HOUR_MS
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")

@@ -57,7 +57,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A model's record and copies as read from etcd at one revision."""
+    """A model's record and copies, as read from etcd at one revision."""
 
     registration: Registration | None
     copies: dict[str, CopyRecord]  # by pod

@@ -1,6 +1,6 @@
 """The long-lived tasks of a router pod and its workers, and what would go wrong without each.
 
-All are essential tasks, because a restarted router recovers its state within seconds.
+All of them are essential, because a restarted router recovers its state within seconds.
 """
 
 from mesh.envoy.duties import EDGE, EDGE_CERTIFICATE
@@ -19,7 +19,7 @@ ROUNDS = Duty("rounds", "copies are neither added nor trimmed, and leaving pods 
 LIVES = Duty("lives", "unregistered ids stay blocked, and dead pods' lives stay open", turns=300)
 
 LEADER = (ROUNDS, LIVES)
-"""The duties of the leader. If one of them ends, the router stops leading, and is a candidate again."""
+"""The duties of the leader. If one of them ends, the router stops leading and becomes a candidate again."""
 
 FEED = Duty("follow the feed", "it goes on with outdated state", turns=60)
 WORKER_TICK = Duty("tick", "suspect pods stay suspect, and the pod does not learn whether it is ready", turns=15)

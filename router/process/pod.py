@@ -65,9 +65,9 @@ _KILL = 5.0  # seconds after its drain before a worker is killed
 def default_workers(cpus: int) -> int:
     """Returns the number of workers: one for every two CPUs.
 
-    Envoy takes 60 % of a router's CPU per call, so one worker per CPU would never keep all workers busy. And with fewer
-    workers, each finds more calls to handle when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker takes 58
-    us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
+    Envoy takes 60 % of a router's CPU per call, so with one worker per CPU, some workers would always be idle. And with
+    fewer workers, each finds more calls to handle when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker
+    takes 58 us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
     """
     return max(1, (cpus + 1) // 2)
 
@@ -202,7 +202,7 @@ class RouterPod:
         return None
 
     def _why_nobody_serves(self) -> str | None:
-        """Returns why no calls can be served, or None if Envoy and a worker are running and give signs of life."""
+        """Returns why no calls can be served, or None if Envoy and at least one worker run and respond."""
         if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
             return reason
         connected = self._feed.ready()

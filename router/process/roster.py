@@ -1,4 +1,4 @@
-"""A router's entry on the roster: the key `routers/<name>` in etcd, under a lease, by which routers know of each other.
+"""A router's entry on the roster: the key `routers/<name>` in etcd, under a lease, by which routers know each other.
 
 No call depends on the roster, so a lost lease is simply replaced.
 """

@@ -1,8 +1,8 @@
 """The sockets on which Envoy calls workers. The router pod creates and keeps them, and passes them to its workers.
 
-So there is always a listener. While a dead worker is being replaced, its calls wait in the sockets' queues for the next
-worker. Without a listener they would fail, and so would many more, because Envoy prefers the worker with the fewest
-calls. This also lets a router pod with few CPUs run a single worker.
+There is thus always a listener. While a dead worker is being replaced, its calls wait in the sockets' queues for the
+next worker. Without a listener they would fail, and so would many more, because Envoy prefers the worker with the
+fewest calls. For the same reason, a router pod with few CPUs can run a single worker.
 """
 
 import contextlib

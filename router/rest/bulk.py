@@ -29,13 +29,13 @@ T = TypeVar("T")
 MAX_LINE = 64 * 1024  # bytes
 MAX_LINES = 5_000_000
 MAX_BYTES = 4 << 30
-"""Bytes of one import, decompressed."""
+"""Maximum bytes of one import, decompressed."""
 
 MAX_BAD = 10_000
-"""Bad lines after which an import ends: the file is probably the wrong one."""
+"""Number of bad lines after which an import ends, because the file is probably the wrong one."""
 
 AT_ONCE = 2
-"""Concurrent imports of one worker: each takes up to `SLICE` of every turn of the event loop."""
+"""Maximum number of concurrent imports in one worker. Each takes up to `SLICE` of every turn of the event loop."""
 
 SLICE = 0.005
 """Seconds of work after which other calls run."""
@@ -43,13 +43,13 @@ SLICE = 0.005
 MAX_REPORTED = 1000  # bad lines reported individually: a caller may send all lines before it reads anything
 
 BATCH = 500
-"""Models in one call to management, which divides them into transactions."""
+"""Number of models in one call to management, which divides them into transactions."""
 
 BATCH_BYTES = 256 * 1024
-"""Bytes of a batch's lines: comparing them with the registered models takes 12 ms."""
+"""Maximum bytes of a batch's lines. Their comparison with the registered models takes 12 ms."""
 
 IN_FLIGHT = 4
-"""Concurrent batches of one import."""
+"""Maximum number of concurrent batches of one import."""
 
 _PROGRESS = 0.5  # seconds between lines of progress
 _LOOK = 64  # short lines between two looks at the clock: 0.3 ms if all are bad
@@ -92,7 +92,7 @@ class Bulk(abc.ABC, Generic[T]):
     """One stream of lines, each of which names one model. `write` sends one line of the answer."""
 
     outcomes: tuple[str, str]
-    """The names of the two good outcomes: a change, and no need for one."""
+    """The names of the two good outcomes: something was changed, and no change was needed."""
 
     def __init__(self, registration: "Registrar", write: Write) -> None:
         self._registration = registration
@@ -210,7 +210,7 @@ class Bulk(abc.ABC, Generic[T]):
 
 
 class Import(Bulk[Item]):
-    """One import of models."""
+    """A stream of models to be registered."""
 
     outcomes = ("created", "existing")
 
@@ -229,7 +229,7 @@ class Import(Bulk[Item]):
 
 
 class Removal(Bulk[str]):
-    """One removal of models."""
+    """A stream of models to be unregistered."""
 
     outcomes = ("unregistered", "missing")
 

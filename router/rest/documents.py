@@ -42,15 +42,16 @@ class Form:
 
 
 ALL_JSON = Form()
-"""The form of replies to most requests."""
+"""The form of replies to most requests, without binary data."""
 
 
 class Costly(Exception):
-    """A body that takes too long for an event loop."""
+    """The error that a body takes too long to convert in an event loop."""
 
 
 class _Unsure(Exception):
-    """A float that may stand for an integer beyond 64 bits. Only a strict read of the JSON can tell."""
+    """The error that a float in the JSON may stand for an integer beyond 64 bits. Only a strict read of the JSON can
+    tell."""
 
 
 _RAW_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents, of length-delimited type

@@ -23,7 +23,7 @@ MODEL = ("type", "path", "key", "sha256", *LIMITS)
 """The attributes of a model."""
 
 MODELS = "a model"
-"""The word for what has these attributes, in refusals."""
+"""The word for documents with these attributes in refusals."""
 
 MAX_COPIES = 1000
 
@@ -31,7 +31,7 @@ _HINTS = {
     "version": "PUT /mesh/v1/aliases/NAME registers versions",
     "labels": "labels belong to pods; the setting type_constraints says where a type may run",
 }
-"""Ways out for attributes that callers expect of a model."""
+"""What to do about attributes that callers expect but that a model does not have."""
 
 
 def check_names(document: Mapping[str, Any], names: Collection[str], what: str) -> None:

@@ -44,7 +44,7 @@ _MAX_RANK = 64  # NumPy's; it also keeps the product of all dimensions, which Py
 
 
 Data = list[Any] | npt.NDArray[Any]
-"""JSON data, for a writer that knows arrays: they need no object for each element."""
+"""JSON data for a writer that understands arrays, which then need no object for each element."""
 
 
 def bad(text: str) -> MeshError:

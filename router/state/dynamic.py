@@ -1,7 +1,7 @@
 """Settings that change while the mesh runs: the keys below `config/` in etcd, as the feed delivers them.
 
-Each is a text that `placement` parses, and is checked before it is written (`router.management.tuning`). If another
-program has written a text that cannot be parsed, this is logged and the former value still applies.
+Each setting is a text that `placement` parses, and that is checked before it is written (`router.management.tuning`).
+If another program has written a text that cannot be parsed, this is logged and the former value still applies.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -51,7 +51,7 @@ class Dynamic:
         self.current = Current()
 
     def snapshot(self, _: int, items: Iterable[Item]) -> None:
-        """Adopts all settings. A missing setting is not set."""
+        """Adopts all settings. A setting that is missing from `items` is no longer set."""
         values = {self._keys.setting_of(key): value for key, value in items}
         for name in NAMES:
             self._take(name, values.get(name))

@@ -13,7 +13,7 @@ class Lives:
         self.standing: dict[Life, bytes] = {}
         """The lives of pods, as their keys' values."""
         self.ended: dict[Life, int] = {}
-        """The revisions at which the presence of those lives ended, if seen."""
+        """The revisions at which the presence of those lives ended, as far as this process saw it end."""
         self.tombstones: set[str] = set()
         """The models that were unregistered while a pod might still answer for them."""
 
@@ -24,7 +24,7 @@ class Lives:
         self.tombstones.clear()
 
     def take(self, said: LifeSaid | TombstoneSaid) -> None:
-        """Notes a change in etcd."""
+        """Notes a change of a key in etcd."""
         if isinstance(said, TombstoneSaid):
             (self.tombstones.add if said.stands else self.tombstones.discard)(said.model)
             return

@@ -33,7 +33,8 @@ from router.state.published import CopySaid, LifeSaid, PodSaid, TombstoneSaid
 log = logs.get(__name__)
 
 SETTLE = 30.0
-"""Seconds after a pod's return after which its unpublished copies are forgotten: the pod has unloaded them."""
+"""Seconds after a pod's return after which copies that it has not published are forgotten, because it has unloaded
+them."""
 
 
 class View:

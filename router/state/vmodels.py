@@ -29,7 +29,7 @@ class Vmodels:
         self._revision = 0  # of the feed
         self._listeners: list[Callable[[str], None]] = []
         self.get: Callable[[str], VModelRecord | None] = self._records.get
-        """Returns the record of a vmodel; None if there is none."""
+        """Returns the record of a vmodel, or None if there is none."""
 
     def __len__(self) -> int:
         return len(self._records)

@@ -1,1 +1,1 @@
-"""Writes of virtual models, for management and for the leader. `placement.vmodels` decides; `store` carries out."""
+"""Writes of virtual models, for management and for the leader. `placement.vmodels` decides them, `store` makes them."""

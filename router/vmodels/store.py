@@ -58,7 +58,7 @@ conflict."""
 
 
 Note = Callable[[str, KeyValue | None, int], None]
-"""Takes a vmodel's key as it is at a revision, or None if it does not exist."""
+"""Is called with a vmodel's key as it is at a revision, or with None if the vmodel does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +144,9 @@ class VModelStore:
     ) -> tuple[Change, Models]:
         """Changes a vmodel. Returns the change that was written, and the models as they were before.
 
-        `names`: models that the decision needs besides those that the vmodel names; `repeatable`: a write that etcd has
-        not confirmed may be decided again. Raises the refusal as a MeshError, LingeringCopiesError, UNAVAILABLE if
-        others keep changing the same records, REGISTRY_AWAY.
+        `names` are models that the decision needs besides those that the vmodel names. `repeatable` means that the
+        decision may be made again after a write that etcd has not confirmed. Raises the refusal as a MeshError,
+        LingeringCopiesError, UNAVAILABLE if others keep changing the same records, REGISTRY_AWAY.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE

@@ -1,7 +1,7 @@
 """The rules of a data port, shared by the ONNX server and the relay to a foreign server.
 
-- `copies`: the pod's copies, and the match between a call and the copy that it is for;
-- `permission`: what a call says about its copy, and whether the fence lets this pod answer it;
+- `copies`: the pod's copies, and which of them a call is for;
+- `permission`: the copy that a call names, and whether the fence lets this pod answer for it;
 - `answers`: *not here*, *verify first*, and errors as routers and clients read them;
 - `boards`: the agent's use board, opened by the process that writes it;
 - `commandline`: the options that the agent gives to every process with a data port.

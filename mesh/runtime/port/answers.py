@@ -21,8 +21,8 @@ def load(in_flight: int) -> Headers:
 
 
 _MAX_TEXT = 1500
-"""Maximum length of an error's text, in bytes. It is sent twice, percent-encoded and in base64, and clients limit all
-trailers to 8 KiB."""
+"""Maximum length of an error's text, in bytes. The text is sent twice, percent-encoded and in base64, and clients limit
+all trailers to 8 KiB."""
 
 
 def fail(call: Call, error: MeshError) -> None:

@@ -1,11 +1,11 @@
-"""The copies in a pod, and the match between a call and the copy that it is for.
+"""The copies in a pod, and which of them a call is for.
 
 Another pod may get the same address, and an id may be registered again for another model. So a call names its copy
 (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy of the same id
-answers it. A copy that was loaded without a token, by an agent that does not send tokens, is matched only by its id.
+answers the call. An agent that does not send tokens loads copies without one; they are found by their id alone.
 
-While a registration's content is reloaded, it has two copies with different tokens (`mesh.schema.copytoken`).
-Until the older one is unloaded, the newer one answers only the calls that name it.
+While a registration's content is reloaded, it has two copies with different tokens (`mesh.schema.copytoken`). Until the
+older one is unloaded, the newer one answers only the calls that name it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from mesh.schema import copytoken
 
 
 class Addressed(Protocol):
-    """A copy, as far as it is needed to match calls with it."""
+    """The attributes of a copy by which calls find it."""
 
     model_id: str
     token: bytes  # b"": the copy answers any call with its id
@@ -25,7 +25,7 @@ C = TypeVar("C", bound=Addressed)
 
 
 class Copies(Generic[C]):
-    """All copies, by id as encoded on the wire."""
+    """All copies in the pod, by id as encoded on the wire."""
 
     __slots__ = ("_by_id", "_newer")
 
@@ -38,7 +38,7 @@ class Copies(Generic[C]):
         yield from self._newer.values()
 
     def add(self, copy: C) -> None:
-        """Adds a copy, next to one with the same id if there is one."""
+        """Adds a copy. It may be the second one of its id."""
         (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
     def get(self, model_id: str) -> C | None:

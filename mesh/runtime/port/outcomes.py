@@ -1,7 +1,7 @@
-"""Exit statuses by which a relay reports to its agent what happened to the model server."""
+"""The exit statuses by which a relay tells its agent what happened to the model server."""
 
 GONE = 70
 """The server ended, or a new one replaced it, so its models are lost."""
 
 HUNG = 71
-"""The server does not answer, and may hang."""
+"""The server does not answer, so it may hang."""

@@ -13,7 +13,7 @@ from placement.fence import CallVerdict, Mode, Said, judge
 
 
 def named(call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """Returns model id, copy token, and the names for the reply from the metadata. Raises MeshError."""
+    """Returns the model id, the copy's token, and the names for the reply, from a call's metadata. Raises MeshError."""
     model_id = token = binary = named_as = None
     for key, value in call.headers:
         if key == headers.COPY:
@@ -33,14 +33,14 @@ def named(call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
 
 
 def proven(fence: int) -> bool:
-    """Returns whether the agent's proof is fresh, so that any call may be answered."""
+    """Returns whether the agent's proof is fresh. If it is, any call may be answered."""
     # The mode is in the lowest bits, where a few nanoseconds make no difference.
     return fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME)
 
 
 def permitted(call: Call, board: Board, fence: int, method: int, started_ns: int) -> bool:
-    """Returns whether this pod may serve a call without proof from its agent; if not, the call has been answered.
-    `method` and `started_ns` are for the histogram."""
+    """Returns whether this pod may serve a call although its agent's proof is not fresh. If not, the call has been
+    answered. `method` and `started_ns` are for the histogram."""
     said = Said.NOTHING
     for key, _ in call.headers:
         if key == headers.VERIFIED:

@@ -15,10 +15,10 @@ from mesh.wire import headers
 log = logs.get(__name__)
 
 STUCK = "stuck"
-"""Key in the details of an error: the load still runs, and cannot be ended."""
+"""Key in an error's details that says that the load still runs, and cannot be ended."""
 
 ANSWERING = 2.0
-"""Seconds of an unload's deadline that are reserved for ending calls and answering."""
+"""Seconds before an unload's deadline that are reserved for the end of calls and the answer."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[object, object]
 
 @contextlib.asynccontextmanager
 async def answered(context: Context) -> AsyncIterator[None]:
-    """Turns exceptions in the body into answers with their status."""
+    """Turns exceptions in the body into answers with the right status."""
     try:
         yield
     except MeshError as error:
@@ -58,7 +58,8 @@ def slot_of(request: modelruntime_pb2.LoadModelRequest, told: dict[str, str]) ->
 
 
 def unload_grace(context: Context, most: float) -> float:
-    """Returns the seconds for calls in flight before an unload ends them, from the unload's own deadline."""
+    """Returns the seconds that calls in flight get before an unload ends them, so that the unload meets its own
+    deadline."""
     left = context.time_remaining()
     return most if left is None else max(0.0, min(left - ANSWERING, most))
 

@@ -2,14 +2,14 @@
 
 It succeeds only if the model still has the same registration, and as many copies elsewhere as the caller expects, so
 two routers, or two views of the mesh, never load a model twice. The same transaction returns the model's record, and
-whether a few other models have copies elsewhere (the choice of victims may depend on it), so neither costs another
+whether a few other models have copies elsewhere (the choice of victims may depend on that), so neither costs another
 round trip.
 
-The claim is under the pod's lease and needs the pod to be published: a dead pod's claims end with it.
+The claim is under the pod's lease and requires that the pod is published: a dead pod's claims end with its lease.
 
-The first load of a registration's content determines its digest. So its copy is *published* by a separate transaction,
-which writes the digest into the model's record, before the load is answered. So if two pods make a first load, the
-later one learns of the earlier, and whether it has the same content (`publish`).
+The first load of a registration's content determines the registration's digest. So its copy is *published* by a
+separate transaction, which writes the digest into the model's record, before the load is answered. If two pods make a
+first load, the later one then learns of the earlier, and whether it has the same content (`publish`).
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,8 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 TIMEOUT = 3.0
-"""Time limit, in seconds. A caller waits for the claim, and a fast no is worth more than a late yes."""
+"""Time limit, in seconds. A caller waits for the claim, and for the caller a fast refusal is better than a late
+success."""
 
 _TRIES = 4
 _HOLDERS = 16  # holders that are read if a claim fails
@@ -66,9 +67,10 @@ class Claims:
     async def claim(
         self, model_id: str, copy: records.CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
     ) -> Verdict:
-        """Claims the model for `copy` if `expected` other pods have it, and reads about the models in `ask`.
+        """Claims the model for `copy` if exactly `expected` other pods have it. Also reads whether the models in `ask`
+        have copies elsewhere.
 
-        Overwrites a remaining key of this pod. If cancelled, it cleans up in the background.
+        Overwrites a key that this pod has left. If cancelled, it cleans up in the background.
         """
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:
@@ -114,8 +116,8 @@ class Claims:
         claimed: Claimed,
         remember: Callable[[records.ModelRecord], records.ModelRecord],
     ) -> Publication:
-        """Publishes a loaded copy together with the results of its load (`remember` puts them into the record), if its
-        digest equals the record's, or is the first. Returns Stale if the content was reloaded since the claim."""
+        """Publishes a loaded copy together with the results of its load, which `remember` puts into the record. Its
+        digest must equal the record's, or be the first. Returns Stale if the content was reloaded since the claim."""
         key = self._keys.model(model_id)
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:
@@ -235,5 +237,5 @@ def _loaded(kv: KeyValue) -> bool:
 
 
 def _best(copies: Sequence[KeyValue], keys: Keys) -> str:
-    """Returns the pod to ask instead, preferring one that has a copy to one that is loading it."""
+    """Returns the pod to ask instead: one that has a copy, or else one that is loading it."""
     return keys.copy_of(max(copies, key=_loaded).key)[1]

@@ -1,8 +1,8 @@
 """The keys of this pod's copies: which should be in etcd, and which of them still differ.
 
 Other parts note which keys should exist and continue; `publishing` writes the difference, a batch at a time. With one
-writer, a put and a deletion of the same key cannot overtake each other. The one exception is a claim, which etcd must
-decide: it takes its key from the writer while it runs.
+writer, a put and a deletion of the same key cannot overtake each other. The exception is a claim, whose outcome etcd
+must decide: while it runs, its key is not the writer's.
 
 This module does no I/O.
 """
@@ -29,7 +29,7 @@ class Claiming:
 
 
 class CopyKeys:
-    """The keys of one pod's copies. `on_change` is called if there may be something to write."""
+    """The keys of one pod's copies. `on_change` is called when there may be something to write."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.wanted: dict[str, CopyRecord] = {}  # the keys that should exist, by model
@@ -43,7 +43,8 @@ class CopyKeys:
     # --- what should be there
 
     def put(self, model_id: str, record: CopyRecord) -> bool:
-        """Adds a copy's key. Returns whether nothing has prevented a new registration of the id so far."""
+        """Adds a copy's key. Returns whether it is new, which means that until now no key prevented a new registration
+        of the id."""
         news = model_id not in self.wanted
         self.wanted[model_id] = record
         self._dirty.setdefault(model_id, False)
@@ -58,7 +59,7 @@ class CopyKeys:
             self.touch(model_id)
 
     def touch(self, model_id: str) -> None:
-        """Marks a model's key as possibly different."""
+        """Marks a model's key as possibly different in etcd."""
         self._dirty.setdefault(model_id, False)
         self._on_change()
 
@@ -73,7 +74,7 @@ class CopyKeys:
         self._unkeyed |= self.wanted.keys()
 
     def renew(self) -> None:
-        """Marks all keys to be written again, if their copies are still of the current registration."""
+        """Marks all keys to be written again, each on condition that its copy is still of the current registration."""
         for model_id in self.wanted:
             self._dirty[model_id] = True
 
@@ -109,7 +110,7 @@ class CopyKeys:
         return [model_id for model_id in self.wanted if model_id not in self._dirty]
 
     def stray(self, model_ids: Iterable[str]) -> list[str]:
-        """Returns those of `models` that should have no key."""
+        """Returns those of these models that should have no key."""
         return [one for one in model_ids if one not in self.wanted and one not in self._claiming]
 
     async def settled(self, model_id: str, timeout: float) -> bool:
@@ -126,7 +127,8 @@ class CopyKeys:
 
     @contextlib.asynccontextmanager
     async def claiming(self, model_id: str, lease: Callable[[], int | None]) -> AsyncIterator[Claiming]:
-        """Leaves a model's key to a claim. `lease` returns the id of the lease that is held."""
+        """Leaves a model's key to a claim for the duration of the block. `lease` returns the id of the lease that is
+        held."""
         while model_id in self._writing:
             await self._written.wait()
         left = self._dirty.pop(model_id, None) is not None  # a deletion, which is unnecessary if the claim is won
@@ -152,13 +154,13 @@ class CopyKeys:
         return [model_id for model_id in self._dirty if model_id not in self._claiming][:BATCH]
 
     def begin(self, batch: Iterable[str]) -> dict[str, bool]:
-        """Marks a batch as being written. Returns which registrations to check with it."""
+        """Notes that a batch is about to be written. Returns the registrations that the transaction must check."""
         checked = {model_id: self._dirty.pop(model_id) for model_id in batch}
         self._writing = frozenset(checked)
         return checked
 
     def end(self, checked: dict[str, bool], *, done: bool) -> None:
-        """Ends the writing of a batch; if not `done`, it must be written again."""
+        """Ends the writing of a batch. Unless it is `done`, the batch must be written again."""
         self._writing = frozenset()
         if not done:
             for model_id, check in checked.items():
@@ -167,7 +169,7 @@ class CopyKeys:
         written.set()
 
     def stand(self, model_ids: Iterable[str]) -> bool:
-        """Notes that these keys are under the lease. Returns whether that is new for any of them."""
+        """Notes that these keys are now under the lease. Returns whether any of them was not before."""
         if not self._unkeyed:
             return False
         self._unkeyed.difference_update(model_ids)

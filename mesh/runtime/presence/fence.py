@@ -1,9 +1,9 @@
-"""The fence of one pod: every second, the agent's permission for its model server to answer, written to the board.
+"""The fence of one pod: once a second, it writes to the board what the model server may answer, and until when.
 
 `placement.fence` decides what is permitted; this module looks at the lease, at etcd and at the clock, and writes. The
 model server checks by itself, so the server of a stopped or hung agent falls silent before etcd removes the pod's keys.
 
-The clock is CLOCK_BOOTTIME: it continues while the machine sleeps, as etcd's does.
+The clock is CLOCK_BOOTTIME: like etcd's clock, it continues while the machine sleeps.
 """
 
 import asyncio
@@ -46,8 +46,8 @@ class Fence:
         reach: Callable[[float], Awaitable[object]],
         clock: Callable[[], int] = lambda: clock_gettime_ns(CLOCK_BOOTTIME),
     ) -> None:
-        """Takes `ttl` and `serve_without_etcd` (None: without limit) in seconds; `reach` is passed a time-out in
-        seconds."""
+        """Takes `ttl` and `serve_without_etcd` in seconds; the latter is None for no limit. `reach` is called with a
+        time-out in seconds."""
         self._board = board
         self._presence = presence
         self._ttl = int(ttl * SECOND)
@@ -119,11 +119,11 @@ class Fence:
         self._grant(fence.permit(standing) if self._last_proof else self._permission)
 
     def wake(self) -> None:
-        """Decides again at once, because the pod's state has changed."""
+        """Decides again immediately, because the pod's state has changed."""
         self._news.set()
 
     def why_silent(self) -> str:
-        """Returns why the pod answers no calls at present; empty if it answers some."""
+        """Returns why the pod answers no calls at present, or "" if it answers some."""
         if self._clock() >= self._permission.until:
             self.look()  # this process was paused, and may know more now
         return "" if self._clock() < self._permission.until else self._permission.why

@@ -1,6 +1,6 @@
-"""The decision which changes of a pod's figures are worth publishing to the mesh.
+"""The decision whether changes of a pod's figures are worth publishing to the mesh.
 
-Every router gets every change, so small ones are held back: placement ranks in coarse buckets anyway. The thresholds
+Every router gets every change, so small changes are held back: placement ranks in coarse buckets anyway. The thresholds
 are like the predecessor's, but tighter, because Mesh's watches are cheap.
 """
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from mesh.schema.records import PodRecord
 
 GAP = 2.0
-"""Seconds between two publications of figures; state, addresses and labels are published at once."""
+"""Seconds between two publications of figures. State, addresses and labels are published immediately."""
 
 REFRESH = 60.0
 """Seconds after which any difference at all is published."""
 
 DISK_GAP = 10.0
-"""Seconds between two publications of the models on disk alone: kilobytes, and only a preference between equal pods."""
+"""Seconds between two publications if only the models on disk have changed. That list takes kilobytes, and only decides
+between otherwise equal pods."""
 
 _USED = 0.05  # of the capacity
 _COPIES = 0.10
@@ -40,7 +41,7 @@ def coarse_age_ms(seconds: float) -> int:
 
 
 def urgent(before: PodRecord, now: PodRecord) -> bool:
-    """Returns whether the change affects where calls and loads may be sent at all."""
+    """Returns whether the change affects where calls and loads may be sent."""
     return (
         before.state,
         before.data_address,

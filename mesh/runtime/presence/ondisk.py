@@ -1,7 +1,7 @@
 """The models with files on this pod's disk, as a text for the mesh that is only rebuilt when it is read.
 
-Every load changes the set, and every removal may, but the pod's figures are read once a second and written every few
-seconds: so a change only sets a mark.
+Every load changes the set, and every removal may; but the pod's figures are read once a second and written every few
+seconds. So a change only marks the text as out of date.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from mesh.schema.idset import MAX_IDS, IdSet
 
 
 class OnDisk:
-    """The models on one pod's disk. `remembered` returns the ids, longest unused first."""
+    """The models on one pod's disk. `remembered` returns their ids, longest unused first."""
 
     def __init__(self, remembered: Callable[[], Sequence[str]]) -> None:
         self._remembered = remembered

@@ -15,8 +15,11 @@ from mesh.schema.records import CopyRecord, ModelRecord
 
 
 class Outdated:
-    """The outdated copies of one pod. `withdraw` takes the id of a model, and returns once no call is answered from its
-    copy; `on_gone` is called after each."""
+    """The outdated copies of one pod.
+
+    `withdraw` takes the id of a model, and returns once its copy answers no calls; `on_gone` is called after each
+    withdrawal.
+    """
 
     def __init__(
         self,
@@ -51,8 +54,8 @@ class Outdated:
         going.add_done_callback(over)
 
     async def begin_replaced(self) -> None:
-        """Withdraws the copies whose content was replaced while this pod was away, and waits for that. Until a pod has
-        loaded the new content, the old content may answer."""
+        """Withdraws the copies whose content was replaced while this pod was cut off, and waits until that is done.
+        Until a pod has loaded the new content, the old content may answer."""
         ids = list(self._copies.wanted)
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
@@ -64,7 +67,7 @@ class Outdated:
         await self.wait()
 
     async def wait(self) -> bool:
-        """Waits for withdrawals under way, whose keys ended with the lease, and returns whether there were any."""
+        """Waits for withdrawals under way whose keys ended with the lease. Returns whether there were any."""
         if not self._going:
             return False
         self._copies.skip(self._going)

@@ -52,7 +52,8 @@ class Place:
         record: Callable[[], PodRecord],
         is_alive: Callable[[PodRecord], Awaitable[bool | None]],
     ) -> None:
-        """Takes the pod's keys under `pods/` and `lives/` as `key` and `life`, and `ttl` in seconds."""
+        """Takes the pod's keys under `pods/` and `lives/` as `key` and `life`, and the lease's time to live, `ttl`, in
+        seconds."""
         self._etcd = etcd
         self._key = key
         self._life = life
@@ -62,7 +63,8 @@ class Place:
         self._is_alive = is_alive
 
     async def wait(self) -> KeyValue | None:
-        """Waits until no live pod has the name. Returns the record that then exists. Raises NameTaken, EtcdError."""
+        """Waits until no live pod has the name. Returns the record that exists under it afterwards. Raises NameTaken,
+        EtcdError."""
         deadline = time.monotonic() + _LEASES * self._ttl
         while True:
             present = await self._etcd.get(self._key)
@@ -93,8 +95,8 @@ class Place:
         raise NameTaken("other pods of this name are starting too: give each pod its own --name")
 
     async def prepare(self) -> tuple[Lease, int]:
-        """Returns a new lease, after one was lost, and the revision of the key under the pod's name (0 if it does not
-        exist), for `publish`. Raises NameTaken if another pod has the name, EtcdError."""
+        """Prepares for `publish` after a lease was lost. Returns a new lease, and the revision of the key under the
+        pod's name (0 if there is none). Raises NameTaken if another pod has the name, EtcdError."""
         present = await self._etcd.get(self._key)
         other = _decode(present)
         if other is not None and other.incarnation != self._incarnation:

@@ -52,7 +52,7 @@ _PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is un
 
 @dataclass(frozen=True, slots=True)
 class PresenceStatistics:
-    """The presence in numbers."""
+    """The numbers of a pod's presence."""
 
     behind: int  # keys that differ from what they should be
     leases: int  # granted so far
@@ -137,7 +137,7 @@ class Presence:
                 log.warning("life not deleted: it stays until the leader has found it ended", error=error.detail)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` from now on whenever `keyed` may have changed."""
+        """Registers a listener, which is called whenever `keyed` may have changed."""
         self._listeners.append(listener)
 
     @property
@@ -162,7 +162,7 @@ class Presence:
 
     @property
     def away(self) -> str:
-        """The reason why the pod's keys in etcd are not as they should be; empty if they are."""
+        """The reason why the pod's keys in etcd are not as they should be, or "" if they are."""
         return self._away
 
     def statistics(self) -> PresenceStatistics:
@@ -176,7 +176,8 @@ class Presence:
     # --- what should be there ---
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
-        """Notes a copy of this pod. The key is written a moment later, after the answers to waiters for the copy."""
+        """Notes a copy of this pod. Its key is written a moment later, once the waiters for the copy have their
+        answers."""
         if self._copies.put(model_id, record):
             self._tell()
         asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
@@ -208,7 +209,8 @@ class Presence:
 
     @contextlib.asynccontextmanager
     async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
-        """Leaves a model's key to a claim. Nothing else may claim or put it meanwhile."""
+        """Leaves a model's key to a claim for the duration of the block, in which nothing else may claim or put that
+        key."""
         try:
             async with self._copies.claiming(model_id, lambda: self.lease) as claim:
                 yield claim
@@ -260,8 +262,8 @@ class Presence:
     async def _write_batch(
         self, batch: list[str], lease: int, guard: Compare, record: records.PodRecord | None = None
     ) -> bool:
-        """Writes the keys of these models as they should be. Returns whether that succeeded; if not, they must be
-        written again."""
+        """Writes the keys of these models as they should be. Returns whether that succeeded; if it did not, they must
+        be written again."""
         checked = self._copies.begin(batch)
         done = False
         try:
@@ -271,7 +273,7 @@ class Presence:
         return done
 
     def _figures(self) -> records.PodRecord | None:
-        """Returns the pod's record if it is worth writing."""
+        """Returns the pod's record if it is worth writing, or None."""
         record, now = self._record(), time.monotonic()
         if self._published is not None and not figures.worth_telling(self._published, record, now):
             return None

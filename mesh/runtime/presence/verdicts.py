@@ -28,7 +28,7 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """The lack of an answer: etcd is unavailable, or this pod has no lease."""
+    """The lack of an answer, because etcd is unavailable or this pod has no lease."""
 
     why: str
 

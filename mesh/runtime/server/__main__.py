@@ -20,9 +20,10 @@ log = logs.get("mesh.runtime.server")
 
 
 def main(loading: "type[Loader] | None" = None) -> None:
-    """Serves until SIGTERM. Exit status 0; 1 if it cannot start, 2 if the command line is wrong.
+    """Serves until SIGTERM. Returns exit status 0; 1 if the server cannot start, 2 if the command line is wrong.
 
-    `loading` replaces onnxruntime: see `process.serve`."""
+    `loading` replaces onnxruntime: see `process.serve`.
+    """
     given = settings.parse(sys.argv[1:])
     memory.share()  # before there are other threads
     # numpy's linear algebra is not used here; it would start threads, each with its own buffers.

@@ -15,7 +15,7 @@ _PLATFORM = "onnx_onnxv1"
 
 
 class ServedCopy:
-    """One loaded model, from its load until its unload is requested. Belongs to the event loop's thread."""
+    """One loaded model, from its load until its unload is requested. Must be used only in the event loop's thread."""
 
     __slots__ = (
         "_answers",
@@ -50,7 +50,7 @@ class ServedCopy:
         self.pace = Pace()
         self.shortcuts = Shortcuts()
         self.answer = ReplyWriter(model_id, tuple(session.outputs.values()))
-        """The answer to requests that do not ask for certain outputs."""
+        """The answer to requests that do not ask for particular outputs."""
         self.drained: asyncio.Future[None] | None = None  # set while its unload waits for calls in flight
         self._metadata: bytes | None = None  # without name and versions
         self._answers: dict[tuple[tensors.Tensor, ...], ReplyWriter] = {}
@@ -75,8 +75,8 @@ class ServedCopy:
         return found
 
     def metadata(self, name: str = "", versions: Sequence[str] = ()) -> bytes:
-        """Returns the encoded ModelMetadataResponse, under the `name` of an alias if the call is by one, with the
-        `versions` that its router knows of."""
+        """Returns the encoded ModelMetadataResponse, under `name`, with `versions`. For a call by an alias, these are
+        the alias's name and the versions that the router knows."""
         if self._metadata is None:
             kind = inference_pb2.ModelMetadataResponse.TensorMetadata
             # V2 cannot mark an input as optional: if it were listed, clients would send something and overwrite

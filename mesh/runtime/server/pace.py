@@ -1,21 +1,22 @@
 """The decision whether a model's next call runs in the event loop, by how long calls of its size have taken.
 
-Handing a call to a thread costs about 100 us of processor time, while the whole call takes 35 us inline (measured). But
+To hand a call to a thread costs about 100 us of processor time, while the whole call takes 35 us inline (measured). But
 a long call in the loop makes all others wait. So each model remembers how long calls took for each size of input (in
-powers of two): short ones run inline, long ones in threads. A size not seen before runs in a thread the first time,
-unless a larger one is known to be short.
+powers of two): short ones run inline, long ones in threads. The first call of a new size runs in a thread, unless a
+larger size is known to be short.
 """
 
 _SIZES = 48  # classes of input size: 2^0 ... 2^47 bytes
 
 INLINE_NS = 500_000
-"""A class of sizes that takes less than this runs in the loop from now on."""
+"""Duration below which calls of a class of sizes run in the loop from now on."""
 
 THREAD_NS = 1_000_000
-"""A class that takes more runs in threads. Between the two nothing changes, so that a class does not flap."""
+"""Duration above which calls of a class run in threads from now on. Between the two nothing changes, so that a class
+does not flap."""
 
 _MOST_NS = 4 * THREAD_NS
-"""The most that one call counts for: a single outlier (a busy machine, a page fault storm) must not move a fast
+"""The most that a single call can count, so that one outlier (a busy machine, a page fault storm) does not move a fast
 class."""
 
 
@@ -29,8 +30,7 @@ class Pace:
         self._ns = [-1] * (_SIZES + 1)  # the running mean of each class; -1: never seen
 
     def note(self, size: int, took_ns: int) -> None:
-        """Records how long a call of that many bytes took. This is processor time where that can be distinguished from
-        waiting."""
+        """Records how long a call of that many bytes took: in processor time, if that can be told from waiting."""
         index = size.bit_length()
         if index > _SIZES:
             return

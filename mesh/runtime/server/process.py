@@ -1,11 +1,12 @@
 """The model server's process: its parts, its start and its end.
 
 It ends at SIGTERM and gives calls in flight a few seconds to finish. SIGINT is ignored: Ctrl-C reaches the whole
-process group, and the agent decides when this process ends. The process that starts the server makes sure that it does
-not outlive the agent.
+process group, and the agent decides when this process ends. The agent, which starts the server, makes sure that the
+server does not outlive it.
 
 The memory limit is set last, so that it applies to what models take, and not to what the server needs to start. The
-first session of a process takes 1.4 MB that are never freed, and the trial of the device has made one by then.
+first session of a process takes 1.4 MB that are never freed; the trial of the device has made that session before the
+limit is set.
 """
 
 import asyncio
@@ -50,8 +51,8 @@ results would reach callers that much later whenever the loop is busy."""
 async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -> int:
     """Serves until SIGTERM, or until the process cannot continue. Returns the exit status; raises `CannotStart`.
 
-    `loading` makes models from files in place of onnxruntime, and is the only part that the tests' fake server
-    replaces."""
+    `loading` makes models from files in place of onnxruntime. It is the only part that the tests' fake server replaces.
+    """
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
@@ -146,7 +147,7 @@ async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device, b
 
 
 async def _make_room(data: Server, limit: int) -> None:
-    """Raises the memory limit by what TLS connections reserve and do not use."""
+    """Raises the memory limit by the bytes that TLS connections reserve and do not use."""
     given = 0
     while True:
         wanted = data.statistics().connections * memory.TLS_CONNECTION

@@ -32,7 +32,7 @@ class ServerSettings:
 
 
 def parse(argv: Sequence[str]) -> ServerSettings:
-    """Parses a command line. Like argparse, ends the process with a message if it is wrong."""
+    """Parses a command line. Like argparse, it ends the process with a message if the line is wrong."""
     parser = commandline.parser(
         "python -m mesh.runtime.server", "The ONNX model server. Normally started by its agent."
     )

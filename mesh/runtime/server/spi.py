@@ -32,14 +32,14 @@ from mesh.v2 import SERVICE
 from mesh.wire import headers
 
 DEFAULT_SIZE = 1 << 20
-"""Assumed size of a model of which nothing is known. A small one takes a tenth of it."""
+"""Assumed size of a model about which nothing is known. A small one takes a tenth of it."""
 
 _ID_FIELD = 1  # of all three messages
 _METHODS = ("ModelInfer", "ModelMetadata", "ModelReady")
 
 
 class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
-    """The service that answers the agent. `predictModelSize` is UNIMPLEMENTED, as the agent can read the file
+    """The service that answers the agent. `predictModelSize` is UNIMPLEMENTED, because the agent can read the file
     itself."""
 
     def __init__(

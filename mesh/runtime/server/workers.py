@@ -30,11 +30,11 @@ class Workers:
             self.grow()
 
     def put(self, work: Callable[[], None]) -> None:
-        """Hands `work` to a thread. Its exceptions are only logged: it should report its result itself."""
+        """Hands `work` to a thread. Its exceptions are only logged, so it should report its result itself."""
         self._queue.put(work)
 
     def call(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Returns a future for what `work` returns or raises. Cancelling the future does not stop the work."""
+        """Returns a future for the result or the exception of `work`. Cancelling the future does not stop the work."""
         future, run = _promise(work)
         self.put(run)
         return future
@@ -45,7 +45,7 @@ class Workers:
         threading.Thread(target=self._work, name=f"{self._name}-{self.count}", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the threads that have nothing to do."""
+        """Ends the threads that are idle."""
         for _ in range(self.count):
             self._queue.put(None)
 
@@ -63,7 +63,7 @@ class Lone(Generic[T]):
 
     def __init__(self, name: str, work: Callable[[], T]) -> None:
         self.future, run = _promise(work)
-        """The future for what the work returns or raises. Cancelling it does not stop the work."""
+        """The future for the result or the exception of the work. Cancelling it does not stop the work."""
         self._thread = threading.Thread(target=run, name=name, daemon=True)
         self._thread.start()
 
@@ -75,8 +75,8 @@ class Lone(Generic[T]):
 
 
 _LOWER = 10
-"""Niceness, which leaves a tenth of what others get. With the smallest share, the thread could hold the interpreter's
-lock for long when it returns from onnxruntime."""
+"""Niceness at which a thread gets a tenth of the processor time of others. With an even smaller share, the thread could
+hold the interpreter's lock for long when it returns from onnxruntime."""
 
 
 def _promise(work: Callable[[], T]) -> "tuple[asyncio.Future[T], Callable[[], None]]":

@@ -1,4 +1,4 @@
-"""The ends of model servers, and their causes where these are known."""
+"""The ends of model servers, and their causes as far as they are known."""
 
 import signal
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The way in which a model server ended, and the cause."""
+    """The end of a model server: how it ended, and why."""
 
     how: str  # for operators: "ended with status 1"
     cause: EndCause

@@ -31,10 +31,11 @@ class BadCommand(ValueError):
 
 
 def words_of(command: str, *, address: str, run_dir: Path) -> tuple[tuple[str, ...], str]:
-    """Returns the words of a command, and the address of the server that it starts, as gRPC names it.
+    """Returns the words of a command, and the address of the server that it starts, in gRPC's notation.
 
     `{socket}` stands for the path of a unix socket of this pod, `{port}` for a free port on loopback. Without either,
-    the server listens on `address`. Raises BadCommand."""
+    the server listens on `address`. Raises BadCommand.
+    """
     try:
         words = shlex.split(command)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Replacement of a model server that has lost threads to loads and calls that were ended but still run.
+"""The replacement of a model server that has lost threads to loads and calls that cannot be ended.
 
 Each lost thread keeps a processor busy and its memory in use as long as the process lives. A few are tolerated. A
 server with more takes no more loads, gets time to answer its calls, and is replaced. The models were recorded when
@@ -19,7 +19,8 @@ MOST = 3
 """Number of lost threads that are tolerated."""
 
 GRACE = 10.0
-"""Seconds for the server's calls in flight. Its own grace is 5; calls that remain then cannot be ended."""
+"""Seconds for the server's calls in flight. The server's own grace is 5 s; calls that remain after that cannot be
+ended."""
 
 _LOOK = 1.0  # seconds: as often as the board is written
 
@@ -28,11 +29,11 @@ class Server(Protocol):
     """The model server, as `Relief` needs it."""
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends the server in order, so that another is started."""
+        """Ends the server in order, so that a new one is started."""
 
 
 class Relief:
-    """The watch over lost threads, whose `run` must run as long as the server. `refusal` says why loads are refused
+    """The watch over lost threads. Its `run` must run as long as the server. `refusal` says why loads are refused
     meanwhile."""
 
     def __init__(self, stuck: Callable[[], int], server: Server, *, look: float = _LOOK) -> None:
@@ -44,7 +45,7 @@ class Relief:
         self.count = 0  # of replacements
 
     async def run(self) -> None:
-        """Watches the count, and replaces the server if it must, until cancelled."""
+        """Watches the count, and replaces the server if necessary, until cancelled."""
         while True:
             await asyncio.sleep(self._look)
             turned()

@@ -1,17 +1,17 @@
 """The model server as a child process: started, watched, and restarted when it dies.
 
-It is a separate process so that the agent and its knowledge survive a model that crashes it. `on_death` is called
-before anything else, while the use board still shows what was loading and running. Then the server is restarted, at
-once the first time, and after a growing pause while it keeps dying young. After repeated failures to start, the server
-is given up, because a missing resource, such as a GPU, may come back with a new pod.
+It is a separate process so that the agent, with all that it knows, survives a model that crashes the server. `on_death`
+is called before anything else, while the use board still shows what was loading and running. Then the server is
+restarted: immediately the first time, and after a growing pause while it keeps dying young. After repeated failures to
+start, the server is given up, because a missing resource, such as a GPU, may come back with a new pod.
 
 A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its event loop writes a heartbeat to
-the board every second, so checking it costs nothing. A server stopped from outside (SIGSTOP) is replaced like any
-other, but reported as stopped, because no model is the cause.
+the board every second, so a check costs nothing. A server stopped from outside (SIGSTOP) is replaced like any other,
+but reported as stopped, because no model is the cause.
 
 The cause of an end is reported as far as it is known (`placement.suspects.EndCause`). A crash is reported with its
-thread, which Python's fault handler writes. A SIGKILL is for lack of memory if the kernel has counted another kill of
-that kind, and otherwise from outside.
+thread, which Python's fault handler writes. A SIGKILL counts as a lack of memory if the kernel has counted another kill
+of that kind, and otherwise as one from outside.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ STEADY = 60.0
 """Seconds after which a server's death counts as a first one again."""
 
 GIVE_UP = 10
-"""Consecutive failed starts after which it is given up: some two minutes."""
+"""Number of consecutive failed starts after which the server is given up, which takes some two minutes."""
 
 START_TIMEOUT = 120.0
-"""Seconds from start to readiness: onnxruntime from a cold disk, a GPU that wakes up."""
+"""Seconds from start to readiness. They allow for onnxruntime on a cold disk, and for a GPU that has to wake up."""
 
 _LEAST_SILENCE = 3.0  # seconds; its loop beats once a second
 _STATUS_TIMEOUT = 10.0
@@ -54,13 +54,13 @@ _CRASHED_IN = "Current thread 0x"  # a line of Python's fault handler, at each o
 
 
 class ServerFailed(Exception):
-    """A failed start of the server. The text has its last lines."""
+    """A failed start of the server. The text contains the server's last lines of output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan for starting a server, which may change between two lives. `argv` lacks the socket, which differs in
-    each life."""
+    """The command and settings for the next start of a server, which may change between two lives. `argv` lacks the
+    socket's path, which each life replaces."""
 
     argv: tuple[str, ...]
     run_dir: Path
@@ -86,9 +86,12 @@ class ServerProcess:
         on_line: Callable[[str], None] | None = None,
         foreign: ForeignServer | None = None,
     ) -> None:
-        """Takes callbacks: `on_death` gets the end of a server, `on_ready` is called at each start, the first included,
-        `on_given_up` gets the reason why no other server will be started, `on_hung` is called before one that hangs is
-        killed. `foreign` is the server behind a relay, if it is this pod's child as well."""
+        """Takes callbacks.
+
+        `on_death` is called with the end of a server, `on_ready` at each start, including the first, `on_given_up` with
+        the reason why no other server will be started, and `on_hung` before a server that hangs is killed. `foreign` is
+        the server behind a relay, if it is this pod's child too.
+        """
         self._board = board
         self._on_death = on_death
         self._on_ready = on_ready
@@ -162,8 +165,8 @@ class ServerProcess:
         return time.monotonic() - self._down_since if self._down_since else 0.0
 
     async def start(self, plan: Plan) -> Status:
-        """Starts the server for the first time. Raises ServerFailed with its last lines; it may then be called
-        again."""
+        """Starts the server for the first time. Raises ServerFailed with the server's last lines; the method may then
+        be called again."""
         began = time.monotonic()
         self.plan = plan
         # Until it is ready, START_TIMEOUT limits its silence.
@@ -189,14 +192,14 @@ class ServerProcess:
             await spi.close()
 
     def kill(self, why: str) -> None:
-        """Kills the server at once. This is then handled like any other death."""
+        """Kills the server immediately. This is then handled like any other death."""
         if self.pid:
             self._ended_for = why, EndCause.REPLACED
             self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends the server in order: it takes no more calls and gets `grace` seconds to answer those in flight. This is
-        then handled like any other death."""
+        """Ends the server in order: it takes no more calls and gets `grace` seconds to answer those in flight. The end
+        is then handled like any other death."""
         child = self._supervisor.child
         if child is not None and child.returncode is None:
             self._ended_for = why, EndCause.REPLACED

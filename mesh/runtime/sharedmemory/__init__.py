@@ -1,1 +1,1 @@
-"""Shared memory of an agent and its model server: use of copies, calls at work, and the permission to serve."""
+"""The memory that an agent and its model server share: use of copies, calls at work, and the permission to serve."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from mesh.wire import framing, requestdigest
 
 THREADS = 128
-"""Threads with an entry. A server has a few; more would work unseen."""
+"""Number of threads that can have an entry. A server has a few; the work of further ones would not be seen."""
 
 _HEADER, _ENTRY = 64, 32  # bytes
 _KEPT_AT = _HEADER + THREADS * _ENTRY

@@ -211,13 +211,13 @@ class Board:
         return Use(SlotState(state), *rest)
 
     def uses(self) -> Iterator[tuple[int, Use]]:
-        """Yields every slot that is not free, with its number."""
+        """Yields the number and the use of every slot that is not free."""
         for slot in range(self.slots):
             if self._words[_SLOTS_AT + slot * WORDS + STATE]:
                 yield slot, self.read(slot)
 
     def suspects(self) -> list[tuple[int, Use]]:
-        """Returns the slots whose copies were loading, running or being freed at a server's death. Call it before
+        """Returns the slots whose copies were loading, running or being freed when the server died. Call it before
         `reset`."""
         return [(slot, use) for slot, use in self.uses() if use.suspect]
 
@@ -248,8 +248,8 @@ class Board:
             self._words[word] = 0
 
     def reset(self, *, keep: Collection[int] = ()) -> None:
-        """Frees every slot after the server's death, except those to `keep`. Call counts are kept, calls in flight are
-        not."""
+        """Frees every slot after the server's death, except those in `keep`. The counts of calls stay; calls in flight
+        are set to 0."""
         for slot in range(self.slots + 1):
             if slot not in keep:
                 self.clear(slot)
@@ -258,7 +258,7 @@ class Board:
     # -- writing: the process that answers on the data port
 
     def attach(self, pid: int, *, keep: Collection[int] = ()) -> None:
-        """Makes a process the writer, and frees the slots that a former writer left, except those to `keep`, whose
+        """Makes a process the writer, and frees the slots that a former writer left, except those in `keep`, whose
         copies have outlived that writer."""
         self.reset(keep=keep)
         self.at_work.attach()

@@ -13,7 +13,7 @@ STATE, REVISION, IN_FLIGHT, RUNNING, LAST_USE, CALLS, FAILED, BUSY = range(8)
 """The words of a slot, by their index."""
 
 WORDS = 8
-"""The words of a slot: one cache line."""
+"""The number of words in a slot, which fill one cache line."""
 
 _WHEN_BEGUN = struct.Struct("3Q")  # from IN_FLIGHT on
 _WHEN_ENDED = struct.Struct("6Q")
@@ -73,7 +73,8 @@ class Row:
         return self._calls > self._failed
 
     def loading(self, revision: int, now_ns: int) -> None:
-        """Notes the start of the load. Call this before the load touches the file, as the load may never return."""
+        """Notes the start of the load. Must be called before the load touches the file, because the load may never
+        return."""
         self._last_use_ns = now_ns
         struct.pack_into("8Q", self._map, self._at, SlotState.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
 
@@ -90,12 +91,12 @@ class Row:
         struct.pack_into("8Q", self._map, self._at, *numbers)
 
     def mark(self, state: SlotState) -> None:
-        """Sets the copy's state: LOADED, UNLOADING, FREE."""
+        """Sets the copy's state to LOADED, UNLOADING or FREE."""
         struct.pack_into("Q", self._map, self._at, state)
 
     def begin(self, now_ns: int, *, runs: int = 0) -> None:
-        """Counts a call that was taken; with `runs=1` the model runs for it at once. Call this before the model
-        runs."""
+        """Counts a call that was taken. With `runs=1`, the model is about to run for it. Must be called before the
+        model runs."""
         self.in_flight += 1
         self._running += runs
         self._last_use_ns = now_ns
@@ -113,7 +114,7 @@ class Row:
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 
     def end(self, now_ns: int, *, runs: int, busy_ns: int, failed: bool) -> None:
-        """Counts an answered call; with `runs=1` the model ran for it, for `busy_ns`."""
+        """Counts an answered call. With `runs=1`, the model ran for it, for `busy_ns`."""
         self.in_flight -= 1
         self._running -= runs
         self._last_use_ns = now_ns

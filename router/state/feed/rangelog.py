@@ -19,10 +19,10 @@ MAX_BEHIND = 64 << 20
 """Bytes of changes waiting for one worker beyond which it gets the complete range instead."""
 
 KEPT = 1 << 20
-"""Bytes of changes kept for a worker that may reconnect."""
+"""Bytes of changes that are kept for a worker that may reconnect."""
 
 PORTION = 500
-"""Items in one message."""
+"""Maximum number of items in one message."""
 
 PORTION_BYTES = 1 << 20
 """Bytes of keys and values beyond which a message is full. As JSON they may be six times as many, which is below

@@ -29,7 +29,7 @@ VMODELS = Range("vmodels", lambda keys: _below(keys.vmodels))
 AUTH = Range("auth", lambda keys: _below(keys.auth))
 
 RANGES = {each.name: each for each in (PRESENCE, CONFIG, VMODELS, AUTH)}
-"""The ranges by name. Each can be followed; those with a reader are."""
+"""The ranges by name. Every one of them can be followed, but only those with a reader are."""
 
 
 class Reader(Protocol):

@@ -1,12 +1,12 @@
 """The data port: V2 inference for the copies in this pod.
 
-If the model is known to be quick (`pace`), a call is parsed, run and answered at once, without a task, a thread or an
-await, so that a call of a small model costs little more than the model itself. Longer calls are passed to `runs`, and
-`watch` stops those in the loop that were wrongly expected to be quick.
+If the model is known to be quick (`pace`), a call is parsed, run and answered in the event loop, without a task, a
+thread or an await, so that a call of a small model costs little more than the model itself. Longer calls are passed to
+`runs`, and `watch` stops runs in the loop that were wrongly expected to be quick.
 
-Every call is answered: bad input with INVALID_ARGUMENT and a text, a copy that is not here with *not here*. Once the
-agent's permission has run out, every call is answered *not here*; and while the agent cannot reach etcd, a call is only
-served if its router has verified the record (`placement.fence`).
+Every call is answered: bad input with INVALID_ARGUMENT and a text, a call for a copy that is not in this pod with *not
+here*. Once the agent's permission has run out, every call is answered *not here*; and while the agent cannot reach
+etcd, a call is only served if its router has verified the record (`placement.fence`).
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class DataPort:
             answers.fail(call, MeshError(Reason.INTERNAL, "internal error in the model server; its log has the cause"))
 
     async def close(self) -> None:
-        """Ends the tasks that wait for the rest of a request."""
+        """Ends the tasks that wait for further parts of a request."""
         for task in self._reading:
             task.cancel()
         await asyncio.gather(*self._reading, return_exceptions=True)
@@ -280,7 +280,7 @@ def _asked(
 
 
 def _read(copy: ServedCopy, request: requests.Request, *, put: intake.Place) -> Asked:
-    """Reads what a request asks of a model. Raises `MeshError`."""
+    """Reads the input and the wanted outputs from a request. Raises `MeshError`."""
     model = copy.session
     message, raws, contents = request
     inputs = message.inputs
@@ -292,7 +292,7 @@ def _read(copy: ServedCopy, request: requests.Request, *, put: intake.Place) -> 
 
 
 def _named_later(read: Callable[[], Asked], named_as: bytes) -> Asked:
-    """Reads a request whose reply has other names than the model's id. Raises `MeshError`."""
+    """Reads a request whose reply must have other names than the model's id. Raises `MeshError`."""
     feed, size, answer, raw, request_id = read()
     return feed, size, answer.named(named_as), raw, request_id
 

@@ -1,11 +1,11 @@
 """Calls that run in threads: their order, their deadlines and their cancellation.
 
-There is one more thread than one model may use, so that a model whose calls do not end leaves a thread for the others.
-Models with waiting calls take turns. Waiting calls are bounded in number and bytes; further ones are refused.
+There is one more thread than one model may use, so that a model whose calls do not end leaves a thread for others.
+Models with waiting calls take turns. Waiting calls are bounded in number and bytes; further calls are refused.
 
 A run is ended through its RunOptions: when its caller cancels, when its deadline passes (one timer checks all runs),
 and when its model is unloaded. onnxruntime checks them between operators and between the rounds of a Loop. A single
-endless operator cannot be ended and occupies its thread for good: another thread is added, at most as many as there
+endless operator cannot be ended, and its thread is lost. Then another thread is added, but at most as many as there
 were at the start.
 """
 
@@ -64,7 +64,7 @@ class Run:
         started_ns: int,
     ) -> None:
         """Prepares a run of the request whose frame is `sent` and which keeps `held` bytes in memory. `asked` is what
-        it asks for. If finding that out takes time, `read` returns it instead, called in the thread."""
+        it asks for; if that takes time to find out, the thread calls `read` instead, which returns it."""
         self.call = call
         self.copy = copy
         self.sent = sent
@@ -158,11 +158,11 @@ class Runs:
 
     @property
     def count(self) -> int:
-        """Number of calls here, running and waiting."""
+        """Number of calls, running and waiting."""
         return len(self._live)
 
     def error(self, copy: ServedCopy, error: Exception) -> MeshError:
-        """Returns the error to answer when a run of that copy has failed."""
+        """Returns the error with which to answer a failed run of that copy."""
         return session.run_error(error, proven=copy.proven, device=self._device)
 
     @property
@@ -181,7 +181,7 @@ class Runs:
         return None
 
     def submit(self, run: Run) -> None:
-        """Takes a call that the board counts as taken and not running, and eventually answers it."""
+        """Takes a call that the board counts as in flight but not running, and eventually answers it."""
         deadline = run.call.deadline
         run.deadline = self._loop.time() + MAX_SECONDS if deadline is None else deadline
         run.runs = self
@@ -201,7 +201,7 @@ class Runs:
         self._pump()
 
     def stop(self, run: Run, why: MeshError) -> None:
-        """Ends one call: at once if it waits; if it runs, when onnxruntime returns."""
+        """Ends one call. A waiting call ends immediately; a running one, when onnxruntime returns."""
         if run.ended_by is not None or run not in self._live:
             return
         run.ended_by = why
@@ -310,7 +310,7 @@ class Runs:
         run.pieces = []
 
     def _sweep(self) -> None:
-        """Ends calls that are past their deadline, and finds those that do not end."""
+        """Ends calls whose deadline has passed, and finds those that do not end."""
         now = self._loop.time()
         try:
             for run in list(self._live):

@@ -2,10 +2,10 @@
 
 How long a model takes may depend on the values in its input, not only on their number: eight bytes can make a Loop run
 a million rounds. Such a call would hold up all others. So a thread checks the loop every few milliseconds and ends a
-run that takes too long; that call then runs again in a thread, where its length does not matter. onnxruntime releases
+run that takes too long. That call then runs again in a thread, where its length does not matter. onnxruntime releases
 the GIL while it runs, so the watcher can run.
 
-While nothing runs, the watcher sleeps: an idle server costs nothing.
+While no call runs, the watcher sleeps: an idle server costs nothing.
 """
 
 import threading
@@ -22,7 +22,7 @@ _ROUNDS = 50  # looks without a run after which the watcher sleeps
 
 
 class CallWatch:
-    """The watcher. The loop stores when a run began in `since_ns` and sets it to 0 when it ended."""
+    """The watcher. The loop stores the beginning of a run in `since_ns`, and sets it to 0 when the run ends."""
 
     __slots__ = ("_ended", "_thread", "_wake", "asleep", "options", "since_ns")
 

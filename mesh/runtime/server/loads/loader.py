@@ -2,7 +2,7 @@
 
 A load is entered on the use board before it touches the file, so that a file that kills the server can be identified
 afterwards. Each load runs in its own thread (`making`); the number of loads and their time are limited. A slow load
-yields to others, and one that cannot be ended is reported to the agent. An unload first makes the copy answer *not
+lets others go first, and the agent learns of a load that cannot be ended. An unload first makes the copy answer *not
 here*, then waits for its calls, then frees it: once the unload of an id has returned, nothing of the id is left.
 
 The agent decides which models to load and unload, and when.
@@ -35,8 +35,8 @@ UNLOAD_GRACE = 30.0
 """Seconds that calls in flight are given before they are ended."""
 
 MAX_STUCK = 4
-"""Number of loads that cannot be ended at which further loads are refused: each keeps a processor busy and its memory
-in use."""
+"""Number of loads that cannot be ended from which on further loads are refused: each keeps a processor busy and its
+memory in use."""
 
 _STOPPING = 5.0  # seconds that onnxruntime gets to return from a call or load that was ended
 
@@ -87,7 +87,7 @@ class Loader:
     """The loads and unloads of copies. Used only in the event loop's thread."""
 
     engine = f"onnxruntime {session.VERSION}"
-    """The name of what runs the models, for the server's version."""
+    """The name of the software that runs the models, for the server's version."""
 
     find_device = staticmethod(device.find)
     """The function that finds the device."""
@@ -282,8 +282,9 @@ class Loader:
     async def unload(self, model_id: str, *, token: bytes = b"", grace: float = UNLOAD_GRACE) -> None:
         """Unloads a copy, or ends its load; nothing of it is left afterwards. Does nothing for an unknown id.
 
-        With a token, unloads only the copy with that token. New calls are answered *not here* at once; calls in flight
-        get `grace` seconds, then they are ended. Raises `MeshError` if one cannot be ended: its memory stays in use.
+        With a token, unloads only the copy with that token. New calls are answered *not here* immediately; calls in
+        flight get `grace` seconds before they are ended. Raises `MeshError` if one of them cannot be ended: the copy's
+        memory stays in use.
         """
         load = self._loading.get(model_id)
         if load is not None and token in (b"", load.order.token):

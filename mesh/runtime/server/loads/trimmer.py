@@ -1,4 +1,4 @@
-"""Return of freed memory to the system, once for several unloads, and when calls have left much of it behind.
+"""The return of freed memory to the system: once for several unloads, and when calls have left much of it behind.
 
 `memory` explains why glibc must be asked to. The effect shows in resident memory, which the agent watches.
 """
@@ -28,7 +28,7 @@ class Trimmer:
         self.count = 0
 
     def soon(self) -> None:
-        """Schedules a trim because memory was freed; further calls until then join it."""
+        """Schedules a trim because memory was freed. If one is already scheduled, it does nothing."""
         if self._trimming is not None and not self._trimming.done():
             self._again = True
         elif self._timer is None:

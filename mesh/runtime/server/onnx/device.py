@@ -2,16 +2,16 @@
 
 A provider in onnxruntime's list only means that the wheel was built with it: without a driver, or with another CUDA
 than the wheel's, sessions silently fall back to the processor. So a tiny session is made and run before the server
-reports a GPU, because the pod's labels and the placement of models depend on it.
+reports a GPU, because the pod's labels and the placement of models depend on that.
 
 A model's bytes on the device are the difference in the device's free memory, as CUDA reports it. Other processes may
-use the same device, so the figure is less exact than that for the host.
+use the same device, so the figure is less exact than the one for the host.
 
 Besides its weights, a session takes memory for the CUDA libraries. By default, that is 73 MiB for the smallest model,
-and as much again for calls (H200, onnxruntime 1.31); cuBLAS alone keeps 32 MiB of workspace for each of its handles
-there. With the smallest workspace and one stream per session, it is 7 to 9 MiB, plus 6 MiB for each further
-simultaneous call, and calls take no longer. When a session ends, CUDA keeps this memory for later ones, which then seem
-to take nothing. So each session counts as at least `SESSION_BYTES`. Weights are really freed.
+and as much again for calls (H200, onnxruntime 1.31); of this, cuBLAS alone keeps 32 MiB of workspace for each of its
+handles. With the smallest workspace and one stream per session, it is 7 to 9 MiB, plus 6 MiB for each further
+simultaneous call, and calls take no longer. When a session ends, CUDA keeps this memory for later sessions, which then
+seem to take nothing. So each session counts as at least `SESSION_BYTES`. Weights are really freed.
 """
 
 import ctypes
@@ -52,7 +52,7 @@ class Device:
     providers: tuple[Any, ...]  # as onnxruntime.InferenceSession takes them
 
     def used(self) -> int:
-        """Returns the bytes in use on the device, by any process. Returns 0 if it has no memory of its own or that is
+        """Returns the bytes in use on the device, by any process, or 0 if it has no memory of its own or they are
         unknown."""
         used, _ = self.memory()
         return used
@@ -63,8 +63,8 @@ class Device:
         return SESSION_BYTES if self.memory()[1] else 0
 
     def memory(self) -> tuple[int, int]:
-        """Returns the bytes in use on the device, by any process, and in total; zeros if it has none or that is
-        unknown."""
+        """Returns the bytes in use on the device, by any process, and in total. Returns zeros if the device has no
+        memory of its own, or they are unknown."""
         if self.name == "cpu" or _memory_info is None:
             return 0, 0
         free, total = ctypes.c_size_t(), ctypes.c_size_t()

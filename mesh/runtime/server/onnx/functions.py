@@ -45,7 +45,7 @@ def too_many(path: Path) -> str | None:
 
 
 def _parts(view: memoryview) -> bytes:
-    """Returns the functions and the nodes of the graph as an encoded model; nothing if there is no function."""
+    """Returns the functions and the nodes of the graph as an encoded model, or an empty one if there is no function."""
     found: list[bytes] = []
     graphs: list[memoryview] = []
     functions = False

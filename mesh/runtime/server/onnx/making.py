@@ -1,10 +1,11 @@
 """The part of a load that runs in a thread: from a path to a session that has run once, with its size.
 
-The size is the growth of this process's memory in use, so one load is measured at a time (`MemoryMeter.turn`). A load
-that has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file, and so does one
-that has held its turn for too long: one huge or endless model must not hold up every cold start of the pod. Memory that
-other loads and unloads are known to change meanwhile is subtracted. What calls in threads and unmeasured loads allocate
-is not known, so in that case the size is kept within bounds derived from the file.
+The size is the growth of this process's memory in use, so one load is measured at a time (`MemoryMeter.turn`). One huge
+or endless model must not hold up every cold start of the pod. So a load that has waited too long for its turn goes
+ahead unmeasured, with a size estimated from its file; and a load that has held its turn for too long continues
+unmeasured. Memory that other loads and unloads are known to change meanwhile is subtracted. The allocations of calls in
+threads and of unmeasured loads are not known, so while there are any, the size is kept within bounds derived from the
+file.
 
 The first warm-up call, on made-up input, bears the cost of first calls (it allocates, and may never end); the second
 shows how long a call takes. A model may fail on made-up input, so an error is only logged. A lack of memory, or a call
@@ -33,7 +34,7 @@ LEAST = 32 << 10
 """Smallest size of a session, in bytes: the smallest one takes 33 KB of resident memory."""
 
 _LONG_NS = 20_000_000
-"""Duration of a first call above which there is no second: the model's calls will run in threads anyway."""
+"""Duration of a first call above which there is no second one: the model's calls will run in threads anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +50,17 @@ class Made:
 
 
 class MemoryMeter:
-    """The turn to be measured, and changes of memory by others. Used only in the event loop's thread, except for
-    `others`."""
+    """The turn to be measured, and the changes of memory by everything else. Used only in the event loop's thread,
+    except for `others`."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self.others = 0
         """Bytes by which unmeasured loads, and unloads, have changed this process's memory so far."""
         self.others_device = 0
-        """The same for the device's memory."""
+        """Bytes by which they have changed the device's memory in use."""
         self.unmeasured = 0
-        """Number of unmeasured loads under way: what they allocate counts as the measured one's."""
+        """Number of unmeasured loads under way. What they allocate seems to belong to the load that is measured."""
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator["Turn"]:
@@ -78,7 +79,7 @@ class MemoryMeter:
             self.unmeasured -= 1
 
     def next(self) -> None:
-        """Lets the next load be measured; the present one continues unmeasured."""
+        """Lets the next load be measured. The load that has the turn now continues unmeasured."""
         self.unmeasured += 1
         gc.enable()
         self._lock.release()
@@ -146,8 +147,8 @@ def make(
 
 @contextlib.contextmanager
 def _nothing_collected(turn: Turn) -> Iterator[None]:
-    """Prevents Python's collector from freeing old garbage during a measurement: the input of a failed call, held by
-    its traceback, may be megabytes."""
+    """Prevents Python's collector from freeing old garbage during a measurement. For instance, a failed call's input,
+    which its traceback keeps alive, may take megabytes."""
     gc.disable()
     try:
         yield
@@ -159,7 +160,7 @@ def _nothing_collected(turn: Turn) -> Iterator[None]:
 def _session(
     file: onnxfile.ModelFile, optimised: str, model_id: str, device: Device, stop: session.Stop
 ) -> tuple[session.Session, bool]:
-    """Makes the session; also returns whether it is made from the optimised form."""
+    """Makes the session. Also returns whether it was made from the optimised form."""
     if optimised:
         try:
             return session.Session(Path(optimised), device, stop, optimised=True), True
@@ -174,7 +175,7 @@ def _session(
 def _warm_up(
     made: session.Session, model_id: str, stop: session.Stop, clock: Callable[[], int]
 ) -> tuple[tuple[int, int] | None, str]:
-    """Returns the input's size and the time of a call if one succeeded, and why it failed if it did."""
+    """Returns the size of the input and the duration of a call, if one succeeded, or else why it failed."""
     feed = made.made_up()
     if feed is None:
         log.info("warm-up call skipped", model=model_id, why="the declared inputs are too large")

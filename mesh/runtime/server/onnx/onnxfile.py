@@ -1,10 +1,10 @@
-"""The choice of a folder's model file, and the check that its tensors are inside that folder.
+"""The choice of a folder's model file, and the check that the model's tensors are inside that folder.
 
-(The check that its functions do not expand to more than can be loaded is in `functions`, and called here.)
+(`functions` checks that the model's functions do not expand to more than can be loaded; it is called here.)
 
-A model may keep tensors in other files (ONNX calls it external data), which it names by path. A path out of the model's
-own folder would allow anyone who may register models to read the pod's files through a model's answers. So the model is
-refused before ONNX Runtime sees it, whatever that version of ONNX Runtime checks itself.
+A model may keep tensors in other files (ONNX calls this external data), which it names by path. With a path out of the
+model's own folder, anyone who may register models could read the pod's files through a model's answers. So such a model
+is refused before ONNX Runtime sees it, whatever that version of ONNX Runtime checks itself.
 
 Most files are not parsed for that: every external tensor has the key `location`, and protobuf stores strings in one
 piece, so a file without that word has no external tensor (10 MB: 6 ms instead of 110). Otherwise only the messages that
@@ -30,7 +30,7 @@ MAX_BYTES = (1 << 31) - 1
 """Protobuf's own limit for one message. Larger models keep their tensors in external data."""
 
 INSIDE = "model.onnx"
-"""The name of a model's file, or of the folder that holds it and its external data."""
+"""The name of a model's file in a folder, or of the subfolder that holds the file and its external data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ModelFile:
 
 
 class _Incomplete(MeshError):
-    """The error for a model of which a part is missing, for instance while it is being uploaded."""
+    """The error that a part of the model is missing, for instance because the model is being uploaded."""
 
     def __init__(self, text: str) -> None:
         super().__init__(Reason.BAD_REQUEST, text)
@@ -52,9 +52,10 @@ class _Incomplete(MeshError):
 def find(path: str) -> ModelFile:
     """Finds the model at `path`, a file or a folder. Touches the disk: call it in a thread.
 
-    In a folder it is `model.onnx`, else the only `*.onnx`, else the same in the subfolder with the highest number (a
-    version in Triton's layout) that holds a whole model, or in a subfolder `model.onnx` (Triton's layout for external
-    data). Raises `MeshError` if it is missing, not a model, incomplete, or has data outside its folder.
+    In a folder it is `model.onnx`, or else the only `*.onnx` file, or else the same in the subfolder with the highest
+    number (a version in Triton's layout) that holds a complete model. It may also be in a subfolder `model.onnx`
+    (Triton's layout for external data). Raises `MeshError` if it is missing, not a model, incomplete, or has data
+    outside its folder.
     """
     return _find(Path(path))
 
@@ -86,7 +87,8 @@ def _find(path: Path) -> ModelFile:
 
 
 def _newest(path: Path, versions: list[str]) -> ModelFile:
-    """Returns the first version that is complete. If none is, raises the error of the newest."""
+    """Returns the model of the highest version that is complete. If none is, raises the error of the highest
+    version."""
     missing: dict[str, _Incomplete] = {}
     for version in versions:
         try:
@@ -126,9 +128,10 @@ def _described(model: Path) -> ModelFile:
 
 
 def _whole(model: Path, size: int) -> bool:
-    """Returns whether the file ends where its last field does, as far as it can be read as a message.
+    """Returns whether the file ends where its last field does, as far as the file can be read as a message.
 
-    It reads only the tags and lengths of the outermost fields, about ten of them."""
+    Reads only the tags and lengths of the outermost fields, about ten of them.
+    """
     with model.open("rb") as file:
         while file.tell() < size:
             try:

@@ -1,9 +1,9 @@
 """`python -m mesh.runtime.server.onnx.optimiser MODEL TARGET`: writes a model's optimised form if it loads faster.
 
-Making a session of a network is mostly onnxruntime optimising its graph, with the same result each time on the same
-version and processor. That result can be written to a file and loaded without optimising it again. Measured: silero-vad
-loads in 11 ms instead of 40, magika in 9 instead of 25; forests of trees, which have nothing to optimise, in 10 instead
-of 11. So the optimised form is tried, and kept only if it saves enough and answers the same.
+To make a session of a network, onnxruntime mostly optimises the network's graph, with the same result each time on the
+same version and processor. That result can be written to a file and loaded without being optimised again. Measured:
+silero-vad loads in 11 ms instead of 40, magika in 9 instead of 25; forests of trees, which have nothing to optimise, in
+10 instead of 11. So the optimised form is tried, and kept only if it saves enough time and answers the same.
 
 It is a separate process at the lowest priority, with a limit on its memory: its work is not urgent, and a model that
 kills it kills nothing else. It prints one line of JSON: `worth`, `why`, and the time of both loads.
@@ -32,7 +32,7 @@ _LEAST_MS, _LEAST_SHARE = 4.0, 0.25  # the minimum saving that is worth a second
 
 
 def main() -> None:
-    """Runs the program: the process's entry point."""
+    """Runs the program."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     os.nice(19)
     try:
@@ -69,8 +69,8 @@ def _timed(path: Path, *, optimised: bool) -> float:
 
 
 def _agree(one: session.Session, other: session.Session) -> bool:
-    """Returns whether both sessions answer made-up input identically; also True if both refuse it or it is too
-    large."""
+    """Returns whether both sessions answer made-up input identically. If both refuse it, or it is too large, they also
+    agree."""
     feed = one.made_up()
     if feed is None or list(one.outputs) != list(other.outputs) or list(one.inputs) != list(other.inputs):
         return False

@@ -3,8 +3,8 @@
 Settings of a session, each measured on a logistic regression of 64 features:
 - One thread: `run` computes on the thread that calls it. By default every session makes its own thread pool. Here calls
   run in parallel on the server's threads instead, which suits many small models.
-- No arena: with one, a session has 1.16 MB allocated after its first call (103 KB of it touched), without one 75 KB.
-  For a convolutional network with 40 MB of activations, doing without costs 0 to 3 % of a call's time.
+- No arena: with an arena, a session has 1.16 MB allocated after its first call (103 KB of it touched), without one 75
+  KB. For a convolutional network with 40 MB of activations, a call without an arena takes 0 to 3 % longer.
 - No spinning: an idle server costs nothing.
 
 Only this module and `device` import onnxruntime.
@@ -26,7 +26,7 @@ from mesh.runtime.server.v2.intake import Intake
 from mesh.statuses import MeshError, Reason
 
 MAX_WARM_UP = 64 << 20
-"""Largest made-up input, in bytes. Models with larger declared shapes get no warm-up call."""
+"""Largest made-up input, in bytes. Models whose declared shapes need more get no warm-up call."""
 
 _MAX_TEXT = 1000
 _OPTIONAL = "optional("
@@ -145,8 +145,8 @@ class Session:
         self._run = _closed
 
     def made_up(self) -> dict[str, tensors.Array] | None:
-        """Returns zeros or empty texts in the declared shapes, with 1 for variable dimensions. Returns None if that is
-        too large."""
+        """Returns an input of zeros or empty texts in the declared shapes, with 1 for variable dimensions. Returns None
+        if that would be too large."""
         feed = {}
         size = 0
         for name, tensor in self.inputs.items():
@@ -197,9 +197,10 @@ def load_error(error: Exception) -> MeshError:
 
 
 def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshError:
-    """Returns the error for a run that failed without being terminated. `proven`: the model has run without an error.
+    """Returns the error for a run that failed without being ended. `proven` tells whether the model has ever run
+    without an error.
 
-    If a proven model fails, the input is one that it was not made for, such as an unknown category: the caller's
+    If a proven model fails, the input is one that the model was not made for, such as an unknown category: the caller's
     mistake. On a GPU, errors of the device raise the same exceptions as those of a model, so the two cannot be told
     apart.
     """

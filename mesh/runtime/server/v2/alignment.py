@@ -19,7 +19,7 @@ BOUNDARY = 64
 """Alignment in bytes: a cache line, and the widest vector register."""
 
 _FREE = 256 << 10
-"""Bytes of the shared memory: for larger contents, the cost of an allocation is negligible."""
+"""Bytes of the shared memory. For larger contents, the cost of an allocation is negligible."""
 
 
 def block(size: int) -> Array:
@@ -49,7 +49,8 @@ def _copy(array: Array) -> Array:
 
 
 class Scratch:
-    """Memory that holds the numbers of one request at a time: `begin` one, then `put` its contents."""
+    """Memory that holds the numbers of one request at a time. Call `begin` for each request, then `put` for each of its
+    inputs."""
 
     __slots__ = ("_at", "_memory", "_size", "memory")
 

@@ -35,7 +35,7 @@ def untyped(tensor: Tensor) -> MeshError:
 
 
 def read(tensor: Tensor, encoded: Raw, count: int, shape: tuple[int, ...]) -> Array:
-    """Reads encoded contents as an array of `count` elements. For a thread. Raises `MeshError`."""
+    """Reads encoded contents as an array of `count` elements. Must run in a thread. Raises `MeshError`."""
     kind = tensor.kind
     if not kind.field:
         raise untyped(tensor)
@@ -75,7 +75,7 @@ class _Wrong(Exception):
 
 
 def _own(message: memoryview, number: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields the tag, the start of the field, and start and end of the value for each field of that number. Raises
+    """Yields each field of that number: the tag, the start of the field, and the start and end of its value. Raises
     `_Wrong`, ValueError."""
     before = 0
     for tag, start, end in encoding.fields(message, limit=limit):
@@ -99,7 +99,8 @@ def _texts(tensor: Tensor, message: memoryview, number: int, count: int, shape: 
 
 
 def _pieces(message: memoryview, number: int, limit: int, *, fixed: bool) -> Iterator[bytes | memoryview]:
-    """Yields numbers in order: packed ones of a fixed size unchanged, others as encoded contents for protobuf."""
+    """Yields the numbers in pieces, in order: packed ones of a fixed size unchanged, others as encoded contents for
+    protobuf."""
     waiting: list[Raw] = []
     size = 0
     for tag, before, start, end in _own(message, number, limit):
@@ -160,8 +161,8 @@ def texts(tensor: Tensor, values: Sequence[Raw], shape: tuple[int, ...]) -> Arra
 
 
 def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, more: bool = False) -> MeshError:
-    """Returns the error for contents that do not fit the shape. `given` is the number of elements by field, or -1 if it
-    is unknown. With `more`, there are at least that many."""
+    """Returns the error for contents that do not fit the shape. `given` is the number of elements in each field, or -1
+    if it is unknown. With `more`, there are at least that many."""
     name, kind = brief(tensor.name), tensor.kind
     count = int(np.prod(shape, dtype=object))
     what = ", ".join(f"{'some' if number < 0 else number} {field}" for field, number in given.items())
@@ -172,5 +173,5 @@ def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, 
 
 
 def too_many_texts(tensor: Tensor, count: int) -> MeshError:
-    """Returns the error for a shape of more texts than a request may have."""
+    """Returns the error for a shape with more texts than a request may have."""
     return bad(f"input {brief(tensor.name)!r} has {count} texts; a request may have {MAX_TEXTS}: send fewer in a call")

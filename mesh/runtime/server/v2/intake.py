@@ -1,7 +1,7 @@
 """The conversion of a request into a model's input.
 
-Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an unsupported extension, and names the tensor, what was sent
-and what the model takes, because the caller sees nothing else of the model. A request that passes fits the model's
+Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an unsupported extension. It names the tensor, what was sent and
+what the model takes, because the caller learns nothing else about the model. A request that passes fits the model's
 declared inputs; only errors inside the model are left to onnxruntime.
 
 The rules that V2 leaves open: contents are raw for all inputs or typed for all; FP16 and BF16 have no typed field, so
@@ -23,14 +23,14 @@ from mesh.runtime.server.v2.tensors import MAX_RANK, MAX_SHAPES, MAX_TEXTS, Arra
 from mesh.statuses import MeshError, Reason
 
 Place = Callable[[Raw, tuple[int, ...], "np.dtype[Any]"], Array]
-"""A function that makes an array of its bytes: `alignment.put`, or a `Scratch`'s."""
+"""A function that puts bytes into an aligned array: `alignment.put`, or a `Scratch`'s."""
 
 
 class Intake:
     """A model's inputs, and the conversion of a request's contents into arrays.
 
-    Callers send the same name, datatype and shape again and again, so an input that was found good is remembered by its
-    encoding: encoding its few bytes again (0.14 us) and looking them up costs less than checking each field.
+    Callers send the same name, datatype and shape again and again, so a valid input is remembered by its encoding. To
+    encode its few bytes again (0.14 us) and look them up costs less than to check each field.
     """
 
     __slots__ = ("_known", "_needed", "tensors", "texts")
@@ -52,8 +52,8 @@ class Intake:
     ) -> tuple[dict[str, Array], int]:
         """Returns the model's inputs by name, and their size in bytes. Raises `MeshError`.
 
-        `inputs` is the field of the request; `raws` its raw contents, empty if they are typed; `typed` its encoded
-        typed contents, None if they are in `inputs`.
+        `inputs` is the field of the request. `raws` are the raw contents, empty if they are typed. `typed` are the
+        encoded typed contents, or None if they are in `inputs`.
         """
         count = len(inputs)
         feed: dict[str, Array] = {}
@@ -105,7 +105,7 @@ class Intake:
         return feed, size
 
     def _refuse_surplus(self, inputs: Any) -> None:
-        """Raises for more inputs than the model has, of which one must be unknown or a repetition."""
+        """Raises for a request with more inputs than the model has, because one of them is unknown or given twice."""
         found = set()
         for sent in inputs[: len(self.tensors) + 1]:
             name = self._tensor(sent).name
@@ -114,7 +114,8 @@ class Intake:
             found.add(name)
 
     def _tensor(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> Tensor:
-        """Returns the input of the model that was sent. Raises `MeshError` if it is unknown or has another datatype."""
+        """Returns the model's input for the one that was sent. Raises `MeshError` if it is unknown or has another
+        datatype."""
         tensor = self.tensors.get(sent.name)
         if tensor is None:
             raise bad(f"the model has no input {brief(sent.name)!r}; it has {names(self.tensors)}")
@@ -140,7 +141,7 @@ class Intake:
 
 
 def _refuse_elsewhere(inputs: Any) -> None:
-    """Raises for an input whose contents are in shared memory, and therefore not in the request."""
+    """Raises for an input whose contents are in shared memory, because the server does not read them there."""
     for sent in inputs:
         _refuse_extensions(f"input {brief(sent.name)!r}", sent.parameters)
 

@@ -24,7 +24,7 @@ class ReplyWriter:
     """The outputs that some requests ask for, and the encoding of their replies.
 
     Everything in a reply but its contents and its `id` follows from the arrays' shapes, so it is cached for each
-    combination of shapes, except if the length of the contents does not follow from the shape (BYTES).
+    combination of shapes. The exception are contents whose length does not follow from the shape (BYTES).
     """
 
     __slots__ = ("_known", "_model", "_named", "_raw_only", "_texts", "names", "tensors")
@@ -129,13 +129,13 @@ class ReplyWriter:
 
 
 _MAX_NAMED = 32
-"""Names under which one model answers from prepared replies."""
+"""Maximum number of names under which a model answers from prepared replies."""
 
 _LARGE = 65536
 """Size of contents, in bytes, from which on they are joined without an intermediate copy."""
 
 _PIECE = 16384
-"""Number of values taken from an array, or given to protobuf, at once: 2 ms."""
+"""Number of values taken from an array, or given to protobuf, at a time, which takes 2 ms."""
 
 _PREFIX = struct.Struct(">BI").pack
 
@@ -149,14 +149,14 @@ def _check(tensor: Tensor, array: Array) -> None:
 
 
 def _memory(array: Array) -> Raw:
-    """Returns the contents of an array; of a large one, its own memory."""
+    """Returns the contents of an array; those of a large array are its own memory."""
     if array.nbytes < _LARGE or not array.flags.c_contiguous:
         return array.tobytes()
     return array.data.cast("B")
 
 
 def to_raw(tensor: Tensor, array: Array) -> Raw:
-    """Returns an array as raw contents; for a large one, its own memory."""
+    """Returns an array as raw contents; those of a large array are its own memory."""
     _check(tensor, array)
     if array.dtype.hasobject:
         if array.size <= _PIECE:

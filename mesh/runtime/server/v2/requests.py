@@ -1,12 +1,13 @@
-"""Reading of a ModelInferRequest, with effort in proportion to what the model can use.
+"""The reading of a ModelInferRequest, with no more effort than the model's inputs justify.
 
 Protobuf reads anything that a message holds: four million empty texts, a shape of three million dimensions, a hundred
-thousand inputs. Those are a few MB to send and take seconds to read, with the interpreter's lock held, while every
-other model of the pod waits. So a message above 16 KiB is only *outlined* before protobuf sees it: raw and typed
+thousand inputs. Such messages are a few MB to send and take seconds to read, with the interpreter's lock held, while
+every other model of the pod waits. So a message above 16 KiB is only *outlined* before protobuf sees it: raw and typed
 contents are cut out, uncopied, and read later for their input, up to the number of elements in its shape; and the
 number of fields that are read is limited.
 
-`light` reads what may be read in the event loop. `read` does the rest in a thread, once the call has been counted.
+`light` reads requests that may be read in the event loop. `read` does the rest in a thread, once the call has been
+counted.
 """
 
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from mesh.statuses import MeshError, Reason
 from mesh.wire import encoding, framing
 
 SMALL = 16384
-"""Size up to which any message is read in the event loop: at worst in 3 ms. For larger ones, cutting contents out costs
-less (3 us) than protobuf's copying."""
+"""Size up to which any message is read in the event loop: at worst in 3 ms. For larger messages, it costs less to cut
+contents out (3 us) than to have protobuf copy them."""
 
 MEDIUM = 128 << 10
 """Size up to which a message with typed numbers is read in the event loop: at worst in 5 ms."""
 
 LARGE = 1 << 20
-"""Size of raw contents, in bytes, above which even their copying is done in a thread."""
+"""Size of raw contents, in bytes, above which they are even copied in a thread."""
 
 _NAME, _INPUT, _RAW = 0x0A, 0x2A, 0x3A  # tags of a ModelInferRequest's fields
 _SHAPE, _CONTENTS = 0x1A, 0x2A  # of an input's fields; the shape is packed
@@ -37,8 +38,8 @@ _parse = inference_pb2.ModelInferRequest.FromString
 
 
 Request = tuple[Any, "list[Raw] | Any", list[Raw] | None]
-"""A request that has been read except for its contents: the ModelInferRequest; its raw contents, one per input, or none
-if they are typed; its encoded typed contents, one per input, or None if they are in the message."""
+"""A request that has been read except for its contents: the ModelInferRequest; its raw contents, one for each input, or
+none if they are typed; its encoded typed contents, one for each input, or None if they are in the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Heavy:
 
 
 def light(frame: bytes, encoding_: bytes, *, limit: int) -> Request | Heavy:
-    """Reads a request if that is quick, otherwise returns a `Heavy`. Raises `MeshError`."""
+    """Reads a request if that is quick, and otherwise returns a `Heavy`. Raises `MeshError`."""
     try:
         if len(frame) <= SMALL:
             message: bytes | None = frame[5:] if not frame[0] else _unfolded(frame, encoding_, limit)
@@ -72,7 +73,7 @@ def light(frame: bytes, encoding_: bytes, *, limit: int) -> Request | Heavy:
 
 
 def read(heavy: Heavy) -> Request:
-    """Reads a heavy request. For a thread: it may take as long as the size allows. Raises `MeshError`."""
+    """Reads a heavy request. Must run in a thread: the time depends on the size. Raises `MeshError`."""
     try:
         frame = heavy.frame
         message = framing.unpack(frame, heavy.encoding, limit=heavy.limit) if frame[0] else memoryview(frame)[5:]
@@ -111,9 +112,11 @@ def split(message: memoryview) -> tuple[bytes, list[Raw]]:
 
 
 def outline(message: memoryview) -> tuple[bytes, list[Raw], list[Raw]]:
-    """Cuts all contents out of an encoded ModelInferRequest: the rest, the raw ones, the typed ones of each input.
+    """Cuts all contents out of an encoded ModelInferRequest. Returns the rest, the raw contents, and the typed contents
+    of each input.
 
-    Raises ValueError if malformed, and `MeshError` for contents that no model accepts."""
+    Raises ValueError if the message is malformed, and `MeshError` for contents that no model accepts.
+    """
     rest: list[Raw] = []
     raws: list[Raw] = []
     contents: list[Raw] = []

@@ -1,10 +1,10 @@
 """Recognition of requests that differ from an earlier one only in their numbers.
 
 A client keeps sending similar requests: the same names, datatype and shape, with other contents and maybe another `id`.
-If all other bytes are equal, and at the same offsets, parsing would yield nothing new. Comparing them takes 1 us,
-parsing and checking 6 (one input of 64 floats); that is half of what the server itself adds to a small model.
+If all other bytes are equal, and at the same offsets, parsing would yield nothing new. To compare them takes 1 us, to
+parse and check them 6 (one input of 64 floats); that is half of what the server itself adds to a small model.
 
-Only the plainest requests are recognised: uncompressed, one input of a numeric type, raw contents at the end. All
+Only the simplest requests are recognised: uncompressed, one input of a numeric type, raw contents at the end. All
 others are always parsed.
 """
 
@@ -18,8 +18,8 @@ from mesh.runtime.server.v2.tensors import Array, Tensor
 from mesh.wire import encoding
 
 MAX_BYTES = 16384
-"""Largest frame that is compared. For larger ones the saving is negligible, and their contents are better not
-copied."""
+"""Largest frame that is compared. For larger frames the saving is negligible, and it is better not to copy their
+contents."""
 
 _MAX_KNOWN = 32  # names and lengths of frames that one model remembers
 _MAX_TRIES = 256  # requests to learn from: a client whose requests are never plain must not pay for each of them
@@ -53,7 +53,7 @@ class Shortcuts:
         self._tries = 0
 
     def find(self, frame: bytes) -> Asked | None:
-        """Returns what a frame asks for, if it is like an earlier one; its input is in `alignment.LOOP`."""
+        """Returns what a frame asks for if it is like an earlier one, or None. The input is in `alignment.LOOP`."""
         same = self._known.get(len(frame))
         if same is None:
             return None
@@ -71,7 +71,7 @@ class Shortcuts:
         return same.feed, same.size, same.answer, True, request_id
 
     def learn(self, frame: bytes, tensor: Tensor, shape: tuple[int, ...], answer: ReplyWriter) -> None:
-        """Remembers a frame that was parsed and found good, if it is plain enough."""
+        """Remembers a frame that was parsed and found valid, if it is simple enough."""
         if self._tries >= _MAX_TRIES or len(self._known) + len(self._other_names) >= _MAX_KNOWN:
             return
         length, kind = len(frame), _kind(frame)

@@ -18,13 +18,14 @@ Raw = bytes | memoryview
 
 MAX_RANK = 32
 MAX_COUNT = 1 << 40
-"""Largest number of elements of a tensor: far above any message, far below overflows in numpy or ONNX Runtime."""
+"""Largest number of elements of a tensor: more than any message can hold, and too few to overflow in numpy or ONNX
+Runtime."""
 
 MAX_TEXTS = 1 << 18
 """Maximum number of texts in a request. ONNX Runtime reads them with the interpreter's lock held: 20 ms for all."""
 
 MAX_SHAPES = 64
-"""Shapes remembered per tensor. For further shapes, heads are computed each time, in 2 us."""
+"""Number of shapes remembered for each tensor. For further shapes, heads are computed each time, in 2 us."""
 
 
 _ONNX = {
@@ -45,7 +46,7 @@ _ONNX = {
 }
 
 OF_ONNX: Mapping[str, Datatype] = {f"tensor({onnx})": OF_NAME[name] for onnx, name in _ONNX.items()}
-"""Datatypes by ONNX Runtime's names of types."""
+"""V2's datatypes by the names of ONNX Runtime's types."""
 
 
 class Tensor:
@@ -87,8 +88,8 @@ class Tensor:
         return count
 
     def head(self, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-        """Returns an output of that shape without contents: the inside of its message, and the whole field of the
-        reply."""
+        """Returns the parts of an output of that shape that precede its contents: the inside of its message, and the
+        whole field of the reply."""
         found = self._heads.get(shape)
         if found is None:
             packed = b"".join(map(varint, shape))
@@ -105,12 +106,12 @@ def bad(text: str) -> MeshError:
 
 
 def names(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the first few names, for texts of errors."""
+    """Returns the first few names, for an error's text."""
     return ", ".join(repr(brief(name)) for name in list(tensors)[:20]) or "none"
 
 
 def brief(text: str) -> str:
-    """Shortens a caller's or model's text for an error that quotes it: clients refuse long ones."""
+    """Shortens a text from a caller or a model so that an error can quote it: clients refuse long errors."""
     return text if len(text) <= _MAX_ECHO else f"{text[:_MAX_ECHO]}..."
 
 
