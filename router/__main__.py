@@ -45,11 +45,13 @@ def main(
             help="Owner of aliases that are created without one; default: none.",
         ),
     ] = "",
+    methods: options.Methods,
     limits: options.RouterLimits,
     logging: Logging,
 ) -> None:
     """Runs a router: one endpoint in front of all models of a mesh."""
     edge.check()
+    methods.check()
     logging.configure("router")
     with startup.refusals(log):
         internal = tls.check(edge.internal_tls)
@@ -82,6 +84,9 @@ def main(
             max_waiters_per_model=limits.max_waiters_per_model,
             max_waiting_bytes=checked.size(limits.max_waiting_bytes, "--max-waiting-bytes"),
             reregister_after=checked.span(limits.reregister_after, "--reregister-after", unlimited="never"),
+            multi_parallelism=methods.multi_parallelism,
+            dataplane=methods.dataplane_config,
+            dataplane_path=str(methods.dataplane_config_path.absolute()) if methods.dataplane_config_path else "",
             default_vmodel_owner=default_vmodel_owner,
             drain=limits.drain_timeout,
             log_format=logging.log_format,

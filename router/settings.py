@@ -54,6 +54,9 @@ class RouterSettings:
     registry_cache: int = 10_000  # records
     unload_wait: float = 10.0  # longest wait for the agents when unregistering
     reregister_after: float | None = 600.0  # longest wait for a pod that is cut off; None: no limit
+    multi_parallelism: int = 4  # calls in flight of one call with several ids
+    dataplane: str = ""  # JSON of a data-plane configuration; empty: none, or the file's
+    dataplane_path: str = ""  # file with it, which is watched
     default_vmodel_owner: str = ""  # of vmodels that are created without an owner
 
     drain: float = 20.0  # time for calls in flight when the router stops
@@ -68,6 +71,11 @@ class RouterSettings:
     def feed(self) -> str:
         """The path of the socket of the feed from the pod to its workers."""
         return f"{self.run_dir}/feed"
+
+    @property
+    def dataplane_published(self) -> Path:
+        """The file by which the pod hands the data-plane configuration to its workers."""
+        return Path(self.run_dir) / "dataplane.json"
 
     def write(self, path: Path) -> None:
         """Writes the settings to a file that only this user can read."""

@@ -4,9 +4,14 @@ A loader's error may have thousands of characters. It is cut here, because the c
 (`statuses.MAX_TEXT`).
 """
 
-from mesh.statuses import MeshError, shortened
+from google.protobuf.message import DecodeError
+
+from mesh import statuses
+from mesh.pb import details_pb2
+from mesh.statuses import MeshError, Reason, shortened
 from mesh.wire import metadata
 from mesh.wire.call import Call
+from mesh.wire.localcall import LocalAnswer
 
 DETAILS = metadata.DETAILS
 
@@ -23,3 +28,26 @@ def fail(call: Call, error: MeshError) -> None:
     """Answers `call` with `error`."""
     error = cut(error)
     call.fail(error.reason.code, error.text, trailers=((DETAILS, metadata.encode_bin(error.grpc_details())),))
+
+
+def our_own(answer: LocalAnswer) -> MeshError | None:
+    """Returns the error that a router or pod of the mesh has answered, or None if a model server has answered."""
+    encoded = answer.metadata(DETAILS)
+    if encoded is None:
+        return None
+    try:
+        status = details_pb2.Status.FromString(metadata.decode_bin(encoded))
+        reason, retry_after, details = None, None, {}
+        for detail in status.details:
+            if detail.type_url.endswith("/google.rpc.ErrorInfo"):
+                info = details_pb2.ErrorInfo.FromString(detail.value)
+                if info.domain == statuses.DOMAIN and info.reason in Reason.__members__:
+                    reason, details = Reason[info.reason], dict(info.metadata)
+            elif detail.type_url.endswith("/google.rpc.RetryInfo"):
+                delay = details_pb2.RetryInfo.FromString(detail.value).retry_delay
+                retry_after = delay.seconds + delay.nanos / 1e9
+    except (ValueError, DecodeError):  # details from a model server, and malformed: use its code and text
+        return None
+    if reason is None or reason.code != answer.code:
+        return None
+    return MeshError(reason, answer.text, retry_after=retry_after, details=details)

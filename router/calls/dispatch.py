@@ -1,4 +1,4 @@
-"""The dispatch of calls: to a service in this worker, to management, or to a model.
+"""The dispatch of calls: to a service in this worker, to management, to a model, or to several.
 
 All transports (the HTTP/1.1 server, the `grpc.aio` edge, REST) share this handler, so a call means the same on each of
 them.
@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Mapping
 
 from mesh.statuses import MeshError, Reason
-from mesh.wire.call import Call, Handler
-from router.calls import answers, streams
+from mesh.wire.call import Call, CallCancelled, Handler
+from router.calls import answers, several, streams
 from router.calls.forwarder import Forwarder
-from router.calls.routes import Asked, Method, Routes
+from router.calls.routes import Asked, Method, Routes, SeveralIds, names_several
 from router.calls.unary import UnaryCall
 
 
@@ -22,6 +22,7 @@ class Dispatcher:
         self.forwarder = forwarder
         self._routes = routes
         self._services: Mapping[bytes, Handler] = {}
+        self._several = several.SeveralCalls(forwarder, self.dispatch)
 
     def serve(self, services: Mapping[bytes, Handler]) -> None:
         """Registers handlers for the methods that this worker answers itself."""
@@ -40,11 +41,18 @@ class Dispatcher:
             return
         frame = call.frame
         if frame is None:
-            self.forwarder.tasks.start(streams.carry(self.forwarder, routes, call, method), "stream")
+            if names_several(call.headers):
+                carrying = self._one_message(call, method)
+            else:
+                carrying = streams.carry(self.forwarder, routes, call, method)
+            self.forwarder.tasks.start(carrying, "stream")
             return
         try:
             asked = routes.asked(call, method, frame)
             found = self.forwarder.aliases.settled(call, asked)
+        except SeveralIds as ids:
+            self.forwarder.tasks.start(self._several.carry(call, frame, ids), "call several models")
+            return
         except MeshError as error:
             self._refuse(call, method, frame, error)
             return
@@ -65,6 +73,27 @@ class Dispatcher:
         else:
             if not call.cancelled:
                 UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
+
+    async def _one_message(self, call: Call, method: Method) -> None:
+        """Carries a call with several ids that arrives as a stream: once its only message is there, as a unary one."""
+        try:
+            with several.cancelled_with(call):
+                async with asyncio.timeout_at(call.deadline):
+                    frame = await call.read()
+                    if frame is None or await call.read() is not None:
+                        raise MeshError(Reason.BAD_REQUEST, "a call with several model ids needs exactly one message")
+            asked = self._routes.asked(call, method, frame)
+        except SeveralIds as ids:
+            assert frame is not None
+            await self._several.carry(call, frame, ids)
+        except MeshError as error:
+            self._refuse(call, method, b"", error)
+        except TimeoutError:
+            self._refuse(call, method, b"", MeshError(Reason.DEADLINE, "the deadline has passed"))
+        except CallCancelled:
+            pass
+        else:  # the id in the message counts, not those in the metadata
+            await self._resolved(call, method, frame, asked)
 
     def _refuse(self, call: Call, method: Method, frame: bytes, error: MeshError) -> None:
         answers.fail(call, error)

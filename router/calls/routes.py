@@ -1,15 +1,16 @@
 """The name that a call asks for, and the part of its metadata that is passed to the model server.
 
 The rules and texts are the predecessor's, so its clients notice no difference. The id is in the message if the method
-has a field path, as the three V2 methods do, and otherwise in the metadata. Only the part of the message up to the id
-is read. A compressed message is decompressed to read the id, but forwarded unchanged.
+has a field path, as the three V2 methods do and as a data-plane configuration may say of others (`dataplane`), and
+otherwise in the metadata. Only the part of the message up to the id is read. A compressed message is decompressed to
+read the id, but forwarded unchanged. A call whose metadata has several ids is left to `several`.
 
 `aliases` finds the model behind a name, `view` and `coldstart` a copy of it; `dispatch` handles methods other than
 inference.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from mesh.schema.records import MAX_ID_BYTES
@@ -18,6 +19,7 @@ from mesh.v2 import PREFIX
 from mesh.wire import framing, headers, metadata
 from mesh.wire.call import Call, Header
 from router.calls import extensions, fieldpath
+from router.calls.dataplane import Dataplane
 
 _REFUSED = (
     b"/mmesh.ModelRuntime/",  # for agents' calls to model servers, never for clients
@@ -29,9 +31,11 @@ _REFUSED = (
 _MAX_METHODS = 1000  # remembered names; they come from clients
 _MAX_NAMES = 4000
 _MAX_NAME = 256  # bytes of a remembered name: a head may have 64 KiB
-_MAX_IDS = 100  # in one call
 _UNPACKED = 1 << 20  # bytes: 3 ms at most
 _MAX_TEXT = 200  # characters of a client's text that an error quotes
+
+MAX_IDS = 100
+"""Ids in one call."""
 
 Kind = Literal[0, 1, 2]
 """The meaning of a name, by where the call has it."""
@@ -56,6 +60,7 @@ class Method:
     name: bytes  # with its leading slash
     label: str  # for metrics: the part after the last slash
     path: tuple[int, ...] = ()  # field numbers of the id in the request; empty: metadata only
+    kind: Kind = NAME  # of an id at that path
     versioned: bool = False  # the request names a version too, as V2's requests do
     infers: bool = True  # asks a model for a result
     describes: bool = False  # the reply lists the existing versions
@@ -80,29 +85,50 @@ V2_METHODS: Mapping[bytes, Method] = {
 }
 
 
+class SeveralIds(Exception):
+    """The outcome for a call whose metadata has several ids. `name` and `binary` say under which header one of them
+    is sent."""
+
+    def __init__(self, values: list[bytes], binary: bytes) -> None:
+        super().__init__(f"{len(values)} ids")
+        self.values = values
+        self.binary = binary
+
+
 class Routes:
     """The known methods, and where each carries its model id."""
 
-    __slots__ = ("_methods",)
+    __slots__ = ("_closed", "_methods")
 
     def __init__(self, *, methods: Mapping[bytes, Method] = V2_METHODS) -> None:
         self._methods = dict(methods)
+        self._closed = False  # methods that are not listed are refused
+
+    def adopt(self, config: Dataplane | None) -> None:
+        """Applies a data-plane configuration, or none, to the calls that begin from now on."""
+        if config is None:
+            self._methods, self._closed = dict(V2_METHODS), False
+            return
+        methods = dict(V2_METHODS) if config.others else {}
+        for name, rule in config.methods.items():
+            known = V2_METHODS.get(name) or _unlisted(name)
+            versioned = known.versioned and rule.path == known.path
+            kind: Kind = NAME if rule.vmodel else MODEL
+            methods[name] = replace(known, path=rule.path, kind=kind, versioned=versioned, lacking="")
+        self._methods, self._closed = methods, not config.others
 
     def method(self, name: bytes) -> Method:
         """Returns the properties of a method. For an unknown method, the model id comes from the metadata."""
         found = self._methods.get(name)
         if found is None:
-            text = name.decode("utf-8", "replace")
-            refused = f"Method not found or not permitted: {text[1:_MAX_TEXT]}" if name.startswith(_REFUSED) else ""
-            label = text.rpartition("/")[2][:_MAX_TEXT] or "-"
-            lacking = extensions.of_method(label) if name.startswith(PREFIX) else ""
-            found = Method(name, label, refused=refused, lacking=lacking)
+            found = _unlisted(name, closed=self._closed)
             if len(self._methods) < _MAX_METHODS and len(name) <= _MAX_NAME:
                 self._methods[name] = found
         return found
 
     def asked(self, call: Call, method: Method, frame: bytes | None) -> Asked:
-        """Returns the name that the call asks for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNKNOWN_METHOD."""
+        """Returns the name that the call asks for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNSUPPORTED. Raises
+        SeveralIds."""
         version = ""
         if method.path and frame is not None:
             try:
@@ -118,11 +144,22 @@ class Routes:
             except (ValueError, IndexError) as error:
                 raise MeshError(Reason.BAD_REQUEST, f"no model id can be read from the request: {error}") from error
             if found:
-                return _checked(found), NAME, version
+                return _checked(found), method.kind, version
             if found is not None:
                 raise MeshError(Reason.BAD_REQUEST, "provided model-id must be non-empty")
         name, kind = id_of_metadata(call.headers, method.lacking)
         return name, kind, version
+
+
+def _unlisted(name: bytes, *, closed: bool = False) -> Method:
+    """Returns the properties of a method that is neither V2's nor in the configuration."""
+    text = name.decode("utf-8", "replace")
+    refused = ""
+    if closed or name.startswith(_REFUSED):
+        refused = f"Method not found or not permitted: {text[1:_MAX_TEXT]}"
+    label = text.rpartition("/")[2][:_MAX_TEXT] or "-"
+    lacking = extensions.of_method(label) if name.startswith(PREFIX) else ""
+    return Method(name, label, refused=refused, lacking=lacking)
 
 
 def _in_compressed(call: Call, method: Method, frame: bytes) -> tuple[str | None, str]:
@@ -149,7 +186,7 @@ def _checked(model_id: str) -> str:
 
 
 def id_of_metadata(received: list[Header], lacking: str = "") -> tuple[str, Kind]:
-    """Returns the name in the metadata, and its kind. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
+    """Returns the name in the metadata, and its kind. Raises SeveralIds, and MeshError: BAD_REQUEST, UNSUPPORTED.
 
     `lacking` is the text for a call of an extension's method without an id. If it is empty, the text says that the
     header is missing."""
@@ -168,11 +205,34 @@ def id_of_metadata(received: list[Header], lacking: str = "") -> tuple[str, Kind
     if not all(values):
         raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header must be non-empty")
     if len(values) > 1:
-        raise MeshError(Reason.UNKNOWN_METHOD, f"several {kind} ids in one call are not supported yet")
+        binary = headers.VMODEL_ID_BIN if vmodels else headers.MODEL_ID_BIN
+        raise _too_many(binary) if len(values) > MAX_IDS else SeveralIds(values, binary)
     try:
         return _checked(values[0].decode()), VMODEL if vmodels else MODEL
     except UnicodeDecodeError as error:
         raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header is not UTF-8") from error
+
+
+def _too_many(header: bytes) -> MeshError:
+    text = f"a call may name at most {MAX_IDS} ids ({header.decode()}): make several calls"
+    return MeshError(Reason.BAD_REQUEST, text)
+
+
+ID_HEADERS = frozenset((headers.MODEL_ID, headers.MODEL_ID_BIN, headers.VMODEL_ID, headers.VMODEL_ID_BIN))
+
+
+def names_several(received: list[Header]) -> bool:
+    """Returns whether the metadata has several ids."""
+    found = [value for name, value in received if name in ID_HEADERS]
+    if len(found) < 2 and not any(b"," in value for value in found):
+        return False
+    try:
+        id_of_metadata(received)
+    except SeveralIds:
+        return True
+    except MeshError:
+        return False
+    return False
 
 
 def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
@@ -182,7 +242,9 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
         return found
     for name, value in received:
         if name == binary:
-            for part in value.split(b",", _MAX_IDS):  # gRPC libraries may join repeated binary values with commas
+            if value.count(b",") >= MAX_IDS:
+                raise _too_many(binary)
+            for part in value.split(b","):  # gRPC libraries may join repeated binary values with commas
                 try:
                     found.append(metadata.decode_bin(part.strip()))
                 except ValueError as error:

@@ -15,10 +15,9 @@ from google.protobuf.message import DecodeError, Message
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.v2 import PREFIX
-from mesh.wire import framing
+from mesh.wire import framing, localcall
 from mesh.wire.call import Handler, Header
-from router.inference import localcall
-from router.inference.localcall import LocalAnswer, LocalCall
+from mesh.wire.localcall import LocalAnswer, LocalCall
 
 M = TypeVar("M", bound=Message)
 

@@ -1,6 +1,6 @@
 """The long-lived tasks of a router pod and its workers, and what would go wrong without each.
 
-All of them are essential, because a restarted router recovers its state within seconds.
+Nearly all of them are essential, because a restarted router recovers its state within seconds.
 """
 
 from mesh.envoy.duties import EDGE, EDGE_CERTIFICATE
@@ -11,9 +11,10 @@ TICK = Duty("tick", "suspect pods stay suspect, and its readiness is outdated", 
 TAKE_PART = Duty("take part in the mesh", "it never leads, or leads for as long as it lives")
 ROSTER = Duty("roster", "other routers do not see this one")
 POD_CERTIFICATES = Duty("follow certificates", "its certificate for the mesh expires", turns=30)
+DATAPLANE = Duty("follow the data-plane file", "changes of that file have no effect", essential=False, turns=60)
 WORKER = Duty("keep worker", "a worker that dies or hangs is not replaced", turns=60)
 
-POD = (TAKE_PART, FOLLOW_ETCD, TICK, ROSTER, POD_CERTIFICATES, WORKER, EDGE, EDGE_CERTIFICATE)
+POD = (TAKE_PART, FOLLOW_ETCD, TICK, ROSTER, POD_CERTIFICATES, DATAPLANE, WORKER, EDGE, EDGE_CERTIFICATE)
 
 ROUNDS = Duty("rounds", "copies are neither added nor trimmed, and leaving pods are not emptied", turns=300)
 LIVES = Duty("lives", "unregistered ids stay blocked, and dead pods' lives stay open", turns=300)

@@ -174,6 +174,42 @@ class RouterLimits:
         return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """The methods that clients may call, and calls of several models."""
+
+    dataplane_config: Annotated[
+        str,
+        typer.Option(
+            envvar=["MESH_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG"],
+            metavar="JSON",
+            help="Data-plane configuration: the methods that clients may call, and where each request has the model's "
+            "id (docs/servers.md). Default: all methods.",
+        ),
+    ] = ""
+    dataplane_config_path: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=["MESH_DATAPLANE_CONFIG_PATH", "MM_DATAPLANE_CONFIG_PATH"],
+            help="File with the data-plane configuration, instead of --dataplane-config; read again when it changes.",
+        ),
+    ] = None
+    multi_parallelism: Annotated[
+        int,
+        typer.Option(
+            envvar=["MESH_MULTI_PARALLELISM", "MM_MULTI_PARALLELISM"],
+            min=1,
+            help="Models that are called at the same time for one call with several model ids.",
+        ),
+    ] = 4
+
+    def check(self) -> None:
+        """Raises BadParameter for options that contradict each other."""
+        if self.dataplane_config and self.dataplane_config_path is not None:
+            text = "give --dataplane-config or --dataplane-config-path, not both"
+            raise typer.BadParameter(text, param_hint="--dataplane-config")
+
+
 def workers(text: str) -> int:
     """Returns the number of workers, 0 for auto. Raises BadParameter."""
     if text == "auto":

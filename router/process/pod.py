@@ -41,6 +41,7 @@ from router.leader.election import Election
 from router.leader.rounds import Rounds
 from router.loads.agents import Agents
 from router.process import duties, sockets
+from router.process.dataplanefile import DataplaneFile
 from router.process.roster import Roster
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
@@ -144,6 +145,9 @@ class RouterPod:
         self._sockets: list[sockets.Sockets] = []
         self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were restarted.")
         self._hung = self._metrics.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
+        settings = self.settings
+        self._dataplane = DataplaneFile(settings.dataplane, settings.dataplane_path, settings.dataplane_published)
+        self._dataplane.follow(self._metrics)
         self._envoy: minder.Minder | None = None
         probe = addresses.parse_address(settings.probe)
         self._probes = Probes(probe, self.why_not_ready, self._why_not_live, self._render)
@@ -226,6 +230,9 @@ class RouterPod:
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             settings = self.settings = self._with_ports(settings)
             settings.write(self._dir / "settings.json")
+            self._dataplane.begin()
+            if self._dataplane.is_watched:
+                self._tasks.run(duties.DATAPLANE, self._dataplane.run)
             await self._feed.start(settings.feed)
             self._tasks.run(duties.TAKE_PART, self._take_part)
             self._tasks.run(duties.TICK, self._tick)

@@ -43,6 +43,7 @@ from router.loads.agents import Agents
 from router.loads.coldstart import ColdStart
 from router.management.handlers import Management
 from router.process import duties, sockets
+from router.process.dataplanefile import DataplaneFollower
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
@@ -130,7 +131,9 @@ class WorkerProcess:
             listen=self.vmodels.listen,
             note=self.vmodels.read,
         )
-        self.dispatcher = Dispatcher(self.forwarder, Routes())
+        routes = Routes()
+        self.dataplane = DataplaneFollower(settings.dataplane_published, routes)
+        self.dispatcher = Dispatcher(self.forwarder, routes)
         self.prober = Prober(self.view, self.agents)
         self.feed = FeedClient(
             settings.feed,
@@ -154,6 +157,7 @@ class WorkerProcess:
             view=self.view,
             bodies=bodies,
             snapshots=self.feed.merged,
+            dataplane=self.dataplane.document,
         )
         self.dispatcher.serve(
             services.methods(
@@ -192,6 +196,7 @@ class WorkerProcess:
     async def start(self) -> None:
         """Listens, and accepts calls."""
         settings = self.settings
+        self.dataplane.look()
         self._tasks.run(duties.FEED, self.feed.run)
         self._tasks.run(duties.WORKER_TICK, self._tick)
         if self.identity is not None:
@@ -269,6 +274,7 @@ class WorkerProcess:
             self.view.settle(loop.time(), away=self.forwarder.verifier.away)
             self.forwarder.deaths.settle(self.forwarder.loop.time())
             self.prober.look()
+            self.dataplane.look()
             self.feed.tell()
             if self.budget.settle():
                 await asyncio.to_thread(heap.trim)

@@ -9,22 +9,18 @@ import json
 import math
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from mesh import statuses
-from mesh.pb import details_pb2
-from mesh.statuses import Code, MeshError, Reason
-from mesh.wire import metadata
+from mesh.statuses import Code, MeshError
 from mesh.wire.call import Header
+from mesh.wire.localcall import LocalAnswer
 from router.calls import answers
-from router.inference.localcall import LocalAnswer
 
 _MAX_TEXT = 4000  # bytes
 
 
 def of_answer(answer: LocalAnswer) -> tuple[int, dict[str, Any]]:
     """Returns HTTP status and body for a call that failed."""
-    error = _our_own(answer)
+    error = answers.our_own(answer)
     if error is not None:
         return of_error(error)
     try:
@@ -53,25 +49,3 @@ def encoded(status: int, body: dict[str, Any]) -> tuple[int, list[Header], bytes
     if "retry_after" in body:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(body["retry_after"]))))
     return status, headers, json.dumps(body).encode()
-
-
-def _our_own(answer: LocalAnswer) -> MeshError | None:
-    encoded = answer.metadata(answers.DETAILS)
-    if encoded is None:
-        return None
-    try:
-        status = details_pb2.Status.FromString(metadata.decode_bin(encoded))
-        reason, retry_after, details = None, None, {}
-        for detail in status.details:
-            if detail.type_url.endswith("/google.rpc.ErrorInfo"):
-                info = details_pb2.ErrorInfo.FromString(detail.value)
-                if info.domain == statuses.DOMAIN and info.reason in Reason.__members__:
-                    reason, details = Reason[info.reason], dict(info.metadata)
-            elif detail.type_url.endswith("/google.rpc.RetryInfo"):
-                delay = details_pb2.RetryInfo.FromString(detail.value).retry_delay
-                retry_after = delay.seconds + delay.nanos / 1e9
-    except (ValueError, DecodeError):  # details from a model server, and malformed: use its code and text
-        return None
-    if reason is None or reason.code != answer.code:
-        return None
-    return MeshError(reason, answer.text, retry_after=retry_after, details=details)

@@ -13,7 +13,7 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason, too_large
 from mesh.wire import framing, inflate
 from mesh.wire.budget import Hold
-from router.inference.localcall import LocalAnswer
+from mesh.wire.localcall import LocalAnswer
 from router.inference.models import Caller, Models
 from router.rest import documents, jsontext, shortcuts
 from router.rest.asked import HEADER_LENGTH, Asked, ModelPath

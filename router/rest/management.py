@@ -298,7 +298,13 @@ class ManagementApi:
         numbers = statistics.summary(await self._parts.snapshots())
         view = self._parts.view
         return web.json_response(
-            {**numbers, "resident": len(view.copies), "pods": len(view.pods), "workers": self._parts.settings.workers}
+            {
+                **numbers,
+                "resident": len(view.copies),
+                "pods": len(view.pods),
+                "workers": self._parts.settings.workers,
+                "dataplane": self._parts.dataplane(),
+            }
         )
 
     async def dynamic_settings(self, _: web.Request) -> web.Response:

@@ -1,6 +1,6 @@
 """The parts of a worker that its REST application needs."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from mesh.telemetry import metrics
@@ -25,3 +25,4 @@ class Parts:
     view: View
     bodies: Bodies
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # merged metrics of all workers of this router pod
+    dataplane: Callable[[], Mapping[str, object] | None]  # the configuration in force, if there is one

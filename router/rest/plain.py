@@ -15,8 +15,8 @@ from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire.budget import Budget, Hold
 from mesh.wire.call import Header
+from mesh.wire.localcall import LocalAnswer
 from mesh.wire.plainrequest import Answer, PlainRequest
-from router.inference.localcall import LocalAnswer
 from router.inference.models import Caller, CallFailed, Models
 from router.rest import documents, errors
 from router.rest.asked import HEADER_LENGTH, MODELS, Asked, ModelPath, PlainFields

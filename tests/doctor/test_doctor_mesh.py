@@ -136,6 +136,17 @@ def test_a_type_that_no_server_takes(doctor, fine: FakeMesh) -> None:
     assert "type onnx" not in text
 
 
+def test_a_data_plane_configuration_that_cannot_be_used(doctor, fine: FakeMesh) -> None:
+    """An unusable data-plane configuration is a finding with its reason."""
+    config = {"source": "/etc/mesh/dataplane", "methods": ["a.B/c"], "others": False, "error": ""}
+    fine.answer("/mesh/v1/stats", {"workers": 2, "dataplane": config})
+    assert "/etc/mesh/dataplane has rules for 1 methods" in looked(doctor, fine).said("ok", "mesh", "dataplane")
+    fine.answer("/mesh/v1/stats", {"workers": 2, "dataplane": {**config, "error": "it is not JSON"}})
+    text = looked(doctor, fine).said("fail", "mesh", "dataplane")
+    assert "/etc/mesh/dataplane cannot be used" in text
+    assert "it is not JSON" in text
+
+
 def test_a_setting_that_nobody_understands(doctor, fine: FakeMesh) -> None:
     fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": "{", "type_limits": "["}})
     text = looked(doctor, fine).said("fail", "mesh", "settings")

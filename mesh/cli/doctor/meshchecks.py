@@ -40,7 +40,7 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
         return [_unreachable(facts), *found]
     workers = facts.stats.get("workers")
     found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {workers} workers"))
-    found += [*_pods(facts.pods), *_room(facts.pods)]
+    found += [*_dataplane(facts.stats), *_pods(facts.pods), *_room(facts.pods)]
     if facts.registered is None:
         text = f"the router answers, but cannot read its registry: {facts.registry_error}"
         return [
@@ -80,6 +80,19 @@ def _certificate(facts: MeshFacts, now: datetime.datetime) -> Iterator[Finding]:
     if certificate and facts.answer.trouble not in (Trouble.EXPIRED, Trouble.NOT_YET):
         todo = "renew it in its Secret (tls.secretName): routers use the new one without a restart"
         yield certificates.expiry(AREA, "expiry", f"the certificate of {facts.endpoint}", certificate, now, todo)
+
+
+def _dataplane(stats: Mapping[str, Any]) -> Iterator[Finding]:
+    config = stats.get("dataplane")
+    if not isinstance(config, dict):
+        return
+    source, methods = config.get("source"), config.get("methods") or ()
+    others = "others are allowed, too" if config.get("others") else "all others are refused"
+    if error := config.get("error"):
+        text = f"the data-plane configuration {source} cannot be used, so its former content is in force: {error}"
+        yield AREA.fail("dataplane", text, "correct it: routers read it again at once (docs/servers.md)")
+    else:
+        yield AREA.ok("dataplane", f"{source} has rules for {len(methods)} methods; {others}")
 
 
 def _pods(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:

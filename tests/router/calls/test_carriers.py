@@ -204,7 +204,7 @@ async def test_a_stream_keeps_nothing_once_its_reply_has_begun(core):
 
 
 def _retry_after(call):
-    from router.inference.localcall import LocalAnswer
+    from mesh.wire.localcall import LocalAnswer
     from router.rest import errors
 
     code, text, _, headers, trailers = call.answers[0]

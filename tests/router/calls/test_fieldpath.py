@@ -6,8 +6,16 @@ from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2, modelmesh_pb2
 from router.calls import fieldpath
+from tests.support.anymessage import Made, made
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+
+
+@given(made())
+def test_the_string_at_any_path_of_any_message_is_the_one_that_protobuf_reads(one: Made):
+    """In messages of any type, the string at any path is read as protobuf reads it, and a missing one is missing."""
+    assert fieldpath.extract(one.encoded, one.path) == one.text
+    assert fieldpath.extract(b"12345" + one.encoded, one.path, 5) == one.text
 
 
 @given(name=TEXT, version=TEXT, tensors=st.lists(TEXT, max_size=3), blob=st.binary(max_size=500))

@@ -72,11 +72,17 @@ def test_ids_in_metadata(method, headers, expected):
         pytest.param([(b"mm-model-id-bin", b"!")], Reason.BAD_REQUEST, "mm-model-id-bin is not base64", id="base64"),
         pytest.param([(b"mm-model-id", b"\xff")], Reason.BAD_REQUEST, "not UTF-8", id="not-text"),
         pytest.param(
-            [(b"mm-vmodel-id", b"a"), (b"mm-vmodel-id", b"b")], Reason.UNKNOWN_METHOD, "several vmodel", id="vmodels"
+            [(b"mm-model-id", b"a"), (b"mm-model-id", b"")],
+            Reason.BAD_REQUEST,
+            "provided model-id header must be non-empty",
+            id="one-of-several-empty",
         ),
-        pytest.param([(b"mm-model-id", b"a"), (b"mm-model-id", b"b")], Reason.UNKNOWN_METHOD, "several", id="several"),
+        pytest.param([(b"mm-model-id", b"a")] * 101, Reason.BAD_REQUEST, "at most 100 ids", id="too-many"),
         pytest.param(
-            [(b"mm-model-id-bin", bin_("a") + b"," + bin_("b"))], Reason.UNKNOWN_METHOD, "several", id="joined"
+            [(b"mm-vmodel-id-bin", b",".join([bin_("a")] * 101))],
+            Reason.BAD_REQUEST,
+            "at most 100 ids",
+            id="too-many-joined",
         ),
     ],
 )

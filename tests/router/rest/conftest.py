@@ -277,6 +277,9 @@ class FakeWorker:
     async def snapshots(self):
         return self.registry.snapshot()
 
+    def dataplane(self):
+        return None
+
 
 @pytest.fixture
 def max_message():

@@ -24,9 +24,9 @@ from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import OF_NAME
 from mesh.wire import framing
 from mesh.wire.client import Pool
+from mesh.wire.localcall import LocalAnswer
 from mesh.wire.server import Server
 from router.calls import answers
-from router.inference.localcall import LocalAnswer
 from router.rest import errors
 from router.settings import RouterSettings
 from tests.router.rest.conftest import CARRIERS, METHOD, FakeWorker

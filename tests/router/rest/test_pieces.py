@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2 as pb
 from mesh.wire import framing
-from router.inference.localcall import LocalAnswer
+from mesh.wire.localcall import LocalAnswer
 from router.inference.models import Models
 from router.rest import documents
 from router.rest.asked import ModelPath

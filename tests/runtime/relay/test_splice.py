@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2
 from mesh.runtime.relay.splice import SpliceError, append, splice
+from tests.support.anymessage import Made, made
 from tests.support.exampleproto import PredictRequest
 
 TEXTS = st.text(max_size=200).filter(lambda text: text.isprintable())
@@ -18,6 +19,21 @@ REQUESTS = st.fixed_dictionaries(
 def encoded(parts: list[dict]) -> bytes:
     """Returns several encoded messages one after the other, which protobuf reads as a single message."""
     return b"".join(PredictRequest(**part).SerializeToString() for part in parts)
+
+
+@given(made(), TEXTS)
+def test_a_string_at_any_path_of_any_message_reads_as_set(one: Made, model_id: str) -> None:
+    """In messages of any type, protobuf reads a spliced message as the original with the string at the path set."""
+    assert one.parse(splice(one.encoded, one.path, model_id.encode())) == one.with_text(model_id)
+
+
+@given(made(), made(), TEXTS)
+def test_a_message_written_in_two_parts_is_spliced_as_its_merge(one: Made, other: Made, model_id: str) -> None:
+    """Two encoded messages of a type, one after the other, mean their merge, in which the string is set."""
+    twice = one.encoded + one.with_text(other.text or "").SerializeToString()
+    merged = one.parse(twice)
+    spliced = one.parse(splice(twice, one.path, model_id.encode()))
+    assert spliced == Made(merged, one.path).with_text(model_id)
 
 
 @given(st.lists(REQUESTS, max_size=3), TEXTS)

@@ -148,6 +148,7 @@ async def make(
     headers: list[wire.Header],
     deadline: float | None,
     peer: str,
+    encoding: bytes = b"",
 ) -> LocalAnswer:
     """Makes a call and waits for its answer until the deadline. If the wait is cancelled, so is the call."""
     answer: asyncio.Future[LocalAnswer] = asyncio.get_running_loop().create_future()
@@ -157,6 +158,7 @@ async def make(
             answer.set_result(came)
 
     call = LocalCall(method, frame, headers=headers, deadline=deadline, peer=peer, done=done)
+    call.encoding = encoding
     begin(call, dispatch)
     try:
         async with asyncio.timeout_at(deadline):
