@@ -39,7 +39,7 @@ def set_alias(
         typer.Option(
             "--version",
             metavar="VERSION",
-            help=("Name of the target as a version; without a target, the version to move to."),
+            help=("Version name for the target; without a target, the version to move to."),
         ),
     ] = "",
     keep: Annotated[
@@ -56,10 +56,12 @@ def set_alias(
         typer.Option(
             "--mirror",
             metavar="TARGET[=PERCENT]|none",
-            help="Model that also gets a share of the calls, in percent, without answering callers. Default: 100.",
+            help="Model that also gets a share of the calls, in percent; its answers are dropped. Default: 100.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Switch at once, even if the target is not loaded.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Switch immediately, even if the target is not loaded.")
+    ] = False,
     wait: Wait = True,
     timeout: options.Timeout = LOAD_SECONDS,
     endpoint: options.Endpoint = "",
@@ -67,9 +69,9 @@ def set_alias(
 ) -> None:
     """Creates an alias, moves it to another model, or divides its calls among several.
 
-    Calls go to a new target once it is loaded, in as many copies as the present model has, and none fails meanwhile.
-    With several targets, each call goes to one of them, by weight. If a target cannot serve, another one answers. To
-    end a split, name one target.
+    Calls go to a new target once it is loaded, in as many copies as the active model has. No call fails meanwhile. With
+    several targets, each call goes to one of them, by weight; if that one cannot serve, another one answers. To end a
+    split, name one target.
 
     Examples: `mesh alias set fraud fraud-2026-11`, `mesh alias set fraud fraud@7=90 fraud@8=10 --sticky x-user`,
     `mesh alias set fraud --mirror fraud@9=5`
@@ -121,7 +123,7 @@ def ls(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists aliases by name, with the models that get their calls, and the reasons of moves that are stuck.
+    """Lists aliases by name, with the models that get their calls, and why moves are stuck.
 
     Example: `mesh alias ls fraud`
     """

@@ -31,7 +31,9 @@ def certificates(
     ] = "",
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", metavar="DIR", help="Folder to use instead of a Secret, on machines without Kubernetes."),
+        typer.Option(
+            "--dir", metavar="DIR", help="Folder to use instead of a Secret, for machines without Kubernetes."
+        ),
     ] = None,
     days: Annotated[int, typer.Option("--days", min=2, help="Validity of a certificate, in days.")] = 365,
     renew_before: Annotated[
@@ -58,7 +60,7 @@ def certificates(
         ),
     ] = 60.0,
     namespace: Annotated[
-        str, typer.Option("--namespace", metavar="NAME", help="Namespace of the Secret; by default the pod's own.")
+        str, typer.Option("--namespace", metavar="NAME", help="Namespace of the Secret. Default: the pod's own.")
     ] = "",
     kube_api: Annotated[
         str, typer.Option("--kube-api", metavar="URL", hidden=True, help="URL of the Kubernetes API, for tests.")
@@ -83,9 +85,10 @@ def certificates(
 ) -> None:
     """Issues the certificates for TLS inside a mesh (`--internal-tls`), and renews those that are due.
 
-    It writes ca.crt, the authorities that the mesh trusts; ca.key, their keys, which no process of the mesh needs;
-    tls.crt and tls.key, which every process presents, valid for the name mesh.internal and each --dns. Running it once
-    a day is enough; certificates that are not due stay unchanged. Files that it did not write are never replaced.
+    It writes four files. ca.crt holds the authorities that the mesh trusts, and ca.key their keys, which no process of
+    the mesh needs. Every process presents tls.crt, with the key tls.key; it is valid for the name mesh.internal and
+    each --dns. Run the command once a day: certificates that are not due stay unchanged. Files that it did not write
+    are never replaced.
 
     Examples: `mesh certificates --dir ./tls`, `mesh certificates --secret mesh-internal --dns mesh-etcd-0.mesh-etcd`
     """

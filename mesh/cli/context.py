@@ -42,7 +42,7 @@ def set_context(
         str | None, typer.Option("--key", metavar="FILE", help="PEM file of the private key of --cert.")
     ] = None,
 ) -> None:
-    """Creates a context, or changes the given parts of one; '' removes a file. The first context becomes the current
+    """Creates a context, or changes the options given; '' removes a file. The first context becomes the current
     one.
 
     Example: `mesh context set prod --endpoint https://mesh.example:8033 --ca ca.crt`
@@ -75,7 +75,7 @@ def use(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the context.", show_default=False)] = "",
     none: Annotated[bool, typer.Option("--none", help="Unset the current context.")] = False,
 ) -> None:
-    """Makes a context the current one, which commands use unless told otherwise.
+    """Makes a context the current one, which commands use unless --context names another.
 
     Example: `mesh context use prod`
     """

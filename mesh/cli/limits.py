@@ -31,8 +31,8 @@ def set_limits(
     """Sets how many copies a model has.
 
     The value `none` removes a limit, so that the limit of the model's type applies, if it has one. Missing copies are
-    loaded within seconds, if there is room. Without limits a model gets a copy when it is called, and further copies
-    while it is hot.
+    loaded within seconds, if there is room. Without limits, a model gets a copy when it is called, and further
+    copies while it gets many calls.
 
     Examples: `mesh set fraud/de --min 2 --max 4`, `mesh set fraud/de --pinned yes`
     """
@@ -72,7 +72,7 @@ def settings(
     """Shows and changes settings of the whole mesh while it runs.
 
     `type_constraints` are the labels of pods that a type requires or prefers, in ModelMesh's JSON; copies on pods that
-    are no longer allowed are moved. `type_limits` are the numbers of copies that models of a type have.
+    are no longer allowed are moved. `type_limits` are the numbers of copies that models of a type may have.
 
     Examples: `mesh settings`,
     `mesh settings type_constraints '{"big": {"required": ["gpu"]}, "_default": {"preferred": ["cpu"]}}'`,

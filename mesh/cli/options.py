@@ -15,7 +15,9 @@ from mesh.cli.trust import SYSTEM, Trust
 
 T = TypeVar("T")
 
-ENDPOINT_HELP = f"Endpoint of the mesh's REST interface. Default: MESH_ENDPOINT, the context's, or {DEFAULT_ENDPOINT}."
+ENDPOINT_HELP = (
+    f"Endpoint of the mesh's REST interface. Default: MESH_ENDPOINT, else the context's, else {DEFAULT_ENDPOINT}."
+)
 
 Endpoint = Annotated[
     str, typer.Option("--endpoint", "-e", metavar="URL", help=ENDPOINT_HELP, show_default=False, rich_help_panel="Mesh")

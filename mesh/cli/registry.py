@@ -64,7 +64,7 @@ def register(
     """Registers a model. It takes no memory until it is called.
 
     Registering it again with the same attributes changes nothing. To replace the file of a model that is being called,
-    give the new one a version: it is registered as MODEL@VERSION and loaded, and then the alias MODEL moves to it. No
+    give the new file a version: it is registered as MODEL@VERSION and loaded, and then the alias MODEL moves to it. No
     call fails meanwhile, and `mesh rollback` goes back.
 
     Examples: `mesh register fraud/de ./fraud-de.onnx --load --wait`, `mesh register fraud ./new.onnx --version 8`

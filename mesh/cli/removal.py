@@ -60,7 +60,8 @@ def unregister(
 ) -> None:
     """Unregisters models and unloads their copies. Their files stay where they are.
 
-    With both --prefix and --all-of-type, models are unregistered that have both. A model that an alias names stays.
+    With both --prefix and --all-of-type, only models that match both are unregistered. A model that an alias names
+    stays.
 
     Examples: `mesh unregister fraud/de fraud/fr`, `mesh unregister --prefix fraud/`,
     `mesh unregister --prefix test/ --all-of-type onnx --yes`

@@ -33,7 +33,7 @@ def replay(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Repeats a pod's latest evictions and refusals, from the state that they were based on.
+    """Repeats the decisions behind a pod's latest evictions and refusals, from their recorded inputs.
 
     The same version of Mesh makes the same decisions; another version may not, and the output shows the differences.
     The exit code is 1 if any decision differs.

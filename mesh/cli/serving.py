@@ -31,7 +31,7 @@ def status(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
     """Shows a model: its registration, its copies, and why it cannot be loaded. For an alias it shows where its calls
-    go, its versions, and why a move does not go on.
+    go, its versions, and why a move is stuck.
 
     The exit code is 5 if loading failed. Example: `mesh status fraud/de`
     """
@@ -131,8 +131,8 @@ def release(
 def explain(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Explains where a model is or would be loaded, and why. For an alias it explains where its calls go, and the
-    models that it names.
+    """Explains where a model is or would be loaded, and why. For an alias, explains where its calls go, and each model
+    that it names.
 
     Example: `mesh explain fraud/de`
     """

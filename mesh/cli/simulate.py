@@ -79,8 +79,8 @@ def simulate(
 ) -> None:
     """Runs a request trace through the code for placement and eviction, and reports hit rates and loads.
 
-    A hit finds its model loaded. The row `clairvoyant` is the upper bound for every policy: one cache of the same size
-    that knows the future. Rates are those of the second half of the requests, when the mesh is full.
+    A hit is a request whose model is loaded. The row `clairvoyant` is the upper bound for every policy: one cache of
+    the same size that knows the future. Rates cover the second half of the requests, when the mesh is full.
 
     Examples: `mesh simulate zipf --pods 8 --policy lru --policy gdsf`,
     `mesh simulate calls.csv --sizes sizes.csv --capacity 4GiB --pods 4 --pods 8 --picture calls.png`

@@ -62,7 +62,9 @@ def rollback(
     version: Annotated[
         str, typer.Option("--version", metavar="VERSION", help="Version to go back to. Default: the previous one.")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Switch at once, even if that version is not loaded.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Switch immediately, even if that version is not loaded.")
+    ] = False,
     wait: Wait = True,
     timeout: options.Timeout = LOAD_SECONDS,
     endpoint: options.Endpoint = "",
@@ -70,7 +72,7 @@ def rollback(
 ) -> None:
     """Moves an alias back to the previous version. Calls go there once it is loaded, and none fails meanwhile.
 
-    A move in progress is given up; its calls have not left the previous version yet.
+    A move in progress is given up: its calls still go to the previous version.
 
     Examples: `mesh rollback fraud`, `mesh rollback fraud --version 6`
     """

@@ -50,8 +50,8 @@ class Edge:
         typer.Option(
             envvar="MESH_TLS_CLIENT_AUTH",
             metavar="require|optional",
-            help="Policy for clients' certificates with --tls-client-ca: require, or optional to admit clients without "
-            "a certificate, too.",
+            help="Policy for clients' certificates with --tls-client-ca: require, or optional, which also admits "
+            "clients without a certificate.",
             show_default="require",
         ),
     ] = ""
@@ -98,7 +98,7 @@ class RouterLimits:
         str,
         typer.Option(
             envvar="MESH_MAX_BODY_BYTES",
-            help="Bytes of requests and replies that a worker holds; beyond half of it, large requests are refused "
+            help="Bytes of requests and replies that a worker may hold; once half is used, large requests are refused "
             "with 429. auto: 256 MiB, or four times --max-message if that is more.",
         ),
     ] = "auto"

@@ -51,8 +51,7 @@ def backup(
     """Writes all registrations to a file: models, virtual models, settings.
 
     It reads etcd at one revision while the mesh runs. Pods, copies and other state that the mesh recreates are left
-    out. The file contains the models' storage keys as they were registered, so it is readable only by you: keep it that
-    way.
+    out. The file contains the models' storage keys as they were registered, so only you can read it: keep it that way.
 
     Examples: `mesh backup registry.backup --etcd-config etcd_connection`,
     `kubectl exec deploy/mesh-router -- mesh backup - > registry.backup`
@@ -117,9 +116,9 @@ def restore(
 ) -> None:
     """Registers the contents of a backup or of a snapshot of etcd, in this mesh or another, while it runs.
 
-    The whole file is checked first. Registrations that already exist stay unchanged, so after a failure the same
-    command continues. If some exist with other attributes, they are listed and also stay unchanged unless you use
-    --overwrite, and the exit code is 1. Registrations that are not in the backup are never removed.
+    The whole file is checked first. Registrations that already exist stay unchanged, so after a failure you can run the
+    same command again. Those that exist with other attributes are listed, and replaced only with --overwrite; without
+    it, the exit code is 1. Registrations that are not in the backup are never removed.
 
     To read a snapshot, a temporary etcd is started from it; that needs etcd and etcdutl, which the image has.
 

@@ -80,7 +80,7 @@ def doctor(
     reading: Annotated[
         float,
         typer.Option(
-            "--reading", metavar="SECONDS", min=0.1, help="Time limit of reading the list of models, in seconds."
+            "--reading", metavar="SECONDS", min=0.1, help="Time limit for reading the list of models, in seconds."
         ),
     ] = 30.0,
     endpoint: options.Endpoint = "",
@@ -88,9 +88,9 @@ def doctor(
 ) -> None:
     """Checks what a mesh depends on, and says what is wrong and what to do.
 
-    Through the endpoint it checks routers, pods, room, models that cannot be loaded, types without pods, and
-    certificates; through kubectl, if it is on PATH, rights, pods, volumes, Secrets and the certificates in them; and in
-    etcd whether it is reachable with these credentials, its members, alarms, quota, latency, and the prefix's owner.
+    Through the endpoint, it checks routers, pods, room, models that cannot be loaded, types without pods, and
+    certificates. Through kubectl, if it is on PATH, it checks rights, pods, volumes, Secrets and the certificates in
+    them. In etcd, it checks the credentials, members, alarms, quota, latency, and the prefix's owner.
 
     Lines begin with ok, warn or FAIL; the exit code is 1 if any is FAIL. Areas that cannot be checked are listed with
     the reason.

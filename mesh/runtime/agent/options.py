@@ -197,7 +197,7 @@ class Work:
         str,
         typer.Option(
             envvar="MESH_MAX_BODY_BYTES",
-            help="Bytes of requests and replies that the model server holds; beyond half of it, large requests are "
+            help="Bytes of requests and replies that the model server may hold; once half is used, large requests are "
             "refused with 429. auto: 512 MiB, or four times --max-message if that is more.",
         ),
     ] = "auto"
@@ -239,8 +239,8 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER",
             metavar="ADDRESS",
-            help="Address of a model server that speaks mmesh.ModelRuntime, HOST:PORT or unix:/PATH; default: our ONNX "
-            "server.",
+            help="Address of a model server that speaks mmesh.ModelRuntime, HOST:PORT or unix:/PATH; default: Mesh's "
+            "own ONNX server.",
         ),
     ] = ""
     server_command: Annotated[
@@ -248,8 +248,8 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER_COMMAND",
             metavar="COMMAND",
-            help="Command that starts such a server as a child of this pod. {socket} in it becomes the path of a unix "
-            "socket to listen on, {port} a free port; without either, --server is its address.",
+            help="Command that starts a model server as a child of this pod. {socket} in it becomes the path of a unix "
+            "socket to listen on, {port} a free port; without either, the server listens on --server.",
         ),
     ] = ""
 
@@ -259,7 +259,7 @@ class ModelServer:
             envvar="MESH_TYPES",
             metavar="TYPE,...",
             help="List of the model types that the server takes, NAME or NAME:VERSION, separated by commas, or 'any'; "
-            "default: onnx, or any beside a server that is not ours.",
+            "default: onnx, or any with --server or --server-command.",
         ),
     ] = ""
 
