@@ -74,6 +74,7 @@ def main(
             run_dir=run_dir and os.path.abspath(run_dir),
             etcd=reached,
             max_message=checked.size(limits.max_message, "--max-message"),
+            max_forwarded_message=checked.size(limits.max_forwarded_message, "--max-forwarded-message"),
             max_body_bytes=limits.body_bytes(),
             min_body_rate=checked.size(limits.min_body_rate, "--min-body-rate"),
             edge_memory=checked.size(limits.edge_memory, "--edge-memory"),

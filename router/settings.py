@@ -38,6 +38,7 @@ class RouterSettings:
     run_dir: str = ""
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     max_message: int = 16 * MiB
+    max_forwarded_message: int = 0  # of a message that is passed on in pieces; 0: no limit
     max_body_bytes: int = 256 * MiB  # of all requests and replies that one worker holds
     min_body_rate: int = 32 * 1024  # lowest rate at which a body may arrive or be read, bytes a second; 0: no limit
     edge_memory: int = 384 * MiB  # near which Envoy refuses new connections; 0: no limit

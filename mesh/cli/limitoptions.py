@@ -44,6 +44,12 @@ class LimitOptions:
     max_message: Annotated[
         str, _size("--max-message", "Size of the largest request or reply, in bytes; default 16MiB.")
     ] = ""
+    max_forwarded_message: Annotated[
+        str,
+        _size(
+            "--max-forwarded-message", "Size of the largest message forwarded in pieces, in bytes; default no limit."
+        ),
+    ] = ""
     max_body_bytes: Annotated[
         str,
         _size(
@@ -102,8 +108,8 @@ class LimitOptions:
 
 
 ROUTER = (
-    *("max_message", "max_body_bytes", "min_body_rate", "edge_memory", "max_connections_per_pod", "load_wait"),
-    *("max_waiters", "max_waiters_per_model", "max_waiting_bytes"),
+    *("max_message", "max_forwarded_message", "max_body_bytes", "min_body_rate", "edge_memory"),
+    *("max_connections_per_pod", "load_wait", "max_waiters", "max_waiters_per_model", "max_waiting_bytes"),
 )
 RUNTIME = (
     *("max_message", "max_body_bytes", "load_timeout", "load_concurrency"),

@@ -39,6 +39,9 @@ class Call(ABC):
     peer: str
     """The caller's address, for logs."""
 
+    takes_pieces = False
+    """True if `write` also takes pieces of a message, so that nobody needs to hold all of it."""
+
     def header(self, name: bytes) -> bytes | None:
         """Returns the value of the first header of that name."""
         for key, value in self.headers:
@@ -60,8 +63,8 @@ class Call(ABC):
 
     @abstractmethod
     async def read(self) -> bytes | None:
-        """Returns the next frame of the request, or None at its end; `frame`, if set, is returned once. Raises
-        `CallCancelled`."""
+        """Returns the next frame of the request, or None at its end; `frame`, if set, is returned once. A handler that
+        has said so takes large frames piece by piece (`pieces`). Raises `CallCancelled`."""
 
     @abstractmethod
     def reply(self, frame: bytes, headers: Headers = (), trailers: Headers = ()) -> None:
@@ -86,7 +89,8 @@ class Call(ABC):
 
     @abstractmethod
     async def write(self, frame: bytes) -> None:
-        """Sends one message, once the transport has room. Raises `CallCancelled`."""
+        """Sends one message, or the next piece of one if it `takes_pieces`, once the transport has room. Raises
+        `CallCancelled`."""
 
     @abstractmethod
     def finish(self, code: int = 0, text: str = "", trailers: Headers = ()) -> None:

@@ -19,6 +19,7 @@ from mesh.identity import NAME, Identity
 from mesh.options import values
 from mesh.wire import budget as budgets
 from mesh.wire import call, clientconnection, exchange, heads, metadata
+from mesh.wire import pieces as policy
 from mesh.wire.exchange import Exchange, Sink
 from mesh.wire.reply import Lost, LostKind, Reply
 from mesh.wire.streams import ReplyStream, RequestStream
@@ -58,9 +59,11 @@ class Pool:
         idle_timeout: float = 60.0,
         identity: Identity | None = None,
         budget: budgets.Budget = budgets.UNBOUNDED,
+        pieces: policy.Pieces = policy.NONE,
     ) -> None:
         """Makes a pool; `address` is "host:port" or "unix:/path", times are in seconds, `max_message` (of replies) is
-        in bytes. With an `identity`, TCP connections use mutual TLS, which `connect_timeout` covers too.
+        in bytes. Replies to calls that take `pieces` have its limit instead. With an `identity`, TCP connections use
+        mutual TLS, which `connect_timeout` covers too.
 
         Replies count in `budget` while they arrive. Connections are opened when there is something to send. Raises
         ValueError for an invalid address.
@@ -69,6 +72,7 @@ class Pool:
             raise ValueError(f"{address!r} is not an address: write HOST:PORT or unix:/PATH")
         self.address = address
         self.budget = budget
+        self.pieces = pieces.below(max_message)
         self.heads: heads.Memo[tuple[list[call.Header], bytes]] = heads.Memo()  # metadata and encoding
         self.tails: heads.Memo[list[call.Header]] = heads.Memo()  # trailing metadata
         self.calls = 0
@@ -112,12 +116,19 @@ class Pool:
         return self._begin(Exchange(self, sink, request, True))
 
     def open(
-        self, method: bytes, headers: call.Headers, *, timeout: bytes | None = None, encoding: bytes = b""
+        self,
+        method: bytes,
+        headers: call.Headers,
+        *,
+        timeout: bytes | None = None,
+        encoding: bytes = b"",
+        takes_pieces: bool = False,
     ) -> RequestStream:
-        """Begins a request whose messages are written one by one. Raises ValueError as `send` does."""
+        """Begins a request whose messages are written one by one. `takes_pieces` is true if large messages of the reply
+        may be read in pieces. Raises ValueError as `send` does."""
         prefix = self._prefixes.get(method) or self._prefix(method)
         head = b"%btransfer-encoding: chunked\r\n%b\r\n" % (prefix, _lines(headers, timeout, encoding))
-        stream = RequestStream()
+        stream = RequestStream(takes_pieces=takes_pieces)
         stream.exchange = self._begin(Exchange(self, stream, (head,), False))
         return stream
 

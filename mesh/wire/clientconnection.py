@@ -15,7 +15,7 @@ import httptools
 
 from mesh import statuses
 from mesh.wire import budget as budgets
-from mesh.wire import call, exchange, framing, heads, inbox, largebody, metadata, refusals
+from mesh.wire import call, exchange, framing, heads, inbox, largebody, metadata, pieces, refusals
 from mesh.wire import reply as replies
 from mesh.wire.heads import Memo
 
@@ -34,6 +34,7 @@ class Owner(Protocol):
 
     address: str
     budget: budgets.Budget
+    pieces: pieces.Pieces
     heads: Memo[tuple[list[call.Header], bytes]]
     tails: Memo[list[call.Header]]
 
@@ -57,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         "_headers",
         "_heard",
         "_held",
+        "_in_pieces",
         "_interim",
         "_keep",
         "_limit",
@@ -68,6 +70,7 @@ class ClientConnection(asyncio.Protocol):
         "_refusal",
         "_special",
         "_trailers",
+        "_whole",
         "idle_since",
         "patience",
         "stalled",
@@ -79,6 +82,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, pool: Owner, limit: int, patience: int) -> None:
         self._pool = pool
         self._limit = limit
+        self._whole = pool.pieces.above + framing.PREFIX  # bytes of the largest frame that is never divided
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: exchange.Exchange | None = None
         self.idle_since = 0  # the pool's tick when it became idle
@@ -101,6 +105,7 @@ class ClientConnection(asyncio.Protocol):
         self._body: bytes | bytearray = b""
         self._box: inbox.Inbox | None = None  # set once the reply is a stream
         self._refusal: replies.Reply | None = None  # the failure that replaces an unacceptable reply
+        self._in_pieces = False  # the reply begins with a message that the call takes in pieces
         self._heard = False  # a byte of the reply has arrived
         self._head_done = False
         self._interim = False  # an informational head (1xx) was skipped
@@ -223,7 +228,8 @@ class ClientConnection(asyncio.Protocol):
         owner = self._exchange
         assert owner is not None
         size, left, skipped = begun
-        if self._head_done and self._refusal is None and self._special.get(b"transfer-encoding") == b"chunked":
+        chunked = self._special.get(b"transfer-encoding") == b"chunked"
+        if self._head_done and self._refusal is None and chunked and not (size > self._whole and self._divides(owner)):
             self._count(size)
             if self._refusal is None:
                 self._reader = reader = largebody.LargeBody(self, size, left)
@@ -330,7 +336,18 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._body = bytearray(self._body) + data
             if self._held < len(self._body):
-                self._count(max(len(self._body), framing.announced(self._body, self._limit)))
+                size = framing.announced(self._body, framing.MAX_LENGTH)
+                if size > self._whole:
+                    owner = self._exchange
+                    divided = owner is not None and self._divides(owner)
+                    size = 0 if divided else min(size, self._limit + framing.PREFIX)
+                self._count(max(len(self._body), size))
+
+    def _divides(self, owner: exchange.Exchange) -> bool:
+        """Returns whether the call takes a large first message in pieces, and remembers it if so."""
+        if owner.takes_pieces:
+            self._in_pieces = True
+        return self._in_pieces
 
     def _count(self, size: int) -> None:
         """Counts `size` bytes of a large reply in the budget, or refuses the reply."""
@@ -359,9 +376,9 @@ class ClientConnection(asyncio.Protocol):
         incomplete."""
         body = self._body
         try:
-            if body and framing.frame_end(body, 0, self._limit) > len(body):
+            if body and not self._in_pieces and framing.frame_end(body, 0, self._limit) > len(body):
                 return
-            box = self._inbox()
+            box = self._inbox(owner)
             if body:
                 box.feed(bytes(body))
         except framing.FrameError as error:
@@ -382,10 +399,15 @@ class ClientConnection(asyncio.Protocol):
         try:
             if box is not None:
                 box.end()
-            elif body and reply.code == _OK and framing.frame_end(body, 0, self._limit) == len(body):
+            elif (
+                body
+                and reply.code == _OK
+                and not self._in_pieces
+                and framing.frame_end(body, 0, self._limit) == len(body)
+            ):
                 reply.frame = body if type(body) is bytes else bytes(body)
             elif body or reply.code == _OK:
-                box = self._inbox()
+                box = self._inbox(owner)
                 if body:
                     box.feed(bytes(body))
                 box.end()
@@ -398,13 +420,14 @@ class ClientConnection(asyncio.Protocol):
         self._leave(keep)
         owner.answered(reply, box)
 
-    def _inbox(self) -> inbox.Inbox:
+    def _inbox(self, owner: exchange.Exchange) -> inbox.Inbox:
         """Makes an inbox for the messages of a stream. It counts them in the budget."""
         budget = self._pool.budget
         if self._held:
             budget.give(self._held)
             self._held = 0
-        return inbox.Inbox(self._limit, self._hold, budget, budget.replies)
+        policy = self._pool.pieces if owner.takes_pieces else None
+        return inbox.Inbox(self._limit, self._hold, budget, budget.replies, pieces=policy)
 
     def _leave(self, keep: bool) -> None:
         """Removes all state of the call."""

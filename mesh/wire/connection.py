@@ -21,7 +21,7 @@ import httptools
 from mesh.identity.identity import known
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
-from mesh.wire import call, heads, largebody, refusals
+from mesh.wire import call, framing, heads, largebody, pieces, refusals
 from mesh.wire.servercall import ANSWERED, STARTED
 
 log = logs.get(__name__)
@@ -97,6 +97,7 @@ class Owner(Protocol[M, K]):
     budget: budgets.Budget
     memo: heads.Memo[K]
     max_message: int  # bytes
+    pieces: pieces.Pieces
     max_headers: int  # bytes
     closing: bool
     calls: int
@@ -149,8 +150,10 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         "limit",
         "mark",
         "peer",
+        "pieces",
         "stalled",
         "transport",
+        "whole",
     )
 
     transport: asyncio.Transport
@@ -162,6 +165,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._secure = secure
         self._handler = owner.handler
         self.limit = owner.max_message
+        self.pieces = owner.pieces
+        self.whole = owner.pieces.above + framing.PREFIX  # bytes of the largest frame that is never divided
         self.budget = owner.budget
         self._max_headers = owner.max_headers
         self._loop = loop

@@ -25,6 +25,10 @@ class Sink(Protocol):
     After `Exchange.cancel()`, no method is called.
     """
 
+    @property
+    def takes_pieces(self) -> bool:
+        """True if large messages of a stream may arrive in pieces (`pieces`)."""
+
     def on_reply(self, reply: replies.Reply) -> None:
         """Takes the whole reply: OK with one message, or a failure without any."""
 
@@ -122,6 +126,11 @@ class Exchange:
             stream.ended(lost)
         else:
             _tell(sink, "on_lost", lost)
+
+    @property
+    def takes_pieces(self) -> bool:
+        """True if large messages of the reply may arrive in pieces."""
+        return self._sink is not None and self._sink.takes_pieces
 
     def let_write(self) -> None:
         """Wakes writers, because there is now a connection with room, or because there never will be one."""

@@ -13,8 +13,10 @@ from mesh.wire import inflate
 PREFIX = 5
 """Bytes before each message."""
 
+MAX_LENGTH = 0xFFFFFFFF
+"""Bytes of the longest message that fits into a frame."""
+
 _prefix = struct.Struct(">BI").unpack_from
-_MAX_LENGTH = 0xFFFFFFFF
 _WINDOW = {b"gzip": inflate.GZIP, b"deflate": inflate.ZLIB}
 
 
@@ -22,15 +24,15 @@ class FrameError(statuses.MeshError):
     """The error of a malformed frame, or of one above the limit; `reason` says which."""
 
     @classmethod
-    def above(cls, what: str, limit: int) -> "FrameError":
-        """Returns the error for a message larger than the limit."""
-        error = statuses.too_large(what, limit)
+    def above(cls, what: str, limit: int, option: str = statuses.MAX_MESSAGE) -> "FrameError":
+        """Returns the error for a message larger than the limit that an option sets."""
+        error = statuses.too_large(what, limit, option)
         return cls(error.reason, error.text, details=error.details)
 
 
 def prefix(length: int) -> bytes:
     """Returns the prefix of an uncompressed message. Raises ValueError if its length does not fit (4 GiB)."""
-    if length > _MAX_LENGTH:
+    if length > MAX_LENGTH:
         raise ValueError(f"a message of {length} bytes does not fit into a frame")
     return b"\0" + length.to_bytes(4, "big")
 
@@ -60,11 +62,11 @@ def is_compressed(frame: bytes | memoryview) -> bool:
     return frame[:1] == b"\1"
 
 
-def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
+def frame_end(buffer: bytes | bytearray, start: int, limit: int, option: str = statuses.MAX_MESSAGE) -> int:
     """Returns the end of the frame that begins at `start`. It lies beyond the buffer if the frame is incomplete.
 
-    Raises `FrameError` for a bad flag or a message above `limit`. An incomplete prefix counts as a frame that is at
-    least a prefix long.
+    Raises `FrameError` for a bad flag or a message above `limit`, which `option` sets. An incomplete prefix counts as a
+    frame that is at least a prefix long.
     """
     if len(buffer) - start < PREFIX:
         return start + PREFIX
@@ -74,7 +76,7 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
     if flag > 1:
         raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {flag}, which is not gRPC framing")
     if length > limit:
-        raise FrameError.above(f"a message of {length} bytes", limit)
+        raise FrameError.above(f"a message of {length} bytes", limit, option)
     return start + PREFIX + length
 
 

@@ -25,6 +25,7 @@ from mesh.identity import Identity
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
 from mesh.wire import heads, servercall, serverconnection
+from mesh.wire import pieces as policy
 from mesh.wire.connection import Connection, K, M
 
 log = logs.get(__name__)
@@ -73,11 +74,13 @@ class Listener(Generic[M, K]):
         max_headers: int = MAX_HEADERS,
         budget: budgets.Budget = budgets.UNBOUNDED,
         min_rate: int = MIN_RATE,
+        pieces: policy.Pieces = policy.NONE,
     ) -> None:
         """Makes a server that does not listen yet. `max_message` is the largest message and `max_headers` the largest
         head of a request, in bytes. `budget` counts all bodies. `min_rate` is the lowest rate of a body, in bytes a
-        second (0 for no minimum)."""
+        second (0 for no minimum). `pieces` says which messages the handler takes in pieces instead."""
         self.handler = handler
+        self.pieces = pieces.below(max_message)
         self.budget = budget
         self.min_rate = min_rate
         self.slow = 0

@@ -15,7 +15,7 @@ from typing import Protocol
 from mesh import statuses
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
-from mesh.wire import call, framing, inbox, metadata, refusals
+from mesh.wire import call, framing, inbox, metadata, pieces, refusals
 
 log = logs.get(__name__)
 
@@ -41,6 +41,8 @@ class CallConnection(Protocol):
     transport: asyncio.Transport
     budget: budgets.Budget
     limit: int  # bytes of a message
+    whole: int  # bytes of the largest frame that is never divided
+    pieces: pieces.Pieces
     peer: str
     stalled: bool  # the peer does not take what is written
 
@@ -67,6 +69,7 @@ class ServerCall(call.Call):
         "body",
         "ended",
         "held",
+        "in_pieces",
         "keep_alive",
         "phase",
         "refusal",
@@ -90,6 +93,7 @@ class ServerCall(call.Call):
         self.body: bytes | bytearray = b""  # the part of the body that has arrived, until the handler is called
         self.held = 0  # bytes of the budget, held until the answer; the inbox holds those of a stream
         self.ended = False  # the whole request has arrived
+        self.in_pieces = False  # the handler takes a large first message as it arrives
         self.keep_alive = True  # the peer may send its next request on this connection
         self.phase = OPEN
         self.refusal: refusals.Refusal | None = None  # if set, no handler sees this call
@@ -106,7 +110,7 @@ class ServerCall(call.Call):
         A client in the middle of a message will send the rest, so waiting for the rest is safe. A client that has sent
         a whole message or none may be waiting for an answer.
         """
-        if self.ended or self.refusal is not None:
+        if self.ended or self.in_pieces or self.refusal is not None:
             return True
         if self.size is not None and self.size <= limit + framing.PREFIX:
             return False
@@ -122,11 +126,13 @@ class ServerCall(call.Call):
         """Sets `frame` if the body is exactly one message, otherwise the stream that `read` serves."""
         body = self.body
         try:
-            if self.ended and body and framing.frame_end(body, 0, limit) == len(body):
+            if self.ended and body and not self.in_pieces and framing.frame_end(body, 0, limit) == len(body):
                 self.frame = self.body = body if type(body) is bytes else bytes(body)
                 return
             self.release()
-            self._inbox = box = inbox.Inbox(limit, self._connection.hold, self._connection.budget)
+            connection = self._connection
+            policy = connection.pieces if self.in_pieces or connection.pieces.wanted(self) else None
+            self._inbox = box = inbox.Inbox(limit, connection.hold, connection.budget, pieces=policy)
             if body:
                 box.feed(bytes(body))
                 self.body = b""
@@ -156,9 +162,17 @@ class ServerCall(call.Call):
             else:
                 self.body = bytearray(self.body) + data
             if self.held < len(self.body) or self.held < framing.PREFIX:
-                limit = self._connection.limit
-                if not self.reserve(max(len(self.body), framing.announced(self.body, limit))):
+                connection = self._connection
+                size = framing.announced(self.body, framing.MAX_LENGTH)
+                if size > connection.whole:
+                    size = 0 if self.divides() else min(size, connection.limit + framing.PREFIX)
+                if not self.reserve(max(len(self.body), size)):
                     self.body = b""
+
+    def divides(self) -> bool:
+        """Returns whether the handler takes a large first message in pieces, and remembers it if so."""
+        self.in_pieces = self.in_pieces or self._connection.pieces.wanted(self)
+        return self.in_pieces
 
     def reserve(self, size: int) -> bool:
         """Holds at least `size` bytes of the budget; if they are not available, the call is refused."""
@@ -189,9 +203,9 @@ class ServerCall(call.Call):
 
     @property
     def missing(self) -> int:
-        """Bytes of the body that are still to come, if the head has announced their number; 0 for a stream."""
+        """Bytes of the body that are still to come in one piece, if the head has announced their number."""
         size = self.size
-        if size is None or size > self._connection.limit + framing.PREFIX:
+        if size is None or self.in_pieces or size > self._connection.limit + framing.PREFIX:
             return 0
         return size - len(self.body)
 
@@ -250,6 +264,8 @@ class ServerCall(call.Call):
                 log.exception("handler failed to handle a cancelled call", method=self.method, peer=self.peer)
 
     # --- for the handler ---
+
+    takes_pieces = True
 
     @property
     def cancelled(self) -> bool:

@@ -78,7 +78,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
             made.refusal = refusals.OLD_HTTP
         else:
             made.refusal = refusals.of_headers(made.method, made.headers, self._max_headers, self._overhead)
-            if made.size and made.refusal is None:
+            if made.size and made.refusal is None and (made.size <= self.whole or not made.divides()):
                 made.reserve(min(made.size, self.limit + framing.PREFIX))
             if b"expect" in special and made.refusal is None and self._active is None and not self._queue:
                 self.transport.write(connection.CONTINUE)  # harmless at the end, when the peer no longer needs it
@@ -99,7 +99,8 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
         self._parse(data[:at])
         made = self._incoming
         size, left, skipped = begun
-        if made is not None and made.size is None and self._wants(made) and made.reserve(size):
+        wanted = made is not None and made.size is None and self._wants(made)
+        if made is not None and wanted and not (size > self.whole and made.divides()) and made.reserve(size):
             made.body = bytes(body[skipped : skipped + framing.PREFIX])  # so its turn waits for the rest
             self._let_read(largebody.LargeBody(self, size, left), body[skipped:])
         elif not self._deaf:

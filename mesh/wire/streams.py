@@ -46,8 +46,8 @@ class ReplyStream:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def read(self) -> bytes | None:
-        """Returns the next frame, or None at the end, even of a reply that failed. Raises `Lost`, after all earlier
-        frames."""
+        """Returns the next frame, or the next piece of a large one if the call takes pieces, or None at the end, even
+        of a reply that failed. Raises `Lost`, after all earlier frames."""
         return await self._box.read()
 
     async def result(self) -> replies.Reply:
@@ -81,16 +81,17 @@ class ReplyStream:
 class RequestStream:
     """A request that is sent message by message; the reply may begin before the request has ended."""
 
-    __slots__ = ("_answer", "_waiters", "exchange")
+    __slots__ = ("_answer", "_waiters", "exchange", "takes_pieces")
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_pieces: bool = False) -> None:
         self.exchange: Request  # the pool sets it immediately
+        self.takes_pieces = takes_pieces
         self._answer: replies.Reply | ReplyStream | replies.Lost | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message, once there is a connection with room. Raises `Lost`, also if the reply has ended and the
-        server reads no more. If cancelled while waiting, it has sent nothing."""
+        """Sends one message, or a piece of one, once there is a connection with room. Raises `Lost`, also if the
+        reply has ended and the server reads no more. If cancelled while waiting, it has sent nothing."""
         await self.exchange.write(frame)
 
     def end(self) -> None:

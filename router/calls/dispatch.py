@@ -28,6 +28,14 @@ class Dispatcher:
         """Registers handlers for the methods that this worker answers itself."""
         self._services = services
 
+    def forwards(self, call: Call) -> bool:
+        """Returns whether the messages of a stream are only passed on, so that large ones may arrive in pieces. They
+        are if the id of a single model is in the metadata."""
+        if call.method in self._services:
+            return False
+        method = self._routes.method(call.method)
+        return not method.path and not method.refused and not names_several(call.headers)
+
     def dispatch(self, call: Call) -> None:
         """Answers the call, now or later. Does not raise, whatever the client sends."""
         service = self._services.get(call.method)

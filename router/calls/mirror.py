@@ -135,6 +135,8 @@ class _ShadowCall:
 
     __slots__ = ("_mirrors", "_timer", "began", "copy", "exchange", "mirrored", "pool", "shadow")
 
+    takes_pieces = False
+
     def __init__(self, mirrors: "Mirrors", shadow: _Shadow, mirrored: Mirrored, copy: Copy, pool: Pool) -> None:
         self._mirrors = mirrors
         self.shadow = shadow

@@ -105,6 +105,7 @@ class _Stream:
         self.hold = forwarder.budget.hold()  # the bytes of the messages kept
         self._keeping = True  # the reply has not begun
         self._whole = True  # everything that was read is kept
+        self._in_pieces = call.takes_pieces and not method.path  # nobody here needs to see a whole message
         self._ended = False
         self.began = time.perf_counter()
         self.cold = False  # the call has waited for a load
@@ -217,7 +218,13 @@ class _Stream:
         deadline = call.deadline
         timeout = None if deadline is None else metadata.format_timeout(deadline - forwarder.loop.time())
         try:
-            request = pool.open(call.method, headers + copy.headers + said, timeout=timeout, encoding=call.encoding)
+            request = pool.open(
+                call.method,
+                headers + copy.headers + said,
+                timeout=timeout,
+                encoding=call.encoding,
+                takes_pieces=self._in_pieces,
+            )
         except ValueError as error:
             raise MeshError(Reason.BAD_REQUEST, str(error)) from error
         sender = asyncio.create_task(self._send(request))
@@ -250,12 +257,14 @@ class _Stream:
             return None
         self.sent += len(frame) - framing.PREFIX
         if self._keeping:
-            if not self._kept or self._kept_bytes + len(frame) <= _KEPT:
+            if self._whole and (not self._kept or self._kept_bytes + len(frame) <= _KEPT):
                 self._kept.append(frame)
                 self._kept_bytes += len(frame) if len(self._kept) > 1 else 0
                 self.hold.counts(self.hold.size + len(frame))
             else:
                 self._whole = False
+                self._kept.clear()
+                self.hold.counts(0)
         return frame
 
     async def _send(self, request: RequestStream) -> None:

@@ -284,6 +284,11 @@ class UnaryCall:
 
     # --- from the pool ---
 
+    @property
+    def takes_pieces(self) -> bool:
+        """True if nothing here needs to see a whole message of a stream."""
+        return self._call.takes_pieces and not self._method.path
+
     def on_reply(self, reply: Reply) -> None:
         """Passes the reply back, or tries again if the pod refused the call without running it."""
         copy = self._copy

@@ -94,6 +94,14 @@ class RouterLimits:
     max_message: Annotated[
         str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply, in bytes.")
     ] = "16MiB"
+    max_forwarded_message: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_MAX_FORWARDED_MESSAGE",
+            help="Size of the largest message that is forwarded in pieces (over 1 MiB, model id in the metadata), in "
+            "bytes; 0: no limit.",
+        ),
+    ] = "0"
     max_body_bytes: Annotated[
         str,
         typer.Option(

@@ -18,7 +18,7 @@ import uvloop
 from aiohttp import web
 
 from mesh.etcd import Etcd
-from mesh.host import heap
+from mesh.host import heap, openfiles
 from mesh.identity import Identity
 from mesh.options import values as addresses
 from mesh.process import begin_beating
@@ -28,6 +28,8 @@ from mesh.schema.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.wire.budget import Budget
 from mesh.wire.client import Pool
+from mesh.wire.framing import MAX_LENGTH
+from mesh.wire.pieces import Pieces
 from mesh.wire.plainserver import PlainServer
 from mesh.wire.server import Server
 from router import services
@@ -169,6 +171,7 @@ class WorkerProcess:
             max_message=settings.max_message,
             budget=self.budget,
             min_rate=settings.min_body_rate,
+            pieces=Pieces(limit=settings.max_forwarded_message or MAX_LENGTH, wanted=self.dispatcher.forwards),
         )
         self._inference = PlainInference(models, inference, self.budget)
         self.inference_server = PlainServer(
@@ -260,6 +263,7 @@ class WorkerProcess:
             idle_timeout=_IDLE,
             identity=self.identity,
             budget=self.budget,
+            pieces=Pieces(limit=settings.max_forwarded_message or MAX_LENGTH),
         )
 
     def _on_pod(self, name: str, news: News) -> None:
@@ -335,6 +339,7 @@ async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) ->
 def main() -> None:
     """Runs the process."""
     heap.keep()
+    openfiles.raise_limit()
     settings = RouterSettings.read(Path(sys.argv[1]))
     index, *handed = map(int, sys.argv[2:])
     logs.configure(level=settings.log_level, fmt=settings.log_format, process=f"worker{index}")  # type: ignore[arg-type]

@@ -84,6 +84,8 @@ async def serve(kind: str, path: str, profile: bool) -> None:
 class Load:
     """A load that keeps calls in flight through a pool, from callbacks alone: a sink that sends the next call."""
 
+    takes_pieces = False
+
     def __init__(self, pool: client.Pool, calls: int) -> None:
         self.pool = pool
         self.left = calls

@@ -115,6 +115,7 @@ def test_up_makes_settings_of_its_options(up, tmp_path, monkeypatch):
 
 LIMITS = {
     "--max-message": ("1MiB", ["router", "runtime"]),
+    "--max-forwarded-message": ("2GiB", ["router"]),
     "--max-body-bytes": ("64MiB", ["router", "runtime"]),
     "--min-body-rate": ("1KiB", ["router"]),
     "--edge-memory": ("1GiB", ["router"]),

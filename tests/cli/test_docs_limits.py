@@ -13,7 +13,7 @@ from mesh.runtime.server import settings as server_settings
 from mesh.runtime.server.calls import runs
 from mesh.runtime.server.loads import loader
 from mesh.runtime.server.v2 import tensors
-from mesh.wire import budget, server
+from mesh.wire import budget, pieces, server
 from router.calls import meter
 from router.rest import bulk
 from router.settings import RouterSettings
@@ -45,6 +45,7 @@ def test_the_numbers_are_those_of_the_code():
     assert RuntimeSettings("p").max_body_bytes == server_settings.ServerSettings(Path()).max_body_bytes == 512 << 20
     assert settings.edge_memory == 384 << 20
     assert (settings.max_connections_per_pod, settings.max_waiters_per_model) == (1024, 2000)
+    assert (settings.max_forwarded_message, pieces.ABOVE) == (0, 1 << 20)
     assert settings.min_body_rate == server.MIN_RATE == 32 << 10
     assert (server.PATIENCE, server.HASTE, budget.SMALL) == (10, 16, 64 << 10)
     assert (bulk.AT_ONCE, bulk.MAX_LINES, bulk.MAX_BAD, bulk.BATCH, bulk.IN_FLIGHT) == (2, 5_000_000, 10_000, 500, 4)

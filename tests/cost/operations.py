@@ -105,6 +105,8 @@ async def wire_request(folder: Path, *, known: bool) -> AsyncIterator[Operation]
 class _Outcome:
     """A sink that discards replies."""
 
+    takes_pieces = False
+
     def on_reply(self, reply: Reply) -> None:
         assert reply.code == 0
 

@@ -187,10 +187,16 @@ class FakePool:
         return sent
 
     def open(
-        self, method: bytes, headers: Headers, *, timeout: bytes | None = None, encoding: bytes = b""
+        self,
+        method: bytes,
+        headers: Headers,
+        *,
+        timeout: bytes | None = None,
+        encoding: bytes = b"",
+        takes_pieces: bool = False,
     ) -> RequestStream:
         assert not self.closed
-        stream = RequestStream()
+        stream = RequestStream(takes_pieces=takes_pieces)
         sent = Sent(self, method, dict(headers), b"", stream, timeout)
         stream.exchange = _FakeExchange(sent)  # type: ignore[assignment]
         self.sent.append(sent)

@@ -207,7 +207,8 @@ def frames(*messages: bytes) -> bytes:
 class Outcome:
     """A sink that can be awaited."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_pieces: bool = False) -> None:
+        self.takes_pieces = takes_pieces
         self._future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.calls = 0
 

@@ -7,6 +7,7 @@ import sys
 
 import uvloop
 
+from mesh.host import openfiles
 from mesh.runtime.port.boards import CannotStart
 from mesh.runtime.relay import process, settings
 from mesh.telemetry import logs
@@ -20,6 +21,7 @@ def main() -> None:
     given = settings.parse(sys.argv[1:])
     faulthandler.enable()
     logs.configure(level=given.log_level, fmt=given.log_format, process="relay")
+    openfiles.raise_limit()
     status = 0
     try:
         status = uvloop.run(process.serve(given))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from mesh.host import openfiles
 from mesh.runtime.port.boards import CannotStart
 from mesh.runtime.server import settings
 from mesh.runtime.server.onnx import memory
@@ -25,6 +26,7 @@ def main(loading: "type[Loader] | None" = None) -> None:
     `loading` replaces onnxruntime: see `process.serve`.
     """
     given = settings.parse(sys.argv[1:])
+    openfiles.raise_limit()
     memory.share()  # before there are other threads
     # numpy's linear algebra is not used here; it would start threads, each with its own buffers.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"

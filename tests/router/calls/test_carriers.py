@@ -191,6 +191,28 @@ async def test_a_stream_that_has_sent_too_much_is_not_sent_again(core, trouble):
     assert core.sent("b") == []
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_message_in_pieces_is_sent_again_only_if_its_first_piece_was_all_that_was_sent(core, pieces):
+    """A large message arrives in pieces, of which only the first is kept. Once the second was sent, the call is not
+    sent again, even if the pod has run nothing."""
+    resident(core, "a", "b")
+    sizes = [streams._KEPT, streams._KEPT + 1][:pieces]
+    messages = [bytes([number]) * size for number, size in enumerate(sizes)]
+    call = StreamCall(UNSAFE, OF_M, messages, open=True)
+    core.dispatcher.dispatch(call)
+    sent = await core.reaches("a")
+    await until(lambda: sent.messages == messages, interval=0.001)
+    assert (core.forwarder.budget.held > 0) == (pieces == 1), "nothing is kept that will not be sent again"
+    sent.not_here()
+    if pieces == 1:
+        again = await core.reaches("b")
+        await until(lambda: again.messages == messages, interval=0.001)
+        call.cancel()
+    else:
+        await core.answered(call)
+        assert (call.code, core.sent("b")) == (Code.UNAVAILABLE, [])
+
+
 async def test_a_stream_keeps_nothing_once_its_reply_has_begun(core):
     resident(core, "a")
     call = StreamCall(open=True)
@@ -212,3 +234,15 @@ def _retry_after(call):
     _, body = errors.of_answer(LocalAnswer(code, text, None, headers, trailers))
     assert body["reason"] == Reason.UNAVAILABLE.name
     return body["retry_after"]
+
+
+def test_large_messages_arrive_in_pieces_only_if_they_are_passed_on_unread(core):
+    """A message is needed whole if the id is in it, if it goes to several models, or if the router answers itself."""
+    one, several = [(b"mm-model-id", b"m")], [(b"mm-model-id", b"m"), (b"mm-model-id", b"n")]
+    core.dispatcher.serve({b"/grpc.health.v1.Health/Watch": lambda call: None})
+    forwards = core.dispatcher.forwards
+    assert forwards(FakeCall(UNSAFE, one))
+    assert not forwards(FakeCall(UNSAFE, several))
+    assert not forwards(FakeCall(headers=one))
+    assert not forwards(FakeCall(b"/grpc.health.v1.Health/Watch", one))
+    assert not forwards(FakeCall(b"/mmesh.ModelRuntime/loadModel", one))

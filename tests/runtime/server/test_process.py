@@ -184,6 +184,7 @@ async def test_callers_that_go_away_free_their_threads(server):
         def on_reply(self, reply):
             raise AssertionError(f"an endless call was answered: {reply}")
 
+        takes_pieces = False
         on_stream = on_lost = on_reply
 
     exchanges = [

@@ -1,0 +1,35 @@
+"""Messages that are passed on in pieces, because a process that only forwards them need not hold them whole.
+
+A reader that only passes bytes on takes a large message as it arrives: the first piece begins with the message's
+prefix, and the pieces joined are its frame. Messages up to `above` bytes arrive whole, so that a call with small
+messages can still be sent again after it has failed. Only what is held of a large message counts in the budget, and a
+slow reader slows its sender down.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mesh.wire import call, framing
+
+ABOVE = 1 << 20
+"""Bytes of a message above which it is passed on in pieces."""
+
+OPTION = "--max-forwarded-message"
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The messages that a server or a pool passes on in pieces."""
+
+    above: int = ABOVE  # bytes; smaller messages arrive whole
+    limit: int = framing.MAX_LENGTH  # bytes of the largest message
+    wanted: Callable[[call.Call], bool] = lambda _: False
+    """Tells whether the handler of a call takes its request in pieces. Asked at most twice for each stream."""
+
+    def below(self, limit: int) -> "Pieces":
+        """Returns the same for messages that may have at most `limit` bytes if they are held whole."""
+        return self if self.above <= limit else replace(self, above=limit)
+
+
+NONE = Pieces()
+"""Messages are taken whole, whatever their size."""

@@ -1,0 +1,18 @@
+"""The limit on open files."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import resource
+from mesh.host import openfiles
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+print(openfiles.raise_limit() == hard, resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
+"""
+
+
+def test_a_process_raises_its_limit_to_the_hard_one():
+    """A process that was started with a low limit may open as many files as it is allowed to ask for."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
