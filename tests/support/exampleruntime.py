@@ -16,10 +16,12 @@ board. The last element of a model's path determines what the model does, and th
 | `fail CODE TEXT` | that status, with details and a trailer |
 | `sleep SECONDS` | a prediction, so much later; a cancelled one is noted |
 | `crash` | none: the server ends |
+| `drop`, `purge` | a prediction, after which the server has dropped this model, or all |
 | anything else | a prediction: that text, under the model's id |
 
-`predict` is unary. `predictEach` answers each text of `texts` with a message, `predictAll` answers a stream of requests
-with one message, and `converse` answers each request of a stream before it reads the next.
+`predict` is unary, and so are `predictModel` and `predictVModel`, which do the same. `predictEach` answers each text
+of `texts` with a message, `predictAll` answers a stream of requests with one message, and `converse` answers each
+request of a stream before it reads the next.
 
 Each request is noted as a line in the file of `--diary`: `load m`, `unload m`, `status`, `predict m`.
 """
@@ -165,6 +167,10 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
                 await asyncio.sleep(float(seconds))
             case ["crash"]:
                 os._exit(9)
+            case ["drop"]:
+                del self.models[model_id]
+            case ["purge"]:
+                self.models.clear()
         sent = sorted(key for key, _ in context.invocation_metadata())
         await context.send_initial_metadata((("example-header", "of the server"),))
         context.set_trailing_metadata(
@@ -229,8 +235,11 @@ async def serve(options: argparse.Namespace) -> None:
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
     modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(runtime, server)
     read, write = PredictRequest.FromString, PredictResponse.SerializeToString
+    predict = grpc.unary_unary_rpc_method_handler(runtime.predict, read, write)
     handlers = {
-        "predict": grpc.unary_unary_rpc_method_handler(runtime.predict, read, write),
+        "predict": predict,
+        "predictModel": predict,
+        "predictVModel": predict,
         "predictEach": grpc.unary_stream_rpc_method_handler(runtime.predict_each, read, write),
         "predictAll": grpc.stream_unary_rpc_method_handler(runtime.predict_all, read, write),
         "converse": grpc.stream_stream_rpc_method_handler(runtime.converse, read, write),

@@ -7,11 +7,12 @@ from tests.support.localmesh import LocalMesh
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options of `make test-vmodels`."""
+    """Adds the options of `make test-vmodels` and `make test-compatibility`."""
     group = parser.getgroup("vmodels")
     group.addoption("--vmodel-calls", type=int, default=800, help="Random calls of the vmodel API.")
     group.addoption("--vmodel-moves", type=int, default=24, help="Moves of a vmodel under constant traffic.")
     group.addoption("--vmodel-seed", type=int, help="Seed of the random calls; by default another one each time.")
+    parser.addoption("--every-way", action="store_true", help="Run each edge with each kind of foreign server.")
 
 
 @pytest.fixture

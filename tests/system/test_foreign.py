@@ -26,7 +26,10 @@ def foreign(tmp_path, etcd_server):
     return make
 
 
-@pytest.mark.parametrize("way", ["child-socket", "child-port", "neighbour-socket", "neighbour-port"])
+@pytest.mark.parametrize(
+    ("edge", "way"),
+    [("envoy", "child-socket"), ("grpc", "child-port"), ("grpc", "neighbour-socket"), ("envoy", "neighbour-port")],
+)
 async def test_a_foreign_server_is_served_through_the_mesh(foreign, edge, way):
     """Models of a server that speaks the SPI are registered, loaded and called through a mesh, wherever that server
     listens, and whether or not a pod starts it. Ids, metadata, trailers, errors and deadlines are passed on."""

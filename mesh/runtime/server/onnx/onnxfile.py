@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 
+from mesh.modelfiles import sniffing
 from mesh.runtime.server.onnx import functions, outline
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -82,7 +83,7 @@ def _find(path: Path) -> ModelFile:
     if inside and path.name.lower() != INSIDE:
         return _find(path / inside)
     if not versions:
-        raise _Incomplete(f"{path} holds no *.onnx file; it has {', '.join(names[:10]) or 'nothing'}")
+        raise _Incomplete(_without_models(path, names))
     return _newest(path, sorted(versions, key=int, reverse=True))
 
 
@@ -102,6 +103,18 @@ def _newest(path: Path, versions: list[str]) -> ModelFile:
     raise missing[versions[0]]
 
 
+def _without_models(path: Path, names: list[str]) -> str:
+    """Returns the text for a folder without an ONNX model, which says what the folder is instead if that is plain."""
+    text = f"{path} holds no *.onnx file; it has {', '.join(names[:10]) or 'nothing'}"
+    try:
+        kind = sniffing.look(path)
+    except OSError:
+        return text
+    if kind is None or kind is sniffing.ONNX:
+        return text
+    return f"{text}. It is {kind.what}: {kind.way_out}"
+
+
 def _suffix(name: str) -> bool:
     return name.lower().endswith(".onnx")
 
@@ -115,6 +128,9 @@ def _described(model: Path) -> ModelFile:
             raise _unusable(
                 f"{model} has {size} bytes, and an ONNX file less than 2 GiB: export the weights as external data"
             )
+        kind = sniffing.look(model)
+        if kind is not None and kind is not sniffing.ONNX:
+            raise _unusable(f"{model} is {kind.what}, not an ONNX model: {kind.way_out}")
         if not _whole(model, size):
             raise _Incomplete(
                 f"{model} is truncated, or not an ONNX model: its {size} bytes end in the middle of a field"

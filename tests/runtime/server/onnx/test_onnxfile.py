@@ -1,6 +1,9 @@
 """The search for a model's file, and the confinement of all reads to its folder."""
 
+import gzip
 import os
+import pickle
+import re
 
 import onnx
 import pytest
@@ -212,6 +215,30 @@ def test_a_version_that_is_whole_and_wrong_is_not_passed_over(tmp_path):
     person has to decide."""
     put(tmp_path, **{"1__model_onnx": MODEL, "2__a_onnx": MODEL, "2__b_onnx": MODEL})
     assert "several models" in refused(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(pickle.dumps({"a": 1}), "is a Python pickle, not an ONNX model: export", id="pickle"),
+        pytest.param(b"PK\x03\x04" + bytes(60), "is a zip archive, not an ONNX model: unpack it", id="zip"),
+        pytest.param(gzip.compress(MODEL), "is a gzip file, not an ONNX model: unpack it", id="gzip"),
+        pytest.param(b'{"learner":{}}', "is an XGBoost model in JSON, .* --type xgboost", id="booster"),
+        pytest.param(b"<!doctype html><html>", "is an HTML page, .*: check the URL", id="page"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, .*git lfs pull", id="lfs"),
+    ],
+)
+def test_a_file_that_plainly_is_something_else_is_named(tmp_path, content, says):
+    """A file that plainly is no ONNX model is refused with what it is and the way out, whatever its name."""
+    put(tmp_path, model_onnx=content)
+    assert re.search(says, refused(tmp_path / "model.onnx").text)
+    assert re.search(says, refused(tmp_path).text)
+
+
+def test_a_folder_that_plainly_is_something_else_is_named(tmp_path):
+    put(tmp_path, MLmodel=b"flavors:", model__weights=b"?")
+    text = refused(tmp_path).text
+    assert "holds no *.onnx file; it has MLmodel, model. It is an MLflow model: register it with --type mlflow" in text
 
 
 @pytest.mark.parametrize("at", range(0, len(MODEL), 7))

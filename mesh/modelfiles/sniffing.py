@@ -1,0 +1,249 @@
+"""The kind of a file, told from its first and last bytes, for errors about files of the wrong type.
+
+A file is only named if its bytes leave no doubt: by a format's magic bytes, or by words that only its writer begins a
+file with. The file's name does not count, because people rename files. `sniff` and `of_names` are pure and never raise;
+`look` reads at most `HEAD` and `TAIL` bytes of one file, or lists one folder.
+"""
+
+import os
+import re
+import stat
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+HEAD = 4096
+"""Bytes that are read from the beginning of a file."""
+
+TAIL = 2048
+"""Bytes that are read from the end of a file: the list of contents of a small zip archive, or its last entries."""
+
+_NAMES = 1000  # names of a folder that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of file or folder."""
+
+    what: str  # a noun phrase with its article
+    type: str = ""  # the model type under which servers take it; "": none
+    todo: str = ""  # the way out, if it is not to register it with that type
+
+    @property
+    def way_out(self) -> str:
+        """The way out for somebody who registered such a file as an ONNX model."""
+        if self.todo:
+            return self.todo
+        if self.type:
+            return f"register it with --type {self.type} if a pod's server takes that type, or export it to ONNX"
+        return "export the model to ONNX"
+
+
+ONNX = Kind("an ONNX model", "onnx")
+
+_UNPACK = "unpack it, and register the model in it"
+_AGAIN = "check the path, and copy the model's file there again"
+
+EMPTY = Kind("an empty file", todo=_AGAIN)
+LFS = Kind("a Git LFS pointer", todo="fetch the file that it stands for (git lfs pull), and copy that")
+HTML = Kind("an HTML page", todo="check the URL: it answers with a page, such as one of an error or a login")
+STORE_ERROR = Kind("a store's error message", todo=_AGAIN)
+
+PICKLE = Kind("a Python pickle", todo="export the model to ONNX, or register it with the type of its library")
+SKLEARN = Kind("a pickle of a scikit-learn model", "sklearn")
+XGBOOST_PICKLE = Kind("a pickle of an XGBoost model", "xgboost")
+LIGHTGBM_PICKLE = Kind("a pickle of a LightGBM model", "lightgbm")
+CATBOOST_PICKLE = Kind("a pickle of a CatBoost model", "catboost")
+TORCH = Kind("a PyTorch checkpoint", todo="export the model to ONNX (torch.onnx.export): it may hold weights only")
+TORCHSCRIPT = Kind("a TorchScript model", "pytorch")
+MAR = Kind("a TorchServe archive", "pytorch-mar")
+
+XGBOOST_JSON = Kind("an XGBoost model in JSON", "xgboost")
+XGBOOST_UBJ = Kind("an XGBoost model in UBJSON", "xgboost")
+XGBOOST_BINARY = Kind("an XGBoost model in its old binary format", "xgboost")
+LIGHTGBM = Kind("a LightGBM model", "lightgbm")
+CATBOOST = Kind("a CatBoost model", "catboost")
+
+KERAS_H5 = Kind("an HDF5 file, as Keras writes", "keras")
+KERAS = Kind("a Keras model", "keras")
+SAVED_MODEL = Kind("a TensorFlow SavedModel", "tensorflow")
+TFLITE = Kind("a TensorFlow Lite model")
+ORT = Kind("a model in ONNX Runtime's own format", todo="register the ONNX model that it was made from")
+OPENVINO = Kind("an OpenVINO model", "openvino_ir")
+PMML = Kind("a PMML model", "pmml")
+SAFETENSORS = Kind("a safetensors file", todo="export the model to ONNX: it holds weights only")
+GGUF = Kind("a GGUF model")
+NUMPY = Kind("a NumPy array", todo="export the model to ONNX: it holds numbers only")
+MLFLOW = Kind("an MLflow model", "mlflow")
+HUGGING_FACE = Kind("a Hugging Face model", "huggingface")
+TRITON = Kind("a folder of Triton's model repository")
+
+ZIP = Kind("a zip archive", todo=_UNPACK)
+GZIP = Kind("a gzip file", todo=_UNPACK)
+TAR = Kind("a tar archive", todo=_UNPACK)
+JSON = Kind("a JSON text")
+XML = Kind("an XML text")
+
+_MAGIC: tuple[tuple[bytes, Kind], ...] = (
+    (b"version https://git-lfs.github.com/spec/", LFS),
+    (b"\x1f\x8b", GZIP),
+    (b"BZh", Kind("a bzip2 file", todo=_UNPACK)),
+    (b"\xfd7zXZ\0", Kind("an xz file", todo=_UNPACK)),
+    (b"\x28\xb5\x2f\xfd", Kind("a Zstandard file", todo=_UNPACK)),
+    (b"7z\xbc\xaf\x27\x1c", Kind("a 7-Zip archive", todo=_UNPACK)),
+    (b"\x89HDF\r\n\x1a\n", KERAS_H5),
+    (b"\x93NUMPY", NUMPY),
+    (b"GGUF", GGUF),
+    (b"CBM1", CATBOOST),
+    (b"tree\nversion=v", LIGHTGBM),
+    (b"binf", XGBOOST_BINARY),
+    (b"PAR1", Kind("a Parquet file", todo=_AGAIN)),
+    (b"%PDF-", Kind("a PDF file", todo=_AGAIN)),
+    (b"\x89PNG\r\n", Kind("a PNG picture", todo=_AGAIN)),
+    (b"\xff\xd8\xff", Kind("a JPEG picture", todo=_AGAIN)),
+    (b"\x7fELF", Kind("a program or shared library", todo=_AGAIN)),
+)
+
+_FLATBUFFERS = {b"TFL3": TFLITE, b"ORTM": ORT}
+"""Identifiers of FlatBuffers files, from their fifth byte on."""
+
+_LIBRARIES: tuple[tuple[bytes, Kind], ...] = (
+    (b"xgboost", XGBOOST_PICKLE),
+    (b"lightgbm", LIGHTGBM_PICKLE),
+    (b"catboost", CATBOOST_PICKLE),
+    (b"torch", TORCH),
+    (b"sklearn", SKLEARN),
+)
+"""Libraries by the module names in a pickle. Wrappers of boosters have scikit-learn's classes too, so it is last."""
+
+_TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that begins PyTorch's old format
+_PICKLES = frozenset(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
+_ZLIB = frozenset((b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"))
+_OLD_PICKLE = re.compile(rb"[(\]}l]*c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")  # protocols 0 and 1 begin with a class
+_UBJ = re.compile(rb"\{[iUIlL].{0,8}(learner|version)", re.DOTALL)
+_JSON = re.compile(rb'\s*(\{\s*(["}])|\[\s*[\[{"\d\]-])')
+_HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
+_XML = re.compile(rb"\s*<\?xml\s")
+_MLMODEL = re.compile(rb"^(flavors|artifact_path|mlflow_version):", re.MULTILINE)
+_LOCAL_ENTRY, _CENTRAL_ENTRY = b"PK\x03\x04", b"PK\x01\x02"
+
+# The tags of the fields that may follow a model's first field, ir_version.
+_AFTER_IR_VERSION = frozenset((0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42))
+
+
+def sniff(head: bytes, tail: bytes = b"") -> Kind | None:
+    """Returns what a file is whose first bytes are `head` and whose last bytes are `tail`, or None if that is not
+    plain. Both may overlap. An empty `head` means an empty file."""
+    if not head:
+        return EMPTY
+    if len(head) > 2 and head[0] == 0x08 and head[1] < 0x80 and head[2] in _AFTER_IR_VERSION:
+        return ONNX
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head.startswith((_LOCAL_ENTRY, b"PK\x05\x06")):
+        return _of_zip(set(_entries(head, _LOCAL_ENTRY, 30, 26)) | set(_entries(tail, _CENTRAL_ENTRY, 46, 28)))
+    if head[257:262] == b"ustar":
+        return TAR
+    if head[4:8] in _FLATBUFFERS:
+        return _FLATBUFFERS[head[4:8]]
+    if head[:2] in _PICKLES or _OLD_PICKLE.match(head):
+        return _of_pickle(head)
+    if head[:2] in _ZLIB:
+        return _of_zlib(head)
+    if len(head) > 9 and head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 32:
+        return SAFETENSORS
+    return _of_text(head)
+
+
+def _of_text(head: bytes) -> Kind | None:
+    if _HTML.match(head):
+        return HTML
+    if _UBJ.match(head):
+        return XGBOOST_UBJ
+    if _JSON.match(head):
+        return XGBOOST_JSON if b'"learner"' in head[:200] else JSON
+    if _XML.match(head) or head.lstrip()[:6] in (b"<PMML ", b"<Error"):
+        if b"<PMML" in head:
+            return PMML
+        if b"<Error>" in head:
+            return STORE_ERROR
+        return OPENVINO if b"<net " in head and b"<layers>" in head else XML
+    if len(_MLMODEL.findall(head)) > 1:
+        return Kind("an MLflow model's description", todo="register the folder that it is in, with --type mlflow")
+    return None
+
+
+def _of_pickle(head: bytes) -> Kind:
+    if head.startswith(_TORCH_PICKLE):
+        return TORCH
+    return next((kind for name, kind in _LIBRARIES if name in head), PICKLE)
+
+
+def _of_zlib(head: bytes) -> Kind | None:
+    """Returns what a compressed file is if it is a pickle, which joblib compresses like this."""
+    try:
+        beginning = zlib.decompressobj().decompress(head, HEAD)
+    except zlib.error:
+        return None
+    return _of_pickle(beginning) if beginning[:2] in _PICKLES else None
+
+
+def _of_zip(names: set[str]) -> Kind:
+    inner = {name.partition("/")[2] for name in names}
+    if "MAR-INF/MANIFEST.json" in names:
+        return MAR
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        return TORCHSCRIPT
+    if "data.pkl" in inner:
+        return TORCH
+    if {"metadata.json", "config.json"} <= names:
+        return KERAS
+    if names and all(name.endswith(".npy") for name in names):
+        return NUMPY
+    return ZIP
+
+
+def _entries(data: bytes, signature: bytes, fixed: int, length_at: int) -> Iterator[str]:
+    """Yields the names of the archive's entries whose headers are in these bytes. A header has `fixed` bytes and then
+    the name, whose length is at `length_at`."""
+    at = data.find(signature)
+    while at >= 0:
+        length = int.from_bytes(data[at + length_at : at + length_at + 2], "little")
+        name = data[at + fixed : at + fixed + length]
+        if name and len(name) == length:
+            yield name.decode("utf-8", "replace")
+        at = data.find(signature, at + 4)
+
+
+def of_names(names: Collection[str]) -> Kind | None:
+    """Returns what a folder with these names is, or None if that is not plain."""
+    if "MLmodel" in names:
+        return MLFLOW
+    if "saved_model.pb" in names:
+        return SAVED_MODEL
+    if any(name.endswith(".xml") and f"{name[:-4]}.bin" in names for name in names):
+        return OPENVINO
+    if "config.json" in names and any(name.endswith((".safetensors", "pytorch_model.bin")) for name in names):
+        return HUGGING_FACE
+    if "config.pbtxt" in names:
+        return TRITON
+    return None
+
+
+def look(path: Path) -> Kind | None:
+    """Returns what the file or folder at `path` is, or None if that is not plain. Raises OSError."""
+    if stat.S_ISDIR(path.stat().st_mode):
+        with os.scandir(path) as found:
+            names = {entry.name for entry in islice(found, _NAMES)}
+        if (kind := of_names(names)) is not None:
+            return kind
+        visible = [name for name in names if not name.startswith(".")]
+        return look(path / visible[0]) if len(visible) == 1 and (path / visible[0]).is_file() else None
+    with path.open("rb", buffering=0) as file:
+        head = file.read(HEAD) or b""
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - TAIL))
+        return sniff(head, file.read(TAIL) or b"")
