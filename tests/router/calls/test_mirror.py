@@ -52,7 +52,9 @@ async def mirrored(core, count=1):
 
 async def settled(core):
     """Waits until no call is about to be sent to a shadow."""
-    await until(lambda: not core.forwarder.mirrors._held or core.forwarder.mirrors._running, interval=0.001)
+    mirrors = core.forwarder.mirrors
+    sent = lambda: sum(call.mirrored.size for call in mirrors._running)  # noqa: E731
+    await until(lambda: mirrors._held == sent(), interval=0.001, why="every offered call is sent or shed")
 
 
 def counts(core):
