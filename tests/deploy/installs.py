@@ -26,7 +26,8 @@ RENDERED: dict[str, tuple[str, ...]] = {
         'monitoring={"serviceMonitor":true,"podMonitor":true,"rules":true,"dashboard":true}',
         'router={"autoscaling":{"enabled":true},"podAnnotations":{"a":"b"},"extraEnv":[{"name":"X","value":"y"}]}',
         'pools=[{"name":"cpu","autoscaling":{"enabled":true},"claims":["one","two"]},'
-        '{"name":"gpu","gpu":{"count":2},"runtimeClassName":"nvidia","zone":"z","disk":{"kind":"ephemeral"}}]',
+        '{"name":"gpu","gpu":{"count":2},"runtimeClassName":"nvidia","zone":"z","disk":{"kind":"ephemeral"}},'
+        '{"name":"other","server":{"image":"example.com/other:1","types":["other"],"spi":"unix:/run/other/spi.sock"}}]',
         'proxy={"http":"http://proxy:3128","https":"http://proxy:3128","noProxy":"example.com"}',
         'caBundle={"configMap":"ca"}',
         'imagePullSecrets=[{"name":"registry"}]',

@@ -1,10 +1,12 @@
 """Checks of every pod in every kind of installation: Pod Security `restricted`, quotas, and rights in one namespace
 only."""
 
+import json
 from typing import Any
 
 import pytest
 
+from deploy import manifests
 from tests.deploy import installs
 
 ALLOWED = {
@@ -84,7 +86,8 @@ def test_hardened(found):
         for volume in spec.get("volumes", ()):
             if "emptyDir" in volume:
                 assert volume["emptyDir"]["sizeLimit"], f"{name}: {volume['name']}"
-        mounted = {mount["name"] for one in spec["containers"] for mount in one["volumeMounts"]}
+        containers = [*spec.get("initContainers", ()), *spec["containers"]]
+        mounted = {mount["name"] for one in containers for mount in one["volumeMounts"]}
         claimed = {"data"} if name == "StatefulSet/mesh-etcd" else set()
         assert mounted == {volume["name"] for volume in spec.get("volumes", ())} | claimed & mounted, name
     for name, container in installs.containers(found):
@@ -188,3 +191,91 @@ def test_no_restart_for_secrets(found):
     restart."""
     for name, pod in installs.pods(found):
         assert not [key for key in pod["metadata"].get("annotations") or {} if "checksum" in key], name
+
+
+SERVER = {
+    "image": "example.com/triton:1",
+    "types": ["triton", "onnx:2"],
+    "spi": "unix:/run/triton/spi.sock",
+    "args": ["--socket", "/run/triton/spi.sock"],
+    "env": [{"name": "A", "value": "b"}],
+    "ports": [{"containerPort": 8002}],
+    "probes": {"liveness": {"httpGet": {"path": "/health", "port": 8002}}},
+    "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+}
+
+
+def pool_of(**more: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Returns the pod template of a pool with a model server of its own, its server and its agent."""
+    given = {"name": "triton", "server": {**SERVER, **more.pop("server", {})}, **more}
+    found = installs.rendered(f"pools={json.dumps([given])}")
+    template = installs.one(found, "Deployment", "mesh-runtime-triton")["spec"]["template"]
+    (server,), (agent,) = template["spec"]["initContainers"], template["spec"]["containers"]
+    return template["spec"], server, agent
+
+
+@installs.needs_helm
+def test_a_pool_may_have_a_model_server_of_its_own():
+    """The server runs in a sidecar of its own image. It has the pool's resources, and shares the models, the claims
+    and the folder of the socket with the agent."""
+    resources = {"requests": {"cpu": "1", "memory": "8Gi"}, "limits": {"cpu": "8", "memory": "8Gi"}}
+    volumes = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}]
+    spec, server, agent = pool_of(resources=resources, claims=["team"], gpu={"count": 1}, extraVolumes=volumes)
+
+    assert server["restartPolicy"] == "Always", "started before the agent, and stopped after it"
+    assert (server["image"], server["imagePullPolicy"]) == ("example.com/triton:1", "IfNotPresent")
+    for key in ("args", "env", "ports"):
+        assert server[key] == SERVER[key]
+    assert "command" not in server
+    assert server["livenessProbe"] == SERVER["probes"]["liveness"]
+    assert server["resources"]["requests"] == resources["requests"]
+    assert server["resources"]["limits"] == {**resources["limits"], "nvidia.com/gpu": "1"}
+
+    env = installs.env(agent)
+    assert (env["MESH_SERVER"], env["MESH_TYPES"]) == ("unix:/run/triton/spi.sock", "triton,onnx:2")
+    assert env["MESH_LABELS"].split(",") == ["gpu"]
+    assert "gpu" not in agent["image"]
+    assert agent["resources"] == {
+        "requests": {"cpu": "250m", "memory": "768Mi"},
+        "limits": {"cpu": "2", "memory": "768Mi"},
+    }
+
+    at = {mount["mountPath"]: mount for mount in agent["volumeMounts"]}
+    for mount in server["volumeMounts"]:
+        if mount["mountPath"] not in ("/tmp", "/dev/shm"):
+            assert at[mount["mountPath"]]["name"] == mount["name"]
+            assert mount.get("readOnly", False) == (mount["name"] != "server-socket")
+    assert {"/run/triton", "/var/lib/mesh/models", "/pvc_mounts/team"} <= {
+        mount["mountPath"] for mount in server["volumeMounts"]
+    }
+    assert {"server-tmp", "server-socket"} <= {volume["name"] for volume in spec["volumes"]}
+
+
+@installs.needs_helm
+def test_a_server_on_a_port_shares_no_socket():
+    """A server with a port on loopback needs no common folder. Its root file system may be made writable."""
+    _, server, agent = pool_of(server={"spi": "127.0.0.1:9000", "readOnlyRootFilesystem": False, "volumeMounts": []})
+    assert installs.env(agent)["MESH_SERVER"] == "127.0.0.1:9000"
+    assert "server-socket" not in {mount["name"] for mount in [*server["volumeMounts"], *agent["volumeMounts"]]}
+    assert server["securityContext"]["readOnlyRootFilesystem"] is False
+
+
+@installs.needs_helm
+@pytest.mark.parametrize(
+    ("folder", "refused"), [("/tmp", True), ("/etc/mesh/etcd", True), ("/tmp/own", False), ("/run/triton", False)]
+)
+def test_a_socket_needs_a_folder_of_its_own(folder, refused):
+    """A socket in a folder that has another volume is refused, and the error says where to put it."""
+    if not refused:
+        pool_of(server={"spi": f"unix:{folder}/spi.sock"})
+        return
+    with pytest.raises(manifests.Failed, match="Put the socket into a folder of its own, such as unix:/run/mesh"):
+        pool_of(server={"spi": f"unix:{folder}/spi.sock"})
+
+
+@installs.needs_helm
+@pytest.mark.parametrize("server", [{"spi": "127.0.0.1:8085"}, {"ports": [{"containerPort": 8089}]}])
+def test_a_server_cannot_have_a_port_of_the_agent(server):
+    """The containers of a pod share their ports, so the agent's ports are refused for the server."""
+    with pytest.raises(manifests.Failed, match=r"the agent of the pod listens on port 808[59]"):
+        pool_of(server=server)

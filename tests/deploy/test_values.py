@@ -167,7 +167,7 @@ def test_eviction_policies_are_those_there_are():
     assert policies.check(DEFAULTS["runtime"]["eviction"])
 
 
-MAY_BE_NULL = {"replicas", "disruptionBudget", "runAsUser", "runAsGroup", "fsGroup"}
+MAY_BE_NULL = {"server", "replicas", "disruptionBudget", "runAsUser", "runAsGroup", "fsGroup"}
 """Keys for which the values define a meaning of null."""
 
 
@@ -176,7 +176,7 @@ def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:
     for key, value in node.items():
         here = f"{path}.{key}" if path else key
         yield here
-        if isinstance(value, dict) and key not in {"resources", "disruptionBudget"}:
+        if isinstance(value, dict) and key not in {"resources", "agentResources", "disruptionBudget"}:
             yield from settings(value, here)
 
 

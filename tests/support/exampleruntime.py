@@ -30,6 +30,7 @@ import argparse
 import asyncio
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -271,6 +272,7 @@ def main() -> None:
     add("--predict", type=int, default=0, help="Size that it predicts; 0: it cannot predict.")
     add("--strict-unload", action="store_true")
     add("--diary", type=Path)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # otherwise ignored by the first process of a container
     asyncio.run(serve(parser.parse_args()))
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -268,27 +268,39 @@ class Traffic:
         self._ended = True
         await asyncio.gather(*self._tasks)
 
+    def caller(self, channel: grpc.aio.Channel) -> Callable[[str, bool], Awaitable[str]]:
+        """Returns a function that calls a model, with or without `wait_for_ready`, and returns what is wrong with the
+        answer."""
+        client = Client(channel)
+
+        async def call(name: str, wait: bool) -> str:
+            (answer,) = await client.infer(name, wait_for_ready=wait, x=ONE)
+            wanted = self._models[name]
+            return "" if answer.item() == wanted else f"{answer.item()} instead of {wanted}"
+
+        return call
+
     async def _run(self, number: int) -> None:
         names = list(self._models)
         async with self._mesh.channel() as channel:
-            client = Client(channel)
+            call = self.caller(channel)
             while not self._ended:
                 number = (number + 7) % len(names)
-                await self._call(client, names[number])
+                await self._call(call, names[number])
                 await asyncio.sleep(self._pause)
 
-    async def _call(self, client: Client, name: str) -> None:
+    async def _call(self, call: Callable[[str, bool], Awaitable[str]], name: str) -> None:
         for attempt in (1, 2):
             try:
-                (answer,) = await client.infer(name, wait_for_ready=attempt == 2, x=ONE)
+                wrong = await call(name, attempt == 2)
                 break
             except grpc.aio.AioRpcError as error:
                 if attempt == 2 or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     self.errors.append(f"{name}: {error.code().name}: {error.details()}")
                     return
                 self.again += 1
-        if answer.item() != self._models[name]:
-            self.errors.append(f"{name}: {answer.item()} instead of {self._models[name]}")
+        if wrong:
+            self.errors.append(f"{name}: {wrong}")
         self.calls += 1
 
     async def some(self, calls: int = 0) -> None:
