@@ -108,6 +108,7 @@ def main(
             server=address,
             types=server.served(ours=not address and not server.server_command and work.server_module == SERVER),
             server_command=server.server_command,
+            egress=server.carrier(),
             check_interval=membership.check_interval,
             log_format=logging.log_format,
             log_level=logging.log_level,

@@ -1,5 +1,6 @@
 """The long-lived tasks of an agent, its ONNX server and its relay, and what happens without each."""
 
+from mesh.envoy.duties import EGRESS
 from mesh.process.tasks import Duty
 
 SERVER = Duty("keep the model server", "a server that dies or hangs is not replaced", turns=60)
@@ -47,4 +48,4 @@ LINK_WATCH = Duty("watch the server", "nobody notices that the model server hang
 BESIDE_FOREIGN = (FOREIGN_SERVER,)
 """The additional tasks of an agent that starts a foreign server."""
 
-RELAYS = (BEAT, SERVER_CERTIFICATES, LINK, LINK_WATCH)
+RELAYS = (BEAT, SERVER_CERTIFICATES, LINK, LINK_WATCH, EGRESS)

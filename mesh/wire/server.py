@@ -120,13 +120,23 @@ class Listener(Generic[M, K]):
         self._listeners.append(listener)
         self._paths.append((path, os.lstat(path).st_ino))
 
-    async def listen_on(self, listening: socket.socket) -> None:
-        """Serves a socket that already listens. The socket is closed at the end, and no path is removed."""
+    async def listen_on(self, listening: socket.socket, *, identity: Identity | None = None) -> None:
+        """Serves a socket that already listens. The socket is closed at the end, and no path is removed. An `identity`
+        is for TCP only, and makes mutual TLS mandatory."""
         loop = self._started()
         if listening.family == socket.AF_UNIX:
             listener = await loop.create_unix_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
-        else:
+        elif identity is None:
             listener = await loop.create_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
+        else:
+            listener = await loop.create_server(
+                lambda: self._connection(loop, secure=True),
+                sock=listening,
+                backlog=_BACKLOG,
+                ssl=identity.accepting,
+                ssl_handshake_timeout=_HANDSHAKE,
+                ssl_shutdown_timeout=_GOODBYE,
+            )
         self._listeners.append(listener)
 
     async def listen_tcp(self, host: str, port: int, *, identity: Identity | None = None) -> int:

@@ -63,17 +63,18 @@ class ForeignMesh:
         pods: int = 1,
         onnx_pods: int = 0,
         types: str = "any",
+        egress: str = "auto",
         **more: Any,
     ) -> None:
         """Makes a mesh whose servers get `options`. `way` is how they are started and reached (child-socket,
-        child-port, neighbour-socket, neighbour-port), `types` are the model types that their pods take, and `onnx_pods`
-        is the number of additional ONNX pods."""
+        child-port, neighbour-socket, neighbour-port), `types` are the model types that their pods take, `egress` is
+        what carries calls to the servers, and `onnx_pods` is the number of additional ONNX pods."""
         self.diary = folder / "diary"
         said = [*(options or INJECTED), "--diary", str(self.diary)]
         self.servers: list[Program] = []
         options_of = {}
         for number in range(1, pods + 1):
-            options_of[f"pod-{number}"] = ["--types", types]
+            options_of[f"pod-{number}"] = ["--types", types, "--egress", egress]
             if way.startswith("child"):
                 listen = "unix:{socket}" if way == "child-socket" else "127.0.0.1:{port}"
                 line = " ".join(exampleruntime.argv(listen, *said))

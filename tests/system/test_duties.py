@@ -17,10 +17,11 @@ import pytest
 from mesh.local.duties import UP
 from mesh.process import free_port, tethered
 from mesh.process.tasks import Duty
-from mesh.runtime.duties import AGENT, SERVERS
+from mesh.runtime.duties import AGENT, BESIDE_FOREIGN, RELAYS, SERVERS
 from router.process.duties import LEADER, POD, WORKERS
 from tests.support import sabotage
 from tests.support.certificates import certificate
+from tests.support.foreign import ForeignMesh, answered, child_of
 from tests.support.localmesh import Client, LocalMesh, Program, children, command
 from tests.support.waiting import until
 
@@ -158,6 +159,35 @@ async def test_the_end_of_any_essential_duty_ends_its_process(mesh_of_duties: Me
             await until(lambda: mesh.server not in (0, before[1]), timeout=30, why=f"after {servers[number]}")  # noqa: B023
             says_why(last_line(local.pods[0], "model-server"), *servers[number])
         await mesh.serves()
+
+
+@pytest.mark.timeout(300)
+async def test_the_end_of_any_duty_of_a_relay_loses_no_model(
+    tmp_path: Path, etcd_server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When any duty of a relay ends, the relay gives the reason and ends, and the next one continues with the copies. A
+    server that the agent no longer keeps ends the agent."""
+    obey(orders := tmp_path / "orders", monkeypatch)
+    argv = [sys.executable, "-m", "mesh", "certificates", "--dir", str(inside := tmp_path / "inside")]
+    await asyncio.to_thread(subprocess.run, argv, check=True, capture_output=True, timeout=60)
+    options = ["--internal-tls", str(inside)]
+    more = {"router_options": options, "runtime_options": options, "log_level": "info"}
+    async with ForeignMesh(tmp_path, etcd_server, egress="envoy", **more) as it:
+        await it.register("m", now=True)
+        mesh = it.mesh
+        for name, how in essential(RELAYS):
+            before = child_of(mesh, "mesh.runtime.relay")
+            (orders / "new").write_text(how)
+            os.replace(orders / "new", orders / f"relay {name}")
+            await until(lambda: child_of(mesh, "mesh.runtime.relay") not in (0, before), timeout=40, why=name)  # noqa: B023
+            says_why(last_line(mesh.pods[0], "relay"), name, how)
+            assert dict((await answered(it, "m")).results) == {"m": "hello"}
+        assert it.noted("load m") == it.noted("status") == 1
+        ((name, how),) = essential(BESIDE_FOREIGN)
+        (orders / "new").write_text(how)
+        os.replace(orders / "new", orders / f"agent {name}")
+        await ended(mesh.pods[0], "agent", name, how)
+        assert dict((await answered(it, "m")).results) == {"m": "hello"}
 
 
 async def test_what_a_process_can_do_without_is_started_again(mesh_of_duties: Mesh) -> None:

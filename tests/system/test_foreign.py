@@ -13,6 +13,7 @@ from mesh.pb import modelruntime_pb2 as pb
 from tests.support import exampleruntime, models
 from tests.support.exampleproto import PredictRequest
 from tests.support.foreign import INJECTED, ForeignMesh, answered, child_of
+from tests.support.localmesh import children, command
 from tests.support.waiting import until
 
 
@@ -218,6 +219,34 @@ async def test_a_relay_that_is_killed_takes_no_model_with_it(foreign, options):
             assert dict((await it.ask(f"c{number}")).results) == {f"c{number}": "hello"}
         assert it.noted("load a") == it.noted("load b") == it.noted("load c0") == it.noted("status") == 1
         assert it.noted("unload a") == 0
+
+
+async def test_calls_wait_for_a_relay_that_is_replaced(foreign, edge):
+    """The agent keeps the socket of the data port. Calls that begin after a relay was killed wait for the next one, and
+    none of them fails."""
+    async with foreign(edge=edge) as it:
+        await it.register("a", now=True)
+        await it.ask("a")
+        relay = child_of(it.mesh, "mesh.runtime.relay")
+        os.kill(relay, signal.SIGKILL)
+        await until(lambda: "relay died" in it.mesh.pods[0].tail(200), why="the relay and its sockets are gone")
+        answers = await asyncio.gather(*(it.ask("a", str(number)) for number in range(20)))
+        assert [dict(answer.results) for answer in answers] == [{"a": str(number)} for number in range(20)]
+        assert it.noted("load a") == it.noted("status") == 1
+
+
+async def test_an_egress_that_is_killed_is_replaced(foreign):
+    """The relay replaces an Envoy that dies. The relay itself continues, and nothing is loaded again."""
+    async with foreign(egress="envoy") as it:
+        await it.register("a", now=True)
+        await it.ask("a")
+        relay = child_of(it.mesh, "mesh.runtime.relay")
+        (egress,) = children(relay)
+        os.kill(egress, signal.SIGKILL)
+        await until(lambda: not command(egress), why="the egress has ended")
+        assert dict((await answered(it, "a")).results) == {"a": "hello"}
+        assert (child_of(it.mesh, "mesh.runtime.relay"), it.noted("load a")) == (relay, 1)
+        assert "the egress died" in it.mesh.pods[0].tail(200)
 
 
 async def test_an_agent_that_is_killed_begins_again(foreign):

@@ -1,5 +1,5 @@
-"""Calls of a foreign model server over both edges: unary calls and every kind of stream, and the rules for methods and
-ids."""
+"""Calls of a foreign model server over both edges and both egresses: unary calls and every kind of stream, and the
+rules for methods and ids."""
 
 import asyncio
 import os
@@ -27,8 +27,11 @@ M = (("mm-model-id", "m"),)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def it(request, tmp_path_factory, etcd_server):
-    """A mesh of one example runtime, which limits the concurrent calls of each model, with the model `m`."""
-    async with ForeignMesh(tmp_path_factory.mktemp("calls"), etcd_server, *RULES, edge=request.param) as it:
+    """A mesh of one example runtime, which limits the concurrent calls of each model, with the model `m`. The relay's
+    egress is of the same kind as the router's edge."""
+    async with ForeignMesh(
+        tmp_path_factory.mktemp("calls"), etcd_server, *RULES, edge=request.param, egress=request.param
+    ) as it:
         await it.register("m", now=True)
         yield it
 

@@ -121,6 +121,7 @@ class Agent:
         await pod.leaving.fall_silent(grace)
         await self._tasks.close()
         await pod.cache.loads.settle(0.0)
+        pod.server_start.stop_listening()
         await pod.server.stop(grace)
         if pod.foreign is not None:
             await pod.foreign.stop(grace)

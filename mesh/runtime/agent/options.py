@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mesh.host import memory
 from mesh.options import checked, servers, tls
 from mesh.options.values import format_bytes
+from mesh.process import find_binary
 from mesh.runtime.agent.settings import SERVER
 from mesh.runtime.cache.books import demand
 from mesh.runtime.cache.evictions import capacity
@@ -253,6 +254,16 @@ class ModelServer:
         ),
     ] = ""
 
+    egress: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_EGRESS",
+            metavar="envoy|grpc|auto",
+            help="Carrier of calls to that server: envoy (an Envoy of this pod), grpc (grpc.aio, slower, but without "
+            "another process) or auto (envoy where one is installed).",
+        ),
+    ] = "auto"
+
     types: Annotated[
         str,
         typer.Option(
@@ -268,6 +279,21 @@ class ModelServer:
         if not self.types:
             return (ONNX,) if ours else ()
         return () if self.types == "any" else tuple(one.strip() for one in self.types.split(",") if one.strip())
+
+    def carrier(self) -> Literal["envoy", "grpc"]:
+        """Returns the egress to use. Raises BadParameter."""
+        if self.egress not in ("envoy", "grpc", "auto"):
+            raise typer.BadParameter(f"{self.egress!r} is no egress: use envoy, grpc or auto", param_hint="--egress")
+        if self.egress == "grpc" or not (self.server or self.server_command):
+            return "grpc"
+        try:
+            find_binary("envoy")
+        except FileNotFoundError as error:
+            if self.egress == "envoy":
+                raise typer.BadParameter(f"{error}, or use --egress grpc", param_hint="--egress") from error
+            log.info("calls to the model server are carried by grpc.aio", because=str(error))
+            return "grpc"
+        return "envoy"
 
     def address(self) -> str:
         """Returns the address in gRPC's notation, or "" if none is given. Raises BadParameter."""

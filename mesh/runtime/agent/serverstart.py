@@ -1,5 +1,10 @@
-"""The first start of the pod's model server: its command line, its port, and the device that it finds."""
+"""The first start of the pod's model server: its command line, its port, and the device that it finds.
 
+The listening socket of a relay's data port belongs to the agent, and each relay inherits it. While a relay that died is
+replaced, connections wait in the socket's queue instead of being refused.
+"""
+
+import socket
 from pathlib import Path
 
 from mesh import process
@@ -23,6 +28,7 @@ JOURNAL = "relay"
 
 RELAY = "mesh.runtime.relay"
 
+_BACKLOG = 4096  # connections that may wait for a relay; the kernel cuts it to its own limit
 _PORT_TRIES = 3  # attempts if another process takes the chosen port meanwhile
 
 
@@ -55,16 +61,14 @@ class ServerStart:
         self._run_dir = run_dir
         self._foreign = foreign
         self._address = address
+        self._listening: socket.socket | None = None  # the relay's data port
 
     async def start(self) -> tuple[str, str]:
         """Starts the server. Returns its address, and the device that it uses: "cpu" or "cuda". Raises StartError."""
         settings = self._settings
         host, port = parse_address(settings.data)
-        if self._foreign is not None:
-            try:
-                await self._foreign.start()
-            except StartFailed as error:
-                raise StartError(f"--server-command: {error}") from error
+        if settings.foreign:
+            return await self._start_relay(host, port), ""
         for attempt in range(1, _PORT_TRIES + 1):
             data = format_address(host, port or process.free_port(host))
             try:
@@ -73,9 +77,6 @@ class ServerStart:
                 if port or attempt == _PORT_TRIES or "listen" not in str(error):
                     raise StartError(str(error)) from error
                 continue
-            if settings.foreign:
-                self._adopt(status)
-                return data, ""
             device = status.told.get("mesh-device", "")
             # The pod keeps the device that "auto" has found: a server that no longer finds its GPU has failed. It must
             # not continue as a slow one whose memory is counted on a device.
@@ -85,10 +86,37 @@ class ServerStart:
             return data, device
         raise AssertionError("not reached")
 
+    async def _start_relay(self, host: str, port: int) -> str:
+        """Starts the relay, and before it the server if that is a child. Returns the address of the data port."""
+        if self._foreign is not None:
+            try:
+                await self._foreign.start()
+            except StartFailed as error:
+                raise StartError(f"--server-command: {error}") from error
+        self._listening = listening = _listen(host, port)
+        data = format_address(host, listening.getsockname()[1])
+        plan = Plan(
+            self._relay_line(data, listening.fileno()).argv(),
+            self._run_dir,
+            self._settings.hang_timeout,
+            relays=True,
+            name="relay",
+            pass_fds=(listening.fileno(),),
+        )
+        try:
+            self._adopt(await self._server.start(plan))
+        except (ServerFailed, OSError) as error:
+            raise StartError(str(error)) from error
+        return data
+
+    def stop_listening(self) -> None:
+        """Closes this process's socket of the relay's data port, so that connections are refused once the relay closes
+        its own."""
+        if self._listening is not None:
+            self._listening.close()
+
     def _plan(self, data: str, device: str) -> Plan:
         settings = self._settings
-        if settings.foreign:
-            return Plan(self._relay_line(data).argv(), self._run_dir, settings.hang_timeout, relays=True, name="relay")
         line = OnnxLine(
             module=settings.server_module,
             data=data,
@@ -108,7 +136,7 @@ class ServerStart:
         )
         return Plan(line.argv(), self._run_dir, settings.hang_timeout)
 
-    def _relay_line(self, data: str) -> RelayLine:
+    def _relay_line(self, data: str, listening: int) -> RelayLine:
         settings = self._settings
         return RelayLine(
             module=RELAY,
@@ -122,6 +150,8 @@ class ServerStart:
             log_level=settings.log_level,
             server=self._address,
             journal=self._run_dir / JOURNAL,
+            egress=settings.egress,
+            data_socket=listening,
             load_timeout=0.0,
             hang_timeout=settings.hang_timeout,
         )
@@ -155,3 +185,17 @@ class ServerStart:
         self._cache.ledger.equip(models)
         self._cache.device_memory.limit_bytes = total
         log.info("device in use", capacity=format_bytes(models), of=format_bytes(total))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listens on an address; port 0 means any free one. Raises StartError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for attempt in range(1, _PORT_TRIES + 1):
+        chosen = port or process.free_port(host)
+        try:
+            return socket.create_server((host, chosen), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            if port or attempt == _PORT_TRIES:
+                address = format_address(host, chosen)
+                raise StartError(f"cannot listen on {address}: {error.strerror}: choose another (--data)") from error
+    raise AssertionError("not reached")

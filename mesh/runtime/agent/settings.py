@@ -3,6 +3,7 @@
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mesh.options.etcdsettings import EtcdSettings
 from mesh.options.values import parse_address
@@ -57,6 +58,7 @@ class RuntimeSettings:
     server_module: str = SERVER  # run as the model server
     server: str = ""  # address of a model server that is not ours, as gRPC names it
     server_command: str = ""  # starts that server; {socket} and {port} are filled in
+    egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls from the relay to that server
     hang_timeout: float = 12.0  # silence of the model server after which it is killed
     check_interval: float = 30.0  # between two comparisons with the registry
     log_format: str = "text"

@@ -9,7 +9,8 @@ gRPC. It is a separate process, so that neither the agent's lease nor its fence 
   must know about them, so that the death of a relay loses no model;
 - `calls` passes calls on: `methods` knows which are allowed and where an id belongs, `splice` puts it there, `metadata`
   converts headers, `verdicts` distinguishes a lost model from a model's own error;
-- `egress` is the contract of how a call reaches the server, and `grpcegress` does it with `grpc.aio`;
+- `egress` is the contract of how a call reaches the server; `envoyegress` does it through Envoy, and `grpcegress` with
+  `grpc.aio`;
 - `link` is the connection to the server, and notices if the server has ended, hangs, or was restarted; `handshake`
   distinguishes a busy server from a stopped one.
 """

@@ -128,6 +128,7 @@ class RelayPort:
         call = carried.call
         if not await self._link.up():
             raise _NotHere
+        await self._egress.up()
         sent = metadata.to_server(call.headers, carried.copy.model_id)
         left = None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
         epoch = self._link.epoch

@@ -1,7 +1,8 @@
 """The contract of an egress, which carries calls from the relay to the foreign server as real gRPC.
 
 There is one interface for all egresses, in the terms of `mesh.wire`: metadata is as on the wire, messages are frames,
-and an answer is a `Reply`, a stream, or a `Lost` connection. `grpcegress` is the egress of `grpc.aio`.
+and an answer is a `Reply`, a stream, or a `Lost` connection. `envoyegress` is the egress of Envoy, and `grpcegress` the
+one of `grpc.aio` for machines without Envoy.
 
 An egress never turns a server's status into another one. If a call has no status because its connection was lost,
 `first`, `read` and `result` raise `Lost`, and the caller asks the link what happened to the server.
@@ -48,8 +49,11 @@ class Outgoing(Protocol):
 
 
 class Egress(Protocol):
-    """A way to the server. Both methods return at once. They raise ValueError for metadata that cannot be sent, and
-    `FrameError` for a message that cannot be read."""
+    """A way to the server. `send` and `open` return at once. They raise ValueError for metadata that cannot be sent,
+    and `FrameError` for a message that cannot be read. The caller enforces deadlines."""
+
+    async def up(self) -> None:
+        """Waits until calls can be sent."""
 
     def send(
         self, method: bytes, headers: Headers, frame: bytes, *, timeout: float | None, encoding: bytes
@@ -58,3 +62,6 @@ class Egress(Protocol):
 
     def open(self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes) -> Outgoing:
         """Begins a request whose messages are written one by one."""
+
+    async def close(self) -> None:
+        """Ends the egress, and all calls with it."""

@@ -38,6 +38,12 @@ class GrpcEgress:
         self._link = link
         self._methods: dict[bytes, tuple[_Method, _Method]] = {}
 
+    async def up(self) -> None:
+        """Returns at once, because the link knows whether there is a connection."""
+
+    async def close(self) -> None:
+        """Does nothing, because the link closes the channel."""
+
     def send(
         self, method: bytes, headers: Headers, frame: bytes, *, timeout: float | None, encoding: bytes = b""
     ) -> "GrpcCall":

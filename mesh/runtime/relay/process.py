@@ -8,9 +8,13 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Callable
 
+from mesh.envoy.child import EnvoyError
+from mesh.envoy.egress import EgressMinder, EgressSettings
 from mesh.identity import Identity, IdentityError
 from mesh.options.values import format_address
 from mesh.process.ending import Ending
@@ -19,6 +23,8 @@ from mesh.runtime import duties
 from mesh.runtime.port.boards import CannotStart, open_board
 from mesh.runtime.port.spi import listen
 from mesh.runtime.relay.calls import RelayPort
+from mesh.runtime.relay.egress import Egress
+from mesh.runtime.relay.envoyegress import EnvoyEgress
 from mesh.runtime.relay.grpcegress import GrpcEgress
 from mesh.runtime.relay.journal import Journal
 from mesh.runtime.relay.link import Link
@@ -52,18 +58,19 @@ async def serve(settings: RelaySettings) -> int:
     journal = Journal(settings.journal)
     table = Table(board, journal)
     link = Link(settings.server, table, hang_timeout=settings.hang_timeout, max_message=settings.max_message)
-    egress = GrpcEgress(link, max_message=settings.max_message)
-    port = RelayPort(table, board, link, egress, max_message=settings.max_message)
-    data = Server(port.handle, max_message=settings.max_message, budget=(budget := Budget(settings.max_body_bytes)))
+    budget = Budget(settings.max_body_bytes)
     ending = Ending()
     tasks = Tasks(ending.because)
+    egress = await _egress(settings, link, budget, on_lost=ending.because)
+    port = RelayPort(table, board, link, egress, max_message=settings.max_message)
+    data = Server(port.handle, max_message=settings.max_message, budget=budget)
     left = journal.read()
     if left is not None and not left[1]:
         left = None  # no copies would be lost if the server dropped its models
     board.attach(os.getpid(), keep=() if left is None else [one.slot for one in left[1]])
     tasks.run(duties.BEAT, lambda: _beat(board, budget))
     try:
-        bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
+        bound = await _listen(data, settings, identity)
         address = format_address(settings.host, bound)
         servicer = RelaySpi(settings, link, table, port, data_address=address, pid=os.getpid())
         if left is not None:
@@ -102,12 +109,40 @@ async def serve(settings: RelaySettings) -> int:
     async def close() -> None:
         log.info("relay is shutting down", calls=port.in_flight)
         await data.close(_GRACE)
+        await egress.close()
         await server.stop(1.0)
         await tasks.close()
         await link.close()
         board.beat(time.monotonic_ns())
 
     return await ending.close(close(), within=_GRACE + _STOPPING)
+
+
+async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_lost: Callable[[str], None]) -> Egress:
+    """Returns what carries calls to the server, ready to do so. Raises CannotStart."""
+    if settings.egress == "grpc":
+        return GrpcEgress(link, max_message=settings.max_message)
+    folder = settings.spi.parent
+    ends = EgressSettings(
+        listen=str(folder / "egress"), admin_socket=str(folder / "egress-admin"), server=settings.server
+    )
+    minder = EgressMinder(ends, run_dir=folder, on_lost=on_lost)
+    try:
+        await minder.start()
+    except EnvoyError as error:
+        raise CannotStart(f"{error}: mend it, or use --egress grpc") from error
+    return EnvoyEgress(minder, ends.listen, max_message=settings.max_message, budget=budget)
+
+
+async def _listen(data: Server, settings: RelaySettings, identity: Identity | None) -> int:
+    """Starts to listen on the data port, on the agent's socket if it has passed one on. Returns the port."""
+    if settings.data_socket is None:
+        return await data.listen_tcp(settings.host, settings.port, identity=identity)
+    inherited = socket.socket(fileno=settings.data_socket)
+    inherited.setblocking(False)
+    inherited.set_inheritable(False)
+    await data.listen_on(inherited, identity=identity)
+    return int(inherited.getsockname()[1])
 
 
 async def _beat(board: Board, budget: Budget) -> None:

@@ -18,9 +18,11 @@ class RelaySettings:
     server: str  # address of the foreign server, as gRPC names it: host:port or unix:/path
     host: str = "127.0.0.1"  # of the data port
     port: int = 0  # 0: any free one
+    data_socket: int | None = None  # descriptor of a socket that listens there already; None: none
     incarnation: str = ""  # the agent's, which must equal the board's
     board: Path | None = None  # None: a private board that nothing reads
     journal: Path | None = None  # file from which a later relay of this pod continues
+    egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls to the server
     load_timeout: float = 0.0  # time limit of one load; 0: the server's own
     hang_timeout: float = 12.0  # silence of the server after which it counts as hung
     max_message: int = 16 << 20
@@ -42,6 +44,18 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         required=True,
         metavar="ADDRESS",
         help=("Address of the model server, HOST:PORT or unix:/PATH."),
+    )
+    add(
+        "--data-socket",
+        type=int,
+        metavar="FD",
+        help="Descriptor of an inherited socket that listens on the address of --data; default: none.",
+    )
+    add(
+        "--egress",
+        choices=("envoy", "grpc"),
+        default="grpc",
+        help="What carries calls to the model server: an Envoy of this relay, or grpc.aio; default: grpc.",
     )
     add("--journal", type=Path, metavar="PATH", help="File from which a later relay continues; default: none.")
     add(

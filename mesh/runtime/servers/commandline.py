@@ -70,6 +70,8 @@ class RelayLine(CommandLine):
 
     server: str  # as gRPC names it
     journal: Path
+    egress: str  # "envoy" or "grpc"
+    data_socket: int  # descriptor of the listening socket of the data port
     load_timeout: float  # 0: the server's own
     hang_timeout: float
 
@@ -77,6 +79,8 @@ class RelayLine(CommandLine):
         return {
             "server": self.server,
             "journal": str(self.journal),
+            "egress": self.egress,
+            "data-socket": str(self.data_socket),
             "load-timeout": f"{self.load_timeout:g}",
             "hang-timeout": f"{self.hang_timeout:g}",
         }

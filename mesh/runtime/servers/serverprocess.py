@@ -67,6 +67,7 @@ class Plan:
     hang_timeout: float  # seconds of silence after which it is killed
     relays: bool = False  # the models are in another process, which survives the death of this one
     name: str = "model-server"
+    pass_fds: tuple[int, ...] = ()  # descriptors that it inherits
 
 
 class ServerProcess:
@@ -233,7 +234,7 @@ class ServerProcess:
             self._tasks.start(self._opening.close(), "close spi")
         self._opening = Spi(socket)
         argv = [*self.plan.argv, "--spi", str(socket)]
-        return await process.spawn(argv, name=self.plan.name, on_line=self._on_line)
+        return await process.spawn(argv, name=self.plan.name, pass_fds=self.plan.pass_fds, on_line=self._on_line)
 
     async def _missing(self) -> str:
         assert self._opening is not None

@@ -1,21 +1,26 @@
 """Calls through an egress to a real gRPC server: whatever the server answers, and whenever, arrives unchanged."""
 
 import asyncio
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 
+from mesh.envoy.egress import EgressMinder, EgressSettings
 from mesh.runtime.relay.egress import Egress
+from mesh.runtime.relay.envoyegress import EnvoyEgress
 from mesh.runtime.relay.grpcegress import GrpcEgress
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.table import Journal, Table
 from mesh.runtime.sharedmemory.board import Board
 from mesh.statuses import Code
 from mesh.wire import framing
+from mesh.wire.budget import Budget
 from mesh.wire.reply import Lost, Reply
 from tests.support.waiting import until
 
@@ -73,12 +78,23 @@ async def server() -> AsyncIterator[Server]:
     await server.server.stop(None)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def egress(server: Server) -> AsyncIterator[Egress]:
-    link = Link(f"127.0.0.1:{server.port}", Table(Board.private(1), Journal(None)), hang_timeout=9, max_message=LIMIT)
-    await link.connected()
-    yield GrpcEgress(link, max_message=LIMIT)
-    await link.close()
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+async def egress(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Egress]:
+    address = f"127.0.0.1:{server.port}"
+    if request.param == "grpc":
+        link = Link(address, Table(Board.private(1), Journal(None)), hang_timeout=9, max_message=LIMIT)
+        await link.connected()
+        yield GrpcEgress(link, max_message=LIMIT)
+        await link.close()
+        return
+    with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
+        settings = EgressSettings(listen=f"{folder}/egress", admin_socket=f"{folder}/admin", server=address)
+        minder = EgressMinder(settings, run_dir=Path(folder))
+        await minder.start()
+        made = EnvoyEgress(minder, settings.listen, max_message=LIMIT, budget=Budget(512 << 20))
+        made.envoy = minder  # type: ignore[attr-defined]
+        yield made
+        await made.close()
 
 
 async def outcome(outgoing: Any) -> tuple[list[bytes], Reply, list[Any]]:

@@ -16,6 +16,7 @@ PROCESSES = {
     "router.process.worker": "worker",
     "mesh.runtime": "agent",
     "mesh.runtime.server": "server",
+    "mesh.runtime.relay": "relay",
     "tests.support.twin": "server",
     "mesh": "up",
 }
