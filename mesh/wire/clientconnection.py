@@ -234,6 +234,7 @@ class ClientConnection(asyncio.Protocol):
             if self._refusal is None:
                 self._reader = reader = largebody.LargeBody(self, size, left)
                 self._overhead = 0
+                owner.beginning()
                 reader.put(body[skipped:])
                 if self._reader is reader:  # it has not given up at once
                     self.transport.set_protocol(reader)
@@ -448,6 +449,8 @@ class ClientConnection(asyncio.Protocol):
         trailers = self._pool.tails.get(tail)
         if trailers is None or not framing.is_frame(body, self._limit):
             return False
+        if len(body) > budgets.SMALL and self._pool.budget.held + len(body) > self._pool.budget.replies:
+            return False  # the parser's path refuses it
         self._pool.heads.missed = 0
         headers, encoding = known
         self._exchange = None

@@ -20,7 +20,8 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Sink(Protocol):
-    """A receiver of a reply. Exactly one method is called, once, from the event loop and never from within `send()`.
+    """A receiver of a reply. Exactly one of the methods for an outcome is called, once, from the event loop and never
+    from within `send()`.
 
     After `Exchange.cancel()`, no method is called.
     """
@@ -28,6 +29,10 @@ class Sink(Protocol):
     @property
     def takes_pieces(self) -> bool:
         """True if large messages of a stream may arrive in pieces (`pieces`)."""
+
+    def on_beginning(self) -> None:
+        """Learns that a large reply has begun, so that the request is not needed to try again. This comes in addition
+        to the outcome, and before it."""
 
     def on_reply(self, reply: replies.Reply) -> None:
         """Takes the whole reply: OK with one message, or a failure without any."""
@@ -94,6 +99,11 @@ class Exchange:
             stream.ended(lost, drop=True)
 
     # --- called by its connection and its pool: each at most once, and none after the call is over ---
+
+    def beginning(self) -> None:
+        """Tells the sink that a large reply has begun."""
+        if self._sink is not None:
+            self._sink.on_beginning()
 
     def begun(self, headers: list[call.Header], encoding: bytes, box: inbox.Inbox) -> None:
         """Passes the stream of a reply that has begun to the sink."""

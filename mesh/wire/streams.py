@@ -125,6 +125,9 @@ class RequestStream:
         """Takes a reply that has begun."""
         self._set(stream)
 
+    def on_beginning(self) -> None:
+        """Does nothing: what was sent is not kept here."""
+
     def on_lost(self, lost: replies.Lost) -> None:
         """Learns that there will be no reply."""
         self._set(lost)

@@ -57,6 +57,7 @@ class UnaryCall:
         "_patience",
         "_pool",
         "_said",
+        "_size",
         "_waits_for",
         "deadline",
     )
@@ -74,6 +75,7 @@ class UnaryCall:
         self._forwarder = forwarder
         self._call = call
         self._frame = frame
+        self._size = len(frame)
         self._method = method
         self._asked = asked
         self._model_id, self._destination = found
@@ -151,7 +153,7 @@ class UnaryCall:
         if self._attempts is not None:
             self._attempts.tried.clear()
         try:
-            self._forwarder.coldstart.join(self._model_id, self, size=len(self._frame), deadline=self._call.deadline)
+            self._forwarder.coldstart.join(self._model_id, self, size=self._size, deadline=self._call.deadline)
         except MeshError as error:
             self._refused(error)
             return
@@ -289,6 +291,13 @@ class UnaryCall:
         """True if nothing here needs to see a whole message of a stream."""
         return self._call.takes_pieces and not self._method.path
 
+    def on_beginning(self) -> None:
+        """Frees the request, because no call is retried once its reply has begun. A large reply is then held instead of
+        it, not in addition. A shadow still needs the request."""
+        if self._destination is None or self._destination.alias.mirror is None:
+            self._frame = b""
+            self._call.forget()
+
     def on_reply(self, reply: Reply) -> None:
         """Passes the reply back, or tries again if the pod refused the call without running it."""
         copy = self._copy
@@ -302,7 +311,7 @@ class UnaryCall:
         if headers:
             headers, refusal = replies.returned(headers, pod)
             if refusal is not None and reply.code:
-                self._after(copy, self._tries().refused, copy, refusal, self._said)
+                self._after(copy, self._tries().refused, copy, refusal, self._said, kept=bool(self._frame))
                 return
         frame = reply.frame
         trailers = reply.trailers
@@ -318,7 +327,7 @@ class UnaryCall:
             self._call.fail(reply.code, reply.text, headers, trailers)
             self._ended(reply.code, -1)
         destination = self._destination
-        if destination is not None and destination.alias.mirror is not None:
+        if destination is not None and destination.alias.mirror is not None and self._frame:
             named = destination.headers(copy, self._method) if self._asked[1] == NAME else ()
             sent, encoding = self._headers + named, self._call.encoding
             self._forwarder.mirrors.offer(
@@ -437,7 +446,7 @@ class UnaryCall:
             forwarder.timed.discard(self)
         ms = (time.perf_counter() - self._began) * 1000
         meter = forwarder.meter
-        meter.call(self._method.label, code, ms, len(self._frame) - framing.PREFIX, size)
+        meter.call(self._method.label, code, ms, self._size - framing.PREFIX, size)
         (meter.cold if self._cold else meter.hits).observe(ms)
         if self._destination is not None:
             self._destination.meter.call(code, ms)

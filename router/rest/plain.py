@@ -74,6 +74,7 @@ class PlainInference:
         self._run(request, self._long(request, note))
 
     def _begin(self, request: PlainRequest, note: _Note, frame: bytes, form: documents.Form) -> None:
+        request.take()  # the frame has it all
         caller = Caller(asyncio.get_running_loop().time() + note.timeout, note.metadata, _PEER)
         call = self._models.begin(frame, caller, partial(self._answered, request, note.target.model, caller, form))
         if not request.phase:

@@ -99,6 +99,9 @@ class Load:
         self.open += 1
         self.pool.send(METHOD.encode(), METADATA, framing.pack(REQUEST), self)
 
+    def on_beginning(self) -> None:
+        pass
+
     def on_reply(self, reply: client.Reply) -> None:
         """Sends the next call after a reply."""
         self.failed += reply.frame is None

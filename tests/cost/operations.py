@@ -107,6 +107,9 @@ class _Outcome:
 
     takes_pieces = False
 
+    def on_beginning(self) -> None:
+        pass
+
     def on_reply(self, reply: Reply) -> None:
         assert reply.code == 0
 

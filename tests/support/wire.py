@@ -217,6 +217,9 @@ class Outcome:
         if not self._future.done():
             self._future.set_result(outcome)
 
+    def on_beginning(self) -> None:
+        pass
+
     def on_reply(self, reply: client.Reply) -> None:
         self._set(reply)
 

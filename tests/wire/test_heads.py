@@ -1,11 +1,13 @@
 """The shortcut past the parser for known heads, which gives the parser's results for any bytes and any repetition."""
 
 import asyncio
+import sys
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mesh.wire import client, clientconnection, heads, server, serverconnection
+from mesh.wire import budget, client, clientconnection, heads, server, serverconnection
 from tests.support.wire import ECHO, Outcome, Transport, chunked, deliver, frames, request, run
 
 LIMIT = 1000
@@ -132,6 +134,18 @@ def test_a_request_that_came_twice_is_recognised_with_another_message_and_anothe
         assert known.method == ECHO
 
 
+@pytest.mark.parametrize("chunks", [None, []], ids=["content-length", "one chunk"])
+def test_a_request_that_fills_one_read_is_recognised(chunks, monkeypatch):
+    """A request of some hundred KB that arrives in one read is recognised like a small one, whatever its size."""
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT", 1 << 20)
+    memo = heads.Memo()
+    messages = [bytes([number]) * (200_000 + number) for number in range(4)]
+    monkeypatch.setattr(memo, "missed", 9)
+    seen, _ = outcomes_of_requests([request(frames(message), chunks=chunks) for message in messages], memo)
+    assert [frame for _, _, _, frame, _, _ in seen] == [frames(message) for message in messages]
+    assert (len(memo), memo.missed) == (1, 0)
+
+
 # --- replies ---
 
 
@@ -230,6 +244,30 @@ def test_a_reply_that_came_twice_is_recognised_with_another_message():
         assert "(b'mesh-load', b'1')" in text
         assert "harm" not in text
         assert (taken, idle) == (None, 1)
+
+
+def test_a_reply_that_fills_one_read_is_recognised_if_the_budget_has_room_for_it(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT", 1 << 20)
+    reads = [
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n"
+        + chunked(frames(bytes(200_000 + number)), [])
+        + b"0\r\ngrpc-status: 0\r\n\r\n"
+        for number in range(4)
+    ]
+    memos = []
+
+    def memo():
+        memos.append(heads.Memo())
+        memos[-1].missed = 9
+        return memos[-1]
+
+    outcomes = outcomes_of_replies(reads, memo)
+    assert [each.missed for each in memos] == [0, 9 + 2]  # of the tails, only the look-ups to learn are counted
+    assert [idle for _, _, idle in outcomes] == [1] * 4
+    monkeypatch.setattr(budget.UNBOUNDED, "replies", 100_000)
+    assert ["RESOURCE_EXHAUSTED" in text or "code=8" in text for text, _, _ in outcomes_of_replies(reads, memo)] == [
+        True
+    ] * 4
 
 
 # --- the memory itself ---

@@ -275,3 +275,36 @@ def test_however_a_body_comes_a_server_of_plain_http_hands_out_the_same(bodies, 
     made, outcome = run(posted(reads))
     large(NEVER)
     assert (made, outcome) == run(posted(made))
+
+
+def test_a_sink_learns_that_a_large_reply_has_begun_before_it_gets_the_reply():
+    """The sink of a large reply is told once that the reply has begun, and so may free the request. The sink of a small
+    reply is not told."""
+    large(16)
+
+    class Noting(Outcome):
+        begun = 0
+
+        def on_beginning(self):
+            assert not self.done
+            self.begun += 1
+
+    async def scenario():
+        pool = client.Pool("unix:/nowhere", max_message=LIMIT)
+        connection = clientconnection.ClientConnection(pool, LIMIT, 8)
+        connection.connection_made(Transport())
+        pool._connections.add(connection)
+        pool.release(connection)
+        for message, begun in ((b"x" * 500, 1), (b"x", 0)):
+            outcome = Noting()
+            pool.send(ECHO, [], frames(b"request"), outcome)
+            reply = HEAD + pieces(frames(message), [], [b"%x"]) + b"0\r\ngrpc-status: 0\r\n\r\n"
+            deliver(connection, reply[:300])
+            assert outcome.begun == begun
+            if reply[300:]:
+                deliver(connection, reply[300:])
+            assert (await outcome.get()).frame == frames(message)
+            assert outcome.begun == begun
+        pool.close()
+
+    run(scenario())

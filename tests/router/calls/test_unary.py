@@ -762,3 +762,47 @@ async def test_nothing_is_left_for_the_garbage_collector(core):
     finally:
         gc.enable()
     await asyncio.sleep(0)
+
+
+# --- large replies ---
+
+
+async def test_a_request_is_freed_when_a_large_reply_begins(core):
+    """A router holds a large request or its large reply, not both. The call is counted with the request's size."""
+    resident(core)
+    call = core.call()
+    size = len(call.frame) - framing.PREFIX
+    (sent,) = core.sent("a")
+    sent.sink.on_beginning()
+    assert call.frame is None
+    assert sent.sink._frame == b""
+    counted = []
+    core.forwarder.meter.call = lambda *numbers: counted.append(numbers)
+    sent.reply(b"\0\0\0\0\x01z")
+    assert call.code is Code.OK
+    assert counted[0][3:] == (size, 1)
+
+
+async def test_a_pod_that_refuses_a_call_after_a_large_reply_has_begun_is_not_believed_twice(core):
+    """If a pod says *not here* after a large message, the call fails, because its request has been freed."""
+    resident(core, "a", "b")
+    call = core.call()
+    pod = where(core, "a", "b")
+    (sent,) = core.sent(pod)
+    sent.sink.on_beginning()
+    sent.not_here()
+    assert call.code is Code.UNAVAILABLE
+    assert "too much of the request was sent" in call.text
+
+
+async def test_a_request_is_kept_for_a_shadow_when_a_large_reply_begins(core):
+    """If the alias of a call has a shadow, the request is kept, because the shadow gets it after the reply."""
+    resident(core, "a", model="fraud@8")
+    resident(core, "b", model="fraud@9")
+    core.alias("fraud", "fraud@8", mirror={"target": "fraud@9", "percent": 100})
+    call = core.call("fraud")
+    (sent,) = core.sent("a")
+    sent.sink.on_beginning()
+    assert call.frame is not None
+    assert sent.sink._frame == call.frame
+    sent.reply()

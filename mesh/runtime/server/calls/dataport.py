@@ -41,6 +41,8 @@ log = logs.get(__name__)
 
 VERSION = importlib.metadata.version("mesh-serving")
 
+_SMALL = requests.SMALL  # bytes of contents
+
 # Indexes into board.METHODS.
 _INFER, _METADATA, _READY, _OTHER = range(4)
 
@@ -56,6 +58,7 @@ class DataPort:
         self._inline = board.at_work.inline
         self._board = board
         self._runs = runs
+        self._clock = runs.clock
         self._watch = watch
         self._max_message = max_message
         self._loop = asyncio.get_running_loop()
@@ -187,13 +190,17 @@ class DataPort:
             watch = self._watch
             row.begin(started_ns, runs=1)
             self._inline(frame)
+            cpu_ns = self._clock() if size > _SMALL else 0
             watch.since_ns = started_ns
             if watch.asleep:
                 watch.wake()
             try:
                 arrays = copy.session.run(answer.names, feed, watch.options)
                 watch.since_ns = 0
-                reply = answer.encode(arrays, request_id, raw=raw)
+                if cpu_ns:  # outputs never share memory with the input, which the next call overwrites
+                    pieces = answer.pieces(arrays, request_id, raw=raw)
+                else:
+                    reply = answer.encode(arrays, request_id, raw=raw)
             except Exception as error:
                 watch.since_ns = 0
                 if not watch.stopped():
@@ -202,10 +209,15 @@ class DataPort:
                 copy.pace.too_long(size)
                 row.ran(time.monotonic_ns() - started_ns)
             else:
-                call.reply(reply, answers.load(self._runs.count))
+                if cpu_ns:
+                    call.reply_in_pieces(pieces, answers.load(self._runs.count))
+                else:
+                    call.reply(reply, answers.load(self._runs.count))
                 ended_ns = time.monotonic_ns()
                 took_ns = ended_ns - started_ns  # everything here kept the loop busy, not only the model
-                copy.pace.note(size, took_ns)
+                # Time on the clock is also lost to other processes. On two busy cores, that moved 30 % of the calls
+                # with 100 KB into threads, for twice the cost. Small calls are too short for that to matter.
+                copy.pace.note(size, self._clock() - cpu_ns if cpu_ns else took_ns)
                 row.end(ended_ns, runs=1, busy_ns=took_ns, failed=False)
                 self._observe(_INFER, 0, took_ns)
                 return

@@ -142,7 +142,8 @@ class Runs:
         self._device = device
         self._loop = asyncio.get_running_loop()
         self._board = board
-        self._clock = clock
+        self.clock = clock
+        """The clock by which runs are measured."""
         self._each = threads
         self._idle = threads + 1
         self._most = 2 * (threads + 1)
@@ -267,7 +268,7 @@ class Runs:
         run.copy.row.run()
 
         def work() -> None:
-            busy = run.work(self._clock, self._board.at_work, self.error)
+            busy = run.work(self.clock, self._board.at_work, self.error)
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._done, run, busy)
 

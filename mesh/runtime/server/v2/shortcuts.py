@@ -17,9 +17,10 @@ from mesh.runtime.server.v2.reply import ReplyWriter
 from mesh.runtime.server.v2.tensors import Array, Tensor
 from mesh.wire import encoding
 
-MAX_BYTES = 16384
-"""Largest frame that is compared. For larger frames the saving is negligible, and it is better not to copy their
-contents."""
+MAX_BYTES = 256 << 10
+"""Largest frame that is compared: its contents must fit into `alignment.LOOP`."""
+
+_MAX_FIELDS = 16384
 
 _MAX_KNOWN = 32  # names and lengths of frames that one model remembers
 _MAX_TRIES = 256  # requests to learn from: a client whose requests are never plain must not pay for each of them
@@ -80,7 +81,7 @@ class Shortcuts:
         self._tries += 1
         if frame[0] or len(frame) > MAX_BYTES or not tensor.kind.plain:
             return
-        fields = list(encoding.fields(memoryview(frame)[5:], limit=MAX_BYTES))
+        fields = list(encoding.fields(memoryview(frame)[5:], limit=_MAX_FIELDS))
         order = [tag for tag, _, _ in fields]
         if order[-1:] != [_RAW] or order.count(_RAW) != 1 or order.count(_ID) > 1:
             return

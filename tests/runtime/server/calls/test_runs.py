@@ -263,3 +263,20 @@ async def test_time_spent_is_counted(parts):
     began = time.monotonic_ns()
     await answered(parts.infer("slow", **models.slow_inputs(0.05)))
     assert 0 < parts.board.read(1).busy_ns <= time.monotonic_ns() - began
+
+
+async def test_a_large_call_in_the_loop_counts_with_its_processor_time(parts, monkeypatch):
+    """A large call that loses time to other processes stays in the loop, because only its own processor time counts,
+    and the reply does not share memory with the next request."""
+    copy = await parts.load("m", models.identity(shape=(None,)))
+    x = np.arange(25_000, dtype=np.float32)
+    await answered(parts.infer("m", x=x))
+    index = x.nbytes.bit_length()
+    noted = []
+    monkeypatch.setattr(parts.port, "_clock", iter((5_000, 47_000) * 2).__next__)
+    monkeypatch.setattr(type(copy.pace), "note", lambda pace, size, took: noted.append((size, took)))
+    copy.pace.inline[index] = True
+    first, second = parts.infer("m", x=x), parts.infer("m", x=-x)
+    assert noted == [(x.nbytes, 42_000)] * 2
+    assert ((await outputs(first))[0] == x).all()
+    assert ((await outputs(second))[0] == -x).all()

@@ -145,3 +145,14 @@ def test_what_is_remembered_is_bounded():
     assert len(shortcuts._known) <= 32
     known = a_request(raw=bytes(4), shape=(1,))
     assert shortcuts.find(frame_of(known)) is not None
+
+
+def test_large_contents_are_recognised_up_to_the_memory_of_the_event_loop():
+    """Contents of any size that fits into the event loop's memory are recognised, and are copied there completely."""
+    size = MAX_BYTES - 64
+    contents = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
+    request = a_request("7", contents, (size // 4,))
+    shortcuts = learnt(a_request("7", bytes(size), (size // 4,)))
+    found = shortcuts.find(frame_of(request))
+    assert found is not None
+    assert found[0]["x"].tobytes() == contents
