@@ -7,7 +7,7 @@ from typing import Any
 from mesh.options.values import format_bytes
 from mesh.schema.modelstatus import ModelStatus
 from placement import words
-from placement.choice import Choice
+from placement.choice import Choice, ChoiceVerdict
 from router.management.descriptions import decision
 from router.management.status import CopyInfo, StatusInfo
 from router.state.registry import Registration
@@ -67,8 +67,13 @@ def explained(
     if status.reload is not None:
         why = f"; they have not, because {status.reload.why}" if status.reload.why else ""
         lines.append(f"Its content was reloaded; its copies move to generation {status.reload.generation}{why}.")
-    if not holders:
+    made = chosen(dict.fromkeys(holders, "holds a copy already"))
+    nowhere = made.verdict is ChoiceVerdict.NOWHERE
+    if not holders and nowhere:
+        lines.append(f"It has no copy, and no call can load it: {made.why}.")
+    elif not holders:
         lines.append("It has no copy: the first call loads it.")
+    lines += [f"Note: {text}." for text in status.notes]
     lines += _history(registration.model_id, decisions, holders)
     lines += [f"Error: {text}" for text in status.errors]
     if record.quarantined:
@@ -77,9 +82,10 @@ def explained(
     lines.append(f"A load is estimated at {format_bytes(size)} ({known}).")
     if record.load_ms:
         lines.append(f"Its last load took {record.load_ms} ms.")
-    excluded = dict.fromkeys(holders, "holds a copy already")
-    made = chosen(excluded)
-    lines.append(f"Another copy would go nowhere: {made.why}." if made.pod is None else f"The next load: {made.why}.")
+    if made.pod is not None:
+        lines.append(f"The next load: {made.why}.")
+    elif holders or not nowhere:
+        lines.append(f"Another copy would go nowhere: {made.why}.")
     ranking = [Ranked(ranked.pod, ranked.why) for ranked in made.ranking]
     ranking += [Ranked(refused.pod, refused.why) for refused in made.refused]
     return Explanation(

@@ -766,7 +766,10 @@ async def test_a_type_that_no_pod_takes_is_noted(desk):
     assert status.notes == ("no pod takes models of type xgboost: the pods of this mesh take onnx",)
     assert (await management.register("trees", "xgboost", "/m")).notes == status.notes
     lines = (await management.explain("trees")).lines
+    assert any(line.startswith("It has no copy, and no call can load it: ") for line in lines)
     assert any("a takes only models of type onnx" in line for line in lines)
+    assert f"Note: {status.notes[0]}." in lines
+    assert not any("the first call loads it" in line for line in lines)
     assert (await management.register("net", "onnx:1", "/m")).notes == ()
     desk.pod("b", types=("xgboost",))
     assert (await management.register("trees", "xgboost", "/m")).notes == ()

@@ -250,6 +250,7 @@ async def test_a_taken_port_is_a_clear_error(a_router, edge):
         (["--max-message", "big"], "not a size"),
         (["--etcd-ca", "/nowhere.pem"], "/nowhere.pem"),
         (["--log-level", "loud"], "loud"),
+        (["--dataplane-config", "{}", "--dataplane-config-path", "/x"], "give --dataplane-config or"),
     ],
 )
 def test_a_bad_option_is_a_clear_error(options, says):
