@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-vmodels test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-vmodels test-foreign test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## prints this list
@@ -76,6 +76,9 @@ test-vmodels: $(DEV)  ## makes 10,000 random calls while leaders die, and 200 mo
 
 test-compatibility: $(DEV)  ## tests what users of ModelMesh rely on, over each edge with each kind of foreign server (minutes)
 	@$(RUN) pytest tests/system/test_compatibility.py --every-way $(ARGS)
+
+test-foreign: $(DEV)  ## runs 400 models beside a foreign server and ours through troubles (ARGS="--foreign-seed 7"; minutes)
+	@$(RUN) pytest tests/foreign -m "" $(ARGS)
 
 test-chaos: $(DEV)  ## injects ten minutes of random faults and judges every answer (ARGS="--chaos-seed 7 --chaos-seconds 1800")
 	@$(RUN) pytest tests/chaos -m "" $(ARGS)

@@ -65,6 +65,10 @@ class Prediction:
     why: str
     file_bytes: int = 0
 
+    def of(self, footprint: Footprint) -> "Prediction":
+        """Returns the prediction with another footprint."""
+        return Prediction(footprint, self.source, self.why, self.file_bytes)
+
     def steps(self, free: Footprint) -> tuple[Footprint, ...]:
         """Returns the reservations to try, in this order, until there is room for one; `free` is unused memory.
 

@@ -68,9 +68,11 @@ def pods(
 def overview(found: list[dict[str, Any]]) -> Any:
     """Returns the table of all pods."""
     device = any(pod.get("device_capacity") for pod in found)
+    foreign = any(pod.get("factor") for pod in found)
     made = output.table(
         *("POD", "STATE", ">USED", ">CAPACITY", ">"),
         *((">DEVICE", ">") if device else ()),
+        *((">OBSERVED", ">FACTOR") if foreign else ()),
         *(">COPIES", ">LOADING", ">CALLS/MIN", "OLDEST USE", "LABELS"),
     )
     for pod in sorted(found, key=lambda pod: str(pod.get("pod"))):
@@ -83,6 +85,7 @@ def overview(found: list[dict[str, Any]]) -> Any:
             output.size(capacity),
             _share(pod.get("used"), capacity),
             *((output.size(on_device), _share(pod.get("device_used"), on_device)) if device else ()),
+            *(_observed(pod) if foreign else ()),
             str(pod.get("copies", "")),
             str(pod.get("loading", "")),
             str(pod.get("rate", "")),
@@ -90,6 +93,13 @@ def overview(found: list[dict[str, Any]]) -> Any:
             output.plain(" ".join(_marks(pod))),
         )
     return made
+
+
+def _observed(pod: dict[str, Any]) -> tuple[str, str]:
+    """Returns the observed memory of a foreign server's models, and the factor of its books."""
+    if not (factor := pod.get("factor")):
+        return "", ""
+    return ("no" if pod.get("unobserved") else output.size(pod.get("observed")) or "0 B"), f"{factor:.1f}"
 
 
 def _marks(pod: dict[str, Any]) -> list[str]:
@@ -135,6 +145,14 @@ def _show(pod: dict[str, Any]) -> None:
         f"server resident {output.size(number(pod, 'resident_bytes')) or 'unknown'}, "
         f"incarnation {output.plain(str(pod.get('incarnation', '')))}"
     )
+    if factor := pod.get("factor"):
+        observed = (
+            f"{output.size(number(pod, 'observed_bytes')) or '0 B'} observed ({output.plain(_text(pod, 'observed'))})"
+        )
+        if why := _text(pod, "unobserved"):
+            observed = f"not observed: {output.plain(why)}"
+        accounted = output.size(number(pod, "accounted_bytes")) or "0 B"
+        screen.print(f"models: {accounted} by their sizes, factor {factor:.2f}, {observed}", soft_wrap=True)
     counters = pod.get("counters") or {}
     if counters:
         screen.print(
@@ -154,6 +172,10 @@ def _show(pod: dict[str, Any]) -> None:
         )
     screen.print()
     screen.print(made)
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    return str(record.get(name) or "")
 
 
 def was_used(copy: dict[str, Any]) -> bool:

@@ -174,7 +174,7 @@ class CopyState(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ..., rate: _Optional[int] = ..., peak_rate: _Optional[int] = ..., pinned: _Optional[bool] = ..., model_type: _Optional[str] = ..., reason: _Optional[str] = ..., queue_ms: _Optional[int] = ..., ahead: _Optional[int] = ..., expected_ms: _Optional[int] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("pod", "incarnation", "state", "capacity_bytes", "used_bytes", "resident_bytes", "copies", "decisions", "counters", "device_capacity_bytes", "device_used_bytes")
+    __slots__ = ("pod", "incarnation", "state", "capacity_bytes", "used_bytes", "resident_bytes", "copies", "decisions", "counters", "device_capacity_bytes", "device_used_bytes", "observed_bytes", "accounted_bytes", "factor", "observed", "unobserved")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +193,11 @@ class DescribeReply(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    UNOBSERVED_FIELD_NUMBER: _ClassVar[int]
     pod: str
     incarnation: str
     state: str
@@ -204,4 +209,9 @@ class DescribeReply(_message.Message):
     counters: _containers.ScalarMap[str, int]
     device_capacity_bytes: int
     device_used_bytes: int
-    def __init__(self, pod: _Optional[str] = ..., incarnation: _Optional[str] = ..., state: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[CopyState, _Mapping]]] = ..., decisions: _Optional[_Iterable[str]] = ..., counters: _Optional[_Mapping[str, int]] = ..., device_capacity_bytes: _Optional[int] = ..., device_used_bytes: _Optional[int] = ...) -> None: ...
+    observed_bytes: int
+    accounted_bytes: int
+    factor: float
+    observed: str
+    unobserved: str
+    def __init__(self, pod: _Optional[str] = ..., incarnation: _Optional[str] = ..., state: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[CopyState, _Mapping]]] = ..., decisions: _Optional[_Iterable[str]] = ..., counters: _Optional[_Mapping[str, int]] = ..., device_capacity_bytes: _Optional[int] = ..., device_used_bytes: _Optional[int] = ..., observed_bytes: _Optional[int] = ..., accounted_bytes: _Optional[int] = ..., factor: _Optional[float] = ..., observed: _Optional[str] = ..., unobserved: _Optional[str] = ...) -> None: ...

@@ -63,6 +63,7 @@ def main(
     logging.configure("agent")
     with startup.refusals(log):
         memory.check()
+        server.check()
         reached, base = login.reach(etcd, base=base)
         address = server.address()
         models, limit = memory.split(foreign=bool(address or server.server_command))
@@ -109,6 +110,7 @@ def main(
             types=server.served(ours=not address and not server.server_command and work.server_module == SERVER),
             server_command=server.server_command,
             egress=server.carrier(),
+            server_memory=server.server_memory,
             check_interval=membership.check_interval,
             log_format=logging.log_format,
             log_level=logging.log_level,

@@ -46,7 +46,7 @@ class Turns:
         self._long = LONG if long is None else long
         self._lent = 0
         self._overdue: list[_Turn] = []  # long turns that keep their place until another's is returned
-        self._free = count
+        self._free = count  # negative while more turns are under way than may be
         self._queue: LoadQueue[str] = LoadQueue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._lasting: set[_Turn] = set()  # turns that are long
@@ -55,9 +55,11 @@ class Turns:
         self._changed = asyncio.Event()  # a turn has ended, or become long
 
     def resize(self, count: int) -> None:
-        """Sets the number of loads that have their turn at the same time. Call it before the first turn."""
-        self._free += count - self.count
-        self.count = count
+        """Sets the number of turns at once. Turns under way keep theirs, so a lower number takes effect as they end."""
+        more, self.count = count - self.count, count
+        self._free += min(more, 0)
+        for _ in range(more):
+            self._give()
 
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
@@ -126,7 +128,7 @@ class Turns:
         return self._queue.statistics()
 
     async def _take(self, model_id: str, idle_ms: int) -> None:
-        if self._free and not self._held:
+        if self._free > 0 and not self._held:
             self._free -= 1
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -146,7 +148,7 @@ class Turns:
     def _open(self) -> None:
         """Lets other loads take turns again."""
         self._held = False
-        free, self._free = self._free, 0
+        free, self._free = self._free, min(self._free, 0)
         for _ in range(free):
             self._give()
 
@@ -178,6 +180,9 @@ class Turns:
             self._give()
 
     def _give(self) -> None:
+        if self._free < 0:
+            self._free += 1
+            return
         while not self._held and (model_id := self._queue.pop()) is not None:
             future = self._waiting.get(model_id)
             if future is not None and not future.done():

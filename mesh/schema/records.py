@@ -327,6 +327,9 @@ class PodRecord:
     token: str = ""  # required by its control port; "": none
     oldest_unused: bool = False  # the next victim was never called: its idle time dates from its load
     types: tuple[str, ...] = ()  # of models that its server takes; none: any
+    observed_bytes: int = 0  # host memory that the models of a foreign server take, as seen from outside, coarse
+    factor: float = 0.0  # by which the books count their sizes; 0: the server is ours
+    unobserved: str = ""  # why a foreign server's memory is not observed
 
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
@@ -358,6 +361,9 @@ class PodRecord:
                 secrets=text_of(data.get("secrets", "")),
                 token=text_of(data.get("token", "")),
                 types=tuple(text_of(one) for one in data.get("types", ())),
+                observed_bytes=integer(data.get("observed", 0)),
+                factor=float(data.get("factor", 0.0)),
+                unobserved=text_of(data.get("unobserved", "")),
             )
         except BAD as error:
             raise ValueError(f"not a pod record: {error!r}") from error
@@ -389,6 +395,9 @@ class PodRecord:
                 **({"secrets": self.secrets} if self.secrets else {}),
                 **({"token": self.token} if self.token else {}),
                 **({"types": list(self.types)} if self.types else {}),
+                **({"observed": self.observed_bytes} if self.observed_bytes else {}),
+                **({"factor": self.factor} if self.factor else {}),
+                **({"unobserved": self.unobserved} if self.unobserved else {}),
             }
         )
 

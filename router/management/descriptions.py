@@ -35,6 +35,9 @@ class PodInfo:
     rate: int  # calls a minute
     in_flight: int  # calls of this worker
     load: int  # calls in flight, by its last report
+    observed: int  # host memory that a foreign server's models take, as seen from outside
+    factor: float  # by which its books count sizes; 0: the server is ours
+    unobserved: str  # why that memory is not observed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,11 @@ class PodDescription:
     device_capacity_bytes: int
     device_used_bytes: int
     resident_bytes: int
+    observed_bytes: int  # of a foreign server's models, as seen from outside
+    accounted_bytes: int  # what the books say of them
+    factor: float  # by which the books count them; 0: the server is ours
+    observed: str  # observed processes
+    unobserved: str  # why nothing is observed
     copies: tuple[CopyDescription, ...]
     decisions: tuple[Any, ...]
     counters: dict[str, int]
@@ -123,6 +131,9 @@ def published(view: View) -> Iterable[PodInfo]:
             rate=record.rate,
             in_flight=pod.in_flight,
             load=pod.load,
+            observed=record.observed_bytes,
+            factor=record.factor,
+            unobserved=record.unobserved,
         )
 
 
@@ -137,6 +148,11 @@ def described(reply: agent_pb2.DescribeReply) -> PodDescription:
         device_capacity_bytes=reply.device_capacity_bytes,
         device_used_bytes=reply.device_used_bytes,
         resident_bytes=reply.resident_bytes,
+        observed_bytes=reply.observed_bytes,
+        accounted_bytes=reply.accounted_bytes,
+        factor=reply.factor,
+        observed=reply.observed,
+        unobserved=reply.unobserved,
         copies=tuple(_copy(copy) for copy in reply.copies),
         decisions=tuple(decision(text) for text in reply.decisions),
         counters=dict(reply.counters),

@@ -47,6 +47,26 @@ def test_pods_are_listed(mesh, run):
     assert json.loads(run("pods", "--json").stdout)["pods"][0] == POD
 
 
+def test_pods_beside_a_foreign_server_show_its_memory(mesh, run):
+    """`mesh pods` shows the observed memory and the factor of pods with a foreign server, and `mesh pods NAME` also
+    the sum of sizes and the observed processes, or why nothing is observed."""
+    seen = {**POD, "observed": 2**28, "factor": 1.3, "unobserved": ""}
+    unseen = {**POD, "pod": "pod-2", "observed": 0, "factor": 1.0, "unobserved": "it runs on another machine"}
+    mesh.answer("/mesh/v1/pods", {"pods": [seen, unseen, {**POD, "pod": "pod-3"}]})
+    head, one, two, three = run("pods").stdout.splitlines()
+    assert "OBSERVED" in head
+    assert "256 MiB" in one
+    assert "1.3" in one
+    assert " no " in two
+    assert "1.0 GiB" in three
+    described = {**DESCRIBED, "observed_bytes": str(2**28), "accounted_bytes": "1024", "factor": 1.25}
+    mesh.answer("/mesh/v1/pods/pod-1", {**described, "observed": "process 7 and its children", "unobserved": ""})
+    shown = run("pods", "pod-1").stdout
+    assert "1.0 KiB by their sizes, factor 1.25, 256 MiB observed (process 7 and its children)" in shown
+    mesh.answer("/mesh/v1/pods/pod-1", {**described, "unobserved": "it runs on another machine"})
+    assert "not observed: it runs on another machine" in run("pods", "pod-1").stdout
+
+
 def test_one_pod_is_shown_with_what_it_holds(mesh, run):
     """`mesh pods NAME` shows the pod's live description of itself."""
     mesh.answer("/mesh/v1/pods/pod-1", DESCRIBED)

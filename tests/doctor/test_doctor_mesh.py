@@ -176,6 +176,20 @@ def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
     assert looked(doctor, fine).said("ok", "mesh", "room")
 
 
+def test_foreign_servers_that_are_not_observed_or_state_wrong_sizes(doctor, fine: FakeMesh) -> None:
+    """Foreign servers whose memory is not observed are reported with the reason, and those that take far more memory
+    than they state too."""
+    seen = {**POD, "factor": 1.1, "unobserved": "", "observed": 2**20}
+    fine.answer("/mesh/v1/pods", {"pods": [POD, seen]})
+    assert looked(doctor, fine).said("ok", "mesh", "memory")
+    wrong = {**seen, "pod": "pod-2", "factor": 3.9}
+    unseen = {**seen, "pod": "pod-3", "unobserved": "it runs on another machine"}
+    fine.answer("/mesh/v1/pods", {"pods": [POD, wrong, unseen]})
+    visit = looked(doctor, fine)
+    assert visit.said("warn", "mesh", "memory")
+    assert visit.said("warn", "mesh", "sizes")
+
+
 def test_a_registry_that_is_away(doctor, fine: FakeMesh) -> None:
     """If the registry is unavailable, the router still answers the other checks."""
     fine.answer("/mesh/v1/settings", make=lambda: failure(503, "REGISTRY_AWAY", "etcd does not answer"))

@@ -234,3 +234,29 @@ async def test_a_load_apart_that_lasts_lets_others_go() -> None:
     apart.end.set()
     await apart.task
     assert (loads.turns.taken, loads.turns._free) == (0, 1)
+
+
+async def test_the_number_of_turns_changes_while_loads_run():
+    """A lower number of turns takes effect as loads end, without a gap or an extra turn. A higher one begins waiting
+    loads at once."""
+    loads = Loads(3)
+    for name in "abcde":
+        await loads.begin(name)
+    assert loads.begun == ["a", "b", "c"]
+    loads.turns.resize(1)
+    assert loads.turns.taken == 3
+    await loads.end("a")
+    await loads.end("b")
+    assert loads.begun == ["a", "b", "c"]
+    await loads.end("c")
+    assert loads.begun == ["a", "b", "c", "d"]
+    await loads.begin("f")
+    loads.turns.resize(3)
+    await settle()
+    assert loads.begun == ["a", "b", "c", "d", "e", "f"]
+    for name in "def":
+        await loads.end(name)
+    assert loads.turns.taken == 0
+    for name in "ghij":
+        await loads.begin(name)
+    assert loads.begun[6:] == ["g", "h", "i"]

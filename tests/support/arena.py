@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -49,10 +49,12 @@ class Arena:
         capacity: str = "64MiB",
         runtime_options: Collection[str] = (),
         router_options: Collection[str] = (),
+        options_of: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self.ttl = ttl
         self.etcd = EtcdServer(folder / "etcd", extra=["--auto-compaction-retention=0"])
         self._folder = folder
+        self._options_of = options_of or {}
         self._pods = [f"pod-{number}" for number in range(1, pods + 1)]
         self._routers = [f"router-{number}" for number in range(1, routers + 1)]
         self._options = {
@@ -76,7 +78,10 @@ class Arena:
                 pods=len(self._pods),
                 routers=len(self._routers),
                 log_level="info",
-                options_of={name: ("--etcd", road.endpoint) for name, road in self.roads.items()},
+                options_of={
+                    name: ("--etcd", road.endpoint, *self._options_of.get(name, ()))
+                    for name, road in self.roads.items()
+                },
                 **self._options,
             )
             self.keys = Keys(self.mesh.base)

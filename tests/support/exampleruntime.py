@@ -7,6 +7,7 @@ board. The last element of a model's path determines what the model does, and th
 | path | the model |
 | --- | --- |
 | `SIZE_<bytes>_<load ms>_<unload ms>` | has that size, and takes so long to be loaded and unloaded |
+| `SIZE_..._..._..._<lie>` | also states a wrong size: `small`, `large`, `zero`, `negative` or `huge` |
 | `FAIL_<text>` | fails its first load with INTERNAL and that text, and is loaded by later ones |
 | `HANG` | is never loaded: its load does not end |
 | `CRASH` | kills the server when it is loaded |
@@ -23,6 +24,9 @@ board. The last element of a model's path determines what the model does, and th
 of `texts` with a message, `predictAll` answers a stream of requests with one message, and `converse` answers each
 request of a stream before it reads the next.
 
+With `--allocate`, models take their size in memory. With `--v2`, `ModelInfer` of V2 answers with the number that the
+model's file contains, under the request's model name and id. With `--lie FILE`, that file names the lie of all loads.
+
 Each request is noted as a line in the file of `--diary`: `load m`, `unload m`, `status`, `predict m`.
 """
 
@@ -31,6 +35,7 @@ import asyncio
 import os
 import re
 import signal
+import struct
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -39,7 +44,7 @@ from urllib.parse import unquote
 
 import grpc
 
-from mesh.pb import details_pb2, modelruntime_pb2_grpc
+from mesh.pb import details_pb2, inference_pb2, modelruntime_pb2_grpc
 from mesh.pb import modelruntime_pb2 as pb
 from tests.support.exampleproto import SERVICE, PredictRequest, PredictResponse
 
@@ -50,6 +55,16 @@ DEFAULT_SIZE = 50 << 20
 SIZE = 64 << 20
 """Bytes of a model whose path says none."""
 
+LIES = {
+    "small": lambda size: max(1, size // 100),
+    "large": lambda size: size * 8,
+    "zero": lambda size: 0,
+    "negative": lambda size: (1 << 64) - size,
+    "huge": lambda size: 1 << 62,
+}
+"""The size that a lying server states, by the kind of lie."""
+
+_INFER = "inference.GRPCInferenceService"
 _FORMS = {
     "plain": (grpc.StatusCode.NOT_FOUND, "model {} is not loaded"),
     "triton": (grpc.StatusCode.UNAVAILABLE, "Request for unknown model: '{}' is not found"),
@@ -63,6 +78,8 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.models: dict[str, str] = {}  # id -> last element of the path
+        self.numbers: dict[str, float] = {}  # id -> the number in its file
+        self.memory: dict[str, bytearray] = {}  # id -> what it takes
         self.failed: set[str] = set()
         self.running: dict[str, int] = {}
         self.most: dict[str, int] = {}  # calls at once, by id
@@ -81,7 +98,7 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         kind = pb.RuntimeStatusResponse
         if self.asked_for_status <= self.options.starting:
             return kind(status=kind.STARTING)
-        self.models.clear()
+        self._drop(*self.models)
         status = kind(
             status=kind.READY,
             capacityInBytes=self.options.capacity,
@@ -108,15 +125,19 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         if what == "CRASH":
             os.abort()
         await asyncio.sleep(_sizes(what)[1] / 1000)
+        if self.options.allocate:
+            self.memory[request.modelId] = bytearray(b"1") * _sizes(what)[0]
+        if self.options.v2:
+            self.numbers[request.modelId] = float(Path(request.modelPath).read_text())
         self.models[request.modelId] = what
         return pb.LoadModelResponse(
-            sizeInBytes=_sizes(what)[0] if self.options.sizes and not self.options.model_size else 0,
+            sizeInBytes=self._stated(what) if self.options.sizes and not self.options.model_size else 0,
             maxConcurrency=self.options.concurrency,
         )
 
     async def unloadModel(self, request: Any, context: Any) -> Any:
         self.note(f"unload {request.modelId}")
-        what = self.models.pop(request.modelId, None)
+        what = self._drop(request.modelId)
         if what is None and self.options.strict_unload:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
         await asyncio.sleep(_sizes(what or "")[2] / 1000)
@@ -127,14 +148,40 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "sizes come with loads")
         if request.modelId not in self.models:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.modelId} is not loaded")
-        return pb.ModelSizeResponse(sizeInBytes=_sizes(self.models[request.modelId])[0])
+        return pb.ModelSizeResponse(sizeInBytes=self._stated(self.models[request.modelId]))
 
     async def predictModelSize(self, request: Any, context: Any) -> Any:
         if not self.options.predict:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not predicted")
         return pb.PredictModelSizeResponse(sizeInBytes=self.options.predict)
 
+    def _stated(self, what: str) -> int:
+        """Returns the size that the server states for a model."""
+        told = self.options.lie.read_text().strip() if self.options.lie and self.options.lie.exists() else ""
+        lie = LIES.get(told) or LIES.get(what.rpartition("_")[2])
+        return lie(_sizes(what)[0]) if lie else _sizes(what)[0]
+
+    def _drop(self, *ids: str) -> str | None:
+        """Forgets models. Returns what the last one was, or None if it was not there."""
+        what = None
+        for model_id in ids:
+            what = self.models.pop(model_id, None)
+            self.memory.pop(model_id, None)
+            self.numbers.pop(model_id, None)
+        return what
+
     # --- the predictor
+
+    async def infer(self, request: Any, context: Any) -> Any:
+        """V2's ModelInfer."""
+        model_id = _model_id(context)
+        if model_id not in self.numbers:
+            code, text = _FORMS[self.options.not_found]
+            await context.abort(code, text.format(model_id))
+        response = inference_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+        response.outputs.add(name="y", datatype="FP32", shape=[1, 1])
+        response.raw_output_contents.append(struct.pack("<f", self.numbers[model_id]))
+        return response
 
     async def predict(self, request: Any, context: Any) -> Any:
         model_id = _model_id(context)
@@ -169,9 +216,9 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
             case ["crash"]:
                 os._exit(9)
             case ["drop"]:
-                del self.models[model_id]
+                self._drop(model_id)
             case ["purge"]:
-                self.models.clear()
+                self._drop(*self.models)
         sent = sorted(key for key, _ in context.invocation_metadata())
         await context.send_initial_metadata((("example-header", "of the server"),))
         context.set_trailing_metadata(
@@ -221,7 +268,7 @@ def _model_id(context: Any) -> str:
 
 def _sizes(what: str) -> tuple[int, float, float]:
     """Returns a model's size in bytes, and the milliseconds of its load and unload."""
-    found = re.fullmatch(r"SIZE_(\d+)_(\d+)_(\d+)", what)
+    found = re.fullmatch(r"SIZE_(\d+)_(\d+)_(\d+)(?:_\w+)?", what)
     return (int(found[1]), float(found[2]), float(found[3])) if found else (SIZE, 0.0, 0.0)
 
 
@@ -246,6 +293,13 @@ async def serve(options: argparse.Namespace) -> None:
         "converse": grpc.stream_stream_rpc_method_handler(runtime.converse, read, write),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    if options.v2:
+        infer = grpc.unary_unary_rpc_method_handler(
+            runtime.infer,
+            inference_pb2.ModelInferRequest.FromString,
+            inference_pb2.ModelInferResponse.SerializeToString,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_INFER, {"ModelInfer": infer}),))
     if options.listen.startswith("unix:"):
         Path(options.listen.removeprefix("unix:")).unlink(missing_ok=True)
     server.add_insecure_port(options.listen)
@@ -271,6 +325,9 @@ def main() -> None:
     add("--no-sizes", dest="sizes", action="store_false", help="Say no size at all.")
     add("--predict", type=int, default=0, help="Size that it predicts; 0: it cannot predict.")
     add("--strict-unload", action="store_true")
+    add("--allocate", action="store_true")
+    add("--v2", action="store_true")
+    add("--lie", type=Path, help="File with the lie that it tells at present.")
     add("--diary", type=Path)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # otherwise ignored by the first process of a container
     asyncio.run(serve(parser.parse_args()))

@@ -291,10 +291,12 @@ async def test_types_decide_which_pods_hold_a_model(foreign):
     ],
 )
 async def test_a_models_size_is_what_its_server_knows(foreign, options, expected):
-    """A model's recorded size is the one that its server reports, else the one that it predicts, else its default. When
-    the server is full, the least recently used model is unloaded."""
+    """A model's recorded size is the one that its server reports. If the server's memory is not observed, it is else
+    the one that the server predicts, else its default. When the server is full, the least recently used model is
+    unloaded."""
     room = 2 * expected + 1000
-    async with foreign(*INJECTED, *options, "--capacity", str(room)) as it:
+    unseen = ["--server-memory", "none"]
+    async with foreign(*INJECTED, *options, "--capacity", str(room), runtime_options=unseen) as it:
         for name in ("a", "b"):
             await it.register(name, now=True)
             assert (await it.mesh.status(name))["copies"][0]["bytes"] == expected
@@ -303,6 +305,37 @@ async def test_a_models_size_is_what_its_server_knows(foreign, options, expected
         assert (await it.mesh.status("b"))["status"] == "NOT_LOADED"
         assert [(await it.mesh.status(name))["status"] for name in ("a", "c")] == ["LOADED", "LOADED"]
         assert it.noted("unload b") == 1
+        (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+        assert (pod["unobserved"], pod["factor"]) == ("--server-memory is none", 1.0)
+
+
+@pytest.mark.parametrize("way", ["child-socket", "neighbour-port"])
+async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
+    """A model whose server states no size, or an impossible one, counts on the books for what its server has grown by.
+    A full server unloads models for others by that."""
+    size = 24 << 20
+    options = ("--no-model-size", "--allocate", "--capacity", str(5 * size), "--predict", "1000")
+    async with foreign(*INJECTED, *options, way=way) as it:
+        names = [f"m{number}" for number in range(4)]
+        for name, lie in zip(names, ("zero", "negative", "huge", "zero"), strict=True):
+            status = await it.register(name, f"SIZE_{size}_0_0_{lie}", now=True)
+            assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED
+        assert [(await it.mesh.status(name))["status"] for name in names] == ["LOADED"] * 4
+
+        async def observed() -> bool:
+            (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+            return pod["observed"] >= 4 * size - (8 << 20)
+
+        await until(observed, timeout=30, why="the pod shows the memory of its server")
+        more = [f"n{number}" for number in range(6)]
+        await asyncio.gather(*(it.register(name, f"SIZE_{size}_0_0_zero", now=True) for name in more))
+        for name in more:
+            assert dict((await it.ask(name)).results) == {name: "hello"}
+        (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+        told = (await it.mesh.rest("GET", f"/mesh/v1/pods/{pod['pod']}")).json
+        assert int(told["observed_bytes"]) <= 6 * size + (32 << 20)
+        assert "process" in told["observed"]
+        assert it.noted("unload m0") + it.noted("unload m1") >= 1
 
 
 async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):

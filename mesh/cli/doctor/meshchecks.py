@@ -17,6 +17,9 @@ FULL = 0.9  # of the memory for models
 SHORT_IDLE_MS = 300_000
 """Idle time of the next victim in a full pod below which models in use do not fit; the alert has the same limit."""
 
+WRONG_FACTOR = 2.0
+"""Factor of a pod's books from which its server's sizes are called wrong."""
+
 SHOWN = 5
 """Number of models named in one finding."""
 
@@ -40,7 +43,7 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
         return [_unreachable(facts), *found]
     workers = facts.stats.get("workers")
     found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {workers} workers"))
-    found += [*_dataplane(facts.stats), *_pods(facts.pods), *_room(facts.pods)]
+    found += [*_dataplane(facts.stats), *_pods(facts.pods), *_observed(facts.pods), *_room(facts.pods)]
     if facts.registered is None:
         text = f"the router answers, but cannot read its registry: {facts.registry_error}"
         return [
@@ -112,6 +115,22 @@ def _pods(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
     else:
         text = f"none of {len(pods)} runtime pods is ready"
         yield AREA.fail("pods", text, "see their logs; a pod that is leaving or suspect gets no loads")
+
+
+def _observed(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
+    """Names the pods with a foreign server whose memory is not observed, or whose sizes its memory refutes."""
+    foreign = [pod for pod in pods if pod.get("factor")]
+    unseen = [pod for pod in foreign if pod.get("unobserved")]
+    wrong = [str(pod.get("pod")) for pod in foreign if float(pod.get("factor") or 0) >= WRONG_FACTOR]
+    if unseen:
+        text = f"the memory of the model servers of {some([str(pod.get('pod')) for pod in unseen])} is not observed"
+        todo = "make the server state its models' sizes, or share a process namespace with it (docs/servers.md)"
+        yield AREA.warn("memory", f"{text}: {unseen[0].get('unobserved')}", todo)
+    if wrong:
+        text = f"the models of {some(wrong)} take far more memory than their server states"
+        yield AREA.warn("sizes", text, "correct the sizes that the server reports; loads there run one at a time")
+    if foreign and not unseen and not wrong:
+        yield AREA.ok("memory", "the memory of all foreign model servers is observed")
 
 
 def _is_ready(pod: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.endings import Death
 from mesh.runtime.servers.foreign import BadCommand, ForeignServer, words_of
+from mesh.runtime.servers.observing import ServerMemory
 from mesh.runtime.servers.relief import Relief
 from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.sharedmemory.board import Board
@@ -100,6 +101,11 @@ class Pod:
         )
         self.presence.listen(self.fence.wake)
 
+        child = self.foreign
+        seen = None
+        if settings.foreign:
+            pid = (lambda: child.pid) if child is not None else None
+            seen = ServerMemory(address, pid, watched=settings.server_memory == "auto")
         ledger = Ledger(settings.capacity, board, slots=settings.slots, eviction=settings.eviction)
         self.cache = Cache(
             ledger,
@@ -116,9 +122,12 @@ class Pod:
                 resident_bytes=lambda: self.server.resident_bytes,
                 device_bytes=lambda: board.device_bytes,
                 lost=lambda: board.lost,
+                foreign=seen,
             ),
             Limits(
-                memory_bytes=0 if settings.foreign else settings.memory_limit or capacity.limit(settings.capacity),
+                memory_bytes=capacity.foreign_limit(there)
+                if settings.foreign
+                else settings.memory_limit or capacity.limit(settings.capacity),
                 load_concurrency=settings.load_concurrency,
                 load_timeout=settings.load_timeout,
                 demand_window=settings.demand_window,

@@ -113,6 +113,8 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             asked = set(request.models)
             entries = [e for e in entries if not e.aside and (e.model_id in asked or active(ledger, e))]
         now_ns, used = time.monotonic_ns(), ledger.committed.positive
+        account = self._cache.account
+        books = account.statistics()
         return pb.DescribeReply(
             pod=pod.name,
             incarnation=pod.incarnation,
@@ -125,6 +127,11 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             copies=[self._copy(entry, now_ns) for entry in entries],
             decisions=() if request.active else pod.decisions(request.model_id),
             counters=pod.counters(),
+            observed_bytes=books.observed_bytes,
+            accounted_bytes=books.accounted_bytes if account.foreign else 0,
+            factor=books.factor if account.foreign else 0.0,
+            observed=books.what,
+            unobserved=books.unseen,
         )
 
     def _copy(self, entry: CacheEntry, now_ns: int) -> pb.CopyState:

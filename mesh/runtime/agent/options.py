@@ -264,6 +264,14 @@ class ModelServer:
         ),
     ] = "auto"
 
+    server_memory: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVER_MEMORY",
+            metavar="auto|none",
+            help="Observation of that server's memory from outside: auto, if its processes are visible, or none.",
+        ),
+    ] = "auto"
     types: Annotated[
         str,
         typer.Option(
@@ -294,6 +302,11 @@ class ModelServer:
             log.info("calls to the model server are carried by grpc.aio", because=str(error))
             return "grpc"
         return "envoy"
+
+    def check(self) -> None:
+        """Raises BadParameter for an unknown way to observe the server's memory."""
+        if self.server_memory not in ("auto", "none"):
+            raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")
 
     def address(self) -> str:
         """Returns the address in gRPC's notation, or "" if none is given. Raises BadParameter."""

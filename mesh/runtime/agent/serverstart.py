@@ -20,6 +20,7 @@ from mesh.runtime.servers.foreign import ForeignServer
 from mesh.runtime.servers.serverprocess import Plan, ServerFailed, ServerProcess
 from mesh.runtime.servers.spi import Status
 from mesh.telemetry import logs
+from placement.account import stated
 
 log = logs.get(__name__)
 
@@ -104,7 +105,7 @@ class ServerStart:
             pass_fds=(listening.fileno(),),
         )
         try:
-            self._adopt(await self._server.start(plan))
+            await self._adopt(await self._server.start(plan))
         except (ServerFailed, OSError) as error:
             raise StartError(str(error)) from error
         return data
@@ -156,18 +157,18 @@ class ServerStart:
             hang_timeout=settings.hang_timeout,
         )
 
-    def _adopt(self, status: Status) -> None:
+    async def _adopt(self, status: Status) -> None:
         """Takes over what a server that is not ours reports about itself. Raises StartError."""
-        capacity_bytes = self._settings.capacity or status.capacity_bytes
+        capacity_bytes = self._settings.capacity or stated(status.capacity_bytes)
         if not capacity_bytes:
             raise StartError(f"the model server at {self._address} reports no capacity: set --capacity")
         load_timeout = status.load_timeout or self._settings.load_timeout
         concurrency = max(1, status.load_concurrency)
-        self._cache.adopt(
+        await self._cache.adopt(
             capacity_bytes=capacity_bytes,
             load_concurrency=concurrency,
             load_timeout=load_timeout,
-            default_bytes=max(1, status.default_bytes),
+            default_bytes=max(1, stated(status.default_bytes)),
         )
         log.info("model server in use", version=status.version, capacity=format_bytes(capacity_bytes))
 

@@ -59,6 +59,7 @@ class RuntimeSettings:
     server: str = ""  # address of a model server that is not ours, as gRPC names it
     server_command: str = ""  # starts that server; {socket} and {port} are filled in
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls from the relay to that server
+    server_memory: str = "auto"  # whether the memory of a server that is not ours is observed; or "none"
     hang_timeout: float = 12.0  # silence of the model server after which it is killed
     check_interval: float = 30.0  # between two comparisons with the registry
     log_format: str = "text"

@@ -23,6 +23,7 @@ from puller.puller import Puller
 
 STARTING, SERVER_DOWN = "starting", "server-down"
 
+_STEPS = 50  # in which observed memory is published, so that small changes publish nothing
 _DEAD = 180.0  # seconds of fruitless starts of a model server after which the pod is not live
 
 
@@ -80,7 +81,9 @@ class AgentStanding:
         """Returns the record of the pod in its present state."""
         ledger = self._cache.ledger
         statistics, first = ledger.statistics(), ledger.first()
-        used = ledger.committed.positive
+        used, account = ledger.committed.positive, self._cache.account
+        books = account.statistics()
+        step = max(1, ledger.capacity.host_bytes // _STEPS)
         data, control_address, probe = self.addresses
         return PodRecord(
             incarnation=self.incarnation,
@@ -105,6 +108,9 @@ class AgentStanding:
             secrets=self._puller.secrets,
             token=self._token,
             types=self._settings.types,
+            observed_bytes=books.observed_bytes // step * step,
+            factor=round(books.factor, 1) if account.foreign else 0.0,
+            unobserved=books.unseen,
         )
 
     # --- for the probes

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mesh.runtime.blame.history import History
+from mesh.runtime.cache.books.account import Account, SeenMemory
 from mesh.runtime.cache.books.decisions import Decisions
 from mesh.runtime.cache.books.demand import Demand
 from mesh.runtime.cache.books.ledger import Ledger
@@ -18,6 +19,7 @@ from mesh.runtime.cache.deaths import Deaths
 from mesh.runtime.cache.disk.files import Files
 from mesh.runtime.cache.disk.optimising import Optimising
 from mesh.runtime.cache.evictions.eviction import Eviction
+from mesh.runtime.cache.evictions.foreignmemory import ForeignMemoryWatch
 from mesh.runtime.cache.evictions.memory import MemoryWatch
 from mesh.runtime.cache.evictions.unloads import Unloads
 from mesh.runtime.cache.evictions.victims import Victims
@@ -63,6 +65,7 @@ class Below:
     resident_bytes: Callable[[], int]  # of the model server
     device_bytes: Callable[[], int]  # in use on its device, by any process
     lost: Callable[[], int]  # copies that it has lost so far without dying
+    foreign: SeenMemory | None = None  # the memory of a server that is not ours
 
 
 class Cache:
@@ -86,7 +89,12 @@ class Cache:
             decisions=self.decisions,
         )
         self.eviction = Eviction(ledger, self.unloads, self.demand, decisions=self.decisions, meters=meters)
-        self.memory = MemoryWatch(ledger, self.eviction, limit_bytes=limits.memory_bytes, used=below.resident_bytes)
+        self.account = account = Account(ledger, below.foreign, most_bytes=limits.memory_bytes if below.foreign else 0)
+        self.memory = (
+            MemoryWatch(ledger, self.eviction, limit_bytes=limits.memory_bytes, used=below.resident_bytes)
+            if below.foreign is None
+            else ForeignMemoryWatch(ledger, self.eviction, account)
+        )
         # No limit until the model server has reported a device.
         self.device_memory = MemoryWatch(ledger, self.eviction, limit_bytes=0, used=below.device_bytes, device=True)
         watches = (self.memory, self.device_memory)
@@ -99,6 +107,7 @@ class Cache:
             below.history,
             below.optimising,
             meters,
+            account,
             incarnation=below.incarnation,
             load_timeout=limits.load_timeout,
         )
@@ -110,6 +119,7 @@ class Cache:
             gate,
             space,
             meters,
+            account,
             concurrency=limits.load_concurrency,
         )
         publication = Publication(
@@ -156,10 +166,15 @@ class Cache:
         )
         self.losses = Losses(ledger, self.unloads, below.lost)
         meters.follow_loads(self.admission.queued, self.admission.sizes)
+        if account.foreign:
+            meters.follow_account(account.statistics)
 
-    def adopt(self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float, default_bytes: int) -> None:
+    async def adopt(
+        self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float, default_bytes: int
+    ) -> None:
         """Takes over what a model server reports about itself. Call it before the first load."""
         self.ledger.resize(capacity_bytes)
+        await self.account.prepare()
         self.admission.resize(load_concurrency)
         self.server_side.load_timeout = load_timeout
         self.server_side.default_bytes = default_bytes

@@ -83,6 +83,10 @@ def worth_telling(published: Published, now: PodRecord, at: float) -> bool:
         return True
     if abs(now.device_used_bytes - before.device_used_bytes) > _USED * now.device_capacity_bytes:
         return True
+    if abs(now.observed_bytes - before.observed_bytes) >= _USED * now.capacity_bytes:
+        return True
+    if (now.factor, now.unobserved) != (before.factor, before.unobserved):
+        return True
     if abs(now.copies - before.copies) > _COPIES * before.copies:
         return True
     if abs(now.oldest_idle_ms - before.oldest_idle_ms) >= max(_IDLE_MS, _IDLE * before.oldest_idle_ms):

@@ -16,13 +16,13 @@ of that kind, and otherwise as one from outside.
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mesh import process
+from mesh.host import processes
 from mesh.host.oomkills import oom_kills
 from mesh.process.restarts import RestartPolicy
 from mesh.process.supervisor import ChildLife, Ended, Program, StartFailed, State, Supervisor
@@ -148,7 +148,7 @@ class ServerProcess:
     @property
     def resident_bytes(self) -> int:
         """The private memory of the running server, without mapped files, or 0 if none runs."""
-        return _private_bytes(self.pid)
+        return processes.private_bytes(self.pid)
 
     @property
     def serves(self) -> bool:
@@ -323,13 +323,3 @@ class ServerProcess:
     def _wake(self) -> None:
         dead, self._dead = self._dead, asyncio.Event()
         dead.set()
-
-
-def _private_bytes(pid: int) -> int:
-    """Returns the resident memory of a process without mapped files, or 0 if the process does not exist."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as statm:
-            _, total, shared, *_ = statm.read().split()
-    except (OSError, ValueError):
-        return 0
-    return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

@@ -21,6 +21,7 @@ from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import modelruntime_pb2_grpc
 from mesh.statuses import Code
 from mesh.wire import headers
+from placement.account import Growth
 from placement.footprint import NOTHING, Footprint
 
 HOST_BYTES = "mesh-host-bytes"
@@ -76,10 +77,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of a model, as measured by its server. None means unknown."""
+    """The size of a model, as measured by its server, or by the growth of its server. Nothing means unknown."""
 
     footprint: Footprint
     note: str = ""  # for operators
+    growth: Growth | None = None  # of the server's memory during the load, if it was observed
 
 
 class Spi:

@@ -2,7 +2,7 @@
 
 import enum
 
-from placement.footprint import NOTHING
+from placement.footprint import NOTHING, Footprint
 
 
 class EntryState(enum.Enum):
@@ -23,7 +23,8 @@ class CacheEntry:
     """One model in this pod.
 
     Only its ledger changes it, except for the notes of other parts: `load_ms`, `usual_ms`, `disk_bytes`, `suspect`,
-    `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, the rates.
+    `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, `size`, `guessed`,
+    `least_bytes`, the rates.
     """
 
     __slots__ = (
@@ -34,7 +35,9 @@ class CacheEntry:
         "disk_bytes",
         "footprint",
         "generation",
+        "guessed",
         "idle_ms",
+        "least_bytes",
         "load_ms",
         "loaded_ns",
         "model_id",
@@ -46,6 +49,7 @@ class CacheEntry:
         "reason",
         "revision",
         "since_ns",
+        "size",
         "slot",
         "state",
         "suspect",
@@ -64,7 +68,12 @@ class CacheEntry:
         # When it was loaded, and before that, when its load was asked for. Counts as its last use until its first call.
         self.loaded_ns = now_ns
         self.begun = False  # it counts as physical, even if it still waits for its turn
-        self.footprint = NOTHING  # its size in each memory: predicted, then measured; none until room is reserved
+        # What it counts for on the books, in each memory: a reservation, then its size with the pod's factor
+        # (`placement.account`). None until room is reserved.
+        self.footprint = NOTHING
+        self.size = NOTHING  # its size without the factor, once it is loaded
+        self.guessed = False  # that size is a guess, and not to be remembered
+        self.least_bytes = 0  # the measured part of a guess
         self.disk_bytes = 0  # bytes of its files, once they are here
         self.slot: int | None = None
         self.load_ms = 0
@@ -83,8 +92,13 @@ class CacheEntry:
         return self.model_id + "\0" if self.aside else self.model_id
 
     @property
+    def measured(self) -> Footprint:
+        """The size of a loaded model, without the pod's factor."""
+        return self.size if self.size.total_bytes else self.footprint
+
+    @property
     def weight(self) -> int:
-        """Bytes in host and device memory together."""
+        """Bytes in host and device memory together, as the books count them."""
         return self.footprint.total_bytes
 
     @property

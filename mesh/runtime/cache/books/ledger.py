@@ -22,6 +22,7 @@ from typing import Protocol
 
 from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.sharedmemory.slot import Use
+from placement.account import Factor
 from placement.footprint import NOTHING, Footprint, total
 from placement.policies import Policy, named
 
@@ -63,6 +64,8 @@ class Ledger:
         self.committed = NOTHING  # everything that is here or will be
         self.physical = NOTHING  # everything that the server's memory may hold
         self.entries: dict[str, CacheEntry] = {}
+        self.factor = Factor()  # of sizes on the books; stays 1 beside our own server
+        self.unloads = 0  # unloads begun so far
         self._uses = uses
         self._clock = clock
         self._slots = deque(range(slots))  # free slots; first in, first out, so that a late write hits no fresh copy
@@ -120,6 +123,7 @@ class Ledger:
         self._counts[entry.state] -= 1
         entry.state = state
         entry.since_ns = self._clock()
+        self.unloads += state is EntryState.UNLOADING
         self._counts[state] += 1
         self._count(entry, +1)
         if state is EntryState.LOADED:
@@ -133,6 +137,21 @@ class Ledger:
         self._count(entry, +1)
         if entry.state is EntryState.LOADED:
             self.policy.resize(entry.key, size=entry.weight, cost=float(entry.load_ms))
+
+    def counted(self, entry: CacheEntry) -> Footprint:
+        """Returns what a model of known size counts for: its size with the factor, and never more than the pod."""
+        size = entry.size if self.has_device else Footprint(entry.size.total_bytes)
+        scaled = self.factor.scaled(size, guessed=entry.guessed, least_bytes=entry.least_bytes)
+        most = max(size.host_bytes, self.capacity.host_bytes)
+        return Footprint(min(scaled.host_bytes, most), scaled.device_bytes)
+
+    def recount(self) -> None:
+        """Counts all loaded copies again after the factor has changed. O(n)."""
+        for entry in list(self.entries.values()):
+            if entry.state is EntryState.LOADED and entry.size.total_bytes:
+                counted = self.counted(entry)
+                if counted != entry.footprint:
+                    self.weigh(entry, counted)
 
     def begin(self, entry: CacheEntry) -> bool:
         """Takes the space for an entry if it is free in physical memory now. Returns whether it was."""
@@ -151,7 +170,7 @@ class Ledger:
             entry.slot = None
         self._count(entry, -1)
         entry.begun = False
-        entry.footprint = NOTHING
+        entry.footprint = entry.size = NOTHING
 
     def promised(self) -> Footprint:
         """Returns the reservations of loads that have not reached the server. O(n)."""
@@ -198,6 +217,11 @@ class Ledger:
     def free(self) -> Footprint:
         """Returns the memory that is not reserved. It is negative if sizes were estimated too small."""
         return self.capacity - self.committed
+
+    @property
+    def accounted_bytes(self) -> int:
+        """Returns the host memory that copies and loads under way take without the factor. O(n)."""
+        return sum(entry.measured.host_bytes for entry in self.entries.values() if entry.physical)
 
     @property
     def fullness(self) -> float:

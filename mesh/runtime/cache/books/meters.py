@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mesh import process
+from mesh.runtime.cache.books.account import AccountStatistics
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.sharedmemory.board import Series
 from mesh.statuses import Code
@@ -63,6 +64,19 @@ class Meters:
         counter("mesh_size_predictions", "Sizes predicted and then measured.").follow(lambda: sizes().predictions)
         counter("mesh_size_predicted_over", "Predictions more than 10 % too large.").follow(lambda: sizes().over)
         counter("mesh_size_predicted_under", "Predictions more than 10 % too small.").follow(lambda: sizes().under)
+
+    def follow_account(self, account: Callable[[], AccountStatistics]) -> None:
+        """Adds the metrics of a foreign server's memory."""
+        gauge = self.registry.gauge
+        gauge(
+            "mesh_server_observed_bytes", "Host memory that models of a foreign server take, as seen from outside."
+        ).follow(lambda: account().observed_bytes)
+        gauge("mesh_server_accounted_bytes", "What the books say of it, without the factor.").follow(
+            lambda: account().accounted_bytes
+        )
+        gauge("mesh_size_factor", "Factor by which the books count the sizes of models.", merge="max").follow(
+            lambda: account().factor
+        )
 
     def refused(self, reason: str) -> None:
         """Counts a refused load."""

@@ -82,6 +82,11 @@ def server_limit(capacity: int, there: Whole | None) -> int:
     raise ValueError(f"{has}{lower}. Request less, {_raise(there, _needed(capacity))}, or use auto")
 
 
+def foreign_limit(there: Whole | None) -> int:
+    """Returns the bytes that a foreign server may take beside the agent and the relay, or 0 if they are unknown."""
+    return 0 if there is None else max(1, there.bytes - AGENT - SERVER)
+
+
 def check_least(there: Whole | None) -> None:
     """Raises ValueError if there is too little memory for the smallest automatic capacity: the pod would announce
     memory that it does not have, and loads would fail."""

@@ -90,11 +90,19 @@ class MemoryWatch:
             return excess <= 0
 
         # A device's figure may be as old as the pause between two looks: the next may not yet show freed memory.
-        self._acted = excess > 0 and not (self._device and self._acted)
+        self._acted = excess > 0 and not (self._device and self._acted) and self._may_evict()
         if self._acted:
             self._ledger.order(enough)
+            self._begun(victims)
         for entry in victims:
             self._eviction.evict(entry, f"{text}, evicting above {evict:.0%}")
+
+    def _may_evict(self) -> bool:
+        """Returns whether evictions are sensible now."""
+        return True
+
+    def _begun(self, victims: list[CacheEntry]) -> None:
+        """Takes note of the copies that are about to be evicted."""
 
     def _leaving(self) -> int:
         return sum(self._of(entry) for entry in self._ledger.entries.values() if entry.state is EntryState.UNLOADING)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mesh.options.values import format_bytes
+from mesh.runtime.cache.books.account import Account
 from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
@@ -22,6 +23,7 @@ from mesh.runtime.cache.loads.gate import Gate
 from mesh.runtime.cache.loads.outcomes import Failed, Refused, Want
 from mesh.runtime.cache.loads.rooms import Answer, GivesWay, Rooms
 from mesh.runtime.cache.loads.serverside import ServerSide
+from mesh.runtime.cache.loads.sizing import Sizing
 from mesh.runtime.servers.spi import Size
 from mesh.runtime.turns import Turns
 from mesh.statuses import Reason
@@ -36,6 +38,7 @@ log = logs.get(__name__)
 
 _SPACE_WAIT = 60.0  # seconds for victims to be unloaded: their calls in flight may take half of it
 _ROOM_WAIT = 120.0  # seconds in which a load may repeatedly lose its room to others
+_UNKNOWN = Prediction(NOTHING, Source.DEFAULT, "not predicted yet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Ticket:
     place: int  # its place in the line for room
     since: float  # monotonic seconds, when it began to wait
     apart: bool  # a server may have died of its load, so no other load runs beside it
+    prediction: Prediction = _UNKNOWN
 
 
 class Admission:
@@ -63,6 +67,7 @@ class Admission:
         gate: Gate,
         space: Space,
         meters: Meters,
+        account: Account,
         *,
         concurrency: int,
     ) -> None:
@@ -76,6 +81,7 @@ class Admission:
         self._meters = meters
         self._turns = Turns(concurrency)
         self._sizes = Sizes()
+        self._sizing = Sizing(ledger, server, account, self._turns)
 
     @property
     def concurrency(self) -> int:
@@ -83,8 +89,8 @@ class Admission:
         return self._turns.count
 
     def resize(self, concurrency: int) -> None:
-        """Sets the number of loads that may be in the model server at the same time. Call it before the first load."""
-        self._turns.resize(concurrency)
+        """Sets the number of loads that the server can run at once."""
+        self._sizing.resize(concurrency)
 
     def lift(self, entry: CacheEntry) -> None:
         """Makes a load that may have begun without a caller as urgent as any other, because a caller now waits for
@@ -134,6 +140,10 @@ class Admission:
         so no other load runs beside it."""
         ticket = Ticket(want, entry, pulled, spares, self._rooms.place(), time.monotonic(), apart)
         while True:
+            prediction = await self._predict(ticket)
+            if isinstance(prediction, Refused):
+                return prediction
+            ticket = replace(ticket, prediction=prediction)
             if (refused := await self._reserve(ticket)) is not None:
                 return refused
             if not await self._wait_for_space(entry):
@@ -167,6 +177,9 @@ class Admission:
                 return replace(size, kind=kind, digest=pulled.digest)
             if not isinstance(size, Size):
                 return size
+            size = await self._sizing.settle(want, entry, pulled, ticket.prediction, size)
+            if entry not in self._ledger:  # the server has died in the meantime
+                return Refused(Reason.UNAVAILABLE, self._server.why_down)
             # Within its turn: only as many loads as run at once exceed their reservations in memory.
             grown = await self._grow(ticket, size.footprint)
             if grown is None:
@@ -185,8 +198,8 @@ class Admission:
         self._ledger.enter(entry, EntryState.WAITING)
         return None
 
-    async def _reserve(self, ticket: Ticket) -> Refused | None:
-        """Reserves room for a load, and begins to unload the victims."""
+    async def _predict(self, ticket: Ticket) -> Prediction | Refused:
+        """Predicts what a load will take, or refuses it."""
         want, pulled, ledger = ticket.want, ticket.pulled, self._ledger
         capacity = ledger.capacity
         largest = max(1, capacity.device_bytes or capacity.host_bytes)
@@ -204,7 +217,13 @@ class Admission:
         )
         if not want.footprint.total_bytes and (said := await self._server.predicted(want, pulled)):
             prediction = Prediction(Footprint(min(said, largest)), Source.TYPE, "its server predicts it", pulled.bytes)
-        return await self._rooms.reserve(ticket.entry, prediction, place=ticket.place, spares=ticket.spares)
+        return prediction
+
+    async def _reserve(self, ticket: Ticket) -> Refused | None:
+        """Reserves room for a load, and begins to unload the victims."""
+        capacity = self._ledger.capacity
+        counted = self._sizing.counted(ticket.prediction, capacity.host_bytes)
+        return await self._rooms.reserve(ticket.entry, counted, place=ticket.place, spares=ticket.spares)
 
     async def _wait_for_space(self, entry: CacheEntry) -> bool:
         """Waits until the load's room is free. Returns False if a model larger than predicted has taken it."""
@@ -223,14 +242,15 @@ class Admission:
         here = took if ledger.has_device else Footprint(took.total_bytes)
         if not ledger.holds(here):  # a model that fits nowhere is no evidence about others of its type
             return Refused(Reason.NOWHERE, f"it takes {here}, but this pod's capacity is {ledger.capacity}", took)
-        self._sizes.learn(
-            want.type,
-            predicted=entry.footprint,
-            measured=took,
-            file_bytes=ticket.pulled.bytes,
-            device=ledger.has_device,
-        )
-        grown = await self._rooms.grow(entry, here, place=ticket.place, spares=ticket.spares)
+        if not entry.guessed:
+            self._sizes.learn(
+                want.type,
+                predicted=ticket.prediction.footprint,
+                measured=took,
+                file_bytes=ticket.pulled.bytes,
+                device=ledger.has_device,
+            )
+        grown = await self._rooms.grow(entry, ledger.counted(entry), place=ticket.place, spares=ticket.spares)
         if entry not in ledger:  # the server has died in the meantime
             return Refused(Reason.UNAVAILABLE, self._server.why_down)
         if isinstance(grown, Refused):

@@ -128,7 +128,7 @@ class Loads:
                     if (silent := self._silent()) is not None:
                         return self._note(want, silent)
                     entry.pinned = want.pinned
-                    return Loaded(entry.footprint, 0, entry.generation, entry.digest, entry.blamed)
+                    return Loaded(entry.measured, 0, entry.generation, entry.digest, entry.blamed)
                 if held:
                     aside = True
                     break

@@ -88,7 +88,7 @@ class Publication:
             record, published = publication, True
             if self._unclaimed(want, entry):
                 outcome = Refused(Reason.UNAVAILABLE, "the copy to be replaced was unloaded in the meantime")
-        self._history.loaded(want.model_id, want.revision, record, Took(entry.footprint, entry.load_ms))
+        self._history.loaded(want.model_id, want.revision, record, _took(entry, record))
         return self._keep(want, entry, published=published) if outcome is None else outcome
 
     async def withdraw(self, want: Want) -> None:
@@ -104,7 +104,7 @@ class Publication:
     async def _publish(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
         """Publishes a copy in a separate transaction, which also writes its digest into the record. Returns the
         record."""
-        first, took = self._history.first, Took(entry.footprint, entry.load_ms)
+        first, took = self._history.first, _took(entry, claimed.record)
         published = await self._claims.publish(
             want.model_id,
             self._record(want, entry),
@@ -135,7 +135,7 @@ class Publication:
         self._meters.cold_ms.observe(entry.load_ms)
         self._meters.model_bytes.observe(entry.weight)
         log.info("model loaded", model=want.model_id, ms=entry.load_ms, bytes=entry.weight, digest=entry.digest)
-        return Loaded(entry.footprint, entry.load_ms, entry.generation, entry.digest, entry.blamed)
+        return Loaded(entry.measured, entry.load_ms, entry.generation, entry.digest, entry.blamed)
 
     def _record(self, want: Want, entry: CacheEntry) -> CopyRecord:
         """Returns the record to write for the loaded copy."""
@@ -143,8 +143,8 @@ class Publication:
             self._incarnation,
             want.revision,
             records.LOADED,
-            host_bytes=entry.footprint.host_bytes,
-            device_bytes=entry.footprint.device_bytes,
+            host_bytes=entry.measured.host_bytes,
+            device_bytes=entry.measured.device_bytes,
             age_ms=entry.idle_ms,
             type=want.type,
             generation=entry.generation,
@@ -153,6 +153,13 @@ class Publication:
             blamed=entry.blamed,
             version=versions.own(want.path),
         )
+
+
+def _took(entry: CacheEntry, record: ModelRecord) -> Took:
+    """Returns the cost of a load to remember. A guess leaves the remembered size as it is."""
+    if entry.guessed:
+        return Took(Footprint(record.host_bytes, record.device_bytes), entry.load_ms)
+    return Took(entry.measured, entry.load_ms)
 
 
 def _wall_ms() -> int:

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 from mesh.runtime.blame.history import History
+from mesh.runtime.cache.books.account import Account
 from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.books.meters import Meters
@@ -15,7 +16,6 @@ from mesh.runtime.servers.spi import Size, SpiError
 from mesh.schema import copytoken
 from mesh.statuses import Code, Reason
 from placement.failures import FailureKind
-from placement.footprint import Footprint
 from puller.puller import Pulled
 
 _WAIT = 5.0  # seconds to wait for a server that died after the load had begun; another pod may be quicker
@@ -34,6 +34,7 @@ class ServerSide:
         history: History,
         optimising: Optimising,
         meters: Meters,
+        account: Account,
         *,
         incarnation: str,
         load_timeout: float,
@@ -45,6 +46,7 @@ class ServerSide:
         self._history = history
         self._optimising = optimising
         self._meters = meters
+        self._account = account
         self._incarnation = incarnation
         self.load_timeout = load_timeout
         self.default_bytes = 0
@@ -74,8 +76,8 @@ class ServerSide:
             return 0
 
     async def load(self, want: Want, entry: CacheEntry, pulled: Pulled) -> Size | Refused | Failed:
-        """Loads a model whose room is on the books. Returns the measured size, or the size on the books if none was
-        measured."""
+        """Loads a model whose room is on the books. Returns its size by the server's word, and what the server has
+        grown by; beside our own server, the size on the books if the server says none."""
         ledger = self._ledger
         spi = await self._server.ready(_WAIT)
         if spi is None:
@@ -86,8 +88,10 @@ class ServerSide:
         if not ledger.take_slot(entry):
             return Refused(Reason.NO_ROOM, "this pod holds as many copies as its use board has slots")
         ledger.enter(entry, EntryState.LOADING)
+        await self._account.prepare()
         life = self._server.lives
         began = time.monotonic()
+        growth, weighing = None, self._account.begin()
         try:
             size = await spi.load(
                 want.model_id,
@@ -106,17 +110,17 @@ class ServerSide:
             if isinstance(outcome, Failed) and pulled.skipped:  # the missing file may be among them
                 return replace(outcome, text=f"{outcome.text} (skipped files: {'; '.join(pulled.skipped[:3])})")
             return outcome
+        finally:
+            growth = self._account.end(weighing)
         if entry not in ledger:  # the server has died since its answer
             return Refused(Reason.UNAVAILABLE, self._server.why_down)
         took_ms = (time.monotonic() - began) * 1000
         self._meters.load_ms.observe(took_ms)
         self.mean_ms += (took_ms - self.mean_ms) / (8 if self.mean_ms else 1)
         self._optimising.loaded(want.model_id, pulled, took_ms)
-        # The server does not measure, so the prediction stays.
-        if size.footprint.total_bytes:
-            return size
-        least = await self.predicted(want, pulled) or self.default_bytes
-        return Size(Footprint(max(least, entry.footprint.total_bytes))) if least else Size(entry.footprint)
+        if self._account.foreign:
+            return replace(size, growth=growth)
+        return size if size.footprint.total_bytes else Size(entry.footprint)
 
     async def _not_loaded(self, entry: CacheEntry, error: SpiError, life: int) -> Refused | Failed:
         if error.lost:

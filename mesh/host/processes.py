@@ -1,0 +1,108 @@
+"""Memory of other processes on this machine, and the process that listens at an address.
+
+Everything is read from /proc and from cgroups, as far as this process sees them. In a container it sees its own
+processes, and those of the pod's other containers only if they share a process namespace.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+
+_LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
+_PEER = struct.Struct("3i")
+
+
+def private_bytes(pid: int, *, proc: Path = PROC) -> int:
+    """Returns the resident memory of a process without mapped files, or 0 if the process does not exist."""
+    try:
+        _, total, shared, *_ = (proc / str(pid) / "statm").read_bytes().split()
+    except (OSError, ValueError):
+        return 0
+    return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def begun(pid: int, *, proc: Path = PROC) -> int:
+    """Returns when a process began, in ticks since the machine's start, or 0 if it does not exist. An id that is used
+    again has another start."""
+    fields = _stat(pid, proc)
+    return int(fields[19]) if fields else 0
+
+
+def tree(root: int, *, proc: Path = PROC) -> frozenset[int]:
+    """Returns a process and all its descendants; nothing if it does not exist."""
+    children: dict[int, list[int]] = defaultdict(list)
+    there = False
+    for pid in _pids(proc):
+        if (fields := _stat(pid, proc)) and fields[0] != "Z":
+            children[int(fields[1])].append(pid)
+            there = there or pid == root
+    found: set[int] = set()
+    left = [root] if there else []
+    while left:
+        pid = left.pop()
+        if pid not in found:
+            found.add(pid)
+            left += children[pid]
+    return frozenset(found)
+
+
+def behind_port(port: int, *, proc: Path = PROC) -> int:
+    """Returns the id of the process that listens on a TCP port of this machine, or 0 if it is not visible from here.
+    Reads all of /proc, so call it in a thread."""
+    inodes = {f"socket:[{inode}]" for inode in _listening(port, proc)}
+    if not inodes:
+        return 0
+    for pid in _pids(proc):
+        with contextlib.suppress(OSError):
+            for one in (proc / str(pid) / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(one) in inodes:
+                        return pid
+    return 0
+
+
+def behind_socket(path: str) -> int:
+    """Returns the process that has called `listen` on a unix socket. The kernel reports 0 for one outside of this
+    process's namespace, as if nobody listened."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.setblocking(False)
+        try:
+            peer.connect(path)
+            pid, _, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        except OSError:
+            return 0
+    return int(pid)
+
+
+def _listening(port: int, proc: Path) -> Iterator[str]:
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = (proc / "net" / name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _pids(proc: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(proc):
+            if name.isdecimal():
+                yield int(name)
+
+
+def _stat(pid: int, proc: Path) -> list[str]:
+    """Returns the fields of a process's stat, from its state on, or none if it does not exist."""
+    try:
+        # The name in parentheses may hold anything, spaces and parentheses included.
+        return (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (OSError, UnicodeDecodeError):
+        return []

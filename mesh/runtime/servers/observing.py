@@ -1,0 +1,106 @@
+"""The memory of a foreign server, as its agent sees it from outside.
+
+The server is found by its address: the kernel names the process that listens on a unix socket, and for a port on
+loopback /proc does. Its memory is that of its cgroup if no other program is in there, else that of the process and its
+descendants. A server on another machine, or in a container whose processes are not visible from here, cannot be
+observed. Then `why` says so, and sizes rest on what the server says.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mesh.host import groups, processes
+from mesh.options.values import parse_address
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")
+_FAMILY = 5.0  # seconds for which a list of descendants is used
+_AGAIN = 10.0  # seconds between two searches for a server that was not found
+
+
+class ServerMemory:
+    """The memory of one foreign server, from its start to its end; then that of the next one at the same address."""
+
+    def __init__(self, address: str, child: Callable[[], int] | None = None, *, watched: bool = True) -> None:
+        """Takes the address as gRPC names it. `child` returns the id of the process that the pod has started as the
+        server, or 0. Unless `watched`, nothing is observed."""
+        self._address = address
+        self._child = child
+        self._watched = watched
+        self._pid = self._begun = 0
+        self._group: Path | None = None
+        self._family: frozenset[int] = frozenset()
+        self._looked = self._searched = -1e9
+        self.lives = 0  # number of servers found so far
+        self.why = "it was not looked for yet" if watched else "--server-memory is none"
+
+    @property
+    def what(self) -> str:
+        """The observed thing, for operators."""
+        if not self._pid:
+            return ""
+        return f"cgroup of process {self._pid}" if self._group is not None else f"process {self._pid} and its children"
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The limit of the server's own cgroup, or None if it is unknown."""
+        return None if self._group is None else groups.limit_bytes(self._group)
+
+    async def find(self) -> bool:
+        """Looks for the server if the one that was found has ended. Returns whether it can be observed."""
+        if not self._watched:
+            return False
+        if self._there():
+            return True
+        now = time.monotonic()
+        if now - self._searched < _AGAIN and not self._pid:
+            return False
+        self._searched, self._pid = now, 0
+        pid = await asyncio.to_thread(self._server)
+        if pid:
+            self._pid, self._begun = pid, processes.begun(pid)
+            self._look()
+            self._group = groups.of_program(pid, self._family)
+            self.lives += 1
+            self.why = ""
+        return bool(pid)
+
+    def read(self) -> int | None:
+        """Returns the bytes in use, or None if they cannot be observed."""
+        if not self._there():
+            return None
+        if self._group is not None and (used := groups.used_bytes(self._group)) is not None:
+            return used
+        if time.monotonic() - self._looked > _FAMILY:
+            self._look()
+        return sum(processes.private_bytes(pid) for pid in self._family)
+
+    def _there(self) -> bool:
+        return bool(self._pid) and processes.begun(self._pid) == self._begun
+
+    def _look(self) -> None:
+        self._family, self._looked = processes.tree(self._pid), time.monotonic()
+
+    def _server(self) -> int:
+        """Returns the process to observe, or 0. `why` then has the reason."""
+        found = _listener(self._address)
+        child = self._child() if self._child is not None else 0
+        if child and (found in processes.tree(child) or (not found and not self._address.startswith("unix:"))):
+            return child
+        if not found:
+            self.why = "its processes are not visible from here: it runs on another machine, or in another container"
+            return 0
+        if os.getpid() in processes.tree(found):
+            self.why = f"the process {found} that listens for it also runs this pod"
+            return 0
+        return found
+
+
+def _listener(address: str) -> int:
+    """Returns the process that listens at an address, or 0 if it is not visible."""
+    if address.startswith("unix:"):
+        return processes.behind_socket(address.removeprefix("unix:"))
+    host, port = parse_address(address)
+    return processes.behind_port(port) if host in _LOOPBACK else 0

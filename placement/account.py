@@ -1,0 +1,155 @@
+"""The size of a foreign model on a pod's books, and the factor that keeps these books true.
+
+A foreign server may say how large its models are, say nothing, or be wrong. The pod then looks at the memory of the
+server's processes. Two things are taken from it:
+
+- The *growth* during one load, if no other load or unload ran beside it (`settle`).
+- The *factor* of the pod, which is the memory that its models take in fact, over what the books say (`Factor`). The
+  books count each copy with the factor, so their sum follows the memory, even if every single size is wrong.
+
+A factor above 1 applies to all sizes. One below 1 only applies to guesses, and never leaves less than was measured: a
+size that the server states may be memory that cannot be seen from outside, such as a device's. Nothing is evicted for a
+guess beyond about twice the model's file (`placement.sizes`): a guess takes free memory only.
+
+Servers keep freed memory for later loads, so the growth of a load after an unload is only a lower bound. The factor
+makes up for that, and is smoothed, as memory and books never change at the same moment.
+"""
+
+import enum
+import math
+from dataclasses import dataclass
+
+from placement import words
+from placement.footprint import Footprint
+
+LEAST, MOST = 0.5, 4.0
+"""Bounds of the factor."""
+
+RISE_S, FALL_S = 5.0, 20.0
+"""Time constants of the smoothing, in seconds. Too low a factor fills the server's memory, so it rises faster."""
+
+REFUTED = 0.95 * MOST
+"""Factor above which the server's own sizes are no longer believed: they explain a quarter of the memory at most."""
+
+SLACK_SHARE, SLACK_BYTES = 1 / 50, 16 << 20
+"""Part of the capacity, and bytes, that observed memory may exceed the books by: calls in flight, imported code."""
+
+_WORD = 1 << 63  # sizes from here on are negative numbers, sent as unsigned ones
+_LONGEST_S = 5.0  # seconds that one look counts for at most
+
+
+class SizeBasis(enum.Enum):
+    """The evidence for a size on the books."""
+
+    SAID = "said"  # by the server
+    GROWN = "grown"  # the growth of its processes
+    GUESSED = "guessed"
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The growth of a server's memory during one load."""
+
+    bytes: int
+    alone: bool = True  # no other load or unload ran beside it
+    fresh: bool = False  # the server had unloaded nothing before, so no freed memory was used again
+    first: bool = False  # the server's first load, which also brings its libraries into memory
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The size of a loaded model."""
+
+    bytes: int
+    basis: SizeBasis
+    why: str
+    least_bytes: int = 0  # measured, whatever the rest is
+
+    @property
+    def guessed(self) -> bool:
+        """True if the size must not be remembered as a measurement."""
+        return self.basis is SizeBasis.GUESSED
+
+
+def plausible(size: int, capacity: int) -> int:
+    """Returns a size that a server states, or 0 if it cannot be true for a model in a server of that capacity."""
+    return size if 0 < size <= capacity else 0
+
+
+def stated(size: int) -> int:
+    """Returns a size that a server states, or 0 if it is a negative number."""
+    return size if 0 < size < _WORD else 0
+
+
+def settle(
+    *,
+    said: int,
+    predicted: int,
+    remembered: int = 0,
+    reserved: int,
+    free: int,
+    capacity: int,
+    growth: Growth | None,
+    believed: bool = True,
+) -> Settled:
+    """Returns the size of a model that was just loaded.
+
+    `said` is the server's word, `predicted` the estimate, and `remembered` the measurement of an earlier load, 0 if
+    there is none. `reserved` is what the books hold for the load, and `free` what they have left. `growth` is None if
+    the server's memory cannot be observed. `believed` means that the memory has not refuted the server's sizes. A
+    remembered size that a load alone does not confirm is halved, so that a wrong one is forgotten."""
+    said, predicted = stated(said), stated(predicted)
+    if growth is None:
+        if said:
+            return Settled(said, SizeBasis.SAID, "its server says so")
+        return Settled(max(predicted, remembered, reserved), SizeBasis.GUESSED, "a guess: its server does not say")
+    if believed and plausible(said, capacity):
+        return Settled(said, SizeBasis.SAID, "its server says so")
+    grown = max(0, growth.bytes) if growth.alone else 0
+    guess = max(plausible(predicted, capacity), plausible(said, capacity))
+    why = f"its server has grown by {words.size(grown)}"
+    if remembered and growth.alone:
+        return Settled(max(grown, min(remembered, capacity) // 2), SizeBasis.GROWN, why, grown)
+    if grown and not growth.first and (growth.fresh or grown >= guess):
+        return Settled(max(grown, guess), SizeBasis.GROWN, why, grown)
+    size = max(grown, reserved, min(max(guess, remembered), reserved + max(0, free)))
+    why = "a guess: its server does not say" if not said else "a guess: its server's word is not believed"
+    return Settled(size, SizeBasis.GUESSED, why, grown)
+
+
+class Factor:
+    """The factor of one pod, in one life of its server."""
+
+    __slots__ = ("believed", "ratio", "value")
+
+    def __init__(self) -> None:
+        self.value = 1.0
+        self.ratio = 1.0  # at the last look, without bounds
+        self.believed = True  # the server's own sizes are
+
+    def look(self, observed: int, accounted: int, *, capacity: int, seconds: float) -> None:
+        """Takes a look. `observed` is the memory that the server has beyond what it has without models, `accounted` the
+        sum of sizes on the books, and `seconds` the time since the last look."""
+        if accounted <= 0 or seconds <= 0:
+            return
+        slack = max(SLACK_BYTES, int(capacity * SLACK_SHARE))
+        if observed > accounted:
+            self.ratio = max(1.0, (observed - slack) / accounted)
+        else:
+            self.ratio = observed / accounted
+        goal = min(MOST, max(LEAST, self.ratio))
+        constant = RISE_S if goal > self.value else FALL_S
+        self.value += (goal - self.value) * -math.expm1(-min(seconds, _LONGEST_S) / constant)
+        self.value = min(MOST, max(LEAST, self.value))
+        if self.value >= REFUTED:
+            self.believed = False
+
+    def scaled(self, size: Footprint, *, guessed: bool = False, least_bytes: int = 0) -> Footprint:
+        """Returns a footprint as the books count it. The factor applies to host memory."""
+        if self.value >= 1.0:
+            host = math.ceil(size.host_bytes * self.value)
+        elif guessed:
+            host = max(least_bytes, math.ceil(size.host_bytes * self.value))
+        else:
+            return size
+        return Footprint(host, size.device_bytes)

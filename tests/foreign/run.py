@@ -1,0 +1,354 @@
+"""One run: rounds of troubles under traffic, each followed by a calm in which every model answers again.
+
+Clients call models of both kinds through the mesh, and a writer registers some of them again with other content. Every
+answer is recorded, with the number that it gave. At the end all are judged (`tests.chaos.checker`). A call may only
+fail while a pod of its model's kind is harmed, and if no pod without harm had a copy all the time.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import re
+import struct
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import grpc
+
+from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
+from tests.chaos.checker import Fault, Summary, judge
+from tests.chaos.history import Call, Change, History, Outcome
+from tests.foreign import troubles
+from tests.foreign.copies import Copies, cancelled
+from tests.foreign.mixed import FOREIGN, ONNX, Mixed
+from tests.support.waiting import until
+
+CALL_TIMEOUT = 40.0  # seconds; longer than it takes to notice that a server hangs
+CHANGE_TIMEOUT = 25.0
+PAUSE = 0.01  # seconds between two calls of a caller
+AT_ONCE = 2  # troubles
+ROUND = 20.0  # seconds of troubles between two calms
+SETTLES = 15.0
+"""Seconds after a trouble for which its pod counts as harmed: leases and a restart, on a busy machine."""
+
+HEALING = 90.0  # seconds within which everything must work again
+LEGITIMATE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
+MOST_OVER = 96 << 20
+"""Bytes by which a server's memory may exceed its capacity: headroom for calls, and what a look a second misses."""
+
+WRONG = -1.0  # the number of an answer that is not this model's, or not to this call
+
+
+@dataclass
+class Run:
+    """One run: `await Run(mixed, seed, seconds).run()`, then `verdict()`."""
+
+    mixed: Mixed
+    seed: int
+    seconds: float
+    callers: int = 16
+    doubled: int = 8  # models of each kind with two copies
+    history: History = field(default_factory=History)
+    done: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    back: list[float] = field(default_factory=list)  # seconds until a model answered again after a calm began
+    harmed: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # by pod
+    factors: dict[str, list[float]] = field(default_factory=dict)  # of the books, in calms
+
+    def __post_init__(self) -> None:
+        self._draw = random.Random(self.seed)
+        self._numbers = itertools.count(1)
+        self._ids = itertools.count(1)
+        self.copies = Copies(self.mixed.arena)
+        self.standing: dict[str, int] = {}
+        self._now_harmed: set[str] = set()
+        self._pausing = asyncio.Event()
+        self._writing = ""
+
+    async def run(self) -> None:
+        """Runs all rounds. Raises AssertionError if something does not heal."""
+        arena = self.mixed.arena
+        (router,) = arena.routers
+        channel = arena.channel(router)
+        self._infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=inference_pb2.ModelInferResponse.FromString,
+        )
+        self._stub = modelmesh_pb2_grpc.ModelMeshStub(channel)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(cancelled, asyncio.create_task(self.copies.follow()))
+            await self._fill()
+            for number in range(self.callers):
+                caller = asyncio.create_task(self._caller(random.Random(self.seed + number)))
+                stack.push_async_callback(cancelled, caller)
+            stack.push_async_callback(cancelled, asyncio.create_task(self._writer()))
+            stack.push_async_callback(cancelled, asyncio.create_task(self._watch()))
+            end = time.monotonic() + self.seconds
+            while (left := end - time.monotonic()) > 0:
+                await self._round(min(left, ROUND))
+                await self._calm()
+                self.rounds += 1
+
+    # --- clients
+
+    async def _fill(self) -> None:
+        mixed = self.mixed
+        lines, began = [], time.monotonic()
+        for model in (*mixed.examples, *mixed.nets):
+            number = next(self._numbers)
+            path = mixed.write(model, number, self._draw)
+            double = model in mixed.examples[: self.doubled] or model in mixed.nets[: self.doubled]
+            limits = {"min_copies": 2} if double else {}
+            lines.append(json.dumps({"id": model, "type": mixed.kind(model), "path": path.as_uri(), **limits}))
+            self.standing[model] = number
+        reply = await mixed.arena.mesh.rest("POST", "/mesh/v1/models:import", "\n".join(lines).encode())
+        assert reply.status == 200, reply.body
+        assert not [line for line in reply.body.splitlines() if b'"error"' in line], reply.body
+        for model, number in self.standing.items():
+            self.history.changes.append(Change(model, number, began, time.monotonic(), Outcome.DONE))
+
+    async def call(self, model: str) -> Call:
+        """Makes one call, and records the number in its answer."""
+        request = inference_pb2.ModelInferRequest(model_name=model, id=f"call-{next(self._ids)}")
+        request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+        request.raw_input_contents.append(struct.pack("<f", 1.0))
+        began = time.monotonic()
+        value, code, text = None, "OK", ""
+        try:
+            answer = await self._infer(request, timeout=CALL_TIMEOUT)
+            right = (answer.model_name, answer.id) == (model, request.id)
+            value = struct.unpack("<f", answer.raw_output_contents[0])[0] if right else WRONG
+            text = "" if right else f"the answer is of {answer.model_name!r} to {answer.id!r}"
+        except grpc.aio.AioRpcError as error:
+            code, text = error.code().name, error.details() or ""
+        made = Call(model, "router-1", began, time.monotonic(), value, code, text)
+        self.history.calls.append(made)
+        return made
+
+    async def _caller(self, draw: random.Random) -> None:
+        """Calls all models, some far more often than others."""
+        ranked = [*self.mixed.examples, *self.mixed.nets]
+        head = ranked[: self.doubled] + self.mixed.nets[: self.doubled]
+        rest = [model for model in ranked if model not in head]
+        random.Random(self.seed).shuffle(rest)
+        ranked = [*head, *rest]
+        weights = [1 / (10 + rank) for rank in range(len(ranked))]
+        while True:
+            made = await self.call(draw.choices(ranked, weights)[0])
+            await asyncio.sleep(PAUSE if made.value is not None else 10 * PAUSE)
+
+    async def _writer(self) -> None:
+        """Registers models again with other content, one after the other."""
+        draw = random.Random(self.seed + 1000)
+        ids = [*self.mixed.examples[self.doubled :], *self.mixed.nets[self.doubled :]]
+        while True:
+            await asyncio.sleep(draw.uniform(0.2, 1.5))
+            if self._pausing.is_set():
+                continue
+            model, number = draw.choice(ids), next(self._numbers)
+            self._writing = model
+            while not await self._change(model, None):
+                await asyncio.sleep(0.3)
+            path = self.mixed.write(model, number, draw)
+            while not await self._change(model, number, path):
+                await asyncio.sleep(0.3)
+            self.standing[model] = number
+            self._writing = ""
+
+    async def _change(self, model: str, number: int | None, path: Path | None = None) -> bool:
+        began, outcome, text = time.monotonic(), Outcome.DONE, ""
+        try:
+            if path is None:
+                await self._stub.unregisterModel(
+                    modelmesh_pb2.UnregisterModelRequest(modelId=model), timeout=CHANGE_TIMEOUT
+                )
+            else:
+                info = modelmesh_pb2.ModelInfo(type=self.mixed.kind(model), path=path.as_uri())
+                request = modelmesh_pb2.RegisterModelRequest(modelId=model, modelInfo=info)
+                await self._stub.registerModel(request, timeout=CHANGE_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            outcome, text = Outcome.UNKNOWN, f"{error.code().name} {error.details()}"
+        self.history.changes.append(Change(model, number, began, time.monotonic(), outcome, "router-1", text))
+        return outcome is Outcome.DONE
+
+    async def _watch(self) -> None:
+        while True:
+            self.mixed.look()
+            await asyncio.sleep(0.5)
+
+    # --- troubles
+
+    async def _round(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        running: set[asyncio.Task[None]] = set()
+
+        async def one(harm: troubles.Harm) -> None:
+            self._note(harm.text)
+            self.done[harm.text.partition(": ")[2] if harm.pod or "forgets" in harm.text else harm.text] += 1
+            began = time.monotonic()
+            if harm.pod:
+                self._now_harmed.add(harm.pod)
+                self.harmed.setdefault(harm.pod, []).append((began, float("inf")))
+                place = len(self.harmed[harm.pod]) - 1
+            try:
+                async with harm.done():
+                    await asyncio.sleep(harm.seconds)
+                self._note(f"{harm.text}: over")
+                if harm.pod:
+                    await self._serves(harm.pod)
+            finally:
+                if harm.pod:
+                    self.harmed[harm.pod][place] = (began, time.monotonic() + SETTLES)
+                    self._now_harmed.discard(harm.pod)
+
+        try:
+            while time.monotonic() < end:
+                for ended in [task for task in running if task.done()]:
+                    running.discard(ended)
+                    ended.result()
+                harm = None
+                if len(running) < AT_ONCE:
+                    harm = troubles.draw(self._draw, self.mixed, self.copies, self._now_harmed)
+                if harm is not None:
+                    running.add(asyncio.create_task(one(harm)))
+                    await asyncio.sleep(0)
+                await asyncio.sleep(self._draw.uniform(0.3, 2.0))
+        finally:
+            await asyncio.gather(*running)
+
+    async def _serves(self, pod: str) -> None:
+        """Waits until a pod is ready, as the mesh sees it."""
+
+        async def ready() -> bool:
+            try:
+                found = await self.mixed.figures()
+            except (OSError, KeyError, ValueError):
+                return False
+            return any(one["pod"] == pod and one["state"] == "ready" and not one["suspect"] for one in found)
+
+        await asyncio.sleep(1.0)  # a fault that was just injected has not been noticed yet
+        await until(ready, timeout=HEALING, interval=0.2, why=lambda: self._tell(f"{pod} is ready again"))
+
+    # --- calm
+
+    async def _calm(self) -> None:
+        self._note("calm")
+        self._pausing.set()
+        await until(lambda: not self._writing, timeout=HEALING, why=lambda: self._tell(f"{self._writing} is written"))
+        for pod in (*FOREIGN, *ONNX):
+            await self._serves(pod)
+        began = time.monotonic()
+        models = self._draw.sample(sorted(self.standing), min(40, len(self.standing)))
+        await asyncio.gather(*(self._answers(model, began) for model in models))
+        for one in await self.mixed.figures():
+            if one["factor"]:
+                self.factors.setdefault(one["pod"], []).append(one["factor"])
+                text = f"{one['used'] >> 20} MiB used, {one['observed'] >> 20} MiB observed, factor {one['factor']}"
+                self._note(f"{one['pod']}: {text}")
+        self._note("calm: all is well")
+        goal = len(self.history.calls) + 100
+        await until(lambda: len(self.history.calls) >= goal, timeout=HEALING, why="callers go on")
+        self._pausing.clear()
+
+    async def _answers(self, model: str, began: float) -> None:
+        last: list[Call] = []
+
+        async def right() -> bool:
+            last[:] = [await self.call(model)]
+            return last[0].value == self.standing[model]
+
+        def why() -> str:
+            story = "\n".join([*self.history.story(model, time.monotonic(), before=HEALING)][-60:])
+            return self._tell(f"{model} answers {self.standing[model]}, and the last answer is {last}\n{story}")
+
+        await until(right, timeout=HEALING, interval=0.2, why=why)
+        self.back.append(time.monotonic() - began)
+
+    def _note(self, text: str) -> None:
+        self.history.note(time.monotonic(), text)
+
+    def _tell(self, text: str) -> str:
+        return f"seed {self.seed}, round {self.rounds + 1}: not so: {text}"
+
+    # --- the end
+
+    async def verdict(self) -> "Verdict":
+        """Judges everything so far."""
+        registry = await self.mixed.arena.registrations(_number_of)
+        faults = judge(self.history, registry, legitimate=lambda call: not self.why_faulty(call))
+        faults = [Fault(fault.kind, fault.model, fault.at, f"{fault.text}; {self._why_of(fault)}") for fault in faults]
+        for pod, most in self.mixed.most.items():
+            if most > self.mixed.capacity + MOST_OVER:
+                text = f"its server has taken {most >> 20} MiB, the capacity is {self.mixed.capacity >> 20} MiB"
+                faults.append(Fault("memory", pod, time.monotonic(), text))
+        return Verdict(self, Summary.of(self.history, faults), faults)
+
+    def _why_of(self, fault: Fault) -> str:
+        calls = (call for call in self.history.calls if call.model == fault.model and call.ended == fault.at)
+        return next((why for call in calls if (why := self.why_faulty(call))), "")
+
+    def why_faulty(self, failed: Call) -> str:
+        """Returns why a call must not have failed, or "" if it may have."""
+        if failed.code not in LEGITIMATE:
+            return f"no trouble explains {failed.code}"
+        kind = FOREIGN if failed.model.startswith("e") else ONNX
+        harmed = {pod for pod in kind if self._was_harmed(pod, failed.began, failed.ended)}
+        if not harmed:
+            return "no pod that takes it was harmed"
+        others = set(self.copies.holders(failed.model, failed.began, failed.ended)) - harmed
+        return f"{', '.join(others)} had a copy all the time" if others else ""
+
+    def _was_harmed(self, pod: str, began: float, ended: float) -> bool:
+        return any(first <= ended and began <= last for first, last in self.harmed.get(pod, ()))
+
+
+def _number_of(record: bytes) -> int:
+    """Returns the number of the file that a record names."""
+    found = re.search(rb"/[en]\d+\.(\d+)\.onnx", record)
+    return int(found[1]) if found else 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a run."""
+
+    run: Run
+    summary: Summary
+    faults: list[Fault]
+
+    def __str__(self) -> str:
+        run = self.run
+        done = ", ".join(f"{text} {count}" for text, count in run.done.most_common())
+        memory = ", ".join(f"{pod} {most >> 20} MiB" for pod, most in run.mixed.most.items())
+        factors = ", ".join(f"{pod} {min(seen)} to {max(seen)}" for pod, seen in sorted(run.factors.items()))
+        back = sorted(run.back)
+        slow = f"{back[len(back) // 2]:.1f} s median, {back[-1]:.1f} s at most" if back else "never"
+        return (
+            f"seed {run.seed}, {run.rounds} rounds: {self.summary}\n  troubles: {done}\n  models back after: {slow}; "
+            f"memory at most: {memory}, capacity {run.mixed.capacity >> 20} MiB each; "
+            f"factors of the books: {factors}"
+        )
+
+    def story(self) -> str:
+        """Returns the stories of the first faults."""
+        lines = [str(self)]
+        for fault in self.faults[:3]:
+            lines += ["", str(fault), *[*self.run.history.story(fault.model, fault.at)][-60:]]
+        return "\n".join(lines)
+
+    def write(self, path: Path) -> None:
+        """Writes the history in order of time, one line of JSON per entry."""
+        history = self.run.history
+        seen = [(event.at, {"event": event.text}) for event in history.events]
+        seen += [(change.ended, asdict(change) | {"outcome": change.outcome.value}) for change in history.changes]
+        seen += [(made.ended, asdict(made)) for made in history.calls]
+        seen += [(fault.at, {"fault": str(fault)}) for fault in self.faults]
+        for model, spans in self.run.copies.spans.items():
+            seen += [(span.began, {"copy": model, "pod": span.pod, "until": str(span.ended)}) for span in spans]
+        seen.sort(key=lambda line: line[0])
+        path.write_text("".join(json.dumps({"at": round(at, 4), **line}) + "\n" for at, line in seen))

@@ -1,0 +1,98 @@
+"""Memory and listeners of other processes, from real processes and from made-up ones."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from mesh.host import groups, processes
+from tests.support.waiting import until
+
+HOLDS = """
+import subprocess, sys, time
+held = bytearray(b"1") * (40 << 20)
+if len(sys.argv) > 1:
+    subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+async def test_a_tree_counts_with_all_its_processes():
+    """The private memory of a process tree includes that of its children, and a process that has ended has none."""
+    with subprocess.Popen([sys.executable, "-c", HOLDS, HOLDS], stdout=subprocess.PIPE) as parent:
+        family: frozenset[int] = frozenset()
+
+        def held() -> bool:
+            nonlocal family
+            family = processes.tree(parent.pid)
+            return len(family) == 2 and sum(processes.private_bytes(pid) for pid in family) >= 80 << 20
+
+        try:
+            await until(held, timeout=30, why="parent and child hold 40 MiB each")
+            assert parent.pid in family
+            assert processes.begun(parent.pid) > 0
+        finally:
+            for pid in family | {parent.pid}:
+                os.kill(pid, 9)
+    assert processes.tree(parent.pid) == frozenset()
+    assert (processes.private_bytes(parent.pid), processes.begun(parent.pid)) == (0, 0)
+
+
+def test_the_process_behind_an_address_is_found(tmp_path):
+    """The process that listens is found by its unix socket, and by its port. Nobody is found where nobody listens."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as unix, socket.socket() as tcp, socket.socket() as closed:
+        unix.bind(str(path))
+        unix.listen()
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        closed.bind(("127.0.0.1", 0))
+        assert processes.behind_socket(str(path)) == os.getpid()
+        assert processes.behind_port(tcp.getsockname()[1]) == os.getpid()
+        assert processes.behind_port(closed.getsockname()[1]) == 0
+    assert processes.behind_socket(str(tmp_path / "other")) == 0
+
+
+def made(folder: Path, *, inside: str, stat: str, path: str = "/system.slice/server.service") -> tuple[Path, Path]:
+    """Makes a /proc with one process, 70, and the tree of its cgroup."""
+    proc, root = folder / "proc", folder / "cgroup"
+    group = root / path.strip("/")
+    (proc / "70").mkdir(parents=True)
+    (proc / "70" / "cgroup").write_text(f"0::{path}\n")
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "cgroup.procs").write_text(inside)
+    (group / "memory.stat").write_text(stat)
+    return proc, root
+
+
+def test_a_cgroup_of_one_program_is_used(tmp_path):
+    """The memory of a cgroup that holds only the server is anonymous and shared memory, without the page cache."""
+    proc, root = made(tmp_path, inside="70\n71\n", stat="anon 500\nfile 9000\nshmem 20\n")
+    folder = groups.of_program(70, {70, 71}, root=root, proc=proc)
+    assert folder is not None
+    assert groups.used_bytes(folder) == 520
+    assert groups.limit_bytes(folder) is None
+    (folder / "memory.max").write_text("max\n")
+    assert groups.limit_bytes(folder) is None
+    (folder / "memory.max").write_text("4096\n")
+    assert groups.limit_bytes(folder) == 4096
+
+
+def test_a_cgroup_of_version_1_is_used(tmp_path):
+    """In a cgroup of version 1, resident and shared memory count."""
+    proc, root = made(tmp_path, inside="70\n", stat="total_rss 500\ntotal_cache 70\ntotal_shmem 7\n")
+    folder = groups.of_program(70, {70}, root=root, proc=proc)
+    assert folder is not None
+    assert groups.used_bytes(folder) == 507
+
+
+def test_a_cgroup_with_other_programs_is_not_used(tmp_path):
+    """A cgroup that also holds another program, or is the whole machine's, says nothing about the server."""
+    proc, root = made(tmp_path / "a", inside="70\n99\n", stat="anon 500\n")
+    assert groups.of_program(70, {70}, root=root, proc=proc) is None
+    proc, root = made(tmp_path / "b", inside="70\n", stat="anon 500\n", path="/")
+    assert groups.of_program(70, {70}, root=root, proc=proc) is None
+    proc, root = made(tmp_path / "c", inside="70\n", stat="nothing known\n")
+    assert groups.of_program(70, {70}, root=root, proc=proc) is None

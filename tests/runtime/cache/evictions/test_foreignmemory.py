@@ -1,0 +1,86 @@
+"""The watch over a foreign server's memory: evictions by what is observed, as long as they help."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mesh.runtime.cache.books.entries import CacheEntry, EntryState
+from mesh.runtime.cache.evictions.foreignmemory import ForeignMemoryWatch
+from tests.runtime.cache.books.test_account import MIB, Pod
+
+
+class Watched(Pod):
+    """A pod of eight copies, whose server's unloads free `frees` bytes each."""
+
+    def __init__(self, *, frees: int, size: int = 100 * MIB) -> None:
+        super().__init__()
+        self.frees = frees
+        self.evicted: list[str] = []
+        self.later_ns = 0
+        self.ledger._clock = lambda: self.later_ns
+        self.watch = ForeignMemoryWatch(self.ledger, SimpleNamespace(evict=self._evict), self.account)
+        self._size = size
+
+    async def fill(self) -> None:
+        await self.account.prepare()
+        for number in range(8):
+            self.later_ns += 1_000_000_000
+            self.add(f"m{number}", self._size)
+
+    def looks(self, times: int) -> None:
+        for _ in range(times):
+            self.now += 1.0
+            self.later_ns += 1_000_000_000
+            self.watch.look()
+
+    def _evict(self, entry: CacheEntry, why: str) -> None:
+        self.evicted.append(entry.model_id)
+        self.ledger.enter(entry, EntryState.UNLOADING)
+        self.ledger.remove(entry)
+        assert self.memory.used is not None
+        self.memory.used -= self.frees
+
+
+async def test_evictions_follow_the_memory_and_not_the_books():
+    """Above nine tenths of its limit, a server's oldest copies are evicted. Copies that count for next to nothing are
+    evicted by their share of the memory, so not all at once."""
+    for size in (100 * MIB, 1):
+        pod = Watched(frees=150 * MIB, size=size)
+        await pod.fill()
+        pod.memory.used = (100 + 1200) * MIB  # the limit is 1250
+        pod.looks(3)
+        assert pod.evicted == ["m0"]
+        assert pod.watch.refusal == ""
+        pod.memory.used = (100 + 1240) * MIB
+        pod.looks(1)
+        assert "no loads above 95%" in pod.watch.refusal
+        assert pod.evicted == ["m0", "m1"]
+        pod.looks(2)
+        assert pod.watch.refusal == ""
+
+
+async def test_evictions_end_if_they_do_not_help():
+    """A server that keeps the memory of unloaded models loses three times some of them, and then no more. Once its
+    memory falls, evictions are possible again."""
+    pod = Watched(frees=0)
+    await pod.fill()
+    pod.memory.used = (100 + 1200) * MIB
+    pod.looks(60)
+    lost = len(pod.evicted)
+    assert 3 <= lost <= 6
+    pod.memory.used = (100 + 1100) * MIB
+    pod.looks(2)
+    pod.memory.used, pod.frees = (100 + 1200) * MIB, 150 * MIB
+    pod.looks(3)
+    assert len(pod.evicted) == lost + 1
+
+
+@pytest.mark.parametrize("why", ["not visible", ""])
+async def test_nothing_is_evicted_without_an_observation(why: str):
+    """A server that cannot be observed is not watched."""
+    pod = Watched(frees=0)
+    if not why:
+        await pod.fill()
+    pod.memory.used, pod.memory.why = None, why
+    pod.looks(3)
+    assert (pod.evicted, pod.watch.refusal) == ([], "")
