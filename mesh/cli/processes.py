@@ -15,7 +15,7 @@ import typer
 
 from mesh.cli import limitoptions, options
 from mesh.cli.exits import CommandError
-from mesh.local.settings import UpError, UpSettings
+from mesh.local.settings import LocalServer, UpError, UpSettings
 from mesh.options import checked, groups
 from placement import policies
 
@@ -37,6 +37,16 @@ def up(
         str, typer.Option("--listen", metavar="HOST:PORT", help="Address for clients, gRPC and REST.")
     ] = (_DEFAULT.listen),
     pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = _DEFAULT.pods,
+    server_command: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--server-command",
+            metavar="TYPE,...=COMMAND",
+            help="Command of a model server that speaks mmesh.ModelRuntime, for one further pod that takes these types "
+            "of models. {socket} in it becomes the path of a unix socket to listen on, {port} a free port. May be "
+            "repeated.",
+        ),
+    ] = None,
     capacity: Annotated[
         str,
         typer.Option(
@@ -136,6 +146,7 @@ def up(
         edge=edge,
         workers=workers,
         pods=pods,
+        servers=tuple(_server(text) for text in server_command or ()),
         capacity=checked.size(capacity, "--capacity") if capacity else 0,
         device=device,
         threads=threads,
@@ -156,13 +167,20 @@ def up(
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))
 
 
+def _server(text: str) -> LocalServer:
+    try:
+        return LocalServer.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--server-command") from error
+
+
 def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:
     from mesh.cli import welcome  # slow to import, and only needed here
     from mesh.local import supervisor
     from mesh.local.lines import LogStream, Printer
     from mesh.telemetry import logs
 
-    names = ["mesh", "etcd", *(f"pod-{number}" for number in range(1, settings.pods + 1)), "router"]
+    names = ["mesh", "etcd", *(f"pod-{number}" for number in range(1, settings.all_pods + 1)), "router"]
     printer = Printer(names, stream=sys.stdout, quiet=quiet, raw=raw)
     stream = cast(TextIO, LogStream(printer, "mesh"))
     try:

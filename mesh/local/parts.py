@@ -36,10 +36,11 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
 
 
 class LocalPod:
-    """A runtime pod. Its ports are chosen at each start."""
+    """A runtime pod. Its ports are chosen at each start. The last pods have the servers that are not ours."""
 
     def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:
         self.name = f"pod-{number}"
+        self._server = settings.servers[number - settings.pods - 1] if number > settings.pods else None
         self.capacity = settings.capacity or default_capacity(settings.pods)
         self._settings = settings
         self._etcd_url = etcd_url
@@ -58,7 +59,12 @@ class LocalPod:
         self._probe = f"{LOOPBACK}:{free_port()}"
         argv = python("mesh.runtime", "--name", self.name, *_common(settings, self._etcd_url))
         argv += ["--data", f"{LOOPBACK}:{free_port()}", "--control", f"{LOOPBACK}:{free_port()}"]
-        argv += ["--probe", self._probe, "--capacity", str(self.capacity), "--device", settings.device]
+        argv += ["--probe", self._probe, "--device", settings.device]
+        if self._server is None or settings.capacity:
+            argv += ["--capacity", str(self.capacity)]
+        if self._server is not None:
+            # grpc.aio, because another Envoy would take more memory than most servers that are tried here.
+            argv += ["--server-command", self._server.command, "--types", self._server.types, "--egress", "grpc"]
         argv += ["--model-dir", str(settings.data_dir / self.name), "--lease-ttl", str(settings.lease_ttl)]
         argv += ["--drain-timeout", f"{settings.drain_timeout:g}", "--eviction", settings.eviction]
         for root in dict.fromkeys([settings.samples_dir, *settings.file_roots]):
@@ -111,7 +117,7 @@ async def _sees_pods(session: aiohttp.ClientSession, settings: UpSettings) -> st
             ready = [pod["pod"] for pod in pods if pod.get("state") == "ready" and not pod.get("suspect")]
     except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
         return f"{url} does not answer: {error!r}"
-    return "" if len(ready) >= settings.pods else f"it sees {len(ready)} of {settings.pods} runtime pods"
+    return "" if len(ready) >= settings.all_pods else f"it sees {len(ready)} of {settings.all_pods} runtime pods"
 
 
 async def _probed(session: aiohttp.ClientSession, url: str) -> str:

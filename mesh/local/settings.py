@@ -17,6 +17,22 @@ class UpError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class LocalServer:
+    """A model server that is not ours, which a pod of its own starts."""
+
+    types: str  # of the models that it takes, separated by commas
+    command: str  # with {socket} or {port} for the address to listen on
+
+    @classmethod
+    def parse(cls, text: str) -> "LocalServer":
+        """Parses `TYPE,...=COMMAND`. Raises ValueError."""
+        types, separator, command = (part.strip() for part in text.partition("="))
+        if not separator or not types or not command or " " in types:
+            raise ValueError(f"{text!r} does not say which types a server takes, and how to start it: TYPE,...=COMMAND")
+        return cls(types, command)
+
+
+@dataclass(frozen=True, slots=True)
 class UpSettings:
     """Settings of one mesh on this machine. Times in seconds."""
 
@@ -25,7 +41,8 @@ class UpSettings:
     probe: str = "127.0.0.1:8089"  # /ready, /live, /metrics of the router
     edge: str = "envoy"
     workers: str = "auto"
-    pods: int = 2
+    pods: int = 2  # with our ONNX server
+    servers: tuple[LocalServer, ...] = ()  # that are not ours, each in a further pod
     capacity: int = 0  # bytes of each pod; 0: a share of the free memory
     device: str = "auto"
     threads: int = 0  # of a pod's model server; 0: the server's default
@@ -66,6 +83,11 @@ class UpSettings:
                 raise UpError(f"{option}: {folder} is not a folder")
         if self.storage_ca is not None and not self.storage_ca.is_file():
             raise UpError(f"--storage-ca: {self.storage_ca} is not a file")
+
+    @property
+    def all_pods(self) -> int:
+        """The number of runtime pods."""
+        return self.pods + len(self.servers)
 
     @property
     def rest_address(self) -> str:

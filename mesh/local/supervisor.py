@@ -46,7 +46,7 @@ class LocalMesh:
             raise UpError(str(error)) from error
         pods = [
             parts.LocalPod(settings, number, etcd_url=self.etcd_url, session=session)
-            for number in range(1, settings.pods + 1)
+            for number in range(1, settings.all_pods + 1)
         ]
         self.capacity = pods[0].capacity  # bytes of each pod
 

@@ -159,7 +159,14 @@ def test_the_limits_of_up_are_options_of_its_parts():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--max-message", "big"], ["--capacity", "much"], ["--edge", "nginx"], ["--pods", "0"], ["--log-format", "xml"]],
+    [
+        ["--max-message", "big"],
+        ["--capacity", "much"],
+        ["--edge", "nginx"],
+        ["--pods", "0"],
+        ["--log-format", "xml"],
+        ["--server-command", "run {socket}"],
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_up_refuses_wrong_options(up, arguments):

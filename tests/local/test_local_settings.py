@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from mesh.local import supervisor
+from mesh.local import parts, supervisor
 from mesh.local.folder import DataFolder
-from mesh.local.settings import UpError, UpSettings, default_capacity, reachable
+from mesh.local.settings import LocalServer, UpError, UpSettings, default_capacity, reachable
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,26 @@ def test_settings_that_cannot_work_name_their_option(changes, word):
     """Settings that cannot work are refused before anything starts. The error names the option."""
     with pytest.raises(UpError, match=word):
         UpSettings(**changes).check()
+
+
+def test_a_server_is_named_with_its_types_and_its_command():
+    """`--server-command` of `mesh up` has the types before the first equals sign; the command may have more of them."""
+    assert LocalServer.parse("a,b:1=run --x=1 {socket}") == LocalServer("a,b:1", "run --x=1 {socket}")
+    settings = UpSettings(pods=2, servers=(LocalServer("a", "run {port}"),), capacity=5)
+    assert settings.all_pods == 3
+    argv = parts.LocalPod(settings, 3, etcd_url="u", session=None).argv()
+    for option, value in (("--server-command", "run {port}"), ("--types", "a"), ("--capacity", "5")):
+        assert argv[argv.index(option) + 1] == value
+    assert "--server-command" not in parts.LocalPod(settings, 2, etcd_url="u", session=None).argv()
+    by_server = parts.LocalPod(UpSettings(servers=settings.servers), 3, etcd_url="u", session=None).argv()
+    assert "--capacity" not in by_server, "the server reports it"
+
+
+@pytest.mark.parametrize("text", ["", "run {socket}", "=run", "a=", "run --x=1"])
+def test_a_server_without_types_or_command_is_refused(text):
+    """A `--server-command` of `mesh up` that lacks types or a command is refused with the form to use."""
+    with pytest.raises(ValueError, match=r"TYPE,\.\.\.=COMMAND"):
+        LocalServer.parse(text)
 
 
 def test_where_clients_reach_it():

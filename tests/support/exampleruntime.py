@@ -39,6 +39,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -65,6 +66,8 @@ LIES = {
 """The size that a lying server states, by the kind of lie."""
 
 _INFER = "inference.GRPCInferenceService"
+FORMER_NAME = "/com.ibm.watson.tas.internal.proto.ModelServer/"
+
 _FORMS = {
     "plain": (grpc.StatusCode.NOT_FOUND, "model {} is not loaded"),
     "triton": (grpc.StatusCode.UNAVAILABLE, "Request for unknown model: '{}' is not found"),
@@ -277,11 +280,31 @@ def argv(listen: str, *options: str) -> list[str]:
     return [sys.executable, "-m", MODULE, "--listen", listen, *options]
 
 
+def _add_spi(runtime: ExampleRuntime, server: Any, *, former: bool) -> None:
+    """Adds the SPI, under the former name of its service if wanted."""
+
+    class Renamed(grpc.GenericRpcHandler):
+        def __init__(self, handlers: Any) -> None:
+            self._handlers = handlers
+
+        def service(self, details: Any) -> Any:
+            if not details.method.startswith(FORMER_NAME):
+                return None
+            name = "/mmesh.ModelRuntime/" + details.method.removeprefix(FORMER_NAME)
+            return self._handlers.service(SimpleNamespace(method=name, invocation_metadata=()))
+
+    added = SimpleNamespace(
+        add_generic_rpc_handlers=lambda handlers: server.add_generic_rpc_handlers((Renamed(handlers[0]),)),
+        add_registered_method_handlers=lambda *_: None,
+    )
+    modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(runtime, added if former else server)
+
+
 async def serve(options: argparse.Namespace) -> None:
     """Serves until the process is told to end."""
     runtime = ExampleRuntime(options)
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
-    modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(runtime, server)
+    _add_spi(runtime, server, former=options.former)
     read, write = PredictRequest.FromString, PredictResponse.SerializeToString
     predict = grpc.unary_unary_rpc_method_handler(runtime.predict, read, write)
     handlers = {
@@ -328,6 +351,7 @@ def main() -> None:
     add("--allocate", action="store_true")
     add("--v2", action="store_true")
     add("--lie", type=Path, help="File with the lie that it tells at present.")
+    add("--former", action="store_true", help="Speak the SPI only under the former name of its service.")
     add("--diary", type=Path)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # otherwise ignored by the first process of a container
     asyncio.run(serve(parser.parse_args()))

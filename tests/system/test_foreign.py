@@ -249,6 +249,20 @@ async def test_an_egress_that_is_killed_is_replaced(foreign):
         assert "the egress died" in it.mesh.pods[0].tail(200)
 
 
+async def test_a_server_that_speaks_the_spi_under_its_former_name_is_served(foreign):
+    """A server that has the SPI only as ModelMesh's deprecated service is used all the same, also by the next relay.
+    Its pod waits until the server no longer reports STARTING."""
+    async with foreign(*INJECTED, "--former", "--starting", "2") as it:
+        assert it.noted("status") == 3
+        await it.register("a", now=True)
+        relay = child_of(it.mesh, "mesh.runtime.relay")
+        os.kill(relay, signal.SIGKILL)
+        await it.register("b", now=True)
+        for name in ("a", "b"):
+            assert dict((await answered(it, name)).results) == {name: "hello"}
+        assert (it.noted("load a"), it.noted("load b"), it.noted("status")) == (1, 1, 3)
+
+
 async def test_an_agent_that_is_killed_begins_again(foreign):
     """A killed agent's relay and child server end too. A neighbour stays, and drops its models for the next agent."""
     async with foreign(way="neighbour-socket") as it:

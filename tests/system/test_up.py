@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,9 +12,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 
 from mesh.process import free_port, tethered
+from tests.support import exampleruntime
+from tests.support.exampleproto import PREDICT, PredictRequest, PredictResponse
 from tests.support.localmesh import children, command
 from tests.support.waiting import until
 
@@ -84,9 +88,9 @@ class Up:
 
 @pytest.mark.timeout(240)
 async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
-    """`mesh up` survives a user's session: start, run the printed command, `kill -9`, start again on the same data,
-    stop most processes, Ctrl-C. It runs in the folder of a project whose modules have the same names as Mesh's and exit
-    when imported."""
+    """`mesh up` survives a user's session: start, run the printed command, `kill -9`, start again on the same data with
+    a pod for another model server, stop most processes, Ctrl-C. It runs in the folder of a project whose modules have
+    the same names as Mesh's and exit when imported."""
     for name in ("router", "placement", "puller", "mesh", "proto"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
     up = await Up(tmp_path).ready()
@@ -102,7 +106,8 @@ async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
     finally:
         await up.end(signal.SIGKILL)
 
-    up = await Up(tmp_path, "--no-samples").ready()
+    server = shlex.join([f"example={sys.executable}", "-P", "-m", exampleruntime.MODULE])
+    up = await Up(tmp_path, "--no-samples", "--server-command", f"{server} --listen unix:{{socket}}").ready()
     try:
         assert [model["id"] for model in up.rest("GET", "/mesh/v1/models")["models"]] == registered
         cli = await asyncio.to_thread(
@@ -115,8 +120,17 @@ async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
         )
         assert cli.returncode == 0, cli
 
+        example = tmp_path / "data" / "samples" / "example"
+        example.write_bytes(b"an example")
+        body = {"type": "example", "path": example.as_uri()}
+        await asyncio.to_thread(up.rest, "PUT", "/mesh/v1/models/example", body)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{up.port}") as channel:
+            predict = channel.unary_unary(PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString)
+            answer = await predict(PredictRequest(text="hello"), metadata=(("mm-model-id", "example"),), timeout=30)
+        assert dict(answer.results) == {"example": "hello"}
+
         # Whatever hangs is replaced: etcd, a pod's agent, the router.
-        hung = [pid for pid in children(up.process.pid) if " pod-2 " not in command(pid)]
+        hung = [pid for pid in children(up.process.pid) if not re.search(" pod-[23] ", command(pid))]
         assert len(hung) == 3
         for pid in hung:
             os.kill(pid, signal.SIGSTOP)

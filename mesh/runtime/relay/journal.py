@@ -27,6 +27,7 @@ class Journal:
     """The journal of one relay. Without a path, nothing is recorded."""
 
     def __init__(self, path: Path | None) -> None:
+        self.former = False  # the server speaks the SPI only under the former name of its service
         self._path = path
         self._descriptor = -1
 
@@ -37,7 +38,9 @@ class Journal:
         held: dict[str, Held] = {}
         try:
             first, *lines = self._path.read_text().splitlines()
-            status = pb.RuntimeStatusResponse.FromString(bytes.fromhex(json.loads(first)["status"]))
+            begun = json.loads(first)
+            status = pb.RuntimeStatusResponse.FromString(bytes.fromhex(begun["status"]))
+            former = bool(begun["former"])
             for line in lines:
                 entry = json.loads(line)
                 if "gone" in entry:
@@ -46,6 +49,7 @@ class Journal:
                     held[entry["token"]] = Held(**entry)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        self.former = former
         return status, list(held.values())
 
     def begin(self, status: pb.RuntimeStatusResponse, held: list[Held]) -> None:
@@ -53,7 +57,8 @@ class Journal:
         if self._path is None:
             return
         fresh = self._path.with_name(self._path.name + ".new")
-        lines = [json.dumps({"status": status.SerializeToString().hex()}), *(json.dumps(asdict(one)) for one in held)]
+        begun = {"status": status.SerializeToString().hex(), "former": self.former}
+        lines = [json.dumps(begun), *(json.dumps(asdict(one)) for one in held)]
         fresh.write_text("".join(f"{line}\n" for line in lines))
         self._descriptor = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         fresh.replace(self._path)

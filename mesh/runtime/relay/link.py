@@ -13,7 +13,7 @@ running.
 
 import asyncio
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -36,6 +36,20 @@ _LOCAL = re.compile("closed|removed|reset|refused|failed to connect|pipe|GOAWAY|
 """Words in the texts of gRPC's own failures."""
 
 _AT_ONCE = 16  # copies asked for at a time
+
+
+_FORMER_NAME = "/com.ibm.watson.tas.internal.proto.ModelServer/"
+
+
+class _FormerName:
+    """A channel for a stub of `mmesh.ModelRuntime`, which calls the methods by the former name of their service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, method: str, *args: Any, **more: Any) -> Any:
+        """Returns the callable of a method."""
+        return self._channel.unary_unary(_FORMER_NAME + method.rpartition("/")[2], *args, **more)
 
 
 class Holding(Protocol):
@@ -67,6 +81,7 @@ class Link:
             ),
         )
         self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(self.channel)
+        self.former = False  # the server speaks the SPI only under the former name of its service
         self.epoch = 0  # number of connections lost so far
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.why = ""
@@ -75,6 +90,11 @@ class Link:
         self._hang_timeout = hang_timeout
         self._up = asyncio.Event()
         self._next = 0
+
+    def use_former_name(self) -> None:
+        """Calls the server's SPI by the former name of its service from now on. The messages are the same."""
+        self.former = True
+        self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(_FormerName(self.channel))
 
     async def up(self) -> bool:
         """Waits until the server can be used. Returns False if the server is lost."""

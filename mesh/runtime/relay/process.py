@@ -67,6 +67,8 @@ async def serve(settings: RelaySettings) -> int:
     left = journal.read()
     if left is not None and not left[1]:
         left = None  # no copies would be lost if the server dropped its models
+    if left is not None and journal.former:
+        link.use_former_name()
     board.attach(os.getpid(), keep=() if left is None else [one.slot for one in left[1]])
     tasks.run(duties.BEAT, lambda: _beat(board, budget))
     try:

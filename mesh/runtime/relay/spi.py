@@ -68,14 +68,25 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
 
     async def _ask(self) -> pb.RuntimeStatusResponse:
         await self._reach()
-        status: pb.RuntimeStatusResponse = await self._link.stub.runtimeStatus(
-            pb.RuntimeStatusRequest(), timeout=_STATUS_TIMEOUT
-        )
+        try:
+            status = await self._report()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED or self._link.former:
+                raise
+            log.info("model server does not have mmesh.ModelRuntime: its former name is tried")
+            self._link.use_former_name()
+            status = await self._report()
         if status.status == pb.RuntimeStatusResponse.READY:
             log.info("model server ready", server=self._settings.server, version=status.runtimeVersion)
-            self._table.begin(status)
+            self._table.begin(status, former=self._link.former)
             self.resume(status)
         return status
+
+    async def _report(self) -> pb.RuntimeStatusResponse:
+        report: pb.RuntimeStatusResponse = await self._link.stub.runtimeStatus(
+            pb.RuntimeStatusRequest(), timeout=_STATUS_TIMEOUT
+        )
+        return report
 
     async def _reach(self) -> None:
         """Waits for a connection to the server. Raises MeshError."""

@@ -71,8 +71,9 @@ class Table:
             self.copies.add(RelayedCopy(one.model_id, one.token.encode(), row, concurrency=one.concurrency))
         self._journal.begin(status, held)
 
-    def begin(self, status: pb.RuntimeStatusResponse) -> None:
-        """Starts with a server that holds no copies."""
+    def begin(self, status: pb.RuntimeStatusResponse, *, former: bool) -> None:
+        """Starts with a server that holds no copies. `former` is recorded for the next relay (`Link.former`)."""
+        self._journal.former = former
         self._journal.begin(status, [])
 
     def loaded(self, copy: RelayedCopy, *, slot: int | None, concurrency: int) -> None:
