@@ -14,7 +14,9 @@ from mesh.cli.exits import CommandError, Exit
 from mesh.cli.moves import Patience
 from mesh.cli.serving import LOAD_SECONDS, show_status
 from mesh.local.lines import one_line
+from mesh.modelfiles import sniffing
 from mesh.schema.modelstatus import ModelStatus
+from placement import modeltypes
 
 _WHY = 160  # characters shown of a reason; `mesh status` shows all of it
 
@@ -76,6 +78,8 @@ def register(
         named = _key(key)
         inside = isinstance(named, dict) and not {"storage_key", "storage_params", "bucket"}.isdisjoint(named)
         described = {"type": kind, "path": path if inside else located(path), "key": named}
+        if not inside and (mistaken := _mistaken(str(described["path"]), kind)):
+            output.remarks().print(f"[yellow]{output.plain(mistaken)}[/]", soft_wrap=True)
         if sha256:
             described["sha256"] = sha256
         if version:
@@ -187,6 +191,20 @@ def _trouble(model: dict[str, Any]) -> str:
     if not errors and not model.get("quarantined"):
         return ""
     return f"{'quarantined' if model.get('quarantined') else 'failed'}: {errors[0] if errors else 'servers died of it'}"
+
+
+def _mistaken(path: str, kind: str) -> str:
+    """Returns a remark about a file on this machine that is registered as an ONNX model and plainly is none, or ""."""
+    if not modeltypes.takes(frozenset({"onnx"}), kind):
+        return ""
+    try:
+        file = Path(path)
+        found = sniffing.look(file) if file.is_file() else None
+    except OSError:  # the pods will say why
+        return ""
+    if found is None or found is sniffing.ONNX:
+        return ""
+    return f"{path} is {found.what}, not an ONNX model, so it cannot be loaded: {found.way_out}"
 
 
 def located(path: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 
 from tests.cli.conftest import failure
+from tests.support import models
 
 
 def register(mesh, *models):
@@ -44,6 +45,20 @@ def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
         run("register", "c", "m.onnx", "--key", key)
         assert mesh.requests[-1][2]["path"] == "m.onnx"
         assert mesh.requests[-1][2]["key"] == {"storage_key": "minio"}
+
+
+def test_register_says_what_a_file_is_that_is_no_onnx_model(mesh, run, tmp_path):
+    """`mesh register` warns about a local file that plainly is not what it is registered as. The model is registered,
+    because a file may still be replaced."""
+    booster, net = tmp_path / "model.json", tmp_path / "net.onnx"
+    booster.write_bytes(b'{"learner":{}}')
+    net.write_bytes(models.constant(1.0))
+    result = run("register", "trees", str(booster))
+    assert (result.exit_code, mesh.requests[-1][0]) == (0, "PUT")
+    assert "model.json is an XGBoost model in JSON, not an ONNX model" in result.stderr
+    assert "--type xgboost" in result.stderr
+    for arguments in ((str(booster), "--type", "xgboost"), (str(net),), ("/models/elsewhere.onnx",)):
+        assert run("register", "m", *arguments).stderr == ""
 
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])
