@@ -109,6 +109,7 @@ def main(
             server=address,
             types=server.served(ours=not address and not server.server_command and work.server_module == SERVER),
             server_command=server.server_command,
+            server_calls=server.calls(),
             egress=server.carrier(),
             server_memory=server.server_memory,
             check_interval=membership.check_interval,

@@ -315,17 +315,24 @@ async def serve(options: argparse.Namespace) -> None:
         "predictAll": grpc.stream_unary_rpc_method_handler(runtime.predict_all, read, write),
         "converse": grpc.stream_stream_rpc_method_handler(runtime.converse, read, write),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    services: list[grpc.GenericRpcHandler] = [grpc.method_handlers_generic_handler(SERVICE, handlers)]
     if options.v2:
         infer = grpc.unary_unary_rpc_method_handler(
             runtime.infer,
             inference_pb2.ModelInferRequest.FromString,
             inference_pb2.ModelInferResponse.SerializeToString,
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_INFER, {"ModelInfer": infer}),))
+        services.append(grpc.method_handlers_generic_handler(_INFER, {"ModelInfer": infer}))
+    if not options.calls:
+        server.add_generic_rpc_handlers(tuple(services))
     if options.listen.startswith("unix:"):
         Path(options.listen.removeprefix("unix:")).unlink(missing_ok=True)
     server.add_insecure_port(options.listen)
+    if options.calls:
+        calls = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
+        calls.add_generic_rpc_handlers(tuple(services))
+        calls.add_insecure_port(options.calls)
+        await calls.start()
     await server.start()
     print(f"example runtime listens on {options.listen}", flush=True)
     await server.wait_for_termination()
@@ -336,6 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     add = parser.add_argument
     add("--listen", required=True)
+    add("--calls", default="", help="Address of the predictor, if it is another than that of the SPI.")
     add("--capacity", type=int, default=CAPACITY)
     add("--loading", type=int, default=6)
     add("--load-timeout-ms", type=int, default=90_000)

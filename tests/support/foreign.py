@@ -67,8 +67,9 @@ class ForeignMesh:
         **more: Any,
     ) -> None:
         """Makes a mesh whose servers get `options`. `way` is how they are started and reached (child-socket,
-        child-port, neighbour-socket, neighbour-port), `types` are the model types that their pods take, `egress` is
-        what carries calls to the servers, and `onnx_pods` is the number of additional ONNX pods."""
+        child-port, neighbour-socket, neighbour-port; neighbour-apart answers calls at another address than the SPI),
+        `types` are the model types that their pods take, `egress` is what carries calls to the servers, and `onnx_pods`
+        is the number of additional ONNX pods."""
         self.diary = folder / "diary"
         said = [*(options or INJECTED), "--diary", str(self.diary)]
         self.servers: list[Program] = []
@@ -81,8 +82,11 @@ class ForeignMesh:
                 options_of[f"pod-{number}"] += ["--server-command", line]
             else:
                 path = f"/tmp/mesh-example-{os.urandom(4).hex()}"
-                listen = f"unix:{path}" if way == "neighbour-socket" else f"127.0.0.1:{free_port()}"
-                self.servers.append(Program(f"server-{number}", exampleruntime.argv(listen, *said), folder))
+                listen = f"127.0.0.1:{free_port()}" if way == "neighbour-port" else f"unix:{path}"
+                apart = f"127.0.0.1:{free_port()}" if way == "neighbour-apart" else ""
+                argv = exampleruntime.argv(listen, "--calls", apart, *said)
+                self.servers.append(Program(f"server-{number}", argv, folder))
+                options_of[f"pod-{number}"] += ["--server-calls", apart] if apart else []
                 options_of[f"pod-{number}"] += ["--server", listen]
         for number in range(pods + 1, pods + onnx_pods + 1):
             options_of[f"pod-{number}"] = ["--capacity", "64MiB"]

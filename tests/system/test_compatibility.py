@@ -37,11 +37,11 @@ CONFIG = {
     },
     "allowOtherRpcs": False,
 }
-FEW = (("envoy", "child-socket"), ("grpc", "neighbour-port"))
+FEW = (("envoy", "child-socket"), ("grpc", "neighbour-apart"))
 ALL = tuple(
     (edge, way)
     for edge in ("envoy", "grpc")
-    for way in ("child-socket", "child-port", "neighbour-socket", "neighbour-port")
+    for way in ("child-socket", "child-port", "neighbour-socket", "neighbour-port", "neighbour-apart")
 )
 MB = 1_000_000
 
@@ -100,13 +100,14 @@ async def refused(call) -> tuple[grpc.StatusCode, str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(edge_and_way, tmp_path_factory, etcd_server):
-    """A mesh for all tests of this module, for each combination of edge and server."""
+    """A mesh for all tests of this module, for each combination of edge and server. What carries calls at the edge also
+    carries them from the relay to the server."""
     edge, way = edge_and_way
     folder = tmp_path_factory.mktemp("compatible")
     config = folder / "dataplane.json"
     config.write_text(json.dumps(CONFIG))
     options = ["--dataplane-config-path", str(config)]
-    async with ForeignMesh(folder, etcd_server, *RULES, edge=edge, way=way, router_options=options) as it:
+    async with ForeignMesh(folder, etcd_server, *RULES, edge=edge, way=way, egress=edge, router_options=options) as it:
         yield Compatible(it, config)
 
 

@@ -254,6 +254,16 @@ class ModelServer:
         ),
     ] = ""
 
+    server_calls: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVER_CALLS",
+            metavar="ADDRESS",
+            help="Address at which that server answers inference calls, HOST:PORT or unix:/PATH; default: the same as "
+            "for mmesh.ModelRuntime.",
+        ),
+    ] = ""
+
     egress: Annotated[
         str,
         typer.Option(
@@ -310,10 +320,22 @@ class ModelServer:
 
     def address(self) -> str:
         """Returns the address in gRPC's notation, or "" if none is given. Raises BadParameter."""
-        try:
-            return servers.target(self.server) if self.server else ""
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--server") from error
+        return _target(self.server, "--server")
+
+    def calls(self) -> str:
+        """Returns the address for inference calls in gRPC's notation, or "" if it is the server's. Raises
+        BadParameter."""
+        if self.server_calls and not (self.server or self.server_command):
+            text = "it needs --server or --server-command"
+            raise typer.BadParameter(text, param_hint="--server-calls")
+        return _target(self.server_calls, "--server-calls")
+
+
+def _target(text: str, option: str) -> str:
+    try:
+        return servers.target(text) if text else ""
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,7 @@ class ServerStart:
             log_format=settings.log_format,
             log_level=settings.log_level,
             server=self._address,
+            calls=settings.server_calls or self._address,
             journal=self._run_dir / JOURNAL,
             egress=settings.egress,
             data_socket=listening,

@@ -58,6 +58,7 @@ class RuntimeSettings:
     server_module: str = SERVER  # run as the model server
     server: str = ""  # address of a model server that is not ours, as gRPC names it
     server_command: str = ""  # starts that server; {socket} and {port} are filled in
+    server_calls: str = ""  # address at which it answers inference calls; "": the same
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls from the relay to that server
     server_memory: str = "auto"  # whether the memory of a server that is not ours is observed; or "none"
     hang_timeout: float = 12.0  # silence of the model server after which it is killed

@@ -63,7 +63,7 @@ class GrpcEgress:
         """Returns the `grpc.aio` callables of a method, for a request of one message and for a streamed request."""
         made = self._methods.get(name)
         if made is None:
-            channel, path = self._link.channel, name.decode()
+            channel, path = self._link.calls, name.decode()
             made = channel.unary_stream(path, None, None), channel.stream_stream(path, None, None)
             if len(self._methods) < _MAX_METHODS:
                 self._methods[name] = made
@@ -139,7 +139,7 @@ class GrpcCall:
     async def result(self) -> Reply:
         """Returns the server's status and trailing metadata. Raises `Lost` if the connection broke."""
         code, text = (await self._rpc.code()).value[0], await self._rpc.details() or ""
-        if code == Code.UNAVAILABLE and await self._link.broken(self._epoch, text):
+        if code == Code.UNAVAILABLE and await self._link.broken(self._epoch, text, self._link.calls):
             raise Lost(LostKind.STARTED, text)
         return Reply(
             code,

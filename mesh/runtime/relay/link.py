@@ -66,20 +66,12 @@ class Link:
     """The connection to the foreign server. `up` waits until the server can be used. `ended` gets the exit status once
     the server is lost."""
 
-    def __init__(self, server: str, holding: Holding, *, hang_timeout: float, max_message: int) -> None:
-        self.channel = grpc.aio.insecure_channel(
-            server,
-            options=(
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.enable_retries", 0),  # no retries by gRPC, because routers decide which calls may be sent twice
-                ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 1000),
-                ("grpc.max_reconnect_backoff_ms", 500),
-                ("grpc.max_receive_message_length", max_message),
-                ("grpc.max_send_message_length", -1),
-            ),
-        )
+    def __init__(
+        self, server: str, holding: Holding, *, hang_timeout: float, max_message: int, calls: str = ""
+    ) -> None:
+        """Stores the arguments. `calls` is the address for inference calls, if it is another than `server`."""
+        self.channel = _channel(server, max_message)
+        self.calls = _channel(calls, max_message) if calls and calls != server else self.channel
         self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(self.channel)
         self.former = False  # the server speaks the SPI only under the former name of its service
         self.epoch = 0  # number of connections lost so far
@@ -117,10 +109,13 @@ class Link:
                 return
             await asyncio.sleep(_NOTICING)
 
-    async def broken(self, epoch: int, text: str) -> bool:
+    async def broken(self, epoch: int, text: str, channel: grpc.aio.Channel | None = None) -> bool:
         """Returns whether a call failed with UNAVAILABLE because its connection, of `epoch`, was lost, and not by the
-        server's answer. `text` is the text of the failure, which may arrive before the channel changes its state."""
+        server's answer. `text` is the text of the failure, which may arrive before the channel changes its state.
+        `channel` is the one that carried the call, which is not watched here if it is a separate one."""
         ready = grpc.ChannelConnectivity.READY
+        if channel is not None and channel is not self.channel:
+            return self.epoch != epoch or (channel.get_state() is not ready and _LOCAL.search(text) is not None)
         for _ in range(_LOOKS):
             if self.epoch != epoch:
                 return True
@@ -199,8 +194,10 @@ class Link:
         return True
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connections."""
         await self.channel.close(None)
+        if self.calls is not self.channel:
+            await self.calls.close(None)
 
     async def _look(self, *, trusting: bool) -> str:
         """Returns why the server at the address is not the one that was connected, or "" if it is the same. If
@@ -241,3 +238,19 @@ class Link:
             log.error("the model server can no longer be used", server=self._server, why=why)
             self.ended.set_result(status)
             self._up.set()
+
+
+def _channel(address: str, max_message: int) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(
+        address,
+        options=(
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.enable_retries", 0),  # no retries by gRPC, because routers decide which calls may be sent twice
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.max_receive_message_length", max_message),
+            ("grpc.max_send_message_length", -1),
+        ),
+    )

@@ -57,7 +57,13 @@ async def serve(settings: RelaySettings) -> int:
         raise CannotStart(str(error)) from error
     journal = Journal(settings.journal)
     table = Table(board, journal)
-    link = Link(settings.server, table, hang_timeout=settings.hang_timeout, max_message=settings.max_message)
+    link = Link(
+        settings.server,
+        table,
+        hang_timeout=settings.hang_timeout,
+        max_message=settings.max_message,
+        calls=settings.calls,
+    )
     budget = Budget(settings.max_body_bytes)
     ending = Ending()
     tasks = Tasks(ending.because)
@@ -126,7 +132,9 @@ async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_los
         return GrpcEgress(link, max_message=settings.max_message)
     folder = settings.spi.parent
     ends = EgressSettings(
-        listen=str(folder / "egress"), admin_socket=str(folder / "egress-admin"), server=settings.server
+        listen=str(folder / "egress"),
+        admin_socket=str(folder / "egress-admin"),
+        server=settings.calls or settings.server,
     )
     minder = EgressMinder(ends, run_dir=folder, on_lost=on_lost)
     try:

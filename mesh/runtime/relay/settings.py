@@ -16,6 +16,7 @@ class RelaySettings:
 
     spi: Path  # the unix socket of mmesh.ModelRuntime for the agent
     server: str  # address of the foreign server, as gRPC names it: host:port or unix:/path
+    calls: str = ""  # address at which it answers inference calls; "": the same
     host: str = "127.0.0.1"  # of the data port
     port: int = 0  # 0: any free one
     data_socket: int | None = None  # descriptor of a socket that listens there already; None: none
@@ -44,6 +45,13 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         required=True,
         metavar="ADDRESS",
         help=("Address of the model server, HOST:PORT or unix:/PATH."),
+    )
+    add(
+        "--calls",
+        type=_target,
+        default="",
+        metavar="ADDRESS",
+        help="Address at which the model server answers inference calls; default: that of --server.",
     )
     add(
         "--data-socket",

@@ -69,6 +69,7 @@ class RelayLine(CommandLine):
     """The command line of the relay."""
 
     server: str  # as gRPC names it
+    calls: str  # the address for inference calls
     journal: Path
     egress: str  # "envoy" or "grpc"
     data_socket: int  # descriptor of the listening socket of the data port
@@ -78,6 +79,7 @@ class RelayLine(CommandLine):
     def _own(self) -> dict[str, str]:
         return {
             "server": self.server,
+            "calls": self.calls,
             "journal": str(self.journal),
             "egress": self.egress,
             "data-socket": str(self.data_socket),
