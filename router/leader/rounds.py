@@ -112,8 +112,9 @@ class Rounds:
         )
         self._loop = asyncio.get_running_loop()
         self._holders: dict[str, set[str]] = {}  # by model: the pods that had it at the last round
+        self._types: dict[str, str] = {}  # of the same models
         self._idle: dict[str, int] = {}  # ms, of the models in the latest reports
-        self._lost: dict[str, tuple[float, int]] = {}  # models lost with a pod: when, and their idle time then
+        self._lost: dict[str, tuple[float, int, str]] = {}  # models lost with a pod: when, idle time then, and type
         self._handover = Handover(
             view=view,
             observer=self._observer,
@@ -247,10 +248,11 @@ class Rounds:
         for model, before in self._holders.items():
             # A withdrawn copy is not lost; a copy is lost if its pod has disappeared.
             if model not in holders and any(name not in self._view.pods for name in before):
-                self._lost[model] = (now, self._idle.get(model, _OLD_MS))
-        for model in [m for m, (at, _) in self._lost.items() if now - at > _LOST or m in holders]:
+                self._lost[model] = (now, self._idle.get(model, _OLD_MS), self._types.get(model, ""))
+        for model in [m for m, (at, _, _) in self._lost.items() if now - at > _LOST or m in holders]:
             del self._lost[model]
         self._holders = holders
+        self._types = {model: _type_of(self._view.known(model)) for model in holders}
         idle: dict[str, int] = {}
         for (model, _), state in seen.copies.items():
             idle[model] = min(idle.get(model, state.idle_ms), state.idle_ms)
@@ -275,13 +277,15 @@ class Rounds:
                 continue
             if record is not None and record.quarantined:
                 continue
-            types = (copy.record.type for copy in known if copy.record.type)
-            model_type = record.type if record is not None else next(types, "")
+            lost = self._lost.get(model_id)
+            if record is not None:
+                model_type = record.type
+            else:
+                model_type = _type_of(known) or (lost[2] if lost is not None else "")
             limits = settings.limits.of(model_type, record.limits if record is not None else UNLIMITED)
             standing = [self._copy(copy, seen.copies.get((model_id, copy.pod.name))) for copy in known]
             names = {copy.pod for copy in standing}
             standing += [copies.ReportedCopy(pod, False) for m, pod in loading if m == model_id and pod not in names]
-            lost = self._lost.get(model_id)
             idle = self._idle.get(model_id, min((c.record.age_ms for c in known), default=_OLD_MS))
             yield ScaledModel(
                 model_id,
@@ -335,6 +339,11 @@ class Rounds:
                 wanted = bool(settings.limits.of(copy.record.type, own).pinned)
                 if wanted != (names in pinned) and (names in seen.copies or wanted):
                     self.carrying.pin(*names, pinned=wanted)
+
+
+def _type_of(known: Iterable[Copy]) -> str:
+    """Returns the type of a model by its copies, or "" if none tells it."""
+    return next((copy.record.type for copy in known if copy.record.type), "")
 
 
 def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:

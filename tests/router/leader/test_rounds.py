@@ -225,6 +225,22 @@ async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
     assert [model for model, _ in world.agents.loads] == ["used"]
 
 
+async def test_what_a_dead_pod_had_comes_back_where_its_type_is_taken(world):
+    """A model that was lost with its pod is only loaded again in a pod that takes its type, although no copy is left to
+    tell the type."""
+    world.pod("pod-1", types=("t",))
+    for number in range(2, 9):
+        world.pod(f"pod-{number}", types=("other",))
+    world.pod("pod-9", types=("t",))
+    world.copy("used", "pod-1", await world.register("used"))
+    world.agents.states["pod-1", "used"] = {"idle_ms": 1000}
+    await world.round()
+    world.delta(world.keys.copy("used", "pod-1"), None)
+    world.delta(world.keys.pod("pod-1"), None)
+    await world.round()
+    assert world.agents.loads == [("used", "pod-9")]
+
+
 async def test_a_load_that_does_not_work_rests(world):
     """A failed load is not requested again in the next round. An agent that does not answer does not end the round."""
     await world.register("m", limits=CopyLimits(1))
