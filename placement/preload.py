@@ -86,7 +86,9 @@ def _why_not(pod: Candidate, footprint: Footprint) -> str | None:
         return f"has {pod.loads_in_progress} loads in progress"
     need = footprint.on(device=pod.has_device)
     if need.host_bytes > pod.capacity_bytes - pod.used_bytes - pod.capacity_bytes // RESERVE:
-        return f"has {words.size(pod.free_bytes)} free, of which {words.size(pod.capacity_bytes // RESERVE)} are kept"
+        return (
+            f"has {words.size(pod.free_bytes)} free, of which {words.size(pod.capacity_bytes // RESERVE)} are kept free"
+        )
     if need.device_bytes > pod.device_capacity_bytes - pod.device_used_bytes - pod.device_capacity_bytes // RESERVE:
-        return f"has {words.size(pod.device_free_bytes)} of device memory free, an eighth of it all is kept"
+        return f"has {words.size(pod.device_free_bytes)} of device memory free; an eighth of the whole is kept free"
     return None

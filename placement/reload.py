@@ -56,4 +56,4 @@ def step(copies: Sequence[ReloadingCopy], generation: int, no_room: Mapping[str,
 
 
 def _waits(old: Sequence[ReloadingCopy]) -> str:
-    return f"waits for {', '.join(sorted(copy.pod for copy in old))}: loading, leaving, or not to be reached"
+    return f"waits for {', '.join(sorted(copy.pod for copy in old))}, which are loading, leaving or unreachable"

@@ -189,7 +189,7 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
         )
         raise PullError(PullErrorKind.BAD_REQUEST, text)
     if _page(response, location):
-        raise _no_file(location, f"is answered with a page ({headers.get('Content-Type', '')})")
+        raise _no_file(location, f"is answered with a web page ({headers.get('Content-Type', '')})")
     size = response.content_length
     validator, settled = _validator(headers)
     sha256, md5 = digests(headers)
@@ -305,7 +305,11 @@ def _check_part(response: aiohttp.ClientResponse, location: Location, start: int
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         raise status_error(response, location.shown)
     if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
-        raise PullError(PullErrorKind.INTEGRITY, f"{location.shown} sent another range than it was asked for")
+        raise PullError(
+            PullErrorKind.INTEGRITY,
+            f"{location.shown} answered with another range than the requested one; check the server, or a proxy in "
+            "front of it",
+        )
 
 
 def _changed(location: Location) -> PullError:

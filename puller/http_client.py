@@ -107,7 +107,7 @@ class HttpClient:
             text = f"{shown} did not answer in time; check that the server is up and reachable from the pods"
             raise PullError(PullErrorKind.TIMEOUT, text) from None
         except aiohttp.ClientPayloadError:
-            raise PullError(PullErrorKind.INTEGRITY, f"{shown} ended before all of it had arrived") from None
+            raise PullError(PullErrorKind.INTEGRITY, f"{shown} was cut off before all of it had arrived") from None
         except aiohttp.ClientError as error:
             raise _client_error(error, shown) from None
         except OSError as error:

@@ -238,7 +238,11 @@ def _check(held: OpenAnswer, location: Location, start: int, end: int, file: Rem
     response = held.response
     if response.status == HTTPStatus.PARTIAL_CONTENT:
         if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
-            raise PullError(PullErrorKind.INTEGRITY, f"{location.shown} sent another range than it was asked for")
+            raise PullError(
+                PullErrorKind.INTEGRITY,
+                f"{location.shown} answered with another range than the requested one; check the hub, or a proxy in "
+                "front of it",
+            )
     elif response.status == HTTPStatus.OK and not whole:
         text = f"{location.shown}: the hub sends whole files although parts were requested"
         raise PullError(PullErrorKind.UNREACHABLE, text)

@@ -138,7 +138,9 @@ class _Store:
     def locate(self, path: str, *, beside: Location | None = None) -> Location:
         """Returns the location of a path. For the path of a schema, `beside` is the location of the model."""
         if _CONTROL.search(path):
-            raise PullError(PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters")
+            raise PullError(
+                PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters; remove them"
+            )
         named = bool(self._key or self._bucket or self._parameters)
         match = _SCHEME.match(path)
         if match is not None and named and not path.startswith("//", match.end()) and match[1].lower() != "file":
@@ -180,7 +182,8 @@ class _Store:
         if not said:
             return Location(scheme, uri, name)  # its provider knows what it means
         if path.startswith("/"):
-            raise PullError(PullErrorKind.BAD_REQUEST, f"the path of {redact(uri)!r} has an empty element")
+            text = f"the path of {redact(uri)!r} begins with an empty element; remove the second slash"
+            raise PullError(PullErrorKind.BAD_REQUEST, text)
         settings = self._secrets.settings(key=self._key, parameters=self._parameters, uri=said)
         assert settings is not None  # the URI names the type
         return _in_store(settings, path, self._claims)

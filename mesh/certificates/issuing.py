@@ -39,7 +39,7 @@ class Wanted:
                 f"{days - 1} days"
             )
         if 2 * days * DAY > AUTHORITY_LIFE:
-            raise ValueError(f"{days} days are too long: at most {AUTHORITY_LIFE.days // 2}")
+            raise ValueError(f"{days} days are too long for a certificate: choose at most {AUTHORITY_LIFE.days // 2}")
         names = tuple(dict.fromkeys((NAME, *names)))
         for name in names:
             try:

@@ -102,7 +102,7 @@ def _targets(texts: list[str]) -> dict[str, Any]:
                 raise typer.BadParameter(f"{text!r} has no weight: write {text}=10", param_hint="TARGET")
             return {"target": text, "weights": {}}
         if model in weights:
-            raise typer.BadParameter(f"{model!r} is named twice", param_hint="TARGET")
+            raise typer.BadParameter(f"{model!r} is named twice: name each target once", param_hint="TARGET")
         weights[model] = int(weight)
     return {"weights": weights}
 

@@ -151,7 +151,9 @@ async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, rep
 
 
 async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> None:
-    trouble: CommandError | None = CommandError("the mesh ended its answer in the middle of the import")
+    trouble: CommandError | None = CommandError(
+        "the mesh ended its answer in the middle of the import: run it again, models already registered stay unchanged"
+    )
     async for line in client.lines(IMPORT_PATH, chunk.data):
         error = line.get("error")
         if isinstance(error, dict):
@@ -209,7 +211,9 @@ def lines_of(source: str, prefix: str, kind: str, bad: Callable[[int, str, str],
                 model = {"id": prefix + found.id, "type": kind, "path": str(found.path.resolve())}
                 yield number, json.dumps(model).encode()
             if not number:
-                raise CommandError(f"{path} has no .onnx files", code=Exit.USAGE)
+                raise CommandError(
+                    f"{path} has no .onnx files: name another folder, or one with a manifest.json", code=Exit.USAGE
+                )
         else:
             with path.open("rb") as stream:
                 yield from enumerate(stream, 1)

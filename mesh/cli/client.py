@@ -201,7 +201,7 @@ class Client:
             )
         if isinstance(error, aiohttp.ClientConnectorError):
             return MeshUnreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}")
-        return MeshUnreachable(f"the connection to {self.endpoint} broke: {error or type(error).__name__}")
+        return MeshUnreachable(f"the connection to {self.endpoint} was lost: {error or type(error).__name__}")
 
     def _no_mesh(self, response: "aiohttp.ClientResponse") -> MeshUnreachable:
         return MeshUnreachable(

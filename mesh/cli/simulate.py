@@ -154,7 +154,9 @@ def _fleet(sizes: Path | None, size: str, seed: int) -> Callable[[str], Simulate
 
     def model(model_id: str) -> SimulatedModel:
         if model_id not in known:
-            raise CommandError(f"{sizes} has no size for {model_id!r}, which the trace calls", code=Exit.USAGE)
+            raise CommandError(
+                f"{sizes} has no size for {model_id!r}, which the trace calls: add a line for it", code=Exit.USAGE
+            )
         return known[model_id]
 
     return model

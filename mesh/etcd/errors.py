@@ -68,9 +68,8 @@ class EtcdLeaseLost(EtcdError):
 
 
 def _away(why: str) -> str:
-    return (
-        f"the registry is away: etcd {why}. Models in memory are served meanwhile; try again (`mesh doctor` tells more)"
-    )
+    served = "Loaded models are still served; try again, or run `mesh doctor` to find the cause"
+    return f"the registry is unavailable: etcd {why}. {served}"
 
 
 _UNSENT = (
@@ -143,7 +142,7 @@ def _why(code: Code, details: str) -> str:
     if "no leader" in details:
         return "has no leader"
     if "too many requests" in details:
-        return "has too much to do"
+        return "is overloaded"
     if code is Code.DEADLINE_EXCEEDED:
         return "does not answer in time"
     return "cannot be reached" if any(text in details for text in _UNSENT) else "does not answer"

@@ -63,7 +63,9 @@ def begin() -> None:
             raise ValueError("the descriptor is not the parent's page")
         page = mmap.mmap(number, _WORD.size)
     except (OSError, ValueError) as error:
-        log.warning("no signs of life: the page for them cannot be mapped", descriptor=descriptor, error=str(error))
+        log.warning(
+            "this process sends no heartbeats: their page cannot be mapped", descriptor=descriptor, error=str(error)
+        )
         return
     with contextlib.suppress(OSError):
         os.close(number)

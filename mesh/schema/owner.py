@@ -53,5 +53,6 @@ async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
         )
     if schema > SCHEMA:
         raise OwnedByAnother(
-            f"the keys under {keys.base} in etcd are of version {schema}, this build knows {SCHEMA}: use a newer one"
+            f"the keys under {keys.base} in etcd are of version {schema}, but this build only knows version {SCHEMA}: "
+            "use a newer build"
         )

@@ -65,11 +65,16 @@ class Waiters:
         if event.deadline_ms is not None and event.deadline_ms <= event.now_ms:
             return PASSED
         if self.count >= rules.max_waiters:
-            return soon(ProblemReason.OVERLOADED, f"{self.count} calls wait for models to load")
+            return soon(ProblemReason.OVERLOADED, f"{self.count} calls wait for models to load already: try again")
         if self.bytes + event.size > rules.max_waiting_bytes:
-            return soon(ProblemReason.OVERLOADED, f"calls that wait for models to load hold {self.bytes} bytes")
+            return soon(
+                ProblemReason.OVERLOADED,
+                f"calls that wait for models to load hold {self.bytes} bytes already: try again",
+            )
         if waiting >= rules.max_waiters_per_model:
-            return soon(ProblemReason.OVERLOADED, f"{waiting} calls wait for model {event.model_id} to load")
+            return soon(
+                ProblemReason.OVERLOADED, f"{waiting} calls wait for model {event.model_id} to load already: try again"
+            )
         return None
 
     def place(self, event: Joined) -> Place:

@@ -192,7 +192,7 @@ class _Stream:
                 if said := forwarder.known(copy):
                     return copy, said
             forwarder.ended(copy)
-        raise MeshError(Reason.UNAVAILABLE, f"the copies of {model_id} keep moving", retry_after=1.0)
+        raise MeshError(Reason.UNAVAILABLE, f"the copies of {model_id} keep moving: try again", retry_after=1.0)
 
     async def _verified(self, copy: Copy, first: bytes | None, *, insist: bool) -> Said | None:
         """Returns what the call may state about the copy's record, or None if the copy is gone. Raises MeshError."""

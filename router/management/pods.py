@@ -107,7 +107,7 @@ class Pods:
         """Returns a pod as its agent describes it now. Raises UNKNOWN_MODEL if there is no such pod, UNAVAILABLE."""
         pod = self._view.pods.get(name)
         if pod is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}; `mesh pods` lists them")
         try:
             reply = await self._agents.describe(pod, timeout=_DESCRIBE)
         except Unreachable as error:
@@ -119,7 +119,7 @@ class Pods:
         UNAVAILABLE."""
         pod = self._view.pods.get(name)
         if pod is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}; `mesh pods` lists them")
         try:
             return tuple((await self._agents.questions(pod, timeout=_DESCRIBE)).decisions)
         except Unreachable as error:

@@ -90,7 +90,8 @@ class Asked:
         if target.operation != "infer":
             if (refusal := extensions.of_operation(self.path)) is not None:
                 raise refusal
-            raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to post to at {self.path:.200}")
+            text = f"{self.path:.200} takes no POST: an inference is POST /v2/models/MODEL/infer"
+            raise MeshError(Reason.UNKNOWN_METHOD, text)
         return target
 
     def header_length(self) -> int | None:

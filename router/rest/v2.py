@@ -83,7 +83,8 @@ class V2:
                 raise MeshError(Reason.UNAVAILABLE, f"model {model} is not ready")
             return _json({"name": model, "ready": True})
         if operation:
-            raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to get at {asked.path:.200}")
+            text = f"{asked.path:.200} takes no GET: use /v2/models/MODEL or /v2/models/MODEL/ready"
+            raise MeshError(Reason.UNKNOWN_METHOD, text)
         try:
             found = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), asked.caller())
         except CallFailed as failed:  # ids may end like an extension's paths, so check those only now

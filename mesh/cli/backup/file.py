@@ -101,7 +101,7 @@ def verify(stream: BinaryIO) -> Header:
             ended = True
             continue
         if ended:
-            raise BackupError(f"line {number} comes after its last line")
+            raise BackupError(f"line {number} comes after the end of the backup: the file was changed or damaged")
         digest.update(line)
         counts[_entry(document, number).kind] += 1
     if not ended:

@@ -97,7 +97,7 @@ class Claims:
             except EtcdError as error:
                 log.warning("claim refused by etcd", model=model_id, error=error.detail)
                 return Away(error.text)
-        return Away("the copies of this model change too often")
+        return Away("the copies of this model keep changing: try again")
 
     async def look(self, model_id: str, revision: int) -> Claimed | Stale | Away:
         """Reads the record of a model that needs no claim, because this pod already has a copy."""
@@ -158,7 +158,7 @@ class Claims:
                 return Away("this pod has lost its lease")
             except EtcdError as error:
                 return Away(error.text)
-        return Away("the record of this model changes too often")
+        return Away("the record of this model keeps changing: try again")
 
     async def _others(self, model_id: str) -> tuple[KeyValue, ...]:
         prefix = self._keys.copies(model_id)

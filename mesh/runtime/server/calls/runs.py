@@ -176,7 +176,7 @@ class Runs:
         if self._waiting >= MAX_WAITING or (self._live and self._bytes + size > MAX_WAITING_BYTES):
             return MeshError(
                 Reason.OVERLOADED,
-                f"this pod is overloaded: {self._waiting} calls are waiting for a thread",
+                f"this pod is overloaded: {self._waiting} calls are waiting for a thread: try again",
                 retry_after=1.0,
             )
         return None

@@ -135,7 +135,9 @@ class Loader:
         """
         name = order.model_id
         if order.slot is not None and not 0 <= order.slot < self._board.slots:
-            raise MeshError(Reason.BAD_REQUEST, f"there is no slot {order.slot}: the use board has {self._board.slots}")
+            raise MeshError(
+                Reason.BAD_REQUEST, f"there is no slot {order.slot}: the use board has {self._board.slots} slots"
+            )
         while True:
             held = self._copies.all_of(name)
             for copy in held:

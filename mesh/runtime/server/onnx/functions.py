@@ -103,7 +103,10 @@ def _judge(model: Any) -> str | None:
     own, callees = _called(model.graph.node, names)
     operators = own + sum(times * sizes[callee] for callee, times in callees.items())
     if max((depths[name] for name in callees), default=0) > MAX_DEPTH:
-        return f"its functions are nested more than {MAX_DEPTH} deep, which this server does not load"
+        return (
+            f"its functions are nested more than {MAX_DEPTH} deep, which this server does not load: inline them before "
+            "the export"
+        )
     if operators > MAX_OPERATORS:
         return (
             f"with its functions expanded it has {operators} operators; the limit for a model with functions is "
