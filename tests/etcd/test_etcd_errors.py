@@ -69,7 +69,7 @@ def test_callers_are_told_what_is_the_matter_and_not_in_grpcs_words(
     get the full text."""
     error = errors.translate(failed(grpc.StatusCode[code], details), "txn at 10.0.0.7:2379", write=write)
     assert says in error.text
-    for part in ("Models in memory are served", "try again", "mesh doctor"):
+    for part in ("Loaded models are still served", "try again", "mesh doctor"):
         assert part in error.text
     for part in ("10.0.0.7", "2379", "etcdserver", "grpc", "ipv4", details):
         assert part not in error.text

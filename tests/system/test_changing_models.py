@@ -90,27 +90,27 @@ async def test_the_page_from_mesh_up_on(shell, tmp_path):
             assert [line.split() for line in listed.splitlines()][2] == ["8", "fraud@8", "LOADED", "all"]
             assert json.JSONDecoder().raw_decode(rest)[0].get("status") == "DEFINED", rest
             assert caller.call() == "8"
-            assert "fraud@7 (version 7)" in typed(shell, "Back")[0]
+            assert "fraud@7 (version 7)" in typed(shell, "Roll back")[0]
             assert caller.call() == "7"
-            _, tenth, half, whole = typed(shell, "A tenth of the calls first")
+            _, tenth, half, whole = typed(shell, "Try a version on a tenth of the calls")
             assert "90 % fraud@7, 10 % fraud@9" in tenth
             assert "50 % fraud@7, 50 % fraud@9, by x-user" in half
             assert "fraud@9 (version 9)" in whole
             assert caller.call() == "9"
-            _, shown, without = typed(shell, "A shadow")
+            _, shown, without = typed(shell, "Compare a version in a shadow")
             assert "5 % also to fraud@8" in shown
             assert "also to" not in without
             broken = shell.run("mesh register fraud ./fraud-10.onnx --version 10")
             assert broken.returncode == 5, broken.stderr
             assert "calls of fraud still go to fraud@9" in broken.stderr
-            status, explained = typed(shell, "A move that does not go on", code=5)
+            status, explained = typed(shell, "When a move is stuck", code=5)
             assert "TRANSITION_FAILED" in status
             assert "It has not moved to fraud@10 (version 10), because that could not be loaded" in explained
             assert shell.run("mesh rollback fraud").returncode == 0
             assert caller.call() == "9"
         assert caller.failures == []
         assert {"7", "8", "9"} <= set(caller.versions)
-        assert "deleted alias fraud" in typed(shell, "The end")[0]
+        assert "deleted alias fraud" in typed(shell, "Delete an alias")[0]
         names = {model["id"] for model in up.rest("GET", "/mesh/v1/models")["models"]}
         assert {"fraud@7", "fraud@8", "fraud@10"}.isdisjoint(names)
         assert "fraud@9" in names  # it was registered by itself
