@@ -112,10 +112,10 @@ class Link:
     async def broken(self, epoch: int, text: str, channel: grpc.aio.Channel | None = None) -> bool:
         """Returns whether a call failed with UNAVAILABLE because its connection, of `epoch`, was lost, and not by the
         server's answer. `text` is the text of the failure, which may arrive before the channel changes its state.
-        `channel` is the one that carried the call, which is not watched here if it is a separate one."""
+        `channel` is the one that carried the call. A separate one is not watched here, so the text alone decides."""
         ready = grpc.ChannelConnectivity.READY
         if channel is not None and channel is not self.channel:
-            return self.epoch != epoch or (channel.get_state() is not ready and _LOCAL.search(text) is not None)
+            return self.epoch != epoch or _LOCAL.search(text) is not None
         for _ in range(_LOOKS):
             if self.epoch != epoch:
                 return True

@@ -22,6 +22,7 @@ from mesh.statuses import Code
 from mesh.wire import framing
 from mesh.wire.budget import Budget
 from mesh.wire.reply import Lost, Reply
+from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,7 +34,7 @@ class Server:
     """A real gRPC server. The name of a method says what it does; all methods take streams."""
 
     def __init__(self) -> None:
-        self.cancelled = 0
+        self.cancelled = self.hanging = 0
         self.server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
         self.server.add_generic_rpc_handlers((self,))  # type: ignore[arg-type]
         self.port = self.server.add_insecure_port("127.0.0.1:0")
@@ -62,7 +63,11 @@ class Server:
             self.cancelled += 1
             raise
 
+    async def busy(self, _: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "too busy")
+
     async def hang(self, requests: Any, context: Any) -> None:
+        self.hanging += 1
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -194,3 +199,24 @@ async def test_a_deadline_reaches_the_server(egress: Egress, server: Server) -> 
     _, reply, _ = await outcome(outgoing)
     assert reply.code == Code.DEADLINE_EXCEEDED
     await until(lambda: server.cancelled == before + 1, why="the server notices")
+
+
+async def test_a_connection_for_calls_alone_may_break(server: Server) -> None:
+    """If calls go to an address of their own, a connection that breaks there is `Lost`, although the link still has its
+    server. The server's own UNAVAILABLE is its answer."""
+    async with Proxy(server.port) as proxy:
+        calls = proxy.endpoint.removeprefix("http://")
+        table = Table(Board.private(1), Journal(None))
+        link = Link(f"127.0.0.1:{server.port}", table, hang_timeout=9, max_message=LIMIT, calls=calls)
+        await link.connected()
+        egress = GrpcEgress(link, max_message=LIMIT)
+        _, reply, _ = await outcome(egress.send(b"/test/busy", [], framing.pack(b""), timeout=20))
+        assert (reply.code, reply.text) == (Code.UNAVAILABLE, "too busy")
+        before = server.hanging
+        waiting = asyncio.ensure_future(egress.send(b"/test/hang", [], framing.pack(b""), timeout=20).first())
+        await until(lambda: server.hanging == before + 1, why="the server has the call")
+        proxy.cut()
+        with pytest.raises(Lost):
+            await waiting
+        await link.connected()
+        await link.close()
