@@ -48,6 +48,8 @@ class Reason(enum.Enum):
     BAD_REQUEST = (Code.INVALID_ARGUMENT, 400, False)
     UNSUPPORTED_TYPE = (Code.INVALID_ARGUMENT, 415, False)
     """A content type that the mesh does not accept."""
+    UNAUTHENTICATED = (Code.UNAUTHENTICATED, 401, False)
+    """The caller is not known: no credentials, or none that are valid."""
     FORBIDDEN = (Code.PERMISSION_DENIED, 403, False)
     CONFLICT = (Code.ALREADY_EXISTS, 409, False)
     PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)

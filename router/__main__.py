@@ -46,12 +46,14 @@ def main(
         ),
     ] = "",
     methods: options.Methods,
+    access: options.AccessControl,
     limits: options.RouterLimits,
     logging: Logging,
 ) -> None:
     """Runs a router: one endpoint in front of all models of a mesh."""
     edge.check()
     methods.check()
+    access.check()
     logging.configure("router")
     with startup.refusals(log):
         internal = tls.check(edge.internal_tls)
@@ -89,10 +91,14 @@ def main(
             dataplane=methods.dataplane_config,
             dataplane_path=str(methods.dataplane_config_path.absolute()) if methods.dataplane_config_path else "",
             default_vmodel_owner=default_vmodel_owner,
+            auth=access.auth,
+            admin_key_file=str(access.admin_key_file.absolute()) if access.admin_key_file else "",
             drain=limits.drain_timeout,
             log_format=logging.log_format,
             log_level=logging.log_level,
         )
+    if warning := access.warning(edge.listen, *((edge.rest_listen,) if edge.edge == "grpc" else ())):
+        log.warning(warning)
     try:
         status = uvloop.run(pod.run(settings))
     except (pod.StartError, ValueError) as error:

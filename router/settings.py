@@ -60,6 +60,9 @@ class RouterSettings:
     dataplane_path: str = ""  # file with it, which is watched
     default_vmodel_owner: str = ""  # of vmodels that are created without an owner
 
+    auth: str = "off"  # callers that must be known: those of "management", or all ("required")
+    admin_key_file: str = ""  # path of a file with the key of an admin; empty: none
+
     drain: float = 20.0  # time for calls in flight when the router stops
     log_format: str = "text"
     log_level: str = "info"

@@ -1,5 +1,6 @@
 """The application: its global options, and the modules that add the commands."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,9 @@ from mesh.cli import (
     certificates,
     context,
     doctor,
+    grants,
     infer,
+    keys,
     limits,
     options,
     pods,
@@ -40,7 +43,7 @@ Thousands of models behind one endpoint.
 
 _MODULES = (
     *(processes, certificates, registry, removal, bulk, versions, aliases, serving, limits, infer, pods, top),
-    *(simulate, replay, backup, snapshot, prefix, doctor, context),
+    *(simulate, replay, keys, grants, backup, snapshot, prefix, doctor, context),
 )
 """The modules of commands, in the order of the help's panels."""
 
@@ -105,6 +108,15 @@ def _callback(
         Path | None,
         typer.Option("--key", envvar="MESH_KEY", metavar="FILE", help="PEM file of the private key of --cert."),
     ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            envvar="MESH_API_KEY_FILE",
+            metavar="FILE",
+            help="File with the API key to send, for a mesh that requires one; MESH_API_KEY is the key itself.",
+        ),
+    ] = None,
     named: Annotated[
         str,
         typer.Option(
@@ -125,7 +137,11 @@ def _callback(
         ca = None if from_environment("ca") else ca
         cert = None if from_environment("cert") else cert
         key = None if from_environment("key") else key
-    context.obj = options.Defaults(endpoint, Trust(ca, cert, key), named)
+        api_key_file = None if from_environment("api_key_file") else api_key_file
+    # A file that the command line names takes precedence over the environment.
+    given = named or (api_key_file is not None and not from_environment("api_key_file"))
+    api_key = "" if given else os.environ.get("MESH_API_KEY", "")
+    context.obj = options.Defaults(endpoint, Trust(ca, cert, key, api_key_file, api_key), named)
 
 
 def _version() -> None:

@@ -78,6 +78,7 @@ class Grpc:
         url = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
         self.address = url.netloc if url.port else f"{url.netloc}:{443 if url.scheme == 'https' else 80}"
         self._timeout = timeout
+        self._metadata = tuple(trust.authorization().items())
         channel_options = [(f"grpc.max_{way}_message_length", MAX_MESSAGE) for way in ("send", "receive")]
         if url.scheme == "https":
             credentials = trust.credentials()
@@ -111,7 +112,7 @@ class Grpc:
             response_deserializer=answer.FromString,
         )
         try:
-            return await call(request, timeout=self._timeout)
+            return await call(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _failure(error, self.address) from error
 

@@ -57,6 +57,7 @@ class Client:
         self._trust = trust
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
+        self._headers = _HEADERS | trust.authorization()
 
     async def __aenter__(self) -> Self:
         import aiohttp
@@ -153,7 +154,7 @@ class Client:
                 method,
                 URL(url, encoded=True),  # taken literally: a %2F in an id stays one
                 data=data,
-                headers=_HEADERS
+                headers=self._headers
                 | ({"content-type": kind} if data is not None else {})
                 | ({_LENGTH: length} if length else {}),
                 timeout=aiohttp.ClientTimeout(total=seconds, connect=min(seconds, CONNECT_SECONDS)),

@@ -15,7 +15,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the context."
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manages named meshes: endpoint and TLS files.")
+    group = typer.Typer(no_args_is_help=True, help="Manages named meshes: endpoint, TLS files, API key.")
     group.command("set")(set_context)
     group.command("use")(use)
     group.command("ls")(ls)
@@ -41,6 +41,9 @@ def set_context(
     key: Annotated[
         str | None, typer.Option("--key", metavar="FILE", help="PEM file of the private key of --cert.")
     ] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option("--api-key-file", metavar="FILE", help="File with the API key to send.")
+    ] = None,
 ) -> None:
     """Creates a context, or changes the options given; '' removes a file. The first context becomes the current
     one.
@@ -55,7 +58,8 @@ def set_context(
                 "underscores, beginning with a letter or digit"
             )
             raise CommandError(text, code=Exit.USAGE)
-        given = {key: _file(text) for key, text in (("ca", ca), ("cert", cert), ("key", key)) if text is not None}
+        files = {"ca": ca, "cert": cert, "key": key, "api_key_file": api_key_file}
+        given = {name: _file(text) for name, text in files.items() if text is not None}
         if endpoint is not None:
             given["endpoint"] = _endpoint(endpoint)
         with contexts.changed() as found:

@@ -1,4 +1,4 @@
-"""Named meshes of this user: endpoint and TLS files by name, in one small TOML file, like the contexts of kubectl.
+"""Named meshes of this user: endpoint, TLS files and API key by name, in one TOML file, like the contexts of kubectl.
 
     current = "prod"
 
@@ -30,12 +30,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named mesh: its endpoint and the paths of PEM files. An empty text means that the context does not set it."""
+    """A named mesh: its endpoint, and the paths of PEM files and of the API key. An empty text means that the context
+    does not set it."""
 
     endpoint: str = ""
     ca: str = ""
     cert: str = ""
     key: str = ""
+    api_key_file: str = ""
 
 
 FIELDS = tuple(one.name for one in fields(Context))

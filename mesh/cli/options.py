@@ -49,11 +49,15 @@ class Defaults:
         if not name:
             return self
         context = found.get(name)
-        ca, certificate, key = (Path(text) if text else None for text in (context.ca, context.cert, context.key))
+        files = (context.ca, context.cert, context.key, context.api_key_file)
+        ca, certificate, key, api_key_file = (Path(text) if text else None for text in files)
         trust = self.trust
         # A certificate and its key come from the same source.
         pair = (trust.certificate, trust.private_key) if trust.certificate else (certificate, trust.private_key or key)
-        return Defaults(self.endpoint or context.endpoint, Trust(trust.ca or ca, *pair), self.context)
+        if trust.api_key or trust.api_key_file is not None:
+            api_key_file = trust.api_key_file
+        trusted = Trust(trust.ca or ca, *pair, api_key_file, trust.api_key)
+        return Defaults(self.endpoint or context.endpoint, trusted, self.context)
 
 
 def text_or_file(text: str) -> str:

@@ -110,6 +110,15 @@ def up(
             help="Disk space for the files of each pod. Default: what the disk has room for.",
         ),
     ] = "",
+    auth: Annotated[
+        str,
+        typer.Option(
+            "--auth",
+            envvar="MESH_AUTH",
+            metavar="off|management|required",
+            help="Kind of requests that need a key: none, those of management, or all.",
+        ),
+    ] = _DEFAULT.auth,
     limits: limitoptions.LimitOptions,
     etcd_port: Annotated[
         int, typer.Option("--etcd-port", min=0, max=65535, help="Port of etcd; 0 for a free one.")
@@ -139,6 +148,8 @@ def up(
         raise typer.BadParameter(str(error), param_hint="--eviction") from error
     if log_format not in ("text", "json"):
         raise typer.BadParameter("use text or json", param_hint="--log-format")
+    if auth not in ("off", "management", "required"):
+        raise typer.BadParameter("use off, management or required", param_hint="--auth")
     settings = UpSettings(
         listen=listen,
         rest_listen=rest_listen,
@@ -162,6 +173,7 @@ def up(
         disk_budget=checked.size(disk_budget, "--disk-budget") if disk_budget else None,
         router_limits=limits.of(limitoptions.ROUTER),
         runtime_limits=limits.of(limitoptions.RUNTIME),
+        auth=auth,
         log_level=log_level,
     )
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))

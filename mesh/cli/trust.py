@@ -1,4 +1,4 @@
-"""The command line's TLS files: the authorities that it trusts, and the certificate that it presents."""
+"""The command line's credentials: the authorities that it trusts, and the certificate and API key that it presents."""
 
 import ssl
 from dataclasses import dataclass
@@ -13,11 +13,34 @@ if TYPE_CHECKING:  # it takes a quarter of a second to import, which `mesh --hel
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The paths of PEM files. Without `ca` the system's authorities are trusted."""
+    """The paths of PEM files, and the API key or the path of its file. Without `ca` the system's authorities are
+    trusted."""
 
     ca: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None
+    api_key_file: Path | None = None
+    api_key: str = ""  # takes precedence
+
+    def authorization(self) -> dict[str, str]:
+        """Returns the header with the API key, or nothing if there is none. Raises CommandError."""
+        key = self.api_key.strip()
+        if not key and self.api_key_file is not None:
+            try:
+                lines = self.api_key_file.read_text().split()
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is not text"
+                raise CommandError(
+                    f"the API key in {self.api_key_file} cannot be read: {why}", code=Exit.USAGE
+                ) from error
+            if not lines:
+                raise CommandError(f"{self.api_key_file} has no API key", code=Exit.USAGE)
+            key = lines[-1]  # while an admin key is rotated, the file has both, the newer one last
+        if not key:
+            return {}
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise CommandError("the API key has characters that no key has: check MESH_API_KEY", code=Exit.USAGE)
+        return {"authorization": f"Bearer {key}"}
 
     def context(self) -> ssl.SSLContext:
         """Returns the TLS context for REST. Raises CommandError."""

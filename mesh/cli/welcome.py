@@ -16,6 +16,7 @@ from urllib.parse import quote
 from mesh.cli import tensors
 from mesh.cli.client import DEFAULT_ENDPOINT, Client, model_path
 from mesh.cli.exits import CommandError, MeshRefusal
+from mesh.cli.trust import Trust
 from mesh.local.settings import UpSettings
 from mesh.options.values import format_bytes
 from mesh.statuses import Reason
@@ -33,7 +34,8 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
     endpoint = f"http://{settings.rest_address}"
     registered: list[str] = []
     request: dict[str, Any] | None = None
-    async with Client(endpoint) as client:
+    key = settings.admin_key()
+    async with Client(endpoint, trust=Trust(api_key=key)) as client:
         if samples:
             try:
                 made = await _samples(settings.samples_dir)
@@ -51,6 +53,7 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
         f"{pods}{' each' if settings.pods > 1 else ''}"
         + (f", {len(registered)} sample models: {', '.join(registered)}" if registered else ""),
         "",
+        *(_about_key(settings) if key else ()),
         "Try it from another terminal:",
         *(f"  {line}" for line in lines_to_try(settings, request)),
         "",
@@ -58,6 +61,13 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _about_key(settings: UpSettings) -> list[str]:
+    """Returns the lines about the admin's key."""
+    needs = "Every request needs" if settings.auth == "required" else "Management needs"
+    file = shlex.quote(str(settings.admin_key_file))
+    return [f"{needs} a key. The admin's is in a file; `mesh` uses it after:", f"  export MESH_API_KEY_FILE={file}", ""]
 
 
 async def _samples(folder: Path) -> "Sequence[Sample]":

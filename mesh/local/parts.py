@@ -95,6 +95,9 @@ def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aioht
         argv = python("router", "--name", "router-1", *_common(settings, etcd_url))
         argv += ["--listen", settings.listen, "--edge", settings.edge, "--rest-listen", settings.rest_listen]
         argv += ["--probe", settings.probe, "--workers", settings.workers, "--run-dir", str(run_dir)]
+        if settings.auth != "off":
+            settings.admin_key()
+            argv += ["--auth", settings.auth, "--admin-key-file", str(settings.admin_key_file)]
         return [*argv, *settings.router_limits]
 
     async def ready() -> str:
@@ -112,7 +115,8 @@ def _common(settings: UpSettings, etcd_url: str) -> list[str]:
 async def _sees_pods(session: aiohttp.ClientSession, settings: UpSettings) -> str:
     url = f"http://{settings.rest_address}/mesh/v1/pods"
     try:
-        async with session.get(url, timeout=PROBE_TIMEOUT) as response:
+        headers = {"authorization": f"Bearer {key}"} if (key := settings.admin_key()) else {}
+        async with session.get(url, headers=headers, timeout=PROBE_TIMEOUT) as response:
             pods = json.loads(await response.read())["pods"]
             ready = [pod["pod"] for pod in pods if pod.get("state") == "ready" and not pod.get("suspect")]
     except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mesh.host import cgroups, memory
 from mesh.options.values import format_address, parse_address
+from mesh.schema import auth
 
 LOOPBACK = "127.0.0.1"
 
@@ -58,6 +59,7 @@ class UpSettings:
     disk_budget: int | None = None  # bytes of each pod; None: what the disk has room for
     router_limits: tuple[str, ...] = ()  # options for the command line of the router
     runtime_limits: tuple[str, ...] = ()  # options for the command line of runtime pods
+    auth: str = "off"  # requests that need a key; the admin's is then in `admin_key_file`
     lease_ttl: int = 10
     log_level: str = "info"
     start_timeout: float = 60.0
@@ -98,6 +100,26 @@ class UpSettings:
     def grpc_address(self) -> str:
         """The address of gRPC, as this machine reaches it."""
         return reachable(self.listen)
+
+    @property
+    def admin_key_file(self) -> Path:
+        """The file of the admin's key, if requests need one."""
+        return self.data_dir / "admin.key"
+
+    def admin_key(self) -> str:
+        """Returns the admin's key, which is made when it is first needed. "" if no requests need a key. Raises
+        UpError."""
+        if self.auth == "off":
+            return ""
+        file = self.admin_key_file
+        try:
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch(mode=0o600)
+                file.write_text(auth.fresh() + "\n")
+            return file.read_text().split()[-1]
+        except (OSError, LookupError) as error:
+            raise UpError(f"{file} cannot be used for the admin's key ({error}): remove it") from error
 
     @property
     def samples_dir(self) -> Path:

@@ -65,6 +65,16 @@ class Keys:
         return f"{self.base}/auth/".encode()
 
     @property
+    def auth_keys(self) -> bytes:
+        """Prefix of the records of API keys; inside `auth`."""
+        return f"{self.base}/auth/keys/".encode()
+
+    @property
+    def auth_grants(self) -> bytes:
+        """Prefix of the records of grants; inside `auth`."""
+        return f"{self.base}/auth/grants/".encode()
+
+    @property
     def wanted(self) -> bytes:
         """Prefix of the ids of models whose number of copies was set, so that they are found without reading all
         records. It is outside `presence_range`, and its keys have no values."""
@@ -108,6 +118,14 @@ class Keys:
         """Returns the setting of a key in `config/`. For a key that no setting can have, returns a name that no setting
         has."""
         return unquote(key[len(self.config) :].decode(errors="replace"))
+
+    def auth_key(self, name: str) -> bytes:
+        """Returns the key of an API key's record."""
+        return self.auth_keys + quote(name, safe="").encode()
+
+    def auth_grant(self, name: str) -> bytes:
+        """Returns the key of a grant's record."""
+        return self.auth_grants + quote(name, safe="").encode()
 
     def model(self, model_id: str) -> bytes:
         """Returns the key of a model's record."""

@@ -8,7 +8,7 @@ is not for clients.
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
@@ -22,6 +22,10 @@ Question = Callable[[], str | None]
 _METRICS_TIMEOUT = 5.0  # seconds; Prometheus gives up after 10
 
 
+Refused = tuple[int, str]
+"""The HTTP status and the text of a refusal."""
+
+
 class Probes:
     """An HTTP server for the three paths. `address` is host and port. Port 0 takes a free port."""
 
@@ -31,7 +35,12 @@ class Probes:
         ready: Question,
         live: Question,
         metrics: Callable[[], Awaitable[bytes] | bytes],
+        *,
+        ask: Callable[[Sequence[bytes]], Refused | None] | None = None,
     ) -> None:
+        """Stores the arguments. `ask` gets the `authorization` headers of a request for metrics, and returns the
+        answer for a sender who may not read them, or None."""
+        self._ask = ask
         self._host, self._port = address
         self._ready = ready
         self._live = live
@@ -70,8 +79,16 @@ class Probes:
             reason = f"the check failed: {type(error).__name__}"
         return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
 
-    async def _give_metrics(self, _: web.Request) -> web.Response:
+    async def _give_metrics(self, request: web.Request) -> web.Response:
         try:
+            if self._ask is not None:
+                given = [
+                    value.encode("utf-8", "surrogateescape") for value in request.headers.getall("Authorization", ())
+                ]
+                if (refused := self._ask(given)) is not None:
+                    status, text = refused
+                    fields = {"WWW-Authenticate": "Bearer"} if status == web.HTTPUnauthorized.status_code else {}
+                    return web.Response(status=status, text=f"{text}\n", headers=fields)
             body = self._metrics()
             if inspect.isawaitable(body):
                 async with asyncio.timeout(_METRICS_TIMEOUT):

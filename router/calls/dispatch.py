@@ -5,21 +5,29 @@ them.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
+from mesh.access.verbs import Verb
 from mesh.statuses import MeshError, Reason
 from mesh.wire.call import Call, CallCancelled, Handler
+from router.access.guard import Guard
 from router.calls import answers, several, streams
 from router.calls.forwarder import Forwarder
 from router.calls.routes import Asked, Method, Routes, SeveralIds, names_several
 from router.calls.unary import UnaryCall
 
+Allow = Callable[[str], None]
+"""Raises MeshError if the caller may not call the model or alias of that name."""
+
 
 class Dispatcher:
     """The handler of all calls of a worker."""
 
-    def __init__(self, forwarder: Forwarder, routes: Routes) -> None:
+    def __init__(self, forwarder: Forwarder, routes: Routes, guard: Guard | None = None) -> None:
+        """Stores the arguments. With a `guard`, callers of models must be known and may only call what they may."""
         self.forwarder = forwarder
+        self._guard = guard
         self._routes = routes
         self._services: Mapping[bytes, Handler] = {}
         self._several = several.SeveralCalls(forwarder, self.dispatch)
@@ -44,21 +52,29 @@ class Dispatcher:
             return
         routes = self._routes
         method = routes.method(call.method)
+        allow = None
+        if self._guard is not None:
+            allow = self._admitted(call, method, self._guard)
+            if allow is None:
+                return
         if method.refused:
             answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, method.refused))
             return
         frame = call.frame
         if frame is None:
             if names_several(call.headers):
-                carrying = self._one_message(call, method)
+                carrying = self._one_message(call, method, allow)
             else:
-                carrying = streams.carry(self.forwarder, routes, call, method)
+                carrying = streams.carry(self.forwarder, routes, call, method, allow)
             self.forwarder.tasks.start(carrying, "stream")
             return
         try:
             asked = routes.asked(call, method, frame)
+            if allow is not None:
+                allow(asked[0])
             found = self.forwarder.aliases.settled(call, asked)
         except SeveralIds as ids:
+            # Each of these calls comes back here with the caller's credentials, and is decided by its own id.
             self.forwarder.tasks.start(self._several.carry(call, frame, ids), "call several models")
             return
         except MeshError as error:
@@ -68,6 +84,15 @@ class Dispatcher:
             UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
         else:
             self.forwarder.tasks.start(self._resolved(call, method, frame, asked), "resolve a name")
+
+    def _admitted(self, call: Call, method: Method, guard: Guard) -> Allow | None:
+        """Returns what decides about the names that the call asks for. Refuses the call and returns None if its caller
+        is not known; nothing of the request has been read by then."""
+        try:
+            return partial(guard.allow, guard.known(call.headers), Verb.INFER)
+        except MeshError as error:
+            self._refuse(call, method, b"", error)
+            return None
 
     async def _resolved(self, call: Call, method: Method, frame: bytes, asked: Asked) -> None:
         """Resolves the call's name by reading etcd, then forwards the call to that model."""
@@ -82,7 +107,7 @@ class Dispatcher:
             if not call.cancelled:
                 UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
 
-    async def _one_message(self, call: Call, method: Method) -> None:
+    async def _one_message(self, call: Call, method: Method, allow: Allow | None) -> None:
         """Carries a call with several ids that arrives as a stream: once its only message is there, as a unary one."""
         try:
             with several.cancelled_with(call):
@@ -91,6 +116,8 @@ class Dispatcher:
                     if frame is None or await call.read() is not None:
                         raise MeshError(Reason.BAD_REQUEST, "a call with several model ids needs exactly one message")
             asked = self._routes.asked(call, method, frame)
+            if allow is not None:
+                allow(asked[0])
         except SeveralIds as ids:
             assert frame is not None
             await self._several.carry(call, frame, ids)

@@ -258,6 +258,8 @@ class _Passes(dict[bytes, bool]):
     def __missing__(self, name: bytes) -> bool:
         passes = not name.startswith((headers.INTERNAL, b"mm-", b"grpc-")) and name not in (
             headers.LEGACY_MODEL_ID,
+            headers.AUTHORIZATION,
+            headers.CLIENT_CERTIFICATE,
             b"content-type",
             b"user-agent",
         )
@@ -268,7 +270,7 @@ class _Passes(dict[bytes, bool]):
 
 passes = _Passes()
 """Whether the model server gets a client's header of that name (`passes[name]`). It gets no headers of the mesh or of
-the transport."""
+the transport, and no credentials."""
 
 
 class _Returns(dict[bytes, bool]):

@@ -10,6 +10,7 @@ server is chosen, and requests that killed servers are only known for V2.
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import framing, metadata
@@ -29,9 +30,11 @@ from router.state.pods import Copy
 _KEPT = 64 * 1024  # bytes of messages kept besides the first, to be sent again
 
 
-async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method) -> None:
-    """Carries one call to its end."""
-    stream = _Stream(forwarder, call, method)
+async def carry(
+    forwarder: Forwarder, known: Routes, call: Call, method: Method, allow: Callable[[str], None] | None = None
+) -> None:
+    """Carries one call to its end. `allow` raises MeshError if the caller may not call that name."""
+    stream = _Stream(forwarder, call, method, allow)
     code = int(Code.INTERNAL)
     task = asyncio.current_task()
     assert task is not None
@@ -96,8 +99,9 @@ class _StreamPlace:
 class _Stream:
     """One call, and the messages kept to send it again."""
 
-    def __init__(self, forwarder: Forwarder, call: Call, method: Method) -> None:
+    def __init__(self, forwarder: Forwarder, call: Call, method: Method, allow: Callable[[str], None] | None) -> None:
         self._forwarder = forwarder
+        self._allow = allow
         self._call = call
         self._method = method
         self._kept: list[bytes] = []
@@ -119,6 +123,8 @@ class _Stream:
         call, method, forwarder = self._call, self._method, self._forwarder
         first = await self._read() if method.path else None
         asked = known.asked(call, method, first)
+        if self._allow is not None:
+            self._allow(asked[0])
         _, self.destination = await forwarder.aliases.resolve(call, asked)
         passes = routes.passes
         headers = tuple(header for header in call.headers if passes[header[0]])

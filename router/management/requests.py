@@ -72,13 +72,20 @@ class MoveVModel:
     wait: float = SYNC_WAIT
 
 
+def named(request: MoveVModel) -> list[str]:
+    """Returns the models that a request to change a vmodel names, in any role."""
+    change = request.change
+    found = [change.target] if change.target else []
+    found += [request.item.model_id] if request.item is not None and request.item.model_id != change.target else []
+    return [*found, *(change.weights or {}), *([change.mirror.target] if change.mirror is not None else [])]
+
+
 def check_move(request: MoveVModel) -> None:
     """Checks a request to change a vmodel, but not whether its models exist. Raises BAD_REQUEST."""
     check_vmodel_id(request.vmodel_id)
     change = request.change
     mirror, sticky, version, weights = change.mirror, change.sticky, change.version, change.weights or {}
-    named = [change.target] if change.target else []
-    for model_id in (*named, *weights, *([mirror.target] if mirror is not None else [])):
+    for model_id in named(request):
         check_id(model_id)
     wrong = ""
     if version and _VERSION.fullmatch(version) is None:

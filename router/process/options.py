@@ -1,12 +1,15 @@
 """The groups of options that `python -m router` takes, and the checks that need several of them."""
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mesh.options import checked, tls
+from mesh.options import checked, tls, values
+from router.access import adminkeys
+from router.access.guard import MODES
 
 _BODY_BYTES = 256 << 20
 
@@ -85,6 +88,55 @@ class Edge:
             raise typer.BadParameter(text, param_hint="--tls-client-auth")
         if self.edge == "grpc" and (self.tls_cert is not None or self.connection_age):
             raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessControl:
+    """The control of access (docs/security.md)."""
+
+    auth: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH",
+            metavar="off|management|required",
+            help="Kind of requests that need a key: none, those of management, or all.",
+        ),
+    ] = "off"
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_ADMIN_KEY_FILE",
+            help="File with the key of an admin who may do everything; read again when it is replaced.",
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Raises BadParameter for options that cannot work."""
+        if self.auth not in MODES:
+            raise typer.BadParameter(f"{self.auth!r} is none of {', '.join(MODES)}", param_hint="--auth")
+        if self.admin_key_file is not None:
+            try:
+                adminkeys.read(self.admin_key_file)
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint="--admin-key-file") from error
+
+    def warning(self, *addresses: str) -> str:
+        """Returns a warning if requests without a key are answered on an address beyond this machine, or else ""."""
+        open_to = [one for one in addresses if not _is_loopback(one)]
+        if self.auth != "off" or not open_to:
+            return ""
+        return (
+            f"anybody who reaches {open_to[0]} may call, register and delete every model: "
+            "set --auth (MESH_AUTH) to management or required"
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    host, _ = values.parse_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,12 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mesh import process
+from mesh.access import patterns
 from mesh.envoy import config, minder
 from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.host import cpus
@@ -30,9 +32,15 @@ from mesh.process.tasks import Tasks, turned
 from mesh.schema import owner, records
 from mesh.schema.keys import Keys
 from mesh.schema.lives import RouterRecord
+from mesh.statuses import MeshError
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
 from mesh.wire.client import Pool
+from mesh.wire.headers import AUTHORIZATION
+from router.access import operations
+from router.access.adminkeys import AdminKeys
+from router.access.authority import Authority
+from router.access.guard import REQUIRED, Guard
 from router.fencing.closing import Closing
 from router.fencing.prober import Prober
 from router.fencing.tombstones import Tombstones
@@ -116,11 +124,20 @@ class RouterPod:
             tombstones=self._tombstones,
             note=self._vmodels.read,
         )
+        authority = Authority(keys)
+        self._guard = Guard(authority, mode=settings.auth, admin=AdminKeys(settings.admin_key_file))
         self._feed = FeedServer(self._snapshot, wanted=lambda range: self._following.want(range))
+        readers: dict[ranges.Range, ranges.Reader] = {
+            ranges.PRESENCE: self._view,
+            ranges.CONFIG: self._dynamic,
+            ranges.VMODELS: self._vmodels,
+        }
+        if settings.auth == REQUIRED:
+            readers[ranges.AUTH] = authority
         self._following = Following(
             self._etcd,
             keys,
-            readers={ranges.PRESENCE: self._view, ranges.CONFIG: self._dynamic, ranges.VMODELS: self._vmodels},
+            readers=readers,
             apply=self._feed.apply,
             run=functools.partial(self._tasks.run, duties.FOLLOW_ETCD),
         )
@@ -150,7 +167,8 @@ class RouterPod:
         self._dataplane.follow(self._metrics)
         self._envoy: minder.Minder | None = None
         probe = addresses.parse_address(settings.probe)
-        self._probes = Probes(probe, self.why_not_ready, self._why_not_live, self._render)
+        ask = self._ask if settings.auth == REQUIRED else None
+        self._probes = Probes(probe, self.why_not_ready, self._why_not_live, self._render, ask=ask)
         self._stopping = False
         self._served = asyncio.get_running_loop().time()  # when it was last able to serve
         self.probe_port = 0
@@ -337,6 +355,7 @@ class RouterPod:
             self._feed.beat()
             self._view.settle(loop.time())
             self._prober.look()
+            self._guard.look()
             if self._why_nobody_serves() is None:
                 self._served = loop.time()
 
@@ -367,6 +386,15 @@ class RouterPod:
         if self._envoy is not None:
             parts.append(await self._envoy.snapshot())
         return metrics.merge([self._metrics.snapshot(), *parts])
+
+    def _ask(self, authorization: Sequence[bytes]) -> tuple[int, str] | None:
+        """Returns the HTTP status and the text for a sender who may not read the metrics, or None."""
+        try:
+            principal = self._guard.known([(AUTHORIZATION, value) for value in authorization])
+            self._guard.allow(principal, operations.METRICS.verb, patterns.EVERYTHING)
+        except MeshError as error:
+            return error.reason.http, error.text
+        return None
 
     async def _render(self) -> bytes:
         return metrics.render(await self._snapshot())

@@ -24,6 +24,7 @@ from mesh.options import values as addresses
 from mesh.process import begin_beating
 from mesh.process.ending import Ending
 from mesh.process.tasks import Tasks, turned
+from mesh.schema.authstore import AuthStore
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.wire.budget import Budget
@@ -33,6 +34,9 @@ from mesh.wire.pieces import Pieces
 from mesh.wire.plainserver import PlainServer
 from mesh.wire.server import Server
 from router import services
+from router.access.adminkeys import AdminKeys
+from router.access.authority import Authority
+from router.access.guard import OFF, REQUIRED, Guard
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -133,14 +137,24 @@ class WorkerProcess:
             listen=self.vmodels.listen,
             note=self.vmodels.read,
         )
+        authority = Authority(keys)
+        self.guard = Guard(authority, mode=settings.auth, admin=AdminKeys(settings.admin_key_file))
+        guard = self.guard if settings.auth == REQUIRED else None
         routes = Routes()
         self.dataplane = DataplaneFollower(settings.dataplane_published, routes)
-        self.dispatcher = Dispatcher(self.forwarder, routes)
+        self.dispatcher = Dispatcher(self.forwarder, routes, guard)
         self.prober = Prober(self.view, self.agents)
+        readers: dict[ranges.Range, ranges.Reader] = {
+            ranges.PRESENCE: self.view,
+            ranges.CONFIG: self.dynamic,
+            ranges.VMODELS: self.vmodels,
+        }
+        if settings.auth != OFF:
+            readers[ranges.AUTH] = authority
         self.feed = FeedClient(
             settings.feed,
             self.name,
-            {ranges.PRESENCE: self.view, ranges.CONFIG: self.dynamic, ranges.VMODELS: self.vmodels},
+            readers,
             ready=self.why_not_ready,
             snapshot=self.metrics.snapshot,
             on_drain=self._drain,
@@ -158,12 +172,18 @@ class WorkerProcess:
             management=self.management,
             view=self.view,
             bodies=bodies,
+            guard=self.guard,
+            authstore=AuthStore(self.etcd, keys),
             snapshots=self.feed.merged,
             dataplane=self.dataplane.document,
         )
         self.dispatcher.serve(
             services.methods(
-                ready=self.why_not_ready, server=v2server, management=self.management, managed=meter.managed
+                ready=self.why_not_ready,
+                server=v2server,
+                management=self.management,
+                managed=meter.managed,
+                guard=self.guard,
             )
         )
         self.server = Server(
@@ -173,7 +193,7 @@ class WorkerProcess:
             min_rate=settings.min_body_rate,
             pieces=Pieces(limit=settings.max_forwarded_message or MAX_LENGTH, wanted=self.dispatcher.forwards),
         )
-        self._inference = PlainInference(models, inference, self.budget)
+        self._inference = PlainInference(models, inference, self.budget, guard)
         self.inference_server = PlainServer(
             self._inference.serve,
             self._inference.refusal,
@@ -279,6 +299,7 @@ class WorkerProcess:
             self.forwarder.deaths.settle(self.forwarder.loop.time())
             self.prober.look()
             self.dataplane.look()
+            self.guard.look()
             self.feed.tell()
             if self.budget.settle():
                 await asyncio.to_thread(heap.trim)
@@ -308,6 +329,10 @@ class WorkerProcess:
         counter("mesh_bodies_slow", "Bodies ended because they arrived or were read too slowly.").follow(
             lambda: server.slow + plain.slow + bodies.slow
         )
+        counter("mesh_requests_unauthenticated", "Requests without valid credentials.").follow(
+            lambda: self.guard.unknown
+        )
+        counter("mesh_requests_denied", "Requests of callers who lack the grant.").follow(lambda: self.guard.denied)
         if self.identity is not None:
             self.identity.follow(self.metrics)
         gauge("mesh_flights", "Models that are being loaded for callers.").follow(

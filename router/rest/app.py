@@ -7,15 +7,17 @@ applies its own limit when it decompresses them.
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from aiohttp import web
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
+from router.access.guard import OFF
 from router.inference.models import CallFailed
-from router.rest import bodies, errors, origins, responses
+from router.rest import bodies, doors, errors, origins, responses
+from router.rest.access import AccessApi
+from router.rest.doors import Handler
 from router.rest.management import ManagementApi
 from router.rest.parts import Parts
 from router.rest.v2 import V2
@@ -27,24 +29,26 @@ _KEEPALIVE = 3630.0  # seconds; longer than Envoy keeps a connection, so that En
 _LINGER = 5.0  # seconds for which the rest of a refused body is read, so that the answer arrives
 _MAX_HEADER = 64 * 1024  # bytes; the edge has the same limit
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 def make_app(parts: Parts) -> web.Application:
     """Returns the application. Run it with `make_runner`."""
-    settings = parts.settings
+    settings, guard = parts.settings, parts.guard
     loopback = origins.is_loopback(settings.listen if settings.edge == "envoy" else settings.rest_listen)
 
     @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.rel_url.raw_path.startswith("/mesh/"):
             origins.check(request, loopback=loopback)
+        if guard.mode != OFF:
+            doors.ask(request, guard)
         return await handler(request)
 
-    app = web.Application(middlewares=[_heard_out, _failures, guard])
+    app = web.Application(middlewares=[_heard_out, _failures, guarded])
     app.on_response_prepare.append(_anonymous)
+    doors.prepare(app)
     V2(parts).add_to(app)
     ManagementApi(parts).add_to(app)
+    AccessApi(parts).add_to(app)
     return app
 
 

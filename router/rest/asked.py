@@ -25,6 +25,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 MODELS = "/v2/models/"
 
 _PASSED = ("traceparent", "tracestate", "baggage")  # besides x- and mm-
+_CREDENTIALS = names.AUTHORIZATION.decode()
+"""The header that the dispatcher needs to know the caller, and passes to no model server."""
+
 _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-mesh-")
 
 
@@ -128,12 +131,12 @@ class Asked:
         return seconds
 
     def metadata(self) -> list[Header]:
-        """Returns the headers that become the call's metadata: the client's own (`x-`), the mesh's (`mm-`) and those
-        for tracing."""
+        """Returns the headers that become the call's metadata: the client's own (`x-`), the mesh's (`mm-`), those for
+        tracing, and the client's credentials."""
         passed: list[Header] = []
         for name, value in self._fields.items():
             lower = name.lower()
-            if not lower.startswith(("x-", "mm-")) and lower not in _PASSED:
+            if not lower.startswith(("x-", "mm-")) and lower not in _PASSED and lower != _CREDENTIALS:
                 continue
             if lower.startswith(_NOT_PASSED) or not (value.isascii() and value.isprintable()):
                 continue

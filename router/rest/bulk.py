@@ -94,8 +94,10 @@ class Bulk(abc.ABC, Generic[T]):
     outcomes: tuple[str, str]
     """The names of the two good outcomes: something was changed, and no change was needed."""
 
-    def __init__(self, registration: "Registrar", write: Write) -> None:
+    def __init__(self, registration: "Registrar", write: Write, may: Callable[[str], None] = lambda _: None) -> None:
+        """Stores the arguments. `may` raises MeshError for a model that the caller may not change."""
         self._registration = registration
+        self._may = may
         self._write = write
         self._totals = Totals()
         self._reported = 0
@@ -130,6 +132,11 @@ class Bulk(abc.ABC, Generic[T]):
                     if self._bad >= MAX_BAD:
                         text = f"{MAX_BAD} lines are not models: the import ends at line {number}"
                         raise MeshError(Reason.BAD_REQUEST, text) from error
+                    continue
+                try:
+                    self._may(self.model_of(item))
+                except MeshError as error:
+                    await self._fail(number, self.model_of(item), error)
                     continue
                 batch.append((number, item))
                 size += len(line)

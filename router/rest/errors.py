@@ -10,12 +10,15 @@ import math
 from typing import Any
 
 from mesh import statuses
-from mesh.statuses import Code, MeshError
+from mesh.statuses import Code, MeshError, Reason
 from mesh.wire.call import Header
 from mesh.wire.localcall import LocalAnswer
 from router.calls import answers
 
 _MAX_TEXT = 4000  # bytes
+
+CHALLENGE = (b"www-authenticate", b'Bearer realm="mesh"')
+"""The header field of each answer to a caller who is not known (RFC 9110, 11.6.1)."""
 
 
 def of_answer(answer: LocalAnswer) -> tuple[int, dict[str, Any]]:
@@ -45,7 +48,9 @@ def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
 def encoded(status: int, body: dict[str, Any]) -> tuple[int, list[Header], bytes]:
     """Returns the status, headers and encoded body. If the body says how long to wait, the headers contain
     `Retry-After`."""
-    headers = []
+    headers: list[Header] = []
+    if status == Reason.UNAUTHENTICATED.http:
+        headers.append(CHALLENGE)
     if "retry_after" in body:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(body["retry_after"]))))
     return status, headers, json.dumps(body).encode()

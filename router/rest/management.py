@@ -5,20 +5,22 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiohttp import web
 
+from mesh.access.verbs import Verb
 from mesh.schema import records
 from mesh.schema.modelstatus import ModelStatus
 from mesh.statuses import MeshError, Reason, too_large
 from mesh.telemetry import logs
-from router.management import operations, statistics, tuning
-from router.management.operations import Operation
-from router.management.requests import Load, Register
-from router.rest import aliasdocuments, bulk, jsontext, modeldocuments, v2
+from router.access import operations
+from router.access.operations import Operation
+from router.management import statistics, tuning
+from router.management.requests import Load, Register, named
+from router.rest import aliasdocuments, bulk, doors, jsontext, modeldocuments, v2
 from router.rest.asked import decoded
 from router.rest.parts import Parts
 from router.state.differing import DifferentError
@@ -42,36 +44,36 @@ class Route:
     handler: str
 
 
-def _route(method: str, path: str, operation: Operation, handler: str) -> Route:
+def route(method: str, path: str, operation: Operation, handler: str) -> Route:
     """Returns a route. An id is one segment, in which `/` is written `%2F`."""
     return Route(method, PREFIX + path.replace("{id}", "{id:[^/]+}"), operation, handler)
 
 
 ROUTES = (
-    _route("GET", "models", operations.LIST, "list_models"),
-    _route("POST", "models:import", operations.IMPORT, "import_models"),
-    _route("POST", "models:unregister", operations.UNREGISTER_MANY, "unregister_models"),
-    _route("PUT", "models/{id}", operations.REGISTER, "register"),
-    _route("GET", "models/{id}", operations.STATUS, "status"),
-    _route("PATCH", "models/{id}", operations.LIMIT, "change"),
-    _route("DELETE", "models/{id}", operations.UNREGISTER, "unregister"),
-    _route("POST", "models/{id}/load", operations.LOAD, "load"),
-    _route("POST", "models/{id}/release", operations.RELEASE, "release"),
-    _route("POST", "models/{id}/reload", operations.RELOAD, "reload"),
-    _route("GET", "models/{id}/explain", operations.EXPLAIN, "explain"),
-    _route("GET", "aliases", operations.LIST_VMODELS, "list_aliases"),
-    _route("PUT", "aliases/{id}", operations.SET_VMODEL, "set_alias"),
-    _route("GET", "aliases/{id}", operations.VMODEL_STATUS, "alias_status"),
-    _route("DELETE", "aliases/{id}", operations.DELETE_VMODEL, "delete_alias"),
-    _route("POST", "aliases/{id}/rollback", operations.SET_VMODEL, "roll_back"),
-    _route("GET", "pods", operations.PODS, "pods"),
-    _route("GET", "pods/{id}", operations.POD, "describe_pod"),
-    _route("GET", "pods/{id}/decisions", operations.QUESTIONS, "questions"),
-    _route("DELETE", "pods/{id}/lives", operations.FORGET_POD, "forget_pod"),
-    _route("GET", "routers", operations.ROUTERS, "routers"),
-    _route("GET", "stats", operations.STATISTICS, "stats"),
-    _route("GET", "settings", operations.SETTINGS, "dynamic_settings"),
-    _route("PUT", "settings/{id}", operations.SET, "set_dynamic"),
+    route("GET", "models", operations.LIST, "list_models"),
+    route("POST", "models:import", operations.IMPORT, "import_models"),
+    route("POST", "models:unregister", operations.UNREGISTER_MANY, "unregister_models"),
+    route("PUT", "models/{id}", operations.REGISTER, "register"),
+    route("GET", "models/{id}", operations.STATUS, "status"),
+    route("PATCH", "models/{id}", operations.LIMIT, "change"),
+    route("DELETE", "models/{id}", operations.UNREGISTER, "unregister"),
+    route("POST", "models/{id}/load", operations.LOAD, "load"),
+    route("POST", "models/{id}/release", operations.RELEASE, "release"),
+    route("POST", "models/{id}/reload", operations.RELOAD, "reload"),
+    route("GET", "models/{id}/explain", operations.EXPLAIN, "explain"),
+    route("GET", "aliases", operations.LIST_VMODELS, "list_aliases"),
+    route("PUT", "aliases/{id}", operations.SET_VMODEL, "set_alias"),
+    route("GET", "aliases/{id}", operations.VMODEL_STATUS, "alias_status"),
+    route("DELETE", "aliases/{id}", operations.DELETE_VMODEL, "delete_alias"),
+    route("POST", "aliases/{id}/rollback", operations.SET_VMODEL, "roll_back"),
+    route("GET", "pods", operations.PODS, "pods"),
+    route("GET", "pods/{id}", operations.POD, "describe_pod"),
+    route("GET", "pods/{id}/decisions", operations.QUESTIONS, "questions"),
+    route("DELETE", "pods/{id}/lives", operations.FORGET_POD, "forget_pod"),
+    route("GET", "routers", operations.ROUTERS, "routers"),
+    route("GET", "stats", operations.STATISTICS, "stats"),
+    route("GET", "settings", operations.SETTINGS, "dynamic_settings"),
+    route("PUT", "settings/{id}", operations.SET, "set_dynamic"),
 )
 """All routes. Permissions depend on the operation, as over gRPC."""
 
@@ -87,7 +89,7 @@ class ManagementApi:
     def add_to(self, app: web.Application) -> None:
         """Registers the paths."""
         for route in ROUTES:
-            app.router.add_route(route.method, route.path, getattr(self, route.handler))
+            doors.add(app, route.method, route.path, route.operation, getattr(self, route.handler))
 
     # --- models ---
 
@@ -110,8 +112,8 @@ class ManagementApi:
 
     async def register(self, request: web.Request) -> web.Response:
         """Registers a model. Answers 201 if it is new."""
-        model_id = _id(request)
-        body = await _object(request)
+        model_id = id_of(request)
+        body = await object_of(request)
         modeldocuments.check_names(body, (*modeldocuments.MODEL, "load", "sync"), modeldocuments.MODELS)
         item = modeldocuments.item_of(body, model_id)
         request_ = Register(item, load_now=_flag(body, "load"), sync=_flag(body, "sync"))
@@ -123,7 +125,7 @@ class ManagementApi:
 
     async def status(self, request: web.Request) -> web.Response:
         """Returns a model's status. Never loads the model."""
-        model_id = _id(request)
+        model_id = id_of(request)
         status = await self._management.status.of(model_id)
         document = modeldocuments.status_of(model_id, status)
         if status.status is ModelStatus.LOADING:
@@ -135,8 +137,8 @@ class ManagementApi:
 
     async def change(self, request: web.Request) -> web.Response:
         """Changes the limits of a model's copies. A null removes a limit."""
-        model_id = _id(request)
-        body = await _object(request)
+        model_id = id_of(request)
+        body = await object_of(request)
         if unknown := sorted(body.keys() - set(modeldocuments.LIMITS)):
             text = f"{', '.join(unknown)[:200]} cannot be changed; {', '.join(modeldocuments.LIMITS)} can"
             raise MeshError(Reason.BAD_REQUEST, text)
@@ -147,34 +149,34 @@ class ManagementApi:
 
     async def unregister(self, request: web.Request) -> web.Response:
         """Unregisters a model."""
-        model_id = _id(request)
+        model_id = id_of(request)
         return web.json_response({"id": model_id, "existed": await self._management.registration.unregister(model_id)})
 
     async def load(self, request: web.Request) -> web.Response:
         """Has a model loaded. With `sync`, answers once the load has succeeded or failed."""
-        model_id = _id(request)
-        body = await _object(request, optional=True)
+        model_id = id_of(request)
+        body = await object_of(request, optional=True)
         modeldocuments.check_names(body, ("sync",), "a load")
         status = await self._management.loading.ensure(Load(model_id, sync=_flag(body, "sync")))
         return web.json_response(modeldocuments.status_of(model_id, status))
 
     async def release(self, request: web.Request) -> web.Response:
         """Ends a model's quarantine."""
-        model_id = _id(request)
+        model_id = id_of(request)
         await self._management.registration.release(model_id)
         return web.json_response(modeldocuments.status_of(model_id, await self._management.status.of(model_id)))
 
     async def reload(self, request: web.Request) -> web.Response:
         """Has a model's copies replaced by copies of the content now at its path. Answers once the reload is
         recorded."""
-        model_id = _id(request)
+        model_id = id_of(request)
         return web.json_response(
             modeldocuments.status_of(model_id, await self._management.registration.reload(model_id))
         )
 
     async def explain(self, request: web.Request) -> web.Response:
         """Explains why a model is where it is."""
-        return web.json_response(asdict(await self._management.inspection.explain(_id(request))))
+        return web.json_response(asdict(await self._management.inspection.explain(id_of(request))))
 
     # --- aliases ---
 
@@ -191,8 +193,10 @@ class ManagementApi:
 
     async def set_alias(self, request: web.Request) -> web.Response:
         """Creates or changes an alias. Answers 201 if it is new."""
-        alias = _id(request, "vmodel")
-        wanted = aliasdocuments.move_of(await _object(request), alias)
+        alias = id_of(request, "vmodel")
+        wanted = aliasdocuments.move_of(await object_of(request), alias)
+        # A caller of the alias calls its models, so more than the right to the alias is needed.
+        doors.may(request, self._parts.guard, Verb.REGISTER, named(wanted))
         try:
             info = await self._management.vmodels.set(wanted)
         except DifferentError as error:
@@ -201,18 +205,18 @@ class ManagementApi:
 
     async def roll_back(self, request: web.Request) -> web.Response:
         """Moves an alias to the version before its target, or to the version that the body names."""
-        alias = _id(request, "vmodel")
-        wanted = aliasdocuments.rollback_of(await _object(request, optional=True), alias)
+        alias = id_of(request, "vmodel")
+        wanted = aliasdocuments.rollback_of(await object_of(request, optional=True), alias)
         return web.json_response(aliasdocuments.status_of(await self._management.vmodels.set(wanted)))
 
     async def alias_status(self, request: web.Request) -> web.Response:
         """Returns an alias and the status of its models."""
-        info = await self._management.vmodels.status(_id(request, "vmodel"), request.query.get("owner", ""))
+        info = await self._management.vmodels.status(id_of(request, "vmodel"), request.query.get("owner", ""))
         return web.json_response(aliasdocuments.status_of(info))
 
     async def delete_alias(self, request: web.Request) -> web.Response:
         """Deletes an alias."""
-        alias = _id(request, "vmodel")
+        alias = id_of(request, "vmodel")
         existed = await self._management.vmodels.delete(alias, request.query.get("owner", ""))
         return web.json_response({"id": alias, "existed": existed})
 
@@ -255,7 +259,7 @@ class ManagementApi:
         chunks = _chunks(request)
         lines = bulk.lines_of(bulk.bounded(bulk.gunzip(chunks) if gzipped else chunks))
         try:
-            await kind(self._management.registration, write).run(lines)
+            await kind(self._management.registration, write, self._may(request)).run(lines)
         except ConnectionError:  # the client has gone
             raise
         except Exception:  # the answer has begun, so it is too late for an error status
@@ -265,6 +269,11 @@ class ManagementApi:
             await write({"finished": False})
         await response.write_eof()
         return response
+
+    def _may(self, request: web.Request) -> Callable[[str], None]:
+        """Returns a function that raises MeshError unless the caller may register that model."""
+        guard, principal = self._parts.guard, doors.principal_of(request)
+        return lambda model_id: guard.allow(principal, Verb.REGISTER, model_id)
 
     # --- pods and numbers ---
 
@@ -277,7 +286,7 @@ class ManagementApi:
 
     async def forget_pod(self, request: web.Request) -> web.Response:
         """Forgets a pod that is cut off. Registering an id again then no longer waits for the pod."""
-        name = _id(request)
+        name = id_of(request)
         return web.json_response({"pod": name, "incarnations": await self._management.pods.forget(name)})
 
     async def routers(self, _: web.Request) -> web.Response:
@@ -286,11 +295,11 @@ class ManagementApi:
 
     async def describe_pod(self, request: web.Request) -> web.Response:
         """Returns a pod's description, as its agent reports it."""
-        return web.json_response(asdict(await self._management.pods.describe(_id(request))))
+        return web.json_response(asdict(await self._management.pods.describe(id_of(request))))
 
     async def questions(self, request: web.Request) -> web.Response:
         """Returns a pod's latest evictions, and its refusals for lack of room, with the data behind each decision."""
-        lines = await self._management.pods.questions(_id(request))
+        lines = await self._management.pods.questions(id_of(request))
         return web.json_response({"decisions": [json.loads(line) for line in lines]})
 
     async def stats(self, _: web.Request) -> web.Response:
@@ -313,9 +322,9 @@ class ManagementApi:
 
     async def set_dynamic(self, request: web.Request) -> web.Response:
         """Changes a setting to the JSON object in the body. An empty object removes the setting."""
-        name = _id(request)
+        name = id_of(request)
         tuning.check(name)
-        body = await _object(request, optional=True)
+        body = await object_of(request, optional=True)
         text = json.dumps(body) if body else ""
         await self._management.tuning.write(name, text)
         return web.json_response({"name": name, "value": text})
@@ -337,7 +346,7 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _id(request: web.Request, what: str = "model") -> str:
+def id_of(request: web.Request, what: str = "model") -> str:
     """Returns the decoded id from the path, which was split before decoding. Raises MeshError."""
     below = request.rel_url.raw_path.removeprefix(PREFIX).split("/")
     try:
@@ -346,7 +355,7 @@ def _id(request: web.Request, what: str = "model") -> str:
         raise MeshError(Reason.BAD_REQUEST, str(error)) from error
 
 
-async def _object(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
+async def object_of(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
     """Returns the body, which must be a JSON object. Raises MeshError."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise MeshError(Reason.BAD_REQUEST, "send this body without Content-Encoding")

@@ -3,7 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from mesh.schema.authstore import AuthStore
 from mesh.telemetry import metrics
+from router.access.guard import Guard
 from router.inference.models import Models
 from router.inference.server import V2Server
 from router.management.handlers import Management
@@ -24,5 +26,7 @@ class Parts:
     management: Management
     view: View
     bodies: Bodies
+    guard: Guard
+    authstore: AuthStore
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # merged metrics of all workers of this router pod
     dataplane: Callable[[], Mapping[str, object] | None]  # the configuration in force, if there is one

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from mesh.access.verbs import Verb
 from mesh.process.tasks import Tasks
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
@@ -17,6 +18,7 @@ from mesh.wire.budget import Budget, Hold
 from mesh.wire.call import Header
 from mesh.wire.localcall import LocalAnswer
 from mesh.wire.plainrequest import Answer, PlainRequest
+from router.access.guard import Guard
 from router.inference.models import Caller, CallFailed, Models
 from router.rest import documents, errors
 from router.rest.asked import HEADER_LENGTH, MODELS, Asked, ModelPath, PlainFields
@@ -43,7 +45,10 @@ class _Note(NamedTuple):
 class PlainInference:
     """The handler of POST requests below `/v2/models/`."""
 
-    def __init__(self, models: Models, inference: Inference, budget: Budget) -> None:
+    def __init__(self, models: Models, inference: Inference, budget: Budget, guard: Guard | None = None) -> None:
+        """Stores the arguments. With a `guard`, requests that the dispatcher would refuse are refused before their
+        bodies are converted."""
+        self._guard = guard
         self._models = models
         self._inference = inference
         self._budget = budget
@@ -62,7 +67,11 @@ class PlainInference:
         try:
             note = request.head.note
             if not isinstance(note, _Note):
+                if self._guard is not None:
+                    self._guard.known(request.head.fields)
                 note = request.head.note = _read(request)
+            if self._guard is not None:
+                self._guard.allow(self._guard.known(request.head.fields), Verb.INFER, note.target.model)
             if note.plain:
                 quick = self._inference.quick(note.target, Body(request.pieces), note.header_length)
                 if quick is not None:

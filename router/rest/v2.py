@@ -4,6 +4,7 @@ This module is only the aiohttp part. `asked` parses a request, `inference` carr
 `router.inference` answers for the server and its models.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,13 @@ from aiohttp import web
 
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
+from router.access import operations
+from router.access.operations import Operation
 from router.calls import extensions
 from router.inference.models import CallFailed
-from router.rest import documents, errors, responses
+from router.rest import documents, doors, errors, responses
 from router.rest.asked import MODELS, Asked
+from router.rest.doors import Handler
 from router.rest.parts import Parts
 
 _LISTED = 1000  # models in one answer
@@ -32,15 +36,20 @@ class V2:
 
     def add_to(self, app: web.Application) -> None:
         """Registers the paths."""
+        for method, path, operation, handler in self.routes():
+            doors.add(app, method, path, operation, handler, head=True)
+
+    def routes(self) -> Iterator[tuple[str, str, Operation, Handler]]:
+        """Yields method, path, operation and handler of each route."""
         for path in ("/v2", "/v2/"):
-            app.router.add_get(path, self.server_metadata)
-        app.router.add_get("/v2/health/live", self.live)
-        app.router.add_get("/v2/health/ready", self.ready)
-        app.router.add_get("/v2/models", self.models)
+            yield "GET", path, operations.SERVER, self.server_metadata
+        yield "GET", "/v2/health/live", operations.HEALTH, self.live
+        yield "GET", "/v2/health/ready", operations.HEALTH, self.ready
+        yield "GET", "/v2/models", operations.LIST, self.models
         for segment in extensions.PATHS:
-            app.router.add_route("*", f"/v2/{segment}{{rest:(/.*)?}}", self.extension)
-        app.router.add_get(MODELS + "{rest:[\\s\\S]+}", self.get_model)
-        app.router.add_post(MODELS + "{rest:[\\s\\S]+}", self.post_model)
+            yield "*", f"/v2/{segment}{{rest:(/.*)?}}", operations.SERVER, self.extension
+        yield "GET", MODELS + "{rest:[\\s\\S]+}", operations.INFER, self.get_model
+        yield "POST", MODELS + "{rest:[\\s\\S]+}", operations.INFER, self.post_model
 
     # --- the server ---
 

@@ -4,7 +4,7 @@ Unary methods whose request has arrived are answered at once, without a task; al
 their caller goes away.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -14,6 +14,8 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import call as wire
 from mesh.wire import framing
+from router.access import operations
+from router.access.guard import Guard
 from router.calls import answers
 
 log = logs.get(__name__)
@@ -55,6 +57,25 @@ def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
             run(call, lambda: late(call))
 
     return method
+
+
+def for_known(guard: Guard, handlers: Mapping[bytes, wire.Handler]) -> dict[bytes, wire.Handler]:
+    """Returns the handlers, which from then on only answer callers who are known, unless the guard asks nobody."""
+    if not guard.asks(operations.SERVER.verb):
+        return dict(handlers)
+
+    def known(handler: wire.Handler) -> wire.Handler:
+        def answer(call: wire.Call) -> None:
+            try:
+                guard.known(call.headers)
+            except MeshError as error:
+                answers.fail(call, error)
+            else:
+                handler(call)
+
+        return answer
+
+    return {name: known(handler) for name, handler in handlers.items()}
 
 
 def streaming(serve: Callable[[wire.Call], Awaitable[None]]) -> wire.Handler:

@@ -8,7 +8,7 @@ has begun continues when the caller leaves.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -17,9 +17,10 @@ from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
 from mesh.wire import framing
 from placement.vmodels.changes import SetVModel
-from router.management import operations
+from router.access import operations
+from router.access.guard import OPEN, Guard
+from router.access.operations import Noun, Operation
 from router.management.handlers import Management
-from router.management.operations import Operation
 from router.management.requests import Item, Load, MoveVModel, Register
 from router.management.status import StatusInfo
 from router.management.vmodels import VModelInfo
@@ -136,35 +137,62 @@ OPERATIONS: Mapping[str, Operation] = {
 """The operation of each method, by its short name. Permissions depend on it, over gRPC as over REST."""
 
 
-def methods(management: Management, managed: Managed) -> Mapping[bytes, wire.Handler]:
+def methods(management: Management, managed: Managed, guard: Guard) -> Mapping[bytes, wire.Handler]:
     """Returns the methods by full name, with the leading slash."""
     served = ModelMesh(management)
-    handlers: Mapping[Operation, wire.Handler] = {
-        operations.REGISTER: _method("registerModel", pb.RegisterModelRequest, served.register, managed),
-        operations.UNREGISTER: _method("unregisterModel", pb.UnregisterModelRequest, served.unregister, managed),
-        operations.STATUS: _method("getModelStatus", pb.GetStatusRequest, served.status, managed),
-        operations.LOAD: _method("ensureLoaded", pb.EnsureLoadedRequest, served.ensure_loaded, managed),
-        operations.SET_VMODEL: _method("setVModel", pb.SetVModelRequest, served.set_vmodel, managed),
-        operations.DELETE_VMODEL: _method("deleteVModel", pb.DeleteVModelRequest, served.delete_vmodel, managed),
-        operations.VMODEL_STATUS: _method("getVModelStatus", pb.GetVModelStatusRequest, served.vmodel_status, managed),
-    }
+
+    def method(
+        operation: Operation, name: str, message: type[M], serve: Callable[[M], Awaitable[Message]]
+    ) -> tuple[Operation, wire.Handler]:
+        return operation, _Method(operation, name, message, serve, managed, guard).handler()
+
+    handlers: Mapping[Operation, wire.Handler] = dict(
+        (
+            method(operations.REGISTER, "registerModel", pb.RegisterModelRequest, served.register),
+            method(operations.UNREGISTER, "unregisterModel", pb.UnregisterModelRequest, served.unregister),
+            method(operations.STATUS, "getModelStatus", pb.GetStatusRequest, served.status),
+            method(operations.LOAD, "ensureLoaded", pb.EnsureLoadedRequest, served.ensure_loaded),
+            method(operations.SET_VMODEL, "setVModel", pb.SetVModelRequest, served.set_vmodel),
+            method(operations.DELETE_VMODEL, "deleteVModel", pb.DeleteVModelRequest, served.delete_vmodel),
+            method(operations.VMODEL_STATUS, "getVModelStatus", pb.GetVModelStatusRequest, served.vmodel_status),
+        )
+    )
     return {
         service + name.encode(): handlers[operation] for service in _NAMES for name, operation in OPERATIONS.items()
     }
 
 
-def _method(name: str, message: type[M], serve: Callable[[M], Awaitable[Message]], managed: Managed) -> wire.Handler:
-    async def answer(call: wire.Call) -> None:
+class _Method(Generic[M]):
+    """One method of the service."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        name: str,
+        message: type[M],
+        serve: Callable[[M], Awaitable[Message]],
+        managed: Managed,
+        guard: Guard,
+    ) -> None:
+        self._operation = operation
+        self._name = name
+        self._message = message
+        self._serve = serve
+        self._managed = managed
+        self._guard = guard
+
+    def handler(self) -> wire.Handler:
+        """Returns the handler of calls."""
+        return streaming(self._answer)
+
+    async def _answer(self, call: wire.Call) -> None:
         began = time.perf_counter()
         code = int(Code.CANCELLED)
         try:
-            frame = await call.read()
-            if frame is None:
-                raise MeshError(Reason.BAD_REQUEST, "the call has no request message")
-            request = decode(message, call, frame)
+            request = await self._read(call)
             try:
                 async with asyncio.timeout_at(call.deadline):
-                    reply = await serve(request)
+                    reply = await self._serve(request)
             except TimeoutError as error:
                 raise MeshError(Reason.DEADLINE, "the deadline has passed") from error
             call.reply(framing.pack(reply.SerializeToString()))
@@ -173,6 +201,27 @@ def _method(name: str, message: type[M], serve: Callable[[M], Awaitable[Message]
             code = int(error.reason.code)
             raise
         finally:
-            managed(name, code, (time.perf_counter() - began) * 1000)
+            self._managed(self._name, code, (time.perf_counter() - began) * 1000)
 
-    return streaming(answer)
+    async def _read(self, call: wire.Call) -> M:
+        """Returns the request, once its caller is known and may do what it asks for. Raises MeshError."""
+        guard, verb = self._guard, self._operation.verb
+        principal = guard.known(call.headers) if guard.asks(verb) else OPEN
+        frame = await call.read()
+        if frame is None:
+            raise MeshError(Reason.BAD_REQUEST, "the call has no request message")
+        request = decode(self._message, call, frame)
+        if principal is not OPEN:
+            for name in _named(self._operation, request):
+                guard.allow(principal, verb, name)
+        return request
+
+
+def _named(operation: Operation, request: Any) -> list[str]:
+    """Returns the names that a request contains, and that its caller must have a right to."""
+    if operation.noun is Noun.MODEL:
+        return [request.modelId]
+    names = [request.vModelId]
+    if operation is operations.SET_VMODEL and request.targetModelId:
+        names.append(request.targetModelId)
+    return names

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +27,7 @@ class FakeMesh:
     endpoint: str = ""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
+    headers: list[Mapping[str, str]] = field(default_factory=list)  # of each request
     answers: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -35,6 +36,7 @@ class FakeMesh:
         text = await request.text()
         body = json.loads(text) if request.content_type == "application/json" and text else text
         self.requests.append((request.method, raw, body))
+        self.headers.append(request.headers)
         if path in self.answers:
             answer = self.answers[path]()
             return await answer if isinstance(answer, Awaitable) else answer

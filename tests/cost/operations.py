@@ -40,6 +40,7 @@ from mesh.wire import (
 from mesh.wire.call import Call
 from mesh.wire.client import Reply
 from placement.fence import Mode
+from router.access.guard import Guard
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -56,6 +57,7 @@ from router.state.registry import Registry
 from router.state.vmodels import Vmodels
 from tests.router.conftest import FakeEtcd
 from tests.support import models
+from tests.support.access import guard_of
 from tests.support.fakecalls import FakeAgents, FakeCall, FakePool
 from tests.support.onnxserver import SERVICE, request
 from tests.support.wire import Transport
@@ -65,6 +67,7 @@ from tests.support.worlds import World
 Operation = Callable[[], object]
 
 METHOD = SERVICE + b"ModelInfer"
+KEY = "mesh_" + "k" * 43
 LIMIT = 16 << 20
 SMALL = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
 LARGE = np.linspace(-1, 1, 25600, dtype=np.float32).reshape(1, 25600)  # 100 KiB
@@ -157,7 +160,9 @@ class _Forgetful(FakePool):
 
 
 @asynccontextmanager
-async def _core(copies: int, alias: str = "") -> AsyncIterator[tuple[World, Forwarder, Dispatcher]]:
+async def _core(
+    copies: int, alias: str = "", guard: Guard | None = None
+) -> AsyncIterator[tuple[World, Forwarder, Dispatcher]]:
     world, etcd, agents = World(), FakeEtcd(), FakeAgents()
     world.view._connect = _Forgetful  # type: ignore[assignment]
     for number in range(copies):
@@ -180,7 +185,7 @@ async def _core(copies: int, alias: str = "") -> AsyncIterator[tuple[World, Forw
         vmodels=vmodels,
         settings=settings,
     )
-    yield world, forwarder, Dispatcher(forwarder, Routes())
+    yield world, forwarder, Dispatcher(forwarder, Routes(), guard)
     await coldstart.close()
     await forwarder.close()
     await registry.close()
@@ -195,16 +200,20 @@ async def choice(folder: Path) -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def forward(folder: Path, *, copies: int, deadline: bool, name: str = "m") -> AsyncIterator[Operation]:
+async def forward(
+    folder: Path, *, copies: int, deadline: bool, name: str = "m", key: bool = False
+) -> AsyncIterator[Operation]:
     """Yields an operation that dispatches a call to a copy and passes the reply back. `name` is the name of a model or
-    an alias."""
-    async with _core(copies, "" if name == "m" else name) as (world, _, dispatcher):
+    an alias. With `key`, the router asks who calls, and the call has a key."""
+    guard = guard_of("required", {"k": KEY}, {"k": ("infer", ["m"], ["key:k"])}) if key else None
+    headers = [*HEADERS, (b"authorization", b"Bearer " + KEY.encode())] if key else HEADERS
+    async with _core(copies, "" if name == "m" else name, guard) as (world, _, dispatcher):
         frame = framing.pack(request(name, x=SMALL))
         pools = [pod.pool for pod in world.view.pods.values()]
         later = asyncio.get_running_loop().time() + 3600
 
         def one() -> None:
-            dispatcher.dispatch(FakeCall(METHOD, HEADERS, frame, deadline=later if deadline else None))
+            dispatcher.dispatch(FakeCall(METHOD, headers, frame, deadline=later if deadline else None))
             (sent,) = [sent for pool in pools for sent in pool.sent if not sent.over]  # type: ignore[union-attr]
             sent.reply(headers=[(b"mesh-load", b"0")])
 
@@ -339,6 +348,7 @@ OPERATIONS: dict[str, Maker] = {
     "router, choice among 4 copies": choice,
     "router, forward to 1 copy": lambda folder: forward(folder, copies=1, deadline=False),
     "router, forward to 1 copy, by an alias": lambda folder: forward(folder, copies=1, deadline=False, name="n"),
+    "router, forward to 1 copy, for a key": lambda folder: forward(folder, copies=1, deadline=False, key=True),
     "router, forward to 3 copies with a deadline": lambda folder: forward(folder, copies=3, deadline=True),
     "server, call like the last": lambda folder: data_port(folder, alike=True),
     "server, call like the last, by an alias": lambda folder: data_port(folder, alike=True, alias=True),

@@ -30,6 +30,7 @@ class By:
 
 LOCAL = "tests/system/test_documented.py"
 CHANGING = "tests/system/test_changing_models.py"
+ACCESS = "tests/system/test_access.py"
 SIZING = "tests/cli/test_docs_sizing.py"
 INSTALL = "tests/cluster/test_install.py"
 THREE = "tests/cluster/test_three_etcd.py"
@@ -69,6 +70,10 @@ RUN_BY = {
     ("placement.md", "How many copies"): By(LOCAL),
     ("placement.md", "Where a type may run"): By(LOCAL),
     ("placement.md", "Trying it without a mesh"): By(LOCAL, but="a tenth of the requests"),
+    ("security.md", "Switch it on"): By(ACCESS, but="`mesh up` is a mesh that runs already"),
+    ("security.md", "Keys"): By(ACCESS),
+    ("security.md", "Grants"): By(ACCESS),
+    ("security.md", "The first key without a router"): By(ACCESS),
     ("sizing.md", "How much memory"): By(SIZING, but="a tenth of requests and models"),
     ("storage.md", "Paths"): By(LOCAL, but="what is on the hub is registered only, no test goes to the internet"),
     ("storage.md", "Keys"): By(LOCAL),

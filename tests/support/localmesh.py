@@ -138,12 +138,14 @@ class LocalMesh:
         labels: Mapping[str, str] | None = None,
         options_of: Mapping[str, Iterable[str]] | None = None,
         trust: ssl.SSLContext | None = None,
+        key: str = "",
         fake: bool = False,
     ) -> None:
         """Makes a mesh. `labels` are the pods' labels by pod name, separated by commas. `options_of` are further
         options of single pods and routers. With `trust` the routers speak TLS. With `fake` the pods' model servers are
-        `twin`s."""
+        `twin`s. `key` is the API key of REST calls that name no other."""
         self.folder = folder
+        self.key = key
         self.etcd = etcd
         self.edge = edge
         self.capacity = capacity
@@ -195,9 +197,11 @@ class LocalMesh:
     def rest_url(self, router: int = 0) -> str:
         """Returns the base URL for REST clients. REST shares gRPC's port behind Envoy, and has a separate port with
         grpc.aio."""
-        port, rest, _ = self.ports[self.routers[router].name]
+        name = self.routers[router].name
+        port, rest, _ = self.ports[name]
         scheme = "http" if self.trust is None else "https"
-        return f"{scheme}://127.0.0.1:{port if self.edge == 'envoy' else rest}"
+        envoy = self.edge == "envoy" and "grpc" not in self.options_of.get(name, ())
+        return f"{scheme}://127.0.0.1:{port if envoy else rest}"
 
     def probe_url(self, router: int = 0) -> str:
         """Returns the base URL of the router pod's probes."""
@@ -264,6 +268,8 @@ class LocalMesh:
 
     def _request(self, method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> Reply:
         headers = {"Content-Type": "application/json"} | headers
+        if self.key:
+            headers = {"Authorization": f"Bearer {self.key}"} | headers
         request = urllib.request.Request(url, data=data, method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout, context=self.trust) as answer:

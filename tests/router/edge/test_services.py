@@ -7,6 +7,7 @@ from google.protobuf import descriptor_pb2
 from mesh.pb import health_pb2, inference_pb2, reflection_pb2, reflection_v1alpha_pb2
 from router.inference.server import V2Server
 from router.services import health, reflection, v2server
+from tests.support.access import open_guard
 from tests.support.waiting import until
 
 
@@ -18,7 +19,7 @@ class Host:
         self.pods = {}
         server = V2Server(types.SimpleNamespace(pods=self.pods), self.ready)
         self.health = health.Health(self.ready)
-        self.handlers = {**self.health.methods(), **reflection.METHODS, **v2server.methods(server)}
+        self.handlers = {**self.health.methods(), **reflection.METHODS, **v2server.methods(server, open_guard())}
 
     def ready(self):
         return self.reason

@@ -32,6 +32,7 @@ from router.state.registry import Registry
 from router.state.view import View
 from router.state.vmodels import Vmodels
 from tests.support import fakecalls
+from tests.support.access import open_guard
 from tests.support.asked import Asked
 from tests.support.fakecalls import FakeAgents, FakeCall, FakePool
 from tests.support.waiting import until
@@ -128,7 +129,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         note=lambda *noted_: noted.append(noted_),
         wall=lambda: NOW,
     )
-    dispatcher.serve(modelmesh.methods(management, meter.managed))
+    dispatcher.serve(modelmesh.methods(management, meter.managed, open_guard()))
     yield Desk(Asked(management), etcd, keys, agents, view, dispatcher, listeners, noted)
     await management.vmodels.close()
     await coldstart.close()

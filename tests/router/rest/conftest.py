@@ -13,16 +13,20 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from mesh.access.verbs import Verb
 from mesh.envoy import config
 from mesh.pb import inference_pb2 as pb
 from mesh.process import find_binary, free_port, tethered
 from mesh.schema import records
+from mesh.schema.keys import Keys
 from mesh.schema.modelstatus import ModelStatus
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
 from mesh.wire.budget import Budget
 from mesh.wire.plainserver import PlainServer
+from router.access.authority import Authority
+from router.access.guard import OFF, Guard
 from router.calls import answers
 from router.inference.models import Models
 from router.inference.server import V2Server
@@ -258,6 +262,8 @@ class FakeWorker:
     )
     registry: metrics.Registry = field(default_factory=metrics.Registry)
     reason: str | None = None
+    guard: Guard = field(default_factory=lambda: Guard(Authority(Keys("mm/t")), mode=OFF))
+    authstore: object = None
     budget: Budget = field(default_factory=lambda: Budget(256 << 20))
 
     plain: PlainServer | None = None
@@ -297,7 +303,8 @@ async def worker(max_message):
 @asynccontextmanager
 async def plain_server(worker):
     """Returns the plain HTTP server for a worker's inference. The caller decides where it listens."""
-    inference = PlainInference(worker.models, worker.inference, worker.budget)
+    guard = worker.guard if worker.guard.asks(Verb.INFER) else None
+    inference = PlainInference(worker.models, worker.inference, worker.budget, guard)
     worker.plain = server = PlainServer(
         inference.serve,
         inference.refusal,

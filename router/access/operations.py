@@ -1,4 +1,4 @@
-"""The table of management operations, which transports and permissions share.
+"""The table of operations, which transports and permissions share.
 
 Each route of REST and each method of gRPC names its operation here, so the meaning and the verb of an operation do not
 depend on the transport.
@@ -7,13 +7,7 @@ depend on the transport.
 import enum
 from dataclasses import dataclass
 
-
-class Verb(enum.Enum):
-    """The kind of an operation."""
-
-    READ = "read"  # changes nothing
-    REGISTER = "register"  # changes models or their copies
-    ADMIN = "admin"  # changes the mesh
+from mesh.access.verbs import Verb
 
 
 class Noun(enum.Enum):
@@ -24,6 +18,8 @@ class Noun(enum.Enum):
     VMODEL = "vmodel"
     POD = "pod"
     SETTING = "setting"
+    KEY = "key"
+    GRANT = "grant"
     MESH = "mesh"  # no name: the whole mesh
 
 
@@ -59,3 +55,17 @@ SET_VMODEL = Operation("set-vmodel", Verb.REGISTER, Noun.VMODEL)
 DELETE_VMODEL = Operation("delete-vmodel", Verb.REGISTER, Noun.VMODEL)
 LIST_VMODELS = Operation("list-vmodels", Verb.READ, Noun.MESH)
 VMODEL_STATUS = Operation("vmodel-status", Verb.READ, Noun.VMODEL)
+KEYS = Operation("keys", Verb.ADMIN, Noun.MESH)
+CREATE_KEY = Operation("create-key", Verb.ADMIN, Noun.KEY)
+ROTATE_KEY = Operation("rotate-key", Verb.ADMIN, Noun.KEY)
+REVOKE_KEY = Operation("revoke-key", Verb.ADMIN, Noun.KEY)
+GRANTS = Operation("grants", Verb.ADMIN, Noun.MESH)
+PUT_GRANT = Operation("put-grant", Verb.ADMIN, Noun.GRANT)
+REMOVE_GRANT = Operation("remove-grant", Verb.ADMIN, Noun.GRANT)
+APPLY_GRANTS = Operation("apply-grants", Verb.ADMIN, Noun.MESH)
+WHO = Operation("who", Verb.KNOWN, Noun.MESH)
+
+INFER = Operation("infer", Verb.INFER, Noun.MODEL)
+SERVER = Operation("server", Verb.KNOWN, Noun.MESH)
+HEALTH = Operation("health", Verb.PUBLIC, Noun.MESH)
+METRICS = Operation("metrics", Verb.READ, Noun.MESH)

@@ -1,0 +1,37 @@
+"""Principals: callers whose identity is proven."""
+
+from collections.abc import Iterable
+
+EVERYONE = "everyone"
+"""The subject that stands for every known caller."""
+
+KINDS = ("key", "user", "serviceaccount", "cert", "group")
+"""The kinds of subjects that a grant may name, besides `EVERYONE`: `key:ci`, `group:team-a`."""
+
+MAX_SUBJECT = 300
+"""Characters of a subject."""
+
+
+class Principal:
+    """A known caller. It is compared by identity, so that a decision is found by it quickly."""
+
+    __slots__ = ("name", "subjects")
+
+    def __init__(self, name: str, subjects: Iterable[str] = ()) -> None:
+        """Stores the name, which is a subject too, and further subjects: groups and other names of the caller."""
+        self.name = name
+        self.subjects = frozenset((name, EVERYONE, *subjects))
+
+    def __repr__(self) -> str:
+        return f"Principal({self.name})"
+
+
+def check_subject(subject: str) -> str:
+    """Returns a subject that a grant may name. Raises ValueError."""
+    kind, _, rest = subject.partition(":")
+    if subject != EVERYONE and (kind not in KINDS or not rest):
+        kinds = ", ".join(f"{kind}:NAME" for kind in KINDS)
+        raise ValueError(f"{subject[:100]!r} is not a subject: write {kinds} or {EVERYONE}")
+    if len(subject) > MAX_SUBJECT or not subject.isprintable():
+        raise ValueError(f"the subject {subject[:100]!r} is too long or has control characters")
+    return subject

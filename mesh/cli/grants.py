@@ -1,0 +1,164 @@
+"""`mesh grants`: what callers may do. A file of grants can be kept under version control and applied."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from mesh.cli import options, output
+from mesh.cli.client import Client
+from mesh.cli.exits import CommandError, Exit
+from mesh.statuses import Reason
+
+PATH = "/mesh/v1/grants"
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the grant.", show_default=False)]
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    group = typer.Typer(no_args_is_help=True, help="Manages grants: roles over models, for keys and groups.")
+    group.command("ls")(ls)
+    group.command("add")(put)
+    group.command("rm")(remove)
+    group.command("apply")(apply)
+    app.add_typer(group, name="grants", rich_help_panel=options.ADMIN)
+
+
+def ls(context: typer.Context, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
+    """Lists all grants.
+
+    Example: `mesh grants ls`
+    """
+
+    async def command(client: Client) -> None:
+        found = (await client.get(PATH))["grants"]
+        if as_json:
+            output.print_json({"grants": found})
+            return
+        if not found:
+            output.remarks().print("there are no grants; `mesh grants add` creates one")
+            return
+        table = output.table("GRANT", "ROLE", "MODELS", "TO")
+        for name, one in found.items():
+            cells = (name, str(one.get("role")), ", ".join(one.get("models") or ()), ", ".join(one.get("to") or ()))
+            table.add_row(*map(output.plain, cells))
+        output.console().print(table)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def put(
+    context: typer.Context,
+    name: Name,
+    role: Annotated[
+        str, typer.Option("--role", metavar="infer|read|register|admin", help="Role to give.", show_default=False)
+    ],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            "--to",
+            metavar="SUBJECT",
+            help="Receiver, such as key:ci, group:team-a or everyone; may be repeated.",
+            show_default=False,
+        ),
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--models", metavar="PATTERN", help="Models and aliases of the role; may be repeated. Default: *."
+        ),
+    ] = None,
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Gives a role over models and aliases to keys and groups. A grant of the same name is replaced.
+
+    A pattern is an id, or a text in which each `*` stands for any characters. A pattern for an alias is for its
+    versions too.
+
+    Example: `mesh grants add team-a --role register --models 'fraud/*' --to group:team-a`
+    """
+
+    async def command(client: Client) -> None:
+        body = {"role": role, "models": models or ["*"], "to": to}
+        answer = await client.request("PUT", _path(name), body=body)
+        if as_json:
+            output.print_json(answer)
+        else:
+            text = f"{', '.join(to)}: {role} on {', '.join(models or ['*'])}"
+            output.console().print(output.plain(text), soft_wrap=True)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def remove(context: typer.Context, name: Name, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
+    """Removes a grant. What it gave ends at once.
+
+    Example: `mesh grants rm team-a`
+    """
+
+    async def command(client: Client) -> None:
+        answer = await client.request("DELETE", _path(name))
+        if as_json:
+            output.print_json(answer)
+        elif answer.get("existed"):
+            output.console().print(f"removed {output.plain(name)}")
+        if not answer.get("existed"):
+            text = f"there is no grant {name}"
+            raise CommandError(text, code=Exit.NOT_FOUND, reason=Reason.UNKNOWN_MODEL.name, answered=True)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def apply(
+    context: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Option("--file", "-f", metavar="FILE", help="TOML or JSON file with all grants.", show_default=False),
+    ],
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Makes the grants of the mesh those of a file: creates, replaces and removes. Grants of keys that were created
+    with a role stay.
+
+    The file has a table for each grant: `[grants.team-a]` with `role`, `models` and `to`.
+
+    Example: `mesh grants apply -f grants.toml`
+    """
+    wanted = options.guarded(lambda: read(file), as_json=as_json)
+
+    async def command(client: Client) -> None:
+        answer = await client.request("PUT", PATH, body={"grants": wanted})
+        if as_json:
+            output.print_json(answer)
+            return
+        for what in ("written", "removed"):
+            if names := answer.get(what):
+                output.console().print(output.plain(f"{what}: {', '.join(names)}"), soft_wrap=True)
+        if not any(answer.get(what) for what in ("written", "removed")):
+            output.remarks().print("nothing to change")
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Returns the grants in a file by their names. Raises CommandError."""
+    try:
+        text = file.read_text()
+        document = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:  # invalid TOML, JSON and UTF-8 are ValueErrors
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CommandError(f"{file} cannot be read: {why}", code=Exit.USAGE) from error
+    found = document.get("grants") if isinstance(document, dict) else None
+    if not isinstance(found, dict) or set(document) != {"grants"}:
+        raise CommandError(f"{file} must have one table, `grants`, with a table for each grant", code=Exit.USAGE)
+    return found
+
+
+def _path(name: str) -> str:
+    return f"{PATH}/{quote(name, safe='')}"

@@ -1,0 +1,136 @@
+"""Records of API keys and grants in etcd, `auth/keys/<name>` and `auth/grants/<name>`.
+
+A key is 256 random bits, and its record holds only the SHA-256 of the key, so that etcd's data and backups give nobody
+access. (A slow hash is for passwords, which can be guessed.) A record has two secrets while a key is rotated.
+
+A record with an attribute that this version does not know is refused: a newer version may have written a restriction
+there, and to ignore it would allow too much.
+"""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.access.grants import Grant, grant
+from mesh.access.principals import check_subject
+from mesh.schema.jsonfields import BAD, integer, read_object, write_object
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""The names of keys and of grants."""
+
+PREFIX = "mesh_"
+"""The beginning of each key, by which scanners for leaked secrets recognise it."""
+
+MAX_GROUPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class KeySecret:
+    """One secret of a key. Times are in milliseconds since the epoch."""
+
+    digest: str  # SHA-256 of the key, in hexadecimal digits
+    created: int
+    expires: int = 0  # 0: never
+
+    def expired(self, now: int) -> bool:
+        """Returns whether the secret is no longer valid."""
+        return 0 < self.expires <= now
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An API key: its secrets, the newest last, and the groups that it belongs to."""
+
+    secrets: tuple[KeySecret, ...]
+    groups: tuple[str, ...] = ()
+
+
+def fresh() -> str:
+    """Returns a new key."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(key: bytes) -> str:
+    """Returns the digest of a key."""
+    return hashlib.sha256(key).hexdigest()
+
+
+def check_name(name: str, what: str) -> str:
+    """Returns the name of a key or grant. Raises ValueError."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:100]!r} is not a valid name for {what}: use at most 63 letters, digits, dots, dashes and "
+            "underscores, beginning with a letter or digit"
+        )
+    return name
+
+
+def check_groups(groups: object) -> tuple[str, ...]:
+    """Returns the names of groups, without `group:`. Raises ValueError."""
+    if not isinstance(groups, list | tuple) or not all(isinstance(one, str) for one in groups):
+        raise ValueError("groups must be a list of strings")
+    if len(groups) > MAX_GROUPS:
+        raise ValueError(f"a key belongs to at most {MAX_GROUPS} groups")
+    for one in groups:
+        check_subject(f"group:{one}")
+    return tuple(dict.fromkeys(groups))
+
+
+def encode_key(record: KeyRecord) -> bytes:
+    """Encodes the record of a key as JSON."""
+    held = [
+        {"sha256": one.digest, "created": one.created} | ({"expires": one.expires} if one.expires else {})
+        for one in record.secrets
+    ]
+    return write_object({"secrets": held} | ({"groups": list(record.groups)} if record.groups else {}))
+
+
+def decode_key(value: bytes) -> KeyRecord:
+    """Decodes the record of a key. Raises ValueError."""
+    data = _known(value, {"secrets", "groups"})
+    try:
+        held = tuple(_secret(one) for one in data["secrets"])
+        return KeyRecord(held, check_groups(data.get("groups", [])))
+    except BAD as error:
+        raise ValueError(f"not a key's record: {error}") from error
+
+
+def encode_grant(one: Grant) -> bytes:
+    """Encodes a grant as JSON."""
+    return write_object({"role": one.role.value, "models": list(one.models), "to": list(one.to)})
+
+
+def decode_grant(value: bytes) -> Grant:
+    """Decodes a grant. Raises ValueError."""
+    return grant_of(_known(value, {"role", "models", "to"}))
+
+
+def grant_of(data: dict[str, Any]) -> Grant:
+    """Returns the grant that a document describes. Raises ValueError."""
+    if unknown := sorted(data.keys() - {"role", "models", "to"}):
+        raise ValueError(f"a grant has no {unknown[0][:60]!r}: it has role, models and to")
+    for name in ("models", "to"):
+        if not isinstance(data.get(name), list):
+            raise ValueError(f"{name} must be a list of strings")
+    return grant(data.get("role"), data["models"], data["to"])
+
+
+def _secret(data: Any) -> KeySecret:
+    if unknown := data.keys() - {"sha256", "created", "expires"}:
+        raise ValueError(f"unknown attributes: {', '.join(sorted(unknown))}")
+    digest = data["sha256"]
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError("sha256 is not a digest")
+    expires = integer(data.get("expires", 0))
+    if expires < 0:
+        raise ValueError("expires is negative")
+    return KeySecret(digest, integer(data["created"]), expires)
+
+
+def _known(value: bytes, names: set[str]) -> dict[str, Any]:
+    data = read_object(value)
+    if unknown := data.keys() - names:
+        raise ValueError(f"unknown attributes: {', '.join(sorted(unknown))[:100]}")
+    return data

@@ -1,0 +1,94 @@
+"""The doors of REST: each route has an operation, and a request is decided by it before its handler runs.
+
+`ask` is the one place for all requests of the aiohttp application. The name that it decides on is the one in the path,
+decoded as the handlers decode it. A list is decided by its prefix. Handlers of requests whose bodies name further
+models ask `may` for these. An unknown path needs a known caller, as an unknown method does.
+
+Inference is decided again by the dispatcher of calls; here it is refused before its body is read.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from aiohttp import web
+
+from mesh.access import patterns
+from mesh.access.principals import Principal
+from mesh.access.verbs import Verb
+from mesh.wire.call import Header
+from mesh.wire.headers import AUTHORIZATION, CLIENT_CERTIFICATE
+from router.access import operations
+from router.access.guard import OPEN, Guard
+from router.access.operations import Noun, Operation
+from router.rest.asked import decoded, split_path
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_TABLE = web.AppKey("operations", dict[web.AbstractRoute, Operation])
+_PRINCIPAL = web.RequestKey("principal", Principal)
+_READ = (AUTHORIZATION, CLIENT_CERTIFICATE)
+
+
+def prepare(app: web.Application) -> None:
+    """Prepares an application for `add`."""
+    app[_TABLE] = {}
+
+
+def add(
+    app: web.Application, method: str, path: str, operation: Operation, handler: Handler, *, head: bool = False
+) -> None:
+    """Adds a route, and notes its operation. With `head`, a GET route answers HEAD too."""
+    for one in (method, "HEAD") if head and method == "GET" else (method,):
+        app[_TABLE][app.router.add_route(one, path, handler)] = operation
+
+
+def operation_of(request: web.Request) -> Operation:
+    """Returns the operation that a request asks for."""
+    return request.app[_TABLE].get(request.match_info.route, operations.SERVER)
+
+
+def ask(request: web.Request, guard: Guard) -> None:
+    """Finds out who sends a request, and whether the caller may. Raises MeshError."""
+    operation = operation_of(request)
+    if not guard.asks(operation.verb) and not (guard.asks(Verb.READ) and _managing(request, operation)):
+        request[_PRINCIPAL] = OPEN
+        return
+    principal = request[_PRINCIPAL] = guard.known(_headers(request))
+    if operation.noun is not Noun.MODELS:  # each line names one, and is decided alone
+        guard.allow(principal, operation.verb, _name(request, operation))
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Returns the caller of a request that `ask` has admitted."""
+    principal: Principal = request.get(_PRINCIPAL, OPEN)
+    return principal
+
+
+def may(request: web.Request, guard: Guard, verb: Verb, names: Iterable[str]) -> None:
+    """Raises MeshError unless the caller may do that with each of the names."""
+    principal = principal_of(request)
+    for name in names:
+        guard.allow(principal, verb, name)
+
+
+def _managing(request: web.Request, operation: Operation) -> bool:
+    """Returns whether a request for every known caller belongs to management, where callers must be known first."""
+    return operation.verb is Verb.KNOWN and request.rel_url.raw_path.startswith("/mesh/")
+
+
+def _name(request: web.Request, operation: Operation) -> str:
+    raw_path = request.rel_url.raw_path
+    if operation is operations.INFER:
+        return split_path(raw_path).model
+    if operation in (operations.LIST, operations.LIST_VMODELS):
+        return patterns.listed(request.query.get("prefix", "") if not raw_path.startswith("/v2") else "")
+    if operation.noun in (Noun.MODEL, Noun.VMODEL):
+        return decoded(raw_path.split("/")[4])
+    return patterns.EVERYTHING
+
+
+def _headers(request: web.Request) -> list[Header]:
+    return [
+        (name, value.encode("utf-8", "surrogateescape"))
+        for name in _READ
+        for value in request.headers.getall(name.decode(), ())
+    ]

@@ -1,0 +1,233 @@
+"""Calls to models in a mesh that asks who calls: unary calls, streams and foreign methods."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.access.grants import decide
+from mesh.access.verbs import Verb
+from mesh.statuses import Code
+from mesh.wire import framing
+from router.calls.dispatch import Dispatcher
+from router.calls.routes import Routes
+from tests.support.access import guard_of
+from tests.support.fakecalls import FakeCall, StreamCall
+from tests.support.onnxserver import request
+
+KEY, OTHER = "mesh_" + "k" * 43, "mesh_" + "o" * 43
+BEARER = (b"authorization", b"Bearer " + KEY.encode())
+FOREIGN = b"/some.Predictor/predict"
+
+
+@pytest.fixture
+def guarded(core):
+    """Returns the core with a guard: the key may call `m`, the alias `live`, and nothing else."""
+    guard = guard_of("required", {"k": KEY, "o": OTHER}, {"k": ("infer", ["m", "live", "late/*"], ["key:k"])})
+    dispatcher = Dispatcher(core.forwarder, Routes(), guard)
+    core.resident("m")
+    core.resident("secret")
+    return dataclasses.replace(core, dispatcher=dispatcher)
+
+
+def answer_of(call):
+    ((code, text, *_),) = call.answers
+    return Code(code), text
+
+
+async def test_a_call_without_a_key_is_refused_before_it_is_read(guarded):
+    call = FakeCall(frame=b"\0\0\0\0\x05nonsense")
+    guarded.dispatcher.dispatch(call)
+    code, text = answer_of(call)
+    assert code is Code.UNAUTHENTICATED
+    assert "authorization: Bearer KEY" in text
+    assert not guarded.sent("a")
+
+
+async def test_the_key_reaches_the_dispatcher_and_never_the_model_server(guarded):
+    call = guarded.call("m", headers=[BEARER, (b"x-forwarded-client-cert", b"URI=x"), (b"x-trace", b"1")])
+    (sent,) = guarded.sent("a")
+    assert b"authorization" not in sent.headers
+    assert b"x-forwarded-client-cert" not in sent.headers
+    assert sent.headers[b"x-trace"] == b"1"
+    sent.reply()
+    assert call.code is Code.OK
+
+
+async def test_credentials_are_not_passed_on_by_an_open_mesh_either(core):
+    core.resident("m")
+    core.call("m", headers=[BEARER])
+    (sent,) = core.sent("a")
+    assert b"authorization" not in sent.headers
+    sent.reply()
+
+
+@pytest.mark.parametrize("name", ["secret", "missing", "M", "m ", "m@", "%6d", "late", "m/../secret"])
+async def test_a_refusal_does_not_tell_whether_a_model_exists(guarded, name):
+    allowed = name == "m@"  # a version of m
+    call = guarded.call(name, headers=[BEARER])
+    if allowed:
+        assert not call.answers
+        await guarded.answered(call)
+        assert call.code is Code.NOT_FOUND
+        return
+    code, text = answer_of(call)
+    assert code is Code.PERMISSION_DENIED
+    assert text == f"key:k has no grant of infer or admin on {name}. An admin can give it: mesh grants add"
+    assert guarded.etcd.reads == 0
+
+
+async def test_a_known_caller_without_grants_may_call_nothing(guarded):
+    call = guarded.call("m", headers=[(b"authorization", b"Bearer " + OTHER.encode())])
+    assert answer_of(call)[0] is Code.PERMISSION_DENIED
+
+
+async def test_a_grant_on_an_alias_covers_its_model_only_by_that_name(guarded):
+    guarded.alias("live", "secret", versions={"7": "secret"})
+    call = guarded.call("live", headers=[BEARER])
+    guarded.sent("a")[-1].reply()
+    assert call.code is Code.OK
+    call = guarded.call("live", version="7", headers=[BEARER])
+    guarded.sent("a")[-1].reply()
+    assert call.code is Code.OK
+    assert answer_of(guarded.call("secret", headers=[BEARER]))[0] is Code.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("header", [b"mm-model-id", b"mm-vmodel-id", b"tas-model-id"])
+async def test_a_foreign_method_is_decided_by_the_name_in_its_metadata(guarded, header):
+    call = FakeCall(FOREIGN, [BEARER, (header, b"secret")], framing.pack(b"payload"))
+    guarded.dispatcher.dispatch(call)
+    assert answer_of(call)[0] is Code.PERMISSION_DENIED
+    assert not guarded.sent("a")
+
+
+async def test_a_foreign_method_with_a_grant_is_forwarded(guarded):
+    call = FakeCall(FOREIGN, [BEARER, (b"mm-model-id", b"m")], framing.pack(b"payload"))
+    guarded.dispatcher.dispatch(call)
+    guarded.sent("a")[-1].reply()
+    assert call.code is Code.OK
+
+
+async def test_the_name_in_the_message_decides_not_the_one_in_the_metadata(guarded):
+    """The router calls the model in the message, so a permitted name in the metadata does not help."""
+    call = guarded.call("secret", headers=[BEARER, (b"mm-model-id", b"m")])
+    assert answer_of(call)[0] is Code.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(
+    ("headers", "frame", "code"),
+    [
+        ([], framing.pack(request("m")), Code.UNAUTHENTICATED),
+        ([BEARER], framing.pack(request("secret")), Code.PERMISSION_DENIED),
+        ([BEARER, (b"mm-model-id", b"m")], framing.pack(request("secret")), Code.PERMISSION_DENIED),
+    ],
+)
+async def test_a_stream_is_decided_by_its_first_message(guarded, headers, frame, code):
+    call = StreamCall(headers=headers, messages=[frame])
+    guarded.dispatcher.dispatch(call)
+    await guarded.answered(call)
+    assert call.code is code
+    assert not guarded.sent("a")
+
+
+async def test_a_stream_of_a_foreign_method_is_decided_by_its_metadata(guarded):
+    call = StreamCall(FOREIGN, [BEARER, (b"mm-model-id", b"secret")], [framing.pack(b"x")])
+    guarded.dispatcher.dispatch(call)
+    await guarded.answered(call)
+    assert call.code is Code.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("ids", [(b"m", b"secret"), (b"secret", b"m"), (b"secret", b"secret"), (b"m", b"missing")])
+@pytest.mark.parametrize("arrives", ["whole", "as a stream"])
+async def test_a_call_of_several_models_needs_the_right_to_each(guarded, ids, arrives):
+    headers = [BEARER, *((b"mm-model-id", one) for one in ids)]
+    frame = framing.pack(b"payload")
+    call = FakeCall(FOREIGN, headers, frame) if arrives == "whole" else StreamCall(FOREIGN, headers, [frame])
+    guarded.dispatcher.dispatch(call)
+    await guarded.answered(call)
+    assert call.code is Code.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("arrives", ["whole", "as a stream"])
+async def test_several_ids_in_the_metadata_do_not_hide_the_one_in_the_message(guarded, arrives):
+    headers = [BEARER, (b"mm-model-id", b"m"), (b"mm-model-id", b"live")]
+    frame = framing.pack(request("secret"))
+    call = (
+        FakeCall(headers=headers, frame=frame) if arrives == "whole" else StreamCall(headers=headers, messages=[frame])
+    )
+    guarded.dispatcher.dispatch(call)
+    await guarded.answered(call)
+    assert call.code is Code.PERMISSION_DENIED
+    assert not guarded.sent("a")
+
+
+async def test_methods_that_are_never_forwarded_need_a_known_caller_too(guarded):
+    for headers, code in (([], Code.UNAUTHENTICATED), ([BEARER], Code.UNIMPLEMENTED)):
+        call = FakeCall(b"/mmesh.ModelRuntime/loadModel", headers, framing.pack(b""))
+        guarded.dispatcher.dispatch(call)
+        assert call.code is code
+
+
+# -- tricks
+
+SCHEMES = st.sampled_from([b"Bearer ", b"bearer ", b"Basic ", b"", b"Bearer\t", b"Bearer "])
+VALUES = st.sampled_from([KEY.encode(), OTHER.encode(), KEY.encode()[:-1], b"", b"m", b"*", b"everyone"])
+NAMES = st.sampled_from(["m", "secret", "live", "late/x", "late/", "m@1", "m%2F", "*", "M", "late/*", "m\0", ""])
+HEADERS = st.lists(
+    st.one_of(
+        st.tuples(st.just(b"authorization"), st.builds(bytes.__add__, SCHEMES, VALUES)),
+        st.tuples(
+            st.sampled_from([b"mm-model-id", b"mm-vmodel-id", b"tas-model-id", b"x-user", b"mesh-copy", b"mesh-as"]),
+            st.sampled_from([b"m", b"secret", b"late/x", b"m,secret", b"*"]),
+        ),
+        st.tuples(st.just(b"mm-model-id-bin"), st.sampled_from([b"bQ", b"c2VjcmV0", b"bQ,c2VjcmV0", b"!"])),
+    ),
+    max_size=4,
+)
+
+
+@given(HEADERS, NAMES, st.booleans())
+def test_no_trick_with_headers_turns_a_denial_into_a_call(headers, name, foreign):
+    """Whatever headers a call has, the router asks for a copy of a model only if the pure decision allows its name."""
+    guard = guard_of("required", {"k": KEY, "o": OTHER}, {"k": ("infer", ["m", "late/*"], ["key:k"])})
+    asked: list[str] = []
+    several: list[str] = []
+
+    class Aliases:
+        def settled(self, call, wanted):
+            asked.append(wanted[0])
+            raise LookupError
+
+    class Tasks:
+        def start(self, work, what):
+            work.close()
+            several.append(what)
+
+    class Forwarder:
+        aliases = Aliases()
+        tasks = Tasks()
+
+        class meter:
+            @staticmethod
+            def call(*_):
+                pass
+
+    frame = framing.pack(b"payload") if foreign else framing.pack(b"\x0a" + bytes([len(name)]) + name.encode())
+    call = FakeCall(FOREIGN, headers, frame) if foreign else FakeCall(headers=headers, frame=frame)
+    try:
+        Dispatcher(Forwarder(), Routes(), guard).dispatch(call)
+    except LookupError:
+        keys = {value for key, value in headers if key == b"authorization"}
+        assert len(keys) == 1
+        (given,) = keys
+        assert given.lower().startswith(b"bearer ")
+        principal = guard.known([(b"authorization", given)])
+        assert decide(guard.authority.grants, principal, Verb.INFER, asked[0]).allowed
+        assert asked[0] == name or foreign
+    else:
+        if several:  # its calls come back to the dispatcher, one for each id, with the same credentials
+            assert several == ["call several models"]
+            assert not call.answers
+            return
+        assert call.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)

@@ -1,0 +1,112 @@
+"""Management over gRPC in a mesh that asks who calls: every method and every role."""
+
+import types
+
+import pytest
+
+from mesh.access.grants import decide
+from mesh.access.verbs import Role
+from mesh.pb import modelmesh_pb2 as pb
+from mesh.statuses import Code
+from mesh.wire import framing
+from router.access.operations import Noun
+from router.services import health, modelmesh, reflection, v2server
+from router.services.methods import for_known
+from tests.support.access import guard_of, open_guard
+from tests.support.fakecalls import FakeCall
+from tests.support.waiting import until
+
+ROLES = {role.value: "mesh_" + role.value.ljust(43, "x") for role in Role}
+KEYS = {**ROLES, "scoped": "mesh_" + "s" * 43, "nobody": "mesh_" + "n" * 43}
+GRANTS = {role: (role, ["*"], [f"key:{role}"]) for role in ROLES} | {
+    "scoped": ("register", ["team/*"], ["key:scoped"]),
+}
+MESSAGES = {
+    "registerModel": pb.RegisterModelRequest(modelId="team/x"),
+    "addModel": pb.RegisterModelRequest(modelId="team/x"),
+    "unregisterModel": pb.UnregisterModelRequest(modelId="team/x"),
+    "deleteModel": pb.UnregisterModelRequest(modelId="team/x"),
+    "getModelStatus": pb.GetStatusRequest(modelId="team/x"),
+    "ensureLoaded": pb.EnsureLoadedRequest(modelId="team/x"),
+    "setVModel": pb.SetVModelRequest(vModelId="team/live", targetModelId="team/x"),
+    "deleteVModel": pb.DeleteVModelRequest(vModelId="team/live"),
+    "getVModelStatus": pb.GetVModelStatusRequest(vModelId="team/live"),
+}
+
+
+class Reached(Exception):
+    """The request has reached its handler."""
+
+
+def refuse(*_, **__):
+    raise Reached
+
+
+HANDLER = types.SimpleNamespace(register=refuse, unregister=refuse, of=refuse, ensure=refuse, set=refuse)
+HANDLER.delete = HANDLER.status = refuse
+MANAGEMENT = types.SimpleNamespace(
+    registration=HANDLER, loading=HANDLER, vmodels=HANDLER, status=types.SimpleNamespace(of=refuse)
+)
+
+
+def served(guard):
+    return modelmesh.methods(MANAGEMENT, lambda *_: None, guard)
+
+
+async def code_of(handlers, name, message, key):
+    """Calls a method and returns its status. INTERNAL says that the request has reached its handler."""
+    headers = [] if key is None else [(b"authorization", b"Bearer " + key.encode())]
+    call = FakeCall(name, headers, framing.pack(message.SerializeToString()))
+    handlers[name](call)
+    await until(lambda: bool(call.answers), interval=0.001, why="the call is answered")
+    return call.code
+
+
+@pytest.mark.parametrize("mode", ["management", "required"])
+@pytest.mark.parametrize("service", [b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/"])
+async def test_every_method_is_decided_for_every_key(mode, service):
+    guard = guard_of(mode, KEYS, GRANTS)
+    handlers = served(guard)
+    assert set(MESSAGES) == set(modelmesh.OPERATIONS)
+    for method, operation in modelmesh.OPERATIONS.items():
+        name = service + method.encode()
+        assert await code_of(handlers, name, MESSAGES[method], None) is Code.UNAUTHENTICATED
+        for key in KEYS.values():
+            principal = guard.known([(b"authorization", b"Bearer " + key.encode())])
+            subject = "team/x" if operation.noun is Noun.MODEL else "team/live"
+            allowed = decide(guard.authority.grants, principal, operation.verb, subject).allowed
+            expected = Code.INTERNAL if allowed else Code.PERMISSION_DENIED
+            assert await code_of(handlers, name, MESSAGES[method], key) is expected, (method, key)
+
+
+async def test_a_vmodel_may_only_name_models_that_its_owner_may_register():
+    handlers = served(guard_of("management", KEYS, GRANTS))
+    message = pb.SetVModelRequest(vModelId="team/live", targetModelId="other")
+    code = await code_of(handlers, b"/mmesh.ModelMesh/setVModel", message, KEYS["scoped"])
+    assert code is Code.PERMISSION_DENIED
+
+
+async def test_an_open_mesh_asks_nobody():
+    handlers = served(open_guard())
+    for method, message in MESSAGES.items():
+        assert await code_of(handlers, b"/mmesh.ModelMesh/" + method.encode(), message, None) is Code.INTERNAL
+
+
+async def test_health_answers_everybody_and_the_rest_only_known_callers():
+    server = types.SimpleNamespace(live=refuse, ready=refuse, metadata=refuse)
+    for mode, code in (("required", Code.UNAUTHENTICATED), ("management", None)):
+        guard = guard_of(mode, KEYS, GRANTS)
+        handlers = {**v2server.methods(server, guard), **for_known(guard, reflection.METHODS)}
+        for name in (b"ServerLive", b"ServerReady"):
+            with pytest.raises(Reached):
+                handlers[b"/inference.GRPCInferenceService/" + name](FakeCall(frame=framing.pack(b"")))
+        if code is None:
+            continue
+        for name in (b"/inference.GRPCInferenceService/ServerMetadata", *reflection.METHODS):
+            call = FakeCall(name, [], framing.pack(b""))
+            handlers[name](call)
+            assert call.code is code
+    call = FakeCall(b"/grpc.health.v1.Health/Check", [], framing.pack(b""))
+    health.Health(lambda: None).methods()[call.method](call)
+    await until(lambda: bool(call.answers), interval=0.001, why="the call is answered")
+    assert call.code is Code.OK

@@ -1,0 +1,331 @@
+"""REST in a mesh that asks who calls: every route, every role, and tricks with paths and headers."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from yarl import URL
+
+from mesh.access.grants import decide
+from mesh.access.verbs import Role, Verb
+from mesh.schema.authstore import AuthStore
+from mesh.statuses import Reason
+from router.access import operations
+from router.access.operations import Noun
+from router.calls import answers
+from router.rest import access as accessapi
+from router.rest import management
+from tests.support.access import guard_of
+
+INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+ROLES = {role.value: "mesh_" + role.value.ljust(43, "x") for role in Role}
+KEYS = {**ROLES, "scoped": "mesh_" + "s" * 43, "nobody": "mesh_" + "n" * 43}
+GRANTS = {role: (role, ["*"], [f"key:{role}"]) for role in ROLES} | {
+    "scoped": ("register", ["team/*"], ["key:scoped"]),
+}
+REFUSED = {401: "UNAUTHENTICATED", 403: "FORBIDDEN"}
+
+
+@pytest.fixture
+def mode():
+    """Returns the mode of the guard. A test overrides it by a parameter."""
+    return "required"
+
+
+@pytest.fixture
+async def worker(worker, mode, etcd, keys):
+    worker.guard = guard_of(mode, KEYS, GRANTS)
+    worker.authstore = AuthStore(etcd, keys)
+    dispatch = worker.dispatcher.dispatch
+
+    def guarded(call):  # as the dispatcher of a worker does
+        if worker.guard.asks(Verb.INFER):
+            name = worker_name(call.frame)
+            try:
+                worker.guard.allow(worker.guard.known(call.headers), Verb.INFER, name)
+            except management.MeshError as error:
+                answers.fail(call, error)
+                return
+        dispatch(call)
+
+    worker.models._dispatch = guarded
+    return worker
+
+
+def worker_name(frame):
+    return frame[7 : 7 + frame[6]].decode()
+
+
+def auth_of(key):
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+async def ask(http, method, path, *, key=None, body=None, headers=None):
+    """Sends a request, and returns the status and the JSON of the answer."""
+    url = URL(str(http._base_url).rstrip("/") + path, encoded=True)
+    sent = {"Content-Type": "application/json"} | auth_of(key) | (headers or {})
+    data = None if body is None else json.dumps(body)
+    async with http.request(method, url, data=data, headers=sent) as answer:
+        text = await answer.text()
+        if answer.status == 401:
+            assert answer.headers["WWW-Authenticate"] == 'Bearer realm="mesh"'
+        try:
+            return answer.status, json.loads(text)
+        except ValueError:
+            return answer.status, {}
+
+
+def named(route):
+    """Returns the name on which a request of a route is decided, for the name `team/x` or the prefix `team/`."""
+    if route.operation in (operations.LIST, operations.LIST_VMODELS):
+        return "team/*"
+    return "team/x" if route.operation.noun in (Noun.MODEL, Noun.VMODEL) else "*"
+
+
+ROUTES = management.ROUTES + accessapi.ROUTES
+
+
+@pytest.mark.parametrize("mode", ["management", "required"])
+async def test_every_route_of_management_is_decided_for_every_key(http, worker, mode):
+    """A request of each route gets 401 without a key, 403 if the pure decision denies it, and otherwise another
+    status."""
+    guard = worker.guard
+    for route in ROUTES:
+        name = "team%2Fx" if route.operation.noun in (Noun.MODEL, Noun.VMODEL) else "x1"
+        path = route.path.replace("{id:[^/]+}", name) + ("?prefix=team/" if named(route) == "team/*" else "")
+        for holder, key in {**KEYS, "": None, "wrong": "mesh_" + "w" * 43}.items():
+            status, answer = await ask(http, route.method, path, key=key)
+            if holder in ("", "wrong"):
+                assert (status, answer["reason"]) == (401, "UNAUTHENTICATED"), (route, holder)
+                continue
+            principal = guard.known([(b"authorization", b"Bearer " + key.encode())])
+            if route.operation.noun is Noun.MODELS:
+                expected = True  # each line is decided alone
+            else:
+                expected = decide(guard.authority.grants, principal, route.operation.verb, named(route)).allowed
+            assert (status not in REFUSED) is expected, (route, holder, status, answer)
+            assert expected or answer["reason"] == "FORBIDDEN"
+
+
+@pytest.mark.parametrize("mode", ["off"])
+async def test_an_open_mesh_asks_nobody(http, mode):
+    for path in ("/mesh/v1/models", "/mesh/v1/keys", "/mesh/v1/whoami", "/v2", "/v2/models"):
+        status, answer = await ask(http, "GET", path)
+        assert status not in REFUSED, (path, answer)
+
+
+@pytest.mark.parametrize("mode", ["management"])
+async def test_management_asks_and_inference_does_not(http, mode):
+    assert (await ask(http, "POST", "/v2/models/m/infer", body=INFER))[0] == 200
+    assert (await ask(http, "GET", "/v2"))[0] == 200
+    assert (await ask(http, "GET", "/v2/models"))[0] == 401
+    assert (await ask(http, "GET", "/mesh/v1/nothing"))[0] == 401
+    assert (await ask(http, "GET", "/nothing"))[0] == 404
+
+
+async def test_each_path_of_v2_is_asked(http):
+    """Health answers everybody, because probes have no key. Every other path needs a known caller, an unknown one
+    too."""
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert (await ask(http, "GET", path))[0] == 200
+    for method, path in (
+        ("GET", "/v2"),
+        ("GET", "/v2/models"),
+        ("GET", "/v2/models/m"),
+        ("GET", "/v2/models/m/ready"),
+        ("POST", "/v2/models/m/infer"),
+        ("POST", "/v2/repository/index"),
+        ("GET", "/nothing"),
+        ("DELETE", "/v2"),
+    ):
+        status, answer = await ask(http, method, path)
+        assert (status, answer.get("reason")) == (401, "UNAUTHENTICATED"), path
+    assert (await ask(http, "GET", "/v2", key=KEYS["nobody"]))[0] == 200
+    assert (await ask(http, "GET", "/nothing", key=KEYS["nobody"]))[0] == 404
+    assert (await ask(http, "POST", "/v2/repository/index", key=KEYS["nobody"]))[0] == 501
+    assert (await ask(http, "GET", "/v2/models", key=KEYS["scoped"]))[0] == 403
+    assert (await ask(http, "GET", "/v2/models", key=KEYS["read"]))[0] == 200
+
+
+@pytest.mark.parametrize("holder", [*KEYS, ""])
+async def test_inference_is_for_those_who_may_infer(http, worker, holder):
+    key = KEYS.get(holder)
+    expected = {"infer": 200, "admin": 200, "": 401}.get(holder, 403)
+    for method, path, body in (
+        ("POST", "/v2/models/team%2Fx/infer", INFER),
+        ("GET", "/v2/models/team%2Fx", None),
+        ("GET", "/v2/models/team%2Fx/ready", None),
+    ):
+        assert (await ask(http, method, path, key=key, body=body))[0] == expected
+    if expected != 200:
+        assert not worker.dispatcher.calls
+
+
+class TestThePlainServer:
+    """The plain HTTP server behind Envoy, which serves inference without aiohttp."""
+
+    @pytest.fixture(params=["plain", "envoy"])
+    def carrier(self, request):
+        return request.param
+
+    @pytest.mark.parametrize("holder", [*KEYS, ""])
+    async def test_inference_is_for_those_who_may_infer(self, http, worker, holder):
+        expected = {"infer": 200, "admin": 200, "": 401}.get(holder, 403)
+        for _ in range(4):  # a head is known from its third time on
+            status, answer = await ask(http, "POST", "/v2/models/m/infer", key=KEYS.get(holder), body=INFER)
+            assert status == expected
+            assert expected == 200 or answer["reason"] == REFUSED[expected]
+        assert bool(worker.dispatcher.calls) is (expected == 200)
+
+    async def test_a_revoked_key_is_refused_even_if_the_head_is_known(self, http, worker):
+        for _ in range(4):
+            assert (await ask(http, "POST", "/v2/models/m/infer", key=KEYS["infer"], body=INFER))[0] == 200
+        worker.guard.authority.snapshot(2, [])
+        assert (await ask(http, "POST", "/v2/models/m/infer", key=KEYS["infer"], body=INFER))[0] == 401
+
+    async def test_a_refused_request_is_refused_before_its_body_is_read_as_json(self, http):
+        status, answer = await ask(http, "POST", "/v2/models/m/infer", body="not an object")
+        assert (status, answer["reason"]) == (401, "UNAUTHENTICATED")
+
+
+async def test_each_line_of_an_import_is_decided_alone(http, worker):
+    lines = "".join(
+        json.dumps({"id": one, "type": "onnx", "path": "/a"}) + "\n" for one in ("team/a", "other", "team/b")
+    )
+    headers = {"Content-Type": "application/x-ndjson"} | auth_of(KEYS["scoped"])
+    async with http.post("/mesh/v1/models:import", data=lines, headers=headers) as answer:
+        told = [json.loads(line) for line in (await answer.text()).splitlines()]
+    assert told[0]["error"]["id"] == "other"
+    assert told[0]["error"]["reason"] == "FORBIDDEN"
+    assert (told[-1]["created"], told[-1]["failed"]) == (2, 1)
+    assert set(worker.management.models) == {"team/a", "team/b"}
+    async with http.post("/mesh/v1/models:unregister", data='{"id": "other"}\n', headers=headers) as answer:
+        assert "FORBIDDEN" in await answer.text()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"target": "other"},
+        {"weights": {"team/a": 1, "other": 1}},
+        {"target": "team/a", "mirror": {"target": "other"}},
+        {"version": "1", "target": "other", "model": {"type": "onnx", "path": "/a"}},
+    ],
+)
+async def test_an_alias_may_only_name_models_that_its_owner_may_register(http, worker, body):
+    """A request that names another model is refused, because an alias would give its owner access to that model."""
+    status, answer = await ask(http, "PUT", "/mesh/v1/aliases/team%2Flive", key=KEYS["scoped"], body=body)
+    assert (status, answer["reason"]) == (403, "FORBIDDEN")
+    assert "on other" in answer["error"]
+    assert not worker.management.vmodels.requests
+
+
+async def test_an_alias_may_get_versions_of_its_own(http, worker):
+    body = {"version": "7", "model": {"type": "onnx", "path": "/a"}}
+    status, _ = await ask(http, "PUT", "/mesh/v1/aliases/team%2Flive", key=KEYS["scoped"], body=body)
+    assert status not in REFUSED
+    assert [one.item.model_id for one in worker.management.vmodels.requests] == ["team/live@7"]
+
+
+async def test_keys_and_grants_over_rest(http, worker):
+    """An admin creates a key with a role, lists it without its secret, rotates and revokes it."""
+    admin = KEYS["admin"]
+    body = {"role": "infer", "models": ["fraud/*"], "groups": ["team-a"], "expires_in": 3600}
+    status, made = await ask(http, "PUT", "/mesh/v1/keys/ci", key=admin, body=body)
+    assert status == 201
+    assert made["key"].startswith("mesh_")
+    assert (await ask(http, "PUT", "/mesh/v1/keys/ci", key=admin, body=body))[0] == 409
+    status, listed = await ask(http, "GET", "/mesh/v1/keys", key=admin)
+    assert made["key"] not in json.dumps(listed)
+    (one,) = listed["keys"]
+    assert (one["name"], one["groups"], len(one["secrets"])) == ("ci", ["team-a"], 1)
+    status, again = await ask(http, "POST", "/mesh/v1/keys/ci/rotate", key=admin, body={"overlap": 60})
+    assert (status, again["key"] != made["key"], bool(again["former_until"])) == (200, True, True)
+    given = (await ask(http, "GET", "/mesh/v1/grants", key=admin))[1]["grants"]
+    assert given == {"ci": {"role": "infer", "models": ["fraud/*"], "to": ["key:ci"]}}
+    grant = {"role": "read", "models": ["*"], "to": ["group:team-a"]}
+    assert (await ask(http, "PUT", "/mesh/v1/grants/team-a", key=admin, body=grant))[0] == 201
+    assert (await ask(http, "PUT", "/mesh/v1/grants/team-a", key=admin, body=grant))[0] == 200
+    status, answer = await ask(http, "PUT", "/mesh/v1/grants", key=admin, body={"grants": {"team-b": grant}})
+    assert answer == {"written": ["team-b"], "removed": ["team-a"]}
+    assert (await ask(http, "DELETE", "/mesh/v1/grants/team-b", key=admin))[1]["existed"]
+    assert (await ask(http, "DELETE", "/mesh/v1/keys/ci", key=admin))[1]["existed"]
+    assert (await ask(http, "GET", "/mesh/v1/grants", key=admin))[1] == {"grants": {}}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "why"),
+    [
+        ("PUT", "keys/ci", {"role": "root"}, "is not a role"),
+        ("PUT", "keys/ci", {"expires_in": -1}, "expires_in must be"),
+        ("PUT", "keys/ci", {"groups": "a"}, "groups must be"),
+        ("PUT", "keys/ci", {"secret": "mine"}, "secret"),
+        ("PUT", "keys/a%2Fb", {}, "not a valid name"),
+        ("POST", "keys/ci/rotate", {"overlap": "1h"}, "overlap must be"),
+        ("PUT", "grants/g", {"role": "infer", "models": ["*"], "to": ["ci"]}, "is not a subject"),
+        ("PUT", "grants/g", {"role": "infer", "models": ["*"]}, "to must be"),
+        ("PUT", "grants", {"grants": []}, "must be an object"),
+        ("PUT", "grants", {"grants": {"g": 7}}, "the grant g must be"),
+        ("PUT", "grants", {"grants": {"a/b": {"role": "infer", "models": ["*"], "to": ["key:a"]}}}, "valid name"),
+    ],
+)
+async def test_bad_requests_about_keys_and_grants(http, method, path, body, why):
+    status, answer = await ask(http, method, f"/mesh/v1/{path}", key=KEYS["admin"], body=body)
+    assert (status, answer["reason"]) == (400, "BAD_REQUEST"), answer
+    assert why in answer["error"]
+
+
+async def test_a_caller_learns_what_it_may_do(http):
+    _, answer = await ask(http, "GET", "/mesh/v1/whoami", key=KEYS["scoped"])
+    assert answer["name"] == "key:scoped"
+    assert answer["grants"] == {"scoped": {"role": "register", "models": ["team/*"], "to": ["key:scoped"]}}
+    _, answer = await ask(http, "GET", "/mesh/v1/whoami", key=KEYS["nobody"])
+    assert answer["grants"] == {}
+
+
+# -- tricks with paths
+
+PIECES = st.sampled_from(
+    [
+        "team",
+        "%2F",
+        "%2f",
+        "/",
+        "..",
+        "%2e%2e",
+        ".",
+        "x",
+        "other",
+        "%",
+        "%00",
+        "//",
+        "*",
+        "team%252Fx",
+        "?a=/",
+        "#",
+        ";",
+    ]
+)
+METHODS = st.sampled_from(["GET", "PUT", "PATCH", "DELETE", "HEAD", "POST", "OPTIONS", "get", "X"])
+BEGINNINGS = st.sampled_from(["/mesh/v1/models/", "/mesh/v1/aliases/", "/v2/models/", "//mesh/v1/models/", "/mesh/"])
+ENDS = st.sampled_from(["", "/load", "/infer", "/ready", "/explain", "/versions/1/infer"])
+
+
+@given(METHODS, BEGINNINGS, st.lists(PIECES, max_size=4).map("".join), ENDS)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+async def test_no_trick_with_paths_turns_a_denial_into_an_answer(http, worker, method, beginning, middle, end):
+    """A key without any grant changes nothing and learns nothing of any model, whatever the path looks like."""
+    before = dict(worker.management.models)
+    path = beginning + middle + end
+    status, answer = await ask(http, method, path, key=KEYS["nobody"], body={"type": "onnx", "path": "/a"})
+    assert status >= 400, (path, status, answer)
+    assert answer.get("reason") in (
+        None,
+        Reason.FORBIDDEN.name,
+        Reason.BAD_REQUEST.name,
+        "UNKNOWN_METHOD",
+        "UNSUPPORTED",
+    )
+    assert worker.management.models == before
+    assert not worker.dispatcher.calls
