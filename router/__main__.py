@@ -92,6 +92,7 @@ def main(
             dataplane_path=str(methods.dataplane_config_path.absolute()) if methods.dataplane_config_path else "",
             default_vmodel_owner=default_vmodel_owner,
             auth=access.auth,
+            audit=access.trail(),
             admin_key_file=str(access.admin_key_file.absolute()) if access.admin_key_file else "",
             drain=limits.drain_timeout,
             log_format=logging.log_format,

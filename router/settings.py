@@ -61,6 +61,7 @@ class RouterSettings:
     default_vmodel_owner: str = ""  # of vmodels that are created without an owner
 
     auth: str = "off"  # callers that must be known: those of "management", or all ("required")
+    audit: str = "off"  # the trail of changes: "log", or the path of a file
     admin_key_file: str = ""  # path of a file with the key of an admin; empty: none
 
     drain: float = 20.0  # time for calls in flight when the router stops

@@ -232,9 +232,10 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
                     "request_headers_to_remove": ["x-forwarded-proto", "x-envoy-external-address"],
                     "routes": [
                         # content-type application/grpc, or with +proto and the like
+                        *(_route(GRPC_CLUSTER, {"prefix": prefix, "grpc": {}}) | _PEER for prefix in _MANAGEMENT),
                         _route(GRPC_CLUSTER, {"prefix": "/", "grpc": {}}),
                         _route(INFERENCE_CLUSTER, {"prefix": "/v2/models/", "headers": [_POST]}),
-                        _route(REST_CLUSTER, {"prefix": "/"}),
+                        _route(REST_CLUSTER, {"prefix": "/"}) | _PEER,
                     ],
                 }
             ],
@@ -265,6 +266,19 @@ def _http1() -> dict[str, Any]:
         "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
     }
 
+
+_MANAGEMENT = ("/mmesh.ModelMesh/", "/com.ibm.watson.tas.proto.TasRuntime/")
+
+# The client's address, for the audit trail. Calls to models do not get it: their heads would differ by client, and the
+# workers would have to parse each.
+_PEER = {
+    "request_headers_to_add": [
+        {
+            "header": {"key": "mesh-peer", "value": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }
+    ]
+}
 
 _POST = {"name": ":method", "string_match": {"exact": "POST"}}
 

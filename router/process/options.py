@@ -9,6 +9,7 @@ import typer
 
 from mesh.options import checked, tls, values
 from router.access import adminkeys
+from router.access import audit as audits
 from router.access.guard import MODES
 
 _BODY_BYTES = 256 << 20
@@ -110,8 +111,28 @@ class AccessControl:
         ),
     ] = None
 
+    audit: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUDIT",
+            metavar="auto|off|log|FILE",
+            help="Place of the lines about changes: the log, or a file to append to. auto: the log, with --auth.",
+        ),
+    ] = "auto"
+
+    def trail(self) -> str:
+        """Returns the place of the audit trail: off, log, or the absolute path of a file."""
+        if self.audit == audits.AUTO:
+            return audits.OFF if self.auth == "off" else audits.LOG
+        return self.audit if self.audit in (audits.OFF, audits.LOG) else str(Path(self.audit).absolute())
+
     def check(self) -> None:
         """Raises BadParameter for options that cannot work."""
+        try:
+            audits.Audit(self.trail()).close()
+        except OSError as error:
+            text = f"{self.audit} cannot be written: {error.strerror}"
+            raise typer.BadParameter(text, param_hint="--audit") from error
         if self.auth not in MODES:
             raise typer.BadParameter(f"{self.auth!r} is none of {', '.join(MODES)}", param_hint="--auth")
         if self.admin_key_file is not None:

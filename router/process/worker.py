@@ -35,6 +35,7 @@ from mesh.wire.plainserver import PlainServer
 from mesh.wire.server import Server
 from router import services
 from router.access.adminkeys import AdminKeys
+from router.access.audit import Audit
 from router.access.authority import Authority
 from router.access.guard import OFF, REQUIRED, Guard
 from router.calls.dispatch import Dispatcher
@@ -140,6 +141,7 @@ class WorkerProcess:
         authority = Authority(keys)
         self.guard = Guard(authority, mode=settings.auth, admin=AdminKeys(settings.admin_key_file))
         guard = self.guard if settings.auth == REQUIRED else None
+        self.audit = Audit(settings.audit)
         routes = Routes()
         self.dataplane = DataplaneFollower(settings.dataplane_published, routes)
         self.dispatcher = Dispatcher(self.forwarder, routes, guard)
@@ -173,6 +175,7 @@ class WorkerProcess:
             view=self.view,
             bodies=bodies,
             guard=self.guard,
+            audit=self.audit,
             authstore=AuthStore(self.etcd, keys),
             snapshots=self.feed.merged,
             dataplane=self.dataplane.document,
@@ -184,6 +187,7 @@ class WorkerProcess:
                 management=self.management,
                 managed=meter.managed,
                 guard=self.guard,
+                audit=self.audit,
             )
         )
         self.server = Server(
@@ -269,6 +273,7 @@ class WorkerProcess:
         self.view.close()
         await self.agents.close()
         await self.etcd.close()
+        self.audit.close()
 
     def _drain(self) -> None:
         self._draining = True
@@ -300,6 +305,7 @@ class WorkerProcess:
             self.prober.look()
             self.dataplane.look()
             self.guard.look()
+            self.audit.look()
             self.feed.tell()
             if self.budget.settle():
                 await asyncio.to_thread(heap.trim)

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from router.access.guard import OFF
 from router.inference.models import CallFailed
 from router.rest import bodies, doors, errors, origins, responses
 from router.rest.access import AccessApi
@@ -32,16 +31,14 @@ _MAX_HEADER = 64 * 1024  # bytes; the edge has the same limit
 
 def make_app(parts: Parts) -> web.Application:
     """Returns the application. Run it with `make_runner`."""
-    settings, guard = parts.settings, parts.guard
+    settings, guard, audit = parts.settings, parts.guard, parts.audit
     loopback = origins.is_loopback(settings.listen if settings.edge == "envoy" else settings.rest_listen)
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.rel_url.raw_path.startswith("/mesh/"):
             origins.check(request, loopback=loopback)
-        if guard.mode != OFF:
-            doors.ask(request, guard)
-        return await handler(request)
+        return await doors.audited(request, guard, audit, handler)
 
     app = web.Application(middlewares=[_heard_out, _failures, guarded])
     app.on_response_prepare.append(_anonymous)

@@ -8,16 +8,20 @@ Inference is decided again by the dispatcher of calls; here it is refused before
 """
 
 from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
+from urllib.parse import unquote
 
 from aiohttp import web
 
 from mesh.access import patterns
 from mesh.access.principals import Principal
 from mesh.access.verbs import Verb
+from mesh.statuses import MeshError, Reason
 from mesh.wire.call import Header
-from mesh.wire.headers import AUTHORIZATION, CLIENT_CERTIFICATE
+from mesh.wire.headers import AUTHORIZATION, CLIENT_CERTIFICATE, PEER
 from router.access import operations
-from router.access.guard import OPEN, Guard
+from router.access.audit import CANCELLED, NOBODY, OK, Audit, changes
+from router.access.guard import OFF, OPEN, Guard
 from router.access.operations import Noun, Operation
 from router.rest.asked import decoded, split_path
 
@@ -57,6 +61,29 @@ def ask(request: web.Request, guard: Guard) -> None:
         guard.allow(principal, operation.verb, _name(request, operation))
 
 
+async def audited(request: web.Request, guard: Guard, audit: Audit, handler: Handler) -> web.StreamResponse:
+    """Asks who sends a request and whether the caller may, runs its handler, and notes the outcome of a change."""
+    result = CANCELLED
+    try:
+        if guard.mode != OFF:
+            ask(request, guard)
+        response = await handler(request)
+        result = OK if response.status < HTTPStatus.BAD_REQUEST else str(response.status)
+        return response
+    except MeshError as error:
+        result = error.reason.name
+        raise
+    except Exception as error:
+        result = type(error).__name__
+        raise
+    finally:
+        operation = operation_of(request)
+        if changes(operation):
+            unknown = result == Reason.UNAUTHENTICATED.name
+            who = NOBODY if unknown else principal_of(request).name
+            audit.note(operation, who=who, name=_shown(request), peer=_peer(request), result=result)
+
+
 def principal_of(request: web.Request) -> Principal:
     """Returns the caller of a request that `ask` has admitted."""
     principal: Principal = request.get(_PRINCIPAL, OPEN)
@@ -73,6 +100,18 @@ def may(request: web.Request, guard: Guard, verb: Verb, names: Iterable[str]) ->
 def _managing(request: web.Request, operation: Operation) -> bool:
     """Returns whether a request for every known caller belongs to management, where callers must be known first."""
     return operation.verb is Verb.KNOWN and request.rel_url.raw_path.startswith("/mesh/")
+
+
+def _shown(request: web.Request) -> str:
+    """Returns the name in the path of a request, or `EVERYTHING`."""
+    segments = request.rel_url.raw_path.split("/")
+    return unquote(segments[4]) if len(segments) > 4 else patterns.EVERYTHING
+
+
+def _peer(request: web.Request) -> str:
+    """Returns the address of a request's sender. Behind Envoy the connection comes from a unix socket."""
+    found: str = request.headers.get(PEER.decode(), "")
+    return request.remote or found
 
 
 def _name(request: web.Request, operation: Operation) -> str:

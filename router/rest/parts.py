@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mesh.schema.authstore import AuthStore
 from mesh.telemetry import metrics
+from router.access.audit import Audit
 from router.access.guard import Guard
 from router.inference.models import Models
 from router.inference.server import V2Server
@@ -27,6 +28,7 @@ class Parts:
     view: View
     bodies: Bodies
     guard: Guard
+    audit: Audit
     authstore: AuthStore
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # merged metrics of all workers of this router pod
     dataplane: Callable[[], Mapping[str, object] | None]  # the configuration in force, if there is one

@@ -7,6 +7,7 @@ or later.
 from collections.abc import Callable, Mapping
 
 from mesh.wire.call import Handler
+from router.access.audit import Audit
 from router.access.guard import Guard
 from router.inference.server import V2Server
 from router.management.handlers import Management
@@ -21,11 +22,12 @@ def methods(
     management: Management,
     managed: modelmesh.Managed,
     guard: Guard,
+    audit: Audit,
 ) -> Mapping[bytes, Handler]:
     """Returns all methods by full name, with the leading slash."""
     return {
         **health.Health(ready).methods(),
         **for_known(guard, reflection.METHODS),
         **v2server.methods(server, guard),
-        **modelmesh.methods(management, managed, guard),
+        **modelmesh.methods(management, managed, guard, audit),
     }

@@ -12,12 +12,15 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from mesh.access import patterns
 from mesh.pb import modelmesh_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
 from mesh.wire import framing
+from mesh.wire.headers import PEER
 from placement.vmodels.changes import SetVModel
 from router.access import operations
+from router.access.audit import CANCELLED, NOBODY, OK, Audit
 from router.access.guard import OPEN, Guard
 from router.access.operations import Noun, Operation
 from router.management.handlers import Management
@@ -137,14 +140,14 @@ OPERATIONS: Mapping[str, Operation] = {
 """The operation of each method, by its short name. Permissions depend on it, over gRPC as over REST."""
 
 
-def methods(management: Management, managed: Managed, guard: Guard) -> Mapping[bytes, wire.Handler]:
+def methods(management: Management, managed: Managed, guard: Guard, audit: Audit) -> Mapping[bytes, wire.Handler]:
     """Returns the methods by full name, with the leading slash."""
     served = ModelMesh(management)
 
     def method(
         operation: Operation, name: str, message: type[M], serve: Callable[[M], Awaitable[Message]]
     ) -> tuple[Operation, wire.Handler]:
-        return operation, _Method(operation, name, message, serve, managed, guard).handler()
+        return operation, _Method(operation, name, message, serve, managed, guard, audit).handler()
 
     handlers: Mapping[Operation, wire.Handler] = dict(
         (
@@ -173,7 +176,9 @@ class _Method(Generic[M]):
         serve: Callable[[M], Awaitable[Message]],
         managed: Managed,
         guard: Guard,
+        audit: Audit,
     ) -> None:
+        self._audit = audit
         self._operation = operation
         self._name = name
         self._message = message
@@ -188,33 +193,46 @@ class _Method(Generic[M]):
     async def _answer(self, call: wire.Call) -> None:
         began = time.perf_counter()
         code = int(Code.CANCELLED)
+        who, name, result = NOBODY, patterns.EVERYTHING, CANCELLED
         try:
+            guard, verb = self._guard, self._operation.verb
+            principal = guard.known(call.headers) if guard.asks(verb) else OPEN
+            who = principal.name
             request = await self._read(call)
+            names = _named(self._operation, request)
+            name = names[0]
+            if principal is not OPEN:
+                for one in names:
+                    guard.allow(principal, verb, one)
             try:
                 async with asyncio.timeout_at(call.deadline):
                     reply = await self._serve(request)
             except TimeoutError as error:
                 raise MeshError(Reason.DEADLINE, "the deadline has passed") from error
             call.reply(framing.pack(reply.SerializeToString()))
-            code = int(Code.OK)
+            code, result = int(Code.OK), OK
         except MeshError as error:
-            code = int(error.reason.code)
+            code, result = int(error.reason.code), error.reason.name
+            raise
+        except Exception as error:
+            result = type(error).__name__
             raise
         finally:
             self._managed(self._name, code, (time.perf_counter() - began) * 1000)
+            self._audit.note(self._operation, who=who, name=name, peer=_peer(call), result=result)
 
     async def _read(self, call: wire.Call) -> M:
-        """Returns the request, once its caller is known and may do what it asks for. Raises MeshError."""
-        guard, verb = self._guard, self._operation.verb
-        principal = guard.known(call.headers) if guard.asks(verb) else OPEN
+        """Returns the request. Raises MeshError."""
         frame = await call.read()
         if frame is None:
             raise MeshError(Reason.BAD_REQUEST, "the call has no request message")
-        request = decode(self._message, call, frame)
-        if principal is not OPEN:
-            for name in _named(self._operation, request):
-                guard.allow(principal, verb, name)
-        return request
+        return decode(self._message, call, frame)
+
+
+def _peer(call: wire.Call) -> str:
+    """Returns the address of a call's sender. Behind Envoy the connection comes from a unix socket, without address."""
+    found = None if call.peer.startswith(("ipv4:", "ipv6:")) else call.header(PEER)
+    return call.peer if found is None else found.decode("latin-1")
 
 
 def _named(operation: Operation, request: Any) -> list[str]:

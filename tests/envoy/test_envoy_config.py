@@ -47,9 +47,17 @@ def test_each_kind_of_call_goes_to_its_own_sockets():
 
 
 def test_routes_are_matched_from_grpc_to_everything():
-    """A gRPC call is never routed as REST, whatever its path. Requests posted to a model are routed as inference."""
+    """A gRPC call is never routed as REST, whatever its path. Requests posted to a model are routed as inference. Only
+    requests to management are told the client's address."""
     (virtual_hosts,) = values(config.bootstrap(SETTINGS), "virtual_hosts")
-    first, second, third = virtual_hosts[0]["routes"]
+    *managing, first, second, third = virtual_hosts[0]["routes"]
+    assert {route["route"]["cluster"] for route in managing} == {config.GRPC_CLUSTER}
+    assert {route["match"]["prefix"] for route in managing} == {
+        "/mmesh.ModelMesh/",
+        "/com.ibm.watson.tas.proto.TasRuntime/",
+    }
+    told = [route for route in virtual_hosts[0]["routes"] if "request_headers_to_add" in route]
+    assert told == [*managing, third]
     assert (first["match"], first["route"]["cluster"]) == ({"prefix": "/", "grpc": {}}, config.GRPC_CLUSTER)
     assert (second["match"]["prefix"], second["route"]["cluster"]) == ("/v2/models/", config.INFERENCE_CLUSTER)
     assert (third["match"], third["route"]["cluster"]) == ({"prefix": "/"}, config.REST_CLUSTER)

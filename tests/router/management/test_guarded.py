@@ -1,5 +1,6 @@
 """Management over gRPC in a mesh that asks who calls: every method and every role."""
 
+import json
 import types
 
 import pytest
@@ -9,6 +10,7 @@ from mesh.access.verbs import Role
 from mesh.pb import modelmesh_pb2 as pb
 from mesh.statuses import Code
 from mesh.wire import framing
+from router.access.audit import Audit
 from router.access.operations import Noun
 from router.services import health, modelmesh, reflection, v2server
 from router.services.methods import for_known
@@ -50,7 +52,7 @@ MANAGEMENT = types.SimpleNamespace(
 
 
 def served(guard):
-    return modelmesh.methods(MANAGEMENT, lambda *_: None, guard)
+    return modelmesh.methods(MANAGEMENT, lambda *_: None, guard, Audit("off"))
 
 
 async def code_of(handlers, name, message, key):
@@ -77,6 +79,23 @@ async def test_every_method_is_decided_for_every_key(mode, service):
             allowed = decide(guard.authority.grants, principal, operation.verb, subject).allowed
             expected = Code.INTERNAL if allowed else Code.PERMISSION_DENIED
             assert await code_of(handlers, name, MESSAGES[method], key) is expected, (method, key)
+
+
+async def test_each_change_has_a_line_in_the_audit_trail(tmp_path):
+    file = tmp_path / "audit.log"
+    trail = Audit(str(file))
+    handlers = modelmesh.methods(MANAGEMENT, lambda *_: None, guard_of("management", KEYS, GRANTS), trail)
+    register = b"/mmesh.ModelMesh/registerModel"
+    for key in (None, KEYS["nobody"], KEYS["scoped"]):
+        await code_of(handlers, register, MESSAGES["registerModel"], key)
+    await code_of(handlers, b"/mmesh.ModelMesh/getModelStatus", MESSAGES["getModelStatus"], KEYS["read"])
+    trail.close()
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["who"], line["what"], line["name"], line["from"], line["result"]) for line in found] == [
+        ("-", "register", "*", "test", "UNAUTHENTICATED"),
+        ("key:nobody", "register", "team/x", "test", "FORBIDDEN"),
+        ("key:scoped", "register", "team/x", "test", "Reached"),
+    ]
 
 
 async def test_a_vmodel_may_only_name_models_that_its_owner_may_register():

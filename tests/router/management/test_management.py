@@ -18,6 +18,7 @@ from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
 from placement.copies import CopyLimits
+from router.access.audit import Audit
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -129,7 +130,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         note=lambda *noted_: noted.append(noted_),
         wall=lambda: NOW,
     )
-    dispatcher.serve(modelmesh.methods(management, meter.managed, open_guard()))
+    dispatcher.serve(modelmesh.methods(management, meter.managed, open_guard(), Audit("off")))
     yield Desk(Asked(management), etcd, keys, agents, view, dispatcher, listeners, noted)
     await management.vmodels.close()
     await coldstart.close()

@@ -25,6 +25,7 @@ from mesh.telemetry import metrics
 from mesh.wire import framing
 from mesh.wire.budget import Budget
 from mesh.wire.plainserver import PlainServer
+from router.access.audit import Audit
 from router.access.authority import Authority
 from router.access.guard import OFF, Guard
 from router.calls import answers
@@ -263,6 +264,7 @@ class FakeWorker:
     registry: metrics.Registry = field(default_factory=metrics.Registry)
     reason: str | None = None
     guard: Guard = field(default_factory=lambda: Guard(Authority(Keys("mm/t")), mode=OFF))
+    audit: Audit = field(default_factory=lambda: Audit("off"))
     authstore: object = None
     budget: Budget = field(default_factory=lambda: Budget(256 << 20))
 

@@ -2,6 +2,7 @@
 
 import json
 
+import aiohttp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,12 @@ from mesh.access.verbs import Role, Verb
 from mesh.schema.authstore import AuthStore
 from mesh.statuses import Reason
 from router.access import operations
+from router.access.audit import Audit
 from router.access.operations import Noun
 from router.calls import answers
 from router.rest import access as accessapi
 from router.rest import management
+from tests.router.rest import conftest
 from tests.support.access import guard_of
 
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
@@ -282,6 +285,60 @@ async def test_a_caller_learns_what_it_may_do(http):
     assert answer["grants"] == {"scoped": {"role": "register", "models": ["team/*"], "to": ["key:scoped"]}}
     _, answer = await ask(http, "GET", "/mesh/v1/whoami", key=KEYS["nobody"])
     assert answer["grants"] == {}
+
+
+# -- the audit trail
+
+
+@pytest.fixture
+def trail(worker, tmp_path):
+    """Returns a function that lists the lines of the audit trail: who, what, name, result."""
+    file = tmp_path / "audit.log"
+    worker.audit = Audit(str(file))
+
+    def read():
+        assert "mesh_" not in file.read_text()
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+        assert all(line["from"] == "127.0.0.1" for line in found)
+        return [(line["who"], line["what"], line["name"], line["result"]) for line in found]
+
+    yield read
+    worker.audit.close()
+
+
+@pytest.fixture
+async def watched(trail, worker, carrier, request):
+    """Returns a session of a worker that is served once it has its audit trail."""
+    async with conftest.CARRIERS[carrier](worker, request) as port:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            yield session
+
+
+@pytest.mark.parametrize("carrier", ["aiohttp", "envoy"])
+async def test_each_change_has_a_line_with_its_caller_and_outcome(watched, trail, carrier):
+    """Changes have a line, refused ones too, and reads have none. The client's address is what the edge says, not what
+    the client claims."""
+    forged = {"mesh-peer": "10.9.9.9"} if carrier == "envoy" else {}
+    model = {"type": "onnx", "path": "/a"}
+    for key, method, path, body in (
+        (KEYS["scoped"], "PUT", "/mesh/v1/models/team%2Fx", model),
+        (KEYS["scoped"], "PUT", "/mesh/v1/models/other", model),
+        (None, "DELETE", "/mesh/v1/models/team%2Fx", None),
+        (KEYS["read"], "GET", "/mesh/v1/models/team%2Fx", None),
+        (KEYS["admin"], "GET", "/mesh/v1/keys", None),
+        (KEYS["admin"], "PUT", "/mesh/v1/models/team%2Fx", {**model, "path": "/b"}),
+        (KEYS["admin"], "PUT", "/mesh/v1/settings/type_limits", {}),
+        (KEYS["admin"], "PUT", "/mesh/v1/keys/ci", {"role": "infer"}),
+    ):
+        await ask(watched, method, path, key=key, body=body, headers=forged)
+    assert trail() == [
+        ("key:scoped", "register", "team/x", "OK"),
+        ("key:scoped", "register", "other", "FORBIDDEN"),
+        ("-", "unregister", "team/x", "UNAUTHENTICATED"),
+        ("key:admin", "register", "team/x", "CONFLICT"),
+        ("key:admin", "set", "type_limits", "OK"),
+        ("key:admin", "create-key", "ci", "OK"),
+    ]
 
 
 # -- tricks with paths
