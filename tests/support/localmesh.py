@@ -50,6 +50,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                env={**os.environ, "PYTHONPATH": _searched()},
             )
 
     @property
@@ -82,6 +83,13 @@ class Program:
     def tail(self, lines: int = 25) -> str:
         """Returns the end of the process's output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+
+def _searched() -> str:
+    """Returns where Python searches for modules. A pod starts its `twin` without the current folder, and `twin` is not
+    installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))
 
 
 def children(pid: int) -> list[int]:
@@ -224,7 +232,9 @@ class LocalMesh:
                 lambda number=number: self._sees(number, len(self.pods) if pods is None else pods),
                 timeout=60,
                 interval=0.1,
-                why=f"{router.name} ready, with its pods:\n" + "\n".join(p.tail() for p in [router, *self.pods]),
+                why=lambda router=router: "\n".join(  # type: ignore[misc]
+                    [f"{router.name} ready, with its pods:", *(p.tail() for p in [router, *self.pods])]
+                ),
             )
 
     async def _sees(self, router: int, pods: int) -> bool:
