@@ -16,8 +16,12 @@ THREAD_NS = 1_000_000
 does not flap."""
 
 _MOST_NS = 4 * THREAD_NS
-"""The most that a single call can count, so that one outlier (a busy machine, a page fault storm) does not move a fast
-class."""
+"""The most that a single call can count."""
+
+_MOST_TIMES = 4
+"""The most that a single call can count, in multiples of the mean, but at least `INLINE_NS`. On a busy machine, or under
+a CPU quota, one call in a hundred is stopped for milliseconds, and such outliers do not move a fast class. A class that
+has become slow leaves the loop after about ten calls."""
 
 
 class Pace:
@@ -44,7 +48,9 @@ class Pace:
                         self.inline[smaller] = True
                 self.inline[index] = True
             return
-        mean += ((took_ns if took_ns < _MOST_NS else _MOST_NS) - mean) >> 3
+        if took_ns > INLINE_NS:
+            took_ns = min(took_ns, max(INLINE_NS, _MOST_TIMES * mean), _MOST_NS)
+        mean += (took_ns - mean) >> 3
         self._ns[index] = mean
         if mean > THREAD_NS:
             self.inline[index] = False
