@@ -81,21 +81,21 @@ class Level(Count):
 class Distribution:
     """One series of a histogram."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum: float = 0
 
     def observe(self, value: float) -> None:
         """Counts one value."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def quantile(self, q: float) -> float:
         """Returns the q-quantile (0 to 1), interpolated inside its bucket, or 0 without observations."""
-        return quantile(self._bounds, self.counts, q)
+        return quantile(self.bounds, self.counts, q)
 
     def read(self) -> object:
         """Returns the value for a snapshot."""

@@ -15,6 +15,21 @@ Header = tuple[bytes, bytes]
 Headers = Sequence[Header]
 
 
+class Head:
+    """The parser's result for a head, shared by all calls with the same one. The handler stores its own reading of the
+    head in `note`."""
+
+    __slots__ = ("encoding", "headers", "method", "note", "sized")
+
+    def __init__(self, method: bytes, headers: list[Header], encoding: bytes, sized: bool) -> None:
+        """Stores the parts. `sized` tells whether the head has announced the body's length."""
+        self.method = method
+        self.headers = headers
+        self.encoding = encoding
+        self.sized = sized
+        self.note: object = None
+
+
 class Call(ABC):
     """One call. Made by a transport, given to a handler once, answered exactly once."""
 
@@ -41,6 +56,9 @@ class Call(ABC):
 
     takes_pieces = False
     """True if `write` also takes pieces of a message, so that nobody needs to hold all of it."""
+
+    head: Head | None = None
+    """The head that this call shares with others, if the transport has one."""
 
     def header(self, name: bytes) -> bytes | None:
         """Returns the value of the first header of that name."""

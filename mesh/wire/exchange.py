@@ -124,7 +124,11 @@ class Exchange:
             stream.ended(reply)
             _tell(sink, "on_stream", stream)
         else:
-            _tell(sink, "on_reply", reply)
+            assert sink is not None
+            try:
+                sink.on_reply(reply)
+            except Exception:
+                log.exception("sink failed", callback="on_reply")
 
     def lost(self, lost: replies.Lost) -> None:
         """Tells the sink that there will be no reply, or no more of it."""

@@ -92,8 +92,10 @@ def is_frame(data: bytes | memoryview, limit: int) -> bool:
     """Returns whether the data is exactly one frame, with a message within the limit."""
     if len(data) < PREFIX:
         return False
+    flag: int
+    length: int
     flag, length = _prefix(data)
-    return bool(flag <= 1 and length == len(data) - PREFIX and length <= limit)
+    return flag <= 1 and length == len(data) - PREFIX and length <= limit
 
 
 def beginning(frame: bytes, encoding: bytes, size: int) -> bytes:

@@ -7,8 +7,7 @@ a copy or claim that a pod lacks a model.
 import urllib.parse
 from collections.abc import Iterable
 
-from mesh.wire.call import Header
-from mesh.wire.metadata import encode_bin
+from mesh.wire.metadata import Block, encode_bin
 
 INTERNAL = b"mesh-"
 
@@ -64,10 +63,10 @@ def _quoted(text: str) -> str:
     return urllib.parse.quote(text, safe="")
 
 
-def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:
+def addressed(model_id: str, token: bytes) -> Block:
     """Returns the metadata of all calls to one copy: the copy's token, and the model's id as runtimes read it."""
     raw = model_id.encode("utf-8", "surrogatepass")
     added = [(COPY, token), (MODEL_ID_BIN, encode_bin(raw))]
     if model_id and all(" " <= character <= "~" for character in model_id):
         added.append((MODEL_ID, raw))
-    return tuple(added)
+    return Block(added)

@@ -18,6 +18,7 @@ _WITH_LINES = _MAX_HEAD + 256  # bytes of a head with its end and the two lines 
 _MAX_SMALL = 64 * 1024  # bytes of a read whose parts are copied; longer ones are split by positions
 _MAX_READ = 256 * 1024  # bytes, more than uvloop reads at once: a longer message never arrives in one read
 _MAX_KNOWN = 4096  # number of heads, of some hundred bytes each; thousands of models may be called
+_MAX_CUTS = 512  # cut heads that are kept; cutting one takes 0.7 us
 _MAX_SEEN = 8192
 _PATIENCE = 256  # new heads in a row after which look-ups do not pay ...
 _REST = 4096  # ... and are skipped for this many messages
@@ -25,7 +26,12 @@ _REST = 4096  # ... and are skipped for this many messages
 _END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length: "
 _TIMEOUT = b"\r\ngrpc-timeout: "
+_CHUNKED = b"\r\ntransfer-encoding: chunked"
 _LAST = b"\r\n0\r\n\r\n"
+
+_HEXADECIMAL = b"0123456789abcdefABCDEF"
+_SIZES = {b"%x" % size: size for size in range(4096)}
+"""The sizes of small chunks, as they are usually written. A look-up takes a tenth of the time that parsing takes."""
 
 V = TypeVar("V")
 
@@ -71,12 +77,21 @@ Answer = tuple[bytes, bytes, bytes]
 """The parts of a reply: the head; the body; the last chunk and the trailers, which follow the body."""
 
 
+_cuts: dict[bytes, tuple[bytes, int]] = {}  # whole heads with a length and no time-out: the cut head, the length
+
+
 def split_request(data: bytes) -> Request | None:
     """Splits a read that brought exactly one whole request, in a form recognised here. Returns None for any other."""
     if len(data) > _MAX_SMALL:
         return _split_large_request(data)
     head, _, body = data.partition(_END)
-    at = head.find(_LENGTH)
+    chunked = head.endswith(_CHUNKED)
+    if not chunked:
+        cut = _cuts.get(head)
+        if cut is not None:
+            return (cut[0], True, b"", body) if cut[1] == len(body) else None
+    at = -1 if chunked else head.find(_LENGTH)
+    whole = head
     if at > 0:
         stop = head.find(b"\r\n", at + 18)
         digits, rest = (head[at + 18 : stop], head[stop:]) if stop > 0 else (head[at + 18 :], b"")
@@ -85,27 +100,26 @@ def split_request(data: bytes) -> Request | None:
         head = head[:at] + rest
     else:
         digits, _, body = body.partition(b"\r\n")
-        # Only hexadecimal digits: int() accepts more, such as "0x".
-        if not digits.isalnum() or len(digits) > 8 or b"x" in digits.lower():
-            return None
-        try:
-            size = int(digits, 16)
-        except ValueError:
-            return None
-        if body[size:] != _LAST:
+        size = _SIZES.get(digits, -1)
+        if size < 0:
+            size = _size(digits)
+        if size < 0 or body[size:] != _LAST:
             return None
         body = body[:size]
     if len(head) > _MAX_HEAD:
         return None
-    timeout = b""
     start = head.find(_TIMEOUT)
     if start > 0:
         stop = head.find(b"\r\n", start + 16)
         timeout, rest = (head[start + 16 : stop], head[stop:]) if stop > 0 else (head[start + 16 :], b"")
         if not timeout.isalnum():
             return None
-        head = head[:start] + rest
-    return head, at > 0, timeout, body
+        return head[:start] + rest, at > 0, timeout, body
+    if at > 0:
+        if len(_cuts) >= _MAX_CUTS:
+            _cuts.clear()
+        _cuts[whole] = head, len(body)
+    return head, at > 0, b"", body
 
 
 def plain(head: bytes) -> bool:
@@ -121,13 +135,10 @@ def split_reply(data: bytes) -> Answer | None:
         return _split_large_reply(data)
     head, _, body = data.partition(_END)
     digits, _, body = body.partition(b"\r\n")
-    if not digits.isalnum() or len(digits) > 8 or b"x" in digits.lower() or len(head) > _MAX_HEAD:
-        return None
-    try:
-        size = int(digits, 16)
-    except ValueError:
-        return None
-    if len(body) - size > _MAX_HEAD:
+    size = _SIZES.get(digits, -1)
+    if size < 0:
+        size = _size(digits)
+    if size < 0 or len(body) - size > _MAX_HEAD or len(head) > _MAX_HEAD:
         return None
     return head, body[:size], body[size:]
 
@@ -168,10 +179,12 @@ def _chunk(data: bytes, at: int) -> tuple[int, int]:
     """Returns the beginning and the end of the chunk whose head begins at `at`. Without a plain head, the end is beyond
     the data."""
     stop = data.find(b"\r\n", at, at + 10)
-    digits = data[at:stop] if stop > 0 else b""
-    if digits.isalnum() and b"x" not in digits.lower():  # int() accepts more than digits, such as "0x"
-        try:
-            return stop + 2, stop + 2 + int(digits, 16)
-        except ValueError:
-            pass
+    size = _size(data[at:stop]) if stop > 0 else -1
+    if size >= 0:
+        return stop + 2, stop + 2 + size
     return at, len(data) + 1
+
+
+def _size(digits: bytes) -> int:
+    """Returns the size of a chunk, or -1 if it is not only hexadecimal digits. (int() accepts more, such as "0x".)"""
+    return int(digits, 16) if 0 < len(digits) <= 8 and not digits.strip(_HEXADECIMAL) else -1

@@ -9,6 +9,8 @@ import binascii
 import math
 import re
 import urllib.parse
+from collections.abc import Iterable
+from typing import Self
 
 from mesh.telemetry import logs
 from mesh.wire import call
@@ -123,6 +125,18 @@ _line_of = _lines.__getitem__
 _warned: set[bytes] = set()  # names whose omission was logged, so that each is logged once
 
 
+class Block(tuple[call.Header, ...]):
+    """Headers that are sent with many calls. Their lines are made once."""
+
+    lines: bytes
+
+    def __new__(cls, headers: Iterable[call.Header]) -> Self:
+        """Returns the headers and their lines."""
+        made = super().__new__(cls, headers)
+        made.lines = encode_headers(tuple(made))
+        return made
+
+
 def encode_headers(headers: call.Headers) -> bytes:
     """Returns the lines of a head or of trailers, each with its line end; b"" for none.
 
@@ -131,6 +145,8 @@ def encode_headers(headers: call.Headers) -> bytes:
     """
     if not headers:
         return b""
+    if type(headers) is Block:
+        return headers.lines
     try:
         return b"".join(map(_line_of, headers))
     except KeyError:

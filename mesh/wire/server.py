@@ -24,7 +24,7 @@ from typing import Generic
 from mesh.identity import Identity
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
-from mesh.wire import heads, servercall, serverconnection
+from mesh.wire import call, heads, servercall, serverconnection
 from mesh.wire import pieces as policy
 from mesh.wire.connection import Connection, K, M
 
@@ -280,12 +280,12 @@ class Listener(Generic[M, K]):
             connection.mark = place
 
 
-class Server(Listener[servercall.ServerCall, serverconnection.Known]):
+class Server(Listener[servercall.ServerCall, call.Head]):
     """A server that passes every gRPC call to one handler."""
 
     def _connection(
         self, loop: asyncio.AbstractEventLoop, *, secure: bool = False
-    ) -> Connection[servercall.ServerCall, serverconnection.Known]:
+    ) -> Connection[servercall.ServerCall, call.Head]:
         return serverconnection.ServerConnection(self, loop, secure=secure)
 
 

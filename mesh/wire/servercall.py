@@ -25,9 +25,9 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n"
 _CLOSE = b"connection: close\r\n"
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _EMPTY = b"content-length: 0\r\n"
-# The common case: a unary answer without metadata on a connection that stays open, in three parts around length and
-# frame.
+# The common case: a unary answer without trailers on a connection that stays open, without and with headers.
 _REPLY = _OK + _CHUNKED + b"\r\n%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n"
+_REPLY_WITH = _OK + _CHUNKED + b"%b\r\n%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n"
 _REPLY_HEAD = _OK + _CHUNKED + b"%b\r\n%x\r\n"
 _REPLY_TAIL = b"\r\n0\r\ngrpc-status: 0\r\n%b\r\n"
 
@@ -68,6 +68,7 @@ class ServerCall(call.Call):
         "_on_cancel",
         "body",
         "ended",
+        "head",
         "held",
         "in_pieces",
         "keep_alive",
@@ -89,6 +90,7 @@ class ServerCall(call.Call):
         self.peer = connection.peer
         self.frame = None
         self.deadline = None
+        self.head = None
         self.size: int | None = None  # bytes of the body by its head; None: chunked
         self.body: bytes | bytearray = b""  # the part of the body that has arrived, until the handler is called
         self.held = 0  # bytes of the budget, held until the answer; the inbox holds those of a stream
@@ -299,12 +301,19 @@ class ServerCall(call.Call):
         self.phase = ANSWERED
         connection = self._connection
         keep = connection.keeps(self)
-        if keep and not headers and not trailers:
-            connection.transport.write(_REPLY % (len(frame), frame))
+        if keep and not trailers:
+            if headers:
+                connection.transport.write(_REPLY_WITH % (metadata.encode_headers(headers), len(frame), frame))
+            else:
+                connection.transport.write(_REPLY % (len(frame), frame))
         else:
             head, tail = _around(len(frame), keep, headers, trailers)
             connection.transport.write(b"".join((head, frame, tail)))
-        self._discard_input()
+        if self.held:
+            connection.budget.held -= self.held
+            self.held = 0
+        if self._inbox is not None:
+            self._inbox.close()
         connection.answered(self)
 
     def reply_in_pieces(self, pieces: Sequence[bytes | memoryview], headers: call.Headers = ()) -> None:

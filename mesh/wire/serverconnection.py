@@ -4,7 +4,6 @@ A request whose head is refused gets a gRPC status if its content type is gRPC, 
 """
 
 import asyncio
-from typing import NamedTuple
 
 from mesh import statuses
 from mesh.telemetry import logs
@@ -15,23 +14,14 @@ log = logs.get(__name__)
 _HEAD_ENDS = b"\r\n\r\n"
 
 
-class Known(NamedTuple):
-    """The parser's result for a head that may be seen again."""
-
-    method: bytes
-    headers: list[call.Header]
-    encoding: bytes
-    sized: bool
-
-
-class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
+class ServerConnection(connection.Connection[servercall.ServerCall, call.Head]):
     """Parser callbacks of one connection, and its refusals."""
 
     __slots__ = ("_special",)
 
     def __init__(
         self,
-        owner: connection.Owner[servercall.ServerCall, Known],
+        owner: connection.Owner[servercall.ServerCall, call.Head],
         loop: asyncio.AbstractEventLoop,
         *,
         secure: bool = False,
@@ -109,10 +99,10 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
 
     # --- heads seen before ---
 
-    def _recognised(self, seen: heads.Request, known: Known) -> bool:
+    def _recognised(self, seen: heads.Request, known: call.Head) -> bool:
         """Passes on a request whose head is known; returns False if the parser must judge it."""
         _, sized, timeout, body = seen
-        if known.sized is not sized or not framing.is_frame(body, self.limit):
+        if sized is not known.sized or not framing.is_frame(body, self.limit):
             return False
         budget = self.budget
         held = budget.held + len(body)
@@ -120,6 +110,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
             return False
         self._memo.missed = 0
         made = servercall.ServerCall(self, known.method, known.headers.copy(), known.encoding)
+        made.head = known
         made.frame = made.body = body
         made.ended = True
         made.held = len(body)
@@ -138,7 +129,7 @@ class ServerConnection(connection.Connection[servercall.ServerCall, Known]):
         head, sized, _, body = seen
         made = self._queue[0]
         if made.ended and made.keep_alive and made.refusal is None and made.body == body and heads.plain(head):
-            self._memo.keep(head, Known(made.method, made.headers.copy(), made.encoding, sized))
+            self._memo.keep(head, call.Head(made.method, made.headers.copy(), made.encoding, sized))
 
     # --- refusing ---
 

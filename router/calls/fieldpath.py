@@ -63,6 +63,12 @@ def name_and_version(message: bytes, start: int = 0) -> tuple[str | None, str]:
     return name, message[found[0] : found[1]].decode()
 
 
+def settles(beginning: bytes) -> bool:
+    """Returns whether all V2 messages with the same first bytes have the same name, and no version. `beginning` is
+    expected to end with the tag after the name, or with the message."""
+    return beginning[0] == _V2_NAME and beginning[1] < 0x80 and beginning[2 + beginning[1] :] != b"\x12"
+
+
 def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:
     """Returns the start and end of the content of the first field with that number."""
     groups: list[int] = []  # field numbers of the open ones; their content is skipped

@@ -1,12 +1,14 @@
 """Cheap counting of calls: the predecessor's metrics by method and code, and our own, which distinguish hits from cold
 starts.
 
-The series of a method and a code are looked up once and kept. A hit therefore costs three observations and builds no
-strings.
+The series of a method and a code are looked up once and kept, so a hit builds no strings. `Meter.call` adds to all of
+them by itself: a call of `observe` for each took half a microsecond more.
 
 Method names come from clients. A method gets its own series once a model server has answered a call of it with OK. All
 other names are counted together as `other`, so invented names can neither inflate the metrics nor crowd out real ones.
 """
+
+from bisect import bisect_left
 
 from mesh.statuses import Code
 from mesh.telemetry import metrics
@@ -59,15 +61,29 @@ class Meter:
         self._known: dict[tuple[str, int], _Series] = {}
         self._methods = set(_V2)
 
-    def call(self, label: str, code: int, ms: float, request: int, response: int = -1) -> None:
-        """Counts a finished inference call. Sizes exclude framing and are -1 if there was no reply."""
-        series = self._known.get((label, code))
-        if series is None:
-            series = self._series(label, code)
-        series[0].observe(ms)
-        series[1].observe(request)
+    def call(
+        self,
+        label: str,
+        code: int,
+        ms: float,
+        request: int,
+        response: int = -1,
+        kind: metrics.Distribution | None = None,
+    ) -> None:
+        """Counts a finished inference call, also in `kind`: `hits` or `cold`. Sizes exclude framing and are -1 if there
+        was no reply."""
+        times, requests, responses = self._known.get((label, code)) or self._series(label, code)
+        bucket = bisect_left(times.bounds, ms)
+        times.counts[bucket] += 1
+        times.sum += ms
+        if kind is not None:
+            kind.counts[bucket] += 1
+            kind.sum += ms
+        requests.counts[bisect_left(requests.bounds, request)] += 1
+        requests.sum += request
         if response >= 0:
-            series[2].observe(response)
+            responses.counts[bisect_left(responses.bounds, response)] += 1
+            responses.sum += response
 
     def managed(self, label: str, code: int, ms: float) -> None:
         """Counts a finished management call over gRPC."""

@@ -30,6 +30,7 @@ _REFUSED = (
 )
 _MAX_METHODS = 1000  # remembered names; they come from clients
 _MAX_NAMES = 4000
+_NAME_LENGTH = framing.PREFIX + 1  # where the length of a name stands that begins an uncompressed message
 _MAX_NAME = 256  # bytes of a remembered name: a head may have 64 KiB
 _UNPACKED = 1 << 20  # bytes: 3 ms at most
 _MAX_TEXT = 200  # characters of a client's text that an error quotes
@@ -98,11 +99,12 @@ class SeveralIds(Exception):
 class Routes:
     """The known methods, and where each carries its model id."""
 
-    __slots__ = ("_closed", "_methods")
+    __slots__ = ("_closed", "_methods", "_names")
 
     def __init__(self, *, methods: Mapping[bytes, Method] = V2_METHODS) -> None:
         self._methods = dict(methods)
         self._closed = False  # methods that are not listed are refused
+        self._names: dict[bytes, str] = {}  # by the beginning of a V2 message, up to the tag after the name
 
     def adopt(self, config: Dataplane | None) -> None:
         """Applies a data-plane configuration, or none, to the calls that begin from now on."""
@@ -130,7 +132,13 @@ class Routes:
         """Returns the name that the call asks for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNSUPPORTED. Raises
         SeveralIds."""
         version = ""
+        beginning = b""
         if method.path and frame is not None:
+            if method.versioned and len(frame) > _NAME_LENGTH and not frame[0]:
+                beginning = frame[framing.PREFIX : _NAME_LENGTH + 2 + frame[_NAME_LENGTH]]
+                known = self._names.get(beginning)
+                if known is not None:
+                    return known, method.kind, ""
             try:
                 # The flag is nearly always 0.
                 if frame[0]:
@@ -144,11 +152,19 @@ class Routes:
             except (ValueError, IndexError) as error:
                 raise MeshError(Reason.BAD_REQUEST, f"no model id can be read from the request: {error}") from error
             if found:
-                return _checked(found), method.kind, version
+                name = _checked(found)
+                if beginning and fieldpath.settles(beginning):
+                    self._remember(beginning, name)
+                return name, method.kind, version
             if found is not None:
                 raise MeshError(Reason.BAD_REQUEST, "provided model-id must be non-empty")
         name, kind = id_of_metadata(call.headers, method.lacking)
         return name, kind, version
+
+    def _remember(self, beginning: bytes, name: str) -> None:
+        if len(self._names) >= _MAX_NAMES:
+            self._names.clear()  # those in use come back soon
+        self._names[beginning] = name
 
 
 def _unlisted(name: bytes, *, closed: bool = False) -> Method:
@@ -271,6 +287,17 @@ class _Passes(dict[bytes, bool]):
 passes = _Passes()
 """Whether the model server gets a client's header of that name (`passes[name]`). It gets no headers of the mesh or of
 the transport, and no credentials."""
+
+
+def passed(call: Call) -> tuple[Header, ...]:
+    """Returns the headers of a client's call that the model server gets. Calls with the same head share them."""
+    head = call.head
+    if head is None:
+        return tuple([header for header in call.headers if passes[header[0]]])
+    note = head.note
+    if type(note) is not metadata.Block:
+        note = head.note = metadata.Block(header for header in call.headers if passes[header[0]])
+    return note
 
 
 class _Returns(dict[bytes, bool]):

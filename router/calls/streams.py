@@ -63,8 +63,9 @@ async def carry(
         stream.hold.counts(0)
         forwarder.in_flight -= 1
         ms = (time.perf_counter() - stream.began) * 1000
-        forwarder.meter.call(method.label, code, ms, stream.sent, stream.received)
-        (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
+        meter = forwarder.meter
+        kind = meter.cold if stream.cold else meter.hits
+        meter.call(method.label, code, ms, stream.sent, stream.received, kind)
         if stream.destination is not None:
             stream.destination.meter.call(code, ms)
 
@@ -126,8 +127,7 @@ class _Stream:
         if self._allow is not None:
             self._allow(asked[0])
         _, self.destination = await forwarder.aliases.resolve(call, asked)
-        passes = routes.passes
-        headers = tuple(header for header in call.headers if passes[header[0]])
+        headers = routes.passed(call)
         diversion = Diversion(forwarder.aliases, call, asked, self.destination)
         while True:
             try:

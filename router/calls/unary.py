@@ -17,7 +17,7 @@ from typing import ParamSpec
 
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import framing, metadata
-from mesh.wire.call import Call, CallCancelled, Header
+from mesh.wire.call import Call, CallCancelled, Header, Headers
 from mesh.wire.client import Exchange, Lost, Pool, Reply, ReplyStream
 from placement.retry import Decision
 from router.calls import aliases, answers, replies, routes
@@ -79,8 +79,7 @@ class UnaryCall:
         self._method = method
         self._asked = asked
         self._model_id, self._destination = found
-        passes = routes.passes
-        self._headers: tuple[Header, ...] = tuple([header for header in call.headers if passes[header[0]]])
+        self._headers = routes.passed(call)
         self._copy: Copy | None = None
         self._pool: Pool | None = None
         self._exchange: Exchange | None = None
@@ -175,11 +174,13 @@ class UnaryCall:
         self._copy = copy
         self._pool = pool
         self._said = said
-        headers = self._headers + copy.headers + said
+        headers: Headers = copy.headers
+        if self._headers or said:
+            headers = self._headers + copy.headers + said
         if self._destination is not None and self._asked[1] == NAME:
-            headers += self._destination.headers(copy, self._method)
+            headers = *headers, *self._destination.headers(copy, self._method)
         elif self._method.describes:
-            headers += aliases.added(None, copy, self._method)
+            headers = *headers, *aliases.added(None, copy, self._method)
         try:
             self._exchange = pool.send(
                 call.method,
@@ -446,7 +447,7 @@ class UnaryCall:
             forwarder.timed.discard(self)
         ms = (time.perf_counter() - self._began) * 1000
         meter = forwarder.meter
-        meter.call(self._method.label, code, ms, self._size - framing.PREFIX, size)
-        (meter.cold if self._cold else meter.hits).observe(ms)
+        kind = meter.cold if self._cold else meter.hits
+        meter.call(self._method.label, code, ms, self._size - framing.PREFIX, size, kind)
         if self._destination is not None:
             self._destination.meter.call(code, ms)

@@ -37,7 +37,7 @@ from mesh.wire import (
     server,
     serverconnection,
 )
-from mesh.wire.call import Call
+from mesh.wire.call import Call, Head
 from mesh.wire.client import Reply
 from placement.fence import Mode
 from router.access.guard import Guard
@@ -212,8 +212,12 @@ async def forward(
         pools = [pod.pool for pod in world.view.pods.values()]
         later = asyncio.get_running_loop().time() + 3600
 
+        head = Head(METHOD, headers, b"", True)
+
         def one() -> None:
-            dispatcher.dispatch(FakeCall(METHOD, headers, frame, deadline=later if deadline else None))
+            call = FakeCall(METHOD, headers, frame, deadline=later if deadline else None)
+            call.head = head
+            dispatcher.dispatch(call)
             (sent,) = [sent for pool in pools for sent in pool.sent if not sent.over]  # type: ignore[union-attr]
             sent.reply(headers=[(b"mesh-load", b"0")])
 
@@ -252,8 +256,11 @@ async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncI
     frame = framing.pack(message.SerializeToString())
     metadata = [*HEADERS, (headers.AS, headers.named_as("n", "1"))] if alias else HEADERS
 
+    head = Head(METHOD, metadata, b"", True)
+
     def one() -> None:
         call = FakeCall(METHOD, metadata, frame)
+        call.head = head
         port.handle(call)
         assert call.code == 0, call.answers
 

@@ -286,6 +286,34 @@ def test_only_what_comes_again_is_kept_and_never_too_much():
     assert not memo.worth(bytes(5000)), "the header is too long to keep"
 
 
+def test_a_read_whose_body_is_shorter_or_longer_than_announced_is_left_to_the_parser():
+    """A head with a length is only split if exactly that many bytes follow it, whether the head is new or was split
+    before. Cut heads are kept in bounded number."""
+    whole = b"POST /s/M HTTP/1.1\r\ncontent-length: %d\r\nx: y" % len(FRAME)
+    for _ in range(2):
+        assert heads.split_request(whole + b"\r\n\r\n" + FRAME[:-1]) is None
+        assert heads.split_request(whole + b"\r\n\r\n" + FRAME + b"P") is None
+        assert heads.split_request(whole + b"\r\n\r\n" + FRAME) == (
+            b"POST /s/M HTTP/1.1\r\nx: y",
+            True,
+            b"",
+            FRAME,
+        )
+    for number in range(2000):
+        assert heads.split_request(b"POST /s/M%d HTTP/1.1\r\ncontent-length: 1\r\n\r\nx" % number) is not None
+    assert len(heads._cuts) <= 512
+
+
+@pytest.mark.parametrize("digits", [b"", b"0x5", b"5;x", b"+5", b" 5", b"5 ", b"5_0", b"g", b"00000000f"])
+def test_only_plain_sizes_of_chunks_are_recognised(digits):
+    """A chunk whose size is not plain hexadecimal digits is left to the parser."""
+    head = b"POST /s/M HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert heads.split_request(head + digits + b"\r\nhello\r\n0\r\n\r\n") is None
+    for good in (b"5", b"05", b"0005"):
+        assert heads.split_request(head + good + b"\r\nhello\r\n0\r\n\r\n")
+    assert heads.split_reply(b"HTTP/1.1 200 OK\r\n\r\n" + digits + b"\r\nhello\r\n0\r\n\r\n") is None
+
+
 def test_where_every_head_is_new_nobody_looks_until_a_rest_is_over():
     memo = heads.Memo()
     reads = [request(FRAME, headers=[(b"trace", b"%d" % number)]) for number in range(300)]

@@ -6,13 +6,13 @@ from mesh.runtime.sharedmemory.board import Board
 from mesh.statuses import MeshError, Reason, shortened
 from mesh.wire import headers
 from mesh.wire.call import Call, Headers
-from mesh.wire.metadata import DETAILS, encode_bin
+from mesh.wire.metadata import DETAILS, Block, encode_bin
 
 _NOT_HERE = ((headers.NOT_HERE, b"1"),)
 _VERIFY_FIRST = ((headers.VERIFY_FIRST, b"1"),)
 
 
-_LOADS = tuple(((headers.LOAD, b"%d" % count),) for count in range(256))
+_LOADS = tuple(Block(((headers.LOAD, b"%d" % count),)) for count in range(256))
 
 
 def load(in_flight: int) -> Headers:

@@ -2,6 +2,7 @@
 
 import binascii
 from time import CLOCK_BOOTTIME, clock_gettime_ns
+from typing import NamedTuple
 
 from mesh.runtime.port import answers
 from mesh.runtime.sharedmemory.board import MODE_BITS, Board
@@ -12,8 +13,27 @@ from mesh.wire.metadata import decode_bin
 from placement.fence import CallVerdict, Mode, Said, judge
 
 
-def named(call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """Returns the model id, the copy's token, and the names for the reply, from a call's metadata. Raises MeshError."""
+class Named(NamedTuple):
+    """A call's metadata for the data port."""
+
+    model_id: bytes | None
+    token: bytes | None  # of the copy
+    named_as: bytes | None  # the names for the reply
+
+
+def named(call: Call) -> Named:
+    """Returns the model id, the copy's token, and the names for the reply, from a call's metadata. Calls with the same
+    head share the result. Raises MeshError."""
+    head = call.head
+    if head is None:
+        return _named(call)
+    note = head.note
+    if type(note) is not Named:
+        note = head.note = _named(call)
+    return note
+
+
+def _named(call: Call) -> Named:
     model_id = token = binary = named_as = None
     for key, value in call.headers:
         if key == headers.COPY:
@@ -29,7 +49,7 @@ def named(call: Call) -> tuple[bytes | None, bytes | None, bytes | None]:
             model_id = decode_bin(binary)
         except (binascii.Error, ValueError):
             raise MeshError(Reason.BAD_REQUEST, "metadata mm-model-id-bin is not base64") from None
-    return model_id, token, named_as
+    return Named(model_id, token, named_as)
 
 
 def proven(fence: int) -> bool:

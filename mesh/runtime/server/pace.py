@@ -19,9 +19,9 @@ _MOST_NS = 4 * THREAD_NS
 """The most that a single call can count."""
 
 _MOST_TIMES = 4
-"""The most that a single call can count, in multiples of the mean, but at least `INLINE_NS`. On a busy machine, or under
-a CPU quota, one call in a hundred is stopped for milliseconds, and such outliers do not move a fast class. A class that
-has become slow leaves the loop after about ten calls."""
+"""The most that a single call can count, in multiples of the mean, but at least `INLINE_NS`. On a busy machine, or
+under a CPU quota, one call in a hundred is stopped for milliseconds. These outliers do not move a fast class. A class
+that has become slow leaves the loop after about ten calls."""
 
 
 class Pace:

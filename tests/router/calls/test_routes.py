@@ -8,6 +8,7 @@ import pytest
 from mesh.pb import inference_pb2
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing, headers
+from mesh.wire.call import Head
 from router.calls import routes
 from tests.support.fakecalls import FakeCall
 
@@ -219,6 +220,42 @@ def test_what_clients_invent_is_not_remembered_without_bounds():
     assert len(known._methods) <= 1000
     assert max(map(len, known._methods)) <= 256
     assert max(map(len, routes.passes)) <= 256
+
+
+def test_a_name_seen_before_is_the_same_again():
+    """A message's name and version are read the same each time, also from messages that begin alike: with a version
+    after the name, with a longer name, or with another field between the two."""
+    known = routes.Routes()
+    method = known.method(INFER)
+
+    def asked(message: bytes) -> object:
+        return known.asked(FakeCall(INFER, [], None), method, framing.pack(message))
+
+    plain = b"\x0a\x01m\x2a\x00"
+    for _ in range(2):
+        assert asked(plain) == ("m", routes.NAME, "")
+        assert asked(b"\x0a\x01m") == ("m", routes.NAME, "")
+        assert asked(b"\x0a\x01m\x12\x00") == ("m", routes.NAME, "")
+        assert asked(b"\x0a\x01m\x12\x017") == ("m", routes.NAME, "7")
+        assert asked(b"\x0a\x02mm\x2a\x00") == ("mm", routes.NAME, "")
+        assert asked(b"\x2a\x00" + plain) == ("m", routes.NAME, "")
+        assert asked(b"\x12\x017\x0a\x01m") == ("m", routes.NAME, "")
+        with pytest.raises(MeshError, match="beyond its message"):
+            asked(b"\x0a\x05m")
+        with pytest.raises(MeshError, match="non-empty"):
+            asked(b"\x0a\x00\x2a\x00")
+    for number in range(9000):
+        asked(b"\x0a\x06%06d\x2a\x00" % number)
+    assert len(known._names) <= 4000
+
+
+def test_calls_with_the_same_head_share_the_headers_that_are_passed():
+    """The headers that a server gets are the same for a call with a shared head and one without."""
+    received = [(b"user-agent", b"x"), (b"mm-model-id", b"m"), (b"traceparent", b"1"), (b"mesh-copy", b"c")]
+    alone, first, second = (FakeCall(INFER, received) for _ in range(3))
+    first.head = second.head = Head(INFER, received, b"", True)
+    assert routes.passed(first) == routes.passed(alone) == ((b"traceparent", b"1"),)
+    assert routes.passed(second) is routes.passed(first)
 
 
 @pytest.mark.parametrize(
