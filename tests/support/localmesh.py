@@ -230,7 +230,7 @@ class LocalMesh:
         for number, router in enumerate(self.routers):
             await until(
                 lambda number=number: self._sees(number, len(self.pods) if pods is None else pods),
-                timeout=60,
+                timeout=100,  # a busy machine starts the dozen processes slowly
                 interval=0.1,
                 why=lambda router=router: "\n".join(  # type: ignore[misc]
                     [f"{router.name} ready, with its pods:", *(p.tail() for p in [router, *self.pods])]
