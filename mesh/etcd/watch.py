@@ -93,7 +93,7 @@ class Watch:
                 raise
 
     async def read(self) -> list[Delta]:
-        """Reads the next complete revisions, perhaps none. After an EtcdError, the watch is over."""
+        """Returns the next complete revisions; there may be none. After an EtcdError, the watch is over."""
         response = await self._stream.read()
         check(response)
         deltas = self._revisions.add(response.events, response.fragment)

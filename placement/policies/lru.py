@@ -24,7 +24,7 @@ class Lru(Generic[K]):
         return key in self._order
 
     def add(self, key: K, *, size: int, cost: float) -> None:
-        """Adds a copy; size and cost do not matter."""
+        """Adds a copy. Its size and cost do not affect the order."""
         self._order.add(key)
 
     def resize(self, key: K, *, size: int, cost: float) -> None:

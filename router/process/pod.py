@@ -86,7 +86,7 @@ class StartError(Exception):
 
 
 class RouterPod:
-    """A router pod's main process (see the module's text)."""
+    """The main process of a router pod, with its workers and its edge as children."""
 
     def __init__(self, settings: RouterSettings) -> None:
         self._own_dir = not settings.run_dir

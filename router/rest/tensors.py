@@ -331,7 +331,7 @@ def _shown(what: str, array: npt.NDArray[Any]) -> Data:
 
 
 def widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns an array with the same values, of a type that the JSON writer writes correctly."""
+    """Returns an array with the same values, in a type that the JSON writer supports."""
     kind = array.dtype.kind
     if kind == "f":
         return array.astype(np.float64, copy=False)  # all digits of a FP32's value, not the fewest that tell it apart

@@ -49,8 +49,11 @@ class _Read:
 
 
 class Registry:
-    """Shared reads of records (see the module's text). All errors are MeshErrors: REGISTRY_AWAY if etcd does not answer
-    within `timeout` seconds. Each read also passes the vmodel of the same name to `vmodels`, if given."""
+    """Shared reads of records.
+
+    All errors are MeshErrors: REGISTRY_AWAY if etcd does not answer within `timeout` seconds. Each read also passes the
+    vmodel of the same name to `vmodels`, if given.
+    """
 
     def __init__(
         self,

@@ -38,8 +38,7 @@ them."""
 
 
 class View:
-    """The pods and copies as a router knows them (see the module's text). `connect` makes the pool of connections to a
-    data address."""
+    """The pods and copies as a router knows them. `connect` makes the pool of connections to a data address."""
 
     def __init__(self, keys: Keys, connect: Callable[[str], Pool]) -> None:
         self._keys = keys

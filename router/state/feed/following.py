@@ -16,8 +16,7 @@ from router.state.feed.ranges import Range, Reader
 
 
 class Following:
-    """The followed ranges (see the module's text). `run` starts a duty under a name. `apply` is called with every
-    change."""
+    """The followed ranges. `run` starts a duty under a name. `apply` is called with every change."""
 
     def __init__(
         self,

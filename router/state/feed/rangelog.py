@@ -49,7 +49,7 @@ class _Change:
 
 
 class RangeLog:
-    """The log of one range (see the module's text)."""
+    """The log of one range: its content, its latest changes, and the cursors of the workers that read it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
