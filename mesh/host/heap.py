@@ -5,6 +5,7 @@ held 2.9 GB kept 1.8 GB permanently (measured). `trim` returns free pages wherev
 """
 
 import ctypes
+from collections.abc import Mapping
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in malloc.h
 
@@ -20,6 +21,22 @@ def keep() -> bool:
         return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 1 << 30))
     except (AttributeError, OSError):  # another C library
         return False
+
+
+_TUNABLES = "GLIBC_TUNABLES"
+_JOINING = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+
+
+def joining(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment for a process whose heap joins each freed block with its free neighbours at once.
+
+    onnxruntime allocates outputs with `posix_memalign`. Until glibc 2.38 that takes a larger block, and cuts off a few
+    bytes on both sides, which end up in glibc's caches of small blocks. Once freed, the output is therefore too small
+    for the next one of its size, and the heap grows with each call: one caller with 4 MB tensors made a model server
+    grow by 67 MB, and without these caches by 9 MB. As no new pages are needed, a call also costs 4.5 ms of CPU instead
+    of 8.3. Small calls cost the same. Tunables that the environment already has come last, and so prevail."""
+    given = environment.get(_TUNABLES)
+    return {**environment, _TUNABLES: f"{_JOINING}:{given}" if given else _JOINING}
 
 
 def trim() -> bool:

@@ -246,12 +246,13 @@ class ClientConnection(asyncio.Protocol):
     def body_moved(self, count: int) -> None:
         """Does nothing, because no minimum rate is demanded of large replies."""
 
-    def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
+    def body_ended(self, body: bytes | bytearray | memoryview, rest: bytes, *, last: bool) -> None:
         """Takes a large message, and resumes reading."""
         self._reader = None
         self.transport.set_protocol(self)
         owner = self._exchange
         assert owner is not None
+        assert not isinstance(body, memoryview)
         self._body = body
         if not rest or self._parse(rest):
             self._parsed(owner)

@@ -54,10 +54,10 @@ class Inbound(Protocol):
         """Bytes of the body that are still wanted and have not arrived, if the head has announced their number."""
 
     @property
-    def begun(self) -> bytes | bytearray:
+    def begun(self) -> bytes | bytearray | memoryview:
         """The part of the body that has arrived, if it is to be joined with the missing part in one piece."""
 
-    def fill(self, body: bytes | bytearray) -> None:
+    def fill(self, body: bytes | bytearray | memoryview) -> None:
         """Takes a body that consists of `begun` and the part that was missing."""
 
     @property
@@ -95,6 +95,7 @@ class Owner(Protocol[M, K]):
 
     handler: Callable[[M], None]
     budget: budgets.Budget
+    memory: largebody.Memory | None
     memo: heads.Memo[K]
     max_message: int  # bytes
     pieces: pieces.Pieces
@@ -228,7 +229,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         made = self._incoming
         if made is not None and made.missing >= largebody.LEAST and self._wants(made):
             begun = made.begun
-            self._let_read(largebody.LargeBody(self, len(begun) + made.missing), begun)
+            size, memory = len(begun) + made.missing, self._server.memory
+            self._let_read(largebody.LargeBody(self, size, memory=memory, begun=begun), begun)
         self._parsed()
 
     def _parse(self, data: bytes | memoryview) -> None:
@@ -347,7 +349,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         """Notes the progress of a large body."""
         self._moved += count
 
-    def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
+    def body_ended(self, body: bytes | bytearray | memoryview, rest: bytes, *, last: bool) -> None:
         """Takes a large body, and resumes reading."""
         self._read_again()
         made = self._incoming

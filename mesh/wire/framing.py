@@ -62,7 +62,9 @@ def is_compressed(frame: bytes | memoryview) -> bool:
     return frame[:1] == b"\1"
 
 
-def frame_end(buffer: bytes | bytearray, start: int, limit: int, option: str = statuses.MAX_MESSAGE) -> int:
+def frame_end(
+    buffer: bytes | bytearray | memoryview, start: int, limit: int, option: str = statuses.MAX_MESSAGE
+) -> int:
     """Returns the end of the frame that begins at `start`. It lies beyond the buffer if the frame is incomplete.
 
     Raises `FrameError` for a bad flag or a message above `limit`, which `option` sets. An incomplete prefix counts as a
@@ -80,7 +82,7 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int, option: str = s
     return start + PREFIX + length
 
 
-def announced(buffer: bytes | bytearray, limit: int) -> int:
+def announced(buffer: bytes | bytearray | memoryview, limit: int) -> int:
     """Returns the length of the frame at the start of the buffer, as far as it is known. The result is never longer
     than the longest valid frame."""
     if len(buffer) < PREFIX:

@@ -14,6 +14,7 @@ and continues from there.
 import asyncio
 import ctypes
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 from mesh.wire import framing
@@ -21,6 +22,14 @@ from mesh.wire import framing
 LEAST = 64 * 1024
 """Number of missing bytes from which on a `LargeBody` is used. With fewer, it saves less than the change of the reader
 costs (2 us)."""
+
+Begun = bytes | bytearray | memoryview
+Memory = Callable[[int, Begun], memoryview]
+"""Returns memory for a message of that many bytes, which begins with the given ones. The message is then this memory,
+which is used like bytes, but has none of their methods."""
+
+MAPPED = 1 << 20
+"""Bytes of a message above which it is read into such memory. Smaller messages are always bytes."""
 
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _BETWEEN = re.compile(rb"\r\n([0-9a-fA-F]{1,8})\r\n")  # the end of a chunk and the head of the next
@@ -60,7 +69,7 @@ class BodyConnection(Protocol):
     def body_moved(self, count: int) -> None:
         """Notes that `count` bytes have arrived."""
 
-    def body_ended(self, body: bytes | bytearray, rest: bytes, *, last: bool) -> None:
+    def body_ended(self, body: bytes | bytearray | memoryview, rest: bytes, *, last: bool) -> None:
         """Takes the part of the body that has arrived, and resumes reading. `rest` is what was read after it, beginning
         with a chunk's head. `last` means that the body has no chunks, so the message is complete."""
 
@@ -70,15 +79,28 @@ class LargeBody(asyncio.BufferedProtocol):
 
     __slots__ = ("_behind", "_chunked", "_connection", "_end", "_left", "_memory", "_size", "_tail", "_view", "filled")
 
-    def __init__(self, connection: BodyConnection, size: int, left: int | None = None) -> None:
+    def __init__(
+        self,
+        connection: BodyConnection,
+        size: int,
+        left: int | None = None,
+        *,
+        memory: Memory | None = None,
+        begun: Begun = b"",
+    ) -> None:
         """Makes a reader of `size` bytes. `left` is the number of bytes left in the current chunk, or None if the body
-        has no chunks."""
+        has no chunks. `memory` is asked for memory if the message is large; `begun` is the beginning of the message."""
         self._connection = connection
         self._size = size
         self._chunked = left is not None
         self._left = size if left is None else left
-        self._memory: bytes = _new(None, size)  # not initialised: nothing reads it before it is filled
-        self._view: memoryview = _view(_address(self._memory), size, _WRITABLE)
+        self._memory: bytes | memoryview
+        self._view: memoryview
+        if memory is not None and size > MAPPED:
+            self._memory = self._view = memory(size, begun)
+        else:
+            self._memory = _new(None, size)  # not initialised: nothing reads it before it is filled
+            self._view = _view(_address(self._memory), size, _WRITABLE)
         self._tail = b""  # the beginning of what stands between two chunks
         self._end = memoryview(b"")
         self._behind = 0  # bytes in it

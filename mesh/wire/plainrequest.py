@@ -121,7 +121,7 @@ class PlainRequest:
         """Nothing, because the parts of the body need not be joined."""
         return b""
 
-    def fill(self, body: bytes | bytearray) -> None:
+    def fill(self, body: bytes | bytearray | memoryview) -> None:
         """Takes the rest of the body."""
         self._pieces.append(bytes(body))
         self.size += len(body)

@@ -24,7 +24,7 @@ from typing import Generic
 from mesh.identity import Identity
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
-from mesh.wire import call, heads, servercall, serverconnection
+from mesh.wire import call, heads, largebody, servercall, serverconnection
 from mesh.wire import pieces as policy
 from mesh.wire.connection import Connection, K, M
 
@@ -75,12 +75,15 @@ class Listener(Generic[M, K]):
         budget: budgets.Budget = budgets.UNBOUNDED,
         min_rate: int = MIN_RATE,
         pieces: policy.Pieces = policy.NONE,
+        memory: largebody.Memory | None = None,
     ) -> None:
         """Makes a server that does not listen yet. `max_message` is the largest message and `max_headers` the largest
         head of a request, in bytes. `budget` counts all bodies. `min_rate` is the lowest rate of a body, in bytes a
-        second (0 for no minimum). `pieces` says which messages the handler takes in pieces instead."""
+        second (0 for no minimum). `pieces` says which messages the handler takes in pieces instead. `memory`
+        makes the memory of large messages, which the handler then gets as views of it."""
         self.handler = handler
         self.pieces = pieces.below(max_message)
+        self.memory = memory
         self.budget = budget
         self.min_rate = min_rate
         self.slow = 0

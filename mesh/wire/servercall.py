@@ -92,7 +92,9 @@ class ServerCall(call.Call):
         self.deadline = None
         self.head = None
         self.size: int | None = None  # bytes of the body by its head; None: chunked
-        self.body: bytes | bytearray = b""  # the part of the body that has arrived, until the handler is called
+        self.body: bytes | bytearray | memoryview = (
+            b""  # the part of the body that has arrived, until the handler is called
+        )
         self.held = 0  # bytes of the budget, held until the answer; the inbox holds those of a stream
         self.ended = False  # the whole request has arrived
         self.in_pieces = False  # the handler takes a large first message as it arrives
@@ -129,7 +131,8 @@ class ServerCall(call.Call):
         body = self.body
         try:
             if self.ended and body and not self.in_pieces and framing.frame_end(body, 0, limit) == len(body):
-                self.frame = self.body = body if type(body) is bytes else bytes(body)
+                # A view comes from the memory that the server has asked for, so its handler knows it.
+                self.frame = self.body = bytes(body) if type(body) is bytearray else body  # type: ignore[assignment]
                 return
             self.release()
             connection = self._connection
@@ -212,11 +215,11 @@ class ServerCall(call.Call):
         return size - len(self.body)
 
     @property
-    def begun(self) -> bytes | bytearray:
+    def begun(self) -> bytes | bytearray | memoryview:
         """The part of the body that has arrived."""
         return self.body
 
-    def fill(self, body: bytes | bytearray) -> None:
+    def fill(self, body: bytes | bytearray | memoryview) -> None:
         """Takes a body that was read in one piece."""
         self.body = body
 

@@ -92,7 +92,8 @@ class ServerConnection(connection.Connection[servercall.ServerCall, call.Head]):
         wanted = made is not None and made.size is None and self._wants(made)
         if made is not None and wanted and not (size > self.whole and made.divides()) and made.reserve(size):
             made.body = bytes(body[skipped : skipped + framing.PREFIX])  # so its turn waits for the rest
-            self._let_read(largebody.LargeBody(self, size, left), body[skipped:])
+            reader = largebody.LargeBody(self, size, left, memory=self._server.memory, begun=body[skipped:])
+            self._let_read(reader, body[skipped:])
         elif not self._deaf:
             self._parse(body)
         return True

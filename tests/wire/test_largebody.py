@@ -34,6 +34,7 @@ def small(monkeypatch):
     """Makes messages of a few bytes count as large."""
     monkeypatch.setattr(connection, "_WITH_HEAD", 1)
     monkeypatch.setattr(clientconnection, "_WITH_HEAD", 1)
+    monkeypatch.setattr(largebody, "MAPPED", 300)
 
 
 def large(least):
@@ -95,6 +96,13 @@ async def delivered(connected, data, made):
         await asyncio.sleep(0)
 
 
+def memory(size, begun):
+    """Returns memory for a message, which a server hands out in place of bytes."""
+    made = bytearray(b"?" * size)
+    made[: len(begun)] = begun
+    return memoryview(made)
+
+
 async def served(reads):
     """Returns the reads as they were made, what the handler saw of them, its answers, and how the connection ended."""
     made, seen, tasks, budget = [], [], set(), Budget(1 << 20)
@@ -113,7 +121,7 @@ async def served(reads):
         tasks.add(asyncio.ensure_future(echo(one)))
 
     connection = serverconnection.ServerConnection(
-        server.Server(handle, max_message=LIMIT, budget=budget), asyncio.get_running_loop()
+        server.Server(handle, max_message=LIMIT, budget=budget, memory=memory), asyncio.get_running_loop()
     )
     connection.connection_made(transport := Transport())
     for read in reads:

@@ -33,6 +33,7 @@ from mesh.runtime.server.loads.loader import Loader
 from mesh.runtime.server.onnx import device, memory
 from mesh.runtime.server.settings import ServerSettings
 from mesh.runtime.server.spi import Spi
+from mesh.runtime.server.v2.blocks import Blocks
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
 from mesh.wire.budget import Budget
@@ -84,7 +85,8 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
     )
     port = DataPort(copies, board, runs, watch, max_message=settings.max_message)
     budget = Budget(settings.max_body_bytes)
-    data = Server(port.handle, max_message=settings.max_message, budget=budget)
+    blocks = Blocks()
+    data = Server(port.handle, max_message=settings.max_message, budget=budget, memory=blocks.memory)
     try:
         bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
         address = format_address(settings.host, bound)
@@ -104,7 +106,7 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
     board.attach(os.getpid())
     ending = Ending()
     tasks = Tasks(ending.because)
-    tasks.run(duties.BEAT, functools.partial(_beat, board, loader, runs, used, budget))
+    tasks.run(duties.BEAT, functools.partial(_beat, board, loader, runs, used, budget, blocks))
     if identity is not None:
         tasks.run(duties.SERVER_CERTIFICATES, identity.run)
         if limit:
@@ -131,13 +133,14 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
     return await ending.close(close(), within=_GRACE + _STOPPING)
 
 
-async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device, budget: Budget) -> None:
+async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device, budget: Budget, blocks: Blocks) -> None:
     refused = 0
     while True:
         turned()
         board.beat(time.monotonic_ns(), device_bytes=used.used(), stuck=loader.stuck + runs.stuck)
         loader.trimmer.look()
         if budget.settle():
+            blocks.trim()
             loader.trimmer.soon()
         if budget.refused != refused:
             count = budget.refused - refused

@@ -16,13 +16,14 @@ of that kind, and otherwise as one from outside.
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mesh import process
-from mesh.host import processes
+from mesh.host import heap, processes
 from mesh.host.oomkills import oom_kills
 from mesh.process.restarts import RestartPolicy
 from mesh.process.supervisor import ChildLife, Ended, Program, StartFailed, State, Supervisor
@@ -234,7 +235,13 @@ class ServerProcess:
             self._tasks.start(self._opening.close(), "close spi")
         self._opening = Spi(socket)
         argv = [*self.plan.argv, "--spi", str(socket)]
-        return await process.spawn(argv, name=self.plan.name, pass_fds=self.plan.pass_fds, on_line=self._on_line)
+        return await process.spawn(
+            argv,
+            name=self.plan.name,
+            pass_fds=self.plan.pass_fds,
+            on_line=self._on_line,
+            env=heap.joining(os.environ),
+        )
 
     async def _missing(self) -> str:
         assert self._opening is not None

@@ -18,6 +18,9 @@ from mesh.runtime.server.v2.tensors import Array, Raw
 BOUNDARY = 64
 """Alignment in bytes: a cache line, and the widest vector register."""
 
+_LARGE = 1 << 20
+"""Bytes of contents that may be at a boundary already."""
+
 _FREE = 256 << 10
 """Bytes of the shared memory. For larger contents, the cost of an allocation is negligible."""
 
@@ -81,7 +84,12 @@ _array = np.ndarray
 
 
 def put(contents: Raw, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
-    """Returns an array of that shape over a copy of `contents`, like `Scratch.put`, in newly allocated memory."""
+    """Returns an array of that shape over a copy of `contents`, like `Scratch.put`, in newly allocated memory. Large
+    contents that begin at a boundary are not copied (`blocks`)."""
+    if len(contents) >= _LARGE:
+        whole = np.frombuffer(contents, dtype)
+        if not whole.ctypes.data % BOUNDARY:
+            return whole.reshape(shape)
     array = empty(shape, dtype)
     if array.size:
         array.reshape(-1).view(np.uint8)[:] = np.frombuffer(contents, np.uint8)
