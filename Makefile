@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-vmodels test-foreign test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-streams test-vmodels test-foreign test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## prints this list
@@ -79,6 +79,9 @@ test-compatibility: $(DEV)  ## tests what users of ModelMesh rely on, over each 
 
 test-foreign: $(DEV)  ## runs 400 models beside a foreign server and ours through troubles (ARGS="--foreign-seed 7"; minutes)
 	@$(RUN) pytest tests/foreign -m "" $(ARGS)
+
+test-streams: $(DEV)  ## passes a message of 1 GiB and holds 1,000 streams open, over both edges, and prints what they cost (minutes)
+	@$(RUN) pytest tests/system/test_streams.py -s --streams 1000 --stream-bytes 1GiB $(ARGS)
 
 test-chaos: $(DEV)  ## injects ten minutes of random faults and judges every answer (ARGS="--chaos-seed 7 --chaos-seconds 1800")
 	@$(RUN) pytest tests/chaos -m "" $(ARGS)

@@ -20,6 +20,8 @@ board. The last element of a model's path determines what the model does, and th
 | `drop`, `purge` | a prediction, after which the server has dropped this model, or all |
 | anything else | a prediction: that text, under the model's id |
 
+Other methods take and return bytes, for tests of large messages and long streams (`bulk`).
+
 `predict` is unary, and so are `predictModel` and `predictVModel`, which do the same. `predictEach` answers each text
 of `texts` with a message, `predictAll` answers a stream of requests with one message, and `converse` answers each
 request of a stream before it reads the next.
@@ -47,6 +49,7 @@ import grpc
 
 from mesh.pb import details_pb2, inference_pb2, modelruntime_pb2_grpc
 from mesh.pb import modelruntime_pb2 as pb
+from tests.support import bulk
 from tests.support.exampleproto import SERVICE, PredictRequest, PredictResponse
 
 MODULE = "tests.support.exampleruntime"
@@ -315,6 +318,7 @@ async def serve(options: argparse.Namespace) -> None:
         "predictAll": grpc.stream_unary_rpc_method_handler(runtime.predict_all, read, write),
         "converse": grpc.stream_stream_rpc_method_handler(runtime.converse, read, write),
     }
+    handlers |= bulk.Bulk().handlers()
     services: list[grpc.GenericRpcHandler] = [grpc.method_handlers_generic_handler(SERVICE, handlers)]
     if options.v2:
         infer = grpc.unary_unary_rpc_method_handler(

@@ -56,6 +56,16 @@ class RelayPort:
         self._max_message = max_message
         self._loop = asyncio.get_running_loop()
 
+    def forwards(self, call: Call) -> bool:
+        """Returns whether a call's messages are only passed on, so that large ones may arrive in pieces. They are if no
+        id is written into them, and if the egress can write pieces."""
+        if not self._egress.takes_pieces or self.methods is None:
+            return False
+        try:
+            return not self.methods.path(call.method[1:])
+        except MeshError:
+            return False
+
     def handle(self, call: Call) -> None:
         """Starts handling a call. Never raises."""
         started_ns = time.monotonic_ns()
@@ -136,9 +146,13 @@ class RelayPort:
         try:
             if call.frame is not None:
                 frame = self._read(carried, call.frame)
-                outgoing = self._egress.send(call.method, sent, frame, timeout=left, encoding=call.encoding)
+                outgoing = self._egress.send(
+                    call.method, sent, frame, timeout=left, encoding=call.encoding, pieces=not carried.renames
+                )
             else:
-                outgoing = self._egress.open(call.method, sent, timeout=left, encoding=call.encoding)
+                outgoing = self._egress.open(
+                    call.method, sent, timeout=left, encoding=call.encoding, pieces=not carried.renames
+                )
                 feeding = self._loop.create_task(self._feed(carried, outgoing))
         except ValueError as error:
             raise MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}") from None
@@ -255,11 +269,16 @@ class _Carried:
         if named_as is not None:
             self._alias, self._version = headers.read_as(named_as)
 
+    @property
+    def renames(self) -> bool:
+        """True if the alias or version that the call used is written into the reply."""
+        return bool(self._alias or self._version) and self.call.method in (_INFER, _METADATA)
+
     def named(self, frame: bytes, encoding: bytes, *, limit: int) -> bytes:
         """Returns the frame of a reply, under the alias that the call used if it is a V2 message."""
-        call = self.call
-        if not (self._alias or self._version) or call.method not in (_INFER, _METADATA):
+        if not self.renames:
             return frame
+        call = self.call
         message = framing.unpack(frame, encoding, limit=limit)
         if self._alias:
             message = splice(message, (1,), self._alias.encode())

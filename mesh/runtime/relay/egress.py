@@ -50,17 +50,31 @@ class Outgoing(Protocol):
 
 class Egress(Protocol):
     """A way to the server. `send` and `open` return at once. They raise ValueError for metadata that cannot be sent,
-    and `FrameError` for a message that cannot be read. The caller enforces deadlines."""
+    and `FrameError` for a message that cannot be read. The caller enforces deadlines.
+
+    With `pieces`, large messages of the answer may be read in pieces (`mesh.wire.pieces`), if this egress knows any."""
+
+    takes_pieces: bool
+    """True if large messages may be written and read in pieces."""
 
     async def up(self) -> None:
         """Waits until calls can be sent."""
 
     def send(
-        self, method: bytes, headers: Headers, frame: bytes, *, timeout: float | None, encoding: bytes
+        self,
+        method: bytes,
+        headers: Headers,
+        frame: bytes,
+        *,
+        timeout: float | None,
+        encoding: bytes,
+        pieces: bool = False,
     ) -> Outgoing:
         """Sends a request of one message. `timeout` is in seconds, `encoding` the value of `grpc-encoding`."""
 
-    def open(self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes) -> Outgoing:
+    def open(
+        self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes, pieces: bool = False
+    ) -> Outgoing:
         """Begins a request whose messages are written one by one."""
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from mesh.wire import metadata
 from mesh.wire.budget import Budget
 from mesh.wire.call import Headers
 from mesh.wire.client import Pool
+from mesh.wire.pieces import Pieces
 from mesh.wire.reply import Lost, LostKind, Reply
 from mesh.wire.streams import ReplyStream, RequestStream
 
@@ -23,11 +24,19 @@ _AGAIN = 0.02  # seconds until Envoy's end has been noticed
 class EnvoyEgress:
     """The calls through one Envoy. For use in the event loop's thread only."""
 
+    takes_pieces = True
+
     def __init__(self, minder: EgressMinder, socket: str, *, max_message: int, budget: Budget) -> None:
-        """Makes an egress. `max_message` is the largest message of a reply, in bytes; `budget` counts replies."""
+        """Makes an egress. `max_message` is the largest message of a reply that is held whole, in bytes; `budget`
+        counts replies."""
         self._minder = minder
         self._pool = Pool(
-            f"unix:{socket}", max_connections=_MAX_CONNECTIONS, max_message=max_message, budget=budget, idle_timeout=300
+            f"unix:{socket}",
+            max_connections=_MAX_CONNECTIONS,
+            max_message=max_message,
+            budget=budget,
+            idle_timeout=300,
+            pieces=Pieces(),
         )
 
     async def up(self) -> None:
@@ -35,22 +44,32 @@ class EnvoyEgress:
         await self._minder.up()
 
     def send(
-        self, method: bytes, headers: Headers, frame: bytes, *, timeout: float | None, encoding: bytes
+        self,
+        method: bytes,
+        headers: Headers,
+        frame: bytes,
+        *,
+        timeout: float | None,
+        encoding: bytes,
+        pieces: bool = False,
     ) -> "EnvoyCall":
         """Sends a request of one message. If Envoy has just died, it is sent again to the next one, unless a byte of it
         was written before."""
         within = _written(timeout)
 
         def begin() -> RequestStream:
-            stream = RequestStream()
+            stream = RequestStream(takes_pieces=pieces)
             stream.exchange = self._pool.send(method, headers, frame, stream, timeout=within, encoding=encoding)
             return stream
 
         return EnvoyCall(self, begin(), begin)
 
-    def open(self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes) -> "EnvoyCall":
+    def open(
+        self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes, pieces: bool = False
+    ) -> "EnvoyCall":
         """Begins a request whose messages are written one by one."""
-        stream = self._pool.open(method, headers, timeout=_written(timeout), encoding=encoding)
+        within = _written(timeout)
+        stream = self._pool.open(method, headers, timeout=within, encoding=encoding, takes_pieces=pieces)
         return EnvoyCall(self, stream, None)
 
     async def close(self) -> None:
@@ -72,7 +91,7 @@ class EnvoyCall:
         self._cancelled = False
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message. Raises `Lost`."""
+        """Sends one message, or a piece of one. Raises `Lost`."""
         await self._stream.write(frame)
 
     def end(self) -> None:

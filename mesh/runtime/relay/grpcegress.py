@@ -11,6 +11,7 @@ without a message is sometimes lost, because `grpc.aio` sets it to none if it he
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,15 @@ import grpc
 
 from mesh.runtime.relay import metadata
 from mesh.runtime.relay.link import Link
-from mesh.statuses import Code
+from mesh.statuses import Code, too_large
 from mesh.wire import framing
+from mesh.wire import metadata as wire
 from mesh.wire.call import Header, Headers
 from mesh.wire.reply import Lost, LostKind, Reply
 
 _MAX_METHODS = 1000  # names of methods that are kept, as clients choose them
+
+_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs")  # gRPC's own text
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # missing in the stubs
 _Method = Callable[..., Any]
@@ -31,6 +35,8 @@ _Method = Callable[..., Any]
 
 class GrpcEgress:
     """The calls on one channel. For use in the event loop's thread only."""
+
+    takes_pieces = False
 
     def __init__(self, link: Link, *, max_message: int) -> None:
         """Makes an egress. `max_message` is the largest message after decompression, in bytes."""
@@ -45,7 +51,14 @@ class GrpcEgress:
         """Does nothing, because the link closes the channel."""
 
     def send(
-        self, method: bytes, headers: Headers, frame: bytes, *, timeout: float | None, encoding: bytes = b""
+        self,
+        method: bytes,
+        headers: Headers,
+        frame: bytes,
+        *,
+        timeout: float | None,
+        encoding: bytes = b"",
+        pieces: bool = False,
     ) -> "GrpcCall":
         """Sends a request of one message."""
         message = framing.unpack(frame, encoding, limit=self._max_message)
@@ -53,7 +66,9 @@ class GrpcEgress:
         rpc = one(message, metadata=metadata.pairs(headers), timeout=timeout)
         return GrpcCall(self._link, rpc, b"", self._max_message)
 
-    def open(self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes = b"") -> "GrpcCall":
+    def open(
+        self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes = b"", pieces: bool = False
+    ) -> "GrpcCall":
         """Begins a request whose messages are written one by one."""
         _, several = self._method(method)
         rpc = several(metadata=metadata.pairs(headers), timeout=timeout)
@@ -141,12 +156,21 @@ class GrpcCall:
         code, text = (await self._rpc.code()).value[0], await self._rpc.details() or ""
         if code == Code.UNAVAILABLE and await self._link.broken(self._epoch, text, self._link.calls):
             raise Lost(LostKind.STARTED, text)
+        if code == Code.RESOURCE_EXHAUSTED and (large := _LARGE.search(text)):
+            return _refusal(int(large[1]), self._max_message)
         return Reply(
             code,
             text,
             headers=metadata.from_pairs(await self._rpc.initial_metadata()),
             trailers=metadata.from_pairs(await self._rpc.trailing_metadata()),
         )
+
+
+def _refusal(size: int, limit: int) -> Reply:
+    """Returns the end of an answer whose message `grpc.aio` has refused, in this project's words."""
+    error = too_large(f"of the reply, a message of {size} bytes", limit)
+    trailers = [(wire.DETAILS, wire.encode_bin(error.grpc_details()))]
+    return Reply(int(error.reason.code), error.text, trailers=trailers)
 
 
 def _taken(task: "asyncio.Task[None]") -> None:

@@ -34,6 +34,7 @@ from mesh.runtime.relay.table import Table
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
 from mesh.wire.budget import Budget
+from mesh.wire.pieces import Pieces
 from mesh.wire.server import Server
 
 log = logs.get(__name__)
@@ -69,7 +70,8 @@ async def serve(settings: RelaySettings) -> int:
     tasks = Tasks(ending.because)
     egress = await _egress(settings, link, budget, on_lost=ending.because)
     port = RelayPort(table, board, link, egress, max_message=settings.max_message)
-    data = Server(port.handle, max_message=settings.max_message, budget=budget)
+    pieces = Pieces(wanted=port.forwards)
+    data = Server(port.handle, max_message=settings.max_message, budget=budget, pieces=pieces)
     left = journal.read()
     if left is not None and not left[1]:
         left = None  # no copies would be lost if the server dropped its models

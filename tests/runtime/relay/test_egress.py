@@ -55,6 +55,11 @@ class Server:
             await context.write(b"%d" % number)
         context.set_trailing_metadata((("trailing-bin", b"\0\xff"),))
 
+    async def produce(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
+        """Answers each request with as many bytes as it says."""
+        async for request in requests:
+            yield bytes(int(request))
+
     async def echo(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
         try:
             async for request in requests:
@@ -148,6 +153,24 @@ async def test_a_status_that_comes_during_writes_arrives_unchanged(
     metadata = ((b"initial", b"1"),) if messages else ()
     trailers = () if method == "unknown" else ((b"trailing-bin", b"AP8"),)
     assert seen == {(tuple(messages), code, text, metadata, trailers): 60}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answer_above_the_limit_is_refused_with_the_limit_and_its_option(
+    egress: Egress, streamed: bool
+) -> None:
+    """An answer that is held whole must be within the limit, whichever egress carries it."""
+    size = LIMIT + 1
+    if streamed:
+        outgoing = egress.open(b"/test/produce", [], timeout=60, encoding=b"")
+        await outgoing.write(framing.pack(b"%d" % size))
+    else:
+        outgoing = egress.send(b"/test/produce", [], framing.pack(b"%d" % size), timeout=60, encoding=b"")
+    messages, reply, _ = await outcome(outgoing)
+    assert (messages, reply.code) == ([], Code.RESOURCE_EXHAUSTED)
+    assert "--max-message" in reply.text
+    assert str(LIMIT) in reply.text
+    outgoing.cancel()
 
 
 async def test_messages_pass_in_both_directions(egress: Egress) -> None:

@@ -1,18 +1,22 @@
 """The relay's rules for methods, lost models, metadata, and resuming after a relay was killed."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mesh.options.servers import target
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.runtime.relay import metadata, verdicts
+from mesh.runtime.relay.calls import RelayPort
 from mesh.runtime.relay.journal import Held, Journal
 from mesh.runtime.relay.methods import Methods
 from mesh.runtime.relay.table import RelayedCopy, Table
 from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.statuses import Code, MeshError
+from tests.support.fakecalls import FakeCall
 
 STATUS = pb.RuntimeStatusResponse(
     methodInfos={"a.B/c": pb.RuntimeStatusResponse.MethodInfo(idInjectionPath=[3, 1]), "a.B/d": {}}
@@ -30,6 +34,19 @@ def test_listed_methods_pass_and_get_the_id_where_they_want_it() -> None:
 @pytest.mark.parametrize("status", [pb.RuntimeStatusResponse(), pb.RuntimeStatusResponse(allowAnyMethod=True)])
 def test_any_method_passes_where_the_server_lists_none_or_says_so(status: pb.RuntimeStatusResponse) -> None:
     assert Methods(status).path(b"x.Y/z") == ()
+
+
+@pytest.mark.parametrize("takes_pieces", [True, False])
+async def test_a_message_arrives_in_pieces_if_no_id_is_written_into_it(takes_pieces: bool) -> None:
+    """The relay takes large messages in pieces if it only passes them on, and its egress can write pieces."""
+    egress: Any = SimpleNamespace(takes_pieces=takes_pieces)
+    board = Board.private(1)
+    port = RelayPort(Table(board, Journal(None)), board, None, egress, max_message=1000)  # type: ignore[arg-type]
+    assert not port.forwards(FakeCall(b"/a.B/d")), "the methods are not known yet"
+    port.methods = Methods(STATUS)
+    assert port.forwards(FakeCall(b"/a.B/d")) is takes_pieces
+    assert not port.forwards(FakeCall(b"/a.B/c")), "the id is written into it"
+    assert not port.forwards(FakeCall(b"/a.B/e")), "it is not allowed"
 
 
 @pytest.mark.parametrize("service", [b"mmesh.ModelRuntime", b"com.ibm.watson.tas.internal.proto.ModelServer"])
