@@ -90,12 +90,15 @@ class RelayPort:
         self.in_flight += 1
         task = self._loop.create_task(self._carry(carried, method, started_ns))
         copy.calls.add(task)
-        call.on_cancel(lambda: _cancel(task))
 
     async def _carry(self, carried: "_Carried", method: int, started_ns: int) -> None:
         call, copy = carried.call, carried.copy
         code = int(Code.INTERNAL)
+        task = asyncio.current_task()
+        assert task is not None
         try:
+            # Not before this task runs: if its caller has gone by then, it would be cancelled and never count its end.
+            call.on_cancel(lambda: _cancel(task))
             async with asyncio.timeout_at(call.deadline), copy.gate:
                 copy.row.run()
                 carried.began_ns = time.monotonic_ns()
@@ -125,8 +128,6 @@ class RelayPort:
             busy_ns = now - carried.began_ns if ran else 0
             copy.row.end(now, runs=int(ran), busy_ns=busy_ns, failed=code != Code.OK)
             self.in_flight -= 1
-            task = asyncio.current_task()
-            assert task is not None
             copy.calls.discard(task)
             if code != Reason.NOT_HERE.code:
                 self._board.observe(method, code, now - started_ns)
