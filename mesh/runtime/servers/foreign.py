@@ -7,6 +7,7 @@ server that others start. If the relay reports that the server does not answer, 
 
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +63,8 @@ class ForeignServer:
         self._kills = (0, 0)  # the kernel's kills for lack of memory, before and after the last end
         self._hung = False  # killed, because the relay got no answer
         self._supervisor = Supervisor(
-            Program("server-command", self._spawn, policy=_POLICY),
+            # It has no heartbeat. The relay notices when it hangs, so only a server that was stopped is killed here.
+            Program("server-command", self._spawn, heard=time.monotonic, policy=_POLICY),
             on_death=self._died,
             on_given_up=on_given_up,
             on_turn=self._count_kills,
