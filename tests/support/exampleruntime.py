@@ -115,6 +115,8 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
             limitModelConcurrency=bool(self.options.concurrency),
             allowAnyMethod=self.options.allow_any,
         )
+        if self.options.device:
+            context.set_trailing_metadata((("mesh-device-total", str(self.options.device)), ("mesh-device-used", "0")))
         for method in self.options.method:
             name, _, path = method.partition("=")
             status.methodInfos[name].idInjectionPath.extend(int(number) for number in path.split(".") if number)
@@ -136,6 +138,9 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         if self.options.v2:
             self.numbers[request.modelId] = float(Path(request.modelPath).read_text())
         self.models[request.modelId] = what
+        if self.options.device:
+            size = str(_sizes(what)[0])
+            context.set_trailing_metadata((("mesh-host-bytes", "1000"), ("mesh-device-bytes", size), self._used()))
         return pb.LoadModelResponse(
             sizeInBytes=self._stated(what) if self.options.sizes and not self.options.model_size else 0,
             maxConcurrency=self.options.concurrency,
@@ -154,12 +159,17 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "sizes come with loads")
         if request.modelId not in self.models:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.modelId} is not loaded")
+        if self.options.device:
+            context.set_trailing_metadata((self._used(),))
         return pb.ModelSizeResponse(sizeInBytes=self._stated(self.models[request.modelId]))
 
     async def predictModelSize(self, request: Any, context: Any) -> Any:
         if not self.options.predict:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not predicted")
         return pb.PredictModelSizeResponse(sizeInBytes=self.options.predict)
+
+    def _used(self) -> tuple[str, str]:
+        return "mesh-device-used", str(sum(_sizes(what)[0] for what in self.models.values()))
 
     def _stated(self, what: str) -> int:
         """Returns the size that the server states for a model."""
@@ -361,6 +371,7 @@ def main() -> None:
     add("--predict", type=int, default=0, help="Size that it predicts; 0: it cannot predict.")
     add("--strict-unload", action="store_true")
     add("--allocate", action="store_true")
+    add("--device", type=int, default=0, help="Bytes of a device that takes its models.")
     add("--v2", action="store_true")
     add("--lie", type=Path, help="File with the lie that it tells at present.")
     add("--former", action="store_true", help="Speak the SPI only under the former name of its service.")

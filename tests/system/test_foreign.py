@@ -352,6 +352,22 @@ async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
         assert it.noted("unload m0") + it.noted("unload m1") >= 1
 
 
+async def test_a_device_that_a_server_reports_is_counted(foreign):
+    """The models of a server that reports a device's memory count there, evict there, and give the pod the label gpu.
+    The memory in use on the device is watched."""
+    size, total = 100 << 20, 400 << 20
+    async with foreign(*INJECTED, "--device", str(total)) as it:
+        (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+        assert 3 * size < pod["device_capacity"] < total
+        assert "gpu" in pod["labels"]
+        for name in "abcd":
+            status = await it.register(name, f"SIZE_{size}_0_0", now=True)
+            assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED
+        assert [(await it.mesh.status(name))["status"] for name in "abcd"] == ["NOT_LOADED", *["LOADED"] * 3]
+        told = (await it.mesh.rest("GET", f"/mesh/v1/pods/{pod['pod']}")).json
+        assert (int(told["device_used_bytes"]), int(told["used_bytes"])) == (3 * size, 3000)
+
+
 async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
     """A load that exceeds the server's own time limit is cancelled and cleaned up at the server. Other models are
     served meanwhile."""

@@ -69,7 +69,7 @@ class ServerStart:
         settings = self._settings
         host, port = parse_address(settings.data)
         if settings.foreign:
-            return await self._start_relay(host, port), ""
+            return await self._start_relay(host, port)
         for attempt in range(1, _PORT_TRIES + 1):
             data = format_address(host, port or process.free_port(host))
             try:
@@ -87,8 +87,9 @@ class ServerStart:
             return data, device
         raise AssertionError("not reached")
 
-    async def _start_relay(self, host: str, port: int) -> str:
-        """Starts the relay, and before it the server if that is a child. Returns the address of the data port."""
+    async def _start_relay(self, host: str, port: int) -> tuple[str, str]:
+        """Starts the relay, and before it the server if that is a child. Returns the address of the data port, and the
+        device: "cuda" if the server reports the memory of one."""
         if self._foreign is not None:
             try:
                 await self._foreign.start()
@@ -105,10 +106,12 @@ class ServerStart:
             pass_fds=(listening.fileno(),),
         )
         try:
-            await self._adopt(await self._server.start(plan))
+            status = await self._server.start(plan)
         except (ServerFailed, OSError) as error:
             raise StartError(str(error)) from error
-        return data
+        await self._adopt(status)
+        self._equip(*status.device_memory)
+        return data, "cuda" if self._cache.ledger.has_device else ""
 
     def stop_listening(self) -> None:
         """Closes this process's socket of the relay's data port, so that connections are refused once the relay closes

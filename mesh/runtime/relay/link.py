@@ -13,6 +13,7 @@ running.
 
 import asyncio
 import re
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import grpc
@@ -21,7 +22,7 @@ from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import modelruntime_pb2_grpc
 from mesh.process.tasks import turned
 from mesh.runtime.port.outcomes import GONE, HUNG
-from mesh.runtime.relay import handshake
+from mesh.runtime.relay import handshake, reported
 from mesh.statuses import Code
 from mesh.telemetry import logs
 
@@ -77,6 +78,7 @@ class Link:
         self.epoch = 0  # number of connections lost so far
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.why = ""
+        self.device_bytes = 0  # in use on the server's device, as last reported
         self._server = server
         self._holding = holding
         self._hang_timeout = hang_timeout
@@ -185,13 +187,22 @@ class Link:
         """Returns whether the server has a model, or None if the server does not say. Raises AioRpcError if the
         connection is lost."""
         try:
-            await self.stub.modelSize(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
+            asked = self.stub.modelSize(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
+            await asked
+            self.note(await asked.trailing_metadata())
         except grpc.aio.AioRpcError as error:
             code = error.code().value[0]
             if code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED):
                 raise
             return False if code == Code.NOT_FOUND else None
         return True
+
+    def note(self, trailers: Iterable[tuple[str, str | bytes]] | None) -> reported.Trailers:
+        """Takes note of what an answer of the server reports about its device. Returns what the agent gets."""
+        used = reported.used(trailers)
+        if used is not None:
+            self.device_bytes = used
+        return reported.passed_on(trailers)
 
     async def close(self) -> None:
         """Closes the connections."""

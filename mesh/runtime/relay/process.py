@@ -78,7 +78,7 @@ async def serve(settings: RelaySettings) -> int:
     if left is not None and journal.former:
         link.use_former_name()
     board.attach(os.getpid(), keep=() if left is None else [one.slot for one in left[1]])
-    tasks.run(duties.BEAT, lambda: _beat(board, budget))
+    tasks.run(duties.BEAT, lambda: _beat(board, budget, link))
     try:
         bound = await _listen(data, settings, identity)
         address = format_address(settings.host, bound)
@@ -157,11 +157,11 @@ async def _listen(data: Server, settings: RelaySettings, identity: Identity | No
     return int(inherited.getsockname()[1])
 
 
-async def _beat(board: Board, budget: Budget) -> None:
+async def _beat(board: Board, budget: Budget, link: Link) -> None:
     refused = 0
     while True:
         turned()
-        board.beat(time.monotonic_ns())
+        board.beat(time.monotonic_ns(), device_bytes=link.device_bytes)
         budget.settle()
         if budget.refused != refused:
             count = budget.refused - refused

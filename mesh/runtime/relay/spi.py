@@ -18,6 +18,7 @@ from mesh.runtime.port import spi
 from mesh.runtime.relay.calls import RelayPort
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.methods import Methods
+from mesh.runtime.relay.reported import Trailers
 from mesh.runtime.relay.settings import RelaySettings
 from mesh.runtime.relay.table import RelayedCopy, Table
 from mesh.runtime.sharedmemory.slot import SlotState
@@ -48,6 +49,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         self._port = port
         self._told = (("mesh-data", data_address), ("mesh-pid", str(pid)))
         self._status: pb.RuntimeStatusResponse | None = None
+        self._reported: Trailers = ()  # with the status
         self._asking = asyncio.Lock()
         self._connected = False
 
@@ -63,7 +65,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             status = self._status
             if status is None:
                 status = await self._ask()
-        context.set_trailing_metadata(self._told)
+        context.set_trailing_metadata((*self._told, *self._reported))
         return status
 
     async def _ask(self) -> pb.RuntimeStatusResponse:
@@ -83,9 +85,9 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         return status
 
     async def _report(self) -> pb.RuntimeStatusResponse:
-        report: pb.RuntimeStatusResponse = await self._link.stub.runtimeStatus(
-            pb.RuntimeStatusRequest(), timeout=_STATUS_TIMEOUT
-        )
+        asked = self._link.stub.runtimeStatus(pb.RuntimeStatusRequest(), timeout=_STATUS_TIMEOUT)
+        report: pb.RuntimeStatusResponse = await asked
+        self._reported = self._link.note(await asked.trailing_metadata())
         return report
 
     async def _reach(self) -> None:
@@ -110,21 +112,23 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             copy.row.loading(copytoken.revision(token), time.monotonic_ns())
             loaded = False
             try:
-                response = await self._load(request)
+                response, reported = await self._load(request)
                 loaded = True
             finally:
                 if not loaded:
                     copy.row.mark(SlotState.FREE)
+            context.set_trailing_metadata(reported)
             limits = self._status is not None and self._status.limitModelConcurrency
             self._table.loaded(copy, slot=slot, concurrency=response.maxConcurrency if limits else 0)
         return response
 
-    async def _load(self, request: pb.LoadModelRequest) -> pb.LoadModelResponse:
+    async def _load(self, request: pb.LoadModelRequest) -> tuple[pb.LoadModelResponse, Trailers]:
         own = self._status.modelLoadingTimeoutMs / 1000 if self._status is not None else 0.0
         timeout = self._settings.load_timeout or own
         epoch = self._link.epoch
         try:
-            response: pb.LoadModelResponse = await self._link.stub.loadModel(request, timeout=timeout or None)
+            asked = self._link.stub.loadModel(request, timeout=timeout or None)
+            response: pb.LoadModelResponse = await asked
         except grpc.aio.AioRpcError as error:
             lost = error.code() is grpc.StatusCode.UNAVAILABLE
             if lost and await self._link.broken(epoch, error.details() or ""):
@@ -134,7 +138,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             # The predecessor's contract: a load that was cancelled is followed by an unload.
             await self._link.stub.unloadModel(pb.UnloadModelRequest(modelId=request.modelId), timeout=_CLEAN_UP)
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
-        return response
+        return response, self._link.note(await asked.trailing_metadata())
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
         """Unloads a model at the server, and answers once it is gone."""
@@ -160,9 +164,9 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             if copy is None:
                 raise MeshError(Reason.UNKNOWN_MODEL, f"{request.modelId!r} is not loaded")
             try:
-                response: pb.ModelSizeResponse = await self._link.stub.modelSize(
-                    request, timeout=context.time_remaining()
-                )
+                asked = self._link.stub.modelSize(request, timeout=context.time_remaining())
+                response: pb.ModelSizeResponse = await asked
+                context.set_trailing_metadata(self._link.note(await asked.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     self._table.lose(copy, "the model server does not have it")

@@ -1,0 +1,25 @@
+"""The memory of a device, which a server reports in the trailers of its SPI answers, beyond the SPI.
+
+The SPI has one number for a model's size. A server that keeps models on a device may add trailers, as our own does:
+`mesh-device-total` and `mesh-device-used` to its status, `mesh-host-bytes` and `mesh-device-bytes` to loads, and
+`mesh-device-used` to any answer. Each is a number of bytes.
+"""
+
+from collections.abc import Iterable
+
+TOTAL, USED = "mesh-device-total", "mesh-device-used"
+_NAMES = frozenset({TOTAL, USED, "mesh-host-bytes", "mesh-device-bytes"})
+
+Trailers = tuple[tuple[str, str], ...]
+
+
+def passed_on(trailers: Iterable[tuple[str, str | bytes]] | None) -> Trailers:
+    """Returns the trailers that the agent gets."""
+    return tuple(
+        (key, value) for key, value in trailers or () if key in _NAMES and isinstance(value, str) and value.isdecimal()
+    )
+
+
+def used(trailers: Iterable[tuple[str, str | bytes]] | None) -> int | None:
+    """Returns the bytes in use on the device, or None if the trailers do not say."""
+    return next((int(value) for key, value in passed_on(trailers) if key == USED), None)
