@@ -28,6 +28,9 @@ LEAST, MOST = 0.5, 4.0
 RISE_S, FALL_S = 5.0, 20.0
 """Time constants of the smoothing, in seconds. Too low a factor fills the server's memory, so it rises faster."""
 
+SOON_REFUTED = 3
+"""Loads in a row after which memory that the largest factor does not explain refutes the server's sizes at once."""
+
 REFUTED = 0.95 * MOST
 """Factor above which the server's own sizes are no longer believed: they explain a quarter of the memory at most."""
 
@@ -120,12 +123,21 @@ def settle(
 class Factor:
     """The factor of one pod, in one life of its server."""
 
-    __slots__ = ("believed", "ratio", "value")
+    __slots__ = ("_beyond", "believed", "ratio", "value")
 
     def __init__(self) -> None:
         self.value = 1.0
         self.ratio = 1.0  # at the last look, without bounds
         self.believed = True  # the server's own sizes are
+        self._beyond = 0  # loads in a row after which the memory exceeded what the largest factor explains
+
+    def loaded(self, observed: int, accounted: int, *, capacity: int) -> None:
+        """Takes a look after a load. Several that the largest factor does not explain refute the server's sizes at
+        once, because a few loads later its memory may be full."""
+        beyond = observed - max(SLACK_BYTES, int(capacity * SLACK_SHARE)) > MOST * accounted
+        self._beyond = self._beyond + 1 if beyond else 0
+        if self._beyond >= SOON_REFUTED:
+            self.believed, self.value = False, MOST
 
     def look(self, observed: int, accounted: int, *, capacity: int, seconds: float) -> None:
         """Takes a look. `observed` is the memory that the server has beyond what it has without models, `accounted` the

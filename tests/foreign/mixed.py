@@ -55,7 +55,7 @@ class Mixed:
             folder,
             pods=4,
             routers=routers,
-            ttl=3,
+            ttl=5,
             capacity="auto",
             runtime_options=["--hang-timeout", "4", "--check-interval", "5"],
             router_options=["--unload-wait", "1"],

@@ -296,6 +296,8 @@ class Run:
         """Returns why a call must not have failed, or "" if it may have."""
         if failed.code not in LEGITIMATE:
             return f"no trouble explains {failed.code}"
+        if failed.code == "RESOURCE_EXHAUSTED" and not self.copies.holders(failed.model, failed.began, failed.ended):
+            return ""  # a server that lies is full for a moment, and says so
         kind = FOREIGN if failed.model.startswith("e") else ONNX
         harmed = {pod for pod in kind if self._was_harmed(pod, failed.began, failed.ended)}
         if not harmed:

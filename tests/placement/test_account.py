@@ -158,6 +158,17 @@ def test_one_look_decides_nothing():
     assert 1.0 < factor.value < 1.7
 
 
+def test_loads_that_no_factor_explains_refute_at_once():
+    """Three loads in a row after which the server's memory is far beyond its sizes refute them. Two do not."""
+    factor = Factor()
+    for observed in (GIB, GIB, MIB, GIB, GIB):
+        factor.loaded(observed, MIB, capacity=CAPACITY)
+        assert factor.believed
+    factor.loaded(GIB, MIB, capacity=CAPACITY)
+    assert not factor.believed
+    assert factor.value == MOST
+
+
 def test_sizes_are_refuted_for_good():
     """A server whose models take more than about four times what it states is not believed again."""
     factor = Factor()

@@ -171,7 +171,9 @@ class Account:
         self._weighings.discard(weighing)
         if self._memory is None or (after := self._memory.read()) is None:
             return None
-        alone = weighing.alone and weighing.unloads == self._ledger.unloads
+        ledger = self._ledger
+        ledger.factor.loaded(after - self._base, ledger.accounted_bytes, capacity=ledger.capacity.host_bytes)
+        alone = weighing.alone and weighing.unloads == ledger.unloads
         return Growth(after - weighing.before, alone=alone, fresh=weighing.fresh, first=weighing.first)
 
     def statistics(self) -> AccountStatistics:
