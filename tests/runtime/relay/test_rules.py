@@ -16,7 +16,9 @@ from mesh.runtime.relay.table import RelayedCopy, Table
 from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.statuses import Code, MeshError
+from mesh.wire.headers import addressed
 from tests.support.fakecalls import FakeCall
+from tests.support.waiting import until
 
 STATUS = pb.RuntimeStatusResponse(
     methodInfos={"a.B/c": pb.RuntimeStatusResponse.MethodInfo(idInjectionPath=[3, 1]), "a.B/d": {}}
@@ -47,6 +49,24 @@ async def test_a_message_arrives_in_pieces_if_no_id_is_written_into_it(takes_pie
     assert port.forwards(FakeCall(b"/a.B/d")) is takes_pieces
     assert not port.forwards(FakeCall(b"/a.B/c")), "the id is written into it"
     assert not port.forwards(FakeCall(b"/a.B/e")), "it is not allowed"
+
+
+async def test_a_call_whose_caller_has_gone_before_it_begins_is_counted_as_ended() -> None:
+    """A caller may disconnect in the same turn of the event loop in which its call arrives. Such a call does not stay
+    in flight, which would keep its copy from ever being unloaded."""
+    board = Board.private(1)
+    table = Table(board, Journal(None))
+    copy = RelayedCopy("m", b"life.7", table.row(None))
+    table.copies.add(copy)
+    egress: Any = SimpleNamespace(takes_pieces=True)
+    port = RelayPort(table, board, None, egress, max_message=1000)  # type: ignore[arg-type]
+    port.methods = Methods(STATUS)
+    call = FakeCall(b"/a.B/d", list(addressed("m", b"life.7")))
+    port.handle(call)
+    assert (port.in_flight, len(copy.calls)) == (1, 1)
+    call.cancel()
+    await until(lambda: not copy.calls, why="the call has ended")
+    assert port.in_flight == 0
 
 
 @pytest.mark.parametrize("service", [b"mmesh.ModelRuntime", b"com.ibm.watson.tas.internal.proto.ModelServer"])
