@@ -1,8 +1,8 @@
 """Access to etcd with one set of settings: connections to its members, and a token.
 
 When its credential files change, a client replaces its whole access, because a channel keeps the certificate that it
-was created with, and a token belongs to a user. Requests on the old access may finish. Streams on it end at once, and
-are opened again on the new access.
+was created with, and a token belongs to a user. Requests on the old access may finish. Streams on the old access end
+immediately, and are opened again on the new one.
 """
 
 import weakref

@@ -1,8 +1,8 @@
 """The token that etcd issues for a user and password.
 
-Issuing a token takes etcd 100 ms, because it hashes the password slowly. etcd forgets a token after some minutes, when
-a member restarts, or when users change. So a token is used until a request is refused for it. Then it is dropped, and
-the next request fetches another token, for which concurrent requests wait too.
+etcd needs 100 ms to issue a token, because it hashes the password slowly. It forgets a token after some minutes, when a
+member restarts, or when users change. So a token is used until etcd refuses a request because of it. The token is then
+dropped, and the next request fetches another; concurrent requests wait for the same one.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Auth:
             return self._token
 
     def forget(self, token: str) -> None:
-        """Forgets a token that was refused, unless a newer one has replaced it."""
+        """Drops a token that etcd has refused, unless a newer one has replaced it."""
         if self._user and self._token == token:
             self._token = None
 

@@ -34,7 +34,7 @@ class Updated:
 
 
 class Etcd:
-    """A client of an etcd with one or several members. It connects when first used.
+    """A client of an etcd cluster with one or more members. It connects when first used.
 
     All methods are bounded by `timeout` seconds (None: the timeout of the settings), raise EtcdError and its
     subclasses, and may be cancelled. A cancelled write may still be done. One client serves any number of tasks of one
@@ -193,11 +193,11 @@ class Etcd:
         equal value, nothing is written. It is called again after each conflict, so it must depend on its argument
         alone. Its exceptions pass through.
 
-        After a write of unknown outcome, the key is read again. If it has the written value, the write is taken as
-        done. So if several writers may write equal bytes and each write must count, make the values differ. If a write
-        succeeded unnoticed and another writer replaced it before the next read, the change is made again. All attempts
-        together take at most `timeout` seconds (None: three times the timeout of the settings). EtcdUnavailable is
-        ambiguous if the outcome of a write is still unknown.
+        After a write of unknown outcome, the key is read again. If the key then has the written value, the write counts
+        as done. So if several writers may write equal bytes and each write must count, make the values differ. If a
+        write succeeded unnoticed and another writer replaced it before the next read, the change is made again. All
+        attempts together take at most `timeout` seconds (None: three times the timeout of the settings).
+        EtcdUnavailable is ambiguous if the outcome of a write is still unknown.
         """
         loop = asyncio.get_running_loop()
         whole = _UPDATE_TIMEOUTS * self.settings.timeout if timeout is None else timeout

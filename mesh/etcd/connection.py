@@ -1,13 +1,14 @@
 """Sending requests to etcd: the choice of member and token, retries, and time limits.
 
 - One time limit covers all attempts of a request, and is passed to gRPC as a deadline. A caller may be cancelled at any
-  time. Its request then runs until its deadline, because each request cancelled from asyncio leaks 0.95 KB inside
+  time. Its request continues until the deadline, because each request cancelled from asyncio leaks 0.95 KB inside
   grpc.aio, and deadlines leak nothing.
 - Reads are retried freely. A write is retried only if it certainly was not done, because the connection failed or etcd
   refused it unseen. Any other failure of a write is reported as ambiguous.
 - Credentials may change between two attempts (`rotation`). A request that was refused for the old credentials is sent
   again with the new ones.
-- Each request carries `hasleader`. So a member that has lost its quorum refuses at once, and the next member is asked.
+- Each request carries `hasleader`. So a member that has lost its quorum refuses immediately, and the request goes to
+  the next member.
 """
 
 import asyncio
@@ -88,8 +89,8 @@ class Connection:
 
     async def switch(self, settings: EtcdSettings, timeout: float) -> None:
         """Switches to other settings if etcd accepts them within `timeout` seconds. Otherwise raises EtcdError, and
-        nothing changes. To find out, it repeats the last read, which also checks the user's permission. Raises
-        ValueError for invalid settings (`endpoints.check`)."""
+        nothing changes. The test repeats the last read, so it also covers the user's permissions. Raises ValueError for
+        invalid settings (`endpoints.check`)."""
         heir = Connection(settings)
         try:
             if (last := self._last_read) is not None:
@@ -112,8 +113,10 @@ class Connection:
     ) -> tuple[Any, Member]:
         """Sends a request. Returns the reply and the member that answered.
 
-        `what` names the request in errors. `repeatable` says that doing it twice, or again later, is harmless.
-        `timeout` is in seconds, for all attempts together (None: the timeout of the settings). Raises EtcdError."""
+        `what` names the request in errors. `repeatable` says that etcd may carry it out twice, or again later, without
+        harm. `timeout` is in seconds, for all attempts together (None: the timeout of the settings). Raises
+        EtcdError.
+        """
         loop = asyncio.get_running_loop()
         timeout = self.settings.timeout if timeout is None else timeout
         deadline = loop.time() + timeout
@@ -186,7 +189,7 @@ class Connection:
         return refused is not self._access
 
     async def _finish(self, call: Any, what: str, repeatable: bool) -> Any:
-        """Awaits the reply. If the waiting task is cancelled, the call is not."""
+        """Awaits the reply. The call continues even if the waiting task is cancelled."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call.add_done_callback(lambda _: None if done.done() else done.set_result(None))
         await done
@@ -214,7 +217,7 @@ class Connection:
                     return
                 yield part
         except TimeoutError as error:
-            raise errors.EtcdUnavailable(f"{what}: nothing came for {idle:g} s") from error
+            raise errors.EtcdUnavailable(f"{what}: no data arrived for {idle:g} s") from error
         except grpc.aio.AioRpcError as error:
             raise errors.translate(error, what, write=False) from error
         finally:

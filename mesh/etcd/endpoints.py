@@ -68,7 +68,7 @@ class Member:
 
 
 class Endpoints:
-    """The members of an etcd. They are connected when first used, and then belong to one event loop."""
+    """The members of an etcd cluster. They are connected when first used, and then belong to one event loop."""
 
     def __init__(self, settings: EtcdSettings) -> None:
         check(settings)
@@ -106,8 +106,8 @@ class Endpoints:
 
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str]:
-    """Parses `http://HOST:PORT` or `https://HOST:PORT`. Returns whether it uses TLS, and the target for gRPC. Raises
-    ValueError."""
+    """Parses `http://HOST:PORT` or `https://HOST:PORT`. Returns whether the endpoint uses TLS, and the target for gRPC.
+    Raises ValueError."""
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port

@@ -1,8 +1,8 @@
 """Errors of etcd.
 
-Callers need to know whether a failed write may still have been done. For example, a put that timed out may land later.
-Only requests that never reached etcd, or that etcd refused, are reported as not ambiguous. This module is the only one
-that interprets etcd's messages, which are defined in etcd's api/v3rpc/rpctypes/error.go.
+Callers need to know whether a failed write may still have been done. For example, a put that timed out may still take
+effect later. Only requests that never reached etcd, or that etcd refused, are reported as not ambiguous. This module is
+the only one that interprets etcd's messages, which are defined in etcd's api/v3rpc/rpctypes/error.go.
 
 Each error has two texts. `text` is for callers of the mesh. It says what is wrong and what still works, without
 addresses or messages of gRPC. `detail` is for the operator. It has the request, the member and the exact message, and
@@ -26,13 +26,13 @@ class EtcdError(MeshError):
 
 
 class EtcdUnavailable(EtcdError):
-    """An etcd that cannot be reached, did not answer in time, or accepts no writes now.
+    """A request that failed because etcd cannot be reached, did not answer in time, or accepts no writes now.
 
-    `ambiguous` says that the request may have been done, or may still be done later. It is always False for reads.
+    `ambiguous` is True if etcd may have carried out the request, or may still do so. It is always False for reads.
     """
 
     def __init__(self, detail: str, *, ambiguous: bool = False, why: str = "does not answer") -> None:
-        """Makes the error. `why` continues a sentence for callers that begins with "etcd"."""
+        """Makes the error. `why` completes a sentence for callers that begins with "etcd"."""
         super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away(why))
         self.ambiguous = ambiguous
 
@@ -46,9 +46,11 @@ class EtcdReplaced(EtcdUnavailable):
 
 
 class EtcdDenied(EtcdError):
-    """A refusal by etcd of the user, password or certificate, or of what the user asked for.
+    """A request that etcd refused because of the user, the password, the certificate or missing permissions.
 
-    Callers see an unavailable registry. The fault is not theirs, and it ends when the operator corrects it."""
+    Callers are told that the registry is unavailable, because the fault is not theirs and only the operator can correct
+    it.
+    """
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away("does not let this mesh in"))
@@ -138,7 +140,7 @@ def translate(error: grpc.aio.AioRpcError, what: str, *, write: bool) -> EtcdErr
 
 
 def _why(code: Code, details: str) -> str:
-    """Returns what is wrong, as the continuation of a sentence that begins with "etcd"."""
+    """Returns the fault, in words that complete a sentence that begins with "etcd"."""
     if "no leader" in details:
         return "has no leader"
     if "too many requests" in details:

@@ -1,9 +1,9 @@
-"""A lease. etcd deletes keys written with it if it is not renewed in time.
+"""A lease: etcd deletes the keys attached to it unless it is renewed in time.
 
-The holder must know of a loss no later than etcd deletes the keys, and without asking etcd, which may be unavailable.
-So the lease counts as lost at *time of sending + TTL* of the last answered renewal, by the local monotonic clock, or as
-soon as etcd answers that it is gone. A lost lease stays lost. The holder, who knows the keys, then gets another lease
-and writes them again.
+The holder must notice a loss before etcd deletes the keys, and without asking etcd, which may be unavailable. So the
+lease counts as lost at *time of sending + TTL* of the last answered renewal, by the local monotonic clock, or as soon
+as etcd answers that it is gone. A lost lease stays lost. The holder, who knows the keys, then gets another lease and
+writes them again.
 """
 
 import asyncio
@@ -56,9 +56,10 @@ class Lease:
 
     @classmethod
     async def grant(cls, etcd: Etcd, *, ttl: int, timeout: float | None = None) -> "Lease":
-        """Gets a new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
+        """Requests a new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
 
-        If the answer to a grant is lost, its lease expires by itself, so repeating the request is harmless."""
+        If the answer to a grant is lost, its lease expires by itself, so repeating the request is harmless.
+        """
         sent, proof_ns = asyncio.get_running_loop().time(), clock_gettime_ns(CLOCK_BOOTTIME)
         request = pb.LeaseGrantRequest(TTL=ttl)
         reply, _ = await etcd.connection.call(
@@ -116,7 +117,7 @@ class Lease:
             log.warning("lease lost", lease=f"{self.id:x}", why=why, ttl=self.ttl)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Marks the lease as lost at once if the renewing task fails by a bug, because nothing else would notice."""
+        """Marks the lease as lost if a bug ends the renewing task, because nothing else would notice."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("renewing a lease failed", lease=f"{self.id:x}", exc_info=error)
             self._lose(f"renewing it failed: {error!r}")

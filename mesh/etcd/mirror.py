@@ -1,4 +1,4 @@
-"""Following a range of keys: its content, then every change, through all faults of etcd.
+"""A range of keys, followed through all faults of etcd: first the range's content, then every change.
 
     async for change in Mirror(etcd, start, end):
         match change:
@@ -6,9 +6,9 @@
             case Delta(): ...
 
 A broken watch resumes after the last revision delivered, at the same or another member, with back-off and without
-limit. The range is read again only if that revision is gone, because it was compacted or etcd has other data. Then
-another `Snapshot` follows, which the consumer compares with the former content. The stream is read only as fast as
-changes are consumed. The rest waits in etcd.
+limit. The range is read again only if that revision no longer exists, because etcd has compacted it or was restored
+with other data. In this case another `Snapshot` follows, which the consumer compares with the former content. The
+stream is read only as fast as the consumer takes changes; unread changes wait in etcd.
 """
 
 import asyncio
@@ -44,21 +44,23 @@ class MirrorStatistics:
 
 
 class _OtherData(EtcdError):
-    """The finding that etcd has other data than before, as after a restore."""
+    """A sign that etcd's data has been replaced, for example by a restore."""
 
 
 class Mirror:
-    """A range of keys that is followed. It has one consumer, in one task, which iterates over it once.
+    """A followed range of keys. One consumer, in one task, iterates over the mirror once.
 
-    It ends when that task is cancelled or `close()` is called, and raises EtcdClosed when its client is closed. Nothing
-    else ends it. A consumer that is cancelled within a step loses the mirror, so do not put `wait_for` around single
+    The iteration ends when that task is cancelled or `close()` is called, and raises EtcdClosed when the client is
+    closed. Nothing else ends it. Cancelling a single step also ends the iteration, so do not put `wait_for` around
     steps.
     """
 
     def __init__(self, etcd: Etcd, start: bytes, end: bytes, *, page_size: int = 1000) -> None:
         """Follows the keys in [start, end). For a prefix, `end` is `mesh.etcd.ranges.after_prefix(start)`."""
         if not start:
-            raise ValueError("a range has to start with a key: b'\\0' is the first")
+            raise ValueError(
+                "the start of the range is empty, but a range has to start with a key: b'\\0' is the first"
+            )
         self._etcd = etcd
         self._start = start
         self._end = end
@@ -80,7 +82,7 @@ class Mirror:
 
     @property
     def connected(self) -> bool:
-        """True while changes arrive, as far as this process knows: it notices a hung member after 13 seconds."""
+        """True while changes arrive, as far as this process knows. A hung member is noticed after 13 seconds."""
         return self._stale_since is None
 
     @property

@@ -1,9 +1,10 @@
 """Waiting for etcd when a process starts, without a time limit.
 
 The processes of an installation start in any order. A process that ended because etcd was still starting would be
-restarted by its supervisor after ever longer pauses. So routers and runtime pods wait, live but not ready. They say why
-at `/ready`, and in the log at once and then each minute. Faults that waiting does not cure, such as a wrong password,
-are raised. Then the process ends with that text, and reads its credentials again when it is restarted.
+restarted by its supervisor after ever longer pauses. So routers and runtime pods wait, live but not ready. They give
+the reason at `/ready` and in the log, first immediately and then each minute. Faults that waiting does not cure, such
+as a wrong password, are raised. The process then ends with the error's text, and reads its credentials again when it is
+restarted.
 """
 
 import asyncio

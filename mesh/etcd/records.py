@@ -62,9 +62,9 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """The result of a transaction. `responses` has an entry for each operation of the branch taken. It is a tuple of
-    the keys found for a get, None for a put, the number of deleted keys for a deletion, and the number of keys for a
-    count (`counted`)."""
+    """The result of a transaction. `responses` has an entry for each operation of the branch taken: a tuple of the keys
+    found for a get, None for a put, the number of deleted keys for a deletion, and the number of keys for a count
+    (`counted`)."""
 
     succeeded: bool  # all compares held: the success branch was taken
     responses: tuple["tuple[KeyValue, ...] | int | None", ...]

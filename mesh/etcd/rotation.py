@@ -68,12 +68,12 @@ class Rotation:
         await self._tasks.close()
 
     def suspect(self) -> None:
-        """Checks the files at once, because a request has failed and the credentials may be the reason."""
+        """Checks the files immediately, because a request has failed and the credentials may be the reason."""
         if asyncio.get_running_loop().time() >= self._looked + _LOOK_LEAST:  # otherwise the next failure triggers it
             self._wanted.set()
 
     async def settle(self) -> None:
-        """Checks the files at once and waits for the outcome, because etcd has refused the credentials in use."""
+        """Checks the files immediately and waits for the outcome, because etcd has refused the credentials in use."""
         async with self._lock:
             await self._look(urgent=True)
 
@@ -117,7 +117,8 @@ class Rotation:
         log.info("switched to the changed credentials for etcd", changed=sources.changes(used, found))
 
     def _refuse(self, why: str, of: str = "") -> None:
-        """Logs a refusal once. `of` identifies the refusal if its text `why` differs from one attempt to the next."""
+        """Logs a refusal once. `of` identifies the refusal, for a text `why` that differs from one attempt to the
+        next."""
         if not self.refusal.startswith(of or why):
             log.warning("the credentials for etcd are kept: the changed ones are not used", why=why)
         self.refusal = f"{of}: {why}" if of else why

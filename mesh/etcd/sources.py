@@ -1,4 +1,4 @@
-"""Reading the files of a process's etcd settings again.
+"""Repeated reading of the files behind a process's etcd settings.
 
 A mounted Secret may change while a process runs, with another password, certificate or member. Either all files are
 read or none, so that a certificate is never combined with the key of an earlier one. `rotation` finds out whether etcd
@@ -46,7 +46,7 @@ def _read(known: EtcdSettings) -> EtcdSettings:
         if document.root_prefix != files.root_prefix:
             raise ValueError(
                 f"{files.config}: `root_prefix` is {document.root_prefix!r} now. The keys of this process are under "
-                f"{files.root_prefix!r} for as long as it runs: restart it, or take the change back"
+                f"{files.root_prefix!r} for as long as it runs: restart the process, or undo the change"
             )
         found = document.settings
         return replace(found, timeout=known.timeout, connect_timeout=known.connect_timeout)

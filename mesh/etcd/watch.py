@@ -1,8 +1,8 @@
-"""A watch on a stream. It is opened at a revision, and joins events into whole revisions.
+"""A watch on a stream: it begins after a given revision, and joins events into whole revisions.
 
-Each watch has its own stream. On a shared stream, etcd answers requests for watches in order, and the order no longer
-matches after one request is cancelled. 500 streams take 26 MB of etcd's memory. `Mirror` opens another watch after a
-failure.
+Each watch has its own stream. On a shared stream, etcd answers requests for watches in order, and answers no longer
+match requests once one of these is cancelled. Separate streams are affordable: 500 take 26 MB of etcd's memory.
+`Mirror` opens another watch after a failure.
 """
 
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ class Revisions:
     """A buffer that joins events into whole revisions.
 
     etcd sends a revision in one response, but may split a large response into fragments at any event. All fragments but
-    the last are marked. Whole revisions are returned at once. The last revision of a fragment is held back until the
-    next fragment.
+    the last are marked. Whole revisions are returned immediately. The last revision of a fragment is held back until
+    the next fragment.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Watch:
                 created = await stream.read(connection.settings.timeout)
                 check(created)
                 if not created.created:
-                    raise EtcdUnavailable("etcd answered the creation of a watch with something else")
+                    raise EtcdUnavailable("etcd answered a request for a watch with another message")
                 return cls(stream, created.header, revision)
             except EtcdDenied:
                 stream.cancel()

@@ -1,9 +1,9 @@
 """Child processes that never outlive their parent.
 
-A parent that is killed with SIGKILL cleans nothing up, so each child asks the kernel to be killed with it
-(PR_SET_PDEATHSIG). A *tether* does that: a small interpreter that becomes the program by `exec`, so the child keeps its
-pid and no process remains in between. `preexec_fn` would need no tether, but it runs Python between fork and exec, when
-gRPC's threads may hold any lock. The tether costs 13 ms (11 of them the interpreter's own start).
+A parent that is killed with SIGKILL cannot clean up, so each child asks the kernel to be killed together with its
+parent (PR_SET_PDEATHSIG). A *tether* does that: a small interpreter that becomes the program by `exec`, so the child
+keeps its pid and no process remains in between. `preexec_fn` would need no tether, but it runs Python between fork and
+exec, when gRPC's threads may hold any lock. The tether costs 13 ms (11 of them the interpreter's own start).
 
 The kernel sends that signal when the *thread* that started the child ends. So start children from a thread that lives
 as long as the process, as the event loop's thread does.

@@ -1,8 +1,8 @@
 """The end of a process that cannot continue: orderly, bounded in time, with the reason as the last line of its log.
 
-A process that cannot continue may not be able to end in order either. So if there is a reason, an orderly end is given
-a time limit, after which the process exits; its children die with it (`child`). For an ordinary end, the sender of the
-signal sets the limit.
+A process that cannot continue may not be able to end in order either. So an end for such a reason has a time limit,
+after which the process exits and its children die with it (`child`). For an ordinary end, the sender of the signal sets
+the limit.
 """
 
 import asyncio

@@ -1,17 +1,17 @@
 """The decision whether a process hangs: a state machine without clock or I/O, fed with observations of the process.
 
 A stopped process (SIGSTOP) shows that in its state, so it is given up after seconds. A silent one, whose event loop
-gives no more signs of life, may be healthy on a machine that has no CPU time for it. So silence counts only as far as
-the process could have ended it:
+gives no more signs of life, may be healthy on a machine that has no CPU time for it. So silence counts only while the
+process could have given a sign of life:
 
 - time in which the watcher itself was late does not count: the machine had no CPU time for it either;
 - while one of its threads waits for a processor, only the CPU time that the process got counts: a busy loop
   on a free machine has all of it, a starved process little;
 - while it waits for a disk, a quarter counts: it may be paging. (SIGKILL would wait for the disk as well.)
 
-A gap of several seconds between two looks means that the watcher itself was stopped. Ctrl-Z, a debugger or a suspended
-machine stops all of a mesh. Everything is then forgotten, and processes that continue with the watcher get as much time
-as after a start.
+A gap of several seconds between two observations means that the watcher itself was stopped: Ctrl-Z, a debugger or a
+suspended machine stops all of a mesh. Earlier observations are then discarded, and processes that continue together
+with the watcher get as much time as after a start.
 
 A process under a debugger (state `t`) counts as silent, not as stopped, because tracers stop it for moments at a time.
 """
@@ -27,7 +27,7 @@ _DISK_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class HangLimits:
-    """Limits of each state of a process, in seconds. The watched processes beat every half second."""
+    """Time limits for each state of a process, in seconds. The watched processes beat every half second."""
 
     stopped: float = 3.0
     silent: float = 12.0
@@ -37,7 +37,7 @@ class HangLimits:
 
     @property
     def gap(self) -> float:
-        """Seconds between two looks after which everything is forgotten."""
+        """Seconds between two observations beyond which all earlier ones are discarded."""
         return 6 * self.interval
 
 
@@ -90,7 +90,7 @@ class Hang:
         return self._silent
 
     def look(self, seen: Observation) -> HangVerdict:
-        """Takes a look into account. Looks come about every `limits.interval` seconds."""
+        """Adds an observation, and returns the verdict. Observations come about every `limits.interval` seconds."""
         last, self._last = self._last, seen
         elapsed = 0.0 if last is None else max(0.0, seen.now - last.now)
         if last is None or elapsed > self.limits.gap:
@@ -125,7 +125,7 @@ class Hang:
 
 
 def _usable(counted: float, last: Observation, seen: Observation) -> float:
-    """Returns how much of the time since the last look the process could have used to give a sign of life."""
+    """Returns how much of the time since the last observation the process could have used to give a sign of life."""
     if seen.runnable:
         return min(counted, max(0.0, seen.cpu - last.cpu))
     return counted * (_DISK_SHARE if seen.state == DISK else 1.0)

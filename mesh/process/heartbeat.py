@@ -1,7 +1,7 @@
 """Signs of life of a child's event loop, in a page of memory that it shares with its parent.
 
 The child stores the time twice a second; the parent may read it at any time. So a sign of life costs neither a message
-nor a wake-up, a busy parent loses none, and writing one cannot block. The page is a memfd: the child finds its
+nor a wake-up, a busy parent misses none, and the child never blocks. The page is a memfd: the child finds its
 descriptor in an environment variable, which it removes so that its own children do not beat in its place.
 
 `hang` decides when a silence is too long.

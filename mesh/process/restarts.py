@@ -51,7 +51,7 @@ class Impossible(Exception):
 
 
 class Restarts:
-    """The successive lives of one process or task. All times are from one clock, which may be any."""
+    """The successive lives of one process or task. All times come from one clock, of any kind."""
 
     __slots__ = ("_failed", "_ready", "_row", "_story", "phase", "policy")
 

@@ -29,7 +29,7 @@ _POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two checks whether the c
 
 
 class StartFailed(Exception):
-    """A failed start. `Program.explain` writes the text."""
+    """A failed start. The text comes from `Program.explain`."""
 
 
 class State(enum.Enum):
@@ -68,7 +68,7 @@ class Program:
     """Returns what the start still waits for, "" once the program is ready; may raise StartFailed. None: it is ready
     when it runs."""
     ask: Callable[[], Awaitable[bool]] | None = None
-    """Returns whether the program answers, which are the signs of life of one without a heartbeat."""
+    """Returns whether the program answers. For a program without a heartbeat, its answers are the signs of life."""
     heard: Callable[[], float] | None = None
     """Returns the time of the program's last sign of life, if it has its own kind. If this is None, its
     heartbeat or `ask` is used."""
@@ -78,7 +78,7 @@ class Program:
     wait_again: bool = True  # wait at later starts too; otherwise those count as ready when they run
     grace: float = 0.0  # to end, if the program is not ready in time
     explain: Callable[[str, tuple[str, ...]], str] = lambda how, lines: how
-    """Writes the text of StartFailed, from a predicate that says what happened and the last lines of output."""
+    """Returns the text of StartFailed, given a predicate that says what happened, and the last lines of output."""
 
 
 class Supervisor:

@@ -84,7 +84,7 @@ class Tasks:
     def __init__(
         self, on_lost: Callable[[str], None] | None = None, *, awaited: tuple[type[Exception], ...] = ()
     ) -> None:
-        """Makes an empty set. `on_lost` gets the reason why an essential duty ended, once for each. `awaited` lists
+        """Makes an empty set. `on_lost` is called with the reason whenever an essential duty ends. `awaited` lists
         errors that are not logged, because whatever awaits the tasks receives them."""
         self._awaited = awaited
         self._on_lost = on_lost

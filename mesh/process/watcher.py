@@ -1,7 +1,7 @@
 """The watch over a child process, which is killed when it hangs. Its owner then starts another, as after any death.
 
-A child gives signs of life by its heartbeat; a third-party program, which has none, by answering a question
-(`Answers`). The watcher looks at them, and at the child's state in /proc, twice a second; `hang` decides.
+A child gives signs of life by its heartbeat. A third-party program, which has none, gives them by answering requests
+(`Answers`). Twice a second, the watcher looks at these signs and at the child's state in /proc, and `hang` decides.
 """
 
 import asyncio
@@ -117,10 +117,10 @@ class Watch:
 
 
 class Answers:
-    """Signs of life of a program without a heartbeat: the program is asked, and each answer counts as one."""
+    """Signs of life of a program without a heartbeat: it is sent requests, and each answer counts as a sign of life."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], *, name: str, interval: float = 1.0) -> None:
-        """Takes `ask`, which asks the program something, has its own time limit, and returns True for any answer."""
+        """Starts to send requests by `ask`, which has its own time limit and returns True for any answer."""
         self._ask = ask
         self._interval = interval
         self._last = 0.0
@@ -131,7 +131,7 @@ class Answers:
         return self._last
 
     def close(self) -> None:
-        """Stops asking."""
+        """Stops sending requests."""
         self._task.cancel()
 
     async def _run(self) -> None:

@@ -110,7 +110,7 @@ def decode_grant(value: bytes) -> Grant:
 def grant_of(data: dict[str, Any]) -> Grant:
     """Returns the grant that a document describes. Raises ValueError."""
     if unknown := sorted(data.keys() - {"role", "models", "to"}):
-        raise ValueError(f"a grant has no {unknown[0][:60]!r}: it has role, models and to")
+        raise ValueError(f"a grant has no {unknown[0][:60]!r}: its attributes are role, models and to")
     for name in ("models", "to"):
         if not isinstance(data.get(name), list):
             raise ValueError(f"{name} must be a list of strings")

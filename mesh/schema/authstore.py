@@ -1,6 +1,7 @@
-"""Changes of API keys and grants in etcd, for routers and for commands that work without one.
+"""Changes of API keys and grants in etcd, for routers and for commands that work without a router.
 
-All methods raise EtcdError, and MeshError for what cannot be done. Each change of a record is compare-and-set.
+All methods raise EtcdError, and MeshError for changes that are not possible. Each change of a record is
+compare-and-set.
 """
 
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class AuthStore:
     async def create(
         self, name: str, *, now: int, expires: int = 0, groups: tuple[str, ...] = (), given: Grant | None = None
     ) -> Made:
-        """Creates a key, and the grant that is given with it, under the key's name. Raises BAD_REQUEST, CONFLICT."""
+        """Creates a key, and optionally a grant under the same name. Raises BAD_REQUEST, CONFLICT."""
         _name(name, "a key")
         key = auth.fresh()
         record = KeyRecord((KeySecret(auth.digest_of(key.encode()), now, expires),), groups)
@@ -111,7 +112,7 @@ class AuthStore:
     # --- grants ---
 
     async def grants(self) -> dict[str, Grant]:
-        """Returns all grants by name. Leaves out records that cannot be read, which give nobody anything."""
+        """Returns all grants by name. Leaves out records that cannot be read, which give nobody access."""
         return {name: one for name, (one, _) in (await self._grants()).items() if one is not None}
 
     async def put(self, name: str, one: Grant) -> bool:

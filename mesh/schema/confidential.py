@@ -1,12 +1,15 @@
 """Detection of secrets in registrations, which are then refused, and masking of secrets in older records.
 
-A registration is stored in etcd and shown to all readers of the mesh, who would see a password, a key or a signed URL
-in it. Credentials belong in the storage secret, which only the pods read.
+A registration is stored in etcd and shown to everyone who may read the mesh, with any password, key or signed URL in
+it. Credentials belong in the storage secret, which only the pods read.
 
-Secrets are recognized by names, word by word (`session_token` is one, `tokenizer` is not), in the JSON of a key at any
-depth, including JSON within its texts, in settings such as `name=value`, and in the query or fragment of a URL; and by
-unmistakable forms: `user:password@` in a URL, a private key, an account's connection string. Pure functions; the caller
-decides on the consequence.
+Secrets are recognized in two ways:
+
+- by their names, word by word (`session_token` is one, `tokenizer` is not): in the JSON of a key at any depth,
+  including JSON within its texts, in settings such as `name=value`, and in the query or fragment of a URL;
+- by unmistakable forms: `user:password@` in a URL, a private key, an account's connection string.
+
+The functions are pure; the caller decides on the consequence.
 
 A million models may be registered at once, most of them with one of a few keys, so results for short keys are cached.
 Measured: 1.2 us a model with a plain path and one of these keys; encoding its record takes 15 us.

@@ -1,9 +1,9 @@
 """A set of ids in a few hundred bytes, with false positives: a Bloom filter.
 
-A pod uses it to publish which models' files are on its disk, so that a load can be sent to a pod that need not pull
-them. The set is part of the pod's record, which every router reads at every change: 4,000 ids take 5 KB as text. One in
-a hundred other ids is a false positive. A load of that model may be sent to a pod that must pull the files, which is no
-worse than any other pod.
+A pod uses this set to publish which models' files are on its disk, so that a load can be sent to a pod that need not
+pull the files. The set is part of the pod's record, which every router reads at every change: 4,000 ids take 5 KB as
+text. One in a hundred other ids is a false positive. A load of that model may be sent to a pod that must pull the
+files, which is no worse than any other pod.
 
 The positions of bits come from one BLAKE2b digest by double hashing (Kirsch and Mitzenmacher, 2006).
 """

@@ -26,8 +26,8 @@ def census(keys: Keys) -> list[Op]:
 
 
 def all_present(responses: Sequence[object]) -> bool:
-    """Returns whether no life is open. Each published pod has a life, so the two counts are then equal. Fewer lives
-    than pods should never occur, and prove nothing."""
+    """Returns whether no life is open. Each published pod has a life, so the counts of lives and of pods are then
+    equal. Fewer lives than pods should never occur, and prove nothing."""
     lives, pods = responses
     return counted(lives) == counted(pods)
 

@@ -171,8 +171,9 @@ class ModelRecord:
         return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
-        """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, because not every
-        way of registering can name one. Neither do limits, which are changed in place, nor the results of loads."""
+        """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, because some ways
+        of registering cannot name one. Limits, which are changed in place, and the results of loads make none
+        either."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
@@ -203,8 +204,7 @@ class ModelRecord:
         return tuple(failure for failure in self.failures if now_ms - failure.at_ms < expiry_ms)
 
     def with_failure(self, failure: Failure, now_ms: int, expiry_ms: int) -> "ModelRecord":
-        """Returns the record with a failure added to the series: the latest of each pod is kept, expired ones are
-        dropped."""
+        """Returns the record with a failure added. Keeps the latest failure of each pod, and drops expired ones."""
         recent = self.recent_failures(now_ms, expiry_ms)
         since = min([f.since_ms or f.at_ms for f in recent] + [failure.at_ms])
         kept = (f for f in recent if f.pod != failure.pod)
