@@ -1,4 +1,4 @@
-"""`mesh grants`: what callers may do. A file of grants can be kept under version control and applied."""
+"""`mesh grants`: roles over models, for keys and groups; one by one, or all from a file."""
 
 import json
 import tomllib
@@ -77,8 +77,8 @@ def put(
 ) -> None:
     """Gives a role over models and aliases to keys and groups. A grant of the same name is replaced.
 
-    A pattern is an id, or a text in which each `*` stands for any characters. A pattern for an alias is for its
-    versions too.
+    A pattern is an id, or a text in which each `*` stands for any characters. A pattern for an alias also covers its
+    versions.
 
     Example: `mesh grants add team-a --role register --models 'fraud/*' --to group:team-a`
     """
@@ -96,7 +96,7 @@ def put(
 
 
 def remove(context: typer.Context, name: Name, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Removes a grant. What it gave ends at once.
+    """Removes a grant. Its keys and groups lose the role immediately.
 
     Example: `mesh grants rm team-a`
     """
@@ -123,10 +123,9 @@ def apply(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Makes the grants of the mesh those of a file: creates, replaces and removes. Grants of keys that were created
-    with a role stay.
+    """Replaces all grants by those in a file. Grants that `mesh keys create --role` made stay.
 
-    The file has a table for each grant: `[grants.team-a]` with `role`, `models` and `to`.
+    The file has one table per grant, such as `[grants.team-a]`, with `role`, `models` and `to`.
 
     Example: `mesh grants apply -f grants.toml`
     """

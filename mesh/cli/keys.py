@@ -27,16 +27,17 @@ _SPAN = re.compile(r"([0-9]{1,6})([smhd])")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.", show_default=False)]
 Expires = Annotated[
-    str, typer.Option("--expires", metavar="SPAN", help="Time after which the key ends, such as 90d, 12h or 30m.")
+    str, typer.Option("--expires", metavar="SPAN", help="Time until the key expires, such as 90d, 12h or 30m.")
 ]
 Direct = Annotated[
-    bool, typer.Option("--direct", help="Write to etcd itself, with the options for etcd, instead of through a router.")
+    bool,
+    typer.Option("--direct", help="Write to etcd directly, with the options for etcd, instead of through a router."),
 ]
 
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manages API keys, by which callers are known.")
+    group = typer.Typer(no_args_is_help=True, help="Manages the API keys that identify callers.")
     group.command("create")(groups.expanded(create))
     group.command("ls")(ls)
     group.command("rotate")(rotate)
@@ -50,7 +51,7 @@ def create(
     context: typer.Context,
     name: Name,
     role: Annotated[
-        str, typer.Option("--role", metavar="infer|read|register|admin", help="Role that the key gets at once.")
+        str, typer.Option("--role", metavar="infer|read|register|admin", help="Role to give to the key.")
     ] = "",
     models: Annotated[
         list[str] | None,
@@ -69,10 +70,10 @@ def create(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Creates a key and prints it, once: the mesh only stores its digest.
+    """Creates a key, and prints it once: the mesh stores only its digest.
 
-    Without --role the key may do nothing until `mesh grants add` gives it something. With --direct the command writes
-    to etcd itself: for the first key, or if no admin key is left.
+    Without --role the key has no rights until `mesh grants add` gives it a role. Use --direct for the first key, or if
+    no admin key is left: the command then writes to etcd without a router.
 
     Examples: `mesh keys create ci --role register --models 'fraud/*' --expires 90d`,
     `mesh keys create root --role admin --direct --etcd http://etcd:2379`
@@ -110,7 +111,7 @@ def create(
 
 
 def ls(context: typer.Context, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Lists the keys: when each was created and when it ends. The keys themselves are stored nowhere.
+    """Lists the keys with their groups, and when each was created and expires. The secret parts are not stored.
 
     Example: `mesh keys ls`
     """
@@ -143,13 +144,19 @@ def rotate(
     context: typer.Context,
     name: Name,
     overlap: Annotated[
-        str, typer.Option("--overlap", metavar="SPAN", help="Time for which the former key stays valid; 0: not at all.")
+        str,
+        typer.Option(
+            "--overlap",
+            metavar="SPAN",
+            help="Time for which the former key stays valid, such as 24h; 0 ends it immediately.",
+        ),
     ] = "24h",
     expires: Expires = "",
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Replaces a key by a new one of the same name, and prints it. Both are valid for a while, so no caller is refused.
+    """Replaces a key by a new one of the same name, and prints the new key. Both are valid for --overlap, so no caller
+    is refused.
 
     Example: `mesh keys rotate ci --overlap 2h`
     """
@@ -166,7 +173,7 @@ def rotate(
 
 
 def revoke(context: typer.Context, name: Name, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Ends a key at once, and removes the grant that was created with it. Calls in flight end normally.
+    """Revokes a key, and removes the grant that was created with it. Calls in flight end normally.
 
     Example: `mesh keys revoke ci`
     """
@@ -185,7 +192,7 @@ def revoke(context: typer.Context, name: Name, endpoint: options.Endpoint = "", 
 
 
 def whoami(context: typer.Context, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Shows who the mesh takes you for, and what you may do.
+    """Shows the name of your key, and its grants.
 
     Example: `mesh whoami`
     """
