@@ -75,7 +75,7 @@ class _ConnectionRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class _RequestHead:
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
@@ -181,13 +181,13 @@ class Tunnel:
                     log.warning("connection of a store's client refused: %s", refused)
                 await self._loop.sock_sendall(client, _answer(refused, head.method))
 
-    def _grant(self, head: _Head) -> Grant | None:
+    def _grant(self, head: _RequestHead) -> Grant | None:
         scheme, _, value = head.get("proxy-authorization").partition(" ")
         with contextlib.suppress(ValueError):
             return self._grants.get(base64.b64decode(value).decode().partition(":")[0]) if scheme == "Basic" else None
         return None
 
-    async def _connect(self, client: socket.socket, head: _Head, grant: Grant) -> None:
+    async def _connect(self, client: socket.socket, head: _RequestHead, grant: Grant) -> None:
         """Serves an HTTPS connection by carrying bytes both ways until it ends."""
         host, _, port = head.target.rpartition(":")
         host = host.strip("[]")
@@ -199,7 +199,7 @@ class Tunnel:
             await self._loop.sock_sendall(client, b"HTTP/1.1 200 Connection established\r\n\r\n")
             await self._both(client, server)
 
-    async def _forward(self, client: socket.socket, reader: "_Reader", head: _Head, grant: Grant) -> None:
+    async def _forward(self, client: socket.socket, reader: "_Reader", head: _RequestHead, grant: Grant) -> None:
         """Serves requests over plain HTTP, one after another, all to one host."""
         first = urlsplit(head.target)
         host, port = first.hostname or "", first.port or 80
@@ -236,16 +236,16 @@ class Tunnel:
                 if begun:
                     await asyncio.gather(*begun, return_exceptions=True)
 
-    def _asks_who(self, head: _Head, grant: Grant) -> bool:
+    def _asks_who(self, head: _RequestHead, grant: Grant) -> bool:
         """Returns whether a request asks for the pod's identity and may do so."""
         if not grant.identity or head.names & _SIGNED:
             return False
         return bool(head.names & _ASKS_WHO) or self._named(head, grant)
 
-    def _named(self, head: _Head, grant: Grant) -> bool:
+    def _named(self, head: _RequestHead, grant: Grant) -> bool:
         return bool(grant.identity_urls) and head.target.startswith(grant.identity_urls)
 
-    async def _pass_on(self, server: socket.socket, reader: "_Reader", head: _Head, proxy: URL | None) -> None:
+    async def _pass_on(self, server: socket.socket, reader: "_Reader", head: _RequestHead, proxy: URL | None) -> None:
         split = urlsplit(head.target)
         path = split._replace(scheme="", netloc="").geturl() or "/"
         target = path if proxy is None else head.target
@@ -372,7 +372,7 @@ class _Reader:
         self._source = source
         self._held = b""
 
-    async def head(self) -> _Head | None:
+    async def head(self) -> _RequestHead | None:
         """Returns the next request's head, or None at the end. Raises ValueError for an invalid head."""
         while b"\r\n\r\n" not in self._held:
             more = await self._loop.sock_recv(self._source, _MAX_HEAD)
@@ -385,7 +385,7 @@ class _Reader:
         first, *lines = text.decode("latin-1").split("\r\n")
         method, target, _ = first.split(" ")
         pairs = (line.partition(":") for line in lines)
-        return _Head(method, target, tuple((name.strip(), value.strip()) for name, _, value in pairs))
+        return _RequestHead(method, target, tuple((name.strip(), value.strip()) for name, _, value in pairs))
 
     async def some(self, most: int) -> bytes:
         """Returns the next bytes of a body."""
