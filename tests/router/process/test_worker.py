@@ -11,7 +11,7 @@ from mesh.pb import agent_pb2
 from mesh.schema.records import LEAVING
 from mesh.statuses import Code
 from mesh.telemetry import metrics
-from mesh.wire import framing
+from mesh.wire import framing, pieces
 from mesh.wire.client import Pool, Reply
 from router.process import sockets
 from router.process.worker import WorkerProcess
@@ -325,7 +325,7 @@ async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, ke
         a.on_call = lambda call: tasks.append(asyncio.create_task(take(call)))
         budget = mesh.processes[0].budget
         stream = mesh.pools[0].open(b"/some.Service/stream", [(b"mm-model-id", b"m")])
-        large = framing.pack(bytes(3 << 20))
+        large = framing.pack(bytes(pieces.ABOVE // 2))  # larger ones pass in pieces, and are not kept
         for frame in (large, framing.pack(b"second"), framing.pack(b"third")):
             await stream.write(frame)
         await until(lambda: len(got) == 3, why="all of them were passed on")

@@ -288,6 +288,8 @@ async def test_a_reply_in_parts_is_a_reply(http, worker):
 
 
 async def test_headers_become_metadata(http, worker):
+    """A client's headers are passed on as metadata, without those of HTTP and of the mesh. The authorization is for the
+    dispatcher, which does not pass it on."""
     headers = {
         "X-Tenant": "a",
         "mm-balanced": "true",
@@ -303,6 +305,7 @@ async def test_headers_become_metadata(http, worker):
         b"x-tenant": b"a",
         b"mm-balanced": b"true",
         b"traceparent": b"00-1",
+        b"authorization": b"secret",
         b"x-data-bin": b"AAE",
     }
 
