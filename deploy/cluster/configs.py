@@ -57,8 +57,8 @@ def apiserver() -> list[str]:
 
 
 def manager() -> list[str]:
-    """Returns the controllers' command line. `--secure-port=0`: nothing connects to them, and others may use their
-    ports."""
+    """Returns the controllers' command line. `--secure-port=0` leaves their ports to other programs, because nothing
+    connects to the controllers."""
     pki = layout.PKI
     return [
         _KUBE,

@@ -1,7 +1,7 @@
 """Bridges, routes, iptables and kernel settings of the cluster, and their removal.
 
-A bridge has the node's address, since not every kernel has `dummy` links. The range of services is routed to it too. A
-service address that no rule maps to a pod is therefore looked up on an empty bridge, not on the machine's network.
+A bridge has the node's address, since not every kernel has `dummy` links. The range of services is routed to it too.
+Packets to a service address that no rule maps to a pod therefore go to an empty bridge, not to the machine's network.
 """
 
 import json

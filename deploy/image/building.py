@@ -27,7 +27,7 @@ _CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # in the or
 
 
 class NoEngineError(Exception):
-    """An error because no engine can build an image. The text says what was tried and what to do."""
+    """The lack of an engine that can build an image. The text says what was tried and what to do."""
 
 
 def engine(asked: str = "") -> str:

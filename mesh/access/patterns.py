@@ -7,8 +7,8 @@ normalised, because the registry does not normalise ids either.
 A pattern that covers an alias also covers its versions, which are the names that continue with `@`: `fraud` covers
 `fraud@7`.
 
-A list is asked for by a prefix, and is decided like a name that ends in `*`. A pattern covers that text only if it
-covers every name with that prefix. `EVERYTHING` is thus the name of the whole mesh.
+A request for a list has a prefix, and is decided as if it named that prefix followed by `*`. A pattern covers this text
+only if it covers every name with the prefix. `EVERYTHING` is thus the name of the whole mesh.
 """
 
 EVERYTHING = "*"
@@ -47,5 +47,5 @@ def covers(pattern: str, name: str) -> bool:
 
 
 def listed(prefix: str) -> str:
-    """Returns the name by which a list of all names with a prefix is decided."""
+    """Returns the name that decides on a request for a list of all names with a prefix."""
     return prefix + EVERYTHING

@@ -13,12 +13,13 @@ MAX_SUBJECT = 300
 
 
 class Principal:
-    """A known caller. It is compared by identity, so that a decision is found by it quickly."""
+    """A known caller. Principals are compared by identity, which makes it quick to find a cached decision."""
 
     __slots__ = ("name", "subjects")
 
     def __init__(self, name: str, subjects: Iterable[str] = ()) -> None:
-        """Stores the name, which is a subject too, and further subjects: groups and other names of the caller."""
+        """Makes a principal. The name is one of its subjects; `subjects` has the others, such as groups of the
+        caller."""
         self.name = name
         self.subjects = frozenset((name, EVERYONE, *subjects))
 

@@ -17,7 +17,7 @@ DAY = datetime.timedelta(days=1)
 AUTHORITY_LIFE = 3650 * DAY
 
 SKEW = datetime.timedelta(hours=1)
-"""How far a certificate's validity begins before its creation: clocks differ."""
+"""Time by which a certificate's validity begins before its creation, because clocks differ."""
 
 _PEM = serialization.Encoding.PEM
 

@@ -4,9 +4,9 @@ The four entries are those of a Secret: `ca.crt` has the trusted authorities and
 newest first. `tls.crt` and `tls.key` are the certificate, and its key, that all processes of the mesh present.
 
 An authority is replaced in steps. A process that is one step behind can still reach the others. A new authority is
-added early, while the old one keeps signing. The new one begins to sign once it has settled: Kubernetes delivers a
-changed Secret to pods within minutes, but an etcd that is not restarted for it (the chart's member restarts itself)
-trusts a new authority only after its next start, so settling takes days. The old one is removed when it has expired.
+added early, while the old one keeps signing. The new one begins to sign only after some days, once it has settled:
+Kubernetes delivers a changed Secret to pods within minutes, but an etcd trusts a new authority only after its next
+start. (The chart's member restarts itself; others may not.) The old authority is removed when it has expired.
 
 Content that this module did not write is never replaced.
 """
@@ -31,7 +31,7 @@ _SETTLED = 0.5  # minimum age of a signing authority, as a share of the renewal 
 
 
 class Foreign(Exception):
-    """Content that this module did not write. The text says how that shows."""
+    """Content that this module did not write. The text gives the evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Renewal:
 
 
 def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) -> Renewal:
-    """Returns the content with all that is due renewed. The content may be empty. Raises Foreign."""
+    """Renews everything that is due, and returns the content. The given content may be empty. Raises Foreign."""
     why: list[str] = []
     found = _authorities(content)
     authorities = [pair for pair in found if pair.certificate.not_valid_after_utc > now]

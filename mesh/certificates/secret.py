@@ -1,7 +1,7 @@
 """The certificates in a Kubernetes Secret, accessed with the ServiceAccount of this pod.
 
-The Secret must exist. It is read, and written back with its resourceVersion. Kubernetes refuses the write after a
-concurrent change. Temporary faults (no answer, an API server that is overloaded or being replaced) are retried for
+The Secret must exist. It is read, and written back with its resourceVersion, so that Kubernetes refuses the write after
+a concurrent change. Temporary faults (no answer, an API server that is overloaded or being replaced) are retried for
 `timeout` seconds.
 """
 
@@ -119,7 +119,7 @@ class Secret:
                             async with session.request(method, url, json=body, headers=headers) as answer:
                                 status, text = answer.status, await answer.read()
                         except aiohttp.ClientSSLError as error:
-                            raise StoreError(f"the API of Kubernetes at {self._cluster.url}: {error}") from error
+                            raise StoreError(f"the Kubernetes API at {self._cluster.url}: {error}") from error
                         except (aiohttp.ClientError, TimeoutError, OSError) as error:
                             why = str(error) or f"no answer within {_REQUEST:g} s"
                         else:
@@ -132,7 +132,7 @@ class Secret:
                         pause = min(pause * 2, _PAUSES[1])
             except TimeoutError as error:
                 raise StoreError(
-                    f"the API of Kubernetes at {self._cluster.url} has not answered properly for {self._timeout:g} "
+                    f"the Kubernetes API at {self._cluster.url} has not answered properly for {self._timeout:g} "
                     f"s: {why}"
                 ) from error
 
@@ -148,8 +148,8 @@ class Secret:
         match status:
             case HTTPStatus.NOT_FOUND:
                 why = (
-                    f"there is no {where.removeprefix('the ')}. It is not made here, because the right to make Secrets "
-                    f"cannot be limited to one: kubectl create secret generic {self.name} -n {namespace}"
+                    f"there is no {where.removeprefix('the ')}. Create it, because the right to create Secrets "
+                    f"cannot be limited to one name: kubectl create secret generic {self.name} -n {namespace}"
                 )
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 why = (

@@ -75,7 +75,10 @@ def demo(
     The models are trained once and kept. The exit code is 0 if every answer was right.
     """
     if not seconds and not requests:
-        raise typer.BadParameter("with 0 here and no --requests the demo would never end", param_hint="--seconds")
+        raise typer.BadParameter(
+            "0 is possible only together with --requests, because the demo would never end otherwise",
+            param_hint="--seconds",
+        )
     try:
         size = parse_bytes(capacity) if capacity else 0
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Inference calls as clients make them: V2 over gRPC and REST, in every encoding that the protocol has for tensors.
 
-The code does not share code with the server, so that an error in the server cannot hide behind the same error here.
+This module shares no code with the server, so that an error in the server is not hidden by the same error here.
 """
 
 import json

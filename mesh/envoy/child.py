@@ -80,11 +80,11 @@ class EnvoyChild:
 
     @property
     def complained(self) -> str:
-        """The latest important lines of its output."""
+        """The latest warnings and errors in Envoy's output."""
         return "; ".join(self._complaints) or "it gave no reason"
 
     async def missing(self) -> str:
-        """Returns what it lacks to take calls, or "" if nothing."""
+        """Returns why Envoy does not take calls yet, or "" if it takes calls."""
         try:
             state = (await self.admin("GET", "/ready")).strip()
         except EnvoyError as error:
@@ -92,7 +92,7 @@ class EnvoyChild:
         return "" if state == "LIVE" else f"it says {state}"
 
     async def answers(self) -> bool:
-        """Returns whether it answers. Envoy has no heartbeat."""
+        """Returns whether the admin interface answers, which replaces the heartbeat that Envoy does not have."""
         try:
             await self.admin("GET", "/ready")
         except EnvoyError:
@@ -100,7 +100,7 @@ class EnvoyChild:
         return True
 
     async def admin(self, method: str, path: str) -> str:
-        """Asks the admin interface. Raises EnvoyError."""
+        """Sends a request to the admin interface, and returns the answer's text. Raises EnvoyError."""
         if self._session is None:
             raise EnvoyError("Envoy is not running")
         try:
@@ -113,7 +113,7 @@ class EnvoyChild:
             raise EnvoyError(f"Envoy's admin socket does not answer: {error!r}") from error
 
     async def stats(self, names: tuple[str, ...]) -> dict[str, int]:
-        """Returns some of its statistics. Raises EnvoyError."""
+        """Returns the statistics with these names. Raises EnvoyError."""
         pattern = "|".join(re.escape(name).replace("\\", "%5C") for name in names)
         text = await self.admin("GET", f"/stats?filter=%5E({pattern})$")
         pairs = (line.rpartition(": ") for line in text.splitlines())

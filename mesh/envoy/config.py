@@ -83,8 +83,8 @@ def fit(settings: EnvoySettings, files: int) -> EnvoySettings:
     """Returns settings with bounds that fit the limit on open files: a third for clients, the rest for calls to
     workers.
 
-    At the limit on open files, Envoy could neither accept nor open connections. At its own bounds it answers that it is
-    overloaded.
+    An Envoy that reaches the limit on open files can neither accept nor open connections. An Envoy that reaches its own
+    bounds answers that it is overloaded.
     """
     usable = max(files - 200, 30)  # its libraries, logs, threads, the admin socket
     return replace(
@@ -102,7 +102,7 @@ def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
         REST_CLUSTER: settings.rest_sockets,
     }
     if not all(workers.values()):
-        raise ValueError("the edge has no worker's sockets to forward calls to: start at least one worker")
+        raise ValueError("the edge has no worker to forward calls to: start at least one worker")
     for path in (settings.admin_socket, *itertools.chain.from_iterable(workers.values())):
         if len(path.encode()) >= MAX_SOCKET_PATH:
             raise ValueError(

@@ -3,5 +3,5 @@
 from mesh.process.tasks import Duty
 
 EDGE = Duty("keep envoy", "an Envoy that dies or hangs is not replaced", turns=60)
-EDGE_CERTIFICATE = Duty("follow the edge's certificate", "clients are shown a certificate until it expires", turns=30)
+EDGE_CERTIFICATE = Duty("follow the edge's certificate", "a renewed certificate is not presented to clients", turns=30)
 EGRESS = Duty("keep the egress", "an egress that dies or hangs is not replaced", turns=60)

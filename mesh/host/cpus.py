@@ -1,8 +1,8 @@
 """The number of CPUs that this process may use, including the quota of its container.
 
-In a container, `os.cpu_count()` returns the host's count. With one worker for each of 64 cores under a quota of 2,
-memory and context switches would be wasted, and the kernel would throttle all workers together. Both cgroup versions
-are read. Quotas of parent groups count too.
+In a container, `os.cpu_count()` returns the host's count. One worker for each of 64 cores, under a quota of 2, would
+waste memory and context switches, and the kernel would throttle all workers together. Both cgroup versions are read.
+Quotas of parent groups count too.
 """
 
 import os

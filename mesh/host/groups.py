@@ -13,8 +13,8 @@ from mesh.host import cgroups, processes
 def of_program(
     pid: int, members: Collection[int], *, root: Path = cgroups.ROOT, proc: Path = processes.PROC
 ) -> Path | None:
-    """Returns the folder of the memory cgroup of a process, if it holds none but `members`. Returns None if it holds
-    others, this process among them, or is not visible."""
+    """Returns the folder of a process's memory cgroup, if the cgroup holds only `members`. Returns None if the cgroup
+    holds any other process, such as this one, or is not visible."""
     for folder in cgroups.folders("memory", root=root, membership=proc / str(pid) / "cgroup"):
         if folder in (root, root / "memory"):
             return None

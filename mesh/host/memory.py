@@ -1,6 +1,6 @@
-"""The memory of this machine and its limits for this container: in total, and what is left.
+"""The memory of this machine and the limits of this container: the total, and the available part.
 
-The smaller of the two counts for planning. Limits of parent groups count too.
+For planning, the smaller of machine and container counts. Limits of parent groups count too.
 """
 
 import contextlib

@@ -28,8 +28,8 @@ def private_bytes(pid: int, *, proc: Path = PROC) -> int:
 
 
 def begun(pid: int, *, proc: Path = PROC) -> int:
-    """Returns when a process began, in ticks since the machine's start, or 0 if it does not exist. An id that is used
-    again has another start."""
+    """Returns when a process began, in ticks since the machine's start, or 0 if it does not exist. A process that
+    reuses an id has another start time."""
     fields = _stat(pid, proc)
     return int(fields[19]) if fields else 0
 
@@ -68,8 +68,8 @@ def behind_port(port: int, *, proc: Path = PROC) -> int:
 
 
 def behind_socket(path: str) -> int:
-    """Returns the process that has called `listen` on a unix socket. The kernel reports 0 for one outside of this
-    process's namespace, as if nobody listened."""
+    """Returns the process that has called `listen` on a unix socket. For a process outside of this one's namespace, the
+    kernel reports 0, as if nobody listened."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.setblocking(False)
         try:

@@ -4,7 +4,7 @@ The handshake in memory finds every fault that two processes with these files wo
 an authority that did not sign it, or a certificate that is for servers only, for another name, or not valid now. It
 also yields the expiry date, for which Python's `ssl` has no function.
 
-Peers are recognized by a name that every certificate of the mesh has, because the addresses of pods change.
+Peers are recognised by a name that every certificate of the mesh has, because the addresses of pods change.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def _content(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: OSError) -> IdentityError:
     return IdentityError(
-        f"{path} cannot be read: {error.strerror}. --internal-tls wants a folder with {', '.join(FILES)}; "
+        f"{path} cannot be read: {error.strerror}. --internal-tls needs a folder with {', '.join(FILES)}; "
         "`mesh certificates` makes them"
     )
 

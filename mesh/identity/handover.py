@@ -5,9 +5,9 @@ one signs. But the Secret may be deleted and created again, or written by someth
 have nothing in common. Processes with new files and processes with old files would refuse each other for the minute or
 so that Kubernetes takes to deliver the files.
 
-So a process that finds such files performs the steps itself. It trusts both authorities at once. It presents the old
-certificate until the files have reached all pods, and then the new one. It trusts the former authority for a while
-longer, for pods that are late.
+So a process that finds such files performs the steps itself. It trusts both authorities immediately. It presents the
+old certificate until the files have reached all pods, and then the new one. It trusts the former authority for a while
+longer, for pods that receive the files late.
 
 This module is pure. Its caller reads files and clocks.
 """
@@ -43,7 +43,7 @@ class Handover:
         return self._next is not None
 
     def take(self, folder: Path, new: Credentials, now: float) -> bool:
-        """Switches to new credentials, at once or in steps. Returns whether it takes steps."""
+        """Switches to new credentials, immediately or in steps. Returns whether steps are needed."""
         former = self.used
         self._next = None
         if credentials.accepts(former, new):

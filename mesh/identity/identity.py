@@ -1,8 +1,8 @@
 """The identity of a process: the credentials in its folder, which are read again when they change.
 
 Changes apply to new connections, and existing ones stay open. Files that do not match each other are ignored until they
-do, because a certificate that is about to expire is better than none. To change an authority, ca.crt may hold the old
-and the new one for a while. If it does not, the process performs the steps itself (`handover`).
+do, because a certificate that is about to expire is better than none. While an authority is being replaced, ca.crt may
+hold both the old and the new one. If it does not, the process performs the steps itself (`handover`).
 
 A listening socket keeps the TLS context that it was created with. So that context passes each handshake to the newest
 one.
@@ -100,8 +100,8 @@ class Identity:
         self.changes += 1
         if in_steps:
             log.warning(
-                "another authority: it did not sign the certificates that the mesh's processes show. Both are trusted "
-                "for now, and the new certificate is shown once the files have reached all pods",
+                "another authority: it did not sign the certificates that the mesh's processes present. Both are "
+                "trusted for now, and the new certificate is shown once the files have reached all pods",
                 folder=str(self.folder),
                 shown_in_seconds=SETTLE,
             )

@@ -91,7 +91,7 @@ class Child:
         await self._supervisor.stop(self.part.grace)
 
     def kill(self) -> None:
-        """Kills the part at once."""
+        """Kills the part immediately."""
         self.leave()
         self._supervisor.kill()
 

@@ -36,7 +36,7 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
 
 
 class LocalPod:
-    """A runtime pod. Its ports are chosen at each start. The last pods have the servers that are not ours."""
+    """A runtime pod. Its ports are chosen at each start. The pods with the highest numbers have the foreign servers."""
 
     def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:
         self.name = f"pod-{number}"
@@ -84,7 +84,7 @@ class LocalPod:
         return [*argv, *settings.runtime_limits]
 
     async def ready(self) -> str:
-        """Returns what the pod's probe says is missing until the pod is ready, "" if it is ready."""
+        """Returns why the pod is not ready, according to its probe, or "" if it is ready."""
         return await _probed(self._session, f"http://{self._probe}/ready")
 
 

@@ -19,7 +19,7 @@ class UpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LocalServer:
-    """A model server that is not ours, which a pod of its own starts."""
+    """A foreign model server, started by a pod of its own."""
 
     types: str  # of the models that it takes, separated by commas
     command: str  # with {socket} or {port} for the address to listen on
@@ -107,7 +107,7 @@ class UpSettings:
         return self.data_dir / "admin.key"
 
     def admin_key(self) -> str:
-        """Returns the admin's key, which is made when it is first needed. "" if no requests need a key. Raises
+        """Returns the admin's key, and creates it when it is first needed. Returns "" if no requests need a key. Raises
         UpError."""
         if self.auth == "off":
             return ""

@@ -105,7 +105,7 @@ class LocalMesh:
         await self._tasks.close()
 
     def kill(self) -> None:
-        """Kills all parts at once."""
+        """Kills all parts immediately."""
         for child in reversed(self._children):
             child.kill()
 
@@ -164,7 +164,7 @@ def _signals(mesh: LocalMesh, stopping: asyncio.Event, printer: Printer) -> Iter
             printer.text("killing everything")
             mesh.kill()
         else:
-            printer.text("\nstopping (once more to kill everything at once)")
+            printer.text("\nstopping (interrupt again to kill everything immediately)")
             stopping.set()
 
     for number in numbers:

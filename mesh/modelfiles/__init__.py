@@ -1,1 +1,1 @@
-"""Model files of any kind, as people have them: `sniffing` tells what a file plainly is."""
+"""Model files of any kind: `sniffing` recognises what a file is."""

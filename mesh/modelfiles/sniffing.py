@@ -1,7 +1,7 @@
-"""The kind of a file, told from its first and last bytes, for errors about files of the wrong type.
+"""The kind of a file, recognised by its first and last bytes, for errors about files of the wrong type.
 
-A file is only named if its bytes leave no doubt: by a format's magic bytes, or by words that only its writer begins a
-file with. The file's name does not count, because people rename files. `sniff` and `of_names` are pure and never raise;
+A kind is reported only if the bytes leave no doubt: a format's magic bytes, or words with which only one program begins
+its files. The file's name does not count, because people rename files. `sniff` and `of_names` are pure and never raise;
 `look` reads at most `HEAD` and `TAIL` bytes of one file, or lists one folder.
 """
 
@@ -33,7 +33,7 @@ class Kind:
 
     @property
     def way_out(self) -> str:
-        """The way out for somebody who registered such a file as an ONNX model."""
+        """The way out for a user who registered such a file as an ONNX model."""
         if self.todo:
             return self.todo
         if self.type:
@@ -134,8 +134,8 @@ _AFTER_IR_VERSION = frozenset((0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42))
 
 
 def sniff(head: bytes, tail: bytes = b"") -> Kind | None:
-    """Returns what a file is whose first bytes are `head` and whose last bytes are `tail`, or None if that is not
-    plain. Both may overlap. An empty `head` means an empty file."""
+    """Returns the kind of a file from its first bytes, `head`, and its last bytes, `tail`, or None if they leave doubt.
+    The two may overlap. An empty `head` means an empty file."""
     if not head:
         return EMPTY
     if len(head) > 2 and head[0] == 0x08 and head[1] < 0x80 and head[2] in _AFTER_IR_VERSION:
@@ -183,7 +183,7 @@ def _of_pickle(head: bytes) -> Kind:
 
 
 def _of_zlib(head: bytes) -> Kind | None:
-    """Returns what a compressed file is if it is a pickle, which joblib compresses like this."""
+    """Returns the kind of a zlib-compressed file if it holds a pickle, as files of joblib do."""
     try:
         beginning = zlib.decompressobj().decompress(head, HEAD)
     except zlib.error:
@@ -219,7 +219,7 @@ def _entries(data: bytes, signature: bytes, fixed: int, length_at: int) -> Itera
 
 
 def of_names(names: Collection[str]) -> Kind | None:
-    """Returns what a folder with these names is, or None if that is not plain."""
+    """Returns the kind of a folder from the names in it, or None if they leave doubt."""
     if "MLmodel" in names:
         return MLFLOW
     if "saved_model.pb" in names:
@@ -234,7 +234,7 @@ def of_names(names: Collection[str]) -> Kind | None:
 
 
 def look(path: Path) -> Kind | None:
-    """Returns what the file or folder at `path` is, or None if that is not plain. Raises OSError."""
+    """Returns the kind of the file or folder at `path`, or None if its content leaves doubt. Raises OSError."""
     if stat.S_ISDIR(path.stat().st_mode):
         with os.scandir(path) as found:
             names = {entry.name for entry in islice(found, _NAMES)}

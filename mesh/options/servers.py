@@ -9,6 +9,6 @@ def target(text: str) -> str:
     if text.startswith("unix:"):
         path = text.removeprefix("unix:").removeprefix("//")
         if not path.startswith("/"):
-            raise ValueError(f"{text!r} does not name a socket by its whole path, such as unix:/run/server.sock")
+            raise ValueError(f"{text!r} does not name a socket by its absolute path, such as unix:/run/server.sock")
         return f"unix:{path}"
     return format_address(*parse_address(text.removeprefix("tcp://")))

@@ -1,7 +1,7 @@
-"""Errors in options, as a line of the log.
+"""Errors in options, logged as one line.
 
-On a terminal typer shows a wrong option in a box as wide as the terminal. In a pod that would be five lines of 80
-columns that are hard to search, so there it is one line of the log.
+On a terminal, typer shows a wrong option in a box as wide as the terminal. In a pod, the box would be five lines of 80
+columns that are hard to search, so the error is one log line there.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
 A registration is stored in etcd and shown to everyone who may read the mesh, with any password, key or signed URL in
 it. Credentials belong in the storage secret, which only the pods read.
 
-Secrets are recognized in two ways:
+Secrets are recognised in two ways:
 
 - by their names, word by word (`session_token` is one, `tokenizer` is not): in the JSON of a key at any depth,
   including JSON within its texts, in settings such as `name=value`, and in the query or fragment of a URL;

@@ -179,7 +179,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     """A handler for a stream whose reader may have ended."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Does nothing, because a process must not fail because of its log."""
+        """Ignores the error, because a process must not fail because of its log."""
 
 
 def _to_stdlib(

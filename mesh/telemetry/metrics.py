@@ -69,7 +69,7 @@ class Count:
 
 
 class Level(Count):
-    """One series of a gauge, which can also be set, and decrease."""
+    """One series of a gauge, whose value may be set and may decrease."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""The port on which Kubernetes, Prometheus and `mesh` ask for a process's state: `/ready`, `/live`, `/metrics`.
+"""The port where Kubernetes, Prometheus and `mesh` query a process's state: `/ready`, `/live`, `/metrics`.
 
 The answers are what the owner's functions return. The reason why a process is not ready is sent as text, so that
 `kubectl describe pod` shows it. The port is separate because it must answer while the main port is full, and because it
@@ -38,8 +38,8 @@ class Probes:
         *,
         ask: Callable[[Sequence[bytes]], Refused | None] | None = None,
     ) -> None:
-        """Stores the arguments. `ask` gets the `authorization` headers of a request for metrics, and returns the
-        answer for a sender who may not read them, or None."""
+        """Makes a server that does not listen yet. `ask` gets the `authorization` headers of a request for metrics, and
+        returns the answer for a sender who may not read metrics, or None."""
         self._ask = ask
         self._host, self._port = address
         self._ready = ready

@@ -47,7 +47,7 @@ class LocalCall(wire.Call):
         peer: str,
         done: Callable[[LocalAnswer], None],
     ) -> None:
-        """Stores the arguments. `done` is called once with the answer, unless the call is cancelled first."""
+        """Makes a call. `done` is called once with the answer, unless the call is cancelled first."""
         self.method = method
         self.headers = headers
         self.frame = frame

@@ -1,6 +1,6 @@
-"""The control of access in a router: who calls, and may the caller do it.
+"""Access control in a router: the caller's identity and permissions.
 
-`Guard` answers both for every door: gRPC calls, REST, management, metrics. It compares a caller's key
-with those that the feed delivers from etcd (`authority`) and with the admin key of a file (`adminkeys`), and asks the
-pure decision in `mesh.access`. Each door names the verb of what is asked for, from the table in `operations`.
+`Guard` checks both for every interface: gRPC calls, REST, management, metrics. It compares a caller's key with the keys
+that the feed delivers from etcd (`authority`) and with the admin keys in a file (`adminkeys`), and takes the decision
+from the pure `mesh.access`. Each interface names the verb of the requested operation, from the table in `operations`.
 """

@@ -1,5 +1,5 @@
-"""The audit trail: one line for each request that changes something, with who asked, for what, from where, and the
-outcome. Refused requests have a line too.
+"""The audit trail: one line for each request that changes something, with the caller, the operation, the caller's
+address and the outcome. Refused requests have a line too.
 
 A line has no keys and no bodies. It goes to the log, or as JSON to a file that all workers append to, each line in one
 write. The file may be rotated: it is opened again once its name belongs to another file. If a line cannot be written to
@@ -27,7 +27,7 @@ OK = "OK"
 CANCELLED = "CANCELLED"
 
 NOBODY = "-"
-"""The caller of a request that was refused because nobody knows who sent it."""
+"""The caller in the line of a request that was refused because its sender is unknown."""
 
 _READING = frozenset({operations.KEYS, operations.GRANTS})
 _MAX_NAME = 300  # bytes
@@ -42,7 +42,7 @@ class Audit:
     """The audit trail of one worker."""
 
     def __init__(self, target: str, *, wall: Callable[[], float] = time.time) -> None:
-        """Stores the arguments. `target` is `OFF`, `LOG`, or the path of a file. `wall` returns seconds since the
+        """Makes an audit trail. `target` is `OFF`, `LOG`, or the path of a file. `wall` returns seconds since the
         epoch. Raises OSError if the file cannot be opened."""
         self._path = "" if target in (OFF, LOG) else target
         self._on = target != OFF
@@ -68,7 +68,8 @@ class Audit:
         log.info("audit", **line)
 
     def look(self) -> None:
-        """Opens the file again if its name belongs to another file, or could not be opened. Called once a second."""
+        """Opens the file again if its name belongs to another file, or if it could not be opened. Called once a
+        second."""
         if not self._path:
             return
         try:

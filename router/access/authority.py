@@ -1,6 +1,6 @@
 """The keys and grants of the mesh, as the feed's range `auth` delivers them.
 
-While etcd is away, the last known state holds. A record that cannot be read is logged and gives nobody access.
+While etcd is unavailable, the last known state applies. A record that cannot be read is logged and gives nobody access.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ log = logs.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """One secret of a key: whose it is, and until when it is valid."""
+    """One secret of a key: its owner, and the end of its validity."""
 
     principal: Principal
     until: float  # seconds since the epoch; 0: without end
@@ -29,7 +29,7 @@ class Authority:
     """The keys by their digests, and the grants."""
 
     def __init__(self, keys: Keys, changed: Callable[[], None] = lambda: None) -> None:
-        """Stores the arguments. `changed` is called after each change."""
+        """Makes an authority without keys and grants. `changed` is called after each change."""
         self._keys = keys
         self.changed = changed
         self.read = False  # the range was read once
@@ -39,7 +39,7 @@ class Authority:
         self._grants: dict[str, Grant] = {}
 
     def snapshot(self, _: int, items: Iterable[Item]) -> None:
-        """Takes all keys and grants. Those that are missing were removed."""
+        """Replaces all keys and grants by those in the snapshot."""
         self.by_digest.clear()
         self._digests.clear()
         self._grants.clear()
@@ -47,7 +47,7 @@ class Authority:
         self.read = True
 
     def delta(self, _: int, items: Iterable[Item]) -> None:
-        """Takes changed keys and grants."""
+        """Applies changes of keys and grants."""
         self._take(items)
 
     def _take(self, items: Iterable[Item]) -> None:
@@ -82,7 +82,7 @@ class Authority:
         try:
             self._grants[name] = auth.decode_grant(value)
         except ValueError as error:
-            log.error("a grant in etcd cannot be read; it gives nobody anything", grant=name, error=str(error))
+            log.error("a grant in etcd cannot be read; it gives nobody access", grant=name, error=str(error))
 
 
 def _name(key: bytes, prefix: bytes) -> str:

@@ -1,11 +1,11 @@
-"""The guard of all doors: it finds out who calls, and asks whether the caller may.
+"""The guard of all interfaces of a router: it identifies the caller, and checks the caller's permission.
 
-The two answers are cached, because a call of a hot model is served in 30 us: who the caller is, by the bytes of its
+Both results are cached, because a call of a hot model is served in 30 us: the caller, by the bytes of the
 `authorization` header, and each decision, by caller, verb and name. (The header's bytes, not their digest, because the
 connections' caches of heads hold them already, and a digest takes 0.5 us.) Both caches are bounded, and are cleared
 when a key or a grant changes.
 
-What a caller is told does not depend on whether a model exists: nothing is looked up before the decision.
+A refusal does not reveal whether a model exists, because nothing is looked up before the decision.
 """
 
 import time
@@ -40,7 +40,7 @@ ADMIN_KEY = Principal("the admin key")
 """The holder of a key in `--admin-key-file`, who may do everything. No subject of a grant has this name."""
 
 OPEN = Principal("anyone")
-"""The caller at a door that is open."""
+"""The caller of an operation that is open to everybody."""
 
 
 class Guard:
@@ -54,7 +54,7 @@ class Guard:
         admin: AdminKeys | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Stores the arguments. `wall` returns seconds since the epoch."""
+        """Makes a guard. `mode` is a value of `--auth`. `wall` returns seconds since the epoch."""
         self.authority = authority
         self.mode = mode
         self.unknown = 0  # requests without valid credentials
@@ -66,7 +66,7 @@ class Guard:
         authority.changed = self.clear
 
     def asks(self, verb: Verb) -> bool:
-        """Returns whether a caller must be known for operations of that verb."""
+        """Returns whether a caller must be known for operations of this verb."""
         if verb is Verb.PUBLIC or self.mode == OFF:
             return False
         return self.mode == REQUIRED or verb in MANAGING
@@ -88,7 +88,7 @@ class Guard:
         return self._identified(given)
 
     def allow(self, principal: Principal, verb: Verb, name: str) -> None:
-        """Raises MeshError unless the principal may do that with the name."""
+        """Raises MeshError unless the principal may perform operations of this verb on the name."""
         ruling = self._rulings.get((principal, verb, name))
         if ruling is None:
             ruling = self.ruling(principal, verb, name)
@@ -104,11 +104,11 @@ class Guard:
         if principal is ADMIN_KEY:
             return Ruling(True, "the admin key may do everything")
         if principal is OPEN:
-            return Ruling(True, "this door is open")
+            return Ruling(True, "no key is needed")
         return decide(self.authority.grants, principal, verb, name)
 
     def look(self) -> None:
-        """Looks for a changed file of the admin key. Called once a second."""
+        """Reads the file of the admin key again if it has changed. Called once a second."""
         if self._admin.look():
             self.clear()
 

@@ -110,8 +110,8 @@ class Aliases:
         start: Callable[..., object],
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        """Stores the arguments. `now` is a clock in seconds, `start` runs a coroutine as a task under a name, `uniform`
-        returns random numbers for splits."""
+        """Makes the aliases of a worker. `now` is a clock in seconds, `start` runs a coroutine as a task under a name,
+        `uniform` returns random numbers for splits."""
         self._vmodels = vmodels
         self._known = vmodels.get
         self._view = view

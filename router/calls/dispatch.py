@@ -25,7 +25,7 @@ class Dispatcher:
     """The handler of all calls of a worker."""
 
     def __init__(self, forwarder: Forwarder, routes: Routes, guard: Guard | None = None) -> None:
-        """Stores the arguments. With a `guard`, callers of models must be known and may only call what they may."""
+        """Makes a dispatcher. With a `guard`, calls are forwarded only if the guard allows the caller the model."""
         self.forwarder = forwarder
         self._guard = guard
         self._routes = routes

@@ -71,7 +71,7 @@ class UnaryCall:
         asked: Asked,
         found: tuple[str, Destination | None],
     ) -> None:
-        """Stores the arguments. `found` is the model behind the name that was `asked` for, as `Aliases` returns it."""
+        """Makes a call. `found` is the model behind the name that was `asked` for, as `Aliases` returns it."""
         self._forwarder = forwarder
         self._call = call
         self._frame = frame

@@ -67,8 +67,8 @@ class Closing:
         *,
         reregister_after: float | None,
     ) -> None:
-        """Stores the arguments. `reregister_after` is in seconds. If it is None, a life stays open until it is known to
-        have ended."""
+        """Makes a leader's checks. `reregister_after` is in seconds. If it is None, a life stays open until it is known
+        to have ended."""
         self._view = view
         self._etcd = etcd
         self._keys = keys

@@ -50,7 +50,7 @@ class Verifier:
     def __init__(
         self, registry: Registry, view: View, *, timeout: float, reach: Callable[[float], Awaitable[object]]
     ) -> None:
-        """Stores the arguments. `timeout` bounds one read, in seconds. `reach` takes a timeout in seconds."""
+        """Makes a verifier. `timeout` bounds one read, in seconds. `reach` takes a timeout in seconds."""
         self._registry = registry
         self._view = view
         self._timeout = timeout

@@ -44,7 +44,7 @@ class Models:
     """Access to models for callers inside the process."""
 
     def __init__(self, dispatch: Handler, *, max_message: int) -> None:
-        """Stores the arguments. `max_message` limits the bytes of a decompressed answer."""
+        """Makes a client of `dispatch`. `max_message` limits the bytes of a decompressed answer."""
         self._dispatch = dispatch
         self._max_message = max_message
 

@@ -26,7 +26,7 @@ class V2Server:
     """The V2 server that one worker presents to clients."""
 
     def __init__(self, view: View, ready: Callable[[], str | None]) -> None:
-        """Stores the arguments. `ready` returns why this router takes no calls, or None if it takes calls."""
+        """Makes the server. `ready` returns why this router takes no calls, or None if it takes calls."""
         self._view = view
         self._router = ready
 

@@ -65,7 +65,7 @@ class Reloading:
         idle_ms: Callable[[str], int | None] = lambda _: None,
         on_done: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Stores the arguments. `idle_ms` returns the time since a model's last use by the agents' latest reports, or
+        """Begins without moves. `idle_ms` returns the time since a model's last use by the agents' latest reports, or
         None if they did not report it. `on_done` is called with each model whose copies have all moved."""
         self._view = view
         self._registry = registry

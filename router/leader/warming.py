@@ -32,8 +32,8 @@ class Warming:
     def __init__(
         self, *, view: View, observer: Observer, recency: Recency, carrying: Carrying, failure_expiry: float
     ) -> None:
-        """Stores the arguments. `failure_expiry` is for how many seconds after a failure a model is not preloaded
-        again."""
+        """Makes a planner of preloads. `failure_expiry` is the time in seconds after a failure during which a model is
+        not preloaded again."""
         self._view = view
         self._failure_expiry_ms = int(failure_expiry * 1000)
         self._observer = observer

@@ -59,9 +59,9 @@ class Creation:
         wait: float,
         reregister_after: float | None,
     ) -> None:
-        """Stores the arguments. `wait` is how long to wait for copies of a former registration to be withdrawn, in
-        seconds. `reregister_after` is how long registrations wait for a pod that is cut off, in seconds, for the texts
-        of errors. None means no limit."""
+        """Makes a writer. `wait` is the time to wait for copies of a former registration to be withdrawn, in seconds.
+        `reregister_after` is the time, in seconds, that registrations wait for a pod that is cut off (None: no limit);
+        it appears only in errors."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry

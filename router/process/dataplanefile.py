@@ -41,7 +41,7 @@ class DataplaneFile:
     """The configuration of a router pod, from an option or from a file that is watched."""
 
     def __init__(self, text: str, path: str, published: Path) -> None:
-        """Stores the arguments: the configuration as text, or the path of its file, or neither."""
+        """Takes the configuration as text, or the path of its file, or neither."""
         self._path = Path(path) if path else None
         self._published = published
         self._stamp: _Stamp | None = None

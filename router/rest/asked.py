@@ -74,7 +74,7 @@ class Asked:
     __slots__ = ("_fields", "path", "peer")
 
     def __init__(self, path: str, fields: Fields, peer: str) -> None:
-        """Stores the arguments. `path` is not decoded and excludes the query."""
+        """Makes a request. `path` is not decoded and excludes the query."""
         self.path = path
         self.peer = peer
         self._fields = fields

@@ -95,7 +95,7 @@ class Bulk(abc.ABC, Generic[T]):
     """The names of the two good outcomes: something was changed, and no change was needed."""
 
     def __init__(self, registration: "Registrar", write: Write, may: Callable[[str], None] = lambda _: None) -> None:
-        """Stores the arguments. `may` raises MeshError for a model that the caller may not change."""
+        """Makes a stream. `may` raises MeshError for a model that the caller may not change."""
         self._registration = registration
         self._may = may
         self._write = write

@@ -29,7 +29,7 @@ class Conversions:
     """The converter of one worker."""
 
     def __init__(self, *, max_message: int, timeout: float = _TIMEOUT) -> None:
-        """Stores the arguments. `max_message` is in bytes. `timeout` is in seconds, for one body."""
+        """Makes a converter. `max_message` is in bytes. `timeout` is in seconds, for one body."""
         self._memory = max(_MEMORY, _PER_BYTE * max_message)
         self._limit = max_message
         self._timeout = timeout

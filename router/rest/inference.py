@@ -48,7 +48,7 @@ class Inference:
     """Inference over REST, in one worker."""
 
     def __init__(self, models: Models, conversions: Conversions, *, max_message: int) -> None:
-        """Stores the arguments. `max_message` limits the bytes of a message in either direction."""
+        """Makes a worker's inference over REST. `max_message` limits the bytes of a message in either direction."""
         self._models = models
         self._conversions = conversions
         self._max_message = max_message

@@ -46,8 +46,8 @@ class PlainInference:
     """The handler of POST requests below `/v2/models/`."""
 
     def __init__(self, models: Models, inference: Inference, budget: Budget, guard: Guard | None = None) -> None:
-        """Stores the arguments. With a `guard`, requests that the dispatcher would refuse are refused before their
-        bodies are converted."""
+        """Makes the handler. With a `guard`, requests that the dispatcher would refuse are refused before their bodies
+        are converted."""
         self._guard = guard
         self._models = models
         self._inference = inference

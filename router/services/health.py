@@ -28,7 +28,7 @@ class Health:
     """The health of one worker."""
 
     def __init__(self, ready: Callable[[], str | None]) -> None:
-        """Stores the arguments. `ready` returns why this router takes no calls, or None if it takes calls."""
+        """Makes the health service. `ready` returns why this router takes no calls, or None if it takes calls."""
         self._ready = ready
         self.watches = 0  # calls of Watch in flight
 

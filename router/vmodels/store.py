@@ -98,8 +98,8 @@ class VModelStore:
         tombstones: Tombstones,
         note: Note = lambda *_: None,
     ) -> None:
-        """Stores the arguments. `note` is called with what was read or written, before the feed reports it. So a call
-        that follows a request through this process goes to the model that the request's reply named."""
+        """Makes a store. `note` is called with each record that was read or written, before the feed reports it. So a
+        call that follows a request through this process goes to the model that the request's reply named."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry

@@ -1,4 +1,4 @@
-"""The data sets that are bundled with scikit-learn. None has to be downloaded.
+"""The data sets that are bundled with scikit-learn, so that nothing has to be downloaded.
 
 The demo's requests consist of rows of the data sets. The fleet's folder keeps the rows as plain arrays, so sending
 requests needs numpy but not scikit-learn, whose import takes seconds.

@@ -1,8 +1,8 @@
 """Reference answers, computed by onnxruntime in this process from the same file and the same inputs.
 
 Integers and texts must be equal. Floats may differ by RELATIVE and ABSOLUTE, because a server that computes with more
-threads, or in batches, adds in another order. Over the whole fleet, the largest difference from a server with two
-threads was 1e-6. One part in 10,000 is far above that, and far below the difference from another customer's model.
+threads, or in batches, adds numbers in another order. Over the whole fleet, the largest difference from a server with
+two threads was 1e-6. One part in 10,000 is far above that, and far below the difference from another customer's model.
 """
 
 from collections.abc import Iterable, Mapping

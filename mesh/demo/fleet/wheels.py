@@ -116,7 +116,7 @@ def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], l
 
 
 def _download(folder: Path) -> str:
-    """Downloads all wheels. Returns why that failed, "" if it did not."""
+    """Downloads all wheels. Returns the reason if the download failed, or ""."""
     command = python("pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps")
     options = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(PINS), "--dest", str(folder)]
     try:

@@ -20,8 +20,8 @@ from mesh.demo.fleet.recipes import Recipe
 
 
 def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yields an answer for each line. After it the requested file exists, unless `error` says why it could not be
-    made."""
+    """Yields an answer for each line. The requested file then exists, unless the answer's `error` says why it could not
+    be made."""
     from mesh.demo.fleet import training  # slow to import, and the functions below do not need it
 
     loaded: dict[str, datasets.Dataset] = {}

@@ -1,7 +1,7 @@
 """The data port of a foreign server: each call is checked as the ONNX server checks it, and passed on to the server.
 
 Each call is a task, which passes it on through the `egress`. A reply of one message, the usual case, is written in one
-piece with its trailers. If the end does not follow the first message at once, the reply is passed on message by
+piece with its trailers. If the end does not follow the first message immediately, the reply is passed on message by
 message.
 
 The caller gets the server's answer with metadata, trailers and rich errors, except in two cases. *Not found* means that

@@ -49,10 +49,11 @@ class Outgoing(Protocol):
 
 
 class Egress(Protocol):
-    """A way to the server. `send` and `open` return at once. They raise ValueError for metadata that cannot be sent,
-    and `FrameError` for a message that cannot be read. The caller enforces deadlines.
+    """A way to the server. `send` and `open` return immediately. They raise ValueError for metadata that cannot be
+    sent, and `FrameError` for a message that cannot be read. The caller enforces deadlines.
 
-    With `pieces`, large messages of the answer may be read in pieces (`mesh.wire.pieces`), if this egress knows any."""
+    With `pieces`, large messages of the answer may be read in pieces (`mesh.wire.pieces`), if this egress knows any.
+    """
 
     takes_pieces: bool
     """True if large messages may be written and read in pieces."""

@@ -1,13 +1,13 @@
 """The egress of `grpc.aio`: calls to the server on the link's own channel.
 
-`grpc.aio` has a fault: if a server ends a stream while the client is still writing, `write` replaces the status of the
-server by INTERNAL, `Internal error from Core`, its initial metadata by none, and `read` returns no more messages
-(github.com/grpc/grpc/issues/36066). No use of the public interface avoids all of that. So `GrpcCall.write` calls the
-function by which `grpc.aio` itself sends a message, and leaves out what `grpc.aio` does if that fails: the status of
-the server follows by itself. `tests/runtime/relay/test_egress.py` fails if a version of grpcio does not allow this.
+`grpc.aio` has a fault (github.com/grpc/grpc/issues/36066). If a server ends a stream while the client is still writing,
+`write` replaces the server's status by INTERNAL, `Internal error from Core`, and drops its initial metadata; `read`
+then returns no more messages. The public interface offers no way around all of this. So `GrpcCall.write` calls the
+function by which `grpc.aio` itself sends a message, and leaves out what `grpc.aio` does if that fails: the server's
+status follows by itself. `tests/runtime/relay/test_egress.py` fails if a version of grpcio does not allow this.
 
 Requests of one message are sent in one batch, which cannot hide a status. The initial metadata of an answer that failed
-without a message is sometimes lost, because `grpc.aio` sets it to none if it hears of the status first.
+without a message is sometimes lost, because `grpc.aio` drops the metadata if it processes the status first.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class GrpcEgress:
         self._methods: dict[bytes, tuple[_Method, _Method]] = {}
 
     async def up(self) -> None:
-        """Returns at once, because the link knows whether there is a connection."""
+        """Returns immediately, because the link knows whether there is a connection."""
 
     async def close(self) -> None:
         """Does nothing, because the link closes the channel."""
@@ -91,7 +91,7 @@ class GrpcCall:
     __slots__ = ("_ahead", "_cancelled", "_encoding", "_epoch", "_link", "_max_message", "_rpc", "encoding", "headers")
 
     def __init__(self, link: Link, rpc: Any, encoding: bytes, max_message: int) -> None:
-        """Takes over a call of `grpc.aio`. `encoding` is how the frames of its request are compressed."""
+        """Takes over a call of `grpc.aio`. `encoding` names the compression of the request's frames."""
         self.headers: list[Header] = []
         self.encoding = b""  # of the answer, which gRPC has decompressed
         self._link = link
@@ -174,6 +174,6 @@ def _refusal(size: int, limit: int) -> Reply:
 
 
 def _taken(task: "asyncio.Task[None]") -> None:
-    """Takes the exception of a task whose failure the call's status explains."""
+    """Retrieves the exception of a task, so that asyncio does not log it: the call's status explains the failure."""
     if not task.cancelled():
         task.exception()

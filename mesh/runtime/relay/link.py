@@ -1,14 +1,14 @@
-"""The connection to the foreign server, and whether the server behind it is still the same one.
+"""The connection to the foreign server, and the check that the server behind it is still the same one.
 
 A server may end, hang, or be replaced by a new one at the same address, and gRPC hides all of that: it reconnects, and
 only single calls fail. But a new server holds no models, and must be asked for its status. So when a connection is
 lost, calls and loads wait while this module finds out what happened. If a new connection is refused, the server has
-ended. If it is accepted, the server is asked for its copies. If it has them, it is the same server, and work continues.
-Otherwise the old one has ended, so this process exits with a status that says so, and the agent starts over with an
-empty server.
+ended. If the connection is accepted, the server is asked for its copies. A server that has them is the same server, and
+work continues. Otherwise the old server has ended, so this process exits with a status that says so, and the agent
+starts over with an empty server.
 
-While the connection lasts, the server is asked about one copy after the other, because it may lose a model and keep
-running.
+While the connection lasts, the server is asked about one copy after the other, because a server may lose a model and
+keep running.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Holding(Protocol):
         """Returns the ids of the copies."""
 
     def lost(self, model_id: str, why: str) -> None:
-        """Takes note that the server no longer has a copy."""
+        """Notes that the server no longer has a copy."""
 
 
 class Link:
@@ -70,7 +70,7 @@ class Link:
     def __init__(
         self, server: str, holding: Holding, *, hang_timeout: float, max_message: int, calls: str = ""
     ) -> None:
-        """Stores the arguments. `calls` is the address for inference calls, if it is another than `server`."""
+        """Opens the channels. `calls` is the address for inference calls, if it differs from `server`."""
         self.channel = _channel(server, max_message)
         self.calls = _channel(calls, max_message) if calls and calls != server else self.channel
         self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(self.channel)
@@ -97,15 +97,15 @@ class Link:
         return not self.ended.done()
 
     async def survived(self) -> None:
-        """Returns once it is known that the server has outlived a lost connection. If it has not, this never returns,
-        because the process ends. The use board then still shows the work under way, which may have killed the
-        server."""
+        """Returns once it is known that the server has outlived a lost connection. If the server has ended, this method
+        never returns, because the process ends. The use board then still shows the work under way, which may have
+        killed the server."""
         if not await self.up():
             await asyncio.Event().wait()
 
     async def noticed(self, epoch: int) -> None:
-        """Waits until the loss of a connection of `epoch` has been noticed here as well, but for a second at most:
-        a call may be lost alone."""
+        """Waits, for a second at most, until this link has noticed the loss of the connection of `epoch`. A call may
+        also fail alone, while the connection lasts."""
         for _ in range(_LOOKS):
             if self.epoch != epoch or self.ended.done():
                 return

@@ -129,7 +129,7 @@ async def serve(settings: RelaySettings) -> int:
 
 
 async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_lost: Callable[[str], None]) -> Egress:
-    """Returns what carries calls to the server, ready to do so. Raises CannotStart."""
+    """Returns the egress, which is ready to carry calls to the server. Raises CannotStart."""
     if settings.egress == "grpc":
         return GrpcEgress(link, max_message=settings.max_message)
     folder = settings.spi.parent
@@ -142,7 +142,7 @@ async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_los
     try:
         await minder.start()
     except EnvoyError as error:
-        raise CannotStart(f"{error}: mend it, or use --egress grpc") from error
+        raise CannotStart(f"{error}: correct this, or use --egress grpc") from error
     return EnvoyEgress(minder, ends.listen, max_message=settings.max_message, budget=budget)
 
 

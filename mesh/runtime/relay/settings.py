@@ -63,7 +63,7 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         "--egress",
         choices=("envoy", "grpc"),
         default="grpc",
-        help="What carries calls to the model server: an Envoy of this relay, or grpc.aio; default: grpc.",
+        help="Carrier of calls to the model server: an Envoy of this relay, or grpc.aio; default: grpc.",
     )
     add("--journal", type=Path, metavar="PATH", help="File from which a later relay continues; default: none.")
     add(

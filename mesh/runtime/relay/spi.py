@@ -1,7 +1,7 @@
 """The SPI for the agent, whose requests the foreign server's own SPI answers.
 
-The relay adds what the ONNX server does: copies have tokens, and slots of the use board. For an unload, the copy stops
-answering calls, calls in flight are ended, and only then is it unloaded at the server.
+The relay adds what the ONNX server does: copies have tokens, and slots of the use board. In an unload, the copy first
+stops answering calls, then calls in flight are ended, and then the server unloads the model.
 
 A server must drop its models before it reports READY, so it is asked for its status only until it does. A relay that
 takes over from a dead one answers from the journal.

@@ -20,7 +20,7 @@ def model_is_lost(code: int, text: str) -> bool:
 
 def to_client(code: int, text: str, method: str) -> tuple[int, str]:
     """Returns the status that the client gets. A server's UNAVAILABLE becomes INTERNAL, as in the predecessor: the
-    model's server has answered, so no other copy is tried or loaded."""
+    model server has answered, so no other copy is tried or loaded."""
     if code == Code.UNAVAILABLE:
         return int(Code.INTERNAL), f"ModelRuntime UNAVAILABLE: {method}: UNAVAILABLE: {text}"
     return code, text

@@ -1,9 +1,9 @@
 """The memory of a foreign server, as its agent sees it from outside.
 
 The server is found by its address: the kernel names the process that listens on a unix socket, and for a port on
-loopback /proc does. Its memory is that of its cgroup if no other program is in there, else that of the process and its
-descendants. A server on another machine, or in a container whose processes are not visible from here, cannot be
-observed. Then `why` says so, and sizes rest on what the server says.
+loopback /proc does. The memory of its cgroup counts if no other program is in there, otherwise the memory of the
+process and its descendants. A server on another machine, or in a container whose processes are not visible from here,
+cannot be observed. `why` then gives the reason, and models' sizes come from the server's own answers.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ _AGAIN = 10.0  # seconds between two searches for a server that was not found
 
 
 class ServerMemory:
-    """The memory of one foreign server, from its start to its end; then that of the next one at the same address."""
+    """The memory of the foreign server at an address. If another server replaces it there, that one is observed."""
 
     def __init__(self, address: str, child: Callable[[], int] | None = None, *, watched: bool = True) -> None:
-        """Takes the address as gRPC names it. `child` returns the id of the process that the pod has started as the
-        server, or 0. Unless `watched`, nothing is observed."""
+        """Makes an observer of the server at an address in gRPC's notation. `child` returns the id of the process that
+        the pod has started as the server, or 0. Unless `watched`, nothing is observed."""
         self._address = address
         self._child = child
         self._watched = watched

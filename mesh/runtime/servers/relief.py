@@ -1,6 +1,6 @@
 """The replacement of a model server that has lost threads to loads and calls that cannot be ended.
 
-Each lost thread keeps a processor busy and its memory in use as long as the process lives. A few are tolerated. A
+Each lost thread keeps a processor busy and its memory in use for as long as the process lives. A few are tolerated. A
 server with more takes no more loads, gets time to answer its calls, and is replaced. The models were recorded when
 their threads were lost (`loading`, and `killed` in their records), so no other model is blamed for the end of the
 server.
@@ -37,7 +37,7 @@ class Relief:
     meanwhile."""
 
     def __init__(self, stuck: Callable[[], int], server: Server, *, look: float = _LOOK) -> None:
-        """Takes `stuck`, which returns the number of lost threads."""
+        """Makes a watch. `stuck` returns the number of lost threads."""
         self._stuck = stuck
         self._server = server
         self._look = look

@@ -2,8 +2,9 @@
 
 It is a separate process so that the agent, with all that it knows, survives a model that crashes the server. `on_death`
 is called before anything else, while the use board still shows what was loading and running. Then the server is
-restarted: immediately the first time, and after a growing pause while it keeps dying young. After repeated failures to
-start, the server is given up, because a missing resource, such as a GPU, may come back with a new pod.
+restarted: immediately the first time, and after a growing pause while servers keep dying soon after their start. After
+repeated failures to start, the server is given up, because a missing resource, such as a GPU, may come back with a new
+pod.
 
 A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its event loop writes a heartbeat to
 the board every second, so a check costs nothing. A server stopped from outside (SIGSTOP) is replaced like any other,

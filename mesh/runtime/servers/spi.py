@@ -77,7 +77,8 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of a model, as measured by its server, or by the growth of its server. Nothing means unknown."""
+    """The size of a model, as measured by its server, or by the growth of its server. An empty footprint means
+    unknown."""
 
     footprint: Footprint
     note: str = ""  # for operators

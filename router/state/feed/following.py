@@ -27,7 +27,7 @@ class Following:
         apply: Callable[[Range, Change], None],
         run: Callable[[Callable[[], Coroutine[Any, Any, None]], str], object],
     ) -> None:
-        """Stores the arguments. `readers` are the readers in this process."""
+        """Makes the followed ranges. `readers` are the readers in this process."""
         self._etcd = etcd
         self._keys = keys
         self._readers = readers

@@ -102,7 +102,7 @@ class FeedServer:
         *,
         wanted: Callable[[Range], None] = lambda _: None,
     ) -> None:
-        """Stores the arguments. When a worker connects, `wanted` is called with each range that it reads."""
+        """Makes a server. When a worker connects, `wanted` is called with each range that it reads."""
         self._merged = merged
         self._wanted = wanted
         self._logs = {name: RangeLog(name) for name in RANGES}
