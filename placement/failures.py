@@ -167,9 +167,10 @@ class Failures:
     # --- events ---
 
     def recall(self, model_id: str, created: int, recorded: Iterable[Failure]) -> None:
-        """Replaces the known failures of a model by those in its record.
+        """Replaces the known failures of a model with those in its record.
 
-        This observer's own later observations are kept, because they are newer than the same entry in the record.
+        If this observer already knew an entry of the record, it keeps its own times for that entry, because they may be
+        newer.
         Entries that are no longer in the record were released, have expired, or were cleared by a success."""
         known = self._models.get(model_id)
         before = known.failures if known is not None and known.created == created else {}

@@ -6,8 +6,8 @@ the rest. Loads in memory come first, and may take reservations of loads that ha
 Then come newcomers in the order of arrival. If there is no room for a newcomer, smaller ones may overtake it.
 
 Every wait must end by itself. Calls end, loads under way end, and copies that were just loaded get their calls. Only
-loads in memory could wait for each other, each holding what the next one needs, so memory held by the others does not
-count as temporarily busy (`placement.room.LASTING`). If all of them are stuck in this way, the last one to arrive
+loads in memory could wait for each other forever, each holding what the next one needs. Therefore a load in memory does
+not wait for what other such loads hold: that memory does not count as temporarily busy (`placement.room.LASTING`). If all of them are stuck in this way, the last one to arrive
 *yields*: it leaves memory and returns to its former place in the line, as a newcomer of known size. The first one never
 yields, so it is always served in the end. A single stuck load is refused, because what is in its way will stay.
 

@@ -2,9 +2,9 @@
 
 The mesh is not notified of a rollout, but can recognise it by the pods. A deployment's pods come in groups (on
 Kubernetes a ReplicaSet, the part of the name before the last dash), and during an update there are a new and an old
-group. A group counts as outgoing if another group with the same labels has a pod younger than `LASTS_MS`, and if all
-pods of that group are younger than the youngest of this one, so that a group that still grows does not count. Because
-only ages count, this state ends by itself, even if a rollout stops half way or is undone.
+group. A group counts as outgoing if its deployment has another group with the same labels that has a pod younger than
+`LASTS_MS`, and whose pods are all younger than the youngest of the outgoing group. A group that still grows therefore
+does not count. Because only ages count, this state ends by itself, even if a rollout stops halfway or is undone.
 
 Outgoing pods are avoided, never forbidden: see `choice`.
 """

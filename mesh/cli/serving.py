@@ -79,8 +79,9 @@ def reload(
 ) -> None:
     """Replaces a model's copies with copies of the content now at its path. No call fails meanwhile.
 
-    All copies of a registration have the content that its first load found. If that was replaced, this loads the new
-    content beside each old copy, and unloads the old one once the new one can answer. Until all are replaced, both
+    All copies of a registration have the content that its first load found. If the content at its path has been
+    replaced since, this command loads the new content beside each old copy, and unloads the old one once the new one
+    can answer. Until all are replaced, both
     answer. If the new content cannot be loaded, the old copies stay, and the exit code is 5.
 
     Example: `mesh reload fraud/de`

@@ -106,7 +106,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class RouterRecord:
-    """A router's presence, `routers/<name>`, under its lease."""
+    """The record of a router's presence, at `routers/<name>`. It ends with the router's lease."""
 
     address: str  # host:port that clients call, as far as the router knows it
     probe_address: str  # host:port of /ready, /live and /metrics

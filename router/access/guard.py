@@ -1,7 +1,7 @@
 """The guard of all interfaces of a router: it identifies the caller, and checks the caller's permission.
 
-Both results are cached, because a call of a hot model is served in 30 us: the caller, by the bytes of the
-`authorization` header, and each decision, by caller, verb and name. (The header's bytes, not their digest, because the
+Both results are cached, because a call of a hot model is served in 30 us. The caller is cached by the bytes of the
+`authorization` header, and each decision by caller, verb and name. (The header's bytes, not their digest, because the
 connections' caches of heads hold them already, and a digest takes 0.5 us.) Both caches are bounded, and are cleared
 when a key or a grant changes.
 

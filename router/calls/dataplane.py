@@ -87,7 +87,7 @@ def _check(value: Any, what: str, known: Iterable[str]) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object")
     if unknown := sorted(value.keys() - set(known)):
-        raise ValueError(f"{what} has an unknown property {unknown[0][:200]!r}; known are {', '.join(known)}")
+        raise ValueError(f"{what} has an unknown property {unknown[0][:200]!r}; known properties: {', '.join(known)}")
 
 
 def _flag(data: Mapping[str, Any], key: str, what: str) -> bool:

@@ -36,6 +36,8 @@ def make_app(parts: Parts) -> web.Application:
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not doors.is_plain(request):
+            raise web.HTTPNotFound
         if request.rel_url.raw_path.startswith("/mesh/"):
             origins.check(request, loopback=loopback)
         return await doors.audited(request, guard, audit, handler)

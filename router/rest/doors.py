@@ -50,6 +50,18 @@ def operation_of(request: web.Request) -> Operation:
     return request.app[_TABLE].get(request.match_info.route, operations.SERVER)
 
 
+def is_plain(request: web.Request) -> bool:
+    """Returns whether the fixed segments of a request's path are written as they are.
+
+    aiohttp also finds a route by a path like `/%6Desh/v1/models`, which whatever reads the raw path would take for
+    another one. Such paths are refused before anything is decided by them."""
+    resource = request.match_info.route.resource
+    if resource is None:
+        return True
+    pairs = zip(resource.canonical.split("/"), request.rel_url.raw_path.split("/"), strict=False)
+    return all("{" in fixed or fixed == given for fixed, given in pairs)
+
+
 def ask(request: web.Request, guard: Guard) -> None:
     """Finds out who sends a request, and whether the caller may. Raises MeshError."""
     operation = operation_of(request)

@@ -87,7 +87,9 @@ def test_defaults(document: str, methods: dict, others: bool) -> None:
         pytest.param("{", "not JSON", id="cut"),
         pytest.param("[" * 100_000, "not JSON", id="deep"),
         pytest.param("[]", "it is not a JSON object", id="list"),
-        pytest.param('{"rpcConfig": {}}', "unknown property 'rpcConfig'; known are rpcConfigs, allow", id="unknown"),
+        pytest.param(
+            '{"rpcConfig": {}}', "unknown property 'rpcConfig'; known properties: rpcConfigs, allow", id="unknown"
+        ),
         pytest.param('{"rpcConfigs": []}', "rpcConfigs is not an object", id="methods"),
         pytest.param('{"allowOtherRpcs": "true"}', "allowOtherRpcs is neither true nor false", id="others"),
         pytest.param(config({"predict": {}}), "'predict' is not a method's name", id="no service"),

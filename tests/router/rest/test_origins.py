@@ -147,3 +147,38 @@ async def test_old_clients_that_name_no_host_may_look(served, head):
     async with asyncio.timeout(10):
         assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
     writer.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/%6Desh/v1/models:import",
+        "/mesh/v%31/models:import",
+        "/mesh/v1/%6Dodels:import",
+        "/mesh/v1/models:imp%6Frt",
+        "/mesh/v1/mod%65ls/m",
+        "/mesh/v1/models/m/lo%61d",
+        "/%76%32/models?prefix=m",
+        "/v2/%6dodels",
+        "/v2/health/l%69ve",
+    ],
+)
+async def test_a_path_with_encoded_fixed_parts_is_unknown(served, worker, path):
+    """A route is only found by its own spelling, because checks read the path as it was sent."""
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", served)
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Mesh-Request: 1\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: 0\r\n\r\n".encode())
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        assert int(answer.split()[1]) in (404, 405), f"{method}: {answer!r}"
+    assert worker.management.models == {}
+
+
+async def test_an_encoded_id_is_an_id(served, worker):
+    """The encoding of an id does not matter."""
+    headers = {"Content-Type": "application/json"}
+    status, _ = await send(served, "PUT", "models/%6D%2Fn", headers, json.dumps(MODEL).encode())
+    assert status == 201
+    assert worker.management.models.keys() == {"m/n"}
