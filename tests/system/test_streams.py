@@ -108,6 +108,7 @@ async def it(ends, tmp_path_factory, etcd_server):
         tmp_path_factory.mktemp("streams"),
         etcd_server,
         "--allow-any",
+        *("--capacity", str(16 << 30)),  # the memory of a server that holds large messages is observed
         edge=edge,
         egress=egress,
         log_level="info",
