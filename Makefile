@@ -77,8 +77,8 @@ test-vmodels: $(DEV)  ## makes 10,000 random calls while leaders die, and 200 mo
 test-compatibility: $(DEV)  ## tests what users of ModelMesh rely on, over each edge with each kind of foreign server (minutes)
 	@$(RUN) pytest tests/system/test_compatibility.py --every-way $(ARGS)
 
-test-foreign: $(DEV)  ## runs 400 models beside a foreign server and ours through troubles (ARGS="--foreign-seed 7"; minutes)
-	@$(RUN) pytest tests/foreign -m "" $(ARGS)
+test-foreign: $(DEV)  ## runs 400 models of a foreign server and ours through troubles, and all variants of its tests (ARGS="--foreign-seed 7"; minutes)
+	@$(RUN) pytest tests/foreign tests/system/test_foreign.py tests/system/test_foreign_losses.py -m "" $(ARGS)
 
 test-streams: $(DEV)  ## passes a message of 1 GiB and holds 1,000 streams open, over both edges, and prints what they cost (minutes)
 	@$(RUN) pytest tests/system/test_streams.py -s --streams 1000 --stream-bytes 1GiB $(ARGS)

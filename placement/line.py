@@ -7,9 +7,10 @@ Then come newcomers in the order of arrival. If there is no room for a newcomer,
 
 Every wait must end by itself. Calls end, loads under way end, and copies that were just loaded get their calls. Only
 loads in memory could wait for each other forever, each holding what the next one needs. Therefore a load in memory does
-not wait for what other such loads hold: that memory does not count as temporarily busy (`placement.room.LASTING`). If all of them are stuck in this way, the last one to arrive
-*yields*: it leaves memory and returns to its former place in the line, as a newcomer of known size. The first one never
-yields, so it is always served in the end. A single stuck load is refused, because what is in its way will stay.
+not wait for what other such loads hold: that memory does not count as temporarily busy (`placement.room.LASTING`). If
+all of them are stuck in this way, the last one to arrive *yields*: it leaves memory and returns to its former place in
+the line, as a newcomer of known size. The first one never yields, so it is always served in the end. A single stuck
+load is refused, because what is in its way will stay.
 
 If room for a newcomer would require the eviction of fresh copies whose callers are still on their way, the newcomer
 waits a moment for those callers.

@@ -155,8 +155,8 @@ def rotate(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Replaces a key with a new one of the same name, and prints the new key. Both are valid for --overlap, so no caller
-    is refused.
+    """Replaces a key with a new one of the same name, and prints the new key. Both are valid for --overlap, so no
+    caller is refused.
 
     Example: `mesh keys rotate ci --overlap 2h`
     """

@@ -114,7 +114,8 @@ def transfer(
         typer.Option(
             "--to",
             metavar="ID",
-            help="Id of the new owner: NAMESPACE/RELEASE on Kubernetes; '' gives the prefix to the mesh that uses it first.",
+            help="Id of the new owner: NAMESPACE/RELEASE on Kubernetes; '' gives the prefix to the mesh that uses it "
+            "first.",
         ),
     ],
     dry_run: DryRun = False,

@@ -157,7 +157,7 @@ async def _keeps(change: dict[str, str], says: str, mount: Mount) -> None:
     async with mount.client() as etcd, following(etcd, b"mine/") as follower:
         await etcd.put(b"mine/a", b"1")
         mount.put(**change)
-        await until(lambda: says in etcd.statistics().refusal, why=lambda: etcd.statistics().refusal)
+        await until(lambda: says in etcd.statistics().refusal, timeout=30, why=lambda: etcd.statistics().refusal)
         await etcd.put(b"mine/a", b"2")
         await follower.has(lambda f: f.content == {b"mine/a": b"2"}, "the watch goes on")
         assert follower.mirror.statistics().watches == 1

@@ -279,7 +279,7 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER_MEMORY",
             metavar="auto|none",
-            help="Whether to observe that server's memory from outside: auto (if its processes are visible) or none.",
+            help="Observation of that server's memory from outside: auto (if its processes are visible) or none.",
         ),
     ] = "auto"
     types: Annotated[
