@@ -156,7 +156,7 @@ def rotate(
     as_json: options.Json = False,
 ) -> None:
     """Replaces a key with a new one of the same name, and prints the new key. Both are valid for --overlap, so no
-    caller is refused.
+    caller is refused. Without --expires, the new key has the lifetime of the former one.
 
     Example: `mesh keys rotate ci --overlap 2h`
     """

@@ -77,13 +77,16 @@ class AuthStore:
 
     async def rotate(self, name: str, *, now: int, overlap: int, expires: int = 0) -> Made:
         """Adds a secret to a key. The former one ends after `overlap` milliseconds, so that callers can change over
-        without a gap. Raises BAD_REQUEST, UNKNOWN_MODEL, PRECONDITION."""
+        without a gap. Without `expires`, the new secret is valid for as long as the former one was. Raises BAD_REQUEST,
+        UNKNOWN_MODEL, PRECONDITION."""
         _name(name, "a key")
         key = auth.fresh()
-        fresh = KeySecret(auth.digest_of(key.encode()), now, expires)
 
         def change(kv: KeyValue | None) -> bytes:
             record = _decoded(name, kv)
+            last = record.secrets[-1]
+            lifetime = last.expires - last.created if last.expires else 0
+            fresh = KeySecret(auth.digest_of(key.encode()), now, expires or (now + lifetime if lifetime else 0))
             living = [one for one in record.secrets if not one.expired(now)]
             if len(living) > 1 and overlap:
                 text = (
@@ -96,17 +99,22 @@ class AuthStore:
 
         done = await self._etcd.update(self._keys.auth_key(name), change)
         assert done.value is not None
-        former = auth.decode_key(done.value).secrets[:-1]
-        return Made(name, key, expires, max((one.expires for one in former), default=0))
+        *former, fresh = auth.decode_key(done.value).secrets
+        return Made(name, key, fresh.expires, max((one.expires for one in former), default=0))
 
     async def revoke(self, name: str) -> bool:
-        """Deletes a key, and the grant of the same name. Returns False if there was no such key."""
+        """Deletes a key, and the grant of the same name if nobody else has it. Returns False if there was no such
+        key."""
         _name(name, "a key")
         at = self._keys.auth_key(name)
         found = await self._etcd.get(at)
         if found is None:
             return False
-        await self._etcd.txn([], [delete_op(at), delete_op(self._keys.auth_grant(name))])
+        await self._etcd.txn([], [delete_op(at)])
+        grant = await self._etcd.get(self._keys.auth_grant(name))
+        if grant is not None and _only_of(name, grant):
+            unchanged = modified(self._keys.auth_grant(name), grant.mod_revision)
+            await self._etcd.txn([unchanged], [delete_op(self._keys.auth_grant(name))])
         return True
 
     # --- grants ---
@@ -159,6 +167,14 @@ class AuthStore:
                 log.warning("a grant in etcd cannot be read", grant=_last(kv.key), error=str(error))
                 found[_last(kv.key)] = None, kv.mod_revision
         return found
+
+
+def _only_of(name: str, grant: KeyValue) -> bool:
+    """Returns whether a grant is for this key and nobody else. A record that cannot be read gives nobody access."""
+    try:
+        return auth.decode_grant(grant.value).to == (f"key:{name}",)
+    except ValueError:
+        return True
 
 
 def _revision(present: Mapping[str, tuple[Grant | None, int]], name: str) -> int:

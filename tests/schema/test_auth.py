@@ -127,6 +127,23 @@ async def test_an_expiring_secret_does_not_live_longer_by_a_rotation(store):
     assert made.former_until == 1100
 
 
+async def test_a_rotated_key_is_valid_for_as_long_as_before(store):
+    """A rotation keeps the lifetime of a key, unless it is given another one."""
+    await store.create("ci", now=1000, expires=91_000)
+    made = await store.rotate("ci", now=50_000, overlap=500)
+    assert made.expires == (await store.keys())["ci"].secrets[-1].expires == 140_000
+    assert (await store.rotate("ci", now=60_000, overlap=0, expires=70_000)).expires == 70_000
+
+
+async def test_a_revoked_key_takes_no_grant_of_others_with_it(store):
+    """A grant that has the key's name is deleted only if it is for that key alone."""
+    shared = grant("read", ["fraud/*"], ["group:team", "key:ci"])
+    await store.create("ci", now=0)
+    await store.put("ci", shared)
+    assert await store.revoke("ci")
+    assert await store.grants() == {"ci": shared}
+
+
 async def test_a_revoked_key_leaves_nothing(store, etcd, keys):
     await store.create("ci", now=0, given=INFER)
     assert await store.revoke("ci")
