@@ -2,7 +2,7 @@
 starts.
 
 The series of a method and a code are looked up once and kept, so a hit builds no strings. `Meter.call` adds to all of
-them by itself: a call of `observe` for each took half a microsecond more.
+them by itself, because a call of `observe` for each costs more.
 
 Method names come from clients. A method gets its own series once a model server has answered a call of it with OK. All
 other names are counted together as `other`, so invented names can neither inflate the metrics nor crowd out real ones.
