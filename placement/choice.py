@@ -73,7 +73,7 @@ class Ineligible:
 
     pod: str
     cause: IneligibilityCause
-    why: str  # follows the pod's name in a sentence: "has a capacity of 64 MiB and 80 MiB are needed"
+    why: str  # follows the pod's name in a sentence: "has a capacity of 64 MiB, but the model needs 80 MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,7 @@ def _refuse(
     if not _holds(pod, need):
         capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
         return Ineligible(
-            pod.name, IneligibilityCause.TOO_SMALL, f"has a capacity of {capacity} where {need} are needed"
+            pod.name, IneligibilityCause.TOO_SMALL, f"has a capacity of {capacity}, but the model needs {need}"
         )
     if lacking := constraint.lacking(pod.labels):
         label = "label" if len(lacking) == 1 else "labels"

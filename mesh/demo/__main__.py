@@ -54,7 +54,7 @@ def demo(
         typer.Option(
             "--capacity",
             metavar="SIZE",
-            help="Memory for models in each pod. Default: room for a tenth of the models in all pods.",
+            help="Memory for models in each pod. Default: all pods together have room for a tenth of the models.",
         ),
     ] = "",
     edge: Annotated[
@@ -66,7 +66,11 @@ def demo(
     ] = Path(".mesh"),
     endpoint: Annotated[
         str,
-        typer.Option("--endpoint", metavar="URL", help="Endpoint of a running mesh that may read the data directory."),
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="Endpoint of a running mesh that can read the data directory. Default: starts a mesh.",
+        ),
     ] = "",
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Number of training processes; 0: one for each core.")] = 0,
 ) -> None:

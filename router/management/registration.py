@@ -116,7 +116,7 @@ class Registrar:
         return await self._status.of(model_id)
 
     async def reload(self, model_id: str) -> StatusInfo:
-        """Asks the leader to replace all copies of a model by copies of the content now at its path
+        """Asks the leader to replace all copies of a model with copies of the content now at its path
         (`leader.reloading`).
 
         Returns at once. Old and new copies answer until all are replaced. Raises UNKNOWN_MODEL, REGISTRY_AWAY, and

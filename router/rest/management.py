@@ -167,7 +167,7 @@ class ManagementApi:
         return web.json_response(modeldocuments.status_of(model_id, await self._management.status.of(model_id)))
 
     async def reload(self, request: web.Request) -> web.Response:
-        """Has a model's copies replaced by copies of the content now at its path. Answers once the reload is
+        """Has a model's copies replaced with copies of the content now at its path. Answers once the reload is
         recorded."""
         model_id = id_of(request)
         return web.json_response(

@@ -1,7 +1,7 @@
 """The egress of `grpc.aio`: calls to the server on the link's own channel.
 
 `grpc.aio` has a fault (github.com/grpc/grpc/issues/36066). If a server ends a stream while the client is still writing,
-`write` replaces the server's status by INTERNAL, `Internal error from Core`, and drops its initial metadata; `read`
+`write` replaces the server's status with INTERNAL, `Internal error from Core`, and drops its initial metadata; `read`
 then returns no more messages. The public interface offers no way around all of this. So `GrpcCall.write` calls the
 function by which `grpc.aio` itself sends a message, and leaves out what `grpc.aio` does if that fails: the server's
 status follows by itself. `tests/runtime/relay/test_egress.py` fails if a version of grpcio does not allow this.

@@ -198,7 +198,7 @@ class Account:
         self.limit_bytes = max(1, limit)
         if capacity > 0.9 * limit:
             log.warning(
-                "the model server's capacity does not fit into the memory that there is for it",
+                "the model server's capacity exceeds 90 % of the memory available to it",
                 capacity=format_bytes(capacity),
                 there=format_bytes(limit),
             )

@@ -131,7 +131,7 @@ class Ledger:
             self.policy.add(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
     def weigh(self, entry: CacheEntry, size: Footprint) -> None:
-        """Sets the size of an entry: reserves room, or replaces a reservation by the size measured here."""
+        """Sets the size of an entry: reserves room, or replaces a reservation with the size measured here."""
         self._count(entry, -1)
         entry.footprint = size if self.has_device else Footprint(size.total_bytes)
         self._count(entry, +1)

@@ -120,7 +120,7 @@ def _try_cuda() -> str:
         if _probe(CUDA) != _CUDA:
             return (
                 "onnxruntime has CUDA but cannot use it: check that `nvidia-smi` works in this container "
-                "and that the CUDA and cuDNN libraries are those that its release notes name"
+                "and that the CUDA and cuDNN versions are those in onnxruntime's release notes"
             )
     except Exception as error:
         return f"onnxruntime has CUDA but a first session failed: {str(error)[:500]}"
