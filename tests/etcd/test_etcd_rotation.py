@@ -137,7 +137,7 @@ async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) 
         pytest.param({"password": "wrong"}, "authentication failed", id="password"),
         pytest.param({"userid": "eve", "password": "evil"}, "permission denied", id="a user without rights"),
         pytest.param({"endpoints": "http://127.0.0.1:1"}, "127.0.0.1:1", id="an endpoint where nobody is"),
-        pytest.param({"root_prefix": "theirs"}, "restart it", id="other keys"),
+        pytest.param({"root_prefix": "theirs"}, "restart the process", id="other keys"),
         pytest.param({"certificate": "nonsense"}, "not in PEM", id="no certificate"),
     ],
 )
