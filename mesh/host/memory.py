@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.host import cgroups
+from mesh.host import cgroups, groups
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -73,13 +73,5 @@ def _told(field: str, meminfo: Path) -> int | None:
 
 
 def _limits(root: Path, membership: Path) -> list[int]:
-    found = []
-    for folder in cgroups.folders("memory", root=root, membership=membership):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                limit = int((folder / name).read_text())
-            except (OSError, ValueError):  # "max"
-                continue
-            if 0 < limit < cgroups.NO_LIMIT:
-                found.append(limit)
-    return found
+    folders = cgroups.folders("memory", root=root, membership=membership)
+    return [limit for folder in folders if (limit := groups.limit_bytes(folder)) is not None]
