@@ -26,14 +26,16 @@ Other methods take and return bytes, for tests of large messages and long stream
 of `texts` with a message, `predictAll` answers a stream of requests with one message, and `converse` answers each
 request of a stream before it reads the next.
 
-With `--allocate`, models take their size in memory. With `--v2`, `ModelInfer` of V2 answers with the number that the
-model's file contains, under the request's model name and id. With `--lie FILE`, that file names the lie of all loads.
+With `--allocate`, models take their size in memory. With `--v2`, `ModelInfer` of V2 answers with the number that a
+model's file contains. It goes by the name in the message and not by metadata, as most servers do. With `--lie FILE`,
+that file names the lie of all loads.
 
 Each request is noted as a line in the file of `--diary`: `load m`, `unload m`, `status`, `predict m`.
 """
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -136,7 +138,8 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         if self.options.allocate:
             self.memory[request.modelId] = bytearray(b"1") * _sizes(what)[0]
         if self.options.v2:
-            self.numbers[request.modelId] = float(Path(request.modelPath).read_text())
+            with contextlib.suppress(ValueError):  # a model without a number
+                self.numbers[request.modelId] = float(Path(request.modelPath).read_text())
         self.models[request.modelId] = what
         if self.options.device:
             size = str(_sizes(what)[0])
@@ -190,13 +193,12 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
 
     async def infer(self, request: Any, context: Any) -> Any:
         """V2's ModelInfer."""
-        model_id = _model_id(context)
-        if model_id not in self.numbers:
+        if request.model_name not in self.numbers:
             code, text = _FORMS[self.options.not_found]
-            await context.abort(code, text.format(model_id))
+            await context.abort(code, text.format(request.model_name))
         response = inference_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
         response.outputs.add(name="y", datatype="FP32", shape=[1, 1])
-        response.raw_output_contents.append(struct.pack("<f", self.numbers[model_id]))
+        response.raw_output_contents.append(struct.pack("<f", self.numbers[request.model_name]))
         return response
 
     async def predict(self, request: Any, context: Any) -> Any:

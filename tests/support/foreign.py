@@ -29,9 +29,11 @@ class Foreign:
             response_deserializer=PredictResponse.FromString,
         )
 
-    async def register(self, model_id: str, what: str = "model", *, now: bool = False) -> Any:
+    async def register(
+        self, model_id: str, what: str = "model", *, now: bool = False, content: bytes = b"an example"
+    ) -> Any:
         """Registers a model of the example runtime by the last element of its path."""
-        path = self.mesh.write(f"{model_id}.{os.urandom(3).hex()}/{what}", b"an example")
+        path = self.mesh.write(f"{model_id}.{os.urandom(3).hex()}/{what}", content)
         return await self.mesh._register(model_id, "example", path, load=now, sync=now, router=0)
 
     async def ask(self, model_id: str, text: str = "hello", *, timeout: float = 20.0, **request: Any) -> Any:

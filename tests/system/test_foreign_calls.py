@@ -3,11 +3,14 @@ rules for methods and ids."""
 
 import asyncio
 import os
+import struct
 
 import grpc
 import pytest
 import pytest_asyncio
 
+from mesh.pb import inference_pb2
+from mesh.v2 import SERVICE as V2
 from tests.support.exampleproto import SERVICE, PredictRequest, PredictResponse
 from tests.support.foreign import ForeignMesh
 from tests.support.waiting import until
@@ -20,6 +23,7 @@ RULES = (
     *("--method", f"{SERVICE}/converse=1"),
     *("--method", f"{SERVICE}/predictAll"),  # allowed, without an id
     "--allow-any",
+    "--v2",  # not listed
     *("--concurrency", "2"),
 )
 M = (("mm-model-id", "m"),)
@@ -64,6 +68,26 @@ async def test_a_call_by_alias_reaches_the_server_with_the_id_of_the_model(it):
     assert (await it.mesh.rest("PUT", "/mesh/v1/aliases/alias-of-m", {"target": "m"})).status == 201
     response = await it.predict(PredictRequest(text="hello"), metadata=(("mm-vmodel-id", "alias-of-m"),), timeout=20)
     assert (response.inner_model_name, text_of(response)) == ("m", "hello")
+
+
+async def test_a_v2_message_names_the_routed_model_even_if_the_server_lists_no_v2_method(it):
+    """A server that goes by the name in V2's messages answers with the model that the call was routed to, whatever
+    other model a client's message names. V2's methods for a whole server do not reach it."""
+    for model, number in (("own", b"3"), ("secret", b"7")):
+        await it.register(model, now=True, content=number)
+    infer = it.mesh.channel().unary_unary(
+        f"/{V2}/ModelInfer",
+        request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
+        response_deserializer=inference_pb2.ModelInferResponse.FromString,
+    )
+    for named in ("own", "secret", ""):
+        request = inference_pb2.ModelInferRequest(model_name=named)
+        response = await infer(request, metadata=(("mm-model-id", "own"),), timeout=20)
+        assert (response.model_name, response.raw_output_contents[0]) == ("own", struct.pack("<f", 3))
+    unload = it.mesh.channel().unary_unary(f"/{V2}/RepositoryModelUnload")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await unload(b"", metadata=(("mm-model-id", "own"),), timeout=20)
+    assert refused.value.details() == f"Method not found or not permitted: {V2}/RepositoryModelUnload"
 
 
 async def test_a_method_that_is_not_listed_passes_unchanged_if_any_is_allowed(it):

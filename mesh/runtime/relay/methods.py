@@ -1,10 +1,26 @@
-"""The methods that a foreign server takes, and where each expects the model's id, according to its `runtimeStatus`."""
+"""The methods that a foreign server takes, and where each expects the model's id, according to its `runtimeStatus`.
+
+V2's methods have a rule of their own, for servers that do not list them. A message of V2 names a model, and a server
+may go by that name instead of the metadata. So the id of the routed model always replaces it: otherwise a caller with
+permission for one model could reach another model of the same server. V2's other methods (the model repository, shared
+memory, log settings) act on the whole server, and pass only if the server lists them.
+"""
 
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.statuses import MeshError, Reason
+from mesh.v2 import SERVICE
 
 _MANAGEMENT = (b"mmesh.ModelRuntime/", b"com.ibm.watson.tas.internal.proto.ModelServer/")
 _MAX_TEXT = 200  # maximum characters of a client's text that an error quotes
+
+_V2 = f"{SERVICE}/".encode()
+_NAMED = {
+    **dict.fromkeys((b"ModelInfer", b"ModelReady", b"ModelMetadata"), (1,)),
+    **dict.fromkeys((b"ModelStreamInfer", b"ModelConfig", b"ModelStatistics"), (1,)),  # Triton's extensions
+    **dict.fromkeys((b"ServerLive", b"ServerReady", b"ServerMetadata"), ()),  # name no model
+}
+"""V2's methods that concern one model or none, and the path of its name in the request (proto/inference.proto, and
+Triton's grpc_service.proto)."""
 
 
 class Methods:
@@ -18,7 +34,9 @@ class Methods:
         """Returns the path of the id in the method's request; empty if the request gets no id. Raises MeshError for a
         method that is not allowed."""
         path = self._paths.get(name)
-        if name.startswith(_MANAGEMENT) or (path is None and not self._any):
+        if path is None and self._any:
+            path = _NAMED.get(name[len(_V2) :]) if name.startswith(_V2) else ()
+        if path is None or name.startswith(_MANAGEMENT):
             text = name[:_MAX_TEXT].decode(errors="replace")
             raise MeshError(Reason.UNKNOWN_METHOD, f"Method not found or not permitted: {text}")
-        return path or ()
+        return path

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mesh.options.servers import target
+from mesh.pb import inference_pb2 as pb2
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.runtime.relay import metadata, verdicts
 from mesh.runtime.relay.calls import RelayPort
@@ -16,6 +17,7 @@ from mesh.runtime.relay.table import RelayedCopy, Table
 from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.statuses import Code, MeshError
+from mesh.v2 import SERVICE as V2
 from mesh.wire.headers import addressed
 from tests.support.fakecalls import FakeCall
 from tests.support.waiting import until
@@ -36,6 +38,39 @@ def test_listed_methods_pass_and_get_the_id_where_they_want_it() -> None:
 @pytest.mark.parametrize("status", [pb.RuntimeStatusResponse(), pb.RuntimeStatusResponse(allowAnyMethod=True)])
 def test_any_method_passes_where_the_server_lists_none_or_says_so(status: pb.RuntimeStatusResponse) -> None:
     assert Methods(status).path(b"x.Y/z") == ()
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        pb.RuntimeStatusResponse(),
+        pb.RuntimeStatusResponse(allowAnyMethod=True, methodInfos={"a.B/d": {}}),
+    ],
+    ids=["lists no method", "lists other methods"],
+)
+def test_a_v2_message_gets_the_id_even_if_the_server_does_not_say_where(status: pb.RuntimeStatusResponse) -> None:
+    """No V2 message names another model than the one that the call was routed to. Methods that act on the whole
+    server, and those that this version does not know, pass only if the server lists them."""
+    methods = Methods(status)
+    for request in (pb2.ModelInferRequest, pb2.ModelReadyRequest, pb2.ModelMetadataRequest):
+        name = request.DESCRIPTOR.name.removesuffix("Request")
+        assert request.DESCRIPTOR.fields_by_number[1].name in ("name", "model_name")
+        assert methods.path(f"{V2}/{name}".encode()) == (1,)
+    assert methods.path(f"{V2}/ModelStreamInfer".encode()) == (1,)
+    assert methods.path(f"{V2}/ServerLive".encode()) == ()
+    for name in ("RepositoryModelUnload", "RepositoryIndex", "SystemSharedMemoryRegister", "LogSettings", "New"):
+        with pytest.raises(MeshError, match=f"Method not found or not permitted: {V2}/{name}"):
+            methods.path(f"{V2}/{name}".encode())
+
+
+def test_what_a_server_lists_for_a_v2_method_counts() -> None:
+    """A server that lists a V2 method decides itself where the id goes. Unlisted methods need `allowAnyMethod`."""
+    listed = {f"{V2}/ModelInfer": pb.RuntimeStatusResponse.MethodInfo(), f"{V2}/RepositoryIndex": {}}
+    methods = Methods(pb.RuntimeStatusResponse(methodInfos=listed))
+    assert methods.path(f"{V2}/ModelInfer".encode()) == ()
+    assert methods.path(f"{V2}/RepositoryIndex".encode()) == ()
+    with pytest.raises(MeshError):
+        methods.path(f"{V2}/ModelReady".encode())
 
 
 @pytest.mark.parametrize("takes_pieces", [True, False])
