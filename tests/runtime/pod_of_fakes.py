@@ -20,6 +20,7 @@ from mesh.runtime.sharedmemory.slot import Use
 from mesh.schema.records import CopyRecord, Failure, ModelRecord
 from placement.failures import FailureKind
 from placement.footprint import Footprint
+from placement.modeltypes import ANY
 from puller.errors import PullError, PullErrorKind
 from puller.puller import Pulled
 from puller.source import Source
@@ -234,6 +235,7 @@ class FakePod:
         concurrency: int = 2,
         slots: int = 64,
         server: FakeModelServer | None = None,
+        types: frozenset[str] = ANY,
     ) -> None:
         self.server = server or FakeModelServer()
         self.board = FakeBoard()
@@ -260,7 +262,7 @@ class FakePod:
             device_bytes=lambda: 0,
             lost=lambda: 0,
         )
-        self.cache = Cache(self.ledger, below, Limits(0, concurrency, 30.0, demand.WINDOW))
+        self.cache = Cache(self.ledger, below, Limits(0, concurrency, 30.0, demand.WINDOW, types))
         self.cache.gate.why_refused = lambda: self.refusal
         self.loads, self.unloads, self.victims = self.cache.loads, self.cache.unloads, self.cache.victims
         self.decisions, self.meters = self.cache.decisions, self.cache.meters

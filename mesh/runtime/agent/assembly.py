@@ -131,6 +131,7 @@ class Pod:
                 load_concurrency=settings.load_concurrency,
                 load_timeout=settings.load_timeout,
                 demand_window=settings.demand_window,
+                types=frozenset(settings.types),
             ),
         )
         self.activity = Activity(ledger)

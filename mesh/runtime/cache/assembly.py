@@ -37,6 +37,7 @@ from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.relief import Relief
 from mesh.runtime.servers.serverprocess import ServerProcess
+from placement.modeltypes import ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Limits:
     load_concurrency: int  # loads in the model server at once
     load_timeout: float  # seconds, the model server's own
     demand_window: float  # seconds after its last call for which a model counts as in use
+    types: frozenset[str] = ANY  # of models that the model server takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Cache:
             fence=below.fence,
             meters=meters,
             decisions=self.decisions,
+            types=limits.types,
         )
         self.deaths = Deaths(
             ledger,

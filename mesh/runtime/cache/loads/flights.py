@@ -26,6 +26,7 @@ from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from placement.modeltypes import ANY, takes
 
 log = logs.get(__name__)
 
@@ -83,7 +84,9 @@ class Loads:
         fence: Fence,
         meters: Meters,
         decisions: Decisions,
+        types: frozenset[str] = ANY,
     ) -> None:
+        """Takes over the parts. `types` are the model types that the model server takes."""
         self._ledger = ledger
         self._victims = victims
         self._loading = loading
@@ -94,6 +97,7 @@ class Loads:
         self._fence = fence
         self._meters = meters
         self._decisions = decisions
+        self._types = types
         self._flights: dict[str, _LoadFlight] = {}
         self._tasks = Tasks()
         self._closed = ""
@@ -103,6 +107,8 @@ class Loads:
         """Loads a model, joins its load, or says why it is refused. Cancellation ends the wait, not the load."""
         model_id = want.model_id
         aside = False
+        if not takes(self._types, want.type):
+            return self._note(want, _untaken(want, self._types))
         while True:
             flight, entry = self._flights.get(model_id), self._ledger.entries.get(model_id)
             if flight is not None and flight.entry.aside and entry is not None and _will_do(entry, want):
@@ -255,6 +261,14 @@ class Loads:
             self._decisions.note("fail", want.model_id, why=outcome.text)
             log.warning("load failed", model=want.model_id, why=outcome.text)
         return outcome
+
+
+def _untaken(want: Want, types: frozenset[str]) -> Refused:
+    """Returns the refusal of a type that the server does not take. Routers choose pods by type, but a router's view may
+    be older than this pod's present options."""
+    taken = ", ".join(sorted(types))
+    text = f"{want.model_id} is of type {want.type}, and this pod takes only models of type {taken} (--types)"
+    return Refused(Reason.NOWHERE, text)
 
 
 def _will_do(entry: CacheEntry, want: Want) -> bool:

@@ -54,6 +54,19 @@ async def test_a_server_that_tells_sizes_only_when_asked(pod: FakePod) -> None:
     assert pod.entry("m").weight == 5000
 
 
+async def test_a_type_that_the_server_does_not_take_is_refused_by_the_pod_itself() -> None:
+    """A router whose view is older than the pod's `--types` may ask for a model that the server cannot load. The pod
+    refuses: the server is not asked, nothing is claimed, and the model is not blamed."""
+    async with FakePod(types=frozenset({"sklearn", "xgboost:1"})) as pod:
+        wrong = replace(pod.want("m"), type="mt:onnx:1")
+        why = "m is of type mt:onnx:1, and this pod takes only models of type sklearn, xgboost:1 (--types)"
+        assert await pod.loads.load(wrong) == Refused(Reason.NOWHERE, why)
+        assert (pod.server.asked, pod.keys.keys, pod.history.failures) == ([], {}, {})
+        statistics = pod.loads.statistics()
+        assert (statistics.refusals, statistics.failures) == (1, 0)
+        assert isinstance(await pod.loads.load(replace(pod.want("m"), type="mt:sklearn:2")), Loaded)
+
+
 async def test_what_is_there_is_answered_at_once(pod: FakePod) -> None:
     await pod.fill("m", size=10)
     assert await pod.load("m", 10) == Loaded(Footprint(10), 0)
