@@ -10,6 +10,7 @@ import functools
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Totals:
     existing: int = 0
     failed: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)  # kept only for --json
+    untaken: Counter[tuple[str, str]] = field(default_factory=Counter)  # models by type, and why no pod takes it
 
     @property
     def done(self) -> int:
@@ -132,8 +134,12 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
     seconds = max(time.monotonic() - started, 1e-9)
     answer = {"created": totals.created, "existing": totals.existing, "failed": totals.failed}
     if as_json:
-        output.print_json({**answer, "seconds": round(seconds, 3), "errors": totals.errors})
+        untaken = [{"type": kind, "models": count, "text": why} for (kind, why), count in totals.untaken.items()]
+        output.print_json({**answer, "seconds": round(seconds, 3), "errors": totals.errors, "untaken": untaken})
     else:
+        for (kind, why), count in totals.untaken.items():
+            what = output.plain(f"{count} of the registered models have type {kind}, so no call can load them: {why}")
+            screen.print(f"[yellow]note:[/] {what}", soft_wrap=True)
         text = ", ".join(f"{number} {name}" for name, number in answer.items())
         output.console().print(f"{text}, in {seconds:.1f} s ({totals.done / seconds:.0f}/s)")
     return totals
@@ -168,6 +174,8 @@ async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> No
             totals.created += int(line.get("created", 0))
             totals.existing += int(line.get("existing", 0))
             totals.failed += int(line.get("failed", 0))
+            for one in line.get("untaken", ()):
+                totals.untaken[str(one["type"]), str(one["text"])] += int(one["models"])
     if trouble is not None:
         raise trouble
 

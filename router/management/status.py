@@ -164,8 +164,12 @@ class Reporter:
 
     def notes(self, record: ModelRecord) -> tuple[str, ...]:
         """Returns what prevents a load of the model now, although none has failed."""
-        untaken = self._coldstart.choosing.untaken(record.type)
+        untaken = self.untaken(record.type)
         return (untaken,) if untaken else ()
+
+    def untaken(self, model_type: str) -> str:
+        """Returns why no pod takes models of that type, or "" if a pod does or there is no pod."""
+        return self._coldstart.choosing.untaken(model_type)
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
         """Returns why a model is not loaded, or not loaded in some pod: the failures in its record that have not

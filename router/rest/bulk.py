@@ -11,6 +11,7 @@ decompressed bytes and concurrent imports are limited, and other calls get to ru
 import abc
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -47,6 +48,9 @@ BATCH = 500
 
 BATCH_BYTES = 256 * 1024
 """Maximum bytes of a batch's lines. Their comparison with the registered models takes 12 ms."""
+
+MAX_TYPES = 100
+"""Maximum number of model types that an import counts: a caller may send a new one in each line."""
 
 IN_FLIGHT = 4
 """Maximum number of concurrent batches of one import."""
@@ -94,10 +98,19 @@ class Bulk(abc.ABC, Generic[T]):
     outcomes: tuple[str, str]
     """The names of the two good outcomes: something was changed, and no change was needed."""
 
-    def __init__(self, registration: "Registrar", write: Write, may: Callable[[str], None] = lambda _: None) -> None:
-        """Makes a stream. `may` raises MeshError for a model that the caller may not change."""
+    def __init__(
+        self,
+        registration: "Registrar",
+        write: Write,
+        may: Callable[[str], None] = lambda _: None,
+        *,
+        untaken: Callable[[str], str] = lambda _: "",
+    ) -> None:
+        """Makes a stream. `may` raises MeshError for a model that the caller may not change. `untaken` returns why no
+        pod takes models of a type, or ""."""
         self._registration = registration
         self._may = may
+        self._untaken = untaken
         self._write = write
         self._totals = Totals()
         self._reported = 0
@@ -157,7 +170,11 @@ class Bulk(abc.ABC, Generic[T]):
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
-        await self._write({"finished": True, **self._totals.document(*self.outcomes)})
+        await self._write({"finished": True, **self._totals.document(*self.outcomes), **self.remarks()})
+
+    def remarks(self) -> dict[str, Any]:
+        """Returns further properties of the last line of the answer."""
+        return {}
 
     @abc.abstractmethod
     def parse(self, line: bytes) -> T:
@@ -221,6 +238,10 @@ class Import(Bulk[Item]):
 
     outcomes = ("created", "existing")
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._types: Counter[str] = Counter()  # of the registered models
+
     def parse(self, line: bytes) -> Item:
         """Returns the model that a line describes. Raises MeshError."""
         return parse(line)
@@ -232,7 +253,19 @@ class Import(Bulk[Item]):
     async def carry_out(self, asked: list[Item]) -> Sequence[str | MeshError | None]:
         """Registers models. Returns the outcome of each."""
         fates = await self._registration.register_many(asked)
+        for item, fate in zip(asked, fates, strict=True):
+            if not isinstance(fate, MeshError) and (item.type in self._types or len(self._types) < MAX_TYPES):
+                self._types[item.type] += 1
         return [modeldocuments.different(fate) if isinstance(fate, DifferentError) else fate for fate in fates]
+
+    def remarks(self) -> dict[str, Any]:
+        """Returns the types of registered models that no pod takes: no call can load these models."""
+        untaken = [
+            {"type": kind[:_SHOWN], "models": count, "text": why}
+            for kind, count in self._types.items()
+            if (why := self._untaken(kind))
+        ]
+        return {"untaken": untaken} if untaken else {}
 
 
 class Removal(Bulk[str]):

@@ -259,7 +259,8 @@ class ManagementApi:
         chunks = _chunks(request)
         lines = bulk.lines_of(bulk.bounded(bulk.gunzip(chunks) if gzipped else chunks))
         try:
-            await kind(self._management.registration, write, self._may(request)).run(lines)
+            untaken = self._management.status.untaken
+            await kind(self._management.registration, write, self._may(request), untaken=untaken).run(lines)
         except ConnectionError:  # the client has gone
             raise
         except Exception:  # the answer has begun, so it is too late for an error status

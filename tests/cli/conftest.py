@@ -66,17 +66,22 @@ class FakeMesh:
         response = web.StreamResponse()
         await response.prepare(request)
         counts = {"created": 0, "existing": 0, "failed": 0}
+        odd = 0
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 model = json.loads(line)
                 outcome = "existing" if model["id"] in self.models else "created"
                 self.models[model["id"]] = model
+                odd += model.get("type") == "odd"
             except (ValueError, KeyError) as error:
                 outcome = "failed"
                 bad = {"error": {"line": number, "id": None, "reason": "BAD_REQUEST", "text": str(error)}}
                 await response.write(json.dumps(bad).encode() + b"\n")
             counts[outcome] += 1
-        await response.write(json.dumps({"finished": True, "done": sum(counts.values()), **counts}).encode() + b"\n")
+        last = {"finished": True, "done": sum(counts.values()), **counts}
+        if odd:
+            last["untaken"] = [{"type": "odd", "models": odd, "text": "no pod takes models of type odd"}]
+        await response.write(json.dumps(last).encode() + b"\n")
         return response
 
     async def _remove(self, request: web.Request, text: str) -> web.StreamResponse:

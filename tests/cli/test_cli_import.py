@@ -43,6 +43,20 @@ def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, m
     assert set(mesh.models) == {"a", "b", "c"}
 
 
+def test_models_of_a_type_that_no_pod_takes_are_noted(mesh, run, monkeypatch):
+    """An import succeeds, and notes once for each type how many of its models no call can load."""
+    monkeypatch.setattr(bulk, "CHUNK_LINES", 2)
+    text = "".join(json.dumps({"id": f"m{number}", "type": "odd"}) + "\n" for number in range(5))
+    result = run("import", "-", stdin=text + lines("a"))
+    assert result.exit_code == 0
+    note = "note: 5 of the registered models have type odd, so no call can load them: no pod takes models of type odd"
+    assert result.stderr.count("note:") == 1
+    assert note in result.stderr
+    untaken = [{"type": "odd", "models": 5, "text": "no pod takes models of type odd"}]
+    assert json.loads(run("import", "-", "--json", stdin=text).stdout)["untaken"] == untaken
+    assert "note:" not in run("import", "-", stdin=lines("b")).stderr
+
+
 def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
     """An import of many lines sends several requests, and each line exactly once."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 100)

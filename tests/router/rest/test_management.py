@@ -315,6 +315,25 @@ async def test_import_registers_and_reports_bad_lines_one_by_one(http, worker):
     assert worker.management.models.keys() == {"a", "c"}
 
 
+async def test_an_import_tells_which_types_no_pod_takes(http, worker, monkeypatch):
+    """The last line counts the registered models of each type that no pod takes, new ones and existing ones. The number
+    of types is bounded, because a caller may send a new one in each line."""
+    odd = [{"id": f"m{number}", "type": "odd"} for number in range(3)]
+    body = ndjson({"id": "a", **MODEL}, *odd, odd[0], {"id": "", "type": "odd"}, {"id": "b", "type": "oddest"})
+    async with http.post(IMPORT, data=body) as answer:
+        *_, last = await told(answer)
+    assert last["untaken"] == [
+        {"type": "odd", "models": 4, "text": "no pod takes models of type odd"},
+        {"type": "oddest", "models": 1, "text": "no pod takes models of type oddest"},
+    ]
+    monkeypatch.setattr(bulk, "MAX_TYPES", 2)
+    many = ndjson(*({"id": f"m-{number}", "type": f"odd{number % 4}"} for number in range(8)))
+    async with http.post(IMPORT, data=many) as answer:
+        *_, last = await told(answer)
+    assert [(one["type"], one["models"]) for one in last["untaken"]] == [("odd0", 2), ("odd1", 2)]
+    assert last["created"] == 8
+
+
 async def test_import_refuses_unknown_attributes_by_name(http, worker):
     """An import refuses lines with unknown attributes, by name. Other lines are registered."""
     body = b'{"id": "a", "type": "t", "version": "8"}\n{"id": "b", "type": "t"}\n'
