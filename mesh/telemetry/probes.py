@@ -36,7 +36,7 @@ class Probes:
         live: Question,
         metrics: Callable[[], Awaitable[bytes] | bytes],
         *,
-        ask: Callable[[Sequence[bytes]], Refused | None] | None = None,
+        ask: Callable[[Sequence[bytes]], Awaitable[Refused | None]] | None = None,
     ) -> None:
         """Makes a server that does not listen yet. `ask` gets the `authorization` headers of a request for metrics, and
         returns the answer for a sender who may not read metrics, or None."""
@@ -85,7 +85,7 @@ class Probes:
                 given = [
                     value.encode("utf-8", "surrogateescape") for value in request.headers.getall("Authorization", ())
                 ]
-                if (refused := self._ask(given)) is not None:
+                if (refused := await self._ask(given)) is not None:
                     status, text = refused
                     fields = {"WWW-Authenticate": "Bearer"} if status == web.HTTPUnauthorized.status_code else {}
                     return web.Response(status=status, text=f"{text}\n", headers=fields)

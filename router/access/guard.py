@@ -5,22 +5,27 @@ Both results are cached, because a call of a hot model is served in 30 us. The c
 connections' caches of heads hold them already, and a digest takes 0.5 us.) Both caches are bounded, and are cleared
 when a key or a grant changes.
 
+Who a caller is, authenticators know (`credentials`). If one of them must fetch something first, `known` raises
+`Unsettled`, because most interfaces must not wait. They await `Unsettled.settle` in a task; others use `identified`.
+
 A refusal does not reveal whether a model exists, because nothing is looked up before the decision.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from mesh.access.grants import Ruling, decide
 from mesh.access.principals import Principal
 from mesh.access.verbs import Verb
-from mesh.schema import auth
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire.call import Header
-from mesh.wire.headers import AUTHORIZATION
+from mesh.wire.headers import AUTHORIZATION, CLIENT_CERTIFICATE
 from router.access.adminkeys import AdminKeys
 from router.access.authority import Authority
+from router.access.credentials import Authenticator, Credentials, Identified, Later, Unsettled
+from router.access.keys import ADMIN_KEY, AdminKey, ApiKeys, unread
 
 log = logs.get(__name__)
 
@@ -36,11 +41,12 @@ _MAX_RULINGS = 16_384
 _MAX_HEADER = 8192  # bytes of a credential: tokens of large organisations have 4 KB
 _SCHEME = b"bearer "
 
-ADMIN_KEY = Principal("the admin key")
-"""The holder of a key in `--admin-key-file`, who may do everything. No subject of a grant has this name."""
-
 OPEN = Principal("anyone")
 """The caller of an operation that is open to everybody."""
+
+
+_Given = bytes | Credentials
+"""The credentials as they arrived: the `authorization` header, or else the others."""
 
 
 class Guard:
@@ -52,18 +58,26 @@ class Guard:
         *,
         mode: str,
         admin: AdminKeys | None = None,
+        others: Sequence[Authenticator] = (),
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Makes a guard. `mode` is a value of `--auth`. `wall` returns seconds since the epoch."""
+        """Makes a guard. `mode` is a value of `--auth`. `others` identify callers without API keys. `wall` returns
+        seconds since the epoch."""
         self.authority = authority
         self.mode = mode
         self.unknown = 0  # requests without valid credentials
         self.denied = 0  # requests by callers without a grant
-        self._admin = admin or AdminKeys("")
         self._wall = wall
-        self._principals: dict[bytes, tuple[Principal, float]] = {}
+        self._principals: dict[_Given, Identified] = {}
         self._rulings: dict[tuple[Principal, Verb, str], Ruling] = {}
+        self._authenticators: list[Authenticator] = [
+            AdminKey(admin or AdminKeys("")),
+            *others,
+            ApiKeys(authority, wall=wall),
+        ]
         authority.changed = self.clear
+        for one in self._authenticators:
+            one.changed = self.clear
 
     def asks(self, verb: Verb) -> bool:
         """Returns whether a caller must be known for operations of this verb."""
@@ -71,21 +85,31 @@ class Guard:
             return False
         return self.mode == REQUIRED or verb in MANAGING
 
-    def known(self, headers: Iterable[Header]) -> Principal:
-        """Returns the caller of a request with these headers. Raises MeshError."""
+    def known(self, headers: Sequence[Header]) -> Principal:
+        """Returns the caller of a request with these headers. If it has a token, its certificate does not count. Raises
+        MeshError, and Unsettled if that takes time."""
         given = b""
         for name, value in headers:
             if name == AUTHORIZATION:
                 if given and value != given:
                     raise self._unknown("the request has two different authorization headers: send one")
                 given = value
-        found = self._principals.get(given)
+        key = given or _certified(headers)
+        found = self._principals.get(key)
         if found is not None:
             principal, until = found
             if not until or self._wall() < until:
                 return principal
-            del self._principals[given]
-        return self._identified(given)
+            del self._principals[key]
+        return self._identified(key)
+
+    async def identified(self, headers: Sequence[Header], deadline: float | None = None) -> Principal:
+        """Returns the caller of a request with these headers, as soon as that is known. `deadline` is a time of the
+        event loop. Raises MeshError."""
+        try:
+            return self.known(headers)
+        except Unsettled as unsettled:
+            return await unsettled.settle(deadline)
 
     def allow(self, principal: Principal, verb: Verb, name: str) -> None:
         """Raises MeshError unless the principal may perform operations of this verb on the name."""
@@ -108,37 +132,56 @@ class Guard:
         return decide(self.authority.grants, principal, verb, name)
 
     def look(self) -> None:
-        """Reads the file of the admin key again if it has changed. Called once a second."""
-        if self._admin.look():
-            self.clear()
+        """Does the authenticators' periodic work. Called once a second."""
+        for one in self._authenticators:
+            one.look()
 
     def clear(self) -> None:
         """Forgets all cached answers."""
         self._principals.clear()
         self._rulings.clear()
 
-    def _identified(self, given: bytes) -> Principal:
-        if not given:
-            raise self._unknown("no credentials: send a key in the header `authorization: Bearer KEY`")
-        if len(given) > _MAX_HEADER or given[: len(_SCHEME)].lower() != _SCHEME:
+    def _identified(self, key: _Given) -> Principal:
+        if isinstance(key, Credentials):
+            credentials = key
+        elif len(key) > _MAX_HEADER or key[: len(_SCHEME)].lower() != _SCHEME:
             raise self._unknown("the authorization header must be `Bearer` and a key")
-        digest = auth.digest_of(given[len(_SCHEME) :].strip())
-        if digest in self._admin.digests:
-            return self._remembered(given, ADMIN_KEY, 0.0)
-        if not self.authority.read:
-            text = "this router has not read the keys from etcd yet"
-            raise MeshError(Reason.REGISTRY_AWAY, text, retry_after=1.0)
-        found = self.authority.by_digest.get(digest)
-        if found is None or (found.until and found.until <= self._wall()):
-            raise self._unknown("the key is not known: it is wrong, was revoked or has expired")
-        return self._remembered(given, found.principal, found.until)
+        else:
+            credentials = Credentials(key[len(_SCHEME) :].strip())
+        try:
+            for one in self._authenticators:
+                found = one.identify(credentials)
+                if isinstance(found, Identified):
+                    return self._remembered(key, found)
+                if found is not None:
+                    raise Unsettled(partial(self._settled, key, found))
+        except MeshError as error:
+            raise self._counted(error) from None
+        raise self._unknown("no credentials: send a key in the header `authorization: Bearer KEY`")
 
-    def _remembered(self, given: bytes, principal: Principal, until: float) -> Principal:
+    async def _settled(self, key: _Given, later: Later) -> Principal:
+        try:
+            return self._remembered(key, await later())
+        except MeshError as error:
+            raise self._counted(error) from None
+
+    def _remembered(self, key: _Given, found: Identified) -> Principal:
+        if not self.authority.read and found.principal is not ADMIN_KEY:
+            raise unread()  # without grants, all would be denied
         if len(self._principals) >= _MAX_PRINCIPALS:
             self._principals.clear()
-        self._principals[given] = principal, until
-        return principal
+        self._principals[key] = found
+        return found.principal
 
     def _unknown(self, why: str) -> MeshError:
-        self.unknown += 1
-        return MeshError(Reason.UNAUTHENTICATED, why)
+        return self._counted(MeshError(Reason.UNAUTHENTICATED, why))
+
+    def _counted(self, error: MeshError) -> MeshError:
+        if error.reason is Reason.UNAUTHENTICATED:
+            self.unknown += 1
+        return error
+
+
+def _certified(headers: Sequence[Header]) -> Credentials:
+    """Returns the credentials of a request without a token."""
+    return Credentials(b"", b",".join(value for name, value in headers if name == CLIENT_CERTIFICATE))

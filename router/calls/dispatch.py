@@ -11,6 +11,7 @@ from functools import partial
 from mesh.access.verbs import Verb
 from mesh.statuses import MeshError, Reason
 from mesh.wire.call import Call, CallCancelled, Handler
+from router.access.credentials import Unsettled
 from router.access.guard import Guard
 from router.calls import answers, several, streams
 from router.calls.forwarder import Forwarder
@@ -50,13 +51,32 @@ class Dispatcher:
         if service is not None:
             service(call)
             return
+        method = self._routes.method(call.method)
+        if self._guard is None:
+            self._admit(call, method, None)
+            return
+        try:
+            principal = self._guard.known(call.headers)
+        except Unsettled as unsettled:
+            self.forwarder.tasks.start(self._introduced(call, method, self._guard, unsettled), "identify a caller")
+        except MeshError as error:  # nothing of the request has been read
+            self._refuse(call, method, b"", error)
+        else:
+            self._admit(call, method, partial(self._guard.allow, principal, Verb.INFER))
+
+    async def _introduced(self, call: Call, method: Method, guard: Guard, unsettled: Unsettled) -> None:
+        """Waits until the caller is identified."""
+        try:
+            with several.cancelled_with(call):
+                principal = await unsettled.settle(call.deadline)
+        except MeshError as error:
+            self._refuse(call, method, b"", error)
+        else:
+            self._admit(call, method, partial(guard.allow, principal, Verb.INFER))
+
+    def _admit(self, call: Call, method: Method, allow: Allow | None) -> None:
+        """Carries the call of a known caller. `allow` decides about the names that it asks for."""
         routes = self._routes
-        method = routes.method(call.method)
-        allow = None
-        if self._guard is not None:
-            allow = self._admitted(call, method, self._guard)
-            if allow is None:
-                return
         if method.refused:
             answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, method.refused))
             return
@@ -84,15 +104,6 @@ class Dispatcher:
             UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
         else:
             self.forwarder.tasks.start(self._resolved(call, method, frame, asked), "resolve a name")
-
-    def _admitted(self, call: Call, method: Method, guard: Guard) -> Allow | None:
-        """Returns what decides about the names that the call asks for. Refuses the call and returns None if its caller
-        is not known; nothing of the request has been read by then."""
-        try:
-            return partial(guard.allow, guard.known(call.headers), Verb.INFER)
-        except MeshError as error:
-            self._refuse(call, method, b"", error)
-            return None
 
     async def _resolved(self, call: Call, method: Method, frame: bytes, asked: Asked) -> None:
         """Resolves the call's name by reading etcd, then forwards the call to that model."""

@@ -37,10 +37,9 @@ from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
 from mesh.wire.client import Pool
 from mesh.wire.headers import AUTHORIZATION
-from router.access import operations
-from router.access.adminkeys import AdminKeys
+from router.access import assembly, operations
 from router.access.authority import Authority
-from router.access.guard import REQUIRED, Guard
+from router.access.guard import REQUIRED
 from router.fencing.closing import Closing
 from router.fencing.prober import Prober
 from router.fencing.tombstones import Tombstones
@@ -125,7 +124,7 @@ class RouterPod:
             note=self._vmodels.read,
         )
         authority = Authority(keys)
-        self._guard = Guard(authority, mode=settings.auth, admin=AdminKeys(settings.admin_key_file))
+        self._guard = assembly.guard(settings, authority)
         self._feed = FeedServer(self._snapshot, wanted=lambda range: self._following.want(range))
         readers: dict[ranges.Range, ranges.Reader] = {
             ranges.PRESENCE: self._view,
@@ -387,10 +386,10 @@ class RouterPod:
             parts.append(await self._envoy.snapshot())
         return metrics.merge([self._metrics.snapshot(), *parts])
 
-    def _ask(self, authorization: Sequence[bytes]) -> tuple[int, str] | None:
+    async def _ask(self, authorization: Sequence[bytes]) -> tuple[int, str] | None:
         """Returns the HTTP status and the text for a sender who may not read the metrics, or None."""
         try:
-            principal = self._guard.known([(AUTHORIZATION, value) for value in authorization])
+            principal = await self._guard.identified([(AUTHORIZATION, value) for value in authorization])
             self._guard.allow(principal, operations.METRICS.verb, patterns.EVERYTHING)
         except MeshError as error:
             return error.reason.http, error.text

@@ -34,10 +34,10 @@ from mesh.wire.pieces import Pieces
 from mesh.wire.plainserver import PlainServer
 from mesh.wire.server import Server
 from router import services
-from router.access.adminkeys import AdminKeys
+from router.access import assembly
 from router.access.audit import Audit
 from router.access.authority import Authority
-from router.access.guard import OFF, REQUIRED, Guard
+from router.access.guard import OFF, REQUIRED
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -139,7 +139,7 @@ class WorkerProcess:
             note=self.vmodels.read,
         )
         authority = Authority(keys)
-        self.guard = Guard(authority, mode=settings.auth, admin=AdminKeys(settings.admin_key_file))
+        self.guard = assembly.guard(settings, authority)
         guard = self.guard if settings.auth == REQUIRED else None
         self.audit = Audit(settings.audit)
         routes = Routes()

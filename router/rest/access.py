@@ -14,7 +14,8 @@ from mesh.schema.auth import KeyRecord
 from mesh.schema.authstore import Made
 from mesh.statuses import MeshError, Reason
 from router.access import operations
-from router.access.guard import ADMIN_KEY, OPEN
+from router.access.guard import OPEN
+from router.access.keys import ADMIN_KEY
 from router.rest import doors, modeldocuments
 from router.rest.management import id_of, object_of, route
 from router.rest.parts import Parts

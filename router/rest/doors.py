@@ -62,13 +62,13 @@ def is_plain(request: web.Request) -> bool:
     return all("{" in fixed or fixed == given for fixed, given in pairs)
 
 
-def ask(request: web.Request, guard: Guard) -> None:
+async def ask(request: web.Request, guard: Guard) -> None:
     """Finds out who sends a request, and whether the caller may. Raises MeshError."""
     operation = operation_of(request)
     if not guard.asks(operation.verb) and not (guard.asks(Verb.READ) and _managing(request, operation)):
         request[_PRINCIPAL] = OPEN
         return
-    principal = request[_PRINCIPAL] = guard.known(_headers(request))
+    principal = request[_PRINCIPAL] = await guard.identified(_headers(request))
     if operation.noun is not Noun.MODELS:  # each line names one, and is decided alone
         guard.allow(principal, operation.verb, _name(request, operation))
 
@@ -78,7 +78,7 @@ async def audited(request: web.Request, guard: Guard, audit: Audit, handler: Han
     result = CANCELLED
     try:
         if guard.mode != OFF:
-            ask(request, guard)
+            await ask(request, guard)
         response = await handler(request)
         result = OK if response.status < HTTPStatus.BAD_REQUEST else str(response.status)
         return response

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from mesh.access.principals import Principal
 from mesh.access.verbs import Verb
 from mesh.process.tasks import Tasks
 from mesh.statuses import Code, MeshError, Reason
@@ -18,6 +19,7 @@ from mesh.wire.budget import Budget, Hold
 from mesh.wire.call import Header
 from mesh.wire.localcall import LocalAnswer
 from mesh.wire.plainrequest import Answer, PlainRequest
+from router.access.credentials import Unsettled
 from router.access.guard import Guard
 from router.inference.models import Caller, CallFailed, Models
 from router.rest import documents, errors
@@ -62,25 +64,39 @@ class PlainInference:
         """Returns the answer for an error in this process."""
         return errors.encoded(*errors.of_error(error))
 
-    def serve(self, request: PlainRequest) -> None:
-        """Answers the request, at once or later."""
+    def serve(self, request: PlainRequest, principal: Principal | None = None) -> None:
+        """Answers the request, at once or later. `principal` is the caller, if that is known already."""
         try:
+            guard = self._guard
+            if guard is not None and principal is None:
+                principal = guard.known(request.head.fields)
             note = request.head.note
             if not isinstance(note, _Note):
-                if self._guard is not None:
-                    self._guard.known(request.head.fields)
                 note = request.head.note = _read(request)
-            if self._guard is not None:
-                self._guard.allow(self._guard.known(request.head.fields), Verb.INFER, note.target.model)
+            if guard is not None and principal is not None:
+                guard.allow(principal, Verb.INFER, note.target.model)
             if note.plain:
                 quick = self._inference.quick(note.target, Body(request.pieces), note.header_length)
                 if quick is not None:
                     self._begin(request, note, *quick)
                     return
+        except Unsettled as unsettled:
+            self._run(request, self._introduced(request, unsettled))
+            return
         except MeshError as error:
             self._fail(request, errors.of_error(error))
             return
         self._run(request, self._long(request, note))
+
+    async def _introduced(self, request: PlainRequest, unsettled: Unsettled) -> None:
+        """Waits until the caller is identified, then serves the request."""
+        try:
+            principal = await unsettled.settle()
+        except MeshError as error:
+            self._fail(request, errors.of_error(error))
+        else:
+            request.on_cancel(None)
+            self.serve(request, principal)
 
     def _begin(self, request: PlainRequest, note: _Note, frame: bytes, form: documents.Form) -> None:
         request.take()  # the frame has it all

@@ -4,7 +4,9 @@ Unary methods whose request has arrived are answered at once, without a task; al
 their caller goes away.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -15,6 +17,7 @@ from mesh.telemetry import logs
 from mesh.wire import call as wire
 from mesh.wire import framing
 from router.access import operations
+from router.access.credentials import Unsettled
 from router.access.guard import Guard
 from router.calls import answers
 
@@ -68,10 +71,16 @@ def for_known(guard: Guard, handlers: Mapping[bytes, wire.Handler]) -> dict[byte
         def answer(call: wire.Call) -> None:
             try:
                 guard.known(call.headers)
+            except Unsettled as unsettled:
+                run(call, partial(late, unsettled, call))
             except MeshError as error:
                 answers.fail(call, error)
             else:
                 handler(call)
+
+        async def late(unsettled: Unsettled, call: wire.Call) -> None:
+            await unsettled.settle(call.deadline)
+            asyncio.get_running_loop().call_soon(handler, call)  # not before this task has given the call back
 
         return answer
 

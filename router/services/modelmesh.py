@@ -196,7 +196,7 @@ class _Method(Generic[M]):
         who, name, result = NOBODY, patterns.EVERYTHING, CANCELLED
         try:
             guard, verb = self._guard, self._operation.verb
-            principal = guard.known(call.headers) if guard.asks(verb) else OPEN
+            principal = await guard.identified(call.headers, call.deadline) if guard.asks(verb) else OPEN
             who = principal.name
             request = await self._read(call)
             names = _named(self._operation, request)

@@ -1,15 +1,46 @@
 """Guards with keys and grants, as routers have them once the feed has delivered these."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 
+from mesh.access.principals import Principal
 from mesh.schema import auth
 from mesh.schema.auth import KeyRecord, KeySecret
 from mesh.schema.keys import Keys
+from mesh.statuses import MeshError, Reason
 from router.access.adminkeys import AdminKeys
 from router.access.authority import Authority
+from router.access.credentials import Authenticator, Credentials, Identified, Later
 from router.access.guard import OFF, Guard
 
 KEYS = Keys("mm/t")
+
+
+class SlowTokens:
+    """An authenticator of tokens `slow-NAME`, which knows a caller once the test has set `known`. `slow-bad` is
+    refused then."""
+
+    def __init__(self) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self.known = asyncio.Event()
+        self.waiting = 0
+
+    def identify(self, given: Credentials) -> Later | None:
+        name = given.token.decode(errors="replace")
+        if not name.startswith("slow-"):
+            return None
+
+        async def later() -> Identified:
+            self.waiting += 1
+            await self.known.wait()
+            if name == "slow-bad":
+                raise MeshError(Reason.UNAUTHENTICATED, "the token is not valid")
+            return Identified(Principal(f"user:{name.removeprefix('slow-')}"))
+
+        return later
+
+    def look(self) -> None:
+        pass
 
 
 def open_guard() -> Guard:
@@ -37,10 +68,11 @@ def guard_of(
     grants: dict[str, tuple[str, list[str], list[str]]],
     *,
     admin: AdminKeys | None = None,
+    others: Sequence[Authenticator] = (),
     wall: Callable[[], float] = lambda: 1000.0,
 ) -> Guard:
     """Returns a guard with these keys and grants."""
     authority = Authority(KEYS)
-    guard = Guard(authority, mode=mode, admin=admin, wall=wall)
+    guard = Guard(authority, mode=mode, admin=admin, others=others, wall=wall)
     authority.snapshot(1, items(keys, grants))
     return guard

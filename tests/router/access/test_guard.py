@@ -1,5 +1,7 @@
 """The guard of all doors: who calls, by which credentials, and what the caller may do."""
 
+import asyncio
+
 import pytest
 
 from mesh.access.verbs import Verb
@@ -7,7 +9,8 @@ from mesh.schema import auth
 from mesh.statuses import MeshError, Reason
 from router.access import guard as guards
 from router.access.adminkeys import AdminKeys
-from router.access.guard import ADMIN_KEY
+from router.access.credentials import Unsettled
+from router.access.keys import ADMIN_KEY
 from tests.support import access
 from tests.support.access import KEYS, guard_of
 
@@ -176,6 +179,49 @@ def test_caches_are_bounded(guard, monkeypatch):
         guard.known([(b"authorization", b"Bearer " + b" " * number + CI.encode())])
         assert len(guard._rulings) <= 10
         assert len(guard._principals) <= 10
+
+
+# -- callers who cannot be identified at once
+
+
+async def test_a_caller_is_remembered_once_it_is_identified():
+    slow = access.SlowTokens()
+    guard = guard_of("required", {"ci": CI}, {}, others=[slow])
+    with pytest.raises(Unsettled) as raised:
+        guard.known(bearer("slow-anna"))
+    slow.known.set()
+    assert (await raised.value.settle()).name == "user:anna"
+    assert guard.known(bearer("slow-anna")).name == "user:anna"
+    assert guard.known(bearer(CI)).name == "key:ci"  # other kinds do not wait
+    slow.changed()
+    with pytest.raises(Unsettled):
+        guard.known(bearer("slow-anna"))
+
+
+async def test_a_caller_who_is_refused_after_the_wait_is_counted():
+    slow = access.SlowTokens()
+    guard = guard_of("required", {}, {}, others=[slow])
+    slow.known.set()
+    with pytest.raises(MeshError) as raised:
+        await guard.identified(bearer("slow-bad"))
+    assert raised.value.reason is Reason.UNAUTHENTICATED
+    assert guard.unknown == 1
+
+
+async def test_a_wait_for_the_caller_ends_at_the_deadline():
+    guard = guard_of("required", {}, {}, others=[access.SlowTokens()])
+    with pytest.raises(MeshError) as raised:
+        await guard.identified(bearer("slow-anna"), asyncio.get_running_loop().time())
+    assert raised.value.reason is Reason.DEADLINE
+
+
+async def test_nobody_but_the_admin_is_known_before_the_grants_are_read():
+    slow = access.SlowTokens()
+    slow.known.set()
+    guard = guards.Guard(access.Authority(KEYS), mode="required", others=[slow])
+    with pytest.raises(MeshError) as raised:
+        await guard.identified(bearer("slow-anna"))
+    assert raised.value.reason is Reason.REGISTRY_AWAY
 
 
 # -- the admin key

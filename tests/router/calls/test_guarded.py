@@ -12,9 +12,10 @@ from mesh.statuses import Code
 from mesh.wire import framing
 from router.calls.dispatch import Dispatcher
 from router.calls.routes import Routes
-from tests.support.access import guard_of
+from tests.support.access import SlowTokens, guard_of
 from tests.support.fakecalls import FakeCall, StreamCall
 from tests.support.onnxserver import request
+from tests.support.waiting import until
 
 KEY, OTHER = "mesh_" + "k" * 43, "mesh_" + "o" * 43
 BEARER = (b"authorization", b"Bearer " + KEY.encode())
@@ -167,6 +168,70 @@ async def test_methods_that_are_never_forwarded_need_a_known_caller_too(guarded)
         call = FakeCall(b"/mmesh.ModelRuntime/loadModel", headers, framing.pack(b""))
         guarded.dispatcher.dispatch(call)
         assert call.code is code
+
+
+# -- callers who cannot be identified at once
+
+
+@pytest.fixture
+def slow(core):
+    """Returns the core with a guard that must wait to identify callers, and the authenticator."""
+    slow = SlowTokens()
+    guard = guard_of("required", {}, {"a": ("infer", ["m"], ["user:anna"])}, others=[slow])
+    core.resident("m")
+    core.resident("secret")
+    return dataclasses.replace(core, dispatcher=Dispatcher(core.forwarder, Routes(), guard)), slow
+
+
+@pytest.mark.parametrize(
+    ("token", "model", "code"),
+    [
+        (b"slow-anna", "m", Code.OK),
+        (b"slow-anna", "secret", Code.PERMISSION_DENIED),
+        (b"slow-bob", "m", Code.PERMISSION_DENIED),
+        (b"slow-bad", "m", Code.UNAUTHENTICATED),
+    ],
+)
+async def test_a_call_waits_until_its_caller_is_identified(slow, token, model, code):
+    core, authenticator = slow
+    call = core.call(model, headers=[(b"authorization", b"Bearer " + token)])
+    await until(lambda: authenticator.waiting, why="the call waits")
+    assert not call.answers
+    assert not core.sent("a")
+    authenticator.known.set()
+    if code is Code.OK:
+        await until(lambda: core.sent("a"), why="the call is forwarded")
+        core.sent("a")[-1].reply()
+    await core.answered(call)
+    assert call.code is code
+
+
+async def test_a_stream_waits_until_its_caller_is_identified(slow):
+    core, authenticator = slow
+    call = StreamCall(headers=[(b"authorization", b"Bearer slow-bad")], messages=[framing.pack(request("m"))])
+    core.dispatcher.dispatch(call)
+    authenticator.known.set()
+    await core.answered(call)
+    assert call.code is Code.UNAUTHENTICATED
+
+
+async def test_a_caller_who_leaves_while_it_is_identified_makes_no_call(slow):
+    core, authenticator = slow
+    call = core.call("m", headers=[(b"authorization", b"Bearer slow-anna")])
+    await until(lambda: authenticator.waiting, why="the call waits")
+    call.cancel()
+    authenticator.known.set()
+    await until(lambda: not core.forwarder.tasks, why="the task has ended")
+    assert not core.sent("a")
+
+
+async def test_the_wait_for_a_caller_ends_at_the_deadline(slow):
+    core, _ = slow
+    headers = [(b"authorization", b"Bearer slow-anna")]
+    call = FakeCall(headers=headers, deadline=core.forwarder.loop.time() + 0.001)
+    core.dispatcher.dispatch(call)
+    await core.answered(call)
+    assert call.code is Code.DEADLINE_EXCEEDED
 
 
 # -- tricks

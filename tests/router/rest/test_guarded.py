@@ -1,5 +1,6 @@
 """REST in a mesh that asks who calls: every route, every role, and tricks with paths and headers."""
 
+import asyncio
 import json
 
 import aiohttp
@@ -19,7 +20,8 @@ from router.calls import answers
 from router.rest import access as accessapi
 from router.rest import management
 from tests.router.rest import conftest
-from tests.support.access import guard_of
+from tests.support.access import SlowTokens, guard_of
+from tests.support.waiting import until
 
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
 ROLES = {role.value: "mesh_" + role.value.ljust(43, "x") for role in Role}
@@ -190,6 +192,31 @@ class TestThePlainServer:
     async def test_a_refused_request_is_refused_before_its_body_is_read_as_json(self, http):
         status, answer = await ask(http, "POST", "/v2/models/m/infer", body="not an object")
         assert (status, answer["reason"]) == (401, "UNAUTHENTICATED")
+
+    async def test_a_request_waits_until_its_caller_is_identified(self, http, worker):
+        await waits_for_its_caller(http, worker)
+
+
+async def test_a_request_waits_until_its_caller_is_identified(http, worker):
+    await waits_for_its_caller(http, worker)
+
+
+async def waits_for_its_caller(http, worker):
+    """Requests of callers who cannot be identified at once wait, and are decided then."""
+    slow = SlowTokens()
+    grants = {"a": ("infer", ["m"], ["user:anna"])}
+    guard = guard_of("required", {}, grants, others=[slow])
+    worker.guard.__dict__.update(guard.__dict__)  # the servers hold the former one
+    asked = {
+        key: asyncio.create_task(ask(http, "POST", "/v2/models/m/infer", key=key, body=INFER))
+        for key in ("slow-anna", "slow-bob", "slow-bad")
+    }
+    await until(lambda: slow.waiting == 3, why="all requests wait")
+    assert not worker.dispatcher.calls
+    slow.known.set()
+    found = {key: (await task)[0] for key, task in asked.items()}
+    assert found == {"slow-anna": 200, "slow-bob": 403, "slow-bad": 401}
+    assert len(worker.dispatcher.calls) == 1
 
 
 async def test_each_line_of_an_import_is_decided_alone(http, worker):

@@ -1,0 +1,66 @@
+"""The credentials of a request, and the interface of authenticators, which turn them into a principal.
+
+A guard asks its authenticators one after the other. Each knows one kind of credentials: API keys, tokens,
+certificates. It has four answers: the caller, with the time until which that is true; nothing, for credentials of
+another kind; a MeshError, for credentials of its kind that are not valid; or a coroutine function that finds out later,
+if something must be fetched first.
+
+Guards remember the callers, so an authenticator is not asked again for the same credentials until then, or until it
+reports a change.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from mesh.access.principals import Principal
+from mesh.statuses import MeshError, Reason
+
+
+class Credentials(NamedTuple):
+    """The credentials in the headers of one request."""
+
+    token: bytes  # of `authorization: Bearer TOKEN`; empty: none
+    certificate: bytes = b""  # the header in which Envoy describes the client's certificate; empty: none
+
+
+class Identified(NamedTuple):
+    """A caller, and until when the credentials are valid for that caller."""
+
+    principal: Principal
+    until: float = 0.0  # seconds since the epoch; 0: until a change
+
+
+Later = Callable[[], Awaitable[Identified]]
+"""Returns the caller once the missing knowledge was fetched, within a few seconds. Raises MeshError."""
+
+
+class Authenticator(Protocol):
+    """A means to identify callers by one kind of credentials."""
+
+    changed: Callable[[], None]
+    """Set by the guard; called when remembered callers must be identified again."""
+
+    def identify(self, given: Credentials) -> "Identified | Later | None":
+        """Returns the caller, or how to find out, or None for credentials of another kind. Raises MeshError for
+        credentials that are not valid. Does not wait."""
+
+    def look(self) -> None:
+        """Does periodic work. Called once a second."""
+
+
+class Unsettled(Exception):
+    """The signal that a caller cannot be identified without waiting."""
+
+    def __init__(self, settle: Callable[[], Awaitable[Principal]]) -> None:
+        """Makes the signal. `settle` waits and returns the caller, or raises MeshError."""
+        super().__init__("the caller is not identified yet")
+        self._settle = settle
+
+    async def settle(self, deadline: float | None = None) -> Principal:
+        """Returns the caller, as soon as that is known. `deadline` is a time of the event loop. Raises MeshError."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._settle()
+        except TimeoutError as error:
+            raise MeshError(Reason.DEADLINE, "the deadline has passed before the caller was identified") from error

@@ -1,0 +1,63 @@
+"""API keys: those in etcd, and the admin's in a file."""
+
+import time
+from collections.abc import Callable
+
+from mesh.access.principals import Principal
+from mesh.schema import auth
+from mesh.statuses import MeshError, Reason
+from router.access.adminkeys import AdminKeys
+from router.access.authority import Authority
+from router.access.credentials import Credentials, Identified
+
+ADMIN_KEY = Principal("the admin key")
+"""The holder of a key in `--admin-key-file`, who may do everything. No subject of a grant has this name."""
+
+
+class ApiKeys:
+    """The authenticator of API keys. It is asked last about tokens: whatever is unknown to it is no valid key."""
+
+    def __init__(self, authority: Authority, *, wall: Callable[[], float] = time.time) -> None:
+        """Makes the authenticator. `wall` returns seconds since the epoch."""
+        self.changed: Callable[[], None] = lambda: None
+        self._authority = authority
+        self._wall = wall
+
+    def identify(self, given: Credentials) -> Identified | None:
+        """Returns the caller of a key. Raises MeshError for a key that is unknown or has expired."""
+        if not given.token:
+            return None
+        if not self._authority.read:
+            raise unread()
+        found = self._authority.by_digest.get(auth.digest_of(given.token))
+        if found is None or (found.until and found.until <= self._wall()):
+            raise MeshError(Reason.UNAUTHENTICATED, "the key is not known: it is wrong, was revoked or has expired")
+        return Identified(found.principal, found.until)
+
+    def look(self) -> None:
+        """Does nothing: keys are followed."""
+
+
+class AdminKey:
+    """The authenticator of the admin's keys. It needs no etcd."""
+
+    def __init__(self, keys: AdminKeys) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self._keys = keys
+
+    def identify(self, given: Credentials) -> Identified | None:
+        """Returns `ADMIN_KEY` for one of the keys in the file."""
+        if given.token and auth.digest_of(given.token) in self._keys.digests:
+            return Identified(ADMIN_KEY)
+        return None
+
+    def look(self) -> None:
+        """Reads the file again if it has changed."""
+        if self._keys.look():
+            self.changed()
+
+
+def unread() -> MeshError:
+    """Returns the error of a router that has not read keys and grants."""
+    text = "this router has not read the keys and grants from etcd yet"
+    return MeshError(Reason.REGISTRY_AWAY, text, retry_after=1.0)
