@@ -7,7 +7,7 @@ next body starts a new process.
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from mesh import process
@@ -34,6 +34,8 @@ class Conversions:
         self._limit = max_message
         self._timeout = timeout
         self._turn = asyncio.Lock()
+        self._files = papers.Kept()
+        self._trimming: asyncio.TimerHandle | None = None
         self._process: process.Process | None = None
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[papers.Paper]] = set()
@@ -46,7 +48,7 @@ class Conversions:
         return None if self._process is None else self._process.pid
 
     async def to_message(
-        self, model: str, version: str, body: Iterable[Piece], header_length: int | None
+        self, model: str, version: str, body: Sequence[Piece], header_length: int | None
     ) -> tuple[bytes, documents.Form]:
         """Returns the framed gRPC message for a REST body, as `documents.decode_request` does. Raises MeshError."""
         head = {"to": "message", "model": model, "version": version, "header_length": header_length}
@@ -68,8 +70,9 @@ class Conversions:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._end()
+        self._trim()
 
-    async def _convert(self, head: dict[str, Any], body: Iterable[Piece]) -> papers.Paper:
+    async def _convert(self, head: dict[str, Any], body: Sequence[Piece]) -> papers.Paper:
         await self._turn.acquire()
         # If a caller goes away, the process still finishes its body before it gets the next one.
         task = asyncio.get_running_loop().create_task(self._exchange(head, body))
@@ -91,16 +94,22 @@ class Conversions:
         self._tasks.discard(task)
         self._turn.release()
 
-    async def _exchange(self, head: dict[str, Any], body: Iterable[Piece]) -> papers.Paper:
+    async def _exchange(self, head: dict[str, Any], body: Sequence[Piece]) -> papers.Paper:
+        files: list[papers.File] = []
         try:
+            files.append(request := self._files.take(sum(map(len, body))))
+            files.append(answer := self._files.take(None))
             connection = await self._connected()
             # Slice by slice, so that other calls run in between.
-            with contextlib.closing(papers.sending(connection, head, body)) as slices:
+            with contextlib.closing(papers.sending(connection, head, body, request=request, answer=answer)) as slices:
                 for _ in slices:
                     await asyncio.sleep(0)
             async with asyncio.timeout(self._timeout):
-                paper = await _received(connection)
+                paper = await _received(connection, answer, self._freed)
         except BaseException as error:
+            # They are not used again, because the process may still write to them.
+            for file in files:
+                file.close()
             child = self._process
             await self._end()
             if isinstance(error, TimeoutError):
@@ -113,7 +122,25 @@ class Conversions:
             text = f"the process that converts large JSON {why}: send large tensors as binary data"
             raise MeshError(Reason.INTERNAL, text) from error
         self.count += 1
+        self._files.put(request)
+        if self._trimming is not None:
+            self._trimming.cancel()
+        self._trimming = asyncio.get_running_loop().call_later(papers.IDLE, self._trim)
         return paper
+
+    def _freed(self, file: papers.File) -> None:
+        """Keeps the file of an answer, if another body has come lately."""
+        if self._trimming is None:
+            file.close()
+        else:
+            self._files.put(file)
+
+    def _trim(self) -> None:
+        """Frees the files that are kept, as no body has followed for a while."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            self._trimming = None
+        self._files.clear()
 
     async def _connected(self) -> socket.socket:
         if self._socket is not None and self._process is not None and self._process.returncode is None:
@@ -145,7 +172,7 @@ class Conversions:
                 await asyncio.wait_for(child.wait(), _STOP)
 
 
-async def _received(connection: socket.socket) -> papers.Paper:
+async def _received(connection: socket.socket, answer: papers.File, freed: papers.Freed) -> papers.Paper:
     loop = asyncio.get_running_loop()
     while True:
         readable = loop.create_future()
@@ -155,7 +182,7 @@ async def _received(connection: socket.socket) -> papers.Paper:
         finally:
             loop.remove_reader(connection.fileno())
         try:
-            return papers.receive(connection)
+            return papers.receive(connection, answer, freed)
         except BlockingIOError:
             continue
 

@@ -28,8 +28,6 @@ from router.rest import documents, papers
 from router.rest.pieces import Body, Contents
 
 _NICE = 5  # calls that are small come first
-_IDLE = 1.0  # seconds
-_LARGE = 1 << 20  # bytes of a body, after which the heap is trimmed
 
 
 def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Contents]:
@@ -38,7 +36,7 @@ def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Con
         request, raws, form = documents.decode_parts(
             head["model"], head["version"], Body([body]), head["header_length"]
         )
-        return {"form": form.dump()}, [documents.framed(request.SerializeToString(), raws)]
+        return {"form": form.dump()}, documents.frame_parts(request.SerializeToString(), raws)
     try:
         rest, outputs = _split(head, body)
         response = pb.ModelInferResponse.FromString(rest)
@@ -62,19 +60,22 @@ def _split(head: dict[str, Any], frame: memoryview) -> tuple[bytes, list[memoryv
 
 def serve(connection: socket.socket, memory: int) -> None:
     """Converts bodies as they arrive, until the worker closes its end."""
+    requests = papers.Requests(connection)
     untrimmed = False
     while True:
         # The next body often follows: what it needs would only be taken from the system again.
-        if untrimmed and not select.select([connection], [], [], _IDLE)[0]:
+        if untrimmed and not select.select([connection], [], [], papers.IDLE)[0]:
+            requests.trim()
             heap.trim()
             untrimmed = False
         try:
-            paper = papers.receive(connection)
-            untrimmed |= len(paper.body) > _LARGE
-            papers.send(connection, *_converted(paper, memory))
+            paper = requests.receive()
+            untrimmed = True
+            head, body = _converted(paper, memory)
+            requests.reply(head, body)
         except papers.Gone:
             return
-        del paper
+        del paper, body  # the file of a request is used again once nothing refers to it
 
 
 def _converted(paper: papers.Paper, memory: int) -> tuple[dict[str, Any], Contents]:

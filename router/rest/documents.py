@@ -71,11 +71,17 @@ def decode_request(
 def framed(encoded: bytes, raws: Sequence[Contents]) -> bytes:
     """Returns the gRPC frame of an encoded message and its raw contents. Copies the contents once, where protobuf would
     copy them twice."""
-    parts: Contents = [encoded]
+    return b"".join(frame_parts(encoded, raws))
+
+
+def frame_parts(encoded: bytes, raws: Sequence[Contents]) -> Contents:
+    """Returns the same as `framed` in parts, without copying the contents."""
+    parts: Contents = [b"", encoded]
     for raw in raws:
         parts.append(_RAW_TAG + encoding.varint(sum(map(len, raw))))
         parts += raw
-    return b"".join((framing.prefix(sum(map(len, parts))), *parts))
+    parts[0] = framing.prefix(sum(map(len, parts)))
+    return parts
 
 
 def decode_parts(
