@@ -1,5 +1,6 @@
 """The audit trail: one line for each request that changes something, with the caller, the operation, the caller's
-address and the outcome. Refused requests have a line too.
+address and the outcome. Refused requests have a line too. A line may list further models that the request concerns: the
+target of an alias, or the models of a bulk request, which `Gathering` divides into lines.
 
 A line has no keys and no bodies. It goes to the log, or as JSON to a file that all workers append to, each line in one
 write. The file may be rotated: it is opened again once its name belongs to another file. If a line cannot be written to
@@ -9,7 +10,7 @@ the file, it goes to the log, with the reason, so none is lost in silence.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from mesh.access.verbs import Verb
@@ -32,6 +33,13 @@ NOBODY = "-"
 _READING = frozenset({operations.KEYS, operations.GRANTS})
 _MAX_NAME = 300  # bytes
 
+MODELS = 100
+"""Models listed in one line."""
+
+REFUSED = 100
+"""Models of one bulk request whose refusal is noted: a caller without rights could name millions in a small body. Every
+change is noted, since a caller with the right to it has more effect in etcd than in the trail."""
+
 
 def changes(operation: Operation) -> bool:
     """Returns whether an operation changes something."""
@@ -52,12 +60,17 @@ class Audit:
         if self._path:
             self._open()
 
-    def note(self, operation: Operation, *, who: str, name: str, peer: str, result: str) -> None:
+    def note(
+        self, operation: Operation, *, who: str, name: str, peer: str, result: str, models: Sequence[str] = ()
+    ) -> None:
         """Writes the line of one request, if its operation changes something. `result` is `OK`, or the reason of the
-        failure."""
+        failure. `models` are further models that the request concerns."""
         if not self._on or not changes(operation):
             return
-        line = {"who": who, "what": operation.name, "name": shortened(name, _MAX_NAME), "from": peer, "result": result}
+        line: dict[str, object] = {"who": who, "what": operation.name, "name": shortened(name, _MAX_NAME)}
+        if models:
+            line["models"] = [shortened(one, _MAX_NAME) for one in models[:MODELS]]
+        line |= {"from": peer, "result": result}
         if self._file >= 0:
             stamp = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
             try:
@@ -101,3 +114,33 @@ class Audit:
         if why != self._failed:
             self._failed = why
             log.error("the audit file cannot be written; its lines go to the log", why=why)
+
+
+Note = Callable[[Sequence[str], str], None]
+"""Writes a line about some models of a request, with their common result."""
+
+
+class Gathering:
+    """The models of one bulk request, gathered by result into lines."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+        self._by_result: dict[str, list[str]] = {}
+        self._refused = 0
+
+    def add(self, model_id: str, result: str) -> None:
+        """Adds a model. `result` is `OK`, or the reason why it was refused."""
+        if result != OK:
+            self._refused += 1
+            if self._refused > REFUSED:
+                return
+        models = self._by_result.setdefault(result, [])
+        models.append(model_id)
+        if len(models) >= MODELS:
+            self._note(self._by_result.pop(result), result)
+
+    def end(self) -> None:
+        """Writes the lines that are left."""
+        for result, models in self._by_result.items():
+            self._note(models, result)
+        self._by_result.clear()

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from mesh.access import patterns
 from mesh.access.grants import Ruling, decide
 from mesh.access.principals import Principal
-from mesh.access.verbs import Verb
+from mesh.access.verbs import ALLOWS, Verb
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire.call import Header
@@ -122,6 +123,13 @@ class Guard:
         if not ruling.allowed:
             self.denied += 1
             raise MeshError(Reason.FORBIDDEN, f"{ruling.why}. An admin can give it: mesh grants add")
+
+    def allow_some(self, principal: Principal, verb: Verb) -> None:
+        """Raises MeshError unless there are names on which the principal may perform operations of this verb."""
+        if principal in (ADMIN_KEY, OPEN):
+            return
+        if not any(verb in ALLOWS[one.role] for one in self.authority.grants.of(principal).values()):
+            self.allow(principal, verb, patterns.EVERYTHING)
 
     def ruling(self, principal: Principal, verb: Verb, name: str) -> Ruling:
         """Returns the decision, and why."""

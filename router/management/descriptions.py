@@ -1,7 +1,7 @@
 """Pods as shown to people: what they have published, and what their agents report."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,3 +199,17 @@ def decision(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+ANOTHER = "another model"
+"""Stands for the id of a model that the caller may not read."""
+
+
+def without(text: str, readable: Callable[[str], bool]) -> str:
+    """Returns an agent's decision without the ids of models that are not readable. (Its reason names no other
+    models.)"""
+    found = decision(text)
+    if not isinstance(found, dict) or not isinstance(models := found.get("models"), list):
+        return text
+    shown = [one if readable(str(one)) else ANOTHER for one in models]
+    return text if shown == models else json.dumps({**found, "models": shown})

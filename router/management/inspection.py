@@ -3,6 +3,7 @@ loads."""
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mesh.schema.modelstatus import ModelStatus
@@ -38,8 +39,9 @@ class Inspector:
         self._agents = agents
         self._status = status
 
-    async def explain(self, model_id: str) -> Explanation:
-        """Returns where a model is, or would go, and why. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
+    async def explain(self, model_id: str, readable: Callable[[str], bool] = lambda _: True) -> Explanation:
+        """Returns where a model is, or would go, and why. Hides the ids of other models that are not `readable`. Raises
+        BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self._status.look(model_id)
         if seen.registration is None:
@@ -50,7 +52,10 @@ class Inspector:
             self._status.info(seen.registration, seen),
             lambda excluded: self._choosing.choose(model_id, record, excluded=excluded),
             size=self._choosing.footprint_of(seen.registration.record).total_bytes,
-            decisions=await self._decisions(model_id),
+            decisions={
+                pod: [descriptions.without(text, lambda one: one == model_id or readable(one)) for text in texts]
+                for pod, texts in (await self._decisions(model_id)).items()
+            },
         )
 
     async def _decisions(self, model_id: str) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from mesh.schema.modelstatus import ModelStatus, VModelStatus
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.vmodels import changes
-from placement.vmodels.changes import Change, Models
+from placement.vmodels.changes import Change, Models, Refusal
 from placement.vmodels.record import VModelRecord
 from router.fencing.withdrawal import changed_all_the_time
 from router.management.creation import Creation
@@ -93,9 +93,10 @@ class VModels:
         self._waiting: dict[str, set[asyncio.Event]] = {}  # by vmodel: the requests that wait for it
         listen(self._on_change)
 
-    async def set(self, request: MoveVModel) -> VModelInfo:
+    async def set(self, request: MoveVModel, permit: Callable[[str], None] = lambda _: None) -> VModelInfo:
         """Creates or changes a vmodel. If the target cannot be loaded, this is returned as a status, not raised as an
-        error.
+        error. `permit` gets a new target before the change is written, and raises MeshError if the caller may not
+        choose it.
 
         Raises BAD_REQUEST; UNKNOWN_MODEL for a target, a version or, with `update_only`, a vmodel that does not exist;
         CONFLICT for another owner, or a target that is registered with other attributes; PRECONDITION for an
@@ -105,7 +106,7 @@ class VModels:
         if request.sync and sum(map(len, self._waiting.values())) >= MAX_WAITS:
             text = f"{MAX_WAITS} requests wait for moves of vmodels in this worker: ask without sync, or later"
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
-        change, models = await self._change(request)
+        change, models = await self._change(request, permit)
         after = change.after
         assert after is not None  # it was set
         await self._load(request, change, models)
@@ -143,7 +144,7 @@ class VModels:
 
     # --- writes ---
 
-    async def _change(self, request: MoveVModel) -> tuple[Change, Models]:
+    async def _change(self, request: MoveVModel, permit: Callable[[str], None]) -> tuple[Change, Models]:
         """Writes the change that a request makes. If the request describes its target, registers the target in the same
         write."""
         wanted = replace(request.change, default_owner=self._default_owner, create=request.item is not None)
@@ -154,13 +155,22 @@ class VModels:
             new = NewModel(item.model_id, record, [etcds.absent_prefix(self._keys.copies(item.model_id))])
         mirror = wanted.mirror
         names = {wanted.target, *(wanted.weights or ()), mirror.target if mirror is not None else ""} - {""}
+
+        def decide(before: VModelRecord | None, models: Models) -> Change | Refusal:
+            change = changes.set_vmodel(request.vmodel_id, before, models, wanted)
+            if isinstance(change, Change) and change.after is not None:
+                target = change.after.target
+                if before is None or before.target != target:
+                    permit(target)
+            return change
+
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _WAIT_FOR_WAY
         while True:
             try:
                 change, models = await self._store.change(
                     request.vmodel_id,
-                    lambda before, models: changes.set_vmodel(request.vmodel_id, before, models, wanted),
+                    decide,
                     names=names,
                     new=new,
                     repeatable=not wanted.back,

@@ -153,7 +153,10 @@ def _parsed(name: str, document: Any) -> Grant:
 def _given(name: str, body: dict[str, Any]) -> Grant | None:
     if "role" not in body and "models" not in body:
         return None
-    return auth.grant_of({"role": body.get("role"), "models": body.get("models", ["*"]), "to": [f"key:{name}"]})
+    if "role" not in body or "models" not in body:
+        missing = "models" if "role" in body else "role"
+        raise ValueError(f'{missing} is missing: name both, such as "role": "read", "models": ["*"]')
+    return auth.grant_of({"role": body["role"], "models": body["models"], "to": [f"key:{name}"]})
 
 
 def _seconds(body: dict[str, Any], name: str, default: float) -> float:

@@ -1,6 +1,6 @@
 """Aliases (vmodels) as JSON documents: conversion between REST and management's requests and results."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesh.schema.modelstatus import VModelStatus
@@ -106,8 +106,9 @@ def defined(alias: str, record: VModelRecord) -> dict[str, Any]:
     return document | ({"why": more.why} if more.why else {})
 
 
-def status_of(info: VModelInfo) -> dict[str, Any]:
-    """Returns an alias with the status of its models. Raises MeshError if the alias does not exist."""
+def status_of(info: VModelInfo, readable: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+    """Returns an alias with the status of its models, but without errors and copies of models that are not readable
+    for the caller. Raises MeshError if the alias does not exist."""
     if info.record is None:
         raise MeshError(Reason.UNKNOWN_MODEL, f"there is no alias {info.vmodel_id}, or it has another owner")
     models = {info.record.active: info.active}
@@ -115,7 +116,8 @@ def status_of(info: VModelInfo) -> dict[str, Any]:
         models[info.record.target] = info.target
     return defined(info.vmodel_id, info.record) | {
         "models": [
-            {"id": model, "status": status.status, "errors": list(status.errors), "copies": len(status.copies)}
+            {"id": model, "status": status.status}
+            | ({"errors": list(status.errors), "copies": len(status.copies)} if readable(model) else {})
             for model, status in models.items()
         ]
     }

@@ -34,13 +34,15 @@ def make_app(parts: Parts) -> web.Application:
     settings, guard, audit = parts.settings, parts.guard, parts.audit
     loopback = origins.is_loopback(settings.listen if settings.edge == "envoy" else settings.rest_listen)
 
+    def check(request: web.Request) -> None:
+        if request.rel_url.raw_path.startswith("/mesh/"):
+            origins.check(request, loopback=loopback)
+
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not doors.is_plain(request):
             raise web.HTTPNotFound
-        if request.rel_url.raw_path.startswith("/mesh/"):
-            origins.check(request, loopback=loopback)
-        return await doors.audited(request, guard, audit, handler)
+        return await doors.audited(request, guard, audit, handler, check)
 
     app = web.Application(middlewares=[_heard_out, _failures, guarded])
     app.on_response_prepare.append(_anonymous)

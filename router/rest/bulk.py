@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mesh.statuses import MeshError, Reason
 from mesh.wire import inflate
+from router.access.audit import OK
 from router.management.requests import Item
 from router.rest import modeldocuments
 from router.state.differing import DifferentError
@@ -105,12 +106,15 @@ class Bulk(abc.ABC, Generic[T]):
         may: Callable[[str], None] = lambda _: None,
         *,
         untaken: Callable[[str], str] = lambda _: "",
+        noted: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         """Makes a stream. `may` raises MeshError for a model that the caller may not change. `untaken` returns why no
-        pod takes models of a type, or ""."""
+        pod takes models of a type, or "". `noted` gets each model that was changed or refused, and `OK` or the
+        reason."""
         self._registration = registration
         self._may = may
         self._untaken = untaken
+        self._noted = noted
         self._write = write
         self._totals = Totals()
         self._reported = 0
@@ -215,6 +219,7 @@ class Bulk(abc.ABC, Generic[T]):
         for (number, item), fate in zip(batch, fates, strict=True):
             if fate is None:
                 self._totals.changed += 1
+                self._noted(self.model_of(item), OK)
             elif isinstance(fate, MeshError):
                 await self._fail(number, self.model_of(item), fate)
                 if fate.reason is Reason.REGISTRY_AWAY:
@@ -226,6 +231,8 @@ class Bulk(abc.ABC, Generic[T]):
 
     async def _fail(self, number: int, model_id: str | None, error: MeshError) -> None:
         self._totals.failed += 1
+        if model_id is not None:
+            self._noted(model_id, error.reason.name)
         self._reported += 1
         if self._reported > MAX_REPORTED:
             return

@@ -7,7 +7,7 @@ models ask `may` for these. An unknown path needs a known caller, as an unknown 
 Inference is decided again by the dispatcher of calls; here it is refused before its body is read.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -16,11 +16,11 @@ from aiohttp import web
 from mesh.access import patterns
 from mesh.access.principals import Principal
 from mesh.access.verbs import Verb
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError
 from mesh.wire.call import Header
 from mesh.wire.headers import AUTHORIZATION, CLIENT_CERTIFICATE, PEER
 from router.access import operations
-from router.access.audit import CANCELLED, NOBODY, OK, Audit, changes
+from router.access.audit import CANCELLED, NOBODY, OK, Audit, Gathering, changes
 from router.access.guard import OFF, OPEN, Guard
 from router.access.operations import Noun, Operation
 from router.rest.asked import decoded, split_path
@@ -29,6 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _TABLE = web.AppKey("operations", dict[web.AbstractRoute, Operation])
 _PRINCIPAL = web.RequestKey("principal", Principal)
+_MODELS = web.RequestKey("models", tuple[str, ...])
 _READ = (AUTHORIZATION, CLIENT_CERTIFICATE)
 
 
@@ -73,10 +74,14 @@ async def ask(request: web.Request, guard: Guard) -> None:
         guard.allow(principal, operation.verb, _name(request, operation))
 
 
-async def audited(request: web.Request, guard: Guard, audit: Audit, handler: Handler) -> web.StreamResponse:
-    """Asks who sends a request and whether the caller may, runs its handler, and notes the outcome of a change."""
+async def audited(
+    request: web.Request, guard: Guard, audit: Audit, handler: Handler, check: Callable[[web.Request], None]
+) -> web.StreamResponse:
+    """Checks a request, asks who sends it and whether the caller may, runs its handler, and notes the outcome of a
+    change."""
     result = CANCELLED
     try:
+        check(request)
         if guard.mode != OFF:
             await ask(request, guard)
         response = await handler(request)
@@ -91,9 +96,14 @@ async def audited(request: web.Request, guard: Guard, audit: Audit, handler: Han
     finally:
         operation = operation_of(request)
         if changes(operation):
-            unknown = result == Reason.UNAUTHENTICATED.name
-            who = NOBODY if unknown else principal_of(request).name
-            audit.note(operation, who=who, name=_shown(request), peer=_peer(request), result=result)
+            audit.note(
+                operation,
+                who=_who(request, guard),
+                name=_shown(request),
+                peer=_peer(request),
+                result=result,
+                models=request.get(_MODELS, ()),
+            )
 
 
 def principal_of(request: web.Request) -> Principal:
@@ -102,11 +112,41 @@ def principal_of(request: web.Request) -> Principal:
     return principal
 
 
+def concerns(request: web.Request, models: Sequence[str]) -> None:
+    """Adds models that a request concerns to its line in the audit trail."""
+    request[_MODELS] = tuple(dict.fromkeys((*request.get(_MODELS, ()), *models)))
+
+
+def gathering(request: web.Request, guard: Guard, audit: Audit) -> Gathering:
+    """Returns what notes the models of a bulk request."""
+
+    def note(models: Sequence[str], result: str) -> None:
+        who = _who(request, guard)
+        audit.note(
+            operation_of(request), who=who, name=_shown(request), peer=_peer(request), result=result, models=models
+        )
+
+    return Gathering(note)
+
+
 def may(request: web.Request, guard: Guard, verb: Verb, names: Iterable[str]) -> None:
     """Raises MeshError unless the caller may do that with each of the names."""
     principal = principal_of(request)
     for name in names:
         guard.allow(principal, verb, name)
+
+
+def reader(request: web.Request, guard: Guard) -> Callable[[str], bool]:
+    """Returns a function that tells whether the caller may read a model."""
+    principal = principal_of(request)
+    return lambda model_id: guard.ruling(principal, Verb.READ, model_id).allowed
+
+
+def _who(request: web.Request, guard: Guard) -> str:
+    """Returns the caller's name for the audit trail."""
+    if _PRINCIPAL in request or guard.mode == OFF:
+        return principal_of(request).name
+    return NOBODY  # the request was refused before its caller was identified
 
 
 def _managing(request: web.Request, operation: Operation) -> bool:

@@ -19,7 +19,8 @@ from mesh.telemetry import logs
 from router.access import operations
 from router.access.operations import Operation
 from router.management import statistics, tuning
-from router.management.requests import Load, Register, named
+from router.management.requests import Load, MoveVModel, Register, named
+from router.management.vmodels import VModelInfo
 from router.rest import aliasdocuments, bulk, doors, jsontext, modeldocuments, v2
 from router.rest.asked import decoded
 from router.rest.parts import Parts
@@ -176,7 +177,8 @@ class ManagementApi:
 
     async def explain(self, request: web.Request) -> web.Response:
         """Explains why a model is where it is."""
-        return web.json_response(asdict(await self._management.inspection.explain(id_of(request))))
+        readable = doors.reader(request, self._parts.guard)
+        return web.json_response(asdict(await self._management.inspection.explain(id_of(request), readable)))
 
     # --- aliases ---
 
@@ -195,24 +197,40 @@ class ManagementApi:
         """Creates or changes an alias. Answers 201 if it is new."""
         alias = id_of(request, "vmodel")
         wanted = aliasdocuments.move_of(await object_of(request), alias)
+        doors.concerns(request, named(wanted))
         # A caller of the alias calls its models, so more than the right to the alias is needed.
         doors.may(request, self._parts.guard, Verb.REGISTER, named(wanted))
         try:
-            info = await self._management.vmodels.set(wanted)
+            info = await self._set(request, wanted)
         except DifferentError as error:
             raise aliasdocuments.different(error) from error
-        return web.json_response(aliasdocuments.status_of(info), status=201 if info.created else 200)
+        return self._alias(request, info, status=201 if info.created else 200)
 
     async def roll_back(self, request: web.Request) -> web.Response:
         """Moves an alias to the version before its target, or to the version that the body names."""
         alias = id_of(request, "vmodel")
         wanted = aliasdocuments.rollback_of(await object_of(request, optional=True), alias)
-        return web.json_response(aliasdocuments.status_of(await self._management.vmodels.set(wanted)))
+        return self._alias(request, await self._set(request, wanted))
 
     async def alias_status(self, request: web.Request) -> web.Response:
         """Returns an alias and the status of its models."""
         info = await self._management.vmodels.status(id_of(request, "vmodel"), request.query.get("owner", ""))
-        return web.json_response(aliasdocuments.status_of(info))
+        return self._alias(request, info)
+
+    async def _set(self, request: web.Request, wanted: MoveVModel) -> VModelInfo:
+        """Changes an alias. The caller needs the right to register a target that only the alias knows, such as the one
+        before."""
+
+        def permit(target: str) -> None:
+            if target != wanted.change.target:
+                doors.concerns(request, [target])
+                doors.may(request, self._parts.guard, Verb.REGISTER, [target])
+
+        return await self._management.vmodels.set(wanted, permit)
+
+    def _alias(self, request: web.Request, info: VModelInfo, *, status: int = 200) -> web.Response:
+        readable = doors.reader(request, self._parts.guard)
+        return web.json_response(aliasdocuments.status_of(info, readable), status=status)
 
     async def delete_alias(self, request: web.Request) -> web.Response:
         """Deletes an alias."""
@@ -232,6 +250,8 @@ class ManagementApi:
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not supported: use gzip")
+        # Refused before it takes one of the few places, which a slow sender could hold.
+        self._parts.guard.allow_some(doors.principal_of(request), Verb.REGISTER)
         if self._imports >= bulk.AT_ONCE:
             text = f"{bulk.AT_ONCE} imports are under way in this worker: wait for one to end"
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
@@ -258,9 +278,10 @@ class ManagementApi:
 
         chunks = _chunks(request)
         lines = bulk.lines_of(bulk.bounded(bulk.gunzip(chunks) if gzipped else chunks))
+        noted = doors.gathering(request, self._parts.guard, self._parts.audit)
         try:
-            untaken = self._management.status.untaken
-            await kind(self._management.registration, write, self._may(request), untaken=untaken).run(lines)
+            may, untaken = self._may(request), self._management.status.untaken
+            await kind(self._management.registration, write, may, untaken=untaken, noted=noted.add).run(lines)
         except ConnectionError:  # the client has gone
             raise
         except Exception:  # the answer has begun, so it is too late for an error status
@@ -268,6 +289,8 @@ class ManagementApi:
             text = "internal error, see the router's log"
             await write({"error": {"line": None, "id": None, "reason": Reason.INTERNAL.name, "text": text}})
             await write({"finished": False})
+        finally:
+            noted.end()
         await response.write_eof()
         return response
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from mesh.access import patterns
+from mesh.access.verbs import Verb
 from mesh.pb import modelmesh_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
@@ -193,14 +194,13 @@ class _Method(Generic[M]):
     async def _answer(self, call: wire.Call) -> None:
         began = time.perf_counter()
         code = int(Code.CANCELLED)
-        who, name, result = NOBODY, patterns.EVERYTHING, CANCELLED
+        who, names, result = NOBODY, [patterns.EVERYTHING], CANCELLED
         try:
             guard, verb = self._guard, self._operation.verb
             principal = await guard.identified(call.headers, call.deadline) if guard.asks(verb) else OPEN
             who = principal.name
             request = await self._read(call)
             names = _named(self._operation, request)
-            name = names[0]
             if principal is not OPEN:
                 for one in names:
                     guard.allow(principal, verb, one)
@@ -209,6 +209,8 @@ class _Method(Generic[M]):
                     reply = await self._serve(request)
             except TimeoutError as error:
                 raise MeshError(Reason.DEADLINE, "the deadline has passed") from error
+            if isinstance(reply, pb.VModelStatusInfo):
+                _hide(reply, lambda model: guard.ruling(principal, Verb.READ, model).allowed)
             call.reply(framing.pack(reply.SerializeToString()))
             code, result = int(Code.OK), OK
         except MeshError as error:
@@ -219,7 +221,8 @@ class _Method(Generic[M]):
             raise
         finally:
             self._managed(self._name, code, (time.perf_counter() - began) * 1000)
-            self._audit.note(self._operation, who=who, name=name, peer=_peer(call), result=result)
+            name, *more = names
+            self._audit.note(self._operation, who=who, name=name, peer=_peer(call), result=result, models=more)
 
     async def _read(self, call: wire.Call) -> M:
         """Returns the request. Raises MeshError."""
@@ -227,6 +230,14 @@ class _Method(Generic[M]):
         if frame is None:
             raise MeshError(Reason.BAD_REQUEST, "the call has no request message")
         return decode(self._message, call, frame)
+
+
+def _hide(info: pb.VModelStatusInfo, readable: Callable[[str], bool]) -> None:
+    """Removes errors and copies of a vmodel's models that are not readable for the caller."""
+    for model, name in ((info.activeModelId, "activeModelStatus"), (info.targetModelId, "targetModelStatus")):
+        if info.HasField(name) and not readable(model):
+            getattr(info, name).ClearField("errors")
+            getattr(info, name).ClearField("modelCopyInfos")
 
 
 def _peer(call: wire.Call) -> str:

@@ -51,7 +51,8 @@ def backup(
     """Writes all registrations to a file: models, virtual models, settings.
 
     It reads etcd at one revision while the mesh runs. Pods, copies and other state that the mesh recreates are left
-    out. The file contains the models' storage keys as they were registered, so only you can read it: keep it that way.
+    out. So are API keys and grants: a restored backup would make revoked keys valid again. The file contains the
+    models' storage keys as they were registered, so only you can read it: keep it that way.
 
     Examples: `mesh backup registry.backup --etcd-config etcd_connection`,
     `kubectl exec deploy/mesh-router -- mesh backup - > registry.backup`

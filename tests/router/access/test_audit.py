@@ -55,6 +55,31 @@ def test_a_name_cannot_forge_a_line_or_grow_without_bound(file):
     assert len(line["name"]) <= 300
 
 
+def test_the_models_of_a_line_are_bounded(file):
+    trail = Audit(str(file))
+    trail.note(operations.SET_VMODEL, **LINE, models=["x" * 1000] * 1000)
+    trail.close()
+    (line,) = lines(file)
+    assert len(line["models"]) == audit.MODELS
+    assert all(len(one) <= 300 for one in line["models"])
+
+
+def test_a_bulk_request_notes_every_change_and_some_refusals():
+    """All changed models are noted, in lines of bounded length, and of the refused models the first hundred."""
+    noted = []
+    gathering = audit.Gathering(lambda models, result: noted.append((list(models), result)))
+    for number in range(250):
+        gathering.add(f"m{number}", "OK")
+        gathering.add(f"other{number}", "FORBIDDEN" if number % 2 else "CONFLICT")
+    gathering.end()
+    changed = [one for models, result in noted if result == "OK" for one in models]
+    refused = [one for models, result in noted if result != "OK" for one in models]
+    assert changed == [f"m{number}" for number in range(250)]
+    assert sorted(refused) == sorted(f"other{number}" for number in range(audit.REFUSED))
+    assert max(len(models) for models, _ in noted) == audit.MODELS
+    assert len(noted) == 5
+
+
 def test_workers_append_to_one_file(file):
     trails = [Audit(str(file)) for _ in range(2)]
     for trail in trails * 3:

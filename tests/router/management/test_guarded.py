@@ -8,10 +8,14 @@ import pytest
 from mesh.access.grants import decide
 from mesh.access.verbs import Role
 from mesh.pb import modelmesh_pb2 as pb
+from mesh.schema.modelstatus import ModelStatus
 from mesh.statuses import Code
 from mesh.wire import framing
+from placement.vmodels.record import VModelRecord
 from router.access.audit import Audit
 from router.access.operations import Noun
+from router.management.status import CopyInfo, StatusInfo
+from router.management.vmodels import VModelInfo
 from router.services import health, modelmesh, reflection, v2server
 from router.services.methods import for_known
 from tests.support.access import guard_of, open_guard
@@ -96,6 +100,41 @@ async def test_each_change_has_a_line_in_the_audit_trail(tmp_path):
         ("key:nobody", "register", "team/x", "test", "FORBIDDEN"),
         ("key:scoped", "register", "team/x", "test", "Reached"),
     ]
+
+
+async def test_the_target_of_a_vmodel_is_noted(tmp_path):
+    file = tmp_path / "audit.log"
+    trail = Audit(str(file))
+    handlers = modelmesh.methods(MANAGEMENT, lambda *_: None, guard_of("management", KEYS, GRANTS), trail)
+    await code_of(handlers, b"/mmesh.ModelMesh/setVModel", MESSAGES["setVModel"], KEYS["scoped"])
+    trail.close()
+    line = json.loads(file.read_text())
+    assert (line["name"], line["models"]) == ("team/live", ["team/x"])
+
+
+@pytest.mark.parametrize(("holder", "seen"), [("scoped", False), ("read", True)])
+async def test_the_status_of_a_vmodel_hides_models_that_the_caller_may_not_read(holder, seen):
+    """Errors and copies of a model are for callers with a right to the model. Its state is part of the vmodel's."""
+    copy = CopyInfo("pod-1", ModelStatus.LOADED, 5)
+    other = StatusInfo(ModelStatus.LOADED, ("a secret path",), (copy,))
+    info = VModelInfo("team/live", VModelRecord(owner="", active="other", target="other"), other)
+
+    async def status(*_):
+        return info
+
+    management = types.SimpleNamespace(vmodels=types.SimpleNamespace(status=status))
+    handlers = modelmesh.methods(management, lambda *_: None, guard_of("management", KEYS, GRANTS), Audit("off"))
+    headers = [(b"authorization", b"Bearer " + KEYS[holder].encode())]
+    frame = framing.pack(MESSAGES["getVModelStatus"].SerializeToString())
+    call = FakeCall(b"/mmesh.ModelMesh/getVModelStatus", headers, frame)
+    handlers[call.method](call)
+    await until(lambda: bool(call.answers), interval=0.001, why="the call is answered")
+    frame = call.answers[0][2]
+    assert frame is not None
+    answer = pb.VModelStatusInfo.FromString(framing.unpack(frame, limit=1 << 20))
+    assert (answer.activeModelId, answer.activeModelStatus.status) == ("other", pb.ModelStatusInfo.LOADED)
+    assert bool(answer.activeModelStatus.errors) is bool(answer.activeModelStatus.modelCopyInfos) is seen
+    assert not answer.HasField("targetModelStatus")
 
 
 async def test_a_vmodel_may_only_name_models_that_its_owner_may_register():

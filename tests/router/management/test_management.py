@@ -757,6 +757,14 @@ async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
     assert "It was loaded in a 3 s ago: because of 3000." in lines
     assert "It was last evicted from b 5 s ago, for x: because of 5000." in lines
     assert not any("9000" in line or "9500" in line or "because of 1." in line for line in lines)
+    hidden = await desk.management.handlers.inspection.explain("m", lambda model: model == "old")
+    assert "It was last evicted from b 5 s ago, for another model: because of 5000." in hidden.lines
+    assert [one.decision["models"] for one in hidden.decisions if isinstance(one.decision, dict)][1:] == [
+        ["m", "old"],
+        ["m"],
+        ["another model", "m"],
+        ["m", "another model"],
+    ]
 
 
 async def test_a_type_that_no_pod_takes_is_noted(desk):

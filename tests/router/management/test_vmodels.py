@@ -421,6 +421,29 @@ async def test_versions_are_kept_and_dropped_with_their_models(desk):
     assert error.value.reason is Reason.UNKNOWN_VERSION
 
 
+async def test_a_new_target_must_be_permitted(desk):
+    """The caller must be allowed to choose the target, also one that the request names by version or not at all. A
+    refused request changes nothing, and a request that keeps the target needs no permission."""
+    for version in ("5", "6"):
+        await set_version(desk, version)
+    asked = []
+
+    def permit(target: str) -> None:
+        asked.append(target)
+        raise MeshError(Reason.FORBIDDEN, "not yours")
+
+    vmodels = desk.management.handlers.vmodels
+    for change in (SetVModel(back=True), SetVModel(version="5"), SetVModel(target="v@5")):
+        with pytest.raises(MeshError, match="not yours"):
+            await vmodels.set(MoveVModel("v", change), permit)
+    assert asked == ["v@5"] * 3
+    assert (await record_of(desk)).active == "v@6"
+    await vmodels.set(MoveVModel("v", SetVModel(keep=1)), permit)
+    await vmodels.set(MoveVModel("v", SetVModel(back=True)), asked.append)
+    assert asked == ["v@5"] * 4
+    assert (await record_of(desk)).active == "v@5"
+
+
 async def test_a_dropped_version_may_come_back_with_another_file(desk):
     """The id of a dropped version can be registered with another file."""
     await set_version(desk, "1", keep=0)

@@ -155,7 +155,9 @@ class FakeVModels:
         self.requests = []
         self.deleted = []
 
-    async def set(self, request):
+    async def set(self, request, permit=lambda _: None):
+        if request.change.back:
+            permit(self.records[request.vmodel_id].active)
         self.requests.append(request)
         return dataclasses.replace(await self.status(request.vmodel_id), created=not request.change.update_only)
 
@@ -235,8 +237,9 @@ class FakeManagement:
         self.models[model_id] = dataclasses.replace(record, limits=change(record.limits))
         return await self.status.of(model_id)
 
-    async def explain(self, model_id):
-        return Explanation(model_id, ModelStatus.LOADED, ("it is so",), (), (), ())
+    async def explain(self, model_id, readable=lambda _: True):
+        lines = ["it is so", *(f"{one} is evicted for it" for one in ("team/y", "other") if readable(one))]
+        return Explanation(model_id, ModelStatus.LOADED, tuple(lines), (), (), ())
 
     async def register_many(self, items):
         if self.error is not None:

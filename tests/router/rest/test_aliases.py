@@ -167,7 +167,7 @@ async def test_a_version_that_exists_with_another_file_is_refused_with_the_way_o
     out."""
     there, asked = ModelRecord(type="onnx", path="/7"), ModelRecord(type="onnx", path="/8")
 
-    async def conflict(_):
+    async def conflict(*_):
         raise DifferentError("fraud@8", there, asked)
 
     worker.management.vmodels.set = conflict

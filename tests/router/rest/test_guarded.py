@@ -13,6 +13,7 @@ from mesh.access.grants import decide
 from mesh.access.verbs import Role, Verb
 from mesh.schema.authstore import AuthStore
 from mesh.statuses import Reason
+from placement.vmodels.record import VModelRecord
 from router.access import operations
 from router.access.audit import Audit
 from router.access.operations import Noun
@@ -105,10 +106,9 @@ async def test_every_route_of_management_is_decided_for_every_key(http, worker, 
                 assert (status, answer["reason"]) == (401, "UNAUTHENTICATED"), (route, holder)
                 continue
             principal = guard.known([(b"authorization", b"Bearer " + key.encode())])
-            if route.operation.noun is Noun.MODELS:
-                expected = True  # each line is decided alone
-            else:
-                expected = decide(guard.authority.grants, principal, route.operation.verb, named(route)).allowed
+            # Each line of a bulk request is decided alone, but some grant of the role is needed in any case.
+            subject = "team/x" if route.operation.noun is Noun.MODELS else named(route)
+            expected = decide(guard.authority.grants, principal, route.operation.verb, subject).allowed
             assert (status not in REFUSED) is expected, (route, holder, status, answer)
             assert expected or answer["reason"] == "FORBIDDEN"
 
@@ -258,6 +258,55 @@ async def test_an_alias_may_get_versions_of_its_own(http, worker):
     assert [one.item.model_id for one in worker.management.vmodels.requests] == ["team/live@7"]
 
 
+def alias_to(worker, model):
+    """Makes the alias `team/live`, whose model or previous version is the given one."""
+    worker.management.vmodels.records["team/live"] = VModelRecord(owner="", active=model, target=model)
+
+
+async def test_a_rollback_needs_a_right_to_the_version_that_it_chooses(http, worker):
+    """The owner of an alias cannot move it back to a model of others, although the request does not name the model."""
+    alias_to(worker, "other")
+    path = "/mesh/v1/aliases/team%2Flive/rollback"
+    status, answer = await ask(http, "POST", path, key=KEYS["scoped"], body={})
+    assert (status, answer["reason"]) == (403, "FORBIDDEN")
+    assert "on other" in answer["error"]
+    assert not worker.management.vmodels.requests
+    alias_to(worker, "team/live@1")
+    assert (await ask(http, "POST", path, key=KEYS["scoped"], body={}))[0] == 200
+
+
+async def test_the_status_of_an_alias_hides_models_that_the_caller_may_not_read(http, worker):
+    """The owner of an alias sees the ids and states of its models, and errors and copies only of readable ones."""
+    path = "/mesh/v1/aliases/team%2Flive"
+    alias_to(worker, "other")
+    assert (await ask(http, "GET", path, key=KEYS["scoped"]))[1]["models"] == [{"id": "other", "status": "LOADED"}]
+    whole = [{"id": "other", "status": "LOADED", "errors": [], "copies": 0}]
+    assert (await ask(http, "GET", path, key=KEYS["read"]))[1]["models"] == whole
+
+
+async def test_an_explanation_names_only_models_that_the_caller_may_read(http):
+    path = "/mesh/v1/models/team%2Fx/explain"
+    assert (await ask(http, "GET", path, key=KEYS["scoped"]))[1]["lines"] == ["it is so", "team/y is evicted for it"]
+    assert len((await ask(http, "GET", path, key=KEYS["read"]))[1]["lines"]) == 3
+
+
+@pytest.mark.parametrize("holder", ["nobody", "read", "infer"])
+async def test_a_caller_who_may_register_nothing_begins_no_import(http, worker, holder):
+    """Such a caller is refused before the body is read, and so cannot hold one of the few places with a slow body."""
+    endless = asyncio.Event()
+
+    async def body():
+        yield b'{"id": "m", "type": "onnx", "path": "/a"}\n'
+        await endless.wait()
+
+    headers = {"Content-Type": "application/x-ndjson"} | auth_of(KEYS[holder])
+    async with asyncio.timeout(10), http.post("/mesh/v1/models:import", data=body(), headers=headers) as answer:
+        assert answer.status == 403
+        assert "no grant of register" in (await answer.json())["error"]
+        endless.set()
+    assert not worker.management.batches
+
+
 async def test_keys_and_grants_over_rest(http, worker):
     """An admin creates a key with a role, lists it without its secret, rotates and revokes it."""
     admin = KEYS["admin"]
@@ -287,7 +336,9 @@ async def test_keys_and_grants_over_rest(http, worker):
 @pytest.mark.parametrize(
     ("method", "path", "body", "why"),
     [
-        ("PUT", "keys/ci", {"role": "root"}, "is not a role"),
+        ("PUT", "keys/ci", {"role": "root", "models": ["*"]}, "is not a role"),
+        ("PUT", "keys/ci", {"role": "admin"}, "models is missing"),
+        ("PUT", "keys/ci", {"models": ["*"]}, "role is missing"),
         ("PUT", "keys/ci", {"expires_in": -1}, "expires_in must be"),
         ("PUT", "keys/ci", {"groups": "a"}, "groups must be"),
         ("PUT", "keys/ci", {"secret": "mine"}, "secret"),
@@ -355,7 +406,7 @@ async def test_each_change_has_a_line_with_its_caller_and_outcome(watched, trail
         (KEYS["admin"], "GET", "/mesh/v1/keys", None),
         (KEYS["admin"], "PUT", "/mesh/v1/models/team%2Fx", {**model, "path": "/b"}),
         (KEYS["admin"], "PUT", "/mesh/v1/settings/type_limits", {}),
-        (KEYS["admin"], "PUT", "/mesh/v1/keys/ci", {"role": "infer"}),
+        (KEYS["admin"], "PUT", "/mesh/v1/keys/ci", {"role": "infer", "models": ["*"]}),
     ):
         await ask(watched, method, path, key=key, body=body, headers=forged)
     assert trail() == [
@@ -365,6 +416,69 @@ async def test_each_change_has_a_line_with_its_caller_and_outcome(watched, trail
         ("key:admin", "register", "team/x", "CONFLICT"),
         ("key:admin", "set", "type_limits", "OK"),
         ("key:admin", "create-key", "ci", "OK"),
+    ]
+
+
+@pytest.fixture
+def told(trail, tmp_path):
+    """Returns a function that lists the lines of the audit trail with their models."""
+
+    def read():
+        found = map(json.loads, (tmp_path / "audit.log").read_text().splitlines())
+        return [(line["who"], line["what"], line["name"], line.get("models", []), line["result"]) for line in found]
+
+    return read
+
+
+@pytest.mark.parametrize("carrier", ["aiohttp"])
+async def test_the_models_of_a_bulk_request_are_noted(watched, told):
+    """The trail lists the models that were registered or removed, and those that were refused."""
+    ids = ["team/a", "other", "team/b"]
+    headers = {"Content-Type": "application/x-ndjson"} | auth_of(KEYS["scoped"])
+    for path, more in (("import", {"type": "onnx", "path": "/a"}), ("unregister", {})):
+        lines = "".join(json.dumps({"id": one, **more}) + "\n" for one in ids)
+        async with watched.post(f"/mesh/v1/models:{path}", data=lines, headers=headers) as answer:
+            await answer.read()
+    assert sorted(told()) == sorted(
+        [
+            ("key:scoped", "import", "*", ["other"], "FORBIDDEN"),
+            ("key:scoped", "import", "*", ["team/a", "team/b"], "OK"),
+            ("key:scoped", "import", "*", [], "OK"),
+            ("key:scoped", "unregister-many", "*", ["other"], "FORBIDDEN"),
+            ("key:scoped", "unregister-many", "*", ["team/a", "team/b"], "OK"),
+            ("key:scoped", "unregister-many", "*", [], "OK"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("carrier", ["aiohttp"])
+async def test_the_targets_of_an_alias_are_noted(watched, told, worker):
+    """The trail lists the models that a request to move an alias names or, for a rollback, chooses."""
+    alias_to(worker, "team/live@1")
+    path = "/mesh/v1/aliases/team%2Flive"
+    body = {"weights": {"team/a": 1, "team/b": 1}}
+    await ask(watched, "PUT", path, key=KEYS["scoped"], body=body)
+    await ask(watched, "POST", f"{path}/rollback", key=KEYS["scoped"], body={})
+    assert told() == [
+        ("key:scoped", "set-vmodel", "team/live", ["team/a", "team/b"], "OK"),
+        ("key:scoped", "set-vmodel", "team/live", ["team/live@1"], "OK"),
+    ]
+
+
+@pytest.mark.parametrize("carrier", ["aiohttp"])
+async def test_what_is_refused_before_the_caller_is_known_has_a_line_without_name(watched, told, worker):
+    """Requests that a web page may have sent, and those that come before keys could be read, have a line too."""
+    path = "/mesh/v1/models/team%2Fx"
+    foreign = {"Origin": "https://example.com"}
+    await ask(watched, "DELETE", path, key=KEYS["scoped"], headers=foreign)
+    await ask(watched, "PUT", path, key=KEYS["scoped"], headers={"Content-Type": "text/plain"})
+    worker.guard.authority.read = False
+    worker.guard.clear()
+    await ask(watched, "DELETE", path, key=KEYS["scoped"])
+    assert told() == [
+        ("-", "unregister", "team/x", [], "FORBIDDEN"),
+        ("-", "register", "team/x", [], "UNSUPPORTED_TYPE"),
+        ("-", "unregister", "team/x", [], "REGISTRY_AWAY"),
     ]
 
 
