@@ -27,6 +27,9 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
+ADMIN = "egress-admin"
+"""Name of the unix socket of Envoy's admin interface, in the folder that the relay and its agent share."""
+
 LOCAL = b"mesh-egress"
 """The header of answers that Envoy itself makes. Its value says why."""
 

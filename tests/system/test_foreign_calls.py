@@ -3,6 +3,7 @@ rules for methods and ids."""
 
 import asyncio
 import os
+import re
 import struct
 
 import grpc
@@ -207,3 +208,13 @@ async def test_a_large_message_passes(it):
     assert text_of(await predict(PredictRequest(text=text), metadata=M, timeout=30)) == text
     call = predict(PredictRequest(text=text), metadata=M, timeout=30, compression=grpc.Compression.Gzip)
     assert text_of(await call) == text
+
+
+async def test_a_pods_metrics_show_its_relay_and_egress(it, request):
+    """A pod's metrics have the memory of the relay and, if it has one, of the relay's Envoy, besides the agent's."""
+    (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+    text = (await it.mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
+    memory = dict(re.findall(r'process_resident_memory_bytes\{process="(\S+)"\} (\S+)', text))
+    envoy = {"egress"} if "envoy" in request.node.callspec.id else set()
+    assert memory.keys() - {"agent"} == {"relay"} | envoy
+    assert all(float(size) > 10 << 20 for size in memory.values())

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterable
 
+from mesh.envoy.egress import ADMIN
 from mesh.etcd import Patience
+from mesh.host import processes
 from mesh.runtime.agent.settings import RuntimeSettings
 from mesh.runtime.blame.history import History
 from mesh.runtime.cache.assembly import Cache
@@ -135,10 +137,14 @@ class AgentStanding:
         return None
 
     def metrics(self) -> bytes:
-        """Returns the metrics of the agent and its model server, in Prometheus' format."""
+        """Returns the metrics of the agent and its model server, or of its relay and the relay's Envoy, in Prometheus'
+        format."""
         snapshots = [self._cache.meters.registry.snapshot(), calls_snapshot(self._board.calls())]
-        if self._server.pid:
-            snapshots.append(metrics.process_snapshot("model-server", self._server.pid))
+        if pid := self._server.pid:
+            foreign = self._settings.foreign
+            snapshots.append(metrics.process_snapshot("relay" if foreign else "model-server", pid))
+            if foreign and (egress := processes.behind_socket(str(self._server.plan.run_dir / ADMIN))):
+                snapshots.append(metrics.process_snapshot("egress", egress))
         return metrics.render(metrics.merge(snapshots))
 
     # --- for routers and operators

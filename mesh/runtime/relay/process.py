@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from mesh.envoy.child import EnvoyError
-from mesh.envoy.egress import EgressMinder, EgressSettings
+from mesh.envoy.egress import ADMIN, EgressMinder, EgressSettings
 from mesh.identity import Identity, IdentityError
 from mesh.options.values import format_address
 from mesh.process.ending import Ending
@@ -135,7 +135,7 @@ async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_los
     folder = settings.spi.parent
     ends = EgressSettings(
         listen=str(folder / "egress"),
-        admin_socket=str(folder / "egress-admin"),
+        admin_socket=str(folder / ADMIN),
         server=settings.calls or settings.server,
     )
     minder = EgressMinder(ends, run_dir=folder, on_lost=on_lost)
