@@ -14,6 +14,10 @@ import grpc
 import numpy as np
 import pytest
 
+import mesh.envoy.duties
+import mesh.local.duties
+import mesh.runtime.duties
+import router.process.duties
 from mesh.local.duties import UP
 from mesh.process import free_port, tethered
 from mesh.process.tasks import Duty
@@ -128,6 +132,14 @@ def says_why(line: str, name: str, how: str) -> None:
     assert f"the task '{name}', which this process cannot do without, {SAYS[how]}".replace("'", "") in line.replace(
         "\\", ""
     ).replace("'", ""), line
+
+
+def test_every_duty_is_in_one_of_the_tables() -> None:
+    """The tests here go through the tables, so a duty that is in none would never be ended: for example one that runs
+    only beside a foreign server."""
+    modules = (mesh.envoy.duties, mesh.local.duties, mesh.runtime.duties, router.process.duties)
+    defined = {duty for module in modules for duty in vars(module).values() if isinstance(duty, Duty)}
+    assert defined == {*POD, *LEADER, *WORKERS, *AGENT, *SERVERS, *RELAYS, *BESIDE_FOREIGN, *UP}
 
 
 @pytest.mark.timeout(300)
