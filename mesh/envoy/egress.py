@@ -226,6 +226,11 @@ class EgressMinder:
         self._tasks.run(duties.EGRESS, self._supervisor.run)
         log.info("egress ready", pid=self.pid, server=self._settings.server)
 
+    @property
+    def is_up(self) -> bool:
+        """True while Envoy takes calls, as far as is known."""
+        return self._ready.is_set()
+
     async def up(self) -> None:
         """Waits until Envoy takes calls."""
         await self._ready.wait()

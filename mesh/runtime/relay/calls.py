@@ -1,8 +1,9 @@
 """The data port of a foreign server: each call is checked as the ONNX server checks it, and passed on to the server.
 
-Each call is a task, which passes it on through the `egress`. A reply of one message, the usual case, is written in one
-piece with its trailers. If the end does not follow the first message immediately, the reply is passed on message by
-message.
+A call of one message is passed on through the `egress` without a task of its own, if the egress can do that and the
+copy's calls are not limited. If its reply arrives whole, it is passed back at once. All other calls, and those whose
+outcome takes longer, are tasks. A reply of one message, the usual case, is written in one piece with its trailers. If
+the end does not follow the first message immediately, the reply is passed on message by message.
 
 The caller gets the server's answer with metadata, trailers and rich errors, except in two cases. *Not found* means that
 the server has lost the model: the copy is withdrawn, and the router gets *not here*, so that it asks for a load. And
@@ -16,17 +17,19 @@ import time
 from mesh.runtime.port import answers
 from mesh.runtime.port.permission import named, permitted, proven
 from mesh.runtime.relay import metadata, verdicts
+from mesh.runtime.relay.carried import Carried
 from mesh.runtime.relay.egress import Answer, Egress, Outgoing
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.methods import Methods
-from mesh.runtime.relay.splice import SpliceError, append, splice
-from mesh.runtime.relay.table import RelayedCopy, Table
+from mesh.runtime.relay.splice import SpliceError, splice
+from mesh.runtime.relay.table import Table
 from mesh.runtime.sharedmemory.board import METHODS, Board
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
 from mesh.v2 import PREFIX
-from mesh.wire import framing, headers
+from mesh.wire import framing
 from mesh.wire.call import Call, CallCancelled, Header, Headers
+from mesh.wire.client import ReplyStream
 from mesh.wire.reply import Lost, Reply
 
 log = logs.get(__name__)
@@ -36,7 +39,6 @@ _SOON = 0.005
 
 _METHODS = {PREFIX + name.encode(): index for index, name in enumerate(METHODS[:-1])}
 _OTHER = len(METHODS) - 1
-_INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
 
 
 class _NotHere(Exception):
@@ -85,13 +87,93 @@ class RelayPort:
         except MeshError as error:
             answers.fail(call, error)
             return
-        carried = _Carried(call, copy, path, named_as)
-        copy.row.begin(started_ns)
+        carried = Carried(self, call, copy, path, named_as, method=method, started_ns=started_ns)
         self.in_flight += 1
-        task = self._loop.create_task(self._carry(carried, method, started_ns))
-        copy.calls.add(task)
+        alone = call.frame is not None and not copy.limited and self._link.is_up
+        copy.row.begin(started_ns, runs=int(alone))
+        if not alone or not self._posted(carried):
+            self._carry_on(carried)
 
-    async def _carry(self, carried: "_Carried", method: int, started_ns: int) -> None:
+    # --- without a task: a call of one message, whose reply comes at once ---
+
+    def _posted(self, carried: Carried) -> bool:
+        """Sends a call of one message, for which the model is noted as running. Returns False if a task has to send
+        it."""
+        call, copy = carried.call, carried.copy
+        assert call.frame is not None
+        carried.epoch = self._link.epoch
+        try:
+            sent, frame = metadata.to_server(call.headers, copy.model_id), self._read(carried, call.frame)
+            left = self._left(call)
+            carried.exchange = self._egress.post(
+                call.method, sent, frame, carried, timeout=left, encoding=call.encoding
+            )
+        except (MeshError, ValueError) as error:
+            carried.began_ns = carried.started_ns
+            self._end(carried, self._failed(carried, _refusal(error)))
+            return True
+        if carried.exchange is None:
+            copy.row.ran(0)
+            return False
+        carried.began_ns = carried.started_ns
+        copy.calls.add(carried)
+        if call.deadline is not None:
+            carried.timer = self._loop.call_at(call.deadline, carried.late)
+        call.on_cancel(carried.gone)
+        return True
+
+    def replied(self, carried: Carried, reply: Reply) -> None:
+        """Answers a call that was sent without a task."""
+        if not self._egress.is_final(reply):
+            self.outcome(carried, reply)
+            return
+        try:
+            code = self._ended(carried, reply)
+        except Exception as error:
+            code = self._failed(carried, error)
+        self._end(carried, code)
+
+    def outcome(self, carried: Carried, outcome: Reply | ReplyStream | Lost) -> None:
+        """Continues with a call that was sent without a task, and whose outcome takes longer."""
+        call, exchange = carried.call, carried.exchange
+        assert call.frame is not None
+        assert exchange is not None
+        carried.outgoing = self._egress.resume(
+            exchange,
+            outcome,
+            call.method,
+            metadata.to_server(call.headers, carried.copy.model_id),
+            self._read(carried, call.frame),
+            timeout=self._left(call),
+            encoding=call.encoding,
+            pieces=carried.takes_pieces,
+        )
+        call.on_cancel(None)
+        if carried.timer is not None:
+            carried.timer.cancel()
+        self._carry_on(carried)
+        carried.copy.left(carried)
+
+    def ended(self, carried: Carried, error: BaseException) -> None:
+        """Ends a call that was sent without a task before its outcome is known."""
+        if carried.exchange is not None:
+            carried.exchange.cancel()
+        self._end(carried, self._failed(carried, error))
+
+    def _end(self, carried: Carried, code: int) -> None:
+        if carried.timer is not None:
+            carried.timer.cancel()
+        carried.exchange = None  # a sink and its exchange refer to each other
+        carried.copy.left(carried)
+        self._count(carried, code)
+
+    # --- with a task ---
+
+    def _carry_on(self, carried: Carried) -> None:
+        task = self._loop.create_task(self._carry(carried))
+        carried.copy.calls.add(task)
+
+    async def _carry(self, carried: Carried) -> None:
         call, copy = carried.call, carried.copy
         code = int(Code.INTERNAL)
         task = asyncio.current_task()
@@ -100,70 +182,71 @@ class RelayPort:
             # Not before this task runs: if its caller has gone by then, it would be cancelled and never count its end.
             call.on_cancel(lambda: _cancel(task))
             async with asyncio.timeout_at(call.deadline), copy.gate:
-                copy.row.run()
-                carried.began_ns = time.monotonic_ns()
+                if not carried.began_ns:
+                    copy.row.run()
+                    carried.began_ns = time.monotonic_ns()
                 code = await self._forward(carried)
-        except _NotHere:
-            code = int(Reason.NOT_HERE.code)
-            answers.not_here(call, self._board, method, started_ns)
-        except MeshError as error:
-            code = int(error.reason.code)
-            answers.fail(call, error)
-        except TimeoutError:
-            code = int(Code.DEADLINE_EXCEEDED)
-            answers.fail(call, MeshError(Reason.DEADLINE, "the deadline has passed"))
-        except (CallCancelled, asyncio.CancelledError):
-            code = int(Code.CANCELLED)
-            if not call.cancelled:
-                answers.fail(
-                    call, MeshError(Reason.UNAVAILABLE, ("the call was ended because its copy is being unloaded"))
-                )
-        except Exception:
-            log.exception("call failed in the relay's own code", method=call.method)
-            answers.fail(call, MeshError(Reason.INTERNAL, "internal error in the relay; its log has the cause"))
+        except (Exception, asyncio.CancelledError) as error:
+            code = self._failed(carried, error)
         finally:
-            call.on_cancel(None)
-            now = time.monotonic_ns()
-            ran = carried.began_ns > 0
-            busy_ns = now - carried.began_ns if ran else 0
-            copy.row.end(now, runs=int(ran), busy_ns=busy_ns, failed=code != Code.OK)
-            self.in_flight -= 1
-            copy.calls.discard(task)
-            if code != Reason.NOT_HERE.code:
-                self._board.observe(method, code, now - started_ns)
+            copy.left(task)
+            self._count(carried, code)
+
+    def _failed(self, carried: Carried, error: BaseException) -> int:
+        """Answers a call that has failed here. Returns the code of the answer."""
+        call = carried.call
+        match error:
+            case _NotHere():
+                answers.not_here(call, self._board, carried.method, carried.started_ns)
+                return int(Reason.NOT_HERE.code)
+            case CallCancelled() | asyncio.CancelledError():
+                if not call.cancelled:
+                    text = "the call was ended because its copy is being unloaded"
+                    answers.fail(call, MeshError(Reason.UNAVAILABLE, text))
+                return int(Code.CANCELLED)
+            case MeshError():
+                failure = error
+            case TimeoutError():
+                failure = MeshError(Reason.DEADLINE, "the deadline has passed")
+            case _:
+                log.error("call failed in the relay's own code", method=call.method, exc_info=error)
+                failure = MeshError(Reason.INTERNAL, "internal error in the relay; its log has the cause")
+        answers.fail(call, failure)
+        return int(failure.reason.code)
+
+    def _count(self, carried: Carried, code: int) -> None:
+        """Counts the end of a call."""
+        carried.call.on_cancel(None)
+        now = time.monotonic_ns()
+        ran = carried.began_ns > 0
+        busy_ns = now - carried.began_ns if ran else 0
+        carried.copy.row.end(now, runs=int(ran), busy_ns=busy_ns, failed=code != Code.OK)
+        self.in_flight -= 1
+        if code != Reason.NOT_HERE.code:
+            self._board.observe(carried.method, code, now - carried.started_ns)
 
     # --- to the server and back
 
-    async def _forward(self, carried: "_Carried") -> int:
-        """Passes a call on and answers it. Returns the code of the answer. Raises _NotHere, MeshError."""
-        call = carried.call
-        if not await self._link.up():
-            raise _NotHere
-        await self._egress.up()
-        sent = metadata.to_server(call.headers, carried.copy.model_id)
-        left = None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
-        epoch = self._link.epoch
+    async def _forward(self, carried: Carried) -> int:
+        """Passes a call on, unless that is done already, and answers it. Returns the code of the answer. Raises
+        _NotHere, MeshError."""
         feeding = None
-        try:
-            if call.frame is not None:
-                frame = self._read(carried, call.frame)
-                outgoing = self._egress.send(
-                    call.method, sent, frame, timeout=left, encoding=call.encoding, pieces=not carried.renames
-                )
-            else:
-                outgoing = self._egress.open(
-                    call.method, sent, timeout=left, encoding=call.encoding, pieces=not carried.renames
-                )
+        outgoing = carried.outgoing
+        if outgoing is None:
+            if not await self._link.up():
+                raise _NotHere
+            await self._egress.up()
+            carried.epoch = self._link.epoch
+            outgoing = self._sent(carried)
+            if carried.call.frame is None:
                 feeding = self._loop.create_task(self._feed(carried, outgoing))
-        except ValueError as error:
-            raise MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}") from None
         try:
             answer = await outgoing.first()
             return self._ended(carried, answer) if isinstance(answer, Reply) else await self._stream(carried, answer)
         except Lost as lost:
             if carried.refused is not None:
                 raise carried.refused from None
-            await self._link.noticed(epoch)
+            await self._link.noticed(carried.epoch)
             await self._link.survived()
             text = f"the connection to the model server was lost during the call: {lost.why}"
             raise MeshError(Reason.LOST, text) from None
@@ -173,7 +256,24 @@ class RelayPort:
                 feeding.cancel()
                 await asyncio.wait({feeding})
 
-    async def _stream(self, carried: "_Carried", answer: Answer) -> int:
+    def _sent(self, carried: Carried) -> Outgoing:
+        """Sends a call's only message, or begins a request of several. Raises MeshError."""
+        call = carried.call
+        sent = metadata.to_server(call.headers, carried.copy.model_id)
+        left, pieces = self._left(call), carried.takes_pieces
+        try:
+            if call.frame is None:
+                return self._egress.open(call.method, sent, timeout=left, encoding=call.encoding, pieces=pieces)
+            frame = self._read(carried, call.frame)
+            return self._egress.send(call.method, sent, frame, timeout=left, encoding=call.encoding, pieces=pieces)
+        except ValueError as error:
+            raise _refusal(error) from None
+
+    def _left(self, call: Call) -> float | None:
+        """Returns the seconds until a call's deadline."""
+        return None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
+
+    async def _stream(self, carried: Carried, answer: Answer) -> int:
         """Passes on an answer that is read message by message. Raises `Lost`."""
         call = carried.call
         first = await answer.read()
@@ -197,7 +297,7 @@ class RelayPort:
         finally:
             following.cancel()  # no effect after the end
 
-    def _ended(self, carried: "_Carried", reply: Reply, returned: Headers = ()) -> int:
+    def _ended(self, carried: Carried, reply: Reply, returned: Headers = ()) -> int:
         """Answers a call with the server's status, and its only message if it has one. Returns the code of the answer;
         raises _NotHere."""
         call, copy = carried.call, carried.copy
@@ -225,7 +325,7 @@ class RelayPort:
             returned.append((b"grpc-encoding", encoding))
         return returned
 
-    async def _feed(self, carried: "_Carried", outgoing: Outgoing) -> None:
+    async def _feed(self, carried: Carried, outgoing: Outgoing) -> None:
         """Sends the messages of a streamed request. A message that cannot be sent ends the call."""
         try:
             while (frame := await carried.call.read()) is not None:
@@ -237,7 +337,7 @@ class RelayPort:
         except Lost:
             pass  # the call has ended, and its answer has the reason
 
-    def _read(self, carried: "_Carried", frame: bytes) -> bytes:
+    def _read(self, carried: Carried, frame: bytes) -> bytes:
         """Returns a frame for the server, with the model's id in its place. Raises MeshError."""
         if not carried.path:
             return frame
@@ -247,45 +347,15 @@ class RelayPort:
         except SpliceError as error:
             text = f"the model id cannot be put into the request: {error}"
             raise MeshError(Reason.BAD_REQUEST, text) from None
-        return framing.pack(spliced)
+        return frame if spliced is message and not framing.is_compressed(frame) else framing.pack(spliced)
+
+
+def _refusal(error: MeshError | ValueError) -> MeshError:
+    """Returns the error for a call that cannot be sent."""
+    if isinstance(error, MeshError):
+        return error
+    return MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}")
 
 
 def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
-
-
-class _Carried:
-    """One call on its way."""
-
-    __slots__ = ("_alias", "_version", "began_ns", "begun", "call", "copy", "path", "refused")
-
-    def __init__(self, call: Call, copy: RelayedCopy, path: tuple[int, ...], named_as: bytes | None) -> None:
-        self.call = call
-        self.copy = copy
-        self.path = path
-        self.began_ns = 0  # when the call was sent to the server
-        self.begun = False  # the reply is passed on message by message
-        self.refused: MeshError | CallCancelled | None = None  # why the rest of the request cannot be sent
-        self._alias = self._version = ""
-        if named_as is not None:
-            self._alias, self._version = headers.read_as(named_as)
-
-    @property
-    def renames(self) -> bool:
-        """True if the alias or version that the call used is written into the reply."""
-        return bool(self._alias or self._version) and self.call.method in (_INFER, _METADATA)
-
-    def named(self, frame: bytes, encoding: bytes, *, limit: int) -> bytes:
-        """Returns the frame of a reply, under the alias that the call used if it is a V2 message."""
-        if not self.renames:
-            return frame
-        call = self.call
-        message = framing.unpack(frame, encoding, limit=limit)
-        if self._alias:
-            message = splice(message, (1,), self._alias.encode())
-        if call.method == _METADATA:
-            listed = call.header(headers.VERSIONS)
-            message = append(message, 2, [v.encode() for v in headers.read_listed(listed)]) if listed else message
-        elif self._version:
-            message = splice(message, (2,), self._version.encode())
-        return framing.pack(message)

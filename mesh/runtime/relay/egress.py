@@ -11,7 +11,8 @@ An egress never turns a server's status into another one. If a call has no statu
 from typing import Protocol
 
 from mesh.wire.call import Header, Headers
-from mesh.wire.reply import Reply
+from mesh.wire.client import Exchange, ReplyStream, Sink
+from mesh.wire.reply import Lost, Reply
 
 
 class Answer(Protocol):
@@ -77,6 +78,29 @@ class Egress(Protocol):
         self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes, pieces: bool = False
     ) -> Outgoing:
         """Begins a request whose messages are written one by one."""
+
+    def post(
+        self, method: bytes, headers: Headers, frame: bytes, sink: Sink, *, timeout: float | None, encoding: bytes
+    ) -> Exchange | None:
+        """Sends a request of one message, whose outcome `sink` gets, for callers without a task of their own. Returns
+        None if that is not possible, in general or at present, so that `send` has to be used."""
+
+    def is_final(self, reply: Reply) -> bool:
+        """Returns whether a reply to `post` is the server's. If it is not, `resume` finds out what to do."""
+
+    def resume(
+        self,
+        exchange: Exchange,
+        outcome: Reply | ReplyStream | Lost,
+        method: bytes,
+        headers: Headers,
+        frame: bytes,
+        *,
+        timeout: float | None,
+        encoding: bytes,
+        pieces: bool = False,
+    ) -> Outgoing:
+        """Returns a call that `post` has sent, with its outcome, as if `send` had sent it."""
 
     async def close(self) -> None:
         """Ends the egress, and all calls with it."""

@@ -12,7 +12,7 @@ from mesh.statuses import Code
 from mesh.wire import metadata
 from mesh.wire.budget import Budget
 from mesh.wire.call import Headers
-from mesh.wire.client import Pool
+from mesh.wire.client import Exchange, Pool, Sink
 from mesh.wire.pieces import Pieces
 from mesh.wire.reply import Lost, LostKind, Reply
 from mesh.wire.streams import ReplyStream, RequestStream
@@ -55,6 +55,13 @@ class EnvoyEgress:
     ) -> "EnvoyCall":
         """Sends a request of one message. If Envoy has just died, it is sent again to the next one, unless a byte of it
         was written before."""
+        begin = self._sending(method, headers, frame, timeout=timeout, encoding=encoding, pieces=pieces)
+        return EnvoyCall(self, begin(), begin)
+
+    def _sending(
+        self, method: bytes, headers: Headers, frame: bytes, *, timeout: float | None, encoding: bytes, pieces: bool
+    ) -> Callable[[], RequestStream]:
+        """Returns a function that sends a request of one message, each time that it is called."""
         within = _written(timeout)
 
         def begin() -> RequestStream:
@@ -62,7 +69,7 @@ class EnvoyEgress:
             stream.exchange = self._pool.send(method, headers, frame, stream, timeout=within, encoding=encoding)
             return stream
 
-        return EnvoyCall(self, begin(), begin)
+        return begin
 
     def open(
         self, method: bytes, headers: Headers, *, timeout: float | None, encoding: bytes, pieces: bool = False
@@ -71,6 +78,46 @@ class EnvoyEgress:
         within = _written(timeout)
         stream = self._pool.open(method, headers, timeout=within, encoding=encoding, takes_pieces=pieces)
         return EnvoyCall(self, stream, None)
+
+    def post(
+        self, method: bytes, headers: Headers, frame: bytes, sink: Sink, *, timeout: float | None, encoding: bytes
+    ) -> Exchange | None:
+        """Sends a request of one message, whose outcome `sink` gets. Returns None while Envoy does not run."""
+        if not self._minder.is_up:
+            return None
+        return self._pool.send(method, headers, frame, sink, timeout=_written(timeout), encoding=encoding)
+
+    def is_final(self, reply: Reply) -> bool:
+        """Returns False for an answer of Envoy itself."""
+        return reply.code == Code.OK or not any(name == LOCAL for name, _ in reply.headers)
+
+    def resume(
+        self,
+        exchange: Exchange,
+        outcome: Reply | ReplyStream | Lost,
+        method: bytes,
+        headers: Headers,
+        frame: bytes,
+        *,
+        timeout: float | None,
+        encoding: bytes,
+        pieces: bool = False,
+    ) -> "EnvoyCall":
+        """Returns a call that `post` has sent, with its outcome. If it was not sent because Envoy has just died, it is
+        sent again, as `send` does."""
+        stream = RequestStream(takes_pieces=pieces)
+        stream.exchange = exchange
+        if isinstance(outcome, Reply):
+            stream.on_reply(outcome)
+        elif isinstance(outcome, Lost):
+            stream.on_lost(outcome)
+        else:
+            stream.on_stream(outcome)
+        return EnvoyCall(
+            self,
+            stream,
+            self._sending(method, headers, frame, timeout=timeout, encoding=encoding, pieces=pieces),
+        )
 
     async def close(self) -> None:
         """Ends all calls, and Envoy."""

@@ -74,6 +74,17 @@ class GrpcEgress:
         rpc = several(metadata=metadata.pairs(headers), timeout=timeout)
         return GrpcCall(self._link, rpc, encoding, self._max_message)
 
+    def post(self, *_: object, **__: object) -> None:
+        """Returns None, because `grpc.aio` needs a task for each call."""
+
+    def is_final(self, reply: Reply) -> bool:
+        """Is never called, because `post` sends nothing."""
+        raise NotImplementedError
+
+    def resume(self, *_: object, **__: object) -> "GrpcCall":
+        """Is never called, because `post` sends nothing."""
+        raise NotImplementedError
+
     def _method(self, name: bytes) -> tuple[_Method, _Method]:
         """Returns the `grpc.aio` callables of a method, for a request of one message and for a streamed request."""
         made = self._methods.get(name)

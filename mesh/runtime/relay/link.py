@@ -90,6 +90,11 @@ class Link:
         self.former = True
         self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(_FormerName(self.channel))
 
+    @property
+    def is_up(self) -> bool:
+        """True while the server can be used, as far as is known."""
+        return self._up.is_set() and not self.ended.done()
+
     async def up(self) -> bool:
         """Waits until the server can be used. Returns False if the server is lost."""
         if not self._up.is_set():

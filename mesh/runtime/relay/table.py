@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from typing import Protocol
 
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.runtime.port.copies import Copies
@@ -20,32 +21,52 @@ load would not change it."""
 _MAX_LOSSES = 1000  # models whose losses are kept
 
 
+class CallInFlight(Protocol):
+    """A call in flight, as its copy knows it."""
+
+    def cancel(self) -> object:
+        """Ends the call. It then leaves the copy."""
+
+
 class RelayedCopy:
     """One copy, from its load until its unload."""
 
-    __slots__ = ("calls", "drained", "gate", "model_id", "row", "token")
+    __slots__ = ("_empty", "calls", "gate", "limited", "model_id", "row", "token")
 
     def __init__(self, model_id: str, token: bytes, row: Row, *, concurrency: int = 0) -> None:
         self.model_id = model_id
         self.token = token
         self.row = row
         self.gate: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
-        self.calls: set[asyncio.Task[None]] = set()
+        self.calls: set[CallInFlight] = set()
+        self.limited = False  # calls may have to wait at the gate
+        self._empty: asyncio.Event | None = None  # made by `drain`
         self.limit(concurrency)
 
     def limit(self, concurrency: int) -> None:
         """Limits how many calls the server gets at once; 0 means no limit."""
         if concurrency:
             self.gate = asyncio.Semaphore(concurrency)
+            self.limited = True
+
+    def left(self, call: CallInFlight) -> None:
+        """Forgets a call that has ended."""
+        self.calls.discard(call)
+        if self._empty is not None and not self.calls:
+            self._empty.set()
 
     async def drain(self, grace: float) -> None:
-        """Waits for the calls in flight, and ends those that remain after `grace` seconds."""
-        if self.calls:
-            await asyncio.wait(self.calls, timeout=grace)
-        for task in tuple(self.calls):
-            task.cancel()
-        if self.calls:
-            await asyncio.wait(self.calls, timeout=1.0)
+        """Waits for the calls in flight, and ends those that remain after `grace` seconds. No call may begin
+        meanwhile."""
+        if not self.calls:
+            return
+        self._empty = asyncio.Event()
+        for seconds in (grace, 1.0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
+            for call in tuple(self.calls):
+                call.cancel()
 
 
 class Table:

@@ -94,7 +94,8 @@ async def test_a_call_whose_caller_has_gone_before_it_begins_is_counted_as_ended
     copy = RelayedCopy("m", b"life.7", table.row(None))
     table.copies.add(copy)
     egress: Any = SimpleNamespace(takes_pieces=True)
-    port = RelayPort(table, board, None, egress, max_message=1000)  # type: ignore[arg-type]
+    link: Any = SimpleNamespace(is_up=False)
+    port = RelayPort(table, board, link, egress, max_message=1000)
     port.methods = Methods(STATUS)
     call = FakeCall(b"/a.B/d", list(addressed("m", b"life.7")))
     port.handle(call)

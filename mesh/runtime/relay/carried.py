@@ -1,0 +1,133 @@
+"""One call on its way through the relay.
+
+It is the sink of a call that is sent without a task (`Egress.post`): `Carrier` gets the outcome together with the call.
+"""
+
+import asyncio
+from typing import Protocol
+
+from mesh.runtime.relay.egress import Outgoing
+from mesh.runtime.relay.splice import append, splice
+from mesh.runtime.relay.table import RelayedCopy
+from mesh.statuses import MeshError
+from mesh.v2 import PREFIX
+from mesh.wire import framing, headers
+from mesh.wire.call import Call, CallCancelled
+from mesh.wire.client import Exchange, ReplyStream
+from mesh.wire.reply import Lost, Reply
+
+_INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
+
+
+class Carrier(Protocol):
+    """The port that carries calls."""
+
+    def replied(self, carried: "Carried", reply: Reply) -> None:
+        """Takes the complete reply to a call that was sent without a task."""
+
+    def outcome(self, carried: "Carried", outcome: ReplyStream | Lost) -> None:
+        """Takes any other outcome of such a call."""
+
+    def ended(self, carried: "Carried", error: BaseException) -> None:
+        """Ends such a call early."""
+
+
+class Carried:
+    """One call, and how far it has come."""
+
+    __slots__ = (
+        "_alias",
+        "_carrier",
+        "_version",
+        "began_ns",
+        "begun",
+        "call",
+        "copy",
+        "epoch",
+        "exchange",
+        "method",
+        "outgoing",
+        "path",
+        "refused",
+        "started_ns",
+        "takes_pieces",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        call: Call,
+        copy: RelayedCopy,
+        path: tuple[int, ...],
+        named_as: bytes | None,
+        *,
+        method: int,
+        started_ns: int,
+    ) -> None:
+        self.call = call
+        self.copy = copy
+        self.path = path
+        self.method = method  # its number on the use board
+        self.started_ns = started_ns
+        self.began_ns = 0  # when the call was sent to the server
+        self.begun = False  # the reply is passed on message by message
+        self.refused: MeshError | CallCancelled | None = None  # why the rest of the request cannot be sent
+        self.epoch = 0  # the link's, when the call was sent
+        self.exchange: Exchange | None = None  # the call at the server, if it was sent without a task
+        self.outgoing: Outgoing | None = None  # the same, once a task takes it over
+        self.timer: asyncio.TimerHandle | None = None  # of the deadline, if there is no task
+        self._carrier = carrier
+        self._alias = self._version = ""
+        if named_as is not None:
+            self._alias, self._version = headers.read_as(named_as)
+        self.takes_pieces = not self.renames
+
+    @property
+    def renames(self) -> bool:
+        """True if the alias or version that the call used is written into the reply."""
+        return bool(self._alias or self._version) and self.call.method in (_INFER, _METADATA)
+
+    def named(self, frame: bytes, encoding: bytes, *, limit: int) -> bytes:
+        """Returns the frame of a reply, under the alias that the call used if it is a V2 message."""
+        if self.takes_pieces:
+            return frame
+        call = self.call
+        message = framing.unpack(frame, encoding, limit=limit)
+        if self._alias:
+            message = splice(message, (1,), self._alias.encode())
+        if call.method == _METADATA:
+            listed = call.header(headers.VERSIONS)
+            message = append(message, 2, [v.encode() for v in headers.read_listed(listed)]) if listed else message
+        elif self._version:
+            message = splice(message, (2,), self._version.encode())
+        return framing.pack(message)
+
+    # --- without a task ---
+
+    def cancel(self) -> None:
+        """Ends the call because its copy is being unloaded."""
+        self._carrier.ended(self, asyncio.CancelledError())
+
+    def gone(self) -> None:
+        """Ends the call because its caller has gone."""
+        self._carrier.ended(self, CallCancelled("the caller has gone"))
+
+    def late(self) -> None:
+        """Ends the call because its deadline has passed."""
+        self._carrier.ended(self, TimeoutError())
+
+    def on_reply(self, reply: Reply) -> None:
+        """Takes the complete reply."""
+        self._carrier.replied(self, reply)
+
+    def on_stream(self, stream: ReplyStream) -> None:
+        """Takes a reply that is read message by message."""
+        self._carrier.outcome(self, stream)
+
+    def on_lost(self, lost: Lost) -> None:
+        """Learns that there will be no reply."""
+        self._carrier.outcome(self, lost)
+
+    def on_beginning(self) -> None:
+        """Does nothing: the request is kept until the outcome."""
