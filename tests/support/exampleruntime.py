@@ -201,6 +201,11 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         response.raw_output_contents.append(struct.pack("<f", self.numbers[request.model_name]))
         return response
 
+    async def infer_each(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        """Triton's ModelStreamInfer, with plain answers of ModelInfer."""
+        async for request in requests:
+            yield await self.infer(request, context)
+
     async def predict(self, request: Any, context: Any) -> Any:
         model_id = _model_id(context)
         self.note(f"predict {model_id}")
@@ -333,12 +338,12 @@ async def serve(options: argparse.Namespace) -> None:
     handlers |= bulk.Bulk().handlers()
     services: list[grpc.GenericRpcHandler] = [grpc.method_handlers_generic_handler(SERVICE, handlers)]
     if options.v2:
-        infer = grpc.unary_unary_rpc_method_handler(
-            runtime.infer,
-            inference_pb2.ModelInferRequest.FromString,
-            inference_pb2.ModelInferResponse.SerializeToString,
-        )
-        services.append(grpc.method_handlers_generic_handler(_INFER, {"ModelInfer": infer}))
+        coding = inference_pb2.ModelInferRequest.FromString, inference_pb2.ModelInferResponse.SerializeToString
+        inferring = {
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(runtime.infer, *coding),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(runtime.infer_each, *coding),
+        }
+        services.append(grpc.method_handlers_generic_handler(_INFER, inferring))
     if not options.calls:
         server.add_generic_rpc_handlers(tuple(services))
     if options.listen.startswith("unix:"):

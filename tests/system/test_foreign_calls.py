@@ -72,19 +72,24 @@ async def test_a_call_by_alias_reaches_the_server_with_the_id_of_the_model(it):
 
 
 async def test_a_v2_message_names_the_routed_model_even_if_the_server_lists_no_v2_method(it):
-    """A server that goes by the name in V2's messages answers with the model that the call was routed to, whatever
-    other model a client's message names. V2's methods for a whole server do not reach it."""
+    """A server that goes by the name in V2's messages gets the id of the model that the call was routed to: the model
+    behind an alias, and the model of the metadata where the message does not count. V2's methods for a whole server do
+    not reach it."""
     for model, number in (("own", b"3"), ("secret", b"7")):
         await it.register(model, now=True, content=number)
-    infer = it.mesh.channel().unary_unary(
-        f"/{V2}/ModelInfer",
-        request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
-        response_deserializer=inference_pb2.ModelInferResponse.FromString,
-    )
-    for named in ("own", "secret", ""):
-        request = inference_pb2.ModelInferRequest(model_name=named)
-        response = await infer(request, metadata=(("mm-model-id", "own"),), timeout=20)
-        assert (response.model_name, response.raw_output_contents[0]) == ("own", struct.pack("<f", 3))
+    assert (await it.mesh.rest("PUT", "/mesh/v1/aliases/alias-of-own", {"target": "own"})).status == 201
+    coding = {
+        "request_serializer": inference_pb2.ModelInferRequest.SerializeToString,
+        "response_deserializer": inference_pb2.ModelInferResponse.FromString,
+    }
+    infer = it.mesh.channel().unary_unary(f"/{V2}/ModelInfer", **coding)
+    for named in ("own", "alias-of-own"):
+        response = await infer(inference_pb2.ModelInferRequest(model_name=named), timeout=20)
+        assert (response.model_name, response.raw_output_contents[0]) == (named, struct.pack("<f", 3))
+    each = it.mesh.channel().stream_stream(f"/{V2}/ModelStreamInfer", **coding)
+    requests = [inference_pb2.ModelInferRequest(model_name=named) for named in ("own", "secret", "")]
+    answers = [answer async for answer in each(iter(requests), metadata=(("mm-model-id", "own"),), timeout=20)]
+    assert [answer.raw_output_contents[0] for answer in answers] == [struct.pack("<f", 3)] * 3
     unload = it.mesh.channel().unary_unary(f"/{V2}/RepositoryModelUnload")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await unload(b"", metadata=(("mm-model-id", "own"),), timeout=20)

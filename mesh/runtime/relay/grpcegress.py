@@ -78,11 +78,11 @@ class GrpcEgress:
         """Returns None, because `grpc.aio` needs a task for each call."""
 
     def is_final(self, reply: Reply) -> bool:
-        """Is never called, because `post` sends nothing."""
+        """Raises NotImplementedError: `post` sends nothing, so there is no outcome."""
         raise NotImplementedError
 
     def resume(self, *_: object, **__: object) -> "GrpcCall":
-        """Is never called, because `post` sends nothing."""
+        """Raises NotImplementedError: `post` sends nothing, so there is no outcome."""
         raise NotImplementedError
 
     def _method(self, name: bytes) -> tuple[_Method, _Method]:
