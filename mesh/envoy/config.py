@@ -41,6 +41,7 @@ class Tls:
     private_key: str
     client_ca: str = ""  # set: certificates of clients must be signed by it
     client_optional: bool = False  # clients may come without one
+    client_shown: bool = False  # requests tell the workers the client's certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +195,10 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
         "initial_connection_window_size": settings.connection_window,
         "custom_settings_parameters": [{"identifier": _MAX_FRAME_SIZE, "value": settings.frame}],
     }
+    shown: dict[str, Any] = {}
+    if settings.tls is not None and settings.tls.client_ca and settings.tls.client_shown:
+        # Otherwise Envoy only removes the header, which is its default.
+        shown = {"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": {"cert": True}}
     if settings.keepalive:
         http2["connection_keepalive"] = {"interval": _seconds(settings.keepalive), "timeout": "20s"}
     return {
@@ -218,6 +223,7 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
         # address is one that no host has (an empty list would mean all private addresses).
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "192.0.2.1", "prefix_len": 32}]},
         "skip_xff_append": True,
+        **shown,
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": False,
         "merge_slashes": False,

@@ -28,7 +28,7 @@ LEGACY_MODEL_ID = b"tas-model-id"
 
 AUTHORIZATION = b"authorization"  # a client's credentials; for the router alone, never passed on
 PEER = b"mesh-peer"  # set by Envoy on requests to management: the address of the client
-CLIENT_CERTIFICATE = b"x-forwarded-client-cert"  # set by Envoy: the names in a client's certificate
+CLIENT_CERTIFICATE = b"x-forwarded-client-cert"  # set by Envoy, if asked to: the client's certificate
 
 # On the SPI: metadata for Mesh's own model server, beyond the SPI's messages. Other servers ignore it.
 SPI_COPY = "mesh-copy"

@@ -31,7 +31,7 @@ _ENVOY = frozenset({
     b"x-envoy-downstream-service-node", b"x-envoy-expected-rq-timeout-ms", b"x-envoy-external-address",
     b"x-envoy-internal", b"x-envoy-original-path", b"x-envoy-peer-metadata",
     b"x-envoy-peer-metadata-id", b"x-envoy-upstream-service-time",
-    b"x-forwarded-client-cert", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto",
+    b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto",
     b"x-request-id",
 })  # fmt: skip
 

@@ -39,7 +39,7 @@ from mesh.wire.client import Pool
 from mesh.wire.headers import AUTHORIZATION
 from router.access import assembly, operations
 from router.access.authority import Authority
-from router.access.guard import REQUIRED
+from router.access.guard import OFF, REQUIRED
 from router.fencing.closing import Closing
 from router.fencing.prober import Prober
 from router.fencing.tombstones import Tombstones
@@ -435,6 +435,7 @@ def _tls(settings: RouterSettings) -> config.Tls | None:
         private_key=settings.tls_key,
         client_ca=settings.tls_client_ca,
         client_optional=settings.tls_client_auth == "optional",
+        client_shown=settings.auth != OFF,
     )
 
 

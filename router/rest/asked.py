@@ -25,8 +25,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 MODELS = "/v2/models/"
 
 _PASSED = ("traceparent", "tracestate", "baggage")  # besides x- and mm-
-_CREDENTIALS = names.AUTHORIZATION.decode()
-"""The header that the dispatcher needs to know the caller, and passes to no model server."""
+_CREDENTIALS = frozenset({names.AUTHORIZATION.decode(), names.CLIENT_CERTIFICATE.decode()})
+"""The headers that the dispatcher needs to know the caller, and passes to no model server."""
 
 _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-mesh-")
 
@@ -136,9 +136,12 @@ class Asked:
         passed: list[Header] = []
         for name, value in self._fields.items():
             lower = name.lower()
-            if not lower.startswith(("x-", "mm-")) and lower not in _PASSED and lower != _CREDENTIALS:
-                continue
-            if lower.startswith(_NOT_PASSED) or not (value.isascii() and value.isprintable()):
+            if lower not in _CREDENTIALS:
+                if not lower.startswith(("x-", "mm-")) and lower not in _PASSED:
+                    continue
+                if lower.startswith(_NOT_PASSED):
+                    continue
+            if not (value.isascii() and value.isprintable()):
                 continue
             encoded = lower.encode("ascii", "replace")
             if not encoded.startswith(names.INTERNAL):

@@ -1,7 +1,8 @@
-"""A private certificate authority, made for one test."""
+"""Private certificate authorities, each made for one test."""
 
 import datetime
 import ipaddress
+import urllib.parse
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -10,26 +11,43 @@ from cryptography.x509.oid import NameOID
 
 HOUR = datetime.timedelta(hours=1)
 
+_PEM = serialization.Encoding.PEM
 
-def certificate(
-    name: str, *, ends: datetime.timedelta = HOUR, begins: datetime.timedelta = -24 * HOUR
-) -> tuple[bytes, bytes]:
-    """Returns the authority's certificate, and a server certificate with its key for that address or host, both as PEM.
 
-    `begins` and `ends` are relative to now, and a past end makes an expired certificate. The authority's own
-    certificate is always valid.
-    """
-    now = datetime.datetime.now(datetime.UTC)
-    authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+class Authority:
+    """A certificate authority."""
 
-    def build(
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        constraints = x509.BasicConstraints(ca=True, path_length=None)
+        made = self._build("authority of a test", self._key, constraints, -24 * HOUR, 365 * 24 * HOUR)
+        self.pem = made.public_bytes(_PEM)
+
+    def issue(
+        self,
+        *names: x509.GeneralName,
+        ends: datetime.timedelta = HOUR,
+        begins: datetime.timedelta = -24 * HOUR,
+        common_name: str = "server",
+    ) -> bytes:
+        """Returns a certificate for these alternative names, followed by its key. `begins` and `ends` are relative to
+        now, and a past end makes an expired certificate."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        extension = x509.SubjectAlternativeName(names) if names else None
+        made = self._build(common_name, key, extension, begins, ends)
+        private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return made.public_bytes(_PEM) + private
+
+    def _build(
+        self,
         name: str,
         key: ec.EllipticCurvePrivateKey,
-        extension: x509.ExtensionType,
+        extension: x509.ExtensionType | None,
         begins: datetime.timedelta,
         ends: datetime.timedelta,
     ) -> x509.Certificate:
-        return (
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")]))
@@ -37,19 +55,31 @@ def certificate(
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + begins)
             .not_valid_after(now + ends)
-            .add_extension(extension, critical=True)
-            .sign(authority_key, hashes.SHA256())
         )
+        if extension is not None:
+            builder = builder.add_extension(extension, critical=True)
+        return builder.sign(self._key, hashes.SHA256())
 
-    constraints = x509.BasicConstraints(ca=True, path_length=None)
-    authority = build("authority of a test", authority_key, constraints, -24 * HOUR, 365 * 24 * HOUR)
+
+def named(name: str) -> x509.GeneralName:
+    """Returns the alternative name for an address or a host."""
     try:
-        names: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
+        return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        names = x509.DNSName(name)
-    server = build("server", server_key, x509.SubjectAlternativeName([names]), begins, ends)
-    key = server_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    pem = serialization.Encoding.PEM
-    return authority.public_bytes(pem), server.public_bytes(pem) + key
+        return x509.DNSName(name)
+
+
+def certificate(
+    name: str, *, ends: datetime.timedelta = HOUR, begins: datetime.timedelta = -24 * HOUR
+) -> tuple[bytes, bytes]:
+    """Returns the certificate of a new authority, which is valid, and a server certificate with its key for that
+    address or host, both as PEM."""
+    authority = Authority()
+    return authority.pem, authority.issue(named(name), begins=begins, ends=ends)
+
+
+def forwarded(pem: bytes, *, by: str = "") -> bytes:
+    """Returns the header `x-forwarded-client-cert` as Envoy writes it for a client's certificate. `by` is its part
+    about the server's own certificate."""
+    text = pem.decode().partition("-----BEGIN PRIVATE KEY-----")[0]
+    return f'{by}Hash={"0a" * 32};Cert="{urllib.parse.quote(text, safe="")}"'.encode()

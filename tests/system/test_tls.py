@@ -9,14 +9,24 @@ import sys
 
 import grpc
 import numpy as np
+from cryptography import x509
 
 from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
+from mesh.v2 import SERVICE
 from tests.support import models
-from tests.support.certificates import HOUR, certificate
-from tests.support.localmesh import Client
+from tests.support.certificates import HOUR, Authority, certificate, forwarded, named
+from tests.support.localmesh import Client, infer_request
 from tests.support.waiting import until
 
 ONE = np.ones((1, 1), np.float32)
+SCORER = "spiffe://example.com/ns/team-a/sa/scorer"
+CLIENTS = {
+    "scorer": [x509.UniformResourceIdentifier(SCORER)],
+    "lister": [x509.DNSName("lister.example.com")],
+    "stranger": [x509.DNSName("stranger.example.com")],
+    "server": [named("127.0.0.1")],
+}
+"""The names in the certificates of clients; the last one has none that could identify it."""
 
 
 def put(path, content: bytes) -> None:
@@ -101,19 +111,74 @@ async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_me
 
 
 async def test_clients_show_who_they_are(a_mesh, tmp_path):
-    """With an authority for clients, only clients with a certificate signed by it are answered."""
-    authority, both = certificate("127.0.0.1")
-    put(tmp_path / "ca.crt", authority)
-    put(tmp_path / "both.pem", both)
-    trust = ssl.create_default_context(cadata=authority.decode())
-    trust.load_cert_chain(tmp_path / "both.pem")
-    pem = str(tmp_path / "both.pem")
+    """With an authority for clients, only clients with a certificate signed by it are answered. The names in the
+    certificate are who they are, whatever their requests say."""
+    authority = Authority()
+    put(tmp_path / "ca.crt", authority.pem)
+    for name, names in CLIENTS.items():
+        put(tmp_path / f"{name}.pem", authority.issue(*names))
+    put(tmp_path / "admin.key", b"a" * 40)
+
+    def trust(name: str) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=authority.pem.decode())
+        context.load_cert_chain(tmp_path / f"{name}.pem")
+        return context
+
+    pem = str(tmp_path / "server.pem")
     options = ["--tls-cert", pem, "--tls-key", pem, "--tls-client-ca", str(tmp_path / "ca.crt")]
-    async with a_mesh(pods=1, router_options=options, trust=trust) as mesh:
-        assert (await mesh.rest("GET", "/mesh/v1/pods")).status == 200
+    options += ["--auth", "required", "--admin-key-file", str(tmp_path / "admin.key")]
+    async with a_mesh(pods=1, router_options=options, trust=trust("server"), key="a" * 40) as mesh:
+        path = mesh.write("m.onnx", models.constant(7.0))
+        assert (await mesh.rest("PUT", "/mesh/v1/models/m", {"type": "onnx", "path": path.as_uri()})).status == 201
+        for role, subject in (("infer", f"cert:{SCORER}"), ("read", "cert:lister.example.com")):
+            grant = {"role": role, "models": ["*"], "to": [subject]}
+            assert (await mesh.rest("PUT", f"/mesh/v1/grants/{role}", grant)).status == 201
+
+        forged = forwarded((tmp_path / "scorer.pem").read_bytes()).decode()
+        host, port = mesh.grpc_address().split(":")
+
+        def asked(name: str, path: str, **headers: str) -> int:
+            connection = http.client.HTTPSConnection(host, int(port), context=trust(name), timeout=30)
+            connection.request("GET", path, headers={"X-Forwarded-Client-Cert": forged, **headers})
+            return connection.getresponse().status
+
+        async def inferred(name: str) -> str:
+            files = (tmp_path / f"{name}.pem").read_bytes()
+            channel = grpc.aio.secure_channel(
+                f"{host}:{port}", grpc.ssl_channel_credentials(authority.pem, files, files)
+            )
+            mesh.channels.append(channel)
+            try:
+                infer = channel.unary_unary(f"/{SERVICE}/ModelInfer", lambda one: one.SerializeToString(), bytes)
+                await infer(infer_request("m", x=ONE), metadata=[("x-forwarded-client-cert", forged)], timeout=30)
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
+            return "OK"
+
+        async def known() -> bool:
+            return await asyncio.to_thread(asked, "scorer", "/v2/models/m/ready") == 200
+
+        await until(known, timeout=20, why="the grants are read")
+        found = {
+            name: [
+                await asyncio.to_thread(asked, name, "/v2/models/m/ready"),
+                await asyncio.to_thread(asked, name, "/mesh/v1/models/m"),
+                await inferred(name),
+            ]
+            for name in CLIENTS
+        }
+        assert found == {
+            "scorer": [200, 403, "OK"],
+            "lister": [403, 200, "PERMISSION_DENIED"],
+            "stranger": [403, 403, "PERMISSION_DENIED"],
+            "server": [401, 401, "UNAUTHENTICATED"],
+        }
+        assert await asyncio.to_thread(asked, "scorer", "/v2/models/m/ready", Authorization="Bearer " + "x" * 40) == 401
+
         words = ["--endpoint", mesh.rest_url(), "--ca", str(tmp_path / "ca.crt")]
-        told = await asyncio.to_thread(command_line, *words, "--cert", pem, "pods")
+        told = await asyncio.to_thread(command_line, *words, "--cert", str(tmp_path / "lister.pem"), "whoami")
         assert told.returncode == 0, told.stderr
+        assert "cert:lister.example.com" in told.stdout
         told = await asyncio.to_thread(command_line, *words, "pods")
         assert told.returncode != 0
         assert "Traceback" not in told.stderr

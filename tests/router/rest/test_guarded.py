@@ -5,6 +5,7 @@ import json
 
 import aiohttp
 import pytest
+from cryptography.x509 import DNSName
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
@@ -16,11 +17,13 @@ from mesh.statuses import Reason
 from placement.vmodels.record import VModelRecord
 from router.access import operations
 from router.access.audit import Audit
+from router.access.clientcerts import ClientCertificates
 from router.access.operations import Noun
 from router.calls import answers
 from router.rest import access as accessapi
 from router.rest import management
 from tests.router.rest import conftest
+from tests.support import certificates
 from tests.support.access import SlowTokens, guard_of
 from tests.support.waiting import until
 
@@ -363,6 +366,31 @@ async def test_a_caller_learns_what_it_may_do(http):
     assert answer["grants"] == {"scoped": {"role": "register", "models": ["team/*"], "to": ["key:scoped"]}}
     _, answer = await ask(http, "GET", "/mesh/v1/whoami", key=KEYS["nobody"])
     assert answer["grants"] == {}
+
+
+# -- client certificates
+
+
+@pytest.mark.parametrize("carrier", ["aiohttp", "plain", "envoy"])
+async def test_a_client_cannot_set_the_header_of_a_certificate(worker, carrier, request):
+    """Envoy removes the header in which it would describe a client's certificate, so a client that sends it is unknown.
+    Only what stands behind Envoy believes the header."""
+    others = [ClientCertificates()]
+    worker.guard = guard_of("required", KEYS, {"s": ("admin", ["*"], ["cert:scorer"])}, others=others)
+    forged = certificates.forwarded(certificates.Authority().issue(DNSName("scorer"))).decode()
+    believed = 401 if carrier == "envoy" else 200
+    async with conftest.CARRIERS[carrier](worker, request) as port:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+            for name, expected in (
+                ("X-Forwarded-Client-Cert", believed),
+                ("x-forwarded-client-cert", believed),
+                ("x_forwarded_client_cert", 401),
+            ):
+                status, _ = await ask(http, "POST", "/v2/models/m/infer", body=INFER, headers={name: forged})
+                assert status == expected, name
+                if carrier != "plain":
+                    status, _ = await ask(http, "GET", "/mesh/v1/keys", headers={name: forged})
+                    assert status == expected, name
 
 
 # -- the audit trail
