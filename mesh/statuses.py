@@ -98,12 +98,12 @@ class Reason(enum.Enum):
 
 
 MAX_TEXT = 1500
-"""Bytes of a failure's text on the wire. gRPC clients refuse a reply with more than 8 KiB of metadata, and the details
-repeat the text in base64."""
+"""Limit on a failure's text on the wire, in bytes. gRPC clients refuse a reply with more than 8 KiB of metadata, and
+the details repeat the text in base64."""
 
 
 def shortened(text: str, limit: int = MAX_TEXT) -> str:
-    """Returns the text, cut to at most `limit` bytes, because it may repeat what callers send.
+    """Returns the text cut to at most `limit` bytes. A text may repeat input of callers, which can be of any length.
 
     Characters that UTF-8 cannot encode are replaced, because protobuf would refuse them."""
     raw = text[: limit + 1].encode("utf-8", "replace")  # cut first: it may have megabytes
@@ -146,13 +146,13 @@ MAX_MESSAGE = "--max-message"
 
 
 def above_limit(what: str, limit: int, option: str = MAX_MESSAGE) -> str:
-    """Returns the text of an error for something larger than a limit in bytes. `option` sets the limit, "" if none
-    does."""
+    """Returns the text of an error about something larger than `limit` bytes. `option` is the option that sets the
+    limit, or "" if none does."""
     return f"{what} is above the limit of {limit} bytes" + (f" (set by {option})" if option else "")
 
 
 def too_large(what: str, limit: int, option: str = MAX_MESSAGE) -> MeshError:
-    """Returns the error for something larger than a limit in bytes. Its details name the limit and the option for
+    """Returns the error for something larger than `limit` bytes. Its details name the limit and the option for
     programs."""
     details = {"limit_bytes": str(limit)} | ({"option": option} if option else {})
     return MeshError(Reason.TOO_LARGE, above_limit(what, limit, option), details=details)

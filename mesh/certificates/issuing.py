@@ -17,7 +17,7 @@ DAY = datetime.timedelta(days=1)
 AUTHORITY_LIFE = 3650 * DAY
 
 SKEW = datetime.timedelta(hours=1)
-"""Time by which a certificate's validity begins before its creation, because clocks differ."""
+"""Time from the beginning of a certificate's validity to its creation: a margin for clocks that differ."""
 
 _PEM = serialization.Encoding.PEM
 
@@ -39,7 +39,9 @@ class Wanted:
                 f"{days - 1} days"
             )
         if 2 * days * DAY > AUTHORITY_LIFE:
-            raise ValueError(f"{days} days are too long for a certificate: choose at most {AUTHORITY_LIFE.days // 2}")
+            raise ValueError(
+                f"a certificate of {days} days would outlive its authority: choose at most {AUTHORITY_LIFE.days // 2}"
+            )
         names = tuple(dict.fromkeys((NAME, *names)))
         for name in names:
             try:
@@ -47,7 +49,7 @@ class Wanted:
             except ValueError as error:
                 raise ValueError(f"{name!r} is not a DNS name: {error}") from error
             if not name or len(name) > 253 or any(sign.isspace() or sign in "/:,$()" for sign in name):
-                raise ValueError(f"{name!r} is not a DNS name")
+                raise ValueError(f"{name!r} is not a DNS name: write one such as mesh-etcd-0.mesh-etcd")
         return cls(names, days * DAY, renew_before * DAY)
 
 

@@ -40,8 +40,8 @@ class Cluster:
 
     @classmethod
     def of_pod(cls, url: str = "", account: Path = ACCOUNT) -> "Cluster":
-        """Returns the access that Kubernetes gives to each pod. The arguments override it. Raises StoreError outside a
-        cluster."""
+        """Returns the access that Kubernetes gives to each pod. An argument that is given takes precedence. Raises
+        StoreError outside a cluster."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
             raise StoreError(
@@ -90,7 +90,9 @@ class Secret:
             data = found.get("data") or {}
             return {key: base64.b64decode(value or "", validate=True) for key, value in data.items()}, found
         except (AttributeError, TypeError, binascii.Error) as error:
-            raise StoreError(f"the API's answer about the Secret {self.name} is not a Secret") from error
+            raise StoreError(
+                f"{self._cluster.url} did not answer with the Secret {self.name}: check --kube-api"
+            ) from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
         """Writes these entries to the Secret. Returns False if the Secret has changed since it was read."""
@@ -119,7 +121,10 @@ class Secret:
                             async with session.request(method, url, json=body, headers=headers) as answer:
                                 status, text = answer.status, await answer.read()
                         except aiohttp.ClientSSLError as error:
-                            raise StoreError(f"the Kubernetes API at {self._cluster.url}: {error}") from error
+                            raise StoreError(
+                                f"the Kubernetes API at {self._cluster.url} cannot be trusted: {error}. Check "
+                                "--kube-api and --kube-account"
+                            ) from error
                         except (aiohttp.ClientError, TimeoutError, OSError) as error:
                             why = str(error) or f"no answer within {_REQUEST:g} s"
                         else:

@@ -123,7 +123,7 @@ def apply(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Replaces all grants by those in a file. Grants that `mesh keys create --role` made stay.
+    """Replaces all grants with those in a file. Grants that `mesh keys create --role` made stay.
 
     The file has one table per grant, such as `[grants.team-a]`, with `role`, `models` and `to`.
 

@@ -42,12 +42,12 @@ def set_limits(
             body[name] = None
         elif text:
             if not text.isdecimal():
-                raise typer.BadParameter(f"{text!r} is neither a number nor none", param_hint=option)
+                raise typer.BadParameter(f"{text!r} is neither a number of copies nor none", param_hint=option)
             body[name] = int(text)
     if pinned:
         answers = {"yes": True, "no": False, "none": None}
         if pinned not in answers:
-            raise typer.BadParameter("use yes, no or none", param_hint="--pinned")
+            raise typer.BadParameter(f"{pinned!r} is unknown: use yes, no or none", param_hint="--pinned")
         body["pinned"] = answers[pinned]
 
     async def command(client: Client) -> None:
@@ -81,7 +81,7 @@ def settings(
 
     async def command(client: Client) -> None:
         if (value or clear) and not name:
-            raise CommandError("name the setting", code=Exit.USAGE)
+            raise CommandError("name the setting to change; `mesh settings` lists them", code=Exit.USAGE)
         if value or clear:
             body = {} if clear else _object(value)
             answer = await client.request("PUT", f"/mesh/v1/settings/{name}", body=body)

@@ -141,15 +141,15 @@ def up(
     Examples: `mesh up`, `mesh up --pods 4 --capacity 2GiB --file-root ./models`
     """
     if edge not in ("envoy", "grpc"):
-        raise typer.BadParameter("use envoy or grpc", param_hint="--edge")
+        raise typer.BadParameter(f"{edge!r} is not an edge: use envoy or grpc", param_hint="--edge")
     try:
         policies.check(eviction)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--eviction") from error
     if log_format not in ("text", "json"):
-        raise typer.BadParameter("use text or json", param_hint="--log-format")
+        raise typer.BadParameter(f"{log_format!r} is not a log format: use text or json", param_hint="--log-format")
     if auth not in ("off", "management", "required"):
-        raise typer.BadParameter("use off, management or required", param_hint="--auth")
+        raise typer.BadParameter(f"{auth!r} is unknown: use off, management or required", param_hint="--auth")
     settings = UpSettings(
         listen=listen,
         rest_listen=rest_listen,
@@ -239,7 +239,7 @@ def runtime(context: typer.Context) -> None:
 
 
 def _become(module: str, arguments: list[str]) -> None:
-    """Replaces this process by `python -m module` with the arguments."""
+    """Replaces this process with `python -m module` and the arguments."""
     from mesh.process import python
 
     sys.stdout.flush()

@@ -71,7 +71,7 @@ def _report(lines: list[str], *, as_json: bool) -> None:
     try:
         count, differences = replays.replay(lines)
     except ValueError as error:
-        raise CommandError(f"this is not a list of a pod's decisions: {error}", code=Exit.USAGE) from error
+        raise CommandError(f"the input is not a list of a pod's decisions: {error}", code=Exit.USAGE) from error
     if as_json:
         output.print_json(
             {

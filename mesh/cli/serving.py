@@ -80,9 +80,9 @@ def reload(
     """Replaces a model's copies with copies of the content now at its path. No call fails meanwhile.
 
     All copies of a registration have the content that its first load found. If the content at its path has been
-    replaced since, this command loads the new content beside each old copy, and unloads the old one once the new one
-    can answer. Until all are replaced, both
-    answer. If the new content cannot be loaded, the old copies stay, and the exit code is 5.
+    replaced since, this command loads the new content beside each old copy, and unloads the old copy once the new one
+    can answer. Until all copies are replaced, old and new copies answer. If the new content cannot be loaded, the old
+    copies stay, and the exit code is 5.
 
     Example: `mesh reload fraud/de`
     """
@@ -301,4 +301,5 @@ def _end_with(answer: dict[str, Any]) -> None:
         text = f"{answer.get('id')} is not registered"
         raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)
     if answer.get("status") == ModelStatus.LOADING_FAILED or answer.get("quarantined"):
-        raise CommandError("the model cannot be loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True)
+        text = f"{answer.get('id')} cannot be loaded"
+        raise CommandError(text, code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True)

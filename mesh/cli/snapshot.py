@@ -115,7 +115,7 @@ async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept
         if error.errno in _FULL:
             text = f"{folder} is full. Its {len(snapshots(folder))} older snapshots are unchanged"
             raise CommandError(f"{text}: give it more space, or keep fewer (--keep)", reason="FULL") from error
-        raise CommandError(f"{folder}: {error.strerror or error}") from error
+        raise CommandError(f"no snapshot can be written to {folder}: {error.strerror or error}") from error
     return Kept(now, status.revision, cluster, path), size, removed
 
 

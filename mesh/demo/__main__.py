@@ -88,7 +88,7 @@ def demo(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--capacity") from error
     if edge not in ("envoy", "grpc"):
-        raise typer.BadParameter("use envoy or grpc", param_hint="--edge")
+        raise typer.BadParameter(f"{edge!r} is not an edge: use envoy or grpc", param_hint="--edge")
 
     folder = data_dir.absolute() / "demo"
 

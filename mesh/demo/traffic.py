@@ -44,7 +44,7 @@ class Tally:
     texts: list[str] = field(default_factory=list)  # the first failures
 
     def fail(self, text: str) -> None:
-        """Keeps the text of a failure, if it is one of the first few."""
+        """Keeps the text of a failure, unless enough texts are kept already."""
         if len(self.texts) < KEPT:
             self.texts.append(text)
 
@@ -76,8 +76,8 @@ class Traffic:
         self.tally = Tally()
 
     def prepare(self) -> None:
-        """Creates the reference sessions in advance, so that the seconds this takes are not counted as the mesh's.
-        Blocks."""
+        """Creates the reference sessions in advance, so that the mesh's figures do not include the seconds that this
+        takes. Blocks."""
         self._reference.prepare(self._ranked)
 
     async def run(self, *, seconds: float = 0.0, requests: int = 0) -> Tally:

@@ -121,7 +121,7 @@ class Certificates:
         self._take(read(self._tls), stamp)
 
     def look(self) -> bool:
-        """Copies changed files if they work, and returns whether it did. Logs files that do not work once."""
+        """Copies changed files if they work. Returns True if it has copied any. Logs files that do not work once."""
         stamp = self._look()
         if stamp == self._stamp:
             return False

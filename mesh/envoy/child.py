@@ -33,7 +33,8 @@ class EnvoyChild:
     def __init__(
         self, *, run_dir: Path, admin_socket: str, name: str, binary: str | None = None, log_level: str = "warning"
     ) -> None:
-        """Takes `name`, which appears in log lines. `binary` defaults to the Envoy that is installed."""
+        """Makes a child that is not started yet. `name` appears in log lines. `binary` defaults to the installed
+        Envoy."""
         self.config_path = run_dir / f"{name}.json"
         self.quiet = False  # it is being stopped: Envoy warns about each signal that we send
         self._admin_socket = admin_socket
@@ -92,7 +93,8 @@ class EnvoyChild:
         return "" if state == "LIVE" else f"it says {state}"
 
     async def answers(self) -> bool:
-        """Returns whether the admin interface answers, which replaces the heartbeat that Envoy does not have."""
+        """Returns whether the admin interface answers. Its answers serve as signs of life, because Envoy has no
+        heartbeat."""
         try:
             await self.admin("GET", "/ready")
         except EnvoyError:

@@ -53,7 +53,10 @@ def bootstrap(settings: EgressSettings) -> dict[str, Any]:
     """Returns Envoy's bootstrap configuration. Raises ValueError for a socket's path that is too long."""
     for path in (settings.listen, settings.admin_socket, settings.server.removeprefix("unix:")):
         if len(path.encode()) >= config.MAX_SOCKET_PATH:
-            raise ValueError(f"the path {path} has {len(path.encode())} bytes: use a shorter one")
+            raise ValueError(
+                f"the socket path {path} has {len(path.encode())} bytes, and at most {config.MAX_SOCKET_PATH - 1} "
+                "work: use a shorter one"
+            )
     return {
         "admin": {"address": {"pipe": {"path": settings.admin_socket, "mode": 0o600}}},
         "static_resources": {"listeners": [_listener(settings)], "clusters": [_cluster(settings.server)]},

@@ -260,5 +260,5 @@ async def _address_of(host: str) -> str:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise EnvoyError(f"cannot listen on {host}: {error.strerror}") from error
+        raise EnvoyError(f"cannot listen on {host}: {error.strerror}: choose another address (--listen)") from error
     return str(sorted(found, key=lambda info: info[0] != socket.AF_INET)[0][4][0])

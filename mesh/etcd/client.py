@@ -186,8 +186,7 @@ class Etcd:
     async def update(
         self, key: bytes, change: Callable[[KeyValue | None], bytes | None], *, timeout: float | None = None
     ) -> Updated:
-        """Replaces a value by the result of `change` with compare-and-set, and tries again if another writer
-        interferes.
+        """Replaces a value with the result of `change`, by compare-and-set. Tries again if another writer interferes.
 
         `change` gets the current key, or None if there is none, and returns the new value. If it returns None or an
         equal value, nothing is written. It is called again after each conflict, so it must depend on its argument

@@ -181,7 +181,7 @@ class Connection:
             self._rotation.suspect()
 
     async def _rotated(self, refused: Access, deadline: float) -> bool:
-        """Looks for changed credentials after a refusal, and returns whether a switch to others took place."""
+        """Checks the credential files after a refusal. Returns True if the connection has switched to changed ones."""
         if self._rotation is not None and refused is self._access:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):

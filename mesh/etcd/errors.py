@@ -53,7 +53,7 @@ class EtcdDenied(EtcdError):
     """
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away("does not let this mesh in"))
+        super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away("refuses the mesh's credentials"))
 
 
 class EtcdCompacted(EtcdError):
@@ -61,7 +61,7 @@ class EtcdCompacted(EtcdError):
     unknown."""
 
     def __init__(self, revision: int = 0) -> None:
-        super().__init__(f"etcd has compacted its history up to revision {revision or '(not said)'}")
+        super().__init__(f"etcd has compacted its history up to revision {revision or 'that it did not name'}")
         self.revision = revision
 
 

@@ -117,8 +117,8 @@ class Rotation:
         log.info("switched to the changed credentials for etcd", changed=sources.changes(used, found))
 
     def _refuse(self, why: str, of: str = "") -> None:
-        """Logs a refusal once. `of` identifies the refusal, for a text `why` that differs from one attempt to the
-        next."""
+        """Logs why the changed credentials are not used, once for each reason. `of` identifies the reason if the text
+        `why` differs between attempts."""
         if not self.refusal.startswith(of or why):
             log.warning("the credentials for etcd are kept: the changed ones are not used", why=why)
         self.refusal = f"{of}: {why}" if of else why

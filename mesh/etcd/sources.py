@@ -70,4 +70,4 @@ def _content(path: str) -> bytes | None:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error

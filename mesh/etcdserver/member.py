@@ -147,7 +147,7 @@ def _etcdctl(*argv: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=3 * COMMAND_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
-        raise MemberError(f"etcdctl {argv[1]} does not end") from error
+        raise MemberError(f"etcdctl {argv[1]} did not end within {3 * COMMAND_TIMEOUT:g} s") from error
     if done.returncode != 0:
         raise MemberError((done.stderr.strip() or f"etcdctl ended with {done.returncode}").splitlines()[-1])
     return done.stdout
@@ -168,7 +168,8 @@ def _turn(name: str) -> float:
 
 
 def main() -> None:
-    """Runs etcd, or replaces this process by etcd. If that fails, logs the reason and exits with 1. Never returns."""
+    """Runs etcd as a child, or replaces this process with it. If that fails, logs the reason and exits with 1. Never
+    returns."""
     logs.configure(level="info", fmt="json", process="etcd-member")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has no other way to end
     environment = dict(os.environ)

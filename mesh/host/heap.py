@@ -40,8 +40,8 @@ def joining(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def trim() -> bool:
-    """Returns unused memory to the system, and whether the C library could do so. Takes milliseconds, so call it in a
-    thread."""
+    """Gives unused memory back to the system. Returns False if the C library cannot. Takes milliseconds, so call it in
+    a thread."""
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (AttributeError, OSError):  # another C library

@@ -6,8 +6,8 @@ _VMSTAT = Path("/proc/vmstat")
 
 
 def oom_kills(vmstat: Path = _VMSTAT) -> int:
-    """Counts kills so far, including those for the limit of any container. Returns -1 if the kernel does not count
-    them."""
+    """Returns how many processes the kernel has killed for lack of memory since the machine's start. That includes
+    processes above their container's limit. Returns -1 if the kernel does not count them."""
     try:
         lines = vmstat.read_text().splitlines()
     except OSError:

@@ -89,7 +89,7 @@ class OnlyKnown(_Guard):
         """Returns the reason for refusing the caller; empty if there is none."""
         if NAME.encode() in context.auth_context().get(_NAMES, ()):
             return ""
-        return f"the certificate is not for the name {NAME}"
+        return f"the client's certificate is not for the name {NAME}: use the certificates of --internal-tls"
 
 
 class OnlyWithToken(_Guard):

@@ -79,12 +79,12 @@ class UpSettings:
             if port == 0 and option != "--rest-listen":
                 raise UpError(f"{option}: port 0 does not work here, as clients must know the port: name one")
         if self.pods < 1:
-            raise UpError("--pods: a mesh needs at least one runtime pod")
+            raise UpError(f"--pods: a mesh needs at least 1 runtime pod, not {self.pods}")
         for option, folder in (("--storage-config", self.storage_config), ("--pvc-root", self.pvc_root)):
             if folder is not None and not folder.is_dir():
-                raise UpError(f"{option}: {folder} is not a folder")
+                raise UpError(f"{option}: {folder} is not a folder: name an existing one")
         if self.storage_ca is not None and not self.storage_ca.is_file():
-            raise UpError(f"--storage-ca: {self.storage_ca} is not a file")
+            raise UpError(f"--storage-ca: {self.storage_ca} is not a file: name one with certificates in PEM")
 
     @property
     def all_pods(self) -> int:

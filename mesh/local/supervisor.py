@@ -141,8 +141,7 @@ async def _serve(mesh: LocalMesh, on_ready: Callable[[LocalMesh], Awaitable[None
 
 
 async def _until(stopping: asyncio.Event, serving: Awaitable[None]) -> None:
-    """Waits until serving ends or the event is set. Cancels serving in the latter case, and raises its error in the
-    former."""
+    """Waits until `serving` ends, and raises its error if it has one. Cancels `serving` as soon as the event is set."""
     tasks = [asyncio.ensure_future(serving), asyncio.ensure_future(stopping.wait())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

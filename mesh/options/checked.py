@@ -38,7 +38,7 @@ def address(text: str, option: str) -> str:
 
 
 def span(text: str, option: str, *, unlimited: str) -> float | None:
-    """Returns seconds; None for the word that means no limit."""
+    """Returns a number of seconds. Returns None for `unlimited`, the word that means no limit."""
     try:
         return values.parse_span(text, unlimited)
     except ValueError as error:
@@ -52,4 +52,4 @@ def content(path: Path | None, option: str) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint=option) from error
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}", param_hint=option) from error

@@ -65,7 +65,7 @@ def _load(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(_LARGEST + 1)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     try:
         data = json.loads(raw) if len(raw) <= _LARGEST else None
     except (ValueError, RecursionError):
@@ -91,4 +91,6 @@ def _pem(path: Path, data: dict[str, Any], name: str) -> bytes | None:
     try:
         return (path.parent / file).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: `{name}_file` is {file[:80]!r}: {error.strerror}") from error
+        raise ValueError(
+            f"{path}: `{name}_file` names {file[:80]!r}, which cannot be read: {error.strerror}"
+        ) from error

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def refusals(log: "structlog.stdlib.BoundLogger") -> Iterator[None]:
-    """Logs a BadParameter raised within, unless on a terminal, and ends the process with its exit code."""
+    """Turns a BadParameter that the block raises into one log line, and exits with its code. On a terminal, leaves it
+    to typer."""
     try:
         yield
     except typer.BadParameter as error:

@@ -34,7 +34,7 @@ _LAST = frozenset(
         *("sastoken", "privatekey", "accountkey", "clientsecret"),
     ]
 )
-"""A name is secret if its last word is one of these,"""
+"""Last words of the names of secrets."""
 
 _KEYS = frozenset(
     [
@@ -42,10 +42,10 @@ _KEYS = frozenset(
         *("service", "shared"),
     ]
 )
-"""or "key", with one of these before it,"""
+"""Words before a last word "key" that also make a name secret."""
 
 _SPECIAL = frozenset(["pad", "bos", "eos", "unk", "sep", "cls", "mask", "special", "start", "end"])
-"""but not the tokens of a tokenizer."""
+"""Words before a last word "token" that mean a token of a tokenizer, which is no secret."""
 
 _GLUED = ("password", "passwd", "secret", "apikey", "accesskey", "connectionstring")
 """Endings of a name without a separator between its words (`PGPASSWORD`)."""

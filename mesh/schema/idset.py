@@ -51,7 +51,7 @@ class IdSet:
         except ValueError as error:
             raise ValueError(f"not a set of ids: {error}") from error
         if not 0 < len(raw) <= _MAX_BYTES:
-            raise ValueError(f"a set of ids has {len(raw)} bytes")
+            raise ValueError(f"a set of ids has 1 to {_MAX_BYTES} bytes, not {len(raw)}")
         return cls(int.from_bytes(raw, "little"), len(raw) * 8)
 
     def encode(self) -> str:

@@ -12,7 +12,7 @@ def integer(value: Any) -> int:
     """Returns the number if it fits into 64 bits, as all fields and messages require (1e999 does not)."""
     number = value if type(value) is int else int(value)
     if not -(2**63) <= number < 2**63:
-        raise ValueError("a number is out of range")
+        raise ValueError("a number does not fit into 64 bits")
     return number
 
 

@@ -172,8 +172,7 @@ class ModelRecord:
 
     def same_registration(self, asked: "ModelRecord") -> bool:
         """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, because some ways
-        of registering cannot name one. Limits, which are changed in place, and the results of loads make none
-        either."""
+        of registering cannot name one. Neither do limits, which are changed in place, nor the results of loads."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)

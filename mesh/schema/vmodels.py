@@ -50,7 +50,7 @@ def _more(mesh: Mapping[str, Any]) -> VModelMore:
     keep, mirror = mesh.get("keep"), mesh.get("mirror")
     weights = {text_of(model): integer(weight) for model, weight in (mesh.get("weights") or {}).items()}
     if any(weight < 0 for weight in weights.values()):
-        raise ValueError("a weight is negative")
+        raise ValueError(f"the weight {min(weights.values())} is negative")
     return VModelMore(
         versions=MappingProxyType({text_of(v): _id(model) for v, model in (mesh.get("versions") or {}).items()}),
         keep=None if keep is None else max(0, integer(keep)),
@@ -72,7 +72,7 @@ def _id(value: Any) -> str:
 def _percent(value: Any) -> float:
     percent = float(value)
     if not 0 < percent <= 100:
-        raise ValueError("a mirror's share is not a percentage")
+        raise ValueError(f"a mirror's share is above 0 and at most 100 percent, not {percent:g}")
     return percent
 
 

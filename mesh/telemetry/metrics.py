@@ -103,7 +103,7 @@ class Distribution:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float:
-    """Returns `Distribution.quantile` from a snapshot's counts."""
+    """Returns the q-quantile (0 to 1) of the counts in a snapshot, as `Distribution.quantile` does."""
     total = sum(counts)
     if not total:
         return 0.0

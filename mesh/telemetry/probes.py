@@ -94,8 +94,12 @@ class Probes:
                 async with asyncio.timeout(_METRICS_TIMEOUT):
                     body = await body
         except TimeoutError:
-            return web.Response(status=503, text="the metrics were not collected in time\n")
+            return web.Response(
+                status=503, text=f"the metrics were not collected within {_METRICS_TIMEOUT:g} s: try again\n"
+            )
         except Exception:
             log.exception("metrics failed")
-            return web.Response(status=500, text="the metrics cannot be collected, see the log\n")
+            return web.Response(
+                status=500, text="the metrics cannot be collected; the log of this process has the cause\n"
+            )
         return web.Response(body=body, headers={"content-type": metrics.CONTENT_TYPE})

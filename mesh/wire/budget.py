@@ -81,8 +81,8 @@ class Budget:
         self.held -= size
 
     def settle(self) -> bool:
-        """Ends one second. Returns whether the budget held far fewer bytes in it than at the peak before, so that it is
-        worthwhile to trim the heap."""
+        """Ends a second of observation. Returns True if trimming the heap is worthwhile: in that second the budget held
+        far fewer bytes than at the peak before."""
         self.short, self._lately = self._lately, False
         highest, self._highest = self._highest, self.held
         self._peak = max(self._peak, highest)

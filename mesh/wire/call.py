@@ -22,7 +22,7 @@ class Head:
     __slots__ = ("encoding", "headers", "method", "note", "sized")
 
     def __init__(self, method: bytes, headers: list[Header], encoding: bytes, sized: bool) -> None:
-        """Stores the parts. `sized` tells whether the head has announced the body's length."""
+        """Makes a head without a note. `sized` is true if the head has announced the body's length."""
         self.method = method
         self.headers = headers
         self.encoding = encoding
@@ -81,8 +81,8 @@ class Call(ABC):
 
     @abstractmethod
     async def read(self) -> bytes | None:
-        """Returns the next frame of the request, or None at its end; `frame`, if set, is returned once. A handler that
-        has said so takes large frames piece by piece (`pieces`). Raises `CallCancelled`."""
+        """Returns the next frame of the request, or None at its end. If `frame` is set, returns it once. A handler that
+        takes pieces (`pieces`) gets large frames piece by piece. Raises `CallCancelled`."""
 
     @abstractmethod
     def reply(self, frame: bytes, headers: Headers = (), trailers: Headers = ()) -> None:

@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             log.exception("parser callback failed", peer=self.peer)
             self._malformed("internal error: this request could not be parsed")
         except httptools.HttpParserUpgrade:
-            self._malformed("only HTTP/1.1 is spoken here", upgrade=True)
+            self._malformed("only HTTP/1.1 is supported here", upgrade=True)
         except httptools.HttpParserError as error:
             self._malformed(f"not valid HTTP/1.1: {error}")
         if self._overhead > self._max_headers:
@@ -455,10 +455,9 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return None if self._between else ("head", self._overhead)
 
     def fast_enough(self, least: int, grace: int) -> bool | None:
-        """Tells whether a peer that has bytes to send or to read is fast enough; called once a second. Returns None
-        once it has no more.
+        """Returns whether the peer is fast enough, or None if it has nothing to send or to read.
 
-        A peer may fall behind `least` bytes a second by `grace` bytes in total.
+        A peer may fall behind `least` bytes a second by `grace` bytes in total. Call this once a second.
         """
         owes = self._incoming is not None and self._incoming.partial
         if self._closing or not (owes or self.stalled):

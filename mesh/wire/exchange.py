@@ -31,8 +31,8 @@ class Sink(Protocol):
         """True if large messages of a stream may arrive in pieces (`pieces`)."""
 
     def on_beginning(self) -> None:
-        """Learns that a large reply has begun, so that the request is not needed to try again. This comes in addition
-        to the outcome, and before it."""
+        """Learns that a large reply has begun. The call cannot be sent again from then on, so the sink may free the
+        request. The outcome follows separately."""
 
     def on_reply(self, reply: replies.Reply) -> None:
         """Takes the whole reply: OK with one message, or a failure without any."""

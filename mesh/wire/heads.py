@@ -144,8 +144,8 @@ def split_reply(data: bytes) -> Answer | None:
 
 
 def _split_large_request(data: bytes) -> Request | None:
-    """Splits a long read like `split_request`, which gets the head with an empty body. The body is copied once, and
-    only if all of it is there. Measured with 100 KB: a call costs the worker 15 % less than through the parser."""
+    """Splits a long read as `split_request` does, by passing it only the head. The body is copied once, and only if all
+    of it is there. Measured with 100 KB: a call costs the worker 15 % less than through the parser."""
     start = data.find(_END, 0, _WITH_LINES) + len(_END)
     if start < len(_END) or len(data) > _MAX_READ:
         return None

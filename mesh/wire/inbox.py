@@ -56,9 +56,9 @@ class Inbox:
         pieces: policy.Pieces | None = None,
     ) -> None:
         """Makes an empty inbox. `limit` is the size of the largest message in bytes. `hold` is called with True to
-        pause the connection's reading, and with False to resume it. `budget` counts the messages, up to `most` bytes;
-        with 0, up to the budget's bound for a request of the message's size. With `pieces`, which has a limit of its
-        own, large messages are taken in pieces."""
+        pause the connection's reading, and with False to resume it. `budget` counts the messages, up to `most` bytes
+        (0: the budget's bound for a request of the message's size). With `pieces`, large messages are taken in
+        pieces, and the limit of `pieces` applies instead of `limit`."""
         self._limit = limit if pieces is None else pieces.limit
         self._option = statuses.MAX_MESSAGE if pieces is None else policy.OPTION
         self._pieces = 0 if pieces is None else pieces.above + framing.PREFIX  # bytes of the largest undivided frame

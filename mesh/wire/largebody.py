@@ -108,7 +108,7 @@ class LargeBody(asyncio.BufferedProtocol):
 
     @property
     def whole(self) -> bool:
-        """True if all of the message has arrived; only the end of its chunk is missing."""
+        """True if all of the message has arrived, except perhaps the line break after its last chunk."""
         return self.filled == self._size
 
     def put(self, data: bytes | bytearray | memoryview) -> None:

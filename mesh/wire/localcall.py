@@ -137,7 +137,7 @@ def begin(call: LocalCall, dispatch: wire.Handler) -> None:
         dispatch(call)
     except Exception:
         log.exception("handler failed", method=call.method)
-        call.fail(Code.INTERNAL, "internal error, see the router's log")
+        call.fail(Code.INTERNAL, "internal error; the router's log has the cause")
 
 
 async def make(

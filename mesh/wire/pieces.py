@@ -28,10 +28,10 @@ class Pieces:
     above: int = ABOVE  # bytes; smaller messages arrive whole
     limit: int = framing.MAX_LENGTH  # bytes of the largest message
     wanted: Callable[[call.Call], bool] = lambda _: False
-    """Tells whether the handler of a call takes its request in pieces. Asked at most twice for each stream."""
+    """Returns whether the handler of a call takes its request in pieces. Called at most twice for each stream."""
 
     def below(self, limit: int) -> "Pieces":
-        """Returns the same for messages that may have at most `limit` bytes if they are held whole."""
+        """Returns this policy with `above` lowered to `limit`, the largest message in bytes that may be held whole."""
         return self if self.above <= limit else replace(self, above=limit)
 
 

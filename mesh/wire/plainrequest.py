@@ -40,7 +40,7 @@ class Head:
     __slots__ = ("fields", "method", "note", "target")
 
     def __init__(self, method: bytes, target: bytes, fields: list[call.Header]) -> None:
-        """Stores the parts. `fields` have lower-case names, and do not include the headers of the framing."""
+        """Makes a head without a note. `fields` have lower-case names, and leave out the headers of the framing."""
         self.method = method
         self.target = target
         self.fields = fields
@@ -118,7 +118,7 @@ class PlainRequest:
 
     @property
     def begun(self) -> bytes:
-        """Nothing, because the parts of the body need not be joined."""
+        """Always empty, because the parts of the body need not be joined."""
         return b""
 
     def fill(self, body: bytes | bytearray | memoryview) -> None:

@@ -61,30 +61,36 @@ def is_grpc(content_type: bytes) -> bool:
 
 
 def of_error(error: statuses.MeshError) -> Refusal:
-    """Refuses a message that is broken or too large, or for which there is no room now."""
+    """Returns the refusal of a message that is broken or too large, or for which there is no room now."""
     return Refusal(error.reason, error.text, details=error.details, retry_after=error.retry_after)
 
 
 def too_slow(rate: int) -> Refusal:
-    """Refuses a body that arrives too slowly; `rate` is the minimum, in bytes a second."""
+    """Returns the refusal of a body that arrives too slowly. `rate` is the minimum, in bytes a second."""
     text = f"the message arrived at less than {rate} bytes a second: send it faster, or in smaller parts"
     return Refusal(statuses.Reason.TOO_SLOW, text)
 
 
 def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int) -> Refusal | None:
-    """Refuses a head that is too large. `limit` is in bytes; `read` is an upper bound of the head's bytes."""
+    """Returns the refusal of a head that is too large, or None for any other. `limit` is in bytes; `read` is an upper
+    bound of the head's size."""
     if len(headers) > MAX_HEADERS:
-        return Refusal(statuses.Reason.TOO_LARGE, f"more than {MAX_HEADERS} headers")
+        return Refusal(
+            statuses.Reason.TOO_LARGE, f"{len(headers)} headers, more than the {MAX_HEADERS} of the limit: send fewer"
+        )
     # Counted exactly only if the head may be too large, which is rare.
     if read > limit and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
         return Refusal(
-            statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes", details={"limit_bytes": str(limit)}
+            statuses.Reason.TOO_LARGE,
+            f"headers of more than {limit} bytes: send fewer or shorter ones",
+            details={"limit_bytes": str(limit)},
         )
     return None
 
 
 def of_bytes(why: str, *, grpc: bool, large: bool = False) -> Refusal:
-    """Refuses bytes that cannot be parsed; `grpc` is true if they are part of a request that was valid gRPC so far."""
+    """Returns the refusal of bytes that cannot be parsed. `grpc` is true if they belong to a request that was valid
+    gRPC so far."""
     if grpc:
         return Refusal(statuses.Reason.BAD_REQUEST, why)
     return _plain(why, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if large else http.HTTPStatus.BAD_REQUEST)

@@ -60,7 +60,7 @@ class SeveralCalls:
                 answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping"))
         except Exception:
             log.exception("a call with several ids failed in the router's own code", method=call.method)
-            answers.fail(call, MeshError(Reason.INTERNAL, "internal error, see the router's log"))
+            answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
 
     async def _each(self, call: Call, frame: bytes, ids: SeveralIds, count: Callable[[int], None]) -> list[LocalAnswer]:
         """Makes the calls. Returns the replies in the order of the ids, without those of missing models. Raises

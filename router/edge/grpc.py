@@ -39,7 +39,7 @@ _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _NOT_SENT = metadata.RESERVED | {b"grpc-encoding", b"grpc-accept-encoding", b"server", b"date"}
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from its stubs
 _NEWS = 0.002  # seconds; measured 0.1 ms
-_INTERNAL = "internal error, see the router's log"
+_INTERNAL = "internal error; the router's log has the cause"
 
 Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
 Metadata = list[tuple[str, str | bytes]]

@@ -132,7 +132,7 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
         raise
     except Exception:
         log.exception("request failed", method=request.method, path=request.rel_url.raw_path)
-        return responses.of_error(MeshError(Reason.INTERNAL, "internal error, see the router's log"))
+        return responses.of_error(MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
 
 
 def _plain(request: web.Request, error: web.HTTPException) -> web.Response:

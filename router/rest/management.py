@@ -286,7 +286,7 @@ class ManagementApi:
             raise
         except Exception:  # the answer has begun, so it is too late for an error status
             log.exception("import failed")
-            text = "internal error, see the router's log"
+            text = "internal error; the router's log has the cause"
             await write({"error": {"line": None, "id": None, "reason": Reason.INTERNAL.name, "text": text}})
             await write({"finished": False})
         finally:

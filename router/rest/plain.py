@@ -160,7 +160,9 @@ class PlainInference:
 
     def _broken(self, request: PlainRequest) -> None:
         log.exception("request failed", target=request.head.target)
-        self._fail(request, errors.of_error(MeshError(Reason.INTERNAL, "internal error, see the router's log")))
+        self._fail(
+            request, errors.of_error(MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
+        )
 
 
 def _read(request: PlainRequest) -> _Note:

@@ -104,7 +104,7 @@ def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
             answers.fail(call, error)
         except Exception:
             log.exception("service failed", method=call.method)
-            answers.fail(call, MeshError(Reason.INTERNAL, "internal error, see the router's log"))
+            answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
         finally:
             call.on_cancel(None)
 

@@ -57,8 +57,8 @@ def test_a_write_is_ambiguous_unless_it_certainly_was_not_done(code: str, detail
         ("UNKNOWN", "Stream removed ({grpc_message:'', grpc_status:2})", "does not answer"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", "does not answer in time"),
         ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", "no space left"),
-        ("UNAUTHENTICATED", "etcdserver: invalid auth token", "does not let this mesh in"),
-        ("PERMISSION_DENIED", "etcdserver: permission denied", "does not let this mesh in"),
+        ("UNAUTHENTICATED", "etcdserver: invalid auth token", "refuses the mesh's credentials"),
+        ("PERMISSION_DENIED", "etcdserver: permission denied", "refuses the mesh's credentials"),
     ],
 )
 @pytest.mark.parametrize("write", [True, False])

@@ -161,8 +161,8 @@ class Restorer:
         self._fail(todo, "others keep changing it")
 
     async def _create(self, todo: Sequence[file.BackupEntry]) -> bool:
-        """Creates all records, if none exists and no copies of earlier registrations are left. Returns whether it
-        did."""
+        """Creates all records if none exists and no copies of earlier registrations are left. Otherwise creates none,
+        and returns False."""
         compares: list[etcds.Compare] = []
         puts: list[etcds.Op] = []
         for entry in todo:

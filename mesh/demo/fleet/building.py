@@ -40,8 +40,9 @@ console = Console(stderr=True)
 
 _SESSION_BYTES = 100_000
 _FACTORS = {"forest": 6, "extra-trees": 6, "boosting": 8.5, "tree": 7}
-"""A session of ONNX Runtime (no arena, after a call) takes about _SESSION_BYTES plus its file's bytes times this; 3 for
-other kinds. Measured with mallinfo2 over 400 models: the sum is accurate to a tenth, each model to a half."""
+"""Factors by kind of model; 3 for other kinds. A session of ONNX Runtime (no arena, after a call) takes about
+_SESSION_BYTES plus the size of its file times the factor. Measured with mallinfo2 over 400 models: the sum is accurate
+to a tenth, each model to a half."""
 
 
 class BuildError(Exception):

@@ -128,7 +128,7 @@ class Board:
         try:
             size = os.fstat(descriptor).st_size
             if size < _SLOTS_AT * 8:
-                raise ValueError(f"{path} is not a use board: {size} bytes")
+                raise ValueError(f"{path} is not a use board: it has only {size} bytes")
             mapped = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
@@ -144,7 +144,7 @@ class Board:
     def _fill(cls, mapped: mmap.mmap, path: Path | None, slots: int, incarnation: str) -> "Board":
         raw = incarnation.encode()
         if len(raw) > _INCARNATION_WORDS * 8:
-            raise ValueError(f"an incarnation has at most {_INCARNATION_WORDS * 8} bytes: {incarnation!r}")
+            raise ValueError(f"the incarnation {incarnation!r} has more than {_INCARNATION_WORDS * 8} bytes")
         mapped[_H_INCARNATION * 8 : _H_INCARNATION * 8 + len(raw)] = raw
         words = memoryview(mapped)[: _HEADER * 8].cast("Q")
         words[_H_SLOTS] = slots
@@ -294,7 +294,7 @@ class Board:
 
     def _at(self, slot: int) -> int:
         if not 0 <= slot <= self.slots:
-            raise IndexError(f"slot {slot} of a board of {self.slots}")
+            raise IndexError(f"the use board has no slot {slot}: it has {self.slots} slots")
         return _SLOTS_AT + slot * WORDS
 
 

@@ -216,7 +216,10 @@ class Loads:
         if (why := self._gate.why_refused()) is not None:
             return why
         if len(self._flights) >= MAX_LOADS:
-            return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
+            return Refused(
+                Reason.OVERLOADED,
+                f"{len(self._flights)} loads are in progress in this pod, the most that it takes: try again",
+            )
         if not want.footprint.total_bytes:
             return None
         keep = (want.model_id,)

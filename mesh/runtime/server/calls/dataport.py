@@ -111,7 +111,9 @@ class DataPort:
         try:
             frame = await call.read()
             if frame is None or await call.read() is not None:
-                answers.fail(call, bad("this method takes exactly one message"))
+                answers.fail(
+                    call, bad(f"{call.method.decode()} takes exactly one message: send one, and end the request")
+                )
                 return
             method(call, frame)
         except CallCancelled:

@@ -220,7 +220,10 @@ class Runs:
         for run in [run for run in self._live if run.copy is copy]:
             if run.running:
                 self.stop(
-                    run, MeshError(Reason.UNAVAILABLE, "the model was unloaded and the call did not finish in time")
+                    run,
+                    MeshError(
+                        Reason.UNAVAILABLE, "the model was unloaded, and the call did not end in time: call again"
+                    ),
                 )
             else:  # the model never saw the call, so the router may send it elsewhere
                 self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before the call could run"))

@@ -84,7 +84,7 @@ memory was 57 MB larger and its resident memory 7 MB."""
 
 
 def widen(data: int) -> None:
-    """Replaces the RLIMIT_DATA that `limit` returned by another one, if the system allows it."""
+    """Replaces the RLIMIT_DATA that `limit` returned with another one, if the system allows it."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (data if hard == resource.RLIM_INFINITY else min(data, hard), hard))
 

@@ -161,7 +161,7 @@ class Session:
 
 
 def _closed(*_: object) -> list[tensors.Array]:
-    raise MeshError(Reason.UNAVAILABLE, "the model has been unloaded")
+    raise MeshError(Reason.UNAVAILABLE, "the model has been unloaded: call again")
 
 
 # -- errors, by the names of onnxruntime's exceptions: their classes have no common base
