@@ -41,7 +41,7 @@ class Turns:
     model."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
-        """Takes `long`, in seconds, which replaces `LONG`."""
+        """Makes turns for `count` loads at once. A load is long after `long` seconds (None: `LONG`)."""
         self.count = count
         self._long = LONG if long is None else long
         self._lent = 0

@@ -78,8 +78,9 @@ class Leaving:
         return self._cache.ledger.count(EntryState.LOADED)
 
     async def _hand_over(self, end: float) -> None:
-        """Waits while the leader has this pod's copies loaded elsewhere and withdraws them one by one; until then they
-        answer calls. Does not wait if no other pod could take them, and always leaves some time for calls in flight."""
+        """Waits while the leader has this pod's copies loaded elsewhere and withdrawn here, one by one. A copy answers
+        calls until it is withdrawn. Does not wait if no other pod takes loads, and always leaves some time for calls in
+        flight."""
         copies = self._copies
         if not copies or not await self._successors():
             return

@@ -52,8 +52,8 @@ class ServerStart:
         foreign: ForeignServer | None,
         address: str,
     ) -> None:
-        """Takes `run_dir`, which holds the use board and will hold the server's socket. A server that is not ours has
-        an `address`; it is `foreign` if it is this pod's child."""
+        """Makes a start that has not begun. `run_dir` has the use board, and will have the server's socket. `address`
+        is that of a server that is not ours. `foreign` is that server if this pod starts it, otherwise None."""
         self._settings = settings
         self._server = server
         self._cache = cache

@@ -48,8 +48,8 @@ class AgentStanding:
         incarnation: str,
         token: str,
     ) -> None:
-        """Takes the `token` that callers of this agent must show, and `patience`, which knows what the pod's start
-        waits for."""
+        """Makes the state of a pod that is starting. Callers of its agent must show `token`. `patience` knows what the
+        pod's start waits for."""
         self.name = settings.name
         self.incarnation = incarnation
         self.phase = STARTING  # starting, ready or leaving, independent of the model server
@@ -130,8 +130,8 @@ class AgentStanding:
         return self._patience.why or f"the pod is {state}"
 
     def why_not_live(self) -> str | None:
-        """Returns why the container should be replaced, or None: it should be if no model server has started for
-        minutes, but not because etcd is unavailable or a first start is slow."""
+        """Returns why the container should be replaced, or None. It should be replaced if no model server has started
+        for minutes, but not while etcd is unavailable or a first start is slow."""
         if self._server.down_for > _DEAD:
             return f"no model server has started for {self._server.down_for:.0f} s: {self._server.why_down}"
         return None

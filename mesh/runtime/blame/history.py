@@ -66,7 +66,8 @@ class History:
         secrets: Callable[[], str] = lambda: "",
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """Takes `secrets`, which returns the version of the storage secret that this pod pulls with."""
+        """Makes a history without writes. `secrets` returns the version of the storage secret that this pod pulls
+        with."""
         self._etcd = etcd
         self._keys = keys
         self._pod = pod

@@ -52,8 +52,8 @@ class Place:
         record: Callable[[], PodRecord],
         is_alive: Callable[[PodRecord], Awaitable[bool | None]],
     ) -> None:
-        """Takes the pod's keys under `pods/` and `lives/` as `key` and `life`, and the lease's time to live, `ttl`, in
-        seconds."""
+        """Makes a place that is not taken yet. `key` and `life` are the pod's keys under `pods/` and `lives/`. `ttl` is
+        the lease's time to live, in seconds."""
         self._etcd = etcd
         self._key = key
         self._life = life

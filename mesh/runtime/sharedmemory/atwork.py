@@ -104,7 +104,7 @@ class AtWork:
     # -- reading: the agent, after a death
 
     def threads(self) -> list[ThreadWork]:
-        """Returns what the threads were doing, except the event loop's."""
+        """Returns the work of all threads except the event loop's."""
         found = []
         for entry in range(THREADS):
             at = self._entry(entry)

@@ -41,7 +41,7 @@ class SeenMemory(Protocol):
         """The limit of the server alone, if it is known."""
 
     async def find(self) -> bool:
-        """Looks for the server, and returns whether it can be observed."""
+        """Looks for the server. Returns True if the server can be observed."""
 
     def read(self) -> int | None:
         """Returns the bytes in use, or None."""
@@ -82,7 +82,8 @@ class Account:
         most_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Takes `most_bytes`, which the whole server may take of the machine or container; 0: unknown."""
+        """Makes an account without observations. `most_bytes` is the most memory of the machine or container that the
+        server may take; 0: unknown."""
         self.limit_bytes = 0  # for models and calls; 0: unknown
         self._ledger = ledger
         self._memory = memory
@@ -188,7 +189,8 @@ class Account:
         )
 
     def _bound(self) -> None:
-        """Sets the limit for models and calls: the capacity with its headroom, or what there is for the server."""
+        """Sets the limit for models and calls together: the capacity plus its headroom, or less if the server may take
+        less."""
         capacity = self._ledger.capacity.host_bytes
         limit = capacity + max(int(HEADROOM_SHARE * capacity), HEADROOM_LEAST)
         assert self._memory is not None

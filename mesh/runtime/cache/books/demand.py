@@ -27,7 +27,7 @@ class Demand:
     """The demand of one pod."""
 
     def __init__(self, ledger: Ledger, *, window: float = WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
-        """Takes `window`, in seconds."""
+        """Makes the demand of an empty pod. Copies last called within `window` seconds are in use."""
         self._ledger = ledger
         self._window = window
         self._clock = clock

@@ -59,7 +59,7 @@ class Ledger:
         eviction: str = "lru",
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Takes the name of the policy as `eviction`. Raises ValueError for an unknown one."""
+        """Makes an empty ledger. `eviction` is the name of a policy. Raises ValueError for an unknown policy."""
         self.capacity = Footprint(capacity_bytes)
         self.committed = NOTHING  # everything that is here or will be
         self.physical = NOTHING  # everything that the server's memory may hold
@@ -139,7 +139,8 @@ class Ledger:
             self.policy.resize(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
     def counted(self, entry: CacheEntry) -> Footprint:
-        """Returns what a model of known size counts for: its size with the factor, and never more than the pod."""
+        """Returns the memory that a model of known size counts for: its size times the factor, but at most the pod's
+        capacity, or the size itself if that is more."""
         size = entry.size if self.has_device else Footprint(entry.size.total_bytes)
         scaled = self.factor.scaled(size, guessed=entry.guessed, least_bytes=entry.least_bytes)
         most = max(size.host_bytes, self.capacity.host_bytes)
@@ -154,7 +155,7 @@ class Ledger:
                     self.weigh(entry, counted)
 
     def begin(self, entry: CacheEntry) -> bool:
-        """Takes the space for an entry if it is free in physical memory now. Returns whether it was."""
+        """Takes the space for an entry if that much physical memory is free now. Returns False if it is not."""
         if not entry.begun:
             if not (self.physical + entry.footprint).within(self.capacity):
                 return False

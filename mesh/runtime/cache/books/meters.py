@@ -51,7 +51,7 @@ class Meters:
         self.cold_ms = registry.histogram(
             "mesh_load_milliseconds", "Time of a load from request to answer, successes only.", ms
         ).labels()
-        self.evictions = registry.counter("mesh_evictions", "Copies evicted for others.").labels()
+        self.evictions = registry.counter("mesh_evictions", "Copies evicted to make room for others.").labels()
         self._refusals = registry.counter("mesh_load_refusals", "Loads refused, by reason.", ("reason",))
         self.server_deaths = registry.counter("mesh_server_deaths", "Deaths of the model server.").labels()
         hung = registry.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
@@ -71,9 +71,10 @@ class Meters:
         gauge(
             "mesh_server_observed_bytes", "Host memory that models of a foreign server take, as seen from outside."
         ).follow(lambda: account().observed_bytes)
-        gauge("mesh_server_accounted_bytes", "What the books say of it, without the factor.").follow(
-            lambda: account().accounted_bytes
-        )
+        gauge(
+            "mesh_server_accounted_bytes",
+            "Host memory that models of a foreign server take by the pod's books, without the factor.",
+        ).follow(lambda: account().accounted_bytes)
         gauge("mesh_size_factor", "Factor by which the books count the sizes of models.", merge="max").follow(
             lambda: account().factor
         )

@@ -27,8 +27,8 @@ class Victims:
         self.questions: deque[tuple[Question, room.RoomDecision]] = deque(maxlen=QUESTIONS)  # the latest, about room
 
     def candidates(self, need: Footprint) -> list[str]:
-        """Returns the models of which the number of copies elsewhere must be known before room is made for this much.
-        Returns none if the need fits anyway."""
+        """Returns the models whose number of copies elsewhere must be known before room is made for `need`. Returns
+        none if `need` fits without evictions."""
         if self._ledger.fits(need):
             return []
         count = itertools.count(1)

@@ -71,7 +71,7 @@ class Admission:
         *,
         concurrency: int,
     ) -> None:
-        """Takes `concurrency`, the number of loads that may be in the model server at the same time."""
+        """Makes an admission without loads. At most `concurrency` loads are in the model server at the same time."""
         self._ledger = ledger
         self._rooms = rooms
         self._server = server

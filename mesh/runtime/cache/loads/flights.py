@@ -228,8 +228,8 @@ class Loads:
         return None if room.passes and not want.idle_ms else no_room(room)
 
     def _silent(self) -> Refused | None:
-        """Returns why no copy may be reported as loaded, or None: the fence may currently forbid the model server to
-        answer for any copy."""
+        """Returns why no copy may be reported as loaded now, because the fence forbids the model server to answer for
+        any copy. Returns None if copies may be reported."""
         if not (why := self._fence.why_silent()):
             return None
         return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)

@@ -39,7 +39,7 @@ class ServerSide:
         incarnation: str,
         load_timeout: float,
     ) -> None:
-        """Takes `load_timeout`, the model server's own limit for one load, in seconds."""
+        """Makes the server's part of loads. `load_timeout` is the model server's own limit for one load, in seconds."""
         self._ledger = ledger
         self._server = server
         self._gate = gate
@@ -76,8 +76,8 @@ class ServerSide:
             return 0
 
     async def load(self, want: Want, entry: CacheEntry, pulled: Pulled) -> Size | Refused | Failed:
-        """Loads a model whose room is on the books. Returns its size by the server's word, and what the server has
-        grown by; beside our own server, the size on the books if the server says none."""
+        """Loads a model whose room is on the books. Returns the size that the server states; for a foreign server, also
+        the growth of the server's memory. If our own server states no size, returns the size on the books."""
         ledger = self._ledger
         spi = await self._server.ready(_WAIT)
         if spi is None:

@@ -37,7 +37,8 @@ class Sizing:
         self.pace()
 
     def pace(self) -> None:
-        """Sets the number of loads at once by what is known of the server."""
+        """Sets the number of loads at once: one if sizes follow from the growth of the server's memory, otherwise the
+        number that the server declares."""
         states = self._states and self._ledger.factor.believed
         self._turns.resize(1 if self._account.observes and not states else self._concurrency)
 

@@ -64,7 +64,7 @@ class Run:
         started_ns: int,
     ) -> None:
         """Prepares a run of the request whose frame is `sent` and which keeps `held` bytes in memory. `asked` is what
-        it asks for; if that takes time to find out, the thread calls `read` instead, which returns it."""
+        the request asks for. It is missing if reading it takes long: the thread then calls `read`, which returns it."""
         self.call = call
         self.copy = copy
         self.sent = sent

@@ -19,7 +19,7 @@ BOUNDARY = 64
 """Alignment in bytes: a cache line, and the widest vector register."""
 
 _LARGE = 1 << 20
-"""Bytes of contents that may be at a boundary already."""
+"""Size in bytes from which on contents may begin at a boundary already: large messages are read to one (`blocks`)."""
 
 _FREE = 256 << 10
 """Bytes of the shared memory. For larger contents, the cost of an allocation is negligible."""

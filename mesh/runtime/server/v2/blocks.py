@@ -71,7 +71,8 @@ class Blocks:
 
 
 def contents_at(begun: bytes | bytearray | memoryview) -> int:
-    """Returns where in a frame the last raw contents that begin in its first bytes begin, or 0."""
+    """Returns the position of raw contents in a frame, given the frame's beginning: of the last contents that begin
+    there, or 0 if none do."""
     head = bytes(begun[:_MAX_HEAD])
     at = framing.PREFIX
     if head[:1] != b"\0":

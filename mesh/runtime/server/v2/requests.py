@@ -28,7 +28,7 @@ MEDIUM = 128 << 10
 """Size up to which a message with typed numbers is read in the event loop: at worst in 5 ms."""
 
 LARGE = 1 << 20
-"""Size of raw contents, in bytes, above which they are even copied in a thread."""
+"""Size of raw contents, in bytes, above which even copying them is left to a thread."""
 
 _NAME, _INPUT, _RAW = 0x0A, 0x2A, 0x3A  # tags of a ModelInferRequest's fields
 _SHAPE, _CONTENTS = 0x1A, 0x2A  # of an input's fields; the shape is packed
