@@ -113,13 +113,15 @@ class Dispatcher:
         except MeshError as error:
             self._refuse(call, method, frame, error)
         except TimeoutError:
-            self._refuse(call, method, frame, MeshError(Reason.DEADLINE, "the deadline has passed"))
+            text = f"etcd did not say within the call's deadline what {asked[0][:200]} is: call with a later deadline"
+            self._refuse(call, method, frame, MeshError(Reason.DEADLINE, text))
         else:
             if not call.cancelled:
                 UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
 
     async def _one_message(self, call: Call, method: Method, allow: Allow | None) -> None:
-        """Carries a call with several ids that arrives as a stream: once its only message is there, as a unary one."""
+        """Carries a call with several ids that arrives as a stream. Waits for its only message, and then treats it as a
+        unary call."""
         try:
             with several.cancelled_with(call):
                 async with asyncio.timeout_at(call.deadline):
@@ -135,7 +137,8 @@ class Dispatcher:
         except MeshError as error:
             self._refuse(call, method, b"", error)
         except TimeoutError:
-            self._refuse(call, method, b"", MeshError(Reason.DEADLINE, "the deadline has passed"))
+            text = "the request's message did not arrive within the call's deadline"
+            self._refuse(call, method, b"", MeshError(Reason.DEADLINE, text))
         except CallCancelled:
             pass
         else:  # the id in the message counts, not those in the metadata

@@ -33,5 +33,5 @@ def full(copy: SharedCopy, connections: int) -> bool:
 
 def refusal(model: str, pod: str, calls: int) -> MeshError:
     """Returns the error for a call beyond the number that may wait."""
-    text = f"{calls} calls of {model} are in flight to {pod}, its share of the connections, and as many wait as may"
+    text = f"{calls} calls of {model} are in flight to {pod}, its share of the connections, and no more may wait"
     return MeshError(Reason.OVERLOADED, text, retry_after=_RETRY)

@@ -48,7 +48,7 @@ async def carry(
         async with asyncio.timeout_at(call.deadline):
             code = await stream.run(known)
     except TimeoutError:
-        error = MeshError(Reason.DEADLINE, "the deadline has passed")
+        error = MeshError(Reason.DEADLINE, "the call did not end within its deadline")
         code = int(error.reason.code)
         answers.fail(call, error)
     except MeshError as error:

@@ -243,7 +243,7 @@ class UnaryCall:
         """Stops waiting for a model's load after half of the caller's time, and spends the rest on another model."""
         self._patience = None
         self._forwarder.coldstart.leave(self._model_id, self)
-        self._refused(MeshError(Reason.NOT_IN_TIME, f"{self._model_id} was not loaded within half of the time"))
+        self._refused(MeshError(Reason.NOT_IN_TIME, f"{self._model_id} was not loaded within half of the call's time"))
 
     # --- another model ---
 
@@ -414,7 +414,7 @@ class UnaryCall:
     def expired(self) -> None:
         """Fails the call because its deadline has passed."""
         if not self._done:
-            self._fail(MeshError(Reason.DEADLINE, "the deadline has passed"))
+            self._fail(MeshError(Reason.DEADLINE, f"{self._model_id[:200]} did not answer within the call's deadline"))
 
     def _withdraw(self) -> None:
         self._waited()

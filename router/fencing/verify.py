@@ -91,7 +91,7 @@ class Verifier:
                     break
                 if self._loop.time() > deadline:
                     text = f"{copy.pod.name} must not answer for {copy.model} unverified, and etcd does not answer"
-                    raise MeshError(Reason.REGISTRY_AWAY, text, retry_after=1.0) from error
+                    raise MeshError(Reason.REGISTRY_AWAY, f"{text}: try again", retry_after=1.0) from error
                 await asyncio.sleep(_AGAIN)
                 continue
             self._away = False

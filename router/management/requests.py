@@ -93,9 +93,9 @@ def check_move(request: MoveVModel) -> None:
     elif sticky and _HEADER.fullmatch(sticky) is None:
         wrong = f"sticky names a header in lower case, not {sticky[:80]!r}"
     elif mirror is not None and not 0 < mirror.percent <= 100:
-        wrong = "a mirror's share is a percentage above 0, at most 100"
+        wrong = f"a mirror's share is a percentage above 0, at most 100, not {mirror.percent:g}"
     elif any(not 0 <= weight <= _MOST_WEIGHT for weight in weights.values()):
-        wrong = f"a weight is a whole number from 0 to {_MOST_WEIGHT}"
+        wrong = f"a weight is a whole number from 0 to {_MOST_WEIGHT}, as in 90 and 10"
     elif weights and not any(weights.values()):
         wrong = "the weights add up to 0: no model would get calls"
     elif change.target and weights and change.target not in weights:

@@ -41,7 +41,8 @@ class DataplaneFile:
     """The configuration of a router pod, from an option or from a file that is watched."""
 
     def __init__(self, text: str, path: str, published: Path) -> None:
-        """Takes the configuration as text, or the path of its file, or neither."""
+        """Makes a configuration from `text`, or from the file at `path`; there is none if both are empty. `published`
+        is the file for the workers."""
         self._path = Path(path) if path else None
         self._published = published
         self._stamp: _Stamp | None = None
@@ -78,7 +79,8 @@ class DataplaneFile:
             turned()
 
     def look(self) -> None:
-        """Takes over a changed content, or notes why it cannot."""
+        """Publishes the content of a changed file. If that content cannot be used, publishes the reason instead, and
+        the former content stays in force."""
         path = self._path
         assert path is not None
         try:
@@ -131,7 +133,7 @@ class DataplaneFollower:
         self._routes.adopt(self._config)
 
     def document(self) -> dict[str, object] | None:
-        """Returns what `mesh doctor` tells of the configuration, or None if there is none."""
+        """Returns the state of the configuration for `mesh doctor`, or None if there is no configuration."""
         if self._config is None:
             return None
         return {

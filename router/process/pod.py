@@ -346,7 +346,7 @@ class RouterPod:
         return RouterRecord(self.address, self.settings.probe, self.settings.workers, records.SPOKEN)
 
     async def _tick(self) -> None:
-        """Does the view's periodic work."""
+        """Updates the view, the probes of suspect pods and the admin keys about once a second, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK)

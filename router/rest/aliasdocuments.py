@@ -176,5 +176,5 @@ def _mirror(value: object) -> Mirror:
     modeldocuments.check_names(value, _MIRROR, "mirror")
     share = value.get("share", 100)
     if type(share) not in (int, float):
-        raise MeshError(Reason.BAD_REQUEST, "share must be a percentage")
+        raise MeshError(Reason.BAD_REQUEST, "share must be a percentage: a number above 0, at most 100")
     return Mirror(_text(value, "target"), float(share))

@@ -127,7 +127,10 @@ class Asked:
             except ValueError:
                 seconds = None
         if seconds is None or not 0 < seconds < 1e9:
-            raise MeshError(Reason.BAD_REQUEST, "the timeout cannot be read: give x-request-timeout in seconds")
+            raise MeshError(
+                Reason.BAD_REQUEST,
+                "the timeout is not a number of seconds above 0: correct x-request-timeout or grpc-timeout",
+            )
         return seconds
 
     def metadata(self) -> list[Header]:

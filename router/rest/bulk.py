@@ -307,7 +307,9 @@ def parse(line: bytes) -> Item:
 
 def _object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE:
-        raise MeshError(Reason.BAD_REQUEST, f"the line is longer than {MAX_LINE} bytes")
+        raise MeshError(
+            Reason.BAD_REQUEST, f"the line has {len(line)} bytes or more; a line for one model has at most {MAX_LINE}"
+        )
     try:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:

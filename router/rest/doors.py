@@ -1,10 +1,10 @@
-"""The doors of REST: each route has an operation, and a request is decided by it before its handler runs.
+"""Access control of REST: each route names its operation, and the guard decides on it before the route's handler runs.
 
-`ask` is the one place for all requests of the aiohttp application. The name that it decides on is the one in the path,
-decoded as the handlers decode it. A list is decided by its prefix. Handlers of requests whose bodies name further
-models ask `may` for these. An unknown path needs a known caller, as an unknown method does.
+`ask` checks every request of the aiohttp application, by the name in the path, decoded as the handlers decode it. For a
+list, that name is the prefix. If a body names further models, its handler calls `may` for them. An unknown path needs a
+known caller, as an unknown method does.
 
-Inference is decided again by the dispatcher of calls; here it is refused before its body is read.
+The dispatcher of calls checks inference again. The check here refuses it before its body is read.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -54,8 +54,8 @@ def operation_of(request: web.Request) -> Operation:
 def is_plain(request: web.Request) -> bool:
     """Returns whether the fixed segments of a request's path are written as they are.
 
-    aiohttp also finds a route by a path like `/%6Desh/v1/models`, which whatever reads the raw path would take for
-    another one. Such paths are refused before anything is decided by them."""
+    aiohttp also finds a route for a path like `/%6Desh/v1/models`, but code that reads the raw path takes it for
+    another one. Such paths are refused before the guard decides."""
     resource = request.match_info.route.resource
     if resource is None:
         return True
@@ -64,7 +64,7 @@ def is_plain(request: web.Request) -> bool:
 
 
 async def ask(request: web.Request, guard: Guard) -> None:
-    """Finds out who sends a request, and whether the caller may. Raises MeshError."""
+    """Identifies the caller of a request, and checks the caller's permission. Raises MeshError."""
     operation = operation_of(request)
     if not guard.asks(operation.verb) and not (guard.asks(Verb.READ) and _managing(request, operation)):
         request[_PRINCIPAL] = OPEN
@@ -77,8 +77,8 @@ async def ask(request: web.Request, guard: Guard) -> None:
 async def audited(
     request: web.Request, guard: Guard, audit: Audit, handler: Handler, check: Callable[[web.Request], None]
 ) -> web.StreamResponse:
-    """Checks a request, asks who sends it and whether the caller may, runs its handler, and notes the outcome of a
-    change."""
+    """Checks a request with `check` and `ask`, runs its handler, and writes the outcome of a change to the audit
+    trail."""
     result = CANCELLED
     try:
         check(request)
@@ -130,7 +130,7 @@ def gathering(request: web.Request, guard: Guard, audit: Audit) -> Gathering:
 
 
 def may(request: web.Request, guard: Guard, verb: Verb, names: Iterable[str]) -> None:
-    """Raises MeshError unless the caller may do that with each of the names."""
+    """Raises MeshError unless the caller may perform operations of `verb` on each of the names."""
     principal = principal_of(request)
     for name in names:
         guard.allow(principal, verb, name)
@@ -150,7 +150,7 @@ def _who(request: web.Request, guard: Guard) -> str:
 
 
 def _managing(request: web.Request, operation: Operation) -> bool:
-    """Returns whether a request for every known caller belongs to management, where callers must be known first."""
+    """Returns whether a request that is open to every known caller belongs to management."""
     return operation.verb is Verb.KNOWN and request.rel_url.raw_path.startswith("/mesh/")
 
 

@@ -63,7 +63,8 @@ def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
 
 
 def for_known(guard: Guard, handlers: Mapping[bytes, wire.Handler]) -> dict[bytes, wire.Handler]:
-    """Returns the handlers, which from then on only answer callers who are known, unless the guard asks nobody."""
+    """Returns handlers that only answer callers who are known. If the guard identifies no callers, returns the handlers
+    unchanged."""
     if not guard.asks(operations.SERVER.verb):
         return dict(handlers)
 

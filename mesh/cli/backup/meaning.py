@@ -81,8 +81,8 @@ def named(value: bytes) -> frozenset[str]:
 
 
 def same_vmodel(there: bytes, wanted: bytes) -> bool:
-    """Tells whether two vmodels have the same owner, target, versions, split and mirror; the progress of a move is not
-    compared."""
+    """Returns whether two vmodels have the same owner, target, versions, split and mirror; the progress of a move is
+    not compared."""
     one, other = _vmodel(there), _vmodel(wanted)
     if there == wanted or one is None or other is None:
         return there == wanted
