@@ -1,18 +1,18 @@
 """The size of a foreign model on a pod's books, and the factor that keeps these books true.
 
 A foreign server may say how large its models are, say nothing, or be wrong. The pod then looks at the memory of the
-server's processes. Two things are taken from it:
+server's processes, and derives two figures:
 
 - The *growth* during one load, if no other load or unload ran beside it (`settle`).
-- The *factor* of the pod, which is the memory that its models take in fact, over what the books say (`Factor`). The
-  books count each copy with the factor, so their sum follows the memory, even if every single size is wrong.
+- The *factor* of the pod: the memory that its models really take, divided by the sum of their sizes on the books
+  (`Factor`). The books count each copy with the factor, so their sum follows the memory even if every size is wrong.
 
-A factor above 1 applies to all sizes. One below 1 only applies to guesses, and never leaves less than was measured: a
-size that the server states may be memory that cannot be seen from outside, such as a device's. Nothing is evicted for a
-guess beyond about twice the model's file (`placement.sizes`): a guess takes free memory only.
+A factor above 1 applies to all sizes. A factor below 1 only applies to guesses, and never leaves less than was
+measured: a size that the server states may be memory that cannot be seen from outside, such as a device's. Nothing is
+evicted for a guess beyond about twice the model's file (`placement.sizes`): a guess takes free memory only.
 
 Servers keep freed memory for later loads, so the growth of a load after an unload is only a lower bound. The factor
-makes up for that, and is smoothed, as memory and books never change at the same moment.
+makes up for that. It is smoothed, because memory and books never change at the same moment.
 """
 
 import enum
@@ -29,13 +29,15 @@ RISE_S, FALL_S = 5.0, 20.0
 """Time constants of the smoothing, in seconds. Too low a factor fills the server's memory, so it rises faster."""
 
 SOON_REFUTED = 3
-"""Loads in a row after which memory that the largest factor does not explain refutes the server's sizes at once."""
+"""Number of successive loads after which the server's sizes are refuted at once, if the largest factor does not explain
+the memory after any of them."""
 
 REFUTED = 0.95 * MOST
 """Factor above which the server's own sizes are no longer believed: they explain a quarter of the memory at most."""
 
 SLACK_SHARE, SLACK_BYTES = 1 / 50, 16 << 20
-"""Part of the capacity, and bytes, that observed memory may exceed the books by: calls in flight, imported code."""
+"""Excess of observed memory over the books that is always allowed, for calls in flight and imported code: a share of
+the capacity, and at least a number of bytes."""
 
 _WORD = 1 << 63  # sizes from here on are negative numbers, sent as unsigned ones
 _LONGEST_S = 5.0  # seconds that one look counts for at most
@@ -97,26 +99,29 @@ def settle(
 ) -> Settled:
     """Returns the size of a model that was just loaded.
 
-    `said` is the server's word, `predicted` the estimate, and `remembered` the measurement of an earlier load, 0 if
-    there is none. `reserved` is what the books hold for the load, and `free` what they have left. `growth` is None if
-    the server's memory cannot be observed. `believed` means that the memory has not refuted the server's sizes. A
-    remembered size that a load alone does not confirm is halved, so that a wrong one is forgotten."""
+    `said` is the size that the server states, `predicted` the estimate, and `remembered` the measurement of an earlier
+    load, 0 if there is none. `reserved` is the room that the books hold for the load, and `free` the rest of the books'
+    room. `growth` is None if the server's memory cannot be observed. `believed` means that the memory has not refuted
+    the server's sizes. A remembered size that a load alone does not confirm is halved, so that a wrong size is
+    forgotten."""
     said, predicted = stated(said), stated(predicted)
     if growth is None:
         if said:
-            return Settled(said, SizeBasis.SAID, "its server says so")
-        return Settled(max(predicted, remembered, reserved), SizeBasis.GUESSED, "a guess: its server does not say")
+            return Settled(said, SizeBasis.SAID, "stated by its server")
+        return Settled(max(predicted, remembered, reserved), SizeBasis.GUESSED, "a guess: its server states no size")
     if believed and plausible(said, capacity):
-        return Settled(said, SizeBasis.SAID, "its server says so")
+        return Settled(said, SizeBasis.SAID, "stated by its server")
     grown = max(0, growth.bytes) if growth.alone else 0
     guess = max(plausible(predicted, capacity), plausible(said, capacity))
-    why = f"its server has grown by {words.size(grown)}"
+    why = f"measured: its server's memory grew by {words.size(grown)}"
     if remembered and growth.alone:
         return Settled(max(grown, min(remembered, capacity) // 2), SizeBasis.GROWN, why, grown)
     if grown and not growth.first and (growth.fresh or grown >= guess):
         return Settled(max(grown, guess), SizeBasis.GROWN, why, grown)
     size = max(grown, reserved, min(max(guess, remembered), reserved + max(0, free)))
-    why = "a guess: its server does not say" if not said else "a guess: its server's word is not believed"
+    why = (
+        "a guess: its server states no size" if not said else "a guess: the size that its server states is implausible"
+    )
     return Settled(size, SizeBasis.GUESSED, why, grown)
 
 
@@ -132,16 +137,16 @@ class Factor:
         self._beyond = 0  # loads in a row after which the memory exceeded what the largest factor explains
 
     def loaded(self, observed: int, accounted: int, *, capacity: int) -> None:
-        """Takes a look after a load. Several that the largest factor does not explain refute the server's sizes at
-        once, because a few loads later its memory may be full."""
+        """Adds an observation after a load. If the largest factor does not explain several of them in a row, the
+        server's sizes are refuted at once, because its memory may be full a few loads later."""
         beyond = observed - max(SLACK_BYTES, int(capacity * SLACK_SHARE)) > MOST * accounted
         self._beyond = self._beyond + 1 if beyond else 0
         if self._beyond >= SOON_REFUTED:
             self.believed, self.value = False, MOST
 
     def look(self, observed: int, accounted: int, *, capacity: int, seconds: float) -> None:
-        """Takes a look. `observed` is the memory that the server has beyond what it has without models, `accounted` the
-        sum of sizes on the books, and `seconds` the time since the last look."""
+        """Adds an observation, and updates the factor. `observed` is the server's memory beyond its memory without
+        models, `accounted` the sum of sizes on the books, and `seconds` the time since the last observation."""
         if accounted <= 0 or seconds <= 0:
             return
         slack = max(SLACK_BYTES, int(capacity * SLACK_SHARE))

@@ -91,14 +91,14 @@ def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
 
 
 def on_probation(blames: Iterable[Blame], now_ms: int) -> bool:
-    """Tells whether the model's next load must run apart from other loads, because an earlier one may have killed a
+    """Returns whether the model's next load must run apart from other loads, because an earlier one may have killed a
     server."""
     return any(not blame.requests for blame in alive(blames, now_ms))
 
 
 def exhausted(left_bytes: int, fallen_bytes: int, whole_bytes: int) -> bool:
-    """Tells whether a pod that was killed completely had probably run out of memory. `left_bytes` is the free memory at
-    the last sample, `fallen_bytes` the decrease since the sample before."""
+    """Returns whether a pod that was killed completely had probably run out of memory. `left_bytes` is the free memory
+    at the last sample, `fallen_bytes` the decrease since the sample before."""
     return left_bytes - _LOOKS * max(0, fallen_bytes) <= _LITTLE * whole_bytes
 
 

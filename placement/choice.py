@@ -38,9 +38,9 @@ QUIET_RATE = 600
 """Calls a minute below which pods count as equally idle: even 10 calls a second do not load a pod noticeably."""
 
 PREFERRED_MS = 120_000
-"""The type's preference counts among full pods only if the preferred pod's oldest copy has been idle for at most this
-much less time than the longest idle copy of all; or for at most a quarter less, if that is more. The predecessor's
-figures."""
+"""Milliseconds by which the oldest copy of a preferred full pod may have been idle for less than the longest idle copy
+of all full pods: beyond that, the preference of the model's type does not count. A quarter of the longest idle time
+applies if that is more. The predecessor's figures."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -122,7 +122,7 @@ class Ranked:
             room = "is full of copies in use"
         text = f"{room}, {self.loads_in_progress} loads on {self.loading_threads} threads, {self.rate} calls a minute"
         for holds, remark in (
-            (self.preferred, "preferred by its type"),
+            (self.preferred, "preferred by the model's type"),
             (self.on_disk, "has the files on disk"),
             (self.zone_copies > 0, f"{words.copies(self.zone_copies)} in its zone"),
             (self.outgoing, "being replaced by a rollout"),
@@ -170,8 +170,8 @@ class Choice:
             reasons += f"; and {len(self.refused) - 8} more"
         if self.verdict is ChoiceVerdict.NOWHERE:
             if all(refused.cause is IneligibilityCause.TOO_SMALL for refused in self.refused):
-                return f"the model needs {size}, more than any pod can hold: {reasons}"
-            return f"no pod may ever hold the model, which needs {size}: {reasons}"
+                return f"the model needs {size}, more than the capacity of any pod: {reasons}"
+            return f"no pod of this mesh may hold the model, which needs {size}: {reasons}"
         if self.verdict is ChoiceVerdict.NO_ROOM:
             return f"no pod has room for {size} now: {reasons}"
         return f"no pod can take the model now: {reasons}"
@@ -193,10 +193,9 @@ def choose(
 
     `excluded` names pods not to use, each with the reason as it follows the pod's name ("holds a copy already").
     `idle_ms` is the time since the model's last use, 0 if a caller waits for it: a model never replaces copies that
-    were used more recently. `model_type` is compared with the types that pods
-    take, "" with none; `constraint` holds the labels that the type requires and prefers, `preferences` which
-    sets of labels are preferred if not by the constraint's own list (`Constraints.preferences`). `zones` lists the zone
-    of each existing copy.
+    were used more recently. `model_type` is compared with the types that pods take; "" is not compared. `constraint`
+    has the labels that the type requires and prefers. `preferences` says which sets of labels are preferred if not by
+    the constraint's own list (`Constraints.preferences`). `zones` lists the zone of each existing copy.
     """
     footprint = size if isinstance(size, Footprint) else Footprint(size)
     host, device = footprint.host_bytes, footprint.device_bytes
@@ -241,7 +240,7 @@ def choose(
 
 
 def fits(pod: Candidate, footprint: Footprint) -> bool:
-    """Tells whether the model fits into the pod's free host and device memory."""
+    """Returns whether the model fits into the pod's free host and device memory."""
     return _has_free(pod, footprint.on(device=pod.has_device))
 
 
@@ -265,18 +264,19 @@ def _refuse(
     if not _holds(pod, need):
         capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
         return Ineligible(
-            pod.name, IneligibilityCause.TOO_SMALL, f"has a capacity of {capacity}, but the model needs {need}"
+            pod.name, IneligibilityCause.TOO_SMALL, f"has a capacity of {capacity}, and the model needs {need}"
         )
     if lacking := constraint.lacking(pod.labels):
         label = "label" if len(lacking) == 1 else "labels"
-        why = f"lacks the {label} {', '.join(sorted(lacking))} that its type requires"
+        why = f"lacks the {label} {', '.join(sorted(lacking))}, which the model's type requires"
         return Ineligible(pod.name, IneligibilityCause.NOT_ALLOWED, why)
     if pod.name in excluded:
         return Ineligible(pod.name, IneligibilityCause.EXCLUDED, excluded[pod.name] or "is excluded")
     if not pod.accepts:
         return Ineligible(pod.name, IneligibilityCause.NOT_ACCEPTING, pod.why_not or "accepts no loads")
     if not fit and idle_ms > pod.oldest_idle_ms:
-        why = f"is full of copies used within {words.span(pod.oldest_idle_ms)}, the model {words.span(idle_ms)} ago"
+        recent, ago = words.span(pod.oldest_idle_ms), words.span(idle_ms)
+        why = f"is full of copies used within the last {recent}, and the model was last used {ago} ago"
         return Ineligible(pod.name, IneligibilityCause.MORE_RECENT, why)
     return None
 

@@ -39,7 +39,7 @@ class Constraint:
         return self.required - labels
 
     def prefers(self, labels: frozenset[str]) -> bool:
-        """Tells whether a pod with these labels is preferred."""
+        """Returns whether a pod with these labels is preferred."""
         return bool(self.preferred & labels)
 
 
@@ -58,7 +58,7 @@ class Constraints:
         return self.types.get(model_type, self.default)
 
     def allows(self, model_type: str, labels: frozenset[str]) -> bool:
-        """Tells whether a pod with these labels may hold that type."""
+        """Returns whether a pod with these labels may hold that type."""
         return not self.of(model_type).lacking(labels)
 
     def preferences(self, model_type: str, labels: Iterable[frozenset[str]]) -> dict[frozenset[str], bool]:

@@ -44,9 +44,9 @@ class CopyLimits:
     def __post_init__(self) -> None:
         """Raises ValueError for a minimum below 0, a maximum below 1, or one below the other."""
         if self.minimum is not None and self.minimum < 0:
-            raise ValueError(f"a minimum of {self.minimum} copies makes no sense")
+            raise ValueError(f"the minimum of copies is 0 or more, not {self.minimum}")
         if self.maximum is not None and self.maximum < max(1, self.minimum or 0):
-            raise ValueError(f"a maximum of {self.maximum} copies is below {max(1, self.minimum or 0)}")
+            raise ValueError(f"the maximum of copies is {max(1, self.minimum or 0)} or more, not {self.maximum}")
 
     def over(self, other: "CopyLimits") -> "CopyLimits":
         """Returns these limits, completed by `other`. A maximum that is set here overrides the minimum of `other`, and
@@ -290,7 +290,7 @@ def _drops(
 
 
 def _allowed(pod: Candidate, model_type: str, constraints: Constraints) -> bool:
-    """Tells whether a pod may hold models of a type, by its labels and by what its server takes."""
+    """Returns whether a pod may hold models of a type, by its labels and by what its server takes."""
     return constraints.allows(model_type, pod.labels) and takes(pod.types, model_type)
 
 

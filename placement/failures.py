@@ -170,8 +170,7 @@ class Failures:
         """Replaces the known failures of a model with those in its record.
 
         If this observer already knew an entry of the record, it keeps its own times for that entry, because they may be
-        newer.
-        Entries that are no longer in the record were released, have expired, or were cleared by a success."""
+        newer. Entries that are no longer in the record were released, have expired, or were cleared by a success."""
         known = self._models.get(model_id)
         before = known.failures if known is not None and known.created == created else {}
         found: dict[str, Failure] = {}

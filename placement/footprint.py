@@ -48,7 +48,7 @@ class Footprint:
         return Footprint(max(0, self.host_bytes), max(0, self.device_bytes))
 
     def within(self, room: "Footprint") -> bool:
-        """Tells whether the footprint fits into `room`, in host and in device memory."""
+        """Returns whether the footprint fits into `room`, in host and in device memory."""
         return self.host_bytes <= room.host_bytes and self.device_bytes <= room.device_bytes
 
     @property

@@ -14,7 +14,7 @@ _FORMAT = "mt:"
 
 
 def takes(served: frozenset[str], model_type: str) -> bool:
-    """Tells whether a pod that serves these types takes a model of the given type. The type "" is unknown."""
+    """Returns whether a pod that serves these types takes a model of the given type. The type "" is unknown."""
     if not served or not model_type or model_type in served:
         return True
     plain = model_type.partition("|")[0].removeprefix(_FORMAT)

@@ -73,7 +73,7 @@ def plan(
 
 
 def has_space(pod: Candidate) -> bool:
-    """Tells whether a pod can take any preload."""
+    """Returns whether a pod can take any preload."""
     return _why_not(pod, Footprint(1, 1)) is None
 
 

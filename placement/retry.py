@@ -127,7 +127,7 @@ def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Be
 
 
 def _gone(tried: Try) -> bool:
-    """Tells whether the copy counts as missing. It also counts as missing if its pod asks to verify a call that was
+    """Returns whether the copy counts as missing. It also counts as missing if its pod asks to verify a call that was
     already verified."""
     if tried.trouble is Trouble.VERIFY_FIRST:
         return tried.said is Said.VERIFIED

@@ -52,7 +52,7 @@ class Flights:
         return flight
 
     def read(self, flight: Flight, *, fresh: bool = False) -> None:
-        """Has the record read."""
+        """Instructs the carrier to read the record."""
         if flight.pause is not None:
             self.alarms.call_off(flight.pause)
             flight.pause = None
@@ -61,28 +61,28 @@ class Flights:
         self._request(flight, Phase.READING, Read(self.number, flight.model_id, fresh))
 
     def read_again(self, flight: Flight) -> None:
-        """Has the record read again, because it has just proved to have changed."""
+        """Instructs the carrier to read the record again, because an answer has shown that the record has changed."""
         self.say(ForgetRecord(self.number, flight.model_id), flight)
         self.read(flight, fresh=True)
 
     def look(self, flight: Flight) -> None:
-        """Has the view of the model's copies looked up."""
+        """Instructs the carrier to look up the model's copies in the view."""
         flight.changed = False
         flight.looked_ms = self.now_ms
         self._request(flight, Phase.LOOKING, Look(self.number, flight.model_id))
 
     def go_on(self, flight: Flight) -> None:
-        """Has the view looked up again after an answer that made progress, so the flight no longer counts as stuck."""
+        """Looks at the view again after an answer that made progress. The flight then no longer counts as stuck."""
         flight.stuck_ms = None
         self.look(flight)
 
     def choose(self, flight: Flight, excluded: dict[str, str]) -> None:
-        """Has a pod chosen."""
+        """Instructs the carrier to choose a pod."""
         self._request(flight, Phase.CHOOSING, Choose(self.number, flight.model_id, excluded, flight.idle_ms))
 
     def ask(self, flight: Flight, pod: str) -> None:
-        """Has an agent asked to load the model. Waiters whose deadline comes before the expected end of the load get
-        their error now."""
+        """Instructs the carrier to ask an agent to load the model. Waiters whose deadline comes before the expected end
+        of the load get their error now."""
         assert flight.record is not None, "a flight asks once it has a record"
         self.failures.tried(pod, self.now_ms)
         flight.pod, flight.asked_ms, flight.quiet = pod, self.now_ms, flight.idle_ms > 0

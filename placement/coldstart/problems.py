@@ -46,7 +46,7 @@ class Problem:
 
 
 STOPPING = Problem(ProblemReason.UNAVAILABLE, "this router is stopping")
-PASSED = Problem(ProblemReason.DEADLINE, "the deadline has passed")
+PASSED = Problem(ProblemReason.DEADLINE, "the call's deadline had passed before its model's load was requested")
 
 
 def soon(reason: ProblemReason, text: str) -> Problem:

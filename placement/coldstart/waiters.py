@@ -44,7 +44,7 @@ class Place:
     def expired(self, now_ms: int, rules: Rules) -> Problem:
         """Returns the problem for a waiter whose time has run out."""
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
-            return Problem(ProblemReason.DEADLINE, f"{self.model_id} was not loaded by the deadline")
+            return Problem(ProblemReason.DEADLINE, f"{self.model_id} was not loaded by the call's deadline")
         text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s; its load goes on"
         return Problem(ProblemReason.NOT_IN_TIME, text, 5000)
 
@@ -65,15 +65,18 @@ class Waiters:
         if event.deadline_ms is not None and event.deadline_ms <= event.now_ms:
             return PASSED
         if self.count >= rules.max_waiters:
-            return soon(ProblemReason.OVERLOADED, f"{self.count} calls wait for models to load already: try again")
+            return soon(
+                ProblemReason.OVERLOADED, f"{self.count} calls wait for models to load, the most that may: try again"
+            )
         if self.bytes + event.size > rules.max_waiting_bytes:
             return soon(
                 ProblemReason.OVERLOADED,
-                f"calls that wait for models to load hold {self.bytes} bytes already: try again",
+                f"calls that wait for models to load hold {self.bytes} of {rules.max_waiting_bytes} bytes: try again",
             )
         if waiting >= rules.max_waiters_per_model:
             return soon(
-                ProblemReason.OVERLOADED, f"{waiting} calls wait for model {event.model_id} to load already: try again"
+                ProblemReason.OVERLOADED,
+                f"{waiting} calls wait for model {event.model_id} to load, the most that may: try again",
             )
         return None
 

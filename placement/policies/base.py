@@ -39,7 +39,7 @@ class Policy(Protocol[K]):
         """Adds a copy. `size` is in bytes. `cost` is the time to load the copy again, in milliseconds."""
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Replaces the estimate of a copy's size by its measurement."""
+        """Replaces the estimate of a copy's size with its measurement."""
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
         """Removes a copy. `evicted_at` is the time of its eviction, if it was evicted. An unknown key is ignored."""

@@ -279,7 +279,7 @@ def test_a_required_label_is_never_traded_for_room():
     assert choice.refused[0].cause is IneligibilityCause.NOT_ALLOWED
     nowhere = choose("m", MIB, [a_pod("b"), a_pod("c", accepts=False)], constraint=GPU)
     assert nowhere.verdict is ChoiceVerdict.NOWHERE
-    assert "b lacks the label gpu that its type requires" in nowhere.why
+    assert "b lacks the label gpu, which the model's type requires" in nowhere.why
 
 
 def test_a_device_is_preferred_and_done_without():
@@ -359,5 +359,5 @@ def test_remarks_are_in_the_sentence():
     """The text of a choice says what it is based on: preference, disk, zone, rollout."""
     pod = a_pod("a", labels=frozenset({"gpu"}), on_disk=True, zone="z", outgoing=True)
     why = choose("m", MIB, [pod], constraint=LIKES_GPU, zones=["z"]).why
-    for text in ("preferred by its type", "files on disk", "1 copy in its zone", "rollout"):
+    for text in ("preferred by the model's type", "files on disk", "1 copy in its zone", "rollout"):
         assert text in why

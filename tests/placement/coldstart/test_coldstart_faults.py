@@ -440,7 +440,7 @@ def test_what_fits_nowhere_is_refused_without_asking():
     carrier.read()
     assert carrier.asked == []
     assert reason(carrier) is ProblemReason.NOWHERE
-    assert "more than any pod can hold" in carrier.problems["w"].text
+    assert "more than the capacity of any pod" in carrier.problems["w"].text
 
 
 def test_a_pod_that_finds_out_that_a_model_fits_nowhere_has_its_record_read_again():

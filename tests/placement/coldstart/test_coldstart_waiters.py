@@ -59,7 +59,7 @@ def test_each_waiter_has_its_own_deadline():
     carrier.join("short", deadline_ms=10)
     assert carrier.wanted_ms == 10
     carrier.after(10)
-    assert carrier.problems["short"].text == "m was not loaded by the deadline"
+    assert carrier.problems["short"].text == "m was not loaded by the call's deadline"
     assert carrier.wanted_ms == 999
     carrier.read()
     carrier.says(events.Loaded)

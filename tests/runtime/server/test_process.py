@@ -278,7 +278,7 @@ async def test_what_keeps_it_from_starting_is_said(tmp_path):
         (["--internal-tls", str(tmp_path)], f"{tmp_path}/ca.crt cannot be read"),
     ]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        cases.append((["--device", "cuda"], "--device cuda: this onnxruntime is built without CUDA"))
+        cases.append((["--device", "cuda"], "--device cuda does not work: the installed onnxruntime has no CUDA"))
     started = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "mesh.runtime.server", *spi, *options), stderr=asyncio.subprocess.PIPE

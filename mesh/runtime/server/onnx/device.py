@@ -105,14 +105,14 @@ def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
         _probe(CPU)
         return CPU
     if problem:
-        raise DeviceError(f"--device cuda: {problem}; or use --device cpu")
+        raise DeviceError(f"--device cuda does not work: {problem}; or use --device cpu")
     return CUDA
 
 
 def _try_cuda() -> str:
     """Returns why CUDA does not work, or an empty text if it does."""
     if _CUDA not in onnxruntime.get_available_providers():
-        return "this onnxruntime is built without CUDA: install the extra `gpu` instead of `cpu`"
+        return "the installed onnxruntime has no CUDA: install mesh-serving with the extra `gpu` instead of `cpu`"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read by cuBLAS when a session makes its handle
     try:
         if hasattr(onnxruntime, "preload_dlls"):
@@ -123,7 +123,7 @@ def _try_cuda() -> str:
                 "and that the CUDA and cuDNN versions are those in onnxruntime's release notes"
             )
     except Exception as error:
-        return f"onnxruntime has CUDA but a first session failed: {str(error)[:500]}"
+        return f"onnxruntime has CUDA, but a trial session failed: {str(error)[:500]}"
     _find_memory_info()
     return ""
 
@@ -137,7 +137,9 @@ def _probe(device: Device) -> str:
     session = onnxruntime.InferenceSession(_PROBE, options, providers=list(device.providers), enable_fallback=0)
     square = session.run(None, {"x": np.array([[1, 2], [3, 4]], np.float32)})[0]
     if square.tolist() != [[7, 10], [15, 22]]:
-        raise DeviceError(f"{device.name} computes wrong products: {square.tolist()}")
+        raise DeviceError(
+            f"the device {device.name} is faulty: a trial product is {square.tolist()} instead of [[7, 10], [15, 22]]"
+        )
     return str(session.get_providers()[0])
 
 
