@@ -25,7 +25,7 @@ def waits(carrier):
     [
         pytest.param([("m", 0), ("m", 0)], ("m", 0), "2 calls wait for model m to load", id="of-one-model"),
         pytest.param([("k", 0), ("k", 0), ("l", 0), ("l", 0)], ("m", 0), "4 calls wait for models", id="in-all"),
-        pytest.param([("k", 60)], ("m", 41), "hold 60 bytes", id="bytes"),
+        pytest.param([("k", 60)], ("m", 41), "hold 60 of 100 bytes", id="bytes"),
     ],
 )
 def test_bounds(waiting, more, text):
