@@ -24,7 +24,8 @@ RENDERED: dict[str, tuple[str, ...]] = {
         'tls={"secretName":"edge","clientAuth":"require"}',
         'networkPolicy={"egress":{"enabled":true}}',
         'monitoring={"serviceMonitor":true,"podMonitor":true,"rules":true,"dashboard":true}',
-        'router={"autoscaling":{"enabled":true},"podAnnotations":{"a":"b"},"extraEnv":[{"name":"X","value":"y"}]}',
+        'router={"autoscaling":{"enabled":true},"podAnnotations":{"a":"b"},"extraEnv":[{"name":"X","value":"y"}],'
+        '"dataPlane":{"config":{"rpcConfigs":{"a.B/c":{"idExtractionPath":[1]}},"allowOtherRpcs":true}}}',
         'pools=[{"name":"cpu","autoscaling":{"enabled":true},"claims":["one","two"]},'
         '{"name":"gpu","gpu":{"count":2},"runtimeClassName":"nvidia","zone":"z","disk":{"kind":"ephemeral"}},'
         '{"name":"other","server":{"image":"example.com/other:1","types":["other"],"spi":"unix:/run/other/spi.sock"}}]',

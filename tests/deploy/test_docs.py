@@ -24,7 +24,11 @@ def blocks(language: str) -> list[str]:
 def test_links():
     """Every link in docs/kubernetes.md leads somewhere."""
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
-        assert (PAGE.parent / Path(target)).exists(), target
+        file, _, heading = target.partition("#")
+        assert (PAGE.parent / Path(file)).exists(), target
+        headings = re.findall(r"^#+ (.*)$", (PAGE.parent / Path(file)).read_text(), re.MULTILINE) if heading else []
+        anchors = {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}
+        assert not heading or heading in anchors, target
 
 
 def test_keys():

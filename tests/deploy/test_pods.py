@@ -2,11 +2,13 @@
 only."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy import manifests
+from router.calls import dataplane
 from tests.deploy import installs
 
 ALLOWED = {
@@ -236,8 +238,8 @@ def test_a_pool_may_have_a_model_server_of_its_own():
     assert env["MESH_LABELS"].split(",") == ["gpu"]
     assert "gpu" not in agent["image"]
     assert agent["resources"] == {
-        "requests": {"cpu": "250m", "memory": "768Mi"},
-        "limits": {"cpu": "2", "memory": "768Mi"},
+        "requests": {"cpu": "250m", "memory": "896Mi"},
+        "limits": {"cpu": "2", "memory": "896Mi"},
     }
 
     at = {mount["mountPath"]: mount for mount in agent["volumeMounts"]}
@@ -279,3 +281,44 @@ def test_a_server_cannot_have_a_port_of_the_agent(server):
     """The containers of a pod share their ports, so the agent's ports are refused for the server."""
     with pytest.raises(manifests.Failed, match=r"the agent of the pod listens on port 808[59]"):
         pool_of(server=server)
+
+
+def mounted(found: list[dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """Returns the path of the data-plane configuration in the routers, and the ConfigMap's part of its volume."""
+    spec = installs.one(found, "Deployment", "mesh-router")["spec"]["template"]["spec"]
+    (router,) = spec["containers"]
+    path = Path(installs.env(router)["MESH_DATAPLANE_CONFIG_PATH"])
+    (mount,) = (one for one in router["volumeMounts"] if one["mountPath"] == str(path.parent))
+    assert "subPath" not in mount, "a file that is mounted by itself does not follow its ConfigMap"
+    (volume,) = (one for one in spec["volumes"] if one["name"] == mount["name"])
+    return path, volume["configMap"]
+
+
+@installs.needs_helm
+def test_the_data_plane_configuration_of_the_values_is_what_routers_read():
+    """The document in the values becomes a ConfigMap that routers mount as a folder, so that they follow changes. They
+    parse what they find there."""
+    document = {
+        "rpcConfigs": {"a.B/c": {"idExtractionPath": [1, 536870911], "vModelId": True}, "a.B/d": {}},
+        "allowOtherRpcs": True,
+    }
+    found = installs.rendered(f"router={json.dumps({'dataPlane': {'config': document}})}")
+    path, source = mounted(found)
+    data = installs.one(found, "ConfigMap", source["name"])["data"]
+    (item,) = source["items"]
+    assert item["path"] == path.name
+    parsed = dataplane.parse(data[item["key"]])
+    assert parsed == dataplane.parse(json.dumps(document))
+    assert parsed.methods[b"/a.B/c"] == dataplane.Rule((1, 536870911), vmodel=True)
+
+
+@installs.needs_helm
+def test_a_data_plane_configuration_of_somebody_else_is_mounted():
+    """The chart mounts the given key of a ConfigMap that it does not make. Without any configuration, there is none."""
+    given = {"dataPlane": {"configMap": "tc-config", "key": "dataplane_api_config"}}
+    found = installs.rendered(f"router={json.dumps(given)}")
+    path, source = mounted(found)
+    assert source == {"name": "tc-config", "items": [{"key": "dataplane_api_config", "path": path.name}]}
+    assert not [one for one in found if one["metadata"]["name"] == "mesh-dataplane"]
+    (router,) = installs.one(installs.rendered(), "Deployment", "mesh-router")["spec"]["template"]["spec"]["containers"]
+    assert "MESH_DATAPLANE_CONFIG_PATH" not in installs.env(router)

@@ -146,8 +146,8 @@ def test_every_key_is_in_both():
         for key in schema:
             if key in {"name", "ephemeral-storage", "global"} and key not in values:
                 continue  # a pool's name; what Helm or Kubernetes add
-            if path.endswith(".image") and not values:
-                continue  # a pool's own image: the keys of the image above
+            if path.endswith((".image", ".dataPlane.config")) and not values:
+                continue  # a pool's own image: the keys of the image above; a document: those of docs/servers.md
             assert key in values, f"{path}.{key}"
             compare(values[key], schema[key], f"{path}.{key}")
 
@@ -209,6 +209,16 @@ def test_null_is_refused_unless_it_means_something(path: str):
             ['pools=[{"name":"a","autoscaling":{"enabled":true,"minReplicas":5,"maxReplicas":2}}]'],
             ["minReplicas", "maxReplicas", '"a"'],
             id="hpa",
+        ),
+        pytest.param(
+            ['router={"dataPlane":{"config":{"allowOtherRpcs":true},"configMap":"mine"}}'],
+            ["router.dataPlane", "both", '"mine"'],
+            id="two-dataplanes",
+        ),
+        pytest.param(
+            ['router={"dataPlane":{"config":{"rpcConfigs":{"a.B/c":{"idExtractionPath":[0]}}}}}'],
+            ["idExtractionPath", "minimum"],
+            id="no-field",
         ),
         pytest.param(['etcd={"storage":{"kind":"emptyDir"}}'], ["emptyDir", "etcd.members=1"], id="three-without-disk"),
         pytest.param(['tls={"clientAuth":"require"}'], ["tls.clientAuth", "tls.secretName"], id="clients-without-tls"),
