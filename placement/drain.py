@@ -2,8 +2,9 @@
 so that no call waits.
 
 The most recently used copies come first, because there may not be time for all. A copy whose model is loaded elsewhere
-is unloaded immediately. A copy that has not been used for long is unloaded at the end, without a replacement. A copy
-that no other pod could take without evicting models used more recently stays until the pod ends.
+is unloaded as soon as all routers know of the other copy. A copy that has not been used for long is unloaded at the
+end, without a replacement. A copy that no other pod could take without evicting models used more recently stays until
+the pod ends.
 
 The caller plans again whenever a load elsewhere has ended; loads under way are not planned twice.
 """
@@ -34,6 +35,7 @@ class DrainingCopy:
     model_type: str = ""
     loaded_in: tuple[str, ...] = ()  # other pods
     loading_in: tuple[str, ...] = ()
+    settled: bool = True  # False while some router may not know yet that another pod has loaded the model
 
 
 def plan(
@@ -53,9 +55,12 @@ def plan(
     unloads: list[Action] = []
     stale: list[Action] = []
     unmet: list[Unmet] = []
-    put_off = 0
+    put_off = settling = 0
     for copy in sorted(held, key=lambda copy: (copy.idle_ms, copy.model_id)):
         if copy.loaded_in:
+            if not copy.settled:
+                settling += 1
+                continue
             why = f"the pod leaves, and {copy.loaded_in[0]} has a copy"
             unloads.append(Action(ActionKind.UNLOAD, copy.model_id, leaving, why))
         elif copy.loading_in:
@@ -83,7 +88,7 @@ def plan(
             why = f"{leaving} leaves: {chosen.why}"
             loads.append(Action(ActionKind.LOAD, copy.model_id, chosen.pod, why, copy.idle_ms, 1))
     # Idle copies stay callable until all others have moved.
-    if not loads and not put_off and not under_way:
+    if not (loads or put_off or under_way or settling):
         unloads += stale
     else:
         put_off += len(stale)

@@ -23,6 +23,10 @@ log = logs.get(__name__)
 LOOK = 0.1
 """Seconds between two looks at a draining pod."""
 
+SETTLE = 0.5
+"""Seconds between the leader's first sight of a copy elsewhere and the unloading of the draining pod's copy. The views
+of other routers may lag behind the leader's by that much; without the pause, their calls would wait for a load."""
+
 
 class Handover:
     """The handovers of one leader. `candidates` and `settings` return current values. `idle` returns the milliseconds
@@ -45,6 +49,7 @@ class Handover:
         self._settings = settings
         self._idle = idle
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._seen: dict[tuple[str, str], float] = {}  # when a model was first seen loaded in a pod
         self._tasks = Tasks()
 
     def due(self) -> bool:
@@ -72,6 +77,8 @@ class Handover:
             await self._empty(pod)
         finally:
             self._leaving.pop(pod.name, None)
+            if not self._leaving:
+                self._seen.clear()
 
     async def _empty(self, pod: Pod) -> None:
         log.info("a pod leaves: its copies are loaded elsewhere", pod=pod.name, copies=len(pod.copies))
@@ -90,7 +97,8 @@ class Handover:
             self._carrying.begin(plan.actions)
             unmet = {one.model_id: one.why for one in plan.unmet}
             here = {copy.model_id for copy in held}
-            moving = any(copy.loading_in for copy in held) or any(m in here for m, _ in self._carrying.under_way())
+            waiting = any(copy.loading_in or not copy.settled for copy in held)
+            moving = waiting or any(model in here for model, _ in self._carrying.under_way())
             if not plan.actions and not moving:
                 break
             await asyncio.sleep(LOOK)
@@ -108,7 +116,10 @@ class Handover:
         others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
         loading = {pod for model, pod in self._carrying.loading() if model == copy.model and pod != copy.pod.name}
         # A copy that is only known from an agent's answer is not known to other routers yet: they would find none.
-        loaded = {o.pod.name for o in others if o.callable and not o.answered and not o.pod.leaving}
+        ready = [o for o in others if o.callable and not o.answered and not o.pod.leaving]
+        now = asyncio.get_running_loop().time()
+        loaded = {o.pod.name for o in ready}
+        settled = [o for o in ready if now - self._seen.setdefault((o.model, o.pod.name), now) >= SETTLE]
         loading |= {o.pod.name for o in others if o.pod.name not in loaded and not o.pod.leaving}
         return drain.DrainingCopy(
             copy.model,
@@ -117,4 +128,5 @@ class Handover:
             copy.record.type,
             tuple(sorted(loaded)),
             tuple(sorted(loading - loaded)),
+            not ready or bool(settled),
         )

@@ -32,6 +32,14 @@ def test_loaded_elsewhere_before_it_is_let_go():
     assert (unload.kind, unload.pod) == (ActionKind.UNLOAD, "gone")
 
 
+def test_a_copy_stays_while_a_router_may_not_know_of_the_other_one():
+    """A copy that is loaded elsewhere is unloaded only when all routers know of the other copy."""
+    (copy,) = held(1, loaded_in=("b",), settled=False)
+    assert plan("gone", [copy], PODS).actions == ()
+    (unload,) = plan("gone", [replace(copy, settled=True)], PODS).actions
+    assert unload.kind == ActionKind.UNLOAD
+
+
 def test_the_most_recently_used_first_and_not_all_at_once():
     """A drain moves the most recently used copies first, because there may not be time for all. It does not move all at
     once."""
