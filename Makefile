@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-streams test-vmodels test-foreign test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-streams test-long test-vmodels test-foreign test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## prints this list
@@ -70,6 +70,9 @@ cluster-down:  ## stops that cluster, and leaves the machine as it was
 
 test-cluster: $(DEV)  ## tests the image on that cluster; builds and starts the cluster if it is not running
 	@$(RUN) pytest tests/cluster -m cluster -o timeout_func_only=true $(ARGS)
+
+test-long: $(DEV)  ## runs the tests that take longest, and property tests with many examples (minutes)
+	@HYPOTHESIS_EXAMPLES=$${HYPOTHESIS_EXAMPLES:-400} $(RUN) pytest -n 2 --dist loadfile -m "long or hypothesis" $(ARGS)
 
 test-vmodels: $(DEV)  ## makes 10,000 random calls while leaders die, and 200 moves under traffic (ARGS="--vmodel-seed 7"; minutes)
 	@$(RUN) pytest tests/system/test_vmodel_calls.py tests/system/test_vmodel_moves.py -s --vmodel-calls 10000 --vmodel-moves 200 $(ARGS)

@@ -3,8 +3,8 @@
 Tests start hundreds of processes. Without stored bytecode each would compile 150 modules, a quarter of its start time.
 This module therefore has bytecode stored.
 
-Hypothesis tries different examples in each run on a developer's machine, and more with `HYPOTHESIS_EXAMPLES=5000`. CI
-always uses the same examples, so a change never fails for a chance find in unrelated code.
+Hypothesis tries different examples in each run on a developer's machine, and more with `HYPOTHESIS_EXAMPLES=5000` or
+in `make test-long`. CI always uses the same examples, so a change never fails for a chance find in unrelated code.
 """
 
 import os
@@ -29,11 +29,20 @@ settings.register_profile(
     "mesh",
     deadline=None,  # how long an example takes says how busy the machine is, not whether the code is right
     derandomize=bool(os.environ.get("CI")),
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")),
 )
 settings.load_profile("mesh")
 
 LONG = tuple(Path(__file__).parent / name for name in ("system", "chaos"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says which kinds of tests the run has left out, and which commands run them."""
+    left_out = [
+        marker for marker in config.getini("markers") if f"not {marker.partition(':')[0]}" in config.option.markexpr
+    ]
+    for marker in left_out:
+        terminalreporter.write_line(f"NOT RUN: tests marked {marker}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

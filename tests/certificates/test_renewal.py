@@ -78,6 +78,7 @@ def test_a_name_that_is_wanted_is_added_and_one_that_is_not_stays(first):
     assert not renew(more.content, WANTED, START).changed
 
 
+@pytest.mark.long
 def test_an_authority_is_changed_with_an_overlap():
     """Old and new authorities overlap. In daily runs over eleven years, processes with today's files can verify those
     with files a day or a month old, and the other way round."""

@@ -165,6 +165,7 @@ def refused_with_a_way_out(made: Change, pod: str) -> None:
         assert "forget" in made.text
 
 
+@pytest.mark.long
 async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
     """Router-3 and one pod are cut off from etcd, router-1 and the other pod. That pod's server keeps running while its
     agent is stopped, and neither gives a stale answer."""

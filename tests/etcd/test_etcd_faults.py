@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from mesh.etcd import Etcd, Lease, Mirror
 from mesh.options.etcdsettings import EtcdSettings
 from tests.support.counting import counting
@@ -37,6 +39,7 @@ async def test_restarted_in_good_order(own_etcd: EtcdServer) -> None:
         await writer.more()
 
 
+@pytest.mark.long
 async def test_frozen_and_black_holed(own_etcd: EtcdServer, etcd_server: EtcdServer, tmp_path: Path) -> None:
     """Clients notice a frozen etcd and a black-holed network in bounded time, because signs of life stop, and recover.
 

@@ -8,6 +8,7 @@ from mesh.etcd import Delta, EtcdCompacted, EtcdDenied, EtcdUnavailable
 from mesh.etcd.records import ChangeKind
 from mesh.etcd.watch import Revisions, check
 from mesh.pb import etcd_pb2 as pb
+from tests.support.examples import examples
 
 
 def put(revision: int, key: str = "k") -> pb.Event:
@@ -51,7 +52,7 @@ def test_a_deletion_is_told_from_a_write() -> None:
     assert [event.kind for event in delta.events] == [ChangeKind.PUT, ChangeKind.DELETE]
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.data())
 def test_any_cut_gives_the_same_revisions(sizes: list[int], data: st.DataObject) -> None:
     """The same revisions come out however they are spread over responses, and however each response is cut into

@@ -81,6 +81,7 @@ def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members
         members.end(name)
 
 
+@pytest.mark.long
 async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
     """A member without data is added again as a new member and gets everything from the others. A member with data just
     starts."""
@@ -107,6 +108,7 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
     assert "joins the others as a new member" in (members.folder / "m1.log").read_text()
 
 
+@pytest.mark.long
 async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> None:
     """A member without data waits while the others have no quorum, and never starts a separate cluster. It makes no
     difference if it was replaced before, or if an earlier start left an empty folder."""

@@ -143,6 +143,7 @@ def member(tmp_path: Path) -> Iterator[tuple[Member, dict[str, bytes]]]:
     member.child.wait(10)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_another_authority_is_followed(member: tuple[Member, dict[str, bytes]]) -> None:
     """When etcd changes to another authority, clients with the former files continue over its restart, and clients with

@@ -237,6 +237,7 @@ def test_no_pod_is_unhealthy_because_models_are_broken(events):
         assert failures.avoided(PODS, now) == {}
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(PODS[1:])), min_size=200, max_size=200))
 def test_a_broken_pod_is_found_out_and_left_alone(draws):
     """A pod in which every load fails, while loads succeed elsewhere, is detected after four models were tried there

@@ -12,6 +12,7 @@ from placement.simulator import fleet, optimum, traces
 from placement.simulator.cluster import Cluster
 from placement.simulator.fleet import SimulatedModel
 from placement.simulator.run import Setup, hit_rate, load_seconds, run
+from tests.support.examples import examples
 
 MIB = 1 << 20
 
@@ -94,7 +95,7 @@ def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
     assert ends[0] == ends[1]
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=200), st.integers(1, 8))
 def test_nobody_beats_who_knows_the_future(models, capacity):
     """With equal sizes and instant loads, no policy hits more often than Belady's, which knows the future."""
@@ -114,6 +115,7 @@ def test_the_clairvoyant_counts_from_where_it_is_told():
     assert (counts.requests, counts.hits, counts.misses) == (3, 2, 1)
 
 
+@pytest.mark.long
 def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
     """Several pods hit nearly as often as one pod of their total size. With single copies, Zipf 0.9 and room for a
     tenth of the models, the choice of pods costs at most two points."""

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from placement.vmodels import changes
 from placement.vmodels.changes import MISSING, Change, NamedModel, Refusal, RefusalCause, SetVModel
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
+from tests.support.examples import examples
 
 IDLE = NamedModel(refs=1)
 LOADED = NamedModel(refs=1, copies=1, loaded=1)
@@ -446,7 +447,7 @@ class Registry(RuleBasedStateMachine):
             assert record.names() <= self.models.keys(), (record, self.models)
 
 
-Registry.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Registry.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
 TestCounts = Registry.TestCase
 
 

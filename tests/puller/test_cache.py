@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from puller.cache import Blob, Cache
 from puller.disk import Disk
 from puller.errors import PullError, PullErrorKind
+from tests.support.examples import examples
 
 
 def opened(folder: Path, budget: int | None = None, **more) -> Cache:
@@ -381,5 +382,5 @@ class CacheMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder.parent)
 
 
-CacheMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=25, deadline=None)
 TestCacheMachine = CacheMachine.TestCase

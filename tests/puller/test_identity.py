@@ -322,7 +322,7 @@ def _claims(random: Random) -> Claims:
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 10))])
 async def test_nobody_gets_bytes_of_another(pod, stores, seed):
     """A pull returns bytes that the store delivered to this caller from this place, or that have the registered digest,
     for random stores, claims, sizes, callers and replacements. They are the latest bytes, unless the store makes

@@ -18,6 +18,7 @@ from puller.local import LocalProvider
 from puller.puller import Puller
 from puller.sink import Sink
 from puller.source import Source, locate
+from tests.support.examples import examples
 from tests.support.waiting import until
 
 
@@ -386,7 +387,7 @@ async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, l
     go_on.set()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     elements=st.lists(
         st.sampled_from(["..", ".", "", "a", "sub", "link", "%2e%2e", "~", "\\..", "\udcff"]), min_size=1, max_size=6

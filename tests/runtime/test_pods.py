@@ -40,6 +40,7 @@ async def test_a_full_disk_budget_makes_the_oldest_copies_go(an_agent: AnAgent) 
         assert sum(files.values()) <= 5 << 10
 
 
+@pytest.mark.long
 async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> None:
     """When two pods are asked for the same models at once, many times over, one copy of each is made. The losing pod
     names the winner."""
@@ -108,6 +109,7 @@ async def test_two_first_loads_of_a_file_that_is_replaced_in_between(an_agent: A
         assert [(copy.state, copy.digest) for copy in copies] == [("loaded", loaded.digest)]
 
 
+@pytest.mark.long
 async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgent, tmp_path: Path) -> None:
     """With mutual TLS, a pod whose name is taken asks the present holder whether it lives, and gives the name up."""
     options = ("--internal-tls", str(Mounted.of(tmp_path / "tls", Authority()).path))
@@ -150,6 +152,7 @@ async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
         assert not os.path.exists(f"/proc/{pod.process.pid}")
 
 
+@pytest.mark.long
 async def test_etcd_is_away(own_etcd: EtcdServer, keys: Keys, tmp_path: object) -> None:
     """While etcd hangs for longer than the lease, a pod answers routers that say that etcd is unavailable, and refuses
     loads with the reason. It recovers without help."""

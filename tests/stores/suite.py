@@ -121,6 +121,7 @@ class StoreSuite:
         await reach.put({"large": LARGE})
         assert await reach.fetch("large") == {"": LARGE}
 
+    @pytest.mark.long
     async def test_a_tree_of_any_number_of_objects(self, reach):
         """A tree of 1,500 objects, more than a page of any store, is fetched. Objects of another tree whose name begins
         alike are not."""
@@ -140,6 +141,7 @@ class StoreSuite:
         assert await reach.fetch("t") == {"empty": b"", "full": b"x"}
         assert await reach.fetch("t/empty") == {"": b""}
 
+    @pytest.mark.long
     @pytest.mark.parametrize("key", ["t/junk//b", "t/./here", "t/a/../up"])
     async def test_a_key_that_no_file_can_have(self, reach, key):
         """A key that cannot be a file name is skipped with the reason. Everything else is fetched, even many objects

@@ -55,6 +55,7 @@ class TestMoto(StoreSuite):
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key="t//b", Body=b"x")
         assert "'/b'" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
 
+    @pytest.mark.long
     async def test_a_long_listing_with_such_a_key(self, reach):
         """A listing of several pages is read completely, even if one of its keys cannot be a file name."""
         await reach.put({f"t/{number}": b"x" for number in range(1100)})

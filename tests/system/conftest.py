@@ -10,7 +10,7 @@ from tests.support.localmesh import LocalMesh
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options of `make test-vmodels`, `make test-compatibility` and `make test-streams`."""
     group = parser.getgroup("vmodels")
-    group.addoption("--vmodel-calls", type=int, default=800, help="Random calls of the vmodel API.")
+    group.addoption("--vmodel-calls", type=int, default=250, help="Random calls of the vmodel API.")
     group.addoption("--vmodel-moves", type=int, default=24, help="Moves of a vmodel under constant traffic.")
     group.addoption("--vmodel-seed", type=int, help="Seed of the random calls; by default another one each time.")
     group = parser.getgroup("streams")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tests.support import models
 from tests.support.localmesh import Client, LocalMesh
@@ -42,6 +43,7 @@ async def doctor(mesh: LocalMesh) -> tuple[int, dict[tuple[str, str], str]]:
     return done.returncode, bad
 
 
+@pytest.mark.long
 async def test_the_doctor_finds_what_is_planted(a_mesh) -> None:
     """The doctor finds nothing in a healthy mesh of real processes, and then each fault that the test plants: a type
     without pods, a model that kills servers, a mesh without pods."""

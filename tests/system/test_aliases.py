@@ -268,6 +268,7 @@ async def test_a_shadow_gets_the_calls_and_its_answers_are_compared(two_routers)
 SHADOWS = {"hang": {"call": "3600s"}, "refuse": {"error": "no answer today"}, "unloadable": {"fail": "no such layer"}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shadows", [SHADOWS, {"crash": {"error": "crash"}}], ids=" ".join)
 async def test_a_shadow_that_hangs_or_fails_leaves_callers_alone(a_mesh, shadows):
     """Callers get their answers from the model that serves, even if its shadow hangs, fails, cannot be loaded, or kills

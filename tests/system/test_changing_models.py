@@ -74,6 +74,7 @@ def typed(shell: Shell, heading: str, words: dict[str, str] | None = None, *, co
     return said
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 async def test_the_page_from_mesh_up_on(shell, tmp_path):
     """The page's commands do what the page says in a mesh that `mesh up` has just started. No call of the alias fails

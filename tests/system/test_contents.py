@@ -3,6 +3,7 @@
 import asyncio
 
 import numpy as np
+import pytest
 
 from tests.support import models
 from tests.support.localmesh import Client, LocalMesh
@@ -47,6 +48,7 @@ class Callers:
         assert set(self.answers[self._width :]) == {value}
 
 
+@pytest.mark.long
 async def test_copies_of_one_registration_hold_one_content_until_it_is_reloaded(a_mesh):
     """A file that is replaced after the first load is not used before a reload. The test then reloads a model in two
     pods, with a broken file, while a pod is killed, and in the one pod left. No call fails, and every answer is of the

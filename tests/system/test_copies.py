@@ -6,6 +6,7 @@ import signal
 
 import grpc
 import numpy as np
+import pytest
 
 from tests.support import models
 from tests.support.localmesh import PAUSE, Client, LocalMesh
@@ -116,6 +117,7 @@ async def test_constraints_move_copies_and_forbid_pods(a_mesh):
         await until(refused, interval=0.2, why="no pod may hold the model")
 
 
+@pytest.mark.long
 async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a_mesh):
     """A pod that ends on SIGTERM under traffic causes no failed call and no cold start. Copies of a killed pod are
     loaded elsewhere before anyone calls them."""
@@ -148,6 +150,7 @@ async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a
         await until(back, timeout=60, interval=0.5, why=lambda: f"all are in pod-1\n{mesh.routers[0].tail()}")
 
 
+@pytest.mark.long
 async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
     """A mesh that was stopped, routers first, and comes back with one pod loads the most recently used models without
     being called. They fill up to seven eighths of that pod."""

@@ -6,6 +6,7 @@ import signal
 
 import grpc
 import numpy as np
+import pytest
 
 from tests.support import models
 from tests.support.authority import Mounted
@@ -15,6 +16,7 @@ from tests.support.waiting import until
 ONE = np.ones((1, 1), np.float32)
 
 
+@pytest.mark.long
 async def test_a_changed_password(tmp_path, own_etcd):
     """Loaded models are served while etcd has a new password and the Secret still has the old one. Once the Secret has
     the new password, models are registered and loaded, no pod has lost its lease, and a restarted worker uses the

@@ -140,6 +140,7 @@ async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
         assert await loads(mesh) == before
 
 
+@pytest.mark.long
 async def test_etcd_frozen_for_three_lease_times(a_mesh_of_its_own):
     """When etcd freezes for three lease times, all leases expire as soon as it continues. No call fails, nothing is
     loaded again, and the pods publish themselves again."""
@@ -192,6 +193,7 @@ async def test_the_only_worker_killed(a_mesh):
         assert {code for code, _ in traffic.errors} <= {"UNAVAILABLE"}
 
 
+@pytest.mark.long
 async def test_a_worker_killed(a_mesh):
     """After a worker is killed the router pod starts another, Envoy finds it, and callers are answered again."""
     async with a_mesh(pods=1, router_options=["--workers", "2"]) as mesh, Traffic(mesh, 4) as traffic:
@@ -209,6 +211,7 @@ async def test_a_worker_killed(a_mesh):
         assert {code for code, _ in traffic.errors} <= {"UNAVAILABLE"}
 
 
+@pytest.mark.long
 async def test_nothing_outlives_a_router_killed(a_mesh):
     """After a `kill -9` of the router pod its workers and its Envoy end too."""
     async with a_mesh(pods=1) as mesh:
@@ -222,6 +225,7 @@ async def test_nothing_outlives_a_router_killed(a_mesh):
         await mesh.ready()
 
 
+@pytest.mark.long
 async def test_a_frozen_model_server_is_replaced(a_mesh):
     """A model server that hangs is told apart from a slow one, killed and replaced. Callers with a deadline get the new
     server's answer."""

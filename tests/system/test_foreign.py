@@ -88,6 +88,7 @@ async def test_a_foreign_server_is_served_through_the_mesh(foreign, edge, way):
         assert it.noted("load a") == it.noted("load b") == it.noted("load c é") == it.noted("status") == 1
 
 
+@pytest.mark.foreign
 async def test_a_servers_own_unavailability_loads_no_further_copy(foreign, edge):
     """A model whose server answers UNAVAILABLE is not loaded elsewhere. The caller gets INTERNAL with the predecessor's
     text, and the copy stays."""
@@ -102,6 +103,7 @@ async def test_a_servers_own_unavailability_loads_no_further_copy(foreign, edge)
         assert len((await it.mesh.status("a"))["copies"]) == it.noted("load a") == 1
 
 
+@pytest.mark.foreign
 async def test_a_load_that_fails_is_told_and_passes_by_itself(foreign):
     """After a failed load the caller gets the server's text, exactly one copy has failed, and nothing is left in the
     server."""
@@ -167,6 +169,7 @@ async def test_a_models_size_is_what_its_server_knows(foreign, options, expected
         assert (pod["unobserved"], pod["factor"]) == ("--server-memory is none", 1.0)
 
 
+@pytest.mark.foreign
 @pytest.mark.parametrize("way", ["child-socket", pytest.param("neighbour-port", marks=MORE)])
 async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
     """A model whose server states no size, or an impossible one, counts on the books for what its server has grown by.
@@ -196,6 +199,7 @@ async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
         assert it.noted("unload m0") + it.noted("unload m1") >= 1
 
 
+@pytest.mark.foreign
 async def test_a_device_that_a_server_reports_is_counted(foreign):
     """The models of a server that reports a device's memory count there, evict there, and give the pod the label gpu.
     The memory in use on the device is watched."""
@@ -212,6 +216,7 @@ async def test_a_device_that_a_server_reports_is_counted(foreign):
         assert (int(told["device_used_bytes"]), int(told["used_bytes"])) == (3 * size, 3000)
 
 
+@pytest.mark.foreign
 async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
     """A load that exceeds the server's own time limit is cancelled and cleaned up at the server. Other models are
     served meanwhile."""
@@ -226,6 +231,7 @@ async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
         assert it.noted("load good") == 1
 
 
+@pytest.mark.foreign
 async def test_a_model_that_kills_its_server_in_a_load_is_blamed_alone(foreign):
     """A model whose load ends the server is blamed for it, even though the relay ends as well. The other models come
     back without blame."""

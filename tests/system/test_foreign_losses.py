@@ -45,6 +45,7 @@ async def test_a_model_that_the_server_has_lost_is_loaded_again(foreign, form):
         assert it.noted("load b") == 1
 
 
+@pytest.mark.foreign
 async def test_a_model_that_is_lost_unseen_is_withdrawn(foreign):
     """A model that its server has dropped is withdrawn from the mesh, even if nobody calls it."""
     async with foreign(way="neighbour-socket") as it:
@@ -58,6 +59,7 @@ async def test_a_model_that_is_lost_unseen_is_withdrawn(foreign):
         await until(withdrawn, timeout=30, why="the copy is withdrawn")
 
 
+@pytest.mark.foreign
 async def test_a_models_own_not_found_reaches_the_caller(foreign):
     """A model that answers NOT_FOUND itself is loaded once more and then believed. Callers get its answer, and no
     further loads follow."""
@@ -89,6 +91,7 @@ async def test_a_killed_server_comes_back_with_its_models(foreign, way):
         assert "quarantined" not in {key for key, value in (await it.mesh.status("a")).items() if value}
 
 
+@pytest.mark.foreign
 async def test_a_server_that_restarts_at_once_is_noticed(foreign):
     """A neighbour that is killed and replaced by an empty one within moments is asked for its status again."""
     async with foreign(way="neighbour-socket") as it:
@@ -99,6 +102,7 @@ async def test_a_server_that_restarts_at_once_is_noticed(foreign):
         assert it.noted("load a") == it.noted("status") == 2
 
 
+@pytest.mark.foreign
 @pytest.mark.parametrize("way", ["child-socket", pytest.param("neighbour-port", marks=MORE)])
 async def test_a_frozen_server_is_given_up_within_seconds(foreign, way):
     """A server that is stopped (SIGSTOP) is detected although the kernel still accepts its connections. A child is
@@ -138,6 +142,7 @@ async def test_a_relay_that_is_killed_takes_no_model_with_it(foreign, options):
         assert it.noted("unload a") == 0
 
 
+@pytest.mark.foreign
 async def test_calls_wait_for_a_relay_that_is_replaced(foreign, edge):
     """The agent keeps the socket of the data port. Calls that begin after a relay was killed wait for the next one, and
     none of them fails."""
@@ -152,6 +157,7 @@ async def test_calls_wait_for_a_relay_that_is_replaced(foreign, edge):
         assert it.noted("load a") == it.noted("status") == 1
 
 
+@pytest.mark.foreign
 async def test_an_egress_that_is_killed_is_replaced(foreign):
     """The relay replaces an Envoy that dies. The relay itself continues, and nothing is loaded again."""
     async with foreign(egress="envoy") as it:
@@ -166,6 +172,7 @@ async def test_an_egress_that_is_killed_is_replaced(foreign):
         assert "the egress died" in it.mesh.pods[0].tail(200)
 
 
+@pytest.mark.foreign
 async def test_a_server_that_speaks_the_spi_under_its_former_name_is_served(foreign):
     """A server that has the SPI only as ModelMesh's deprecated service is used all the same, also by the next relay.
     Its pod waits until the server no longer reports STARTING."""
@@ -180,6 +187,7 @@ async def test_a_server_that_speaks_the_spi_under_its_former_name_is_served(fore
         assert (it.noted("load a"), it.noted("load b"), it.noted("status")) == (1, 1, 3)
 
 
+@pytest.mark.foreign
 async def test_an_agent_that_is_killed_begins_again(foreign):
     """A killed agent's relay and child server end too. A neighbour stays, and drops its models for the next agent."""
     async with foreign(way="neighbour-socket") as it:

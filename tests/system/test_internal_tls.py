@@ -110,6 +110,7 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
         assert 364 * DAY < await expiry(mesh, mesh.probe_url()) <= 365 * DAY
 
 
+@pytest.mark.long
 async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
     """An authority is replaced in three steps of `mesh certificates`, each taken by every process. No call or load
     fails meanwhile. In the end the old authority's certificates are refused."""

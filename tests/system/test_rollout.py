@@ -94,6 +94,7 @@ async def holders(mesh: LocalMesh) -> dict[str, list[str]]:
     return {model["id"]: model["pods"] for model in listed}
 
 
+@pytest.mark.long
 async def test_a_rolling_restart_is_not_noticed(mesh):
     """Callers do not notice a rolling restart, in which each pod ends before its replacement starts."""
     async with Traffic(mesh) as traffic:

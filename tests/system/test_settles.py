@@ -62,6 +62,7 @@ class Skewed:
         await until(lambda: self.calls >= end, timeout=90, why=f"{count} calls")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_it_settles(a_mesh):
     """After the changes the mesh settles. No answer is wrong, no call fails with an unexpected kind of error, copies

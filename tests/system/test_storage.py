@@ -101,6 +101,7 @@ async def test_a_digest_that_the_registration_names(a_mesh):
         assert (await mesh.status("many"))["sha256"] == right
 
 
+@pytest.mark.long
 async def test_a_pull_shows_how_far_it_is(a_mesh, moto, bucket):
     """A model's status shows the progress of its pull, which the operator's bandwidth limit slows down here."""
     name, secret = bucket

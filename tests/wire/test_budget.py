@@ -10,6 +10,7 @@ from mesh.pb import details_pb2
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import budget as budgets
 from mesh.wire import call, metadata, server, serverconnection
+from tests.support.examples import examples
 from tests.support.wire import Transport, chunked, deliver, frames, parse_replies, request, run
 
 LIMIT = 1 << 20  # bytes of one message
@@ -274,7 +275,7 @@ async def test_a_reply_that_is_taken_gives_its_bytes_back(peers):
 # --- the budget itself ---
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(st.tuples(st.sampled_from(["request", "counts", "end"]), st.integers(0, 9), st.integers(0, 1 << 18))))
 def test_holds_never_lose_a_byte_and_requests_never_pass_the_limit(steps):
     budget = budgets.Budget(ROOM)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mesh.statuses import Code
 from mesh.wire import budget as budgets
 from mesh.wire import client, clientconnection, framing
+from tests.support.examples import examples
 from tests.support.waiting import until
 from tests.support.wire import ECHO, Outcome, Transport, chunked, cut, deliver, frames, run
 
@@ -83,7 +84,7 @@ METADATA = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.binary(max_size=30), max_size=4),
     st.sampled_from(
@@ -117,7 +118,7 @@ def test_however_the_bytes_are_cut_the_reply_is_the_same(messages, status, heade
     run(scenario())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),

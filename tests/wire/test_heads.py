@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.wire import budget, client, clientconnection, heads, server, serverconnection
+from tests.support.examples import examples
 from tests.support.wire import ECHO, Outcome, Transport, chunked, deliver, frames, request, run
 
 LIMIT = 1000
@@ -106,7 +107,7 @@ READS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(READS, min_size=1, max_size=3), st.lists(st.integers(0, 2), min_size=4, max_size=10))
 @example(
     [request(FRAME), request(frames(b"other")), request(FRAME, headers=[(b"grpc-timeout", b"1S")])], [0, 0, 0, 1, 2, 2]
@@ -217,7 +218,7 @@ REPLIES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(REPLIES, min_size=1, max_size=3), st.lists(st.integers(0, 2), min_size=4, max_size=10))
 def test_replies_are_the_same_with_and_without_a_memory(reads, order):
     reads = [reads[number % len(reads)] for number in order]

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.wire import inflate
+from tests.support.examples import examples
 
 BLOBS = st.lists(
     st.one_of(st.binary(max_size=200), st.integers(0, 600_000).map(bytes), st.just(b"text " * 100_000)), max_size=4
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(BLOBS, st.lists(st.integers(1, 40_000), min_size=1, max_size=5))
 def test_a_stream_of_members_is_the_same_however_it_is_cut(blobs, sizes):
     data = b"".join(map(gzip.compress, blobs)) or gzip.compress(b"")

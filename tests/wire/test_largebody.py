@@ -24,6 +24,7 @@ from mesh.wire import (
     serverconnection,
 )
 from mesh.wire.budget import Budget
+from tests.support.examples import examples
 from tests.support.wire import ECHO, Outcome, Transport, cut, deliver, deliver_one, frames, request, run
 
 LIMIT = 2000
@@ -139,7 +140,7 @@ async def served(reads):
     return made, (seen, without_the_parsers_words(transport.written), ends)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(MESSAGES, SIZES, st.one_of(PLAIN, HEADS), CUTS, DAMAGE, st.booleans(), st.integers(1, 60))
 @example([b"x" * 500], [], [b"%x"], [], None, True, 8)
 @example([b"x" * 500], [100, 100], [b"%x", b"%x;a=b"], [200], None, True, 8)
@@ -205,7 +206,7 @@ async def answered(reads):
     return made, (taken, idle)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(MESSAGES, SIZES, st.one_of(PLAIN, HEADS), CUTS, DAMAGE, st.integers(1, 60))
 @example([b"x" * 500], [], [b"%x"], [], None, 8)
 @example([b"x" * 500], [100, 100], [b"%x", b"%x;a=b"], [140], None, 8)
@@ -268,7 +269,7 @@ async def posted(reads):
     return made, (seen, transport.written, ends)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.one_of(LONG, st.integers(500, 600).map(lambda size: b"abcd" * size)), max_size=3), CUTS, DAMAGE)
 def test_however_a_body_comes_a_server_of_plain_http_hands_out_the_same(bodies, cuts, damage):
     """A server of plain HTTP that reads large bodies past its parser hands out the same requests and gives the same

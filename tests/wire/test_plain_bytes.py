@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mesh.statuses import Reason
 from mesh.wire import budget as budgets
 from mesh.wire import plainconnection, plainserver
+from tests.support.examples import examples
 from tests.support.waiting import until
 from tests.support.wire import Transport, deliver, run
 
@@ -94,7 +95,7 @@ BODIES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(BODIES, st.lists(st.integers(0, 2000), max_size=12))
 def test_however_the_bytes_are_cut_the_requests_are_the_same(bodies, places):
     """The server hands out the same requests in the same order, and gives the same answers, wherever the bytes are

@@ -10,6 +10,7 @@ from mesh.pb import details_pb2
 from mesh.statuses import Code
 from mesh.wire import budget as budgets
 from mesh.wire import call, framing, metadata, server, serverconnection
+from tests.support.examples import examples
 from tests.support.waiting import until
 from tests.support.wire import ECHO, Transport, chunked, cut, deliver, frames, parse_replies, request, run
 
@@ -103,7 +104,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(REQUESTS, st.lists(st.integers(0, 5000), max_size=12))
 def test_however_the_bytes_are_cut_the_calls_are_the_same(requests, places):
     data = b"".join(
@@ -139,7 +140,7 @@ def test_however_the_bytes_are_cut_the_calls_are_the_same(requests, places):
 GOOD = request(frames(b"hello"), headers=[(b"a", b"b")], chunks=[2]) + request(frames(b"x"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -567,7 +568,7 @@ async def test_a_broken_message_in_the_middle_of_a_stream_ends_the_call_for_both
     assert served.ended
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(st.integers(1, 3000), min_size=1, max_size=8),
     st.lists(st.integers(0, 5000), max_size=8),

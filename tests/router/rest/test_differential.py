@@ -31,12 +31,15 @@ from router.rest import errors
 from router.settings import RouterSettings
 from tests.router.rest.conftest import CARRIERS, METHOD, FakeWorker
 from tests.support import models
+from tests.support.examples import examples
 from tests.support.onnxserver import OnnxServer
 
 LIMIT = 4 << 20
 ODD = "a/b \xe4%2F"
 EXAMPLES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -381,7 +384,7 @@ async def fake(request):
     await worker.conversions.close()
 
 
-@settings(EXAMPLES, max_examples=150)
+@settings(EXAMPLES, max_examples=examples(150))
 @given(sent=anything())
 async def test_carriers_answer_alike_whatever_is_sent(fake, sent):
     """A nearly valid request gets the same answer from every carrier, and reaches the model as the same message."""

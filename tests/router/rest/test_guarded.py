@@ -25,6 +25,7 @@ from router.rest import management
 from tests.router.rest import conftest
 from tests.support import certificates
 from tests.support.access import SlowTokens, guard_of
+from tests.support.examples import examples
 from tests.support.waiting import until
 
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
@@ -539,7 +540,7 @@ ENDS = st.sampled_from(["", "/load", "/infer", "/ready", "/explain", "/versions/
 
 
 @given(METHODS, BEGINNINGS, st.lists(PIECES, max_size=4).map("".join), ENDS)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 async def test_no_trick_with_paths_turns_a_denial_into_an_answer(http, worker, method, beginning, middle, end):
     """A key without any grant changes nothing and learns nothing of any model, whatever the path looks like."""
     before = dict(worker.management.models)

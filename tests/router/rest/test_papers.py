@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.rest import papers
+from tests.support.examples import examples
 
 UNIT = papers._UNIT
 
@@ -69,7 +70,7 @@ def test_a_reader_sees_nothing_of_the_messages_before(pair):
         max_size=12,
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_messages_are_what_was_sent_and_stay_so_while_they_are_used(steps):
     """Whatever sizes follow each other, each message arrives as it was sent, and no later message changes one that is
     still in use."""

@@ -295,6 +295,7 @@ async def test_what_keeps_it_from_starting_is_said(tmp_path):
 # -- memory
 
 
+@pytest.mark.long
 async def test_500_loads_and_unloads_leave_memory_as_it_was(server):
     """After 500 loads and unloads, resident memory is within 5 % of what it was after the first few."""
 

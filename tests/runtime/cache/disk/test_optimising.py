@@ -59,6 +59,7 @@ def make():
         task.cancel()
 
 
+@pytest.mark.long
 async def test_a_slow_load_gets_its_form_and_the_next_one_of_equal_files_does_not(make, tmp_path):
     """A slow load is optimised by the real optimiser in a separate process. The form is named after the content, the
     onnxruntime version and the processor, and is not made again for equal files."""

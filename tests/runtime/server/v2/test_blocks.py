@@ -11,6 +11,7 @@ from mesh.runtime.server.v2.blocks import Blocks
 from mesh.wire import framing
 from tests.runtime.server.conftest import outputs
 from tests.support import models
+from tests.support.examples import examples
 from tests.support.fakecalls import FakeCall
 from tests.support.onnxserver import request
 
@@ -30,7 +31,7 @@ def boundary(view: memoryview) -> int:
     return int(np.frombuffer(view, np.uint8).ctypes.data % alignment.BOUNDARY)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.text(max_size=70), st.text(max_size=300), st.lists(st.integers(0, 1 << 40), max_size=9), st.integers(1, 4000))
 def test_contents_begin_at_a_boundary_wherever_they_are_in_the_message(name, request_id, shape, begun):
     """Whatever comes before the raw contents, they begin at a boundary, if their beginning had arrived."""
@@ -44,7 +45,7 @@ def test_contents_begin_at_a_boundary_wherever_they_are_in_the_message(name, req
         assert boundary(contents) == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=60))
 def test_any_beginning_is_accepted(begun):
     """Messages that are malformed, compressed, or not of V2 get memory too."""

@@ -16,6 +16,7 @@ from mesh.runtime.server.v2.tensors import MAX_TEXTS, Tensor
 from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import DATATYPES
 from mesh.wire import encoding, framing
+from tests.support.examples import examples
 
 from .test_tensors import TYPED, arrays, contents_of, raw_of, same, sent, tensor
 
@@ -53,7 +54,7 @@ def input_field(message: pb.ModelInferRequest.InferInputTensor, *, after: bytes 
 
 
 @given(arrays(TYPED), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_typed_contents_are_the_same_read_small_or_large(sample, top, after, inside):
     """Typed contents give the same tensors in small and large requests, for every datatype and shape, even with unknown
     fields and groups in between."""
@@ -72,7 +73,7 @@ def test_typed_contents_are_the_same_read_small_or_large(sample, top, after, ins
 
 
 @given(arrays(list(DATATYPES)), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_raw_contents_are_the_same_read_small_or_large(sample, top, after):
     """Raw contents give the same tensors in small and large requests, for every datatype and shape, even with unknown
     fields and groups in between."""
@@ -295,7 +296,7 @@ def test_a_compressed_request_says_in_its_metadata_which_model_it_is_for():
 
 
 @given(st.binary(max_size=80))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_garbage_is_refused_large_as_small(data):
     """Any bytes have the same result in small and large requests, and bytes that protobuf accepts are accepted."""
     try:

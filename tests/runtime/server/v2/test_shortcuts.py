@@ -14,6 +14,7 @@ from mesh.runtime.server.v2.shortcuts import MAX_BYTES, Shortcuts
 from mesh.runtime.server.v2.tensors import Tensor
 from mesh.v2.datatypes import DATATYPES
 from mesh.wire import framing
+from tests.support.examples import examples
 
 KINDS = {kind.name: kind for kind in DATATYPES}
 ANSWER = ReplyWriter("m", [])
@@ -64,7 +65,7 @@ RAWS = st.binary(min_size=8, max_size=8)
 
 
 @given(IDS, RAWS, IDS, RAWS, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @example("abc", bytes(8), "é!", bytes(8), True)
 def test_what_is_taken_is_what_parsing_gives(first_id, first_raw, second_id, second_raw, outputs):
     """A request that differs from a known one only in its contents, and in an id of the same length, gives the same
@@ -87,7 +88,7 @@ def test_what_is_taken_is_what_parsing_gives(first_id, first_raw, second_id, sec
 
 
 @given(st.binary(min_size=1, max_size=3), st.integers(0, 60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_other_difference_is_parsed(change, at):
     """A request that differs from a known one in any byte other than its contents and id is parsed."""
     request = a_request("id", bytes(8))

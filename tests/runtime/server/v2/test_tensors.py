@@ -17,6 +17,7 @@ from mesh.runtime.server.v2.tensors import Tensor
 from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import DATATYPES, Datatype
 from mesh.wire import encoding
+from tests.support.examples import examples
 
 KINDS = {kind.name: kind for kind in DATATYPES}
 TYPED = [kind for kind in DATATYPES if kind.field]
@@ -69,7 +70,7 @@ def arrays(draw: st.DrawFn, kinds: list[Datatype]) -> tuple[Datatype, np.ndarray
 
 
 @given(arrays(list(DATATYPES)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_raw_contents_arrive_as_they_were_sent(sample):
     """Raw contents of every datatype and shape arrive unchanged, bit by bit, from two requests, because the second one
     takes the shortcut."""
@@ -83,7 +84,7 @@ def test_raw_contents_arrive_as_they_were_sent(sample):
 
 
 @given(arrays(TYPED))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_typed_contents_arrive_as_they_were_sent(sample):
     """Typed contents of every datatype that has a typed field arrive unchanged."""
     kind, array = sample
@@ -97,7 +98,7 @@ def test_typed_contents_arrive_as_they_were_sent(sample):
 
 
 @given(arrays(list(DATATYPES)), st.booleans(), st.text(max_size=200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_replies_say_what_the_model_answered(sample, raw, request_id):
     """Replies are encoded by hand, and protobuf reads from them the model, id, name, datatype, shape and contents."""
     kind, array = sample
@@ -122,7 +123,7 @@ def test_replies_say_what_the_model_answered(sample, raw, request_id):
 
 
 @given(arrays(list(DATATYPES)), arrays(list(DATATYPES)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_several_outputs_keep_their_order(one, other):
     """Several outputs keep their order. If one of them can only be raw, all of them are."""
     pairs = [one, other]
