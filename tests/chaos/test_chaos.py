@@ -41,7 +41,7 @@ async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, 
 @pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_a_short_run(tmp_path, say):
     """One round of the long run finds no fault, with a seed that draws most kinds of trouble."""
-    await run(tmp_path, say, seed=20, seconds=12, pods=2, routers=2)
+    await run(tmp_path, say, seed=20, seconds=8, pods=2, routers=2)
 
 
 @pytest.mark.chaos

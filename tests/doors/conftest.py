@@ -6,6 +6,7 @@ have inputs that may be omitted.
 
 from dataclasses import dataclass
 
+import pytest
 import pytest_asyncio
 
 from tests.support import models
@@ -22,7 +23,9 @@ class Doors:
     rest: str
 
 
-@pytest_asyncio.fixture(scope="package", loop_scope="package", params=["envoy", "grpc"])
+@pytest_asyncio.fixture(
+    scope="package", loop_scope="package", params=["envoy", pytest.param("grpc", marks=pytest.mark.long)]
+)
 async def doors(request, tmp_path_factory, etcd_server):
     folder = tmp_path_factory.mktemp(request.param)
     async with LocalMesh(folder, etcd_server, pods=1, edge=request.param, log_level="info") as mesh:

@@ -181,6 +181,7 @@ async def test_the_model_server_killed(a_mesh):
         assert not traffic.errors
 
 
+@pytest.mark.long
 async def test_the_only_worker_killed(a_mesh):
     """When the only worker is killed, its calls in flight may be lost. Calls that arrive before its successor starts
     wait for it."""

@@ -22,7 +22,9 @@ LOADED, LOADING, NOT_FOUND = (pb.ModelStatusInfo.LOADED, pb.ModelStatusInfo.LOAD
 DEFINED, TRANSITIONING = pb.VModelStatusInfo.DEFINED, pb.VModelStatusInfo.TRANSITIONING
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["envoy", pytest.param("grpc", marks=pytest.mark.long)]
+)
 async def mesh(request, tmp_path_factory, etcd_server):
     """A mesh with one pod, behind each kind of edge in turn."""
     async with LocalMesh(tmp_path_factory.mktemp("vmodels"), etcd_server, pods=1, edge=request.param) as mesh:
