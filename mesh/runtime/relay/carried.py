@@ -1,6 +1,7 @@
 """One call on its way through the relay.
 
-It is the sink of a call that is sent without a task (`Egress.post`): `Carrier` gets the outcome together with the call.
+It is the sink of a call that is sent without a task (`Egress.post`): `Outcomes` gets the outcome together with the
+call.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from mesh.wire.reply import Lost, Reply
 _INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
 
 
-class Carrier(Protocol):
+class Outcomes(Protocol):
     """The port that carries calls."""
 
     def replied(self, carried: "Carried", reply: Reply) -> None:
@@ -56,7 +57,7 @@ class Carried:
 
     def __init__(
         self,
-        carrier: Carrier,
+        carrier: Outcomes,
         call: Call,
         copy: RelayedCopy,
         path: tuple[int, ...],
