@@ -47,6 +47,7 @@ def main(
     ] = "",
     methods: options.Methods,
     access: options.AccessControl,
+    tokens: options.TokenOptions,
     limits: options.RouterLimits,
     logging: Logging,
 ) -> None:
@@ -54,6 +55,7 @@ def main(
     edge.check()
     methods.check()
     access.check()
+    tokens.check(access.auth)
     logging.configure("router")
     with startup.refusals(log):
         internal = tls.check(edge.internal_tls)
@@ -94,6 +96,7 @@ def main(
             auth=access.auth,
             audit=access.trail(),
             admin_key_file=str(access.admin_key_file.absolute()) if access.admin_key_file else "",
+            tokens=tokens.settings(),
             drain=limits.drain_timeout,
             log_format=logging.log_format,
             log_level=logging.log_level,

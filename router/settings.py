@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
+from mesh.tokens.settings import TokenSettings
 
 MiB = 1 << 20
 
@@ -63,6 +64,7 @@ class RouterSettings:
     auth: str = "off"  # callers that must be known: those of "management", or all ("required")
     audit: str = "off"  # the trail of changes: "log", or the path of a file
     admin_key_file: str = ""  # path of a file with the key of an admin; empty: none
+    tokens: TokenSettings = field(default_factory=TokenSettings)
 
     drain: float = 20.0  # time for calls in flight when the router stops
     log_format: str = "text"
@@ -101,4 +103,5 @@ class RouterSettings:
                 etcd[name] = base64.b64decode(etcd[name])
         etcd["endpoints"] = tuple(etcd["endpoints"])
         etcd["files"] = EtcdFiles(**etcd["files"])
-        return cls(etcd=EtcdSettings(**etcd), **data)
+        tokens = TokenSettings.of(data.pop("tokens"))
+        return cls(etcd=EtcdSettings(**etcd), tokens=tokens, **data)

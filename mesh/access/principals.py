@@ -1,5 +1,6 @@
 """Principals: callers whose identity is proven."""
 
+import re
 from collections.abc import Iterable
 
 EVERYONE = "everyone"
@@ -10,6 +11,10 @@ KINDS = ("key", "user", "serviceaccount", "cert", "group")
 
 MAX_SUBJECT = 300
 """Characters of a subject."""
+
+
+_ACCOUNT = re.compile(r"[^:]+:[^:]+")
+_ACCOUNT_OF = "system:serviceaccount:"
 
 
 class Principal:
@@ -30,6 +35,11 @@ class Principal:
 def check_subject(subject: str) -> str:
     """Returns a subject that a grant may name. Raises ValueError."""
     kind, _, rest = subject.partition(":")
+    if subject.startswith(_ACCOUNT_OF):
+        hint = f"serviceaccount:{subject.removeprefix(_ACCOUNT_OF)}"
+        raise ValueError(f"{subject[:100]!r} is a service account, as Kubernetes names it: write {hint[:100]}")
+    if kind == "serviceaccount" and not _ACCOUNT.fullmatch(rest):
+        raise ValueError(f"{subject[:100]!r} is not a service account: write serviceaccount:NAMESPACE:NAME")
     if subject != EVERYONE and (kind not in KINDS or not rest):
         kinds = ", ".join(f"{kind}:NAME" for kind in KINDS)
         raise ValueError(f"{subject[:100]!r} is not a subject: write {kinds} or {EVERYONE}")

@@ -114,7 +114,7 @@ def _callback(
             "--api-key-file",
             envvar="MESH_API_KEY_FILE",
             metavar="FILE",
-            help="File with the API key to send, for a mesh that requires one; MESH_API_KEY is the key itself.",
+            help="File with the API key or token to send, if the mesh requires one; MESH_API_KEY is the key itself.",
         ),
     ] = None,
     named: Annotated[

@@ -53,6 +53,9 @@ class ClientCertificates:
     def look(self) -> None:
         """Does nothing: Envoy follows the authorities."""
 
+    async def close(self) -> None:
+        """Does nothing."""
+
 
 def _parsed(header: bytes) -> x509.Certificate:
     found = _HEADER.fullmatch(header)

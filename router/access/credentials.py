@@ -48,6 +48,9 @@ class Authenticator(Protocol):
     def look(self) -> None:
         """Does periodic work. Called once a second."""
 
+    async def close(self) -> None:
+        """Ends tasks and closes connections."""
+
 
 class Unsettled(Exception):
     """The signal that a caller cannot be identified without waiting."""

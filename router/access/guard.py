@@ -38,6 +38,7 @@ MANAGING = frozenset({Verb.READ, Verb.REGISTER, Verb.ADMIN})
 """The verbs for which a caller must be known with `--auth management`."""
 
 _MAX_PRINCIPALS = 4096
+_MAX_BYTES = 8 << 20  # of the headers by which callers are remembered
 _MAX_RULINGS = 16_384
 _MAX_HEADER = 8192  # bytes of a credential: tokens of large organisations have 4 KB
 _SCHEME = b"bearer "
@@ -70,6 +71,7 @@ class Guard:
         self.denied = 0  # requests by callers without a grant
         self._wall = wall
         self._principals: dict[_Given, Identified] = {}
+        self._bytes = 0  # of its keys, and of those that have expired
         self._rulings: dict[tuple[Principal, Verb, str], Ruling] = {}
         self._authenticators: list[Authenticator] = [
             AdminKey(admin or AdminKeys("")),
@@ -144,10 +146,19 @@ class Guard:
         for one in self._authenticators:
             one.look()
 
+    async def close(self) -> None:
+        """Ends the authenticators' tasks and closes their connections."""
+        for one in self._authenticators:
+            await one.close()
+
     def clear(self) -> None:
         """Forgets all cached answers."""
-        self._principals.clear()
+        self._forget()
         self._rulings.clear()
+
+    def _forget(self) -> None:
+        self._principals.clear()
+        self._bytes = 0
 
     def _identified(self, key: _Given) -> Principal:
         if isinstance(key, Credentials):
@@ -176,8 +187,10 @@ class Guard:
     def _remembered(self, key: _Given, found: Identified) -> Principal:
         if not self.authority.read and found.principal is not ADMIN_KEY:
             raise unread()  # without grants, all would be denied
-        if len(self._principals) >= _MAX_PRINCIPALS:
-            self._principals.clear()
+        size = sum(map(len, key)) if isinstance(key, Credentials) else len(key)
+        if len(self._principals) >= _MAX_PRINCIPALS or self._bytes + size > _MAX_BYTES:
+            self._forget()
+        self._bytes += size
         self._principals[key] = found
         return found.principal
 

@@ -37,6 +37,9 @@ class ApiKeys:
     def look(self) -> None:
         """Does nothing: keys are followed."""
 
+    async def close(self) -> None:
+        """Does nothing."""
+
 
 class AdminKey:
     """The authenticator of the admin's keys. It needs no etcd."""
@@ -55,6 +58,9 @@ class AdminKey:
         """Reads the file again if it has changed."""
         if self._keys.look():
             self.changed()
+
+    async def close(self) -> None:
+        """Does nothing."""
 
 
 def unread() -> MeshError:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from mesh.options import checked, tls, values
+from mesh.tokens import places
+from mesh.tokens.settings import ALGORITHMS, KUBERNETES, TokenSettings
 from router.access import adminkeys
 from router.access import audit as audits
 from router.access.guard import MODES
@@ -158,6 +160,173 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOptions:
+    """The issuers of tokens that are accepted besides API keys (docs/security.md)."""
+
+    auth_jwt_issuer: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_ISSUER",
+            metavar="URL",
+            help="OIDC issuer whose tokens are accepted, exactly as in their claim iss.",
+        ),
+    ] = ""
+    auth_jwt_audience: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_AUDIENCE",
+            metavar="NAME,...",
+            help="Audiences of accepted tokens: the mesh's names at the issuer, one of which must be in the claim aud.",
+        ),
+    ] = ""
+    auth_jwt_keys: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_KEYS",
+            metavar="FILE|URL",
+            help="Public keys of the issuer (JWKS): a file, read again when it changes, or an https URL, read every 5 "
+            "minutes and when a token names a new key. Default: the URL in the issuer's discovery document.",
+        ),
+    ] = ""
+    auth_jwt_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_CA",
+            help="PEM file of the authorities to trust for the issuer's URLs. Default: the system's.",
+        ),
+    ] = None
+    auth_jwt_algorithms: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_ALGORITHMS",
+            metavar="NAME,...",
+            help="Algorithms by which accepted tokens may be signed. Default: all with public keys.",
+        ),
+    ] = ""
+    auth_jwt_user_claim: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_USER_CLAIM",
+            help="Claim with the name of the user; grants call the user user:NAME.",
+        ),
+    ] = "sub"
+    auth_jwt_groups_claim: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_GROUPS_CLAIM",
+            help="Claim with the user's groups, or a path such as realm_access.roles; grants call them group:NAME.",
+        ),
+    ] = "groups"
+    auth_jwt_skew: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_AUTH_JWT_SKEW",
+            min=0.0,
+            max=300.0,
+            help="Difference between the clocks of issuer and router that is tolerated, in seconds.",
+        ),
+    ] = 60.0
+    auth_kubernetes: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_KUBERNETES",
+            metavar="off|review|keys",
+            help="Verification of the tokens of Kubernetes service accounts: none; by the API server (TokenReview), "
+            "which notices deleted accounts; or by the cluster's public keys, which needs no rights.",
+        ),
+    ] = "off"
+    auth_kubernetes_audience: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_AUTH_KUBERNETES_AUDIENCE",
+            metavar="NAME,...",
+            help="Audiences of accepted service account tokens (kubectl create token --audience). Empty: the API "
+            "server's own, so that a token that was sent here could also be used there.",
+        ),
+    ] = "mesh"
+    auth_kubernetes_api: Annotated[
+        str, typer.Option(envvar="MESH_AUTH_KUBERNETES_API", hidden=True, help="URL of the Kubernetes API, for tests.")
+    ] = ""
+    auth_kubernetes_account: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_AUTH_KUBERNETES_ACCOUNT", hidden=True, help="Folder with token and ca.crt, for tests."
+        ),
+    ] = None
+
+    def check(self, auth: str) -> None:
+        """Raises BadParameter for options that cannot work. `auth` is the value of `--auth`."""
+        self._check_issuer()
+        if self.auth_kubernetes not in KUBERNETES:
+            text = f"{self.auth_kubernetes!r} is none of {', '.join(KUBERNETES)}"
+            raise typer.BadParameter(text, param_hint="--auth-kubernetes")
+        if auth == "off" and (self.auth_jwt_issuer or self.auth_kubernetes != "off"):
+            text = "tokens are only verified with --auth management or --auth required"
+            raise typer.BadParameter(text, param_hint="--auth")
+
+    def _check_issuer(self) -> None:
+        if not self.auth_jwt_issuer:
+            for option, value in (
+                ("--auth-jwt-audience", self.auth_jwt_audience),
+                ("--auth-jwt-keys", self.auth_jwt_keys),
+                ("--auth-jwt-ca", self.auth_jwt_ca),
+            ):
+                if value:
+                    raise typer.BadParameter("name the issuer too, with --auth-jwt-issuer", param_hint=option)
+            return
+        if not _names(self.auth_jwt_audience):
+            text = (
+                "name the audience of the mesh's tokens: without it, tokens that the issuer made for any other "
+                "application would be accepted here"
+            )
+            raise typer.BadParameter(text, param_hint="--auth-jwt-audience")
+        if unknown := [one for one in _names(self.auth_jwt_algorithms) if one not in ALGORITHMS]:
+            text = f"{unknown[0]!r} is none of {', '.join(ALGORITHMS)}"
+            raise typer.BadParameter(text, param_hint="--auth-jwt-algorithms")
+        if not self.auth_jwt_keys or "://" in self.auth_jwt_keys:
+            option = "--auth-jwt-keys" if self.auth_jwt_keys else "--auth-jwt-issuer"
+            try:
+                places.check(self.auth_jwt_keys or self.auth_jwt_issuer)
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint=option) from error
+        for option, path in (("--auth-jwt-keys", self._keys_file()), ("--auth-jwt-ca", self.auth_jwt_ca)):
+            if path is not None and not path.is_file():
+                raise typer.BadParameter(f"there is no file {path}", param_hint=option)
+        if (file := self._keys_file()) is not None:
+            from mesh.tokens import keyset  # with PyJWT, which most meshes do not need
+
+            try:
+                keyset.parse(file.read_bytes(), _names(self.auth_jwt_algorithms) or ALGORITHMS)
+            except (OSError, ValueError) as error:
+                raise typer.BadParameter(f"{file} cannot be used: {error}", param_hint="--auth-jwt-keys") from error
+
+    def _keys_file(self) -> Path | None:
+        return Path(self.auth_jwt_keys) if self.auth_jwt_keys and "://" not in self.auth_jwt_keys else None
+
+    def settings(self) -> TokenSettings:
+        """Returns the settings of the options."""
+        file = self._keys_file()
+        return TokenSettings(
+            issuer=self.auth_jwt_issuer,
+            audiences=_names(self.auth_jwt_audience),
+            keys=self.auth_jwt_keys if file is None else str(file.absolute()),
+            ca=str(self.auth_jwt_ca.absolute()) if self.auth_jwt_ca else "",
+            algorithms=_names(self.auth_jwt_algorithms) or ALGORITHMS,
+            user_claim=self.auth_jwt_user_claim,
+            groups_claim=self.auth_jwt_groups_claim,
+            skew=self.auth_jwt_skew,
+            kubernetes=self.auth_kubernetes,
+            kubernetes_audiences=_names(self.auth_kubernetes_audience),
+            kubernetes_api=self.auth_kubernetes_api,
+            kubernetes_account=str(self.auth_kubernetes_account.absolute()) if self.auth_kubernetes_account else "",
+        )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -417,6 +417,7 @@ class RouterPod:
         await self._prober.close()
         await self._registry.close()
         await self._agents.close()
+        await self._guard.close()
         self._view.close()
         for listening in self._sockets:
             listening.close()

@@ -273,6 +273,7 @@ class WorkerProcess:
         self.view.close()
         await self.agents.close()
         await self.etcd.close()
+        await self.guard.close()
         self.audit.close()
 
     def _drain(self) -> None:

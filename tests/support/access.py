@@ -42,6 +42,9 @@ class SlowTokens:
     def look(self) -> None:
         pass
 
+    async def close(self) -> None:
+        pass
+
 
 def open_guard() -> Guard:
     """Returns the guard of a mesh without access control."""

@@ -72,6 +72,10 @@ RUN_BY = {
     ("placement.md", "Trying it without a mesh"): By(LOCAL, but="a tenth of the requests"),
     ("security.md", "Switch it on"): By(ACCESS, but="`mesh up` is a mesh that runs already"),
     ("security.md", "Keys"): By(ACCESS),
+    ("security.md", "Tokens of an identity provider"): By(ACCESS, but="the router runs already, with other URLs"),
+    ("security.md", "Kubernetes service accounts"): By(
+        ACCESS, but="against a fake API server, which makes the token without kubectl"
+    ),
     ("security.md", "Grants"): By(ACCESS),
     ("security.md", "The first key without a router"): By(ACCESS),
     ("sizing.md", "How much memory"): By(SIZING, but="a tenth of requests and models"),

@@ -1,4 +1,5 @@
-"""A small fake of the Kubernetes API server, over HTTPS: one namespace's Secrets, for one ServiceAccount with a Role.
+"""A small fake of the Kubernetes API server, over HTTPS: one namespace's Secrets, for one ServiceAccount with a Role,
+and the tokens of ServiceAccounts (TokenReview, and the keys that sign them).
 
 It answers as the real one does, with Status objects and 409 for an old resourceVersion. `async with KubeApi(folder) as
 api` also writes the account's folder, as Kubernetes mounts it.
@@ -10,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jwt
 from aiohttp import web
 
 from tests.support.certificates import certificate
+from tests.support.tokens import FakeIssuer
 
 NAMESPACE, TOKEN = "team-a", "a.token.of.kubernetes"
 
@@ -27,6 +30,10 @@ class KubeApi:
         self.seen: list[tuple[str, str]] = []  # method and name
         self.failures: list[int] = []  # statuses to send to the next requests instead of an answer
         self.before_put: Callable[[], None] | None = None  # called once, before a PUT is judged
+        self.issuer = FakeIssuer("https://kubernetes.default.svc", algorithm="ES256")
+        self.may_review = True
+        self.deleted: set[str] = set()  # user names of accounts that were deleted
+        self.reviews = 0
         self._version = 100
         authority, server = certificate("127.0.0.1")
         self.account.mkdir(parents=True)
@@ -83,6 +90,13 @@ class KubeApi:
             return _status(self.failures.pop(0), "the server is currently unable to handle the request")
         if request.headers.get("authorization") != f"Bearer {(self.account / 'token').read_text()}":
             return _status(401, "Unauthorized")
+        if request.path == "/apis/authentication.k8s.io/v1/tokenreviews":
+            return await self._review(request)
+        if request.path == "/.well-known/openid-configuration":
+            keys = "https://10.0.0.1:6443/openid/v1/jwks"  # as real clusters do: an address for clients outside
+            return web.json_response({"issuer": self.issuer.url, "jwks_uri": keys})
+        if request.path == "/openid/v1/jwks":
+            return web.Response(body=self.issuer.jwks, content_type="application/jwk-set+json")
         prefix = f"/api/v1/namespaces/{NAMESPACE}/secrets/"
         name = request.path.removeprefix(prefix)
         verb = {"GET": "get", "PUT": "update", "PATCH": "patch"}.get(request.method, request.method.lower())
@@ -107,6 +121,37 @@ class KubeApi:
             "metadata": {**body["metadata"], "resourceVersion": str(self._version)},
         }
         return web.json_response(self.secrets[name])
+
+    def account_token(self, account: str, namespace: str = NAMESPACE, **more: Any) -> str:
+        """Returns a token of a ServiceAccount."""
+        return self.issuer.token(f"system:serviceaccount:{namespace}:{account}", **more)
+
+    async def _review(self, request: web.Request) -> web.Response:
+        if not self.may_review:
+            return _status(403, "tokenreviews.authentication.k8s.io is forbidden")
+        body = await request.json()
+        assert (body["apiVersion"], body["kind"]) == ("authentication.k8s.io/v1", "TokenReview")
+        self.reviews += 1
+        audiences = body["spec"].get("audiences") or [self.issuer.url]
+        token = body["spec"]["token"]
+        try:
+            key = self.issuer.keys[jwt.get_unverified_header(token)["kid"]].public_key()
+            claims = jwt.decode(token, key, [self.issuer.algorithm], audience=audiences, issuer=self.issuer.url)
+            name = claims["sub"]
+            if name in self.deleted:
+                raise jwt.InvalidTokenError("the service account was deleted")
+        except (jwt.PyJWTError, KeyError) as error:
+            status = {"user": {}, "error": f"[invalid bearer token, {error}]"}
+        else:
+            namespace = name.split(":")[2]
+            groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
+            given = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
+            status = {
+                "authenticated": True,
+                "user": {"username": name, "uid": "1", "groups": groups},
+                "audiences": [one for one in audiences if one in given],
+            }
+        return web.json_response({**body, "status": status}, status=201)
 
 
 def _status(code: int, message: str) -> web.Response:

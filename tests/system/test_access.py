@@ -2,9 +2,11 @@
 
 | promise | test |
 | --- | --- |
-| every door gives each key what the pure decision says, behind Envoy and `grpc.aio` | `test_the_matrix` |
+| every door gives each key and token what the pure decision says, behind Envoy and `grpc.aio` | `test_the_matrix` |
+| no call fails while an issuer rotates its keys | `test_no_call_fails_while_the_issuer_rotates_its_keys` |
+| no log has a token | `test_no_token_is_in_a_log_or_reaches_the_model_server` |
 | a revoked key is refused by every worker of each router | `test_a_revoked_key_is_refused_by_every_router` |
-| the documented commands work | `test_the_commands_of_the_docs` |
+| the documented commands work | `test_the_commands_of_the_docs`, `test_the_commands_about_tokens` |
 | while etcd is away, known keys work and unknown ones do not | `test_known_keys_work_while_etcd_is_away` |
 """
 
@@ -13,6 +15,7 @@ import json
 import re
 
 import grpc
+import jwt
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -24,7 +27,9 @@ from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
 from tests.support import documented, models
 from tests.support.documented import Shell
 from tests.support.etcd import EtcdServer
+from tests.support.kubeapi import KubeApi
 from tests.support.localmesh import LocalMesh, infer_request
+from tests.support.tokens import AUDIENCE, FakeIssuer, IssuerServer
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,17 +38,36 @@ ADMIN = "a" * 40
 ONE = np.ones((1, 1), np.float32)
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
 V2 = "/inference.GRPCInferenceService/"
-GRANTS = {role.value: grant(role, ["*"], [f"key:{role}"]) for role in Role} | {
-    "scoped": grant("infer", ["team/*"], ["key:scoped"])
+SUBJECTS = ("key:{}", "user:{}", "group:{}", "serviceaccount:team-a:{}")
+GRANTS = {role.value: grant(role, ["*"], [one.format(role) for one in SUBJECTS]) for role in Role} | {
+    "scoped": grant("infer", ["team/*"], [one.format("scoped") for one in SUBJECTS])
 }
+HOLDERS = [*map(str, Role), "scoped", "nobody"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(tmp_path_factory):
-    """A mesh with two routers, of which the second has the other edge, and a key for each role."""
+async def issuer():
+    """An OIDC issuer over HTTP."""
+    async with IssuerServer(FakeIssuer()) as server:
+        yield server.issuer
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kubernetes(tmp_path_factory):
+    """A fake Kubernetes API."""
+    async with KubeApi(tmp_path_factory.mktemp("kube")) as api:
+        yield api
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory, issuer, kubernetes):
+    """A mesh with two routers, of which the second has the other edge. It knows keys and tokens."""
     folder = tmp_path_factory.mktemp("access")
     (folder / "admin.key").write_text(ADMIN)
     options = ["--auth", "required", "--admin-key-file", str(folder / "admin.key"), "--workers", "2"]
+    options += ["--auth-jwt-issuer", issuer.url, "--auth-jwt-audience", AUDIENCE]
+    options += ["--auth-kubernetes", "review", "--auth-kubernetes-api", kubernetes.url]
+    options += ["--auth-kubernetes-account", str(kubernetes.account)]
     with EtcdServer(folder / "etcd") as etcd:
         mesh = LocalMesh(
             folder,
@@ -68,10 +92,10 @@ async def mesh(tmp_path_factory):
 async def keys(mesh):
     """The keys by their names."""
     made = {}
-    for name in [*Role, "scoped", "nobody"]:
+    for name in HOLDERS:
         answer = await mesh.rest("PUT", f"/mesh/v1/keys/{name}", {})
         assert answer.status == 201, answer.body
-        made[str(name)] = answer.json["key"]
+        made[name] = answer.json["key"]
     for name, one in GRANTS.items():
         body = {"role": one.role, "models": list(one.models), "to": list(one.to)}
         assert (await mesh.rest("PUT", f"/mesh/v1/grants/{name}", body)).status == 201
@@ -194,23 +218,93 @@ def doors(mesh, router):
     return found
 
 
+def identities(keys, issuer, kubernetes):
+    """Returns all kinds of credentials of all holders, with the principal of each, or None for invalid ones."""
+    found = [(keys[holder], Principal(f"key:{holder}")) for holder in HOLDERS]
+    for holder in HOLDERS:
+        account = f"serviceaccount:team-a:{holder}"
+        found += [
+            (issuer.token(holder), Principal(f"user:{holder}")),
+            (issuer.token("someone", groups=["x", holder]), Principal("user:someone", [f"group:{holder}"])),
+            (kubernetes.account_token(holder), Principal(account)),
+        ]
+    other = FakeIssuer(issuer.url)
+    invalid = [
+        "",
+        "mesh_" + "w" * 43,
+        issuer.token("admin", aud="other"),
+        issuer.token("admin", lifetime=-600),
+        issuer.token("admin", iss="https://other.example"),
+        other.token("admin", headers={"kid": issuer.current}),
+        jwt.encode(issuer.claims("admin"), "s" * 64, "HS256", headers={"kid": issuer.current}),
+        issuer.token("system:serviceaccount:team-a:admin"),
+        kubernetes.account_token("admin", aud=kubernetes.issuer.url),
+        issuer.token("admin").rpartition(".")[0] + ".",
+    ]
+    return found + [(token, None) for token in invalid]
+
+
 @pytest.mark.parametrize("router", [0, 1], ids=["envoy", "grpc"])
-async def test_the_matrix(mesh, keys, router):
-    """Every door gives each key what the pure decision says."""
+async def test_the_matrix(mesh, keys, issuer, kubernetes, router):
+    """Every door gives each holder of a key or token what the pure decision says."""
     grants = Grants(GRANTS)
+    credentials = identities(keys, issuer, kubernetes)
     for door, verb, name, ask in doors(mesh, router):
-        for holder, key in {**keys, "": "", "wrong": "mesh_" + "w" * 43}.items():
-            status = await ask(key)
-            if verb is not Verb.PUBLIC and holder in ("", "wrong"):
-                assert status in (401, "UNAUTHENTICATED"), (door, holder, status)
-            elif decide(grants, Principal(f"key:{holder}"), verb, name).allowed:
-                assert status not in (401, 403, "UNAUTHENTICATED", "PERMISSION_DENIED"), (door, holder, status)
+        statuses = await asyncio.gather(*(ask(token) for token, _ in credentials))
+        for (token, principal), status in zip(credentials, statuses, strict=True):
+            told = (door, principal, token[:60], status)
+            if verb is Verb.PUBLIC or (principal is not None and decide(grants, principal, verb, name).allowed):
+                assert status not in (401, 403, "UNAUTHENTICATED", "PERMISSION_DENIED"), told
+            elif principal is None:
+                assert status in (401, "UNAUTHENTICATED"), told
             else:
-                assert status in (403, "PERMISSION_DENIED"), (door, holder, status)
+                assert status in (403, "PERMISSION_DENIED"), told
+
+
+@pytest.mark.parametrize("router", [0, 1], ids=["envoy", "grpc"])
+async def test_no_call_fails_while_the_issuer_rotates_its_keys(mesh, keys, issuer, router):
+    """Each call has a token that was just signed, with a key that was just made."""
+    path = "/v2/models/other/infer"
+    for turn in range(2):
+        for number in range(5):
+            assert await rest(mesh, router, "POST", path, issuer.token("infer", jti=f"{turn}{number}"), INFER) == 200
+        issuer.rotate()
+
+
+async def test_no_token_is_in_a_log_or_reaches_the_model_server(mesh, keys, issuer, kubernetes):
+    """Tokens leave no trace in the logs of any process. That the model server gets none is proven where its requests
+    can be seen: tests/router/calls/test_guarded.py."""
+    marked = [issuer.token("infer", jti="findme"), issuer.token("infer", aud="findme"), kubernetes.account_token("x")]
+    for token in marked:
+        for router in range(2):
+            await rest(mesh, router, "POST", "/v2/models/other/infer", token, INFER)
+    logs = [path.read_text() for path in mesh.folder.rglob("*.log")]
+    assert len(logs) >= 3
+    for token in marked:
+        for part in token.split(".")[1:]:
+            assert not any(part in text for text in logs)
+
+
+async def test_the_commands_about_tokens(mesh, keys, kubernetes, tmp_path):
+    """The commands of docs/security.md about tokens work as they stand there, behind routers that run already."""
+    shell = Shell(tmp_path / "here", MESH_ENDPOINT=mesh.rest_url(), MESH_API_KEY=ADMIN)
+    _, *grants = (command.text for command in documented.block("security.md", "Tokens of an identity provider"))
+    _, _, add, create, whoami = (
+        command.text for command in documented.block("security.md", "Kubernetes service accounts")
+    )
+    for command in (*grants, add):
+        await asyncio.to_thread(typed, shell, command)
+    assert create.endswith("> token")
+    (shell.folder / "token").write_text(kubernetes.account_token("batch"))
+    told = await asyncio.to_thread(typed, shell, whoami)
+    assert "serviceaccount:team-a:batch" in told
+    assert "batch" in told
+    for name in ("fraud-team", "dashboard", "batch"):
+        assert (await mesh.rest("DELETE", f"/mesh/v1/grants/{name}")).json["existed"]
 
 
 async def test_a_revoked_key_is_refused_by_every_router(mesh, keys):
-    made = (await mesh.rest("PUT", "/mesh/v1/keys/soon", {"role": "infer"})).json["key"]
+    made = (await mesh.rest("PUT", "/mesh/v1/keys/soon", {"role": "infer", "models": ["*"]})).json["key"]
     path = "/v2/models/other/infer"
     for router in range(2):
         await until_each_worker(mesh, router, made, path, 200)
@@ -220,7 +314,7 @@ async def test_a_revoked_key_is_refused_by_every_router(mesh, keys):
 
 
 async def test_a_rotated_key_works_without_a_gap(mesh, keys):
-    first = (await mesh.rest("PUT", "/mesh/v1/keys/turns", {"role": "infer"})).json["key"]
+    first = (await mesh.rest("PUT", "/mesh/v1/keys/turns", {"role": "infer", "models": ["*"]})).json["key"]
     path = "/v2/models/other/infer"
     for router in range(2):
         await until_each_worker(mesh, router, first, path, 200)

@@ -1,0 +1,154 @@
+"""The keys of an issuer, kept current.
+
+They are read at the start, every few minutes, and when a token names a key that is not known. Issuers publish a new key
+before they sign with it, but they do not have to: a token with an unknown key waits for a reading that begins after the
+token has arrived. So no call fails while keys are rotated.
+
+Anybody can send tokens with unknown keys. Readings are therefore at least a pause apart, which grows while they bring
+nothing new, and only a limited number of calls may wait for one.
+
+While the keys cannot be read, the last ones stay in force.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mesh.process.tasks import Tasks
+from mesh.telemetry import logs
+from mesh.tokens import keyset
+from mesh.tokens.keyset import KeySet
+from mesh.tokens.locations import Location, LocationError, Published
+from mesh.tokens.settings import ALGORITHMS
+
+log = logs.get(__name__)
+
+PERIOD = 300.0
+"""Seconds between two readings, if nothing asks for one earlier."""
+
+PAUSES = (1.0, 10.0)
+"""Seconds between the begins of two readings that tokens ask for: the shortest, and the longest after readings that
+brought nothing new."""
+
+MAX_WAITING = 256
+"""Calls that may wait for a reading."""
+
+_RETRY = (2.0, 60.0)  # seconds before another reading after a failure, the first and the longest
+
+
+class Busy(Exception):
+    """The refusal of a wait, because too many calls wait already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The state of the keys."""
+
+    keys: int
+    age: float | None  # seconds since the last reading that succeeded; None: there was none
+    trouble: str  # why the last reading failed; empty: it did not
+    readings: int
+    failures: int
+    waiting: int  # calls that wait for a reading
+
+
+class Following:
+    """The keys at one place. Call `look()` once a second."""
+
+    def __init__(
+        self,
+        location: Location,
+        *,
+        algorithms: Iterable[str] = ALGORITHMS,
+        changed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        pauses: tuple[float, float] = PAUSES,
+    ) -> None:
+        """Makes an empty set of keys. `changed` is called when the keys have changed. `clock` returns seconds."""
+        self.keys: KeySet | None = None
+        self.issuer = ""  # as the place states it
+        self.ahead: float | None = None  # seconds by which this machine's clock is ahead of the place's
+        self.changed = changed
+        self._location = location
+        self._algorithms = tuple(algorithms)
+        self._clock = clock
+        self._pauses = pauses
+        self._pause = pauses[0]
+        self._tasks = Tasks()
+        self._reading: asyncio.Task[None] | None = None
+        self._begun = float("-inf")
+        self._read = float("-inf")
+        self._due = float("-inf")
+        self._trouble = ""
+        self._readings = self._failures = self._failed = self._waiting = 0
+
+    def look(self) -> None:
+        """Begins to read if it is time."""
+        if self._reading is None and (self._clock() >= self._due or self._location.changed()):
+            self._begin()
+
+    async def newer(self) -> None:
+        """Returns after a reading that has begun after this call. Raises LocationError if it has failed, and Busy."""
+        if self._waiting >= MAX_WAITING:
+            raise Busy
+        asked = self._clock()
+        self._waiting += 1
+        try:
+            while self._reading is not None or self._begun < asked:
+                if self._reading is not None:
+                    await asyncio.wait((self._reading,))
+                elif (wait := self._begun + self._pause - self._clock()) > 0 and not self._location.changed():
+                    await asyncio.sleep(wait)
+                else:
+                    self._begin()
+        finally:
+            self._waiting -= 1
+        if self._trouble:
+            raise LocationError(self._trouble)
+
+    async def close(self) -> None:
+        """Ends a reading that is under way."""
+        await self._tasks.close()
+
+    def statistics(self) -> Statistics:
+        """Returns the state of the keys."""
+        age = None if self.keys is None else self._clock() - self._read
+        count = 0 if self.keys is None else len(self.keys.keys)
+        return Statistics(count, age, self._trouble, self._readings, self._failures, self._waiting)
+
+    def _begin(self) -> None:
+        self._begun = self._clock()
+        self._reading = self._tasks.start(self._try(), "read the keys of an issuer")
+
+    async def _try(self) -> None:
+        try:
+            published = await self._location.read()
+            self._take(published, keyset.parse(published.raw, self._algorithms))
+        except (LocationError, ValueError) as error:
+            self._fail(str(error) if isinstance(error, LocationError) else f"the issuer's keys cannot be used: {error}")
+        finally:
+            self._reading = None
+
+    def _take(self, published: Published, keys: KeySet) -> None:
+        if self._trouble:
+            log.info("the keys of an issuer of tokens can be read again", issuer=published.issuer)
+        self._readings, self._failed, self._trouble = self._readings + 1, 0, ""
+        self.issuer, self.ahead = published.issuer, published.ahead
+        self._read = self._clock()
+        self._due = self._read + PERIOD * random.uniform(0.9, 1.1)
+        if keys == self.keys:
+            self._pause = min(2 * self._pause, self._pauses[1])
+            return
+        log.info("the keys of an issuer of tokens are new", issuer=published.issuer, keys=len(keys.keys))
+        self.keys, self._pause = keys, self._pauses[0]
+        self.changed()
+
+    def _fail(self, why: str) -> None:
+        if why != self._trouble:
+            log.error("the keys of an issuer of tokens cannot be read; the last ones stay in force", why=why)
+        self._failures, self._failed, self._trouble = self._failures + 1, self._failed + 1, why
+        self._pause = min(2 * self._pause, self._pauses[1])
+        retry = min(_RETRY[0] * 2 ** min(self._failed - 1, 10), _RETRY[1])
+        self._due = self._clock() + retry * random.uniform(0.5, 1.0)

@@ -1,0 +1,32 @@
+"""A limit on how often something may fail."""
+
+import time
+from collections.abc import Callable
+
+
+class Failures:
+    """A budget of failures, which fills again at a steady rate. While it is used up, nothing more may be tried."""
+
+    __slots__ = ("_clock", "_left", "_most", "_rate", "_seen", "refused")
+
+    def __init__(self, rate: float, most: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Makes a full budget of `most` failures, which gains `rate` in each second."""
+        self.refused = 0  # attempts that were not allowed
+        self._rate = rate
+        self._most = self._left = most
+        self._clock = clock
+        self._seen = clock()
+
+    def allow(self) -> bool:
+        """Returns whether something may be tried."""
+        now = self._clock()
+        self._left = min(self._most, self._left + (now - self._seen) * self._rate)
+        self._seen = now
+        if self._left >= 1.0:
+            return True
+        self.refused += 1
+        return False
+
+    def failed(self) -> None:
+        """Notes that it has failed."""
+        self._left -= 1.0
