@@ -232,9 +232,9 @@ class ClientConnection(asyncio.Protocol):
         if self._head_done and self._refusal is None and chunked and not (size > self._whole and self._divides(owner)):
             self._count(size)
             if self._refusal is None:
+                owner.beginning()  # first, so that the reply may take the memory of the request
                 self._reader = reader = largebody.LargeBody(self, size, left)
                 self._overhead = 0
-                owner.beginning()
                 reader.put(body[skipped:])
                 if self._reader is reader:  # it has not given up at once
                     self.transport.set_protocol(reader)

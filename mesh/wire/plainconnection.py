@@ -12,7 +12,7 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import connection, heads, refusals
 from mesh.wire.connection import Connection
-from mesh.wire.plainrequest import Answer, Head, PlainRequest
+from mesh.wire.plainrequest import Answer, Head, Opening, PlainRequest
 
 log = logs.get(__name__)
 
@@ -24,6 +24,8 @@ _FRAMING = frozenset({b"connection", b"content-length", b"expect", b"keep-alive"
 
 class PlainOwner(connection.Owner[PlainRequest, Head], Protocol):
     """The server, as its connections see it, which also defines the form of refusals."""
+
+    opening: Opening | None
 
     def refusal(self, error: MeshError) -> Answer:
         """Returns the answer to a request that no handler sees."""
@@ -62,6 +64,11 @@ class PlainConnection(Connection[PlainRequest, Head]):
         self._overhead = 0
 
     # --- for the request ---
+
+    @property
+    def opening(self) -> Opening | None:
+        """The function that sees the first bytes of large bodies."""
+        return self._server.opening
 
     def drops(self, made: PlainRequest) -> None:
         """Limits the time for reading the rest of a refused request."""

@@ -48,6 +48,12 @@ class Head:
         """The handler's own result of reading this head, kept for the next request with the same head."""
 
 
+Opening = Callable[[Head, bytes, int], "tuple[bytes, object] | None"]
+"""A function that takes the head of a request, the first bytes of its large body, and the size of the whole body. It
+returns None, or other bytes that replace these first bytes, and a note for the handler. The rest of the body is then
+read behind the other bytes, into the same memory, and the handler gets all of it as one piece."""
+
+
 class RequestConnection(Protocol):
     """The connection that carries a request."""
 
@@ -55,6 +61,10 @@ class RequestConnection(Protocol):
     budget: budgets.Budget
     limit: int  # bytes of a body
     peer: str
+
+    @property
+    def opening(self) -> Opening | None:
+        """The function that sees the first bytes of large bodies."""
 
     def keeps(self, made: "PlainRequest") -> bool:
         """Returns whether the connection can be used again once this request is answered."""
@@ -79,6 +89,7 @@ class PlainRequest:
         "head",
         "held",
         "keep_alive",
+        "opened",
         "phase",
         "refusal",
         "size",
@@ -94,6 +105,7 @@ class PlainRequest:
         self.refusal: refusals.Refusal | None = None  # if set, no handler sees this request
         self.dropped = 0  # bytes read since it was refused
         self.abandoned = False  # it is refused without waiting for the rest
+        self.opened: object = None  # the note of the `Opening` that replaced the first bytes of the body
         self._connection = connection
         self._pieces: list[bytes] = []
         self._on_cancel: Callable[[], object] | None = None
@@ -113,18 +125,25 @@ class PlainRequest:
     @property
     def missing(self) -> int:
         """Bytes of the body that are still to come, if the head has announced their number. The budget has reserved
-        them."""
-        return self.held - self.size
+        them. Before the first byte has come there are none, if an `Opening` needs it."""
+        return self.held - self.size if self.size or self._connection.opening is None else 0
 
     @property
     def begun(self) -> bytes:
-        """Always empty, because the parts of the body need not be joined."""
-        return b""
+        """The bytes that an `Opening` has put in the place of the first bytes. Otherwise empty, because the parts of
+        the body need not be joined."""
+        opening = self._connection.opening
+        found = None if opening is None else opening(self.head, b"".join(self._pieces), self.held)
+        if found is None:
+            return b""
+        self._pieces.clear()
+        begun, self.opened = found
+        return begun
 
     def fill(self, body: bytes | bytearray | memoryview) -> None:
         """Takes the rest of the body."""
         self._pieces.append(bytes(body))
-        self.size += len(body)
+        self.size = self.held
 
     def ready(self, limit: int) -> bool:
         """Returns whether the handler may get the request: all of it has arrived, or the rest will not be read."""

@@ -12,7 +12,7 @@ from mesh.wire import budget as budgets
 from mesh.wire import server
 from mesh.wire.connection import Connection
 from mesh.wire.plainconnection import PlainConnection
-from mesh.wire.plainrequest import Answer, Head, PlainRequest
+from mesh.wire.plainrequest import Answer, Head, Opening, PlainRequest
 
 
 class PlainServer(server.Listener[PlainRequest, Head]):
@@ -26,12 +26,14 @@ class PlainServer(server.Listener[PlainRequest, Head]):
         max_message: int,
         budget: budgets.Budget,
         min_rate: int,
+        opening: Opening | None = None,
     ) -> None:
         """Makes a server that does not listen yet. `refusal` makes the answers to requests that `handler` does not see.
         `max_message` is the largest body in bytes, and `min_rate` the lowest rate of a body in bytes a second (0 for no
-        minimum)."""
+        minimum). `opening` sees the first bytes of large bodies."""
         super().__init__(handler, max_message=max_message, budget=budget, min_rate=min_rate)
         self.refusal = refusal
+        self.opening = opening
 
     def _connection(self, loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> Connection[PlainRequest, Head]:
         return PlainConnection(self, loop, secure=secure)

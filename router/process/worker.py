@@ -204,6 +204,7 @@ class WorkerProcess:
             max_message=settings.max_message,
             budget=self.budget,
             min_rate=settings.min_body_rate,
+            opening=self._inference.opening,
         )
         self._edge: edges.GrpcEdge | None = None
         self._rest: web.AppRunner | None = None

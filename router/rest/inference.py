@@ -101,6 +101,19 @@ class Inference:
         self._check(frame)
         return frame, form
 
+    def opening(
+        self, target: ModelPath, begun: bytes, header_length: int | None, size: int
+    ) -> tuple[bytes, documents.Form] | None:
+        """Returns the beginning of the framed gRPC message for a body, and the form of the reply, if the rest of the
+        body can be read behind that beginning. `begun` are the first of `size` bytes. A large binary tensor is then
+        never copied."""
+        if not header_length:
+            return None
+        found = self._heads.opening(target.model, target.version, begun, header_length, size)
+        if found is None or framing.frame_end(found[0], 0, framing.MAX_LENGTH) > self._max_message + framing.PREFIX:
+            return None  # `quick` refuses a message above the limit
+        return found
+
     def quick_answer(self, model: str, answer: LocalAnswer, form: documents.Form) -> Parts | None:
         """Returns the body for a reply, and the length of its JSON part if binary data follows. Returns None if the
         conversion would block the event loop for too long. Raises MeshError."""

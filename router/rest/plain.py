@@ -18,7 +18,7 @@ from mesh.telemetry import logs
 from mesh.wire.budget import Budget, Hold
 from mesh.wire.call import Header
 from mesh.wire.localcall import LocalAnswer
-from mesh.wire.plainrequest import Answer, PlainRequest
+from mesh.wire.plainrequest import Answer, Head, PlainRequest
 from router.access.credentials import Unsettled
 from router.access.guard import Guard
 from router.inference.models import Caller, CallFailed, Models
@@ -64,6 +64,18 @@ class PlainInference:
         """Returns the answer for an error in this process."""
         return errors.encoded(*errors.of_error(error))
 
+    def opening(self, head: Head, begun: bytes, size: int) -> tuple[bytes, documents.Form] | None:
+        """Returns the beginning of the message for a large body, and the form of the reply, if the rest of the body
+        can be read into the message."""
+        try:
+            note = _read(head)
+        except MeshError:  # `serve` says why
+            return None
+        if not note.plain:
+            return None
+        head.note = note
+        return self._inference.opening(note.target, begun, note.header_length, size)
+
     def serve(self, request: PlainRequest, principal: Principal | None = None) -> None:
         """Answers the request, at once or later. `principal` is the caller, if that is known already."""
         try:
@@ -72,9 +84,12 @@ class PlainInference:
                 principal = guard.known(request.head.fields)
             note = request.head.note
             if not isinstance(note, _Note):
-                note = request.head.note = _read(request)
+                note = request.head.note = _read(request.head)
             if guard is not None and principal is not None:
                 guard.allow(principal, Verb.INFER, note.target.model)
+            if isinstance(request.opened, documents.Form):
+                self._begin(request, note, request.pieces[0], request.opened)
+                return
             if note.plain:
                 quick = self._inference.quick(note.target, Body(request.pieces), note.header_length)
                 if quick is not None:
@@ -165,9 +180,8 @@ class PlainInference:
         )
 
 
-def _read(request: PlainRequest) -> _Note:
+def _read(head: Head) -> _Note:
     """Parses a request head. Raises MeshError."""
-    head = request.head
     raw_path = head.target.partition(b"?")[0]
     try:
         path = raw_path.decode()

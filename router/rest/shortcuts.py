@@ -154,6 +154,19 @@ class Heads:
             at += size
         return b"".join((framing.prefix(sum(map(len, parts))), *parts)), known.form
 
+    def opening(
+        self, model: str, version: str, begun: bytes, header_length: int, size: int
+    ) -> tuple[bytes, documents.Form] | None:
+        """Returns the beginning of the framed message for a body of `size` bytes, and the form of its reply, if the
+        rest of the body is the rest of the message. `begun` are the first bytes of the body."""
+        if header_length > _MAX_HEAD or header_length > len(begun):
+            return None
+        known = self._known.get((model, version, begun[:header_length]))
+        if known is None or len(known.tensors) != 1 or known.size != size - header_length:
+            return None
+        head = known.encoded + known.tensors[0][0]
+        return b"".join((framing.prefix(len(head) + known.size), head, memoryview(begun)[header_length:])), known.form
+
     def learn(
         self,
         model: str,

@@ -319,6 +319,7 @@ async def plain_server(worker):
         max_message=worker.settings.max_message,
         budget=worker.budget,
         min_rate=worker.settings.min_body_rate,
+        opening=inference.opening,
     )
     yield server
     await server.close(1)
