@@ -38,11 +38,11 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if 
 
 
 class Failed(Exception):
-    """A failure, with a text for the user."""
+    """A failure to render the manifests. The text is for the user."""
 
 
 def helm() -> str | None:
-    """Returns the program, from $HELM, PATH or .cache/bin; None if there is none."""
+    """Returns the path of Helm, from $HELM, PATH or .cache/bin, or None if it is in none of them."""
     named = os.environ.get("HELM")
     return named or shutil.which("helm") or shutil.which("helm", path=str(ROOT.parent / ".cache" / "bin"))
 
@@ -51,7 +51,7 @@ def render(*files: Path, sets: Sequence[str] = (), namespace: str = NAMESPACE) -
     """Returns the chart's rendered objects, by the name of the template."""
     program = helm()
     if program is None:
-        raise Failed("helm is neither in $HELM nor on PATH nor in .cache/bin (helm.sh: Helm 3.14 or later)")
+        raise Failed("helm is neither in $HELM nor on PATH nor in .cache/bin: install Helm 3.14 or later (helm.sh)")
     command = [program, "template", "mesh", str(CHART), "--namespace", namespace, "--kube-version", KUBERNETES]
     for file in files:
         command += ["--values", str(file)]
@@ -78,8 +78,9 @@ def documents(rendered: dict[str, list[Document]]) -> list[Document]:
 def neutral(value: Any) -> Any:
     """Returns the objects without Helm's own labels, and without the namespace.
 
-    Kustomize also sets the namespace in the subject of the RoleBinding. If none is set, the API server refuses a
-    subject without one, which is better than a binding to an account of another namespace.
+    Kustomize sets the namespace of an overlay, also in the subject of the RoleBinding. If an overlay has no namespace,
+    that subject has none either, and the API server refuses it. That is better than binding a ServiceAccount of another
+    namespace.
     """
     if isinstance(value, list):
         return [neutral(one) for one in value]
@@ -94,15 +95,16 @@ def neutral(value: Any) -> Any:
 
 
 def key(document: Document) -> tuple[str, str]:
-    """Returns what distinguishes the objects of one namespace."""
+    """Returns the kind and the name of an object, which identify it within a namespace."""
     return document["kind"], document["metadata"]["name"]
 
 
 def difference(old: Any, new: Any, path: str = "") -> list[Document]:
-    """Returns JSON patch operations (RFC 6902) that make new from old; lists of named items are compared by name.
+    """Returns the JSON patch operations (RFC 6902) that turn `old` into `new`. Items of a list are compared by their
+    names, if all of them have one.
 
-    Operations on such lists keep the positions of old items and append new ones, so that patches against one base can
-    be applied one after the other.
+    Such a list keeps the positions of its old items, and new items are appended, so that several patches of one base
+    can be applied one after another.
     """
     if old == new:
         return []
@@ -138,7 +140,7 @@ def _named(value: Any) -> bool:
 
 
 def component(base: list[Document], changed: list[Document]) -> tuple[list[Document], list[Document]]:
-    """Returns a component's added objects, and its patches, in kustomize's form."""
+    """Returns the objects that a component adds, and its patches in kustomize's form."""
     before, after = {key(one): one for one in base}, {key(one): one for one in changed}
     added = [one for name, one in after.items() if name not in before]
     patches: list[Document] = []
@@ -181,7 +183,7 @@ def _text(*values: Any) -> str:
 
 
 def manifests() -> dict[str, str]:
-    """Returns path below deploy/kustomize, and content, of every file except the checksums."""
+    """Returns the content of every rendered file except the checksums, by its path below deploy/kustomize."""
     files: dict[str, str] = {}
 
     def write(path: str, *values: Any) -> None:
@@ -212,19 +214,19 @@ def manifests() -> dict[str, str]:
 
 
 def sources() -> dict[str, bytes]:
-    """Returns path below deploy, and content, of all sources of the manifests."""
+    """Returns the content of every source of the manifests, by its path below deploy."""
     files = [Path(__file__), *VALUES.glob("*.yaml"), *(one for one in CHART.rglob("*") if one.is_file())]
     return {one.relative_to(ROOT).as_posix(): one.read_bytes() for one in files}
 
 
 def made() -> dict[str, bytes]:
-    """Returns path below deploy/kustomize, and content, of the existing files."""
+    """Returns the content of every existing manifest, by its path below deploy/kustomize."""
     there = (one for one in KUSTOMIZE.rglob("*") if one.is_file() and one.name != SUMS)
     return {one.relative_to(KUSTOMIZE).as_posix(): one.read_bytes() for one in there}
 
 
 def sums(of: Iterable[tuple[str, bytes]]) -> str:
-    """Returns one checksum over paths and contents."""
+    """Returns one checksum of all paths and contents."""
     whole = hashlib.sha256()
     for path, content in sorted(of):
         whole.update(f"{path}\0{len(content)}\0".encode() + content)
@@ -232,7 +234,7 @@ def sums(of: Iterable[tuple[str, bytes]]) -> str:
 
 
 def check() -> str | None:
-    """Returns None if the manifests match the chart, otherwise what is wrong and the way out."""
+    """Returns None if the manifests match the chart, or else the fault and its remedy."""
     try:
         lines = (KUSTOMIZE / SUMS).read_text().splitlines()
         known = dict(line.split(" ", 1)[::-1] for line in lines if line and not line.startswith("#"))
@@ -246,7 +248,7 @@ def check() -> str | None:
 
 
 def write() -> None:
-    """Writes deploy/kustomize again."""
+    """Replaces deploy/kustomize with manifests rendered from the current sources."""
     files = manifests()
     shutil.rmtree(KUSTOMIZE, ignore_errors=True)
     for path, text in files.items():

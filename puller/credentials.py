@@ -119,7 +119,8 @@ class Secrets:
     """The storage secret."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """Remembers where the secret is mounted. If that is None or a missing directory, there are no named stores."""
+        """Makes the secret that is mounted at `directory`. If that is None or does not exist, there are no named
+        stores."""
         self._directory = directory
 
     @property
@@ -173,13 +174,16 @@ class Secrets:
         type = values.get("type")
         if not isinstance(type, str) or not type:
             if origin:
-                raise PullError(PullErrorKind.SETTINGS, f'key {origin} of the storage secret has no "type"')
+                raise PullError(PullErrorKind.SETTINGS, f'key {origin} of the storage secret has no "type", such as s3')
             return None
         return StoreSettings(type, values, origin=origin, overridden=overridden)
 
     def _read(self, key: str, *, needed: bool) -> dict[str, Any] | None:
         if not _KEY.fullmatch(key):
-            raise PullError(PullErrorKind.BAD_REQUEST, f"storage_key {key[:100]!r} cannot be a key of a secret")
+            raise PullError(
+                PullErrorKind.BAD_REQUEST,
+                f"storage_key {key[:100]!r} is no valid key of a secret: use letters, digits, -, _ and .",
+            )
         if self._directory is None:
             if needed:
                 text = f"storage_key {key} names a store, but this pod has no storage secret (--storage-config)"
@@ -203,7 +207,10 @@ class Secrets:
         except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
-            raise PullError(PullErrorKind.SETTINGS, f"key {key} of the storage secret is not a JSON object") from None
+            raise PullError(
+                PullErrorKind.SETTINGS,
+                f"key {key} of the storage secret is not a JSON object with the settings of a store",
+            ) from None
         return values
 
 

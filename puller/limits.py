@@ -48,7 +48,10 @@ class PullLimits:
         """Makes the bounds; 0 for `bytes_per_second` means no limit. Files of more than `range_bytes` are fetched in up
         to `ranges` parts at the same time."""
         if bytes_per_second < 0 or connections < 1 or ranges < 1 or range_bytes < 1:
-            raise ValueError("a limit of the puller is out of range: connections and ranges are 1 or more")
+            raise ValueError(
+                f"bytes_per_second is 0 or more, not {bytes_per_second}; connections, ranges and range_bytes are 1 or "
+                f"more, not {connections}, {ranges} and {range_bytes}"
+            )
         self.connections = connections
         self.ranges = ranges
         self.range_bytes = range_bytes

@@ -358,9 +358,14 @@ def _changed(shown: str) -> PullError:
 def _read_error(error: OSError, shown: str) -> PullError:
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
-            return PullError(PullErrorKind.NOT_FOUND, f"{shown} does not exist")
+            return PullError(PullErrorKind.NOT_FOUND, f"{shown} does not exist; check the path of the registration")
         case errno.EACCES | errno.EPERM:
-            return PullError(PullErrorKind.FORBIDDEN, f"{shown} cannot be read: {error.strerror}")
+            return PullError(
+                PullErrorKind.FORBIDDEN,
+                f"{shown} cannot be read: {error.strerror}; give the pod's user the right to read it",
+            )
         case errno.ELOOP | errno.ENAMETOOLONG:
-            return PullError(PullErrorKind.BAD_REQUEST, f"{shown} cannot be opened: {error.strerror}")
+            return PullError(
+                PullErrorKind.BAD_REQUEST, f"{shown} cannot be opened: {error.strerror}; register another path"
+            )
     return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be read: {error.strerror}")

@@ -174,7 +174,9 @@ async def everything(
                     if len(body) > _MAX_PAGE:
                         raise PullError(
                             PullErrorKind.UNREACHABLE,
-                            (f"{shown}: a page of the listing is too long; check that the endpoint is such a store"),
+                            f"{shown}: a page of the listing has more than {_MAX_PAGE} bytes; check that the "
+                            f"endpoint is a "
+                            "store of that type",
                         )
             finally:
                 held.release()
@@ -224,7 +226,7 @@ def parsed(lister: Lister, body: bytes, shown: str) -> Page:
     except (ElementTree.ParseError, ValueError, TypeError):
         raise PullError(
             PullErrorKind.UNREACHABLE,
-            (f"{shown}: the store's listing cannot be read; check that the endpoint is such a store"),
+            f"{shown}: the store's listing cannot be read; check that the endpoint is a store of that type",
         ) from None
 
 

@@ -26,8 +26,7 @@ INGREDIENTS = ("LICENSE", "README.md", "pyproject.toml", ".containerignore", "me
 
 
 def environment() -> dict[str, str]:
-    """Returns buildah's environment. Isolation is by chroot, because engines inside containers are often allowed
-    nothing else."""
+    """Returns buildah's environment. Builds are isolated by chroot, because containers often allow nothing else."""
     return building.environment(
         {
             **os.environ,

@@ -43,12 +43,20 @@ def set_alias(
         ),
     ] = "",
     keep: Annotated[
-        int | None, typer.Option("--keep", metavar="N", min=0, help="Number of earlier versions to keep.")
+        int | None,
+        typer.Option(
+            "--keep",
+            metavar="N",
+            min=0,
+            help="Number of earlier versions to keep for going back. Default: unchanged, or 2 for a new alias.",
+        ),
     ] = None,
     sticky: Annotated[
         str | None,
         typer.Option(
-            "--sticky", metavar="HEADER|none", help="Header whose value determines the model; none: choose at random."
+            "--sticky",
+            metavar="HEADER|none",
+            help="Header whose value determines the model of a call; none: a random model for each call.",
         ),
     ] = None,
     mirror: Annotated[

@@ -70,7 +70,9 @@ def import_models(
             help="File with lines of JSON, - for standard input, a folder of model files, or a manifest.json.",
         ),
     ],
-    prefix: Annotated[str, typer.Option("--prefix", help="Prefix of every id, for a folder or a manifest.")] = "",
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="Prefix to put before every id of a folder or a manifest.")
+    ] = "",
     kind: Annotated[
         str, typer.Option("--type", "-t", metavar="TYPE", help="Type of the models, for a folder or a manifest.")
     ] = "onnx",

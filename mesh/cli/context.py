@@ -45,8 +45,8 @@ def set_context(
         str | None, typer.Option("--api-key-file", metavar="FILE", help="File with the API key to send.")
     ] = None,
 ) -> None:
-    """Creates a context, or changes the options given; '' removes a file. The first context becomes the current
-    one.
+    """Creates a context, or changes the given options of an existing one. The value '' removes a file. The first
+    context becomes the current one.
 
     Example: `mesh context set prod --endpoint https://mesh.example:8033 --ca ca.crt`
     """
@@ -118,7 +118,9 @@ def ls(as_json: options.Json = False) -> None:
 
 
 def remove(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of contexts.", show_default=False)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Names of the contexts to remove.", show_default=False)
+    ],
 ) -> None:
     """Removes contexts, but not the files that they name.
 

@@ -54,7 +54,8 @@ class LimitOptions:
         str,
         _size(
             "--max-body-bytes",
-            "Bytes of requests and replies held by a router worker and by a model server; default 256MiB and 512MiB.",
+            "Bytes of requests and replies that a router worker (default 256MiB) and a model server (default "
+            "512MiB) may hold.",
         ),
     ] = ""
     min_body_rate: Annotated[
@@ -63,17 +64,19 @@ class LimitOptions:
     edge_memory: Annotated[str, _size("--edge-memory", "Bytes that Envoy may hold; default 384MiB.")] = ""
     max_connections_per_pod: Annotated[
         int | None,
-        _option("--max-connections-per-pod", "N", "Connections of a router worker to one pod; default 1024."),
+        _option("--max-connections-per-pod", "N", "Number of connections of a router worker to one pod; default 1024."),
     ] = None
     load_wait: Annotated[
         float | None, _option("--load-wait", "SECONDS", "Longest wait of a caller for a load, in seconds; default 120.")
     ] = None
     max_waiters: Annotated[
-        int | None, _option("--max-waiters", "N", "Calls of a worker that may wait for loads; default 20000.")
+        int | None, _option("--max-waiters", "N", "Number of calls of a worker that may wait for loads; default 20000.")
     ] = None
     max_waiters_per_model: Annotated[
         int | None,
-        _option("--max-waiters-per-model", "N", "Calls of a worker that may wait for one model; default 2000."),
+        _option(
+            "--max-waiters-per-model", "N", "Number of calls of a worker that may wait for one model; default 2000."
+        ),
     ] = None
     max_waiting_bytes: Annotated[
         str, _size("--max-waiting-bytes", "Total bytes of the calls of a worker that wait for loads; default 256MiB.")
@@ -84,13 +87,15 @@ class LimitOptions:
     ] = None
     load_concurrency: Annotated[
         int | None,
-        _option("--load-concurrency", "N", "Concurrent loads of a pod; default one for each CPU, at least 2."),
+        _option(
+            "--load-concurrency", "N", "Number of concurrent loads of a pod; default one for each CPU, at least 2."
+        ),
     ] = None
     pull_bandwidth: Annotated[
         str, _size("--pull-bandwidth", "Bandwidth of all pulls of a pod, in bytes a second; default unlimited.")
     ] = ""
     pull_connections: Annotated[
-        int | None, _option("--pull-connections", "N", "Connections of a pod to stores; default 32.")
+        int | None, _option("--pull-connections", "N", "Number of connections of a pod to stores; default 32.")
     ] = None
     hang_timeout: Annotated[
         float | None,

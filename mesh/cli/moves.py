@@ -22,8 +22,7 @@ _LOOK = 0.3  # seconds between two requests for the state of a move
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """A command's options for a move: whether and how long to wait for its end, and whether to print the answer as
-    JSON."""
+    """A command's options for a move: the choice to wait for its end, the time limit, and the choice of JSON."""
 
     wait: bool
     timeout: float  # seconds

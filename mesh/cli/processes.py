@@ -64,7 +64,7 @@ def up(
     ] = None,
     samples: Annotated[bool, typer.Option("--samples/--no-samples", help="Register a few sample models.")] = True,
     probe: Annotated[
-        str, typer.Option("--probe", metavar="HOST:PORT", help="Address of /ready, /live and /metrics.")
+        str, typer.Option("--probe", metavar="HOST:PORT", help="Address of /ready, /live and /metrics, HOST:PORT.")
     ] = (_DEFAULT.probe),
     edge: Annotated[
         str, typer.Option("--edge", metavar="envoy|grpc", help="Program that terminates clients' connections.")
@@ -76,7 +76,10 @@ def up(
         str, typer.Option("--workers", metavar="N|auto", help="Number of router workers.")
     ] = _DEFAULT.workers,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="Number of threads of each model server; 0 for its default.")
+        int,
+        typer.Option(
+            "--threads", min=0, help="Number of threads for long calls in each model server; 0: one for each CPU."
+        ),
     ] = 0,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Device that models run on.")] = (
         _DEFAULT.device
@@ -107,7 +110,7 @@ def up(
         typer.Option(
             "--disk-budget",
             metavar="SIZE",
-            help="Disk space for the files of each pod. Default: what the disk has room for.",
+            help="Disk space for the pulled files of each pod. Default: all of the disk except a tenth, or 10 GiB.",
         ),
     ] = "",
     auth: Annotated[

@@ -33,7 +33,11 @@ def register(
     path: Annotated[str, typer.Argument(metavar="PATH", help="File or URL of the model, as the pods see it.")],
     kind: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="The model's type.")] = "onnx",
     key: Annotated[
-        str, typer.Option("--key", help="Store of the model: a key of the storage secret, JSON, or @FILE.")
+        str,
+        typer.Option(
+            "--key",
+            help="Store of the model: a key of the storage secret, a JSON object, or @FILE for a file with one.",
+        ),
     ] = "",
     sha256: Annotated[
         str, typer.Option("--sha256", metavar="HEX", help="Digest that the model's file must have.")
@@ -55,7 +59,7 @@ def register(
         bool | None,
         typer.Option(
             "--wait/--no-wait",
-            help="Load the model now, and wait until it is loaded. Default: with --version only.",
+            help="Load the model now, and wait until it is loaded. Default: only with --version.",
             show_default=False,
         ),
     ] = None,

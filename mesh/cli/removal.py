@@ -44,7 +44,8 @@ def add(app: typer.Typer) -> None:
 def unregister(
     context: typer.Context,
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Ids of models.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Ids of the models to unregister.", show_default=False),
     ] = None,
     prefix: Annotated[
         str, typer.Option("--prefix", metavar="PREFIX", help="Prefix of the ids of all models to unregister.")

@@ -30,7 +30,13 @@ def add(app: typer.Typer) -> None:
 
 def simulate(
     trace: Annotated[
-        str, typer.Argument(metavar="TRACE", help=f"A CSV file of SECONDS,MODEL, or {', '.join(traces.SHAPES)}.")
+        str,
+        typer.Argument(
+            metavar="TRACE",
+            help=(
+                f"CSV file with a line SECONDS,MODEL for each request, or the shape of a generated trace: {', '.join(traces.SHAPES)}."
+            ),
+        ),
     ] = "zipf",
     pods: Annotated[
         list[int] | None, typer.Option("--pods", help="Number of runtime pods; may be repeated. Default: 8.")
@@ -62,12 +68,20 @@ def simulate(
     ] = (traces.RATE),
     sizes: Annotated[
         Path | None,
-        typer.Option("--sizes", metavar="FILE", help="CSV file of MODEL,BYTES or MODEL,BYTES,MILLISECONDS."),
+        typer.Option(
+            "--sizes",
+            metavar="FILE",
+            help=(
+                "CSV file with a line for each model: MODEL,BYTES, or MODEL,BYTES,MILLISECONDS with the time of a load."
+            ),
+        ),
     ] = None,
     size: Annotated[
         str, typer.Option("--size", metavar="SIZE", help="Size of every model. Default: many small, few large.")
     ] = (""),
-    loads: Annotated[int, typer.Option("--loads", min=1, help="Concurrent loads, in all pods together.")] = 32,
+    loads: Annotated[
+        int, typer.Option("--loads", min=1, help="Number of concurrent loads, in all pods together.")
+    ] = 32,
     copies: Annotated[
         bool, typer.Option("--copies/--single", help="Give hot models further copies, or one copy only.")
     ] = False,

@@ -65,13 +65,18 @@ def snapshot(
     ] = 8,
     idle: Annotated[
         float,
-        typer.Option("--idle", metavar="SECONDS", min=1.0, help=("Longest time without data from etcd, in seconds.")),
+        typer.Option(
+            "--idle",
+            metavar="SECONDS",
+            min=1.0,
+            help=("Time without data from etcd after which the snapshot fails, in seconds."),
+        ),
     ] = 60.0,
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Takes a snapshot of etcd's whole database, and removes the oldest ones.
+    """Takes a snapshot of etcd's whole database, and removes the oldest snapshots.
 
     Use it for an etcd that only the mesh uses: a snapshot holds the whole database. `mesh restore` registers the models
     of a snapshot, `etcdutl snapshot restore` recreates the etcd. If registrations are enough, `mesh backup` is smaller.

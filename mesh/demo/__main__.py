@@ -45,7 +45,12 @@ def demo(
     ] = 0,
     clients: Annotated[int, typer.Option("--clients", min=1, max=1000, help="Number of concurrent clients.")] = 8,
     skew: Annotated[
-        float, typer.Option("--skew", min=0, help="Exponent of Zipf's law; 0: all models are called equally often.")
+        float,
+        typer.Option(
+            "--skew",
+            min=0,
+            help="Skew of the traffic, the exponent of Zipf's law; 0: all models are called equally often.",
+        ),
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of models and of the requests.")] = 0,
     pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = 2,
@@ -69,7 +74,7 @@ def demo(
         typer.Option(
             "--endpoint",
             metavar="URL",
-            help="Endpoint of a running mesh that can read the data directory. Default: starts a mesh.",
+            help="Endpoint of a running mesh whose pods can read the data directory. Default: the demo starts a mesh.",
         ),
     ] = "",
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Number of training processes; 0: one for each core.")] = 0,

@@ -15,7 +15,10 @@ InstallId = Annotated[
     str,
     typer.Option(
         envvar="MESH_INSTALL_ID",
-        help="Name of this installation, the same for all its processes; they refuse a prefix of another installation.",
+        help=(
+            "Name of this installation, the same for all its processes. They refuse a prefix of another "
+            "installation. Default: no check."
+        ),
     ),
 ]
 Urls = Annotated[str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")]
@@ -32,7 +35,10 @@ class Login:
         Path | None,
         typer.Option(
             envvar="MESH_ETCD_CONFIG",
-            help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
+            help=(
+                "File with ModelMesh's JSON: endpoints, credentials and root prefix. It takes the place of all "
+                "--etcd options."
+            ),
         ),
     ] = None
     etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER", help="User name for etcd, if it requires one.")] = (

@@ -71,9 +71,9 @@ class Edge:
             "routers; up to a fifth is added at random. 0: never.",
         ),
     ] = 0.0
-    probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics.")] = (
-        "127.0.0.1:8089"
-    )
+    probe: Annotated[
+        str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics, HOST:PORT.")
+    ] = "127.0.0.1:8089"
 
     def check(self) -> None:
         """Raises BadParameter for options that contradict each other."""
@@ -118,7 +118,10 @@ class AccessControl:
         typer.Option(
             envvar="MESH_AUDIT",
             metavar="auto|off|log|FILE",
-            help="Place of the lines about changes: the log, or a file to append to. auto: the log, with --auth.",
+            help=(
+                "Destination of the audit trail: off, log, or a file to append to; auto: log with --auth "
+                "management or required, otherwise off."
+            ),
         ),
     ] = "auto"
 
@@ -372,7 +375,10 @@ class RouterLimits:
         typer.Option(
             envvar="MESH_MAX_CONNECTIONS_PER_POD",
             min=2,
-            help="Connections of one worker to one pod, and so its calls in flight there; each model gets a share.",
+            help=(
+                "Number of connections of one worker to one pod, which limits its calls in flight there; each "
+                "model gets a share."
+            ),
         ),
     ] = 1024
     load_wait: Annotated[
@@ -389,12 +395,15 @@ class RouterLimits:
         ),
     ] = 10.0
     max_waiters: Annotated[
-        int, typer.Option(envvar="MESH_MAX_WAITERS", min=1, help="Calls of one worker that may wait for loads.")
+        int,
+        typer.Option(envvar="MESH_MAX_WAITERS", min=1, help="Number of calls of one worker that may wait for loads."),
     ] = 20_000
     max_waiters_per_model: Annotated[
         int,
         typer.Option(
-            envvar="MESH_MAX_WAITERS_PER_MODEL", min=1, help="Calls of one worker that may wait for one model."
+            envvar="MESH_MAX_WAITERS_PER_MODEL",
+            min=1,
+            help="Number of calls of one worker that may wait for one model.",
         ),
     ] = 2_000
     max_waiting_bytes: Annotated[
@@ -408,8 +417,8 @@ class RouterLimits:
         typer.Option(
             envvar="MESH_REREGISTER_AFTER",
             metavar="SECONDS|never",
-            help="Time after which an id may be registered with other attributes even though a pod cut off from "
-            "etcd may still answer for its earlier registration, in seconds, or 'never'.",
+            help="Time after which an id may be registered with other attributes although a pod that is cut off from "
+            "etcd may still answer for its earlier registration, in seconds; 'never': only once no pod may answer.",
         ),
     ] = "600"
     drain_timeout: Annotated[
@@ -449,7 +458,7 @@ class Methods:
         typer.Option(
             envvar=["MESH_MULTI_PARALLELISM", "MM_MULTI_PARALLELISM"],
             min=1,
-            help="Models that are called at the same time for one call with several model ids.",
+            help="Number of models called at the same time for one call with several model ids.",
         ),
     ] = 4
 

@@ -33,12 +33,16 @@ class Addresses:
         str,
         typer.Option(envvar="MESH_DATA", help="Address for inference calls of routers, HOST:PORT; port 0: a free one."),
     ] = "127.0.0.1:0"
-    control: Annotated[str, typer.Option(envvar="MESH_CONTROL", help="Address for loads and unloads, HOST:PORT.")] = (
-        "127.0.0.1:0"
-    )
-    probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics.")] = (
-        "127.0.0.1:0"
-    )
+    control: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_CONTROL",
+            help="Address where routers request loads and unloads, HOST:PORT; port 0: a free one.",
+        ),
+    ] = "127.0.0.1:0"
+    probe: Annotated[
+        str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics, HOST:PORT.")
+    ] = "127.0.0.1:0"
     internal_tls: tls.Internal = None
     advertise: Annotated[
         str, typer.Option(envvar="MESH_ADVERTISE", help="Host by which others reach this pod; default: detected.")
@@ -53,7 +57,10 @@ class Memory:
         str,
         typer.Option(
             envvar="MESH_CAPACITY",
-            help="Memory for models; auto: most of what is available, or what the server of --server reports.",
+            help=(
+                "Memory for models, in bytes or with a unit such as GiB; auto: most of the available memory, or "
+                "the capacity that the server of --server reports."
+            ),
         ),
     ] = "auto"
     device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="Device that models run on: auto, cpu or cuda.")] = (
@@ -63,7 +70,7 @@ class Memory:
         str,
         typer.Option(
             envvar="MESH_DEVICE_CAPACITY",
-            help="Memory of the GPU for models; auto: most of what is free.",
+            help="Memory of the GPU for models, in bytes or with a unit such as GiB; auto: most of its free memory.",
         ),
     ] = "auto"
     eviction: Annotated[
@@ -128,7 +135,9 @@ class Storage:
     ] = None
     file_root: Annotated[
         list[Path] | None,
-        typer.Option(envvar="MESH_FILE_ROOT", help="Folder from which file: paths may be read; may be repeated."),
+        typer.Option(
+            envvar="MESH_FILE_ROOT", help="Folder from which file: paths may be read; may be repeated. Default: none."
+        ),
     ] = None
     http_allow_private: Annotated[
         bool,
@@ -153,7 +162,13 @@ class Storage:
     ] = None
     disk_budget: Annotated[
         str,
-        typer.Option(envvar="MESH_DISK_BUDGET", help="Disk space for pulled files; auto: what the disk has room for."),
+        typer.Option(
+            envvar="MESH_DISK_BUDGET",
+            help=(
+                "Disk space for pulled files, in bytes or with a unit such as GiB; auto: all of the disk except a "
+                "tenth, or 10 GiB if that is less."
+            ),
+        ),
     ] = "auto"
     pull_bandwidth: Annotated[
         str,
@@ -162,7 +177,7 @@ class Storage:
         ),
     ] = "0"
     pull_connections: Annotated[
-        int, typer.Option(envvar="MESH_PULL_CONNECTIONS", min=1, help="Concurrent connections to stores.")
+        int, typer.Option(envvar="MESH_PULL_CONNECTIONS", min=1, help="Number of concurrent connections to stores.")
     ] = 32
 
     def proxies(self) -> Proxies:
@@ -185,7 +200,9 @@ class Work:
     ] = 90.0
     load_concurrency: Annotated[
         int,
-        typer.Option(envvar="MESH_LOAD_CONCURRENCY", min=0, help="Concurrent loads; 0: one for each CPU, at least 2."),
+        typer.Option(
+            envvar="MESH_LOAD_CONCURRENCY", min=0, help="Number of concurrent loads; 0: one for each CPU, at least 2."
+        ),
     ] = 0
     threads: Annotated[
         int,
@@ -259,8 +276,8 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER_CALLS",
             metavar="ADDRESS",
-            help="Address at which that server answers inference calls, HOST:PORT or unix:/PATH; default: the same as "
-            "for mmesh.ModelRuntime.",
+            help="Address at which the server of --server or --server-command answers inference calls, HOST:PORT or "
+            "unix:/PATH; default: the same as for mmesh.ModelRuntime.",
         ),
     ] = ""
 
@@ -269,8 +286,8 @@ class ModelServer:
         typer.Option(
             envvar="MESH_EGRESS",
             metavar="envoy|grpc|auto",
-            help="Carrier of calls to that server: envoy (an Envoy of this pod), grpc (grpc.aio, slower, but without "
-            "another process) or auto (envoy where one is installed).",
+            help="Carrier of calls to the server of --server or --server-command: envoy (an Envoy of this pod), grpc "
+            "(grpc.aio, slower, but without another process) or auto (envoy where one is installed).",
         ),
     ] = "auto"
 
@@ -279,7 +296,10 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER_MEMORY",
             metavar="auto|none",
-            help="Observation of that server's memory from outside: auto (if its processes are visible) or none.",
+            help=(
+                "Observation of the memory of the server of --server or --server-command: auto (if its processes "
+                "are visible) or none."
+            ),
         ),
     ] = "auto"
     types: Annotated[
@@ -359,6 +379,8 @@ class Membership:
     check_interval: Annotated[
         float,
         typer.Option(
-            envvar="MESH_CHECK_INTERVAL", min=0.1, help="Time between comparisons with the registry, in seconds."
+            envvar="MESH_CHECK_INTERVAL",
+            min=0.1,
+            help="Time between two comparisons of this pod's copies with the registry, in seconds.",
         ),
     ] = 30.0
