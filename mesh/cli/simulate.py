@@ -34,7 +34,8 @@ def simulate(
         typer.Argument(
             metavar="TRACE",
             help=(
-                f"CSV file with a line SECONDS,MODEL for each request, or the shape of a generated trace: {', '.join(traces.SHAPES)}."
+                "CSV file with a line SECONDS,MODEL for each request, or the shape of a generated trace: "
+                f"{', '.join(traces.SHAPES)}."
             ),
         ),
     ] = "zipf",
