@@ -1,4 +1,4 @@
-"""The certificates in a Kubernetes Secret, accessed with the ServiceAccount of this pod.
+"""The certificates, or the admin's key, in a Kubernetes Secret, accessed with the ServiceAccount of this pod.
 
 The Secret must exist. It is read, and written back with its resourceVersion, so that Kubernetes refuses the write after
 a concurrent change. Temporary faults (no answer, an API server that is overloaded or being replaced) are retried for
@@ -45,9 +45,8 @@ class Cluster:
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
             raise StoreError(
-                "not running in a pod of a Kubernetes cluster (KUBERNETES_SERVICE_HOST is not set): --secret "
-                "works only in "
-                "one; elsewhere use --dir"
+                "this is not a pod of a Kubernetes cluster (KUBERNETES_SERVICE_HOST is not set), and only a pod can "
+                "write a Secret (--secret)"
             )
         return cls(url.rstrip("/") or f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
 

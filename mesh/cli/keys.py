@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from mesh.access import grants as rules
-from mesh.cli import direct, options, output
+from mesh.cli import adminkey, direct, options, output
 from mesh.cli.client import Client
 from mesh.cli.exits import CommandError, Exit, of_mesh_error
 from mesh.options import etcd as etcdoptions
@@ -42,6 +42,7 @@ def add(app: typer.Typer) -> None:
     group.command("ls")(ls)
     group.command("rotate")(rotate)
     group.command("revoke")(revoke)
+    group.command("admin")(adminkey.admin)
     app.add_typer(group, name="keys", rich_help_panel=options.ADMIN)
     app.command("whoami", rich_help_panel=options.MESH)(whoami)
 

@@ -25,7 +25,9 @@ class Trust:
     def authorization(self) -> dict[str, str]:
         """Returns the header with the API key, or nothing if there is none. Raises CommandError."""
         key = self.api_key.strip()
-        if not key and self.api_key_file is not None:
+        if key:
+            key = key.splitlines()[-1].strip()  # as of a file, see below
+        elif self.api_key_file is not None:
             try:
                 lines = self.api_key_file.read_text().split()
             except (OSError, UnicodeDecodeError) as error:

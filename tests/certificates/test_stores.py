@@ -249,7 +249,7 @@ async def test_the_command_says_what_is_wrong(api, tmp_path):
         (("--dir", str(tmp_path / "a"), "--secret", "x"), "either --secret or --dir"),
         (("--dir", str(tmp_path / "a"), "--days", "30"), "cannot be renewed 60 days before its end"),
         (("--dir", str(tmp_path / "a"), "--dns", "a b"), "not a DNS name"),
-        (("--secret", NAME), "use --dir"),
+        (("--secret", NAME), "only a pod can write a Secret"),
         (("--secret", "theirs", "--kube-api", api.url, account), "internalTLS.existingSecret"),
         (("--secret", "none", "--kube-api", api.url, account), f"kubectl create secret generic none -n {NAMESPACE}"),
     ]

@@ -69,8 +69,10 @@ async def test_the_page_shows_what_was_installed(mesh: Installed) -> None:
         "8033:8033 &": f"{port}:8033 >/dev/null & trap 'kill $!' EXIT; {there}",
         "localhost:8033": f"localhost:{port}",
     }
-    forward, pods = (one.put(words) for one in documented.block("kubernetes.md", "Install with Helm")[2:])
-    listed = mesh.kube.shell(f"{forward.replace('team-a', mesh.kube.namespace)}\n{pods}")
+    block = documented.block("kubernetes.md", "Install with Helm")[2:]
+    commands = [one.put(words).replace("team-a", mesh.kube.namespace) for one in block]
+    assert len(commands) == 3
+    listed = mesh.kube.shell("\n".join(["set -e", *commands]))
     assert all(name in listed for name in mesh.names("runtime"))
 
 

@@ -22,6 +22,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "all-on": (
         'tls={"secretName":"edge","clientAuth":"require"}',
+        'auth={"mode":"required"}',
         'networkPolicy={"egress":{"enabled":true}}',
         'monitoring={"serviceMonitor":true,"podMonitor":true,"rules":true,"dashboard":true}',
         'router={"autoscaling":{"enabled":true},"podAnnotations":{"a":"b"},"extraEnv":[{"name":"X","value":"y"}],'
@@ -36,6 +37,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
     ),
     "all-off": (
         'internalTLS={"enabled":false}',
+        'auth={"mode":"off"}',
         'networkPolicy={"enabled":false}',
         'monitoring={"annotations":false}',
         'serviceAccount={"create":false,"name":"mine"}',
@@ -47,6 +49,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
     "external-etcd": (
         'etcd={"embedded":false}',
         'internalTLS={"existingSecret":"mine"}',
+        'auth={"existingSecret":"keys"}',
         'networkPolicy={"egress":{"enabled":true,"etcd":[{"to":[{"ipBlock":{"cidr":"10.0.0.0/8"}}],"ports":[{"port":2379}]}]}}',
     ),
 }

@@ -104,6 +104,7 @@ def test_replicas_that_others_decide(given: dict[str, Any], replicas: int, tmp_p
             ["tls.clientCASecret", '"edge"', "no key ca.crt"],
         ),
         pytest.param([], ['internalTLS={"existingSecret":"own"}'], ["internalTLS.existingSecret", '"own"', "ca.crt"]),
+        pytest.param([], ['auth={"existingSecret":"own"}'], ["auth.existingSecret", '"own"', "admin.key"]),
     ],
 )
 def test_refused(objects: list[dict[str, Any]], sets: list[str], words: list[str], tmp_path: Path):
@@ -138,7 +139,26 @@ def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: P
 @pytest.mark.parametrize(
     ("sets", "words", "others"),
     [
-        pytest.param([], ["plain HTTP", "helm uninstall"], ["emptyDir", "not encrypted"], id="defaults"),
+        pytest.param(
+            [],
+            [
+                "plain HTTP, so others on the network can read the keys",
+                "helm uninstall",
+                "Inference is open; everything else needs a key",
+                r"get secret mesh-admin-key -o 'jsonpath={.data.admin\.key}'",
+            ],
+            ["emptyDir", "not encrypted", "auth.mode"],
+            id="defaults",
+        ),
+        pytest.param(
+            ['auth={"mode":"required"}'], ["Every request needs a key", "mesh-admin-key"], ["auth.mode"], id="required"
+        ),
+        pytest.param(
+            ['auth={"mode":"off"}'],
+            ["as with ModelMesh (auth.mode=off)", "auth.mode=management", "3. Register"],
+            ["MESH_API_KEY", "admin-key", "read the keys"],
+            id="open",
+        ),
         pytest.param(
             [
                 'etcd={"members":1,"storage":{"kind":"emptyDir"}}',

@@ -9,7 +9,7 @@ from deploy import manifests
 from tests.deploy import installs
 
 DOCS = manifests.ROOT.parent / "docs" / "kubernetes.md"
-OURS = ("router", "runtime", "etcd", "snapshot", "certificates")
+OURS = ("router", "runtime", "etcd", "snapshot", "certificates", "admin-key")
 PORTS = (22, 53, 80, 443, 2379, 2380, 2381, 5353, 6443, 8033, 8080, 8085, 8086, 8089)
 
 

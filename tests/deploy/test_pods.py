@@ -31,6 +31,9 @@ ALLOWED = {
 
 ON_REQUEST = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}  # the Prometheus operator's, off by default
 
+FILLED = {"mesh-certificates": "mesh-internal", "mesh-admin-key": "mesh-admin-key"}
+"""The Secret that each Job with a token fills, by its service account."""
+
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 """Kinds of volumes that `restricted` allows."""
 
@@ -83,7 +86,7 @@ def test_hardened(found):
     for name, pod in installs.pods(found):
         spec = pod["spec"]
         token = spec["automountServiceAccountToken"]
-        assert token is (spec["serviceAccountName"] == "mesh-certificates"), name
+        assert token is (spec["serviceAccountName"] in FILLED), name
         assert spec["enableServiceLinks"] is False, f"{name}: variables like MESH_ETCD_PORT would be taken for options"
         for volume in spec.get("volumes", ()):
             if "emptyDir" in volume:
@@ -110,21 +113,23 @@ def test_accounts(found):
 
 
 def test_rights(found):
-    """The only role covers one Secret by name. It cannot read other Secrets, and cannot create or delete any."""
-    roles = [one for one in found if one["kind"] == "Role"]
-    for role in roles:
+    """Each role covers one Secret by name. It cannot read other Secrets, and cannot create or delete any."""
+    roles = {one["metadata"]["name"]: one for one in found if one["kind"] == "Role"}
+    for name, role in roles.items():
         assert role["rules"] == [
             {
                 "apiGroups": [""],
                 "resources": ["secrets"],
-                "resourceNames": ["mesh-internal"],
+                "resourceNames": [FILLED[name]],
                 "verbs": ["get", "update", "patch"],
             }
         ]
-    assert len(roles) == len([one for one in found if one["kind"] == "RoleBinding"]) <= 1
-    secret = [one for one in found if (one["kind"], one["metadata"]["name"]) == ("Secret", "mesh-internal")]
-    assert len(secret) == len(roles)
-    for one in secret:
+    bindings = [one for one in found if one["kind"] == "RoleBinding"]
+    assert {one["roleRef"]["name"] for one in bindings} == roles.keys()
+    assert all([one["name"] for one in binding["subjects"]] == [binding["roleRef"]["name"]] for binding in bindings)
+    secrets = [one for one in found if one["kind"] == "Secret" and one["metadata"]["name"] in FILLED.values()]
+    assert len(secrets) == len(roles)
+    for one in secrets:
         # The Secret is empty, so that neither an upgrade nor an apply ever removes what the Job wrote.
         assert "data" not in one
         assert "stringData" not in one

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import pytest
+import typer.core
 import typer.main
 
 from mesh.cli import app as cli
@@ -28,9 +29,14 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return installs.load(request.param)
 
 
+FOR_COMMANDS = {"MESH_API_KEY_FILE"}
+"""Variables of a router's container for `mesh` commands that are run in it."""
+
+
 def test_options(found):
     """Each MESH_ variable is an option of the process that gets it. A typo would be ignored silently."""
-    known = {"router": options(router), "runtime": options(runtime)}
+    known = {"router": options(router) | FOR_COMMANDS, "runtime": options(runtime)}
+    assert options(cli.build()) >= FOR_COMMANDS
     for name, container in installs.containers(found):
         if container["name"] in known:
             given = {key for key in installs.env(container) if key.startswith("MESH_")}
@@ -39,13 +45,13 @@ def test_options(found):
 
 
 def test_jobs(found):
-    """A job's command reads the settings that the job gets."""
-    commands = typer.main.get_command(cli.build()).commands
-    for name, container in installs.containers(found):
-        if container["name"] in commands and container["name"] not in ("router", "runtime"):
-            command, *arguments = container["args"]
-            assert command == container["name"], name
-            commands[command].make_context(command, list(arguments)).close()
+    """A job's command exists, and has the options that the job gives."""
+    jobs = [one for one in found if one["kind"] in ("Job", "CronJob")]
+    for _, container in installs.containers(jobs):
+        command, arguments = typer.main.get_command(cli.build()), list(container["args"])
+        while isinstance(command, typer.core.TyperGroup):
+            command = command.commands[arguments.pop(0)]
+        command.make_context(command.name, arguments).close()
 
 
 def test_values_are_read(found):

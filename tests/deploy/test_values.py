@@ -77,6 +77,8 @@ def test_typo_in_pool():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("auth.mode", "on"),
+        ("auth.mode", True),
         ("etcd.members", 2),
         ("etcd.quota", "lots"),
         ("etcd.storage.kind", "hostPath"),
@@ -108,6 +110,8 @@ def test_nonsense(path: str, value: Any):
         ("pools", [{"name": "a", "replicas": None, "resources": {"limits": {"cpu": 2}}}]),
         ("networkPolicy.clients", [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]),
         ("etcd.members", 1),
+        ("auth.mode", "off"),
+        ("auth.mode", False),
     ],
 )
 def test_sense(path: str, value: Any):
@@ -247,9 +251,9 @@ def test_jobs_take_their_settings():
     }
     found = installs.rendered(f"jobs={json.dumps(jobs)}")
     kinds = [one for one in found if one["kind"] in ("Job", "CronJob")]
-    assert sorted(one["kind"] for one in kinds) == ["CronJob", "CronJob", "Job"]
+    assert sorted(one["kind"] for one in kinds) == ["CronJob", "CronJob", "Job", "Job"]
     pods = [pod for _, pod in installs.pods(kinds)]
-    assert len(pods) == 3
+    assert len(pods) == 4
     for pod in pods:
         labels = pod["metadata"]["labels"]
         assert labels.items() >= {"app.kubernetes.io/name": "mesh", **jobs["podLabels"]}.items()

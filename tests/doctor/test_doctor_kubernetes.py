@@ -204,7 +204,11 @@ REFUSED = 'pods "mesh-certificates-1-x" is forbidden: minimum cpu usage per Cont
 
 @pytest.mark.parametrize(
     ("job", "meaning"),
-    [("mesh-certificates-4a1b", "certificate"), ("mesh-etcd-snapshots-2901", "snapshots")],
+    [
+        ("mesh-certificates-4a1b", "certificate"),
+        ("mesh-admin-key-93f0", "admin's key"),
+        ("mesh-etcd-snapshots-2901", "snapshots"),
+    ],
 )
 def test_a_job_whose_pods_are_refused(doctor, cluster: Cluster, job: str, meaning: str) -> None:
     """A Job whose pods are refused, for instance by a LimitRange, is a finding until it has succeeded. No pod would
@@ -312,6 +316,14 @@ def test_a_secret_without_its_keys(doctor, cluster: Cluster) -> None:
     text = looked(doctor).said("fail", "secrets", "keys")
     assert "no key ca.crt, tls.crt, tls.key" in text
     assert "Job mesh-certificates" in text
+
+
+def test_an_admin_key_that_was_not_made(doctor, cluster: Cluster) -> None:
+    """The empty Secret of the admin's key is reported, with the Job that should have filled it."""
+    cluster.add(secret("mesh-admin-key"), uses("mesh-admin-key", "admin.key"))
+    text = looked(doctor).said("fail", "secrets", "keys")
+    assert "the Secret mesh-admin-key has no key admin.key" in text
+    assert "Job mesh-admin-key" in text
 
 
 def test_an_expired_certificate_in_a_secret(doctor, cluster: Cluster) -> None:

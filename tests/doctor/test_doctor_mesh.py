@@ -68,6 +68,18 @@ def test_something_else_at_the_endpoint(doctor, mesh: FakeMesh) -> None:
     assert "not the REST interface of a mesh" in looked(doctor, mesh).said("fail", "mesh", "reach")
 
 
+@pytest.mark.parametrize(
+    ("status", "reason", "todo"),
+    [(401, "UNAUTHENTICATED", "Secret mesh-admin-key"), (403, "FORBIDDEN", "the role `read` on all models")],
+)
+def test_a_mesh_that_asks_for_a_key(doctor, fine: FakeMesh, status: int, reason: str, todo: str) -> None:
+    """If the mesh refuses the doctor, the finding says which key to give."""
+    fine.answer("/mesh/v1/stats", make=lambda: failure(status, reason, "no credentials: send a key"))
+    said = looked(doctor, fine).said("fail", "mesh", "key")
+    assert "no credentials" in said
+    assert todo in said
+
+
 def test_no_runtime_pods(doctor, fine: FakeMesh) -> None:
     fine.answer("/mesh/v1/pods", {"pods": []})
     assert "component=runtime" in looked(doctor, fine).said("fail", "mesh", "pods")

@@ -59,6 +59,7 @@ RUN_BY = {
     ("kubernetes.md", "Secrets"): By("tests/cluster/test_authority.py"),
     ("kubernetes.md", "Install with Helm"): By(INSTALL, but="with values for a node of a few CPUs"),
     ("kubernetes.md", "Install with kustomize"): By("tests/cluster/test_kustomize.py"),
+    ("kubernetes.md", "Who may do what"): By("tests/cluster/test_auth.py"),
     ("kubernetes.md", "Scale"): By(INSTALL, but="other numbers: the node has room for no more"),
     ("kubernetes.md", "Monitor"): By(
         INSTALL, but="of the Prometheus operator there are the kinds, and nobody minds them"

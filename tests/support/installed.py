@@ -162,7 +162,8 @@ class Installed:
         return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
 
     async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
-        """Runs the `mesh` command as an outside user does, through a forwarded port, and returns its output."""
+        """Runs the `mesh` command as an outside user does, through a forwarded port and with the admin's key, and
+        returns its output."""
         async with self.kube.forward("service/modelmesh-serving", 8008) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []
@@ -171,7 +172,7 @@ class Installed:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, **self.kube.environment},
+                env={**os.environ, **self.kube.environment, **self.credentials()},
             )
             try:
                 async with asyncio.timeout(60.0):
@@ -182,6 +183,12 @@ class Installed:
                     await child.wait()
         assert child.returncode in codes, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
         return out.decode()
+
+    def credentials(self) -> dict[str, str]:
+        """Returns the variable with the admin's key for `mesh`, or nothing if the mesh has no such key."""
+        secrets = {one["metadata"]["name"]: one for one in self.kube.get("secrets")["items"]}
+        data = secrets.get("mesh-admin-key", {}).get("data", {})
+        return {"MESH_API_KEY": base64.b64decode(data["admin.key"]).decode()} if data else {}
 
     def metric(self, pod: str, name: str, *, port: int = 8089) -> float:
         """Returns the value of a metric without labels, as a pod reports it."""

@@ -71,6 +71,7 @@ def _workloads(facts: ClusterFacts) -> Iterator[Finding]:
 
 _JOBS = {
     "mesh-certificates": "certificates of the mesh's processes are not issued or renewed, and new pods wait for them",
+    "mesh-admin-key": "the admin's key is not made, and new routers wait for it",
     "mesh-etcd-snapshots": "no snapshots of etcd are taken",
 }
 """Consequences if a Job of the chart gets no pod, by the beginning of its name."""

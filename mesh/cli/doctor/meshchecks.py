@@ -9,6 +9,7 @@ from mesh.cli.doctor.findings import Area, Finding, some
 from mesh.cli.doctor.handshake import Trouble
 from mesh.cli.doctor.meshfacts import MeshFacts, Registered
 from mesh.options.values import format_bytes
+from mesh.statuses import Reason
 from placement import constraints, limits, modeltypes
 
 AREA = Area("mesh")
@@ -35,6 +36,11 @@ _OF_TROUBLE = {
     Trouble.REFUSES_US: "present a certificate signed by the routers' --tls-client-ca: --cert and --key",
 }
 
+_OF_REFUSAL = {
+    Reason.UNAUTHENTICATED.name: "give an admin's key in MESH_API_KEY; the chart's is in the Secret mesh-admin-key",
+    Reason.FORBIDDEN.name: "use a key with the role `read` on all models (docs/security.md)",
+}
+
 
 def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | None = None) -> list[Finding]:
     """Returns all findings. `stored` has the keys of the storage Secret, if known."""
@@ -43,7 +49,12 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
         return [_unreachable(facts), *found]
     workers = facts.stats.get("workers")
     found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {workers} workers"))
-    found += [*_dataplane(facts.stats), *_pods(facts.pods), *_observed(facts.pods), *_room(facts.pods)]
+    found += [
+        *_dataplane(facts.stats),
+        *_pods(facts.pods),
+        *_observed(facts.pods),
+        *_room(facts.pods),
+    ]
     if facts.registered is None:
         text = f"the router answers, but cannot read its registry: {facts.registry_error}"
         return [
@@ -57,6 +68,8 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
 
 def _unreachable(facts: MeshFacts) -> Finding:
     trouble = facts.answer.trouble
+    if trouble is Trouble.NONE and facts.reason in _OF_REFUSAL:
+        return AREA.fail("key", f"{facts.endpoint}: {facts.error}", _OF_REFUSAL[facts.reason])
     if trouble is Trouble.NONE:
         return AREA.fail("reach", facts.error, "see the routers' logs; if the endpoint is gRPC only, use the REST port")
     text = f"{facts.endpoint}: {trouble.value}"

@@ -98,6 +98,7 @@ class MeshFacts:
     endpoint: str
     answer: Handshake  # to a connection step by step
     error: str = ""  # why the mesh does not answer
+    reason: str = ""  # the name of the Reason that the mesh gave for it, if any
     stats: Mapping[str, Any] | None = None
     pods: tuple[Mapping[str, Any], ...] | None = None
     settings: Mapping[str, str] | None = None
@@ -125,7 +126,7 @@ async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float)
             except CommandError as error:
                 return MeshFacts(endpoint, answer, stats=stats, pods=pods, registry_error=error.text)
     except CommandError as error:
-        return MeshFacts(endpoint, answer, error=error.text)
+        return MeshFacts(endpoint, answer, error=error.text, reason=error.reason)
     return MeshFacts(
         facts.endpoint,
         facts.answer,

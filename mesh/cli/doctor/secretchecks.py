@@ -27,8 +27,16 @@ INTERNAL = "mesh-internal"
 CHART_CONNECTION = "mesh-etcd-connection"
 """Name of the chart's Secret with the connection to its own etcd."""
 
+ADMIN_KEY = "mesh-admin-key"
+"""Name of the chart's Secret with the admin's key."""
+
 _RENEW = "kubectl create job --from=cronjob/mesh-certificates renew-$(date +%s)"
-_MADE = f"the Job mesh-certificates-... fills this Secret: see its log; to fill it again: {_RENEW}"
+_MADE = {
+    INTERNAL: f"the Job mesh-certificates-... fills this Secret: see its log; to fill it again: {_RENEW}",
+    ADMIN_KEY: "the Job mesh-admin-key-... fills this Secret: see its log; "
+    "helm upgrade runs it again, five minutes after it has ended",
+}
+"""Advice about missing keys of the Secrets that Jobs of the chart fill."""
 
 
 def check(facts: ClusterFacts, now: datetime.datetime) -> list[Finding]:
@@ -59,7 +67,7 @@ def _secret(
         return
     missing = sorted({key for one in needed if not one.optional for key in one.keys} - data.keys())
     if missing:
-        todo = _MADE if name == INTERNAL else "add it; docs/kubernetes.md, Secrets, lists the keys"
+        todo = _MADE.get(name, "add it; docs/kubernetes.md, Secrets, lists the keys")
         yield AREA.fail("keys", f"the Secret {name} has no key {some(missing)}, and {by} cannot start without it", todo)
     elif name != STORAGE:
         yield AREA.ok("keys", f"the Secret {name} exists, with its keys")
@@ -79,7 +87,7 @@ def _creation(name: str, needed: list[Reference]) -> str:
     if name == INTERNAL:
         again = f"kubectl create secret generic {name} && {_RENEW}"
         return f"create an empty one, which a Job fills: {again}; running processes accept the new authority"
-    if name == CHART_CONNECTION:
+    if name in (CHART_CONNECTION, ADMIN_KEY):
         return "the chart creates it: helm upgrade with the same values, or kubectl apply -k"
     if any(one.pulls for one in needed):
         return f"create it: kubectl create secret docker-registry {name} --docker-server=... --docker-username=..."

@@ -56,6 +56,16 @@ their own, not a tag: kustomize and mirrors set one tag, or one digest, for one 
 {{- .Values.internalTLS.existingSecret | default "mesh-internal" -}}
 {{- end }}
 
+{{- /* The value of `mesh router --auth`, empty if it is off. YAML reads an unquoted off as false. */ -}}
+{{- define "mesh.auth" -}}
+{{- $mode := .Values.auth.mode | default "off" -}}
+{{- if ne $mode "off" -}}{{- $mode -}}{{- end -}}
+{{- end }}
+
+{{- define "mesh.adminKeySecret" -}}
+{{- .Values.auth.existingSecret | default "mesh-admin-key" -}}
+{{- end }}
+
 {{- /* The Secret with the connection to etcd. The chart's own has a different name: an admin's Secret is never written. */ -}}
 {{- define "mesh.etcdSecret" -}}
 {{- ternary "mesh-etcd-connection" .Values.etcd.secretName .Values.etcd.embedded -}}

@@ -1,0 +1,87 @@
+"""`mesh keys admin`: makes the admin's key of an installed mesh, in a Secret that routers mount.
+
+A Job of the chart runs it. A template of the chart could not make the key: it would make another one at each upgrade,
+or, if rendered without the cluster, at each rendering.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh.cli import options
+from mesh.cli.exits import CommandError
+
+if TYPE_CHECKING:  # cryptography is slow to import, and `mesh --help` does not need it
+    from mesh.certificates.keeping import Store
+
+ENTRY = "admin.key"
+"""The entry of the Secret. The chart mounts it as the file that `--admin-key-file` names."""
+
+ATTEMPTS = 8
+
+
+def admin(
+    secret: Annotated[
+        str,
+        typer.Option(
+            "--secret",
+            metavar="NAME",
+            help=f"Existing Secret for the key, as its entry {ENTRY}. It is written with the rights of this pod's "
+            "ServiceAccount.",
+            show_default=False,
+        ),
+    ],
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=0.1, help="Time limit of a call to the Kubernetes API, in seconds."
+        ),
+    ] = 60.0,
+    namespace: Annotated[
+        str, typer.Option("--namespace", metavar="NAME", help="Namespace of the Secret. Default: the pod's own.")
+    ] = "",
+    kube_api: Annotated[
+        str, typer.Option("--kube-api", metavar="URL", hidden=True, help="URL of the Kubernetes API, for tests.")
+    ] = "",
+    kube_account: Annotated[
+        Path | None,
+        typer.Option("--kube-account", metavar="DIR", hidden=True, help="Folder with token and ca.crt, for tests."),
+    ] = None,
+) -> None:
+    """Creates the admin's key in a Kubernetes Secret, unless the Secret has one. The key itself is not printed.
+
+    The chart runs this command in a Job. The holder of the key may do everything in the mesh.
+
+    Example: `mesh keys admin --secret mesh-admin-key`
+    """
+
+    async def command() -> None:
+        from mesh.certificates import secret as secrets
+        from mesh.certificates.keeping import StoreError
+
+        try:
+            cluster = secrets.Cluster.of_pod(kube_api, kube_account or secrets.ACCOUNT)
+            made = await filled(secrets.Secret(cluster, secret, namespace=namespace, timeout=timeout))
+        except StoreError as error:
+            raise CommandError(str(error)) from error
+        typer.echo(f"the Secret {secret} {'now has' if made else 'already has'} an admin's key")
+
+    options.guarded(lambda: asyncio.run(command()), as_json=False)
+
+
+async def filled(store: "Store") -> bool:
+    """Puts a new key into a Secret that has none. Returns whether it did. Raises StoreError."""
+    from mesh.certificates.keeping import StoreError
+    from mesh.schema import auth
+
+    for _ in range(ATTEMPTS):
+        content: Mapping[str, bytes]
+        content, version = await store.read()
+        if content.get(ENTRY, b"").strip():
+            return False
+        if await store.write({**content, ENTRY: auth.fresh().encode()}, version):
+            return True
+    raise StoreError(f"another process changed the Secret during each of {ATTEMPTS} attempts to write it: try again")
