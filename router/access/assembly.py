@@ -1,5 +1,7 @@
 """The guard that a router's settings describe."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +30,9 @@ def guard(settings: RouterSettings, authority: Authority) -> Guard:
     return Guard(authority, mode=settings.auth, admin=AdminKeys(settings.admin_key_file), others=others)
 
 
-def sources(settings: "TokenSettings") -> "list[Source]":
-    """Returns the sources of the tokens that are accepted. Raises ValueError."""
+def sources(settings: "TokenSettings", *, wall: Callable[[], float] = time.time) -> "list[Source]":
+    """Returns the sources of the tokens that are accepted. `wall` returns seconds since the epoch. Raises
+    ValueError."""
     from mesh.tokens import identities
     from mesh.tokens.following import Following
     from mesh.tokens.locations import File, Remote
@@ -45,6 +48,7 @@ def sources(settings: "TokenSettings") -> "list[Source]":
         found.append(
             IssuedTokens(
                 Following(location, algorithms=settings.algorithms),
+                wall=wall,
                 rules=lambda: rules,
                 algorithms=settings.algorithms,
                 takes=lambda token: token.issuer == settings.issuer,
@@ -54,11 +58,11 @@ def sources(settings: "TokenSettings") -> "list[Source]":
             )
         )
     if settings.kubernetes != "off":
-        found.append(_kubernetes(settings))
+        found.append(_kubernetes(settings, wall))
     return found
 
 
-def _kubernetes(settings: "TokenSettings") -> "Source":
+def _kubernetes(settings: "TokenSettings", wall: Callable[[], float]) -> "Source":
     from mesh.certificates.keeping import StoreError
     from mesh.certificates.secret import ACCOUNT, Cluster
     from mesh.tokens import identities
@@ -75,10 +79,11 @@ def _kubernetes(settings: "TokenSettings") -> "Source":
         raise ValueError("--auth-kubernetes works only in a pod of a Kubernetes cluster") from error
     audiences = settings.kubernetes_audiences
     if settings.kubernetes == REVIEW:
-        return ReviewedTokens(Reviewer(cluster, audiences), audiences=audiences)
+        return ReviewedTokens(Reviewer(cluster, audiences), audiences=audiences, wall=wall)
     following = Following(ClusterKeys(cluster))
     return IssuedTokens(
         following,
+        wall=wall,
         # An API server's own audience is its issuer, unless it was configured otherwise.
         rules=lambda: Rules(following.issuer, audiences or (following.issuer,)),
         algorithms=ALGORITHMS,

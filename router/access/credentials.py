@@ -10,7 +10,7 @@ reports a change.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from mesh.access.principals import Principal
@@ -50,6 +50,9 @@ class Authenticator(Protocol):
 
     async def close(self) -> None:
         """Ends tasks and closes connections."""
+
+    def statistics(self) -> Sequence[Mapping[str, object]]:
+        """Returns its state, for people: a document for each source of identities, with its `kind`."""
 
 
 class Unsettled(Exception):

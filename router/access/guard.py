@@ -12,7 +12,7 @@ A refusal does not reveal whether a model exists, because nothing is looked up b
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from mesh.access import patterns
@@ -150,6 +150,14 @@ class Guard:
         """Ends the authenticators' tasks and closes their connections."""
         for one in self._authenticators:
             await one.close()
+
+    def statistics(self) -> Mapping[str, object]:
+        """Returns the state of the guard, for people."""
+        return {
+            "mode": self.mode,
+            "remembered": len(self._principals),
+            "callers": [document for one in self._authenticators for document in one.statistics()],
+        }
 
     def clear(self) -> None:
         """Forgets all cached answers."""

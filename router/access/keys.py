@@ -1,7 +1,7 @@
 """API keys: those in etcd, and the admin's in a file."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from mesh.access.principals import Principal
 from mesh.schema import auth
@@ -40,6 +40,10 @@ class ApiKeys:
     async def close(self) -> None:
         """Does nothing."""
 
+    def statistics(self) -> Sequence[Mapping[str, object]]:
+        """Returns the number of secrets of keys, and whether they were read."""
+        return [{"kind": "keys", "secrets": len(self._authority.by_digest), "read": self._authority.read}]
+
 
 class AdminKey:
     """The authenticator of the admin's keys. It needs no etcd."""
@@ -61,6 +65,10 @@ class AdminKey:
 
     async def close(self) -> None:
         """Does nothing."""
+
+    def statistics(self) -> Sequence[Mapping[str, object]]:
+        """Returns the number of keys."""
+        return [{"kind": "admin", "keys": len(self._keys.digests)}]
 
 
 def unread() -> MeshError:

@@ -106,6 +106,10 @@ class Tokens:
         for source in self.sources:
             await source.close()
 
+    def statistics(self) -> Sequence[Mapping[str, object]]:
+        """Returns the state of the sources."""
+        return [{"kind": "tokens", **source.statistics()} for source in self.sources]
+
     def _source_of(self, unverified: Unverified) -> Source:
         for source in self.sources:
             if source.takes(unverified):
@@ -140,7 +144,7 @@ class IssuedTokens:
         claims. `wall` returns seconds since the epoch."""
         self.changed: Callable[[], None] = lambda: None
         self.takes = takes
-        self._following = following
+        self.following = following
         self._rules = rules
         self._algorithms = tuple(algorithms)
         self._principal = principal
@@ -156,35 +160,35 @@ class IssuedTokens:
 
     def look(self) -> None:
         """Reads the keys again if it is time."""
-        self._following.look()
+        self.following.look()
 
     async def close(self) -> None:
         """Ends a reading that is under way."""
-        await self._following.close()
+        await self.following.close()
 
     def statistics(self) -> Mapping[str, Any]:
         """Returns the state of the keys."""
-        found = self._following.statistics()
+        found = self.following.statistics()
         return {
             "issuer": self._rules().issuer,
             "audiences": list(self._rules().audiences),
             "keys": found.keys,
             "age": found.age,
             "trouble": found.trouble,
-            "clock_ahead": self._following.ahead,
+            "clock_ahead": self.following.ahead,
         }
 
     def _verified(self, token: bytes, unverified: Unverified) -> Identified:
-        keys = self._following.keys
+        keys = self.following.keys
         if keys is None:
             raise UnknownKeyError("the keys of the token's issuer are not known yet")
         claims = verification.verify(token, unverified, keys, self._algorithms)
-        until = verification.check(claims, self._rules(), now=self._wall(), ahead=self._following.ahead)
+        until = verification.check(claims, self._rules(), now=self._wall(), ahead=self.following.ahead)
         return Identified(self._principal(claims), until)
 
     async def _later(self, token: bytes, unverified: Unverified) -> Identified:
         try:
-            await self._following.newer()
+            await self.following.newer()
         except Busy:
             text = "too many calls wait for keys of the token's issuer"
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0) from None

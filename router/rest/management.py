@@ -337,6 +337,7 @@ class ManagementApi:
                 "pods": len(view.pods),
                 "workers": self._parts.settings.workers,
                 "dataplane": self._parts.dataplane(),
+                "auth": self._parts.guard.statistics(),
             }
         )
 

@@ -45,6 +45,9 @@ class SlowTokens:
     async def close(self) -> None:
         pass
 
+    def statistics(self) -> list[dict[str, object]]:
+        return []
+
 
 def open_guard() -> Guard:
     """Returns the guard of a mesh without access control."""

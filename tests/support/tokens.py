@@ -1,14 +1,21 @@
 """Issuers of tokens for tests, with keys of their own, and an HTTP server that publishes them."""
 
+import base64
+import hmac
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from mesh.tokens import keyset
+from mesh.tokens.settings import TokenSettings
+from router.access import assembly
+from router.access.tokens import IssuedTokens, Tokens
 
 ISSUER, AUDIENCE = "https://issuer.example", "mesh"
 
@@ -44,6 +51,24 @@ def public_jwk(private: Any, **more: Any) -> dict[str, Any]:
 def jwks(*keys: Mapping[str, Any]) -> bytes:
     """Returns a set of keys."""
     return json.dumps({"keys": list(keys)}).encode()
+
+
+def b64(raw: bytes) -> bytes:
+    """Returns base64 as JWTs have it."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+
+def by_hand(
+    head: Mapping[str, Any], claims: Mapping[str, Any], sign: Callable[[bytes], bytes] = lambda _: b""
+) -> bytes:
+    """Returns a token that no library would make."""
+    signed = b64(json.dumps(head).encode()) + b"." + b64(json.dumps(claims).encode())
+    return signed + b"." + b64(sign(signed))
+
+
+def by_hmac(head: Mapping[str, Any], claims: Mapping[str, Any], secret: bytes, digest: str = "sha256") -> bytes:
+    """Returns a token that is signed by HMAC."""
+    return by_hand({"alg": f"HS{digest[3:]}", **head}, claims, lambda signed: hmac.new(secret, signed, digest).digest())
 
 
 class FakeIssuer:
@@ -82,6 +107,15 @@ class FakeIssuer:
         head = {"kid": self.current} if headers is None else dict(headers)
         claims = json.dumps(self.claims(sub, **more)).encode()
         return jwt.PyJWS().encode(claims, self.keys[self.current], self.algorithm, headers=head)
+
+
+def known_tokens(issuer: FakeIssuer, *, wall: Callable[[], float] = time.time) -> Tokens:
+    """Returns an authenticator of the issuer's tokens that has read its keys."""
+    settings = TokenSettings(issuer=issuer.url, audiences=(AUDIENCE,), keys="unread")
+    (source,) = assembly.sources(settings, wall=wall)
+    assert isinstance(source, IssuedTokens)
+    source.following.keys = keyset.parse(issuer.jwks)
+    return Tokens([source])
 
 
 class IssuerServer:

@@ -1,8 +1,8 @@
 """`mesh doctor`: checks everything that a mesh depends on, and says what to do.
 
 Gathering facts is separate from judging them. `etcdfacts`, `meshfacts` and `clusterfacts` gather, with time limits.
-`etcdchecks`, `meshchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, in pure functions. `examination`
-combines them. This module has the options and prints the findings.
+`etcdchecks`, `meshchecks`, `authchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, in pure functions.
+`examination` combines them. This module has the options and prints the findings.
 """
 
 import asyncio
@@ -88,9 +88,10 @@ def doctor(
 ) -> None:
     """Checks what a mesh depends on, and says what is wrong and what to do.
 
-    Through the endpoint, it checks routers, pods, room, models that cannot be loaded, types without pods, and
-    certificates. Through kubectl, if it is on PATH, it checks rights, pods, volumes, Secrets and the certificates in
-    them. In etcd, it checks the credentials, members, alarms, quota, latency, and the prefix's owner.
+    Through the endpoint, it checks routers, pods, room, models that cannot be loaded, types without pods,
+    certificates, and the issuers of tokens. Through kubectl, if it is on PATH, it checks rights, pods, volumes,
+    Secrets and the certificates in them. In etcd, it checks the credentials, members, alarms, quota, latency, and the
+    prefix's owner.
 
     Lines begin with ok, warn or FAIL; the exit code is 1 if any is FAIL. Areas that cannot be checked are listed with
     the reason.

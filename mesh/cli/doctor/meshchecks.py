@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mesh.cli.doctor import certificates
+from mesh.cli.doctor import authchecks, certificates
 from mesh.cli.doctor.findings import Area, Finding, some
 from mesh.cli.doctor.handshake import Trouble
 from mesh.cli.doctor.meshfacts import MeshFacts, Registered
@@ -62,6 +62,7 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
             AREA.fail("registry", text, "check etcd: loaded models are served, but loads and registrations fail"),
         ]
     found += [*_registered(facts.registered), *_aliases(facts), *_settings(facts)]
+    found += authchecks.check(facts.stats, facts.endpoint)
     found += _storage(facts.registered, stored) if stored is not None else ()
     return found
 

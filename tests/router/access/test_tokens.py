@@ -54,9 +54,8 @@ def file(tmp_path, issuer):
 @pytest.fixture
 async def tokens(issuer, file, clock):
     settings = TokenSettings(issuer=issuer.url, audiences=(AUDIENCE,), keys=str(file))
-    (source,) = assembly.sources(settings)
-    source._wall = clock
-    source._following._pauses = (0.001, 0.002)
+    (source,) = assembly.sources(settings, wall=clock)
+    source.following._pauses = (0.001, 0.002)
     return Tokens([source])
 
 
@@ -64,7 +63,7 @@ async def tokens(issuer, file, clock):
 async def guard(tokens, clock):
     guard = guard_of("required", {"ci": CI}, GRANTS, others=[tokens], wall=clock)
     guard.look()
-    await until(lambda: tokens.sources[0]._following.keys, why="the keys are read")
+    await until(lambda: tokens.sources[0].following.keys, why="the keys are read")
     return guard
 
 
@@ -141,7 +140,7 @@ async def test_rotation_over_http_refuses_no_call(clock):
     issuer = FakeIssuer()
     async with IssuerServer(issuer) as server:
         (source,) = assembly.sources(TokenSettings(issuer=issuer.url, audiences=(AUDIENCE,)))
-        source._following._pauses = (0.01, 0.02)
+        source.following._pauses = (0.01, 0.02)
         guard = guard_of("required", {}, {}, others=[Tokens([source])], wall=clock)
         for turn in range(3):
             for number in range(20):
@@ -219,10 +218,10 @@ async def test_an_unknown_key_causes_few_readings(guard, tokens, issuer):
     """However many tokens name unknown keys, the keys are read only as often as the pauses allow."""
     tokens.failures = module.Failures(1000.0, 1000.0)
     other = FakeIssuer()
-    before = tokens.sources[0]._following.statistics().readings
+    before = tokens.sources[0].following.statistics().readings
     made = [other.token(f"u{at}", headers={"kid": f"kid-{at}"}) for at in range(100)]
     assert all("has no key" in text for text in await asyncio.gather(*(refused(guard, token) for token in made)))
-    assert tokens.sources[0]._following.statistics().readings - before <= 2
+    assert tokens.sources[0].following.statistics().readings - before <= 2
 
 
 async def test_the_memory_of_remembered_callers_is_bounded(guard, issuer, monkeypatch):

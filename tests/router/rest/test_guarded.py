@@ -361,6 +361,14 @@ async def test_bad_requests_about_keys_and_grants(http, method, path, body, why)
     assert why in answer["error"]
 
 
+async def test_the_statistics_say_how_callers_are_identified(http):
+    """The doctor reads these."""
+    _, answer = await ask(http, "GET", "/mesh/v1/stats", key=KEYS["read"])
+    assert answer["auth"]["mode"] == "required"
+    assert [one["kind"] for one in answer["auth"]["callers"]] == ["admin", "keys"]
+    assert not any(key in json.dumps(answer) for key in KEYS.values())
+
+
 async def test_a_caller_learns_what_it_may_do(http):
     _, answer = await ask(http, "GET", "/mesh/v1/whoami", key=KEYS["scoped"])
     assert answer["name"] == "key:scoped"
