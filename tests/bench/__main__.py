@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import alias, chain, coldstart, footprint, large, pull, registry, servers, storm, tls
+from tests.bench import alias, auth, chain, coldstart, footprint, large, pull, registry, servers, storm, tls
 from tests.bench.peers import comparison
 from tests.bench.plan import QUICK, Plan
 from tests.bench.results import BUSY, Results
@@ -33,13 +33,14 @@ PARTS = {
     "tls": "the cost of TLS",
     "memory": "the memory of small models",
     "servers": "the relay to a foreign server, with each egress, compared with an Envoy alone",
+    "auth": "calls with a key and with a token compared with calls of an open mesh, and the cost of a decision",
     "alias": "calls by alias compared with calls by id, with shadows, and the share of a canary",
 }
 
 DEFAULT = ("chain", "peers", "large")
 """The parts that docs/performance.md shows."""
 
-_OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias, "servers": servers}
+_OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias, "auth": auth, "servers": servers}
 """The parts that start their own meshes."""
 
 OUTPUT = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "results.json"

@@ -7,17 +7,21 @@ CPU per call is right either way.
 """
 
 import asyncio
+import json
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+Metadata = Sequence[tuple[str, str]]
 
 
 def generator() -> str:
@@ -34,15 +38,18 @@ async def throughput(
     connections: int = 8,
     each: int = 8,
     trust: Path | None = None,
+    metadata: Metadata = (),
 ) -> float:
     """Returns calls per second, all answered OK, with `connections` x `each` calls in flight, over TLS if `trust` (PEM)
-    is given."""
+    is given. Each call has the metadata."""
     body = folder / "body.bin"
     body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     if generator() == "h2load":
         scheme = "http" if trust is None else "https"
         argv = ["h2load", "-n", str(calls), "-c", str(connections), "-m", str(each), "-d", str(body)]
-        argv += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"{scheme}://{address}{METHOD}"]
+        argv += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        argv += [part for name, value in metadata for part in ("-H", f"{name}: {value}")]
+        argv += [f"{scheme}://{address}{METHOD}"]
         done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=300)
         found = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", done.stdout)
         good = re.search(r"(\d+) succeeded", done.stdout)
@@ -51,7 +58,7 @@ async def throughput(
         return float(found[1])
     started = time.perf_counter()
     argv = [sys.executable, "-m", "tests.bench.load", address, str(body), str(calls)]
-    argv += [str(connections), str(each), *([str(trust)] if trust else [])]
+    argv += [str(connections), str(each), str(trust or ""), json.dumps(list(metadata))]
     done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -82,7 +89,9 @@ def percentile(values: list[float], share: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[min(int(share * 1000), 999) - 1]
 
 
-async def _client(address: str, body: Path, calls: int, connections: int, each: int, trust: Path | None) -> None:
+async def _client(
+    address: str, body: Path, calls: int, connections: int, each: int, trust: Path | None, metadata: Metadata
+) -> None:
     message = body.read_bytes()[5:]
 
     async def connection() -> None:
@@ -91,7 +100,7 @@ async def _client(address: str, body: Path, calls: int, connections: int, each: 
 
             async def caller() -> None:
                 for _ in range(calls // connections // each):
-                    await call(message, timeout=30)
+                    await call(message, timeout=30, metadata=metadata)
 
             await asyncio.gather(*(caller() for _ in range(each)))
 
@@ -101,6 +110,7 @@ async def _client(address: str, body: Path, calls: int, connections: int, each: 
 if __name__ == "__main__":
     import uvloop
 
-    address, body, calls, connections, each, *trust = sys.argv[1:]
-    path = Path(trust[0]) if trust else None
-    uvloop.run(_client(address, Path(body), int(calls), int(connections), int(each), path))
+    address, body, calls, connections, each, trust, metadata = sys.argv[1:]
+    path = Path(trust) if trust else None
+    told = [(name, value) for name, value in json.loads(metadata)]
+    uvloop.run(_client(address, Path(body), int(calls), int(connections), int(each), path, told))
