@@ -4,7 +4,8 @@
 
 - A function's docstring begins with a verb in the third person (VERBS), a property's with a noun phrase or such a verb,
   a class's or module's with a noun phrase. A test's is a sentence that stands alone (not CONTINUING).
-- Words in BANNED, over which readers stumble, do not occur in code, comments, docs and charts.
+- Words in BANNED and phrases in UNCLEAR, over which readers stumble, do not occur in code, comments, docs and charts.
+- A function's docstring does not open with a phrase in OPENINGS, which only repeats the signature.
 - The help of an option begins with a noun phrase or an imperative, and names the unit of a number.
 
 Needs only the standard library. The other rules are for readers to check.
@@ -58,7 +59,20 @@ BANNED = {
     "told of": "informed about",
     "lets rest": "backs off",
     "peek": "look up (without a pin)",
+    "the latter": "repeat the noun",
 }
+
+UNCLEAR = {
+    r"\breplac(?:e|es|ing)\b(?:(?!\b(?:with|that|are|is)\b)[^.;:,()|\"]){1,60}?\bby\b"
+    r"(?!\s+(?:(?:a|one|its)\s+)?(?:rename|link)\b)(?!\s+\w+ing\b)": "replaces X with Y",
+}
+"""Patterns of phrases over which readers stumble, each with what to write instead."""
+
+OPENINGS = {
+    r"Tells (?:whether|if)\b": "Returns whether",
+    r"(?:Takes|Stores|Keeps|Remembers) (?:`|the (?:arguments|parts|parameters|settings)\b)": "say what is made, then each",
+}
+"""Openings of functions' docstrings that repeat the signature, each with what to write instead."""
 
 BEGINNINGS = HEADLESS | {"Else", "Only", "Both", "Each"}
 
@@ -135,7 +149,8 @@ def check(path: Path, text: str) -> Iterator[Finding]:
 
 
 def banned(path: Path, text: str) -> Iterator[Finding]:
-    """Yields a finding for each banned word or phrase. A phrase may be wrapped over two lines."""
+    """Yields a finding for each banned word, and for each banned or unclear phrase. A phrase may be wrapped over two
+    lines."""
     lines = text.splitlines()
     for word, instead in BANNED.items():
         pattern = r"\b" + word.replace(" ", r"[\s#*]+") + r"\b"
@@ -143,6 +158,12 @@ def banned(path: Path, text: str) -> Iterator[Finding]:
             number = text.count("\n", 0, found.start()) + 1
             if COMPAT not in lines[number - 1]:
                 yield Finding(path, number, f'"{word}" is not a word of ours: {instead}')
+    for pattern, instead in UNCLEAR.items():
+        for found in re.finditer(pattern, text, re.IGNORECASE):
+            number = text.count("\n", 0, found.start()) + 1
+            if COMPAT not in lines[number - 1]:
+                shown = " ".join(found[0].split())
+                yield Finding(path, number, f'"{shown}" is unclear: write {instead}')
 
 
 def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
@@ -170,6 +191,10 @@ def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
         elif found not in VERBS:
             text = f'a function\'s docstring begins with a verb in the third person, not with "{found}"'
             yield Finding(path, line, text)
+        else:
+            for pattern, instead in OPENINGS.items():
+                if opening := re.match(pattern, ast.get_docstring(node) or ""):
+                    yield Finding(path, line, f'a docstring does not begin with "{opening[0]}": {instead}')
 
 
 def helps(path: Path, tree: ast.Module) -> Iterator[Finding]:

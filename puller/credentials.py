@@ -215,8 +215,8 @@ class Secrets:
 
 
 def _override(values: dict[str, Any], path: str, value: object) -> bool:
-    """Sets a string at a dotted path, and returns whether that changed the values. Raises PullError if the old value is
-    not a string."""
+    """Sets a string at a dotted path. Returns False if the path already had that value. Raises PullError if the old
+    value is not a string."""
     *parents, last = path.split(".")
     for name in parents:
         values = values.setdefault(name, {})

@@ -39,7 +39,7 @@ _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, e
 
 def folder_name(text: str) -> str:
     """Returns a file name that is safe, unique to the id, and readable for ordinary ids."""
-    # quote() leaves "." and "~" alone; the former must not lead, the latter marks a cut name.
+    # quote() leaves "." and "~" alone: "." must not lead, and "~" marks a cut name.
     name = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     if name.startswith("."):
         name = "%2E" + name[1:]

@@ -45,7 +45,7 @@ _SMALL = 128 * 2**10  # bytes
 _CHUNK = 2 * 2**20  # between two checks whether the pull was cancelled
 _CANCEL_WAIT = 1.0  # seconds
 _PATIENCE = 60.0  # seconds in which no file was listed and no chunk copied
-_TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the latter if stamps are whole seconds
+_TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the coarse one if stamps are whole seconds
 
 log = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ class Authority:
         self._grants: dict[str, Grant] = {}
 
     def snapshot(self, _: int, items: Iterable[Item]) -> None:
-        """Replaces all keys and grants by those in the snapshot."""
+        """Replaces all keys and grants with those in the snapshot."""
         self.by_digest.clear()
         self._digests.clear()
         self._grants.clear()

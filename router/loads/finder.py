@@ -187,7 +187,7 @@ class Finder:
         return events.Garbled(*head)
 
     def _loaded(self, pod: Pod, registration: Registration, answer: agent_pb2.LoadReply.Loaded) -> bool:
-        """Puts the copy into the view. Returns whether that was possible."""
+        """Puts the copy into the view. Returns False if the view cannot take it."""
         if answer.load_ms:
             self._counts.loads.inc()
         copy = self._view.loaded(registration.model_id, pod, asking.copy_of(registration, answer))

@@ -116,7 +116,7 @@ class VModels:
         return replace(info, created=change.before is None)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> bool:
-        """Deletes a vmodel unless it has another owner. Returns whether it was deleted. Raises REGISTRY_AWAY."""
+        """Deletes a vmodel. Returns False if it has another owner or does not exist. Raises REGISTRY_AWAY."""
 
         def decide(before: VModelRecord | None, models: Models) -> Change:
             return changes.delete_vmodel(before, models, owner)

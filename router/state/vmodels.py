@@ -73,7 +73,7 @@ class Vmodels:
             self._read_at = {name: at for name, at in self._read_at.items() if at > revision}
 
     def _set(self, name: str, value: bytes | None) -> bool:
-        """Stores or removes a record. Returns whether that changed anything."""
+        """Stores or removes a record. Returns False if nothing has changed."""
         record = None if value is None else _decoded(name, value)
         if record == self._records.get(name):
             return False

@@ -35,6 +35,10 @@ def found(language: ModuleType, text: str, name: str = "mesh/x.py") -> list[tupl
         pytest.param('typer.Option(min=0.1, help="Lease time to live, in seconds.")\n', id="help"),
         pytest.param('typer.Option(help="Print JSON, for programs.")\n', id="help, imperative"),
         pytest.param('x = "manew"  # a word inside of another\n', id="words"),
+        pytest.param(
+            "# Replaces the file by a rename, and its content with the result.\n", id="replaced by what means"
+        ),
+        pytest.param('def f(of):\n    """Takes the lock."""\n', id="a docstring with the verb of an opening"),
         pytest.param('x = "made anew"  # COMPAT: the predecessor says so\n', id="a text that is fixed"),
     ],
 )
@@ -53,6 +57,10 @@ def test_what_follows_the_rules_is_not_found(language: ModuleType, text: str) ->
         pytest.param('class C:\n    @property\n    def p(self):\n        """Of it."""\n', 4, "Of", id="property"),
         pytest.param("x = 1\n# it is made anew\n", 2, "anew", id="comment"),
         pytest.param("# is told\n# of it\n", 1, "told of", id="over two lines"),
+        pytest.param("# Replaces an estimate\n# by a measurement.\n", 1, "with Y", id="replaced by a thing"),
+        pytest.param("# the former and the latter\n", 1, "the latter", id="the latter"),
+        pytest.param('def f():\n    """Tells whether it ends."""\n', 2, "Returns whether", id="tells whether"),
+        pytest.param('def f(of):\n    """Takes `of`, a number."""\n', 2, "Takes `", id="a list of arguments"),
         pytest.param('typer.Option(help="Of eviction.")\n', 1, "Of", id="headless help"),
         pytest.param('typer.Option(help="Prints JSON.")\n', 1, "Prints", id="help in the third person"),
         pytest.param('typer.Option(help="Lease time to live")\n', 1, "full stop", id="no full stop"),

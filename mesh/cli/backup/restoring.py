@@ -363,8 +363,8 @@ class Restorer:
         self._fail([entry], "others keep changing it")
 
     async def _write(self, compares: Sequence[etcds.Compare], puts: Sequence[etcds.Op]) -> bool:
-        """Writes if the compares hold, and returns whether it did. An unknown outcome counts as failed, because the
-        entry is then read again."""
+        """Writes if the compares hold. Returns False if they do not. An unknown outcome counts as False too, because
+        the entry is then read again."""
         if self._dry_run:
             return True
         try:

@@ -46,8 +46,8 @@ class Fence:
         reach: Callable[[float], Awaitable[object]],
         clock: Callable[[], int] = lambda: clock_gettime_ns(CLOCK_BOOTTIME),
     ) -> None:
-        """Makes a closed fence. `ttl` and `serve_without_etcd` are in seconds; the latter is None for no limit. `reach`
-        is called with a time-out in seconds."""
+        """Makes a closed fence. `ttl` and `serve_without_etcd` are in seconds; with None for `serve_without_etcd` there
+        is no limit. `reach` is called with a time-out in seconds."""
         self._board = board
         self._presence = presence
         self._ttl = int(ttl * SECOND)

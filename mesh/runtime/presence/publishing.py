@@ -333,7 +333,7 @@ class Presence:
 
     async def _write_copies(self, lease: Lease, revision: int) -> bool:
         """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers.
-        Returns whether that is done: False if the pod's own key has changed in the meantime."""
+        Returns False if the pod's own key has changed in the meantime."""
         guard = modified(self.key, revision)
         await self._outdated.begin_replaced()
         self._copies.renew()

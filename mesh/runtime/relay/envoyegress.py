@@ -131,7 +131,8 @@ class EnvoyCall:
     __slots__ = ("_again", "_cancelled", "_egress", "_stream")
 
     def __init__(self, egress: EnvoyEgress, stream: RequestStream, again: Callable[[], RequestStream] | None) -> None:
-        """Takes `again`, which sends the request once more; None means that this is not possible."""
+        """Makes a call that has not begun. `again` sends the request once more; None means that this is not
+        possible."""
         self._egress = egress
         self._stream = stream
         self._again = again

@@ -52,7 +52,7 @@ class FeedClient:
         return self._seen.is_set()
 
     async def first(self, timeout: float) -> bool:
-        """Waits at most `timeout` seconds until every range was received. Returns whether this succeeded."""
+        """Waits until every range was received. Returns False after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._seen.wait()

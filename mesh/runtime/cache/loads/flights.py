@@ -173,7 +173,7 @@ class Loads:
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
         """Removes a copy or a load of that registration (0 for any), and waits until it no longer answers calls.
 
-        Returns whether there was one; a copy being unloaded does not count.
+        Returns True if it has found a copy or a load. A copy being unloaded does not count.
         """
         had = False
         flight = self._flights.get(model_id)
