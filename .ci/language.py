@@ -70,7 +70,7 @@ UNCLEAR = {
 
 OPENINGS = {
     r"Tells (?:whether|if)\b": "Returns whether",
-    r"(?:Takes|Stores|Keeps|Remembers) (?:`|the (?:arguments|parts|parameters|settings)\b)": "say what is made, then each",
+    r"(?:Takes|Stores|Keeps|Remembers) (?:`|the (?:arguments|parts|parameters|settings)\b)": "say what is made",
 }
 """Openings of functions' docstrings that repeat the signature, each with what to write instead."""
 

@@ -334,6 +334,6 @@ def trust(settings: StoreSettings, policy: HttpPolicy) -> ssl.SSLContext | None:
                 context.load_cert_chain(file.name)
     except (ssl.SSLError, ValueError, OSError):
         # `from None`: no part of a key may be shown.
-        text = "certificate, client_certificate and client_key must be PEM; client_certificate needs client_key, and vice versa"
+        text = "certificate, client_certificate and client_key must be PEM; give both client_certificate and client_key"
         raise settings.error(text) from None
     return context

@@ -1,4 +1,4 @@
-"""The pure decision about who may do what. It does no I/O and reads no clock.
+"""Pure decisions about permissions: no I/O, no clock.
 
 A `Principal` is a caller whose identity was proven, by its key or otherwise. A `Grant` gives a role over patterns of
 names to principals and groups. `decide` returns whether a principal may do something with a name, and why. Nothing is

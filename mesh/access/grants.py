@@ -8,10 +8,10 @@ from mesh.access.principals import Principal, check_subject
 from mesh.access.verbs import ALLOWS, Role, Verb
 
 MAX_PATTERNS = 100
-"""Patterns of one grant, and subjects of one grant."""
+"""Largest number of patterns, and of subjects, of one grant."""
 
 MAX_PATTERN = 512
-"""Characters of a pattern."""
+"""Largest number of characters of a pattern."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """The answer to whether a principal may do something, and why."""
+    """A decision on a principal's operation, and the reason."""
 
     allowed: bool
     why: str
@@ -55,7 +55,7 @@ NONE = Grants({})
 
 
 def grant(role: object, models: Iterable[object], to: Iterable[object]) -> Grant:
-    """Returns a grant of checked parts. Raises ValueError."""
+    """Checks the parts of a grant and returns the grant. Raises ValueError."""
     try:
         chosen = Role(str(role))
     except ValueError as error:
@@ -69,8 +69,8 @@ def grant(role: object, models: Iterable[object], to: Iterable[object]) -> Grant
 
 
 def decide(grants: Grants, principal: Principal, verb: Verb, name: str) -> Ruling:
-    """Returns whether the principal may do what `verb` says with a name. For an operation on the whole mesh, the name
-    is `patterns.EVERYTHING`."""
+    """Returns whether the principal may perform operations of `verb` on a name, and why. For an operation on the whole
+    mesh, the name is `patterns.EVERYTHING`."""
     if verb is Verb.PUBLIC or verb is Verb.KNOWN:
         return Ruling(True, "every known caller may")
     for known, one in grants.of(principal).items():

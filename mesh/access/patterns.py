@@ -19,7 +19,7 @@ VERSION = "@"
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Returns whether a pattern matches a name. Takes time proportional to their lengths' product at most."""
+    """Returns whether a pattern matches a name. Takes at most time proportional to the product of both lengths."""
     if EVERYTHING not in pattern:
         return pattern == name
     first, *middle, last = pattern.split(EVERYTHING)

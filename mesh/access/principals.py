@@ -10,7 +10,7 @@ KINDS = ("key", "user", "serviceaccount", "cert", "group")
 """The kinds of subjects that a grant may name, besides `EVERYONE`: `key:ci`, `group:team-a`."""
 
 MAX_SUBJECT = 300
-"""Characters of a subject."""
+"""Largest number of characters of a subject."""
 
 
 _ACCOUNT = re.compile(r"[^:]+:[^:]+")

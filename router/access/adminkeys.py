@@ -13,7 +13,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 LEAST = 32
-"""Characters of a key. A shorter one could be guessed."""
+"""Smallest number of characters of a key: a shorter one could be guessed."""
 
 _MOST = 64 * 1024  # bytes of the file
 
@@ -43,7 +43,7 @@ class AdminKeys:
         self.digests: frozenset[str] = frozenset() if self._path is None else read(self._path)
 
     def look(self) -> bool:
-        """Reads the file again if it has changed. Returns whether the keys have changed."""
+        """Reads the file again if it has changed. Returns True if other keys are valid now."""
         if self._path is None:
             return False
         try:

@@ -34,11 +34,11 @@ _READING = frozenset({operations.KEYS, operations.GRANTS})
 _MAX_NAME = 300  # bytes
 
 MODELS = 100
-"""Models listed in one line."""
+"""Largest number of models listed in one line."""
 
 REFUSED = 100
-"""Models of one bulk request whose refusal is noted: a caller without rights could name millions in a small body. Every
-change is noted, since a caller with the right to it has more effect in etcd than in the trail."""
+"""Largest number of refused models of one bulk request that are noted: a caller without rights could name millions in a
+small body. Every change is noted, because a caller who may make it affects etcd more than the audit trail."""
 
 
 def changes(operation: Operation) -> bool:

@@ -21,7 +21,7 @@ from mesh.statuses import MeshError, Reason
 from router.access.credentials import Credentials, Identified
 
 MAX_NAMES = 50
-"""Names of a certificate that count."""
+"""Largest number of names of a certificate that count."""
 
 _HEADER = re.compile(rb'(?:By=[^;,"]*;)*Hash=[0-9a-f]{64};Cert="([A-Za-z0-9%._~!$&\'()*+/:@=-]+)"')
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")

@@ -1,12 +1,15 @@
 """The credentials of a request, and the interface of authenticators, which turn them into a principal.
 
 A guard asks its authenticators one after the other. Each knows one kind of credentials: API keys, tokens,
-certificates. It has four answers: the caller, with the time until which that is true; nothing, for credentials of
-another kind; a MeshError, for credentials of its kind that are not valid; or a coroutine function that finds out later,
-if something must be fetched first.
+certificates. It has four answers:
 
-Guards remember the callers, so an authenticator is not asked again for the same credentials until then, or until it
-reports a change.
+- the caller, and the time until which the credentials are valid;
+- None, for credentials of another kind;
+- a MeshError, for invalid credentials of its kind;
+- a coroutine function that identifies the caller later, if something must be fetched first.
+
+Guards remember callers. So an authenticator is asked again for the same credentials only after that time, or after it
+has reported a change.
 """
 
 import asyncio
@@ -25,7 +28,7 @@ class Credentials(NamedTuple):
 
 
 class Identified(NamedTuple):
-    """A caller, and until when the credentials are valid for that caller."""
+    """A caller, and the time until which the credentials are valid for that caller."""
 
     principal: Principal
     until: float = 0.0  # seconds since the epoch; 0: until a change
@@ -42,8 +45,8 @@ class Authenticator(Protocol):
     """Set by the guard; called when remembered callers must be identified again."""
 
     def identify(self, given: Credentials) -> "Identified | Later | None":
-        """Returns the caller, or how to find out, or None for credentials of another kind. Raises MeshError for
-        credentials that are not valid. Does not wait."""
+        """Returns the caller, a function that identifies the caller later, or None for credentials of another kind.
+        Raises MeshError for credentials that are not valid. Does not wait."""
 
     def look(self) -> None:
         """Does periodic work. Called once a second."""

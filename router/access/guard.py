@@ -5,8 +5,8 @@ Both results are cached, because a call of a hot model is served in 30 us. The c
 connections' caches of heads hold them already, and a digest takes 0.5 us.) Both caches are bounded, and are cleared
 when a key or a grant changes.
 
-Who a caller is, authenticators know (`credentials`). If one of them must fetch something first, `known` raises
-`Unsettled`, because most interfaces must not wait. They await `Unsettled.settle` in a task; others use `identified`.
+Authenticators identify the caller (`credentials`). If one of them must fetch something first, `known` raises
+`Unsettled`, because most interfaces must not wait. These await `Unsettled.settle` in a task; others use `identified`.
 
 A refusal does not reveal whether a model exists, because nothing is looked up before the decision.
 """

@@ -15,7 +15,7 @@ ADMIN_KEY = Principal("the admin key")
 
 
 class ApiKeys:
-    """The authenticator of API keys. It is asked last about tokens: whatever is unknown to it is no valid key."""
+    """The authenticator of API keys. The guard asks it last, because it refuses every token that it does not know."""
 
     def __init__(self, authority: Authority, *, wall: Callable[[], float] = time.time) -> None:
         """Makes the authenticator. `wall` returns seconds since the epoch."""
@@ -35,7 +35,7 @@ class ApiKeys:
         return Identified(found.principal, found.until)
 
     def look(self) -> None:
-        """Does nothing: keys are followed."""
+        """Does nothing, because the feed delivers changed keys."""
 
     async def close(self) -> None:
         """Does nothing."""

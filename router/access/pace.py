@@ -1,4 +1,4 @@
-"""A limit on how often something may fail."""
+"""A limit on the rate of failures."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Failures:
         self._seen = clock()
 
     def allow(self) -> bool:
-        """Returns whether something may be tried."""
+        """Returns whether another attempt is allowed."""
         now = self._clock()
         self._left = min(self._most, self._left + (now - self._seen) * self._rate)
         self._seen = now
@@ -28,5 +28,5 @@ class Failures:
         return False
 
     def failed(self) -> None:
-        """Notes that it has failed."""
+        """Notes a failed attempt."""
         self._left -= 1.0

@@ -1,8 +1,8 @@
-"""Tokens of service accounts, about which Kubernetes is asked (TokenReview).
+"""Tokens of service accounts, which Kubernetes verifies (TokenReview).
 
-A verdict is fresh for a minute. An older one still serves while a review runs behind it, so that no call waits for
-Kubernetes more than once. If the token is refused then, its caller is forgotten at once. While Kubernetes does not
-answer, the last verdict holds for ten minutes.
+A verdict is fresh for a minute. An older verdict still serves while the next review runs in the background, so that no
+call waits for Kubernetes more than once. If that review refuses the token, its caller is forgotten at once. While
+Kubernetes does not answer, the last verdict holds for ten minutes.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ STALE = 600.0
 """Seconds for which a verdict holds while Kubernetes does not answer."""
 
 FAILURES = (10.0, 40.0)
-"""Tokens that Kubernetes may refuse in each second, and at once, before others are not asked about."""
+"""Tokens that Kubernetes may refuse a second, and in a burst. Beyond that, no other unknown token is reviewed."""
 
 MAX_WAITING = 256
-"""Tokens about which Kubernetes may be asked at the same time."""
+"""Largest number of concurrent reviews."""
 
 _AGAIN = 5.0  # seconds until the next call with an old verdict begins another review
 _MAX_VERDICTS = 4096
@@ -78,7 +78,7 @@ class ReviewedTokens:
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Makes the source. `audiences` are those that the client asks for."""
+        """Makes the source. A token must be for one of `audiences`, if there are any."""
         self.changed: Callable[[], None] = lambda: None
         self.failures = Failures(*FAILURES, clock=clock)
         self._reviews = reviews
@@ -94,7 +94,7 @@ class ReviewedTokens:
         return identities.is_account(unverified.claims.get("sub"))
 
     def identify(self, token: bytes, unverified: Unverified) -> Identified | Later:
-        """Returns the caller by the last verdict, or how to ask for one. Raises TokenError, MeshError."""
+        """Returns the caller by the last verdict, or a function that asks for one. Raises TokenError, MeshError."""
         digest = hashlib.sha256(token).digest()
         now = self._wall()
         verdict = self._verdicts.get(digest)

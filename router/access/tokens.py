@@ -29,7 +29,7 @@ from router.access.pace import Failures
 log = logs.get(__name__)
 
 FAILURES = (80.0, 400.0)
-"""Invalid tokens that may be verified in each second, and at once."""
+"""Invalid tokens that may be verified a second, and in a burst."""
 
 _REFUSED = (2048, 10.0)  # invalid tokens that are remembered, and for how many seconds
 
@@ -44,8 +44,8 @@ class Source(Protocol):
         """Returns whether the token claims to be of this issuer."""
 
     def identify(self, token: bytes, unverified: Unverified) -> Identified | Later:
-        """Returns the caller, or how to find out. Raises TokenError for an invalid token, and MeshError. `Later` raises
-        the same."""
+        """Returns the caller, or a function that identifies the caller later and raises the same errors. Raises
+        TokenError for an invalid token, and MeshError."""
 
     def look(self) -> None:
         """Does periodic work. Called once a second."""
@@ -70,7 +70,7 @@ class Tokens:
             source.changed = self._on_change
 
     def identify(self, given: Credentials) -> Identified | Later | None:
-        """Returns the caller of a token, or how to find out. Raises MeshError."""
+        """Returns the caller of a token, or a function that identifies the caller later. Raises MeshError."""
         token = given.token
         if not verification.looks_like(token):
             return None

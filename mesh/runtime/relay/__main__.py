@@ -16,8 +16,8 @@ log = logs.get("mesh.runtime.relay")
 
 
 def main() -> None:
-    """Relays until SIGTERM. Exit status 0; 1 if the relay cannot start, 2 if the command line is wrong, those of
-    `mesh.runtime.port.outcomes` if the model server is lost."""
+    """Relays until SIGTERM. Returns the exit status: 0, 1 if the relay cannot start, 2 if the command line is wrong, or
+    one of `mesh.runtime.port.outcomes` if the model server is lost."""
     given = settings.parse(sys.argv[1:])
     faulthandler.enable()
     logs.configure(level=given.log_level, fmt=given.log_format, process="relay")

@@ -97,8 +97,7 @@ class RelayPort:
     # --- without a task: a call of one message, whose reply comes at once ---
 
     def _posted(self, carried: Carried) -> bool:
-        """Sends a call of one message, for which the model is noted as running. Returns False if a task has to send
-        it."""
+        """Sends a call of one message, and notes its model as running. Returns False if a task has to send the call."""
         call, copy = carried.call, carried.copy
         assert call.frame is not None
         carried.epoch = self._link.epoch

@@ -1,8 +1,8 @@
 """The contract of an egress, which carries calls from the relay to the foreign server as real gRPC.
 
 There is one interface for all egresses, in the terms of `mesh.wire`: metadata is as on the wire, messages are frames,
-and an answer is a `Reply`, a stream, or a `Lost` connection. `envoyegress` is the egress of Envoy, and `grpcegress` the
-one of `grpc.aio` for machines without Envoy.
+and an answer is a `Reply`, a stream, or a `Lost` connection. `envoyegress` sends calls through Envoy, and
+`grpcegress` through `grpc.aio`, for machines without Envoy.
 
 An egress never turns a server's status into another one. If a call has no status because its connection was lost,
 `first`, `read` and `result` raise `Lost`, and the caller asks the link what happened to the server.
@@ -86,7 +86,7 @@ class Egress(Protocol):
         None if that is not possible, in general or at present, so that `send` has to be used."""
 
     def is_final(self, reply: Reply) -> bool:
-        """Returns whether a reply to `post` is the server's. If it is not, `resume` finds out what to do."""
+        """Returns whether the server itself has sent a reply to `post`. If it has not, call `resume`."""
 
     def resume(
         self,

@@ -53,8 +53,8 @@ class EnvoyEgress:
         encoding: bytes,
         pieces: bool = False,
     ) -> "EnvoyCall":
-        """Sends a request of one message. If Envoy has just died, it is sent again to the next one, unless a byte of it
-        was written before."""
+        """Sends a request of one message. If Envoy has just died, the request is sent again to the next Envoy, unless a
+        byte of the request was already written."""
         begin = self._sending(method, headers, frame, timeout=timeout, encoding=encoding, pieces=pieces)
         return EnvoyCall(self, begin(), begin)
 

@@ -13,7 +13,7 @@ _NAMES_NOT_SENT = frozenset({headers.LEGACY_MODEL_ID, b"content-type", b"user-ag
 
 
 def to_server(received: Iterable[Header], model_id: str) -> list[Header]:
-    """Returns the metadata that a foreign server gets: the model's id, and the client's."""
+    """Returns the metadata that a foreign server gets: the model's id, and the client's own metadata."""
     raw = model_id.encode("utf-8", "surrogatepass")
     sent = [(headers.MODEL_ID_BIN, wire.encode_bin(raw))]
     if all(" " <= character <= "~" for character in model_id):

@@ -1,9 +1,9 @@
 """The methods that a foreign server takes, and where each expects the model's id, according to its `runtimeStatus`.
 
 V2's methods have a rule of their own, for servers that do not list them. A message of V2 names a model, and a server
-may go by that name instead of the metadata. So the id of the routed model always replaces it: otherwise a caller with
-permission for one model could reach another model of the same server. V2's other methods (the model repository, shared
-memory, log settings) act on the whole server, and pass only if the server lists them.
+may use that name instead of the metadata. So the relay always writes the id of the routed model over it. Otherwise a
+caller with permission for one model could reach another model of the same server. V2's other methods (the model
+repository, shared memory, log settings) act on the whole server, and pass only if the server lists them.
 """
 
 from mesh.pb import modelruntime_pb2 as pb

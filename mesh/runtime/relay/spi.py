@@ -3,8 +3,8 @@
 The relay adds what the ONNX server does: copies have tokens, and slots of the use board. In an unload, the copy first
 stops answering calls, then calls in flight are ended, and then the server unloads the model.
 
-A server must drop its models before it reports READY, so it is asked for its status only until it does. A relay that
-takes over from a dead one answers from the journal.
+A server must drop its models before it reports READY, so the relay asks for its status only until it is READY. A relay
+that takes over from a dead one answers from the journal.
 """
 
 import asyncio

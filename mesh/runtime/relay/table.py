@@ -93,7 +93,7 @@ class Table:
         self._journal.begin(status, held)
 
     def begin(self, status: pb.RuntimeStatusResponse, *, former: bool) -> None:
-        """Starts with a server that holds no copies. `former` is recorded for the next relay (`Link.former`)."""
+        """Begins with a server that holds no copies. `former` is recorded for the next relay (`Link.former`)."""
         self._journal.former = former
         self._journal.begin(status, [])
 

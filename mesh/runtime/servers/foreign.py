@@ -89,7 +89,8 @@ class ForeignServer:
         await self._tasks.close()
 
     def ended(self, *, hung: bool) -> Death:
-        """Returns how the server ended, once the relay has found that it ended. Kills a server that hangs."""
+        """Returns how the server ended. Call this once the relay has found out that it ended or hangs. Kills a server
+        that hangs."""
         if hung:
             self._hung = True
             self._supervisor.kill()

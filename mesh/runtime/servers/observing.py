@@ -21,7 +21,8 @@ _AGAIN = 10.0  # seconds between two searches for a server that was not found
 
 
 class ServerMemory:
-    """The memory of the foreign server at an address. If another server replaces it there, that one is observed."""
+    """The memory of the foreign server at an address. If another server takes its place there, the new one is
+    observed."""
 
     def __init__(self, address: str, child: Callable[[], int] | None = None, *, watched: bool = True) -> None:
         """Makes an observer of the server at an address in gRPC's notation. `child` returns the id of the process that
@@ -38,7 +39,7 @@ class ServerMemory:
 
     @property
     def what(self) -> str:
-        """The observed thing, for operators."""
+        """The observed cgroup or processes, for operators."""
         if not self._pid:
             return ""
         return f"cgroup of process {self._pid}" if self._group is not None else f"process {self._pid} and its children"

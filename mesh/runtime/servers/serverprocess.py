@@ -89,7 +89,7 @@ class ServerProcess:
         on_line: Callable[[str], None] | None = None,
         foreign: ForeignServer | None = None,
     ) -> None:
-        """Takes callbacks.
+        """Makes a server that is not started yet.
 
         `on_death` is called with the end of a server, `on_ready` at each start, including the first, `on_given_up` with
         the reason why no other server will be started, and `on_hung` before a server that hangs is killed. `foreign` is
