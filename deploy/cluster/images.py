@@ -96,15 +96,17 @@ def build() -> str:
 
 
 def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """Makes an image in another repository from one of Mesh's images with changed files, and returns its name."""
-    made = f"{repository}:{name.rpartition(':')[2]}"
+    """Makes an image in another repository from one of Mesh's images with changed files, and returns its name, which
+    is a new one each time: a cluster that has an image of that name would not import the changed one."""
     container = _run([*engine().split(), "from", "--pull-never", name]).strip()
     try:
         change(Path(_run([*engine().split(), "mount", container]).strip()))
         _run([*engine().split(), "umount", container])
         for other in _names(repository):
             _run([*engine().split(), "rmi", other])
-        _run([*engine().split(), "commit", "--quiet", container, made])
+        image_id = _run([*engine().split(), "commit", "--quiet", container]).strip()
+        made = f"{repository}:{name.rpartition(':')[2]}-{image_id.removeprefix('sha256:')[:12]}"
+        _run([*engine().split(), "tag", image_id, made])
     finally:
         _run([*engine().split(), "rm", container])
     return made

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.cluster import images, lifecycle
-from tests.support import exampleproto, exampleruntime
+from tests.support import bulk, exampleproto, exampleruntime
 from tests.support.cluster import Kube
 from tests.support.exampleproto import PREDICT, PredictRequest, PredictResponse
 from tests.support.installed import Installed, Traffic
@@ -32,7 +32,7 @@ def example(image: str) -> str:
         (packages,) = root.glob("opt/mesh/lib/python*/site-packages")
         support = packages / "tests" / "support"
         support.mkdir(parents=True)
-        for module in (exampleruntime, exampleproto):
+        for module in (exampleruntime, exampleproto, bulk):
             assert module.__file__
             shutil.copy(module.__file__, support)
 
