@@ -13,6 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options for `make test-foreign ARGS="--foreign-seed 7 --foreign-seconds 600"`."""
     group = parser.getgroup("foreign")
     group.addoption("--foreign-seed", type=int, help="Seed of the troubles; by default another one each time.")
+    group.addoption("--foreign-lie", default="", help="Lie that the servers tell of the size of every model.")
     group.addoption("--foreign-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
 
 
@@ -38,6 +39,12 @@ def seed(request: pytest.FixtureRequest) -> int:
 def seconds(request: pytest.FixtureRequest) -> float:
     """Returns the length of the random run, in seconds."""
     return request.config.getoption("--foreign-seconds", SECONDS)
+
+
+@pytest.fixture
+def lie(request: pytest.FixtureRequest) -> str:
+    """Returns the lie that servers tell of the size of every model, or "" if they usually tell the truth."""
+    return request.config.getoption("--foreign-lie", "")
 
 
 @pytest.fixture

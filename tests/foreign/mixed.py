@@ -38,15 +38,19 @@ _INFER = "inference.GRPCInferenceService/ModelInfer"
 class Mixed:
     """The mesh: `async with Mixed(folder, count=200) as mixed`. A fifth of `count` models of each kind fits."""
 
-    def __init__(self, folder: Path, *, count: int, lying: bool = True, routers: int = 1) -> None:
+    def __init__(self, folder: Path, *, count: int, lying: bool = True, lie: str = "", routers: int = 1) -> None:
+        """Makes the mesh. If `lying`, a tenth of the runtime's models state wrong sizes; with `lie`, its servers tell
+        that lie of every model (`exampleruntime.LIES`)."""
         self.examples = [f"e{number}" for number in range(count)]
         self.nets = [f"n{number}" for number in range(count)]
         self.capacity = max(4, count // 10) * MEAN  # of each of the two pods
         self._lying = lying
-        self.lie = folder / "lie"
+        self._usual_lie = lie
+        self._lie = folder / "lie"
+        self.tell("")
         self.diary = folder / "diary"
         said = ["--v2", "--allocate", "--capacity", str(self.capacity), "--method", f"{_INFER}=1"]
-        said += ["--lie", str(self.lie), "--diary", str(self.diary)]
+        said += ["--lie", str(self._lie), "--diary", str(self.diary)]
         listen = f"unix:/tmp/mesh-foreign-{os.urandom(4).hex()}"
         child = " ".join(exampleruntime.argv("unix:{socket}", *said))
         self.neighbour = Program("neighbour", exampleruntime.argv(listen, *said), folder)
@@ -85,6 +89,10 @@ class Mixed:
             print(f"--- neighbour\n{self.neighbour.tail()}")
 
     # --- models
+
+    def tell(self, lie: str) -> None:
+        """Makes the servers tell that lie of all loads from now on, or what they usually tell."""
+        self._lie.write_text(lie or self._usual_lie)
 
     def kind(self, model: str) -> str:
         """Returns the type of a model."""

@@ -191,6 +191,7 @@ class Run:
             self._note(harm.text)
             self.done[harm.text.partition(": ")[2] if harm.pod or "forgets" in harm.text else harm.text] += 1
             began = time.monotonic()
+            former = await self._incarnation(harm.pod) if harm.renews else ""
             if harm.pod:
                 self._now_harmed.add(harm.pod)
                 self.harmed.setdefault(harm.pod, []).append((began, float("inf")))
@@ -200,7 +201,7 @@ class Run:
                     await asyncio.sleep(harm.seconds)
                 self._note(f"{harm.text}: over")
                 if harm.pod:
-                    await self._serves(harm.pod)
+                    await self._serves(harm.pod, former=former)
             finally:
                 if harm.pod:
                     self.harmed[harm.pod][place] = (began, time.monotonic() + SETTLES)
@@ -221,15 +222,21 @@ class Run:
         finally:
             await asyncio.gather(*running)
 
-    async def _serves(self, pod: str) -> None:
-        """Waits until a pod is ready, as the mesh sees it."""
+    async def _incarnation(self, pod: str) -> str:
+        """Returns the incarnation of a pod's agent, as the mesh sees it, or "" if it sees none."""
+        return next((one["incarnation"] for one in await self.mixed.figures() if one["pod"] == pod), "")
+
+    async def _serves(self, pod: str, *, former: str = "") -> None:
+        """Waits until a pod is ready, as the mesh sees it. Its agent must not be the `former` incarnation, which the
+        mesh sees as ready until its lease ends."""
 
         async def ready() -> bool:
             try:
                 found = await self.mixed.figures()
             except (OSError, KeyError, ValueError):
                 return False
-            return any(one["pod"] == pod and one["state"] == "ready" and not one["suspect"] for one in found)
+            seen = [one for one in found if one["pod"] == pod and one["incarnation"] != former]
+            return any(one["state"] == "ready" and not one["suspect"] for one in seen)
 
         await asyncio.sleep(1.0)  # a fault that was just injected has not been noticed yet
         await until(ready, timeout=HEALING, interval=0.2, why=lambda: self._tell(f"{pod} is ready again"))

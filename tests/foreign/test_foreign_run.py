@@ -7,9 +7,9 @@ from tests.foreign.mixed import Mixed
 from tests.foreign.run import Run
 
 
-async def run(folder, say, *, seed: int, seconds: float, count: int, **options: int) -> None:
+async def run(folder, say, *, seed: int, seconds: float, count: int, lie: str = "", **options: int) -> None:
     """Makes one run with `count` models of each kind, and fails on any fault."""
-    async with Mixed(folder, count=count) as mixed:
+    async with Mixed(folder, count=count, lie=lie) as mixed:
         run = Run(mixed, seed, seconds, **options)
         try:
             await run.run()
@@ -22,7 +22,7 @@ async def run(folder, say, *, seed: int, seconds: float, count: int, **options: 
 
 @pytest.mark.foreign
 @pytest.mark.timeout(0)  # the run has time limits of its own
-async def test_foreign(tmp_path, say, seed, seconds):
+async def test_foreign(tmp_path, say, seed, seconds, lie):
     """Two hundred models of each kind over four pods, with room for a fifth, survive minutes of troubles without a
     fault."""
-    await run(tmp_path, say, seed=seed, seconds=seconds, count=200)
+    await run(tmp_path, say, seed=seed, seconds=seconds, count=200, lie=lie)

@@ -20,6 +20,7 @@ class Harm:
     pod: str  # "": no pod answers worse for it
     seconds: float
     done: Callable[[], contextlib.AbstractAsyncContextManager[None]]
+    renews: bool = False  # afterwards the pod has another incarnation
 
 
 def draw(draw: random.Random, mixed: Mixed, copies: Copies, harmed: Collection[str]) -> Harm | None:
@@ -70,9 +71,9 @@ def _lies(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
 
     @contextlib.asynccontextmanager
     async def done() -> AsyncIterator[None]:
-        mixed.lie.write_text(lie)
+        mixed.tell(lie)
         yield
-        mixed.lie.unlink(missing_ok=True)
+        mixed.tell("")
 
     return Harm(f"servers lie: {lie}", "", draw.choice((2.0, 6.0)), done)
 
@@ -104,7 +105,7 @@ def _agent_killed(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
         finally:
             mixed.arena.program(pod).start()
 
-    return Harm(f"{pod}: agent killed", pod, pause, done)
+    return Harm(f"{pod}: agent killed", pod, pause, done, renews=True)
 
 
 _KINDS = (
