@@ -76,6 +76,9 @@ class Settled:
         return self.basis is SizeBasis.GUESSED
 
 
+_IMPLAUSIBLE = "a guess: the size that its server states is implausible"
+
+
 def plausible(size: int, capacity: int) -> int:
     """Returns a size that a server states, or 0 if it cannot be true for a model in a server of that capacity."""
     return size if 0 < size <= capacity else 0
@@ -106,9 +109,11 @@ def settle(
     forgotten."""
     said, predicted = stated(said), stated(predicted)
     if growth is None:
-        if said:
+        if plausible(said, capacity):
             return Settled(said, SizeBasis.SAID, "stated by its server")
-        return Settled(max(predicted, remembered, reserved), SizeBasis.GUESSED, "a guess: its server states no size")
+        guess = max(plausible(predicted, capacity), plausible(remembered, capacity), reserved)
+        why = "a guess: its server states no size" if not said else _IMPLAUSIBLE
+        return Settled(guess, SizeBasis.GUESSED, why)
     if believed and plausible(said, capacity):
         return Settled(said, SizeBasis.SAID, "stated by its server")
     grown = max(0, growth.bytes) if growth.alone else 0
@@ -119,9 +124,7 @@ def settle(
     if grown and not growth.first and (growth.fresh or grown >= guess):
         return Settled(max(grown, guess), SizeBasis.GROWN, why, grown)
     size = max(grown, reserved, min(max(guess, remembered), reserved + max(0, free)))
-    why = (
-        "a guess: its server states no size" if not said else "a guess: the size that its server states is implausible"
-    )
+    why = "a guess: its server states no size" if not said else _IMPLAUSIBLE
     return Settled(size, SizeBasis.GUESSED, why, grown)
 
 

@@ -43,7 +43,9 @@ def test_a_lie_that_cannot_be_true_is_no_word():
     for said in (0, (1 << 64) - 5 * MIB, 1 << 62, CAPACITY + 1):
         found = settled(said=said, predicted=MIB, growth=Growth(9 * MIB))
         assert (found.bytes, found.basis) == (9 * MIB, SizeBasis.GROWN)
-    assert settled(said=(1 << 64) - 5 * MIB, predicted=MIB).bytes == MIB, "nor if nothing is observed"
+    for said in ((1 << 64) - 5 * MIB, 1 << 62):
+        found = settled(said=said, predicted=MIB, remembered=1 << 62)
+        assert (found.bytes, found.basis) == (MIB, SizeBasis.GUESSED), "nor if nothing is observed"
 
 
 def test_a_server_that_is_not_believed_only_predicts():

@@ -147,6 +147,12 @@ class Account:
             ledger.recount()
         return self._observed
 
+    def observed(self) -> int:
+        """Returns the bytes that models take at this moment, or 0 if nothing is observed. Unlike `look`, changes
+        nothing."""
+        used = None if self._memory is None else self._memory.read()
+        return 0 if used is None else max(0, used - self._base)
+
     def begin(self) -> Weighing | None:
         """Begins to weigh a load. Returns None if nothing is observed."""
         if self._memory is None or (before := self._memory.read()) is None:

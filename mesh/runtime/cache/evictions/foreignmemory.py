@@ -1,7 +1,8 @@
 """The watch over the memory of a foreign server, by the rules for our own (`memory`).
 
-Two things differ. A size on the books may be wrong, so a copy counts with its share of the memory that is observed. And
-the server may keep the memory of unloaded models for later ones, so evictions end if they do not help.
+Three things differ. A size on the books may be wrong, so a copy counts with its share of the memory that is observed.
+For the same reason, the memory is looked at before each load. And the server may keep the memory of unloaded models for
+later ones, so evictions end if they do not help.
 """
 
 from mesh.options.values import format_bytes
@@ -40,6 +41,13 @@ class ForeignMemoryWatch(MemoryWatch):
         self._scale = max(1.0, self._observed / books) if books else 1.0
         self._judge()
         super().look()
+
+    def full(self) -> str:
+        """Returns why no load may begin at this moment, or "". Looks again: between two looks of `run`, a server whose
+        sizes are far too small may load many models."""
+        if self.refusal or not self.limit_bytes or not self._account.observes:
+            return self.refusal
+        return self._refused(self._account.observed())
 
     def _may_evict(self) -> bool:
         return not self._expected and self._in_vain < _IN_VAIN

@@ -67,10 +67,10 @@ class MemoryWatch:
         """Looks once, and evicts copies or refuses loads if necessary."""
         if not self.limit_bytes:
             return
-        evict, refuse = self._shares
+        evict, _ = self._shares
         used = self._used()
-        text = f"{self._what} {format_bytes(used)} of {format_bytes(self.limit_bytes)}"
-        self.refusal = f"{text}: no loads above {refuse:.0%}" if used > refuse * self.limit_bytes else ""
+        text = self._text(used)
+        self.refusal = self._refused(used)
         high = used > evict * self.limit_bytes
         if high != self._high:
             log.warning("memory is low" if high else "memory is sufficient again", what=text)
@@ -97,9 +97,22 @@ class MemoryWatch:
         for entry in victims:
             self._eviction.evict(entry, f"{text}, evicting above {evict:.0%}")
 
+    def full(self) -> str:
+        """Returns why no load may begin at this moment, or "" if one may. Unlike `refusal`, this may take a look of
+        its own."""
+        return self.refusal
+
     def _may_evict(self) -> bool:
         """Returns whether evictions are sensible now."""
         return True
+
+    def _refused(self, used: int) -> str:
+        """Returns why loads are refused if so many bytes are in use, or "" if they are not."""
+        _, refuse = self._shares
+        return f"{self._text(used)}: no loads above {refuse:.0%}" if used > refuse * self.limit_bytes else ""
+
+    def _text(self, used: int) -> str:
+        return f"{self._what} {format_bytes(used)} of {format_bytes(self.limit_bytes)}"
 
     def _begun(self, victims: list[CacheEntry]) -> None:
         """Takes note of the copies that are about to be evicted."""

@@ -35,3 +35,10 @@ class Gate:
             if watch.refusal:
                 return Refused(Reason.NO_ROOM, watch.refusal)
         return None
+
+    def why_full(self) -> Refused | None:
+        """Returns why the model server may not begin a load at this moment for lack of memory, or None."""
+        for watch in self._watches:
+            if full := watch.full():
+                return Refused(Reason.NO_ROOM, full)
+        return None

@@ -85,10 +85,12 @@ class ServerSide:
         # A pod whose server was down while it had no lease counts as ended: no deletion waits for its later copies.
         if (refused := self._gate.why_refused()) is not None and refused.reason is Reason.REGISTRY_AWAY:
             return refused
+        await self._account.prepare()
+        if (refused := self._gate.why_full()) is not None:
+            return refused
         if not ledger.take_slot(entry):
             return Refused(Reason.NO_ROOM, "this pod holds as many copies as its use board has slots")
         ledger.enter(entry, EntryState.LOADING)
-        await self._account.prepare()
         life = self._server.lives
         began = time.monotonic()
         growth, weighing = None, self._account.begin()

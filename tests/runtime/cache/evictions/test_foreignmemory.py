@@ -84,3 +84,19 @@ async def test_nothing_is_evicted_without_an_observation(why: str):
     pod.memory.used, pod.memory.why = None, why
     pod.looks(3)
     assert (pod.evicted, pod.watch.refusal) == ([], "")
+
+
+async def test_memory_is_looked_at_before_each_load():
+    """A server may load many models between two looks, so its memory is also looked at before each load. This changes
+    nothing else."""
+    pod = Watched(frees=0)
+    await pod.fill()
+    pod.looks(1)
+    assert pod.watch.full() == ""
+    pod.memory.used = (100 + 1240) * MIB  # the limit is 1250
+    assert "no loads above 95%" in pod.watch.full()
+    assert (pod.watch.refusal, pod.evicted) == ("", [])
+    pod.memory.used = (100 + 800) * MIB
+    assert pod.watch.full() == ""
+    pod.memory.used, pod.memory.why = None, "not visible"
+    assert pod.watch.full() == ""
