@@ -43,7 +43,8 @@ class Choosing:
 
         A load that was just sent to a pod may count twice for a while, once as sent and once as published. That may
         make another pod preferable, but must not cause a refusal. In that case the choice ignores loads just sent, and
-        the agents, which know their memory, decide."""
+        the agents, which know their memory, decide. Likewise, a model is refused for good only if no pod that has just
+        gone could hold it."""
         published = self._view.candidates(self.now(), model_id)
         asked = self._current().constraints
         preferences = asked.preferences(record.type, {pod.labels for pod in published}) if asked is not NONE else None
@@ -65,7 +66,11 @@ class Choosing:
 
         debited = self.debits.apply(published, self.now_ms())
         chosen = choose(debited)
-        return choose(published) if chosen.verdict is choice.ChoiceVerdict.NO_ROOM and debited != published else chosen
+        if chosen.verdict is choice.ChoiceVerdict.NO_ROOM and debited != published:
+            return choose(published)
+        if chosen.verdict is choice.ChoiceVerdict.NOWHERE and (gone := self._view.gone()):
+            return choose([*debited, *gone])
+        return chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
         """Returns the estimate for a load: the measurement of an earlier load, or else a guess from the present

@@ -14,6 +14,12 @@ log = logs.get(__name__)
 AVOID = 1.0
 """Seconds for which a pod that could not be reached is chosen last."""
 
+LATELY = 300.0
+"""Seconds for which a pod that has gone is expected back, under its name or another one: a node's restart, or a rollout
+that stops a pod before it starts the next."""
+
+_MAX_GONE = 1000  # pods
+
 
 class Rollouts:
     """The pods that a rollout is about to replace."""
@@ -31,6 +37,52 @@ class Rollouts:
         before, self.outgoing = self.outgoing, rollout.outgoing(members)
         for name in self.outgoing.keys() - before.keys():
             log.info("a pod is being replaced: it gets loads only if no other has room", pod=name)
+
+
+class Gone:
+    """The pods that have gone lately.
+
+    They tell a model that no pod takes at the moment from one that no pod will ever take: a mesh may have only one pod
+    for a type, which restarts."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, tuple[placement.pod.Candidate, float | None]] = {}  # and when a look first saw it gone
+
+    def went(self, pod: Pod) -> None:
+        """Notes that a pod has gone."""
+        record = pod.record
+        if record is None:
+            return
+        self._pods.pop(pod.name, None)
+        while len(self._pods) >= _MAX_GONE:
+            del self._pods[next(iter(self._pods))]
+        gone = placement.pod.Candidate(
+            name=pod.name,
+            capacity_bytes=record.capacity_bytes,
+            labels=frozenset(record.labels),
+            zone=record.zone,
+            accepts=False,
+            why_not="has just gone, and may come back",
+            device_capacity_bytes=record.device_capacity_bytes,
+            types=_types(record.types),
+        )
+        self._pods[pod.name] = gone, None
+
+    def returned(self, name: str) -> None:
+        """Notes that a pod has published itself."""
+        self._pods.pop(name, None)
+
+    def look(self, now: float) -> None:
+        """Forgets pods that have been gone for long, at `now` (seconds, any clock)."""
+        for name, (gone, since) in list(self._pods.items()):
+            if since is None:
+                self._pods[name] = gone, now
+            elif now - since > LATELY:
+                del self._pods[name]
+
+    def candidates(self) -> list[placement.pod.Candidate]:
+        """Returns the pods as candidates that accept no loads."""
+        return [gone for gone, _ in self._pods.values()]
 
 
 @functools.lru_cache(maxsize=256)

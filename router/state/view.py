@@ -48,6 +48,7 @@ class View:
         self._watchers: dict[str, list[Callable[[], None]]] = {}
         self._retired: list[Pool] = []
         self._rollouts = candidates.Rollouts()
+        self._gone = candidates.Gone()
         self.revision = 0
         self.pods: dict[str, Pod] = {}
         self.copies: dict[str, list[Copy]] = {}
@@ -108,6 +109,7 @@ class View:
 
     def _publish_pod(self, name: str, record: records.PodRecord) -> None:
         pod = self._pod(name)
+        self._gone.returned(name)
         old = pod.record
         if old is None or (old.incarnation, old.data_address) != (record.incarnation, record.data_address):
             self._retire(pod)
@@ -189,6 +191,7 @@ class View:
         """Forgets copies that did not come back with their pod, and updates which pods are being replaced. Call this
         about once a second. `away` is true while etcd does not answer this router."""
         self._rollouts.look(self.pods.values(), now)
+        self._gone.look(now)
         for pod in list(self.pods.values()):
             # A pod that is still wary says so again. But if it stays cut off while etcd is unavailable, each time costs
             # a call a second try, and ends a stream that is too long to be sent twice.
@@ -234,6 +237,10 @@ class View:
     def candidates(self, now: float, model: str) -> list[placement.pod.Candidate]:
         """Returns the candidates for a load of the model."""
         return candidates.of(self.pods.values(), now=now, model=model, outgoing=self._rollouts.outgoing)
+
+    def gone(self) -> list[placement.pod.Candidate]:
+        """Returns the pods that have gone lately, as candidates that accept no loads."""
+        return self._gone.candidates()
 
     # --- listeners ---
 
@@ -295,6 +302,7 @@ class View:
             self._remove(copy)
         self._retire(pod)
         del self.pods[pod.name]
+        self._gone.went(pod)
         self._tell(pod.name, News.GONE)
 
     @staticmethod

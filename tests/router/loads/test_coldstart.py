@@ -51,6 +51,34 @@ async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(c
     assert core.world.callable("m") == ["a"]
 
 
+async def test_a_call_waits_for_the_only_pod_of_its_type_to_come_back(core):
+    """While the only pod that takes a type restarts, the other pods are no reason to refuse its models for good."""
+    core.register()
+    core.world.pod("other", types=("sklearn",))
+    core.world.pod("a", types=("onnx",))
+    core.world.lose("a")
+    call = core.call()
+    await until(lambda: core.coldstart.statistics().waiters == 1)
+    await asyncio.sleep(0)
+    assert (call.code, core.agents.loads) == (None, [])
+    core.agents.answers["a"] = fakecalls.loaded("second")
+    core.world.pod("a", "second", types=("onnx",))
+    (await core.reaches("a")).reply()
+    assert call.code is Code.OK
+
+
+async def test_a_type_that_no_pod_took_lately_is_refused_at_once(core):
+    """A pod of another type that has gone gives no hope."""
+    core.register()
+    core.world.pod("other", types=("sklearn",))
+    core.world.pod("gone", types=("xgboost",))
+    core.world.lose("gone")
+    call = core.call()
+    await until(lambda: call.answers)
+    assert call.code is Code.FAILED_PRECONDITION
+    assert "other takes only models of type sklearn" in call.text
+
+
 @pytest.mark.parametrize(("digest", "generation"), [("", 0), ("ab", 3)], ids=["not-loaded-yet", "loaded-somewhere"])
 async def test_what_a_reload_has_replaced_is_no_copy_to_be_had(core, digest, generation):
     """Once the new content of a reload was loaded somewhere, agents are asked for that content. Before that any copy

@@ -9,6 +9,7 @@ from mesh.schema.idset import IdSet
 from mesh.schema.keys import Keys
 from mesh.schema.records import LEAVING, LOADED, CopyRecord, PodRecord
 from mesh.wire.client import Pool
+from router.state.candidates import LATELY
 from router.state.pods import News
 from router.state.view import SETTLE, View
 from tests.support.anyjson import NAMES, as_json, json_values
@@ -522,3 +523,23 @@ def test_pods_that_leave_in_order_leave_nothing_behind():
         for step, items in enumerate(steps):
             view.delta(10 * number + 2 + step, items)
         assert (view.pods, view.lives.standing, view.lives.ended) == ({}, {}, {})
+
+
+def test_pods_that_have_just_gone_are_remembered_for_a_while():
+    """A pod that has gone, in order or not, is remembered with its types until it comes back, or for some minutes."""
+    world = World()
+    world.pod("left", state=LEAVING, types=("a",))
+    world.pod("died", types=("b",))
+    world.lose("left")
+    world.lose("died")
+    assert {(pod.name, pod.types, pod.accepts) for pod in world.view.gone()} == {
+        ("left", frozenset({"a"}), False),
+        ("died", frozenset({"b"}), False),
+    }
+    world.view.settle(1000.0)
+    world.pod("died", "another", types=("b",))
+    assert [pod.name for pod in world.view.gone()] == ["left"]
+    world.view.settle(1000.0 + LATELY)
+    assert [pod.name for pod in world.view.gone()] == ["left"]
+    world.view.settle(1001.0 + LATELY)
+    assert world.view.gone() == []
