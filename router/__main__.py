@@ -95,6 +95,7 @@ def main(
             default_vmodel_owner=default_vmodel_owner,
             auth=access.auth,
             audit=access.trail(),
+            grants_file=str(access.grants_file.absolute()) if access.grants_file else "",
             admin_key_file=str(access.admin_key_file.absolute()) if access.admin_key_file else "",
             tokens=tokens.settings(),
             drain=limits.drain_timeout,

@@ -65,6 +65,7 @@ class RouterSettings:
     audit: str = "off"  # the trail of changes: "log", or the path of a file
     admin_key_file: str = ""  # path of a file with the key of an admin; empty: none
     tokens: TokenSettings = field(default_factory=TokenSettings)
+    grants_file: str = ""  # path of a file with grants, which is watched; empty: none
 
     drain: float = 20.0  # time for calls in flight when the router stops
     log_format: str = "text"
@@ -83,6 +84,11 @@ class RouterSettings:
     def dataplane_published(self) -> Path:
         """The file by which the pod hands the data-plane configuration to its workers."""
         return Path(self.run_dir) / "dataplane.json"
+
+    @property
+    def grants_published(self) -> Path:
+        """The file by which the pod hands the grants of the followed file to its workers."""
+        return Path(self.run_dir) / "grants.json"
 
     def write(self, path: Path) -> None:
         """Writes the settings to a file that only this user can read."""

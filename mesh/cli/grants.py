@@ -1,7 +1,5 @@
 """`mesh grants`: roles over models, for keys and groups; one by one, or all from a file."""
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -11,6 +9,7 @@ import typer
 from mesh.cli import options, output
 from mesh.cli.client import Client
 from mesh.cli.exits import CommandError, Exit
+from mesh.schema import grantsfile
 from mesh.statuses import Reason
 
 PATH = "/mesh/v1/grants"
@@ -29,16 +28,22 @@ def add(app: typer.Typer) -> None:
 
 
 def ls(context: typer.Context, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Lists all grants.
+    """Lists all grants: those in etcd, and those in the file that the routers follow (`mesh router --grants-file`).
 
     Example: `mesh grants ls`
     """
 
     async def command(client: Client) -> None:
-        found = (await client.get(PATH))["grants"]
+        answer = await client.get(PATH)
         if as_json:
-            output.print_json({"grants": found})
+            output.print_json(answer)
             return
+        filed = answer.get("file") or {}
+        found = {**answer["grants"], **{f"{name} (file)": one for name, one in (filed.get("grants") or {}).items()}}
+        if error := filed.get("error"):
+            text = f"the file {filed.get('source')} cannot be used, so its former content applies"
+            text += f" ({filed.get('age'):.0f} s old): {error}"
+            output.remarks().print(output.plain(text), soft_wrap=True)
         if not found:
             output.remarks().print("there are no grants; `mesh grants add` creates one")
             return
@@ -148,15 +153,10 @@ def apply(
 def read(file: Path) -> dict[str, Any]:
     """Returns the grants in a file by their names. Raises CommandError."""
     try:
-        text = file.read_text()
-        document = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:  # invalid TOML, JSON and UTF-8 are ValueErrors
+        return grantsfile.document(file.read_text())
+    except (OSError, ValueError) as error:  # bad UTF-8 is a ValueError
         why = error.strerror if isinstance(error, OSError) else error
-        raise CommandError(f"{file} cannot be read: {why}", code=Exit.USAGE) from error
-    found = document.get("grants") if isinstance(document, dict) else None
-    if not isinstance(found, dict) or set(document) != {"grants"}:
-        raise CommandError(f"{file} must have one table, `grants`, with a table for each grant", code=Exit.USAGE)
-    return found
+        raise CommandError(f"{file} cannot be used: {why}", code=Exit.USAGE) from error
 
 
 def _path(name: str) -> str:

@@ -99,12 +99,17 @@ def decode_key(value: bytes) -> KeyRecord:
 
 def encode_grant(one: Grant) -> bytes:
     """Encodes a grant as JSON."""
-    return write_object({"role": one.role.value, "models": list(one.models), "to": list(one.to)})
+    return write_object(document_of(one))
 
 
 def decode_grant(value: bytes) -> Grant:
     """Decodes a grant. Raises ValueError."""
     return grant_of(_known(value, {"role", "models", "to"}))
+
+
+def document_of(one: Grant) -> dict[str, Any]:
+    """Returns a grant as a document, the inverse of `grant_of`."""
+    return {"role": one.role.value, "models": list(one.models), "to": list(one.to)}
 
 
 def grant_of(data: dict[str, Any]) -> Grant:

@@ -3,7 +3,7 @@
 While etcd is unavailable, the last known state applies. A record that cannot be read is logged and gives nobody access.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -37,6 +37,7 @@ class Authority:
         self.by_digest: dict[str, KnownKey] = {}
         self._digests: dict[str, tuple[str, ...]] = {}  # of each key, by its name
         self._grants: dict[str, Grant] = {}
+        self.filed: Mapping[str, Grant] = {}  # grants of the routers' file
 
     def snapshot(self, _: int, items: Iterable[Item]) -> None:
         """Replaces all keys and grants with those in the snapshot."""
@@ -56,7 +57,15 @@ class Authority:
                 self._take_key(_name(key, self._keys.auth_keys), value)
             elif key.startswith(self._keys.auth_grants):
                 self._take_grant(_name(key, self._keys.auth_grants), value)
-        self.grants = Grants(dict(self._grants))
+        self._decide()
+
+    def adopt(self, filed: Mapping[str, Grant]) -> None:
+        """Replaces the grants of the routers' file. They add to those in etcd, also to one of the same name."""
+        self.filed = filed
+        self._decide()
+
+    def _decide(self) -> None:
+        self.grants = Grants({**self._grants, **{f"{name} (file)": one for name, one in self.filed.items()}})
         self.changed()
 
     def _take_key(self, name: str, value: bytes | None) -> None:

@@ -11,10 +11,11 @@ TICK = Duty("tick", "suspect pods stay suspect, and its readiness is outdated", 
 TAKE_PART = Duty("take part in the mesh", "it never leads, or leads for as long as it lives")
 ROSTER = Duty("roster", "other routers do not see this one")
 POD_CERTIFICATES = Duty("follow certificates", "its certificate for the mesh expires", turns=30)
+GRANTS = Duty("follow the file with grants", "changes of that file have no effect", essential=False, turns=60)
 DATAPLANE = Duty("follow the data-plane file", "changes of that file have no effect", essential=False, turns=60)
 WORKER = Duty("keep worker", "a worker that dies or hangs is not replaced", turns=60)
 
-POD = (TAKE_PART, FOLLOW_ETCD, TICK, ROSTER, POD_CERTIFICATES, DATAPLANE, WORKER, EDGE, EDGE_CERTIFICATE)
+POD = (TAKE_PART, FOLLOW_ETCD, TICK, ROSTER, POD_CERTIFICATES, DATAPLANE, GRANTS, WORKER, EDGE, EDGE_CERTIFICATE)
 
 ROUNDS = Duty("rounds", "copies are neither added nor trimmed, and leaving pods are not emptied", turns=300)
 LIVES = Duty("lives", "unregistered ids stay blocked, and dead pods' lives stay open", turns=300)

@@ -113,6 +113,14 @@ class AccessControl:
         ),
     ] = None
 
+    grants_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_GRANTS_FILE",
+            help="TOML or JSON file with grants that apply besides those in etcd; read again when it changes.",
+        ),
+    ] = None
+
     audit: Annotated[
         str,
         typer.Option(
@@ -145,6 +153,10 @@ class AccessControl:
                 adminkeys.read(self.admin_key_file)
             except ValueError as error:
                 raise typer.BadParameter(str(error), param_hint="--admin-key-file") from error
+
+        if self.grants_file is not None and self.auth == "off":
+            text = "grants need --auth management or required, because with off every caller may do everything"
+            raise typer.BadParameter(text, param_hint="--grants-file")
 
     def warning(self, *addresses: str) -> str:
         """Returns a warning if requests without a key are answered on an address beyond this machine, or else ""."""

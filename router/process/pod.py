@@ -49,6 +49,7 @@ from router.leader.rounds import Rounds
 from router.loads.agents import Agents
 from router.process import duties, sockets
 from router.process.dataplanefile import DataplaneFile
+from router.process.grantsfile import GrantsFile, GrantsFollower
 from router.process.roster import Roster
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
@@ -164,6 +165,9 @@ class RouterPod:
         settings = self.settings
         self._dataplane = DataplaneFile(settings.dataplane, settings.dataplane_path, settings.dataplane_published)
         self._dataplane.follow(self._metrics)
+        self._grants_file = GrantsFile(settings.grants_file, settings.grants_published)
+        self._grants_file.follow(self._metrics)
+        self._grants = GrantsFollower(settings.grants_published, authority)
         self._envoy: minder.Minder | None = None
         probe = addresses.parse_address(settings.probe)
         ask = self._ask if settings.auth == REQUIRED else None
@@ -250,6 +254,10 @@ class RouterPod:
             self._dataplane.begin()
             if self._dataplane.is_watched:
                 self._tasks.run(duties.DATAPLANE, self._dataplane.run)
+            self._grants_file.begin()
+            self._grants.look()
+            if self._grants_file.is_watched:
+                self._tasks.run(duties.GRANTS, self._grants_file.run)
             await self._feed.start(settings.feed)
             self._tasks.run(duties.TAKE_PART, self._take_part)
             self._tasks.run(duties.TICK, self._tick)
@@ -354,6 +362,7 @@ class RouterPod:
             self._feed.beat()
             self._view.settle(loop.time())
             self._prober.look()
+            self._grants.look()
             self._guard.look()
             if self._why_nobody_serves() is None:
                 self._served = loop.time()

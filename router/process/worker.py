@@ -51,6 +51,7 @@ from router.loads.coldstart import ColdStart
 from router.management.handlers import Management
 from router.process import duties, sockets
 from router.process.dataplanefile import DataplaneFollower
+from router.process.grantsfile import GrantsFollower
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
@@ -144,6 +145,7 @@ class WorkerProcess:
         self.audit = Audit(settings.audit)
         routes = Routes()
         self.dataplane = DataplaneFollower(settings.dataplane_published, routes)
+        self.grants = GrantsFollower(settings.grants_published, authority)
         self.dispatcher = Dispatcher(self.forwarder, routes, guard)
         self.prober = Prober(self.view, self.agents)
         readers: dict[ranges.Range, ranges.Reader] = {
@@ -179,6 +181,7 @@ class WorkerProcess:
             authstore=AuthStore(self.etcd, keys),
             snapshots=self.feed.merged,
             dataplane=self.dataplane.document,
+            grants_file=self.grants.document,
         )
         self.dispatcher.serve(
             services.methods(
@@ -225,6 +228,7 @@ class WorkerProcess:
         """Listens, and accepts calls."""
         settings = self.settings
         self.dataplane.look()
+        self.grants.look()
         self._tasks.run(duties.FEED, self.feed.run)
         self._tasks.run(duties.WORKER_TICK, self._tick)
         if self.identity is not None:
@@ -306,6 +310,7 @@ class WorkerProcess:
             self.forwarder.deaths.settle(self.forwarder.loop.time())
             self.prober.look()
             self.dataplane.look()
+            self.grants.look()
             self.guard.look()
             self.audit.look()
             self.feed.tell()

@@ -48,6 +48,7 @@ class AccessApi:
     def __init__(self, parts: Parts) -> None:
         self._guard = parts.guard
         self._store = parts.authstore
+        self._filed = parts.grants_file
 
     def add_to(self, app: web.Application) -> None:
         """Registers the paths."""
@@ -63,7 +64,7 @@ class AccessApi:
         document = {
             "name": principal.name,
             "subjects": sorted(principal.subjects),
-            "grants": {name: _grant(one) for name, one in given.items()},
+            "grants": {name: auth.document_of(one) for name, one in given.items()},
             "everything": False,
         }
         return web.json_response(document)
@@ -109,16 +110,17 @@ class AccessApi:
     # --- grants ---
 
     async def list_grants(self, _: web.Request) -> web.Response:
-        """Returns all grants by name."""
+        """Returns all grants in etcd by name, and those in the routers' file."""
         found = await self._store.grants()
-        return web.json_response({"grants": {name: _grant(one) for name, one in found.items()}})
+        document = {"grants": {name: auth.document_of(one) for name, one in found.items()}}
+        return web.json_response(document | ({"file": filed} if (filed := self._filed()) else {}))
 
     async def put_grant(self, request: web.Request) -> web.Response:
         """Creates or replaces a grant. Answers 201 if it is new."""
         name = id_of(request, "grant")
         one = _parsed(name, await object_of(request))
         new = await self._store.put(name, one)
-        return web.json_response({"name": name, **_grant(one)}, status=201 if new else 200)
+        return web.json_response({"name": name, **auth.document_of(one)}, status=201 if new else 200)
 
     async def remove_grant(self, request: web.Request) -> web.Response:
         """Deletes a grant."""
@@ -171,10 +173,6 @@ def _seconds(body: dict[str, Any], name: str, default: float) -> float:
 def _expires(body: dict[str, Any], now: int) -> int:
     seconds = _seconds(body, "expires_in", 0.0)
     return now + int(seconds * 1000) if seconds else 0
-
-
-def _grant(one: Grant) -> dict[str, Any]:
-    return {"role": one.role.value, "models": list(one.models), "to": list(one.to)}
 
 
 def _key(name: str, record: KeyRecord) -> dict[str, Any]:

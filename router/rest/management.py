@@ -5,7 +5,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -338,6 +338,7 @@ class ManagementApi:
                 "workers": self._parts.settings.workers,
                 "dataplane": self._parts.dataplane(),
                 "auth": self._parts.guard.statistics(),
+                "grants_file": _summary(self._parts.grants_file()),
             }
         )
 
@@ -356,6 +357,11 @@ class ManagementApi:
 
     def _pods_of(self, model_id: str) -> list[str]:
         return sorted(copy.pod.name for copy in self._parts.view.copies.get(model_id, ()))
+
+
+def _summary(filed: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns what callers without the right to see grants may know about their file."""
+    return None if filed is None else {**filed, "grants": len(filed["grants"])}
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:

@@ -32,3 +32,4 @@ class Parts:
     authstore: AuthStore
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # merged metrics of all workers of this router pod
     dataplane: Callable[[], Mapping[str, object] | None]  # the configuration in force, if there is one
+    grants_file: Callable[[], Mapping[str, object] | None]  # the grants of the followed file, if there is one

@@ -134,3 +134,24 @@ def test_a_bad_file_is_refused_before_anything_is_sent(run, mesh, tmp_path, cont
     result = run("--api-key-file", str(file), "whoami")
     assert result.exit_code == 2
     assert not mesh.requests
+
+
+def test_grants_of_the_routers_file_are_listed(run, mesh):
+    """The grants of the file that routers follow are marked, and a file that cannot be used is reported."""
+    grant = {"role": "infer", "models": ["*"], "to": ["key:ci"]}
+    filed = {"source": "/etc/mesh/grants", "grants": {"b": grant}, "error": "it is not valid TOML", "age": 60.0}
+    mesh.answer("/mesh/v1/grants", {"grants": {"a": grant}, "file": filed})
+    result = run("grants", "ls")
+    assert "a " in result.stdout
+    assert "b (file)" in result.stdout
+    assert "its former content applies (60 s old): it is not valid TOML" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [("[grants", "not valid TOML"), ("{", "not valid JSON"), ("x = 1", "must have one table")]
+)
+def test_a_file_with_grants_that_cannot_be_read_is_refused(run, tmp_path, content, why):
+    (tmp_path / "grants").write_text(content)
+    result = run("grants", "apply", "-f", str(tmp_path / "grants"))
+    assert result.exit_code == 2
+    assert why in " ".join(result.stderr.split())

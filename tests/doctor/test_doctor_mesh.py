@@ -148,6 +148,16 @@ def test_a_type_that_no_server_takes(doctor, fine: FakeMesh) -> None:
     assert "type onnx" not in text
 
 
+def test_the_file_with_grants(doctor, fine: FakeMesh) -> None:
+    """The doctor reports a file with grants, and says why its newer content is not in force, and for how long."""
+    filed = {"source": "/etc/mesh/grants", "grants": 3, "error": "", "age": 0.0}
+    fine.answer("/mesh/v1/stats", {"workers": 2, "grants_file": filed})
+    assert "/etc/mesh/grants has 3 grants" in looked(doctor, fine).said("ok", "mesh", "grants")
+    fine.answer("/mesh/v1/stats", {"workers": 2, "grants_file": {**filed, "error": "it is not valid", "age": 90.0}})
+    text = looked(doctor, fine).said("fail", "mesh", "grants")
+    assert "cannot be used, so its content of 90 s ago is in force: it is not valid" in text
+
+
 def test_a_data_plane_configuration_that_cannot_be_used(doctor, fine: FakeMesh) -> None:
     """An unusable data-plane configuration is a finding with its reason."""
     config = {"source": "/etc/mesh/dataplane", "methods": ["a.B/c"], "others": False, "error": ""}

@@ -10,7 +10,7 @@ from mesh.cli.doctor.handshake import Trouble
 from mesh.cli.doctor.meshfacts import MeshFacts, Registered
 from mesh.options.values import format_bytes
 from mesh.statuses import Reason
-from placement import constraints, limits, modeltypes
+from placement import constraints, limits, modeltypes, words
 
 AREA = Area("mesh")
 
@@ -110,6 +110,19 @@ def _dataplane(stats: Mapping[str, Any]) -> Iterator[Finding]:
         yield AREA.fail("dataplane", text, "correct it: routers read it again at once (docs/servers.md)")
     else:
         yield AREA.ok("dataplane", f"{source} has rules for {len(methods)} methods; {others}")
+
+
+def _grants_file(stats: Mapping[str, Any]) -> Iterator[Finding]:
+    filed = stats.get("grants_file")
+    if not isinstance(filed, dict):
+        return
+    source = filed.get("source")
+    if error := filed.get("error"):
+        age = words.span(int(1000 * float(filed.get("age") or 0)))
+        text = f"the file with grants {source} cannot be used, so its content of {age} ago is in force: {error}"
+        yield AREA.fail("grants", text, "correct it: routers read it again at once (docs/security.md)")
+    else:
+        yield AREA.ok("grants", f"{source} has {filed.get('grants')} grants")
 
 
 def _pods(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:

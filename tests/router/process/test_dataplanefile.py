@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from mesh.telemetry import metrics
 from router.calls.routes import Routes
-from router.process import dataplanefile
+from router.process import followedfile
 from router.process.dataplanefile import DataplaneFile, DataplaneFollower
 from tests.support.waiting import until
 
@@ -154,7 +154,7 @@ def test_a_router_does_not_start_with_a_file_that_cannot_be_used(tmp_path: Path,
 
 
 async def test_the_file_is_watched(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataplanefile, "LOOK", 0.01)
+    monkeypatch.setattr(followedfile, "LOOK", 0.01)
     way = Way(tmp_path, path)
     watching = asyncio.ensure_future(way.file.run())
 

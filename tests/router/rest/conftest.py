@@ -291,6 +291,9 @@ class FakeWorker:
     async def snapshots(self):
         return self.registry.snapshot()
 
+    def grants_file(self):
+        return None
+
     def dataplane(self):
         return None
 

@@ -1,0 +1,59 @@
+"""Grants in a followed file, besides those in etcd, for meshes that are configured from version control.
+
+The file is used as a whole or not at all: a mistake in one grant keeps the former file in force. If the file vanishes,
+its last content stays in force too, because Kubernetes sometimes mounts volumes late. An empty table `grants` removes
+all grants.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mesh.schema import auth, grantsfile
+from mesh.telemetry import metrics
+from router.access.authority import Authority
+from router.process.followedfile import FollowedFile, Follower
+
+
+class GrantsFile(FollowedFile):
+    """The file as the pod's main process follows it."""
+
+    def __init__(self, path: str, published: Path) -> None:
+        """Follows the file at `path`; there is none if that is empty. `published` is the file for the workers."""
+        super().__init__("the file with grants", path, published, grantsfile.parse, limit=grantsfile.MAX_BYTES, text="")
+
+    def follow(self, registry: metrics.Registry) -> None:
+        """Adds the metric by which an alert can notice an unusable file."""
+        text = "1 if the file with grants cannot be used, so that its former content applies."
+        registry.gauge("mesh_grants_file_refused", text, merge="max").follow(lambda: int(bool(self.state.error)))
+
+
+class GrantsFollower:
+    """The file's grants in one process."""
+
+    def __init__(self, published: Path, authority: Authority, *, wall: Callable[[], float] = time.time) -> None:
+        """Makes a follower that puts the file's grants beside those of the authority. `wall` returns seconds since the
+        epoch."""
+        self._authority = authority
+        self._wall = wall
+        self._follower = Follower(published, self._adopt)
+
+    def look(self) -> None:
+        """Applies what the pod has published since the last look."""
+        self._follower.look()
+
+    def document(self) -> dict[str, object] | None:
+        """Returns the file's grants with their source and, if a newer content cannot be used, the reason and their age.
+        None if there is no file."""
+        state = self._follower.state
+        if not state.source:
+            return None
+        return {
+            "source": state.source,
+            "grants": {name: auth.document_of(one) for name, one in self._authority.filed.items()},
+            "error": state.error,
+            "age": round(self._wall() - state.read, 1) if state.error else 0.0,
+        }
+
+    def _adopt(self, text: str) -> None:
+        self._authority.adopt(grantsfile.parse(text) if text else {})
