@@ -192,6 +192,38 @@ async def test_with_required_inference_needs_a_key(mesh: Installed) -> None:
     assert asked(mesh, "GET", "/v2/models/m0", key=given) == 200
 
 
+@pytest.mark.timeout(400)
+async def test_a_service_account_calls_with_its_token(mesh: Installed) -> None:
+    """With `auth.serviceAccounts` a pod's account has the grants among the values. A token for another audience is
+    refused. Routers follow a change of the grants without a restart."""
+    mesh.kube.kubectl("create", "serviceaccount", "scorer")
+    me = f"serviceaccount:{mesh.kube.namespace}:scorer"
+
+    def over(role: str) -> dict[str, Any]:
+        grants = {"scorers": {"role": role, "models": ["*"], "to": [me]}}
+        return {"auth": {"mode": "required", "serviceAccounts": "keys", "grants": grants}}
+
+    mesh.helm("upgrade", "mesh", over=over("infer"))
+    await mesh.ready(120.0)
+    token = mesh.kube.kubectl("create", "token", "scorer", "--audience=mesh").strip()
+    other = mesh.kube.kubectl("create", "token", "scorer").strip()
+    await mesh.kube.until(lambda: asked(mesh, "GET", "/v2/models/m0", key=token) == 200, "the token is accepted")
+    assert asked(mesh, "GET", "/mesh/v1/models/m0", key=token) == 403
+    assert asked(mesh, "GET", "/v2/models/m0", key=other) == 401
+    told = mesh.kube.exec(
+        "client", "env", f"MESH_API_KEY={token}", "mesh", "whoami", "--endpoint", "http://modelmesh-serving:8008"
+    )
+    assert me in told
+
+    pods = set(mesh.names("router"))
+    mesh.helm("upgrade", "mesh", over=over("read"))
+    await mesh.kube.until(
+        lambda: asked(mesh, "GET", "/mesh/v1/models/m0", key=token) == 200, "the changed grant applies", timeout=150.0
+    )
+    assert asked(mesh, "GET", "/v2/models/m0", key=token) == 403
+    assert set(mesh.names("router")) == pods
+
+
 async def test_without_keys_everything_is_open(mesh: Installed) -> None:
     """`auth.mode=off` opens management, as with ModelMesh, and removes the key. The notes say so."""
     said = mesh.helm("upgrade", "mesh", over={"auth": {"mode": "off"}})

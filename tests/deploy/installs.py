@@ -22,7 +22,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "all-on": (
         'tls={"secretName":"edge","clientAuth":"require"}',
-        'auth={"mode":"required"}',
+        'auth={"mode":"required","serviceAccounts":"keys","grants":{"a":{"role":"read","models":["*"],"to":["everyone"]}}}',
         'networkPolicy={"egress":{"enabled":true}}',
         'monitoring={"serviceMonitor":true,"podMonitor":true,"rules":true,"dashboard":true}',
         'router={"autoscaling":{"enabled":true},"podAnnotations":{"a":"b"},"extraEnv":[{"name":"X","value":"y"}],'
@@ -49,7 +49,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
     "external-etcd": (
         'etcd={"embedded":false}',
         'internalTLS={"existingSecret":"mine"}',
-        'auth={"existingSecret":"keys"}',
+        'auth={"existingSecret":"keys","serviceAccounts":"review"}',
         'networkPolicy={"egress":{"enabled":true,"etcd":[{"to":[{"ipBlock":{"cidr":"10.0.0.0/8"}}],"ports":[{"port":2379}]}]}}',
     ),
 }

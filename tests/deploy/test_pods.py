@@ -86,7 +86,8 @@ def test_hardened(found):
     for name, pod in installs.pods(found):
         spec = pod["spec"]
         token = spec["automountServiceAccountToken"]
-        assert token is (spec["serviceAccountName"] in FILLED), name
+        verifies = "MESH_AUTH_KUBERNETES" in installs.env(spec["containers"][0])  # others' tokens
+        assert token is (spec["serviceAccountName"] in FILLED or verifies), name
         assert spec["enableServiceLinks"] is False, f"{name}: variables like MESH_ETCD_PORT would be taken for options"
         for volume in spec.get("volumes", ()):
             if "emptyDir" in volume:

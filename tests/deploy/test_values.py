@@ -56,7 +56,17 @@ def test_defaults():
         assert refusals(yaml.safe_load(file.read_text())) == [], file.name
 
 
-OPEN = {"nodeSelector", "affinity", "podLabels", "podAnnotations", "annotations", "labels", "requests", "limits"}
+OPEN = {
+    "grants",
+    "nodeSelector",
+    "affinity",
+    "podLabels",
+    "podAnnotations",
+    "annotations",
+    "labels",
+    "requests",
+    "limits",
+}
 """Objects whose keys are chosen by the admin, or are those of resources."""
 
 
@@ -79,6 +89,10 @@ def test_typo_in_pool():
     [
         ("auth.mode", "on"),
         ("auth.mode", True),
+        ("auth.serviceAccounts", "tokens"),
+        ("auth.grants", {"a": {"role": "root", "models": ["*"], "to": ["everyone"]}}),
+        ("auth.grants", {"a/b": {"role": "read", "models": ["*"], "to": ["everyone"]}}),
+        ("auth.grants", {"a": {"role": "read", "models": ["*"], "to": ["everyone"], "until": 1}}),
         ("etcd.members", 2),
         ("etcd.quota", "lots"),
         ("etcd.storage.kind", "hostPath"),
@@ -227,6 +241,11 @@ def test_null_is_refused_unless_it_means_something(path: str):
         pytest.param(['etcd={"storage":{"kind":"emptyDir"}}'], ["emptyDir", "etcd.members=1"], id="three-without-disk"),
         pytest.param(['tls={"clientAuth":"require"}'], ["tls.clientAuth", "tls.secretName"], id="clients-without-tls"),
         pytest.param(['internalTLS={"days":30}'], ["renewBeforeDays"], id="never-fresh"),
+        pytest.param(
+            ['auth={"mode":"off","serviceAccounts":"keys"}'],
+            ["auth.serviceAccounts", "auth.mode"],
+            id="tokens-when-off",
+        ),
     ],
 )
 def test_helm_refuses(sets: list[str], words: list[str]):

@@ -51,6 +51,7 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
     found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {workers} workers"))
     found += [
         *_dataplane(facts.stats),
+        *_grants_file(facts.stats),
         *_pods(facts.pods),
         *_observed(facts.pods),
         *_room(facts.pods),

@@ -62,6 +62,12 @@ their own, not a tag: kustomize and mirrors set one tag, or one digest, for one 
 {{- if ne $mode "off" -}}{{- $mode -}}{{- end -}}
 {{- end }}
 
+{{- /* The value of `mesh router --auth-kubernetes`, empty if it is off. */ -}}
+{{- define "mesh.serviceAccounts" -}}
+{{- $mode := .Values.auth.serviceAccounts | default "off" -}}
+{{- if ne $mode "off" -}}{{- $mode -}}{{- end -}}
+{{- end }}
+
 {{- define "mesh.adminKeySecret" -}}
 {{- .Values.auth.existingSecret | default "mesh-admin-key" -}}
 {{- end }}
