@@ -73,7 +73,7 @@ def admin(
 
 
 async def filled(store: "Store") -> bool:
-    """Puts a new key into a Secret that has none. Returns whether it did. Raises StoreError."""
+    """Puts a new key into a Secret. Returns False if the Secret already has a key. Raises StoreError."""
     from mesh.certificates.keeping import StoreError
     from mesh.schema import auth
 

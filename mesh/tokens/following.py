@@ -29,11 +29,11 @@ PERIOD = 300.0
 """Seconds between two readings, if nothing asks for one earlier."""
 
 PAUSES = (1.0, 10.0)
-"""Seconds between the begins of two readings that tokens ask for: the shortest, and the longest after readings that
-brought nothing new."""
+"""Shortest and longest pause, in seconds, between the starts of two readings that tokens cause. The pause grows while
+readings bring nothing new."""
 
 MAX_WAITING = 256
-"""Calls that may wait for a reading."""
+"""Largest number of calls that may wait for a reading."""
 
 _RETRY = (2.0, 60.0)  # seconds before another reading after a failure, the first and the longest
 
@@ -90,7 +90,8 @@ class Following:
             self._begin()
 
     async def newer(self) -> None:
-        """Returns after a reading that has begun after this call. Raises LocationError if it has failed, and Busy."""
+        """Waits for the end of a reading that begins after this call. Raises LocationError if the reading fails, and
+        Busy."""
         if self._waiting >= MAX_WAITING:
             raise Busy
         asked = self._clock()

@@ -11,7 +11,7 @@ from mesh.access.principals import Principal, check_subject
 from mesh.tokens.verification import TokenError
 
 MAX_GROUPS = 500
-"""Groups of one token."""
+"""Largest number of groups of one token."""
 
 _KUBERNETES = "system:"
 _ACCOUNT = re.compile(r"system:serviceaccount:([a-z0-9.-]{1,63}):([a-z0-9.-]{1,253})")

@@ -16,7 +16,7 @@ import orjson
 from mesh.tokens.settings import ALGORITHMS
 
 MAX_BYTES = 256 * 1024
-"""Bytes of a set."""
+"""Largest size of a set, in bytes."""
 
 MAX_KEYS = 100
 

@@ -23,7 +23,7 @@ from mesh.tokens.locations import LocationError, Published
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
 
 MAX_AT_ONCE = 16
-"""Reviews in flight. Kubernetes answers one in milliseconds."""
+"""Largest number of reviews in flight. Kubernetes answers one in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class ClusterKeys:
             return Published(raw, issuer, ahead)
 
     def changed(self) -> bool:
-        """Returns False: only reading tells."""
+        """Returns False, because only a reading can show a change."""
         return False
 
 

@@ -18,7 +18,7 @@ import orjson
 from mesh.tokens import keyset, places
 
 TIMEOUT = 5.0
-"""Seconds for one answer."""
+"""Time limit of one answer, in seconds."""
 
 DISCOVERY = "/.well-known/openid-configuration"
 CLUSTER_KEYS = "/openid/v1/jwks"
@@ -100,7 +100,7 @@ class Remote:
             return Published(raw, self._issuer, ahead)
 
     def changed(self) -> bool:
-        """Returns False: only reading tells."""
+        """Returns False, because only a reading can show a change."""
         return False
 
     async def _discovered(self, http: aiohttp.ClientSession) -> str:

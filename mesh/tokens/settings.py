@@ -32,7 +32,7 @@ class TokenSettings:
 
     @property
     def wanted(self) -> bool:
-        """Returns whether any tokens are accepted."""
+        """True if tokens of any issuer are accepted."""
         return bool(self.issuer) or self.kubernetes != OFF
 
     @classmethod

@@ -93,8 +93,9 @@ def verify(token: bytes, unverified: Unverified, keys: KeySet, algorithms: Seque
 
 
 def check(claims: Mapping[str, Any], rules: Rules, *, now: float, ahead: float | None = None) -> float:
-    """Checks issuer, audience and times of verified claims. Returns until when they are valid. Times are in seconds
-    since the epoch. `ahead` is by how many seconds this clock is ahead of the issuer's, if known. Raises TokenError."""
+    """Checks issuer, audience and times of verified claims. Returns the time until which they are valid. Times are in
+    seconds since the epoch. `ahead` is the number of seconds by which this clock is ahead of the issuer's, if known.
+    Raises TokenError."""
     if claims.get("iss") != rules.issuer:
         raise TokenError(f"the token is of another issuer: {claims.get('iss')!r:.200}")
     check_audience(claims, rules.audiences)
@@ -113,8 +114,8 @@ def check_audience(claims: Mapping[str, Any], audiences: Sequence[str]) -> None:
 def check_times(
     claims: Mapping[str, Any], *, skew: float, now: float, ahead: float | None = None, endless: bool = False
 ) -> float:
-    """Checks the times of a token, and returns until when it is valid, 0 if without end. With `endless`, it need not
-    expire. Raises TokenError."""
+    """Checks the times of a token. Returns the time until which the token is valid, or 0 if it never expires, which
+    only `endless` allows. Raises TokenError."""
     expires, begins, issued = (_time(claims, name) for name in ("exp", "nbf", "iat"))
     if expires is None and not endless:
         raise TokenError("the token never expires: it has no `exp`")

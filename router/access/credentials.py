@@ -72,4 +72,4 @@ class Unsettled(Exception):
             async with asyncio.timeout_at(deadline):
                 return await self._settle()
         except TimeoutError as error:
-            raise MeshError(Reason.DEADLINE, "the deadline has passed before the caller was identified") from error
+            raise MeshError(Reason.DEADLINE, "the call's deadline passed before its caller was identified") from error

@@ -1,4 +1,4 @@
-"""Callers in Python, in a separate process: for large messages, for schedules, and for want of h2load or wrk.
+"""Callers in Python, in a separate process: for large messages, for schedules, and in place of a missing h2load or wrk.
 
     python -m tests.bench.client < ORDER
 

@@ -1,4 +1,4 @@
-"""Kinds of files, told from their bytes: real files where their writers are installed, and otherwise the bytes that
+"""Kinds of files, recognised by their bytes: real files where their writers are installed, and otherwise the bytes that
 these writers begin a file with."""
 
 import gzip

@@ -11,7 +11,8 @@ _CLOCK = 30.0  # seconds between the clocks of a router and an issuer
 
 
 def check(stats: Mapping[str, Any], endpoint: str) -> Iterator[Finding]:
-    """Yields the findings. There are none for a router that asks nobody, or does not report."""
+    """Yields the findings. There are none for a router without access control, or one that does not report its
+    state."""
     auth = stats.get("auth")
     if not isinstance(auth, dict) or auth.get("mode", "off") == "off":
         return

@@ -21,7 +21,7 @@ _INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
 
 
 class Outcomes(Protocol):
-    """The port that carries calls."""
+    """The data port, as far as a call's outcome concerns it."""
 
     def replied(self, carried: "Carried", reply: Reply) -> None:
         """Takes the complete reply to a call that was sent without a task."""
