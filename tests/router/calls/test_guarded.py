@@ -24,6 +24,8 @@ from tests.support.waiting import until
 KEY, OTHER = "mesh_" + "k" * 43, "mesh_" + "o" * 43
 BEARER = (b"authorization", b"Bearer " + KEY.encode())
 FOREIGN = b"/some.Predictor/predict"
+ISSUER = FakeIssuer()
+TOKEN_OF_K, TOKEN_OF_O = ISSUER.token("k"), ISSUER.token("o")
 
 
 @pytest.fixture
@@ -238,10 +240,42 @@ async def test_the_wait_for_a_caller_ends_at_the_deadline(slow):
     assert call.code is Code.DEADLINE_EXCEEDED
 
 
+# -- tokens
+
+
+@pytest.mark.parametrize("way", ["unary", "stream", "several", "shadow"])
+async def test_a_token_never_reaches_a_model_server(core, way):
+    """However a call arrives, and wherever it or its copy is sent, the token stays in the router."""
+    grants = {"k": ("infer", ["*"], ["user:k"])}
+    guard = guard_of("required", {}, grants, others=[known_tokens(ISSUER)], wall=time.time)
+    guarded = dataclasses.replace(core, dispatcher=Dispatcher(core.forwarder, Routes(), guard))
+    core.resident("m")
+    core.resident("n")
+    core.alias("live", "m", mirror={"target": "n", "share": 100})
+    headers = [(b"authorization", b"Bearer " + TOKEN_OF_K.encode()), (b"x-trace", b"1")]
+    frame = framing.pack(b"payload")
+    match way:
+        case "unary" | "shadow":
+            call = guarded.call("m" if way == "unary" else "live", headers=headers)
+        case "stream":
+            call = StreamCall(FOREIGN, [*headers, (b"mm-model-id", b"m")], [frame])
+            guarded.dispatcher.dispatch(call)
+        case "several":
+            call = FakeCall(FOREIGN, [*headers, (b"mm-model-id", b"m"), (b"mm-model-id", b"n")], frame)
+            guarded.dispatcher.dispatch(call)
+    if way == "shadow":
+        core.sent("a")[-1].reply()
+    await core.reaches("a", 2 if way in ("several", "shadow") else 1)
+    for sent in core.sent("a"):
+        assert sent.headers[b"x-trace"] == b"1"
+        assert b"authorization" not in sent.headers
+        assert TOKEN_OF_K.encode() not in b"".join([*sent.headers.values(), sent.frame or b"", *sent.messages])
+    call.cancel()
+
+
 # -- tricks
 
 SCHEMES = st.sampled_from([b"Bearer ", b"bearer ", b"Basic ", b"", b"Bearer\t", b"Bearer "])
-ISSUER = FakeIssuer()
 
 
 def _mixed(first, second):
@@ -249,10 +283,10 @@ def _mixed(first, second):
     return first.rpartition(".")[0] + "." + second.rpartition(".")[2]
 
 
-VALID = {KEY: "key:k", OTHER: "key:o", ISSUER.token("k"): "user:k", ISSUER.token("o"): "user:o"}
+VALID = {KEY: "key:k", OTHER: "key:o", TOKEN_OF_K: "user:k", TOKEN_OF_O: "user:o"}
 """The valid credentials, and the callers whose they are."""
 
-_K, _O = list(VALID)[2:]
+_K, _O = TOKEN_OF_K, TOKEN_OF_O
 _SECRETS = [ISSUER.jwks, json.dumps(json.loads(ISSUER.jwks)["keys"][0]).encode()]
 INVALID = [
     *(KEY[:-1], "", "m", "*", "everyone", "user:k"),
