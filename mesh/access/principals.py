@@ -12,7 +12,7 @@ KINDS = ("key", "user", "serviceaccount", "cert", "group")
 MAX_SUBJECT = 300
 """Largest number of characters of a subject."""
 
-
+_FORMS = f"key:NAME, user:NAME, serviceaccount:NAMESPACE:NAME, cert:NAME, group:NAME or {EVERYONE}"
 _ACCOUNT = re.compile(r"[^:]+:[^:]+")
 _ACCOUNT_OF = "system:serviceaccount:"
 
@@ -41,8 +41,7 @@ def check_subject(subject: str) -> str:
     if kind == "serviceaccount" and not _ACCOUNT.fullmatch(rest):
         raise ValueError(f"{subject[:100]!r} is not a service account: write serviceaccount:NAMESPACE:NAME")
     if subject != EVERYONE and (kind not in KINDS or not rest):
-        kinds = ", ".join(f"{kind}:NAME" for kind in KINDS)
-        raise ValueError(f"{subject[:100]!r} is not a subject: write {kinds} or {EVERYONE}")
+        raise ValueError(f"{subject[:100]!r} is not a subject: write {_FORMS}")
     if len(subject) > MAX_SUBJECT or not subject.isprintable():
         raise ValueError(f"the subject {subject[:100]!r} is too long or has control characters")
     return subject

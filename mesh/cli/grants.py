@@ -67,7 +67,8 @@ def put(
         typer.Option(
             "--to",
             metavar="SUBJECT",
-            help="Receiver, such as key:ci, group:team-a or everyone; may be repeated.",
+            help="Receiver, such as key:ci, user:anna, serviceaccount:team-a:batch, group:team-a or everyone; may be "
+            "repeated.",
             show_default=False,
         ),
     ],

@@ -95,6 +95,9 @@ def test_a_refusal_says_who_lacks_which_role_on_what():
         (("infer", ["*"], ["key:"]), "is not a subject"),
         (("infer", ["*"], ["key:a\nb"]), "control characters"),
         (("infer", ["*"], ["bootstrap:admin"]), "is not a subject"),
+        (("infer", ["*"], ["serviceaccount:batch"]), "write serviceaccount:NAMESPACE:NAME"),
+        (("infer", ["*"], ["serviceaccount:a:b:c"]), "write serviceaccount:NAMESPACE:NAME"),
+        (("infer", ["*"], ["system:serviceaccount:a:b"]), "write serviceaccount:a:b"),
     ],
 )
 def test_a_bad_grant_is_refused(parts, why):
