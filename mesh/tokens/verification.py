@@ -107,7 +107,7 @@ def check_audience(claims: Mapping[str, Any], audiences: Sequence[str]) -> None:
     given = claims.get("aud")
     named = [given] if isinstance(given, str) else given if isinstance(given, list) else []
     if not any(one in audiences for one in named if isinstance(one, str)):
-        told = ", ".join(str(one)[:100] for one in named[:3]) or "nobody"
+        told = ", ".join(f"{one!r:.100}" for one in named[:3]) or "nobody"
         raise TokenError(f"the token is for {told}, not for this mesh: request one for the audience {audiences[0]}")
 
 

@@ -13,7 +13,9 @@ from mesh.runtime.server import settings as server_settings
 from mesh.runtime.server.calls import runs
 from mesh.runtime.server.loads import loader
 from mesh.runtime.server.v2 import tensors
+from mesh.tokens import following, identities, keyset, kubernetes, locations
 from mesh.wire import budget, pieces, server
+from router.access import guard, reviewed, tokens
 from router.calls import meter
 from router.rest import bulk
 from router.settings import RouterSettings
@@ -50,6 +52,11 @@ def test_the_numbers_are_those_of_the_code():
     assert (server.PATIENCE, server.HASTE, budget.SMALL) == (10, 16, 64 << 10)
     assert (bulk.AT_ONCE, bulk.MAX_LINES, bulk.MAX_BAD, bulk.BATCH, bulk.IN_FLIGHT) == (2, 5_000_000, 10_000, 500, 4)
     assert (bulk.MAX_LINE, bulk.MAX_BYTES, bulk.BATCH_BYTES, bulk.MAX_REPORTED) == (64 << 10, 4 << 30, 256 << 10, 1000)
+    assert (guard._MAX_HEADER, guard._MAX_PRINCIPALS, guard._MAX_BYTES) == (8192, 4096, 8 << 20)
+    assert (identities.MAX_GROUPS, tokens.FAILURES, following.MAX_WAITING) == (500, (80, 400), 256)
+    assert (kubernetes.MAX_AT_ONCE, reviewed.MAX_WAITING, reviewed.FAILURES) == (16, 256, (10, 40))
+    assert (following.PAUSES[1] + locations.TIMEOUT, locations.TIMEOUT) == (15, 5)
+    assert (keyset.MAX_BYTES, keyset.MAX_KEYS, keyset._RSA_BITS) == (256 << 10, 100, (2048, 8192))
     assert (meter.MAX_METHODS, flights.MAX_LOADS, loader.MAX_STUCK) == (64, 1024, 4)
     assert (runs.MAX_WAITING, runs.MAX_WAITING_BYTES, runs.MAX_SECONDS) == (1024, 256 << 20, 600)
     assert (tensors.MAX_TEXTS, tensors.MAX_RANK) == (262_144, 32)
