@@ -288,6 +288,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     def resume_writing(self) -> None:
         """Resumes writers and requests, because the peer has caught up."""
         self.stalled = False
+        self._moved += max(0, self._unsent - self.transport.get_write_buffer_size())
         self._count_unsent(0)
         self._let_write()
         if self._active is None and self._queue:

@@ -10,6 +10,7 @@ import pytest
 from mesh.identity import Identity
 from mesh.statuses import Code
 from mesh.wire import call, client, framing, server
+from mesh.wire.budget import Budget
 from tests.support.authority import Authority, Mounted
 from tests.support.waiting import until
 from tests.support.wire import ECHO, Outcome, frames
@@ -195,6 +196,28 @@ async def test_server_streaming_with_backpressure(pair, count, size):
     result = await stream.result()
     assert (result.code, result.trailers) == (0, [(b"t", b"1")])
     assert pool.statistics().idle == 1
+
+
+async def test_a_reader_that_stalls_and_catches_up_all_the_time_is_fast(pair, monkeypatch):
+    """A connection that is full at every look counts what its peer has read between two looks, so the peer is not cut
+    off while memory is short."""
+    _, serving, pool = pair
+    monkeypatch.setattr(server, "_LOOK", 1000.0)  # the test looks itself
+    monkeypatch.setattr(serving, "budget", budget := Budget())
+    budget.short = True
+    outcome = Outcome()
+    pool.send(method("Count"), [], frames(b"%d %d" % (200, 100_000)), outcome)
+    stream = await outcome.stream()
+    (connection,) = serving._connections
+    looks = 0
+    for _ in range(20):
+        for _ in range(10):
+            assert await asyncio.wait_for(stream.read(), 10) is not None
+        if connection.stalled:
+            looks += 1
+            assert connection.fast_enough(100_000, 0), f"look {looks}"
+    assert looks > 1
+    assert await stream.read() is None
 
 
 async def test_full_duplex_ping_pong(pair):
