@@ -3,15 +3,20 @@
 The same calls go through three meshes in turn, whose pods have the same ONNX or foreign server, and through a single
 Envoy to the same kind of server. The foreign server is the example runtime, whose CPU is not what is measured here. An
 Envoy alone is the least that a hop of real gRPC costs: HTTP/2 in, HTTP/2 out, and no copy, id or fence to look at.
+
+To see whether our own server has become slower, name a checkout of an earlier commit in `MESH_BENCH_BEFORE`: a mesh of
+that code is then measured in turn with the others, so that both see the same machine.
 """
 
 import asyncio
 import contextlib
 import json
+import os
 import statistics
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import grpc
 import numpy as np
@@ -36,6 +41,8 @@ CALLS, ROUNDS, ALONE = 3_000, 6, 300
 V2 = ("--v2", "--method", "inference.GRPCInferenceService/ModelInfer=1")
 MODEL = "regression"
 
+_OWN, _BEFORE = "own server", "own, before"
+
 
 @dataclass
 class Way:
@@ -57,7 +64,10 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
         for egress in ("envoy", "grpc"):
             ways[f"relay, {egress}"] = await stack.enter_async_context(_relayed(etcd, folder / egress, egress))
         ways["Envoy alone"] = await stack.enter_async_context(_envoy(folder / "alone"))
-        ways["own server"] = await stack.enter_async_context(_own(etcd, folder / "own"))
+        ways[_OWN] = await stack.enter_async_context(_own(etcd, folder / "own"))
+        if before := os.environ.get("MESH_BENCH_BEFORE"):
+            with _code_of(Path(before).resolve()):
+                ways[_BEFORE] = await stack.enter_async_context(_own(etcd, folder / "before"))
         for turn in range(ROUNDS):
             for name in sorted(ways, reverse=bool(turn % 2)):
                 await _round(ways[name], message, folder, warm=not turn)
@@ -99,9 +109,19 @@ def _print(ways: dict[str, Way], console: Console) -> None:
     }
     row("CPU a call, us: relay and egress", hop, 1e6)
     console.print(table)
+    if _BEFORE in ways:
+        ratios = [now / before for now, before in zip(ways[_OWN].rates, ways[_BEFORE].rates, strict=True)]
+        console.print(f"{_OWN}: {statistics.median(ratios):.3f} times the calls/s of before")
     least = statistics.median(hop["Envoy alone"])
     for name in ("relay, envoy", "relay, grpc"):
         console.print(f"{name}: {statistics.median(hop[name]) / least:.2f} times the CPU of Envoy alone")
+
+
+@contextlib.contextmanager
+def _code_of(tree: Path) -> Iterator[None]:
+    """Makes the processes that start within this block run the code of another checkout."""
+    with contextlib.chdir(tree), mock.patch.dict(os.environ, PYTHONPATH=str(tree)):
+        yield
 
 
 @contextlib.asynccontextmanager
