@@ -9,12 +9,19 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from mesh.pb import inference_pb2 as pb
+from mesh.pb import modelruntime_pb2 as runtime_pb
 from mesh.runtime.port.copies import Copies
+from mesh.runtime.relay.calls import RelayPort
+from mesh.runtime.relay.envoyegress import EnvoyEgress
+from mesh.runtime.relay.journal import Journal
+from mesh.runtime.relay.methods import Methods
+from mesh.runtime.relay.table import RelayedCopy, Table
 from mesh.runtime.server.calls.dataport import DataPort
 from mesh.runtime.server.calls.runs import Runs
 from mesh.runtime.server.calls.watch import CallWatch
@@ -287,6 +294,38 @@ async def reply(folder: Path) -> AsyncIterator[Operation]:
     yield lambda: writer.encode([LARGE], b"42", raw=True)
 
 
+# -- the relay
+
+
+@asynccontextmanager
+async def relay_call(folder: Path) -> AsyncIterator[Operation]:
+    """Yields an operation that passes a call of one message on to a foreign server, whose name for the model is in the
+    message already, and the server's answer back."""
+    board = Board.private(1)
+    board.permit(OPEN_ENDED, Mode.PROVEN)
+    table = Table(board, Journal(None))
+    copy = RelayedCopy("m", b"agent-1.7", table.row(None))
+    table.copies.add(copy)
+    up: Any = SimpleNamespace(is_up=True, epoch=0)
+    egress = EnvoyEgress(up, "/nowhere", max_message=LIMIT, budget=budget.Budget(LIMIT))
+    egress._pool = pool = _Forgetful("unix:/nowhere")  # type: ignore[assignment]
+    port = RelayPort(table, board, up, egress, max_message=LIMIT)
+    methods = runtime_pb.RuntimeStatusResponse()
+    methods.methodInfos[METHOD[1:].decode()].idInjectionPath.append(1)
+    port.methods = Methods(methods)
+    frame, answer = framing.pack(request("m", x=SMALL)), framing.pack(bytes(150))
+    head = Head(METHOD, HEADERS, b"", True)
+
+    def one() -> None:
+        call = FakeCall(METHOD, HEADERS, frame)
+        call.head = head
+        port.handle(call)
+        pool.sent[-1].reply(answer)
+        assert call.code == 0, call.answers
+
+    yield one
+
+
 # -- REST
 
 
@@ -362,6 +401,7 @@ OPERATIONS: dict[str, Maker] = {
     "server, call to be parsed": lambda folder: data_port(folder, alike=False),
     "server, intake of 100 KiB": intake,
     "server, reply of 100 KiB": reply,
+    "relay, call of one message": relay_call,
     "REST, call like the last": rest_call,
     "REST, request of 64 numbers": lambda folder: rest_request(folder, values=SMALL, binary=False),
     "REST, request of 100 KiB as JSON": lambda folder: rest_request(folder, values=LARGE, binary=False),

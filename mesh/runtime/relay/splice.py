@@ -36,23 +36,35 @@ def _set(message: bytes, number: int, value: bytes) -> bytes:
     parts: list[bytes] = []
     at = kept = same = 0
     end = len(message)
-    while at < end:
-        begin = at
-        key, at = (message[at], at + 1) if message[at] < 0x80 else _varint(message, at, end)
-        if key & 7 == _BYTES and at < end and message[at] < 0x80 and key > 7:
-            content, at = at + 1, at + 1 + message[at]
-            if at > end:
-                raise SpliceError(_BEYOND)
-        elif key > 7:
-            content, at = _skipped(message, at, end, key >> 3, key & 7)
-        else:
-            raise SpliceError("not a protobuf message: field 0")
-        if key == wanted:
-            parts.append(message[kept:begin])
-            kept = at
-            same += message[content:at] == value
-        elif key >> 3 == number:
-            raise SpliceError(f"field {number} is neither a text nor a message")
+    try:
+        while at < end:
+            begin = at
+            key = message[at]
+            if key < 0x80:
+                at += 1
+            else:
+                key, at = _varint(message, at, end)
+            if key & 7 == _BYTES and key > 7:
+                length = message[at]
+                if length < 0x80:
+                    content = at + 1
+                else:
+                    length, content = _varint(message, at, end)
+                at = content + length
+            elif key > 7:
+                content, at = _skipped(message, at, end, key >> 3, key & 7)
+            else:
+                raise SpliceError("not a protobuf message: field 0")
+            if key == wanted:
+                parts.append(message[kept:begin])
+                kept = at
+                same += message[content:at] == value
+            elif key >> 3 == number:
+                raise SpliceError(f"field {number} is neither a text nor a message")
+    except IndexError:
+        raise SpliceError("not a protobuf message: a number does not end") from None
+    if at > end:
+        raise SpliceError(_BEYOND)
     if same and len(parts) == 1:
         return message
     return b"".join((*parts, message[kept:], _field(number, value)))
