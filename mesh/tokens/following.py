@@ -90,14 +90,14 @@ class Following:
             self._begin()
 
     async def newer(self) -> None:
-        """Waits for the end of a reading that begins after this call. Raises LocationError if the reading fails, and
-        Busy."""
+        """Waits until the keys are no older than this call: for the end of a reading that begins after it, unless the
+        place is known not to have changed. Raises LocationError if the reading fails, and Busy."""
         if self._waiting >= MAX_WAITING:
             raise Busy
         asked = self._clock()
         self._waiting += 1
         try:
-            while self._reading is not None or self._begun < asked:
+            while self._reading is not None or (self._begun < asked and self._may_be_old()):
                 if self._reading is not None:
                     await asyncio.wait((self._reading,))
                 elif (wait := self._begun + self._pause - self._clock()) > 0 and not self._location.changed():
@@ -118,6 +118,9 @@ class Following:
         age = None if self.keys is None else self._clock() - self._read
         count = 0 if self.keys is None else len(self.keys.keys)
         return Statistics(count, age, self._trouble, self._readings, self._failures, self._waiting)
+
+    def _may_be_old(self) -> bool:
+        return self.keys is None or self._location.changed() is not False
 
     def _begin(self) -> None:
         self._begun = self._clock()

@@ -121,9 +121,8 @@ class ClusterKeys:
             raw, ahead = await locations.get(http, url, wall=self._wall, headers=headers)
             return Published(raw, issuer, ahead)
 
-    def changed(self) -> bool:
-        """Returns False, because only a reading can show a change."""
-        return False
+    def changed(self) -> None:
+        """Returns None: only reading tells."""
 
 
 def _review(status: Mapping[str, Any]) -> Review:

@@ -45,8 +45,9 @@ class Location(Protocol):
     async def read(self) -> Published:
         """Returns the keys. Raises LocationError."""
 
-    def changed(self) -> bool:
-        """Returns whether the place is known to hold other keys than those read last. Does not wait."""
+    def changed(self) -> bool | None:
+        """Returns whether the place holds something else than what was read last, None if only reading tells. Does not
+        wait."""
 
 
 class File:
@@ -99,9 +100,8 @@ class Remote:
             self._found = keys
             return Published(raw, self._issuer, ahead)
 
-    def changed(self) -> bool:
-        """Returns False, because only a reading can show a change."""
-        return False
+    def changed(self) -> None:
+        """Returns None: only reading tells."""
 
     async def _discovered(self, http: aiohttp.ClientSession) -> str:
         url = self._issuer.rstrip("/") + DISCOVERY

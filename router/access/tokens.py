@@ -118,8 +118,7 @@ class Tokens:
 
     def _refusal(self, digest: bytes, error: TokenError) -> MeshError:
         self.failures.failed()
-        if not isinstance(error, UnknownKeyError):  # its key may be published at any time
-            self._refused[digest] = str(error)
+        self._refused[digest] = str(error)
         return MeshError(Reason.UNAUTHENTICATED, str(error))
 
     def _on_change(self) -> None:

@@ -6,6 +6,7 @@ all alike. The same token sent to the open mesh shows how much of its cost is th
 The parts inside a worker are measured in this process too, where a difference of less than a microsecond is not lost.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +19,14 @@ from mesh.access.grants import Grants, decide, grant
 from mesh.access.principals import Principal
 from mesh.access.verbs import Verb
 from tests.bench.load import Metadata, generator, throughput
-from tests.bench.processes import Meter
+from tests.bench.processes import Meter, exact_seconds
 from tests.support import models
 from tests.support.access import guard_of
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh, children, command, infer_request
 from tests.support.tokens import AUDIENCE, FakeIssuer, known_tokens
 
-CALLS, ROUNDS = 2_000, 25
+CALLS, ROUNDS = 1_024, 40
 
 MODEL = "fraud"
 
@@ -34,7 +35,7 @@ _TURNS, _EACH = 40, 2_000  # of what is measured in this process: the fastest tu
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
-    """Measures several rounds, and prints averages and differences."""
+    """Measures many short rounds, and prints medians and differences."""
     _inside(console)
     issuer = FakeIssuer(algorithm="RS256")
     (folder / "jwks.json").write_bytes(issuer.jwks)
@@ -69,32 +70,37 @@ async def _calls(opened: LocalMesh, asking: LocalMesh, key: str, token: str, fol
         "token": (asking, [("authorization", f"Bearer {token}")]),
     }
     tiers = {way: _tiers(mesh) for way, (mesh, _) in ways.items()}
-    seconds = dict.fromkeys(ways, 0.0)
-    spent = {way: dict.fromkeys(tiers[way], 0.0) for way in ways}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    spent: dict[str, dict[str, list[float]]] = {way: {tier: [] for tier in tiers[way]} for way in ways}
     for turn in range(ROUNDS + 1):
         for way in sorted(ways, reverse=bool(turn % 2)):
             mesh, metadata = ways[way]
-            meter = Meter.begin(tiers[way])
+            meter = Meter.begin(tiers[way], exact_seconds)
             rate = await throughput(mesh.grpc_address(), message, calls=CALLS, folder=folder, metadata=metadata)
             if not turn:
                 continue  # the first round warms up
-            seconds[way] += CALLS / rate
+            rates[way].append(rate)
             for tier, used in meter.spent().items():
-                spent[way][tier] += used
-    calls = ROUNDS * CALLS
-    table = Table(title=f"Who calls: a token of {len(token)} bytes (load: {generator()})")
+                spent[way][tier].append(used / CALLS * 1e6)
+    middle = statistics.median
+    whole = {way: [sum(each) for each in zip(*parts.values(), strict=True)] for way, parts in spent.items()}
+    table = Table(title=f"Who calls: a token of {len(token)} bytes; medians of {ROUNDS} rounds (load: {generator()})")
     table.add_column("what")
     for way in ways:
         table.add_column(way, justify="right")
-    table.add_row("calls/s", *(f"{calls / seconds[way]:,.0f}" for way in ways))
-    each = {way: {tier: used / calls * 1e6 for tier, used in spent[way].items()} for way in ways}
-    whole = {way: sum(each[way].values()) for way in ways}
-    table.add_row("CPU a call, us", *(f"{whole[way]:,.1f}" for way in ways))
+    table.add_row("calls/s", *(f"{middle(rates[way]):,.0f}" for way in ways))
+    table.add_row("CPU a call, us", *(f"{middle(whole[way]):,.1f}" for way in ways))
     for tier in tiers["open"]:
-        table.add_row(f"  {tier}", *(f"{each[way][tier]:,.1f}" for way in ways))
-    table.add_row("more than open, us", "", *(f"{whole[way] - whole['open']:+,.1f}" for way in list(ways)[1:]))
+        table.add_row(f"  {tier}", *(f"{middle(spent[way][tier]):,.1f}" for way in ways))
+    more = {way: [a - b for a, b in zip(whole[way], whole["open"], strict=True)] for way in ways if way != "open"}
+    table.add_row("more than open, us", "", *(_told(values) for values in more.values()))
     table.add_row("reach", "", "", "<= 3", "<= 15")
     console.print(table)
+
+
+def _told(values: list[float]) -> str:
+    """Returns the median, and the error that it may have (of a median of values that vary at random)."""
+    return f"{statistics.median(values):+,.1f} ± {1.25 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
 def _tiers(mesh: LocalMesh) -> dict[str, list[int]]:

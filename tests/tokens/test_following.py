@@ -30,7 +30,7 @@ class FakePlace:
         return Published(raw, self.issuer.url, 0.0)
 
     def changed(self):
-        return False
+        return None
 
 
 @pytest.fixture
@@ -155,6 +155,9 @@ async def test_a_file_is_read_again_when_it_changes(tmp_path, issuer):
     issuer.rotate(forget=True)
     path.write_bytes(issuer.jwks)
     await followed.newer()  # at once: a changed file needs no pause
+    readings = followed.statistics().readings
+    await followed.newer()  # at once: the file has not changed
+    assert followed.statistics().readings == readings
     assert [key.id for key in followed.keys.keys] == [issuer.current]
     path.unlink()
     await read(followed)
