@@ -56,6 +56,7 @@ RUN_BY = {
     ("kubernetes.md", "On this machine, without a registry"): By(
         "tests/cluster/test_trial.py", but="cluster and image are there, and the namespace is the test's"
     ),
+    ("kubernetes.md", "A user of etcd for each mesh"): By("tests/system/test_etcd_secret.py"),
     ("kubernetes.md", "Secrets"): By("tests/cluster/test_authority.py"),
     ("kubernetes.md", "Install with Helm"): By(INSTALL, but="with values for a node of a few CPUs"),
     ("kubernetes.md", "Install with kustomize"): By("tests/cluster/test_kustomize.py"),

@@ -23,6 +23,7 @@ from tests.support.waiting import until
 
 DAY = 86400
 ONE = np.ones((1, 1), np.float32)
+TLS_ALERT = b"\x15"
 PLAIN = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
@@ -71,6 +72,22 @@ def authority() -> Authority:
     return Authority()
 
 
+async def answered(host: str, port: int) -> bytes:
+    """Returns all that a port answers to a request in plain text."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"POST /inference.GRPCInferenceService/ModelInfer HTTP/1.1\r\nhost: x\r\nmm-model-id: m\r\n\r\n")
+    said = b""
+    try:
+        async with asyncio.timeout(10):
+            while more := await reader.read(4096):
+                said += more
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+    return said
+
+
 async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
     """With certificates from `mesh certificates`, registration, a cold start, calls over gRPC and REST and an
     explanation from the pods work over TLS. Clients without TLS, without a certificate or with one of another authority
@@ -106,6 +123,9 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
                 with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
                     await asyncio.wait_for(reader.readexactly(1), 10)
                 writer.close()
+                said = await answered(host, int(port))
+                assert said[:1] in (b"", TLS_ALERT), said
+                assert len(said) < 16, "an alert says only that this is no TLS"
             assert 364 * DAY < await expiry(mesh, f"http://{record.probe_address}") <= 365 * DAY
         assert 364 * DAY < await expiry(mesh, mesh.probe_url()) <= 365 * DAY
 
