@@ -3,6 +3,9 @@
 A server must drop all its models before it reports that it is ready, so a relay that takes over from a dead one must
 not ask for that report; it reads this file instead. Each change is appended as one line, which the kernel keeps even if
 the writer is killed. The file is removed once the server itself has ended.
+
+A copy is known by its model's id and its token. The token alone is not enough: models that were registered in one
+transaction have equal tokens.
 """
 
 import json
@@ -35,7 +38,7 @@ class Journal:
         """Returns what the former relay recorded, or None if nothing reliable is left."""
         if self._path is None:
             return None
-        held: dict[str, Held] = {}
+        held: dict[tuple[str, str], Held] = {}
         try:
             first, *lines = self._path.read_text().splitlines()
             begun = json.loads(first)
@@ -44,9 +47,9 @@ class Journal:
             for line in lines:
                 entry = json.loads(line)
                 if "gone" in entry:
-                    held.pop(entry["gone"], None)
+                    held.pop((entry["gone"], entry["token"]), None)
                 else:
-                    held[entry["token"]] = Held(**entry)
+                    held[entry["model_id"], entry["token"]] = Held(**entry)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         self.former = former
@@ -67,9 +70,9 @@ class Journal:
         """Records a loaded copy."""
         self._append(asdict(copy))
 
-    def remove(self, token: str) -> None:
+    def remove(self, model_id: str, token: str) -> None:
         """Records that the server no longer has a copy."""
-        self._append({"gone": token})
+        self._append({"gone": model_id, "token": token})
 
     def discard(self) -> None:
         """Removes the file, because the server has ended."""

@@ -74,7 +74,7 @@ class Table:
 
     def __init__(self, board: Board, journal: Journal) -> None:
         self.copies: Copies[RelayedCopy] = Copies()
-        self.going: dict[bytes, RelayedCopy] = {}  # by token: being unloaded, or lost
+        self.going: dict[tuple[str, bytes], RelayedCopy] = {}  # by id and token: being unloaded, or lost
         self._board = board
         self._journal = journal
         self._losses: dict[str, float] = {}  # monotonic times of losses, by id
@@ -108,20 +108,20 @@ class Table:
     def withdraw(self, model_id: str, token: bytes) -> RelayedCopy | None:
         """Removes a copy for its unload, so that it answers no more calls, and returns it. Returns None if it is not
         here. An empty token matches any copy."""
-        if token in self.going:
-            return self.going[token]
+        if (going := self.going.get((model_id, token))) is not None:
+            return going
         for copy in self.copies.all_of(model_id):
             if not token or copy.token == token:
                 self.copies.remove(copy)
                 copy.row.mark(SlotState.UNLOADING)
-                self.going[copy.token] = copy
-                self._journal.remove(copy.token.decode())  # at once, because a later relay must not answer for it again
+                self.going[model_id, copy.token] = copy
+                self._forget(copy)  # at once, because a later relay must not answer for it again
                 return copy
         return None
 
     def unloaded(self, copy: RelayedCopy) -> None:
         """Frees the slot of a copy that the server has unloaded."""
-        self.going.pop(copy.token, None)
+        self.going.pop((copy.model_id, copy.token), None)
         copy.row.mark(SlotState.FREE)
 
     def lose(self, copy: RelayedCopy, why: str) -> bool:
@@ -138,12 +138,15 @@ class Table:
         while len(self._losses) > _MAX_LOSSES:
             del self._losses[next(iter(self._losses))]
         self.copies.remove(copy)
-        self.going[copy.token] = copy  # the agent will ask for its unload
+        self.going[copy.model_id, copy.token] = copy  # the agent will ask for its unload
         copy.row.mark(SlotState.LOST)
         self._board.lose()
-        self._journal.remove(copy.token.decode())
+        self._forget(copy)
         log.warning("copy withdrawn", model=copy.model_id, why=why)
         return True
+
+    def _forget(self, copy: RelayedCopy) -> None:
+        self._journal.remove(copy.model_id, copy.token.decode())
 
     # --- for the link
 

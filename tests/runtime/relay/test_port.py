@@ -135,7 +135,7 @@ async def test_a_lost_model_is_not_here(relay: Relay) -> None:
     relay.sent().fail(Code.NOT_FOUND, "no such model")
     assert (NOT_HERE, b"1") in call.answers[0][3]
     assert relay.table.copies.get("m") is None
-    assert relay.table.going[b"life.7"] is relay.copy
+    assert relay.table.going["m", b"life.7"] is relay.copy
     relay.check_nothing_is_left(failed=1)
 
 

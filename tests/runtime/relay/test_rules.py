@@ -168,12 +168,34 @@ def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:
     writer.begin(STATUS, [])
     writer.add(Held("a", "x.1", 3, 2))
     writer.add(Held("b", "x.2", 4))
-    writer.remove("x.1")
+    writer.remove("a", "x.1")
     assert Journal(path).read() == (STATUS, [Held("b", "x.2", 4)])
     path.write_text(path.read_text() + "{")
     assert Journal(path).read() is None
     writer.discard()
     assert not path.exists()
+
+
+def test_models_that_were_registered_together_are_told_apart(tmp_path: Path) -> None:
+    """Models of one transaction have copies with equal tokens. Each is unloaded, lost and recorded by itself."""
+    board = Board.private(4)
+    path = tmp_path / "journal"
+    table = Table(board, Journal(path))
+    table.begin(STATUS, former=False)
+    copies = {}
+    for slot, model_id in enumerate(("a", "b", "c")):
+        copies[model_id] = copy = RelayedCopy(model_id, b"x.1", table.row(slot))
+        copy.row.loading(1, 5)
+        table.loaded(copy, slot=slot, concurrency=0)
+    assert table.withdraw("a", b"x.1") is copies["a"]
+    assert table.withdraw("b", b"x.1") is copies["b"]
+    table.unloaded(copies["b"])
+    assert [board.read(slot).state for slot in range(3)] == [SlotState.UNLOADING, SlotState.FREE, SlotState.LOADED]
+    assert table.withdraw("a", b"x.1") is copies["a"], "an unload that is asked for again"
+    assert table.lose(copies["c"], "the test says so")
+    assert table.withdraw("c", b"x.1") is copies["c"]
+    table.loaded(RelayedCopy("d", b"x.1", table.row(3)), slot=3, concurrency=0)
+    assert Journal(path).read() == (STATUS, [Held("d", "x.1", 3)])
 
 
 def test_a_resumed_copy_keeps_its_numbers_and_none_of_its_calls(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ log = logs.get(__name__)
 
 _HELP = 0.1  # part of the expected memory that an eviction must free to have helped
 _IN_VAIN = 3  # evictions in a row that did not help, after which there are no more
+_LONGEST = 45.0  # seconds for which unloads are waited for: calls in flight take 30 of them, and some unloads never end
 _SETTLES = 3.0  # seconds after which a server has freed the memory of an unloaded model
 
 
@@ -64,7 +65,8 @@ class ForeignMemoryWatch(MemoryWatch):
         if not self._expected:
             return
         age = (self._ledger.now_ns() - self._since_ns) / 1e9
-        if self._ledger.count(EntryState.UNLOADING) or (self._observed >= self._before and age < _SETTLES):
+        unloading = self._ledger.count(EntryState.UNLOADING) > 0 and age < _LONGEST
+        if unloading or (self._observed >= self._before and age < _SETTLES):
             return
         if self._before - self._observed < _HELP * self._expected:
             self._in_vain += 1

@@ -86,6 +86,22 @@ async def test_nothing_is_evicted_without_an_observation(why: str):
     assert (pod.evicted, pod.watch.refusal) == ([], "")
 
 
+async def test_an_unload_that_never_ends_does_not_end_all_evictions():
+    """Evictions are judged once their unloads have ended, or at the latest after 45 s."""
+    pod = Watched(frees=0)
+    await pod.fill()
+    stuck = pod.ledger.entries["m7"]
+    pod.ledger.enter(stuck, EntryState.UNLOADING)
+    pod.memory.used = (100 + 1400) * MIB
+    pod.looks(1)
+    first = len(pod.evicted)
+    assert first
+    pod.looks(40)
+    assert len(pod.evicted) == first
+    pod.looks(10)
+    assert len(pod.evicted) > first
+
+
 async def test_memory_is_looked_at_before_each_load():
     """A server may load many models between two looks, so its memory is also looked at before each load. This changes
     nothing else."""
