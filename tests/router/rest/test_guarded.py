@@ -26,6 +26,7 @@ from tests.router.rest import conftest
 from tests.support import certificates
 from tests.support.access import SlowTokens, guard_of
 from tests.support.examples import examples
+from tests.support.tokens import FakeIssuer, known_tokens
 from tests.support.waiting import until
 
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
@@ -33,6 +34,12 @@ ROLES = {role.value: "mesh_" + role.value.ljust(43, "x") for role in Role}
 KEYS = {**ROLES, "scoped": "mesh_" + "s" * 43, "nobody": "mesh_" + "n" * 43}
 GRANTS = {role: (role, ["*"], [f"key:{role}"]) for role in ROLES} | {
     "scoped": ("register", ["team/*"], ["key:scoped"]),
+}
+ISSUER = FakeIssuer()
+WITHOUT_GRANTS = {
+    "key": KEYS["nobody"],
+    "token": ISSUER.token("nobody", groups=["nobody"]),
+    "forged": FakeIssuer().token("admin", headers={"kid": ISSUER.current}),
 }
 REFUSED = {401: "UNAUTHENTICATED", 403: "FORBIDDEN"}
 
@@ -45,7 +52,7 @@ def mode():
 
 @pytest.fixture
 async def worker(worker, mode, etcd, keys):
-    worker.guard = guard_of(mode, KEYS, GRANTS)
+    worker.guard = guard_of(mode, KEYS, GRANTS, others=[known_tokens(ISSUER)])
     worker.authstore = AuthStore(etcd, keys)
     dispatch = worker.dispatcher.dispatch
 
@@ -365,7 +372,7 @@ async def test_the_statistics_say_how_callers_are_identified(http):
     """The doctor reads these."""
     _, answer = await ask(http, "GET", "/mesh/v1/stats", key=KEYS["read"])
     assert answer["auth"]["mode"] == "required"
-    assert [one["kind"] for one in answer["auth"]["callers"]] == ["admin", "keys"]
+    assert [one["kind"] for one in answer["auth"]["callers"]] == ["admin", "tokens", "keys"]
     assert not any(key in json.dumps(answer) for key in KEYS.values())
 
 
@@ -547,13 +554,13 @@ BEGINNINGS = st.sampled_from(["/mesh/v1/models/", "/mesh/v1/aliases/", "/v2/mode
 ENDS = st.sampled_from(["", "/load", "/infer", "/ready", "/explain", "/versions/1/infer"])
 
 
-@given(METHODS, BEGINNINGS, st.lists(PIECES, max_size=4).map("".join), ENDS)
+@given(METHODS, BEGINNINGS, st.lists(PIECES, max_size=4).map("".join), ENDS, st.sampled_from(sorted(WITHOUT_GRANTS)))
 @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-async def test_no_trick_with_paths_turns_a_denial_into_an_answer(http, worker, method, beginning, middle, end):
-    """A key without any grant changes nothing and learns nothing of any model, whatever the path looks like."""
+async def test_no_trick_with_paths_turns_a_denial_into_an_answer(http, worker, method, beginning, middle, end, holder):
+    """A caller without any grant changes nothing and learns nothing of any model, whatever the path looks like."""
     before = dict(worker.management.models)
     path = beginning + middle + end
-    status, answer = await ask(http, method, path, key=KEYS["nobody"], body={"type": "onnx", "path": "/a"})
+    status, answer = await ask(http, method, path, key=WITHOUT_GRANTS[holder], body={"type": "onnx", "path": "/a"})
     assert status >= 400, (path, status, answer)
     assert answer.get("reason") in (
         None,
@@ -561,6 +568,7 @@ async def test_no_trick_with_paths_turns_a_denial_into_an_answer(http, worker, m
         Reason.BAD_REQUEST.name,
         "UNKNOWN_METHOD",
         "UNSUPPORTED",
+        *(["UNAUTHENTICATED"] if holder == "forged" else []),
     )
     assert worker.management.models == before
     assert not worker.dispatcher.calls
