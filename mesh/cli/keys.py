@@ -9,6 +9,7 @@ from urllib.parse import quote
 import typer
 
 from mesh.access import grants as rules
+from mesh.access.principals import EVERYONE
 from mesh.cli import adminkey, direct, options, output
 from mesh.cli.client import Client
 from mesh.cli.exits import CommandError, Exit, of_mesh_error
@@ -193,7 +194,7 @@ def revoke(context: typer.Context, name: Name, endpoint: options.Endpoint = "", 
 
 
 def whoami(context: typer.Context, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Shows the name of your key, and its grants.
+    """Shows the name of your key, token or certificate, its groups, and its grants.
 
     Example: `mesh whoami`
     """
@@ -204,7 +205,10 @@ def whoami(context: typer.Context, endpoint: options.Endpoint = "", as_json: opt
             output.print_json(answer)
             return
         screen = output.console()
-        screen.print(output.plain(f"you are {answer.get('name')}"), soft_wrap=True)
+        name = answer.get("name")
+        others = [str(one) for one in answer.get("subjects") or () if one not in (name, EVERYONE)]
+        also = f", and also {', '.join(others)}" if others else ""
+        screen.print(output.plain(f"you are {name}{also}"), soft_wrap=True)
         if answer.get("everything"):
             screen.print("you may do everything")
             return

@@ -84,8 +84,14 @@ def test_whoami_shows_the_callers_grants(run, mesh):
     one = {"role": "infer", "models": ["m"], "to": ["key:ci"]}
     mesh.answer("/mesh/v1/whoami", {"name": "key:ci", "subjects": [], "grants": {"g": one}, "everything": False})
     result = run("whoami")
-    assert "you are key:ci" in result.stdout
+    assert "you are key:ci\n" in result.stdout
     assert "infer" in result.stdout
+
+
+def test_whoami_shows_the_groups_of_a_token(run, mesh):
+    subjects = ["everyone", "group:team-a", "group:x", "user:anna"]
+    mesh.answer("/mesh/v1/whoami", {"name": "user:anna", "subjects": subjects, "grants": {}, "everything": False})
+    assert "you are user:anna, and also group:team-a, group:x\n" in run("whoami").stdout
 
 
 # -- the key that is sent
