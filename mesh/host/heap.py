@@ -34,7 +34,9 @@ def joining(environment: Mapping[str, str]) -> dict[str, str]:
     bytes on both sides, which end up in glibc's caches of small blocks. Once freed, the output is therefore too small
     for the next one of its size, and the heap grows with each call: one caller with 4 MB tensors made a model server
     grow by 67 MB, and without these caches by 9 MB. As no new pages are needed, a call also costs 4.5 ms of CPU instead
-    of 8.3. Small calls cost the same. Tunables that the environment already has come last, and so prevail."""
+    of 8.3. But a small call costs the server 9 % more instructions (counted with callgrind). With caches of two blocks
+    of each size it costs only 2 % more, but that server grew by 32 MB, and with eight callers by 72 instead of 37.
+    Tunables that the environment already has come last, and so prevail."""
     given = environment.get(_TUNABLES)
     return {**environment, _TUNABLES: f"{_JOINING}:{given}" if given else _JOINING}
 
