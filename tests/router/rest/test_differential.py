@@ -14,6 +14,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ from tests.support import models
 from tests.support.examples import examples
 from tests.support.onnxserver import OnnxServer
 
-LIMIT = 4 << 20
+LIMIT = 16 << 20
 ODD = "a/b \xe4%2F"
 EXAMPLES = settings(
     max_examples=examples(60),
@@ -96,7 +97,7 @@ def told(status, headers, content):
     if length is not None:
         document = content[: int(length)]
     names = ("content-type", "retry-after")
-    return status, {name: headers.get(name) for name in names}, json.loads(document), content[len(document) :]
+    return status, {name: headers.get(name) for name in names}, orjson.loads(document), content[len(document) :]
 
 
 async def everywhere(doors, path, headers, body, *, chunked=False):
@@ -286,27 +287,69 @@ async def real(request, tmp_path):
 @given(one=wanted())
 async def test_rest_and_grpc_answer_alike(real, one):
     """An inference gives the same tensors over REST and gRPC, or the same refusal by the model server or the router."""
+    event(await alike(real, one))
+
+
+NUMBERS = np.random.default_rng(18)
+NAN = np.where(np.arange(30_000) % 7 == 0, np.nan, 1.5).astype("<f4")
+LARGE = [
+    # JSON of one integer has 22 bytes: the first tensor is converted in the worker, the second beside it.
+    ("INT64", np.full(2_950, -(1 << 62), "<i8"), {}),
+    ("INT64", np.full(3_000, -(1 << 62), "<i8"), {}),
+    ("INT64", NUMBERS.integers(-(1 << 63), (1 << 63) - 1, 5_000), {"compressed": True}),
+    ("UINT64", np.full(10_000, (1 << 64) - 1, "<u8"), {"compressed": True, "chunked": True}),
+    ("FP32", NAN, {"binary_in": True}),
+    ("FP32", NAN, {"binary_in": True, "binary_out": True}),
+    ("FP32", NAN, {"binary_in": True, "binary_out": True, "chunked": True}),
+    ("FP64", NUMBERS.random(20_000), {"binary_in": True, "compressed": True}),
+    ("BOOL", NUMBERS.integers(0, 2, 20_000).astype(bool), {"binary_out": True}),
+]
+"""Tensors beside the sizes above which other processes and protocols read and write them."""
+
+LARGEST = [
+    ("FP64", NUMBERS.random(520_000), {}),
+    ("FP64", NUMBERS.random(520_000), {"binary_in": True}),
+    ("FP64", NUMBERS.random(520_000), {"binary_out": True, "compressed": True}),
+]
+"""Tensors with 10 MB of JSON."""
+
+LONG = [pytest.mark.long, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "ids"), [(LARGE, "ab"), pytest.param(LARGEST, "a", marks=LONG)], ids=["100 KB", "10 MB"]
+)
+async def test_large_tensors_are_answered_alike(real, tensors, ids):
+    """A large tensor gives the same tensors over REST and gRPC, wherever its JSON is converted, and also a second time:
+    the form of the first request is then known, and memory is used again."""
+    for name, array, form in tensors:
+        for again in ids:
+            data = None if form.get("binary_in") else array.tolist()
+            one = Wanted(name, name, array.shape, array.tobytes(), data, request_id=again, **form)
+            carries = form.get("binary_out") or carried(name, one.raw)
+            assert await alike(real, one) == ("answered" if carries else "not for JSON")
+
+
+async def alike(real, one):
+    """Makes an inference over REST and over gRPC, and checks that the answers agree. Returns the kind of answer."""
     opened, pool = real
     status, _, document, blobs = await everywhere(opened, *one.rest(), chunked=one.chunked)
     frame = framing.pack(one.grpc().SerializeToString())
     reply = await pool.call(METHOD + b"ModelInfer", [], frame, timeout=30)
     if reply.code:
-        event("refused")
         expected, body = errors.of_answer(LocalAnswer(reply.code, reply.text, None, reply.headers, reply.trailers))
         if document["reason"] == "BAD_REQUEST":  # REST found it first, and says so in its own words
             assert status == 400
             assert expected == 400 or one.model == "missing"
         else:
             assert (status, document) == (expected, body)
-        return
+        return "refused"
     response = pb.ModelInferResponse.FromString(framing.unpack(reply.frame, limit=LIMIT))
     (output,), (raw,) = response.outputs, response.raw_output_contents
     if not one.binary_out and not carried(output.datatype, raw):
-        event("not for JSON")
         assert (status, document["reason"]) == (400, "BAD_REQUEST")
         assert "binary_data" in document["error"]
-        return
-    event("answered")
+        return "not for JSON"
     assert status == 200, document
     (shown,) = document["outputs"]
     found, rest = raw_of(shown, blobs)
@@ -314,6 +357,7 @@ async def test_rest_and_grpc_answer_alike(real, one):
     assert (found, rest) == (raw, b"")
     assert document["model_name"] == response.model_name
     assert document.get("id", "") == response.id == one.request_id
+    return "answered"
 
 
 # --- among the carriers, with anything for a request ---
