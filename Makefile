@@ -101,7 +101,7 @@ cost: $(DEV)  ## compares instructions and memory of hot functions with the stor
 bench: $(DEV)  ## measures calls/s, CPU per call and latency beside other servers, installed first (1.5 GB; 20 minutes)
 	@$(RUN) tests.bench $(ARGS)
 
-performance: $(DEV)  ## writes docs/performance.md and its pictures from the results of the last make bench
+performance: $(DEV)  ## writes docs/performance.md and its pictures from the results of the last complete make bench
 	@$(RUN) tests.bench.page $(ARGS)
 
 format: $(DEV)  ## formats the sources

@@ -2,8 +2,9 @@
 
     python -m tests.bench [PART...]      some parts; without arguments, those of DEFAULT; `all`: all of them
 
-Absolute times depend on the machine, so compare the ratios, which are taken within one run. All results are also
-written to a JSON file, from which `make performance` writes docs/performance.md.
+Absolute times depend on the machine, so compare the ratios, which are taken within one run. The results of the parts
+that compare systems are also written to a JSON file. `make performance` writes docs/performance.md from the file of a
+complete run.
 """
 
 import argparse
@@ -43,7 +44,15 @@ DEFAULT = ("chain", "peers", "large")
 _OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias, "auth": auth, "servers": servers}
 """The parts that start their own meshes."""
 
-OUTPUT = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "results.json"
+FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "bench"
+
+
+def output(names: list[str], *, quick: bool) -> Path:
+    """Returns the file for the results of a run of these parts. A run of some parts, or a quick one, does not overwrite
+    the results of a complete run, from which docs/performance.md is written."""
+    if set(names) >= set(DEFAULT) and not quick:
+        return FOLDER / "results.json"
+    return FOLDER / f"results-{'-'.join(names)}{'-quick' if quick else ''}.json"
 
 
 async def main(wanted: list[str], results: Results, plan: Plan) -> None:
@@ -82,7 +91,12 @@ if __name__ == "__main__":
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="Part to run, or all.")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file for the results.")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file for the results. Default: .cache/bench/results.json for all parts of docs/performance.md, and "
+        "results-PART.json beside it for others.",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="Take one short round of each part, only to see that everything works."
     )
@@ -97,5 +111,10 @@ if __name__ == "__main__":
         console.print(f"[bold yellow]this machine is not quiet: {text}")
     names = list(PARTS) if "all" in chosen.parts else chosen.parts or list(DEFAULT)
     asyncio.run(main(names, results, QUICK if chosen.quick else Plan()))
-    results.write(chosen.output)
-    console.print(f"results: {chosen.output}; docs/performance.md from them: make performance")
+    path = chosen.output or output(names, quick=chosen.quick)
+    if not results.comparisons:
+        console.print("these parts only print their figures: no file was written")
+    else:
+        results.write(path)
+        more = "" if chosen.quick else f"; to write docs/performance.md from them: make performance ARGS={path}"
+        console.print(f"results: {path}{more}")

@@ -2,8 +2,8 @@
 
     python -m tests.bench.page [RESULTS.json]      (`make performance`)
 
-copies the results of the last `make bench` to docs/performance.json, and writes the page only from that file, which a
-test verifies. The page says where a peer is better, and which goals are missed.
+copies the results of the last complete `make bench` to docs/performance.json, and writes the page only from that file,
+which a test verifies. The page says where a peer is better, and which goals are missed.
 """
 
 import argparse
@@ -59,8 +59,9 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield (
         "Absolute figures are those of one machine, on which the servers and the generators of load share the cores. "
         "The ratios are what to compare: each is the median of the ratios of rounds that alternated between the "
-        "systems. Nothing here is a test: no figure makes a build fail. How much work a call may be is "
-        "guarded by [`make check`](../CONTRIBUTING.md#the-cost-of-the-hot-functions)."
+        "systems. No figure here makes a build fail. "
+        "[`make check`](../CONTRIBUTING.md#the-cost-of-the-hot-functions) guards the work of a call instead: it "
+        "compares the instructions and the memory of hot functions with stored figures."
     )
     yield ""
     yield from _table(
@@ -236,7 +237,13 @@ PICTURES = {"throughput": _throughput, "cpu": _throughput, "latency": _latency}
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.page", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", nargs="?", type=Path, default=LAST, help="JSON file of a run.")
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        default=LAST,
+        help="JSON file of a run. Default: that of the last complete make bench.",
+    )
     chosen = parser.parse_args(arguments)
     if not chosen.results.exists():
         print(f"{chosen.results} is not there: make bench writes it", file=sys.stderr)
@@ -247,6 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"{chosen.results} has format {document['format']}, not {results.FORMAT}: make bench again", file=sys.stderr
         )
+        return 1
+    if not document["comparisons"]:
+        print(f"{chosen.results} has no comparisons: no part of that run compares systems", file=sys.stderr)
         return 1
     KEPT.write_text(content)
     PAGE.write_text(text(document))

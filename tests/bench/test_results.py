@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tests.bench import page, results
+from tests.bench import __main__, page, results
 from tests.bench.results import Comparison, Results, Row
 
 SYSTEMS = ["Mesh", "plain", "Other"]
@@ -121,3 +121,25 @@ def test_the_page_in_docs_is_that_of_its_figures():
     assert page.KEPT.exists() == page.PAGE.exists()
     if page.KEPT.exists():
         assert page.PAGE.read_text() == page.text(json.loads(page.KEPT.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("names", "quick", "name"),
+    [
+        (["chain", "peers", "large"], False, "results.json"),
+        (["large", "alias", "peers", "chain"], False, "results.json"),
+        (["chain", "peers", "large"], True, "results-chain-peers-large-quick.json"),
+        (["large"], False, "results-large.json"),
+    ],
+)
+def test_only_a_complete_run_overwrites_the_figures_of_the_page(names, quick, name):
+    assert __main__.output(names, quick=quick).name == name
+
+
+def test_a_run_that_compares_nothing_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(page, "KEPT", tmp_path / "kept.json")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
+    Results(Console(quiet=True)).write(tmp_path / "results.json")
+    assert page.main([str(tmp_path / "results.json")]) == 1
+    assert "no comparisons" in capsys.readouterr().err
+    assert not page.PAGE.exists()
