@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-streams test-long test-vmodels test-foreign test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-streams test-long test-vmodels test-foreign test-servers test-compatibility test-attack test-onnx test-clients check cost bench performance image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## prints this list
@@ -83,6 +83,10 @@ test-compatibility: $(DEV)  ## tests what users of ModelMesh rely on, over each 
 test-foreign: $(DEV)  ## runs 400 models of a foreign server and ours through troubles, and all variants of its tests (ARGS="--foreign-seed 7"; minutes)
 	@$(RUN) pytest tests/foreign tests/system/test_foreign.py tests/system/test_foreign_losses.py -m "" $(ARGS)
 
+test-servers: $(DEV)  ## tests MLServer with models of each of its types, installed first (0.6 GB download, 1.3 GB on disk)
+	@$(RUN) mesh servers install mlserver
+	@$(RUN) pytest tests/servers -m "" -rs $(ARGS)
+
 test-streams: $(DEV)  ## passes a message of 1 GiB and holds 1,000 streams open, over both edges, and prints what they cost (minutes)
 	@$(RUN) pytest tests/system/test_streams.py -s --streams 1000 --stream-bytes 1GiB $(ARGS)
 
@@ -123,6 +127,7 @@ RESOLVE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 -
 	--no-emit-index-url --no-emit-find-links
 COMPILE = $(RESOLVE) pyproject.toml requirements/build.in
 PEERS = mlserver kserve ray
+SERVERS = mlserver
 
 lock: $(VENV)/.made  ## updates the lock files, keeping versions that still fit (ARGS=--upgrade: the newest)
 	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
@@ -132,6 +137,9 @@ lock: $(VENV)/.made  ## updates the lock files, keeping versions that still fit 
 	$(COMPILE) --extra gpu --extra cuda --extra local --extra demo --extra dev --constraints requirements/dev.txt \
 		--output-file requirements/gpu.txt $(ARGS)
 	$(COMPILE) --extra gpu --extra cuda --extra edge --constraints requirements/dev.txt --output-file requirements/image-gpu.txt $(ARGS)
+	grep -oE '^scikit-learn==[^ ]+' requirements/up.txt > $(VENV)/shared.in
+	for server in $(SERVERS); do $(RESOLVE) requirements/server-$$server.in --override requirements/server-overrides.in \
+		--constraints $(VENV)/shared.in --output-file mesh/modelservers/locks/$$server.txt $(ARGS) || exit 1; done
 	for peer in $(PEERS); do $(RESOLVE) requirements/peer-$$peer.in --output-file requirements/peer-$$peer.txt $(ARGS) || exit 1; done
 
 clean:  ## removes everything made here, including the environment and the local mesh's data

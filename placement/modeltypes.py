@@ -17,11 +17,16 @@ def takes(served: frozenset[str], model_type: str) -> bool:
     """Returns whether a pod that serves these types takes a model of the given type. The type "" is unknown."""
     if not served or not model_type or model_type in served:
         return True
-    plain = model_type.partition("|")[0].removeprefix(_FORMAT)
+    plain = _plain(model_type)
     if plain in served:
         return True
     name, _, version = plain.partition(":")
     return name in served if version else any(one.partition(":")[0] == name for one in served)
+
+
+def name_of(model_type: str) -> str:
+    """Returns the name of a model's type, without its version."""
+    return _plain(model_type).partition(":")[0]
 
 
 def untaken(model_type: str, pods: Iterable[frozenset[str]]) -> str:
@@ -32,3 +37,7 @@ def untaken(model_type: str, pods: Iterable[frozenset[str]]) -> str:
         return ""
     every = ", ".join(sorted(frozenset[str]().union(*served)))
     return f"no pod takes models of type {model_type}: the pods of this mesh take {every}"
+
+
+def _plain(model_type: str) -> str:
+    return model_type.partition("|")[0].removeprefix(_FORMAT)

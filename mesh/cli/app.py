@@ -24,6 +24,7 @@ from mesh.cli import (
     registry,
     removal,
     replay,
+    servers,
     serving,
     simulate,
     snapshot,
@@ -42,7 +43,7 @@ Thousands of models behind one endpoint.
 
 
 _MODULES = (
-    *(processes, certificates, registry, removal, bulk, versions, aliases, serving, limits, infer, pods, top),
+    *(processes, servers, certificates, registry, removal, bulk, versions, aliases, serving, limits, infer, pods, top),
     *(simulate, replay, keys, grants, backup, snapshot, prefix, doctor, context),
 )
 """The modules of commands, in the order of the help's panels."""

@@ -13,9 +13,10 @@ from typing import Annotated, TextIO, cast
 
 import typer
 
-from mesh.cli import limitoptions, options
+from mesh.cli import limitoptions, options, servers
 from mesh.cli.exits import CommandError
-from mesh.local.settings import LocalServer, UpError, UpSettings
+from mesh.local.settings import LocalServer, UpError, UpSettings, counted
+from mesh.modelservers import environments, kinds
 from mesh.options import checked, groups
 from placement import policies
 
@@ -37,6 +38,23 @@ def up(
         str, typer.Option("--listen", metavar="HOST:PORT", help="Address for clients, gRPC and REST.")
     ] = (_DEFAULT.listen),
     pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = _DEFAULT.pods,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--server",
+            metavar="NAME[=N]",
+            help="Number of pods with a kind of model server: onnx (instead of --pods), or mlserver, which is "
+            "installed first (see `mesh servers`). May be repeated. Without =N: 1 pod.",
+        ),
+    ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Permission for models that run code when they are loaded, such as pickles of scikit-learn, in pods "
+            "of --server mlserver.",
+        ),
+    ] = False,
     server_command: Annotated[
         list[str] | None,
         typer.Option(
@@ -141,7 +159,8 @@ def up(
 
     It listens on loopback unless --listen says otherwise. Registrations are kept in the data directory.
 
-    Examples: `mesh up`, `mesh up --pods 4 --capacity 2GiB --file-root ./models`
+    Examples: `mesh up`, `mesh up --pods 4 --capacity 2GiB --file-root ./models`,
+    `mesh up --server onnx=2 --server mlserver=1 --allow-code`
     """
     if edge not in ("envoy", "grpc"):
         raise typer.BadParameter(f"{edge!r} is not an edge: use envoy or grpc", param_hint="--edge")
@@ -153,13 +172,16 @@ def up(
         raise typer.BadParameter(f"{log_format!r} is not a log format: use text or json", param_hint="--log-format")
     if auth not in ("off", "management", "required"):
         raise typer.BadParameter(f"{auth!r} is unknown: use off, management or required", param_hint="--auth")
+    counts = _counts(server or [])
     settings = UpSettings(
         listen=listen,
         rest_listen=rest_listen,
         probe=probe,
         edge=edge,
         workers=workers,
-        pods=pods,
+        pods=counts.pop(kinds.ONNX, pods),
+        adapted=tuple(name for name, number in counts.items() for _ in range(number)),
+        allow_code=allow_code,
         servers=tuple(_server(text) for text in server_command or ()),
         capacity=checked.size(capacity, "--capacity") if capacity else 0,
         device=device,
@@ -182,6 +204,13 @@ def up(
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))
 
 
+def _counts(texts: list[str]) -> dict[str, int]:
+    try:
+        return counted(texts)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--server") from error
+
+
 def _server(text: str) -> LocalServer:
     try:
         return LocalServer.parse(text)
@@ -195,6 +224,9 @@ def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:
     from mesh.local.lines import LogStream, Printer
     from mesh.telemetry import logs
 
+    for name in dict.fromkeys(settings.adapted):
+        if environments.installed(name) is None:
+            servers.shown(kinds.KINDS[name])
     names = ["mesh", "etcd", *(f"pod-{number}" for number in range(1, settings.all_pods + 1)), "router"]
     printer = Printer(names, stream=sys.stdout, quiet=quiet, raw=raw)
     stream = cast(TextIO, LogStream(printer, "mesh"))
@@ -204,7 +236,9 @@ def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:
         raise typer.BadParameter(str(error), param_hint="--log-level") from error
 
     async def ready(mesh: supervisor.LocalMesh) -> None:
-        printer.text(await welcome.text(mesh.settings, capacity=mesh.capacity, samples=samples))
+        printer.text(
+            await welcome.text(mesh.settings, capacity=mesh.capacity, samples=samples and mesh.settings.pods > 0)
+        )
 
     try:
         asyncio.run(supervisor.run(settings, printer, ready))

@@ -14,10 +14,12 @@ from mesh.cli.exits import CommandError, Exit
 from mesh.cli.moves import Patience
 from mesh.cli.serving import LOAD_SECONDS, show_status
 from mesh.local.lines import one_line
-from mesh.modelfiles import sniffing
+from mesh.modelfiles import guessing, sniffing
+from mesh.modelservers import kinds
 from mesh.schema.modelstatus import ModelStatus
 from placement import modeltypes
 
+_ONNX = "onnx"
 _WHY = 160  # characters shown of a reason; `mesh status` shows all of it
 
 
@@ -31,7 +33,12 @@ def register(
     context: typer.Context,
     model: options.ModelId,
     path: Annotated[str, typer.Argument(metavar="PATH", help="File or URL of the model, as the pods see it.")],
-    kind: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="The model's type.")] = "onnx",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type", "-t", metavar="TYPE", help="The model's type. Default: guessed from its file, else onnx."
+        ),
+    ] = "",
     key: Annotated[
         str,
         typer.Option(
@@ -73,6 +80,8 @@ def register(
     give the new file a version: it is registered as MODEL@VERSION and loaded, and then the alias MODEL moves to it. No
     call fails meanwhile, and `mesh rollback` goes back.
 
+    Without --type, the type is guessed from the file, and said.
+
     Examples: `mesh register fraud/de ./fraud-de.onnx --load --wait`, `mesh register fraud ./new.onnx --version 8`
     """
     if keep is not None and not version:
@@ -81,8 +90,9 @@ def register(
     async def command(client: Client) -> None:
         named = _key(key)
         inside = isinstance(named, dict) and not {"storage_key", "storage_params", "bucket"}.isdisjoint(named)
-        described = {"type": kind, "path": path if inside else located(path), "key": named}
-        if not inside and (mistaken := _mistaken(str(described["path"]), kind)):
+        described = {"path": path if inside else located(path), "key": named}
+        described["type"] = kind or _guessed(str(described["path"]))
+        if not inside and (mistaken := _mistaken(str(described["path"]), str(described["type"]))):
             output.remarks().print(f"[yellow]{output.plain(mistaken)}[/]", soft_wrap=True)
         if sha256:
             described["sha256"] = sha256
@@ -93,6 +103,8 @@ def register(
         body = described | {"load": load or bool(wait), "sync": bool(wait)}
         answer = await client.request("PUT", model_path(model), body=body, timeout=timeout)
         show_status(answer, as_json=as_json)
+        if answer.get("notes") and (hint := _hint(str(described["type"]))):
+            output.remarks().print(f"[yellow]{output.plain(hint)}[/]", soft_wrap=True)
         if wait and answer.get("status") != ModelStatus.LOADED:
             raise CommandError(
                 f"{model} is registered but not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
@@ -195,6 +207,29 @@ def _trouble(model: dict[str, Any]) -> str:
     if not errors and not model.get("quarantined"):
         return ""
     return f"{'quarantined' if model.get('quarantined') else 'failed'}: {errors[0] if errors else 'servers died of it'}"
+
+
+def _guessed(path: str) -> str:
+    """Returns the type of a model whose type is not given, and says what the guess rests on."""
+    try:
+        file = Path(path.removeprefix("file://"))
+        guess = guessing.of_file(file) if file.exists() else guessing.of_name(path)
+    except OSError:  # the pods will say why
+        guess = None
+    if guess is None or guess.type == _ONNX:
+        return _ONNX
+    text = f"type {guess.type}: {guess.because} (--type names another one)"
+    output.remarks().print(f"[dim]{output.plain(text)}[/]", soft_wrap=True)
+    return guess.type
+
+
+def _hint(model_type: str) -> str:
+    """Returns how to get a pod that takes a type, or "" if Mesh has no such server."""
+    for kind in kinds.takers(modeltypes.name_of(model_type)):
+        code = " --allow-code" if kinds.runs_code(model_type) else ""
+        why = "; such models run code when they are loaded" if code else ""
+        return f"{kind.what} takes models of type {model_type}: mesh up --server {kind.name}=1{code}{why}"
+    return ""
 
 
 def _mistaken(path: str, kind: str) -> str:

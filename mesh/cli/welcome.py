@@ -44,6 +44,8 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
             except CommandError as error:
                 log.warning("no sample models", error=str(error))
     pods = f"{settings.pods} pod{'s' if settings.pods > 1 else ''} with {format_bytes(capacity)} for models"
+    if settings.adapted:
+        pods += f", {len(settings.adapted)} with {', '.join(dict.fromkeys(settings.adapted))}"
     if others := len(settings.servers):
         pods += f", {others} with {'servers' if others > 1 else 'a server'} of other types"
     both = settings.rest_address == settings.grpc_address

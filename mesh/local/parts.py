@@ -36,12 +36,15 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
 
 
 class LocalPod:
-    """A runtime pod. Its ports are chosen at each start. The pods with the highest numbers have the foreign servers."""
+    """A runtime pod. Its ports are chosen at each start. The first pods have our ONNX server, the next ones the servers
+    that Mesh has installed, the last ones those of --server-command."""
 
     def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:
         self.name = f"pod-{number}"
-        self._server = settings.servers[number - settings.pods - 1] if number > settings.pods else None
-        self.capacity = settings.capacity or default_capacity(settings.pods)
+        own = settings.own_pods
+        self._server = settings.servers[number - own - 1] if number > own else None
+        self._adapter = settings.adapted[number - settings.pods - 1] if settings.pods < number <= own else ""
+        self.capacity = settings.capacity or default_capacity(own)
         self._settings = settings
         self._etcd_url = etcd_url
         self._session = session
@@ -65,6 +68,9 @@ class LocalPod:
         if self._server is not None:
             # grpc.aio, because another Envoy would take more memory than most servers that are tried here.
             argv += ["--server-command", self._server.command, "--types", self._server.types, "--egress", "grpc"]
+        if self._adapter:
+            argv += ["--adapter", self._adapter, "--egress", "grpc"]
+            argv += ["--allow-code"] if settings.allow_code else []
         argv += ["--model-dir", str(settings.data_dir / self.name), "--lease-ttl", str(settings.lease_ttl)]
         argv += ["--drain-timeout", f"{settings.drain_timeout:g}", "--eviction", settings.eviction]
         for root in dict.fromkeys([settings.samples_dir, *settings.file_roots]):

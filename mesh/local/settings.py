@@ -1,13 +1,18 @@
 """Settings of `mesh up`, and their defaults."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.host import cgroups, memory
+from mesh.modelservers import environments, kinds
 from mesh.options.values import format_address, parse_address
 from mesh.schema import auth
 
 LOOPBACK = "127.0.0.1"
+
+MOST_PODS = 64
+"""Maximum number of pods of one kind."""
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that all pods together may use; the rest is for calls and other programs."""
@@ -33,6 +38,21 @@ class LocalServer:
         return cls(types, command)
 
 
+def counted(texts: Sequence[str]) -> dict[str, int]:
+    """Returns the number of pods of each kind of server, from texts such as `mlserver` and `onnx=2`. Raises
+    ValueError."""
+    counts: dict[str, int] = {}
+    for text in texts:
+        name, separator, number = text.partition("=")
+        if name != kinds.ONNX and name not in kinds.KINDS:
+            known = ", ".join((kinds.ONNX, *kinds.KINDS))
+            raise ValueError(f"{name!r} is no kind of server: use {known}")
+        if separator and not (number.isascii() and number.isdigit() and int(number) <= MOST_PODS):
+            raise ValueError(f"{text!r} has no number of pods from 0 to {MOST_PODS} after the equals sign")
+        counts[name] = counts.get(name, 0) + (int(number) if separator else 1)
+    return counts
+
+
 @dataclass(frozen=True, slots=True)
 class UpSettings:
     """Settings of one mesh on this machine. Times in seconds."""
@@ -43,6 +63,8 @@ class UpSettings:
     edge: str = "envoy"
     workers: str = "auto"
     pods: int = 2  # with our ONNX server
+    adapted: tuple[str, ...] = ()  # kinds of servers that Mesh has installed, each in a further pod
+    allow_code: bool = False  # those servers load models that run code, such as pickles
     servers: tuple[LocalServer, ...] = ()  # that are not ours, each in a further pod
     capacity: int = 0  # bytes of each pod; 0: a share of the free memory
     device: str = "auto"
@@ -78,8 +100,13 @@ class UpSettings:
                 raise UpError(f"{option}: {error}") from error
             if port == 0 and option != "--rest-listen":
                 raise UpError(f"{option}: port 0 does not work here, as clients must know the port: name one")
-        if self.pods < 1:
-            raise UpError(f"--pods: a mesh needs at least 1 runtime pod, not {self.pods}")
+        if self.own_pods < 1:
+            raise UpError(f"--pods: a mesh needs at least 1 runtime pod, not {self.own_pods}")
+        for kind in dict.fromkeys(self.adapted):
+            if environments.installed(kind) is None:
+                raise UpError(f"--server: {kind} is not installed: run `mesh servers install {kind}`")
+        if self.allow_code and not self.adapted:
+            raise UpError("--allow-code: it concerns pods of --server mlserver: add one")
         for option, folder in (("--storage-config", self.storage_config), ("--pvc-root", self.pvc_root)):
             if folder is not None and not folder.is_dir():
                 raise UpError(f"{option}: {folder} is not a folder: name an existing one")
@@ -87,9 +114,14 @@ class UpSettings:
             raise UpError(f"--storage-ca: {self.storage_ca} is not a file: name one with certificates in PEM")
 
     @property
+    def own_pods(self) -> int:
+        """The number of runtime pods whose servers come from Mesh, which share the free memory."""
+        return self.pods + len(self.adapted)
+
+    @property
     def all_pods(self) -> int:
         """The number of runtime pods."""
-        return self.pods + len(self.servers)
+        return self.own_pods + len(self.servers)
 
     @property
     def rest_address(self) -> str:

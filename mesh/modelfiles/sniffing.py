@@ -30,6 +30,8 @@ class Kind:
     what: str  # a noun phrase with its article
     type: str = ""  # the model type under which servers take it; "": none
     todo: str = ""  # the way out, if it is not to register it with that type
+    code: bool = False  # who loads it runs code in it
+    archive: bool = False  # it may hold a model of another kind
 
     @property
     def way_out(self) -> str:
@@ -51,14 +53,18 @@ LFS = Kind("a Git LFS pointer", todo="fetch the file that it stands for (git lfs
 HTML = Kind("an HTML page", todo="check the URL: it answers with a page, such as one of an error or a login")
 STORE_ERROR = Kind("a store's error message", todo=_AGAIN)
 
-PICKLE = Kind("a Python pickle", todo="export the model to ONNX, or register it with the type of its library")
-SKLEARN = Kind("a pickle of a scikit-learn model", "sklearn")
-XGBOOST_PICKLE = Kind("a pickle of an XGBoost model", "xgboost")
-LIGHTGBM_PICKLE = Kind("a pickle of a LightGBM model", "lightgbm")
-CATBOOST_PICKLE = Kind("a pickle of a CatBoost model", "catboost")
-TORCH = Kind("a PyTorch checkpoint", todo="export the model to ONNX (torch.onnx.export): it may hold weights only")
+PICKLE = Kind(
+    "a Python pickle", todo="export the model to ONNX, or register it with the type of its library", code=True
+)
+SKLEARN = Kind("a pickle of a scikit-learn model", "sklearn", code=True)
+XGBOOST_PICKLE = Kind("a pickle of an XGBoost model", "xgboost", code=True)
+LIGHTGBM_PICKLE = Kind("a pickle of a LightGBM model", "lightgbm", code=True)
+CATBOOST_PICKLE = Kind("a pickle of a CatBoost model", "catboost", code=True)
+TORCH = Kind(
+    "a PyTorch checkpoint", todo="export the model to ONNX (torch.onnx.export): it may hold weights only", code=True
+)
 TORCHSCRIPT = Kind("a TorchScript model", "pytorch")
-MAR = Kind("a TorchServe archive", "pytorch-mar")
+MAR = Kind("a TorchServe archive", "pytorch-mar", code=True)
 
 XGBOOST_JSON = Kind("an XGBoost model in JSON", "xgboost")
 XGBOOST_UBJ = Kind("an XGBoost model in UBJSON", "xgboost")
@@ -76,21 +82,20 @@ PMML = Kind("a PMML model", "pmml")
 SAFETENSORS = Kind("a safetensors file", todo="export the model to ONNX: it holds weights only")
 GGUF = Kind("a GGUF model")
 NUMPY = Kind("a NumPy array", todo="export the model to ONNX: it holds numbers only")
-MLFLOW = Kind("an MLflow model", "mlflow")
+MLFLOW = Kind("an MLflow model", "mlflow", code=True)
 HUGGING_FACE = Kind("a Hugging Face model", "huggingface")
 TRITON = Kind("a folder of Triton's model repository")
 
-ZIP = Kind("a zip archive", todo=_UNPACK)
-GZIP = Kind("a gzip file", todo=_UNPACK)
-TAR = Kind("a tar archive", todo=_UNPACK)
+ZIP = Kind("a zip archive", todo=_UNPACK, archive=True)
+GZIP = Kind("a gzip file", todo=_UNPACK, archive=True)
+TAR = Kind("a tar archive", todo=_UNPACK, archive=True)
 JSON = Kind("a JSON text")
 XML = Kind("an XML text")
 
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"version https://git-lfs.github.com/spec/", LFS),
-    (b"\x1f\x8b", GZIP),
-    (b"BZh", Kind("a bzip2 file", todo=_UNPACK)),
-    (b"\xfd7zXZ\0", Kind("an xz file", todo=_UNPACK)),
+    (b"BZh", Kind("a bzip2 file", todo=_UNPACK, archive=True)),
+    (b"\xfd7zXZ\0", Kind("an xz file", todo=_UNPACK, archive=True)),
     (b"\x28\xb5\x2f\xfd", Kind("a Zstandard file", todo=_UNPACK)),
     (b"7z\xbc\xaf\x27\x1c", Kind("a 7-Zip archive", todo=_UNPACK)),
     (b"\x89HDF\r\n\x1a\n", KERAS_H5),
@@ -140,6 +145,8 @@ def sniff(head: bytes, tail: bytes = b"") -> Kind | None:
         return EMPTY
     if len(head) > 2 and head[0] == 0x08 and head[1] < 0x80 and head[2] in _AFTER_IR_VERSION:
         return ONNX
+    if head.startswith(b"\x1f\x8b"):
+        return _of_compressed(head, zlib.MAX_WBITS | 16) or GZIP
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
@@ -152,7 +159,7 @@ def sniff(head: bytes, tail: bytes = b"") -> Kind | None:
     if head[:2] in _PICKLES or _OLD_PICKLE.match(head):
         return _of_pickle(head)
     if head[:2] in _ZLIB:
-        return _of_zlib(head)
+        return _of_compressed(head, zlib.MAX_WBITS)
     if len(head) > 9 and head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 32:
         return SAFETENSORS
     return _of_text(head)
@@ -182,10 +189,10 @@ def _of_pickle(head: bytes) -> Kind:
     return next((kind for name, kind in _LIBRARIES if name in head), PICKLE)
 
 
-def _of_zlib(head: bytes) -> Kind | None:
-    """Returns the kind of a zlib-compressed file if it holds a pickle, as files of joblib do."""
+def _of_compressed(head: bytes, form: int) -> Kind | None:
+    """Returns the kind of a file in one of zlib's forms if it holds a pickle, as files of joblib do."""
     try:
-        beginning = zlib.decompressobj().decompress(head, HEAD)
+        beginning = zlib.decompressobj(form).decompress(head, HEAD)
     except zlib.error:
         return None
     return _of_pickle(beginning) if beginning[:2] in _PICKLES else None

@@ -66,7 +66,7 @@ def main(
         server.check()
         reached, base = login.reach(etcd, base=base)
         address = server.address()
-        models, limit = memory.split(foreign=bool(address or server.server_command))
+        models, limit = memory.split(foreign=server.foreign, installed=server.installed)
         device, disk, rate = memory.device_capacity, storage.disk_budget, storage.pull_bandwidth
         settings = RuntimeSettings(
             name=name or socket.gethostname(),
@@ -107,9 +107,12 @@ def main(
             hang_timeout=work.hang_timeout,
             server_module=work.server_module,
             server=address,
-            types=server.served(ours=not address and not server.server_command and work.server_module == SERVER),
+            types=server.served(ours=not server.foreign and work.server_module == SERVER),
             server_command=server.server_command,
             server_calls=server.calls(),
+            adapter=server.adapter,
+            server_models=server.server_models.absolute() if server.server_models else None,
+            allow_code=server.allow_code,
             egress=server.carrier(),
             server_memory=server.server_memory,
             check_interval=membership.check_interval,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 
 import pytest
 from aiohttp import web
@@ -53,12 +54,25 @@ def test_register_says_what_a_file_is_that_is_no_onnx_model(mesh, run, tmp_path)
     booster, net = tmp_path / "model.json", tmp_path / "net.onnx"
     booster.write_bytes(b'{"learner":{}}')
     net.write_bytes(models.constant(1.0))
-    result = run("register", "trees", str(booster))
+    result = run("register", "trees", str(booster), "--type", "onnx")
     assert (result.exit_code, mesh.requests[-1][0]) == (0, "PUT")
     assert "model.json is an XGBoost model in JSON, not an ONNX model" in result.stderr
     assert "--type xgboost" in result.stderr
     for arguments in ((str(booster), "--type", "xgboost"), (str(net),), ("/models/elsewhere.onnx",)):
         assert run("register", "m", *arguments).stderr == ""
+
+
+def test_register_guesses_the_type_and_says_so(mesh, run, tmp_path):
+    """Without `--type`, the file's content or name decides the type, and the remark says what the guess rests on."""
+    (tmp_path / "churn.joblib").write_bytes(pickle.dumps("sklearn.pipeline"))
+    result = run("register", "churn", str(tmp_path / "churn.joblib"))
+    assert mesh.requests[-1][2]["type"] == "sklearn"
+    assert "type sklearn: it is a pickle of a scikit-learn model (--type names another one)" in result.stderr
+    result = run("register", "trees", "s3://models/trees.ubj")
+    assert mesh.requests[-1][2]["type"] == "xgboost"
+    assert "its name ends in .ubj" in result.stderr
+    run("register", "net", "s3://models/net")
+    assert mesh.requests[-1][2]["type"] == "onnx"
 
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])

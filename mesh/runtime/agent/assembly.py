@@ -32,6 +32,7 @@ from mesh.runtime.cache.housekeeping import Housekeeping
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence
+from mesh.runtime.servers import adapted
 from mesh.runtime.servers.endings import Death
 from mesh.runtime.servers.foreign import BadCommand, ForeignServer, words_of
 from mesh.runtime.servers.observing import ServerMemory
@@ -192,12 +193,21 @@ class Pod:
 def _foreign(
     settings: RuntimeSettings, run_dir: RunDir, *, on_given_up: Callable[[str], None]
 ) -> tuple[ForeignServer | None, str]:
-    """Returns the server that --server-command starts, if any, and the address of a server that is not ours. Raises
-    ValueError."""
+    """Returns the server that this pod starts, if it is not ours, and the address of a server that is not ours. Raises
+    ValueError and OSError."""
+    models = settings.server_models or run_dir.path / adapted.MODELS
+    if settings.adapter and not settings.server and not settings.server_command:
+        started = adapted.begin(settings.adapter, models, threads=settings.threads)
+        child = ForeignServer(
+            started.words, on_given_up=on_given_up, folder=started.folder, variables=started.variables
+        )
+        return child, started.address
     if not settings.server_command:
         return None, settings.server
     try:
-        words, address = words_of(settings.server_command, address=settings.server, run_dir=run_dir.path)
+        words, address = words_of(
+            settings.server_command, address=settings.server, run_dir=run_dir.path, models=models / adapted.MODELS
+        )
     except BadCommand as error:
         raise ValueError(f"--server-command {error}") from error
     return ForeignServer(words, on_given_up=on_given_up), address

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from mesh.host import memory
+from mesh.modelservers import environments, kinds
 from mesh.options import checked, servers, tls
 from mesh.options.values import format_bytes
 from mesh.process import find_binary
@@ -98,9 +99,11 @@ class Memory:
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
-    def split(self, *, foreign: bool) -> tuple[int, int]:
-        """Returns the bytes for models and for the whole model server, or 0 if a foreign server decides. Raises
-        BadParameter if there is too little memory."""
+    def split(self, *, foreign: bool, installed: bool = False) -> tuple[int, int]:
+        """Returns the bytes for models and for the whole model server, or 0 if a foreign server decides. One that Mesh
+        has `installed` decides nothing. Raises BadParameter if there is too little memory."""
+        if installed and self.capacity == "auto":
+            return capacity.auto_capacity(memory.available_bytes()), 0
         if foreign:
             return 0 if self.capacity == "auto" else checked.size(self.capacity, "--capacity"), 0
         there = memory.whole()
@@ -257,8 +260,8 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER",
             metavar="ADDRESS",
-            help="Address of a model server that speaks mmesh.ModelRuntime, HOST:PORT or unix:/PATH; default: Mesh's "
-            "own ONNX server.",
+            help="Address of a model server that speaks mmesh.ModelRuntime or has an --adapter, HOST:PORT or "
+            "unix:/PATH; default: Mesh's own ONNX server.",
         ),
     ] = ""
     server_command: Annotated[
@@ -267,9 +270,40 @@ class ModelServer:
             envvar="MESH_SERVER_COMMAND",
             metavar="COMMAND",
             help="Command that starts a model server as a child of this pod. {socket} in it becomes the path of a unix "
-            "socket to listen on, {port} a free port; without either, the server listens on --server.",
+            "socket to listen on, {port} a free port, {models} the folder from which a server with an adapter reads "
+            "models; without the first two, the server listens on --server.",
         ),
     ] = ""
+
+    adapter: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_ADAPTER",
+            metavar="|".join(kinds.KINDS),
+            help="Kind of a model server that does not speak mmesh.ModelRuntime. Without --server and "
+            "--server-command, this pod starts the server that `mesh servers install` has installed.",
+        ),
+    ] = ""
+
+    server_models: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_SERVER_MODELS",
+            metavar="DIR",
+            help="Folder for the models of a server with an adapter, which reads the subfolder `models`. Needed with "
+            "--server; default: a folder of this pod.",
+        ),
+    ] = None
+
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            envvar="MESH_ALLOW_CODE",
+            help="Permission for models that run code when they are loaded, such as pickles. Every caller who may "
+            "register models can then run any program in this pod.",
+        ),
+    ] = False
 
     server_calls: Annotated[
         str,
@@ -308,13 +342,25 @@ class ModelServer:
             envvar="MESH_TYPES",
             metavar="TYPE,...",
             help="List of the model types that the server takes, NAME or NAME:VERSION, separated by commas, or 'any'; "
-            "default: onnx, or any with --server or --server-command.",
+            "default: onnx, those of the --adapter, or any with another server.",
         ),
     ] = ""
+
+    @property
+    def foreign(self) -> bool:
+        """True if the model server is not ours."""
+        return bool(self.server or self.server_command or self.adapter)
+
+    @property
+    def installed(self) -> bool:
+        """True if the pod starts a server that Mesh has installed."""
+        return bool(self.adapter) and not (self.server or self.server_command)
 
     def served(self, *, ours: bool) -> tuple[str, ...]:
         """Returns the types that the server takes, or none if it takes any."""
         if not self.types:
+            if self.adapter:
+                return kinds.KINDS[self.adapter].served(allow_code=self.allow_code)
             return (ONNX,) if ours else ()
         return () if self.types == "any" else tuple(one.strip() for one in self.types.split(",") if one.strip())
 
@@ -322,7 +368,7 @@ class ModelServer:
         """Returns the egress to use. Raises BadParameter."""
         if self.egress not in ("envoy", "grpc", "auto"):
             raise typer.BadParameter(f"{self.egress!r} is no egress: use envoy, grpc or auto", param_hint="--egress")
-        if self.egress == "grpc" or not (self.server or self.server_command):
+        if self.egress == "grpc" or not self.foreign:
             return "grpc"
         try:
             find_binary("envoy")
@@ -334,7 +380,21 @@ class ModelServer:
         return "envoy"
 
     def check(self) -> None:
-        """Raises BadParameter for an unknown way to observe the server's memory."""
+        """Raises BadParameter for unknown values, and for options that do not go together."""
+        if self.adapter and self.adapter not in kinds.KINDS:
+            known = " or ".join(kinds.KINDS)
+            raise typer.BadParameter(f"{self.adapter!r} is no adapter: use {known}", param_hint="--adapter")
+        if self.installed and environments.installed(self.adapter) is None:
+            text = (
+                f"{self.adapter} is not installed: run `mesh servers install {self.adapter}`, or name one with --server"
+            )
+            raise typer.BadParameter(text, param_hint="--adapter")
+        if self.adapter and self.server and not self.server_command and self.server_models is None:
+            text = "the server and this pod need a common folder for models"
+            raise typer.BadParameter(text, param_hint="--server-models")
+        if (self.server_models is not None or self.allow_code) and not self.adapter:
+            option = "--allow-code" if self.allow_code else "--server-models"
+            raise typer.BadParameter("it needs --adapter", param_hint=option)
         if self.server_memory not in ("auto", "none"):
             raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")
 

@@ -15,6 +15,7 @@ from mesh.runtime.blame.earlier import BOARD
 from mesh.runtime.cache.assembly import Cache
 from mesh.runtime.cache.disk.optimising import Optimising
 from mesh.runtime.cache.evictions import capacity
+from mesh.runtime.servers import adapted
 from mesh.runtime.servers.commandline import OnnxLine, RelayLine
 from mesh.runtime.servers.foreign import ForeignServer
 from mesh.runtime.servers.serverprocess import Plan, ServerFailed, ServerProcess
@@ -94,7 +95,7 @@ class ServerStart:
             try:
                 await self._foreign.start()
             except StartFailed as error:
-                raise StartError(f"--server-command: {error}") from error
+                raise StartError(f"the model server does not start: {error}") from error
         self._listening = listening = _listen(host, port)
         data = format_address(host, listening.getsockname()[1])
         plan = Plan(
@@ -157,8 +158,11 @@ class ServerStart:
             journal=self._run_dir / JOURNAL,
             egress=settings.egress,
             data_socket=listening,
-            load_timeout=0.0,
+            load_timeout=settings.load_timeout if settings.adapter else 0.0,
             hang_timeout=settings.hang_timeout,
+            adapter=settings.adapter,
+            server_models=settings.server_models or self._run_dir / adapted.MODELS,
+            allow_code=settings.allow_code,
         )
 
     async def _adopt(self, status: Status) -> None:

@@ -57,7 +57,10 @@ class RuntimeSettings:
     max_body_bytes: int = 512 * MIB  # of requests and replies that the model server holds, together
     server_module: str = SERVER  # run as the model server
     server: str = ""  # address of a model server that is not ours, as gRPC names it
-    server_command: str = ""  # starts that server; {socket} and {port} are filled in
+    server_command: str = ""  # starts that server; {socket}, {port} and {models} are filled in
+    adapter: str = ""  # the kind of a server that does not speak the SPI; "": it does
+    server_models: Path | None = None  # the folder from which such a server reads its models; None: one of this pod
+    allow_code: bool = False  # models may run code when they are loaded
     server_calls: str = ""  # address at which it answers inference calls; "": the same
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls from the relay to that server
     server_memory: str = "auto"  # whether the memory of a server that is not ours is observed; or "none"
@@ -69,7 +72,7 @@ class RuntimeSettings:
     @property
     def foreign(self) -> bool:
         """True if the model server is not ours."""
-        return bool(self.server or self.server_command)
+        return bool(self.server or self.server_command or self.adapter)
 
     @property
     def slots(self) -> int:

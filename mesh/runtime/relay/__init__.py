@@ -7,6 +7,7 @@ gRPC. It is a separate process, so that neither the agent's lease nor its fence 
 - `process` assembles the parts, `settings` parses the command line;
 - `spi` answers the agent by calling the server's own SPI; `table` has the copies, and `journal` what the next relay
   must know about them, so that the death of a relay loses no model;
+- `control` is the contract of how a server is managed, and manages those that speak the SPI; `adapters` manages others;
 - `calls` passes calls on: `methods` knows which are allowed and where an id belongs, `splice` puts it there, `metadata`
   converts headers, `verdicts` distinguishes a lost model from a model's own error;
 - `egress` is the contract of how a call reaches the server; `envoyegress` does it through Envoy, and `grpcegress` with

@@ -13,17 +13,17 @@ keep running.
 
 import asyncio
 import re
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import grpc
 
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.pb import modelruntime_pb2_grpc
 from mesh.process.tasks import turned
 from mesh.runtime.port.outcomes import GONE, HUNG
-from mesh.runtime.relay import handshake, reported
-from mesh.statuses import Code
+from mesh.runtime.relay import handshake, reported, verdicts
+from mesh.runtime.relay.control import Control, SpiControl
+from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -37,20 +37,6 @@ _LOCAL = re.compile("closed|removed|reset|refused|failed to connect|pipe|GOAWAY|
 """Words in the texts of gRPC's own failures."""
 
 _AT_ONCE = 16  # copies asked for at a time
-
-
-_FORMER_NAME = "/com.ibm.watson.tas.internal.proto.ModelServer/"
-
-
-class _FormerName:
-    """A channel for a stub of `mmesh.ModelRuntime`, which calls the methods by the former name of their service."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
-
-    def unary_unary(self, method: str, *args: Any, **more: Any) -> Any:
-        """Returns the callable of a method."""
-        return self._channel.unary_unary(_FORMER_NAME + method.rpartition("/")[2], *args, **more)
 
 
 class Holding(Protocol):
@@ -68,13 +54,20 @@ class Link:
     the server is lost."""
 
     def __init__(
-        self, server: str, holding: Holding, *, hang_timeout: float, max_message: int, calls: str = ""
+        self,
+        server: str,
+        holding: Holding,
+        *,
+        hang_timeout: float,
+        max_message: int,
+        calls: str = "",
+        managed: Callable[[grpc.aio.Channel], Control] = SpiControl,
     ) -> None:
-        """Opens the channels. `calls` is the address for inference calls, if it differs from `server`."""
+        """Opens the channels. `calls` is the address for inference calls, if it differs from `server`. `managed` makes
+        the control of the server from the channel to it."""
         self.channel = _channel(server, max_message)
         self.calls = _channel(calls, max_message) if calls and calls != server else self.channel
-        self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(self.channel)
-        self.former = False  # the server speaks the SPI only under the former name of its service
+        self.control = managed(self.channel)
         self.epoch = 0  # number of connections lost so far
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.why = ""
@@ -84,11 +77,6 @@ class Link:
         self._hang_timeout = hang_timeout
         self._up = asyncio.Event()
         self._next = 0
-
-    def use_former_name(self) -> None:
-        """Calls the server's SPI by the former name of its service from now on. The messages are the same."""
-        self.former = True
-        self.stub = modelruntime_pb2_grpc.ModelRuntimeStub(_FormerName(self.channel))
 
     @property
     def is_up(self) -> bool:
@@ -192,14 +180,17 @@ class Link:
         """Returns whether the server has a model, or None if the server does not say. Raises AioRpcError if the
         connection is lost."""
         try:
-            asked = self.stub.modelSize(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
-            await asked
-            self.note(await asked.trailing_metadata())
+            _, told = await self.control.size(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
+            self.note(told)
         except grpc.aio.AioRpcError as error:
             code = error.code().value[0]
+            if verdicts.model_is_lost(code, error.details() or ""):
+                return False
             if code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED):
                 raise
-            return False if code == Code.NOT_FOUND else None
+            return None
+        except MeshError as error:
+            return False if error.reason is Reason.UNKNOWN_MODEL else None
         return True
 
     def note(self, trailers: Iterable[tuple[str, str | bytes]] | None) -> reported.Trailers:

@@ -22,6 +22,7 @@ from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
 from mesh.runtime.port.boards import CannotStart, open_board
 from mesh.runtime.port.spi import listen
+from mesh.runtime.relay.adapters import choice
 from mesh.runtime.relay.calls import RelayPort
 from mesh.runtime.relay.egress import Egress
 from mesh.runtime.relay.envoyegress import EnvoyEgress
@@ -64,6 +65,12 @@ async def serve(settings: RelaySettings) -> int:
         hang_timeout=settings.hang_timeout,
         max_message=settings.max_message,
         calls=settings.calls,
+        managed=choice.managed(
+            settings.adapter,
+            settings.server_models,
+            load_timeout=settings.load_timeout,
+            allow_code=settings.allow_code,
+        ),
     )
     budget = Budget(settings.max_body_bytes)
     ending = Ending()
@@ -75,8 +82,8 @@ async def serve(settings: RelaySettings) -> int:
     left = journal.read()
     if left is not None and not left[1]:
         left = None  # no copies would be lost if the server dropped its models
-    if left is not None and journal.former:
-        link.use_former_name()
+    if left is not None:
+        link.control.resume(former=journal.former)
     board.attach(os.getpid(), keep=() if left is None else [one.slot for one in left[1]])
     tasks.run(duties.BEAT, lambda: _beat(board, budget, link))
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mesh.modelservers import kinds
 from mesh.options.servers import target
 from mesh.runtime.port import commandline
 
@@ -24,6 +25,9 @@ class RelaySettings:
     board: Path | None = None  # None: a private board that nothing reads
     journal: Path | None = None  # file from which a later relay of this pod continues
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls to the server
+    adapter: str = ""  # the kind of a server that does not speak the SPI
+    server_models: Path | None = None  # the folder from which such a server reads its models
+    allow_code: bool = False  # models may run code when they are loaded
     load_timeout: float = 0.0  # time limit of one load; 0: the server's own
     hang_timeout: float = 12.0  # silence of the server after which it counts as hung
     max_message: int = 16 << 20
@@ -65,6 +69,19 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         default="grpc",
         help="Carrier of calls to the model server: an Envoy of this relay, or grpc.aio; default: grpc.",
     )
+    add(
+        "--adapter",
+        choices=tuple(kinds.KINDS),
+        default="",
+        help="Kind of a model server that does not speak mmesh.ModelRuntime; default: it does.",
+    )
+    add(
+        "--server-models",
+        type=Path,
+        metavar="DIR",
+        help="Folder from which such a server reads its models; needed with --adapter.",
+    )
+    add("--allow-code", action="store_true", help="Allow models that run code when they are loaded, such as pickles.")
     add("--journal", type=Path, metavar="PATH", help="File from which a later relay continues; default: none.")
     add(
         "--load-timeout",
@@ -81,6 +98,8 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         help="Silence of the model server after which it counts as hung, in seconds.",
     )
     given = vars(parser.parse_args(argv))
+    if given["adapter"] and given["server_models"] is None:
+        parser.error("--adapter needs --server-models")
     host, port = given.pop("data")
     return RelaySettings(host=host, port=port, **given)
 

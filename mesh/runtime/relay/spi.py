@@ -15,6 +15,7 @@ import grpc
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import modelruntime_pb2_grpc
 from mesh.runtime.port import spi
+from mesh.runtime.relay import verdicts
 from mesh.runtime.relay.calls import RelayPort
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.methods import Methods
@@ -70,25 +71,13 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
 
     async def _ask(self) -> pb.RuntimeStatusResponse:
         await self._reach()
-        try:
-            status = await self._report()
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED or self._link.former:
-                raise
-            log.info("model server does not have mmesh.ModelRuntime: its former name is tried")
-            self._link.use_former_name()
-            status = await self._report()
+        status, told = await self._link.control.status(timeout=_STATUS_TIMEOUT)
+        self._reported = self._link.note(told)
         if status.status == pb.RuntimeStatusResponse.READY:
             log.info("model server ready", server=self._settings.server, version=status.runtimeVersion)
-            self._table.begin(status, former=self._link.former)
+            self._table.begin(status, former=self._link.control.former)
             self.resume(status)
         return status
-
-    async def _report(self) -> pb.RuntimeStatusResponse:
-        asked = self._link.stub.runtimeStatus(pb.RuntimeStatusRequest(), timeout=_STATUS_TIMEOUT)
-        report: pb.RuntimeStatusResponse = await asked
-        self._reported = self._link.note(await asked.trailing_metadata())
-        return report
 
     async def _reach(self) -> None:
         """Waits for a connection to the server. Raises MeshError."""
@@ -127,8 +116,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         timeout = self._settings.load_timeout or own
         epoch = self._link.epoch
         try:
-            asked = self._link.stub.loadModel(request, timeout=timeout or None)
-            response: pb.LoadModelResponse = await asked
+            response, told = await self._link.control.load(request, timeout=timeout or None)
         except grpc.aio.AioRpcError as error:
             lost = error.code() is grpc.StatusCode.UNAVAILABLE
             if lost and await self._link.broken(epoch, error.details() or ""):
@@ -136,9 +124,9 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
             # The predecessor's contract: a load that was cancelled is followed by an unload.
-            await self._link.stub.unloadModel(pb.UnloadModelRequest(modelId=request.modelId), timeout=_CLEAN_UP)
+            await self._link.control.unload(pb.UnloadModelRequest(modelId=request.modelId), timeout=_CLEAN_UP)
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
-        return response, self._link.note(await asked.trailing_metadata())
+        return response, self._link.note(told)
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
         """Unloads a model at the server, and answers once it is gone."""
@@ -149,7 +137,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
                 await copy.drain(spi.unload_grace(context, UNLOAD_GRACE))
             if self._table.copies.get(request.modelId) is None:  # otherwise another copy has been loaded since
                 try:
-                    await self._link.stub.unloadModel(request, timeout=context.time_remaining())
+                    await self._link.control.unload(request, timeout=context.time_remaining())
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.NOT_FOUND:
                         raise
@@ -164,21 +152,25 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             if copy is None:
                 raise MeshError(Reason.UNKNOWN_MODEL, f"{request.modelId!r} is not loaded")
             try:
-                asked = self._link.stub.modelSize(request, timeout=context.time_remaining())
-                response: pb.ModelSizeResponse = await asked
-                context.set_trailing_metadata(self._link.note(await asked.trailing_metadata()))
+                response, told = await self._link.control.size(request, timeout=context.time_remaining())
+                context.set_trailing_metadata(self._link.note(told))
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.NOT_FOUND:
-                    self._table.lose(copy, "the model server does not have it")
-                raise
+                if not verdicts.model_is_lost(error.code().value[0], error.details() or ""):
+                    raise
+                raise self._lost(copy) from None
+            except MeshError as error:
+                raise self._lost(copy) if error.reason is Reason.UNKNOWN_MODEL else error from None
         return response
+
+    def _lost(self, copy: RelayedCopy) -> MeshError:
+        why = "the model server does not have it"
+        self._table.lose(copy, why)
+        return MeshError(Reason.UNKNOWN_MODEL, f"{copy.model_id!r} is not loaded: {why}")
 
     async def predictModelSize(
         self, request: pb.PredictModelSizeRequest, context: spi.Context
     ) -> pb.PredictModelSizeResponse:
         """Asks the server how large a model will be."""
         async with spi.answered(context):
-            response: pb.PredictModelSizeResponse = await self._link.stub.predictModelSize(
-                request, timeout=_PREDICT_TIMEOUT
-            )
-        return response
+            return await self._link.control.predict(request, timeout=_PREDICT_TIMEOUT)
+        raise AssertionError("not reached")

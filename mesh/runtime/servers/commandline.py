@@ -75,9 +75,17 @@ class RelayLine(CommandLine):
     data_socket: int  # descriptor of the listening socket of the data port
     load_timeout: float  # 0: the server's own
     hang_timeout: float
+    adapter: str = ""  # "": the server speaks the SPI
+    server_models: Path | None = None  # the folder from which a server with an adapter reads its models
+    allow_code: bool = False
+
+    def argv(self) -> tuple[str, ...]:
+        """Returns the words of the command line."""
+        return (*CommandLine.argv(self), "--allow-code") if self.allow_code else CommandLine.argv(self)
 
     def _own(self) -> dict[str, str]:
-        return {
+        adapted = {"adapter": self.adapter, "server-models": str(self.server_models)} if self.adapter else {}
+        return adapted | {
             "server": self.server,
             "calls": self.calls,
             "journal": str(self.journal),

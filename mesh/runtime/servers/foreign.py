@@ -1,14 +1,15 @@
-"""A foreign model server as a child of this pod: `--server-command`.
+"""A foreign model server as a child of this pod: that of `--server-command`, or one that Mesh has installed.
 
 It is a child of the agent, not of the relay, so that it keeps its models if the relay dies and is restarted. This
 module only keeps it running. The relay finds out whether the server is ready, answers, or was restarted, as for a
 server that others start. If the relay reports that the server does not answer, this module kills it.
 """
 
+import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mesh import process
@@ -24,23 +25,26 @@ from placement.suspects import EndCause
 log = logs.get(__name__)
 
 _POLICY = RestartPolicy(first=0.5, longest=30.0, steady=60.0, at_once=1, spread=0.0)
-_SOCKET, _PORT = "{socket}", "{port}"
+_SOCKET, _PORT, _MODELS = "{socket}", "{port}", "{models}"
 
 
 class BadCommand(ValueError):
     """A command that cannot be run. The text says why."""
 
 
-def words_of(command: str, *, address: str, run_dir: Path) -> tuple[tuple[str, ...], str]:
+def words_of(command: str, *, address: str, run_dir: Path, models: Path | None = None) -> tuple[tuple[str, ...], str]:
     """Returns the words of a command, and the address of the server that it starts, in gRPC's notation.
 
-    `{socket}` stands for the path of a unix socket of this pod, `{port}` for a free port on loopback. Without either,
-    the server listens on `address`. Raises BadCommand.
+    `{socket}` stands for the path of a unix socket of this pod, `{port}` for a free port on loopback, `{models}` for
+    the folder of the server's models. Without one of the first two, the server listens on `address`. Raises
+    BadCommand.
     """
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise BadCommand(f"cannot be read: {error}") from error
+    if models is not None:
+        words = [word.replace(_MODELS, str(models)) for word in words]
     if not words:
         raise BadCommand("names no program")
     if any(_SOCKET in word for word in words):
@@ -57,8 +61,18 @@ def words_of(command: str, *, address: str, run_dir: Path) -> tuple[tuple[str, .
 class ForeignServer:
     """The process of a foreign server."""
 
-    def __init__(self, words: tuple[str, ...], *, on_given_up: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        *,
+        on_given_up: Callable[[str], None],
+        folder: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Takes the words of the command, the folder to run it in, and variables for its environment."""
         self._words = words
+        self._folder = folder
+        self._variables = variables
         self._last: Ended | None = None
         self._kills = (0, 0)  # the kernel's kills for lack of memory, before and after the last end
         self._hung = False  # killed, because the relay got no answer
@@ -101,7 +115,8 @@ class ForeignServer:
         return death_of(last, crashed_in=0, kills=self._kills)
 
     async def _spawn(self, life: ChildLife) -> process.Process:
-        return await process.spawn(self._words, name="server-command", on_line=pass_on)
+        env = None if self._variables is None else {**os.environ, **self._variables}
+        return await process.spawn(self._words, name="server-command", on_line=pass_on, cwd=self._folder, env=env)
 
     def _died(self, ended: Ended) -> None:
         self._kills = (self._kills[1], oom_kills())

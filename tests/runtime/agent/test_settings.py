@@ -1,6 +1,7 @@
 """Settings of an agent, including invalid ones."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -39,3 +40,23 @@ def test_slots_follow_the_capacity() -> None:
     assert RuntimeSettings("pod", capacity=1 << 20).slots == 1024
     assert RuntimeSettings("pod", capacity=256 << 20).slots == 8192
     assert RuntimeSettings("pod", capacity=1 << 40).slots == 32768
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--adapter", "jboss"], "'jboss' is no adapter: use mlserver"),
+        (["--adapter", "mlserver"], "run `mesh servers install mlserver`"),
+        (["--adapter", "mlserver", "--server", "127.0.0.1:8081"], "need a common folder for models"),
+        (["--allow-code"], "it needs --adapter"),
+        (["--server-models", "/models", "--server", "127.0.0.1:8081"], "it needs --adapter"),
+    ],
+)
+def test_adapters_are_refused_without_what_they_need(
+    options: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server with an adapter is installed, or shares a folder with the pod."""
+    monkeypatch.setenv("MESH_SERVERS_DIR", str(tmp_path))
+    result = CliRunner().invoke(app, options, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.replace("│", " ").split())

@@ -1,0 +1,114 @@
+"""`mesh servers`: lists the model servers that Mesh can install, installs and removes them."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mesh.cli import options, output
+from mesh.cli.exits import CommandError, Exit
+from mesh.modelservers import environments, kinds
+from mesh.options.values import format_bytes
+
+Name = Annotated[str, typer.Argument(metavar="SERVER", help="Name of the server.", show_default=False)]
+
+_LINES = 10  # a progress line is printed for each tenth of the packages if the output is no terminal
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    group = typer.Typer(help="Lists and installs model servers besides the ONNX server.", invoke_without_command=True)
+    group.callback()(ls)
+    group.command("install")(install)
+    group.command("remove")(remove)
+    app.add_typer(group, name="servers", rich_help_panel=options.PROCESSES)
+
+
+def ls(context: typer.Context, as_json: options.Json = False) -> None:
+    """Lists the model servers that pods can have, their model types, and which are installed.
+
+    Examples: `mesh servers`, `mesh servers install mlserver`
+    """
+    if context.invoked_subcommand is not None:
+        return
+    found = [_described(kind) for kind in kinds.KINDS.values()]
+    if as_json:
+        output.print_json({"servers": found, "folder": str(environments.root())})
+        return
+    rows = [("SERVER", "VERSION", "INSTALLED", "TYPES", "TYPES THAT RUN CODE"), ("onnx", "", "always", "onnx", "")]
+    for one in found:
+        size = format_bytes(one["bytes"]) if one["installed"] else "no"
+        rows.append((one["name"], one["version"], size, ",".join(one["types"]), ",".join(one["code_types"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    output.remarks().print(f"[dim]environments: {output.plain(str(environments.root()))}[/]", soft_wrap=True)
+
+
+def install(name: Name) -> None:
+    """Installs a model server into an environment of its own, from a lock file with hashes.
+
+    The environments are in the folder that MESH_SERVERS_DIR names. Default: ~/.local/share/mesh/servers.
+
+    Examples: `mesh servers install mlserver`
+    """
+    kind = _kind(name)
+    if (there := environments.installed(kind.name)) is not None:
+        typer.echo(f"{kind.name} {environments.version(kind.name)} is installed: {there}")
+        return
+    folder = options.guarded(lambda: shown(kind))
+    typer.echo(f"installed {kind.name} {environments.version(kind.name)}: {folder}")
+
+
+def remove(name: Name) -> None:
+    """Removes the environments of a model server. Pods that run it are not stopped, but cannot start it again.
+
+    Examples: `mesh servers remove mlserver`
+    """
+    kind = _kind(name)
+    typer.echo(f"removed {kind.name}" if environments.remove(kind.name) else f"{kind.name} is not installed")
+
+
+def shown(kind: kinds.ServerKind) -> str:
+    """Installs a server, shows the progress on the error output, and returns the folder. Raises CommandError."""
+    console = output.remarks()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    said = 0
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"installing {kind.name}, once", total=None)
+        text = f"installing {kind.name} {environments.version(kind.name)} into {environments.root()}, once: minutes"
+        console.print(output.plain(text), soft_wrap=True)
+
+        def on_progress(now: environments.InstallProgress) -> None:
+            nonlocal said
+            progress.update(task, completed=now.done, total=now.total)
+            if not console.is_terminal and now.done * _LINES // now.total > said:
+                said = now.done * _LINES // now.total
+                console.print(f"{now.done} of {now.total} packages fetched")
+
+        try:
+            return str(environments.install(kind.name, on_progress))
+        except environments.CannotInstall as error:
+            raise CommandError(str(error), reason="NOT_INSTALLED") from error
+
+
+def _kind(name: str) -> kinds.ServerKind:
+    found = kinds.KINDS.get(name)
+    if found is None or not found.installs:
+        known = ", ".join(kind.name for kind in kinds.KINDS.values() if kind.installs)
+        options.refuse(CommandError(f"{name!r} is no server that can be installed: use {known}", code=Exit.USAGE))
+    return found
+
+
+def _described(kind: kinds.ServerKind) -> dict[str, Any]:
+    folder = environments.installed(kind.name)
+    return {
+        "name": kind.name,
+        "what": kind.what,
+        "version": environments.version(kind.name),
+        "installed": folder is not None,
+        "folder": "" if folder is None else str(folder),
+        "bytes": 0 if folder is None else environments.size(folder),
+        "types": list(kind.types),
+        "code_types": list(kind.code_types),
+    }

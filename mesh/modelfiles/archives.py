@@ -1,0 +1,167 @@
+"""The unpacking of archives that hold a model: zip, tar, and tar compressed by gzip, bzip2 or xz.
+
+The archive comes from any caller who may register models, so what its headers say is not trusted. Entries are written
+only below the given folder, and only files and folders are: an archive with a link, a device, an absolute path or `..`
+is refused as a whole. Bytes are counted as they are written. If anything goes wrong, the folder is removed.
+"""
+
+import gzip
+import lzma
+import os
+import shutil
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+_CHUNK = 1 << 20
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+_NAME = 255  # bytes of one element of a path
+_SHOWN = 120  # characters of an entry's name in an error
+_DISK_SHARE = 0.5  # of the free space that one archive may fill
+
+
+class BadArchive(ValueError):
+    """An archive that is not unpacked. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveLimits:
+    """The limits of one archive."""
+
+    bytes: int = 16 << 30  # of all its files
+    files: int = 10_000  # and folders
+    depth: int = 32  # folders within each other
+
+
+LIMITS = ArchiveLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    folder: bool
+    content: IO[bytes] | None
+
+
+def is_archive(path: Path) -> bool:
+    """Returns whether a file is an archive that can be unpacked. Raises OSError."""
+    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+
+
+def unpack(path: Path, into: Path, limits: ArchiveLimits = LIMITS, *, stop: threading.Event | None = None) -> Path:
+    """Unpacks an archive into a new folder, and returns the folder of its content: the only folder in it, or `into`.
+
+    Blocks. Ends early once `stop` is set. Raises BadArchive, and OSError if the disk cannot be read or written.
+    """
+    into.mkdir(mode=0o755)
+    try:
+        free = shutil.disk_usage(into).free
+        _Unpacking(into, limits, int(free * _DISK_SHARE), stop).run(_entries(path))
+    except BaseException as error:
+        shutil.rmtree(into, ignore_errors=True)
+        if isinstance(error, _DAMAGE):
+            raise BadArchive(f"the archive is damaged: {error}") from error
+        if isinstance(error, BadArchive | OSError) or not isinstance(error, Exception):
+            raise
+        # What the libraries raise for encrypted files, rare methods, and headers that they did not expect.
+        raise BadArchive(f"the archive cannot be unpacked: {error}") from error
+    inside = list(into.iterdir())
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else into
+
+
+def _entries(path: Path) -> Iterator[_Entry]:
+    """Yields an archive's entries in order. Raises BadArchive for an entry that is neither a file nor a folder."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                kind = info.external_attr >> 28  # the type bits of a Unix mode; 0 if the archive's maker has none
+                if info.is_dir():
+                    yield _Entry(info.filename, True, None)
+                elif kind not in (0, 0o10):
+                    raise BadArchive(f"the archive holds a link or a device: {_shown(info.filename)}")
+                else:
+                    with archive.open(info) as content:
+                        yield _Entry(info.filename, False, content)
+        return
+    with tarfile.open(path, "r:*") as tar:
+        for member in tar:
+            if member.isdir():
+                yield _Entry(member.name, True, None)
+            elif not member.isreg():
+                raise BadArchive(f"the archive holds a link or a device: {_shown(member.name)}")
+            else:
+                opened = tar.extractfile(member)
+                assert opened is not None  # as it is a regular file
+                with closing(opened) as content:
+                    yield _Entry(member.name, False, content)
+        # The checksum is behind the last entry. What comes before it counts like a file.
+        yield _Entry("", False, cast(IO[bytes], tar.fileobj))
+
+
+class _Unpacking:
+    """One archive on its way to the disk."""
+
+    def __init__(self, into: Path, limits: ArchiveLimits, free: int, stop: threading.Event | None) -> None:
+        self._into = into
+        self._limits = limits
+        self._free = free
+        self._stop = stop
+        self._files = 0
+        self._bytes = 0
+
+    def run(self, entries: Iterator[_Entry]) -> None:
+        """Writes all entries. Raises BadArchive."""
+        for entry in entries:
+            parts = self._parts(entry.name)
+            if not parts or parts[0] == "__MACOSX":
+                if entry.content is not None:
+                    self._copy(entry.content, None)
+                continue
+            target = self._into.joinpath(*parts)
+            try:
+                (target if entry.folder else target.parent).mkdir(parents=True, exist_ok=True)
+                if entry.content is not None:
+                    self._write(target, entry.content)
+            except (FileExistsError, IsADirectoryError, NotADirectoryError):
+                raise BadArchive(f"the archive holds two entries in one place: {_shown(entry.name)}") from None
+
+    def _parts(self, name: str) -> list[str]:
+        """Returns the elements of an entry's path. Raises BadArchive."""
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise BadArchive(f"the archive holds a path that leads out of it: {_shown(name)}")
+        if any(len(os.fsencode(part)) > _NAME for part in parts):
+            raise BadArchive(f"the archive holds a name of more than {_NAME} bytes: {_shown(name)}")
+        if len(parts) > self._limits.depth:
+            raise BadArchive(f"the archive holds folders more than {self._limits.depth} deep: {_shown(name)}")
+        self._files += 1
+        if self._files > self._limits.files:
+            raise BadArchive(f"the archive holds more than {self._limits.files:,} files")
+        return parts
+
+    def _write(self, target: Path, content: IO[bytes]) -> None:
+        with target.open("xb") as file:
+            self._copy(content, file)
+
+    def _copy(self, content: IO[bytes], file: IO[bytes] | None) -> None:
+        """Reads an entry to its end, where damage shows, and writes it to a file if there is one."""
+        while chunk := content.read(_CHUNK):
+            self._bytes += len(chunk)
+            if self._bytes > self._limits.bytes:
+                raise BadArchive(f"the archive holds more than {self._limits.bytes:,} bytes")
+            if self._bytes > self._free:
+                raise BadArchive("the archive would fill more than half of the disk's free space")
+            if self._stop is not None and self._stop.is_set():
+                raise BadArchive("the unpacking was ended")
+            if file is not None:
+                file.write(chunk)
+
+
+def _shown(name: str) -> str:
+    return repr(name[:_SHOWN])

@@ -1,0 +1,113 @@
+"""The type of a model, guessed from its files, for users who do not name it.
+
+A file's content decides where it leaves no doubt (`sniffing`), then the ending of its name. A guess always says what it
+rests on, because it may be wrong.
+"""
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from mesh.modelfiles import mlflow, sniffing
+
+SETTINGS = "model-settings.json"
+"""The file by which MLServer describes a model."""
+
+_ENDINGS = {
+    ".onnx": "onnx",
+    ".joblib": "sklearn",
+    ".pickle": "sklearn",
+    ".pkl": "sklearn",
+    ".bst": "xgboost",
+    ".ubj": "xgboost",
+    ".xgb": "xgboost",
+    ".cbm": "catboost",
+    ".mar": "pytorch-mar",
+}
+"""Types by the endings of names that one library's users give. `.json`, `.txt` and `.pt` may be anything."""
+
+_NAMES = 1000  # names of an archive that are looked at
+_PICKLES = (".joblib", ".pickle", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A guessed type."""
+
+    type: str
+    because: str  # a clause: "its name ends in .joblib"
+
+
+def of_file(path: Path) -> Guess | None:
+    """Returns the type of a file or folder on this machine, or None if it leaves doubt. Raises OSError."""
+    if path.is_dir():
+        if (path / SETTINGS).is_file():
+            return _of_settings(path / SETTINGS)
+        if (path / mlflow.DESCRIPTION).is_file():
+            return _of_mlflow(path)
+    kind = sniffing.look(path)
+    if kind is not None and kind.archive:
+        return _of_archive(path) or of_name(path.name)
+    if kind is not None and kind.type:
+        return Guess(kind.type, f"it is {kind.what}")
+    if kind is not None and not kind.code:
+        return None
+    if path.is_dir():
+        return None
+    guess = of_name(path.name)
+    if kind is not None and path.suffix.lower() not in _PICKLES:
+        return None
+    return guess
+
+
+def of_name(name: str) -> Guess | None:
+    """Returns the type that the ending of a name means, or None."""
+    ending = PurePosixPath(name).suffix.lower()
+    model_type = _ENDINGS.get(ending)
+    return Guess(model_type, f"its name ends in {ending}") if model_type else None
+
+
+def _of_settings(file: Path) -> Guess | None:
+    try:
+        settings = json.loads(file.read_bytes())
+        implementation = str(settings["implementation"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    package = implementation.partition(".")[0]
+    named = package.removeprefix("mlserver_") if package.startswith("mlserver_") else ""
+    return Guess(named, f"its {SETTINGS} names {implementation}") if named else None
+
+
+def _of_mlflow(folder: Path) -> Guess | None:
+    try:
+        found = mlflow.flavours(folder)
+        return Guess(mlflow.type_of(found), f"it is an MLflow model with the flavors {', '.join(sorted(found))}")
+    except mlflow.BadDescription:
+        return None
+
+
+def _of_archive(path: Path) -> Guess | None:
+    """Returns the type that the names in an archive mean."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [info.filename for info in archive.infolist()[:_NAMES]]
+        else:
+            with tarfile.open(path, "r:*") as tar:
+                names = [member.name for member in islice(tar, _NAMES)]
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError, IndexError):
+        return None
+    return _of_names(names)
+
+
+def _of_names(names: Iterable[str]) -> Guess | None:
+    last = [PurePosixPath(name).name for name in names]
+    if mlflow.DESCRIPTION in last:
+        return Guess("mlflow", "it holds an MLflow model")
+    guesses = [guess for name in last if (guess := of_name(name)) is not None]
+    types = {guess.type for guess in guesses}
+    return Guess(types.pop(), f"the name of a file in it {guesses[0].because[9:]}") if len(types) == 1 else None

@@ -1,0 +1,7 @@
+"""Model servers of others that Mesh can install and start by itself.
+
+- `kinds` is the table of the kinds of servers: their model types, and how each is started;
+- `environments` makes an environment of its own for a server, from a lock file with hashes;
+- `locks/` has these lock files, and `launchers/` a program for each server, which runs in the server's environment and
+  imports nothing of Mesh.
+"""

@@ -1,0 +1,133 @@
+"""The model in what the agent has pulled: a file, a folder, or an archive of either.
+
+A server wants one file, or one folder. This module finds it by the names that the server's users give their files, and
+otherwise says which file is missing. It reads only names, and the first and last bytes of files.
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.modelfiles import archives, sniffing
+from mesh.modelfiles.sniffing import Kind
+from mesh.statuses import MeshError, Reason
+
+_SHOWN = 10  # names of a folder in an error
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model on the disk."""
+
+    path: Path  # the file or folder that the server loads
+    kind: Kind | None  # what it is, if its content leaves no doubt
+
+
+def opened(path: Path, folder: Path, stop: threading.Event) -> Path:
+    """Returns the folder of an archive's content, unpacked below `folder`, or `path` itself if it is no archive.
+
+    Blocks. Ends early once `stop` is set. Raises MeshError.
+    """
+    try:
+        kind = sniffing.look(path) if path.is_file() else None
+        if kind is None or not kind.archive or not archives.is_archive(path):
+            return path
+        return archives.unpack(path, folder / "unpacked", stop=stop)
+    except archives.BadArchive as error:
+        raise bad(str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def find(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> FoundModel:
+    """Finds the model's file. In a folder it is the first of `names` that is there, or else the only file with one of
+    the suffixes, or else the same in the folder of the highest version. Raises MeshError."""
+    try:
+        if not path.is_dir():
+            return FoundModel(path, sniffing.look(path))
+        path = newest(path)
+        there = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        for name in names:
+            if name in there and (path / name).is_file():
+                return FoundModel(path / name, sniffing.look(path / name))
+        fitting = [name for name in there if name.lower().endswith(tuple(suffixes)) and (path / name).is_file()]
+        if len(fitting) == 1:
+            return FoundModel(path / fitting[0], sniffing.look(path / fitting[0]))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    wanted = ", ".join(names)
+    if fitting:
+        text = f"the folder holds several files that could be the model, and none is named {_or(names)}"
+        raise bad(f"{text}: {_listed(fitting)}")
+    raise bad(f"the folder lacks the model's file ({wanted}, or one with the ending {_or(suffixes)}); {_has(there)}")
+
+
+def newest(folder: Path) -> Path:
+    """Returns the folder of the highest version, if all subfolders have numbers as names and there are no files, or
+    else the folder itself. Raises OSError."""
+    there = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    numbered = [entry for entry in there if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()]
+    if not numbered or len(numbered) < len(there):
+        return folder
+    return max(numbered, key=lambda entry: int(entry.name))
+
+
+def with_file(path: Path, name: str) -> Path:
+    """Returns the folder that holds a file of that name: `path`, or its newest version. Raises MeshError."""
+    try:
+        if path.is_dir():
+            for folder in (path, newest(path)):
+                if (folder / name).is_file():
+                    return folder
+            there = sorted(entry.name for entry in path.iterdir())
+            raise bad(f"the folder lacks the file {name}; {_has(there)}")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    kind = sniffing.look(path)
+    what = f": it is {kind.what}" if kind is not None else ""
+    raise bad(f"the model is a file, instead of a folder with the file {name}{what}")
+
+
+def link(target: Path, name: Path) -> None:
+    """Makes a link to a file or folder that was pulled. Raises OSError."""
+    name.symlink_to(target.absolute())
+
+
+def mirror(folder: Path, name: Path) -> None:
+    """Makes a folder with the same files as one that was pulled, for servers that refuse links: the files have second
+    names, or are copied if they are on another file system. Raises OSError."""
+    for parent, _, files in os.walk(folder, followlinks=True):
+        target = name / Path(parent).relative_to(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            source = (Path(parent) / file).resolve()
+            try:
+                os.link(source, target / file)
+            except OSError:
+                shutil.copyfile(source, target / file)
+
+
+def bad(text: str) -> MeshError:
+    """Returns the error for a model that cannot be loaded as it is."""
+    return MeshError(Reason.BAD_REQUEST, text)
+
+
+def unreadable(path: Path, error: OSError) -> MeshError:
+    """Returns the error for files that cannot be read."""
+    return MeshError(Reason.LOAD_FAILED, f"{path.name} cannot be read: {error.strerror or error}")
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _has(there: Sequence[str]) -> str:
+    return f"it has {_listed(there)}" if there else "it is empty"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

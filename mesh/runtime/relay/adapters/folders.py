@@ -1,0 +1,68 @@
+"""The folders of a server's models: for each model one that the server reads, and one with links to what was pulled.
+
+They are apart, because a server may search all that it reads, links included, for descriptions of models. Their names
+follow from the model's id, so that a relay which takes over from a dead one finds them again. A name is a digest: ids
+are long, or hold characters that a server would decode. The id itself is in a file.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_READ, _FILES, _IDS = "models", "files", "ids"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolders:
+    """The folders of one model."""
+
+    read: Path  # what the server reads
+    files: Path  # links, and what was unpacked
+
+
+class Folders:
+    """The folders of all models of one server. Methods block for the disk, briefly. They raise OSError."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def begin(self, model_id: str) -> ModelFolders:
+        """Makes the empty folders of a model."""
+        self.remove(model_id)
+        note = self._note(model_id)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_bytes(model_id.encode("utf-8", "surrogatepass"))
+        place = self.of(model_id)
+        for folder in (place.read, place.files):
+            folder.mkdir(parents=True)
+        return place
+
+    def of(self, model_id: str) -> ModelFolders:
+        """Returns the folders of a model, whether they exist or not."""
+        name = _name(model_id)
+        return ModelFolders(self._root / _READ / name, self._root / _FILES / name)
+
+    def remove(self, model_id: str) -> None:
+        """Removes the folders of a model, and nothing that their links lead to."""
+        place = self.of(model_id)
+        for folder in (place.read, place.files):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+        self._note(model_id).unlink(missing_ok=True)
+
+    def ids(self) -> Iterator[str]:
+        """Yields the ids of all models that have folders, also those of an earlier relay."""
+        notes = self._root / _IDS
+        if notes.is_dir():
+            for note in sorted(notes.iterdir()):
+                yield note.read_bytes().decode("utf-8", "surrogatepass")
+
+    def _note(self, model_id: str) -> Path:
+        return self._root / _IDS / _name(model_id)
+
+
+def _name(model_id: str) -> str:
+    return hashlib.blake2b(model_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

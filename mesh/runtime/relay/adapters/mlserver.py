@@ -1,0 +1,338 @@
+"""The adapter for MLServer, which loads models from its repository folder when its repository API says so.
+
+MLServer describes a model by a file, `model-settings.json`, and searches its whole repository for these files at each
+load. So a model's file is there only while the model is being loaded; afterwards it has another name. Otherwise each
+load would read the files of all models, and a file deep in one model's folder could pass for another model.
+
+MLServer has no list of what it holds, so the folders' ids serve as one when an agent starts beside a server that others
+have used. It may then hold a model whose load was cancelled, and which never becomes ready. That is why a server
+counts as ready as soon as it is live.
+"""
+
+import asyncio
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import grpc
+
+from mesh.modelfiles import mlflow, sniffing
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.relay.adapters import contents
+from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
+from mesh.runtime.relay.adapters.repository import Repository
+from mesh.runtime.relay.control import Trailers
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from placement import modeltypes
+
+log = logs.get(__name__)
+
+SETTINGS = "model-settings.json"
+_LOADED = "loaded.json"  # the same file, once MLServer has read it
+_DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
+_TEXT = 1000  # characters of MLServer's errors
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One of MLServer's inference runtimes, and the files of its models."""
+
+    implementation: str
+    names: tuple[str, ...]  # in the order in which a folder is searched
+    suffixes: tuple[str, ...]
+    folder: bool = False  # it loads the folder that holds the first of `names`
+    code: bool = False  # to load a model may run code in it
+    content_type: str = ""  # of requests that name none, if the runtime itself has no default
+
+
+RUNTIMES = {
+    "sklearn": Runtime(
+        "mlserver_sklearn.SKLearnModel",
+        ("model.joblib", "model.pickle", "model.pkl"),
+        (".joblib", ".pickle", ".pkl"),
+        code=True,
+    ),
+    "xgboost": Runtime(
+        "mlserver_xgboost.XGBoostModel",
+        ("model.bst", "model.json", "model.ubj"),
+        (".bst", ".json", ".ubj", ".xgb"),
+    ),
+    "lightgbm": Runtime(
+        "mlserver_lightgbm.LightGBMModel", ("model.txt", "model.bst", "model.lgb"), (".txt", ".bst", ".lgb")
+    ),
+    "catboost": Runtime("mlserver_catboost.CatboostModel", ("model.cbm", "model.bin"), (".cbm", ".bin")),
+    "mlflow": Runtime(
+        "mlserver_mlflow.MLflowRuntime", (mlflow.DESCRIPTION,), (), folder=True, code=True, content_type="np"
+    ),
+    "huggingface": Runtime("mlserver_huggingface.HuggingFaceRuntime", ("config.json",), (), folder=True, code=True),
+}
+"""MLServer's runtimes by model type. A folder with its own model-settings.json may name any other."""
+
+_NO_CODE = frozenset(runtime.implementation for runtime in RUNTIMES.values() if not runtime.code)
+
+_ENDINGS = {sniffing.XGBOOST_JSON: ".json", sniffing.XGBOOST_UBJ: ".ubj"}
+"""Endings of files whose library tells their format by the ending. Other files keep theirs."""
+
+_MODEL = "model"  # the name of the link: without characters that MLServer or MLflow would decode
+
+_METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
+
+
+class MLServer:
+    """The control of one MLServer."""
+
+    def __init__(self, channel: grpc.aio.Channel, root: Path, *, load_timeout: float, allow_code: bool) -> None:
+        """Makes the control of a server whose repository is the folder `models` in `root`. `load_timeout` is in
+        seconds."""
+        self.former = False
+        self._repository = Repository(channel)
+        self._folders = Folders(root)
+        self._load_timeout = load_timeout
+        self._allow_code = allow_code
+
+    def resume(self, *, former: bool) -> None:
+        """Continues with a server that reported to a former relay: all that is needed is in the folders."""
+
+    async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
+        """Returns READY once the server is live and has dropped all models."""
+        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING)
+        if not await self._repository.live(timeout=timeout):
+            return status, ()
+        for model_id in {*self._folders.ids(), *await self._repository.index(timeout=timeout)}:
+            if model_id:
+                await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+        status.status = pb.RuntimeStatusResponse.READY
+        status.maxLoadingConcurrency = 1  # loads take turns in its event loop anyhow
+        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
+        status.defaultModelSizeInBytes = _DEFAULT_BYTES
+        status.runtimeVersion = await self._repository.version(timeout=timeout)
+        for name, path in _METHODS.items():
+            status.methodInfos[name].idInjectionPath.extend(path)
+        return status, ()
+
+    async def load(
+        self, request: pb.LoadModelRequest, *, timeout: float | None
+    ) -> tuple[pb.LoadModelResponse, Trailers]:
+        """Makes the model's folder, and has the server load it. Raises AioRpcError if the server cannot be reached or
+        is too slow, and MeshError if the model cannot be loaded."""
+        model_id = request.modelId
+        try:
+            async with asyncio.timeout(timeout):
+                place = await self._lay_out(request)
+                await self._repository.load(model_id, timeout=timeout)
+                await asyncio.to_thread((place.read / SETTINGS).rename, place.read / _LOADED)
+        except TimeoutError:
+            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
+        except grpc.aio.AioRpcError as error:
+            meaning = self._meaning(error, request)
+            if isinstance(meaning, MeshError):  # otherwise an unload follows
+                await asyncio.to_thread(self._folders.remove, model_id)
+            raise meaning from error
+        return pb.LoadModelResponse(), ()
+
+    async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
+        """Has the server unload a model, and removes its folder. An unknown model is no error."""
+        try:
+            await self._repository.unload(request.modelId, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                raise
+        await asyncio.to_thread(self._folders.remove, request.modelId)
+
+    async def size(
+        self, request: pb.ModelSizeRequest, *, timeout: float | None
+    ) -> tuple[pb.ModelSizeResponse, Trailers]:
+        """Returns 0, as MLServer does not know the size of a model. Raises AioRpcError with NOT_FOUND if the server
+        does not have the model."""
+        await self._repository.describe(request.modelId, timeout=timeout)
+        return pb.ModelSizeResponse(), ()
+
+    async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
+        """Refuses, because MLServer predicts no sizes."""
+        raise MeshError(Reason.UNSUPPORTED, "MLServer predicts no sizes")
+
+    # --- the model's folder
+
+    async def _lay_out(self, request: pb.LoadModelRequest) -> ModelFolders:
+        """Makes the model's folders in a thread, whose end a cancelled load waits for."""
+        stop = threading.Event()
+        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({work})
+            raise
+
+    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> ModelFolders:
+        try:
+            place = self._folders.begin(request.modelId)
+            try:
+                settings = self._settings(request, place, stop)
+                (place.read / SETTINGS).write_text(json.dumps(settings))
+            except BaseException:
+                self._folders.remove(request.modelId)
+                raise
+        except OSError as error:
+            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+        return place
+
+    def _settings(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> dict[str, Any]:
+        """Returns the model's settings, and makes the links that they need. Raises MeshError."""
+        key = _key(request.modelKey)
+        pulled = contents.opened(Path(request.modelPath), place.files, stop)
+        own = contents.newest(pulled) / SETTINGS if pulled.is_dir() else None
+        if own is not None and own.is_file():
+            settings = self._of_users(own, place)
+        else:
+            settings = self._generated(_type(request.modelType, key), pulled, place)
+        return settings | {"name": request.modelId} | _schema(key)
+
+    def _of_users(self, file: Path, place: ModelFolders) -> dict[str, Any]:
+        """Returns the settings that came with a model, with its path made absolute."""
+        try:
+            settings = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise contents.bad(f"{SETTINGS} is not valid JSON: {error}") from error
+        if not isinstance(settings, dict) or not isinstance(settings.get("parameters", {}), dict):
+            raise contents.bad(f"{SETTINGS} is not an object with an object of parameters")
+        parameters = dict(settings.get("parameters", {}))
+        if (uri := parameters.get("uri")) is not None:
+            inside = _inside(file.parent, uri)
+            contents.link(file.parent, place.files / _MODEL)
+            parameters["uri"] = str(place.files / _MODEL / inside)
+        if settings.get("implementation") not in _NO_CODE:
+            self._check_code(f"its {SETTINGS} names the implementation {settings.get('implementation')}, which")
+            self._link_modules(file.parent, place)
+        return settings | {"parameters": parameters}
+
+    def _link_modules(self, source: Path, place: ModelFolders) -> None:
+        """Makes links to all that lies beside a model's own settings, where MLServer looks for modules."""
+        nested = next((file for file in source.rglob(SETTINGS) if file.parent != source), None)
+        if nested is not None:
+            raise contents.bad(f"a subfolder holds settings too, which MLServer would mix up: {nested.name}")
+        entries = [entry for entry in source.iterdir() if entry.name != SETTINGS]
+        modules = {_module(entry) for entry in entries} - {""}
+        for other in self._folders.ids():
+            theirs = self._folders.of(other).read
+            taken = sorted(modules & {_module(entry) for entry in theirs.iterdir()}) if theirs.is_dir() else []
+            if taken and theirs != place.read:
+                text = f"its Python module {taken[0]} has the same name as one of the model {other} in this server"
+                raise MeshError(Reason.PRECONDITION, f"{text}, and Python holds one module of a name: rename it")
+        for entry in entries:
+            contents.link(entry, place.read / entry.name)
+
+    def _generated(self, model_type: str, pulled: Path, place: ModelFolders) -> dict[str, Any]:
+        """Returns the settings for a model that has none."""
+        runtime = RUNTIMES.get(model_type)
+        if runtime is None:
+            text = f"models of type {model_type} need a folder with {SETTINGS}; without it, MLServer takes "
+            raise contents.bad(text + ", ".join(RUNTIMES))
+        if runtime.folder:
+            self._check_code(f"a model of type {model_type}")
+            # MLflow decodes percent signs in the path of a folder, and does not follow links out of it.
+            contents.mirror(contents.with_file(pulled, runtime.names[0]), place.files / _MODEL)
+            return _described(runtime.implementation, place.files / _MODEL, runtime.content_type)
+        found = _find(model_type, runtime, pulled)
+        implementation = runtime.implementation
+        if found.kind is not None and found.kind.code:  # pickles of all libraries are loaded in the same way
+            runtime = RUNTIMES["sklearn"]
+            implementation = runtime.implementation
+        elif found.kind is not None and found.kind.archive and not runtime.code:
+            raise contents.bad(f"the file is {found.kind.what}, but cannot be read as an archive")
+        elif found.kind is not None and found.kind.type not in ("", model_type):
+            raise contents.bad(f"the file is {found.kind.what}: register it with --type {found.kind.type}")
+        if runtime.code:
+            self._check_code(found.kind.what if found.kind is not None and found.kind.code else "a pickle")
+        ending = found.path.suffix if found.path.suffix.lower() in runtime.suffixes else ""
+        name = place.files / f"{_MODEL}{_ENDINGS.get(found.kind or sniffing.EMPTY, ending)}"
+        contents.link(found.path, name)
+        return _described(implementation, name)
+
+    def _check_code(self, what: str) -> None:
+        """Raises MeshError unless models that run code may be loaded."""
+        if not self._allow_code:
+            text = f"{what} runs code when it is loaded, and this pod does not allow that: start pods with "
+            raise MeshError(Reason.PRECONDITION, f"{text}--allow-code if all who may register models are trusted")
+
+    def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
+        """Returns what the relay makes of a failed load: the server's error, without paths of this machine."""
+        code = error.code()
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+            return error
+        if code is grpc.StatusCode.NOT_FOUND:
+            return MeshError(Reason.LOAD_FAILED, f"MLServer cannot use the model's {SETTINGS}; its log has the cause")
+        text = error.details() or code.name
+        place, pulled = self._folders.of(request.modelId), Path(request.modelPath)
+        for folder in (place.read, place.files, pulled, pulled.parent):
+            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+        return MeshError(Reason.LOAD_FAILED, f"MLServer cannot load the model: {text[:_TEXT]}")
+
+
+def _described(implementation: str, uri: Path, content_type: str = "") -> dict[str, Any]:
+    parameters = {"uri": str(uri)} | ({"content_type": content_type} if content_type else {})
+    return {"implementation": implementation, "parameters": parameters}
+
+
+def _find(model_type: str, runtime: Runtime, pulled: Path) -> contents.FoundModel:
+    if (pulled / mlflow.DESCRIPTION).is_file():
+        try:
+            file = mlflow.file_of(pulled, model_type)
+        except mlflow.BadDescription as error:
+            raise contents.bad(str(error)) from error
+        return contents.FoundModel(file, sniffing.look(file))
+    return contents.find(pulled, runtime.names, runtime.suffixes)
+
+
+def _type(named: str, key: dict[str, Any]) -> str:
+    """Returns the model type that the key names, else the request's, without its version."""
+    own = key.get("model_type")
+    name = own.get("name") if isinstance(own, dict) else own
+    return modeltypes.name_of(name if isinstance(name, str) and name else named).lower()
+
+
+def _key(text: str) -> dict[str, Any]:
+    try:
+        key = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return key if isinstance(key, dict) else {}
+
+
+def _schema(key: dict[str, Any]) -> dict[str, Any]:
+    """Returns the inputs and outputs of the schema that was pulled with a model."""
+    path = key.get("schema_path")
+    if not path:
+        return {}
+    try:
+        schema = json.loads(Path(str(path)).read_bytes())
+    except (OSError, ValueError) as error:
+        raise contents.bad(f"the schema cannot be read: {error}") from error
+    if not isinstance(schema, dict):
+        raise contents.bad("the schema is not an object with inputs and outputs")
+    return {name: schema[name] for name in ("inputs", "outputs") if isinstance(schema.get(name), list)}
+
+
+def _inside(folder: Path, uri: Any) -> Path:
+    """Returns the path that settings name, relative to their own folder, in which it must be."""
+    split = urlsplit(uri) if isinstance(uri, str) else None
+    if split is None or split.scheme not in ("", "file") or split.netloc:
+        raise contents.bad(f"parameters.uri in {SETTINGS} must be a path in the model's folder, not {uri!r}")
+    path = (folder / (unquote(split.path) if split.scheme else uri)).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise contents.bad(f"parameters.uri in {SETTINGS} leads out of the model's folder: {uri!r}")
+    if not path.exists():
+        raise contents.bad(f"{uri}, which {SETTINGS} names, is missing")
+    return path.relative_to(folder.resolve())
+
+
+def _module(entry: Path) -> str:
+    """Returns the name by which Python would import a file or folder, or ""."""
+    if entry.suffix == ".py":
+        return entry.stem
+    return entry.name if entry.is_dir() and entry.name.isidentifier() else ""

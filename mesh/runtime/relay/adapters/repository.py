@@ -1,0 +1,54 @@
+"""The client of a server's model repository: the repository extension of V2, which MLServer and Triton have."""
+
+from typing import Any
+
+import grpc
+
+from mesh.pb import inference_pb2 as v2
+from mesh.pb import inference_pb2_grpc
+from mesh.pb import repository_pb2 as pb
+
+_PATH = "/inference.GRPCInferenceService/"
+
+
+class Repository:
+    """The repository of one server. Timeouts are in seconds. All methods raise AioRpcError."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._index = _method(channel, "RepositoryIndex", pb.RepositoryIndexResponse)
+        self._load = _method(channel, "RepositoryModelLoad", pb.RepositoryModelLoadResponse)
+        self._unload = _method(channel, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
+
+    async def live(self, *, timeout: float) -> bool:
+        """Returns whether the server is live."""
+        return bool((await self._stub.ServerLive(v2.ServerLiveRequest(), timeout=timeout)).live)
+
+    async def version(self, *, timeout: float) -> str:
+        """Returns the server's name and version."""
+        told = await self._stub.ServerMetadata(v2.ServerMetadataRequest(), timeout=timeout)
+        return f"{told.name} {told.version}"
+
+    async def index(self, *, timeout: float) -> list[str]:
+        """Returns the names of the models in the repository."""
+        return [one.name for one in (await self._index(pb.RepositoryIndexRequest(), timeout=timeout)).models]
+
+    async def load(self, name: str, *, timeout: float | None) -> None:
+        """Loads a model."""
+        await self._load(pb.RepositoryModelLoadRequest(model_name=name), timeout=timeout)
+
+    async def unload(self, name: str, *, timeout: float | None) -> None:
+        """Unloads a model."""
+        await self._unload(pb.RepositoryModelUnloadRequest(model_name=name), timeout=timeout)
+
+    async def describe(self, name: str, *, timeout: float | None) -> None:
+        """Asks for a model's metadata, which fails if the server does not have the model."""
+        await self._stub.ModelMetadata(v2.ModelMetadataRequest(name=name), timeout=timeout)
+
+
+def _method(channel: grpc.aio.Channel, name: str, answer: Any) -> Any:
+    return channel.unary_unary(
+        _PATH + name,
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=answer.FromString,
+    )

@@ -1,0 +1,120 @@
+"""The management of a foreign server: its status, and its loads and unloads, in the terms of the SPI.
+
+There is one interface for all servers. `SpiControl` manages a server that speaks the SPI itself; for the servers that
+do not, `adapters` has one module each. What a server answers about its device comes as trailers (`reported`).
+
+All methods raise AioRpcError with the server's own status, or MeshError if the control itself refuses. A model that the
+server does not have is NOT_FOUND, or one of the other forms that `verdicts` knows.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.pb import modelruntime_pb2_grpc
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+Trailers = Sequence[tuple[str, str | bytes]]
+
+_FORMER_NAME = "/com.ibm.watson.tas.internal.proto.ModelServer/"
+
+
+class Control(Protocol):
+    """The management of one server. Timeouts are in seconds; None means no limit."""
+
+    former: bool
+    """True if the server speaks the SPI only under the former name of its service."""
+
+    def resume(self, *, former: bool) -> None:
+        """Continues with a server that reported to a former relay that it is ready."""
+
+    async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
+        """Returns the server's status. A server that is READY has dropped all its models."""
+
+    async def load(
+        self, request: pb.LoadModelRequest, *, timeout: float | None
+    ) -> tuple[pb.LoadModelResponse, Trailers]:
+        """Loads a model. A load that fails or is cancelled is followed by an unload."""
+
+    async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
+        """Unloads a model, also one that was only begun to load. An unknown model may be NOT_FOUND."""
+
+    async def size(
+        self, request: pb.ModelSizeRequest, *, timeout: float | None
+    ) -> tuple[pb.ModelSizeResponse, Trailers]:
+        """Returns the bytes of a loaded model, or 0 if the server does not know."""
+
+    async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
+        """Returns the bytes that a model would take."""
+
+
+class SpiControl:
+    """The management of a server that speaks the SPI."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.former = False
+        self._channel = channel
+        self._stub = modelruntime_pb2_grpc.ModelRuntimeStub(channel)
+
+    def resume(self, *, former: bool) -> None:
+        """Continues with a server that reported to a former relay that it is ready."""
+        if former:
+            self._use_former_name()
+
+    async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
+        """Returns the server's status. Finds out by which name the server knows the SPI."""
+        request = pb.RuntimeStatusRequest()
+        try:
+            return await _answer(self._stub.runtimeStatus(request, timeout=timeout))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED or self.former:
+                raise
+            log.info("model server does not have mmesh.ModelRuntime: its former name is tried")
+            self._use_former_name()
+            return await _answer(self._stub.runtimeStatus(request, timeout=timeout))
+
+    async def load(
+        self, request: pb.LoadModelRequest, *, timeout: float | None
+    ) -> tuple[pb.LoadModelResponse, Trailers]:
+        """Loads a model."""
+        return await _answer(self._stub.loadModel(request, timeout=timeout))
+
+    async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
+        """Unloads a model."""
+        await self._stub.unloadModel(request, timeout=timeout)
+
+    async def size(
+        self, request: pb.ModelSizeRequest, *, timeout: float | None
+    ) -> tuple[pb.ModelSizeResponse, Trailers]:
+        """Returns the bytes of a loaded model."""
+        return await _answer(self._stub.modelSize(request, timeout=timeout))
+
+    async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
+        """Returns the bytes that a model would take."""
+        response: pb.PredictModelSizeResponse = await self._stub.predictModelSize(request, timeout=timeout)
+        return response
+
+    def _use_former_name(self) -> None:
+        """Calls the SPI by the former name of its service from now on. The messages are the same."""
+        self.former = True
+        self._stub = modelruntime_pb2_grpc.ModelRuntimeStub(_FormerName(self._channel))
+
+
+class _FormerName:
+    """A channel for a stub of `mmesh.ModelRuntime`, which calls the methods by the former name of their service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, method: str, *args: Any, **more: Any) -> Any:
+        """Returns the callable of a method."""
+        return self._channel.unary_unary(_FORMER_NAME + method.rpartition("/")[2], *args, **more)
+
+
+async def _answer(call: Any) -> tuple[Any, Trailers]:
+    response = await call
+    return response, tuple(await call.trailing_metadata() or ())

@@ -1,0 +1,59 @@
+"""The start of a model server that Mesh has installed, as a child of a pod."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh import process
+from mesh.modelservers import environments
+
+MODELS = "models"
+"""The subfolder from which a server with an adapter reads its models; also the name of the pod's own folder for it."""
+
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The start of a server."""
+
+    words: tuple[str, ...]
+    address: str  # in gRPC's notation
+    folder: Path  # to run it in
+    variables: Mapping[str, str]  # of its environment
+
+
+def begin(kind: str, folder: Path, *, threads: int) -> Started:
+    """Writes the settings of a server that reads its models below `folder`. Raises OSError, and ValueError if the
+    server is not installed."""
+    environment = environments.installed(kind)
+    if environment is None:
+        raise ValueError(f"{kind} is not installed: run `mesh servers install {kind}`")
+    models = folder / MODELS
+    models.mkdir(parents=True, exist_ok=True)
+    port = process.free_port(_HOST)
+    settings = folder / "settings.json"
+    settings.write_text(json.dumps(_SETTINGS[kind](models, port)))
+    # -I: neither this process's PYTHONPATH nor the current folder is on its path.
+    words = (str(environments.python_of(environment)), "-I", str(environments.launcher_of(kind)), str(settings))
+    variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    return Started(words, f"{_HOST}:{port}", folder, variables)
+
+
+def _mlserver(models: Path, port: int) -> dict[str, object]:
+    return {
+        "debug": False,  # or it logs every call
+        "host": _HOST,
+        "grpc_port": port,
+        "http_port": 0,  # any: nothing calls it
+        "metrics_endpoint": None,
+        "grpc_max_message_length": -1,  # the router's limit counts
+        "model_repository_root": str(models),
+        "load_models_at_startup": False,
+        # Models in its own process: a second one would take 200 MB, and calls would wait for each other there as well.
+        "parallel_workers": 0,
+    }
+
+
+_SETTINGS = {"mlserver": _mlserver}

@@ -1,0 +1,73 @@
+"""`mesh servers`, and the pods of `mesh up --server`."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from mesh.cli.app import build
+from mesh.local import parts
+from mesh.local.settings import UpError, UpSettings, counted
+from mesh.modelservers import environments
+
+WIDE = {"COLUMNS": "200"}
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path, monkeypatch):
+    """Names a folder in which no server is installed."""
+    monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "servers"))
+
+
+def test_servers_are_listed_with_their_types() -> None:
+    """The list says what can be had, and what is installed."""
+    result = CliRunner().invoke(build(), ["servers"], env=WIDE)
+    assert result.exit_code == 0, result.output
+    (line,) = [line.split() for line in result.output.splitlines() if line.startswith("mlserver")]
+    assert line == ["mlserver", environments.version("mlserver"), "no", "xgboost,lightgbm,catboost", "sklearn,mlflow"]
+    found = json.loads(CliRunner().invoke(build(), ["servers", "--json"]).stdout)
+    assert [one["installed"] for one in found["servers"]] == [False]
+
+
+def test_an_unknown_server_is_refused() -> None:
+    """The error names the servers that can be installed."""
+    result = CliRunner().invoke(build(), ["servers", "install", "tensorflow"], env=WIDE)
+    assert result.exit_code == 2
+    assert "use mlserver" in result.output
+    assert "not installed" in CliRunner().invoke(build(), ["servers", "remove", "mlserver"]).output
+
+
+def test_pods_are_counted_by_server() -> None:
+    """`--server` may be repeated, and without a number means one pod."""
+    assert counted(["onnx=2", "mlserver", "mlserver=2"]) == {"onnx": 2, "mlserver": 3}
+    for text in ("triton", "onnx=", "onnx=-1", "onnx=65", "=3"):
+        with pytest.raises(ValueError, match=r"no kind of server|no number of pods"):
+            counted([text])
+    result = CliRunner().invoke(build(), ["up", "--server", "jboss=2"], env=WIDE)
+    assert result.exit_code == 2
+    assert "is no kind of server: use onnx, mlserver" in " ".join(result.output.split())
+
+
+def test_pods_of_all_kinds_get_their_command_lines() -> None:
+    """ONNX pods come first, then those of installed servers. They share the memory."""
+    settings = UpSettings(pods=1, adapted=("mlserver",), allow_code=True, capacity=5)
+    assert settings.all_pods == 2
+    onnx, adapted = (parts.LocalPod(settings, n, etcd_url="u", session=None).argv() for n in (1, 2))  # type: ignore[arg-type]
+    assert not {"--adapter", "--allow-code"} & set(onnx)
+    assert adapted[adapted.index("--adapter") + 1] == "mlserver"
+    assert "--allow-code" in adapted
+    assert adapted[adapted.index("--capacity") + 1] == "5"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (UpSettings(adapted=("mlserver",)), "run `mesh servers install mlserver`"),
+        (UpSettings(allow_code=True), "--allow-code: it concerns pods of --server mlserver"),
+        (UpSettings(pods=0), "at least 1 runtime pod"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: UpSettings, says: str) -> None:
+    """The error says what to do, before anything is started."""
+    with pytest.raises(UpError, match=says):
+        settings.check()

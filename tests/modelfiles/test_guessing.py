@@ -1,0 +1,52 @@
+"""The types of models, guessed from their files."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mesh.modelfiles import guessing
+
+BOOSTER = b'{"learner":{}}'
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "kind", "because"),
+    [
+        ({"churn.joblib": pickle.dumps("sklearn.pipeline")}, "churn.joblib", "sklearn", "scikit-learn"),
+        ({"other.pkl": pickle.dumps("mine")}, "other.pkl", "sklearn", "its name ends in .pkl"),
+        ({"m": BOOSTER}, "m", "xgboost", "XGBoost model in JSON"),
+        ({"m.txt": b"tree\nversion=v4\n"}, "m.txt", "lightgbm", "LightGBM"),
+        ({"m.cbm": b"CBM1"}, "m.cbm", "catboost", "CatBoost"),
+        ({"d/m.json": BOOSTER}, "d", "xgboost", "XGBoost model in JSON"),
+        ({"d/MLmodel": b"flavors: {python_function: {}, sklearn: {}}"}, "d", "mlflow", "python_function, sklearn"),
+        ({"d/MLmodel": b"flavors: {onnx: {}}"}, "d", "onnx", "flavors onnx"),
+        ({"d/model-settings.json": b'{"implementation": "mlserver_xgboost.X"}'}, "d", "xgboost", "mlserver_xgboost.X"),
+        ({"a.txt": b"hello"}, "a.txt", "", ""),
+        ({"data.bst": b"\x89PNG\r\n"}, "data.bst", "", ""),
+        ({"d/model-settings.json": b"{"}, "d", "", ""),
+        ({"d/MLmodel": b"["}, "d", "", ""),
+    ],
+)
+def test_a_type_is_guessed_from_content_and_name(
+    tmp_path: Path, files: dict[str, bytes], path: str, kind: str, because: str
+) -> None:
+    """The content counts more than the name, and what is in doubt is not guessed."""
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    guess = guessing.of_file(tmp_path / path)
+    assert (guess.type if guess else "") == kind
+    if guess:
+        assert because in guess.because
+
+
+def test_an_archive_is_judged_by_the_names_in_it(tmp_path: Path) -> None:
+    """An archive with files of two libraries is in doubt."""
+    for names, kind in ((["a/MLmodel", "a/x.pkl"], "mlflow"), (["a/m.bst"], "xgboost"), (["m.bst", "m.cbm"], "")):
+        with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, b"1")
+        guess = guessing.of_file(tmp_path / "m.zip")
+        assert (guess.type if guess else "") == kind

@@ -1,0 +1,281 @@
+"""The adapter for MLServer, against a stand-in that searches its repository as MLServer does."""
+
+import json
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.relay.adapters.mlserver import MLServer
+from mesh.statuses import MeshError, Reason
+from tests.support.fakemlserver import FakeMLServer
+
+SKLEARN = pickle.dumps({"of": "sklearn.pipeline"})
+XGBOOST = b'{"learner":{"attributes":{}}}'
+XGBOOST_UBJ = b"{L\0\0\0\0\0\0\0\x07learner{}}"
+LIGHTGBM = b"tree\nversion=v4\n"
+CATBOOST = b"CBM1" + bytes(20)
+MLMODEL = "flavors:\n  python_function:\n    loader_module: mlflow.sklearn\n  sklearn:\n    pickled_model: model.pkl\n"
+
+
+class Served:
+    """A stand-in for MLServer, its control, and the files that an agent has pulled."""
+
+    def __init__(self, folder: Path, server: FakeMLServer, channel: grpc.aio.Channel) -> None:
+        self.folder = folder
+        self.server = server
+        self.channel = channel
+        self.control = self.managed()
+
+    def managed(self, *, allow_code: bool = True) -> MLServer:
+        """Returns another control of the same server, as another relay has it."""
+        return MLServer(self.channel, self.server.root.parent, load_timeout=5.0, allow_code=allow_code)
+
+    def write(self, files: dict[str, bytes | str]) -> None:
+        """Writes pulled files."""
+        for name, content in files.items():
+            path = self.folder / "pulled" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    async def load(self, path: str, kind: str, model_id: str = "m", **key: Any) -> dict[str, Any]:
+        """Loads a model, and returns the settings that the server got."""
+        request = pb.LoadModelRequest(
+            modelId=model_id, modelType=kind, modelPath=str(self.folder / "pulled" / path), modelKey=json.dumps(key)
+        )
+        await self.control.load(request, timeout=5.0)
+        return self.server.loaded[model_id]
+
+    async def refused(self, path: str, kind: str) -> MeshError:
+        """Returns the error of a load, after which nothing of the model is left."""
+        with pytest.raises(MeshError) as error:
+            await self.load(path, kind)
+        root = self.server.root.parent
+        assert not [*root.glob("models/*"), *root.glob("files/*"), *root.glob("ids/*")]
+        assert str(self.folder) not in error.value.text, "callers learn nothing of the pod's disk"
+        return error.value
+
+
+@pytest_asyncio.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    """Runs a stand-in for MLServer, with an empty repository."""
+    root = tmp_path / "server" / "models"
+    root.mkdir(parents=True)
+    async with FakeMLServer(root) as server, grpc.aio.insecure_channel(server.address) as channel:
+        yield Served(tmp_path, server, channel)
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "kind", "implementation", "link"),
+    [
+        ({"churn.joblib": SKLEARN}, "churn.joblib", "sklearn", "sklearn.SKLearn", "churn.joblib"),
+        ({"a%20b?#.pkl": zlib.compress(SKLEARN)}, "a%20b?#.pkl", "sklearn", "sklearn.SKLearn", "a%20b?#.pkl"),
+        ({"d/x.joblib": SKLEARN, "d/README.md": ""}, "d", "mt:sklearn:1", "sklearn.SKLearn", "d/x.joblib"),
+        ({"d/model.pkl": SKLEARN, "d/other.pkl": b""}, "d", "sklearn", "sklearn.SKLearn", "d/model.pkl"),
+        ({"m": XGBOOST}, "m", "xgboost", "xgboost.XGBoost", "m"),
+        ({"m.bst": XGBOOST_UBJ}, "m.bst", "xgboost", "xgboost.XGBoost", "m.bst"),
+        ({"v/1/old.json": XGBOOST, "v/10/new.json": XGBOOST}, "v", "xgboost", "xgboost.XGBoost", "v/10/new.json"),
+        ({"model.txt": LIGHTGBM}, "model.txt", "lightgbm", "lightgbm.LightGBM", "model.txt"),
+        ({"l.pkl": pickle.dumps("lightgbm.sklearn")}, "l.pkl", "lightgbm", "sklearn.SKLearn", "l.pkl"),
+        ({"c.cbm": CATBOOST}, "c.cbm", "catboost", "catboost.Catboost", "c.cbm"),
+        ({"f/MLmodel": MLMODEL}, "f", "mlflow", "mlflow.MLflow", "f"),
+        ({"f/MLmodel": MLMODEL, "f/model.pkl": SKLEARN}, "f", "sklearn", "sklearn.SKLearn", "f/model.pkl"),
+    ],
+)
+async def test_each_layout_is_described_to_the_server(
+    served: Served, files: dict[str, Any], path: str, kind: str, implementation: str, link: str
+) -> None:
+    """Files and folders are found by their names and contents, and the server gets a link to them, whose name it does
+    not decode."""
+    served.write(files)
+    settings = await served.load(path, kind, "team/churn ä")
+    assert implementation in settings["implementation"]
+    assert settings["name"] == "team/churn ä"
+    uri = Path(settings["parameters"]["uri"])
+    pulled = served.folder / "pulled" / link
+    if pulled.is_dir():
+        assert not uri.is_symlink(), "MLflow follows no links"
+        assert {path.name: path.read_bytes() for path in uri.iterdir()} == {"MLmodel": MLMODEL.encode()}
+    else:
+        assert uri.resolve() == pulled
+    assert not set("%?#") & set(str(uri.relative_to(served.folder)))
+    if uri.suffix:
+        assert uri.suffix == {"m": ".json", "m.bst": ".ubj"}.get(link, Path(link).suffix)
+
+
+async def test_a_load_reads_the_settings_of_no_other_model(served: Served) -> None:
+    """The server searches its whole repository at each load, so it finds no loaded model there."""
+    served.write({"a.txt": LIGHTGBM, "b.txt": LIGHTGBM})
+    await served.load("a.txt", "lightgbm", "a")
+    await served.load("b.txt", "lightgbm", "b")
+    assert served.server.found == [["a"], ["b"]]
+    assert sorted(served.server.loaded) == ["a", "b"]
+
+
+async def test_a_folder_within_a_model_passes_for_no_other_model(served: Served) -> None:
+    """Settings deep in an MLflow folder do not reach the server, which would take them for a model of that name."""
+    deep = json.dumps({"name": "victim", "implementation": "evil.Model"})
+    served.write({"f/MLmodel": MLMODEL, "f/code/model-settings.json": deep})
+    await served.load("f", "mlflow")
+    assert served.server.found == [["m"]]
+
+
+async def test_settings_that_came_with_a_model_are_completed(served: Served) -> None:
+    """A model's own settings keep what they say, under the model's id and with an absolute path. The files that were
+    pulled are not changed."""
+    own = {"name": "mine", "implementation": "mlserver_xgboost.XGBoostModel", "max_batch_size": 8}
+    text = json.dumps(own | {"parameters": {"uri": "./booster.json", "version": "3"}})
+    served.write({"d/model-settings.json": text, "d/booster.json": XGBOOST, "s.json": '{"inputs": [{"name": "x"}]}'})
+    served.control = served.managed(allow_code=False)
+    settings = await served.load("d", "xgboost", schema_path=str(served.folder / "pulled" / "s.json"))
+    uri = Path(settings["parameters"].pop("uri"))
+    assert uri.resolve() == served.folder / "pulled" / "d" / "booster.json"
+    assert settings == own | {"name": "m", "parameters": {"version": "3"}, "inputs": [{"name": "x"}]}
+    assert (served.folder / "pulled/d/model-settings.json").read_text() == text
+
+
+async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) -> None:
+    """Python modules that own settings name are linked into the model's folder, where the server imports them from. A
+    second module of the same name is refused, because Python would give both models the same one."""
+    files = {"model-settings.json": '{"implementation": "mine.Model"}', "mine.py": "class Model: ...", "data/x.bin": ""}
+    served.write({f"{folder}/{name}": content for folder in ("a", "b") for name, content in files.items()})
+    await served.load("a", "python", "a")
+    (module,) = (served.server.root).glob("*/mine.py")
+    assert module.resolve() == served.folder / "pulled/a/mine.py"
+    with pytest.raises(MeshError, match="module data has the same name as one of the model a"):
+        await served.load("b", "python", "b")
+    await served.control.unload(pb.UnloadModelRequest(modelId="a"), timeout=5)
+    await served.load("b", "python", "b")
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "kind", "says"),
+    [
+        (
+            {"d/notes.md": ""},
+            "d",
+            "xgboost",
+            r"lacks the model's file \(model.bst, model.json, model.ubj.*has notes.md",
+        ),
+        ({"d/a.pkl": b"", "d/b.pkl": b""}, "d", "sklearn", r"several files.*model.joblib.* or model.pkl: a.pkl, b.pkl"),
+        ({"d/model.pkl": SKLEARN}, "d", "mlflow", "lacks the file MLmodel; it has model.pkl"),
+        ({"m.pkl": SKLEARN}, "m.pkl", "mlflow", "is a file, instead of a folder with the file MLmodel: it is a pickle"),
+        ({"m.json": XGBOOST}, "m.json", "sklearn", "is an XGBoost model in JSON: register it with --type xgboost"),
+        ({"f/MLmodel": MLMODEL}, "f", "sklearn", "model.pkl, which MLmodel names, is missing"),
+        ({"f/MLmodel": MLMODEL}, "f", "xgboost", "has no flavor xgboost, but python_function, sklearn"),
+        ({"d/model-settings.json": "{"}, "d", "sklearn", "not valid JSON"),
+        ({"d/model-settings.json": '{"parameters": {"uri": "../x"}}'}, "d", "sklearn", "out of the model's folder"),
+        ({"d/model-settings.json": '{"parameters": {"uri": "/etc/passwd"}}'}, "d", "sklearn", "out of the model's"),
+        ({"d/model-settings.json": '{"parameters": {"uri": "s3://b/x"}}'}, "d", "sklearn", "must be a path in"),
+        ({"d/model-settings.json": '{"parameters": {"uri": "x"}}'}, "d", "sklearn", "x, which .* names, is missing"),
+        (
+            {"d/model-settings.json": "{}", "d/e/model-settings.json": "{}"},
+            "d",
+            "sklearn",
+            "a subfolder holds settings",
+        ),
+        ({"m.onnx": b""}, "m.onnx", "tensorrt", "models of type tensorrt need a folder with model-settings.json"),
+        ({"m.zip": b"PK\x03\x04 damaged"}, "m.zip", "xgboost", "the file is a zip archive"),
+    ],
+)
+async def test_what_cannot_be_loaded_is_refused_with_the_reason(
+    served: Served, files: dict[str, Any], path: str, kind: str, says: str
+) -> None:
+    """The error says which file is missing, or what the file is instead."""
+    served.write(files)
+    error = await served.refused(path, kind)
+    assert error.reason is Reason.BAD_REQUEST
+    assert re.search(says, error.text), error.text
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "kind"),
+    [
+        ({"m.joblib": SKLEARN}, "m.joblib", "sklearn"),
+        ({"m.pkl": pickle.dumps("xgboost.sklearn")}, "m.pkl", "xgboost"),
+        ({"f/MLmodel": MLMODEL}, "f", "mlflow"),
+        ({"d/model-settings.json": '{"implementation": "mine.Model"}'}, "d", "xgboost"),
+    ],
+)
+async def test_code_is_refused_unless_the_pod_allows_it(
+    served: Served, files: dict[str, Any], path: str, kind: str
+) -> None:
+    """Whatever the type says, the files decide whether a load would run code."""
+    served.write(files)
+    served.control = served.managed(allow_code=False)
+    error = await served.refused(path, kind)
+    assert error.reason is Reason.PRECONDITION
+    assert "--allow-code" in error.text
+    served.control = served.managed(allow_code=True)
+    await served.load(path, kind)
+
+
+async def test_an_archive_is_unpacked_and_removed_with_the_model(served: Served) -> None:
+    """The content of an archive is treated as a folder that was pulled."""
+    served.write({"x/booster.json": XGBOOST})
+    with zipfile.ZipFile(served.folder / "pulled" / "m.zip", "w") as archive:
+        archive.write(served.folder / "pulled/x/booster.json", "model/booster.json")
+    settings = await served.load("m.zip", "xgboost")
+    uri = Path(settings["parameters"]["uri"])
+    assert uri.read_bytes() == XGBOOST
+    await served.control.unload(pb.UnloadModelRequest(modelId="m"), timeout=5)
+    assert not uri.exists()
+    assert (served.folder / "pulled/m.zip").exists()
+
+
+async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> None:
+    """Models that the server still holds for a former agent are unloaded first, also those that it does not list."""
+    served.write({"a.txt": LIGHTGBM})
+    await served.load("a.txt", "lightgbm", "left")
+    served.server.live = False
+    status, _ = await served.managed().status(timeout=5)
+    assert status.status == pb.RuntimeStatusResponse.STARTING
+    assert served.server.loaded
+    served.server.live = True
+    status, _ = await served.managed().status(timeout=5)
+    assert status.status == pb.RuntimeStatusResponse.READY
+    assert not served.server.loaded
+    assert status.runtimeVersion == "mlserver 1.7.1"
+    paths = {name: list(info.idInjectionPath) for name, info in status.methodInfos.items()}
+    assert paths == {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
+
+
+async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
+    """The server's error reaches the caller without the pod's paths, and nothing of the model is left."""
+    served.write({"a.txt": LIGHTGBM})
+    served.server.fails = "cannot parse {uri}: bad tree"
+    error = await served.refused("a.txt", "lightgbm")
+    assert error.reason is Reason.LOAD_FAILED
+    assert error.text == "MLServer cannot load the model: cannot parse model.txt: bad tree"
+
+
+async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
+    """A load has a time limit, after which the relay has the model unloaded."""
+    served.write({"a.txt": LIGHTGBM})
+    served.server.hangs = True
+    request = pb.LoadModelRequest(modelId="m", modelType="lightgbm", modelPath=str(served.folder / "pulled/a.txt"))
+    with pytest.raises((grpc.aio.AioRpcError, MeshError)) as error:
+        await served.control.load(request, timeout=0.2)
+    if isinstance(error.value, grpc.aio.AioRpcError):
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    else:
+        assert error.value.reason is Reason.DEADLINE
+
+
+async def test_a_model_that_the_server_lacks_is_not_found(served: Served) -> None:
+    """The size of a model is unknown, but the answer says whether the server has the model."""
+    served.write({"a.txt": LIGHTGBM})
+    await served.load("a.txt", "lightgbm", "a")
+    size, _ = await served.control.size(pb.ModelSizeRequest(modelId="a"), timeout=5)
+    assert size.sizeInBytes == 0
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await served.control.size(pb.ModelSizeRequest(modelId="b"), timeout=5)
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND

@@ -1,0 +1,129 @@
+"""MLServer in pods of a mesh, with models of all its types, over gRPC and REST."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from mesh.pb import inference_pb2 as v2
+from mesh.pb import inference_pb2_grpc, modelmesh_pb2
+from tests.servers.trained_app import INPUT, ROWS
+from tests.support import models
+from tests.support.localmesh import LocalMesh, children, command
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
+
+NAMES = (
+    *("joblib", "joblib-gzip", "pickle", "xgboost-json", "xgboost-ubj", "xgboost-bst", "xgboost-classes", "lightgbm"),
+    *(
+        "lightgbm-pickle",
+        "catboost",
+        "mlflow",
+        "mlflow-pickled",
+        "mlflow-sklearn",
+        "mlflow-zip",
+        "own-settings",
+        "own-settings-tar",
+    ),
+)
+
+
+class Served:
+    """A mesh with two pods of MLServer, of which the first allows code, and one of ONNX."""
+
+    def __init__(self, mesh: LocalMesh, trained: dict[str, Any]) -> None:
+        self.mesh = mesh
+        self.trained = trained
+        self.v2 = inference_pb2_grpc.GRPCInferenceServiceStub(mesh.channel())
+
+    async def register(self, name: str, model_id: str, *, kind: str = "", load: bool = True) -> Any:
+        """Registers a trained model."""
+        model = self.trained[name]
+        path = Path(model["path"])
+        return await self.mesh._register(model_id, kind or model["type"], path, load=load, sync=load, router=0)
+
+    async def over_grpc(self, model_id: str) -> list[float]:
+        """Returns a model's answers to ROWS over gRPC, in typed contents."""
+        request = v2.ModelInferRequest(model_name=model_id)
+        tensor = request.inputs.add(name=INPUT, datatype="FP64", shape=ROWS.shape)
+        tensor.contents.fp64_contents.extend(ROWS.ravel())
+        response = await self.v2.ModelInfer(request, timeout=120)
+        assert response.model_name == model_id
+        (output,) = response.outputs
+        found = output.contents
+        values = [*found.int64_contents, *found.int_contents, *found.fp32_contents, *found.fp64_contents]
+        assert values, output
+        return [float(value) for value in values]
+
+    async def over_rest(self, model_id: str) -> list[float]:
+        """Returns a model's answers to ROWS over REST."""
+        tensor = {"name": INPUT, "datatype": "FP64", "shape": list(ROWS.shape), "data": ROWS.tolist()}
+        reply = await self.mesh.rest("POST", f"/v2/models/{model_id}/infer", {"inputs": [tensor]})
+        assert reply.status == 200, reply.body
+        (output,) = reply.json["outputs"]
+        return [float(value) for value in np.ravel(output["data"])]
+
+    def server_of(self, pod: int) -> int:
+        """Returns the process id of a pod's MLServer, or 0."""
+        found = [pid for pid in children(self.mesh.pods[pod].pid) if "mlserver_app" in command(pid)]
+        return found[0] if found else 0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(trained, etcd_server, tmp_path_factory) -> AsyncIterator[Served]:
+    """Runs the mesh for all tests of this module."""
+    folder = tmp_path_factory.mktemp("mesh")
+    pod = ["--adapter", "mlserver", "--capacity", "2GiB", "--file-root", str(Path(trained["joblib"]["path"]).parent)]
+    options = {"pod-1": [*pod, "--allow-code"], "pod-2": [*pod, "--egress", "grpc"]}
+    async with LocalMesh(folder, etcd_server, pods=3, options_of=options) as mesh:
+        yield Served(mesh, trained)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_every_type_answers_as_its_library_does(served: Served, name: str) -> None:
+    """A model of each type and layout gives its library's own answers, over gRPC and REST."""
+    model_id = f"all/{name}"
+    status = await served.register(name, model_id)
+    assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
+    expected = pytest.approx(served.trained[name]["answer"], rel=1e-5)
+    assert await served.over_grpc(model_id) == expected
+    assert await served.over_rest(model_id.replace("/", "%2F")) == expected
+
+
+async def test_all_trained_models_are_tested(trained: dict[str, Any]) -> None:
+    """No trained model is left out."""
+    assert sorted(NAMES) == sorted(trained)
+
+
+async def test_pickles_are_refused_where_code_is_not_allowed(served: Served) -> None:
+    """A pickle is only loaded by a pod that allows code, whatever type it is registered with. Models that are only data
+    are loaded by any pod."""
+    for name in ("joblib", "lightgbm-pickle"):
+        status = await served.register(name, f"code/{name}")
+        assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
+        loaded = modelmesh_pb2.ModelStatusInfo.LOADED
+        holders = {copy.location for copy in status.modelCopyInfos if copy.copyStatus == loaded}
+        assert holders == {"pod-1"}, holders
+
+
+async def test_a_server_that_is_killed_loses_nothing_for_long(served: Served) -> None:
+    """After kill -9 of MLServer, its models answer again without anybody's action, and with the same answers."""
+    await served.register("lightgbm", "killed")
+    expected = await served.over_grpc("killed")
+    (copy,) = (await served.mesh.status("killed"))["copies"]
+    pod = int(copy["pod"].removeprefix("pod-")) - 1
+    former = served.server_of(pod)
+    os.kill(former, 9)
+    await until(lambda: served.server_of(pod) not in (0, former), timeout=60, why="it is started again")
+    assert await served.over_grpc("killed") == expected
+
+
+async def test_onnx_models_are_not_loaded_by_mlserver(served: Served) -> None:
+    """The types of models decide the pod."""
+    status = await served.mesh.register("onnx", models.constant(4.0), load=True)
+    assert [copy.location for copy in status.modelCopyInfos] == ["pod-3"]
