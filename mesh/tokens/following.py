@@ -20,7 +20,7 @@ from mesh.process.tasks import Tasks
 from mesh.telemetry import logs
 from mesh.tokens import keyset
 from mesh.tokens.keyset import KeySet
-from mesh.tokens.locations import Location, LocationError, Published
+from mesh.tokens.locations import Location, LocationError, KeyDocument
 from mesh.tokens.settings import ALGORITHMS
 
 log = logs.get(__name__)
@@ -135,7 +135,7 @@ class Following:
         finally:
             self._reading = None
 
-    def _take(self, published: Published, keys: KeySet) -> None:
+    def _take(self, published: KeyDocument, keys: KeySet) -> None:
         if self._trouble:
             log.info("the keys of an issuer of tokens can be read again", issuer=published.issuer)
         self._readings, self._failed, self._trouble = self._readings + 1, 0, ""

@@ -18,7 +18,7 @@ import orjson
 from mesh.certificates.keeping import StoreError
 from mesh.certificates.secret import Cluster
 from mesh.tokens import locations
-from mesh.tokens.locations import LocationError, Published
+from mesh.tokens.locations import LocationError, KeyDocument
 
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
 
@@ -105,7 +105,7 @@ class ClusterKeys:
         self._cluster = cluster
         self._wall = wall
 
-    async def read(self) -> Published:
+    async def read(self) -> KeyDocument:
         """Returns the keys, and the cluster's issuer. Raises LocationError."""
         try:
             trust, token = self._cluster.trust(), self._cluster.read("token")
@@ -119,7 +119,7 @@ class ClusterKeys:
             # At the API server itself: the document may name an address for clients outside.
             url = self._cluster.url + locations.CLUSTER_KEYS
             raw, ahead = await locations.get(http, url, wall=self._wall, headers=headers)
-            return Published(raw, issuer, ahead)
+            return KeyDocument(raw, issuer, ahead)
 
     def changed(self) -> None:
         """Returns None: only reading tells."""

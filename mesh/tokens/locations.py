@@ -31,7 +31,7 @@ class LocationError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class KeyDocument:
     """The keys as they were published."""
 
     raw: bytes
@@ -42,7 +42,7 @@ class Published:
 class Location(Protocol):
     """A place that publishes keys."""
 
-    async def read(self) -> Published:
+    async def read(self) -> KeyDocument:
         """Returns the keys. Raises LocationError."""
 
     def changed(self) -> bool | None:
@@ -57,12 +57,12 @@ class File:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
 
-    async def read(self) -> Published:
+    async def read(self) -> KeyDocument:
         """Returns the content of the file. Raises LocationError."""
         self._seen = self._stat()
         try:
             with self._path.open("rb") as file:
-                return Published(file.read(keyset.MAX_BYTES + 1))
+                return KeyDocument(file.read(keyset.MAX_BYTES + 1))
         except OSError as error:
             raise LocationError(f"{self._path} cannot be read: {error.strerror}") from error
 
@@ -91,14 +91,14 @@ class Remote:
         self._ca = ca
         self._wall = wall
 
-    async def read(self) -> Published:
+    async def read(self) -> KeyDocument:
         """Returns the keys. Raises LocationError."""
         async with session(self._tls()) as http:
             keys = self._keys or self._found or await self._discovered(http)
             self._found = ""  # after a failure it is looked for again: the issuer may have moved its keys
             raw, ahead = await get(http, keys, wall=self._wall)
             self._found = keys
-            return Published(raw, self._issuer, ahead)
+            return KeyDocument(raw, self._issuer, ahead)
 
     def changed(self) -> None:
         """Returns None: only reading tells."""

@@ -13,7 +13,7 @@ from router.settings import RouterSettings
 
 if TYPE_CHECKING:
     from mesh.tokens.settings import TokenSettings
-    from router.access.tokens import Source
+    from router.access.tokens import TokenSource
 
 
 def guard(settings: RouterSettings, authority: Authority) -> Guard:
@@ -30,7 +30,7 @@ def guard(settings: RouterSettings, authority: Authority) -> Guard:
     return Guard(authority, mode=settings.auth, admin=AdminKeys(settings.admin_key_file), others=others)
 
 
-def sources(settings: "TokenSettings", *, wall: Callable[[], float] = time.time) -> "list[Source]":
+def sources(settings: "TokenSettings", *, wall: Callable[[], float] = time.time) -> "list[TokenSource]":
     """Returns the sources of the tokens that are accepted. `wall` returns seconds since the epoch. Raises
     ValueError."""
     from mesh.tokens import identities
@@ -39,7 +39,7 @@ def sources(settings: "TokenSettings", *, wall: Callable[[], float] = time.time)
     from mesh.tokens.verification import Rules
     from router.access.tokens import IssuedTokens
 
-    found: list[Source] = []
+    found: list[TokenSource] = []
     if settings.issuer:
         in_file = settings.keys and "://" not in settings.keys
         ca = Path(settings.ca) if settings.ca else None
@@ -62,7 +62,7 @@ def sources(settings: "TokenSettings", *, wall: Callable[[], float] = time.time)
     return found
 
 
-def _kubernetes(settings: "TokenSettings", wall: Callable[[], float]) -> "Source":
+def _kubernetes(settings: "TokenSettings", wall: Callable[[], float]) -> "TokenSource":
     from mesh.certificates.keeping import StoreError
     from mesh.certificates.secret import ACCOUNT, Cluster
     from mesh.tokens import identities

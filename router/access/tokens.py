@@ -34,7 +34,7 @@ FAILURES = (80.0, 400.0)
 _REFUSED = (2048, 10.0)  # invalid tokens that are remembered, and for how many seconds
 
 
-class Source(Protocol):
+class TokenSource(Protocol):
     """A means to identify callers by the tokens of one issuer."""
 
     changed: Callable[[], None]
@@ -60,7 +60,7 @@ class Source(Protocol):
 class Tokens:
     """The authenticator of tokens."""
 
-    def __init__(self, sources: Sequence[Source], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, sources: Sequence[TokenSource], *, clock: Callable[[], float] = time.monotonic) -> None:
         """Makes the authenticator. The first source that takes a token decides."""
         self.sources = tuple(sources)
         self.failures = Failures(*FAILURES, clock=clock)
@@ -110,7 +110,7 @@ class Tokens:
         """Returns the state of the sources."""
         return [{"kind": "tokens", **source.statistics()} for source in self.sources]
 
-    def _source_of(self, unverified: Unverified) -> Source:
+    def _source_of(self, unverified: Unverified) -> TokenSource:
         for source in self.sources:
             if source.takes(unverified):
                 return source

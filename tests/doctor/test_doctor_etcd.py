@@ -110,8 +110,8 @@ def test_a_full_etcd(doctor, tmp_path: Path) -> None:
 
         async def fill() -> None:
             async with Etcd(server.settings) as etcd:
-                for number in range(64):
-                    await etcd.put(b"k%d" % number, b"x" * 2**19)
+                for number in range(1024):  # small values: etcd refuses the first that would exceed the quota
+                    await etcd.put(b"k%d" % number, b"x" * 2**15)
 
         with pytest.raises(EtcdError, match="space exceeded"):
             asyncio.run(fill())

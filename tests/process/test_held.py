@@ -34,7 +34,7 @@ ALLOWED = {
     "agents:Agents._retire": "closes one channel, with a time-out",
     "agents:Agents.forget": "closes one channel",
     "bulk:Bulk._submit": "one batch, awaited by the request that it belongs to",
-    "calls:RelayPort.handle": "one call, held by its copy until it ends",
+    "calls:RelayPort._carry_on": "one call, held by its copy until it ends",
     "conversions:Conversions._convert": "one conversion, awaited by its call",
 }
 

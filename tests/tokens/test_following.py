@@ -6,7 +6,7 @@ import pytest
 
 from mesh.tokens import following as module
 from mesh.tokens.following import Busy, Following
-from mesh.tokens.locations import File, LocationError, Published, Remote
+from mesh.tokens.locations import File, LocationError, KeyDocument, Remote
 from tests.support.tokens import FakeIssuer, IssuerServer, jwks
 from tests.support.waiting import until
 
@@ -27,7 +27,7 @@ class FakePlace:
         await self.go.wait()
         if self.error:
             raise LocationError(self.error)
-        return Published(raw, self.issuer.url, 0.0)
+        return KeyDocument(raw, self.issuer.url, 0.0)
 
     def changed(self):
         return None
