@@ -47,11 +47,11 @@ class PullLimits:
     ) -> None:
         """Makes the bounds; 0 for `bytes_per_second` means no limit. Files of more than `range_bytes` are fetched in up
         to `ranges` parts at the same time."""
-        if bytes_per_second < 0 or connections < 1 or ranges < 1 or range_bytes < 1:
-            raise ValueError(
-                f"bytes_per_second is 0 or more, not {bytes_per_second}; connections, ranges and range_bytes are 1 or "
-                f"more, not {connections}, {ranges} and {range_bytes}"
-            )
+        bounds = {"bytes_per_second": (bytes_per_second, 0), "range_bytes": (range_bytes, 1)}
+        bounds |= {"connections": (connections, 1), "ranges": (ranges, 1)}
+        for name, (value, least) in bounds.items():
+            if value < least:
+                raise ValueError(f"{name} is {value}: it must be {least} or more")
         self.connections = connections
         self.ranges = ranges
         self.range_bytes = range_bytes

@@ -20,7 +20,7 @@ from mesh.process.tasks import Tasks
 from mesh.telemetry import logs
 from mesh.tokens import keyset
 from mesh.tokens.keyset import KeySet
-from mesh.tokens.locations import Location, LocationError, KeyDocument
+from mesh.tokens.locations import KeyDocument, Location, LocationError
 from mesh.tokens.settings import ALGORITHMS
 
 log = logs.get(__name__)

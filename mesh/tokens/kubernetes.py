@@ -18,7 +18,7 @@ import orjson
 from mesh.certificates.keeping import StoreError
 from mesh.certificates.secret import Cluster
 from mesh.tokens import locations
-from mesh.tokens.locations import LocationError, KeyDocument
+from mesh.tokens.locations import KeyDocument, LocationError
 
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
 

@@ -6,7 +6,7 @@ import pytest
 
 from mesh.tokens import following as module
 from mesh.tokens.following import Busy, Following
-from mesh.tokens.locations import File, LocationError, KeyDocument, Remote
+from mesh.tokens.locations import File, KeyDocument, LocationError, Remote
 from tests.support.tokens import FakeIssuer, IssuerServer, jwks
 from tests.support.waiting import until
 
