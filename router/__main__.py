@@ -65,6 +65,7 @@ def main(
             base=base,
             install_id=install_id,
             listen=checked.address(edge.listen, "--listen"),
+            management_listen=edge.management_listen and checked.address(edge.management_listen, "--management-listen"),
             edge=edge.edge,
             tls_certificate=str(edge.tls_cert.absolute()) if edge.tls_cert else "",
             tls_key=str(edge.tls_key.absolute()) if edge.tls_key else "",

@@ -33,6 +33,7 @@ class RouterSettings:
     tls_client_auth: str = "require"  # with tls_client_ca; or "optional": clients need no certificate
     internal_tls: str = ""  # folder of the certificate for calls within the mesh; empty: no TLS to runtime pods
     connection_age: float = 0.0  # after which clients are asked to reconnect; 0: never
+    management_listen: str = ""  # address for management, which `listen` then does not serve; empty: none
     rest_listen: str = "127.0.0.1:8008"  # only with the grpc edge; with Envoy REST shares the port of gRPC
     probe: str = "127.0.0.1:8089"
     workers: int = 1  # 0: by the CPUs granted

@@ -29,6 +29,7 @@ _MAX_FRAME_SIZE = 5  # SETTINGS_MAX_FRAME_SIZE (RFC 9113, 6.5.2), for which Envo
 GRPC_CLUSTER = "grpc"
 INFERENCE_CLUSTER = "inference"
 REST_CLUSTER = "rest"
+MANAGED_GRPC_CLUSTER, MANAGED_REST_CLUSTER = "managed-grpc", "managed-rest"
 STAT_PREFIX = "edge"
 _CERTIFICATE, _CLIENT_CA = "edge-certificate", "client-authority"
 
@@ -45,6 +46,16 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """A second listener, whose calls go to sockets of its own, except those of V2 inference over REST."""
+
+    host: str
+    port: int
+    grpc_sockets: tuple[str, ...]
+    rest_sockets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvoySettings:
     """The listener, the destinations of its calls, and its bounds. Times are in seconds, and 0 means never."""
 
@@ -54,6 +65,7 @@ class EnvoySettings:
     grpc_sockets: tuple[str, ...]  # one for each worker
     inference_sockets: tuple[str, ...]  # V2 inference over REST
     rest_sockets: tuple[str, ...]  # everything else over REST
+    management: Door | None = None
     tls: Tls | None = None
     secrets_dir: str = ""  # with `tls`: where the files of `secrets` are
     concurrency: int = 1  # threads of Envoy's own
@@ -102,6 +114,10 @@ def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
         INFERENCE_CLUSTER: settings.inference_sockets,
         REST_CLUSTER: settings.rest_sockets,
     }
+    listeners = [_listener(settings)]
+    if (door := settings.management) is not None:
+        workers |= {MANAGED_GRPC_CLUSTER: door.grpc_sockets, MANAGED_REST_CLUSTER: door.rest_sockets}
+        listeners.append(_listener(settings, door))
     if not all(workers.values()):
         raise ValueError("the edge has no worker to forward calls to: start at least one worker")
     for path in (settings.admin_socket, *itertools.chain.from_iterable(workers.values())):
@@ -115,9 +131,10 @@ def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
         # Private to this user; never on a port.
         "admin": {"address": {"pipe": {"path": settings.admin_socket, "mode": 0o600}}},
         "static_resources": {
-            "listeners": [_listener(settings)],
+            "listeners": listeners,
             "clusters": [
-                _cluster(name, paths, settings, trailers=name == GRPC_CLUSTER) for name, paths in workers.items()
+                _cluster(name, paths, settings, trailers=name in (GRPC_CLUSTER, MANAGED_GRPC_CLUSTER))
+                for name, paths in workers.items()
             ],
         },
         "overload_manager": _overload(settings),
@@ -152,15 +169,16 @@ def secrets(certificate: bytes, private_key: bytes, client_ca: bytes) -> dict[st
     }
 
 
-def _listener(settings: EnvoySettings) -> dict[str, Any]:
+def _listener(settings: EnvoySettings, door: Door | None = None) -> dict[str, Any]:
     chain: dict[str, Any] = {
-        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": _manager(settings)}]
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": _manager(settings, door)}]
     }
+    where = door or settings
     if settings.tls is not None:
         chain["transport_socket"] = _tls(settings.tls, settings.secrets_dir)
     return {
-        "name": "edge",
-        "address": {"socket_address": {"address": settings.host, "port_value": settings.port}},
+        "name": "edge" if door is None else "management",
+        "address": {"socket_address": {"address": where.host, "port_value": where.port}},
         "per_connection_buffer_limit_bytes": settings.connection_buffer,
         # A client that takes none of the bytes sent to it is gone, or occupies memory for nothing: the kernel ends its
         # connection. Connections inherit this option from the socket that accepts them.
@@ -180,7 +198,8 @@ def _listener(settings: EnvoySettings) -> dict[str, Any]:
     }
 
 
-def _manager(settings: EnvoySettings) -> dict[str, Any]:
+def _manager(settings: EnvoySettings, door: Door | None = None) -> dict[str, Any]:
+    grpc, rest = (GRPC_CLUSTER, REST_CLUSTER) if door is None else (MANAGED_GRPC_CLUSTER, MANAGED_REST_CLUSTER)
     common: dict[str, Any] = {
         "idle_timeout": _seconds(settings.idle_timeout),
         "headers_with_underscores_action": "ALLOW",
@@ -238,10 +257,10 @@ def _manager(settings: EnvoySettings) -> dict[str, Any]:
                     "request_headers_to_remove": ["x-forwarded-proto", "x-envoy-external-address"],
                     "routes": [
                         # content-type application/grpc, or with +proto and the like
-                        *(_route(GRPC_CLUSTER, {"prefix": prefix, "grpc": {}}) | _PEER for prefix in _MANAGEMENT),
-                        _route(GRPC_CLUSTER, {"prefix": "/", "grpc": {}}),
+                        *(_route(grpc, {"prefix": prefix, "grpc": {}}) | _PEER for prefix in _MANAGEMENT),
+                        _route(grpc, {"prefix": "/", "grpc": {}}),
                         _route(INFERENCE_CLUSTER, {"prefix": "/v2/models/", "headers": [_POST]}),
-                        _route(REST_CLUSTER, {"prefix": "/"}) | _PEER,
+                        _route(rest, {"prefix": "/"}) | _PEER,
                     ],
                 }
             ],

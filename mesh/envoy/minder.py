@@ -147,6 +147,13 @@ class Minder:
                 ports.check_free(settings.host, settings.port)
             except ports.Unusable as error:
                 raise EnvoyError(f"{error}: choose another address (--listen)") from error
+            if (door := settings.management) is not None:
+                door = replace(door, host=await _address_of(door.host))
+                try:
+                    ports.check_free(door.host, door.port)
+                except ports.Unusable as error:
+                    raise EnvoyError(f"{error}: choose another address (--management-listen)") from error
+                settings = replace(settings, management=door)
             self._settings = config.fit(settings, open_files())
             self._write_config()
             self._child.open()

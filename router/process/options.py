@@ -34,6 +34,14 @@ class Edge:
     rest_listen: Annotated[
         str, typer.Option(envvar="MESH_REST_LISTEN", help="Address that REST clients call, with --edge grpc.")
     ] = "127.0.0.1:8008"
+    management_listen: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_MANAGEMENT_LISTEN",
+            help="Address of its own for management, HOST:PORT, which also serves inference. --listen then serves no "
+            "management.",
+        ),
+    ] = ""
     tls_cert: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +97,9 @@ class Edge:
         if self.tls_client_auth and self.tls_client_ca is None:
             text = "--tls-client-auth needs --tls-client-ca"
             raise typer.BadParameter(text, param_hint="--tls-client-auth")
+        if self.management_listen and (self.edge == "grpc" or self.management_listen == self.listen):
+            text = "it needs Envoy as the edge, and another address than --listen"
+            raise typer.BadParameter(text, param_hint="--management-listen")
         if self.edge == "grpc" and (self.tls_cert is not None or self.connection_age):
             raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
 

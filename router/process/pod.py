@@ -266,7 +266,8 @@ class RouterPod:
             self.probe_port = await self._probes.start()
             if settings.edge == "envoy":
                 for index in range(settings.workers):
-                    paths = {kind: settings.socket(kind, index) for kind in sockets.KINDS}
+                    kinds = sockets.KINDS + (sockets.MANAGED if settings.management_listen else ())
+                    paths = {kind: settings.socket(kind, index) for kind in kinds}
                     self._sockets.append(sockets.Sockets(paths))
             for index in range(settings.workers):
                 worker = self._make_worker(index)
@@ -307,6 +308,15 @@ class RouterPod:
 
     def _make_envoy(self, settings: RouterSettings) -> minder.Minder:
         host, port = addresses.parse_address(settings.listen)
+        door = None
+        if settings.management_listen:
+            managed_host, managed_port = addresses.parse_address(settings.management_listen)
+            door = config.Door(
+                host=managed_host,
+                port=managed_port,
+                grpc_sockets=tuple(settings.socket(sockets.MANAGED_GRPC, index) for index in range(settings.workers)),
+                rest_sockets=tuple(settings.socket(sockets.MANAGED_REST, index) for index in range(settings.workers)),
+            )
         return minder.Minder(
             config.EnvoySettings(
                 host=host,
@@ -315,6 +325,7 @@ class RouterPod:
                 grpc_sockets=tuple(settings.socket(sockets.GRPC, index) for index in range(settings.workers)),
                 inference_sockets=tuple(settings.socket(sockets.INFERENCE, index) for index in range(settings.workers)),
                 rest_sockets=tuple(settings.socket(sockets.REST, index) for index in range(settings.workers)),
+                management=door,
                 tls=_tls(settings),
                 concurrency=cpus.available(),
                 max_connection_age=settings.connection_age,

@@ -12,6 +12,8 @@ import socket
 BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own limit
 
 GRPC, INFERENCE, REST = KINDS = ("grpc", "infer", "rest")
+MANAGED_GRPC, MANAGED_REST = MANAGED = ("mgrpc", "mrest")
+"""The sockets behind a port of its own for management, if there is one; the others then serve no management."""
 
 
 class Sockets:
@@ -31,8 +33,8 @@ class Sockets:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Returns the descriptors to pass to the worker, in the order of `KINDS`."""
-        return tuple(self._sockets[kind].fileno() for kind in KINDS)
+        """Returns the descriptors to pass to the worker, in the order of their paths."""
+        return tuple(self._sockets[kind].fileno() for kind in self._paths)
 
     def close(self) -> None:
         """Closes and removes the sockets."""

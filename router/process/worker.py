@@ -26,8 +26,10 @@ from mesh.process.ending import Ending
 from mesh.process.tasks import Tasks, turned
 from mesh.schema.authstore import AuthStore
 from mesh.schema.keys import Keys
+from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs, metrics
 from mesh.wire.budget import Budget
+from mesh.wire.call import Call, Handler
 from mesh.wire.client import Pool
 from mesh.wire.framing import MAX_LENGTH
 from mesh.wire.pieces import Pieces
@@ -38,6 +40,7 @@ from router.access import assembly
 from router.access.audit import Audit
 from router.access.authority import Authority
 from router.access.guard import OFF, REQUIRED
+from router.calls import answers
 from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
@@ -58,6 +61,7 @@ from router.rest.conversions import Conversions
 from router.rest.inference import Inference
 from router.rest.parts import Parts
 from router.rest.plain import PlainInference
+from router.services import modelmesh
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import ranges
@@ -193,13 +197,8 @@ class WorkerProcess:
                 audit=self.audit,
             )
         )
-        self.server = Server(
-            self.dispatcher.dispatch,
-            max_message=settings.max_message,
-            budget=self.budget,
-            min_rate=settings.min_body_rate,
-            pieces=Pieces(limit=settings.max_forwarded_message or MAX_LENGTH, wanted=self.dispatcher.forwards),
-        )
+        self.server = self._grpc_server(self._unmanaged if settings.management_listen else self.dispatcher.dispatch)
+        self._managed_server: Server | None = None
         self._inference = PlainInference(models, inference, self.budget, guard)
         self.inference_server = PlainServer(
             self._inference.serve,
@@ -211,6 +210,7 @@ class WorkerProcess:
         )
         self._edge: edges.GrpcEdge | None = None
         self._rest: web.AppRunner | None = None
+        self._managed_rest: web.AppRunner | None = None
         self.ending = Ending()
         self._tasks = Tasks(self.ending.because)
         self._listening = False
@@ -237,10 +237,14 @@ class WorkerProcess:
         if not await self.feed.first(_FEED_WAIT):
             log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
         if settings.edge == "envoy":
-            grpc, inference, rest = map(sockets.adopt, self._handed)
+            grpc, inference, rest, *managed = map(sockets.adopt, self._handed)
             await self.server.listen_on(grpc)
             await self.inference_server.listen_on(inference)
-            self._rest = await app.serve_on(self._rest_parts, rest, grace=settings.drain)
+            if managed:
+                self._managed_server = self._grpc_server(self.dispatcher.dispatch)
+                await self._managed_server.listen_on(managed[0])
+                self._managed_rest = await app.serve_on(self._rest_parts, managed[1], grace=settings.drain)
+            self._rest = await app.serve_on(self._rest_parts, rest, grace=settings.drain, managed=not managed)
         else:
             from router.edge import grpc as edge  # grpcio's server, which is not needed behind Envoy
 
@@ -264,8 +268,9 @@ class WorkerProcess:
         closing = [self.server.close(grace), self.inference_server.close(grace)]
         if self._edge is not None:
             closing.append(self._edge.close(grace))
-        if self._rest is not None:
-            closing.append(self._rest.cleanup())
+        if self._managed_server is not None:
+            closing.append(self._managed_server.close(grace))
+        closing += [runner.cleanup() for runner in (self._rest, self._managed_rest) if runner is not None]
         await asyncio.gather(*closing)
         await self._inference.close()
         await self.conversions.close()
@@ -280,6 +285,23 @@ class WorkerProcess:
         await self.etcd.close()
         await self.guard.close()
         self.audit.close()
+
+    def _grpc_server(self, handler: Handler) -> Server:
+        settings = self.settings
+        return Server(
+            handler,
+            max_message=settings.max_message,
+            budget=self.budget,
+            min_rate=settings.min_body_rate,
+            pieces=Pieces(limit=settings.max_forwarded_message or MAX_LENGTH, wanted=self.dispatcher.forwards),
+        )
+
+    def _unmanaged(self, call: Call) -> None:
+        """Serves a call of a port without management."""
+        if call.method.startswith(modelmesh.SERVICES):
+            answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, "this port serves no management: use the port for it"))
+        else:
+            self.dispatcher.dispatch(call)
 
     def _drain(self) -> None:
         self._draining = True

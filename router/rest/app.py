@@ -29,10 +29,11 @@ _LINGER = 5.0  # seconds for which the rest of a refused body is read, so that t
 _MAX_HEADER = 64 * 1024  # bytes; the edge has the same limit
 
 
-def make_app(parts: Parts) -> web.Application:
-    """Returns the application. Run it with `make_runner`."""
+def make_app(parts: Parts, *, managed: bool = True) -> web.Application:
+    """Returns the application, without management unless it is `managed`. Run it with `make_runner`."""
     settings, guard, audit = parts.settings, parts.guard, parts.audit
-    loopback = origins.is_loopback(settings.listen if settings.edge == "envoy" else settings.rest_listen)
+    address = settings.management_listen or settings.listen
+    loopback = origins.is_loopback(address if settings.edge == "envoy" else settings.rest_listen)
 
     def check(request: web.Request) -> None:
         if request.rel_url.raw_path.startswith("/mesh/"):
@@ -48,17 +49,18 @@ def make_app(parts: Parts) -> web.Application:
     app.on_response_prepare.append(_anonymous)
     doors.prepare(app)
     V2(parts).add_to(app)
-    ManagementApi(parts).add_to(app)
-    AccessApi(parts).add_to(app)
+    if managed:
+        ManagementApi(parts).add_to(app)
+        AccessApi(parts).add_to(app)
     return app
 
 
-def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
+def make_runner(parts: Parts, *, grace: float = 20.0, managed: bool = True) -> web.AppRunner:
     """Returns a runner with the options that the application needs. The caller runs `setup()` and `cleanup()`.
 
     `cleanup()` gives requests in flight `grace` seconds."""
     return web.AppRunner(
-        make_app(parts),
+        make_app(parts, managed=managed),
         shutdown_timeout=grace,
         access_log=None,
         handler_cancellation=True,
@@ -70,10 +72,12 @@ def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
     )
 
 
-async def serve_on(parts: Parts, listening: socket.socket, *, grace: float = 20.0) -> web.AppRunner:
-    """Serves on a socket that listens already. The runner's `cleanup()` stops serving, gives requests in flight `grace`
-    seconds, and closes the socket."""
-    runner = make_runner(parts, grace=grace)
+async def serve_on(
+    parts: Parts, listening: socket.socket, *, grace: float = 20.0, managed: bool = True
+) -> web.AppRunner:
+    """Serves on a socket that listens already, with management if it is `managed`. The runner's `cleanup()` stops
+    serving, gives requests in flight `grace` seconds, and closes the socket."""
+    runner = make_runner(parts, grace=grace, managed=managed)
     await runner.setup()
     try:
         await web.SockSite(runner, listening, backlog=_BACKLOG).start()

@@ -30,7 +30,7 @@ from router.management.status import StatusInfo
 from router.management.vmodels import VModelInfo
 from router.services.methods import decode, streaming
 
-_NAMES = (b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/")
+SERVICES = (b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/")
 
 M = TypeVar("M", bound=Message)
 
@@ -162,7 +162,7 @@ def methods(management: Management, managed: Managed, guard: Guard, audit: Audit
         )
     )
     return {
-        service + name.encode(): handlers[operation] for service in _NAMES for name, operation in OPERATIONS.items()
+        service + name.encode(): handlers[operation] for service in SERVICES for name, operation in OPERATIONS.items()
     }
 
 

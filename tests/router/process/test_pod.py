@@ -220,6 +220,52 @@ async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, 
     assert router._why_not_live() is None
 
 
+async def test_management_on_a_port_of_its_own(a_router):
+    """With a port for management, the other port serves none, over gRPC or REST, whatever the path looks like. Both
+    serve inference and health."""
+    port = free_port()
+    router = a_router("--management-listen", f"127.0.0.1:{port}")
+    await router.ready()
+
+    async def asked(port, target):
+        """Returns the status of a request whose target is sent as it is."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {target} HTTP/1.1\r\nhost: localhost\r\nmesh-peer: 1.2.3.4\r\n\r\n".encode())
+        status = int((await reader.readline()).split()[1])
+        writer.close()
+        return status
+
+    async def managed(port, service):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            status = channel.unary_unary(
+                f"/{service}/getModelStatus",
+                lambda request: request.SerializeToString(),
+                modelmesh_pb2.ModelStatusInfo.FromString,
+            )
+            try:
+                await status(modelmesh_pb2.GetStatusRequest(modelId="m"), timeout=20)
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
+            return "OK"
+
+    for target in ("/mesh/v1/models", "/mesh/v1/stats", "/mesh/v1/whoami"):
+        assert [await asked(port, target), await asked(router.port, target)] == [200, 404], target
+    for target in (
+        "/%6Desh/v1/models",
+        "//mesh/v1/models",
+        "/v2/../mesh/v1/models",
+        "/mesh/v1/./models",
+        "/mesh/v1/models/",
+    ):
+        assert await asked(router.port, target) in (400, 404), target
+    assert await asked(router.port, "http://localhost/mesh/v1/models") == 404
+    for service in ("mmesh.ModelMesh", "com.ibm.watson.tas.proto.TasRuntime"):
+        assert [await managed(port, service), await managed(router.port, service)] == ["OK", "UNIMPLEMENTED"]
+    for one in (port, router.port):
+        assert await asked(one, "/v2/health/live") == 200
+        assert await asked(one, "/v2/models/m/ready") == 404
+
+
 async def test_nothing_outlives_a_router_that_is_killed(a_router):
     router = a_router("--workers", "1")
     await router.ready()
