@@ -65,6 +65,7 @@ BANNED = {
 UNCLEAR = {
     r"\breplac(?:e|es|ing)\b(?:(?!\b(?:with|that|are|is)\b)[^.;:,()|\"]){1,60}?\bby\b"
     r"(?!\s+(?:(?:a|one|its)\s+)?(?:rename|link)\b)(?!\s+\w+ing\b)": "replaces X with Y",
+    r"`\w+` tells whether\b": "`x` is true if, or `x` returns whether",
 }
 """Patterns of phrases over which readers stumble, each with what to write instead."""
 

@@ -11,8 +11,8 @@ label in both lists counts as required.
 GPU pods and CPU pods are distinguished in the same way: pods with a device have a label; a type that requires the label
 never runs without a device, and a type that prefers it falls back to other pods if no pod with a device has room.
 
-If a type states no preference, one is inferred, as in the predecessor: among the pods that it may use, those that fewer
-other types may use are preferred, so that pods that are open to every type stay free for the other types.
+For a type that states no preference one is inferred, as in the predecessor: of the pods that it may use, it prefers
+those open to the fewest other types. So pods that are open to every type stay free for the others.
 
 A change at run time creates a new `Constraints`. `copies` then moves copies off pods that are no longer allowed.
 """

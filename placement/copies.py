@@ -1,8 +1,8 @@
 """The number of copies that each model should have, and the loads and unloads that lead there.
 
-The number is the largest that any of these reasons calls for: the minimum of the model or its type; pinning; calls a
-minute; concurrent calls; the time that calls wait in a copy's queue; and, while the mesh has plenty of room, a second
-copy of regularly used models, so that the death of a pod causes no cold start. A model that suddenly gets many calls
+Each of these calls for a number of copies, and the largest counts: the minimum of the model or its type; pinning; calls
+a minute; concurrent calls; the time that calls wait in a copy's queue. While the mesh has plenty of room, regularly
+used models get a second copy, so that the death of a pod causes no cold start. A model that suddenly gets many calls
 gets its second copy in the next round, a few seconds later.
 
 Copies are removed more slowly than added. A surplus copy is only unloaded if room is scarce, if the *highest* rate of
@@ -319,7 +319,7 @@ def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: in
     left = len(loaded) - 1
     if 3 * peak > 2 * left * by.rate_per_copy or 3 * in_flight > 2 * left * by.in_flight_per_copy:
         return ""
-    return f"{peak} calls a minute at most of late: {words.copies(left)} are enough, room is scarce"
+    return f"at most {peak} calls a minute lately: {words.copies(left)} can answer them, and room is scarce"
 
 
 def _least_wanted(loaded: Sequence[ReportedCopy], room: PlannedPods) -> list[ReportedCopy]:

@@ -97,7 +97,7 @@ class Debits:
 
     def published(self, pod: str, now_ms: int, *, shown: Callable[[Hashable], bool] | None = None) -> None:
         """Ends the debits that the pod's new figures contain: those of loads that were sent some time before, and those
-        of loads whose copies the pod has published (`shown` tells which)."""
+        of loads whose copies the pod has published (`shown` returns whether a copy is)."""
         before, of = now_ms - self._settle_ms, self._of.get(pod, {})
         settled = [key for key, debit in of.items() if debit.sent_ms <= before or (shown is not None and shown(key))]
         for key in settled:

@@ -198,8 +198,10 @@ class Failures:
         asked_ms: int = 0,
         elsewhere: bool = False,
     ) -> None:
-        """Notes a failed load. It replaces an earlier failure of the same model in the same pod. `elsewhere` tells
-        whether the model is loaded in another pod."""
+        """Notes a failed load. It replaces an earlier failure of the same model in the same pod.
+
+        `elsewhere` is true if the model is loaded in another pod.
+        """
         model = self._models.get(model_id)
         if model is None or model.created != created:
             model = _ModelFailures(created)

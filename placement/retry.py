@@ -118,7 +118,7 @@ def decide(tried: Try) -> Decision:
 def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Beyond:
     """Decides on a call that exceeds its model's share of the connections to a pod.
 
-    `elsewhere` tells whether another copy has room. `waiting` calls wait for this copy already, of at most `most`. Only
+    `elsewhere` is true if another copy has room. `waiting` calls wait for this copy already, of at most `most`. Only
     unary calls wait: streams may hold connections for hours, so further ones are refused.
     """
     if elsewhere:

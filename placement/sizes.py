@@ -147,7 +147,7 @@ class Sizes:
     ) -> Prediction:
         """Estimates the memory that a model will take.
 
-        `file_bytes` is 0 while unknown. `device` tells whether the pod keeps models on a device. `limit_bytes` bounds
+        `file_bytes` is 0 while unknown. `device` is true if the pod keeps models on a device. `limit_bytes` bounds
         an estimate, but not a measurement: it is the capacity of the largest pod, or of its device.
         """
         if measured is not None and measured.total_bytes:

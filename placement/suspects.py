@@ -56,7 +56,7 @@ class Work(Generic[Key]):
 
 @dataclass(frozen=True, slots=True)
 class Suspect(Generic[Key]):
-    """A model that may have caused the end."""
+    """A model that may have caused the end of its server."""
 
     model: Key
     doing: WorkKind

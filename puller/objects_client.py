@@ -123,7 +123,7 @@ def endpoint_of(settings: StoreSettings) -> str:
 def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
     """Makes a client for the bucket that the settings name, without opening a connection. Raises PullError.
 
-    `on_google` tells whether this is a Google machine, on which an instance has an identity. All connections of the
+    `on_google` is true if this is a Google machine, on which an instance has an identity. All connections of the
     client are made by the `tunnel`.
     """
     if chosen(settings):

@@ -66,7 +66,7 @@ class S3Lister:
     account: Account
 
     def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
-        """Returns the URL of a page and the headers to ask for it with."""
+        """Returns the URL of a page and the headers for it."""
         return signed(f"{self.endpoint}/{quote(self.bucket)}", _version_two(prefix, token), self.account, now=now)
 
     def page(self, root: ElementTree.Element) -> Page:
@@ -85,7 +85,7 @@ class GoogleLister:
     key_id: str = ""
 
     def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
-        """Returns the URL of a page and the headers to ask for it with."""
+        """Returns the URL of a page and the headers for it."""
         url = f"{self.endpoint}/{quote(self.bucket)}?{_encoded(_version_two(prefix, token))}"
         return url, {"Authorization": f"Bearer {self._token(now)}"} if self.private_key else {}
 
@@ -119,7 +119,7 @@ class AzureLister:
     signature: str = ""  # a query
 
     def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
-        """Returns the URL of a page and the headers to ask for it with."""
+        """Returns the URL of a page and the headers for it."""
         query = {"comp": "list", "restype": "container", "prefix": prefix} | ({"marker": token} if token else {})
         path = f"{self.endpoint}/{quote(self.container)}"
         url = f"{path}?{_encoded(query)}" + (f"&{self.signature}" if self.signature and not self.key else "")

@@ -329,8 +329,7 @@ def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
 
 
 def derived_identity(tag: str, digest: str) -> str:
-    """Returns the name under which the cache keeps the file that was made, with that tag, from files with that
-    digest."""
+    """Returns the cache's name for a derived file: `tag` says how it was made, `digest` from which files."""
     return f"derived {tag} {digest}"
 
 

@@ -19,7 +19,7 @@ VERSION = "@"
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Returns whether a pattern matches a name. Takes at most time proportional to the product of both lengths."""
+    """Returns whether a pattern matches a name. At worst, the time is proportional to the product of both lengths."""
     if EVERYTHING not in pattern:
         return pattern == name
     first, *middle, last = pattern.split(EVERYTHING)
@@ -47,5 +47,5 @@ def covers(pattern: str, name: str) -> bool:
 
 
 def listed(prefix: str) -> str:
-    """Returns the name that decides on a request for a list of all names with a prefix."""
+    """Returns the name to which a caller needs a right in order to list all names with a prefix."""
     return prefix + EVERYTHING

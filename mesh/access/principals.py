@@ -42,6 +42,8 @@ def check_subject(subject: str) -> str:
         raise ValueError(f"{subject[:100]!r} is not a service account: write serviceaccount:NAMESPACE:NAME")
     if subject != EVERYONE and (kind not in KINDS or not rest):
         raise ValueError(f"{subject[:100]!r} is not a subject: write {_FORMS}")
-    if len(subject) > MAX_SUBJECT or not subject.isprintable():
-        raise ValueError(f"the subject {subject[:100]!r} is too long or has control characters")
+    if len(subject) > MAX_SUBJECT:
+        raise ValueError(f"the subject {subject[:100]!r} has {len(subject)} characters: the limit is {MAX_SUBJECT}")
+    if not subject.isprintable():
+        raise ValueError(f"the subject {subject[:100]!r} has control characters: leave them out")
     return subject

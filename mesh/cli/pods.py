@@ -96,14 +96,14 @@ def overview(found: list[dict[str, Any]]) -> Any:
 
 
 def _observed(pod: dict[str, Any]) -> tuple[str, str]:
-    """Returns the observed memory of a foreign server's models, and the factor of its books."""
+    """Returns the observed memory of a foreign server's models, and the pod's factor; "" for Mesh's own server."""
     if not (factor := pod.get("factor")):
         return "", ""
     return ("no" if pod.get("unobserved") else output.size(pod.get("observed")) or "0 B"), f"{factor:.1f}"
 
 
 def _marks(pod: dict[str, Any]) -> list[str]:
-    """Returns a text with the pod's labels, its zone, and the types of models that it takes."""
+    """Returns the pod's labels, its zone, and the types of models that it takes, one text for each."""
     zone = [f"zone={pod['zone']}"] if pod.get("zone") else []
     return [*(pod.get("labels") or ()), *zone, *(f"type={one}" for one in pod.get("types") or ())]
 

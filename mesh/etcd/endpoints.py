@@ -119,14 +119,15 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
 
 
 def check(settings: EtcdSettings) -> None:
-    """Raises ValueError for mistakes in settings with which gRPC would just never connect."""
+    """Raises ValueError for settings with which gRPC would never connect, without saying why."""
     if not settings.endpoints:
         raise ValueError("no etcd endpoint is given: write http://HOST:PORT or https://HOST:PORT")
     for endpoint in settings.endpoints:
         parse_endpoint(endpoint)
     if (settings.certificate is None) != (settings.private_key is None):
         raise ValueError(
-            "a client certificate for etcd needs its private key, and a private key its certificate: give both or none"
+            "a client certificate for etcd needs its private key, and a private key its certificate: "
+            "give both or neither"
         )
     if settings.ca is not None:
         try:

@@ -45,7 +45,7 @@ def read(path: Path) -> EtcdSecret:
         scheme = "https" if certificate is not None else "http"
         endpoints = tuple(f"{scheme}://{url}" for url in endpoints)
     if bool(client_certificate) != bool(client_key):
-        raise ValueError(f"{path}: a client certificate needs its key, and a key its certificate: give both or none")
+        raise ValueError(f"{path}: a client certificate needs its key, and a key its certificate: give both or neither")
     root_prefix = texts["root_prefix"].strip("/")
     settings = EtcdSettings(
         endpoints=endpoints,

@@ -72,7 +72,7 @@ def parse(raw: bytes, algorithms: Iterable[str] = ALGORITHMS) -> KeySet:
 
 
 def _key(data: Mapping[str, Any], allowed: frozenset[str]) -> Key | None:
-    """Returns a key, or None for one that verifies no signatures that are accepted."""
+    """Returns a key, or None if no accepted algorithm can use it."""
     operations = data.get("key_ops")
     if data.get("use", "sig") != "sig" or (isinstance(operations, list) and "verify" not in operations):
         return None

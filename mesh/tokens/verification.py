@@ -35,7 +35,7 @@ class UnknownKeyError(TokenError):
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """The parts of a token that find its issuer and its key. Nothing of it is proven."""
+    """The parts of a token by which its issuer and its key are found. Nothing in them is proven."""
 
     algorithm: str
     key_id: str | None

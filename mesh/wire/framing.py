@@ -76,7 +76,9 @@ def frame_end(
     length: int
     flag, length = _prefix(buffer, start)
     if flag > 1:
-        raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {flag}, which is not gRPC framing")
+        raise FrameError(
+            statuses.Reason.BAD_REQUEST, f"a message begins with flag {flag}: gRPC has only the flags 0 and 1"
+        )
     if length > limit:
         raise FrameError.above(f"a message of {length} bytes", limit, option)
     return start + PREFIX + length

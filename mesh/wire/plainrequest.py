@@ -125,7 +125,7 @@ class PlainRequest:
     @property
     def missing(self) -> int:
         """Bytes of the body that are still to come, if the head has announced their number. The budget has reserved
-        them. Before the first byte has come there are none, if an `Opening` needs it."""
+        them. If an `Opening` needs the first bytes, this is 0 until some have arrived."""
         return self.held - self.size if self.size or self._connection.opening is None else 0
 
     @property

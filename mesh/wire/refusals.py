@@ -76,7 +76,7 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
     bound of the head's size."""
     if len(headers) > MAX_HEADERS:
         return Refusal(
-            statuses.Reason.TOO_LARGE, f"{len(headers)} headers, more than the {MAX_HEADERS} of the limit: send fewer"
+            statuses.Reason.TOO_LARGE, f"{len(headers)} headers are above the limit of {MAX_HEADERS}: send fewer"
         )
     # Counted exactly only if the head may be too large, which is rare.
     if read > limit and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:

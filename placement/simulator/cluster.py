@@ -1,9 +1,9 @@
 """A simulated router and its pods, which make all decisions by `placement`.
 
-As in a real mesh, a pod publishes its figures every two seconds, and meanwhile the router debits the loads that it has
-sent (`debits`); a pod is chosen (`choice`), victims are searched (`room.search`, by the pod's policy), each pod runs a
-few loads at a time, callers of a loading model wait for that load, and after a refusal another pod is asked. Optionally
-the leader plans copies every few seconds.
+As in a real mesh, the router chooses a pod (`choice`), and after a refusal asks another. The pod chooses victims by its
+policy (`room.search`) and runs a few loads at a time; callers of a loading model wait for that load. Pods publish their
+figures every two seconds; in between, the router debits the loads that it has sent (`debits`). Optionally the leader
+plans copies every few seconds.
 
 Unlike in a real mesh, calls take no time, pods do not die, and a load takes exactly as long as its model says.
 """

@@ -20,8 +20,8 @@ _SAMPLE = 48  # of the residents, of which the largest product is evicted; more 
 def clairvoyant(
     models: Sequence[str], capacity_bytes: int, model: Callable[[str], SimulatedModel], *, since: int = 0
 ) -> Counts:
-    """Returns the better of the two results for the models, called in the given order. A model larger than the cache is
-    refused. Only requests from number `since` on are counted."""
+    """Returns the better result of both ways to evict, for calls of these models in this order. A model larger than the
+    cache is refused. Only requests from number `since` on are counted."""
     next_use = _next_uses(models)
     found = [way(models, next_use, capacity_bytes, model, since) for way in (_farthest, _largest)]
     return max(found, key=lambda counts: counts.hits)

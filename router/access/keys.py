@@ -41,7 +41,7 @@ class ApiKeys:
         """Does nothing."""
 
     def statistics(self) -> Sequence[Mapping[str, object]]:
-        """Returns the number of secrets of keys, and whether they were read."""
+        """Returns how many secrets the keys have, and whether the keys have been read from etcd."""
         return [{"kind": "keys", "secrets": len(self._authority.by_digest), "read": self._authority.read}]
 
 

@@ -46,7 +46,7 @@ class Dataplane:
 def parse(text: str | bytes) -> Dataplane:
     """Parses a configuration. Raises ValueError with a text for the operator."""
     if len(text) > MAX_BYTES:
-        raise ValueError(f"it has {len(text)} bytes, more than the {MAX_BYTES} of the limit")
+        raise ValueError(f"it is longer than the limit of {MAX_BYTES} bytes")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

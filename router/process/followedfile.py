@@ -54,7 +54,7 @@ class FollowedFile:
     ) -> None:
         """Follows the file at `path`, or uses `text`; there is no content if both are empty. `what` names the kind of
         file in messages. `published` is the file for the workers. `check` raises ValueError for a content that cannot
-        be used. `limit` is the most bytes that are read, plus one."""
+        be used. `limit` is the largest content in bytes; one more byte is read, so that `check` can refuse more."""
         self._what = what
         self._path = Path(path) if path else None
         self._published = published

@@ -43,8 +43,8 @@ class GrantsFollower:
         self._follower.look()
 
     def document(self) -> dict[str, object] | None:
-        """Returns the file's grants with their source and, if a newer content cannot be used, the reason and their age.
-        None if there is no file."""
+        """Returns the file's grants and their source. If a newer content cannot be used, also returns the reason, and
+        the age of the grants in force. Returns None if there is no file."""
         state = self._follower.state
         if not state.source:
             return None

@@ -168,7 +168,7 @@ class _Decoding:
             raw: Contents = [contents]
         else:
             if "data" in item:
-                raise bad(f"{what} has both data and the parameter binary_data_size")
+                raise bad(f"{what} has both data and the parameter binary_data_size: send one of them")
             raw = self._blob(what, datatype, shape, size)
         added = request.inputs.add(name=name, datatype=datatype, shape=shape)
         self._set_parameters(added.parameters, parameters, what)

@@ -137,7 +137,7 @@ def may(request: web.Request, guard: Guard, verb: Verb, names: Iterable[str]) ->
 
 
 def reader(request: web.Request, guard: Guard) -> Callable[[str], bool]:
-    """Returns a function that tells whether the caller may read a model."""
+    """Returns a function that takes a model's id and returns whether the caller may read the model."""
     principal = principal_of(request)
     return lambda model_id: guard.ruling(principal, Verb.READ, model_id).allowed
 

@@ -157,8 +157,8 @@ class Heads:
     def opening(
         self, model: str, version: str, begun: bytes, header_length: int, size: int
     ) -> tuple[bytes, documents.Form] | None:
-        """Returns the beginning of the framed message for a body of `size` bytes, and the form of its reply, if the
-        rest of the body is the rest of the message. `begun` are the first bytes of the body."""
+        """Returns the beginning of the framed message for a body of `size` bytes that starts with `begun`, and the form
+        of its reply. The rest of the body is then the rest of the message; returns None if it is not."""
         if header_length > _MAX_HEAD or header_length > len(begun):
             return None
         known = self._known.get((model, version, begun[:header_length]))

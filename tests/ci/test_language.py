@@ -59,6 +59,7 @@ def test_what_follows_the_rules_is_not_found(language: ModuleType, text: str) ->
         pytest.param("# is told\n# of it\n", 1, "told of", id="over two lines"),
         pytest.param("# Replaces an estimate\n# by a measurement.\n", 1, "with Y", id="replaced by a thing"),
         pytest.param("# the former and the latter\n", 1, "the latter", id="the latter"),
+        pytest.param("# `deep` tells whether it ends.\n", 1, "is true if", id="an argument that tells"),
         pytest.param('def f():\n    """Tells whether it ends."""\n', 2, "Returns whether", id="tells whether"),
         pytest.param('def f(of):\n    """Takes `of`, a number."""\n', 2, "Takes `", id="a list of arguments"),
         pytest.param('typer.Option(help="Of eviction.")\n', 1, "Of", id="headless help"),

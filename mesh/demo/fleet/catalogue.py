@@ -62,9 +62,9 @@ class Fleet:
         return sum(sample.memory for sample in self.models)
 
     def capacity_bytes(self, pods: int, share: float = 0.1) -> int:
-        """Returns a capacity for each pod with which all pods together have room for about `share` of the fleet.
+        """Returns the capacity that each pod needs, so that all pods together hold about `share` of the fleet.
 
-        The capacity is always large enough for the largest model.
+        It is always enough for the largest model.
         """
         largest = max((sample.memory for sample in self.models), default=0)
         return max(int(self.memory_bytes * share / pods), largest + largest // 4)

@@ -169,7 +169,7 @@ class CopyKeys:
         written.set()
 
     def stand(self, model_ids: Iterable[str]) -> bool:
-        """Notes that these keys are now under the lease. Returns whether any of them was not before."""
+        """Notes that these keys are now under the lease. Returns False if no key was missing there before."""
         if not self._unkeyed:
             return False
         self._unkeyed.difference_update(model_ids)

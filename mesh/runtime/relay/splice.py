@@ -31,7 +31,8 @@ def append(message: bytes, number: int, values: Sequence[bytes]) -> bytes:
 
 
 def _set(message: bytes, number: int, value: bytes) -> bytes:
-    """Returns the message with a string of its own set. This is `_spliced` for the usual path, in one pass."""
+    """Returns the message with the string in field `number` set. This is `_spliced` for a path of one field, in one
+    pass."""
     wanted = number << 3 | _BYTES
     parts: list[bytes] = []
     at = kept = same = 0

@@ -109,7 +109,7 @@ def test_a_config_map_is_replaced_by_its_link(tmp_path: Path) -> None:
         pytest.param(b"", "not JSON", id="empty"),
         pytest.param(b'{"rpc": {}}', "unknown property", id="unknown property"),
         pytest.param(b"\xff\xfe", "not UTF-8", id="not text"),
-        pytest.param(b" " * (1 << 20) + b"{}", "more than the 1", id="too long"),
+        pytest.param(b" " * (1 << 20) + b"{}", "longer than the limit", id="too long"),
         pytest.param(None, "No such file", id="gone"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The event that wakes loads that wait for memory, when some memory becomes free."""
+"""The event by which freed memory wakes the loads that wait for it."""
 
 import asyncio
 

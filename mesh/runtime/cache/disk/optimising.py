@@ -77,7 +77,7 @@ class Optimising:
         self.tag = f"{engine[0]} on {processor()}" if engine is not None and device == "cpu" else ""
 
     def loaded(self, model_id: str, pulled: Pulled, server_ms: float) -> None:
-        """Notes a loaded model, and how long the model server took for it."""
+        """Notes a loaded model that may be optimised. `server_ms` is how long the model server took to load it."""
         digest = pulled.digest
         if not self.tag or not digest or pulled.derived is not None:
             return

@@ -98,8 +98,7 @@ class MemoryWatch:
             self._eviction.evict(entry, f"{text}, evicting above {evict:.0%}")
 
     def full(self) -> str:
-        """Returns why no load may begin at this moment, or "" if one may. Unlike `refusal`, this may take a look of
-        its own."""
+        """Returns why no load may begin at this moment, or "" if one may. Subclasses may read the memory again."""
         return self.refusal
 
     def _may_evict(self) -> bool:

@@ -166,8 +166,8 @@ class Loads:
         return spi is None or await spi.holds(model_id, timeout=_ASK)
 
     async def outdated(self, model_id: str, revision: int) -> bool:
-        """Withdraws a registration that is not the current one. Requests that wait for its load get the outcome
-        stale."""
+        """Withdraws the copy or the load of a registration that is no longer the current one. Requests that wait for
+        the load get the outcome stale."""
         return await self.withdraw(model_id, revision, "it is no longer registered, or registered again", stale=True)
 
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:

@@ -197,8 +197,8 @@ def load_error(error: Exception) -> MeshError:
 
 
 def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshError:
-    """Returns the error for a run that failed without being ended. `proven` tells whether the model has ever run
-    without an error.
+    """Returns the error for a run that failed without being ended. `proven` is true if the model has ever run without
+    an error.
 
     If a proven model fails, the input is one that the model was not made for, such as an unknown category: the caller's
     mistake. On a GPU, errors of the device raise the same exceptions as those of a model, so the two cannot be told
