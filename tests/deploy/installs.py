@@ -23,6 +23,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
     "all-on": (
         'tls={"secretName":"edge","clientAuth":"require"}',
         'auth={"mode":"required","serviceAccounts":"keys","grants":{"a":{"role":"read","models":["*"],"to":["everyone"]}}}',
+        'service={"managementPort":8034}',
         'networkPolicy={"egress":{"enabled":true}}',
         'monitoring={"serviceMonitor":true,"podMonitor":true,"rules":true,"dashboard":true}',
         'router={"autoscaling":{"enabled":true},"podAnnotations":{"a":"b"},"extraEnv":[{"name":"X","value":"y"}],'

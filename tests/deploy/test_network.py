@@ -10,7 +10,7 @@ from tests.deploy import installs
 
 DOCS = manifests.ROOT.parent / "docs" / "kubernetes.md"
 OURS = ("router", "runtime", "etcd", "snapshot", "certificates", "admin-key")
-PORTS = (22, 53, 80, 443, 2379, 2380, 2381, 5353, 6443, 8033, 8080, 8085, 8086, 8089)
+PORTS = (22, 53, 80, 443, 2379, 2380, 2381, 5353, 6443, 8033, 8034, 8080, 8085, 8086, 8089)
 
 
 class Who(NamedTuple):
@@ -21,14 +21,24 @@ class Who(NamedTuple):
     namespace: str | None  # None is outside of the cluster
 
 
-def rows() -> list[tuple[str, str, int]]:
-    """Returns the rows of the docs' two tables, one row per port."""
+MANAGEMENT = 8034  # open only with `service.managementPort`
+
+
+def rows(objects: list[dict[str, Any]] | None = None) -> list[tuple[str, str, int]]:
+    """Returns the rows of the docs' two tables, one row per port; for the objects of an installation, without a port
+    that its values do not open."""
     found = []
     section = DOCS.read_text().split("## Who talks to whom")[1].split("\n## ")[0]
     for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and cells[0] != "from" and not set(cells[0]) <= {"-"}:
             found += [(cells[0], cells[1], int(port)) for port in cells[2].split(",")]
+    if objects is not None and not any(
+        port["containerPort"] == MANAGEMENT
+        for _, container in installs.containers(objects)
+        for port in container.get("ports", ())
+    ):
+        found = [row for row in found if row[2] != MANAGEMENT]
     return found
 
 
@@ -106,12 +116,15 @@ def test_table_is_read():
     table = rows()
     assert len(table) >= 13
     for source, target, _ in table:
-        assert source in {*OURS, "clients", "monitoring", "all"}
+        assert source in {*OURS, "clients", "managers", "monitoring", "all"}
         assert target in {*OURS, "outside"}
 
 
 # Who clients and monitoring are when the values name nobody.
-MEANS = {"clients": (*OURS, "neighbour", "cluster", "outside"), "monitoring": (*OURS, "neighbour", "cluster")}
+MEANS = {
+    **dict.fromkeys(("clients", "managers"), (*OURS, "neighbour", "cluster", "outside")),
+    "monitoring": (*OURS, "neighbour", "cluster"),
+}
 
 WAYS = [pytest.param(("kustomize", name), id=f"kustomize-{name}") for name in installs.PATCHED] + [
     pytest.param(("helm", name), id=f"helm-{name}", marks=installs.needs_helm) for name in ("all-on", "external-etcd")
@@ -124,7 +137,10 @@ def test_who_gets_in(which):
     found = installs.load(which)
     everybody, policies = people(found), policies_of(found)
     table = {
-        (one, target, port) for source, target, port in rows() for one in MEANS.get(source, (source,)) if target in OURS
+        (one, target, port)
+        for source, target, port in rows(found)
+        for one in MEANS.get(source, (source,))
+        if target in OURS
     }
     looked = 0
     for source, target, port in itertools.product(everybody, OURS, PORTS):
@@ -141,7 +157,9 @@ def test_who_gets_out(values: str):
     """With limited egress, a mesh's pod reaches exactly what the two documented tables name."""
     found = installs.load(("helm", values))
     everybody, policies = people(found), policies_of(found)
-    table = {(one, target, port) for source, target, port in rows() for one in (OURS if source == "all" else (source,))}
+    table = {
+        (one, target, port) for source, target, port in rows(found) for one in (OURS if source == "all" else (source,))
+    }
     if values == "external-etcd":
         # Then etcd is outside.
         table = {(source, "outside" if target == "etcd" else target, port) for source, target, port in table}
@@ -158,7 +176,7 @@ def test_who_gets_out(values: str):
 def test_every_port_is_in_the_table(which):
     """Every port that a pod opens is in the documented table, and every port in the table is open."""
     found = installs.load(which)
-    named = {(target, port) for _, target, port in rows() if target in OURS}
+    named = {(target, port) for _, target, port in rows(found) if target in OURS}
     for _, pod in installs.pods(found):
         component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
         for container in pod["spec"]["containers"]:
@@ -184,6 +202,19 @@ def test_named_clients():
         assert allowed(policies, everybody[source][0], router, 8033)[1] is calls, source
         assert allowed(policies, everybody[source][0], router, 8089)[1] is reads, source
         assert allowed(policies, everybody[source][0], everybody["etcd"][0], 2381)[1] is reads, source
+
+
+@installs.needs_helm
+def test_named_managers():
+    """If the values name the clients of the port for management, nothing else may connect to that port."""
+    found = installs.rendered(
+        'service={"managementPort":8034}',
+        'networkPolicy={"managers":[{"podSelector":{"matchLabels":{"app":"other"}}}]}',
+    )
+    everybody, policies = people(found), policies_of(found)
+    for source, manages in (("neighbour", True), ("cluster", False), ("outside", False)):
+        assert allowed(policies, everybody[source][0], everybody["router"][0], MANAGEMENT)[1] is manages, source
+        assert allowed(policies, everybody[source][0], everybody["router"][0], 8033)[1]
 
 
 def test_neighbours_are_left_alone():

@@ -67,7 +67,7 @@ def test_values_are_read(found):
         ):
             if env.get(name, "auto") != "auto":
                 assert values.parse_bytes(env[name]) > 0
-        for name in ("MESH_LISTEN", "MESH_PROBE", "MESH_DATA", "MESH_CONTROL"):
+        for name in ("MESH_LISTEN", "MESH_MANAGEMENT_LISTEN", "MESH_PROBE", "MESH_DATA", "MESH_CONTROL"):
             if name in env:
                 host, port = values.parse_address(env[name])
                 assert (host, port) == ("0.0.0.0", port)
