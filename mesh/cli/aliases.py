@@ -81,8 +81,11 @@ def set_alias(
     several targets, each call goes to one of them, by weight; if that one cannot serve, another one answers. To end a
     split, name one target.
 
-    Examples: `mesh alias set fraud fraud-2026-11`, `mesh alias set fraud fraud@7=90 fraud@8=10 --sticky x-user`,
-    `mesh alias set fraud --mirror fraud@9=5`
+    Examples:
+
+    - `mesh alias set fraud fraud-2026-11`
+    - `mesh alias set fraud fraud@7=90 fraud@8=10 --sticky x-user`
+    - `mesh alias set fraud --mirror fraud@9=5`
     """
     body: dict[str, Any] = {"force": force, "ready": True, "load": False} | _targets(targets or [])
     body |= {"version": version} if version else {}

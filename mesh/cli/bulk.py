@@ -90,7 +90,11 @@ def import_models(
 
     Models already registered with the same attributes stay unchanged. The exit code is 1 if any line failed.
 
-    Examples: `mesh import models.ndjson`, `mesh import ./models --prefix fraud/`, `generate | mesh import -`
+    Examples:
+
+    - `mesh import models.ndjson`
+    - `mesh import ./models --prefix fraud/`
+    - `generate | mesh import -`
     """
 
     async def command(client: Client) -> Totals:

@@ -26,7 +26,7 @@ def certificates(
         typer.Option(
             "--secret",
             metavar="NAME",
-            help="Existing Secret to keep up to date, with the rights of this pod's ServiceAccount.",
+            help="Existing Secret to update, with the rights of this pod's ServiceAccount.",
         ),
     ] = "",
     folder: Annotated[
@@ -90,7 +90,10 @@ def certificates(
     each --dns. Run the command once a day: certificates that are not due stay unchanged. Files that it did not write
     are never replaced.
 
-    Examples: `mesh certificates --dir ./tls`, `mesh certificates --secret mesh-internal --dns mesh-etcd-0.mesh-etcd`
+    Examples:
+
+    - `mesh certificates --dir ./tls`
+    - `mesh certificates --secret mesh-internal --dns mesh-etcd-0.mesh-etcd`
     """
     if bool(secret) == (folder is not None):
         raise typer.BadParameter("give either --secret or --dir", param_hint="--secret")

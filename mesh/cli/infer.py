@@ -66,8 +66,11 @@ def infer(
 
     Without --file and --npy, inputs are generated from the model's metadata.
 
-    Examples: `mesh infer fraud/de`, `mesh infer fraud/de --npy X=rows.npy --json`,
-    `mesh infer fraud/de --file request.json --rest`
+    Examples:
+
+    - `mesh infer fraud/de`
+    - `mesh infer fraud/de --npy X=rows.npy --json`
+    - `mesh infer fraud/de --file request.json --rest`
     """
     if bool(file) + bool(npy) + bool(zeros or shape) > 1:
         raise typer.BadParameter("--file, --npy and generated inputs (--zeros, --shape) exclude each other")

@@ -77,8 +77,10 @@ def create(
     Without --role the key has no rights until `mesh grants add` gives it a role. Use --direct for the first key, or if
     no admin key is left: the command then writes to etcd without a router.
 
-    Examples: `mesh keys create ci --role register --models 'fraud/*' --expires 90d`,
-    `mesh keys create root --role admin --direct --etcd http://etcd:2379`
+    Examples:
+
+    - `mesh keys create ci --role register --models 'fraud/*' --expires 90d`
+    - `mesh keys create root --role admin --direct --etcd http://etcd:2379`
     """
     seconds = span(expires, "--expires") if expires else 0
     if models and not role:

@@ -34,7 +34,10 @@ def set_limits(
     loaded within seconds, if there is room. Without limits, a model gets a copy when it is called, and further
     copies while it gets many calls.
 
-    Examples: `mesh set fraud/de --min 2 --max 4`, `mesh set fraud/de --pinned yes`
+    Examples:
+
+    - `mesh set fraud/de --min 2 --max 4`
+    - `mesh set fraud/de --pinned yes`
     """
     body: dict[str, Any] = {}
     for name, option, text in (("min_copies", "--min", minimum), ("max_copies", "--max", maximum)):
@@ -74,9 +77,12 @@ def settings(
     `type_constraints` are the labels of pods that a type requires or prefers, in ModelMesh's JSON; copies on pods that
     are no longer allowed are moved. `type_limits` are the numbers of copies that models of a type may have.
 
-    Examples: `mesh settings`,
-    `mesh settings type_constraints '{"big": {"required": ["gpu"]}, "_default": {"preferred": ["cpu"]}}'`,
-    `mesh settings type_limits '{"_default": {"max": 8}}'`, `mesh settings type_limits --clear`
+    Examples:
+
+    - `mesh settings`
+    - `mesh settings type_constraints '{"big": {"required": ["gpu"]}, "_default": {"preferred": ["cpu"]}}'`
+    - `mesh settings type_limits '{"_default": {"max": 8}}'`
+    - `mesh settings type_limits --clear`
     """
 
     async def command(client: Client) -> None:

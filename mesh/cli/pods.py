@@ -30,7 +30,11 @@ def pods(
     that it held cannot be registered again with other attributes. `forget` ends this wait: use it once the pod is
     certainly down.
 
-    Examples: `mesh pods`, `mesh pods pod-1`, `mesh pods forget pod-1`
+    Examples:
+
+    - `mesh pods`
+    - `mesh pods pod-1`
+    - `mesh pods forget pod-1`
     """
     named = words or []
     if len(named) > 1 and (len(named) > 2 or named[0] != "forget"):

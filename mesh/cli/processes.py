@@ -35,7 +35,7 @@ def add(app: typer.Typer) -> None:
 def up(
     *,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Address for clients, gRPC and REST.")
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address that clients call, over gRPC and REST.")
     ] = (_DEFAULT.listen),
     pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = _DEFAULT.pods,
     server: Annotated[
@@ -60,9 +60,9 @@ def up(
         typer.Option(
             "--server-command",
             metavar="TYPE,...=COMMAND",
-            help="Command of a model server that speaks mmesh.ModelRuntime, for one further pod that takes these types "
-            "of models. {socket} in it becomes the path of a unix socket to listen on, {port} a free port. May be "
-            "repeated.",
+            help="Run one more pod, for models of these types, with this command of a model server that speaks "
+            "mmesh.ModelRuntime. {socket} and {port} in it become the path of a unix socket and a free port to listen "
+            "on. May be repeated.",
         ),
     ] = None,
     capacity: Annotated[
@@ -82,7 +82,7 @@ def up(
     ] = None,
     samples: Annotated[bool, typer.Option("--samples/--no-samples", help="Register a few sample models.")] = True,
     probe: Annotated[
-        str, typer.Option("--probe", metavar="HOST:PORT", help="Address of /ready, /live and /metrics, HOST:PORT.")
+        str, typer.Option("--probe", metavar="HOST:PORT", help="Address of /ready, /live and /metrics.")
     ] = (_DEFAULT.probe),
     edge: Annotated[
         str, typer.Option("--edge", metavar="envoy|grpc", help="Program that terminates clients' connections.")
@@ -128,7 +128,8 @@ def up(
         typer.Option(
             "--disk-budget",
             metavar="SIZE",
-            help="Disk space for the pulled files of each pod. Default: all of the disk except a tenth, or 10 GiB.",
+            help="Disk space for the pulled files of each pod. Default: all but a tenth of the disk, or all but 10 GiB "
+            "if that is more.",
         ),
     ] = "",
     auth: Annotated[
@@ -159,8 +160,11 @@ def up(
 
     It listens on loopback unless --listen says otherwise. Registrations are kept in the data directory.
 
-    Examples: `mesh up`, `mesh up --pods 4 --capacity 2GiB --file-root ./models`,
-    `mesh up --server onnx=2 --server mlserver=1 --allow-code`
+    Examples:
+
+    - `mesh up`
+    - `mesh up --pods 4 --capacity 2GiB --file-root ./models`
+    - `mesh up --server onnx=2 --server mlserver=1 --allow-code`
     """
     if edge not in ("envoy", "grpc"):
         raise typer.BadParameter(f"{edge!r} is not an edge: use envoy or grpc", param_hint="--edge")

@@ -58,7 +58,7 @@ def register(
     keep: Annotated[
         int | None,
         typer.Option(
-            "--keep", metavar="N", min=0, help="Number of earlier versions to keep for going back. Default: 2."
+            "--keep", metavar="N", min=0, help="Number of earlier versions to keep for a rollback. Default: 2."
         ),
     ] = None,
     load: Annotated[bool, typer.Option("--load", help="Load the model now instead of on its first call.")] = False,
@@ -66,7 +66,7 @@ def register(
         bool | None,
         typer.Option(
             "--wait/--no-wait",
-            help="Load the model now, and wait until it is loaded. Default: only with --version.",
+            help="Load the model now, and wait until it is loaded. Default with --version: --wait, else --no-wait.",
             show_default=False,
         ),
     ] = None,
@@ -78,11 +78,14 @@ def register(
 
     Registering it again with the same attributes changes nothing. To replace the file of a model that is being called,
     give the new file a version: it is registered as MODEL@VERSION and loaded, and then the alias MODEL moves to it. No
-    call fails meanwhile, and `mesh rollback` goes back.
+    call fails meanwhile, and `mesh rollback` undoes the move.
 
-    Without --type, the type is guessed from the file, and said.
+    Without --type, the type is guessed from the file, and printed.
 
-    Examples: `mesh register fraud/de ./fraud-de.onnx --load --wait`, `mesh register fraud ./new.onnx --version 8`
+    Examples:
+
+    - `mesh register fraud/de ./fraud-de.onnx --wait`
+    - `mesh register fraud ./new.onnx --version 8`
     """
     if keep is not None and not version:
         raise typer.BadParameter("it counts versions: give --version too", param_hint="--keep")
@@ -127,7 +130,10 @@ def ls(
     """Lists registered models by id, with the pods that hold them, or the reason why they cannot be loaded, and the
     aliases that name them.
 
-    Examples: `mesh ls fraud/`, `mesh ls --all --json | jq -r '.models[].id'`
+    Examples:
+
+    - `mesh ls fraud/`
+    - `mesh ls --all --json | jq -r '.models[].id'`
     """
 
     async def command(client: Client) -> None:

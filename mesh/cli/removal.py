@@ -64,11 +64,16 @@ def unregister(
     With both --prefix and --all-of-type, only models that match both are unregistered. A model that an alias names
     stays.
 
-    Examples: `mesh unregister fraud/de fraud/fr`, `mesh unregister --prefix fraud/`,
-    `mesh unregister --prefix test/ --all-of-type onnx --yes`
+    Examples:
+
+    - `mesh unregister fraud/de fraud/fr`
+    - `mesh unregister --prefix fraud/`
+    - `mesh unregister --prefix test/ --all-of-type onnx --yes`
     """
     if bool(models) == bool(prefix or kind):
-        raise typer.BadParameter("give the ids of models, or --prefix, --all-of-type or both", param_hint="MODEL")
+        raise typer.BadParameter(
+            "give either ids of models or a filter (--prefix, --all-of-type), not both", param_hint="MODEL"
+        )
 
     async def command(client: Client) -> Removals:
         if models:

@@ -38,7 +38,10 @@ def replay(
     The same version of Mesh makes the same decisions; another version may not, and the output shows the differences.
     The exit code is 1 if any decision differs.
 
-    Examples: `mesh replay pod-1 --save decisions.ndjson`, `mesh replay decisions.ndjson`
+    Examples:
+
+    - `mesh replay pod-1 --save decisions.ndjson`
+    - `mesh replay decisions.ndjson`
     """
     if Path(source).is_file():
         options.guarded(lambda: _report(_read(Path(source)), as_json=as_json), as_json=as_json)

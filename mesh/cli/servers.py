@@ -27,7 +27,10 @@ def add(app: typer.Typer) -> None:
 def ls(context: typer.Context, as_json: options.Json = False) -> None:
     """Lists the model servers that pods can have, their model types, and which are installed.
 
-    Examples: `mesh servers`, `mesh servers install mlserver`
+    Examples:
+
+    - `mesh servers`
+    - `mesh servers install mlserver`
     """
     if context.invoked_subcommand is not None:
         return
@@ -50,7 +53,7 @@ def install(name: Name) -> None:
 
     The environments are in the folder that MESH_SERVERS_DIR names. Default: ~/.local/share/mesh/servers.
 
-    Examples: `mesh servers install mlserver`
+    Example: `mesh servers install mlserver`
     """
     kind = _kind(name)
     if (there := environments.installed(kind.name)) is not None:
@@ -63,7 +66,7 @@ def install(name: Name) -> None:
 def remove(name: Name) -> None:
     """Removes the environments of a model server. Pods that run it are not stopped, but cannot start it again.
 
-    Examples: `mesh servers remove mlserver`
+    Example: `mesh servers remove mlserver`
     """
     kind = _kind(name)
     typer.echo(f"removed {kind.name}" if environments.remove(kind.name) else f"{kind.name} is not installed")

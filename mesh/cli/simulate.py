@@ -97,8 +97,10 @@ def simulate(
     A hit is a request whose model is loaded. The row `clairvoyant` is the upper bound for every policy: one cache of
     the same size that knows the future. Rates cover the second half of the requests, when the mesh is full.
 
-    Examples: `mesh simulate zipf --pods 8 --policy lru --policy gdsf`,
-    `mesh simulate calls.csv --sizes sizes.csv --capacity 4GiB --pods 4 --pods 8 --picture calls.png`
+    Examples:
+
+    - `mesh simulate zipf --pods 8 --policy lru --policy gdsf`
+    - `mesh simulate calls.csv --sizes sizes.csv --capacity 4GiB --pods 4 --pods 8 --picture calls.png`
     """
 
     def command() -> None:

@@ -118,8 +118,9 @@ async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept
             old.path.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in _FULL:
-            text = f"{folder} is full. Its {len(snapshots(folder))} older snapshots are unchanged"
-            raise CommandError(f"{text}: give it more space, or keep fewer (--keep)", reason="FULL") from error
+            text = f"{folder} is full: give it more space, or keep fewer snapshots (--keep)"
+            older = len(snapshots(folder))
+            raise CommandError(f"{text}. Its {older} older snapshots are unchanged", reason="FULL") from error
         raise CommandError(f"no snapshot can be written to {folder}: {error.strerror or error}") from error
     return Kept(now, status.revision, cluster, path), size, removed
 

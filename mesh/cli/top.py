@@ -84,7 +84,10 @@ def top(
 ) -> None:
     """Shows calls, hits, latencies, pods, and the hottest models and aliases, live. Press q or Ctrl-C to quit.
 
-    Examples: `mesh top`, `mesh top --once --json`
+    Examples:
+
+    - `mesh top`
+    - `mesh top --once --json`
     """
 
     async def command(client: Client) -> None:

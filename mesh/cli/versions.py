@@ -74,7 +74,10 @@ def rollback(
 
     A move in progress is given up: its calls still go to the previous version.
 
-    Examples: `mesh rollback fraud`, `mesh rollback fraud --version 6`
+    Examples:
+
+    - `mesh rollback fraud`
+    - `mesh rollback fraud --version 6`
     """
 
     async def command(client: Client) -> None:

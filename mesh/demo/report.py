@@ -51,7 +51,7 @@ class Report:
         return max(0, int(self.after.evictions - (self.before.evictions or 0)))
 
     def show(self, console: Console) -> None:
-        """Prints the tables."""
+        """Prints the report: tables, warnings, errors and the verdict."""
         console.print(self._summary())
         console.print(self._latencies())
         if self.processes:

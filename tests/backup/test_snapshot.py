@@ -85,7 +85,8 @@ def test_a_full_disk_leaves_the_old_ones(
     monkeypatch.setattr(snapshot.os, "fsync", full)
     result = admin.run("snapshot", "--dir", str(tmp_path), "--keep", "1")
     assert result.exit_code == 1
-    assert "is full. Its 1 older snapshots are unchanged" in result.stderr
+    assert "is full: give it more space" in result.stderr
+    assert "Its 1 older snapshots are unchanged" in result.stderr
     assert names(tmp_path) == {old}
 
 

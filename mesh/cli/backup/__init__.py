@@ -54,8 +54,10 @@ def backup(
     out. So are API keys and grants: a restored backup would make revoked keys valid again. The file contains the
     models' storage keys as they were registered, so only you can read it: keep it that way.
 
-    Examples: `mesh backup registry.backup --etcd-config etcd_connection`,
-    `kubectl exec deploy/mesh-router -- mesh backup - > registry.backup`
+    Examples:
+
+    - `mesh backup registry.backup --etcd-config etcd_connection`
+    - `kubectl exec deploy/mesh-router -- mesh backup - > registry.backup`
     """
     if target == "-" and sys.stdout.isatty():
         text = "standard output is a terminal, and a backup is binary: name a file, or redirect it with >"
@@ -123,8 +125,11 @@ def restore(
 
     To read a snapshot, a temporary etcd is started from it; that needs etcd and etcdutl, which the image has.
 
-    Examples: `mesh restore registry.backup --dry-run`, `mesh restore /var/backups/etcd`,
-    `kubectl exec -i deploy/mesh-router -- mesh restore - < registry.backup`
+    Examples:
+
+    - `mesh restore registry.backup --dry-run`
+    - `mesh restore /var/backups/etcd`
+    - `kubectl exec -i deploy/mesh-router -- mesh restore - < registry.backup`
     """
     settings, base = login.reach(etcd, base=base)
 

@@ -96,7 +96,11 @@ def doctor(
     Lines begin with ok, warn or FAIL; the exit code is 1 if any is FAIL. Areas that cannot be checked are listed with
     the reason.
 
-    Examples: `mesh doctor`, `mesh doctor -n team-a --json`, `mesh doctor --only etcd --etcd-config etcd_connection`
+    Examples:
+
+    - `mesh doctor`
+    - `mesh doctor -n team-a --json`
+    - `mesh doctor --only etcd --etcd-config etcd_connection`
     """
     chosen = frozenset(word.strip() for word in only.split(",") if word.strip())
     if unknown := sorted(chosen - set(AREAS)):

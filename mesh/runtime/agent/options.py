@@ -168,8 +168,8 @@ class Storage:
         typer.Option(
             envvar="MESH_DISK_BUDGET",
             help=(
-                "Disk space for pulled files, in bytes or with a unit such as GiB; auto: all of the disk except a "
-                "tenth, or 10 GiB if that is less."
+                "Disk space for pulled files, in bytes or with a unit such as GiB; auto: all but a tenth of the disk, "
+                "or all but 10 GiB if that is more."
             ),
         ),
     ] = "auto"

@@ -35,8 +35,8 @@ BOARD = "board"
 
 
 def owner(*, base: str, pod: str, boot: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """Returns a text that identifies the lives of one pod during one boot. If the boot is unknown, the text is empty,
-    which means no owner."""
+    """Returns the owner with which a run directory is marked: this pod, until the machine reboots. Returns "", for no
+    owner, if the boot's id cannot be read."""
     try:
         return f"{boot.read_text().strip()} {base} {pod}"
     except OSError:

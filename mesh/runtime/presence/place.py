@@ -31,7 +31,7 @@ class NameTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A place that was just taken."""
+    """The result of taking a place: the lease, and the record written under it."""
 
     lease: Lease
     record: PodRecord

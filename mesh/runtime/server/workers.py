@@ -30,7 +30,7 @@ class Workers:
             self.grow()
 
     def put(self, work: Callable[[], None]) -> None:
-        """Hands `work` to a thread. Its exceptions are only logged, so it should report its result itself."""
+        """Queues `work` for a thread. Its exceptions are only logged; `call` returns a result."""
         self._queue.put(work)
 
     def call(self, work: Callable[[], T]) -> "asyncio.Future[T]":

@@ -248,8 +248,8 @@ class Board:
             self._words[word] = 0
 
     def reset(self, *, keep: Collection[int] = ()) -> None:
-        """Frees every slot after the server's death, except those in `keep`. The counts of calls stay; calls in flight
-        are set to 0."""
+        """Frees all slots except those in `keep`, and clears what the former server wrote about itself. Counters of
+        calls stay."""
         for slot in range(self.slots + 1):
             if slot not in keep:
                 self.clear(slot)

@@ -103,7 +103,7 @@ class CacheEntry:
 
     @property
     def physical(self) -> bool:
-        """Returns whether the server's memory may hold the model."""
+        """Returns whether the model might be in the server's memory: its load has begun and its unload not ended."""
         return self.begun or self.state in _PHYSICAL
 
     def __repr__(self) -> str:

@@ -1,1 +1,1 @@
-"""Models in onnxruntime: from a file to a session, its memory and its device."""
+"""ONNX models in onnxruntime: loading a file into a session, measuring its memory, choosing its device."""
