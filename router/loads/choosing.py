@@ -5,16 +5,18 @@ Cold starts, status and `explain` use it.
 
 from collections.abc import Callable, Mapping
 
+from mesh.modelservers import kinds
 from mesh.schema import records
-from placement import choice, footprint
+from placement import choice, footprint, modeltypes
 from placement.constraints import NONE
 from placement.debits import Debits
 from placement.footprint import Footprint
-from placement.modeltypes import untaken
 from placement.pod import Candidate
 from router.loads import asking
 from router.state.dynamic import Current
 from router.state.view import View
+
+_CODE = "models of this type run code when they are loaded, so only pods with --allow-code take them"
 
 
 class Choosing:
@@ -89,9 +91,9 @@ class Choosing:
 
     def untaken(self, model_type: str) -> str:
         """Returns why no pod takes models of that type, or "" if a pod does or there is no pod."""
-        return untaken(
-            model_type, [frozenset(pod.record.types) for pod in self._view.pods.values() if pod.record is not None]
-        )
+        served = [frozenset(pod.record.types) for pod in self._view.pods.values() if pod.record is not None]
+        why = modeltypes.untaken(model_type, served)
+        return f"{why}; {_CODE}" if why and kinds.runs_code(modeltypes.name_of(model_type)) else why
 
     def pinned(self, record: records.ModelRecord) -> bool:
         """Returns whether copies of the model are protected from eviction."""
