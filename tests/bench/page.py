@@ -67,7 +67,7 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield from _table(
         ["", ""],
         [
-            ["measured", f"{document['date']}, commit {document['commit']}, in {document['seconds'] / 60:.0f} minutes"],
+            ["measured", f"{document['date']}, commit {document['commit']}, in {_lasted(document['seconds'])}"],
             [
                 "machine",
                 f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, {machine['system']}, "
@@ -102,6 +102,11 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
         yield ""
     for comparison in comparisons:
         yield from _comparison(comparison)
+
+
+def _lasted(seconds: int) -> str:
+    """Returns a duration in words."""
+    return f"{seconds} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
