@@ -22,6 +22,7 @@ TIMEOUT = 5.0
 
 DISCOVERY = "/.well-known/openid-configuration"
 CLUSTER_KEYS = "/openid/v1/jwks"
+_ACCEPT = "application/jwk-set+json, application/json"  # Kubernetes answers 406 for its keys without the first
 
 _OK = 200
 
@@ -150,9 +151,7 @@ async def get(
     """Returns the body at a URL, and by how many seconds this machine's clock is ahead of the server's. Raises
     LocationError."""
     try:
-        async with http.get(
-            url, headers={"accept": "application/json", **(headers or {})}, allow_redirects=False
-        ) as got:
+        async with http.get(url, headers={"accept": _ACCEPT, **(headers or {})}, allow_redirects=False) as got:
             if got.status != _OK:
                 raise LocationError(f"{url} answers {got.status}{_moved(got)}")
             return await body(got), _ahead(got.headers.get("date", ""), wall())

@@ -96,6 +96,8 @@ class KubeApi:
             keys = "https://10.0.0.1:6443/openid/v1/jwks"  # as real clusters do: an address for clients outside
             return web.json_response({"issuer": self.issuer.url, "jwks_uri": keys})
         if request.path == "/openid/v1/jwks":
+            if "application/jwk-set+json" not in request.headers.get("accept", ""):
+                return web.Response(status=406)
             return web.Response(body=self.issuer.jwks, content_type="application/jwk-set+json")
         prefix = f"/api/v1/namespaces/{NAMESPACE}/secrets/"
         name = request.path.removeprefix(prefix)
