@@ -4,10 +4,12 @@ Bodies of megabytes are too large for a socket. The worker writes each request t
 the answer to another. Both belong to the worker, which sends their descriptors in a packet with the lengths of the
 request's parts. The packet with the answer contains only lengths.
 
-New memory costs 3.8 ms for 4 MB, and used memory 0.2 ms (measured). So both processes keep the files and their mappings
-for later messages, within the bounds of `Kept`. A file that is used again still holds bytes of earlier messages, which
-belong to other callers. A reader therefore never sees more of a file than the packet says was written for it, and a
-file is used again only when nothing refers to its contents and the other process has finished with it.
+To write 1 MB takes 0.7 ms in new memory, and 0.1 ms in used memory. With new memory for each message, the reply for 10
+MB of JSON cost 1.55 times the CPU of its conversion alone, and with used memory 1.24 (medians of runs in turn). So both
+processes keep the files and their mappings for later messages, within the bounds of `Kept`. A file that is used again
+still holds bytes of earlier messages, which belong to other callers. A reader therefore never sees more of a file than
+the packet says was written for it, and a file is used again only when nothing refers to its contents and the other
+process has finished with it.
 """
 
 import array
@@ -28,7 +30,7 @@ import numpy as np
 from router.rest.pieces import Piece
 
 SLICE = 1 << 20
-"""Bytes that are copied at a time, which takes 0.1 ms, or 2 ms if the memory is new."""
+"""Bytes that are copied at a time, which takes 0.1 ms, or 0.7 ms if the memory is new."""
 
 FILES = 3
 """Number of files that a process keeps: two for the next conversion, and one for a reply that is still being sent."""
