@@ -89,6 +89,10 @@ class Link:
             await self._up.wait()
         return not self.ended.done()
 
+    def give_up(self, why: str) -> None:
+        """Treats the server as hung, although its connection lasts."""
+        self._end(HUNG, why)
+
     async def survived(self) -> None:
         """Returns once it is known that the server has outlived a lost connection. If the server has ended, this method
         never returns, because the process ends. The use board then still shows the work under way, which may have

@@ -124,9 +124,20 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
             # The predecessor's contract: a load that was cancelled is followed by an unload.
-            await self._link.control.unload(pb.UnloadModelRequest(modelId=request.modelId), timeout=_CLEAN_UP)
+            await self._clean_up(request.modelId)
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         return response, self._link.note(told)
+
+    async def _clean_up(self, model_id: str) -> None:
+        """Has the server unload a model whose load was ended. A server that does not answer is still loading it in the
+        thread that answers, as MLServer does, and never gets to other calls, so it counts as hung."""
+        try:
+            await self._link.control.unload(pb.UnloadModelRequest(modelId=model_id), timeout=_CLEAN_UP)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            self._link.give_up(f"did not answer for {_CLEAN_UP:g} s after a load that was ended")
+            await self._link.survived()
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
         """Unloads a model at the server, and answers once it is gone."""

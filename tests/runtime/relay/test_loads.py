@@ -1,0 +1,71 @@
+"""Loads at a foreign server that do not end."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.port.outcomes import HUNG
+from mesh.runtime.relay.link import Link
+from mesh.runtime.relay.spi import RelaySpi
+from mesh.statuses import MeshError
+from tests.support.waiting import until
+
+
+class Blocked:
+    """The control of a server whose loads run into their time limit, and whose unloads do so too if it is stuck."""
+
+    former = False
+
+    def __init__(self, *, stuck: bool) -> None:
+        self.stuck = stuck
+        self.unloads: list[str] = []
+
+    async def load(self, request: Any, *, timeout: float | None) -> Any:
+        """Fails as a call does whose deadline passes."""
+        raise _late()
+
+    async def unload(self, request: Any, *, timeout: float | None) -> None:
+        """Answers, unless the server is stuck."""
+        self.unloads.append(request.modelId)
+        if self.stuck:
+            raise _late()
+
+
+def _late() -> grpc.aio.AioRpcError:
+    code, nothing = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, nothing, nothing, details="Deadline Exceeded")
+
+
+def _spi(control: Blocked) -> tuple[RelaySpi, Link]:
+    holding: Any = SimpleNamespace(ids=list, lost=lambda *_: None)
+    link = Link("unix:/nowhere", holding, hang_timeout=1.0, max_message=1 << 20, managed=lambda channel: control)  # type: ignore[arg-type, return-value]
+    settings: Any = SimpleNamespace(load_timeout=1.0)
+    nothing: Any = None
+    return RelaySpi(settings, link, nothing, nothing, data_address="", pid=0), link
+
+
+async def test_a_load_that_was_ended_is_unloaded() -> None:
+    """A server that answers again after the time limit of a load continues."""
+    control = Blocked(stuck=False)
+    spi, link = _spi(control)
+    with pytest.raises(MeshError, match="took longer than 1 s and was ended"):
+        await spi._load(pb.LoadModelRequest(modelId="m"))
+    assert control.unloads == ["m"]
+    assert not link.ended.done()
+    await link.close()
+
+
+async def test_a_server_that_is_stuck_in_a_load_counts_as_hung() -> None:
+    """A server that answers not even the unload is given up, while the use board still shows its load: the load does
+    not return."""
+    spi, link = _spi(Blocked(stuck=True))
+    load = asyncio.ensure_future(spi._load(pb.LoadModelRequest(modelId="m")))
+    await until(link.ended.done, why="the server is given up")
+    assert link.ended.result() == HUNG
+    assert not load.done()
+    load.cancel()
+    await link.close()
