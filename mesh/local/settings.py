@@ -48,7 +48,7 @@ def counted(texts: Sequence[str]) -> dict[str, int]:
             known = ", ".join((kinds.ONNX, *kinds.KINDS))
             raise ValueError(f"{name!r} is no kind of server: use {known}")
         if separator and not (number.isascii() and number.isdigit() and int(number) <= MOST_PODS):
-            raise ValueError(f"{text!r} has no number of pods from 0 to {MOST_PODS} after the equals sign")
+            raise ValueError(f"{text!r}: the number of pods must be from 0 to {MOST_PODS}")
         counts[name] = counts.get(name, 0) + (int(number) if separator else 1)
     return counts
 

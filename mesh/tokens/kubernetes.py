@@ -122,7 +122,7 @@ class ClusterKeys:
             return KeyDocument(raw, issuer, ahead)
 
     def changed(self) -> None:
-        """Returns None: only reading tells."""
+        """Returns None, because only a reading can show a change."""
 
 
 def _review(status: Mapping[str, Any]) -> Review:

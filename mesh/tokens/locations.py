@@ -47,8 +47,8 @@ class Location(Protocol):
         """Returns the keys. Raises LocationError."""
 
     def changed(self) -> bool | None:
-        """Returns whether the place holds something else than what was read last, None if only reading tells. Does not
-        wait."""
+        """Returns whether the place holds other keys than those read last, or None if only a reading can show that.
+        Does not wait."""
 
 
 class File:
@@ -102,7 +102,7 @@ class Remote:
             return KeyDocument(raw, self._issuer, ahead)
 
     def changed(self) -> None:
-        """Returns None: only reading tells."""
+        """Returns None, because only a reading can show a change."""
 
     async def _discovered(self, http: aiohttp.ClientSession) -> str:
         url = self._issuer.rstrip("/") + DISCOVERY

@@ -98,7 +98,7 @@ class Edge:
             text = "--tls-client-auth needs --tls-client-ca"
             raise typer.BadParameter(text, param_hint="--tls-client-auth")
         if self.management_listen and (self.edge == "grpc" or self.management_listen == self.listen):
-            text = "it needs Envoy as the edge, and another address than --listen"
+            text = "it needs Envoy as the edge, and an address other than that of --listen"
             raise typer.BadParameter(text, param_hint="--management-listen")
         if self.edge == "grpc" and (self.tls_cert is not None or self.connection_age):
             raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")

@@ -390,7 +390,7 @@ class ModelServer:
             )
             raise typer.BadParameter(text, param_hint="--adapter")
         if self.adapter and self.server and not self.server_command and self.server_models is None:
-            text = "the server and this pod need a common folder for models"
+            text = "name the folder for models that the server and this pod have in common"
             raise typer.BadParameter(text, param_hint="--server-models")
         if (self.server_models is not None or self.allow_code) and not self.adapter:
             option = "--allow-code" if self.allow_code else "--server-models"

@@ -41,7 +41,7 @@ class Control(Protocol):
         """Loads a model. A load that fails or is cancelled is followed by an unload."""
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
-        """Unloads a model, also one that was only begun to load. An unknown model may be NOT_FOUND."""
+        """Unloads a model, even one whose load has only begun. An unknown model may be NOT_FOUND."""
 
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None

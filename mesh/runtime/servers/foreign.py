@@ -69,7 +69,8 @@ class ForeignServer:
         folder: Path | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """Takes the words of the command, the folder to run it in, and variables for its environment."""
+        """Makes a server that is not started yet. `words` is its command, which runs in `folder`. `variables` are added
+        to this process's environment. `on_given_up` is called with the reason why there will be no further start."""
         self._words = words
         self._folder = folder
         self._variables = variables

@@ -47,7 +47,7 @@ def test_slots_follow_the_capacity() -> None:
     [
         (["--adapter", "jboss"], "'jboss' is no adapter: use mlserver"),
         (["--adapter", "mlserver"], "run `mesh servers install mlserver`"),
-        (["--adapter", "mlserver", "--server", "127.0.0.1:8081"], "need a common folder for models"),
+        (["--adapter", "mlserver", "--server", "127.0.0.1:8081"], "server and this pod have in common"),
         (["--allow-code"], "it needs --adapter"),
         (["--server-models", "/models", "--server", "127.0.0.1:8081"], "it needs --adapter"),
     ],

@@ -223,7 +223,7 @@ class MLServer:
             taken = sorted(modules & {_module(entry) for entry in theirs.iterdir()}) if theirs.is_dir() else []
             if taken and theirs != place.read:
                 text = f"its Python module {taken[0]} has the same name as one of the model {other} in this server"
-                raise MeshError(Reason.PRECONDITION, f"{text}, and Python holds one module of a name: rename it")
+                raise MeshError(Reason.PRECONDITION, f"{text}, and Python can hold only one of them: rename it")
         for entry in entries:
             contents.link(entry, place.read / entry.name)
 
@@ -261,7 +261,7 @@ class MLServer:
             raise MeshError(Reason.PRECONDITION, f"{text}--allow-code if all who may register models are trusted")
 
     def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
-        """Returns what the relay makes of a failed load: the server's error, without paths of this machine."""
+        """Returns the error for a failed load: the server's own, without paths of this machine."""
         code = error.code()
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
             return error
