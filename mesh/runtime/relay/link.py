@@ -261,9 +261,6 @@ def _channel(address: str, max_message: int) -> grpc.aio.Channel:
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.min_reconnect_backoff_ms", 1000),
             ("grpc.max_reconnect_backoff_ms", 500),
-            # A fixed window, not one that follows the measured bandwidth: it bounds what a slow client leaves here.
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.lookahead_bytes", 1 << 20),
             ("grpc.max_receive_message_length", max_message),
             ("grpc.max_send_message_length", -1),
         ),
