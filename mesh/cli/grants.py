@@ -1,4 +1,4 @@
-"""`mesh grants`: roles over models, for keys and groups; one by one, or all from a file."""
+"""`mesh grants`: roles over models, for callers and groups: one by one, or all from a file."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the grant.", 
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manages grants: roles over models, for keys and groups.")
+    group = typer.Typer(no_args_is_help=True, help="Manages grants: roles over models, for callers and groups.")
     group.command("ls")(ls)
     group.command("add")(put)
     group.command("rm")(remove)
@@ -81,7 +81,7 @@ def put(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Gives a role over models and aliases to keys and groups. A grant of the same name is replaced.
+    """Gives a role over models and aliases to callers and groups. A grant of the same name is replaced.
 
     A pattern is an id, or a text in which each `*` stands for any characters. A pattern for an alias also covers its
     versions.
@@ -102,7 +102,7 @@ def put(
 
 
 def remove(context: typer.Context, name: Name, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Removes a grant. Its keys and groups lose the role immediately.
+    """Removes a grant. Its receivers lose the role immediately.
 
     Example: `mesh grants rm team-a`
     """

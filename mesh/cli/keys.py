@@ -231,7 +231,9 @@ def span(text: str, option: str) -> int:
     """Returns the seconds in a text such as `90d`. Raises BadParameter."""
     found = _SPAN.fullmatch(text)
     if found is None or not int(found[1]):
-        raise typer.BadParameter(f"{text!r} is not a time such as 90d, 12h, 30m or 60s", param_hint=option)
+        raise typer.BadParameter(
+            f"{text!r} is not a duration: write one such as 90d, 12h, 30m or 60s", param_hint=option
+        )
     return int(found[1]) * _UNITS[found[2]]
 
 

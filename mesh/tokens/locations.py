@@ -28,7 +28,7 @@ _OK = 200
 
 
 class LocationError(Exception):
-    """Keys that cannot be read. The text says why, for operators."""
+    """A failure to read keys. The text says why, for operators."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ class View:
     # --- news from calls and loads ---
 
     def loaded(self, model: str, pod: Pod, record: records.CopyRecord) -> Copy | None:
-        """Takes an agent's answer that its pod holds the copy. Returns None if the answer is from another
+        """Takes an agent's answer that its pod holds the copy. Returns the copy, or None if the answer is from another
         incarnation."""
         if pod.record is None or pod.record.incarnation != record.incarnation or self.pods.get(pod.name) is not pod:
             return None

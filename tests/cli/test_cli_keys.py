@@ -36,7 +36,7 @@ def test_rotate_says_until_when_the_former_key_works(run, mesh, asked):
 def test_a_bad_time_is_refused(run, span):
     result = run("keys", "create", "ci", f"--expires={span}")
     assert result.exit_code == 2
-    assert "is not a time such as" in result.stderr
+    assert "is not a duration: write one such as" in result.stderr
 
 
 def test_keys_are_listed_without_secrets(run, mesh):

@@ -29,8 +29,8 @@ Place = Callable[[Raw, tuple[int, ...], "np.dtype[Any]"], Array]
 class Intake:
     """A model's inputs, and the conversion of a request's contents into arrays.
 
-    Callers send the same name, datatype and shape again and again, so a valid input is remembered by its encoding. To
-    encode its few bytes again (0.14 us) and look them up costs less than to check each field.
+    Callers send the same name, datatype and shape again and again, so a valid input is remembered by its encoding.
+    Encoding its few bytes again (0.14 us) and looking them up costs less than checking each field.
     """
 
     __slots__ = ("_known", "_needed", "tensors", "texts")
