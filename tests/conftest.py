@@ -19,9 +19,6 @@ __all__ = ["etcd", "etcd_server", "keys", "own_etcd"]
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# No test needs the system's 140 authorities, which each of the hundreds of processes would read for 40 ms.
-os.environ["SSL_CERT_FILE"] = os.devnull
-
 # Our processes find no module in the current folder, and the model server that tests let pods run, `twin`, is not
 # installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(

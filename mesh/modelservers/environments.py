@@ -112,11 +112,11 @@ def remove(kind: str) -> bool:
 def _make(folder: Path, lock: Path, on_progress: Callable[[InstallProgress], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     total = len(set(_PACKAGE.findall(lock.read_text())))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python_of(folder))]
+    pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--python", str(python_of(folder))]
     options = ["--no-input", "--progress-bar=off", "--no-deps", "--require-hashes", "--requirement", str(lock)]
     last: deque[str] = deque(maxlen=_LAST)
     done = 0
-    for argv in ([sys.executable, "-m", "venv", "--without-pip", str(folder)], [*pip, "install", *options]):
+    for argv in ([sys.executable, "-P", "-m", "venv", "--without-pip", str(folder)], [*pip, "install", *options]):
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
             assert child.stdout is not None
             try:

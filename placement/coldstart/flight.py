@@ -69,6 +69,7 @@ class Flight:
         "expected_ms",
         "failed_in",
         "fresh",
+        "held_up",
         "idle_ms",
         "joined",
         "looked_ms",
@@ -105,6 +106,7 @@ class Flight:
         self.looked_ms = 0  # when the view was last looked at
         self.changed = False  # the view has changed since then
         self.standing: Eligibility | None = None  # where the model has failed, as of the last look
+        self.held_up = ""  # why no agent can be asked at present
         self.stuck_ms: int | None = None  # when it first had to wait, without progress since
         self.pause: Alarm[Any] | None = None  # while waiting
 

@@ -86,6 +86,7 @@ class Flights:
         assert flight.record is not None, "a flight asks once it has a record"
         self.failures.tried(pod, self.now_ms)
         flight.pod, flight.asked_ms, flight.quiet = pod, self.now_ms, flight.idle_ms > 0
+        flight.held_up = ""
         ask = Ask(self.number, flight.model_id, pod, flight.idle_ms, flight.why)
         self._request(flight, Phase.ASKING, ask)
         if flight.record.load_ms and flight.expected_ms is None:
@@ -103,6 +104,7 @@ class Flights:
         Claims of dead pods end with their leases, and pods come back, but no waiter waits without end.
         """
         rules = self.rules
+        flight.held_up = why
         if flight.stuck_ms is None:
             flight.stuck_ms = flight.looked_ms
         patience_ms = min(rules.load_wait_ms if flight.places else rules.patience_ms, 3 * rules.patience_ms)

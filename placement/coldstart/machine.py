@@ -126,7 +126,7 @@ class Machine:
         while (whose := flights.alarms.ring(flights.now_ms)) is not None:
             if isinstance(whose, Place):
                 flight = flights.by_model[whose.model_id]
-                flights.tell_problem(flight, whose, whose.expired(flights.now_ms, flights.rules))
+                flights.tell_problem(flight, whose, whose.expired(flights.now_ms, flights.rules, flight.held_up))
             else:
                 flights.read(whose)
 

@@ -41,11 +41,14 @@ class Place:
         )
         return Problem(ProblemReason.NOT_IN_TIME, text, left_ms)
 
-    def expired(self, now_ms: int, rules: Rules) -> Problem:
-        """Returns the problem for a waiter whose time has run out."""
+    def expired(self, now_ms: int, rules: Rules, held_up: str = "") -> Problem:
+        """Returns the problem for a waiter whose time has run out. `held_up` says why no pod can be asked to load the
+        model, if none can."""
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
-            return Problem(ProblemReason.DEADLINE, f"{self.model_id} was not loaded by the call's deadline")
-        text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s; its load goes on"
+            text = f"{self.model_id} was not loaded by the call's deadline"
+            return Problem(ProblemReason.DEADLINE, f"{text}: {held_up}" if held_up else text)
+        rest = f": {held_up}" if held_up else "; its load goes on"
+        text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s{rest}"
         return Problem(ProblemReason.NOT_IN_TIME, text, 5000)
 
 

@@ -35,6 +35,7 @@ ALLOWED = {
     "agents:Agents.forget": "closes one channel",
     "bulk:Bulk._submit": "one batch, awaited by the request that it belongs to",
     "calls:RelayPort._carry_on": "one call, held by its copy until it ends",
+    "mlserver:MLServer._lay_out": "awaited by its load, also if that is cancelled",
     "conversions:Conversions._convert": "one conversion, awaited by its call",
 }
 

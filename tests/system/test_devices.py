@@ -25,8 +25,8 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
         assert (await mesh.rest("PUT", "/mesh/v1/settings/type_constraints", CONSTRAINTS)).status == 200
         client = Client(mesh.channel())
 
-        async def call(model_id: str) -> float:
-            (answer,) = await client.infer(model_id, x=ONE)
+        async def call(model_id: str, timeout: float = 30) -> float:
+            (answer,) = await client.infer(model_id, timeout=timeout, x=ONE)
             return float(answer[0, 0])
 
         async def holders() -> dict[str, list[str]]:
@@ -65,14 +65,17 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
         assert await call("all of it") == 9
         assert await holders() == {"pod-1": ["all of it"], "pod-2": ["c"]}
 
-        # Without its pod, what only prefers a GPU is served by a CPU, and what requires one says what it lacks.
+        # Without its pod, a model that only prefers a GPU is served by a CPU. One that requires it waits a while for a
+        # pod to come back; `explain` says what the other pod lacks.
         await mesh.pods[0].stop()
         await until(lambda: _pods(mesh, 1), why="the pod has gone")
         assert await call("b") == 1
         assert (await holders_of(mesh, "pod-2")) == ["b", "c"]
-        with pytest.raises(grpc.aio.AioRpcError) as nowhere:
-            await call("d")
-        assert "gpu" in nowhere.value.details()
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await call("d", timeout=1)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        told = (await mesh.rest("GET", "/mesh/v1/models/d/explain")).json
+        assert "lacks the label gpu" in str(told)
 
 
 async def holders_of(mesh, pod: str) -> list[str]:

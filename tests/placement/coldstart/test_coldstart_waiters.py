@@ -66,6 +66,15 @@ def test_each_waiter_has_its_own_deadline():
     assert carrier.served == ["long"]
 
 
+def test_a_waiter_whose_deadline_passes_learns_why_no_pod_was_asked():
+    carrier = Carrier("a", rules=RULES)
+    carrier.join(deadline_ms=10)
+    carrier.read()
+    carrier.says(events.Loaded, believed=False)
+    carrier.after(10)
+    assert carrier.problems["w"].text == "m was not loaded by the call's deadline: a has just restarted"
+
+
 @pytest.mark.parametrize("deadline_ms", [None, 60_000])
 def test_nobody_waits_longer_than_the_longest_wait_and_the_load_goes_on(deadline_ms):
     carrier = Carrier("a", rules=RULES)
