@@ -42,15 +42,15 @@ class CopyLimits:
     pinned: bool | None = None  # always has a copy, and its copies are never evicted
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a minimum below 0, a maximum below 1, or one below the other."""
+        """Raises ValueError for a minimum below 0, a maximum below 1, or a maximum below the minimum."""
         if self.minimum is not None and self.minimum < 0:
             raise ValueError(f"the minimum of copies is 0 or more, not {self.minimum}")
         if self.maximum is not None and self.maximum < max(1, self.minimum or 0):
             raise ValueError(f"the maximum of copies is {max(1, self.minimum or 0)} or more, not {self.maximum}")
 
     def over(self, other: "CopyLimits") -> "CopyLimits":
-        """Returns these limits, completed by `other`. A maximum that is set here overrides the minimum of `other`, and
-        vice versa."""
+        """Returns these limits, with unset ones taken from `other`. If a minimum and a maximum then conflict, the one
+        set here wins."""
         minimum = other.minimum if self.minimum is None else self.minimum
         maximum = other.maximum if self.maximum is None else self.maximum
         if minimum is not None and maximum is not None and minimum > maximum:

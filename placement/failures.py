@@ -130,7 +130,7 @@ class Eligibility:
 
 @dataclass(slots=True)
 class _PodEvidence:
-    """A pod in which loads failed since the last success there."""
+    """The evidence against one pod: its failed loads since its last successful one."""
 
     models: dict[str, int]  # models that failed here lately and loaded elsewhere, with the time of failure
     last_ms: int = 0

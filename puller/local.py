@@ -239,8 +239,8 @@ class LocalProvider:
 
     @contextmanager
     def _opened(self, shown: str, file: RemoteFile) -> Iterator[int]:
-        """Opens the listed file for the block. Raises PullError if it is not the file that was listed; this is also
-        checked at the end of the block."""
+        """Opens the listed file for the block. Raises PullError, at the beginning or at the end of the block, if it is
+        not the file that was listed."""
         # O_NONBLOCK: if the path has become a pipe since the listing, opening it must not wait for a writer.
         source = os.open(file.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -48,7 +48,7 @@ def set_alias(
             "--keep",
             metavar="N",
             min=0,
-            help="Number of earlier versions to keep for going back. Default: unchanged, or 2 for a new alias.",
+            help="Number of earlier versions to keep for a rollback. Default: unchanged, or 2 for a new alias.",
         ),
     ] = None,
     sticky: Annotated[

@@ -81,8 +81,9 @@ def import_models(
 ) -> None:
     """Registers many models at once.
 
-    Each line is a model: `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. Add a `key` if its
-    storage needs one, and a `sha256` if its file must have that digest.
+    In a file or on standard input, each line is a model:
+    `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. Add a `key` if its storage needs one, and a
+    `sha256` if its file must have that digest.
 
     From a folder, every .onnx file below it is registered under its path without the suffix; a file with external data
     is registered as its folder. A folder of versions (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model,

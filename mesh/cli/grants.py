@@ -1,4 +1,4 @@
-"""`mesh grants`: roles over models, for callers and groups: one by one, or all from a file."""
+"""`mesh grants`: roles on models, for callers and groups, given one by one or all from a file."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the grant.", 
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manages grants: roles over models, for callers and groups.")
+    group = typer.Typer(no_args_is_help=True, help="Manages grants: roles on models, for callers and groups.")
     group.command("ls")(ls)
     group.command("add")(put)
     group.command("rm")(remove)
@@ -81,9 +81,9 @@ def put(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Gives a role over models and aliases to callers and groups. A grant of the same name is replaced.
+    """Gives callers and groups a role on models and aliases. Replaces a grant of the same name.
 
-    A pattern is an id, or a text in which each `*` stands for any characters. A pattern for an alias also covers its
+    A pattern is an id, or a string in which each `*` stands for any characters. A pattern for an alias also covers its
     versions.
 
     Example: `mesh grants add team-a --role register --models 'fraud/*' --to group:team-a`
@@ -129,7 +129,7 @@ def apply(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Replaces all grants with those in a file. Grants that `mesh keys create --role` made stay.
+    """Replaces all grants with those in a file, except grants created by `mesh keys create --role`.
 
     The file has one table per grant, such as `[grants.team-a]`, with `role`, `models` and `to`.
 

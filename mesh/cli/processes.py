@@ -43,16 +43,15 @@ def up(
         typer.Option(
             "--server",
             metavar="NAME[=N]",
-            help="Number of pods with a kind of model server: onnx (instead of --pods), or mlserver, which is "
-            "installed first (see `mesh servers`). May be repeated. Without =N: 1 pod.",
+            help="Number of pods with a kind of model server: onnx (instead of --pods), or mlserver, which `mesh up` "
+            "installs if it is missing (see `mesh servers`). May be repeated. Without =N: 1 pod.",
         ),
     ] = None,
     allow_code: Annotated[
         bool,
         typer.Option(
             "--allow-code",
-            help="Permission for models that run code when they are loaded, such as pickles of scikit-learn, in pods "
-            "of --server mlserver.",
+            help="Allow models that run code when loaded, such as scikit-learn pickles, in pods of --server mlserver.",
         ),
     ] = False,
     server_command: Annotated[
@@ -150,7 +149,10 @@ def up(
         int, typer.Option("--quiet", "-q", count=True, help="Show only warnings and errors; given twice, only errors.")
     ] = 0,
     log_level: Annotated[
-        str, typer.Option("--log-level", metavar="debug|info|warning|error", help="Lowest level that the parts log.")
+        str,
+        typer.Option(
+            "--log-level", metavar="debug|info|warning|error", help="Lowest level that the mesh's processes log."
+        ),
     ] = _DEFAULT.log_level,
     log_format: Annotated[
         str, typer.Option("--log-format", metavar="text|json", help="Format of the log lines.")

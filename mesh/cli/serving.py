@@ -157,7 +157,7 @@ async def _explain_alias(client: Client, alias: dict[str, Any], *, as_json: bool
     lines = aliasview.sentences(alias)
     for name, roles in aliasview.roles(alias).items():
         if all(role.startswith("version ") for role in roles):
-            continue  # kept for going back
+            continue  # kept for a rollback
         try:
             explained.append(await client.get(model_path(name, "/explain")))
         except MeshRefusal as error:
@@ -260,8 +260,8 @@ def _limits(answer: dict[str, Any]) -> str:
 
 
 def queued(load: dict[str, Any] | None) -> str:
-    """Returns the place of a load in its pod's queue, such as ` waits for 3 others, about 2.5 s`. Returns "" if it does
-    not wait."""
+    """Returns how far a load is, such as ` waits for 3 others, about 2.5 s`, or ` about 2.5 s` once it runs. Returns ""
+    if nothing is known."""
     if not load:
         return ""
     words = []

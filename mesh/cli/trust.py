@@ -36,7 +36,11 @@ class Trust:
                     f"the API key in {self.api_key_file} cannot be read: {why}", code=Exit.USAGE
                 ) from error
             if not lines:
-                raise CommandError(f"{self.api_key_file} has no API key", code=Exit.USAGE)
+                raise CommandError(
+                    f"the API key file {self.api_key_file} is empty: write a key to it, or name another file with "
+                    "--api-key-file",
+                    code=Exit.USAGE,
+                )
             key = lines[-1]  # while an admin key is rotated, the file has both, the newer one last
         if not key:
             return {}

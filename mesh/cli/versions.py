@@ -72,7 +72,7 @@ def rollback(
 ) -> None:
     """Moves an alias back to the previous version. Calls go there once it is loaded, and none fails meanwhile.
 
-    A move in progress is given up: its calls still go to the previous version.
+    During a move to a new version, it gives the move up: calls stay where they are.
 
     Examples:
 
@@ -91,7 +91,7 @@ def rollback(
 def versions(
     context: typer.Context, name: Alias, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Lists the versions of a model, the latest last, and shows which of them serves calls.
+    """Lists the versions of an alias, oldest first, and shows which one serves calls.
 
     Example: `mesh versions fraud`
     """

@@ -129,7 +129,7 @@ class _Unpacking:
                 if entry.content is not None:
                     self._write(target, entry.content)
             except (FileExistsError, IsADirectoryError, NotADirectoryError):
-                raise BadArchive(f"the archive holds two entries in one place: {_shown(entry.name)}") from None
+                raise BadArchive(f"the archive has two entries with the same path: {_shown(entry.name)}") from None
 
     def _parts(self, name: str) -> list[str]:
         """Returns the elements of an entry's path. Raises BadArchive."""

@@ -43,7 +43,8 @@ class Guess:
 
 
 def of_file(path: Path) -> Guess | None:
-    """Returns the type of a file or folder on this machine, or None if it leaves doubt. Raises OSError."""
+    """Guesses the type of a file or folder on this machine. Returns None if its content and name are not conclusive.
+    Raises OSError."""
     if path.is_dir():
         if (path / SETTINGS).is_file():
             return _of_settings(path / SETTINGS)

@@ -16,8 +16,8 @@ InstallId = Annotated[
     typer.Option(
         envvar="MESH_INSTALL_ID",
         help=(
-            "Name of this installation, the same for all its processes. They refuse a prefix of another "
-            "installation. Default: no check."
+            "Name of this mesh, the same for all its processes, which refuse a prefix in etcd that another mesh owns. "
+            "Default: no check."
         ),
     ),
 ]

@@ -6,7 +6,7 @@ it. Credentials belong in the storage secret, which only the pods read.
 Secrets are recognised in two ways:
 
 - by their names, word by word (`session_token` is one, `tokenizer` is not): in the JSON of a key at any depth,
-  including JSON within its texts, in settings such as `name=value`, and in the query or fragment of a URL;
+  including JSON within its strings, in settings such as `name=value`, and in the query or fragment of a URL;
 - by unmistakable forms: `user:password@` in a URL, a private key, an account's connection string.
 
 The functions are pure; the caller decides on the consequence.
@@ -55,8 +55,8 @@ _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIV
 _ACCOUNT = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|SharedAccessKey)=[^;\s]+")
 _PARAMETER = re.compile(r"(?<=[?&#])([^=&#\s]+)=([^&#\s]+)")
 _SETTING = re.compile(r"(?:^|(?<=[\s;,&]))([\w.-]+)=([^\s;,&]+)")
-"""A setting in a key that is not JSON, or in a text of one: `secret_access_key=...`. Paths are not searched for it:
-they may be called `token=1/model.onnx`."""
+"""A setting in a key that is not JSON, or in a string of a key that is: `secret_access_key=...`. Paths are not searched
+for it: they may be called `token=1/model.onnx`."""
 
 
 def found(path: str, key: str) -> list[str]:
@@ -148,7 +148,7 @@ def _inner(text: str) -> Any:
 
 
 def _is_value(inner: Any) -> bool:
-    """Returns whether a value can be secret: a text or a number, or a list of them."""
+    """Returns whether a value can be secret: a string or a number, or a list of them."""
     if isinstance(inner, list):
         return any(map(_is_value, inner))
     return bool(inner) and isinstance(inner, str | int | float) and not isinstance(inner, bool)

@@ -49,7 +49,7 @@ def check_id(model_id: str, what: str = "model") -> str:
 
 
 _PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
-"""A text that headers can carry unchanged."""
+"""A string that headers can carry unchanged."""
 
 
 def _plain(value: Any) -> str:

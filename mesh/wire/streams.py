@@ -90,8 +90,9 @@ class RequestStream:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message, or a piece of one, once there is a connection with room. Raises `Lost`, also if the
-        reply has ended and the server reads no more. If cancelled while waiting, it has sent nothing."""
+        """Sends one message, or a piece of one, once there is a connection and flow control allows it. Raises `Lost` if
+        the connection is lost, or if the reply has ended and the server reads no more. If cancelled while waiting, it
+        has sent nothing."""
         await self.exchange.write(frame)
 
     def end(self) -> None:

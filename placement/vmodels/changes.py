@@ -13,7 +13,7 @@ model has. The vmodel switches at once, in the same write, only if no call suffe
 copies, or the target has as many) or if the caller insists (`force`).
 
 **Versions.** The versions of a vmodel are in the order in which they were set. A new one is appended, and the version
-that it replaces is moved right before it, so that going back leads to the model that served before. A version that
+that it replaces is moved right before it, so that a rollback leads to the model that served before. A version that
 could not be loaded, and whose move was given up, is moved to the front. Of the versions before the present one, the
 last `keep` are kept.
 """

@@ -23,7 +23,7 @@ class VModelMore:
     """The attributes that Mesh adds to the predecessor's record."""
 
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # model ids, the latest last
-    keep: int | None = None  # earlier versions kept for going back; None: the default
+    keep: int | None = None  # earlier versions kept for a rollback; None: the default
     weights: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by model id; empty: no split
     sticky: str = ""  # the header whose value determines the target of a split; "": chosen at random for each call
     mirror: Mirror | None = None

@@ -72,7 +72,7 @@ class Handover:
                 yield pod
 
     async def _hand_over(self, pod: Pod) -> None:
-        """Empties a draining pod, as far as room elsewhere and time allow."""
+        """Empties a draining pod, as far as memory elsewhere and time allow."""
         try:
             await self._empty(pod)
         finally:

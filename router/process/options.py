@@ -333,7 +333,7 @@ class TokenOptions:
         return Path(self.auth_jwt_keys) if self.auth_jwt_keys and "://" not in self.auth_jwt_keys else None
 
     def settings(self) -> TokenSettings:
-        """Returns the settings of the options."""
+        """Returns the options as TokenSettings, with absolute paths."""
         file = self._keys_file()
         return TokenSettings(
             issuer=self.auth_jwt_issuer,

@@ -50,7 +50,7 @@ class _Input(NamedTuple):
 
 
 class Requests:
-    """The forms of inputs that one worker recognises."""
+    """An encoder of simple requests for one worker, with a cache of the forms of their inputs."""
 
     __slots__ = ("_known",)
 

@@ -23,7 +23,9 @@ _SERVICES = sorted(service.full_name for file in _FILES.values() for service in 
 def _file(name: str) -> bytes:
     """Returns the encoded descriptor of a file. Raises MeshError."""
     if name not in _FILES:
-        raise MeshError(Reason.UNKNOWN_MODEL, f"no file {name:.200}")
+        raise MeshError(
+            Reason.UNKNOWN_MODEL, f"file {name:.200} is not known here: ask for the file of a service instead"
+        )
     encoded: bytes = _FILES[name].serialized_pb
     return encoded
 
@@ -36,7 +38,7 @@ def _file_of(symbol: str) -> bytes:
             return _file(POOL.FindFileContainingSymbol(candidate).name)
         except KeyError:
             continue
-    raise MeshError(Reason.UNKNOWN_MODEL, f"no symbol {symbol:.200}")
+    raise MeshError(Reason.UNKNOWN_MODEL, f"symbol {symbol:.200} is not known here: list the services to see which are")
 
 
 def _answer(pb: Any, request: Any) -> Any:

@@ -168,8 +168,8 @@ def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
 
 
 def test_what_was_lost_with_a_pod_comes_back():
-    """Copies lost with a pod are loaded again, into free or stale room, if they were used lately. Other lost copies are
-    not loaded."""
+    """Copies lost with a pod are loaded again if they were used recently: into free memory, or in place of copies idle
+    for longer. Others are not loaded."""
     assert len(loads(plan([model(lost=True, idle_ms=50_000)], FULL))) == 1
     assert plan([model(lost=True, idle_ms=4_000_000)], PODS).actions == ()
     refused = plan([model(lost=True, idle_ms=70_000)], FULL)

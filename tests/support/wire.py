@@ -91,8 +91,8 @@ def deliver(connection: Any, data: bytes) -> None:
 def deliver_one(connection: Any, data: bytes, reads: list[bytes] | None = None) -> int:
     """Delivers a peer's bytes in one read, and returns how many were read.
 
-    `reads` records the reads by which a connection that parses everything itself would see the same at the same time:
-    the end of a large message's last chunk belongs to the read of its last bytes.
+    Appends to `reads` what a connection without a `LargeBody` would have to be given to reach the same state. The line
+    break after a large message's last chunk is therefore added to the read that completed the message.
     """
     reader = connection.transport.protocol or connection
     behind = False

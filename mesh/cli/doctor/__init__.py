@@ -32,7 +32,12 @@ def doctor(
     *,
     context: typer.Context,
     only: Annotated[
-        str, typer.Option("--only", metavar="AREA,...", help=f"Areas to check, of {', '.join(AREAS)}. Default: all.")
+        str,
+        typer.Option(
+            "--only",
+            metavar="AREA,...",
+            help=f"Areas to check, separated by commas: {', '.join(AREAS)}. Default: all.",
+        ),
     ] = "",
     namespace: Annotated[
         str,
@@ -46,7 +51,8 @@ def doctor(
         str,
         typer.Option(
             envvar="MESH_ETCD",
-            help="URLs of etcd's members, separated by commas. Default: a router pod checks etcd, through kubectl.",
+            help="URLs of etcd's members, separated by commas. If not given, etcd is checked from a router pod, "
+            "through kubectl.",
         ),
     ] = "",
     login: etcdoptions.Login,
@@ -88,7 +94,7 @@ def doctor(
 ) -> None:
     """Checks what a mesh depends on, and says what is wrong and what to do.
 
-    Through the endpoint, it checks routers, pods, room, models that cannot be loaded, types without pods,
+    Through the endpoint, it checks routers, pods, memory for models, models that cannot be loaded, types without pods,
     certificates, and the issuers of tokens. Through kubectl, if it is on PATH, it checks rights, pods, volumes,
     Secrets and the certificates in them. In etcd, it checks the credentials, members, alarms, quota, latency, and the
     prefix's owner.

@@ -35,8 +35,8 @@ class Outgoing(Protocol):
     """One call on its way to the server, whose answer may begin before the request has ended."""
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message of a streamed request, once there is room. Raises `Lost`, also if the server has ended the
-        call and reads no more; the reason is then in the answer."""
+        """Sends one message of a streamed request, once flow control allows it. Raises `Lost` if the connection is
+        lost, or if the server has ended the call and reads no more; the answer then says why."""
 
     def end(self) -> None:
         """Ends a streamed request, after its last message."""

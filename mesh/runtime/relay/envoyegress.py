@@ -147,7 +147,8 @@ class EnvoyCall:
         self._stream.end()
 
     async def first(self) -> Reply | ReplyStream:
-        """Returns the answer, or its stream. Raises `Lost`, also if Envoy answers in place of the server."""
+        """Returns the answer, or its stream. Raises `Lost` if the connection is lost, or if Envoy answers in place of
+        the server."""
         while True:
             try:
                 answer = await self._stream.first()

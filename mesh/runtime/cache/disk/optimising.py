@@ -155,7 +155,7 @@ def _size(path: Path) -> int:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Returns a text that is equal for processors with equal instructions, which is what graph optimisers depend on."""
+    """Returns a string that is equal for processors with equal instructions, on which graph optimisers depend."""
     features = ""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(errors="replace").splitlines():

@@ -1,7 +1,7 @@
 """The watch over the memory of a foreign server, by the rules for our own (`memory`).
 
 Three things differ. A size on the books may be wrong, so a copy counts with its share of the memory that is observed.
-For the same reason, the memory is looked at before each load. And the server may keep the memory of unloaded models for
+For the same reason, the memory is read before each load. And the server may keep the memory of unloaded models for
 later ones, so evictions end if they do not help.
 """
 
@@ -35,7 +35,7 @@ class ForeignMemoryWatch(MemoryWatch):
         self._in_vain = 0
 
     def look(self) -> None:
-        """Looks once, and evicts or refuses if it must."""
+        """Reads the memory once, and evicts copies or refuses loads if necessary."""
         self._observed = self._account.look()
         self.limit_bytes = self._account.limit_bytes if self._account.observes else 0
         books = sum(entry.footprint.host_bytes for entry in self._ledger.entries.values() if entry.physical)
@@ -44,8 +44,11 @@ class ForeignMemoryWatch(MemoryWatch):
         super().look()
 
     def full(self) -> str:
-        """Returns why no load may begin at this moment, or "". Looks again: between two looks of `run`, a server whose
-        sizes are far too small may load many models."""
+        """Returns why no load may begin now, or "" if one may.
+
+        Reads the memory again, because a server may load many models between two reads by `run` if their sizes on the
+        books are far too small.
+        """
         if self.refusal or not self.limit_bytes or not self._account.observes:
             return self.refusal
         return self._refused(self._account.observed())

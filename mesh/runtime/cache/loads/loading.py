@@ -2,18 +2,18 @@
 
 The claim and the pull come first and run concurrently, because one is a round trip to etcd and the other to a store.
 Then the model is admitted to memory (`admission`), which may require evictions, and then published (`publication`). The
-claim comes before the room, so a pod that does not get the claim has evicted nothing. The answer is sent as soon as the
+claim precedes admission, so a pod that does not get the claim has evicted nothing. The answer is sent as soon as the
 model can serve.
 
 All copies of a registration have the same content: content whose digest differs from the record's is refused before the
 model server sees it, and the very first load writes its digest before it answers (`claims.publish`).
 
-A *reload* brings new content into a pod that has a copy of the old content: it is loaded aside, as another generation,
-and replaces the old copy once it is published. Until then, and if the reload fails, the old copy answers.
+A *reload* brings new content into a pod that has a copy of the old content: it is loaded beside the old copy, as
+another generation, and replaces it once it is published. Until then, and if the reload fails, the old copy answers.
 
-After any outcome but success, the former state is restored: key, room, slot, files, and the server's memory, in which
-nothing of a failed load may remain. This happens before the answer, because the router then asks another pod, which
-must not find this pod's claim.
+After any outcome but success, the former state is restored: key, reservation, slot, files, and the server's memory, in
+which nothing of a failed load may remain. This happens before the answer, because the router then asks another pod,
+which must not find this pod's claim.
 """
 
 import asyncio

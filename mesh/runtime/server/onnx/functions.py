@@ -76,7 +76,8 @@ def _nodes(graph: memoryview) -> Iterator[bytes]:
 
 
 def _judge(model: Any) -> str | None:
-    """Returns why a model's functions are too many or too deep, or None if they are not."""
+    """Returns why a model is refused for its functions: they are recursive, nested too deep, or have too many operators
+    once expanded. Returns None if it is not refused."""
     calls: dict[_Key, tuple[int, dict[_Key, int]]] = {}
     names = {_key(function.domain, function.name, function.overload) for function in model.functions}
     for function in model.functions:

@@ -64,7 +64,7 @@ def private() -> int:
 
 
 def trim() -> None:
-    """Returns freed memory to the system. Slow: call it in a thread. Does nothing without glibc."""
+    """Gives freed memory back to the operating system. Slow: call it in a thread. Does nothing without glibc."""
     if _malloc_trim is not None:
         _malloc_trim(0)
 

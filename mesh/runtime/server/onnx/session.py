@@ -145,8 +145,8 @@ class Session:
         self._run = _closed
 
     def made_up(self) -> dict[str, tensors.Array] | None:
-        """Returns an input of zeros or empty texts in the declared shapes, with 1 for variable dimensions. Returns None
-        if that would be too large."""
+        """Returns an input of zeros or empty strings in the declared shapes, with 1 for variable dimensions. Returns
+        None if that would be too large."""
         feed = {}
         size = 0
         for name, tensor in self.inputs.items():
@@ -197,12 +197,11 @@ def load_error(error: Exception) -> MeshError:
 
 
 def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshError:
-    """Returns the error for a run that failed without being ended. `proven` is true if the model has ever run without
-    an error.
+    """Returns the error for a run that failed on its own, rather than being terminated. `proven` is true if the model
+    has ever run without an error.
 
-    If a proven model fails, the input is one that the model was not made for, such as an unknown category: the caller's
-    mistake. On a GPU, errors of the device raise the same exceptions as those of a model, so the two cannot be told
-    apart.
+    If a proven model fails on the CPU, the caller's input is to blame, such as an unknown category. On a GPU, device
+    errors raise the same exceptions, so there the caller is not blamed.
     """
     if isinstance(error, MeshError):
         return error

@@ -1,4 +1,4 @@
-"""The conversion of an input's typed contents, numbers or texts, into an array.
+"""The conversion of an input's typed contents, numbers or strings, into an array.
 
 Protobuf has already read the contents of a small request (`fill`, `texts`). Those of a large one are decoded here
 (`read`), 64 KiB at a time: a single piece of 16 MB would hold the interpreter's lock for 300 ms. The input's shape
@@ -149,7 +149,7 @@ def fill(tensor: Tensor, into: Array, values: Sequence[int] | Array) -> None:
 
 
 def texts(tensor: Tensor, values: Sequence[Raw], shape: tuple[int, ...]) -> Array:
-    """Decodes UTF-8 into an array of texts. Raises `MeshError` for other bytes."""
+    """Decodes UTF-8 into an array of strings. Raises `MeshError` for other bytes."""
     array = np.empty(len(values), object)
     try:
         for index, value in enumerate(values):
@@ -173,5 +173,7 @@ def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, 
 
 
 def too_many_texts(tensor: Tensor, count: int) -> MeshError:
-    """Returns the error for a shape with more texts than a request may have."""
-    return bad(f"input {brief(tensor.name)!r} has {count} texts; a request may have {MAX_TEXTS}: send fewer in a call")
+    """Returns the error for a shape with more strings than a request may have."""
+    return bad(
+        f"input {brief(tensor.name)!r} has {count} strings; a request may have {MAX_TEXTS}: send fewer in a call"
+    )

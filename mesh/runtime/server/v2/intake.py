@@ -5,7 +5,7 @@ what the model takes, because the caller learns nothing else about the model. A 
 declared inputs; only errors inside the model are left to onnxruntime.
 
 The rules that V2 leaves open: contents are raw for all inputs or typed for all; FP16 and BF16 have no typed field, so
-they are raw only; BYTES are texts in ONNX, so they must be UTF-8. Unknown fields are ignored.
+they are raw only; BYTES are strings in ONNX, so they must be UTF-8. Unknown fields are ignored.
 
 Requests are parsed by protobuf (upb, 0.5 us), except for the contents of large ones, which `requests` has cut out: see
 `contents`. Numbers are aligned as `alignment` describes.
@@ -38,7 +38,7 @@ class Intake:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
         self.texts = any(tensor.kind.dtype.hasobject for tensor in tensors.values())
-        """True if an input takes texts, which are read one by one."""
+        """True if an input takes strings, which are read one by one."""
         self._needed = sum(not tensor.optional for tensor in tensors.values())
         self._known: dict[bytes, tuple[Tensor, tuple[int, ...], int]] = {}
 
@@ -98,7 +98,7 @@ class Intake:
             and size > MAX_TEXTS
             and sum(array.size for array in feed.values() if array.dtype.hasobject) > MAX_TEXTS
         ):
-            raise bad(f"the request has more than {MAX_TEXTS} texts, the limit of a request: send fewer in a call")
+            raise bad(f"the request has more than {MAX_TEXTS} strings, the limit of a request: send fewer in a call")
         if count < len(self.tensors) and sum(not self.tensors[name].optional for name in feed) < self._needed:
             missing = [name for name, tensor in self.tensors.items() if name not in feed and not tensor.optional]
             raise bad(f"the model also needs input {', '.join(repr(brief(name)) for name in missing[:20])}")

@@ -58,7 +58,7 @@ class ReplyWriter:
             return self._typed(arrays, request_id)
         parts, size = self._raw(arrays, request_id)
         frame = b"".join(parts)
-        if len(frame) != size + 5:  # texts, or arrays of another type than the model's file declares
+        if len(frame) != size + 5:  # strings, or arrays of another type than the model's file declares
             return self._unlike(arrays, request_id)
         return frame
 

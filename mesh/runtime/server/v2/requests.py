@@ -1,6 +1,6 @@
 """The reading of a ModelInferRequest, with no more effort than the model's inputs justify.
 
-Protobuf reads anything that a message holds: four million empty texts, a shape of three million dimensions, a hundred
+Protobuf reads anything that a message holds: four million empty strings, a shape of three million dimensions, a hundred
 thousand inputs. Such messages are a few MB to send and take seconds to read, with the interpreter's lock held, while
 every other model of the pod waits. So a message above 16 KiB is only *outlined* before protobuf sees it: raw and typed
 contents are cut out, uncopied, and read later for their input, up to the number of elements in its shape; and the

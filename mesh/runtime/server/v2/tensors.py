@@ -22,7 +22,7 @@ MAX_COUNT = 1 << 40
 Runtime."""
 
 MAX_TEXTS = 1 << 18
-"""Maximum number of texts in a request. ONNX Runtime reads them with the interpreter's lock held: 20 ms for all."""
+"""Maximum number of strings in a request. ONNX Runtime reads them with the interpreter's lock held: 20 ms for all."""
 
 MAX_SHAPES = 64
 """Number of shapes remembered for each tensor. For further shapes, heads are computed each time, in 2 us."""
@@ -111,7 +111,7 @@ def names(tensors: Mapping[str, Tensor]) -> str:
 
 
 def brief(text: str) -> str:
-    """Shortens a text from a caller or a model so that an error can quote it: clients refuse long errors."""
+    """Shortens a string from a caller or a model so that an error can quote it: clients refuse long errors."""
     return text if len(text) <= _MAX_ECHO else f"{text[:_MAX_ECHO]}..."
 
 

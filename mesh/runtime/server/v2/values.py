@@ -1,7 +1,7 @@
 """Runs of models with BF16 inputs or outputs, for which numpy has no type.
 
 Their 16 bits are passed in onnxruntime's own values, and then all inputs of the run must be values of this kind. Python
-cannot make one from texts, but a session can return one. So texts are written into a tiny model that returns them,
+cannot make one from strings, but a session can return one. So strings are written into a tiny model that returns them,
 which takes 0.5 ms for each call.
 """
 
@@ -60,7 +60,7 @@ def _field(number: int, contents: bytes) -> bytes:
 
 
 def _answering(array: Array) -> bytes:
-    """Encodes an onnx.ModelProto (opset 17) whose only output, `y`, is that array of texts."""
+    """Encodes an onnx.ModelProto (opset 17) whose only output, `y`, is that array of strings."""
     string = b"\x08"  # TensorProto.STRING
     dims = b"".join(b"\x08" + varint(n) for n in array.shape)
     contents = b"".join(_field(6, text.encode()) for text in array.ravel().tolist())

@@ -267,8 +267,8 @@ def test_shapes_of_too_many_dimensions_are_refused(dimensions):
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_more_texts_than_a_request_may_have_are_refused_by_their_number(typed):
-    """A request with too many texts is refused before the first one is read. The bytes in this test could not be read
-    as texts."""
+    """A request with too many strings is refused before the first one is read. The bytes in this test could not be read
+    as strings."""
     kind = tensor("BYTES")
     broken = memoryview(b"\xff" * 100)
     message = pb.ModelInferRequest(inputs=[{"name": "x", "datatype": "BYTES", "shape": [MAX_TEXTS + 1]}])
@@ -283,7 +283,7 @@ def test_texts_are_counted_over_all_inputs(monkeypatch):
     names = ("x", "y")
     message = pb.ModelInferRequest(inputs=[{"name": name, "datatype": "BYTES", "shape": [7]} for name in names])
     taking = Intake({name: tensor("BYTES", name=name) for name in names})
-    with pytest.raises(MeshError, match="more than 8 texts"):
+    with pytest.raises(MeshError, match="more than 8 strings"):
         taking.decode(message.inputs, [b"\1\0\0\0a" * 7] * 2)
 
 
