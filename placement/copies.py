@@ -319,7 +319,7 @@ def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: in
     left = len(loaded) - 1
     if 3 * peak > 2 * left * by.rate_per_copy or 3 * in_flight > 2 * left * by.in_flight_per_copy:
         return ""
-    return f"at most {peak} calls a minute lately: {words.copies(left)} can answer them, and room is scarce"
+    return f"at most {peak} calls a minute recently: {words.copies(left)} can answer them, and room is scarce"
 
 
 def _least_wanted(loaded: Sequence[ReportedCopy], room: PlannedPods) -> list[ReportedCopy]:

@@ -132,7 +132,7 @@ class Eligibility:
 class _PodEvidence:
     """The evidence against one pod: its failed loads since its last successful one."""
 
-    models: dict[str, int]  # models that failed here lately and loaded elsewhere, with the time of failure
+    models: dict[str, int]  # models that failed here recently and loaded elsewhere, with the time of failure
     last_ms: int = 0
     probed_ms: int | None = None  # time of its last trial load
 

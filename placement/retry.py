@@ -73,7 +73,7 @@ class Try:
     kept: bool  # everything that was sent of it is available
     said: Said  # of the record, in this try
     others: bool  # there is another copy that was not tried and may be called
-    deaths: int = 0  # servers lost lately in calls of this model, including this one
+    deaths: int = 0  # servers lost recently in calls of this model, including this one
     remaining: float | None = None  # seconds until the caller gives up; None: never
 
 

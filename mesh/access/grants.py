@@ -16,7 +16,7 @@ MAX_PATTERN = 512
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role over patterns of names, given to subjects."""
+    """A role on patterns of names, given to subjects."""
 
     role: Role
     models: tuple[str, ...]

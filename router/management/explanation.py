@@ -61,7 +61,7 @@ def explained(
         elif info.status is ModelStatus.LOADING:
             lines.append(f"It is being loaded in {info.pod}.")
         else:
-            lines.append(f"A load in {info.pod} has failed lately; that pod is skipped until this expires.")
+            lines.append(f"A load in {info.pod} has failed recently; that pod is skipped until this expires.")
     if record.digest:
         lines.append(f"Its content has the digest {record.digest}, by its first load.")
     if status.reload is not None:

@@ -40,7 +40,7 @@ class Rollouts:
 
 
 class Gone:
-    """The pods that have gone lately.
+    """The pods that have gone recently.
 
     They tell a model that no pod takes at the moment from one that no pod will ever take: a mesh may have only one pod
     for a type, which restarts."""

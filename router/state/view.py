@@ -239,7 +239,7 @@ class View:
         return candidates.of(self.pods.values(), now=now, model=model, outgoing=self._rollouts.outgoing)
 
     def gone(self) -> list[placement.pod.Candidate]:
-        """Returns the pods that have gone lately, as candidates that accept no loads."""
+        """Returns the pods that have gone recently, as candidates that accept no loads."""
         return self._gone.candidates()
 
     # --- listeners ---

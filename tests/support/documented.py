@@ -47,11 +47,11 @@ RUN_BY = {
     ("changing-models.md", "A new version"): By(CHANGING),
     ("changing-models.md", "Roll back"): By(CHANGING),
     ("changing-models.md", "Try a version on a tenth of the calls"): By(CHANGING),
-    ("changing-models.md", "Compare a version in a shadow"): By(CHANGING),
+    ("changing-models.md", "Compare a version as a shadow"): By(CHANGING),
     ("changing-models.md", "When a move is stuck"): By(CHANGING, but="to a file that is no model"),
     ("changing-models.md", "Delete an alias"): By(CHANGING),
     ("gpu.md", "Two memories"): By(LOCAL, but="the pods that it shows have no GPU; tests/gpu has one"),
-    ("gpu.md", "Which models go there"): By(LOCAL),
+    ("gpu.md", "Which models run on GPUs"): By(LOCAL),
     ("admin.md", "A prefix in an etcd that others use"): By(LOCAL),
     ("kubernetes.md", "On this machine, without a registry"): By(
         "tests/cluster/test_trial.py", but="cluster and image are there, and the namespace is the test's"

@@ -98,7 +98,7 @@ async def test_the_page_from_mesh_up_on(shell, tmp_path):
             assert "50 % fraud@7, 50 % fraud@9, by x-user" in half
             assert "fraud@9 (version 9)" in whole
             assert caller.call() == "9"
-            _, shown, without = typed(shell, "Compare a version in a shadow")
+            _, shown, without = typed(shell, "Compare a version as a shadow")
             assert "5 % also to fraud@8" in shown
             assert "also to" not in without
             broken = shell.run("mesh register fraud ./fraud-10.onnx --version 10")

@@ -203,7 +203,7 @@ def test_pods(shell):
 @pytest.mark.parametrize(
     ("page", "heading", "name", "types"),
     [
-        ("gpu.md", "Which models go there", "type_constraints", {"ranker", "vision", "_default"}),
+        ("gpu.md", "Which models run on GPUs", "type_constraints", {"ranker", "vision", "_default"}),
         ("placement.md", "Where a type may run", "type_constraints", {"big", "_default"}),
         ("placement.md", "How many copies", "type_limits", {"fraud", "_default"}),
     ],

@@ -300,8 +300,8 @@ class ModelServer:
         typer.Option(
             "--allow-code",
             envvar="MESH_ALLOW_CODE",
-            help="Permission for models that run code when they are loaded, such as pickles. Every caller who may "
-            "register models can then run any program in this pod.",
+            help="Allow models that run code when loaded, such as scikit-learn pickles. Every caller who may register "
+            "models can then run any program in this pod.",
         ),
     ] = False
 

@@ -60,7 +60,7 @@ YOUNG = 60.0
 
 
 def active(ledger: Ledger, entry: CacheEntry) -> bool:
-    """Returns whether the leader should know of a copy: one that was called lately, is pinned or young, or is being
+    """Returns whether the leader should know of a copy: one that was called recently, is pinned or young, or is being
     loaded."""
     if entry.rate or entry.pinned or entry.state is not EntryState.LOADED or ledger.age(entry) < YOUNG:
         return True
