@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def parse(text: str | bytes, what: str, one: Callable[[str, Any], _T], default: _T) -> tuple[Mapping[str, _T], _T]:
-    """Parses each type's entry, and the default's, with the function `one`. An empty text has no entries.
+    """Parses each type's entry, and the default's, with the function `one`. An empty string has no entries.
 
     Raises ValueError with a text for the operator. `what` names the document in that text.
     """

@@ -83,13 +83,13 @@ class StoreSettings:
         return not self._overridden.isdisjoint(names)
 
     def fingerprint(self) -> str:
-        """Returns a text that is equal for equal settings and does not reveal them."""
+        """Returns a string that is equal for equal settings and does not reveal them."""
         text = json.dumps([self.type, self._values, sorted(self._overridden)], sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def credentials(self) -> str:
-        """Returns a text that is equal for equal credentials and does not reveal them. A setting counts as a credential
-        unless it is known to be something else."""
+        """Returns a string that is equal for equal credentials and does not reveal them. A setting counts as a
+        credential unless it is known to be something else."""
         values = {name: value for name, value in self._values.items() if name not in _NO_CREDENTIALS and value}
         text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -125,7 +125,7 @@ class Secrets:
 
     @property
     def version(self) -> str:
-        """Returns a text that changes whenever a key is added, removed or rewritten, and that reveals nothing of the
+        """Returns a string that changes whenever a key is added, removed or rewritten, and that reveals nothing of the
         content; "" without a secret. Reads the folder and the times of its entries."""
         if self._directory is None:
             return ""

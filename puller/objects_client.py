@@ -293,7 +293,7 @@ def _azure(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> T
 
 
 def _ambient(*prefixes: str) -> str:
-    """Returns a text that stays equal while the environment gives the pod the same identity, and that does not reveal
+    """Returns a string that stays equal while the environment gives the pod the same identity, and that does not reveal
     it."""
     found = sorted((name, value) for name, value in os.environ.items() if name.startswith(prefixes))
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Patterns of names: a name itself, or a text in which each `*` stands for any characters, `/` included.
+"""Patterns of names: a name itself, or a string in which each `*` stands for any characters, `/` included.
 
 All other characters stand for themselves, so a pattern is compared with the decoded name, letter by letter: case
 matters, `%2F` is not `/`, and an accented letter written as one code point is not the same as two. Nothing is

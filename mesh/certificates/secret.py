@@ -55,7 +55,7 @@ class Cluster:
         try:
             return (self.account / name).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "not a text"
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise StoreError(
                 f"{self.account / name}: {why}. The pod needs the token of a ServiceAccount "
                 "(automountServiceAccountToken: true)"

@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named mesh: its endpoint, and the paths of PEM files and of the API key. An empty text means that the context
+    """A named mesh: its endpoint, and the paths of PEM files and of the API key. An empty string means that the context
     does not set it."""
 
     endpoint: str = ""

@@ -228,7 +228,7 @@ def path_of(name: str, rest: str = "") -> str:
 
 
 def span(text: str, option: str) -> int:
-    """Returns the seconds in a text such as `90d`. Raises BadParameter."""
+    """Returns the seconds in a string such as `90d`. Raises BadParameter."""
     found = _SPAN.fullmatch(text)
     if found is None or not int(found[1]):
         raise typer.BadParameter(

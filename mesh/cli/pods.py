@@ -128,7 +128,7 @@ def _cut_off(lives: list[dict[str, Any]]) -> Any:
 
 
 def _oldest(pod: dict[str, Any]) -> str:
-    """Returns a text that says when the copy to be evicted next was last used, or that it has not been used yet."""
+    """Returns when the copy to be evicted next was last used, in words, or that it has not been used yet."""
     if not pod.get("oldest_idle_ms"):
         return ""
     return "not used yet" if pod.get("oldest_unused") else f"{output.duration(pod['oldest_idle_ms'])} ago"

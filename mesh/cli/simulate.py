@@ -55,7 +55,7 @@ def simulate(
         ),
     ] = None,
     capacity: Annotated[
-        str, typer.Option("--capacity", metavar="SIZE", help="Memory of each pod, instead of --room.")
+        str, typer.Option("--capacity", metavar="SIZE", help="Memory for models in each pod, instead of --room.")
     ] = "",
     models: Annotated[int, typer.Option("--models", min=1, help="Number of models, for a generated trace.")] = 20_000,
     requests: Annotated[
@@ -126,13 +126,13 @@ def simulate(
             for share, count in itertools.product(rooms, counts):
                 each = parse_bytes(capacity) if capacity else int(share * total / count)
                 for name in policies:
-                    task = progress.add_task(f"{name}, {count} pods, room for {share:.1%}", total=len(made))
+                    task = progress.add_task(f"{name}, {count} pods, memory for {share:.1%}", total=len(made))
                     setup = Setup(count, each, name, threads=max(1, loads // count), more_copies=copies)
                     result = run(made, len(made), setup, model, on_progress=_report(progress, task))
                     progress.remove_task(task)
                     rows.append(Row(name, count, each * count / total, result.warm, result))
                 if not copies:
-                    task = progress.add_task(f"{CLAIRVOYANT}, room for {share:.1%}", total=None)
+                    task = progress.add_task(f"{CLAIRVOYANT}, memory for {share:.1%}", total=None)
                     if each * count not in bounds:
                         bounds[each * count] = _bound(made, each * count, model)
                     progress.remove_task(task)

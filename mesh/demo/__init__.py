@@ -1,4 +1,4 @@
-"""The demo: several hundred real models on pods with room for a tenth of them. Every answer is verified.
+"""The demo: several hundred real models on pods with memory for a tenth of them. Every answer is verified.
 
     report = await run_demo(endpoint, fleet, seconds=30)
 

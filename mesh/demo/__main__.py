@@ -1,4 +1,4 @@
-"""`mesh demo`: builds the fleet, starts a mesh with too little room for it, sends traffic, and reports the results."""
+"""`mesh demo`: builds the fleet, starts a mesh with too little memory for it, sends traffic and reports results."""
 
 import asyncio
 import contextlib
@@ -59,7 +59,7 @@ def demo(
         typer.Option(
             "--capacity",
             metavar="SIZE",
-            help="Memory for models in each pod. Default: all pods together have room for a tenth of the models.",
+            help="Memory for models in each pod. Default: enough in all pods together for a tenth of the models.",
         ),
     ] = "",
     edge: Annotated[
@@ -79,7 +79,7 @@ def demo(
     ] = "",
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Number of training processes; 0: one for each core.")] = 0,
 ) -> None:
-    """Serves several hundred real models from pods with room for a tenth of them, and verifies every answer.
+    """Serves several hundred real models from pods with memory for a tenth of them, and verifies every answer.
 
     The models are trained once and kept. The exit code is 0 if every answer was right.
     """
@@ -137,7 +137,7 @@ async def _mesh(endpoint: str, fleet: Fleet, folder: Path, pods: int, capacity: 
     argv += ["--pods", str(pods), "--capacity", str(capacity), "--data-dir", str(folder), "-q"]
     argv += ["--file-root", str(fleet.directory / "models"), "--rest-listen", rest]
     log = folder / "mesh.log"
-    console.print(f"{pods} pods with room for {format_bytes(capacity)} each; the mesh's log is {log}")
+    console.print(f"{pods} pods with {format_bytes(capacity)} each for models; the mesh's log is {log}")
     with log.open("w", buffering=1) as lines:
         mesh = await process.spawn(argv, name="mesh", on_line=lambda line: print(line, file=lines))
         try:

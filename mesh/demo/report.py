@@ -76,7 +76,7 @@ class Report:
         table.add_column(justify="right")
         rows = (
             ("models, and those called", f"{self.models:,}, {len(tally.models):,}"),
-            ("room in all pods", f"{format_bytes(capacity)}{share}"),
+            ("memory for models in all pods", f"{format_bytes(capacity)}{share}"),
             (
                 "requests",
                 f"{tally.requests:,} in {self.seconds:.0f} s, {tally.requests / max(self.seconds, 1e-9):,.0f}/s",

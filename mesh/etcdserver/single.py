@@ -67,7 +67,7 @@ def etcd_argv(
 
 
 def version_warning(version: str) -> str:
-    """Returns why this version of etcd is not for production, or an empty text.
+    """Returns why this version of etcd is not for production, or an empty string.
 
     3.5.0 to 3.5.2 can leave a member's data inconsistent after a crash under load (etcd-io/etcd#13766).
     """

@@ -143,7 +143,7 @@ def _in_document(value: Any, name: str) -> Iterator[str]:
 
 
 def _inner(text: str) -> Any:
-    """Parses a text within a key if it is itself a JSON object or list. Returns None for any other text."""
+    """Parses a string within a key if it is itself a JSON object or list. Returns None for any other string."""
     return _document(text) if text.lstrip()[:1] in ("{", "[") else None
 
 

@@ -65,7 +65,7 @@ def _more(mesh: Mapping[str, Any]) -> VModelMore:
 
 def _id(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError("a model's id is not a text")
+        raise ValueError("a model's id is not a string")
     return text_of(value)
 
 

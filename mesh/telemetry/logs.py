@@ -106,7 +106,7 @@ def _hide(key: object, value: object, depth: int) -> object:
 
 
 def _trace(exc_info: object) -> str:
-    """Returns the traceback of any form of `exc_info`, or an empty text."""
+    """Returns the traceback of any form of `exc_info`, or an empty string."""
     error: BaseException | None = None
     if isinstance(exc_info, BaseException):
         error = exc_info

@@ -97,7 +97,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def text_field(tag: int, encoded: bytes) -> bytes:
-    """Encodes a text or bytes field; returns nothing for an empty one."""
+    """Encodes a string or bytes field; returns nothing for an empty one."""
     length = len(encoded)
     if length < 0x80:
         return b"%c%c%b" % (tag, length, encoded) if length else b""

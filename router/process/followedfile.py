@@ -38,7 +38,7 @@ class FileState:
 
 
 class FollowedFile:
-    """A file of one kind that is followed, or a text that an option gives instead."""
+    """A file of one kind that is followed, or a string that an option gives instead."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ def check_names(document: Mapping[str, Any], names: Collection[str], what: str) 
 
 
 def item_of(item: dict[str, Any], model_id: object) -> Item:
-    """Returns the item that a document registers. The document's key may be a text or an object. Raises MeshError.
+    """Returns the item that a document registers. The document's key may be a string or an object. Raises MeshError.
 
     Management checks the ids themselves."""
     if not isinstance(model_id, str):

@@ -36,7 +36,7 @@ class Rollouts:
                 members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
         before, self.outgoing = self.outgoing, rollout.outgoing(members)
         for name in self.outgoing.keys() - before.keys():
-            log.info("a pod is being replaced: it gets loads only if no other has room", pod=name)
+            log.info("a pod is being replaced: it gets loads only if no other can take them", pod=name)
 
 
 class Gone:

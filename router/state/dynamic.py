@@ -1,7 +1,7 @@
 """Settings that change while the mesh runs: the keys below `config/` in etcd, as the feed delivers them.
 
-Each setting is a text that `placement` parses, and that is checked before it is written (`router.management.tuning`).
-If another program has written a text that cannot be parsed, this is logged and the former value still applies.
+Each setting is a string that `placement` parses, and that is checked before it is written (`router.management.tuning`).
+If another program has written a string that cannot be parsed, this is logged and the former value still applies.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -14,8 +14,8 @@
 | pod | `merged, number, snapshot` | the answer to `stats` |
 | pod | `drain` | the router is stopping |
 
-An epoch is a text that names one reading of a range from etcd: revisions can only be compared within an epoch, because
-etcd may have restarted with other data. Either side ignores and logs unknown messages.
+An epoch is a string that names one reading of a range from etcd: revisions can only be compared within an epoch,
+because etcd may have restarted with other data. Either side ignores and logs unknown messages.
 
 Keys and values are bytes, written as Latin-1 text, which can hold any byte.
 """

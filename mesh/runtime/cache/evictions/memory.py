@@ -64,7 +64,7 @@ class MemoryWatch:
             turned()
 
     def look(self) -> None:
-        """Looks once, and evicts copies or refuses loads if necessary."""
+        """Reads the memory once, and evicts copies or refuses loads if necessary."""
         if not self.limit_bytes:
             return
         evict, _ = self._shares

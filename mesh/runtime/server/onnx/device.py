@@ -110,7 +110,7 @@ def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
 
 
 def _try_cuda() -> str:
-    """Returns why CUDA does not work, or an empty text if it does."""
+    """Returns why CUDA does not work, or an empty string if it does."""
     if _CUDA not in onnxruntime.get_available_providers():
         return "the installed onnxruntime has no CUDA: install mesh-serving with the extra `gpu` instead of `cpu`"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read by cuBLAS when a session makes its handle
