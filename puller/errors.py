@@ -33,7 +33,7 @@ class PullErrorKind(enum.Enum):
     NO_BUCKET = ("no such bucket", False, Nature.NOT_FOUND)
     """The bucket, container or repository of the objects does not exist."""
     EMPTY = ("nothing to pull", False, Nature.NOT_FOUND)
-    """The place exists and holds no files."""
+    """The location exists and has no files."""
     FORBIDDEN = ("forbidden", False, Nature.FORBIDDEN)
     """Forbidden by the store, or by the operator's rules about paths and addresses."""
     CREDENTIALS = ("bad credentials", False, Nature.FORBIDDEN)

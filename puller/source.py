@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The place of a model, or of its schema, in a store."""
+    """The location of a model, or of its schema, in a store."""
 
     scheme: str  # lower case; chooses the provider
     uri: str  # as registered, or derived from that; may hold credentials

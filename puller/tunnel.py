@@ -56,7 +56,7 @@ class Grant:
 
     home: frozenset[tuple[str, int]] = frozenset()  # hosts and ports that the operator named
     identity: bool = False  # the client may ask the metadata service
-    identity_urls: tuple[str, ...] = ()  # further places that the environment names for it
+    identity_urls: tuple[str, ...] = ()  # further URLs that the environment names for it
     failed: PullError | None = field(default=None, repr=False)
     failed_at: float = 0.0
 

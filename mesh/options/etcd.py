@@ -36,8 +36,7 @@ class Login:
         typer.Option(
             envvar="MESH_ETCD_CONFIG",
             help=(
-                "File with ModelMesh's JSON: endpoints, credentials and root prefix. It takes the place of all "
-                "--etcd options."
+                "File with ModelMesh's JSON: endpoints, credentials and root prefix. It replaces all --etcd options."
             ),
         ),
     ] = None

@@ -1,8 +1,8 @@
 """Records of virtual models in etcd, `vmodels/<vmodel>`.
 
 They are the predecessor's JSON: `o` (owner), `amid` (active model), `tmid` (target), `failed`; attributes at their
-default are left out. Mesh's additions are under one attribute, `mesh`. Unknown attributes survive a rewrite, in both
-places. An invalid record raises `ValueError`; readers of the range skip it and log that.
+default are left out. Mesh's additions are under one attribute, `mesh`. Unknown attributes survive a rewrite, in
+the record and in `mesh`. An invalid record raises `ValueError`; readers of the range skip it and log that.
 """
 
 from collections.abc import Mapping

@@ -55,7 +55,7 @@ class Statistics:
 
 
 class Following:
-    """The keys at one place. Call `look()` once a second."""
+    """The keys at one location. Call `look()` once a second."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Following:
     ) -> None:
         """Makes an empty set of keys. `changed` is called when the keys have changed. `clock` returns seconds."""
         self.keys: KeySet | None = None
-        self.issuer = ""  # as the place states it
-        self.ahead: float | None = None  # seconds by which this machine's clock is ahead of the place's
+        self.issuer = ""  # as the location states it
+        self.ahead: float | None = None  # seconds by which this machine's clock is ahead of the location's
         self.changed = changed
         self._location = location
         self._algorithms = tuple(algorithms)
@@ -91,7 +91,7 @@ class Following:
 
     async def newer(self) -> None:
         """Waits until the keys are no older than this call: for the end of a reading that begins after it, unless the
-        place is known not to have changed. Raises LocationError if the reading fails, and Busy."""
+        location is known not to have changed. Raises LocationError if the reading fails, and Busy."""
         if self._waiting >= MAX_WAITING:
             raise Busy
         asked = self._clock()

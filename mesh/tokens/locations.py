@@ -1,4 +1,4 @@
-"""The places that publish an issuer's keys: a file, a URL, the issuer's discovery document, or the Kubernetes API.
+"""The locations of an issuer's keys: a file, a URL, the issuer's discovery document, or the Kubernetes API.
 
 Each answer is bounded in size and time. HTTPS is required beyond this machine, because an attacker who changes the keys
 on their way can sign any token. Redirects are not followed, so the keys come from where the operator said.
@@ -36,18 +36,18 @@ class KeyDocument:
     """The keys as they were published."""
 
     raw: bytes
-    issuer: str = ""  # as the place states it; empty: it does not
-    ahead: float | None = None  # seconds by which this machine's clock is ahead of the place's
+    issuer: str = ""  # as the location states it; empty: it does not
+    ahead: float | None = None  # seconds by which this machine's clock is ahead of the location's
 
 
 class Location(Protocol):
-    """A place that publishes keys."""
+    """A location that publishes keys."""
 
     async def read(self) -> KeyDocument:
         """Returns the keys. Raises LocationError."""
 
     def changed(self) -> bool | None:
-        """Returns whether the place holds other keys than those read last, or None if only a reading can show that.
+        """Returns whether the location has other keys than those read last, or None if only a reading can show that.
         Does not wait."""
 
 
@@ -85,7 +85,7 @@ class Remote:
     def __init__(
         self, issuer: str, keys: str = "", *, ca: Path | None = None, wall: Callable[[], float] = time.time
     ) -> None:
-        """Makes the place. `ca` is a PEM file with the authorities to trust, instead of the system's."""
+        """Makes the location. `ca` is a PEM file with the authorities to trust, instead of the system's."""
         self._issuer = issuer
         self._keys = keys
         self._found = ""
@@ -115,7 +115,7 @@ class Remote:
         try:
             places.check(keys)
         except ValueError as error:
-            raise LocationError(f"{url} names the keys' place {keys:.200}: {error}") from error
+            raise LocationError(f"{url} gives {keys:.200} as the keys' URL: {error}") from error
         return keys
 
     def _tls(self) -> ssl.SSLContext | bool:
