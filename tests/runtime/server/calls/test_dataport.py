@@ -391,7 +391,7 @@ async def test_compressed_messages_are_read(parts):
 
 
 def many_texts() -> bytes:
-    """Returns a request with 4,000,000 empty texts in typed contents."""
+    """Returns a request with 4,000,000 empty strings in typed contents."""
     fields = encoding.varint(4_000_000 * 2)
     inside = pb.ModelInferRequest.InferInputTensor(name="x", datatype="BYTES", shape=[4_000_000]).SerializeToString()
     inside += b"\x2a" + fields + b"\x42\x00" * 4_000_000
@@ -399,7 +399,7 @@ def many_texts() -> bytes:
 
 
 def many_raw_texts() -> bytes:
-    """Returns a request with 4,000,000 empty texts in raw contents."""
+    """Returns a request with 4,000,000 empty strings in raw contents."""
     one = pb.ModelInferRequest(inputs=[{"name": "x", "datatype": "BYTES", "shape": [4_000_000]}])
     return pb.ModelInferRequest(inputs=one.inputs, raw_input_contents=[bytes(16_000_000)]).SerializeToString()
 
@@ -414,8 +414,8 @@ def many_dimensions() -> bytes:
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        pytest.param(many_texts, "4000000 texts", id="texts"),
-        pytest.param(many_raw_texts, "4000000 texts", id="raw-texts"),
+        pytest.param(many_texts, "4000000 strings", id="texts"),
+        pytest.param(many_raw_texts, "4000000 strings", id="raw-texts"),
         pytest.param(many_dimensions, "dimensions", id="dimensions"),
         pytest.param(lambda: b"\x2a\x03\x0a\x01x" * 200_000, "more than 10000 fields", id="inputs"),
         pytest.param(lambda: b"\x2a\x00" * 4_000, "no input ''", id="inputs-of-a-small-message"),
@@ -424,7 +424,7 @@ def many_dimensions() -> bytes:
 )
 async def test_large_calls_are_counted_first_and_read_beside_the_loop(make, monkeypatch, message, says):
     """A large call is on the board before a separate thread reads it, while the loop answers others. A message with too
-    many fields, texts or dimensions is refused without being read."""
+    many fields, strings or dimensions is refused without being read."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.shout(), slot=0)
     await parts.load("fast", models.constant(3), slot=1)
