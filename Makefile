@@ -88,7 +88,7 @@ test-servers: $(DEV)  ## tests MLServer with models of each of its types, instal
 	@$(RUN) pytest tests/servers -m "" -rs $(ARGS)
 
 test-streams: $(DEV)  ## passes a message of 1 GiB and holds 1,000 streams open, over both edges, and prints what they cost (minutes)
-	@$(RUN) pytest tests/system/test_streams.py -s --streams 1000 --stream-bytes 1GiB $(ARGS)
+	@$(RUN) pytest tests/system/test_streams.py -m "" -s --streams 1000 --stream-bytes 1GiB $(ARGS)
 
 test-chaos: $(DEV)  ## injects ten minutes of random faults and judges every answer (ARGS="--chaos-seed 7 --chaos-seconds 1800")
 	@$(RUN) pytest tests/chaos -m "" $(ARGS)

@@ -22,7 +22,7 @@ from tests.support.foreign import ForeignMesh, child_of
 from tests.support.localmesh import children, command
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600), pytest.mark.foreign]
 
 GROWTH = 32 << 20
 """Bytes by which a process may grow at most, however much passes through it."""
@@ -277,8 +277,8 @@ async def test_a_flood_that_ends_early_leaves_nothing_behind(it, how):
     if how == "cancel":
         call.cancel()
     ended = await asyncio.gather(call, flooding, return_exceptions=True)
-    if how == "deadline":
-        assert ended[0].code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    if how == "deadline":  # INTERNAL: this client loses a status that arrives while it writes
+        assert ended[0].code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL)
 
     async def empty():
         return await it.held() == 0
@@ -302,8 +302,8 @@ async def test_a_large_message_that_is_given_up_in_its_middle_leaves_nothing_beh
     if how == "cancel":
         call.cancel()
     ended = await asyncio.gather(call, writing, return_exceptions=True)
-    if how == "deadline":
-        assert ended[0].code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    if how == "deadline":  # INTERNAL: this client loses a status that arrives while it writes
+        assert ended[0].code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL)
 
     async def empty():
         return await it.held() == 0
