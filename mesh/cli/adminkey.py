@@ -6,7 +6,6 @@ or, if rendered without the cluster, at each rendering.
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,22 +33,10 @@ def admin(
             show_default=False,
         ),
     ],
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout", metavar="SECONDS", min=0.1, help="Time limit of a call to the Kubernetes API, in seconds."
-        ),
-    ] = 60.0,
-    namespace: Annotated[
-        str, typer.Option("--namespace", metavar="NAME", help="Namespace of the Secret. Default: the pod's own.")
-    ] = "",
-    kube_api: Annotated[
-        str, typer.Option("--kube-api", metavar="URL", hidden=True, help="URL of the Kubernetes API, for tests.")
-    ] = "",
-    kube_account: Annotated[
-        Path | None,
-        typer.Option("--kube-account", metavar="DIR", hidden=True, help="Folder with token and ca.crt, for tests."),
-    ] = None,
+    timeout: options.KubeTimeout = 60.0,
+    namespace: options.SecretNamespace = "",
+    kube_api: options.KubeApi = "",
+    kube_account: options.KubeAccount = None,
 ) -> None:
     """Creates the admin's key in a Kubernetes Secret, unless the Secret has one. The key itself is not printed.
 

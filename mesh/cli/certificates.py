@@ -53,22 +53,10 @@ def certificates(
             help="Further DNS name of the certificate, such as a member of etcd; may be repeated.",
         ),
     ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout", metavar="SECONDS", min=0.1, help="Time limit of a call to the Kubernetes API, in seconds."
-        ),
-    ] = 60.0,
-    namespace: Annotated[
-        str, typer.Option("--namespace", metavar="NAME", help="Namespace of the Secret. Default: the pod's own.")
-    ] = "",
-    kube_api: Annotated[
-        str, typer.Option("--kube-api", metavar="URL", hidden=True, help="URL of the Kubernetes API, for tests.")
-    ] = "",
-    kube_account: Annotated[
-        Path | None,
-        typer.Option("--kube-account", metavar="DIR", hidden=True, help="Folder with token and ca.crt, for tests."),
-    ] = None,
+    timeout: options.KubeTimeout = 60.0,
+    namespace: options.SecretNamespace = "",
+    kube_api: options.KubeApi = "",
+    kube_account: options.KubeAccount = None,
     log_format: Annotated[
         str,
         typer.Option("--log-format", envvar="MESH_LOG_FORMAT", metavar="text|json", help="Format of the log lines."),

@@ -28,6 +28,24 @@ Timeout = Annotated[
 ]
 ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.", show_default=False)]
 
+# Of the commands that the chart's Jobs run, which write into a Secret.
+KubeTimeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", metavar="SECONDS", min=0.1, help="Time limit of a call to the Kubernetes API, in seconds."
+    ),
+]
+SecretNamespace = Annotated[
+    str, typer.Option("--namespace", metavar="NAME", help="Namespace of the Secret. Default: the pod's own.")
+]
+KubeApi = Annotated[
+    str, typer.Option("--kube-api", metavar="URL", hidden=True, help="URL of the Kubernetes API, for tests.")
+]
+KubeAccount = Annotated[
+    Path | None,
+    typer.Option("--kube-account", metavar="DIR", hidden=True, help="Folder with token and ca.crt, for tests."),
+]
+
 MODELS = "Models"
 MESH = "The mesh"
 PROCESSES = "Processes"
