@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -11,10 +12,23 @@ from mesh.runtime.relay.control import Control, SpiControl
 Managed = Callable[[grpc.aio.Channel], Control]
 
 
+class _Maker(Protocol):
+    """The maker of an adapter, for a server that reads its models below `root`. `load_timeout` is in seconds."""
+
+    def __call__(self, channel: grpc.aio.Channel, root: Path, *, load_timeout: float, allow_code: bool) -> Control: ...
+
+
+_MAKERS: dict[str, _Maker] = {
+    "mlserver": MLServer,
+}
+"""The adapter of each kind of server in `mesh.modelservers.kinds`."""
+
+
 def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bool) -> Managed:
     """Returns the maker of the control for a kind of server; "" means one that speaks the SPI. The server reads its
     models below `root`."""
     if not name:
         return SpiControl
     assert root is not None
-    return lambda channel: MLServer(channel, root, load_timeout=load_timeout, allow_code=allow_code)
+    make = _MAKERS[name]
+    return lambda channel: make(channel, root, load_timeout=load_timeout, allow_code=allow_code)
