@@ -76,6 +76,13 @@ def run() -> int:
     return 0
 
 
+def _show_version(shown: bool) -> None:
+    """Prints the version and ends the command if --version is given."""
+    if shown:
+        _version()
+        raise typer.Exit
+
+
 def _callback(
     context: typer.Context,
     endpoint: Annotated[
@@ -127,6 +134,10 @@ def _callback(
             help="Context to use instead of the current one (see `mesh context`).",
         ),
     ] = "",
+    shown: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version, and exit."),
+    ] = False,
 ) -> None:
     def from_environment(option: str) -> bool:
         source = context.get_parameter_source(option)

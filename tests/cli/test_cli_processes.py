@@ -202,7 +202,8 @@ def test_interrupted_is_130(monkeypatch):
 
 def test_the_module_runs_as_a_program():
     """`python -m mesh` works without a script on PATH, and returns the same exit codes."""
-    version = subprocess.run([sys.executable, "-m", "mesh", "version"], capture_output=True, text=True, timeout=30)
-    assert (version.returncode, version.stdout.split()[0]) == (0, "mesh")
+    for words in (["version"], ["--version"], ["--version", "ls"]):
+        version = subprocess.run([sys.executable, "-m", "mesh", *words], capture_output=True, text=True, timeout=30)
+        assert (version.returncode, version.stdout.split()[0]) == (0, "mesh")
     wrong = subprocess.run([sys.executable, "-m", "mesh", "nonsense"], capture_output=True, text=True, timeout=30)
     assert wrong.returncode == 2
