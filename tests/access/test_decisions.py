@@ -1,4 +1,4 @@
-"""The pure decision: who may do what, by table and by properties."""
+"""The pure decision on who may do what, tested by a table and by properties."""
 
 import re
 

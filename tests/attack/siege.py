@@ -32,8 +32,8 @@ _TIMEOUT = 10.0  # seconds that a call of the hot model may take
 
 
 class Siege:
-    """The watch during an attack. Each process may grow by `growth` bytes meanwhile, and keep `left` bytes of that
-    afterwards."""
+    """The watch during an attack. Each process may grow by `growth` bytes during the attack, and keep `left` bytes of
+    that afterwards."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Siege:
         least: int = 20,
     ) -> None:
         """Prepares a siege. `blamed` are models that may be quarantined. `retry` lets callers retry UNAVAILABLE, as
-        clients do while the serving process is replaced. `least` is the number of answers that each caller must have
-        got."""
+        clients do while the serving process is replaced. `least` is the smallest number of answers that each caller
+        must get."""
         self.mesh = mesh
         self.growth = growth
         self.left = left
@@ -163,7 +163,8 @@ class Siege:
             await asyncio.sleep(_LOOK)
 
     def _grown(self) -> dict[str, int]:
-        """Returns the processes that hold more than they may keep, in MiB above their size at the start."""
+        """Returns the processes that hold more memory than they may keep, with the excess over their size at the start,
+        in MiB."""
         grown = {_name(pid): resident(pid) - self._base.get(pid, 128 * MIB) for pid in processes(self.mesh)}
         return {name: growth // MIB for name, growth in grown.items() if growth > self.left}
 

@@ -48,7 +48,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Stops a process until it is replaced or the block ends."""
+    """Stops a process with SIGSTOP until the process is replaced or the block ends."""
     freeze(pid)
     try:
         yield
@@ -74,7 +74,7 @@ async def status_of(reader: asyncio.StreamReader) -> int:
 
 
 def _leaf(mesh: LocalMesh, word: str) -> list[int]:
-    """Returns the router's children whose command line has that word."""
+    """Returns the router's children whose command line contains a word."""
     return [pid for pid in children(mesh.routers[0].pid) if word in command(pid)]
 
 
@@ -271,7 +271,8 @@ async def test_invented_methods(mesh: LocalMesh) -> None:
 
 
 async def test_loads_and_warm_ups_that_never_end(mesh: LocalMesh) -> None:
-    """While loads and warm-ups run forever, good cold models are still loaded. Only the endless ones are blamed."""
+    """While loads and warm-ups run forever, good cold models are still loaded. Only the models whose loads never end
+    are blamed."""
     endless = [f"endless{number}" for number in range(4)]
     unfolding = [f"unfolding{number}" for number in range(4)]
     for name in endless:
@@ -318,8 +319,8 @@ async def test_one_slow_model_with_a_thousand_callers(mesh: LocalMesh) -> None:
 
 
 async def test_stores_that_hang_and_drip(mesh: LocalMesh) -> None:
-    """Models on the disk are loaded while stores that hang and drip have 40 models, more than the limit of concurrent
-    pulls."""
+    """Models on the disk are loaded while stores that hang, or send one byte at a time, have 40 models to deliver. That
+    is more than the limit of concurrent pulls."""
     held: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -369,7 +370,7 @@ async def test_stores_that_hang_and_drip(mesh: LocalMesh) -> None:
 
 
 async def replaced(mesh: LocalMesh, pid: int) -> None:
-    """Waits until a stopped process has been killed. It does not wait for a new one."""
+    """Waits until a stopped process has been killed, but not until a new one has started."""
     await until(lambda: not os.path.exists(f"/proc/{pid}"), timeout=20, why=f"process {pid} is replaced")
 
 
@@ -385,7 +386,7 @@ async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, 
 
 
 async def test_a_model_server_that_stands_still_is_replaced(mesh: LocalMesh) -> None:
-    """A stopped model server is replaced, its pod comes back, and no model is blamed."""
+    """A stopped model server is replaced, its pod serves again, and no model is blamed."""
     pid = mesh.server_pid(mesh.pods[0])
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):
@@ -421,7 +422,7 @@ async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
 
 
 def test_memory_is_read_of_this_process() -> None:
-    """The watch on memory reads the memory of this process correctly."""
+    """The watch reads the memory of this process correctly."""
     before = resident(os.getpid())
     held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)  # fresh memory: a heap may have kept some
     held.write(b"x" * len(held))

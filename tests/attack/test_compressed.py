@@ -1,5 +1,5 @@
-"""Messages that are small on the wire and large once decompressed or parsed. They are refused by size before they do
-harm."""
+"""Messages that are small on the wire and large once decompressed or parsed. They are refused by their size, before
+they do harm."""
 
 import asyncio
 import gzip
@@ -42,7 +42,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer
     ],
 )
 async def test_bodies_over_rest(mesh: LocalMesh, method: str, path: str) -> None:
-    """Every REST endpoint that takes a body refuses one that is too large."""
+    """Every REST endpoint that takes a body refuses a body that is too large."""
     async with Siege(mesh, growth=300 * MIB):
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
         replies = await asyncio.gather(
@@ -87,8 +87,8 @@ async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> 
 
 
 async def test_a_hundred_thousand_parameters(mesh: LocalMesh) -> None:
-    """A hundred thousand parameters of a request, an input or an output do no harm, although maps take longer to parse
-    than lists."""
+    """A request, an input or an output with a hundred thousand parameters does no harm, although maps take longer to
+    parse than lists."""
     requests = [inference_pb2.ModelInferRequest(model_name=HOT) for _ in range(3)]
     requests[1].inputs.add(name="x", datatype="FP32", shape=[1, 1])
     requests[2].outputs.add(name="y")

@@ -47,7 +47,7 @@ class Admin:
         asyncio.run(work())
 
     def all(self, keys: Keys) -> dict[bytes, bytes]:
-        """Returns all values below a mesh's prefix by the rest of their keys."""
+        """Returns all values below a mesh's prefix, by their keys without the prefix."""
         prefix = keys.base.encode() + b"/"
 
         async def work() -> dict[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""The format of backup files: intact ones can be read, and damaged ones are refused with the reason."""
+"""The format of backup files. Intact files can be read, and damaged files are refused with the reason."""
 
 import gzip
 import io
@@ -66,8 +66,8 @@ def test_one_that_is_cut_off_is_refused(kept: int) -> None:
 
 @given(st.data())
 def test_no_damage_goes_unnoticed(data: st.DataObject) -> None:
-    """One changed byte either makes the backup invalid or changes no content, since some bytes of gzip's header are
-    unused."""
+    """If one byte changes, either the backup is invalid, or its content is the same, because some bytes of gzip's
+    header are unused."""
     raw = bytearray(written())
     place = data.draw(st.integers(0, len(raw) - 1))
     raw[place] ^= data.draw(st.integers(1, 255))

@@ -56,8 +56,8 @@ def restored(admin: Admin, saved: Path, keys: Keys, *arguments: str):
 
 
 def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, other: Keys) -> None:
-    """Restoring into an empty mesh under another prefix brings back all registrations. It also creates the keys that
-    the leader uses, but not those that the mesh recreates by itself."""
+    """Restoring into an empty mesh under another prefix brings back all registrations. The leader's own keys are
+    restored too, except for those that the mesh recreates by itself."""
     result = restored(admin, saved, other)
     assert result.exit_code == 0, result.stderr
     assert "created: 2 models, 1 vmodel, 1 setting" in result.stdout
@@ -75,7 +75,7 @@ def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, o
 
 
 def test_again_changes_nothing(admin: Admin, saved: Path, other: Keys) -> None:
-    """Repeating a restore that failed creates the missing records and leaves existing ones unchanged."""
+    """If a failed restore is repeated, the missing records are created and the existing ones stay unchanged."""
     restored(admin, saved, other)
     admin.delete(other.model("two/ü"))
     before = admin.all(other)
@@ -285,8 +285,8 @@ def test_it_goes_through_pipes(admin: Admin, saved: Path, keys: Keys, other: Key
 
 
 def test_only_its_owner_may_read_it(saved: Path) -> None:
-    """Only its owner may read a backup, because registrations may contain credentials. No partial file is left beside
-    it."""
+    """Only the backup's owner may read the file, because registrations may contain credentials. No partial file is left
+    beside the backup."""
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert os.listdir(saved.parent) == [saved.name]
 
@@ -302,7 +302,7 @@ def test_a_backup_that_fails_leaves_the_former_one(own_etcd, saved: Path, keys: 
 
 
 def test_nothing_to_save_is_remarked(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """An empty backup is remarked on, because the prefix is most likely wrong."""
+    """If a backup is empty, the command says so, because the prefix is most likely wrong."""
     result = admin.run("backup", str(tmp_path / "b"), "--base", keys.base + "-no")
     assert result.exit_code == 0
     assert "check that --base" in result.stderr
@@ -350,8 +350,8 @@ def test_a_folder_that_is_not_there_is_said(admin: Admin) -> None:
 
 @pytest.mark.parametrize("named", ["file", "folder"])
 def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_path: Path, named: str) -> None:
-    """Only registrations are restored from a snapshot. In a folder the newest snapshot is used. No temporary files are
-    left."""
+    """Only registrations are restored from a snapshot. If a folder is given, the newest snapshot in the folder is used.
+    No temporary files are left."""
     folder = tmp_path / "snapshots"
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(folder)).exit_code == 0
@@ -369,7 +369,7 @@ def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_
 
 
 def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys, other: Keys, tmp_path: Path) -> None:
-    """A damaged snapshot, or one of another mesh, is reported and nothing is written."""
+    """A damaged snapshot, or a snapshot of another mesh, is reported, and nothing is written."""
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(tmp_path / "snapshots")).exit_code == 0
     (made,) = (tmp_path / "snapshots").iterdir()
@@ -389,8 +389,8 @@ def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys,
 
 
 def test_the_content_of_a_registration_is_restored_with_it(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """A registration is restored with its digest and generation, so other content is still refused. A later generation
-    in the mesh is not a difference and is kept."""
+    """A registration is restored with its digest and generation, so other content is still refused. If the mesh has a
+    later generation, this does not count as a difference, and the later generation is kept."""
     loaded = ModelRecord(type="onnx", path="/m", digest="ab" * 32, digest_ms=5, generation=2)
     admin.put({keys.model("m"): loaded.encode()})
     target = tmp_path / "registry.backup"

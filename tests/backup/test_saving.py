@@ -1,4 +1,4 @@
-"""Backups show one revision, whatever changes while they are made."""
+"""Backups, which show the registry at one revision, whatever changes while they are made."""
 
 import io
 
@@ -18,7 +18,7 @@ async def filled(etcd: Etcd, keys: Keys) -> file.Header:
 
 
 async def test_what_changes_meanwhile_is_not_in_it(etcd: Etcd, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backup contains no changes that are made after its beginning, on any of its pages."""
+    """A backup contains no change that was made after the backup began, on any of its pages."""
     monkeypatch.setattr(saving, "PAGE", 1)
     header = await filled(etcd, keys)
     await etcd.put(keys.model("a"), b"after")
@@ -39,7 +39,7 @@ async def test_what_changes_meanwhile_is_not_in_it(etcd: Etcd, keys: Keys, monke
 
 
 async def test_a_revision_that_etcd_forgets_ends_it(own_etcd: EtcdServer, keys: Keys) -> None:
-    """A backup ends with an error if etcd compacts its revision, rather than mixing two revisions."""
+    """If etcd compacts the revision of a backup, the backup ends with an error instead of mixing two revisions."""
     async with Etcd(own_etcd.settings) as etcd:
         header = await filled(etcd, keys)
         await etcd.put(keys.model("a"), b"after")

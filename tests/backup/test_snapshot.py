@@ -43,8 +43,8 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
-    """The newest `--keep` snapshots of this etcd are kept. So are the last one of another etcd and all other files in
-    the folder."""
+    """The newest `--keep` snapshots of this etcd are kept. The last snapshot of another etcd and all other files in the
+    folder are kept too."""
     cluster = json.loads(admin.run("snapshot", "--dir", str(tmp_path / "x"), "--json").stdout)["cluster"]
     folder = tmp_path / "snapshots"
     mine = [f"etcd-{cluster}-{number}-2020010{number}T000000Z.db" for number in range(1, 5)]
@@ -59,7 +59,7 @@ def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_has_left_is_removed(admin: Admin, tmp_path: Path) -> None:
-    """Leftovers of a killed run are removed, but not a file that another run is writing."""
+    """The leftovers of a killed run are removed, but a file that another run is writing is not."""
     (tmp_path / ".restore-a" / "data").mkdir(parents=True)
     make(tmp_path, ".etcd-a-1-20200101T000000Z.db.part", ".etcd-b-1-20200101T000000Z.db.part")
     with (tmp_path / ".etcd-b-1-20200101T000000Z.db.part").open("rb") as held:
@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_old_ones(
 def test_a_snapshot_that_is_not_whole_is_not_kept(
     admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """An incomplete snapshot is detected by the digest at its end and not kept."""
+    """An incomplete snapshot does not match the digest at its end, and is not kept."""
     whole = Etcd.database
 
     async def damaged(self: Etcd, *, idle: float):

@@ -48,8 +48,8 @@ FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 
 
 def output(names: list[str], *, quick: bool) -> Path:
-    """Returns the file for the results of a run of these parts. A run of some parts, or a quick one, does not overwrite
-    the results of a complete run, from which docs/performance.md is written."""
+    """Returns the file for the results of a run of these parts. A run of only some parts, or a quick run, does not
+    overwrite the results of a complete run, because docs/performance.md is written from those."""
     if set(names) >= set(DEFAULT) and not quick:
         return FOLDER / "results.json"
     return FOLDER / f"results-{'-'.join(names)}{'-quick' if quick else ''}.json"

@@ -1,5 +1,5 @@
-"""The cost of calls by alias, compared with calls by id, with a shadow and with a shadow that hangs, and a canary's
-share.
+"""The cost of calls by alias, compared with calls by id: plain, with a shadow, and with a shadow that hangs. Also a
+canary's share of calls.
 
 The same model is called by its id and by aliases, in turn, in one mesh, so that ratios hold although the speed of the
 machine drifts. The shadow that hangs is a fake model that never answers and uses no CPU: a model that occupies the
@@ -37,7 +37,7 @@ _VERSIONS = {"7": "fraud@7", "8": "fraud@8"}
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
-    """Measures several rounds, and prints medians, of ratios too."""
+    """Measures several rounds, and prints medians of the values and of their ratios."""
     options = {"pods": 1, "capacity": "256MiB", "log_level": "info"}
     async with LocalMesh(folder / "mesh", etcd, **options) as mesh:
         for version, model in _VERSIONS.items():

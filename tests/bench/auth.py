@@ -1,4 +1,4 @@
-"""The cost of knowing who calls: calls with a key and with a token, compared with calls of an open mesh.
+"""The cost of authentication: calls with a key and with a token, compared with calls of an open mesh.
 
 Two meshes that differ only in `--auth` are called in turn, in short rounds, so that whatever else the machine does hits
 all alike. The same token sent to the open mesh shows how much of its cost is that of carrying it.
@@ -99,7 +99,7 @@ async def _calls(opened: LocalMesh, asking: LocalMesh, key: str, token: str, fol
 
 
 def _told(values: list[float]) -> str:
-    """Returns the median, and the error that it may have (of a median of values that vary at random)."""
+    """Returns the median and its error, which assumes that the values vary at random."""
     return f"{statistics.median(values):+,.1f} ± {1.25 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
@@ -113,7 +113,7 @@ def _tiers(mesh: LocalMesh) -> dict[str, list[int]]:
 
 
 def _inside(console: Console) -> None:
-    """Measures what a worker does to know a caller and to decide."""
+    """Measures how long a worker takes to recognise a caller and to decide."""
     key = "mesh_" + "k" * 43
     table = Table(title="Inside a worker")
     for heading in ("what", "us", "reach"):
@@ -149,7 +149,7 @@ def _inside(console: Console) -> None:
 
 
 def _fastest(work: Callable[[], object]) -> float:
-    """Returns the microseconds of CPU that the work takes at its fastest."""
+    """Returns the CPU time of the fastest run of the work, in microseconds."""
     best = float("inf")
     count, began = 0, time.process_time()
     while time.process_time() - began < 0.05:

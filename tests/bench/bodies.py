@@ -1,4 +1,4 @@
-"""The doors of servers that speak V2: the requests that are sent to a model, over gRPC or REST."""
+"""Addresses of servers that speak V2, with the requests to send to a model there, over gRPC or REST."""
 
 import json
 from collections.abc import Mapping

@@ -101,7 +101,8 @@ def _percentiles(times: list[float]) -> tuple[float, ...]:
 
 
 def _caller(door: Door) -> Callable[[], int]:
-    """Connects. Returns a function that calls once and returns the answer's size in bytes, or 0 for a bad answer."""
+    """Connects. Returns a function that makes one call and returns the answer's size in bytes, or 0 for a bad
+    answer."""
     if door.kind == "grpc":
         infer = grpc.insecure_channel(door.address, options=_OPTIONS).unary_unary(METHOD)
         metadata = list(door.headers.items())
@@ -182,7 +183,8 @@ Send = Callable[[Callable[[int], None]], None]
 
 
 async def _open(order: Order) -> Outcome:
-    """Calls at random times, spaced exponentially like those of independent callers, and equal for each server."""
+    """Makes calls at random times. The times are spaced exponentially, like those of independent callers, and are the
+    same for each server."""
     sender = _GrpcSender(order.door) if order.door.kind == "grpc" else _RestSender(order.door)
     await sender.warm_up(64)
     draw = random.Random(order.seed)

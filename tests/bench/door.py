@@ -10,7 +10,7 @@ Kind = Literal["grpc", "rest"]
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One door, with one request."""
+    """One door of a server, with one request."""
 
     kind: Kind
     address: str  # host:port

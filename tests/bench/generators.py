@@ -33,7 +33,8 @@ def named(door: Door) -> str:
 
 
 def throughput(door: Door, *, seconds: float, callers: int) -> Outcome:
-    """Calls for a number of seconds, each caller one call at a time. Raises RuntimeError if a call fails."""
+    """Makes calls for a number of seconds; each caller makes one call at a time. Raises RuntimeError if a call
+    fails."""
     match named(door):
         case "h2load":
             return _h2load(door, seconds, callers)
@@ -57,7 +58,7 @@ def _run(argv: list[str], seconds: float) -> tuple[str, float, float]:
 
 
 def _h2load(door: Door, seconds: float, callers: int) -> Outcome:
-    """Calls over up to 8 connections, on which the callers are streams."""
+    """Makes calls over up to 8 connections, on which each caller is a stream."""
     connections = min(callers, 8)
     with tempfile.NamedTemporaryFile() as body:
         body.write(door.framed)
@@ -90,7 +91,7 @@ file:close()
 
 
 def _wrk(door: Door, seconds: float, callers: int) -> Outcome:
-    """Calls on one connection for each caller."""
+    """Makes calls on one connection for each caller."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "body").write_bytes(door.body)

@@ -36,7 +36,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _wrapped(line: str) -> str:
-    """Returns a line of at most 120 columns, except for those of tables."""
+    """Returns a line wrapped at 120 columns. The lines of tables stay as they are."""
     if line.startswith(("|", "!", "#")):
         return line
     indent = "  " if line.startswith("- ") else ""
@@ -184,7 +184,7 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
 
 
 def _throughput(comparison: Comparison, path: Path) -> None:
-    """Draws a panel for each row, a bar for each system."""
+    """Draws one panel for each row, with one bar for each system."""
     with pictures.drawing(path, panels=len(comparison.rows), columns=2, size=(9, 8)) as (panels, _):
         for axes, row in zip(panels, comparison.rows, strict=True):
             present = [system for system in reversed(comparison.systems) if row.median(system) is not None]
@@ -201,7 +201,8 @@ def _throughput(comparison: Comparison, path: Path) -> None:
 
 
 def _latency(comparison: Comparison, path: Path) -> None:
-    """Draws a panel for each load, a group of bars for each percentile, milliseconds on a logarithmic scale."""
+    """Draws one panel for each load, with a group of bars for each percentile, in milliseconds on a logarithmic
+    scale."""
     loads: dict[str, list[Row]] = {}
     for row in comparison.rows:
         load, _, _ = row.what.rpartition(", ")

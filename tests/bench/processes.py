@@ -1,4 +1,4 @@
-"""The cost of processes: CPU seconds and resident memory, from /proc. A process that has ended costs nothing."""
+"""The cost of processes: CPU seconds and resident memory, from /proc. A process that has ended has no cost."""
 
 import contextlib
 import os
@@ -21,14 +21,14 @@ def _read(pid: int, name: str) -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Returns user and system time of a process so far, its threads included."""
+    """Returns the user and system time of a process so far, including its threads."""
     fields = _read(pid, "stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
 
 
 def exact_seconds(pid: int) -> float:
-    """Returns the time of the threads that a process has, to the nanosecond. (`cpu_seconds` counts hundredths, and also
-    threads that have ended.)"""
+    """Returns the CPU time of the running threads of a process, to the nanosecond. (`cpu_seconds` has a resolution of a
+    hundredth of a second, but includes threads that have ended.)"""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         threads = os.listdir(f"/proc/{pid}/task")
         return sum(int((_read(pid, f"task/{one}/schedstat") or "0").split()[0]) for one in threads) / 1e9
@@ -42,7 +42,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def reset_peak(pid: int) -> None:
-    """Begins a new peak of resident memory at what the process takes now."""
+    """Resets the peak of a process's resident memory to its present value."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 

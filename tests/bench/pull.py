@@ -1,4 +1,5 @@
-"""Pulling 1 GiB from a local S3 server: ours, boto3's `download_file`, and obstore used plainly. MB/s and CPU."""
+"""Pulling 1 GiB from a local S3 server with Mesh's puller, boto3's `download_file`, and plain obstore. The benchmark
+prints MB/s and CPU."""
 
 import asyncio
 import json

@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def ours(self) -> str:
-        """The first column of Mesh."""
+        """The first column that is Mesh's."""
         return next(system for system in self.systems if system.startswith(OURS))
 
 

@@ -36,8 +36,8 @@ def first():
 
 
 def test_nothing_becomes_all(first):
-    """All files are made for an empty folder. Certificates hold all names, suit clients and servers, and are valid from
-    a moment before now."""
+    """In an empty folder, all files are made. The certificates contain all names, work for clients and servers, and are
+    valid from a moment before now."""
     assert first.changed
     assert set(first.content) == set(ENTRIES)
     leaf = certificate(first.content)
@@ -80,8 +80,8 @@ def test_a_name_that_is_wanted_is_added_and_one_that_is_not_stays(first):
 
 @pytest.mark.long
 def test_an_authority_is_changed_with_an_overlap():
-    """Old and new authorities overlap. In daily runs over eleven years, processes with today's files can verify those
-    with files a day or a month old, and the other way round."""
+    """The validity of old and new authorities overlaps. In daily runs over eleven years, processes that have today's
+    files and processes whose files are a day or a month old can verify each other."""
     content, history = {}, []
     moments = {"added": [], "signs": [], "dropped": []}
     for days in range(11 * 365):
@@ -129,8 +129,8 @@ def test_a_run_that_was_missed_for_years_begins_anew(first):
 
 
 def test_no_certificate_outlives_its_authority(first):
-    """No certificate outlives its authority, even if runs were missed until shortly before the authority's expiry. The
-    next run changes nothing, because it would gain nothing."""
+    """No certificate outlives its authority, even if runs were missed until shortly before the authority expires. The
+    next run changes nothing, because a new certificate would expire at the same time."""
     late = renew(first.content, WANTED, START + 3600 * DAY)
     assert len(authorities(late.content)) == 2
     assert signer(late.content) == 1

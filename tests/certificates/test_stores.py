@@ -1,5 +1,5 @@
-"""Stores of certificates: a folder of real files, and a Secret behind a Kubernetes API over HTTPS. The command is run
-as the chart's Job runs it."""
+"""Stores of certificates: a folder of real files, and a Secret behind a Kubernetes API over HTTPS. The tests run the
+command as the chart's Job does."""
 
 import asyncio
 import os
@@ -100,8 +100,8 @@ async def test_a_folder_that_cannot_be_is_named(tmp_path):
 
 
 async def test_etcd_takes_them(tmp_path):
-    """etcd accepts the files as its own certificate and as that of its clients. The clients check the mesh's name
-    instead of etcd's address."""
+    """etcd accepts the files both as its own certificate and as its clients' certificate. The clients check the mesh's
+    name instead of etcd's address."""
     folder = tmp_path / "tls"
     made = (await keeping.keep(Folder(folder), WANTED)).content
     extra = [
@@ -124,7 +124,8 @@ async def test_etcd_takes_them(tmp_path):
 
 
 async def test_a_secret_is_filled_and_renewed(api, secret):
-    """A Secret is filled and renewed. Its other keys stay, and files that are not due are not written."""
+    """A Secret is filled and renewed. Its other keys remain, and files that are not yet due for renewal are not
+    written."""
     assert (await keeping.keep(secret, WANTED)).changed
     assert set(api.content(NAME)) == set(ENTRIES)
     assert api.secrets[NAME]["metadata"]["labels"] == {"app.kubernetes.io/name": "mesh"}
@@ -137,7 +138,8 @@ async def test_a_secret_is_filled_and_renewed(api, secret):
 
 
 async def test_who_was_quicker_prevails(api, secret):
-    """If another process writes certificates between our read and our write, its certificates stay."""
+    """If another process writes certificates between our read and our write, the other process's certificates
+    remain."""
     theirs = dict((await keeping.keep(secret, WANTED)).content)
     api.put(NAME)
     api.before_put = lambda: api.store(NAME, theirs)
@@ -224,7 +226,7 @@ async def command(*words: str, **environment: str) -> tuple[int, str]:
 
 
 async def test_the_command_as_the_chart_runs_it(api):
-    """The command finds the API in the way that every pod of a cluster does. A second run has nothing to do."""
+    """The command finds the Kubernetes API as any pod of a cluster does. A second run has nothing to do."""
     host, port = api.url.removeprefix("https://").split(":")
     words = [
         *(f"--secret={NAME}", "--days=365", "--renew-before=60"),

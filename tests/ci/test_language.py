@@ -1,4 +1,5 @@
-"""Tests of the language check: it finds what breaks its rules, on the right line, and nothing else."""
+"""Tests of the language check, which must report each text that breaks a rule, with the right line, and nothing
+else."""
 
 import importlib.util
 from pathlib import Path

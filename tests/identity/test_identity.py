@@ -1,5 +1,5 @@
-"""The files of an identity: what is refused at the start, what a change does, and real connections over gRPC and our
-transport."""
+"""The files of an identity: which files are refused at the start, what a change of files does, and real connections
+over gRPC and Mesh's own transport."""
 
 import asyncio
 import ssl
@@ -148,7 +148,7 @@ class Ends:
         await self.control.stop(None)
 
     async def call(self, identity: Identity | None) -> str:
-        """Calls the data port on a new connection. Returns an empty text, or why there was no answer."""
+        """Calls the data port on a new connection. Returns an empty text, or the reason why there was no answer."""
         pool = Pool(f"127.0.0.1:{self.data_port}", identity=identity, connect_timeout=5)
         try:
             reply = await pool.call(b"/s/m", (), framing.pack(b"hello"), timeout=10)
@@ -160,7 +160,7 @@ class Ends:
             pool.abort()
 
     async def ask(self, identity: Identity | None) -> str:
-        """Calls the control port on a new connection. Returns an empty text, or why there was no answer."""
+        """Calls the control port on a new connection. Returns an empty text, or the reason why there was no answer."""
         async with rpc.channel(f"127.0.0.1:{self.control_port}", OPTIONS, identity) as channel:
             try:
                 await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
@@ -186,9 +186,8 @@ async def test_those_of_one_authority_talk_to_each_other(port, mounted, authorit
 
 
 async def test_others_are_refused(port, mounted, authority, tmp_path, monkeypatch):
-    """Clients are refused without TLS or without a certificate. They are also refused with a certificate that has
-    expired, is from another authority, or is for another name. With the right certificate each of them would be
-    served."""
+    """A client is refused if it connects without TLS, has no certificate, or has a certificate that has expired, is
+    from another authority, or is for another name. The same client with the right certificate would be served."""
     ours = Identity(mounted.path)
     async with Ends(ours) as ends:
         assert await getattr(ends, port)(None)
@@ -242,7 +241,7 @@ async def test_a_server_of_another_name_or_authority_is_not_called(port, mounted
 async def test_an_authority_changes_without_a_refused_connection(port, mounted, authority, tmp_path):
     """An authority can be replaced without a refused connection, in the order of `mesh certificates`. First both sides
     trust both authorities, then the certificates change, and then the old authority is removed. A listening port
-    follows each step. A process that does not follow is refused in the end."""
+    follows each step. In the end, a process that has not followed is refused."""
     old, new = authority, Authority("new")
     folders = {"server": mounted, "client": Mounted.of(tmp_path / "client", old)}
     server, client = (Identity(folder.path) for folder in folders.values())
@@ -278,8 +277,8 @@ async def test_connections_outlive_a_change(mounted, authority):
 
 
 async def test_large_messages_and_refusals_come_through(mounted):
-    """Large messages work over TLS, and so do refusals. A refusal cannot half-close a TLS connection, but its answer
-    must still arrive."""
+    """Large messages and refusals arrive over TLS. A TLS connection cannot be half-closed after a refusal, but its
+    answer must still arrive."""
     identity = Identity(mounted.path)
     large = framing.pack(bytes(3 << 20))
     server = Server(lambda call: call.reply(call.frame), max_message=4 << 20)
@@ -321,8 +320,8 @@ class Elapsed:
 
 
 async def test_another_authority_comes_without_a_refused_connection(port, mounted, authority, tmp_path):
-    """If the authority's Secret was deleted and made again, both ends can still talk while only one end has the new
-    one, whichever end that is. In the end neither trusts the former authority."""
+    """If the authority's Secret is deleted and made again, two processes can still talk while only one of them has the
+    new authority, whichever one that is. In the end, neither trusts the former authority."""
     new, elapsed = Authority("new"), Elapsed()
     folders = [mounted, Mounted.of(tmp_path / "client", authority)]
     server, client = (Identity(folder.path, elapsed=elapsed) for folder in folders)
@@ -362,7 +361,7 @@ def test_another_authority_is_warned_of_at_once(mounted, caplog):
 
 
 def test_a_former_certificate_that_expires_meanwhile_is_not_shown(mounted, authority, monkeypatch):
-    """A former certificate that has expired is no longer shown, because nobody would accept it. If the authority
+    """A former certificate that has expired is no longer presented, because no peer would accept it. If the authority
     changes again, the earlier authorities are still trusted for a while."""
     elapsed = Elapsed()
     identity = Identity(mounted.path, elapsed=elapsed)

@@ -1,4 +1,4 @@
-"""The environments of model servers, made from a lock of one tiny package that is on the disk."""
+"""Environments of model servers, made from the lock of one tiny package that is on the disk."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ def wheel(folder: Path) -> str:
 
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns a lock of the server `tiny`, whose environments are in a folder of the test."""
+    """Returns the lock of the server `tiny`, whose environments are in the test's folder."""
     digest = wheel(tmp_path / "wheels")
     file = tmp_path / "tiny.txt"
     file.write_text(f"--no-index\n--find-links {tmp_path / 'wheels'}\ntiny==1.0 \\\n    --hash=sha256:{digest}\n")
@@ -44,7 +44,8 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_environment_is_made_once_and_again_for_another_lock(lock: Path, tmp_path: Path) -> None:
-    """The environment has what the lock names, and replaces that of a former lock. Its progress is reported."""
+    """An environment contains the packages of its lock, and replaces the environment of a former lock. Progress is
+    reported."""
     said: list[environments.InstallProgress] = []
     assert environments.installed("tiny") is None
     folder = environments.install("tiny", said.append)
@@ -66,7 +67,7 @@ def test_an_environment_is_made_once_and_again_for_another_lock(lock: Path, tmp_
 
 
 def test_a_package_with_another_digest_is_refused(lock: Path) -> None:
-    """If the content of a package is not that of the lock, nothing is installed, and the error says why."""
+    """If the digest of a package is not the one in the lock, nothing is installed, and the error says why."""
     lock.write_text(lock.read_text().replace("sha256:", "sha256:00")[:-3] + "\n")
     with pytest.raises(CannotInstall, match="could not be installed"):
         environments.install("tiny")
@@ -75,7 +76,7 @@ def test_a_package_with_another_digest_is_refused(lock: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_used_is_named(lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the variable by which another folder is chosen."""
+    """If the folder cannot be used, the error names the variable that chooses another folder."""
     (tmp_path / "file").touch()
     monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "file" / "servers"))
     with pytest.raises(CannotInstall, match="set MESH_SERVERS_DIR"):
@@ -84,6 +85,7 @@ def test_a_folder_that_cannot_be_used_is_named(lock: Path, tmp_path: Path, monke
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS.values() if kind.installs])
 def test_each_server_has_a_lock_and_a_launcher(kind: kinds.ServerKind) -> None:
-    """What `mesh servers install` installs is in the package, with its version."""
+    """Each server that `mesh servers install` can install has a lock in the package, which pins the server's version,
+    and a launcher."""
     assert environments.version(kind.name)
     assert environments.launcher_of(kind.name).is_file()

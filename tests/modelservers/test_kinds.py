@@ -24,7 +24,7 @@ def test_a_pod_takes_types_that_run_code_only_if_it_may() -> None:
     [("sklearn", True), ("mt:sklearn:1", True), ("xgboost", False), ("odd", False)],
 )
 def test_a_type_that_no_pod_takes_because_it_runs_code_is_reported_so(model_type: str, says: bool) -> None:
-    """The note about a registered model that no pod takes names the option by which a pod would take it."""
+    """The note about a registered model that no pod takes names the option that lets a pod take the model."""
     pods = {"a": SimpleNamespace(record=SimpleNamespace(types=("onnx",)))}
     view: Any = SimpleNamespace(pods=pods)
     choosing = Choosing.__new__(Choosing)

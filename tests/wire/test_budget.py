@@ -1,4 +1,5 @@
-"""The budget of bodies: bodies without room are refused unread, and every way to end a call releases its bytes."""
+"""The budget of bodies. A body for which there is no room is refused unread, and every way to end a call releases its
+bytes."""
 
 import asyncio
 
@@ -40,7 +41,7 @@ class Peers:
         return connection
 
     def judge(self, seconds=1):
-        """Checks the connections that still owe bytes, once for each second."""
+        """Checks the connections whose bodies are incomplete, once for each second."""
         for _ in range(seconds):
             self.server._judge()
 
@@ -81,8 +82,8 @@ def reason(reply):
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_what_finds_no_room_is_refused_before_it_comes(peers, options):
-    """A body for which there is no room is refused by its head or its prefix. The rest is not read, and the caller
-    learns when to try again."""
+    """A body for which there is no room is refused as soon as its head or its prefix has arrived. The rest is not read,
+    and the caller learns when to try again."""
     first = [peers.send(head(BIG, **options)) for _ in range(2)]
     assert peers.budget.held == 2 * (BIG + 5)
     assert not any(connection.transport.written for connection in first)

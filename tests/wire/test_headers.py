@@ -1,4 +1,4 @@
-"""Names in internal headers, which arrive as they were sent whatever their text."""
+"""Names in internal headers, which arrive as they were sent whatever characters they contain."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +10,8 @@ TEXTS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20)
 
 @given(TEXTS, TEXTS)
 def test_alias_and_version_arrive_as_they_were_sent(alias, version):
-    """An alias and a version may contain slashes, percent signs, line ends and other alphabets, and their header is
-    still valid in a head."""
+    """An alias and a version may contain slashes, percent signs, line ends and letters of any alphabet. Their header is
+    still valid in a head, and they arrive unchanged."""
     value = headers.named_as(alias, version)
     assert headers.read_as(value) == (alias, version)
     assert value in metadata.encode_headers([(headers.AS, value)])
@@ -19,7 +19,7 @@ def test_alias_and_version_arrive_as_they_were_sent(alias, version):
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
 def test_listed_versions_arrive_as_they_were_sent(versions):
-    """A list of versions is read as it was written."""
+    """A list of versions arrives unchanged."""
     value = headers.listed(versions)
     assert headers.read_listed(value) == versions
     assert value in metadata.encode_headers([(headers.VERSIONS, value)])

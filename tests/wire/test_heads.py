@@ -1,4 +1,5 @@
-"""The shortcut past the parser for known heads, which gives the parser's results for any bytes and any repetition."""
+"""The shortcut past the parser for heads that were seen before. It gives the parser's results for any bytes and any
+repetition."""
 
 import asyncio
 import sys
@@ -25,7 +26,7 @@ class Forgetful(heads.Memo):
 
 
 def outcomes_of_requests(reads, memo):
-    """Returns what a server makes of the given reads, in order. If a connection ends, the next read comes on a new
+    """Returns what a server makes of the given reads, in order. If a connection ends, the next read arrives on a new
     one."""
     seen = []
 
@@ -288,8 +289,8 @@ def test_only_what_comes_again_is_kept_and_never_too_much():
 
 
 def test_a_read_whose_body_is_shorter_or_longer_than_announced_is_left_to_the_parser():
-    """A head with a length is only split if exactly that many bytes follow it, whether the head is new or was split
-    before. Cut heads are kept in bounded number."""
+    """A head with a length is only split if exactly that many bytes follow the head, whether the head is new or was
+    split before. The number of heads that are kept is bounded."""
     whole = b"POST /s/M HTTP/1.1\r\ncontent-length: %d\r\nx: y" % len(FRAME)
     for _ in range(2):
         assert heads.split_request(whole + b"\r\n\r\n" + FRAME[:-1]) is None

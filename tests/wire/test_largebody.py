@@ -1,7 +1,7 @@
 """Large messages that are read past the parser, with the same outcome as if the parser had read them.
 
 A reader past the parser cuts some reads short. The comparison with the parser therefore uses the reads as they were
-made: if bytes are damaged, it matters whether a message and the bytes after it come in one read.
+actually made: if bytes are damaged, it matters whether a message and the bytes after the message arrive in one read.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ def restored():
 
 
 def pieces(data, sizes, heads):
-    """Returns a body in chunks, including its end. `heads` are the formats of the chunks' heads."""
+    """Returns a body in chunks, including the end of the body. `heads` are the formats of the chunks' heads."""
     written = []
     for number, size in enumerate([*sizes, len(data)]):
         piece, data = data[:size], data[size:]
@@ -83,8 +83,8 @@ def damaged(data, damage):
 
 
 def without_the_parsers_words(text):
-    """Returns an error's text, or the reply that contains it, without the parser's own description of malformed bytes.
-    That differs if the parser did not see all bytes of a chunk."""
+    """Returns an error's text, or the reply that contains the error, without the parser's description of malformed
+    bytes. The description differs if the parser did not see all bytes of a chunk."""
     if isinstance(text, str):
         return re.sub(r"not HTTP/1.1: .*", "not HTTP/1.1", text)
     return re.sub(rb"not valid HTTP/1.1: [^\r]*\r\ngrpc-status-details-bin: [^\r]*", b"not valid HTTP/1.1", text)
@@ -98,7 +98,7 @@ async def delivered(connected, data, made):
 
 
 def memory(size, begun):
-    """Returns memory for a message, which a server hands out in place of bytes."""
+    """Returns memory for a message, which a server returns instead of bytes."""
     made = bytearray(b"?" * size)
     made[: len(begun)] = begun
     return memoryview(made)
@@ -145,8 +145,9 @@ async def served(reads):
 @example([b"x" * 500], [], [b"%x"], [], None, True, 8)
 @example([b"x" * 500], [100, 100], [b"%x", b"%x;a=b"], [200], None, True, 8)
 def test_however_a_request_comes_a_server_sees_the_same(messages, sizes, heads, cuts, damage, chunks, least):
-    """A server that reads large messages past its parser behaves like one that does not, whatever the chunks, the cuts
-    between reads, and the damage: handler, answers and the connection's end are the same."""
+    """A server that reads large messages past its parser behaves like a server that does not, whatever the chunks, the
+    cuts between reads, and the damage. The handler gets the same messages, the answers are the same, and the connection
+    ends in the same way."""
     body = frames(*messages)
     if chunks:
         one = request(b"", chunks=[])[:-5] + pieces(body, sizes, heads) + b"0\r\n\r\n"
@@ -212,8 +213,8 @@ async def answered(reads):
 @example([b"x" * 500], [100, 100], [b"%x", b"%x;a=b"], [140], None, 8)
 @example([b"x" * 500], [], [b"%x"], [140], (67, ord("!")), 8)  # transfer-encoding:!chunked
 def test_however_a_reply_comes_a_client_sees_the_same(messages, sizes, heads, cuts, damage, least):
-    """A client that reads large messages past its parser reports the same outcome as one that does not, and keeps or
-    ends its connection alike."""
+    """A client that reads large messages past its parser reports the same outcome as a client that does not, and keeps
+    or ends its connection in the same cases."""
     reply = HEAD + pieces(frames(*messages), sizes, heads) + b"0\r\ngrpc-status: 0\r\nt: 1\r\n\r\n"
     reads = cut(damaged(reply, damage), cuts)
 
@@ -224,7 +225,7 @@ def test_however_a_reply_comes_a_client_sees_the_same(messages, sizes, heads, cu
 
 
 def test_a_large_frame_is_neither_copied_nor_zeroed_but_its_bytes_are_those_that_came():
-    """The frame that a handler gets is the very memory into which the large message was read."""
+    """The frame that a handler gets is the memory into which the large message was read, without a copy."""
     large(16)
 
     async def scenario():
@@ -247,7 +248,8 @@ def test_a_large_frame_is_neither_copied_nor_zeroed_but_its_bytes_are_those_that
 
 
 async def posted(reads):
-    """Returns the reads as they were made, the requests that a server of plain HTTP hands out, and what it writes."""
+    """Returns the reads as they were made, the requests that a server of plain HTTP hands to its handler, and the bytes
+    that the server writes."""
     made, seen, budget = [], [], Budget(1 << 20)
 
     def handle(one):
@@ -272,8 +274,8 @@ async def posted(reads):
 @settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.one_of(LONG, st.integers(500, 600).map(lambda size: b"abcd" * size)), max_size=3), CUTS, DAMAGE)
 def test_however_a_body_comes_a_server_of_plain_http_hands_out_the_same(bodies, cuts, damage):
-    """A server of plain HTTP that reads large bodies past its parser hands out the same requests and gives the same
-    answers as one that does not, even for bodies above its limit."""
+    """A server of plain HTTP that reads large bodies past its parser hands over the same requests and gives the same
+    answers as a server that does not, even for bodies above its limit."""
     data = b"".join(
         b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
         for body in (*bodies, b"next")

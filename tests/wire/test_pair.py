@@ -1,4 +1,4 @@
-"""Server and client together over real sockets: every shape of call, cancellations, large messages, and the bounds of
+"""Server and client together over real sockets: every shape of call, cancellations, large messages, and the limits of
 the pool."""
 
 import asyncio
@@ -75,7 +75,7 @@ class Service:
         one.finish(Code.ABORTED, "enough", [(b"t", b"1")])
 
     async def Early(self, one):
-        """Answers before the end of the request."""
+        """Answers before the request has ended."""
         await one.read()
         one.fail(Code.FAILED_PRECONDITION, "no more")
 
@@ -199,8 +199,8 @@ async def test_server_streaming_with_backpressure(pair, count, size):
 
 
 async def test_a_reader_that_stalls_and_catches_up_all_the_time_is_fast(pair, monkeypatch):
-    """A connection that is full at every look counts what its peer has read between two looks, so the peer is not cut
-    off while memory is short."""
+    """If a connection's buffer is full at every look, the bytes that the peer has read between two looks count too. A
+    peer that reads fast is not disconnected while memory is short."""
     _, serving, pool = pair
     monkeypatch.setattr(server, "_LOOK", 1000.0)  # the test looks itself
     monkeypatch.setattr(serving, "budget", budget := Budget())

@@ -1,5 +1,5 @@
-"""Large messages passed on in pieces: any reads, any pauses, a cancel at any point. The bytes that leave are those that
-came, little of a message is held at a time, and the budget gets everything back."""
+"""Large messages that are passed on in pieces, with any reads, any pauses, and a cancel at any point. The bytes that
+leave are the bytes that arrived, little of a message is held at a time, and the budget gets everything back."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ STEPS = st.lists(
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Makes a few bytes count as much."""
+    """Lowers the sizes from which messages are divided, so that a few bytes are enough."""
     monkeypatch.setattr(inbox, "HIGH", HIGH)
     monkeypatch.setattr(inbox, "LOW", HIGH // 4)
     monkeypatch.setattr(inbox, "_PIECE", 100)
@@ -47,7 +47,7 @@ def small(monkeypatch):
 
 @given(MESSAGES, CUTS, st.lists(st.booleans(), min_size=1, max_size=20), st.integers(0, 400))
 def test_any_reads_give_the_same_bytes_and_only_large_frames_are_divided(messages, places, takes, above):
-    """The frames that leave an inbox are those that came in, and those up to the bound leave whole."""
+    """The frames that leave an inbox are the frames that arrived. Frames up to the limit are not divided."""
     budget = Budget(1 << 20)
     box = inbox.Inbox(LIMIT, lambda holding: None, budget, pieces=Pieces(above=above, limit=LARGEST))
     taken = []
@@ -71,7 +71,7 @@ def test_any_reads_give_the_same_bytes_and_only_large_frames_are_divided(message
 
 @given(MESSAGES, CUTS, st.integers(0, 30), st.sampled_from(["drop", "break", "close"]))
 def test_an_inbox_that_ends_anywhere_gives_its_bytes_back(messages, places, last, how):
-    """The budget is empty after a stream has ended in the middle of a message, in every way that it may end."""
+    """The budget is empty after a stream has ended in the middle of a message, however the stream ended."""
     budget = Budget(1 << 20)
     box = inbox.Inbox(LIMIT, lambda holding: None, budget, pieces=Pieces(above=ABOVE, limit=LARGEST))
     for number, piece in enumerate(cut(frames(*messages), places)):
@@ -91,7 +91,7 @@ def test_an_inbox_that_ends_anywhere_gives_its_bytes_back(messages, places, last
 
 
 def test_a_stream_that_ends_within_a_piece_is_broken():
-    """A message in pieces whose end does not come is an error, as for any other message."""
+    """A stream that ends in the middle of a message in pieces is an error, as for any other message."""
     box = inbox.Inbox(LIMIT, lambda holding: None, pieces=POLICY)
     box.feed(frames(bytes(1000))[:-1])
     assert box.partial
@@ -100,7 +100,7 @@ def test_a_stream_that_ends_within_a_piece_is_broken():
 
 
 def test_a_message_above_the_limit_for_pieces_is_refused_by_its_prefix():
-    """The limit for messages in pieces is a limit of its own, and its error names the option."""
+    """Messages in pieces have a separate limit, and the error names the option that sets this limit."""
     box = inbox.Inbox(LIMIT, lambda holding: None, pieces=POLICY)
     box.feed(frames(bytes(LIMIT + 1)))
     with pytest.raises(framing.FrameError, match="--max-forwarded-message") as refused:
@@ -109,7 +109,7 @@ def test_a_message_above_the_limit_for_pieces_is_refused_by_its_prefix():
 
 
 def test_a_bad_prefix_after_a_message_in_pieces_is_refused():
-    """The bytes after a message in pieces are the prefix of the next one, and are checked as such."""
+    """The bytes after a message in pieces are the prefix of the next message, and are validated as such."""
     box = inbox.Inbox(LIMIT, lambda holding: None, pieces=POLICY)
     whole = frames(bytes(1000))
     box.feed(whole[:500])
@@ -178,7 +178,7 @@ class Bridge:
             self.most = max(self.most, self.budget.held)
 
     async def go(self, connection, data, steps):
-        """Delivers bytes to one end as the steps say, then the rest."""
+        """Delivers bytes to one end as the steps say, and then the rest."""
         near, far = (self.near, self.far) if connection is self.near else (self.far, self.near)
         for step in [*steps, "go", "go back", *([READ] * (2 * len(data) // READ + 2))]:
             if isinstance(step, int):
@@ -224,7 +224,7 @@ def sent(written):
 
 @given(MESSAGES, CUTS, MESSAGES, CUTS, STEPS, STEPS)
 def test_a_call_passes_unchanged_whatever_the_reads_and_pauses(asked, chunks, answered, sizes, there, back):
-    """Requests and replies leave as they came, in order, and never much of them is held."""
+    """Requests and replies leave as they arrived, in order, and little of them is held at any time."""
 
     async def scenario():
         bridge = Bridge()
@@ -246,7 +246,7 @@ def test_a_call_passes_unchanged_whatever_the_reads_and_pauses(asked, chunks, an
     MESSAGES, CUTS, MESSAGES, CUTS, STEPS, st.integers(0, 20_000), st.sampled_from(["client", "server"]), st.booleans()
 )
 def test_a_cancel_at_any_point_leaves_nothing_behind(asked, chunks, answered, sizes, steps, at, who, replying):
-    """If either end disconnects in the middle of a request or reply, the other end learns it and the budget is
+    """If either end disconnects in the middle of a request or reply, the other end is notified and the budget is
     empty."""
 
     async def scenario():
@@ -299,13 +299,13 @@ def test_an_early_answer_ends_a_request_in_pieces(asked, chunks, steps):
 
 
 async def test_a_message_far_above_the_limit_passes_a_server_that_takes_pieces(tmp_path):
-    """A server and a pool with a limit of 64 KB and a budget of 2 MB pass 32 MB on, in both directions, and hold less
+    """A server and a pool with a limit of 64 KB and a budget of 2 MB pass on 32 MB in both directions, and hold less
     than a megabyte at any time. Without pieces, the same message is refused."""
     message = os.urandom(1 << 20) * 32
     budgets, most = (Budget(2 << 20), Budget(2 << 20)), 0
 
     async def end(call):
-        """Answers with the message that it gets."""
+        """Answers with the message that arrived."""
         call.start()
         while (piece := await call.read()) is not None:
             await call.write(piece)

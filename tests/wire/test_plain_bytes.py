@@ -98,7 +98,7 @@ BODIES = st.lists(
 @settings(max_examples=examples(150), deadline=None)
 @given(BODIES, st.lists(st.integers(0, 2000), max_size=12))
 def test_however_the_bytes_are_cut_the_requests_are_the_same(bodies, places):
-    """The server hands out the same requests in the same order, and gives the same answers, wherever the bytes are
+    """The server hands over the same requests in the same order, and gives the same answers, wherever the bytes are
     cut."""
     data = b"".join(
         post(b"".join(pieces), target=target, fields=fields, pieces=pieces if chunked else None)
@@ -137,8 +137,8 @@ async def test_a_head_that_came_before_is_shared_and_is_the_same_as_parsed():
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_refused_body_is_read_and_dropped_and_the_connection_stays(chunked):
-    """A body above the limit is answered once all of it has arrived. None of it is kept, and the next request on the
-    connection is served."""
+    """A body above the limit is answered once all of the body has arrived. None of the body is kept, and the next
+    request on the connection is served."""
     served = Served()
     body = bytes(5 * LIMIT)
     data = post(body, pieces=[body] if chunked else None)
@@ -152,8 +152,8 @@ async def test_a_refused_body_is_read_and_dropped_and_the_connection_stays(chunk
 
 
 async def test_a_body_without_room_is_refused_and_the_rest_is_not_waited_for_long(monkeypatch):
-    """If a client stops sending after its body was refused, it gets the answer after a moment, and the connection
-    ends."""
+    """If a client stops sending after its body was refused, the client gets the answer after a moment, and the
+    connection ends."""
     monkeypatch.setattr(plainconnection, "_SILENCE", 0.01)
     served = Served(budget=budgets.Budget(100))
     await served.feed(post(bytes(500))[:-1])

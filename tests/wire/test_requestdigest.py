@@ -1,5 +1,5 @@
-"""A request's digest, which depends on neither its id nor its model's name, and can be computed from what a dead server
-leaves in shared memory."""
+"""A request's digest, which depends on neither the request's id nor its model's name, and can be computed from what a
+dead server leaves in shared memory."""
 
 import pytest
 from hypothesis import given
@@ -36,7 +36,7 @@ def test_neither_id_nor_name_change_it(size, typed):
 
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
 def test_contents_shape_and_length_change_it(size):
-    """Contents, shape and length change a request's digest. Of long requests, only the beginning and the length
+    """Contents, shape and length change a request's digest. For long requests, only the beginning and the length
     count."""
     found = {
         requestdigest.digest(frame(bytes(size))),
@@ -50,22 +50,22 @@ def test_contents_shape_and_length_change_it(size):
 
 @pytest.mark.parametrize("size", [0, 1000, 65_400, 65_536, 70_000, 1_000_000])
 def test_the_beginning_of_a_frame_and_its_length_are_enough(size):
-    """A request's digest can be computed from the beginning of its frame and the frame's length, which is what a dead
-    server leaves."""
+    """A request's digest can be computed from the beginning of the request's frame and the frame's length, which a dead
+    server leaves in shared memory."""
     whole = frame(bytes(range(256)) * (size // 256), id="7")
     assert requestdigest.digest(whole[: requestdigest.KEPT], len(whole)) == requestdigest.digest(whole)
 
 
 @given(st.binary(max_size=200))
 def test_anything_has_one(data):
-    """Invalid and compressed messages have a digest too, computed from their bytes as they are."""
+    """Invalid and compressed messages have a digest too, which is computed from their raw bytes."""
     assert len(requestdigest.digest(data)) == requestdigest.SIZE
     packed = b"\1" + len(data).to_bytes(4, "big") + data
     assert requestdigest.digest(packed) != requestdigest.digest(packed + b"\0")
 
 
 def test_many_fields_cost_no_more():
-    """After the first thousand fields, the digest takes the remaining bytes as they are, so a message with many fields
-    costs no more."""
+    """After the first thousand fields, the digest covers the remaining bytes without parsing them, so a message with
+    many fields costs no more."""
     fields = framing.pack(b"\x50\x01" * 30_000)
     assert requestdigest.digest(fields) != requestdigest.digest(framing.pack(b"\x50\x01" * 30_001))

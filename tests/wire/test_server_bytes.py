@@ -274,7 +274,8 @@ async def test_a_unary_answer_is_one_reply_with_trailers():
 
 
 async def test_an_answer_in_pieces_is_the_same_as_one_of_the_whole_frame():
-    """A reply has the same bytes whether the handler gives its frame as one object or in pieces, small or large."""
+    """A reply has the same bytes whether the handler gives the frame as one object or in pieces, and whether the frame
+    is small or large."""
     for size in (3, 200_000):
         frame = frames(bytes(size))
         written = []
@@ -291,7 +292,7 @@ async def test_an_answer_in_pieces_is_the_same_as_one_of_the_whole_frame():
 
 
 async def test_a_request_that_is_forgotten_still_counts_until_it_is_answered():
-    """A request that frees its bytes early still counts against the budget until it is answered."""
+    """A request whose memory is freed early still counts against the budget until the request is answered."""
     served = Served(lambda one: one.forget())
     await served.feed(request(frames(b"hello")))
     assert served.given[0].frame is None
@@ -575,8 +576,8 @@ async def test_a_broken_message_in_the_middle_of_a_stream_ends_the_call_for_both
     st.sampled_from([0, 1, 7, 255]),
 )
 def test_the_first_refusal_stands_whatever_comes_behind_it(chunks, places, filling):
-    """A message above the limit is refused once, however its bytes are cut. None of them is taken for the prefix of a
-    next message."""
+    """A message above the limit is refused once, however its bytes are cut. None of its bytes are taken for the prefix
+    of the next message."""
 
     async def scenario():
         served = Served(lambda one: one.on_cancel(lambda: None))

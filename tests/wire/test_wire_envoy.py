@@ -18,7 +18,7 @@ from tests.support.wire import frames
 
 
 class Service:
-    """A service whose methods answer as their names say."""
+    """A service whose methods do what their names say."""
 
     def __init__(self):
         self.port = 0  # Envoy's

@@ -71,7 +71,7 @@ class Bar:
         self.cut = False  # rounds were left out for lack of time
 
     def more(self, number: int) -> bool:
-        """Returns whether there is time for another round. The first one is always run."""
+        """Returns whether there is time for another round. The first round is always run."""
         self.cut = self.cut or (number > 0 and time.monotonic() > self._limit)
         return not self.cut or not number
 
@@ -83,7 +83,7 @@ class Bar:
         self._last = stage
 
     def failed(self, what: str, system: str, error: Exception) -> None:
-        """Reports that a round of a system failed, which does not end the other rounds."""
+        """Reports that a round of a system failed. The other rounds continue."""
         self._progress.console.print(f"[bold red]{what}: {system} FAILED: {error}")
 
     def done(self, seconds: float) -> None:

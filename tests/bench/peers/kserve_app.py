@@ -21,7 +21,7 @@ class OnnxModel(Model):
         self.ready = True
 
     async def predict(self, payload: InferRequest, headers=None, response_headers=None) -> InferResponse:
-        """Runs the model, in the event loop: a small one takes microseconds."""
+        """Runs the model in the event loop, because a small model takes only microseconds."""
         feed = {one.name: one.as_numpy() for one in payload.inputs}
         outputs = []
         for name, array in zip(self._outputs, self._session.run(self._outputs, feed), strict=True):

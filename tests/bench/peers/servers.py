@@ -1,4 +1,4 @@
-"""The compared servers: how each is started, where it listens, and what exactly it runs."""
+"""The compared servers: how each is started, where it listens, and what it runs."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,5 @@
-"""The start of the compared servers: all run side by side, and answer for every model before measurements begin."""
+"""The start of the compared servers. All run side by side, and must answer for every model before measurements
+begin."""
 
 import asyncio
 import contextlib
