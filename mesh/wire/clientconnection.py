@@ -149,17 +149,21 @@ class ClientConnection(asyncio.Protocol):
             self._pool.budget.give(self._held)
             self._held = 0
         self._pool.left(self)
-        if self.stalled:  # an ordinary close would wait for bytes that the peer does not take
-            connected = self.transport.get_extra_info("socket")
-            if connected is not None:
-                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     # --- transport callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the transport; the pool does the rest."""
+        """Keeps the transport, and has the connection reset when this end closes it, or this process dies.
+
+        By default, the kernel delivers what is left of a request before it tells the peer that the connection has
+        ended. A server that has paused reading, because its handler is slow, would learn of a cancel only once it reads
+        on. A connection is closed when its call has ended or was given up, so the peer needs none of these bytes.
+        """
         self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     def data_received(self, data: bytes) -> None:
         """Parses the bytes, and passes the result to the call."""
@@ -437,7 +441,7 @@ class ClientConnection(asyncio.Protocol):
             self._pool.release(self)
         else:
             self._pool.left(self)
-            self.transport.close()
+            self.transport.abort()  # close() would wait for what the peer, which has answered, may never read
 
     # --- heads and trailers seen before ---
 

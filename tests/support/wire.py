@@ -204,6 +204,18 @@ def frames(*messages: bytes) -> bytes:
     return b"".join(map(framing.pack, messages))
 
 
+async def fill(request: client.RequestStream) -> None:
+    """Sends messages until the buffers on the way to a handler that reads nothing are full, and only the last message
+    is still on this side."""
+    unsent = same = 0
+    while same < 20:  # looks at which the same bytes were still unsent
+        if not unsent:
+            await request.write(frames(bytes(10_000)))
+        await asyncio.sleep(0.005)
+        before, unsent = unsent, request.exchange.connection.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+        same = same + 1 if unsent and unsent == before else 0
+
+
 class Outcome:
     """A sink that can be awaited."""
 

@@ -4,6 +4,7 @@ the pool."""
 import asyncio
 import os
 import stat
+import sys
 
 import pytest
 
@@ -13,7 +14,7 @@ from mesh.wire import call, client, framing, server
 from mesh.wire.budget import Budget
 from tests.support.authority import Authority, Mounted
 from tests.support.waiting import until
-from tests.support.wire import ECHO, Outcome, frames
+from tests.support.wire import ECHO, Outcome, fill, frames
 
 MESSAGE = 8 << 20
 
@@ -269,6 +270,51 @@ async def test_a_writer_stops_when_its_peer_reads_nothing_and_its_cancel_arrives
     request.cancel()
     with pytest.raises(client.Lost):
         await writing
+    await until(lambda: service.cancelled == 1, why="the handler is cancelled, though its connection is not read")
+
+
+async def test_a_cancel_overtakes_what_the_peer_has_not_read(pair, monkeypatch):
+    """A call is cancelled when the buffers on the way to a handler that reads nothing are just full, so that no writer
+    waits yet. The handler is cancelled although these bytes remain unread."""
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    service, _, pool = pair
+    request = pool.open(method("ReadNothing"), [])
+    await request.first()
+    await fill(request)
+    assert not request.exchange.connection.stalled
+    request.cancel()
+    await until(lambda: service.cancelled == 1, why="the handler is cancelled, though its connection is not read")
+
+
+_FLOOD = """
+import asyncio, sys
+from mesh.wire import client
+from tests.support.wire import fill
+
+async def main():
+    request = client.Pool(sys.argv[1]).open(b"/test.Service/ReadNothing", [])
+    await request.first()
+    await fill(request)
+    print("full", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("pair", ["unix", "tcp"], indirect=True)
+async def test_the_death_of_a_client_overtakes_what_the_peer_has_not_read(pair, monkeypatch):
+    """A client's process is killed when the buffers on the way to a handler that reads nothing are full."""
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    service, _, pool = pair
+    argv = sys.executable, "-P", "-c", _FLOOD, pool.address
+    child = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert await asyncio.wait_for(child.stdout.readline(), 60) == b"full\n"
+        assert not service.cancelled
+    finally:
+        child.kill()
+        await child.wait()
     await until(lambda: service.cancelled == 1, why="the handler is cancelled, though its connection is not read")
 
 

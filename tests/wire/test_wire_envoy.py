@@ -180,6 +180,31 @@ async def test_a_cancel_reaches_the_handler(edge, shape):
     assert service.calls[0].cancelled
 
 
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_the_end_of_a_call_reaches_a_handler_that_reads_nothing(edge, how, monkeypatch):
+    """A client gives a call up, or its deadline passes, while all buffers on the way to the handler are full."""
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    service, channel = edge
+    one = channel.stream_unary("/test.Service/Hang")(timeout=30 if how == "cancel" else 3)
+    written = 0
+
+    async def write():
+        nonlocal written
+        while True:
+            await one.write(bytes(100_000))
+            written += 1
+
+    writing = asyncio.ensure_future(write())
+    seen = same = 0
+    while same < 10 and not writing.done():  # looks at which nothing more was written
+        await asyncio.sleep(0.02)
+        seen, same = written, same + 1 if written == seen and service.calls else 0
+    if how == "cancel":
+        one.cancel()
+    await asyncio.gather(one, writing, return_exceptions=True)
+    await until(lambda: service.cancelled == service.calls, why="the handler is cancelled")
+
+
 async def test_a_deadline_that_passes_at_the_client_reaches_the_handler(edge):
     service, channel = edge
     with pytest.raises(grpc.aio.AioRpcError) as error:
