@@ -107,7 +107,7 @@ class RelayPort:
             carried.exchange = self._egress.post(
                 call.method, sent, frame, carried, timeout=left, encoding=call.encoding
             )
-        except (MeshError, ValueError) as error:
+        except Exception as error:
             carried.began_ns = carried.started_ns
             self._end(carried, self._failed(carried, _refusal(error)))
             return True
@@ -137,16 +137,20 @@ class RelayPort:
         call, exchange = carried.call, carried.exchange
         assert call.frame is not None
         assert exchange is not None
-        carried.outgoing = self._egress.resume(
-            exchange,
-            outcome,
-            call.method,
-            metadata.to_server(call.headers, carried.copy.model_id),
-            self._read(carried, call.frame),
-            timeout=self._left(call),
-            encoding=call.encoding,
-            pieces=carried.takes_pieces,
-        )
+        try:
+            carried.outgoing = self._egress.resume(
+                exchange,
+                outcome,
+                call.method,
+                metadata.to_server(call.headers, carried.copy.model_id),
+                self._read(carried, call.frame),
+                timeout=self._left(call),
+                encoding=call.encoding,
+                pieces=carried.takes_pieces,
+            )
+        except Exception as error:
+            self.ended(carried, error)
+            return
         call.on_cancel(None)
         if carried.timer is not None:
             carried.timer.cancel()
@@ -349,11 +353,11 @@ class RelayPort:
         return frame if spliced is message and not framing.is_compressed(frame) else framing.pack(spliced)
 
 
-def _refusal(error: MeshError | ValueError) -> MeshError:
-    """Returns the error for a call that cannot be sent."""
-    if isinstance(error, MeshError):
-        return error
-    return MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}")
+def _refusal(error: Exception) -> Exception:
+    """Returns the error for a call that cannot be sent. A ValueError comes from the call's metadata."""
+    if isinstance(error, ValueError):
+        return MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}")
+    return error
 
 
 def _cancel(task: "asyncio.Task[None]") -> None:

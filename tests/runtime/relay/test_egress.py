@@ -215,6 +215,40 @@ async def test_a_cancellation_reaches_the_server(egress: Egress, server: Server,
     await until(lambda: server.cancelled == before + 1, why="the server notices")
 
 
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_the_end_of_a_call_reaches_a_server_that_reads_nothing(egress: Egress, server: Server, how: str) -> None:
+    """A call is cancelled, or its deadline passes, while its writer waits because all buffers on the way are full. The
+    server learns of it, and the writer gets `Lost`."""
+    before, hanging = server.cancelled, server.hanging
+    outgoing = egress.open(b"/test/hang", [], timeout=None if how == "cancel" else 3, encoding=b"")
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        while True:
+            await outgoing.write(framing.pack(bytes(64 << 10)))
+            written += 1
+
+    writing, waiting = asyncio.ensure_future(write()), asyncio.ensure_future(outgoing.first())
+    await until(lambda: server.hanging == hanging + 1, why="the server has the call")
+    seen = same = 0
+    while same < 10:  # looks at which nothing more was written
+        await asyncio.sleep(0.02)
+        seen, same = written, same + 1 if written == seen else 0
+    if how == "cancel":
+        assert not writing.done()
+        outgoing.cancel()
+        with pytest.raises(Lost):
+            await waiting
+    else:
+        reply = await waiting
+        assert isinstance(reply, Reply)
+        assert reply.code == Code.DEADLINE_EXCEEDED
+    with pytest.raises(Lost):
+        await writing
+    await until(lambda: server.cancelled == before + 1, why="the server notices")
+
+
 async def test_a_deadline_reaches_the_server(egress: Egress, server: Server) -> None:
     """A call whose deadline passes ends with DEADLINE_EXCEEDED, and at the server as well."""
     before = server.cancelled

@@ -255,10 +255,26 @@ async def test_calls_of_a_limited_copy_wait_at_its_gate(relay: Relay) -> None:
     relay.check_nothing_is_left(failed=0)
 
 
-async def test_a_fault_in_the_relay_fails_only_the_call(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug while a reply is passed back becomes INTERNAL, and the call is counted as ended."""
-    monkeypatch.setattr("mesh.runtime.relay.metadata.to_client", lambda _: 1 / 0)
+@pytest.mark.parametrize(
+    ("place", "when"),
+    [
+        ("mesh.runtime.relay.metadata.to_server", "sent"),
+        ("mesh.runtime.relay.metadata.to_client", "answered"),
+        ("mesh.runtime.relay.metadata.to_server", "lost"),
+    ],
+)
+async def test_a_fault_in_the_relay_fails_only_the_call(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, place: str, when: str
+) -> None:
+    """A bug while a call is sent, answered or taken over by a task becomes INTERNAL, and the call is counted as
+    ended."""
+    if when == "sent":
+        monkeypatch.setattr(place, lambda *_: 1 / 0)
     call = relay.call()
-    relay.sent().reply()
+    monkeypatch.setattr(place, lambda *_: 1 / 0)
+    if when == "answered":
+        relay.sent().reply()
+    elif when == "lost":
+        relay.sent().lose(LostKind.UNSENT)
     assert call.code == Code.INTERNAL
     relay.check_nothing_is_left(failed=1)
