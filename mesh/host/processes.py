@@ -54,8 +54,13 @@ def tree(root: int, *, proc: Path = PROC) -> frozenset[int]:
 
 def behind_port(port: int, *, proc: Path = PROC) -> int:
     """Returns the id of the process that listens on a TCP port of this machine, or 0 if it is not visible from here.
-    Reads all of /proc, so call it in a thread."""
-    inodes = {f"socket:[{inode}]" for inode in _listening(port, proc)}
+    Reads all of /proc, so call it in a thread.
+
+    The sockets of another user's processes cannot be read. The listener is then the only program of the user who owns
+    the socket, if that user has just one: the case of a container with a user of its own.
+    """
+    listening = dict(_listening(port, proc))
+    inodes = {f"socket:[{inode}]" for inode in listening}
     if not inodes:
         return 0
     for pid in _pids(proc):
@@ -64,7 +69,8 @@ def behind_port(port: int, *, proc: Path = PROC) -> int:
                 with contextlib.suppress(OSError):
                     if os.readlink(one) in inodes:
                         return pid
-    return 0
+    users = set(listening.values()) - {os.geteuid()}
+    return _program_of(users.pop(), proc) if len(users) == 1 else 0
 
 
 def behind_socket(path: str) -> int:
@@ -80,7 +86,25 @@ def behind_socket(path: str) -> int:
     return int(pid)
 
 
-def _listening(port: int, proc: Path) -> Iterator[str]:
+def _program_of(user: int, proc: Path) -> int:
+    """Returns the process of a user from which all other processes of the user descend, or 0 if there is none, or more
+    than one."""
+    theirs = {pid: int(fields[1]) for pid in _pids(proc) if _user(pid, proc) == user and (fields := _stat(pid, proc))}
+    first = [pid for pid, parent in theirs.items() if parent not in theirs]
+    return first[0] if len(first) == 1 else 0
+
+
+def _user(pid: int, proc: Path) -> int:
+    """Returns the effective user of a process, or -1 if it does not exist."""
+    try:
+        told = (proc / str(pid) / "status").read_text()
+        return int(told.partition("\nUid:")[2].split(maxsplit=2)[1])
+    except (OSError, UnicodeDecodeError, ValueError, IndexError):
+        return -1
+
+
+def _listening(port: int, proc: Path) -> Iterator[tuple[str, int]]:
+    """Yields the inode and the user of each socket that listens on a port."""
     for name in ("tcp", "tcp6"):
         try:
             lines = (proc / "net" / name).read_text().splitlines()[1:]
@@ -89,7 +113,7 @@ def _listening(port: int, proc: Path) -> Iterator[str]:
         for line in lines:
             fields = line.split()
             if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                yield fields[9]
+                yield fields[9], int(fields[7])
 
 
 def _pids(proc: Path) -> Iterator[int]:

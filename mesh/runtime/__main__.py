@@ -66,7 +66,7 @@ def main(
         server.check()
         reached, base = login.reach(etcd, base=base)
         address = server.address()
-        models, limit = memory.split(foreign=server.foreign, installed=server.installed)
+        models, limit = memory.split(foreign=server.foreign, at_hand=server.at_hand())
         device, disk, rate = memory.device_capacity, storage.disk_budget, storage.pull_bandwidth
         settings = RuntimeSettings(
             name=name or socket.gethostname(),
@@ -115,6 +115,7 @@ def main(
             allow_code=server.allow_code,
             egress=server.carrier(),
             server_memory=server.server_memory,
+            server_memory_limit=server.memory_limit(),
             check_interval=membership.check_interval,
             log_format=logging.log_format,
             log_level=logging.log_level,

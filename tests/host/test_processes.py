@@ -55,6 +55,29 @@ def test_the_process_behind_an_address_is_found(tmp_path):
     assert processes.behind_socket(str(tmp_path / "other")) == 0
 
 
+def test_a_listener_of_another_user_is_the_only_program_of_that_user(tmp_path):
+    """The sockets of another user's processes cannot be read. The listener is found if one program of the user runs,
+    however many processes it has, and not if there are two."""
+    user = os.geteuid() + 7
+
+    def running(pid: int, parent: int, uid: int) -> None:
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a) b) S {parent} 0 0")
+        (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nUid:\t0\t{uid}\t0\t0\nGid:\t0\n")
+
+    (tmp_path / "net").mkdir()
+    line = f"0: 0100007F:1F41 00000000:0000 0A 00000000:00000000 00:00000000 00000000 {user} 0 4711 1"
+    (tmp_path / "net" / "tcp").write_text(f"  sl  local_address ...\n{line}\n")
+    running(1, 0, 65535)
+    running(30, 1, os.geteuid())
+    assert processes.behind_port(0x1F41, proc=tmp_path) == 0, "none of its processes is visible"
+    for pid, parent in ((40, 1), (41, 40), (42, 41)):
+        running(pid, parent, user)
+    assert processes.behind_port(0x1F41, proc=tmp_path) == 40
+    running(50, 0, user)
+    assert processes.behind_port(0x1F41, proc=tmp_path) == 0, "either of two may listen"
+
+
 def made(folder: Path, *, inside: str, stat: str, path: str = "/system.slice/server.service") -> tuple[Path, Path]:
     """Makes a /proc with one process, 70, and the tree of its cgroup."""
     proc, root = folder / "proc", folder / "cgroup"

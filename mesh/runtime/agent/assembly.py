@@ -126,7 +126,7 @@ class Pod:
                 foreign=seen,
             ),
             Limits(
-                memory_bytes=capacity.foreign_limit(there)
+                memory_bytes=settings.server_memory_limit or capacity.foreign_limit(there)
                 if settings.foreign
                 else settings.memory_limit or capacity.limit(settings.capacity),
                 load_concurrency=settings.load_concurrency,

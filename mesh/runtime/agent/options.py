@@ -99,19 +99,20 @@ class Memory:
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
-    def split(self, *, foreign: bool, installed: bool = False) -> tuple[int, int]:
-        """Returns the bytes for models and for the whole model server, or 0 if a foreign server decides. One that Mesh
-        has `installed` decides nothing. Raises BadParameter if there is too little memory."""
-        if installed and self.capacity == "auto":
-            return capacity.auto_capacity(memory.available_bytes()), 0
+    def split(self, *, foreign: bool, at_hand: int = 0) -> tuple[int, int]:
+        """Returns the bytes for models and for the whole model server, or 0 if a foreign server decides. One that has
+        an adapter decides nothing, and may take the `at_hand` bytes. Raises BadParameter if there is too little
+        memory."""
+        if at_hand and self.capacity == "auto":
+            return capacity.auto_capacity(at_hand), 0
         if foreign:
             return 0 if self.capacity == "auto" else checked.size(self.capacity, "--capacity"), 0
         there = memory.whole()
         try:
             if self.capacity == "auto":
                 capacity.check_least(there)
-                at_hand = memory.available_bytes()
-                return capacity.auto_capacity(at_hand), capacity.auto_limit(at_hand)
+                free = memory.available_bytes()
+                return capacity.auto_capacity(free), capacity.auto_limit(free)
             models = checked.size(self.capacity, "--capacity")
             limit = capacity.server_limit(models, there)
         except ValueError as error:
@@ -336,6 +337,14 @@ class ModelServer:
             ),
         ),
     ] = "auto"
+    server_memory_limit: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVER_MEMORY_LIMIT",
+            help="Memory that the server of --server may take, such as the limit of its container, in bytes or with a "
+            "unit such as GiB; auto: as much as this pod.",
+        ),
+    ] = "auto"
     types: Annotated[
         str,
         typer.Option(
@@ -355,6 +364,19 @@ class ModelServer:
     def installed(self) -> bool:
         """True if the pod starts a server that Mesh has installed."""
         return bool(self.adapter) and not (self.server or self.server_command)
+
+    def memory_limit(self) -> int:
+        """Returns the bytes that the server may take, or 0 if the option does not say. Raises BadParameter."""
+        limit = self.server_memory_limit
+        return 0 if limit == "auto" else checked.size(limit, "--server-memory-limit")
+
+    def at_hand(self) -> int:
+        """Returns the bytes that a server with an adapter may take, or 0 if they are unknown, or if the server has no
+        adapter and so decides itself. Raises BadParameter."""
+        if not self.adapter:
+            return 0
+        neighbour = bool(self.server) and not self.server_command
+        return self.memory_limit() or (0 if neighbour else memory.available_bytes())
 
     def served(self, *, ours: bool) -> tuple[str, ...]:
         """Returns the types that the server takes, or none if it takes any."""
@@ -395,6 +417,8 @@ class ModelServer:
         if (self.server_models is not None or self.allow_code) and not self.adapter:
             option = "--allow-code" if self.allow_code else "--server-models"
             raise typer.BadParameter("it needs --adapter", param_hint=option)
+        if self.server_memory_limit != "auto" and not self.server:
+            raise typer.BadParameter("it needs --server", param_hint="--server-memory-limit")
         if self.server_memory not in ("auto", "none"):
             raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")
 

@@ -169,7 +169,8 @@ class ServerStart:
         """Takes over what a server that is not ours reports about itself. Raises StartError."""
         capacity_bytes = self._settings.capacity or stated(status.capacity_bytes)
         if not capacity_bytes:
-            raise StartError(f"the model server at {self._address} reports no capacity: set --capacity")
+            text = f"the model server at {self._address} reports no capacity"
+            raise StartError(f"{text}: set --capacity, or --server-memory-limit for a server with an adapter")
         load_timeout = status.load_timeout or self._settings.load_timeout
         concurrency = max(1, status.load_concurrency)
         await self._cache.adopt(

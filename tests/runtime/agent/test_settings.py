@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from mesh.runtime.__main__ import app
+from mesh.runtime.agent.options import Memory, ModelServer
 from mesh.runtime.agent.settings import RuntimeSettings
+from mesh.runtime.cache.evictions import capacity
 
 
 def test_addresses_that_others_can_reach() -> None:
@@ -35,6 +38,23 @@ def test_wrong_options_are_refused_with_a_text(option: str, value: str, says: st
     assert says in " ".join(result.output.split())
 
 
+def neighbour(**options: Any) -> ModelServer:
+    """Returns the options of a server that others start, and that has an adapter."""
+    return ModelServer(server="127.0.0.1:8001", adapter="mlserver", server_models=Path("/models"), **options)
+
+
+def test_the_capacity_of_a_server_with_an_adapter_follows_from_its_memory() -> None:
+    """A server with an adapter reports no capacity, so most of its container's memory is for models. Without the
+    option, the operator has to name the capacity. A server without an adapter reports its own."""
+    server = neighbour(server_memory_limit="4GiB")
+    auto = Memory().split(foreign=True, at_hand=server.at_hand())
+    assert auto == (capacity.auto_capacity(4 << 30), 0)
+    assert 2 << 30 < auto[0] < 3 << 30
+    assert Memory(capacity="1GiB").split(foreign=True, at_hand=server.at_hand()) == (1 << 30, 0)
+    assert neighbour().at_hand() == 0
+    assert ModelServer(server="127.0.0.1:8001", server_memory_limit="4GiB").at_hand() == 0
+
+
 def test_slots_follow_the_capacity() -> None:
     """The number of slots grows with the capacity, between a lower and an upper bound."""
     assert RuntimeSettings("pod", capacity=1 << 20).slots == 1024
@@ -50,6 +70,8 @@ def test_slots_follow_the_capacity() -> None:
         (["--adapter", "mlserver", "--server", "127.0.0.1:8081"], "server and this pod have in common"),
         (["--allow-code"], "it needs --adapter"),
         (["--server-models", "/models", "--server", "127.0.0.1:8081"], "it needs --adapter"),
+        (["--server-memory-limit", "1GiB"], "it needs --server"),
+        (["--server-memory-limit", "much", "--server", "127.0.0.1:8081"], "is not a size"),
     ],
 )
 def test_adapters_are_refused_without_what_they_need(

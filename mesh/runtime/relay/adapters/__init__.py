@@ -6,6 +6,7 @@ server wants is one table at the top of its module.
 - `choice` names the adapters;
 - `mlserver` manages MLServer;
 - `repository` calls the repository extension of V2, which MLServer and Triton have;
+- `sizes` predicts the size of a model from that of its files;
 - `folders` keeps the folder that a server reads its models from, and `contents` finds a model's files.
 
 What all adapters share: the files that the agent has pulled stay as they are. The adapter makes a folder for each model

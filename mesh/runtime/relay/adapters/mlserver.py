@@ -21,7 +21,7 @@ import grpc
 
 from mesh.modelfiles import mlflow, sniffing
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents
+from mesh.runtime.relay.adapters import contents, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.control import Trailers
@@ -153,8 +153,8 @@ class MLServer:
         return pb.ModelSizeResponse(), ()
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Refuses, because MLServer predicts no sizes."""
-        raise MeshError(Reason.UNSUPPORTED, "MLServer predicts no sizes")
+        """Returns the size that the model's files suggest."""
+        return sizes.predicted(request, default=_DEFAULT_BYTES)
 
     # --- the model's folder
 
