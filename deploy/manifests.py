@@ -25,7 +25,7 @@ CHART = ROOT / "chart" / "mesh"
 VALUES = ROOT / "values"
 KUSTOMIZE = ROOT / "kustomize"
 SUMS = "sums.txt"
-COMPONENTS = ("trial", "gpu", "external-etcd", "tls")
+COMPONENTS = ("trial", "gpu", "mlserver", "external-etcd", "tls")
 """The components, in their order of application: each may change what earlier ones have added."""
 
 KUBERNETES = "1.35.0"  # the Kubernetes version to render for; no template depends on it

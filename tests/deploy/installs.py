@@ -30,7 +30,8 @@ RENDERED: dict[str, tuple[str, ...]] = {
         '"dataPlane":{"config":{"rpcConfigs":{"a.B/c":{"idExtractionPath":[1]}},"allowOtherRpcs":true}}}',
         'pools=[{"name":"cpu","autoscaling":{"enabled":true},"claims":["one","two"]},'
         '{"name":"gpu","gpu":{"count":2},"runtimeClassName":"nvidia","zone":"z","disk":{"kind":"ephemeral"}},'
-        '{"name":"other","server":{"image":"example.com/other:1","types":["other"],"spi":"unix:/run/other/spi.sock"}}]',
+        '{"name":"other","server":{"image":"example.com/other:1","types":["other"],"spi":"unix:/run/other/spi.sock"}},'
+        '{"name":"ml","preset":"mlserver","allowCode":true}]',
         'proxy={"http":"http://proxy:3128","https":"http://proxy:3128","noProxy":"example.com"}',
         'caBundle={"configMap":"ca"}',
         'imagePullSecrets=[{"name":"registry"}]',

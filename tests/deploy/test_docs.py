@@ -72,10 +72,13 @@ def test_json_examples():
 @installs.needs_helm
 def test_pools_example():
     """The chart accepts the documented example of pools and makes the pools in it."""
-    pools, with_server = [block for block in blocks("yaml") if block.startswith("pools:")]
+    pools, preset, with_server = [block for block in blocks("yaml") if block.startswith("pools:")]
     found = installs.rendered(f"pools={json.dumps(yaml.safe_load(with_server)['pools'])}")
     example = installs.one(found, "Deployment", "mesh-runtime-example")["spec"]["template"]["spec"]
     assert [one["name"] for one in example["initContainers"]] == ["server"]
+    found = installs.rendered(f"pools={json.dumps(yaml.safe_load(preset)['pools'])}")
+    (server,) = installs.one(found, "Deployment", "mesh-runtime-sklearn")["spec"]["template"]["spec"]["initContainers"]
+    assert "mlserver" in server["image"]
     found = installs.rendered(f"pools={json.dumps(yaml.safe_load(pools)['pools'])}")
     big = installs.one(found, "Deployment", "mesh-runtime-big")["spec"]["template"]["spec"]
     assert installs.env(big["containers"][0])["MESH_LABELS"] == "big-memory"

@@ -64,8 +64,12 @@ def test_pod_security(found):
     """Every pod complies with Pod Security `restricted`."""
     for name, pod in installs.pods(found):
         spec = pod["spec"]
-        for key in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
+        for key in ("hostNetwork", "hostPID", "hostIPC"):
             assert not spec.get(key), name
+        if spec.get("shareProcessNamespace"):
+            users = [one["securityContext"].get("runAsUser") for one in (*spec["initContainers"], *spec["containers"])]
+            own = spec["securityContext"]["runAsUser"]
+            assert len({user or own for user in users}) == len(users), f"{name}: each container has another user"
         assert spec["securityContext"]["runAsNonRoot"] is True, name
         assert spec["securityContext"].get("runAsUser", 1) > 0, name
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name

@@ -104,7 +104,35 @@ their own, not a tag: kustomize and mirrors set one tag, or one digest, for one 
 {{- define "mesh.pool" -}}
 {{- $pool := deepCopy .root.Values.runtime -}}
 {{- include "mesh.overlay" (dict "into" $pool "from" .pool) -}}
+{{- if $pool.preset -}}
+{{- $server := get (.root.Files.Get "files/presets.yaml" | fromYaml) $pool.preset -}}
+{{- range $own := list $.root.Values.runtime.server $.pool.server -}}
+{{- include "mesh.serverOverlay" (dict "into" $server "from" (deepCopy ($own | default dict))) -}}
+{{- end -}}
+{{- $_ := set $pool "server" $server -}}
+{{- end -}}
 {{- toYaml $pool -}}
+{{- end }}
+
+{{- /* Lays values of a server over others. Lists whose items have names are merged by the names. */ -}}
+{{- define "mesh.serverOverlay" -}}
+{{- range $key, $name := dict "env" "name" "ports" "name" "volumeMounts" "mountPath" -}}
+{{- with get $.from $key -}}
+{{- $own := list -}}
+{{- range . -}}{{- $own = append $own (get . $name) -}}{{- end -}}
+{{- $kept := list -}}
+{{- range get $.into $key | default list -}}{{- if not (has (get . $name) $own) -}}{{- $kept = append $kept . -}}{{- end -}}{{- end -}}
+{{- $_ := set $.from $key (concat $kept .) -}}
+{{- end -}}
+{{- end -}}
+{{- include "mesh.overlay" . -}}
+{{- end }}
+
+{{- /* The user of a pool's server if it has one of its own, otherwise empty. A dict with root and server. */ -}}
+{{- define "mesh.serverUser" -}}
+{{- $agent := .root.Values.podSecurity.runAsUser -}}
+{{- $user := (.server | default dict).runAsUser -}}
+{{- if and $agent $user (ne (int64 $agent) (int64 $user)) -}}{{- int64 $user -}}{{- end -}}
 {{- end }}
 
 {{- /*

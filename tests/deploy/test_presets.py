@@ -1,0 +1,178 @@
+"""Pools with a preset: the chart fills in the values of the model server, and a pool's own values override them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import manifests
+from mesh.modelservers import kinds
+from tests.deploy import installs
+
+PRESETS = yaml.safe_load((manifests.CHART / "files" / "presets.yaml").read_text())
+SCHEMA = json.loads((manifests.CHART / "values.schema.json").read_text())
+ALL = pytest.mark.parametrize("preset", PRESETS)
+
+pytestmark = installs.needs_helm
+
+
+def pod_of(*sets: str, **pool: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Returns the pod of a pool with these values, its server, and its agent."""
+    found = installs.rendered(f"pools={json.dumps([{'name': 'p', **pool}])}", *sets)
+    spec = installs.one(found, "Deployment", "mesh-runtime-p")["spec"]["template"]["spec"]
+    return spec, spec["initContainers"][-1], spec["containers"][0]
+
+
+def refusal(**pool: Any) -> str:
+    """Returns the error with which Helm refuses a pool."""
+    with pytest.raises(manifests.Failed) as caught:
+        pod_of(**pool)
+    return str(caught.value)
+
+
+def test_presets_are_those_of_the_schema():
+    """The schema accepts exactly the presets that exist, and each is a kind of server that has an adapter."""
+    pool, server = (SCHEMA["$defs"][name]["properties"] for name in ("pool", "server"))
+    assert pool["preset"]["enum"] == ["", *PRESETS]
+    assert [preset["adapter"] for preset in PRESETS.values()] == list(PRESETS)
+    assert set(PRESETS) <= set(server["adapter"]["enum"]) <= set(kinds.KINDS)
+
+
+@ALL
+def test_a_preset_is_all_that_a_pool_needs(preset: str):
+    """The server has the preset's image, command, environment, ports and probes. The agent reaches it on loopback, and
+    knows its kind and its memory."""
+    _, server, agent = pod_of(preset=preset)
+    wanted = PRESETS[preset]
+    for key in ("image", "command", "args", "env", "ports"):
+        assert server.get(key) == wanted.get(key)
+    for name in ("startup", "readiness", "liveness"):
+        assert server.get(f"{name}Probe") == wanted["probes"].get(name)
+    env = installs.env(agent)
+    assert env["MESH_ADAPTER"] == preset
+    assert env["MESH_SERVER"] == wanted["spi"]
+    assert env["MESH_SERVER"].startswith("127.0.0.1:"), "no other pod can reach the server"
+    assert env["MESH_SERVER_MEMORY_LIMIT"] == {
+        "resourceFieldRef": {"containerName": server["name"], "resource": "limits.memory"}
+    }
+    assert not {"MESH_TYPES", "MESH_ALLOW_CODE"} & set(env), "the agent knows which types its kind of server takes"
+
+
+@ALL
+def test_server_and_agent_share_the_folder_of_models_at_one_path(preset: str):
+    """The server finds the files of models, and its own folder of them, under the paths that the agent uses. It can
+    write to neither."""
+    _, server, agent = pod_of(preset=preset, claims=["team"])
+    agents = {mount["mountPath"]: mount for mount in agent["volumeMounts"]}
+    servers = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    env = installs.env(agent)
+    for path in (env["MESH_MODEL_DIR"], env["MESH_SERVER_MODELS"], "/pvc_mounts/team"):
+        assert servers[path]["name"] == agents[path]["name"]
+        assert servers[path]["readOnly"] is True
+    assert env["MESH_SERVER_MODELS"] in json.dumps([server.get("command"), server.get("args"), server.get("env")])
+    assert server["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+@ALL
+def test_the_server_has_a_user_of_its_own_whose_memory_the_agent_sees(preset: str):
+    """The agent and the server share the process namespace, but not the user, so that the server cannot read the
+    agent's memory and Secrets. Where the cluster assigns the user, they share nothing."""
+    spec, server, agent = pod_of(preset=preset)
+    assert spec["shareProcessNamespace"] is True
+    assert (
+        server["securityContext"]["runAsUser"] == PRESETS[preset]["runAsUser"] != spec["securityContext"]["runAsUser"]
+    )
+    assert "runAsUser" not in agent["securityContext"]
+    none = 'podSecurity={"runAsUser":null,"runAsGroup":null,"fsGroup":null}'
+    for spec, server, _ in (
+        pod_of(none, preset=preset),
+        pod_of(preset=preset, server={"runAsUser": None}),
+        pod_of(preset=preset, server={"runAsUser": 10001}),
+    ):
+        assert "shareProcessNamespace" not in spec
+        assert "runAsUser" not in server["securityContext"]
+
+
+@ALL
+def test_a_pool_overrides_each_value_of_a_preset(preset: str):
+    """A pool's own values have precedence. Variables, ports and mounts are merged by their names."""
+    variable = PRESETS[preset].get("env", [{"name": "A"}])[0]["name"]
+    own = {
+        "image": "mine:1",
+        "pullPolicy": "Never",
+        "types": ["sklearn"],
+        "spi": "127.0.0.1:9001",
+        "calls": "127.0.0.1:9002",
+        "command": ["mine"],
+        "args": ["--x"],
+        "runAsUser": 4711,
+        "env": [{"name": variable, "value": "own"}, {"name": "MORE", "value": "1"}],
+        "ports": [{"name": "more", "containerPort": 9001}],
+        "probes": {"startup": None, "liveness": {"exec": {"command": ["true"]}}},
+        "volumeMounts": [{"name": "more", "mountPath": "/more"}],
+        "readOnlyRootFilesystem": False,
+    }
+    _, server, agent = pod_of(preset=preset, server=own, extraVolumes=[{"name": "more", "emptyDir": {}}])
+    for key in ("image", "command", "args"):
+        assert server[key] == own[key]
+    given, before = installs.env(server), installs.env(PRESETS[preset])
+    assert given == {**before, variable: "own", "MORE": "1"}
+    assert len(server["env"]) == len(given), "each variable is there once"
+    assert [port["name"] for port in server["ports"]] == [*(one["name"] for one in PRESETS[preset]["ports"]), "more"]
+    assert "startupProbe" not in server
+    assert server["livenessProbe"]["exec"] == {"command": ["true"]}
+    assert server["imagePullPolicy"] == "Never"
+    assert server["securityContext"]["readOnlyRootFilesystem"] is False
+    assert server["securityContext"]["runAsUser"] == 4711
+    assert {"name": "more", "mountPath": "/more"} in server["volumeMounts"]
+    env = installs.env(agent)
+    assert (env["MESH_SERVER"], env["MESH_SERVER_CALLS"], env["MESH_TYPES"]) == (own["spi"], own["calls"], "sklearn")
+
+
+def test_a_preset_for_all_pools():
+    """A preset and values of its server may be set for all pools. A pool may then change them, or have the ONNX server
+    after all."""
+    common = 'runtime={"preset":"mlserver","server":{"image":"all:1","pullPolicy":"Never"}}'
+    _, server, _ = pod_of(common, server={"image": "one:1"})
+    assert (server["image"], server["imagePullPolicy"]) == ("one:1", "Never")
+    assert server["command"] == PRESETS["mlserver"]["command"]
+    found = installs.rendered(
+        common.replace(',"server":{"image":"all:1","pullPolicy":"Never"}', ""), 'pools=[{"name":"p","preset":""}]'
+    )
+    assert "initContainers" not in installs.one(found, "Deployment", "mesh-runtime-p")["spec"]["template"]["spec"]
+
+
+def test_code_runs_only_where_a_pool_allows_it():
+    """A pool's `allowCode` is an option of its agents, and only means something for a server with an adapter."""
+    _, _, agent = pod_of(preset="mlserver", allowCode=True)
+    assert installs.env(agent)["MESH_ALLOW_CODE"] == "true"
+    assert "allowCode has no effect" in refusal(allowCode=True)
+    text = refusal(allowCode=True, server={"image": "a", "types": ["t"], "spi": "127.0.0.1:1"})
+    assert "Set a preset, or remove allowCode" in text
+
+
+def test_refusals_say_what_to_do():
+    """Presets that do not exist are refused with those that do. A server without a preset needs an image, types and an
+    address."""
+    text = refusal(preset="jboss")
+    assert "preset" in text
+    assert "mlserver" in text
+    for missing in ("image", "types", "spi"):
+        server = {"image": "a", "types": ["t"], "spi": "127.0.0.1:1"}
+        del server[missing]
+        text = refusal(server=server)
+        assert f"server.{missing} is missing" in text
+        assert "or set the pool's preset" in text
+    assert "listens on port 8085" in refusal(preset="mlserver", server={"calls": "127.0.0.1:8085"})
+
+
+@ALL
+def test_the_commands_of_probes_time_out_before_kubernetes_does(preset: str):
+    """Kubernetes allows a probe more than the second that is its default, and a load does not end the server."""
+    for name, probe in PRESETS[preset]["probes"].items():
+        assert probe["timeoutSeconds"] >= 5
+        if name == "liveness":
+            load = yaml.safe_load(Path(manifests.CHART / "values.yaml").read_text())["runtime"]["loadTimeout"]
+            assert probe["periodSeconds"] * probe["failureThreshold"] > 2 * load
