@@ -299,7 +299,7 @@ class WorkerProcess:
     def _unmanaged(self, call: Call) -> None:
         """Serves a call of a port without management."""
         if call.method.startswith(modelmesh.SERVICES):
-            answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, "this port serves no management: use the port for it"))
+            answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, app.NO_MANAGEMENT))
         else:
             self.dispatcher.dispatch(call)
 

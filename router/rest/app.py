@@ -23,6 +23,9 @@ from router.rest.v2 import V2
 
 log = logs.get(__name__)
 
+NO_MANAGEMENT = "this port serves no management: send the request to the mesh's port for management"
+"""The error for management requests to `--listen` while `--management-listen` is set."""
+
 _BACKLOG = 4096  # connections not yet accepted: a unix socket refuses further ones, and Envoy opens one for each call
 _KEEPALIVE = 3630.0  # seconds; longer than Envoy keeps a connection, so that Envoy ends it
 _LINGER = 5.0  # seconds for which the rest of a refused body is read, so that the answer arrives
@@ -43,6 +46,8 @@ def make_app(parts: Parts, *, managed: bool = True) -> web.Application:
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not doors.is_plain(request):
             raise web.HTTPNotFound
+        if not managed and request.rel_url.raw_path.startswith("/mesh/"):
+            raise MeshError(Reason.UNKNOWN_METHOD, NO_MANAGEMENT)
         return await doors.audited(request, guard, audit, handler, check)
 
     app = web.Application(middlewares=[_heard_out, _failures, guarded])

@@ -5,21 +5,16 @@ One installation with the chart's defaults serves the first tests, then it is up
 
 import asyncio
 import base64
-import json
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 import pytest
 import pytest_asyncio
 
-from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
 from tests.support import documented
 from tests.support.cluster import Kube, KubeError, pod
 from tests.support.installed import Installed, Traffic
-from tests.support.localmesh import infer_request
+from tests.support.outside import MODEL, Outsider
 from tests.support.visits import Visits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -50,29 +45,7 @@ def key(mesh: Installed) -> bytes:
 
 def asked(mesh: Installed, method: str, path: str, body: Any = None, *, key: str = "") -> int:
     """Sends a request to the Service from outside, and returns the status."""
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = urllib.request.Request(f"http://{mesh.address}:8008{path}", data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=20.0) as reply:
-            return int(reply.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-async def registered(mesh: Installed, key: str = "") -> str:
-    """Registers a model over gRPC from outside, and returns the name of the status."""
-    metadata = [("authorization", f"Bearer {key}")] if key else []
-    async with mesh.channel() as channel:
-        stub = modelmesh_pb2_grpc.ModelMeshStub(channel)
-        info = modelmesh_pb2.ModelInfo(type="onnx", path="http://store:8000/models/m0.onnx")
-        try:
-            await stub.registerModel(
-                modelmesh_pb2.RegisterModelRequest(modelId="by-grpc", modelInfo=info), metadata=metadata, timeout=20
-            )
-        except grpc.aio.AioRpcError as error:
-            return error.code().name
-    return "OK"
+    return Outsider(mesh, key).asked(method, path, body)
 
 
 def typed(mesh: Installed, *about: str) -> str:
@@ -95,15 +68,15 @@ async def test_management_from_outside_needs_the_key(mesh: Installed) -> None:
     for given in ("", "x" * 43):
         for method, path, body in (
             ("GET", "/mesh/v1/models", None),
-            ("PUT", "/mesh/v1/models/by-rest", {"type": "onnx", "path": "http://store:8000/models/m0.onnx"}),
+            ("PUT", "/mesh/v1/models/by-rest", MODEL),
             ("DELETE", "/mesh/v1/models/m0", None),
             ("PUT", "/mesh/v1/keys/mine", {"role": "admin"}),
         ):
             assert asked(mesh, method, path, body, key=given) == 401, (method, path)
-        assert await registered(mesh, given) == "UNAUTHENTICATED"
+        assert await Outsider(mesh, given).registered("by-grpc") == "UNAUTHENTICATED"
     assert asked(mesh, "GET", "/mesh/v1/models/m0", key=right) == 200
     assert asked(mesh, "GET", "/mesh/v1/models/by-rest", key=right) == 404
-    assert await registered(mesh, right) == "OK"
+    assert await Outsider(mesh, right).registered("by-grpc") == "OK"
 
 
 async def test_management_from_inside_needs_the_key(mesh: Installed) -> None:
@@ -127,11 +100,10 @@ async def test_inference_is_open(mesh: Installed) -> None:
 async def test_a_key_of_ones_own(mesh: Installed) -> None:
     """The documented command makes a key, which registers the models of its grant and no others."""
     made = typed(mesh, "mesh keys create").strip()
-    body = {"type": "onnx", "path": "http://store:8000/models/m0.onnx"}
     await mesh.kube.until(
-        lambda: asked(mesh, "PUT", "/mesh/v1/models/fraud%2Fde", body, key=made) == 201, "the key registers a model"
+        lambda: asked(mesh, "PUT", "/mesh/v1/models/fraud%2Fde", MODEL, key=made) == 201, "the key registers a model"
     )
-    assert asked(mesh, "PUT", "/mesh/v1/models/other", body, key=made) == 403
+    assert asked(mesh, "PUT", "/mesh/v1/models/other", MODEL, key=made) == 403
 
 
 async def test_the_doctor_works_with_the_key(mesh: Installed) -> None:
@@ -180,15 +152,9 @@ async def test_with_required_inference_needs_a_key(mesh: Installed) -> None:
     """With `auth.mode=required` a call without a key is refused. Probes need none."""
     mesh.helm("upgrade", "mesh", over={"auth": {"mode": "required"}})
     await mesh.ready()
-    async with mesh.channel() as channel:
-        infer = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer", lambda message: message.SerializeToString(), bytes
-        )
-        request = infer_request("m0")
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await infer(request, timeout=20)
-        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert await Outsider(mesh).called("m0") == "UNAUTHENTICATED"
     given = key(mesh).decode().split("\n")[-1]
+    assert await Outsider(mesh, given).called("m0") == "OK"
     assert asked(mesh, "GET", "/v2/models/m0", key=given) == 200
 
 

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from deploy.cluster import identity, layout
 from tests.support import certificates
-from tests.support.cluster import Kube
+from tests.support.cluster import Kube, pair, secret
 from tests.support.installed import NAME, Installed
 from tests.support.visits import Expected, Visits
 
@@ -49,19 +49,6 @@ for words in (["defrag"], ["alarm", "disarm"]):
 """
 
 
-def edge(pem: bytes) -> dict[str, Any]:
-    """Returns the endpoint's certificate and key in their Secret."""
-    certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
-    data = {"tls.crt": certificate, "tls.key": b"-----BEGIN PRIVATE KEY-----" + key}
-    return secret("edge", data)
-
-
-def secret(name: str, data: dict[str, bytes]) -> dict[str, Any]:
-    """Returns a Secret."""
-    encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(
     shared_namespace: Kube, image: str, volume: str, tmp_path_factory: pytest.TempPathFactory
@@ -71,7 +58,7 @@ async def mesh(
     authority, pem = certificates.certificate(NAME, ends=timedelta(days=100))
     mesh.trust = tmp_path_factory.mktemp("trust") / "ca.pem"
     mesh.trust.write_bytes(authority)
-    mesh.kube.apply(edge(pem))
+    mesh.kube.apply(secret("edge", pair(pem)))
     over = {
         "tls": {"secretName": "edge"},
         "router": {"replicas": 1},
@@ -140,7 +127,7 @@ async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
     """Puts a certificate that expired an hour ago into the endpoint's Secret. Running routers keep their valid one."""
     before = mesh.kube.get("secret", "edge")
     _, pem = certificates.certificate(NAME, ends=-certificates.HOUR)
-    mesh.kube.apply(edge(pem))
+    mesh.kube.apply(secret("edge", pair(pem)))
     try:
         yield
     finally:
@@ -148,15 +135,27 @@ async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def without_connection(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """Deletes the Secret with the connection to etcd."""
-    before = mesh.kube.get("secret", "mesh-etcd-connection")
-    mesh.kube.kubectl("delete", "secret", "mesh-etcd-connection")
+async def deleted(mesh: Installed, cluster: Kube, name: str) -> AsyncIterator[None]:
+    """Deletes a Secret of the chart."""
+    before = mesh.kube.get("secret", name)
+    mesh.kube.kubectl("delete", "secret", name)
     try:
         yield
     finally:
         kept = {key: before["metadata"][key] for key in ("name", "labels", "annotations")}
         mesh.kube.apply({**before, "metadata": kept})
+
+
+@contextlib.asynccontextmanager
+async def no_admin_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
+    """Removes the admin's key from its Secret, as if the Job had not made it."""
+    (value,) = mesh.kube.get("secret", "mesh-admin-key")["data"].values()
+    change = [{"op": "remove", "path": "/data/admin.key"}]
+    mesh.kube.kubectl("patch", "secret", "mesh-admin-key", "--type=json", f"--patch={json.dumps(change)}")
+    try:
+        yield
+    finally:
+        mesh.kube.kubectl("patch", "secret", "mesh-admin-key", f"--patch={json.dumps({'data': {'admin.key': value}})}")
 
 
 @contextlib.asynccontextmanager
@@ -202,6 +201,10 @@ def _scaled(what: str) -> Fault:
     return lambda mesh, cluster: scaled(mesh, cluster, what)
 
 
+def _deleted(name: str) -> Fault:
+    return lambda mesh, cluster: deleted(mesh, cluster, name)
+
+
 STORAGE = secret("storage-config", {"minio": b"{not json"})
 
 FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
@@ -241,8 +244,16 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
     "storage-key": (unknown_key, [("fail", "mesh", "storage", "no key nowhere", "keyed", "add nowhere to the Secret")]),
     "no-place": (no_place, [("fail", "mesh", "types", "type onnx", "nobody-has-it", "pools[].labels")]),
     "connection": (
-        without_connection,
+        _deleted("mesh-etcd-connection"),
         [("fail", "secrets", "there", "no Secret mesh-etcd-connection", "mesh-router", "creates it")],
+    ),
+    "admin-secret": (
+        _deleted("mesh-admin-key"),
+        [("fail", "secrets", "there", "no Secret mesh-admin-key", "mesh-router", "the chart creates it: helm upgrade")],
+    ),
+    "admin-key": (
+        no_admin_key,
+        [("fail", "secrets", "keys", "mesh-admin-key has no key admin.key", "mesh-router", "helm upgrade")],
     ),
     "expired": (
         expired,

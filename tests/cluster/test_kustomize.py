@@ -33,8 +33,8 @@ def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
 
 
 async def test_a_mesh_is_applied_and_deleted(namespace: Kube, image: str, tmp_path: Path) -> None:
-    """The applied mesh serves its models. Helm refuses to install another one over it, and nothing is left after its
-    deletion."""
+    """The applied mesh serves its models, and keeps the admin's key when it is applied again. Helm refuses to install
+    another one over it, and nothing is left after its deletion."""
     (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization(image, namespace.namespace, tmp_path)))
     mesh = Installed(namespace, image)
     mesh.typed("Install with kustomize", folder=tmp_path)
@@ -43,6 +43,11 @@ async def test_a_mesh_is_applied_and_deleted(namespace: Kube, image: str, tmp_pa
     async with Traffic(mesh) as traffic:
         await traffic.some(100)
     assert traffic.errors == []
+    key = mesh.credentials()
+    assert key
+    mesh.typed("Install with kustomize", folder=tmp_path)
+    await mesh.ready()
+    assert mesh.credentials() == key
     with pytest.raises(KubeError, match=r"The namespace .* already has a mesh .*, installed without Helm"):
         mesh.helm("install", "mesh")
     namespace.kubectl("delete", "-k", str(tmp_path), timeout=120.0)

@@ -1,36 +1,28 @@
 """Mistakes of an admin on a real cluster. A message names the cause and the way out of each, and the mesh becomes ready
 once the mistake is corrected. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and `test_tls`."""
 
-import base64
 from typing import Any
 
 import pytest
 
 from tests.support import authority, certificates
-from tests.support.cluster import Kube, KubeError
+from tests.support.cluster import Kube, KubeError, pair, secret
 from tests.support.installed import NAME, Installed
 from tests.support.visits import Visits
 
 ETCD = ("mesh.internal", "localhost", "mesh-etcd-0.mesh-etcd")
 
 
-def secret(name: str, **files: bytes) -> dict[str, Any]:
-    """Returns a Secret with these files: ca_crt for ca.crt."""
-    data = {key.replace("_", "."): base64.b64encode(value).decode() for key, value in files.items()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
-
-
 def internal(by: authority.Authority, *, hours: float) -> dict[str, Any]:
     """Returns the Secret with the certificate between the mesh's pods."""
     certificate, key = by.issue(*ETCD, hours=hours)
-    return secret("ours", ca_crt=by.pem, tls_crt=certificate, tls_key=key)
+    return secret("ours", {"ca.crt": by.pem, "tls.crt": certificate, "tls.key": key})
 
 
 def edge(*, ends: Any = certificates.HOUR) -> dict[str, Any]:
     """Returns the Secret with the certificate that clients see."""
     _, pem = certificates.certificate(NAME, ends=ends)
-    certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
-    return secret("edge", tls_crt=certificate, tls_key=b"-----BEGIN PRIVATE KEY-----" + key)
+    return secret("edge", pair(pem))
 
 
 def test_a_typo_in_a_values_file(namespace: Kube, image: str) -> None:

@@ -1,6 +1,5 @@
 """The endpoint's certificate in a Secret: routers require it at their start, and adopt a new one under traffic."""
 
-import base64
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import certificates
-from tests.support.cluster import Kube, KubeError
+from tests.support.cluster import Kube, KubeError, pair, secret
 from tests.support.installed import NAME, Installed, Traffic
 from tests.support.visits import Visits
 
@@ -18,17 +17,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 TLS = {"tls": {"secretName": "edge"}, "pools": [{"name": "cpu", "replicas": 1}]}
 
 
-def secret(pem: bytes) -> dict[str, Any]:
+def edge(pem: bytes) -> dict[str, Any]:
     """Returns a Secret like those of cert-manager, from one text with a certificate and its key."""
-    certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
-    data = {"tls.crt": certificate, "tls.key": b"-----BEGIN PRIVATE KEY-----" + key}
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "kubernetes.io/tls",
-        "metadata": {"name": "edge"},
-        "data": {name: base64.b64encode(value).decode() for name, value in data.items()},
-    }
+    return secret("edge", pair(pem)) | {"type": "kubernetes.io/tls"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +38,7 @@ async def mesh(
         mesh.helm("install", "mesh", over=TLS)
     mesh.trust = tmp_path_factory.mktemp("trust") / "ca.pem"
     mesh.trust.write_bytes(b"".join(authority for authority, _ in pairs))
-    mesh.kube.apply(secret(pairs[0][1]))
+    mesh.kube.apply(edge(pairs[0][1]))
     mesh.helm("install", "mesh", over=TLS)
     await mesh.ready()
     await mesh.offer(10)
@@ -66,7 +57,7 @@ async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: l
     (before,) = shown(mesh)
     started = {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in mesh.pods("router")}
     async with Traffic(mesh) as traffic:
-        mesh.kube.apply(secret(pairs[1][1]))
+        mesh.kube.apply(edge(pairs[1][1]))
         await mesh.kube.until(lambda: before not in shown(mesh), "the routers show the new certificate", timeout=120.0)
         await traffic.some(200)
     assert traffic.errors == []
@@ -84,7 +75,7 @@ async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[
     before = mesh.kube.get("secret", "edge")
     _, expired = certificates.certificate(NAME, ends=-certificates.HOUR)
     async with Traffic(mesh) as traffic:
-        mesh.kube.apply(secret(expired))
+        mesh.kube.apply(edge(expired))
         await mesh.kube.until(
             lambda: all(mesh.metric(name, "mesh_edge_certificate_refused") == 1 for name in mesh.names("router")),
             "the routers tell that they refuse it",
@@ -96,7 +87,7 @@ async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[
             assert mesh.metric(name, "mesh_edge_certificate_expires_seconds") > 0
         visits = Visits(mesh, "--only", "kubernetes")
         await visits.until_said([("fail", "secrets", "expiry", "tls.crt of the Secret edge", "has expired")])
-        mesh.kube.apply({**secret(expired), "data": before["data"]})
+        mesh.kube.apply({**edge(expired), "data": before["data"]})
         await mesh.kube.until(
             lambda: all(mesh.metric(name, "mesh_edge_certificate_refused") == 0 for name in mesh.names("router")),
             "the routers refuse nothing any longer",

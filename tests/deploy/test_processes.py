@@ -3,12 +3,14 @@
 import json
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer.core
 import typer.main
 
 from mesh.cli import app as cli
+from mesh.cli.client import DEFAULT_ENDPOINT
 from mesh.options import values
 from mesh.runtime.__main__ import app as runtime
 from router.__main__ import app as router
@@ -29,7 +31,7 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return installs.load(request.param)
 
 
-FOR_COMMANDS = {"MESH_API_KEY_FILE"}
+FOR_COMMANDS = {"MESH_API_KEY_FILE", "MESH_ENDPOINT"}
 """Variables of a router's container for `mesh` commands that are run in it."""
 
 
@@ -42,6 +44,16 @@ def test_options(found):
             given = {key for key in installs.env(container) if key.startswith("MESH_")}
             assert given <= known[container["name"]], name
             assert container["args"] == [container["name"]]
+
+
+def test_commands_in_a_routers_pod_reach_management(found):
+    """`mesh` in a router's pod connects, by default, to the port that serves management."""
+    env = installs.env(installs.one(found, "Deployment", "mesh-router")["spec"]["template"]["spec"]["containers"][0])
+    managed = values.parse_address(env.get("MESH_MANAGEMENT_LISTEN", env["MESH_LISTEN"]))
+    endpoint = urlsplit(env.get("MESH_ENDPOINT", DEFAULT_ENDPOINT))
+    assert endpoint.port == managed[1]
+    if "MESH_ENDPOINT" in env:
+        assert endpoint.scheme == ("https" if "MESH_TLS_CERT" in env else "http")
 
 
 def test_jobs(found):

@@ -5,13 +5,14 @@ that fails shows the objects, the events and the logs of the pods.
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,15 @@ def pod(name: str, *containers: dict[str, Any], uid: int | None = None, **spec: 
             **spec,
         },
     }
+
+
+def secret(name: str, data: Mapping[str, bytes]) -> dict[str, Any]:
+    """Returns the manifest of a Secret."""
+    encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
+
+
+def pair(pem: bytes) -> dict[str, bytes]:
+    """Returns the data of a Secret with a certificate and its key, from one text with both."""
+    certificate, begin, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
+    return {"tls.crt": certificate, "tls.key": begin + key}

@@ -78,6 +78,7 @@ class Installed:
         self.values = values(image, storage=storage)
         self.models: dict[str, float] = {}
         self.trust: Path | None = None  # the trusted authority, as `NAME`, if the endpoint speaks TLS
+        self.management = 8008  # the Service's port for `mesh`
 
     # --- helm ---
 
@@ -164,7 +165,7 @@ class Installed:
     async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
         """Runs the `mesh` command as an outside user does, through a forwarded port and with the admin's key, and
         returns its output."""
-        async with self.kube.forward("service/modelmesh-serving", 8008) as port:
+        async with self.kube.forward("service/modelmesh-serving", self.management) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []
             child = await asyncio.create_subprocess_exec(

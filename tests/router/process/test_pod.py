@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import signal
 import sys
 import urllib.error
@@ -229,11 +230,18 @@ async def test_management_on_a_port_of_its_own(a_router):
 
     async def asked(port, target):
         """Returns the status of a request whose target is sent as it is."""
+        return (await answered(port, target))[0]
+
+    async def answered(port, target):
+        """Returns the status and the body of the answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {target} HTTP/1.1\r\nhost: localhost\r\nmesh-peer: 1.2.3.4\r\n\r\n".encode())
         status = int((await reader.readline()).split()[1])
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(re.search(rb"content-length: (\d+)", head)[1])
+        body = await reader.readexactly(length)
         writer.close()
-        return status
+        return status, body
 
     async def managed(port, service):
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -250,6 +258,8 @@ async def test_management_on_a_port_of_its_own(a_router):
 
     for target in ("/mesh/v1/models", "/mesh/v1/stats", "/mesh/v1/whoami"):
         assert [await asked(port, target), await asked(router.port, target)] == [200, 404], target
+    _, why = await answered(router.port, "/mesh/v1/models")
+    assert b"this port serves no management" in why
     for target in (
         "/%6Desh/v1/models",
         "//mesh/v1/models",
