@@ -10,24 +10,22 @@ import contextlib
 import itertools
 import json
 import random
-import re
-import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import grpc
 
-from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
+from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
 from tests.chaos.checker import Fault, Summary, judge
 from tests.chaos.history import Call, Change, History, Outcome
 from tests.foreign import troubles
 from tests.foreign.copies import Copies, cancelled
-from tests.foreign.mixed import FOREIGN, ONNX, Mixed
+from tests.foreign.fleet import MOST_OVER, Fleet
 from tests.support.waiting import until
 
-CALL_TIMEOUT = 40.0  # seconds; longer than it takes to notice that a server hangs
 CHANGE_TIMEOUT = 25.0
 PAUSE = 0.01  # seconds between two calls of a caller
 AT_ONCE = 2  # troubles
@@ -37,21 +35,16 @@ SETTLES = 15.0
 
 HEALING = 90.0  # seconds within which everything must work again
 LEGITIMATE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
-MOST_OVER = 96 << 20
-"""Bytes by which a server's memory may exceed its capacity: headroom for calls, and what a look a second misses."""
-
-WRONG = -1.0  # the number of an answer that is not this model's, or not to this call
 
 
 @dataclass
 class Run:
-    """One run: `await Run(mixed, seed, seconds).run()`, then `verdict()`."""
+    """One run: `await Run(fleet, seed, seconds).run()`, then `verdict()`."""
 
-    mixed: Mixed
+    fleet: Fleet
     seed: int
     seconds: float
     callers: int = 16
-    doubled: int = 8  # models of each kind with two copies
     history: History = field(default_factory=History)
     done: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
@@ -61,9 +54,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self._draw = random.Random(self.seed)
-        self._numbers = itertools.count(1)
         self._ids = itertools.count(1)
-        self.copies = Copies(self.mixed.arena)
+        self.copies = Copies(self.fleet.arena)
         self.standing: dict[str, int] = {}
         self._now_harmed: set[str] = set()
         self._pausing = asyncio.Event()
@@ -71,15 +63,7 @@ class Run:
 
     async def run(self) -> None:
         """Runs all rounds. Raises AssertionError if something does not heal."""
-        arena = self.mixed.arena
-        (router,) = arena.routers
-        channel = arena.channel(router)
-        self._infer = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=inference_pb2.ModelInferResponse.FromString,
-        )
-        self._stub = modelmesh_pb2_grpc.ModelMeshStub(channel)
+        self._stub = modelmesh_pb2_grpc.ModelMeshStub(self.fleet.channel)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(cancelled, asyncio.create_task(self.copies.follow()))
             await self._fill()
@@ -97,64 +81,56 @@ class Run:
     # --- clients
 
     async def _fill(self) -> None:
-        mixed = self.mixed
+        fleet = self.fleet
         lines, began = [], time.monotonic()
-        for model in (*mixed.examples, *mixed.nets):
-            number = next(self._numbers)
-            path = mixed.write(model, number, self._draw)
-            double = model in mixed.examples[: self.doubled] or model in mixed.nets[: self.doubled]
-            limits = {"min_copies": 2} if double else {}
-            lines.append(json.dumps({"id": model, "type": mixed.kind(model), "path": path.as_uri(), **limits}))
+        for model in fleet.models:
+            written = fleet.write(model, self._draw)
+            assert written is not None, f"there is no content for {model}"
+            number, path = written
+            limits = {"min_copies": 2} if model in fleet.doubled else {}
+            lines.append(json.dumps({"id": model, "type": fleet.type(model), "path": path.as_uri(), **limits}))
             self.standing[model] = number
-        reply = await mixed.arena.mesh.rest("POST", "/mesh/v1/models:import", "\n".join(lines).encode())
+        reply = await fleet.arena.mesh.rest("POST", "/mesh/v1/models:import", "\n".join(lines).encode())
         assert reply.status == 200, reply.body
         assert not [line for line in reply.body.splitlines() if b'"error"' in line], reply.body
         for model, number in self.standing.items():
             self.history.changes.append(Change(model, number, began, time.monotonic(), Outcome.DONE))
 
-    async def call(self, model: str) -> Call:
+    async def call(self, model: str, draw: random.Random) -> Call:
         """Makes one call, and records the number in its answer."""
-        request = inference_pb2.ModelInferRequest(model_name=model, id=f"call-{next(self._ids)}")
-        request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
-        request.raw_input_contents.append(struct.pack("<f", 1.0))
         began = time.monotonic()
-        value, code, text = None, "OK", ""
-        try:
-            answer = await self._infer(request, timeout=CALL_TIMEOUT)
-            right = (answer.model_name, answer.id) == (model, request.id)
-            value = struct.unpack("<f", answer.raw_output_contents[0])[0] if right else WRONG
-            text = "" if right else f"the answer is of {answer.model_name!r} to {answer.id!r}"
-        except grpc.aio.AioRpcError as error:
-            code, text = error.code().name, error.details() or ""
-        made = Call(model, "router-1", began, time.monotonic(), value, code, text)
+        answer = await self.fleet.ask(model, f"call-{next(self._ids)}", draw)
+        made = Call(model, "router-1", began, time.monotonic(), answer.value, answer.code, answer.text)
         self.history.calls.append(made)
         return made
 
     async def _caller(self, draw: random.Random) -> None:
         """Calls all models, some far more often than others."""
-        ranked = [*self.mixed.examples, *self.mixed.nets]
-        head = ranked[: self.doubled] + self.mixed.nets[: self.doubled]
-        rest = [model for model in ranked if model not in head]
+        head = self.fleet.doubled
+        rest = [model for model in self.fleet.models if model not in head]
         random.Random(self.seed).shuffle(rest)
         ranked = [*head, *rest]
         weights = [1 / (10 + rank) for rank in range(len(ranked))]
         while True:
-            made = await self.call(draw.choices(ranked, weights)[0])
+            made = await self.call(draw.choices(ranked, weights)[0], draw)
             await asyncio.sleep(PAUSE if made.value is not None else 10 * PAUSE)
 
     async def _writer(self) -> None:
         """Registers models again with other content, one after the other."""
         draw = random.Random(self.seed + 1000)
-        ids = [*self.mixed.examples[self.doubled :], *self.mixed.nets[self.doubled :]]
+        ids = [model for model in self.fleet.models if model not in self.fleet.doubled]
         while True:
             await asyncio.sleep(draw.uniform(0.2, 1.5))
             if self._pausing.is_set():
                 continue
-            model, number = draw.choice(ids), next(self._numbers)
+            model = draw.choice(ids)
+            written = self.fleet.write(model, draw)
+            if written is None:
+                continue
+            number, path = written
             self._writing = model
             while not await self._change(model, None):
                 await asyncio.sleep(0.3)
-            path = self.mixed.write(model, number, draw)
             while not await self._change(model, number, path):
                 await asyncio.sleep(0.3)
             self.standing[model] = number
@@ -168,7 +144,7 @@ class Run:
                     modelmesh_pb2.UnregisterModelRequest(modelId=model), timeout=CHANGE_TIMEOUT
                 )
             else:
-                info = modelmesh_pb2.ModelInfo(type=self.mixed.kind(model), path=path.as_uri())
+                info = modelmesh_pb2.ModelInfo(type=self.fleet.type(model), path=path.as_uri())
                 request = modelmesh_pb2.RegisterModelRequest(modelId=model, modelInfo=info)
                 await self._stub.registerModel(request, timeout=CHANGE_TIMEOUT)
         except grpc.aio.AioRpcError as error:
@@ -178,7 +154,7 @@ class Run:
 
     async def _watch(self) -> None:
         while True:
-            self.mixed.look()
+            self.fleet.look()
             await asyncio.sleep(0.5)
 
     # --- troubles
@@ -214,7 +190,7 @@ class Run:
                     ended.result()
                 harm = None
                 if len(running) < AT_ONCE:
-                    harm = troubles.draw(self._draw, self.mixed, self.copies, self._now_harmed)
+                    harm = troubles.draw(self._draw, self.fleet, self.copies, self._now_harmed)
                 if harm is not None:
                     running.add(asyncio.create_task(one(harm)))
                     await asyncio.sleep(0)
@@ -224,7 +200,7 @@ class Run:
 
     async def _incarnation(self, pod: str) -> str:
         """Returns the incarnation of a pod's agent, as the mesh sees it, or "" if it sees none."""
-        return next((one["incarnation"] for one in await self.mixed.figures() if one["pod"] == pod), "")
+        return next((one["incarnation"] for one in await self.fleet.figures() if one["pod"] == pod), "")
 
     async def _serves(self, pod: str, *, former: str = "") -> None:
         """Waits until a pod is ready, as the mesh sees it. Its agent must not be the `former` incarnation, which the
@@ -232,7 +208,7 @@ class Run:
 
         async def ready() -> bool:
             try:
-                found = await self.mixed.figures()
+                found = await self.fleet.figures()
             except (OSError, KeyError, ValueError):
                 return False
             seen = [one for one in found if one["pod"] == pod and one["incarnation"] != former]
@@ -247,12 +223,12 @@ class Run:
         self._note("calm")
         self._pausing.set()
         await until(lambda: not self._writing, timeout=HEALING, why=lambda: self._tell(f"{self._writing} is written"))
-        for pod in (*FOREIGN, *ONNX):
+        for pod in self.fleet.arena.pods:
             await self._serves(pod)
         began = time.monotonic()
         models = self._draw.sample(sorted(self.standing), min(40, len(self.standing)))
         await asyncio.gather(*(self._answers(model, began) for model in models))
-        for one in await self.mixed.figures():
+        for one in await self.fleet.figures():
             if one["factor"]:
                 self.factors.setdefault(one["pod"], []).append(one["factor"])
                 text = f"{one['used'] >> 20} MiB used, {one['observed'] >> 20} MiB observed, factor {one['factor']}"
@@ -266,7 +242,7 @@ class Run:
         last: list[Call] = []
 
         async def right() -> bool:
-            last[:] = [await self.call(model)]
+            last[:] = [await self.call(model, self._draw)]
             return last[0].value == self.standing[model]
 
         def why() -> str:
@@ -286,12 +262,12 @@ class Run:
 
     async def verdict(self) -> "Verdict":
         """Judges everything so far."""
-        registry = await self.mixed.arena.registrations(_number_of)
+        registry = await self.fleet.arena.registrations(self.fleet.number_of)
         faults = judge(self.history, registry, legitimate=lambda call: not self.why_faulty(call))
         faults = [Fault(fault.kind, fault.model, fault.at, f"{fault.text}; {self._why_of(fault)}") for fault in faults]
-        for pod, most in self.mixed.most.items():
-            if most > self.mixed.capacity + MOST_OVER:
-                text = f"its server has taken {most >> 20} MiB, the capacity is {self.mixed.capacity >> 20} MiB"
+        for pod, most in self.fleet.most.items():
+            if most > self.fleet.capacity + MOST_OVER:
+                text = f"its server has taken {most >> 20} MiB, the capacity is {self.fleet.capacity >> 20} MiB"
                 faults.append(Fault("memory", pod, time.monotonic(), text))
         return Verdict(self, Summary.of(self.history, faults), faults)
 
@@ -305,8 +281,8 @@ class Run:
             return f"no trouble explains {failed.code}"
         if failed.code == "RESOURCE_EXHAUSTED" and not self.copies.holders(failed.model, failed.began, failed.ended):
             return ""  # a server that lies is full for a moment, and says so
-        kind = FOREIGN if failed.model.startswith("e") else ONNX
-        harmed = {pod for pod in kind if self._was_harmed(pod, failed.began, failed.ended)}
+        takers = self.fleet.takers(failed.model)
+        harmed = {pod for pod in takers if self._was_harmed(pod, failed.began, failed.ended)}
         if not harmed:
             return "no pod that takes it was harmed"
         others = set(self.copies.holders(failed.model, failed.began, failed.ended)) - harmed
@@ -314,12 +290,6 @@ class Run:
 
     def _was_harmed(self, pod: str, began: float, ended: float) -> bool:
         return any(first <= ended and began <= last for first, last in self.harmed.get(pod, ()))
-
-
-def _number_of(record: bytes) -> int:
-    """Returns the number of the file that a record names."""
-    found = re.search(rb"/[en]\d+\.(\d+)\.onnx", record)
-    return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True)
@@ -333,13 +303,13 @@ class Verdict:
     def __str__(self) -> str:
         run = self.run
         done = ", ".join(f"{text} {count}" for text, count in run.done.most_common())
-        memory = ", ".join(f"{pod} {most >> 20} MiB" for pod, most in run.mixed.most.items())
+        memory = ", ".join(f"{pod} {most >> 20} MiB" for pod, most in run.fleet.most.items())
         factors = ", ".join(f"{pod} {min(seen)} to {max(seen)}" for pod, seen in sorted(run.factors.items()))
         back = sorted(run.back)
         slow = f"{back[len(back) // 2]:.1f} s median, {back[-1]:.1f} s at most" if back else "never"
         return (
             f"seed {run.seed}, {run.rounds} rounds: {self.summary}\n  troubles: {done}\n  models back after: {slow}; "
-            f"memory at most: {memory}, capacity {run.mixed.capacity >> 20} MiB each; "
+            f"memory at most: {memory}, capacity {run.fleet.capacity >> 20} MiB each; "
             f"factors of the books: {factors}"
         )
 
@@ -361,3 +331,16 @@ class Verdict:
             seen += [(span.began, {"copy": model, "pod": span.pod, "until": str(span.ended)}) for span in spans]
         seen.sort(key=lambda line: line[0])
         path.write_text("".join(json.dumps({"at": round(at, 4), **line}) + "\n" for at, line in seen))
+
+
+async def faultless(fleet: Fleet, folder: Path, say: Callable[[str], None], *, seed: int, seconds: float) -> None:
+    """Makes one run, reports it with `say`, and fails on any fault. The history is written to the folder."""
+    async with fleet:
+        run = Run(fleet, seed, seconds)
+        try:
+            await run.run()
+        finally:
+            verdict = await run.verdict()
+            verdict.write(folder / "history.jsonl")
+            say(f"{verdict}\n  history: {folder / 'history.jsonl'}")
+        assert not verdict.faults, verdict.story()

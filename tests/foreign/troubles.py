@@ -1,4 +1,4 @@
-"""Troubles of pods and their model servers. Each harms one pod, and never both pods of a kind are harmed at once."""
+"""Troubles of pods and their model servers. Each harms one pod, and no two pods of a kind are harmed at once."""
 
 import contextlib
 import os
@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 from tests.foreign.copies import Copies
-from tests.foreign.mixed import CHILD, FOREIGN, NEIGHBOUR, ONNX, Mixed
-from tests.support import exampleruntime
+from tests.foreign.fleet import Fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,87 +22,88 @@ class Harm:
     renews: bool = False  # afterwards the pod has another incarnation
 
 
-def draw(draw: random.Random, mixed: Mixed, copies: Copies, harmed: Collection[str]) -> Harm | None:
-    """Draws the next trouble. Returns None if that would harm both pods of a kind."""
-    make = draw.choices([make for make, _ in _KINDS], [weight for _, weight in _KINDS])[0]
-    harm = make(draw, mixed, copies)
-    kind = FOREIGN if harm.pod in FOREIGN else ONNX
-    return None if harm.pod and set(kind) & set(harmed) else harm
+def draw(draw: random.Random, fleet: Fleet, copies: Copies, harmed: Collection[str]) -> Harm | None:
+    """Draws the next trouble. Returns None if that would harm two pods of a kind."""
+    kinds = [(make, weight) for make, weight in _KINDS if make is not _lies or fleet.lies]
+    make = draw.choices([make for make, _ in kinds], [weight for _, weight in kinds])[0]
+    harm = make(draw, fleet, copies)
+    kind = next((pods for pods in fleet.kinds if harm.pod in pods), ())
+    return None if set(kind) & set(harmed) else harm
 
 
-def _server_killed(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    pod = draw.choice(FOREIGN)
+def _server_killed(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    pod = draw.choice(fleet.foreign)
     pause = draw.choice((0.0, 2.0))
+    neighbour = fleet.neighbours.get(pod)
 
     @contextlib.asynccontextmanager
     async def done() -> AsyncIterator[None]:
-        mixed.kill(mixed.server(pod))
-        if pod == NEIGHBOUR and not pause:
-            mixed.neighbour.start()
+        fleet.kill(fleet.server(pod))
+        if neighbour and not pause:
+            neighbour.start()
         yield
-        if pod == NEIGHBOUR and pause:
-            mixed.neighbour.start()
+        if neighbour and pause:
+            neighbour.start()
 
-    what = "restarted empty" if pod == NEIGHBOUR and not pause else "killed"
-    return Harm(f"{pod}: server {what}", pod, pause, done)
-
-
-def _server_frozen(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    pod = draw.choice(FOREIGN)
-    return _frozen(f"{pod}: server frozen", pod, draw.choice((1.0, 5.0, 12.0)), lambda: mixed.server(pod))
+    return Harm(f"{pod}: server {'restarted empty' if neighbour and not pause else 'killed'}", pod, pause, done)
 
 
-def _forgets(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    pod = draw.choice(FOREIGN)
+def _server_frozen(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    pod = draw.choice(fleet.foreign)
+    return _frozen(f"{pod}: server frozen", pod, draw.choice((1.0, 5.0, 12.0)), lambda: fleet.server(pod))
+
+
+def _forgets(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    pod = draw.choice(fleet.foreign)
 
     @contextlib.asynccontextmanager
     async def done() -> AsyncIterator[None]:
         there = copies.all_of(pod)
-        await mixed.forget(pod, draw.sample(there, min(5, len(there))))
+        await fleet.drop(pod, draw.sample(there, min(5, len(there))))
         yield
 
     # A lost model is loaded again for the call that finds it lost, so nothing needs to fail.
     return Harm(f"{pod}: server forgets models", "", 0.0, done)
 
 
-def _lies(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    lie = draw.choice(tuple(exampleruntime.LIES))
+def _lies(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    lie = draw.choice(tuple(fleet.lies))
 
     @contextlib.asynccontextmanager
     async def done() -> AsyncIterator[None]:
-        mixed.tell(lie)
+        fleet.tell(lie)
         yield
-        mixed.tell("")
+        fleet.tell("")
 
     return Harm(f"servers lie: {lie}", "", draw.choice((2.0, 6.0)), done)
 
 
-def _relay_killed(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    pod = draw.choice(FOREIGN)
-    return _killed(f"{pod}: relay killed", pod, lambda: mixed.relay(pod), mixed)
+def _relay_killed(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    pod = draw.choice(fleet.foreign)
+    return _killed(f"{pod}: relay killed", pod, lambda: fleet.relay(pod), fleet)
 
 
-def _relay_frozen(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    pod = draw.choice(FOREIGN)
-    return _frozen(f"{pod}: relay frozen", pod, draw.choice((1.0, 8.0)), lambda: mixed.relay(pod))
+def _relay_frozen(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    pod = draw.choice(fleet.foreign)
+    return _frozen(f"{pod}: relay frozen", pod, draw.choice((1.0, 8.0)), lambda: fleet.relay(pod))
 
 
-def _onnx_killed(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    pod = draw.choice(ONNX)
-    return _killed(f"{pod}: ONNX server killed", pod, lambda: mixed.server(pod), mixed)
+def _onnx_killed(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    pod = draw.choice(fleet.onnx)
+    return _killed(f"{pod}: ONNX server killed", pod, lambda: fleet.server(pod), fleet)
 
 
-def _agent_killed(draw: random.Random, mixed: Mixed, copies: Copies) -> Harm:
-    pod = draw.choice((CHILD, NEIGHBOUR, draw.choice(ONNX)))
+def _agent_killed(draw: random.Random, fleet: Fleet, copies: Copies) -> Harm:
+    pod = draw.choice((*fleet.foreign, draw.choice(fleet.onnx)))
     pause = draw.choice((0.0, 1.0, 5.0))
 
     @contextlib.asynccontextmanager
     async def done() -> AsyncIterator[None]:
-        mixed.arena.program(pod).kill9()
+        fleet.arena.program(pod).kill9()
         try:
             yield
         finally:
-            mixed.arena.program(pod).start()
+            fleet.arena.program(pod).start()
 
     return Harm(f"{pod}: agent killed", pod, pause, done, renews=True)
 
@@ -121,10 +121,10 @@ _KINDS = (
 """The kinds of trouble, with the relative frequency of each."""
 
 
-def _killed(text: str, pod: str, pid: Callable[[], int], mixed: Mixed) -> Harm:
+def _killed(text: str, pod: str, pid: Callable[[], int], fleet: Fleet) -> Harm:
     @contextlib.asynccontextmanager
     async def done() -> AsyncIterator[None]:
-        mixed.kill(pid())
+        fleet.kill(pid())
         yield
 
     return Harm(text, pod, 0.0, done)

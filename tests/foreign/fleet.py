@@ -1,0 +1,184 @@
+"""A mesh under troubles, as a run knows it: its pods by kind of server, its models, and its calls.
+
+One of the foreign servers is a child of its pod, and another a neighbour that the harness starts and restarts. Each
+model answers one number, which no other registration answers, however the fleet finds that number in an answer.
+"""
+
+import abc
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from mesh.host import processes
+from tests.support.arena import Arena
+from tests.support.localmesh import Program
+
+WRONG = -1.0
+"""The number of an answer that is not this model's, or not to this call."""
+
+CALL_TIMEOUT = 40.0
+"""Seconds of a call; longer than it takes to notice that a server hangs."""
+
+MOST_OVER = 96 << 20
+"""Bytes by which a server's memory may exceed its capacity: headroom for calls, and what a look a second misses."""
+
+RELAY, ONNX_SERVER = "mesh.runtime.relay", "mesh.runtime.server"
+"""Modules of processes below an agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of a call: the number in its answer, or the code and text of its failure."""
+
+    value: float | None
+    code: str = "OK"
+    text: str = ""
+
+
+class Fleet(abc.ABC):
+    """The mesh: `async with fleet`. A fifth of its models fits."""
+
+    lies: Collection[str] = ()
+    """Lies that the foreign servers can be made to tell."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        servers: Mapping[str, str],
+        neighbours: Mapping[str, Program],
+        *,
+        models: Sequence[str],
+        doubled: Sequence[str],
+        capacity: int,
+    ) -> None:
+        """Makes the mesh. `servers` has, by pod, a word in the command line of its model server. `neighbours` are the
+        servers that are not children of their pods. The `doubled` ones of the models are to have two copies; they are
+        called most, and not registered again. `capacity` is that of each pod with a foreign server, in bytes."""
+        self.arena = arena
+        self.neighbours = neighbours
+        self.models = models
+        self.doubled = doubled
+        self.capacity = capacity
+        self.most: dict[str, int] = {}  # memory of foreign servers beyond their base
+        self.channel: grpc.aio.Channel
+        self._servers = servers
+        self._bases: dict[int, int] = {}  # memory of servers without models, by process id
+
+    # --- what a fleet has
+
+    @abc.abstractmethod
+    def takers(self, model: str) -> tuple[str, ...]:
+        """Returns the pods that take a model."""
+
+    @abc.abstractmethod
+    def type(self, model: str) -> str:
+        """Returns the type of a model."""
+
+    @abc.abstractmethod
+    def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:
+        """Writes the file of one more registration of a model, and returns the number that it answers. Returns None if
+        there is no further content for the model."""
+
+    @abc.abstractmethod
+    def number_of(self, record: bytes) -> int:
+        """Returns the number that the model of a record answers."""
+
+    @abc.abstractmethod
+    async def ask(self, model: str, ident: str, draw: random.Random) -> Answer:
+        """Makes one call."""
+
+    @abc.abstractmethod
+    async def drop(self, pod: str, models: list[str]) -> None:
+        """Makes a foreign server drop models behind the mesh's back."""
+
+    def tell(self, lie: str) -> None:
+        """Makes the servers tell that lie of all loads from now on, or what they usually tell."""
+        raise NotImplementedError
+
+    # --- its life
+
+    async def __aenter__(self) -> "Fleet":
+        for program in self.neighbours.values():
+            program.start()
+        try:
+            await self.arena.__aenter__()
+            (router,) = self.arena.routers
+            self.channel = self.arena.channel(router)
+        except BaseException:
+            self._end_neighbours()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        try:
+            await self.arena.__aexit__(*error)
+        finally:
+            self._end_neighbours()
+            for program in self.neighbours.values():
+                print(f"--- {program.name}\n{program.tail()}")
+
+    def _end_neighbours(self) -> None:
+        for program in self.neighbours.values():
+            program.kill9()
+
+    # --- processes
+
+    @property
+    def kinds(self) -> list[tuple[str, ...]]:
+        """The pods by kind of server. No two pods of one kind are harmed at once."""
+        found: dict[str, list[str]] = {}
+        for pod, word in self._servers.items():
+            found.setdefault(word, []).append(pod)
+        return [tuple(pods) for pods in found.values()]
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """The pods whose model server is not ours."""
+        return tuple(pod for pod, word in self._servers.items() if word != ONNX_SERVER)
+
+    @property
+    def onnx(self) -> tuple[str, ...]:
+        """The pods whose model server is ours."""
+        return tuple(pod for pod, word in self._servers.items() if word == ONNX_SERVER)
+
+    def server(self, pod: str) -> int:
+        """Returns the process id of a pod's model server, or 0 while there is none."""
+        if pod in self.neighbours:
+            process = self.neighbours[pod].process
+            found = [process.pid] if process is not None and process.poll() is None else []
+        else:
+            found = self.arena.below(pod, self._servers[pod])
+        return found[0] if found else 0
+
+    def relay(self, pod: str) -> int:
+        """Returns the process id of a pod's relay, or 0 while there is none."""
+        found = self.arena.below(pod, RELAY)
+        return found[0] if found else 0
+
+    def kill(self, pid: int) -> None:
+        """Kills a process if it still runs."""
+        for pod, program in self.neighbours.items():
+            if pid and pid == self.server(pod):
+                program.kill9()
+                return
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def look(self) -> None:
+        """Notes how much memory the foreign servers take."""
+        for pod in self.foreign:
+            if (pid := self.server(pod)) and (used := processes.private_bytes(pid)):
+                base = self._bases[pid] = min(used, self._bases.get(pid, used))
+                self.most[pod] = max(self.most.get(pod, 0), used - base)
+
+    async def figures(self) -> list[dict[str, Any]]:
+        """Returns the pods as the mesh shows them."""
+        return (await self.arena.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
