@@ -239,6 +239,8 @@ class RelayPort:
             if not await self._link.up():
                 raise _NotHere
             await self._egress.up()
+            if carried.copy not in self._table.copies.all_of(carried.copy.model_id):
+                raise _NotHere  # withdrawn while the call waited
             carried.epoch = self._link.epoch
             outgoing = self._sent(carried)
             if carried.call.frame is None:

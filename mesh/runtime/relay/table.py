@@ -127,12 +127,12 @@ class Table:
     def lose(self, copy: RelayedCopy, why: str) -> bool:
         """Withdraws a copy that the server no longer has. Returns False if the model was lost a moment ago and has been
         loaded again since, because the server then answers *not found* for another reason."""
+        if copy not in self.copies.all_of(copy.model_id):
+            return True  # several calls find out about one loss
         now = time.monotonic()
         lately = self._losses.get(copy.model_id)
         if lately is not None and now - lately < _AGAIN and not copy.row.succeeded:
             return False
-        if copy not in self.copies.all_of(copy.model_id):
-            return True
         self._losses.pop(copy.model_id, None)
         self._losses[copy.model_id] = now
         while len(self._losses) > _MAX_LOSSES:

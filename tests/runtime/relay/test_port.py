@@ -139,6 +139,30 @@ async def test_a_lost_model_is_not_here(relay: Relay) -> None:
     relay.check_nothing_is_left(failed=1)
 
 
+async def test_every_call_that_meets_a_loss_may_be_answered_elsewhere(relay: Relay) -> None:
+    """Calls in flight find the model lost one after the other. None of them takes that for the model's own answer, even
+    if the copy has never answered."""
+    calls = [relay.call(), relay.call()]
+    for number in range(2):
+        relay.sent(number).fail(Code.NOT_FOUND, "no such model")
+    assert [(NOT_HERE, b"1") in call.answers[0][3] for call in calls] == [True, True]
+    relay.check_nothing_is_left(failed=2)
+
+
+async def test_a_call_that_waits_for_the_server_notices_that_its_copy_is_lost(relay: Relay) -> None:
+    """A call waits while the link finds out which models the server has lost. If its own is among them, the server does
+    not get the call."""
+    relay.link.is_up = False
+    relay.envoy.running.clear()
+    call = relay.call()
+    await asyncio.sleep(0)
+    relay.table.lost("m", "the model server does not have it")
+    relay.envoy.running.set()
+    await until(lambda: bool(call.answers), why="the call is answered")
+    assert (NOT_HERE, b"1") in call.answers[0][3]
+    assert not relay.pool.sent
+
+
 async def test_a_caller_that_goes_ends_its_call_at_the_server(relay: Relay) -> None:
     call = relay.call()
     call.cancel()
