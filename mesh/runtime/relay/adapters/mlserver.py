@@ -74,6 +74,9 @@ RUNTIMES = {
 
 _NO_CODE = frozenset(runtime.implementation for runtime in RUNTIMES.values() if not runtime.code)
 
+_ENVIRONMENTS = frozenset({"environment_path", "environment_tarball"})
+"""Parameters by which an MLServer with parallel workers runs a model in another environment."""
+
 _ENDINGS = {sniffing.XGBOOST_JSON: ".json", sniffing.XGBOOST_UBJ: ".ubj"}
 """Endings of files whose library tells their format by the ending. Other files keep theirs."""
 
@@ -202,11 +205,14 @@ class MLServer:
         if not isinstance(settings, dict) or not isinstance(settings.get("parameters", {}), dict):
             raise contents.bad(f"{SETTINGS} is not an object with an object of parameters")
         parameters = dict(settings.get("parameters", {}))
-        if (uri := parameters.get("uri")) is not None:
+        only_data = settings.get("implementation") in _NO_CODE
+        if (uri := parameters.get("uri", "." if only_data else None)) is not None:
             inside = _inside(file.parent, uri)
             contents.link(file.parent, place.files / _MODEL)
             parameters["uri"] = str(place.files / _MODEL / inside)
-        if settings.get("implementation") not in _NO_CODE:
+        for name in _ENVIRONMENTS & parameters.keys():
+            self._check_code(f"its {SETTINGS} names a Python environment ({name}), which")
+        if not only_data:
             self._check_code(f"its {SETTINGS} names the implementation {settings.get('implementation')}, which")
             self._link_modules(file.parent, place)
         return settings | {"parameters": parameters}

@@ -23,6 +23,7 @@ XGBOOST = b'{"learner":{"attributes":{}}}'
 XGBOOST_UBJ = b"{L\0\0\0\0\0\0\0\x07learner{}}"
 LIGHTGBM = b"tree\nversion=v4\n"
 CATBOOST = b"CBM1" + bytes(20)
+ELSEWHERE = {"implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"environment_path": "/opt/other"}}
 MLMODEL = "flavors:\n  python_function:\n    loader_module: mlflow.sklearn\n  sklearn:\n    pickled_model: model.pkl\n"
 
 
@@ -142,6 +143,15 @@ async def test_settings_that_came_with_a_model_are_completed(served: Served) -> 
     assert (served.folder / "pulled/d/model-settings.json").read_text() == text
 
 
+async def test_settings_without_a_path_mean_their_own_folder(served: Served) -> None:
+    """MLServer's default is the folder of the settings, where it looks for a file with a usual name."""
+    own = {"implementation": "mlserver_xgboost.XGBoostModel"}
+    served.write({"d/model-settings.json": json.dumps(own), "d/model.json": XGBOOST})
+    served.control = served.managed(allow_code=False)
+    settings = await served.load("d", "xgboost")
+    assert (Path(settings["parameters"]["uri"]) / "model.json").read_bytes() == XGBOOST
+
+
 async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) -> None:
     """Python modules that own settings name are linked into the model's folder, where the server imports them from. A
     second module of the same name is refused, because Python would give both models the same one."""
@@ -203,6 +213,7 @@ async def test_what_cannot_be_loaded_is_refused_with_the_reason(
         ({"m.pkl": pickle.dumps("xgboost.sklearn")}, "m.pkl", "xgboost"),
         ({"f/MLmodel": MLMODEL}, "f", "mlflow"),
         ({"d/model-settings.json": '{"implementation": "mine.Model"}'}, "d", "xgboost"),
+        ({"d/model-settings.json": json.dumps(ELSEWHERE), "d/model.json": XGBOOST}, "d", "xgboost"),
     ],
 )
 async def test_code_is_refused_unless_the_pod_allows_it(
