@@ -43,15 +43,17 @@ def up(
         typer.Option(
             "--server",
             metavar="NAME[=N]",
-            help="Number of pods with a kind of model server: onnx (instead of --pods), or mlserver, which `mesh up` "
-            "installs if it is missing (see `mesh servers`). May be repeated. Without =N: 1 pod.",
+            help="Number of pods with a kind of model server: onnx (instead of --pods), or a server that `mesh up` "
+            "installs if it is missing, such as mlserver or triton (see `mesh servers`). May be repeated. Without =N: "
+            "1 pod.",
         ),
     ] = None,
     allow_code: Annotated[
         bool,
         typer.Option(
             "--allow-code",
-            help="Allow models that run code when loaded, such as scikit-learn pickles, in pods of --server mlserver.",
+            help="Allow models that run code when loaded, such as scikit-learn pickles, in pods of other servers than "
+            "onnx.",
         ),
     ] = False,
     server_command: Annotated[

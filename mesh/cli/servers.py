@@ -105,6 +105,7 @@ def _kind(name: str) -> kinds.ServerKind:
 
 def _described(kind: kinds.ServerKind) -> dict[str, Any]:
     folder = environments.installed(kind.name)
+    data = kind.served(allow_code=False, installed=True)
     return {
         "name": kind.name,
         "what": kind.what,
@@ -112,6 +113,6 @@ def _described(kind: kinds.ServerKind) -> dict[str, Any]:
         "installed": folder is not None,
         "folder": "" if folder is None else str(folder),
         "bytes": 0 if folder is None else environments.size(folder),
-        "types": list(kind.types),
-        "code_types": list(kind.code_types),
+        "types": list(data),
+        "code_types": [one for one in kind.served(allow_code=True, installed=True) if one not in data],
     }

@@ -105,8 +105,10 @@ class UpSettings:
         for kind in dict.fromkeys(self.adapted):
             if environments.installed(kind) is None:
                 raise UpError(f"--server: {kind} is not installed: run `mesh servers install {kind}`")
+            if not kinds.KINDS[kind].served(allow_code=self.allow_code, installed=True):
+                raise UpError(f"--server: {kind} serves only models that run code: add --allow-code")
         if self.allow_code and not self.adapted:
-            raise UpError("--allow-code: it concerns pods of --server mlserver: add one")
+            raise UpError("--allow-code: it concerns pods of other servers, such as --server mlserver: add one")
         for option, folder in (("--storage-config", self.storage_config), ("--pvc-root", self.pvc_root)):
             if folder is not None and not folder.is_dir():
                 raise UpError(f"{option}: {folder} is not a folder: name an existing one")

@@ -2,6 +2,7 @@
 
 - `kinds` is the table of the kinds of servers: their model types, and how each is started;
 - `environments` makes an environment of its own for a server, from a lock file with hashes;
+- `machines` knows on which machines a server can run;
 - `locks/` has these lock files, and `launchers/` a program for each server, which runs in the server's environment and
   imports nothing of Mesh.
 """

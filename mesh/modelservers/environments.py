@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from mesh.modelservers import machines
+
 VARIABLE = "MESH_SERVERS_DIR"
 _MADE = "made"
 _LAST = 8  # lines of pip's output in an error
@@ -73,8 +75,8 @@ def python_of(folder: Path) -> Path:
 
 
 def version(kind: str) -> str:
-    """Returns the version of a server in its lock."""
-    found = re.search(rf"^{re.escape(kind)}==([^\s;\\]+)", lock_of(kind).read_text(), re.MULTILINE)
+    """Returns the version of a server in its lock: that of the package with its name, or what a comment says."""
+    found = re.search(rf"^(?:# )?{re.escape(kind)}==([^\s;\\]+)", lock_of(kind).read_text(), re.MULTILINE)
     return found[1] if found else ""
 
 
@@ -82,6 +84,8 @@ def install(kind: str, on_progress: Callable[[InstallProgress], None] = lambda p
     """Makes a server's environment unless it is there, and returns its folder. Removes environments of the same server
     made from former locks. Waits while another process does the same. Raises CannotInstall."""
     folder = folder_of(kind)
+    if (why := machines.lacks(kind)) != "":
+        raise CannotInstall(why)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f"{kind}.lock").open("w") as lock:

@@ -15,10 +15,15 @@ class ServerKind:
     types: tuple[str, ...]  # of models that are only data
     code_types: tuple[str, ...]  # of models that run code when they are loaded
     installs: bool  # `mesh servers install` can install it
+    installed_only: tuple[str, ...] | None = None  # the types that the installed server takes; None: all of them
 
-    def served(self, *, allow_code: bool) -> tuple[str, ...]:
-        """Returns the types of models that a pod with such a server takes."""
-        return (*self.types, *self.code_types) if allow_code else self.types
+    def served(self, *, allow_code: bool, installed: bool = False) -> tuple[str, ...]:
+        """Returns the types of models that a pod with such a server takes. `installed` says that `mesh servers install`
+        has installed the server."""
+        types = (*self.types, *self.code_types) if allow_code else self.types
+        if not installed or self.installed_only is None:
+            return types
+        return tuple(one for one in types if one in self.installed_only)
 
 
 MLSERVER = ServerKind(
@@ -29,12 +34,23 @@ MLSERVER = ServerKind(
     installs=True,
 )
 
-KINDS = {kind.name: kind for kind in (MLSERVER,)}
+TRITON = ServerKind(
+    "triton",
+    "Triton with its Python backend",
+    types=("openvino_ir", "triton"),
+    # All but Python's can do more than compute too, such as read files.
+    code_types=("triton-python", "tensorflow", "keras", "pytorch", "tensorrt"),
+    installs=True,
+    installed_only=("triton-python",),  # the wheel has no other backend
+)
+
+KINDS = {kind.name: kind for kind in (MLSERVER, TRITON)}
 
 
 def takers(model_type: str) -> list[ServerKind]:
-    """Returns the kinds of servers that take models of a type."""
-    return [kind for kind in KINDS.values() if model_type in (*kind.types, *kind.code_types)]
+    """Returns the kinds of servers that take models of a type, and that Mesh can install."""
+    kinds = (kind for kind in KINDS.values() if kind.installs)
+    return [kind for kind in kinds if model_type in kind.served(allow_code=True, installed=True)]
 
 
 def runs_code(model_type: str) -> bool:

@@ -23,10 +23,16 @@ def test_servers_are_listed_with_their_types() -> None:
     """The list says what can be had, and what is installed."""
     result = CliRunner().invoke(build(), ["servers"], env=WIDE)
     assert result.exit_code == 0, result.output
-    (line,) = [line.split() for line in result.output.splitlines() if line.startswith("mlserver")]
-    assert line == ["mlserver", environments.version("mlserver"), "no", "xgboost,lightgbm,catboost", "sklearn,mlflow"]
+    lines = {line.split()[0]: line.split()[1:] for line in result.output.splitlines()}
+    assert lines["mlserver"] == [
+        environments.version("mlserver"),
+        "no",
+        "xgboost,lightgbm,catboost",
+        "sklearn,mlflow",
+    ]
+    assert lines["triton"] == [environments.version("triton"), "no", "triton-python"], "it has no other backend"
     found = json.loads(CliRunner().invoke(build(), ["servers", "--json"]).stdout)
-    assert [one["installed"] for one in found["servers"]] == [False]
+    assert not any(one["installed"] for one in found["servers"])
 
 
 def test_an_unknown_server_is_refused() -> None:
@@ -40,7 +46,7 @@ def test_an_unknown_server_is_refused() -> None:
 def test_pods_are_counted_by_server() -> None:
     """`--server` may be repeated, and without a number means one pod."""
     assert counted(["onnx=2", "mlserver", "mlserver=2"]) == {"onnx": 2, "mlserver": 3}
-    for text in ("triton", "onnx=", "onnx=-1", "onnx=65", "=3"):
+    for text in ("jboss", "onnx=", "onnx=-1", "onnx=65", "=3"):
         with pytest.raises(ValueError, match=r"no kind of server|number of pods must be"):
             counted([text])
     result = CliRunner().invoke(build(), ["up", "--server", "jboss=2"], env=WIDE)
@@ -59,11 +65,19 @@ def test_pods_of_all_kinds_get_their_command_lines() -> None:
     assert adapted[adapted.index("--capacity") + 1] == "5"
 
 
+def test_a_server_of_code_alone_is_refused_unless_code_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `--allow-code`, a pod with the Triton that Mesh installs could load nothing."""
+    monkeypatch.setattr(environments, "installed", lambda kind: True)
+    with pytest.raises(UpError, match="triton serves only models that run code: add --allow-code"):
+        UpSettings(adapted=("triton",)).check()
+    UpSettings(adapted=("triton",), allow_code=True).check()
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         (UpSettings(adapted=("mlserver",)), "run `mesh servers install mlserver`"),
-        (UpSettings(allow_code=True), "--allow-code: it concerns pods of --server mlserver"),
+        (UpSettings(allow_code=True), "--allow-code: it concerns pods of other servers"),
         (UpSettings(pods=0), "at least 1 runtime pod"),
     ],
 )

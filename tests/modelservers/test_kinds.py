@@ -19,6 +19,16 @@ def test_a_pod_takes_types_that_run_code_only_if_it_may() -> None:
     assert not kinds.takers("onnx")
 
 
+def test_a_server_that_mesh_installs_may_take_fewer_types() -> None:
+    """The Triton of `mesh servers install` has only the Python backend, so other models need another Triton."""
+    assert kinds.TRITON.served(allow_code=True, installed=True) == ("triton-python",)
+    assert not kinds.TRITON.served(allow_code=False, installed=True)
+    assert "openvino_ir" in kinds.TRITON.served(allow_code=False)
+    assert {"tensorrt", "triton-python"} <= set(kinds.TRITON.served(allow_code=True))
+    assert kinds.takers("triton-python") == [kinds.TRITON]
+    assert not kinds.takers("tensorrt"), "no server that Mesh installs takes it"
+
+
 @pytest.mark.parametrize(
     ("model_type", "says"),
     [("sklearn", True), ("mt:sklearn:1", True), ("xgboost", False), ("odd", False)],

@@ -382,7 +382,7 @@ class ModelServer:
         """Returns the types that the server takes, or none if it takes any."""
         if not self.types:
             if self.adapter:
-                return kinds.KINDS[self.adapter].served(allow_code=self.allow_code)
+                return kinds.KINDS[self.adapter].served(allow_code=self.allow_code, installed=self.installed)
             return (ONNX,) if ours else ()
         return () if self.types == "any" else tuple(one.strip() for one in self.types.split(",") if one.strip())
 
@@ -419,6 +419,9 @@ class ModelServer:
             raise typer.BadParameter("it needs --adapter", param_hint=option)
         if self.server_memory_limit != "auto" and not self.server:
             raise typer.BadParameter("it needs --server", param_hint="--server-memory-limit")
+        if self.adapter and not self.types and not self.served(ours=False):
+            text = f"{self.adapter}, as Mesh installs it, serves only models that run code: add it"
+            raise typer.BadParameter(text, param_hint="--allow-code")
         if self.server_memory not in ("auto", "none"):
             raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")
 

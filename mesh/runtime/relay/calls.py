@@ -319,7 +319,8 @@ class RelayPort:
         lost = not carried.begun and verdicts.model_is_lost(reply.code, reply.text)
         if lost and self._table.lose(copy, f"{Code(reply.code).name}: {reply.text}"):
             raise _NotHere
-        code, text = verdicts.to_client(reply.code, reply.text, call.method[1:].decode(errors="replace"))
+        text = reply.text.replace(copy.name, copy.model_id) if copy.name != copy.model_id else reply.text
+        code, text = verdicts.to_client(reply.code, text, call.method[1:].decode(errors="replace"))
         call.fail(code, text, [] if carried.begun else metadata.to_client(returned or reply.headers), trailers)
         return code
 
@@ -348,7 +349,7 @@ class RelayPort:
             return frame
         message = framing.unpack(frame, carried.call.encoding, limit=self._max_message)
         try:
-            spliced = splice(message, carried.path, carried.copy.model_id.encode("utf-8", "surrogatepass"))
+            spliced = splice(message, carried.path, carried.copy.name.encode("utf-8", "surrogatepass"))
         except SpliceError as error:
             text = f"the model id cannot be put into the request: {error}"
             raise MeshError(Reason.BAD_REQUEST, text) from None

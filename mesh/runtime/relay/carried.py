@@ -39,6 +39,7 @@ class Carried:
     __slots__ = (
         "_alias",
         "_carrier",
+        "_listed",
         "_version",
         "began_ns",
         "begun",
@@ -82,23 +83,26 @@ class Carried:
         self._alias = self._version = ""
         if named_as is not None:
             self._alias, self._version = headers.read_as(named_as)
+        self._listed = bool(self._alias or self._version)
+        # The server answers with its own name for the model, which clients do not know.
+        self._alias = self._alias or (copy.model_id if copy.name != copy.model_id else "")
         self.takes_pieces = not self.renames
 
     @property
     def renames(self) -> bool:
-        """True if the alias or version that the call used is written into the reply."""
+        """True if the alias or version that the call used, or the model's id, is written into the reply."""
         return bool(self._alias or self._version) and self.call.method in (_INFER, _METADATA)
 
     def named(self, frame: bytes, encoding: bytes, *, limit: int) -> bytes:
-        """Returns the frame of a reply, under the alias that the call used if it is a V2 message."""
+        """Returns the frame of a reply, under the name that the call used if it is a V2 message."""
         if self.takes_pieces:
             return frame
         call = self.call
         message = framing.unpack(frame, encoding, limit=limit)
         if self._alias:
-            message = splice(message, (1,), self._alias.encode())
+            message = splice(message, (1,), self._alias.encode("utf-8", "surrogatepass"))
         if call.method == _METADATA:
-            listed = call.header(headers.VERSIONS)
+            listed = call.header(headers.VERSIONS) if self._listed else b""
             message = append(message, 2, [v.encode() for v in headers.read_listed(listed)]) if listed else message
         elif self._version:
             message = splice(message, (2,), self._version.encode())

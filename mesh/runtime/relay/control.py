@@ -32,6 +32,9 @@ class Control(Protocol):
     def resume(self, *, former: bool) -> None:
         """Continues with a server that reported to a former relay that it is ready."""
 
+    def name(self, model_id: str) -> str:
+        """Returns the name by which the server knows a model. The same id has the same name in every relay."""
+
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns the server's status. A server that is READY has dropped all its models."""
 
@@ -64,6 +67,10 @@ class SpiControl:
         """Continues with a server that reported to a former relay that it is ready."""
         if former:
             self._use_former_name()
+
+    def name(self, model_id: str) -> str:
+        """Returns the id, as the SPI has no other name for a model."""
+        return model_id
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns the server's status. Finds out by which name the server knows the SPI."""

@@ -92,7 +92,7 @@ async def serve(settings: RelaySettings) -> int:
         servicer = RelaySpi(settings, link, table, port, data_address=address, pid=os.getpid())
         if left is not None:
             status, held = left
-            table.resume(status, held)
+            table.resume(status, held, named=link.control.name)
             servicer.resume(status)
             log.info("relay continues with the copies of the former one", copies=len(held))
         server = await listen(servicer, settings.spi)

@@ -97,7 +97,8 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             if self._table.copies.get(request.modelId) is not None:
                 text = "this model server holds one copy of an id at a time: register the new content under another id"
                 raise MeshError(Reason.PRECONDITION, text)
-            copy = RelayedCopy(request.modelId, token, self._table.row(slot))
+            name = self._link.control.name(request.modelId)
+            copy = RelayedCopy(request.modelId, token, self._table.row(slot), name=name)
             copy.row.loading(copytoken.revision(token), time.monotonic_ns())
             loaded = False
             try:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from mesh.pb import modelruntime_pb2 as pb
@@ -31,10 +32,12 @@ class CallInFlight(Protocol):
 class RelayedCopy:
     """One copy, from its load until its unload."""
 
-    __slots__ = ("_empty", "calls", "gate", "limited", "model_id", "row", "token")
+    __slots__ = ("_empty", "calls", "gate", "limited", "model_id", "name", "row", "token")
 
-    def __init__(self, model_id: str, token: bytes, row: Row, *, concurrency: int = 0) -> None:
+    def __init__(self, model_id: str, token: bytes, row: Row, *, concurrency: int = 0, name: str = "") -> None:
+        """Makes a copy. `name` is that of the model at the server, if it is not the id."""
         self.model_id = model_id
+        self.name = name or model_id
         self.token = token
         self.row = row
         self.gate: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
@@ -83,13 +86,21 @@ class Table:
         """Returns the writer of a slot. Without a slot, uses are counted where nothing reads them."""
         return self._board.row(self._board.nobody if slot is None else slot)
 
-    def resume(self, status: pb.RuntimeStatusResponse, held: list[Held]) -> None:
-        """Takes over the copies of a relay that died. Call it after `Board.attach`."""
+    def resume(
+        self,
+        status: pb.RuntimeStatusResponse,
+        held: list[Held],
+        *,
+        named: Callable[[str], str] = lambda model_id: model_id,
+    ) -> None:
+        """Takes over the copies of a relay that died. `named` returns a model's name at the server. Call it after
+        `Board.attach`."""
         for one in held:
             row = self.row(one.slot if one.slot >= 0 else None)
             if one.slot >= 0:
                 row.resume(self._board.read(one.slot))
-            self.copies.add(RelayedCopy(one.model_id, one.token.encode(), row, concurrency=one.concurrency))
+            name = named(one.model_id)
+            self.copies.add(RelayedCopy(one.model_id, one.token.encode(), row, concurrency=one.concurrency, name=name))
         self._journal.begin(status, held)
 
     def begin(self, status: pb.RuntimeStatusResponse, *, former: bool) -> None:

@@ -1,17 +1,21 @@
 """The start of a model server that Mesh has installed, as a child of a pod."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import process
-from mesh.modelservers import environments
+from mesh.modelservers import environments, machines
 
 MODELS = "models"
 """The subfolder from which a server with an adapter reads its models; also the name of the pod's own folder for it."""
 
 _HOST = "127.0.0.1"
+_IN_SHELL = ("triton",)  # kinds that start a shell with the paths of models
+_PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,11 @@ def begin(kind: str, folder: Path, *, threads: int) -> Started:
     environment = environments.installed(kind)
     if environment is None:
         raise ValueError(f"{kind} is not installed: run `mesh servers install {kind}`")
+    if (why := machines.lacks(kind)) != "":
+        raise ValueError(why)
+    if kind in _IN_SHELL and not _PLAIN.fullmatch(str(folder)):
+        text = f"{kind} cannot read models below {folder}, because it passes the path to a shell"
+        raise ValueError(f"{text}: name a folder without spaces and special characters with --server-models")
     models = folder / MODELS
     models.mkdir(parents=True, exist_ok=True)
     port = process.free_port(_HOST)
@@ -56,4 +65,16 @@ def _mlserver(models: Path, port: int) -> dict[str, object]:
     }
 
 
-_SETTINGS = {"mlserver": _mlserver}
+def _triton(models: Path, port: int) -> dict[str, object]:
+    return {
+        "host": _HOST,
+        "port": port,
+        "metrics_port": process.free_port(_HOST),
+        "models": str(models),
+        "folder": str(models.parent),
+        "owner": os.getpid(),
+        "load_threads": 2,  # one load at a time is measured, and its unloads must not wait
+    }
+
+
+_SETTINGS = {"mlserver": _mlserver, "triton": _triton}

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from mesh.modelservers import environments
 from mesh.runtime.__main__ import app
 from mesh.runtime.agent.options import Memory, ModelServer
 from mesh.runtime.agent.settings import RuntimeSettings
@@ -53,6 +55,16 @@ def test_the_capacity_of_a_server_with_an_adapter_follows_from_its_memory() -> N
     assert Memory(capacity="1GiB").split(foreign=True, at_hand=server.at_hand()) == (1 << 30, 0)
     assert neighbour().at_hand() == 0
     assert ModelServer(server="127.0.0.1:8001", server_memory_limit="4GiB").at_hand() == 0
+
+
+def test_an_adapter_for_code_alone_needs_the_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Triton that Mesh installs serves only models that run code, and types can be named for any other server."""
+    monkeypatch.setattr(environments, "installed", lambda kind: True)
+    with pytest.raises(typer.BadParameter, match="serves only models that run code"):
+        ModelServer(adapter="triton").check()
+    for given in (ModelServer(adapter="triton", allow_code=True), ModelServer(adapter="triton", types="triton")):
+        given.check()
+    assert ModelServer(adapter="triton", allow_code=True).served(ours=False) == ("triton-python",)
 
 
 def test_slots_follow_the_capacity() -> None:

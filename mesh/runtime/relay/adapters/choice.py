@@ -7,6 +7,7 @@ from typing import Protocol
 import grpc
 
 from mesh.runtime.relay.adapters.mlserver import MLServer
+from mesh.runtime.relay.adapters.triton import Triton
 from mesh.runtime.relay.control import Control, SpiControl
 
 Managed = Callable[[grpc.aio.Channel], Control]
@@ -20,6 +21,7 @@ class _Maker(Protocol):
 
 _MAKERS: dict[str, _Maker] = {
     "mlserver": MLServer,
+    "triton": Triton,
 }
 """The adapter of each kind of server in `mesh.modelservers.kinds`."""
 

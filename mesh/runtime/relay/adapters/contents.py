@@ -110,6 +110,27 @@ def mirror(folder: Path, name: Path) -> None:
                 shutil.copyfile(source, target / file)
 
 
+def tree_of_links(folder: Path, name: Path) -> None:
+    """Makes a folder with the subfolders of one that was pulled, and with links to its files, so that what a server
+    writes beside them does not reach what was pulled. Raises OSError and MeshError."""
+    left = archives.LIMITS.files
+
+    def fill(source: Path, target: Path, depth: int) -> None:
+        nonlocal left
+        target.mkdir(exist_ok=True)
+        for entry in source.iterdir():
+            left -= 1
+            if left < 0 or depth > archives.LIMITS.depth:
+                limits = f"{archives.LIMITS.files:,} files or {archives.LIMITS.depth} folders within each other"
+                raise bad(f"the folder holds more than {limits}, or a link to a folder that it is in")
+            if entry.is_dir():
+                fill(entry, target / entry.name, depth + 1)
+            else:
+                link(entry, target / entry.name)
+
+    fill(folder, name, 1)
+
+
 def bad(text: str) -> MeshError:
     """Returns the error for a model that cannot be loaded as it is."""
     return MeshError(Reason.BAD_REQUEST, text)
@@ -118,6 +139,11 @@ def bad(text: str) -> MeshError:
 def unreadable(path: Path, error: OSError) -> MeshError:
     """Returns the error for files that cannot be read."""
     return MeshError(Reason.LOAD_FAILED, f"{path.name} cannot be read: {error.strerror or error}")
+
+
+def missing(what: str, folder: Path) -> MeshError:
+    """Returns the error for a folder that lacks something. Raises OSError."""
+    return bad(f"the folder lacks {what}; {_has(sorted(entry.name for entry in folder.iterdir()))}")
 
 
 def _or(words: Sequence[str]) -> str:

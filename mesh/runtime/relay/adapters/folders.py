@@ -1,18 +1,24 @@
 """The folders of a server's models: for each model one that the server reads, and one with links to what was pulled.
 
 They are apart, because a server may search all that it reads, links included, for descriptions of models. Their names
-follow from the model's id, so that a relay which takes over from a dead one finds them again. A name is a digest: ids
-are long, or hold characters that a server would decode. The id itself is in a file.
+follow from the model's id, so that a relay which takes over from a dead one finds them again. A name is a digest,
+unless the adapter has another rule: ids are long, or hold characters that a server would decode. The id itself is in a
+file.
 """
 
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _READ, _FILES, _IDS = "models", "files", "ids"
+
+
+def digest(model_id: str) -> str:
+    """Returns a digest of a model's id: 32 hexadecimal digits."""
+    return hashlib.blake2b(model_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,10 @@ class ModelFolders:
 class Folders:
     """The folders of all models of one server. Methods block for the disk, briefly. They raise OSError."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, named: Callable[[str], str] = digest) -> None:
+        """Keeps folders in `root`. `named` returns the name of a model's folders, which no other model has."""
         self._root = root
+        self._named = named
 
     def begin(self, model_id: str) -> ModelFolders:
         """Makes the empty folders of a model."""
@@ -42,7 +50,7 @@ class Folders:
 
     def of(self, model_id: str) -> ModelFolders:
         """Returns the folders of a model, whether they exist or not."""
-        name = _name(model_id)
+        name = self._named(model_id)
         return ModelFolders(self._root / _READ / name, self._root / _FILES / name)
 
     def remove(self, model_id: str) -> None:
@@ -61,8 +69,4 @@ class Folders:
                 yield note.read_bytes().decode("utf-8", "surrogatepass")
 
     def _note(self, model_id: str) -> Path:
-        return self._root / _IDS / _name(model_id)
-
-
-def _name(model_id: str) -> str:
-    return hashlib.blake2b(model_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return self._root / _IDS / self._named(model_id)

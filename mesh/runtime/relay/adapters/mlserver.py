@@ -21,13 +21,12 @@ import grpc
 
 from mesh.modelfiles import mlflow, sniffing
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, sizes
+from mesh.runtime.relay.adapters import contents, keys, schemas, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.control import Trailers
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from placement import modeltypes
 
 log = logs.get(__name__)
 
@@ -99,6 +98,10 @@ class MLServer:
 
     def resume(self, *, former: bool) -> None:
         """Continues with a server that reported to a former relay: all that is needed is in the folders."""
+
+    def name(self, model_id: str) -> str:
+        """Returns the id, which MLServer takes as a name."""
+        return model_id
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns READY once the server is live and has dropped all models."""
@@ -187,14 +190,14 @@ class MLServer:
 
     def _settings(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> dict[str, Any]:
         """Returns the model's settings, and makes the links that they need. Raises MeshError."""
-        key = _key(request.modelKey)
+        key = keys.key_of(request)
         pulled = contents.opened(Path(request.modelPath), place.files, stop)
         own = contents.newest(pulled) / SETTINGS if pulled.is_dir() else None
         if own is not None and own.is_file():
             settings = self._of_users(own, place)
         else:
-            settings = self._generated(_type(request.modelType, key), pulled, place)
-        return settings | {"name": request.modelId} | _schema(key)
+            settings = self._generated(keys.type_of(request), pulled, place)
+        return settings | {"name": request.modelId} | schemas.schema_of(key)
 
     def _of_users(self, file: Path, place: ModelFolders) -> dict[str, Any]:
         """Returns the settings that came with a model, with its path made absolute."""
@@ -293,35 +296,6 @@ def _find(model_type: str, runtime: Runtime, pulled: Path) -> contents.FoundMode
             raise contents.bad(str(error)) from error
         return contents.FoundModel(file, sniffing.look(file))
     return contents.find(pulled, runtime.names, runtime.suffixes)
-
-
-def _type(named: str, key: dict[str, Any]) -> str:
-    """Returns the model type that the key names, else the request's, without its version."""
-    own = key.get("model_type")
-    name = own.get("name") if isinstance(own, dict) else own
-    return modeltypes.name_of(name if isinstance(name, str) and name else named).lower()
-
-
-def _key(text: str) -> dict[str, Any]:
-    try:
-        key = json.loads(text) if text else {}
-    except ValueError:
-        return {}
-    return key if isinstance(key, dict) else {}
-
-
-def _schema(key: dict[str, Any]) -> dict[str, Any]:
-    """Returns the inputs and outputs of the schema that was pulled with a model."""
-    path = key.get("schema_path")
-    if not path:
-        return {}
-    try:
-        schema = json.loads(Path(str(path)).read_bytes())
-    except (OSError, ValueError) as error:
-        raise contents.bad(f"the schema cannot be read: {error}") from error
-    if not isinstance(schema, dict):
-        raise contents.bad("the schema is not an object with inputs and outputs")
-    return {name: schema[name] for name in ("inputs", "outputs") if isinstance(schema.get(name), list)}
 
 
 def _inside(folder: Path, uri: Any) -> Path:

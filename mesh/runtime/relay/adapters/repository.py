@@ -33,13 +33,24 @@ class Repository:
         """Returns the names of the models in the repository."""
         return [one.name for one in (await self._index(pb.RepositoryIndexRequest(), timeout=timeout)).models]
 
+    async def states(self, *, timeout: float | None) -> dict[str, set[str]]:
+        """Returns the states of the versions of each model in the repository. A model that was never loaded has none.
+        Only Triton reports states."""
+        found: dict[str, set[str]] = {}
+        for one in (await self._index(pb.RepositoryIndexRequest(), timeout=timeout)).models:
+            found.setdefault(one.name, set()).update(filter(None, (one.state,)))
+        return found
+
     async def load(self, name: str, *, timeout: float | None) -> None:
         """Loads a model."""
         await self._load(pb.RepositoryModelLoadRequest(model_name=name), timeout=timeout)
 
-    async def unload(self, name: str, *, timeout: float | None) -> None:
-        """Unloads a model."""
-        await self._unload(pb.RepositoryModelUnloadRequest(model_name=name), timeout=timeout)
+    async def unload(self, name: str, *, timeout: float | None, dependents: bool = False) -> None:
+        """Unloads a model, and with `dependents` also the models that it was loaded with, which Triton can do."""
+        request = pb.RepositoryModelUnloadRequest(model_name=name)
+        if dependents:
+            request.parameters["unload_dependents"].bool_param = True
+        await self._unload(request, timeout=timeout)
 
     async def describe(self, name: str, *, timeout: float | None) -> None:
         """Asks for a model's metadata, which fails if the server does not have the model."""

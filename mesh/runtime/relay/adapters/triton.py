@@ -1,0 +1,167 @@
+"""The adapter for Triton in explicit mode, which loads models from its repository folder when its API says so.
+
+Triton knows a model by the name of its folder. The Python backend starts a shell with that name, and Triton takes
+slashes in it for folders within each other, so only ids without special characters are names as they are. Other models
+have a digest as their name. The relay writes it into requests, and the id into replies.
+
+Triton answers an unload before the model is gone, so this module waits until the index of the repository says that it
+is.
+"""
+
+import asyncio
+import re
+import threading
+from pathlib import Path
+
+import grpc
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.relay.adapters import contents, keys, schemas, tritonlayout
+from mesh.runtime.relay.adapters.folders import Folders, digest
+from mesh.runtime.relay.adapters.repository import Repository
+from mesh.runtime.relay.control import Trailers
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # ids that are names as they are
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+_HELD = frozenset(("READY", "LOADING", "UNLOADING"))  # states of versions that take memory
+_DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
+_LOADS = 2  # at a time, as in the predecessor
+_TEXT = 1000  # characters of Triton's errors
+_FIRST, _LONGEST = 0.01, 0.5  # seconds between looks at a model that is being unloaded
+
+_METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
+
+
+class Triton:
+    """The control of one Triton."""
+
+    def __init__(self, channel: grpc.aio.Channel, root: Path, *, load_timeout: float, allow_code: bool) -> None:
+        """Makes the control of a server whose repository is the folder `models` in `root`. `load_timeout` is in
+        seconds."""
+        self.former = False
+        self._repository = Repository(channel)
+        self._folders = Folders(root, named=self.name)
+        self._load_timeout = load_timeout
+        self._allow_code = allow_code
+
+    def resume(self, *, former: bool) -> None:
+        """Continues with a server that reported to a former relay: all that is needed is in the folders."""
+
+    def name(self, model_id: str) -> str:
+        """Returns the name of a model's folder, by which Triton knows the model."""
+        plain = _PLAIN.fullmatch(model_id) and not _DIGEST.fullmatch(model_id)
+        return model_id if plain else digest(model_id)
+
+    async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
+        """Returns READY once the server is live and has dropped all models."""
+        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING)
+        if not await self._repository.live(timeout=timeout):
+            return status, ()
+        for name in await self._held(timeout):
+            await self._repository.unload(name, timeout=timeout, dependents=True)
+        if await self._held(timeout):
+            return status, ()  # it is asked again
+        for model_id in list(self._folders.ids()):
+            await asyncio.to_thread(self._folders.remove, model_id)
+        status.status = pb.RuntimeStatusResponse.READY
+        status.maxLoadingConcurrency = _LOADS
+        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
+        status.defaultModelSizeInBytes = _DEFAULT_BYTES
+        status.runtimeVersion = await self._repository.version(timeout=timeout)
+        for name, path in _METHODS.items():
+            status.methodInfos[name].idInjectionPath.extend(path)
+        return status, ()
+
+    async def load(
+        self, request: pb.LoadModelRequest, *, timeout: float | None
+    ) -> tuple[pb.LoadModelResponse, Trailers]:
+        """Makes the model's folder, and has the server load it. Raises AioRpcError if the server cannot be reached or
+        is too slow, and MeshError if the model cannot be loaded."""
+        model_id = request.modelId
+        try:
+            async with asyncio.timeout(timeout):
+                await self._lay_out(request)
+                await self._repository.load(self.name(model_id), timeout=timeout)
+        except TimeoutError:
+            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
+        except grpc.aio.AioRpcError as error:
+            meaning = self._meaning(error, request)
+            if isinstance(meaning, MeshError):  # otherwise an unload follows
+                await asyncio.to_thread(self._folders.remove, model_id)
+            raise meaning from error
+        return pb.LoadModelResponse(), ()
+
+    async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
+        """Has the server unload a model, waits until it is gone, and removes its folder. An unknown model is no
+        error."""
+        name = self.name(request.modelId)
+        async with asyncio.timeout(timeout):
+            try:
+                await self._repository.unload(name, timeout=timeout, dependents=True)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+            pause = _FIRST
+            while name in await self._held(timeout):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST)
+        await asyncio.to_thread(self._folders.remove, request.modelId)
+
+    async def size(
+        self, request: pb.ModelSizeRequest, *, timeout: float | None
+    ) -> tuple[pb.ModelSizeResponse, Trailers]:
+        """Returns 0, as Triton does not know the size of a model. Raises AioRpcError with NOT_FOUND if the server does
+        not have the model."""
+        await self._repository.describe(self.name(request.modelId), timeout=timeout)
+        return pb.ModelSizeResponse(), ()
+
+    async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
+        """Refuses, because Triton predicts no sizes."""
+        raise MeshError(Reason.UNSUPPORTED, "Triton predicts no sizes")
+
+    async def _held(self, timeout: float | None) -> set[str]:
+        """Returns the names of the models that take memory."""
+        return {name for name, states in (await self._repository.states(timeout=timeout)).items() if states & _HELD}
+
+    # --- the model's folder
+
+    async def _lay_out(self, request: pb.LoadModelRequest) -> None:
+        """Makes the model's folders in a thread, whose end a cancelled load waits for."""
+        stop = threading.Event()
+        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({work})
+            raise
+
+    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> None:
+        try:
+            place = self._folders.begin(request.modelId)
+            try:
+                pulled = contents.opened(Path(request.modelPath), place.files, stop)
+                schema = schemas.schema_of(keys.key_of(request))
+                tritonlayout.lay_out(keys.type_of(request), schema, pulled, place.read, allow_code=self._allow_code)
+            except BaseException:
+                self._folders.remove(request.modelId)
+                raise
+        except OSError as error:
+            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+
+    def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
+        """Returns the error for a failed load: the server's own, without paths of this machine."""
+        code = error.code()
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+            return error
+        text = error.details() or code.name
+        place, pulled = self._folders.of(request.modelId), Path(request.modelPath)
+        for folder in (place.read, place.files, pulled, pulled.parent):
+            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+        text = text.replace(self.name(request.modelId), request.modelId).strip()
+        return MeshError(Reason.LOAD_FAILED, f"Triton cannot load the model: {text[:_TEXT]}")
