@@ -20,12 +20,15 @@ from mesh.schema import records
 from tests.support.cluster import Kube
 
 _HERE = Path(__file__).parent
+_LIMIT = 900.0
+"""Seconds for one test: more than its waits take together, because their errors show what happened in the cluster."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(_LIMIT))
 
 
 @contextlib.contextmanager

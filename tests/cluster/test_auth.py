@@ -125,7 +125,6 @@ async def test_an_upgrade_keeps_the_key(mesh: Installed) -> None:
     assert key(mesh) == before
 
 
-@pytest.mark.timeout(300)
 async def test_the_key_is_replaced(mesh: Installed) -> None:
     """The documented commands replace the admin's key. While the Secret has both, both work."""
     old = key(mesh).decode()
@@ -158,7 +157,6 @@ async def test_with_required_inference_needs_a_key(mesh: Installed) -> None:
     assert asked(mesh, "GET", "/v2/models/m0", key=given) == 200
 
 
-@pytest.mark.timeout(400)
 async def test_a_service_account_calls_with_its_token(mesh: Installed) -> None:
     """With `auth.serviceAccounts` a pod's account has the grants among the values. A token for another audience is
     refused. Routers follow a change of the grants without a restart."""

@@ -36,7 +36,6 @@ def restarts(mesh: Installed) -> dict[str, int]:
     }
 
 
-@pytest.mark.timeout(900)
 async def test_everybody_follows_another_authority(mesh: Installed) -> None:
     """While the Secret is missing, doctor names the commands of the docs. After these commands each process warns, no
     call fails, no container restarts, and a new pod becomes ready."""
@@ -70,7 +69,6 @@ async def test_everybody_follows_another_authority(mesh: Installed) -> None:
     await Visits(mesh).until_said(())
 
 
-@pytest.mark.timeout(600)
 async def test_new_pods_of_all_kinds_start_with_it(mesh: Installed) -> None:
     """Once the mesh shows the new certificate, a pod of each kind, including etcd, is replaced and starts with it."""
     await asyncio.gather(

@@ -270,7 +270,6 @@ async def test_a_mesh_without_faults_is_well(mesh: Installed) -> None:
     assert {one["area"] for one in visits.findings} >= {"kubernetes", "secrets", "etcd", "mesh"}
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_fault_is_found(mesh: Installed, cluster: Kube, name: str) -> None:
     """A planted fault is reported with its cause and the way out, and is no longer reported once it is removed."""

@@ -55,7 +55,6 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
     yield mesh
 
 
-@pytest.mark.timeout(240)
 async def test_a_model_that_exhausts_its_container_is_quarantined(mesh: Installed) -> None:
     """A model whose various requests have killed servers is quarantined, and each of its callers gets the reason. For
     each death, at most one call per caller of other models may fail, which was in flight. All models come back, and the

@@ -174,7 +174,6 @@ async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
     await mesh.mesh("register", f"late-{force}", "http://store:8000/models/m1.onnx", "--load", "--wait")
 
 
-@pytest.mark.timeout(300)
 async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
     """On a cluster with the Prometheus operator, the chart creates monitoring objects with only the rights of a
     namespace's admin."""

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from tests.support.cluster import Kube
 from tests.support.installed import Installed
 from tests.support.visits import Visits
@@ -28,7 +26,6 @@ def asking(cpu: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.timeout(300)
 async def test_a_limit_range_that_refuses_a_jobs_pod(cluster: Kube, namespace: Kube, image: str) -> None:
     """When a LimitRange refuses a Job's pod, doctor shows the refusal and names the values that help. With them the
     mesh becomes ready."""
@@ -42,7 +39,6 @@ async def test_a_limit_range_that_refuses_a_jobs_pod(cluster: Kube, namespace: K
     await mesh.ready(180.0)
 
 
-@pytest.mark.timeout(300)
 async def test_an_autoscaler_without_metrics(namespace: Kube, image: str) -> None:
     """Doctor reports an autoscaler that gets no metrics because the cluster has no metrics server. Otherwise only the
     autoscaler's own status shows that."""

@@ -137,7 +137,6 @@ def gone(mesh: Installed, *argv: str) -> dict[str, object]:
     return found
 
 
-@pytest.mark.timeout(420)
 async def test_what_a_mesh_has_left_is_handed_over_and_removed(
     first: Installed, namespace: Kube, endpoint: str, tmp_path: Path
 ) -> None:

@@ -38,7 +38,6 @@ def test_a_typo_in_a_values_file(namespace: Kube, image: str) -> None:
     assert mesh.left() == []
 
 
-@pytest.mark.timeout(300)
 async def test_certificates_that_have_expired(namespace: Kube, image: str) -> None:
     """With an expired certificate, first between the mesh's pods and then for clients, processes say which certificate
     expired, and when."""
@@ -72,7 +71,6 @@ async def test_certificates_that_have_expired(namespace: Kube, image: str) -> No
     await mesh.ready(180.0)
 
 
-@pytest.mark.timeout(240)
 async def test_a_container_that_is_too_small_for_models(namespace: Kube, image: str) -> None:
     """A runtime pod whose container is too small for `capacity: auto` ends at once with the available and the required
     memory, and doctor shows that."""

@@ -108,7 +108,6 @@ async def test_models_of_the_server_are_only_in_its_pool(mesh: Installed) -> Non
         assert server["started"]
 
 
-@pytest.mark.timeout(300)
 async def test_a_rollout_of_the_pool_is_not_noticed(mesh: Installed) -> None:
     """Callers do not notice that all pods of the pool are replaced: each drains before its server is stopped."""
     before = set(mesh.names("runtime", "example"))
@@ -120,7 +119,6 @@ async def test_a_rollout_of_the_pool_is_not_noticed(mesh: Installed) -> None:
     assert not before & set(mesh.names("runtime", "example"))
 
 
-@pytest.mark.timeout(300)
 async def test_a_deleted_pod_is_drained(mesh: Installed) -> None:
     """Callers do not notice that one of two pods is deleted, as a node's drain does."""
     (gone, _) = mesh.names("runtime", "example")
@@ -132,7 +130,6 @@ async def test_a_deleted_pod_is_drained(mesh: Installed) -> None:
     assert traffic.errors == []
 
 
-@pytest.mark.timeout(300)
 async def test_a_server_that_is_killed_is_restarted_and_its_models_come_back(mesh: Installed) -> None:
     """The agent notices that its server has gone, although the container of the agent keeps running."""
     pod = mesh.names("runtime", "example")[0]

@@ -36,7 +36,6 @@ def _leader(mesh: Installed) -> str:
     return next(name for name in mesh.names("etcd") if mesh.metric(name, "etcd_server_is_leader", port=2381))
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("which", ["leader", "another"])
 async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None:
     """While one member is down, models are registered and loaded, and no call fails."""
@@ -58,7 +57,6 @@ async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None
     assert traffic.errors == []
 
 
-@pytest.mark.timeout(240)
 async def test_a_member_loses_its_volume(mesh: Installed) -> None:
     """A member that loses its volume joins the others as a new one, and no call fails."""
 
@@ -79,7 +77,6 @@ async def test_a_member_loses_its_volume(mesh: Installed) -> None:
     assert {name for name in after if after[name] != before[name]} == {"mesh-etcd-1"}
 
 
-@pytest.mark.timeout(420)
 async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None:
     """The steps of the admins' page restore all registrations: a snapshot at once, a new etcd, a restore."""
     before = {one["id"] for one in await _listed(mesh)}

@@ -3,8 +3,6 @@ trial."""
 
 import asyncio
 
-import pytest
-
 from tests.support import documented
 from tests.support.cluster import Kube
 from tests.support.installed import Installed, Traffic
@@ -12,7 +10,6 @@ from tests.support.installed import Installed, Traffic
 HEADING = "On this machine, without a registry"
 
 
-@pytest.mark.timeout(300)
 async def test_a_mesh_for_trying(namespace: Kube, image: str) -> None:
     """The chart's values for a trial request no more than a node of two CPUs has, and no value is missing."""
     cluster, name, environment, creation, *rest = documented.block("kubernetes.md", HEADING)

@@ -26,7 +26,6 @@ async def mesh(shared_namespace: Kube, image_before: str, volume: str) -> AsyncI
     yield mesh
 
 
-@pytest.mark.timeout(300)
 async def test_routers_of_the_version_before_load_into_new_pods(mesh: Installed, image: str) -> None:
     """Routers of the previous version load models into pods of the new one. When pools are upgraded first, only such
     pods exist for a while."""
@@ -41,7 +40,6 @@ async def test_routers_of_the_version_before_load_into_new_pods(mesh: Installed,
     assert traffic.errors == []
 
 
-@pytest.mark.timeout(300)
 async def test_an_upgrade_is_not_noticed(mesh: Installed, image: str) -> None:
     """Callers do not notice `helm upgrade`, which replaces every pod, including etcd's only member. Cold models are
     loaded as before afterwards."""
