@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.cluster import lifecycle
-from tests.support.cluster import Kube, KubeError, pod
+from tests.support.cluster import Kube, KubeError, pod, ready_at
 
 _HELLO = """
 import http.server
@@ -43,7 +43,7 @@ def test_pod_security_refuses_what_is_not_restricted(namespace: Kube) -> None:
 
 async def test_services_have_names_and_lead_to_pods(namespace: Kube, image: str) -> None:
     """A pod calls another by the name of its service, and the test calls it through a forwarded port."""
-    ready = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
+    ready = ready_at("/", 8080)
     namespace.apply(
         pod("hello", {"name": "it", "image": image, "command": ["python", "-c", _HELLO], "readinessProbe": ready}),
         {

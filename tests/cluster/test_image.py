@@ -7,7 +7,7 @@ import pytest
 
 from deploy.cluster import layout
 from tests.support import models
-from tests.support.cluster import Kube, pod
+from tests.support.cluster import Kube, pod, ready_at
 
 _ETCD = layout.ETCD_VERSION.removeprefix("v")
 _COMMANDS = {
@@ -40,7 +40,7 @@ async def test_a_whole_mesh_runs_from_it(namespace: Kube, image: str) -> None:
     """etcd, a runtime pod and a router behind Envoy become ready from the image with only /tmp writable."""
 
     def probed(port: int) -> dict[str, object]:
-        return {"readinessProbe": {"httpGet": {"path": "/ready", "port": port}, "periodSeconds": 1}}
+        return {"readinessProbe": ready_at("/ready", port)}
 
     etcd = ["--data-dir=/tmp/etcd", "--unsafe-no-fsync"]
     runtime = ["runtime", "--capacity=64MiB", "--probe=0.0.0.0:8001"]

@@ -11,7 +11,7 @@ import pytest_asyncio
 import yaml
 
 from tests.support import documented
-from tests.support.cluster import Kube, KubeError, pod
+from tests.support.cluster import Kube, KubeError, pod, ready_at
 from tests.support.installed import Installed
 from tests.support.visits import Visits
 
@@ -37,7 +37,7 @@ def secret(endpoint: str, *, prefix: str = "shared", **more: str) -> dict[str, o
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(shared_namespace: Kube, image: str) -> str:
     """A separate etcd with a user."""
-    ready = {"httpGet": {"path": "/readyz", "port": 2379}, "periodSeconds": 1}
+    ready = ready_at("/readyz", 2379)
     argv = ["--data-dir=/tmp/etcd", "--unsafe-no-fsync", "--listen-client-urls=http://0.0.0.0:2379"]
     argv += [f"--advertise-client-urls=http://outside.{shared_namespace.namespace}:2379"]
     shared_namespace.apply(

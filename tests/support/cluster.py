@@ -221,6 +221,12 @@ def pod(name: str, *containers: dict[str, Any], uid: int | None = None, **spec: 
     }
 
 
+def ready_at(path: str, port: int) -> dict[str, Any]:
+    """Returns a readiness probe for a container of a test. A container that is slow, as on a busy machine, stays in its
+    Service: otherwise callers of the Service would be refused."""
+    return {"httpGet": {"path": path, "port": port}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 30}
+
+
 def secret(name: str, data: Mapping[str, bytes]) -> dict[str, Any]:
     """Returns the manifest of a Secret."""
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}

@@ -21,7 +21,7 @@ import numpy as np
 
 from deploy import manifests
 from tests.support import documented, models
-from tests.support.cluster import ROOT, Kube, pod
+from tests.support.cluster import ROOT, Kube, pod, ready_at
 from tests.support.localmesh import Client
 from tests.support.waiting import until
 
@@ -228,7 +228,7 @@ def _store(image: str, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
         "name": "it",
         "image": image,
         "command": ["python", "-m", "http.server", "--directory", "/files"],
-        "readinessProbe": {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1},
+        "readinessProbe": ready_at("/", 8000),
         "volumeMounts": [
             {"name": "files", "mountPath": "/files"},
             {"name": "models", "mountPath": "/files/models"},
