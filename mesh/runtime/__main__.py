@@ -113,6 +113,7 @@ def main(
             adapter=server.adapter,
             server_models=server.server_models.absolute() if server.server_models else None,
             allow_code=server.allow_code,
+            server_metrics=server.metrics(),
             egress=server.carrier(),
             server_memory=server.server_memory,
             server_memory_limit=server.memory_limit(),

@@ -345,6 +345,15 @@ class ModelServer:
             "unit such as GiB; auto: as much as this pod.",
         ),
     ] = "auto"
+    server_metrics: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVER_METRICS",
+            metavar="ADDRESS",
+            help="Address of the metrics of the server of --server or --server-command, HOST:PORT, which tell the "
+            "memory of its GPUs, as Triton's do; default: none.",
+        ),
+    ] = ""
     types: Annotated[
         str,
         typer.Option(
@@ -377,6 +386,13 @@ class ModelServer:
             return 0
         neighbour = bool(self.server) and not self.server_command
         return self.memory_limit() or (0 if neighbour else memory.available_bytes())
+
+    def metrics(self) -> str:
+        """Returns the address of the server's metrics, or "" if none is given. Raises BadParameter."""
+        if self.server_metrics and not (self.server or self.server_command):
+            text = "it needs --server or --server-command"
+            raise typer.BadParameter(text, param_hint="--server-metrics")
+        return checked.address(self.server_metrics, "--server-metrics") if self.server_metrics else ""
 
     def served(self, *, ours: bool) -> tuple[str, ...]:
         """Returns the types that the server takes, or none if it takes any."""

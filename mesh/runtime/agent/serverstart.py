@@ -162,6 +162,7 @@ class ServerStart:
             hang_timeout=settings.hang_timeout,
             adapter=settings.adapter,
             server_models=settings.server_models or self._run_dir / adapted.MODELS,
+            metrics=settings.server_metrics,
             allow_code=settings.allow_code,
         )
 

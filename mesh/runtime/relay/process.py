@@ -22,7 +22,7 @@ from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
 from mesh.runtime.port.boards import CannotStart, open_board
 from mesh.runtime.port.spi import listen
-from mesh.runtime.relay.adapters import choice
+from mesh.runtime.relay.adapters import choice, devicemetrics
 from mesh.runtime.relay.calls import RelayPort
 from mesh.runtime.relay.egress import Egress
 from mesh.runtime.relay.envoyegress import EnvoyEgress
@@ -59,18 +59,16 @@ async def serve(settings: RelaySettings) -> int:
         raise CannotStart(str(error)) from error
     journal = Journal(settings.journal)
     table = Table(board, journal)
+    managed = choice.managed(
+        settings.adapter, settings.server_models, load_timeout=settings.load_timeout, allow_code=settings.allow_code
+    )
     link = Link(
         settings.server,
         table,
         hang_timeout=settings.hang_timeout,
         max_message=settings.max_message,
         calls=settings.calls,
-        managed=choice.managed(
-            settings.adapter,
-            settings.server_models,
-            load_timeout=settings.load_timeout,
-            allow_code=settings.allow_code,
-        ),
+        managed=devicemetrics.measured(managed, settings.metrics) if settings.metrics else managed,
     )
     budget = Budget(settings.max_body_bytes)
     ending = Ending()

@@ -27,6 +27,7 @@ class RelaySettings:
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls to the server
     adapter: str = ""  # the kind of a server that does not speak the SPI
     server_models: Path | None = None  # the folder from which such a server reads its models
+    metrics: str = ""  # address of the server's metrics, which tell the memory of its GPUs; "": none
     allow_code: bool = False  # models may run code when they are loaded
     load_timeout: float = 0.0  # time limit of one load; 0: the server's own
     hang_timeout: float = 12.0  # silence of the server after which it counts as hung
@@ -80,6 +81,12 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         type=Path,
         metavar="DIR",
         help="Folder from which such a server reads its models; needed with --adapter.",
+    )
+    add(
+        "--metrics",
+        default="",
+        metavar="ADDRESS",
+        help="Address of the server's metrics, HOST:PORT, which tell the memory of its GPUs; default: none.",
     )
     add("--allow-code", action="store_true", help="Allow models that run code when they are loaded, such as pickles.")
     add("--journal", type=Path, metavar="PATH", help="File from which a later relay continues; default: none.")

@@ -77,6 +77,7 @@ class RelayLine(CommandLine):
     hang_timeout: float
     adapter: str = ""  # "": the server speaks the SPI
     server_models: Path | None = None  # the folder from which a server with an adapter reads its models
+    metrics: str = ""  # address of the server's metrics
     allow_code: bool = False
 
     def argv(self) -> tuple[str, ...]:
@@ -85,6 +86,8 @@ class RelayLine(CommandLine):
 
     def _own(self) -> dict[str, str]:
         adapted = {"adapter": self.adapter, "server-models": str(self.server_models)} if self.adapter else {}
+        if self.metrics:
+            adapted["metrics"] = self.metrics
         return adapted | {
             "server": self.server,
             "calls": self.calls,

@@ -32,6 +32,7 @@ def test_addresses_that_others_can_reach() -> None:
         ("--etcd-ca", "/no/such/file", "No such file"),
         ("--log-level", "loud", "not a log level"),
         ("--server-calls", "127.0.0.1:8086", "it needs --server or --server-command"),
+        ("--server-metrics", "127.0.0.1:8002", "it needs --server or --server-command"),
     ],
 )
 def test_wrong_options_are_refused_with_a_text(option: str, value: str, says: str) -> None:

@@ -6,6 +6,7 @@ server wants is one table at the top of its module.
 - `choice` names the adapters;
 - `mlserver` manages MLServer;
 - `repository` calls the repository extension of V2, which MLServer and Triton have;
+- `devicemetrics` adds the memory of a server's GPUs to any control, by the server's metrics;
 - `sizes` predicts the size of a model from that of its files;
 - `folders` keeps the folder that a server reads its models from, and `contents` finds a model's files.
 

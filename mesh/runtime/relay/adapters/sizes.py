@@ -8,11 +8,15 @@ FACTOR = 1.25
 """Memory of a model over the size of its files: the predecessor's estimate for the servers with an adapter."""
 
 
+def of_files(key: str) -> int:
+    """Returns the bytes of a model's files, which the key of a request states, or 0 if it does not."""
+    try:
+        size = json.loads(key)["disk_size_bytes"]
+    except (ValueError, KeyError, TypeError):
+        return 0
+    return size if isinstance(size, int) and size > 0 else 0
+
+
 def predicted(request: pb.PredictModelSizeRequest, *, default: int) -> pb.PredictModelSizeResponse:
     """Returns the expected size of a model, in bytes: `default` if the size of its files is unknown."""
-    try:
-        size = json.loads(request.modelKey)["disk_size_bytes"]
-    except (ValueError, KeyError, TypeError):
-        size = 0
-    known = isinstance(size, int) and size > 0
-    return pb.PredictModelSizeResponse(sizeInBytes=int(size * FACTOR) if known else default)
+    return pb.PredictModelSizeResponse(sizeInBytes=int(of_files(request.modelKey) * FACTOR) or default)
