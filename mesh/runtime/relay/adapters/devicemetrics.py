@@ -102,6 +102,10 @@ class OnDevice:
         self._control.resume(former=former)
         self.former = self._control.former
 
+    def name(self, model_id: str) -> str:
+        """Returns the name by which the server knows a model."""
+        return self._control.name(model_id)
+
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns the server's status, with the memory of its devices once it is READY."""
         status, told = await self._control.status(timeout=timeout)

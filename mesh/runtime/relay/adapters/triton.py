@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, keys, schemas, tritonlayout
+from mesh.runtime.relay.adapters import contents, keys, schemas, sizes, tritonlayout
 from mesh.runtime.relay.adapters.folders import Folders, digest
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.control import Trailers
@@ -121,8 +121,8 @@ class Triton:
         return pb.ModelSizeResponse(), ()
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Refuses, because Triton predicts no sizes."""
-        raise MeshError(Reason.UNSUPPORTED, "Triton predicts no sizes")
+        """Returns the size that the model's files suggest."""
+        return sizes.predicted(request, default=_DEFAULT_BYTES)
 
     async def _held(self, timeout: float | None) -> set[str]:
         """Returns the names of the models that take memory."""
