@@ -80,7 +80,7 @@ def clean() -> None:
 
 
 def unmount(*folders: Path) -> None:
-    """Unmounts everything below these folders."""
+    """Unmounts all file systems that are mounted below these folders. Does not fail if one is still in use."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for point in reversed(mounts):  # the innermost first
         if any(Path(point).is_relative_to(folder) for folder in folders):

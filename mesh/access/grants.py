@@ -16,13 +16,13 @@ MAX_PATTERN = 512
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role on patterns of names, given to subjects."""
+    """A role that subjects have, for all names that match the grant's patterns."""
 
     role: Role
     models: tuple[str, ...]
     """Patterns of the ids and aliases that the role is for."""
     to: tuple[str, ...]
-    """The subjects that get the role."""
+    """The subjects that have the role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ NONE = Grants({})
 
 
 def grant(role: object, models: Iterable[object], to: Iterable[object]) -> Grant:
-    """Checks the parts of a grant and returns the grant. Raises ValueError."""
+    """Returns a grant made of these parts. Raises ValueError if a part is not valid."""
     try:
         chosen = Role(str(role))
     except ValueError as error:

@@ -7,9 +7,8 @@ normalised, because the registry does not normalise ids either.
 A pattern that covers an alias also covers its versions, which are the names that continue with `@`: `fraud` covers
 `fraud@7`.
 
-A request for a list has a prefix, and is decided as if it named that prefix followed by `*`. A pattern covers this text
-only if it covers every name with the prefix. `EVERYTHING` is thus the name of the whole mesh.
-"""
+A request to list names with a prefix is decided as a request about the name `<prefix>*`. A pattern covers `<prefix>*`
+only if it covers every name with the prefix. `EVERYTHING`, which is `*`, is therefore the name of the whole mesh."""
 
 EVERYTHING = "*"
 """The pattern that covers every name, and the name of operations on the mesh as a whole."""
@@ -35,7 +34,8 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def covers(pattern: str, name: str) -> bool:
-    """Returns whether a pattern covers a name: it matches the name, or an alias that the name is a version of."""
+    """Returns whether a pattern covers a name. A pattern covers the names that it matches, and the versions of the
+    aliases that it matches."""
     if matches(pattern, name):
         return True
     at = name.find(VERSION)
@@ -47,5 +47,5 @@ def covers(pattern: str, name: str) -> bool:
 
 
 def listed(prefix: str) -> str:
-    """Returns the name to which a caller needs a right in order to list all names with a prefix."""
+    """Returns the text that a grant must cover so that a caller may list all names with this prefix."""
     return prefix + EVERYTHING

@@ -1,4 +1,4 @@
-"""Certificates for TLS inside a mesh: issuing them, renewing them, and storing them where the processes read them.
+"""Certificates for TLS inside a mesh: how they are issued, renewed, and stored for the processes that present them.
 
 `issuing` signs, `renewal` decides what is due, `folder` and `secret` store the result.
 """

@@ -20,7 +20,7 @@ _TURN = 0.05  # seconds between two attempts at the lock
 
 
 class Folder:
-    """A store in a folder. A missing folder is created, readable by this user only."""
+    """A store in a folder. If the folder is missing, creates it, with read permission for this user only."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
         self.path = path
@@ -28,7 +28,8 @@ class Folder:
         self._lock = -1
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """Locks the folder and reads the existing certificate files."""
+        """Locks the folder. Returns the contents of the existing certificate files by name, and None, because the lock
+        replaces a version."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._hold()

@@ -1,4 +1,5 @@
-"""Renewal of a store's certificates. If another process writes first, the renewal starts over."""
+"""Renewal of the certificates in a store. If another process writes to the store meanwhile, the renewal starts
+again."""
 
 import datetime
 from collections.abc import Callable, Mapping
@@ -18,13 +19,13 @@ class Store(Protocol):
     """A store of certificates and keys. Its methods raise StoreError."""
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """Returns the store's entries and their version."""
+        """Returns the store's entries by name, and their version, which is passed to `write`."""
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
         """Replaces all entries; returns False if another process has changed them since `version`."""
 
     def close(self) -> None:
-        """Releases the store."""
+        """Releases the store's lock or connection."""
 
 
 def now() -> datetime.datetime:

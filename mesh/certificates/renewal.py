@@ -4,9 +4,10 @@ The four entries are those of a Secret: `ca.crt` has the trusted authorities and
 newest first. `tls.crt` and `tls.key` are the certificate, and its key, that all processes of the mesh present.
 
 An authority is replaced in steps. A process that is one step behind can still reach the others. A new authority is
-added early, while the old one keeps signing. The new one begins to sign only after some days, once it has settled:
-Kubernetes delivers a changed Secret to pods within minutes, but an etcd trusts a new authority only after its next
-start. (The chart's member restarts itself; others may not.) The old authority is removed when it has expired.
+added early, while the old one keeps signing. The new authority signs only after some days, when all processes can be
+expected to trust it. Kubernetes delivers a changed Secret to pods within minutes, but an etcd trusts a new authority
+only after its next start. (The chart's member restarts itself; others may not.) The old authority is removed when it
+has expired.
 
 Content that this module did not write is never replaced.
 """
@@ -83,7 +84,8 @@ def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) 
 
 
 def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> Pair:
-    """Returns the newest authority that all processes trust by now, or the oldest one if none has settled."""
+    """Returns the newest authority that is old enough for all processes to trust it, or the oldest authority if none
+    is."""
     settled = wanted.renew_before * _SETTLED
     for pair in authorities:
         if now - (pair.certificate.not_valid_before_utc + SKEW) >= settled:
@@ -92,7 +94,7 @@ def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> 
 
 
 def _due(leaf: Pair | None, signer: Pair, authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> str:
-    """Returns why a new certificate is needed, "" if none is."""
+    """Returns the reason why a new certificate is needed, or "" if the present one can stay."""
     if leaf is None:
         return "there was none"
     certificate = leaf.certificate
@@ -152,7 +154,7 @@ def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
 
 
 def _leaf(content: Mapping[str, bytes]) -> Pair | None:
-    """Returns the certificate. Raises Foreign if it does not match its key."""
+    """Returns the certificate and its key, or None if the content has none. Raises Foreign if they do not match."""
     if not content.get(CERTIFICATE) and not content.get(KEY):
         return None
     for name in (CERTIFICATE, KEY):

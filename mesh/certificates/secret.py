@@ -1,9 +1,8 @@
 """The certificates, or the admin's key, in a Kubernetes Secret, accessed with the ServiceAccount of this pod.
 
-The Secret must exist. It is read, and written back with its resourceVersion, so that Kubernetes refuses the write after
-a concurrent change. Temporary faults (no answer, an API server that is overloaded or being replaced) are retried for
-`timeout` seconds.
-"""
+The Secret must exist. A write sends the resourceVersion that was read, so that Kubernetes refuses the write if the
+Secret has changed meanwhile. Temporary faults (no answer, an API server that is overloaded or being replaced) are
+retried for `timeout` seconds."""
 
 import asyncio
 import base64
@@ -33,15 +32,16 @@ _PASSES = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT}
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Access to the Kubernetes API. The token is read for each request, because Kubernetes replaces it."""
+    """The address of the Kubernetes API, and the credentials for it. The token is read for each request, because
+    Kubernetes replaces it from time to time."""
 
     url: str  # https://HOST:PORT
     account: Path  # folder with token, ca.crt and namespace
 
     @classmethod
     def of_pod(cls, url: str = "", account: Path = ACCOUNT) -> "Cluster":
-        """Returns the access that Kubernetes gives to each pod. An argument that is given takes precedence. Raises
-        StoreError outside a cluster."""
+        """Returns the address and the credentials that Kubernetes gives to each pod. `url` and `account` replace
+        Kubernetes's values. Raises StoreError outside a cluster."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
             raise StoreError(
@@ -62,7 +62,8 @@ class Cluster:
             ) from error
 
     def trust(self) -> "ssl.SSLContext | bool":
-        """Returns the TLS verification setting for aiohttp. Raises StoreError."""
+        """Returns what aiohttp takes as `ssl`: a context that trusts the cluster's authority, or True without one.
+        Raises StoreError."""
         if not self.url.startswith("https:"):
             return True
         text = self.read("ca.crt")
@@ -94,7 +95,7 @@ class Secret:
             ) from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """Writes these entries to the Secret. Returns False if the Secret has changed since it was read."""
+        """Replaces the Secret's entries. Returns False if the Secret has changed since it was read."""
         assert isinstance(version, dict)
         data = {key: base64.b64encode(value).decode() for key, value in content.items()}
         return await self._ask("PUT", {**version, "data": data}) is not None

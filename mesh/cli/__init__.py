@@ -1,9 +1,8 @@
 """The `mesh` command: a thin client of the REST interface, and the commands that start processes on this machine.
 
-It imports neither the router nor the runtime. `mesh router`, `mesh runtime` and `mesh up` start them as processes. The
-other commands use the network interface, as any program can. Each module is a group of commands. `client` is the REST
-client, and all commands share `output` and `exits`.
-"""
+This package imports neither the router nor the runtime. `mesh router`, `mesh runtime` and `mesh up` start them as
+processes. The other commands use the network interface, as any program can. Most modules contain one group of commands.
+`client` is the REST client; all commands use `output` and `exits`."""
 
 
 def main() -> int:

@@ -68,7 +68,7 @@ def set_alias(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Switch immediately, even if the target is not loaded.")
+        bool, typer.Option("--force", help="Move the alias immediately, even if the target is not loaded.")
     ] = False,
     wait: Wait = True,
     timeout: options.Timeout = LOAD_SECONDS,
@@ -77,9 +77,9 @@ def set_alias(
 ) -> None:
     """Creates an alias, moves it to another model, or divides its calls among several.
 
-    Calls go to a new target once it is loaded, in as many copies as the active model has. No call fails meanwhile. With
-    several targets, each call goes to one of them, by weight; if that one cannot serve, another one answers. To end a
-    split, name one target.
+    Calls go to a new target once it has as many loaded copies as the active model. No call fails meanwhile. With
+    several targets, each call goes to one of them, chosen by weight. If this target cannot answer, another target does.
+    To end a split, name a single target.
 
     Examples:
 
@@ -102,7 +102,8 @@ def set_alias(
 
 
 def _targets(texts: list[str]) -> dict[str, Any]:
-    """Returns the part of the request with one target, or with several and their weights. Raises BadParameter."""
+    """Returns the request's fields for the targets: one model, or several models with their weights. Raises
+    BadParameter."""
     if not texts:
         return {}
     weights: dict[str, int] = {}
@@ -134,7 +135,7 @@ def ls(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists aliases by name, with the models that get their calls, and why moves are stuck.
+    """Lists aliases by name. Shows the models that get an alias's calls, and the reason if its move is stuck.
 
     Example: `mesh alias ls fraud`
     """
@@ -166,8 +167,7 @@ def ls(
 def show(context: typer.Context, name: Alias, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
     """Shows an alias: where its calls go, its versions, and the progress of its move.
 
-    The exit code is 5 if its target cannot be loaded. Example: `mesh alias show fraud`
-    """
+    The exit code is 5 if the alias's target cannot be loaded. Example: `mesh alias show fraud`"""
 
     async def command(client: Client) -> None:
         answer = await client.get(aliasview.alias_path(name))
@@ -186,7 +186,8 @@ def remove(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Deletes an alias, and the versions that were registered with it. Other models that it names stay registered.
+    """Deletes an alias, and the versions that were registered with it. Other models that the alias names stay
+    registered.
 
     Example: `mesh alias rm fraud`
     """

@@ -1,4 +1,5 @@
-"""Finding and showing aliases: the models that get their calls, their versions, and the progress of moves."""
+"""Requests for aliases, and their display: the models that get an alias's calls, the versions, and the progress of a
+move."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -59,14 +60,14 @@ def roles(alias: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def why(alias: Mapping[str, Any]) -> str:
-    """Returns why the target of an alias could not be loaded, "" if no reason is known."""
+    """Returns the reason why an alias's target could not be loaded, or "" if none is known."""
     errors = [str(text) for model in alias.get("models") or () for text in model.get("errors") or ()]
     return str(alias.get("why") or next(iter(errors), ""))
 
 
 def calls(alias: Mapping[str, Any]) -> str:
-    """Returns where the calls of an alias go, such as `fraud@8 (version 8)` or `90 % fraud@7, 10 % fraud@8, by
-    x-user`."""
+    """Returns the models that get an alias's calls, in words, such as `fraud@8 (version 8)` or
+    `90 % fraud@7, 10 % fraud@8, by x-user`."""
     weights = {str(model): int(weight) for model, weight in (alias.get("weights") or {}).items()}
     total = sum(weights.values())
     if not total:
@@ -76,7 +77,7 @@ def calls(alias: Mapping[str, Any]) -> str:
 
 
 def sentences(alias: Mapping[str, Any]) -> list[str]:
-    """Returns where the calls of an alias go and why, in sentences."""
+    """Returns sentences that say which models get an alias's calls, and why."""
     name, target = alias.get("id"), _named(alias, "target")
     lines = [f"{name} is an alias: its calls go to {calls(alias)}."]
     if alias.get("status") == VModelStatus.TRANSITIONING:

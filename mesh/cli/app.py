@@ -157,5 +157,5 @@ def _callback(
 
 
 def _version() -> None:
-    """Prints the version of this installation."""
+    """Prints the version of this installation, and exits."""
     typer.echo(f"mesh {version.installed()}")

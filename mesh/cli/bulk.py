@@ -1,10 +1,9 @@
 """`mesh import`: registers many models at once, from lines of JSON or from a folder of model files.
 
-The lines are sent in chunks, a few at a time. Each chunk is an ordinary request, so no connection has to last for the
-whole import, and memory is bounded by a few chunks. After a failure, running the command again continues the import,
-because models that are already registered stay unchanged. A bad line is reported with its number, and the others are
-still sent.
-"""
+The lines are sent in chunks, a few at a time. Each chunk is a request of its own. Therefore no connection has to last
+for the whole import, and only a few chunks are in memory at the same time. After a failure, running the command again
+continues the import, because models that are already registered stay unchanged. A bad line is reported with its number,
+and the others are still sent."""
 
 import functools
 import json
@@ -82,12 +81,13 @@ def import_models(
     """Registers many models at once.
 
     In a file or on standard input, each line is a model:
-    `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. Add a `key` if its storage needs one, and a
-    `sha256` if its file must have that digest.
+    `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. Add a `key` if the model's store needs one,
+    and the file's `sha256` if pods are to accept only this file.
 
-    From a folder, every .onnx file below it is registered under its path without the suffix; a file with external data
-    is registered as its folder. A folder of versions (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model,
-    `dense`. A `manifest.json` lists the models instead: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
+    If the source is a folder, every .onnx file below the folder is registered. A model's id is the file's path without
+    the suffix. If a model has external data, its folder is registered instead of the file. A folder of versions
+    (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. A `manifest.json` lists models explicitly:
+    `{"models": [{"id": "a", "file": "a.onnx"}]}`.
 
     Models already registered with the same attributes stay unchanged. The exit code is 1 if any line failed.
 
@@ -153,7 +153,8 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
 
 
 async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, report: Any, progress: Any) -> None:
-    """Sends the chunks, a few at a time. The first request that fails ends the import."""
+    """Sends the chunks, a few at a time. If a request fails, sends no further chunks, and raises the request's
+    error."""
 
     async def sender() -> None:
         for chunk in source:  # one shared iterator: each sender takes the next chunk when its own is sent
@@ -261,7 +262,7 @@ def _listed(
 
 
 def count_lines(source: str) -> int | None:
-    """Returns the number of lines, for the progress bar, or None if it is not known in advance."""
+    """Returns the number of lines, for the progress bar, or None if the number is not known in advance."""
     path = Path(source)
     if source == "-" or path.suffix == ".json" or not path.is_file():
         return None

@@ -1,7 +1,6 @@
 """V2 calls of `mesh infer`, over gRPC or REST.
 
-Both carriers have the same interface: it reads a model's metadata, and sends and returns arrays.
-"""
+The classes for both protocols have the same interface, which takes and returns arrays."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,7 +18,8 @@ from mesh.pb import details_pb2, inference_pb2
 from mesh.v2 import SERVICE
 
 MAX_MESSAGE = 2**31 - 1
-"""The mesh has its own limit on messages and names it in its error; gRPC's default of 4 MiB would hide that."""
+"""gRPC's limit on messages, in bytes. The mesh has a limit of its own, whose error names the option; gRPC's default of
+4 MiB would hide that error."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class InferRequest:
 
 
 class Carrier(Protocol):
-    """The protocol that carries a call: gRPC or REST."""
+    """A client of V2 over one protocol: gRPC or REST."""
 
     async def metadata(self, model: str) -> dict[str, Any]:
         """Returns the model's inputs, as in V2's JSON."""
@@ -46,7 +46,7 @@ class Carrier(Protocol):
 
 
 class Rest:
-    """V2 over REST. Inputs are sent as JSON if it can represent them. Outputs are received as binary data."""
+    """V2 over REST. Sends inputs as JSON if JSON can represent them. Requests outputs as binary data."""
 
     def __init__(self, client: Client, timeout: float) -> None:
         self._client = client
@@ -118,8 +118,8 @@ class Grpc:
 
 
 def _failure(error: Any, address: str) -> CommandError:
-    """Returns the error for a failed call, with the mesh's reason if the trailers have one, or else with the gRPC
-    code."""
+    """Returns the error for a failed call. Its reason is the mesh's reason if the trailers contain one, or else the
+    gRPC code."""
     text = error.details() or ""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin":
@@ -134,7 +134,7 @@ def _failure(error: Any, address: str) -> CommandError:
 
 
 def _reason(details: bytes) -> str:
-    """Returns the reason in a google.rpc.ErrorInfo, "" if there is none."""
+    """Returns the reason in a google.rpc.ErrorInfo, or "" without one."""
     status = details_pb2.Status()
     info = details_pb2.ErrorInfo()
     try:

@@ -1,8 +1,7 @@
 """A small client of the mesh's REST interface. Its errors tell the user what to do.
 
-Every request has a timeout. Answers are plain dictionaries, and commands show only the fields that are present. So this
-CLI also works with a mesh that is one version older or newer.
-"""
+Every request has a timeout. Answers are plain dictionaries, and commands show only the fields that are present. The
+commands therefore also work with a mesh that is one version older or newer."""
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,14 +19,16 @@ if TYPE_CHECKING:  # it takes a quarter of a second to import, and `mesh --help`
 DEFAULT_ENDPOINT = "http://127.0.0.1:8033"
 
 CONNECT_SECONDS = 5.0
-"""Limit for connecting alone: an address that drops packets is noticed sooner than a long call may take."""
+"""Time limit for connecting, in seconds: shorter than that of a call, so that an address which drops packets is noticed
+early."""
 
 PAGE = 1000
-"""Models for each request of `models()`: many enough to amortise the round trip, few enough for one answer."""
+"""Number of models that `models()` requests at once: enough to make up for the round trip, and few enough for one
+answer."""
 
 
 def normalize(endpoint: str) -> str:
-    """Returns the endpoint as a URL without a trailing slash. The text of a ValueError is for the user."""
+    """Returns the endpoint as a URL without a trailing slash. Raises ValueError, with a text for the user."""
     url = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
     try:
         parts = urlsplit(url)
@@ -140,7 +141,8 @@ class Client:
         *,
         length: str = "",
     ) -> "AsyncIterator[aiohttp.ClientResponse]":
-        """Yields the answer once its headers have arrived. Failures inside the block raise MeshUnreachable too."""
+        """Yields the answer once its headers have arrived. If the connection fails in the block, raises
+        MeshUnreachable."""
         import aiohttp
         from yarl import URL
 

@@ -45,8 +45,8 @@ def set_context(
         str | None, typer.Option("--api-key-file", metavar="FILE", help="File with the API key to send.")
     ] = None,
 ) -> None:
-    """Creates a context, or changes the given options of an existing one. The value '' removes a file. The first
-    context becomes the current one.
+    """Creates a context, or changes an existing one. Options that are not given keep their values. To remove a file
+    from a context, give '' as its value. The first context becomes the current one.
 
     Example: `mesh context set prod --endpoint https://mesh.example:8033 --ca ca.crt`
     """
@@ -148,7 +148,7 @@ def _endpoint(text: str) -> str:
 
 
 def _file(text: str) -> str:
-    """Returns the absolute path, because a context is used from any folder."""
+    """Returns the absolute path, because commands use a context in any current folder."""
     if not text:
         return ""
     path = Path(text).expanduser().absolute()

@@ -6,10 +6,9 @@
     endpoint = "https://mesh.example:8033"
     ca = "/home/me/mesh/ca.crt"
 
-The file is read when a command needs it, never for `--help`. `--context` chooses the context, or else MESH_CONTEXT, or
-else the current one is used. Options take precedence over the environment, and the environment over the context.
-However, a context chosen with `--context` takes precedence over MESH_ENDPOINT and similar variables.
-"""
+The file is read when a command needs it, never for `--help`. The context is the one that `--context` names, or else
+MESH_CONTEXT, or else the current one. Options take precedence over the environment, and the environment over the
+context. However, a context chosen with `--context` takes precedence over MESH_ENDPOINT and similar variables."""
 
 import contextlib
 import fcntl
@@ -31,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 @dataclass(frozen=True, slots=True)
 class Context:
     """A named mesh: its endpoint, and the paths of PEM files and of the API key. An empty string means that the context
-    does not set it."""
+    does not set this value."""
 
     endpoint: str = ""
     ca: str = ""
@@ -118,7 +117,8 @@ def _bad(file: Path, why: str) -> CommandError:
 
 @contextlib.contextmanager
 def changed() -> Iterator[Contexts]:
-    """Yields the file's contents to be changed, and writes them if the block succeeds. Raises CommandError."""
+    """Yields the file's contents, which the block may change, and writes them if the block succeeds. Raises
+    CommandError."""
     file = path()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def _text(contexts: Contexts) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Returns the text as a TOML string. It equals the JSON string except for DEL, which JSON does not escape."""
+    """Returns the text as a TOML string, which is the JSON string with DEL escaped too."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

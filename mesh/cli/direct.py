@@ -1,8 +1,8 @@
-"""Running commands that talk to etcd directly. They are for admins, who may see and change everything.
+"""The frame of commands that connect to etcd directly. These commands are for admins, who may see and change
+everything.
 
-These commands take the options of routers and runtime pods (`mesh.options.etcd`), so they run with a pod's environment
-as well as through a port-forward. Errors of etcd become errors of the command line, with advice.
-"""
+Such commands take the same options as routers and runtime pods (`mesh.options.etcd`), so they run in a pod, with its
+environment, as well as through a port-forward. Errors of etcd become errors of the command line, with advice."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 def run(settings: EtcdSettings, command: "Callable[[Etcd], Awaitable[T]]", *, as_json: bool = False) -> T:
-    """Runs a command's coroutine with a client of etcd. Prints an error, and exits with its code."""
+    """Runs a command's coroutine with a client of etcd. If it fails, prints the error, and exits with the error's
+    code."""
     from mesh.etcd import Etcd, EtcdError
 
     async def session() -> T:

@@ -36,7 +36,7 @@ class CommandError(Exception):
     """An error that ends the command. `text` is shown to the user, `code` is the exit code, `reason` is a name for
     programs.
 
-    `answered` means that the command has already printed its answer, so with --json no second document may follow.
+    If `answered` is true, the command has already printed its answer, and with --json no second document may follow.
     """
 
     def __init__(self, text: str, *, code: Exit = Exit.FAILED, reason: str = "", answered: bool = False) -> None:
@@ -48,7 +48,7 @@ class CommandError(Exception):
 
 
 class MeshUnreachable(CommandError):
-    """A failure to reach the mesh: nothing answers at the endpoint, or something that is not a mesh does."""
+    """A failure to reach the mesh: nothing answers at the endpoint, or the answer is not that of a mesh."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")

@@ -1,4 +1,4 @@
-"""`mesh grants`: roles on models, for callers and groups, given one by one or all from a file."""
+"""`mesh grants`: gives callers and groups roles on models, one grant at a time or all from a file."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,7 +102,7 @@ def put(
 
 
 def remove(context: typer.Context, name: Name, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Removes a grant. Its receivers lose the role immediately.
+    """Removes a grant. The callers and groups that the grant names lose its role immediately.
 
     Example: `mesh grants rm team-a`
     """

@@ -100,7 +100,7 @@ def infer(
 
 
 def _given(model: str, file: str, npy: list[str]) -> "InferRequest":
-    """Returns the user's request. It has no inputs if they are to be generated."""
+    """Returns the user's request, without inputs if they are to be generated."""
     from mesh.cli import tensors
     from mesh.cli.call import InferRequest
 

@@ -74,8 +74,8 @@ def create(
 ) -> None:
     """Creates a key, and prints it once: the mesh stores only its digest.
 
-    Without --role the key has no rights until `mesh grants add` gives it a role. Use --direct for the first key, or if
-    no admin key is left: the command then writes to etcd without a router.
+    Without --role the key has no rights until `mesh grants add` gives it a role. To create the first key, or if no
+    admin key is left, use --direct: the command then writes to etcd without a router.
 
     Examples:
 
@@ -115,7 +115,8 @@ def create(
 
 
 def ls(context: typer.Context, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Lists the keys with their groups, and when each was created and expires. The secret parts are not stored.
+    """Lists the keys: names, groups, and the times at which each key was created and expires. The mesh does not store
+    the secret parts.
 
     Example: `mesh keys ls`
     """
@@ -159,8 +160,8 @@ def rotate(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Replaces a key with a new one of the same name, and prints the new key. Both are valid for --overlap, so no
-    caller is refused. Without --expires, the new key has the lifetime of the former one.
+    """Replaces a key with a new one of the same name, and prints the new key. During --overlap both keys are valid, so
+    that no caller is refused. Without --expires, the new key has the same lifetime as the old one.
 
     Example: `mesh keys rotate ci --overlap 2h`
     """
@@ -238,7 +239,7 @@ def span(text: str, option: str) -> int:
 
 
 async def translated(work: "Callable[[], Awaitable[Made]]") -> "Made":
-    """Awaits work on etcd. Its MeshErrors become errors of the command line."""
+    """Calls `work`, and returns its result. Converts a MeshError to an error of the command line."""
     from mesh.etcd import EtcdError
 
     try:
@@ -261,7 +262,7 @@ def _document(made: "Made") -> dict[str, Any]:
 
 
 def _show(answer: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a new key. Only the key goes to standard output, so that it can be written to a file."""
+    """Prints a new key. Writes only the key to standard output, so that the output can be redirected to a file."""
     if as_json:
         output.print_json(answer)
         return

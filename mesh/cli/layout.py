@@ -1,4 +1,4 @@
-"""The models of a folder, for `mesh import`: which of its files and folders pods can load as a model.
+"""The models of a folder, for `mesh import`: the files and folders in it that pods can load.
 
 A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnx.onnxfile`). A folder
 is registered if the model keeps tensors in other files, which ONNX calls external data. A folder is also registered if
@@ -25,8 +25,8 @@ _LONGEST = 4096  # bytes of such a name
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model: its id, made from its path in the folder, and the file or folder to register. `problem` says why it
-    cannot be loaded."""
+    """A model: its id, made from its path in the folder, and the file or folder to register. `problem` is the reason
+    why pods cannot load the model, or ""."""
 
     id: str
     path: Path
@@ -40,8 +40,8 @@ def models(root: Path, skipped: Callable[[Path, str], None] = lambda path, why: 
 
 
 def placed(file: Path) -> tuple[Path, str]:
-    """Returns the path to register for a model's file, which is its folder if it has external data. Also returns why
-    pods cannot load that path, "" if they can."""
+    """Returns the path to register for a model's file: the file, or its folder if the model has external data. Also
+    returns the reason why pods cannot load that path, or "" if they can."""
     if not _has_external_data(file):
         return file, ""
     others = [other.name for other in _onnx(file.parent) if other.name != file.name]

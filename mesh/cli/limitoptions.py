@@ -39,7 +39,8 @@ def _checked(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LimitOptions:
-    """The limits given on the command line, each passed on to the parts that it applies to."""
+    """The limits given on the command line. Each is passed on to the routers or pods that have an option of this
+    name."""
 
     max_message: Annotated[
         str, _size("--max-message", "Size of the largest request or reply, in bytes; default 16MiB.")
@@ -103,7 +104,7 @@ class LimitOptions:
     ] = None
 
     def of(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the command line for those of `names` that were given a value."""
+        """Returns the command-line arguments for those options in `names` that were given."""
         argv: list[str] = []
         for name in names:
             value = getattr(self, name)

@@ -30,9 +30,9 @@ def set_limits(
 ) -> None:
     """Sets how many copies a model has.
 
-    The value `none` removes a limit, so that the limit of the model's type applies, if it has one. Missing copies are
-    loaded within seconds, if there is room. Without limits, a model gets a copy when it is called, and further
-    copies while it gets many calls.
+    The value `none` removes a limit, so that the limit of the model's type applies, if the type has one. Missing copies
+    are loaded within seconds if pods have enough memory. A model without limits gets a copy when it is called, and
+    further copies while it gets many calls.
 
     Examples:
 
@@ -74,8 +74,9 @@ def settings(
 ) -> None:
     """Shows and changes settings of the whole mesh while it runs.
 
-    `type_constraints` are the labels of pods that a type requires or prefers, in ModelMesh's JSON; copies on pods that
-    are no longer allowed are moved. `type_limits` are the numbers of copies that models of a type may have.
+    `type_constraints` are the labels of pods that a model type requires or prefers, in ModelMesh's JSON. If a pod is no
+    longer allowed, its copies are moved to other pods. `type_limits` are the limits on the number of copies of each
+    model of a type.
 
     Examples:
 

@@ -22,7 +22,7 @@ _LOOK = 0.3  # seconds between two requests for the state of a move
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """A command's options for a move: the choice to wait for its end, the time limit, and the choice of JSON."""
+    """A command's options for a move: `wait` for its end or not, the time limit, and the output as JSON or text."""
 
     wait: bool
     timeout: float  # seconds
@@ -41,10 +41,9 @@ async def carry_out(
 ) -> None:
     """Sends the request to create or change an alias, waits for the end of its move, and prints the alias.
 
-    With `load`, it also waits until the model that serves calls is loaded, because a new alias points at its model
-    without a move. Raises CommandError if the model could not be loaded, if another request changed the target, or
-    after the timeout.
-    """
+    With `load`, also waits until the model that serves calls is loaded, because a new alias points at its model without
+    a move. Raises CommandError if the model could not be loaded, if another request changed the target, or after the
+    timeout."""
     end = time.monotonic() + patience.timeout
     answer = await client.request(method, aliasview.alias_path(alias, rest), body=body)
     target = str(answer.get("target", ""))
@@ -68,8 +67,8 @@ async def carry_out(
 
 
 async def _followed(client: Client, alias: str, target: str, answer: dict[str, Any], end: float) -> dict[str, Any]:
-    """Returns the alias once its move has completed or failed, another request has changed the target, or the time is
-    over."""
+    """Returns the alias once its move has completed or failed, another request has changed the target, or the time
+    limit is reached."""
     with _progress() as say:
         while _moves(answer, target) and time.monotonic() < end:
             say(*await _stage(client, alias, answer))
@@ -94,7 +93,7 @@ async def _loaded(client: Client, alias: str, answer: dict[str, Any], end: float
 
 
 async def _stage(client: Client, alias: str, answer: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns two texts that say what a move waits for: a short one, and one with the progress of loads."""
+    """Returns two texts that say what a move is waiting for: a short one, and a long one with the progress of loads."""
     active, target = answer.get("active"), answer.get("target")
     short = f"{alias}: calls go to {active} until {target} is loaded"
     try:
@@ -112,8 +111,8 @@ async def _stage(client: Client, alias: str, answer: Mapping[str, Any]) -> tuple
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, str], None]]:
-    """Yields a function that shows the two texts of `_stage`: the long one live on a terminal, otherwise each new short
-    one as a line."""
+    """Yields a function that shows the two texts of `_stage`. On a terminal, the long text is updated in place.
+    Otherwise each new short text is printed as a line."""
     screen = output.remarks()
     said = ""
 

@@ -1,4 +1,4 @@
-"""Options that many commands share, and the frame in which a command's coroutine runs with them."""
+"""Options that many commands share, and the functions that run a command's coroutine with these options."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -61,7 +61,8 @@ class Defaults:
     context: str = ""  # the name of a mesh; "": the current one, if there is one
 
     def resolved(self) -> "Defaults":
-        """Returns a copy, completed from the context. Reads the file of contexts. Raises CommandError."""
+        """Returns a copy in which missing options have the values of the context. Reads the file of contexts. Raises
+        CommandError."""
         found = contexts.read()
         name = self.context or found.current
         if not name:
@@ -91,7 +92,8 @@ def text_or_file(text: str) -> str:
 
 
 def endpoint_of(context: typer.Context, endpoint: str) -> str:
-    """Returns the first of: the command's --endpoint, the global one, the environment's, the context's, the default.
+    """Returns the endpoint: the command's --endpoint, or else that of the global option, the environment, the context,
+    or the default, in this order.
 
     Raises BadParameter, and CommandError for a context that cannot be used."""
     chosen = endpoint or _defaults(context).endpoint or DEFAULT_ENDPOINT
@@ -136,7 +138,8 @@ def refuse(error: CommandError, *, as_json: bool = False) -> NoReturn:
 
 
 def guarded(command: Callable[[], T], *, as_json: bool = False) -> T:
-    """Runs something that may raise CommandError or be interrupted, and ends the process accordingly."""
+    """Calls `command`, and returns its result. After a CommandError or Ctrl-C, ends the process with the fitting exit
+    code."""
     try:
         return command()
     except CommandError as error:

@@ -1,8 +1,7 @@
 """The output of commands: tables for people, JSON for programs, errors on standard error.
 
-Standard output has only the answer, so it can be piped; remarks and errors go to standard error. Tables fit the width
-of a terminal; in a pipe nothing is cut or wrapped.
-"""
+Only the answer goes to standard output, so that it can be piped. Remarks and errors go to standard error. Tables fit
+the width of a terminal. In a pipe, nothing is cut or wrapped."""
 
 import json
 import sys
@@ -57,7 +56,7 @@ def print_json(answer: Any) -> None:
 
 
 def print_error(error: CommandError, *, as_json: bool = False) -> None:
-    """Prints the error's text on standard error, and with `as_json` also a document on standard output."""
+    """Prints the error's text on standard error. With `as_json`, also prints a JSON document on standard output."""
     if as_json and not error.answered:
         print_json({"error": error.text, "reason": error.reason, "exit": int(error.code)})
     remarks().print(f"[bold red]error:[/] {plain(error.text)}", soft_wrap=True)
@@ -73,7 +72,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def status(text: str) -> str:
-    """Returns a status with markup for its colour."""
+    """Returns a status with rich's markup for its colour."""
     style = STATUS_STYLES.get(text)
     return f"[{style}]{plain(text)}[/]" if style else plain(text)
 
@@ -84,7 +83,7 @@ def size(count: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Escapes untrusted text for rich. The result has neither markup nor control characters for the terminal."""
+    """Escapes untrusted text for rich. The result contains neither markup nor control characters."""
     return escape("\n".join(one_line(line) for line in text.split("\n")))
 
 

@@ -1,4 +1,4 @@
-"""Running the same function in several tasks at once, which for example take batches from one iterator."""
+"""Running the same function in several tasks, for example with batches from one iterator."""
 
 import asyncio
 import time
@@ -9,7 +9,8 @@ from mesh.cli.exits import MeshRefusal
 from mesh.statuses import Reason
 
 BUSY_SECONDS = 60.0
-"""Longest wait for a worker that has as many batches under way as it takes, also from other commands."""
+"""Longest time, in seconds, for which a batch is retried while the router's worker has as many batches under way as it
+accepts."""
 
 _PAUSE = 0.3  # seconds between two attempts
 
@@ -30,8 +31,8 @@ async def run(work: Callable[[], Coroutine[Any, Any, None]], count: int, *errors
 
 
 async def admitted(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Sends a batch. Retries for at most `BUSY_SECONDS` while the worker that gets it has too many under way. Raises
-    MeshRefusal."""
+    """Sends a batch. Retries for at most `BUSY_SECONDS` while the worker that receives it has too many batches under
+    way. Raises MeshRefusal."""
     end = time.monotonic() + BUSY_SECONDS
     while True:
         try:

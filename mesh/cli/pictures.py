@@ -11,7 +11,8 @@ from placement.simulator.run import hit_rate
 
 
 def simulated(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Draws the hit rates over the room, or over time if there is only one room. Raises CommandError."""
+    """Draws the hit rate over the memory for models, or over time if only one size of memory was simulated. Raises
+    CommandError."""
     with drawing(path) as ((axes,), ticker):
         if len({round(row.room, 6) for row in rows}) > 1:
             _over_room(axes, rows)
@@ -78,7 +79,7 @@ def _over_time(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def row_style(name: str, *, marker: bool = True) -> dict[str, Any]:
-    """Returns the style of a line. The line of the clairvoyant, an upper bound, looks different from those of
+    """Returns the style of a line. The line of the clairvoyant, an upper bound, looks different from the lines of
     policies."""
     if name == "clairvoyant":
         return {"color": "black", "linestyle": "--"}

@@ -24,11 +24,11 @@ def pods(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists the runtime pods, shows the copies of one, or forgets one that is gone for good.
+    """Lists the runtime pods, shows the copies of one pod, or forgets a pod that will not return.
 
-    A pod that is cut off from etcd may still answer calls. Until that is ruled out, it is listed as cut off, and models
-    that it held cannot be registered again with other attributes. `forget` ends this wait: use it once the pod is
-    certainly down.
+    A pod that is cut off from etcd may still answer calls. As long as this is possible, the pod is listed as cut off,
+    and the models that it had loaded cannot be registered again with other attributes. `forget` ends this wait. Use
+    `forget` only when the pod is certainly down.
 
     Examples:
 
@@ -100,7 +100,8 @@ def overview(found: list[dict[str, Any]]) -> Any:
 
 
 def _observed(pod: dict[str, Any]) -> tuple[str, str]:
-    """Returns the observed memory of a foreign server's models, and the pod's factor; "" for Mesh's own server."""
+    """Returns the observed memory of a foreign server's models, and the pod's factor, each in words. Both are "" for
+    Mesh's own server."""
     if not (factor := pod.get("factor")):
         return "", ""
     return ("no" if pod.get("unobserved") else output.size(pod.get("observed")) or "0 B"), f"{factor:.1f}"
@@ -128,7 +129,8 @@ def _cut_off(lives: list[dict[str, Any]]) -> Any:
 
 
 def _oldest(pod: dict[str, Any]) -> str:
-    """Returns when the copy to be evicted next was last used, in words, or that it has not been used yet."""
+    """Returns the time since the last use of the copy that would be evicted next, in words. Says so if the copy has not
+    been used yet."""
     if not pod.get("oldest_idle_ms"):
         return ""
     return "not used yet" if pod.get("oldest_unused") else f"{output.duration(pod['oldest_idle_ms'])} ago"
@@ -188,7 +190,7 @@ def was_used(copy: dict[str, Any]) -> bool:
 
 
 def number(record: dict[str, Any], name: str) -> int:
-    """Returns a number from an answer. Protobuf's JSON writes 64-bit numbers as strings and leaves zeros out."""
+    """Returns a number from an answer, in which protobuf's JSON writes 64-bit numbers as strings and omits zeros."""
     try:
         return int(record.get(name) or 0)
     except (TypeError, ValueError):

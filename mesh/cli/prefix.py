@@ -1,10 +1,9 @@
 """`mesh prefix`: shows, transfers and removes a mesh's prefix in a shared etcd.
 
-A mesh's own etcd is deleted with the mesh, together with all registrations. In a shared etcd the prefix and everything
-registered below it belong to the mesh (`mesh.schema.owner`) until an admin transfers or removes them here. Transferring
-and removing are for a mesh that no longer runs, so both commands first look for routers and pods. The keys of these
-have a lease, and vanish with them.
-"""
+A mesh's own etcd is deleted with the mesh, together with all registrations. In a shared etcd the prefix, and everything
+registered below it, belongs to the mesh (`mesh.schema.owner`) until an admin transfers or removes it with these
+commands. Both commands are for a mesh that no longer runs, and therefore first look for running routers and pods. These
+have keys with a lease, which disappear when the processes end."""
 
 import asyncio
 import contextlib
@@ -49,7 +48,7 @@ def add(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The content of a mesh's prefix: its owner, its records, and what still runs."""
+    """The content of a mesh's prefix: the owner, the records, and the routers and pods that still run."""
 
     owner: str  # the mesh's id; "": none
     raw: bytes | None  # the owner's record; None: there is none
@@ -63,7 +62,7 @@ class Content:
 
     @property
     def registered(self) -> str:
-        """The counts of registered records, in words."""
+        """The numbers of registered models, vmodels and settings, in words."""
         counted = ((self.models, "model"), (self.vmodels, "vmodel"), (self.settings, "setting"))
         return (
             ", ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in counted if count) or "nothing registered"
@@ -127,10 +126,10 @@ def transfer(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Hands a prefix over to another mesh, with all that is registered below it.
+    """Transfers a prefix to another mesh, with everything that is registered below it.
 
-    Use it when a mesh is gone, or comes back under another name or in another namespace. The command fails while
-    routers or runtime pods of the old mesh run, since they would still use the prefix.
+    Use this command when a mesh has been removed, or is installed again under another name or in another namespace. The
+    command fails while routers or runtime pods of the old mesh run, because they would still use the prefix.
 
     Example: `mesh prefix transfer --to team-b/mesh --etcd-config etcd_connection --base mm/modelmesh-serving`
     """
@@ -169,8 +168,9 @@ def remove(
 ) -> None:
     """Removes everything that a mesh has in etcd: registrations, settings and the record of the owner.
 
-    Use it when a mesh is gone; run `mesh backup` first to keep what is registered. The command fails while routers or
-    runtime pods of the mesh run. If it is interrupted, run it again: the owner's record is removed last.
+    Use this command when a mesh has been removed. To keep the registrations, run `mesh backup` first. The command fails
+    while routers or runtime pods of the mesh run. If the command is interrupted, run it again: it removes the owner's
+    record last.
 
     Example: `mesh prefix remove --etcd-config etcd_connection --base mm/modelmesh-serving`
     """
@@ -237,7 +237,8 @@ async def _look(etcd: "Etcd", keys: "Keys") -> Content:
 
 
 async def _settled(etcd: "Etcd", keys: "Keys", base: str, *, wait: float, force: bool) -> Content:
-    """Returns the content once no part of the mesh runs. Raises CommandError if one still runs after `wait`."""
+    """Returns the content once no router or pod of the mesh runs. Raises CommandError if one still runs after `wait`
+    seconds."""
     end = asyncio.get_running_loop().time() + wait
     while True:
         content = await _look(etcd, keys)

@@ -160,9 +160,9 @@ def up(
         str, typer.Option("--log-format", metavar="text|json", help="Format of the log lines.")
     ] = "text",
 ) -> None:
-    """Starts a whole mesh on this machine: etcd, runtime pods, a router behind Envoy. Ctrl-C stops it.
+    """Starts a whole mesh on this machine: etcd, runtime pods, and a router behind Envoy. Ctrl-C stops the mesh.
 
-    It listens on loopback unless --listen says otherwise. Registrations are kept in the data directory.
+    The mesh listens on loopback unless --listen says otherwise. Registrations are kept in the data directory.
 
     Examples:
 

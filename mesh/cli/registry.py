@@ -74,11 +74,11 @@ def register(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Registers a model. It takes no memory until it is called.
+    """Registers a model. The model needs no memory until it is called.
 
-    Registering it again with the same attributes changes nothing. To replace the file of a model that is being called,
-    give the new file a version: it is registered as MODEL@VERSION and loaded, and then the alias MODEL moves to it. No
-    call fails meanwhile, and `mesh rollback` undoes the move.
+    Registering a model again with the same attributes changes nothing. To replace the file of a model that is being
+    called, give the new file a version: Mesh registers it as MODEL@VERSION, loads it, and then moves the alias MODEL to
+    it. No call fails meanwhile, and `mesh rollback` undoes the move.
 
     Without --type, the type is guessed from the file, and printed.
 
@@ -127,8 +127,8 @@ def ls(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists registered models by id, with the pods that hold them, or the reason why they cannot be loaded, and the
-    aliases that name them.
+    """Lists registered models by id. Shows the pods that have loaded a model, or the reason why it cannot be loaded,
+    and the aliases that name the model.
 
     Examples:
 
@@ -155,7 +155,7 @@ def ls(
 
 
 async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -> None:
-    """Prints all models page by page, so that a million models need the memory of only one page."""
+    """Prints all models, page by page, so that only one page is in memory at a time."""
     if as_json:
         separator = '{"models": ['
         async for model in client.models(prefix, after):
@@ -188,7 +188,7 @@ async def _aliases_of(client: Client) -> dict[str, list[str]]:
 
 
 def _print(models: list[dict[str, Any]], aliases: dict[str, list[str]]) -> None:
-    """Prints plain aligned lines, because a table of rich takes over a minute for a hundred thousand rows."""
+    """Prints plain aligned lines, because rich takes over a minute for a table of a hundred thousand rows."""
     named = any(str(model["id"]) in aliases for model in models)
     header = ["MODEL", "TYPE", "PODS", *(["ALIASES"] if named else []), "PATH"]
     rows = [[*header, "WHY" if any(map(_trouble, models)) else ""]]
@@ -208,7 +208,7 @@ def _print(models: list[dict[str, Any]], aliases: dict[str, list[str]]) -> None:
 
 
 def _trouble(model: dict[str, Any]) -> str:
-    """Returns why a model cannot be loaded, such as `failed: no such file`; "" if nothing prevents it."""
+    """Returns the reason why a model cannot be loaded, such as `failed: no such file`, or "" if it can."""
     errors = model.get("errors") or []
     if not errors and not model.get("quarantined"):
         return ""
@@ -216,7 +216,7 @@ def _trouble(model: dict[str, Any]) -> str:
 
 
 def _guessed(path: str) -> str:
-    """Returns the type of a model whose type is not given, and says what the guess rests on."""
+    """Returns the type of a model whose type is not given, and prints how the type was guessed."""
     try:
         file = Path(path.removeprefix("file://"))
         guess = guessing.of_file(file) if file.exists() else guessing.of_name(path)
@@ -230,7 +230,7 @@ def _guessed(path: str) -> str:
 
 
 def _hint(model_type: str) -> str:
-    """Returns how to get a pod that takes a type, or "" if Mesh has no such server."""
+    """Returns advice on how to run a pod for a model type, or "" if Mesh has no server for the type."""
     for kind in kinds.takers(modeltypes.name_of(model_type)):
         code = " --allow-code" if kinds.runs_code(model_type) else ""
         why = "; such models run code when they are loaded" if code else ""
@@ -239,7 +239,8 @@ def _hint(model_type: str) -> str:
 
 
 def _mistaken(path: str, kind: str) -> str:
-    """Returns a remark about a file on this machine that is registered as an ONNX model and plainly is none, or ""."""
+    """Returns a remark if a model is registered as ONNX but its file, on this machine, obviously is not. Returns ""
+    otherwise."""
     if not modeltypes.takes(frozenset({"onnx"}), kind):
         return ""
     try:
@@ -270,7 +271,7 @@ def located(path: str) -> str:
 
 
 def _key(text: str) -> Any:
-    """Returns a storage key: the given JSON object, or an object made from the given name of a store."""
+    """Returns a storage key: the JSON object in the text, or an object that names the store if the text is a name."""
     text = options.text_or_file(text)
     if text.startswith("{"):
         try:

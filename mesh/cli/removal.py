@@ -61,8 +61,8 @@ def unregister(
 ) -> None:
     """Unregisters models and unloads their copies. Their files stay where they are.
 
-    With both --prefix and --all-of-type, only models that match both are unregistered. A model that an alias names
-    stays.
+    With both --prefix and --all-of-type, only models that match both are unregistered. Models that an alias names stay
+    registered.
 
     Examples:
 
@@ -121,7 +121,8 @@ def _ask(question: str, *, yes: bool) -> None:
 
 
 async def _many(client: Client, ids: list[str]) -> Removals:
-    """Unregisters the models in chunks, a few at a time. The first request that fails ends the removal."""
+    """Unregisters the models in chunks, a few at a time. If a request fails, sends no further chunks, and raises the
+    request's error."""
     totals = Removals()
     chunks: Iterator[list[str]] = iter([ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)])
 

@@ -1,4 +1,4 @@
-"""`mesh replay`: repeats a pod's decisions about room with the code installed here."""
+"""`mesh replay`: repeats a pod's decisions about memory for models, with the code installed here."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from mesh.cli.exits import CommandError, Exit
 from placement import replay as replays
 
 SHOWN = 20
-"""Number of differences shown; all are counted."""
+"""Largest number of differences that are shown. All are counted."""
 
 
 def add(app: typer.Typer) -> None:

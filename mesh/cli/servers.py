@@ -25,7 +25,7 @@ def add(app: typer.Typer) -> None:
 
 
 def ls(context: typer.Context, as_json: options.Json = False) -> None:
-    """Lists the model servers that pods can have, their model types, and which are installed.
+    """Lists the model servers that pods can run, their model types, and whether they are installed.
 
     Examples:
 
@@ -73,7 +73,7 @@ def remove(name: Name) -> None:
 
 
 def shown(kind: kinds.ServerKind) -> str:
-    """Installs a server, shows the progress on the error output, and returns the folder. Raises CommandError."""
+    """Installs a server, shows the progress on standard error, and returns the server's folder. Raises CommandError."""
     console = output.remarks()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     said = 0

@@ -30,8 +30,8 @@ def add(app: typer.Typer) -> None:
 def status(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Shows a model: its registration, its copies, and why it cannot be loaded. For an alias it shows where its calls
-    go, its versions, and why a move is stuck.
+    """Shows a model: its registration, its copies, and the reason if it cannot be loaded. For an alias, shows the
+    models that get its calls, its versions, and the reason if a move is stuck.
 
     The exit code is 5 if loading failed. Example: `mesh status fraud/de`
     """
@@ -111,7 +111,7 @@ def reload(
 def release(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Lifts a model's quarantine, and forgets its failed loads.
+    """Ends a model's quarantine, and forgets its failed loads.
 
     A model whose loads or calls killed model servers repeatedly is quarantined: it is not loaded again until it is
     released or registered again.
@@ -132,8 +132,8 @@ def release(
 def explain(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Explains where a model is or would be loaded, and why. For an alias, explains where its calls go, and each model
-    that it names.
+    """Explains which pods have loaded a model, or would load it, and why. For an alias, explains which models get its
+    calls, and then each model that it names.
 
     Example: `mesh explain fraud/de`
     """
@@ -188,7 +188,7 @@ def _show_explanation(answer: dict[str, Any]) -> None:
 
 
 def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a model's status, with which the mesh answers every command that changes a model."""
+    """Prints a model's status, which is the mesh's answer to every command about a model."""
     if as_json:
         output.print_json(answer)
         return
@@ -260,8 +260,8 @@ def _limits(answer: dict[str, Any]) -> str:
 
 
 def queued(load: dict[str, Any] | None) -> str:
-    """Returns how far a load is, such as ` waits for 3 others, about 2.5 s`, or ` about 2.5 s` once it runs. Returns ""
-    if nothing is known."""
+    """Returns the state of a load in words, such as ` waits for 3 others, about 2.5 s`, or ` about 2.5 s` once it runs.
+    Returns "" if the state is not known."""
     if not load:
         return ""
     words = []
@@ -296,7 +296,8 @@ def _end_with_alias(alias: dict[str, Any]) -> None:
 
 
 def _end_with(answer: dict[str, Any]) -> None:
-    """Raises CommandError if the model is not registered or cannot be loaded. Called after the answer is printed."""
+    """Raises CommandError if the model is not registered or cannot be loaded. The answer must have been printed
+    before."""
     if answer.get("status") == ModelStatus.NOT_FOUND:
         text = f"{answer.get('id')} is not registered"
         raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)

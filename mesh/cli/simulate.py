@@ -94,8 +94,9 @@ def simulate(
 ) -> None:
     """Runs a request trace through the code for placement and eviction, and reports hit rates and loads.
 
-    A hit is a request whose model is loaded. The row `clairvoyant` is the upper bound for every policy: one cache of
-    the same size that knows the future. Rates cover the second half of the requests, when the mesh is full.
+    A hit is a request whose model is loaded. The row `clairvoyant` is an upper bound for every policy: the hit rate of
+    one cache of the same size that knows all future requests. Rates are those of the second half of the requests, when
+    the mesh is full.
 
     Examples:
 
@@ -180,7 +181,7 @@ def _fleet(sizes: Path | None, size: str, seed: int) -> Callable[[str], Simulate
 
 
 def _rooms(room: list[str] | None, capacity: str, total: int) -> list[float]:
-    """Returns the rooms to simulate, as shares of all models' bytes."""
+    """Returns the sizes of the pods' memory to simulate, as shares of the bytes of all models."""
     if capacity:
         if room:
             raise CommandError("give --capacity or --room, not both", code=Exit.USAGE)
@@ -204,7 +205,7 @@ def _bytes(text: str, option: str) -> int:
 
 
 def _bound(made: list[tuple[int, str]], capacity: int, model: Callable[[str], SimulatedModel]) -> Counts:
-    """Returns the counts of the clairvoyant over the second half of the requests, as for the other rows."""
+    """Returns the counts of the clairvoyant over the second half of the requests."""
     return optimum.clairvoyant([model_id for _, model_id in made], capacity, model, since=len(made) // 2)
 
 

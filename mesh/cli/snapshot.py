@@ -1,10 +1,9 @@
 """`mesh snapshot`: writes etcd's whole database into a folder, and keeps the newest snapshots there.
 
-etcd streams its database, followed by its SHA-256. The digest is checked during the copy and stays in the file, since
+etcd streams its database, followed by its SHA-256. The digest is checked during the copy. It stays in the file, because
 `etcdutl snapshot restore`, which `mesh restore` runs, requires it. A snapshot gets its name only when it is complete
 and on disk. Each run locks the file that it writes. A partial file that no run has locked was left by a killed run, and
-the next run removes it.
-"""
+the next run removes it."""
 
 import contextlib
 import datetime
@@ -44,7 +43,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Kept:
-    """A snapshot in the folder. Snapshots are ordered by time."""
+    """A snapshot in the folder. Instances are ordered by time."""
 
     time: str
     revision: int
@@ -78,10 +77,12 @@ def snapshot(
 ) -> None:
     """Takes a snapshot of etcd's whole database, and removes the oldest snapshots.
 
-    Use it for an etcd that only the mesh uses: a snapshot holds the whole database. `mesh restore` registers the models
-    of a snapshot, `etcdutl snapshot restore` recreates the etcd. If registrations are enough, `mesh backup` is smaller.
+    Take snapshots only of an etcd that no other program uses, because a snapshot contains the whole database. `mesh
+    restore` registers the models of a snapshot again; `etcdutl snapshot restore` recreates the etcd. If you need only
+    the registrations, use `mesh backup`, whose files are smaller.
 
-    If the folder has snapshots of another etcd, as after a new installation, the newest of them is kept.
+    If the folder contains snapshots of another etcd, for example of an earlier installation, the newest of these is
+    kept.
 
     Example: `mesh snapshot --dir /var/backups/etcd --keep 8 --etcd-config etcd_connection`
     """
@@ -103,8 +104,8 @@ def snapshot(
 
 
 async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept, int, list[Kept]]:
-    """Takes a snapshot. Returns its path and size, and the snapshots that were removed. Raises EtcdError,
-    CommandError."""
+    """Takes a snapshot, and removes outdated ones. Returns the snapshot, its size in bytes, and the snapshots that were
+    removed. Raises EtcdError, CommandError."""
     try:
         clear(folder)
         status = await etcd.status()  # finds a member that answers, which gets the next request too
@@ -127,8 +128,8 @@ async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """Yields a file to write. If the block succeeds, the file gets its name once it is on disk. Otherwise it is
-    removed."""
+    """Yields a file to write. If the block succeeds, syncs the file to disk and then gives it its name. Otherwise
+    removes the file."""
     temporary = path.with_name(f".{path.name}.part")
     # Readable by its owner only: it holds everything in etcd, such as storage keys.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -146,7 +147,8 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
 
 
 async def _copy(etcd: "Etcd", write: Callable[[bytes], object], idle: float, progress: Callable[[int], None]) -> int:
-    """Copies the database, and checks it against the digest at its end. Raises CommandError, EtcdError."""
+    """Copies the database with `write`, and checks it against the digest at its end. Returns the number of bytes.
+    Raises CommandError, EtcdError."""
     digest = hashlib.sha256()
     tail = b""  # the last bytes so far: the digest, if no more come
     size = 0

@@ -1,7 +1,6 @@
 """Tensors of the V2 protocol as numpy arrays: from a request's JSON, from .npy files, generated, and to and from gRPC.
 
-Any answer of the mesh can be shown. A user's input is either sent, or refused with a text that says what is wrong.
-"""
+Every answer of the mesh can be shown. An input that cannot be sent is refused with a text that says what is wrong."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "BYTES"}
 _SIZE = "binary_data_size"
 
 MAX_ELEMENTS = 2**28
-"""Largest generated input, in elements: a mistyped shape must not exhaust the machine's memory."""
+"""Largest number of elements of a generated input: a mistyped shape must not exhaust the machine's memory."""
 
 
 def usage(text: str) -> CommandError:
@@ -67,7 +66,8 @@ def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
 
 
 def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
-    """Returns an array as one input of a V2 REST request: its JSON, and binary data if JSON cannot represent it."""
+    """Returns an array as one input of a V2 REST request: the input's JSON, and binary data if JSON cannot represent
+    the array."""
     kind = datatype(array)
     if OF_NAME[kind].field:
         return to_json(name, array), b""

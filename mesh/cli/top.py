@@ -30,10 +30,11 @@ HOTTEST = 10
 """Number of models shown, which fits a screen together with a few pods."""
 
 PATIENCE = 5.0
-"""Time limit of an answer in seconds: showing an error is better than showing old figures."""
+"""Time limit of an answer, in seconds: an error is better than old figures."""
 
 MAX_COPIES = 20_000
-"""Number of copies in all pods above which hottest models are not shown: asking pods for them would be costly."""
+"""Number of copies in all pods above which the hottest models are not shown, because reading the counters of so many
+copies would cost too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Rates a second between two samples, and the state at the second one."""
+    """Rates per second between two samples, and the state at the second sample."""
 
     calls: float
     errors: float
@@ -143,7 +144,7 @@ async def sample(client: Client) -> Sample:
 
 
 async def _describe(client: Client, pod: str) -> dict[str, Any]:
-    """Returns a pod's current state. Returns an empty one if that fails, so that a mesh in trouble can still be
+    """Returns a pod's current state, or an empty one if the pod does not answer, so that a mesh in trouble can still be
     shown."""
     try:
         return await client.request("GET", f"/mesh/v1/pods/{quote(pod, safe='')}", timeout=2.0)

@@ -23,7 +23,7 @@ class Trust:
     api_key: str = ""  # takes precedence
 
     def authorization(self) -> dict[str, str]:
-        """Returns the header with the API key, or nothing if there is none. Raises CommandError."""
+        """Returns the header with the API key, or no header without an API key. Raises CommandError."""
         key = self.api_key.strip()
         if key:
             key = key.splitlines()[-1].strip()  # as of a file, see below

@@ -40,8 +40,8 @@ async def register(
 
 
 async def _adopt(client: Client, name: str, version: str) -> None:
-    """Turns a model that is registered under the alias's name into the first version. It gets the calls until the new
-    version is loaded."""
+    """Makes the model that is registered under the alias's name the alias's first version. This model gets the calls
+    until the new version is loaded. Raises CommandError."""
     try:
         registered = await client.get(model_path(name))
     except MeshRefusal as error:
@@ -63,16 +63,16 @@ def rollback(
         str, typer.Option("--version", metavar="VERSION", help="Version to go back to. Default: the previous one.")
     ] = "",
     force: Annotated[
-        bool, typer.Option("--force", help="Switch immediately, even if that version is not loaded.")
+        bool, typer.Option("--force", help="Move the alias immediately, even if that version is not loaded.")
     ] = False,
     wait: Wait = True,
     timeout: options.Timeout = LOAD_SECONDS,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Moves an alias back to the previous version. Calls go there once it is loaded, and none fails meanwhile.
+    """Moves an alias back to the previous version. Calls go to that version once it is loaded. No call fails meanwhile.
 
-    During a move to a new version, it gives the move up: calls stay where they are.
+    If the alias is moving to a new version, the command cancels the move: calls continue to go to the present version.
 
     Examples:
 

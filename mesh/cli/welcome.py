@@ -30,7 +30,8 @@ log = logs.get(__name__)
 
 
 async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
-    """Registers the sample models, if wanted, and returns the text to print. Only logs a failure to make the models."""
+    """Registers the sample models if `samples` is true, and returns the text to print. If the models cannot be made,
+    only logs this."""
     endpoint = f"http://{settings.rest_address}"
     registered: list[str] = []
     request: dict[str, Any] | None = None

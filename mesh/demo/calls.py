@@ -28,8 +28,8 @@ _RETRIED = {reason.http: reason.code for reason in (Reason.UNAVAILABLE, Reason.O
 
 
 class CallFailed(Exception):
-    """A failed call. `code` is the gRPC code, over REST too. `retry_after` is in seconds, or None if the mesh sent
-    none."""
+    """A failed call. `code` is the gRPC code, over REST too. `retry_after` is the pause that the mesh asks for, in
+    seconds, or None if the mesh asks for none."""
 
     def __init__(self, code: int, text: str, *, retry_after: float | None = None) -> None:
         super().__init__(f"{code_name(code)}: {text}")

@@ -1,4 +1,4 @@
-"""The tables at the end of the demo, and whether it succeeded."""
+"""The results of the demo: the tables that are printed at its end, and whether it succeeded."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from mesh.options.values import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Results of a demo. Times in milliseconds, sizes in bytes."""
+    """Results of a demo. Times are in milliseconds, sizes in bytes."""
 
     models: int  # in the fleet
     fleet_bytes: int  # estimated size when loaded

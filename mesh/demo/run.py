@@ -68,7 +68,8 @@ async def run_demo(
 
 
 async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
-    """Registers every model in one import. Equal registrations stay unchanged. Raises DemoError."""
+    """Registers every model in one import. Models that are already registered with the same attributes stay unchanged.
+    Raises DemoError."""
     lines = (
         json.dumps({"id": sample.id, "type": sample.type, "path": str(sample.path), "key": ""}) + "\n"
         for sample in fleet.models
@@ -116,7 +117,8 @@ async def _json(request: "contextlib.AbstractAsyncContextManager[aiohttp.ClientR
 async def callers(
     session: aiohttp.ClientSession, base: str, grpc_address: str, connections: int, timeout: float = CALL_TIMEOUT
 ) -> AsyncIterator[Sequence[Caller]]:
-    """Yields all ways to call the mesh. gRPC uses a few connections, as several clients would."""
+    """Yields callers for all ways to call the mesh. The gRPC callers share a few connections, as several clients
+    would."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 2**20)]
     channels = [grpc.aio.insecure_channel(grpc_address, options=options) for _ in range(max(1, min(connections, 4)))]
     ways: list[Caller] = []

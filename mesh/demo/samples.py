@@ -1,5 +1,4 @@
-"""The few sample models that `mesh up` registers. They are the first models of the demo's fleet, and are kept in the
-data directory.
+"""The sample models that `mesh up` registers: the first models of the demo's fleet, kept in the data directory.
 
 A separate process, which runs this module, makes the models. Training blocks for seconds, and must stop at once when
 `mesh up` ends.

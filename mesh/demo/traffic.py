@@ -27,7 +27,7 @@ RETRIED = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 KEPT = 20
-"""Number of failures whose texts are kept; all are counted."""
+"""Largest number of failures whose texts are kept. All failures are counted."""
 
 
 @dataclass(slots=True)
@@ -76,8 +76,8 @@ class Traffic:
         self.tally = Tally()
 
     def prepare(self) -> None:
-        """Creates the reference sessions in advance, so that the mesh's figures do not include the seconds that this
-        takes. Blocks."""
+        """Creates the reference sessions in advance, so that the seconds this takes do not count in the mesh's figures.
+        Blocks."""
         self._reference.prepare(self._ranked)
 
     async def run(self, *, seconds: float = 0.0, requests: int = 0) -> Tally:

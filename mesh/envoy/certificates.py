@@ -1,10 +1,10 @@
-"""The certificate that clients see, and the check of an operator's files before Envoy gets them.
+"""The certificate that Envoy presents to clients, and the check of an operator's files before Envoy reads them.
 
-Envoy takes every file that appears in a folder it watches. An expired certificate would silently replace a valid one,
-and every client would be refused. So Envoy does not watch the operator's folder. It reads copies, one file for each
-secret, in the router's folder. A copy is replaced, by a rename, only if the new files work: the key matches, the
+Envoy accepts every file that appears in a folder it watches. An expired certificate would silently replace a valid one,
+and every client would fail to connect. So Envoy does not watch the operator's folder. It reads copies, one file for
+each secret, in the router's folder. A copy is replaced, by a rename, only if the new files work: the key matches, the
 certificate is valid now, and the authorities can sign clients' certificates. Otherwise the current files stay in use. A
-log line for each attempt and a metric report this, because with such files the router's next start fails.
+log line for each attempt and a metric report such files, because with them the router's next start would fail.
 
 `config` tells Envoy to read the copies; `mesh.identity.credentials` defines what counts as expired.
 """
@@ -108,7 +108,7 @@ class Certificates:
         self._stamp: Stamp | None = None
         self._files: Files | None = None
         self.refusal = ""
-        """The reason why the newest files are not used; empty if they are."""
+        """The reason why the newest files are not used, or "" if they are used."""
 
     @property
     def expires_in(self) -> float:
@@ -116,12 +116,13 @@ class Certificates:
         return (self._files.expires if self._files is not None else 0.0) - self._clock()
 
     def start(self) -> None:
-        """Makes the copies. Raises ValueError if the files do not work, as Envoy would then serve no client."""
+        """Makes the copies. Raises ValueError if the files do not work, because Envoy could then serve no client."""
         stamp = self._look()
         self._take(read(self._tls), stamp)
 
     def look(self) -> bool:
-        """Copies changed files if they work. Returns True if it has copied any. Logs files that do not work once."""
+        """Copies changed files if they work, and returns True if any was copied. Logs files that do not work, once for
+        each reason."""
         stamp = self._look()
         if stamp == self._stamp:
             return False

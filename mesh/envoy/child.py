@@ -27,14 +27,13 @@ class EnvoyError(Exception):
 
 
 class EnvoyChild:
-    """An Envoy process, which may have several lives. Writes its configuration to `run_dir`, which must be private to
+    """An Envoy process, which can be started several times. Its configuration is in `run_dir`, which must be private to
     this user."""
 
     def __init__(
         self, *, run_dir: Path, admin_socket: str, name: str, binary: str | None = None, log_level: str = "warning"
     ) -> None:
-        """Makes a child that is not started yet. `name` appears in log lines. `binary` defaults to the installed
-        Envoy."""
+        """Makes a child without starting it. `name` appears in log lines. `binary` defaults to the installed Envoy."""
         self.config_path = run_dir / f"{name}.json"
         self.quiet = False  # it is being stopped: Envoy warns about each signal that we send
         self._admin_socket = admin_socket
@@ -85,7 +84,7 @@ class EnvoyChild:
         return "; ".join(self._complaints) or "it gave no reason"
 
     async def missing(self) -> str:
-        """Returns why Envoy does not take calls yet, or "" if it takes calls."""
+        """Returns the reason why Envoy does not accept calls yet, or "" if it does."""
         try:
             state = (await self.admin("GET", "/ready")).strip()
         except EnvoyError as error:

@@ -93,8 +93,8 @@ class EnvoySettings:
 
 
 def fit(settings: EnvoySettings, files: int) -> EnvoySettings:
-    """Returns settings with bounds that fit the limit on open files: a third for clients, the rest for calls to
-    workers.
+    """Returns settings whose bounds fit the limit on open files: a third for connections of clients, the rest for calls
+    to workers.
 
     An Envoy that reaches the limit on open files can neither accept nor open connections. An Envoy that reaches its own
     bounds answers that it is overloaded.
@@ -279,8 +279,8 @@ def _manager(settings: EnvoySettings, door: Door | None = None) -> dict[str, Any
 
 
 def _http1() -> dict[str, Any]:
-    """Returns options for old HTTP/1 clients, and for clients that offer an upgrade to a protocol that the mesh does
-    not support."""
+    """Returns Envoy's HTTP/1 options, which accept old clients, and clients that offer an upgrade to a protocol that
+    the mesh does not support."""
     return {
         "enable_trailers": True,
         # nginx's proxy_pass and ab use HTTP/1.0 by default; its requests may lack a Host.
@@ -372,8 +372,8 @@ def _local_replies() -> dict[str, Any]:
     """Returns the format of the answers that Envoy itself makes, such as for headers that are too large. Over REST the
     format is that of the workers' answers.
 
-    A filter excludes gRPC calls. For them Envoy turns its answer into a status, and JSON would end up in the message.
-    """
+    A filter excludes gRPC calls, for which Envoy turns its answer into a status. With this format, the status's message
+    would be JSON."""
     not_grpc = {
         "header_filter": {
             "header": {

@@ -5,8 +5,7 @@ retries: the relay enforces deadlines, and routers decide which calls may be sen
 cancellations pass in both directions. An answer that Envoy itself makes, because it has no connection to the server,
 has the header `LOCAL`, so that it is not mistaken for an answer of the server.
 
-If Envoy dies, it is started again, and `up` waits for that.
-"""
+If Envoy dies, it is started again. `up` waits until Envoy accepts calls again."""
 
 import asyncio
 import contextlib
@@ -218,7 +217,7 @@ class EgressMinder:
         return self._supervisor.pid
 
     async def start(self) -> None:
-        """Starts Envoy, and waits until it takes calls. Raises EnvoyError."""
+        """Starts Envoy, and waits until it accepts calls. Raises EnvoyError."""
         try:
             self._child.config_path.write_text(json.dumps(bootstrap(self._settings), indent=1))
             self._child.open()
@@ -231,11 +230,11 @@ class EgressMinder:
 
     @property
     def is_up(self) -> bool:
-        """True while Envoy takes calls, as far as is known."""
+        """True while Envoy accepts calls, as far as is known."""
         return self._ready.is_set()
 
     async def up(self) -> None:
-        """Waits until Envoy takes calls."""
+        """Waits until Envoy accepts calls."""
         await self._ready.wait()
 
     async def stop(self) -> None:

@@ -70,8 +70,8 @@ class MinderStatistics:
 
 
 class Minder:
-    """One Envoy process and its restarts. Writes Envoy's configuration to `run_dir`, which must be private to this
-    user.
+    """The Envoy at the edge of a router pod: one process and its restarts. Envoy's configuration is in `run_dir`, which
+    must be private to this user.
 
     With `settings.port` 0, the first start takes a free port and restarts keep it. `name` appears in log lines.
     """
@@ -120,7 +120,7 @@ class Minder:
 
     @property
     def why_not_ready(self) -> str | None:
-        """None if clients are served, or else the reason why they are not."""
+        """The reason why clients are not served, or None if they are."""
         if self._supervisor.state is State.READY:
             return self._supervisor.trouble
         return f"Envoy is not running: {self._last_death}" if self._last_death else "Envoy has not started yet"
@@ -136,7 +136,8 @@ class Minder:
         )
 
     async def start(self) -> int:
-        """Starts Envoy, waits until it takes calls, and returns the port. Raises EnvoyError after cleaning up."""
+        """Starts Envoy, waits until it accepts calls, and returns the port. If the start fails, cleans up and raises
+        EnvoyError."""
         try:
             settings = replace(
                 self._settings,
@@ -263,7 +264,7 @@ class Minder:
 
 
 async def _address_of(host: str) -> str:
-    """Returns an IP address of the host, because Envoy's static listener takes no names."""
+    """Returns an IP address of the host, because Envoy's static listener does not accept names."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:

@@ -16,10 +16,10 @@ _GUESS = 4 << 30  # bytes assumed free if the kernel does not say
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The most memory that this process and its children may have."""
+    """The limit of the memory that this process and its children may use together."""
 
     bytes: int
-    whose: str  # in words
+    whose: str  # "the container" or "the machine", for texts
 
 
 def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> Whole | None:

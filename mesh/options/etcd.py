@@ -36,7 +36,7 @@ class Login:
         typer.Option(
             envvar="MESH_ETCD_CONFIG",
             help=(
-                "File with ModelMesh's JSON: endpoints, credentials and root prefix. It replaces all --etcd options."
+                "JSON file in ModelMesh's format: endpoints, credentials and root prefix. Replaces all --etcd options."
             ),
         ),
     ] = None

@@ -167,7 +167,9 @@ async def body(answer: aiohttp.ClientResponse) -> bytes:
     async for chunk in answer.content.iter_any():
         raw += chunk
         if len(raw) > keyset.MAX_BYTES:
-            raise LocationError(f"{answer.url} answers with more than {keyset.MAX_BYTES // 1024} KiB")
+            raise LocationError(
+                f"the answer of {answer.url} exceeds the limit of {keyset.MAX_BYTES // 1024} KiB: check the URL"
+            )
     return raw
 
 

@@ -43,7 +43,10 @@ class ClientCertificates:
         certificate = _parsed(given.certificate)
         ends = certificate.not_valid_after_utc.timestamp()
         if ends <= self._wall():
-            raise MeshError(Reason.UNAUTHENTICATED, "the client certificate has expired since the connection was made")
+            text = (
+                "the client certificate has expired since the connection was made: reconnect with a valid certificate"
+            )
+            raise MeshError(Reason.UNAUTHENTICATED, text)
         names = list(dict.fromkeys(_names(certificate)))[:MAX_NAMES]
         if not names:
             text = "the client certificate names nobody: it needs a URI or a DNS name as subject alternative name"

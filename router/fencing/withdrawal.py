@@ -127,6 +127,7 @@ class Withdrawal:
         await asyncio.gather(*(unload(name) for name in pods))
 
     def pods_of(self, lingering: Sequence[KeyValue]) -> list[str]:
-        """Returns the pods that hold the given copies."""
+        """Returns the names of the pods in whose keys these copies are. Leaves out tombstones, which belong to no
+        pod."""
         pods = (self._keys.copy_of(kv.key)[1] for kv in lingering)
         return [pod for pod in pods if pod != TOMBSTONE]

@@ -50,8 +50,8 @@ class Costly(Exception):
 
 
 class _Unsure(Exception):
-    """The error that a float in the JSON may stand for an integer beyond 64 bits. Only a strict read of the JSON can
-    tell."""
+    """The error that a float in the JSON may stand for an integer beyond 64 bits. To find out, the JSON has to be
+    parsed strictly."""
 
 
 _RAW_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents, of length-delimited type
@@ -61,8 +61,8 @@ _RAW_OUTPUT = 0x32  # ModelInferResponse.raw_output_contents
 def decode_request(
     model: str, version: str, body: bytes, header_length: int | None
 ) -> tuple[pb.ModelInferRequest, Form]:
-    """Returns the message for a body whose first `header_length` bytes are JSON. None means that all of it is. Raises
-    MeshError."""
+    """Returns the message for a body, and the form that the reply takes. The first `header_length` bytes of the body
+    are JSON; with None, the whole body is. Raises MeshError."""
     request, raws, form = decode_parts(model, version, Body([body]), header_length)
     request.raw_input_contents.extend(map(b"".join, raws))
     return request, form

@@ -80,7 +80,7 @@ ROUTES = (
 
 
 class ManagementApi:
-    """The handlers of one worker."""
+    """The handlers of the management API's REST routes, in one worker."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -88,7 +88,7 @@ def limits_of(item: dict[str, Any], base: CopyLimits = UNLIMITED) -> CopyLimits:
         kind = bool if name == "pinned" else int
         if value is not None and type(value) is not kind:
             raise MeshError(
-                Reason.BAD_REQUEST, f"{name} must be {'true, false' if kind is bool else 'a number'} or null"
+                Reason.BAD_REQUEST, f"{name} must be {'true, false' if kind is bool else 'a whole number'} or null"
             )
         values[index] = value
     if any(isinstance(value, int) and value > MAX_COPIES for value in values[:2]):

@@ -167,7 +167,8 @@ async def test_replies_that_nobody_reads(mesh: LocalMesh) -> None:
 
 
 async def test_large_json(mesh: LocalMesh) -> None:
-    """Eight concurrent bodies of 15 MB of JSON, with equally large replies, do no harm."""
+    """Eight concurrent requests of 15 MB of JSON each, with replies of the same size, are answered or refused with 429,
+    and the mesh's memory stays bounded."""
     await mesh.register("echo64", models.identity("FP64"), load=True)
     number = 1_200_000
     body = json.dumps(

@@ -1,9 +1,8 @@
 """`mesh backup` and `mesh restore`: saving registrations to a file and restoring them.
 
-Both talk to etcd rather than to a router. They are for admins, and need no running router. `file` defines the file
-format, `saving` reads a mesh, `restoring` writes to one, and `fromsnapshot` reads a snapshot of etcd. This module has
-the options, progress and summaries.
-"""
+Both commands connect to etcd, not to a router. They are for admins, and need no running router. `file` defines the file
+format, `saving` reads a mesh, `restoring` writes to one, and `fromsnapshot` reads a snapshot of etcd. This module
+defines the options, and prints the progress and the summary."""
 
 import contextlib
 import os
@@ -50,9 +49,10 @@ def backup(
 ) -> None:
     """Writes all registrations to a file: models, virtual models, settings.
 
-    It reads etcd at one revision while the mesh runs. Pods, copies and other state that the mesh recreates are left
-    out. So are API keys and grants: a restored backup would make revoked keys valid again. The file contains the
-    models' storage keys as they were registered, so only you can read it: keep it that way.
+    The command reads etcd at one revision, and the mesh may run meanwhile. The file does not contain pods, copies and
+    other state that the mesh recreates. Nor does it contain API keys and grants, because restoring the file would make
+    revoked keys valid again. It contains the models' storage keys as they were registered. Only you can read the file;
+    do not give others access.
 
     Examples:
 
@@ -117,13 +117,14 @@ def restore(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Registers the contents of a backup or of a snapshot of etcd, in this mesh or another, while it runs.
+    """Registers the models of a backup, or of a snapshot of etcd, in this mesh or another. The mesh may run meanwhile.
 
-    The whole file is checked first. Registrations that already exist stay unchanged, so after a failure you can run the
-    same command again. Those that exist with other attributes are listed, and replaced only with --overwrite; without
-    it, the exit code is 1. Registrations that are not in the backup are never removed.
+    The command first checks the whole file. Registrations that already exist stay unchanged, so after a failure you can
+    run the same command again. Registrations that exist with other attributes are listed, and replaced only with
+    --overwrite; without --overwrite, the exit code is 1. Registrations that are not in the backup are never removed.
 
-    To read a snapshot, a temporary etcd is started from it; that needs etcd and etcdutl, which the image has.
+    To read a snapshot, the command starts a temporary etcd with the snapshot's data. This requires the programs etcd
+    and etcdutl, which the container image contains.
 
     Examples:
 
@@ -207,7 +208,8 @@ def _reading(source: str) -> Iterator[BinaryIO]:
 
 @contextlib.asynccontextmanager
 async def _opened(source: str, settings: EtcdSettings, base: str) -> AsyncIterator[BinaryIO]:
-    """Yields a stream of the backup in a file, in standard input or in a snapshot. It can be read twice."""
+    """Yields a stream with the backup, which can be read twice. The source is a backup file, standard input, or a
+    snapshot."""
     from mesh.cli.backup import fromsnapshot
     from mesh.cli.version import installed
 

@@ -2,8 +2,8 @@
 
 The first line is the header: version, origin, time, and the number of records of each kind. Each further line is a
 record, such as `["registry", "fraud/de", "{...}"]`: its kind, the rest of its key, and its value. Bytes that are not
-UTF-8 are written as `{"base64": "..."}`. The last line has the SHA-256 of all lines before it. A backup can be
-streamed, because etcd can count the records at a revision before they are read.
+UTF-8 are written as `{"base64": "..."}`. The last line has the SHA-256 of all lines before it. A backup can be written
+to a stream, because etcd can count the records at a revision before they are read.
 
 This module does not depend on etcd or on the meaning of records.
 """
@@ -21,7 +21,8 @@ VERSION = 1
 """Version of the file format. A file of a later version is refused."""
 
 KINDS = ("registry", "vmodels", "config")
-"""Kinds of records, in the order in which they are written and must be restored: vmodels name models."""
+"""Kinds of records, in the order in which they are written and must be restored: models before the vmodels that name
+them."""
 
 _MARK = "mesh-backup"
 _MAX_LINE = 32 * 2**20  # bytes: etcd accepts requests of 1.5 MiB, and JSON writes a byte as at most six
@@ -61,7 +62,7 @@ class BackupEntry:
 
 
 class Writer:
-    """A writer of a backup to a stream. The backup is complete after `finish`, which leaves the stream open."""
+    """The writing of one backup to a stream. The backup is complete after `finish`, which leaves the stream open."""
 
     def __init__(self, stream: BinaryIO, header: Header) -> None:
         self._zip = gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=_LEVEL, mtime=0)

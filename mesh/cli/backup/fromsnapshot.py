@@ -1,9 +1,8 @@
 """Restoring from a snapshot of etcd's database, by converting its registrations to a backup.
 
-Only etcd can read a snapshot. So `etcdutl` restores it to a folder next to the snapshot, where there is likely room for
-it. A temporary etcd on loopback serves the folder, and both are removed afterwards. Leases, pods and other keys that
-mean nothing in another etcd are not copied.
-"""
+Only etcd can read a snapshot. So `etcdutl` restores the snapshot to a folder next to it, where there is probably enough
+space. A temporary etcd on loopback serves the folder. Both are removed afterwards. Leases, pods and other keys that
+mean nothing in another etcd are not copied."""
 
 import asyncio
 import contextlib
@@ -32,8 +31,8 @@ _NAME = "mesh"
 
 
 def find(source: str) -> Path | None:
-    """Returns the snapshot at a path: the file itself, or the newest in a folder. Returns None if the file is no
-    snapshot. Raises OSError, and CommandError for a folder without snapshots."""
+    """Returns the snapshot at a path: the file itself, or the newest snapshot in a folder. Returns None if the file is
+    not a snapshot. Raises OSError, and CommandError for a folder without snapshots."""
     path = Path(source)
     if path.is_dir():
         found = snapshots(path)
@@ -48,8 +47,8 @@ def find(source: str) -> Path | None:
 async def save(snapshot: Path, settings: EtcdSettings, base: str, stream: BinaryIO, *, by: str) -> None:
     """Writes the registrations below `base` in the snapshot to the stream, as a backup.
 
-    The user and password of `settings` are used, because a snapshot includes the users of its etcd. Raises
-    CommandError, EtcdError."""
+    The temporary etcd requires the user and password of `settings`, because a snapshot includes the users of its etcd.
+    Raises CommandError, EtcdError."""
     with _folder(snapshot.parent) as folder:
         async with _etcd(snapshot, folder) as url, Etcd(_reaching(settings, url)) as etcd:
             keys = Keys(base)
@@ -71,8 +70,8 @@ def _reaching(settings: EtcdSettings, url: str) -> EtcdSettings:
 
 @contextlib.contextmanager
 def _folder(parent: Path) -> Iterator[Path]:
-    """Yields a temporary folder that this process locks. If the process is killed, the next run finds it unlocked and
-    removes it."""
+    """Yields a temporary folder that this process locks. If the process is killed, the next run finds the folder
+    unlocked, and removes it."""
     if not os.access(parent, os.W_OK):
         parent = Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix=WORK, dir=parent, ignore_cleanup_errors=True) as name:

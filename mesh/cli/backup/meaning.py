@@ -1,4 +1,4 @@
-"""Comparison of a backup's records with those of a mesh, by their meaning. All functions are pure."""
+"""Comparison of a backup's records with those of a mesh, without regard to what a mesh adds. All functions are pure."""
 
 import enum
 import json
@@ -33,8 +33,8 @@ def difference(there: bytes, wanted: bytes) -> Difference:
 
 
 def fresh(value: bytes) -> tuple[bytes, bool]:
-    """Returns the record to create, and whether it has limits. The count of references and the failed loads are
-    removed. Deaths of servers are kept, because the model would kill servers here too."""
+    """Returns the record to create, and whether the record has limits. Removes the count of references and the failed
+    loads. Keeps the deaths of model servers, because the model would kill servers here too."""
     try:
         record = ModelRecord.decode(value)
     except ValueError:
@@ -75,7 +75,7 @@ def _vmodel(value: bytes) -> VModelRecord | None:
 
 
 def named(value: bytes) -> frozenset[str]:
-    """Returns the models that a vmodel names in any role. The record of each of them counts the vmodel."""
+    """Returns the models that a vmodel names in any role. Each of these models counts the vmodel in its record."""
     record = _vmodel(value)
     return frozenset() if record is None else record.names()
 

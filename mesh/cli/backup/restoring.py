@@ -1,16 +1,16 @@
 """Restoring a backup's records into a mesh that may be in use.
 
 Existing records with the same meaning stay unchanged, so running the command again continues an interrupted restore.
-What the mesh has measured or noted since the backup is kept. Records that differ also stay, unless the admin asks to
-overwrite them.
+Measurements and notes that the mesh has added to a record since the backup stay. Records that differ also stay, unless
+the admin asks to overwrite them.
 
 Three things need more than writing keys:
 
 - A copy belongs to one registration, identified by the create revision of its record. So a record that differs is
-  deleted and created again. If a pod may still answer for the old registration, a tombstone is left
-  (`mesh.schema.lives`), and the record is created only once no pod may. Agents compare their copies about every 30
-  seconds. Meanwhile the model is not registered, so that callers wait instead of getting another model's answer. If
-  only limits differ, they are changed in place.
+  deleted and created again. If a pod may still answer from the old registration, a tombstone is left
+  (`mesh.schema.lives`), and the record is created only when no pod can. Agents compare their copies with the registry
+  about every 30 seconds. Until then the model is not registered, so that callers wait instead of getting another
+  model's answer. If only limits differ, they are changed in place.
 - A model's record counts the vmodels that name it. Models are created with a count of 0, and the transaction that
   writes a vmodel increments it.
 - The leader finds models with a set number of copies by the keys of `wanted/`, which this module writes with the record
@@ -54,7 +54,7 @@ _PAUSE = 0.5  # seconds between two checks for copies that are being unloaded
 
 @dataclass(slots=True)
 class Outcome:
-    """Counts of the records so far, by outcome and kind, and the records that were not restored."""
+    """The number of records so far, by outcome and kind, and the records that were not restored."""
 
     created: Counter[str] = field(default_factory=Counter)
     existing: Counter[str] = field(default_factory=Counter)
@@ -72,7 +72,7 @@ class Outcome:
 
 
 class Restorer:
-    """One restore. With `dry_run` it only reads. `wait` is how long it waits for copies to be unloaded, in seconds."""
+    """One restore. With `dry_run`, writes nothing. `wait` is the longest wait for copies to be unloaded, in seconds."""
 
     def __init__(self, etcd: Etcd, keys: Keys, *, overwrite: bool, dry_run: bool, wait: float) -> None:
         self._etcd = etcd
@@ -109,7 +109,8 @@ class Restorer:
             raise file.BackupError(f"{text}: correct it, or use another --base")
 
     async def run(self, entries: Iterable[file.BackupEntry], progress: Callable[[int], None]) -> Outcome:
-        """Restores all entries, calling `progress` with the number of records done. Raises EtcdError."""
+        """Restores all entries. Calls `progress` with the number of records that are restored so far. Raises
+        EtcdError."""
         by_kind = itertools.groupby(entries, key=lambda entry: entry.kind)
         for kind, group in by_kind:
             batches = _batches(group)
@@ -161,8 +162,8 @@ class Restorer:
         self._fail(todo, "others keep changing it")
 
     async def _create(self, todo: Sequence[file.BackupEntry]) -> bool:
-        """Creates all records if none exists and no copies of earlier registrations are left. Otherwise creates none,
-        and returns False."""
+        """Creates all records if none exists, and if no copies of earlier registrations are left. Otherwise creates
+        none, and returns False."""
         compares: list[etcds.Compare] = []
         puts: list[etcds.Op] = []
         for entry in todo:
@@ -180,7 +181,8 @@ class Restorer:
         return True
 
     async def _settle(self, todo: Sequence[file.BackupEntry]) -> list[file.BackupEntry]:
-        """Compares entries with existing records, handles those that exist, and returns the entries still to create."""
+        """Compares entries with existing records. Handles the entries whose records exist, and returns those still to
+        be created."""
         left: list[file.BackupEntry] = []
         stale: list[tuple[file.BackupEntry, KeyValue]] = []
         found, present = await self._look(todo)
@@ -216,8 +218,8 @@ class Restorer:
     async def _look(
         self, todo: Sequence[file.BackupEntry]
     ) -> tuple[list[tuple[KeyValue | None, KeyValue | None]], bool]:
-        """Returns the existing record of each entry with one of its copies or else its tombstone, and whether all lives
-        of pods are present."""
+        """Returns, for each entry, the existing record, and the key of one of its copies or else its tombstone. Also
+        returns whether the lives of all pods are present."""
         gets: list[etcds.Op] = census(self._keys)
         for entry in todo:
             copies = self._copies(entry)
@@ -239,8 +241,8 @@ class Restorer:
         return []
 
     async def _delete(self, stale: Sequence[tuple[file.BackupEntry, KeyValue]]) -> list[file.BackupEntry]:
-        """Deletes records that are to be created again, all or none. Returns their entries, whose keys must be read
-        again."""
+        """Deletes records that are to be created again: all, or none if one has changed. Returns the entries, whose
+        keys have to be read again."""
         looked, present = await self._look([entry for entry, _ in stale])
         compares = [etcds.modified(kv.key, kv.mod_revision) for _, kv in stale]
         deletions: list[etcds.Op] = []
@@ -263,8 +265,8 @@ class Restorer:
         return [entry for entry, _ in stale]
 
     async def _late(self, progress: Callable[[int], None]) -> None:
-        """Creates the waiting entries as their copies are unloaded. Entries that still have copies after `wait` seconds
-        fail."""
+        """Creates the records of waiting entries, each when its copies are unloaded. Entries that still have copies
+        after `wait` seconds fail."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait
         while self._waiting:
@@ -314,8 +316,8 @@ class Restorer:
         self._fail([entry], "others keep changing it")
 
     async def _recount(self) -> None:
-        """Corrects the number of references in models' records. An unchanged vmodel may name a model that was created
-        again.
+        """Corrects the number of references in models' records, because an unchanged vmodel may name a model that was
+        created again.
 
         A write that changes which vmodels name a model also writes the model's record. So if a record has not changed
         since the vmodels were read, the count from the vmodels is right."""
@@ -340,7 +342,7 @@ class Restorer:
                 return
 
     async def _named(self) -> Counter[str]:
-        """Returns how many vmodels name each model now."""
+        """Returns the number of vmodels that name each model now."""
         named: Counter[str] = Counter()
         async for kv in self._etcd.scan(self._keys.vmodels):
             named.update(meaning.named(kv.value))
@@ -363,8 +365,8 @@ class Restorer:
         self._fail([entry], "others keep changing it")
 
     async def _write(self, compares: Sequence[etcds.Compare], puts: Sequence[etcds.Op]) -> bool:
-        """Writes if the compares hold. Returns False if they do not. An unknown outcome counts as False too, because
-        the entry is then read again."""
+        """Writes if all comparisons hold. Returns False if one does not. Also returns False if the outcome is unknown,
+        because the entry is then read again."""
         if self._dry_run:
             return True
         try:

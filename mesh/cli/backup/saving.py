@@ -20,7 +20,7 @@ def prefixes(keys: Keys) -> dict[str, bytes]:
 
 
 async def header(etcd: Etcd, keys: Keys, *, by: str) -> file.Header:
-    """Returns the header of a backup at the current revision, with the records counted. Raises EtcdError."""
+    """Counts the records at the current revision, and returns the header of a backup. Raises EtcdError."""
     revision = 0
     counts: dict[str, int] = {}
     for kind, prefix in prefixes(keys).items():

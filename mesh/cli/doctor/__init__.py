@@ -1,9 +1,8 @@
-"""`mesh doctor`: checks everything that a mesh depends on, and says what to do.
+"""`mesh doctor`: checks everything that a mesh depends on, and says how to mend what is wrong.
 
-Gathering facts is separate from judging them. `etcdfacts`, `meshfacts` and `clusterfacts` gather, with time limits.
-`etcdchecks`, `meshchecks`, `authchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, in pure functions.
-`examination` combines them. This module has the options and prints the findings.
-"""
+Facts are gathered in some modules and judged in others. `etcdfacts`, `meshfacts` and `clusterfacts` gather, with time
+limits. `etcdchecks`, `meshchecks`, `authchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, in pure
+functions. `examination` runs both. This module defines the options, and prints the findings."""
 
 import asyncio
 from pathlib import Path
@@ -92,15 +91,15 @@ def doctor(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Checks what a mesh depends on, and says what is wrong and what to do.
+    """Checks everything that a mesh depends on, and says what is wrong and what to do.
 
-    Through the endpoint, it checks routers, pods, memory for models, models that cannot be loaded, types without pods,
-    certificates, and the issuers of tokens. Through kubectl, if it is on PATH, it checks rights, pods, volumes,
-    Secrets and the certificates in them. In etcd, it checks the credentials, members, alarms, quota, latency, and the
-    prefix's owner.
+    Through the endpoint, the command checks routers, pods, memory for models, models that cannot be loaded, types
+    without pods, certificates, and the issuers of tokens. Through kubectl, if kubectl is on PATH, the command checks
+    rights, pods, volumes, Secrets and the certificates in Secrets. In etcd, it checks the credentials, members, alarms,
+    quota, latency, and the prefix's owner.
 
-    Lines begin with ok, warn or FAIL; the exit code is 1 if any is FAIL. Areas that cannot be checked are listed with
-    the reason.
+    Each line begins with ok, warn or FAIL. The exit code is 1 if a line begins with FAIL. Areas that cannot be checked
+    are listed with the reason.
 
     Examples:
 

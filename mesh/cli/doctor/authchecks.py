@@ -1,4 +1,4 @@
-"""Findings about the identities of callers, from a router's statistics. All functions are pure."""
+"""Findings about access control, from a router's statistics. All functions are pure."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _CLOCK = 30.0  # seconds between the clocks of a router and an issuer
 
 
 def check(stats: Mapping[str, Any], endpoint: str) -> Iterator[Finding]:
-    """Yields the findings. There are none for a router without access control, or one that does not report its
+    """Yields the findings. Yields none for a router without access control, or for one that does not report its
     state."""
     auth = stats.get("auth")
     if not isinstance(auth, dict) or auth.get("mode", "off") == "off":

@@ -9,8 +9,8 @@ from cryptography.x509.oid import NameOID
 from mesh.cli.doctor.findings import Area, Finding
 
 SOON = datetime.timedelta(days=14)
-"""Remaining validity below which there is a warning: by then cert-manager or the chart's CronJob should have renewed
-the certificate, and there is time to do it by hand."""
+"""Remaining validity below which the doctor warns: cert-manager or the chart's CronJob should have renewed the
+certificate earlier, and the admin still has time to renew it by hand."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ _JOBS = {
 
 
 def _jobs(facts: ClusterFacts) -> Iterator[Finding]:
-    """Finds Jobs whose pods are refused. Such a Job has no pod that could show the error."""
+    """Yields a finding for each Job whose pods are refused. Such a Job has no pod that could show the error."""
     for job in facts.jobs or ():
         meaning = next((text for start, text in _JOBS.items() if name(job).startswith(start)), None)
         status = job.get("status") or {}
@@ -101,7 +101,8 @@ _FAILED = ("Failed", "True")
 
 
 def _scalers(facts: ClusterFacts) -> Iterator[Finding]:
-    """Finds autoscalers that cannot read their metric. They do not scale, and only their conditions show why."""
+    """Yields a finding for each autoscaler that cannot read its metric. Such an autoscaler does not scale, and only its
+    conditions show why."""
     for scaler in facts.scalers or ():
         conditions = {one.get("type"): one for one in (scaler.get("status") or {}).get("conditions") or ()}
         for kind in ("AbleToScale", "ScalingActive"):
@@ -123,7 +124,7 @@ def _path(workload: Object) -> str:
 
 
 def _refused(workload: Object, facts: ClusterFacts) -> str:
-    """Returns why the pods of a workload are not created, "" if no reason is known."""
+    """Returns the reason why the pods of a workload are not created, or "" if none is known."""
     for condition in (workload.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             return str(condition.get("message", ""))
@@ -163,7 +164,7 @@ def _pods(facts: ClusterFacts) -> Iterator[Finding]:
 
 
 def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
-    """Returns a finding about a pod that is not ready, or None for a ready one."""
+    """Returns a finding about a pod that is not ready, or None if the pod is ready."""
     status = pod.get("status") or {}
     who = f"{name(pod)} ({label(pod, 'component') or 'pod'})"
     if status.get("phase") == "Failed":
@@ -235,7 +236,7 @@ def _latest(
 
 
 _WAITING_FOR_POD = ("WaitForFirstConsumer", "WaitForPodScheduled")
-"""Reasons in events of a claim whose storage class creates volumes where the pod runs: the class is fine."""
+"""Reasons of events that are normal for a claim whose storage class creates the volume only when a pod needs it."""
 
 
 def _claims(facts: ClusterFacts) -> Iterator[Finding]:

@@ -1,8 +1,7 @@
 """Facts about one namespace, from Kubernetes. `clusterchecks` judges them.
 
-The namespace's role `admin` may send all of these requests. Only Secrets that the mesh's workloads use are read, by
-name. Other Secrets are none of the mesh's, and those of Helm are large.
-"""
+A user with the role `admin` of the namespace may send all of these requests. Of the Secrets, only those that the mesh's
+workloads use are read, by name. Others do not concern the mesh, and those of Helm are large."""
 
 import asyncio
 import base64
@@ -30,7 +29,7 @@ RIGHTS: tuple[tuple[str, str, str, str], ...] = (
     ("", "pods/exec", "create", "run `mesh backup` in a router pod"),
     ("apps", "deployments", "patch", "upgrade, restart and scale"),
 )
-"""Rights: API group, resource, verb, and purpose."""
+"""The rights that the admin needs, each with API group, resource, verb, and purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class ClusterFacts:
 
     @property
     def installed(self) -> bool:
-        """True if there is a mesh in the namespace, as far as could be read."""
+        """True if the facts that could be read show a mesh in the namespace."""
         return bool(self.pods or self.workloads)
 
     @property
@@ -74,7 +73,7 @@ class ClusterFacts:
 
     @property
     def router(self) -> str:
-        """The name of a router Deployment with a ready pod, "" if there is none."""
+        """The name of a router Deployment with a ready pod, or "" if no such Deployment exists."""
         for one in self.workloads or ():
             if label(one, "component") == "router" and (one.get("status") or {}).get("readyReplicas"):
                 return name(one)
@@ -199,5 +198,5 @@ def name(one: Object) -> str:
 
 
 def label(one: Object, which: str) -> str:
-    """Returns the value of the label `app.kubernetes.io/<which>`, "" if there is none."""
+    """Returns the value of the label `app.kubernetes.io/<which>`, or "" without this label."""
     return str(((one.get("metadata") or {}).get("labels") or {}).get(f"app.kubernetes.io/{which}", ""))

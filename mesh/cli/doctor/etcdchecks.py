@@ -20,7 +20,8 @@ DEFAULT_QUOTA = 2 * 2**30
 
 QUOTA_WARN, QUOTA_FAIL = 0.8, 0.95  # shares of the quota; the alert fires at the first too
 READ_WARN_MS, READ_FAIL_MS = 100.0, 1000.0
-"""Durations of a read: etcd calls a request slow from 100 ms on; at a second, leases of the usual length expire."""
+"""Durations of a read above which the doctor warns, and above which it fails. etcd calls a request slow from 100 ms on.
+If reads take a second, leases of the usual length expire."""
 
 _OF_TROUBLE = {
     Trouble.UNRESOLVED: "check the name (--etcd; `endpoints` in the Secret); names of pods resolve only in the cluster",
@@ -37,7 +38,8 @@ _OF_TROUBLE = {
 
 
 def check(facts: EtcdFacts, now: datetime.datetime, *, install_id: str = "", quota: int = 0) -> list[Finding]:
-    """Returns all findings. With `quota` 0, the quota that etcd reports applies, or else etcd's default."""
+    """Returns all findings. If `quota` is 0, etcd's database is compared with the quota that etcd reports, or else with
+    etcd's default."""
     found = [*_members(facts), *_own_certificates(facts, now)]
     if facts.denied:
         todo = "check user and password (--etcd-user, --etcd-password-file; `userid`, `password` in the Secret)"

@@ -17,7 +17,7 @@ from mesh.schema.keys import Keys
 T = TypeVar("T")
 
 READS = 9
-"""Number of linearizable reads that are timed; each is a round among the members."""
+"""Number of linearizable reads that are timed. Each needs one round of messages among the members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ async def _member(settings: EtcdSettings, endpoint: str, timeout: float) -> Memb
 
 
 async def _reads(etcd: Etcd, keys: Keys) -> tuple[tuple[float, ...], str, str]:
-    """Returns the durations of a few reads in ms, the error that ended them, and that error again if it is a denial of
-    access. A missing error is ""."""
+    """Returns the durations of a few reads in ms, the error that ended the reads, and the same error again if it is a
+    denial of access. Each error is "" if it did not occur."""
     times: list[float] = []
     try:
         for _ in range(READS):

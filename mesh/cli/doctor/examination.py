@@ -1,8 +1,7 @@
-"""One run of the doctor, which checks the areas, each with a time limit, and collects their findings.
+"""One run of the doctor: it checks each area within a time limit, and collects the findings.
 
-An area that cannot be checked is listed as skipped. If it was named on the command line, that is a finding instead.
-Every failure becomes a finding, even a bug in this code.
-"""
+An area that cannot be checked is listed as skipped. If the area was named on the command line, a finding says that it
+cannot be checked. Every failure becomes a finding, even a bug in this code."""
 
 import asyncio
 import datetime
@@ -33,7 +32,7 @@ T = TypeVar("T")
 _IN_CLUSTER = frozenset({"kubernetes", "secrets"})  # areas checked through kubectl
 
 PATIENCE = 6
-"""Number of timeouts that one area may take: it makes several requests one after the other."""
+"""Factor from `--timeout` to the time limit of an area, which sends several requests one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Examination:
         self.report = Report()
 
     async def run(self) -> Report:
-        """Checks all areas of the plan, concurrently if possible."""
+        """Checks all areas of the plan, concurrently where one does not need the other's facts."""
         plan = self._plan
         cluster, etcd, mesh = await asyncio.gather(
             self._bounded("kubernetes", self._cluster()),
@@ -176,7 +175,7 @@ class Examination:
     # --- judging ---
 
     def _stored(self, cluster: ClusterFacts | None) -> frozenset[str] | None:
-        """Returns the keys of the storage Secret, or None if they are not known."""
+        """Returns the keys of the storage Secret, or None if the keys are not known."""
         if self._plan.storage is not None:
             try:
                 return meshfacts.stored_keys(self._plan.storage)

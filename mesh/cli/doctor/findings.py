@@ -9,9 +9,9 @@ class Level(enum.Enum):
 
     OK = "ok"
     WARN = "warn"
-    """A thing that works but needs attention; or one model of many that does not work."""
+    """Something that works but needs attention, or one model of many that does not work."""
     FAIL = "FAIL"
-    """A thing that does not work, or will soon stop working."""
+    """Something that does not work, or will soon stop working."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,6 @@ class Area:
 
 
 def some(names: list[str], most: int = 5) -> str:
-    """Lists the first names, and says how many more there are."""
+    """Lists the first `most` names, and says how many more follow."""
     text = ", ".join(names[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"

@@ -1,4 +1,4 @@
-"""Findings about a mesh, from the facts that its endpoint gave and the time. All functions are pure."""
+"""Findings about a mesh, from the facts read at its endpoint, and the time. All functions are pure."""
 
 import datetime
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,12 @@ AREA = Area("mesh")
 
 FULL = 0.9  # of the memory for models
 SHORT_IDLE_MS = 300_000
-"""Idle time of the next victim in a full pod below which models in use do not fit; the alert has the same limit."""
+"""Time since the next victim's last call, in a full pod, below which the models in use do not fit. The alert has the
+same limit."""
 
 WRONG_FACTOR = 2.0
-"""Factor of a pod's books from which its server's sizes are called wrong."""
+"""Factor between a foreign server's observed memory and the sizes of its models above which the doctor says that the
+sizes are wrong."""
 
 SHOWN = 5
 """Number of models named in one finding."""
@@ -146,7 +148,8 @@ def _pods(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
 
 
 def _observed(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
-    """Names the pods with a foreign server whose memory is not observed, or whose sizes its memory refutes."""
+    """Yields a finding about pods with a foreign server whose memory is not observed, or whose models need much more
+    memory than their sizes say."""
     foreign = [pod for pod in pods if pod.get("factor")]
     unseen = [pod for pod in foreign if pod.get("unobserved")]
     wrong = [str(pod.get("pod")) for pod in foreign if float(pod.get("factor") or 0) >= WRONG_FACTOR]
@@ -166,8 +169,8 @@ def _is_ready(pod: Mapping[str, Any]) -> bool:
 
 
 def _room(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
-    """Judges whether the models in use fit into the pods' memory. Full pods alone are normal, and no reason for a
-    warning."""
+    """Yields a finding about whether the models in use fit into the pods' memory. Full pods are normal, and alone no
+    reason for a warning."""
     capacity, used = (sum(int(pod.get(name) or 0) for pod in pods) for name in ("capacity", "used"))
     if not capacity:
         return

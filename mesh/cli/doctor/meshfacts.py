@@ -19,7 +19,8 @@ from mesh.cli.trust import Trust
 from mesh.schema.modelstatus import VModelStatus
 
 MOST = 200
-"""Number of failing models kept: a person reads a few, and a thousand have the same reason."""
+"""Largest number of failing models that are kept: a person reads only a few, and a thousand usually have the same
+reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float)
 
 
 async def _read(client: Client, registered: Registered, aliases: Aliases, seconds: float) -> None:
-    """Reads the aliases before the models, so that a model registered meanwhile is not reported as missing."""
+    """Reads the aliases, then the models, so that a model registered meanwhile is not reported as missing."""
     try:
         async with asyncio.timeout(seconds):
             async for alias in aliasview.listed(client):
@@ -152,7 +153,8 @@ async def _read(client: Client, registered: Registered, aliases: Aliases, second
 
 
 def _identity(trust: Trust) -> Identity:
-    """Reads the TLS files. Leaves out unreadable ones, because the client reports them with better errors."""
+    """Reads the TLS files. Leaves out files that cannot be read, because the client reports these with a better
+    error."""
     files = (trust.ca, trust.certificate, trust.private_key or trust.certificate)
     ca, certificate, key = (_bytes(path) for path in files)
     return Identity(ca, certificate, key)
@@ -166,7 +168,7 @@ def _bytes(path: Path | None) -> bytes | None:
 
 
 def storage_key(key: str) -> str:
-    """Returns the key of the storage Secret that a registration names, "" if it names none."""
+    """Returns the key of the storage Secret that a registration names, or "" if the registration names none."""
     try:
         document = json.loads(key) if key.startswith("{") else None
     except (ValueError, RecursionError):

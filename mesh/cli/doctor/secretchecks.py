@@ -36,7 +36,7 @@ _MADE = {
     ADMIN_KEY: "the Job mesh-admin-key-... fills this Secret: see its log; "
     "helm upgrade runs it again, five minutes after it has ended",
 }
-"""Advice about missing keys of the Secrets that Jobs of the chart fill."""
+"""What to do about missing entries of the Secrets that Jobs of the chart fill."""
 
 
 def check(facts: ClusterFacts, now: datetime.datetime) -> list[Finding]:
@@ -107,8 +107,8 @@ def _fits(certificate: bytes, key: bytes) -> bool:
 
 
 def _connections(needed: list[Reference], secrets: Mapping[str, Mapping[str, bytes]]) -> Iterator[Finding]:
-    """Judges the documents that name etcd's endpoints. Reads each together with the other files of its volume, as a
-    process does."""
+    """Yields findings about the documents that name etcd's endpoints. Reads each document together with the other files
+    of its volume, as a router does."""
     told = set()
     for volume in sorted({one.volume for one in needed if one.volume[1]}):
         together = [one for one in needed if one.volume == volume]

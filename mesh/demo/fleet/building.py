@@ -40,9 +40,9 @@ console = Console(stderr=True)
 
 _SESSION_BYTES = 100_000
 _FACTORS = {"forest": 6, "extra-trees": 6, "boosting": 8.5, "tree": 7}
-"""Factors by kind of model; 3 for other kinds. A session of ONNX Runtime (no arena, after a call) takes about
-_SESSION_BYTES plus the size of its file times the factor. Measured with mallinfo2 over 400 models: the sum is accurate
-to a tenth, each model to a half."""
+"""Factors by kind of model, to estimate its memory; other kinds have the factor 3. A session of ONNX Runtime (no arena,
+after a call) takes about _SESSION_BYTES plus the size of its file times the factor. Measured with mallinfo2 over 400
+models: the sum is accurate to a tenth, each model to a half."""
 
 
 class BuildError(Exception):
@@ -52,12 +52,12 @@ class BuildError(Exception):
 def build(
     directory: Path, count: int = 6, *, jobs: int = 0, with_wheels: bool = False, progress: bool = False
 ) -> Fleet:
-    """Makes sure that the folder holds the first `count` models, and the larger ones if asked for.
+    """Builds a fleet of the first `count` models, and of the larger models if `with_wheels` is true. Keeps models that
+    the folder already contains.
 
     `jobs` 0 means one job for each core that may be used. With `progress`, a progress bar is drawn on standard error.
-    Blocks. Raises BuildError. A larger model that is not available is no error: the fleet names it in `missing`, and a
-    warning is logged.
-    """
+    Blocks. Raises BuildError. If a larger model is not available, the fleet names it in `missing`, and a warning is
+    logged."""
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     known = _known(directory)
@@ -188,7 +188,7 @@ def _drive(
     work: "queue.SimpleQueue[dict[str, Any]]",
     done: "queue.SimpleQueue[Recipe | BuildError | None]",
 ) -> None:
-    """Sends work to one worker until none is left."""
+    """Sends recipes to one worker until none is left."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     assert worker.stderr is not None

@@ -22,7 +22,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Reference:
-    """Sessions of the models used last. Not thread-safe."""
+    """Sessions of the most recently used models. Not thread-safe."""
 
     def __init__(self, *, sessions: int = 256) -> None:
         import onnxruntime  # part of an extra, which is not needed to list a fleet
@@ -55,7 +55,7 @@ class Reference:
 
 
 def difference(expected: Arrays, answered: Arrays) -> str:
-    """Returns a sentence that says what is wrong with an answer, "" if nothing is."""
+    """Returns a sentence that says what is wrong with an answer, or "" if the answer is right."""
     if set(expected) != set(answered):
         return f"outputs are {sorted(answered)}, expected {sorted(expected)}"
     for name, right in expected.items():

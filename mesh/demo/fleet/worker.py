@@ -1,10 +1,9 @@
-"""A process that trains models: `python -m mesh.demo.fleet.worker FOLDER`. It reads a recipe from each line, and writes
-a line with the answer.
+"""A process that trains models: `python -m mesh.demo.fleet.worker FOLDER`. The process reads a recipe from each line,
+and writes a line with the answer.
 
-It is a separate process because training is bound by the interpreter and the libraries take hundreds of megabytes. It
-uses pipes rather than `multiprocessing`, because a pipe closes however the parent ends, and then the worker ends too. A
-line `{"rows": [names]}` asks for the rows of data sets instead of a model.
-"""
+Training runs in separate processes because it holds the interpreter's lock, and because the libraries need hundreds of
+megabytes. The processes use pipes rather than `multiprocessing`: a pipe closes however the parent ends, and then the
+worker ends too. A line `{"rows": [names]}` asks for the rows of data sets instead of a model."""
 
 import json
 import os
@@ -20,8 +19,8 @@ from mesh.demo.fleet.recipes import Recipe
 
 
 def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yields an answer for each line. The requested file then exists, unless the answer's `error` says why it could not
-    be made."""
+    """Yields an answer for each line, when the requested file exists. If the file could not be made, the answer's
+    `error` says why."""
     from mesh.demo.fleet import training  # slow to import, and the functions below do not need it
 
     loaded: dict[str, datasets.Dataset] = {}

@@ -63,8 +63,8 @@ class Place:
         self._is_alive = is_alive
 
     async def wait(self) -> KeyValue | None:
-        """Waits until no live pod has the name. Returns the record that exists under it afterwards. Raises NameTaken,
-        EtcdError."""
+        """Waits until no live pod has the name. Returns the record that is then under the pod's key, or None if the key
+        does not exist. Raises NameTaken, EtcdError."""
         deadline = time.monotonic() + _LEASES * self._ttl
         while True:
             present = await self._etcd.get(self._key)
